@@ -1,0 +1,1 @@
+"""Makes, annotates and checks datasets: LeRobot v3 demonstrations with depth and 3D tracks."""
