@@ -1,0 +1,90 @@
+# Everything a newcomer or CI runs. `make` alone prepares the environment; `make help` lists the rest.
+# Variables are given on the command line: make quickstart TASK=button-press-topdown-v3 SEED=1
+
+TASK = drawer-open-v3
+SEED = 0
+EPISODES = 50
+EVAL_EPISODES = 20
+IMAGE_SIZE = 96
+OUTPUT = outputs/quickstart
+TRAIN_FLAGS =
+PYTEST_FLAGS =
+
+PY = .venv/bin/python
+UV = $(shell command -v uv || echo .venv/bin/uv)
+# accelerate gives a CPU process one thread unless it is told; more than four do not help at these sizes.
+THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
+
+# Only `setup` uses the network: nothing that make runs fetches models or data.
+export HF_HUB_OFFLINE = 1
+
+.DEFAULT_GOAL := setup
+.PHONY: help setup quickstart quickstart-mini test test-slow quality style benchmark constraints clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
+		printf '  %-16s %s\n' "$$name" "$$text"; done
+	@echo "Variables: TASK=$(TASK) SEED=$(SEED) EPISODES=$(EPISODES) OUTPUT=$(OUTPUT)"
+
+setup: ## (default) make .venv with the tested versions; a no-op when nothing changed
+	@scripts/setup.sh
+
+# One step per line of the README: demonstrations, training, closed loop, picture, card.
+# Each script takes up where an earlier run of it stopped, so the target can be repeated.
+define quickstart_steps
+	@echo "== 1/5 simulating $(EPISODES) demonstrations of $(TASK): $(OUTPUT)/dataset"
+	$(PY) datasets_scripts/simulate.py --tasks $(TASK) --episodes $(EPISODES) \
+		--image-size $(IMAGE_SIZE) --stride 4 --seed $(SEED) --output $(OUTPUT)/dataset
+	@echo "== 2/5 training: $(OUTPUT)/training, the finished model in $(OUTPUT)/model"
+	.venv/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		--num_cpu_threads_per_process $(THREADS) training/train.py \
+		--config training/configs/quickstart.yaml --dataset $(OUTPUT)/dataset \
+		--output $(OUTPUT)/training --export $(OUTPUT)/model --seed $(SEED) --resume $(TRAIN_FLAGS)
+	@echo "== 3/5 trying the model on $(EVAL_EPISODES) unseen starts: $(OUTPUT)/eval.json, $(OUTPUT)/rollout.mp4"
+	$(PY) training/evaluate.py --checkpoint $(OUTPUT)/model --tasks $(TASK) --episodes $(EVAL_EPISODES) \
+		--seed 10000 --output $(OUTPUT)/eval.json --video $(OUTPUT)/rollout.mp4
+	@echo "== 4/5 drawing what it foresees: $(OUTPUT)/foresight.png"
+	$(PY) training/visualize.py --checkpoint $(OUTPUT)/model --dataset $(OUTPUT)/dataset \
+		--output $(OUTPUT)/foresight.png
+	@echo "== 5/5 writing its model card: $(OUTPUT)/README.md"
+	$(PY) hub_cards/build.py $(OUTPUT)
+	@echo "== done: open $(OUTPUT)/foresight.png, $(OUTPUT)/rollout.mp4 and $(OUTPUT)/README.md"
+endef
+
+quickstart: setup ## demonstrations, training, closed loop, picture and card, in OUTPUT (minutes)
+	$(quickstart_steps)
+
+quickstart-mini: EPISODES = 2
+quickstart-mini: EVAL_EPISODES = 2
+quickstart-mini: IMAGE_SIZE = 48
+quickstart-mini: OUTPUT = outputs/quickstart-mini
+quickstart-mini: TRAIN_FLAGS = --train.steps 4
+quickstart-mini: setup ## the same steps in miniature, always from the start: does it all fit together?
+	rm -rf outputs/quickstart-mini
+	$(quickstart_steps)
+
+test: setup ## the quick tests (PYTEST_FLAGS="-k mask" picks some)
+	$(PY) -m pytest -m "not slow and not network" $(PYTEST_FLAGS)
+
+test-slow: setup ## the tests that take minutes
+	$(PY) -m pytest -m "slow and not network" $(PYTEST_FLAGS)
+
+quality: setup ## check lint, format and spelling; change nothing
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/typos
+
+style: setup ## repair lint and format where a tool can
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+benchmark: setup ## run every benchmark; each ends with one line of JSON
+	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(PY) $$script; done
+
+constraints: setup ## re-resolve constraints.txt after a change of pyproject.toml (UPGRADE=1: newest versions)
+	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.12 --no-header --no-annotate \
+		$(if $(UPGRADE),--upgrade) --quiet --output-file constraints.txt
+
+clean: ## remove caches and build products; .venv and outputs/ stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
