@@ -1,0 +1,1 @@
+"""Turns dataset columns into gradients: windows, the training loop, evaluation, pictures."""

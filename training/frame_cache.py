@@ -1,0 +1,361 @@
+"""Frames of a dataset by row number: decoded on demand, or once into memory-mapped files.
+
+Both ways share `read(key, rows) -> array` and the same decoder, so they give the same numbers as the stock
+`LeRobotDataset`: RGB as uint8 `(n, 3, H, W)`, depth as float32 metres `(n, H, W)` with 0 where it is invalid.
+
+The cache holds what the decoder gives, at the camera's own resolution: uint8 RGB, and for depth the stored
+12-bit codes (uint16) with a table from code to metres, half the size of float32. There is one file per key,
+written under a temporary name and renamed, and named after a fingerprint of the videos' sizes and times, so a
+changed dataset is decoded again. Pages are read by the system as needed and dropped under pressure: memory
+stays bounded whatever the dataset's size.
+"""
+
+import errno
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from lerobot.configs import DepthEncoderConfig
+from lerobot.datasets.depth_utils import MM_PER_METRE, dequantize_depth
+from lerobot.datasets.video_utils import (
+    VideoDecoderCache,
+    decode_video_frames,
+    decode_video_frames_torchcodec,
+    get_safe_default_video_backend,
+)
+from PIL import Image
+from tqdm.auto import tqdm
+
+from datasets_scripts.columns import clean_depth, depth_limit_m, is_depth_feature, replacing
+from training.dataset_rows import DatasetRows
+
+__all__ = ["CachedFrames", "FrameDecoder", "OnDemandFrames", "open_frames"]
+
+logger = logging.getLogger(__name__)
+
+DEPTH_CODES = 1 << 12  # LeRobot's depth video has 12 bits
+MAX_OPEN_DECODERS = 16  # per process; LeRobot's default of 100 holds a few MB each
+BUILD_FRAMES = 128  # frames decoded at a time while the cache is built
+AUTO_CACHE_BYTES = 32 * 2**30  # "auto" decodes on demand beyond this
+
+
+class FrameDecoder:
+    """Decodes one image or depth feature of a dataset, whether stored as video or as pictures.
+
+    Args:
+        rows (`DatasetRows`): The dataset.
+        key (`str`): An image or video feature.
+
+    Attributes:
+        is_depth (`bool`): Whether frames are depth maps.
+        limit_m (`float`): Far limit of the depth storage in metres; `inf` if none.
+
+    Raises:
+        ValueError: If the feature is neither image nor video, or a file is missing.
+    """
+
+    def __init__(self, rows: DatasetRows, key: str):
+        feature = rows.features[key]
+        if feature["dtype"] not in ("video", "image"):
+            raise ValueError(f"dataset {rows.name}: '{key}' has dtype {feature['dtype']}, not video or image")
+        self.rows, self.key, self.is_depth = rows, key, is_depth_feature(feature)
+        self.is_video = feature["dtype"] == "video"
+        self.limit_m = depth_limit_m(feature) if self.is_depth else np.inf
+        self._depth_unit = (feature.get("info") or {}).get("depth_unit")
+        self._timestamps = rows.column("timestamp").read(range(len(rows)))
+        # Nearest frame within a tenth of a frame: LeRobot's fixed 1e-4 s is finer than float32 in long files.
+        self._tolerance_s = max(1e-4, 0.1 / rows.fps)
+        self._segments = rows.video_segments(key) if self.is_video else None
+        self._table_m = self._build_table(feature)
+        self._clean_table_m = None if self._table_m is None else clean_depth(self._table_m, self.limit_m)
+        self._backend = get_safe_default_video_backend()
+        self._decoders: tuple[int, VideoDecoderCache] | None = None
+
+    def _build_table(self, feature: dict) -> np.ndarray | None:
+        """Metres by 12-bit code, from LeRobot's own inverse, which returns millimetres unless told."""
+        if not (self.is_depth and self.is_video):
+            return None
+        encoder = DepthEncoderConfig.from_video_info(feature.get("info"))
+        codes = torch.arange(DEPTH_CODES).reshape(1, 1, DEPTH_CODES)
+        return dequantize_depth(
+            codes,
+            depth_min=encoder.depth_min,
+            depth_max=encoder.depth_max,
+            shift=encoder.shift,
+            use_log=encoder.use_log,
+            output_unit="m",
+        ).numpy()[0, 0]
+
+    def decode(self, rows: range) -> np.ndarray:
+        """Frames as stored.
+
+        Args:
+            rows (`range`): Ascending row numbers within one episode.
+
+        Returns:
+            `numpy.ndarray`: RGB `(n, 3, H, W)` uint8; depth `(n, H, W)` uint16 codes (video) or float32
+            metres (pictures).
+
+        Raises:
+            ValueError: If a file is damaged; names it.
+        """
+        return self._decode_video(rows) if self.is_video else self._decode_pictures(rows)
+
+    def metres(self, stored: np.ndarray, clean: bool = True) -> np.ndarray:
+        """Depth `(n, H, W)` as stored -> float32 metres; invalid pixels are 0 unless `clean` is false."""
+        if self._table_m is None:
+            return clean_depth(stored, self.limit_m) if clean else stored
+        # mode="clip" skips a bounds check; codes have 12 bits
+        return np.take(self._clean_table_m if clean else self._table_m, stored, mode="clip")
+
+    def _decode_video(self, rows: range) -> np.ndarray:
+        episode = self.rows.episode_of(rows[0])
+        path = self._segments.paths[self._segments.file_of_episode[episode]]
+        start_s = float(self._segments.start_s[episode])
+        times_s = [start_s + float(t) for t in self._timestamps[rows.start : rows.stop : rows.step]]
+        try:
+            if self.is_depth:
+                frames = decode_video_frames(path, times_s, self._tolerance_s, backend="pyav", is_depth=True)
+                return frames[:, 0].numpy()
+            if self._backend == "torchcodec":
+                frames = decode_video_frames_torchcodec(
+                    path, times_s, self._tolerance_s, decoder_cache=self._decoder_cache(), return_uint8=True
+                )
+            else:
+                frames = decode_video_frames(
+                    path, times_s, self._tolerance_s, backend=self._backend, return_uint8=True
+                )
+        except Exception as error:  # av, torchcodec and LeRobot each have their own
+            raise ValueError(
+                f"video file {path} cannot be decoded at {times_s[0]:.3f} s ({error}); it is damaged or truncated: "
+                "download the dataset again, or make it again with the script that made it"
+            ) from error
+        return frames.numpy()
+
+    def _decoder_cache(self) -> VideoDecoderCache:
+        """This process's open decoders: one inherited through fork would crash in the child."""
+        if self._decoders is None or self._decoders[0] != os.getpid():
+            self._decoders = (os.getpid(), VideoDecoderCache(max_size=MAX_OPEN_DECODERS))
+        return self._decoders[1]
+
+    def _decode_pictures(self, rows: range) -> np.ndarray:
+        stored = self.rows.column(self.key).read(rows)
+        return np.stack([self._decode_picture(picture) for picture in stored])
+
+    def _decode_picture(self, picture: dict) -> np.ndarray:
+        source = picture["bytes"]
+        image = Image.open(self.rows.root / picture["path"] if source is None else io.BytesIO(source))
+        if not self.is_depth:
+            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        depth = np.asarray(image)
+        unit = self._depth_unit or ("m" if np.issubdtype(depth.dtype, np.floating) else "mm")
+        depth = depth.astype(np.float32)
+        return depth / np.float32(MM_PER_METRE) if unit == "mm" else depth
+
+    def fingerprint(self) -> str:
+        """Hash of all that decides what `decode` returns: files by size and time, episode bounds, feature."""
+        segments = self._segments
+        paths = segments.paths if segments else sorted((self.rows.root / "data").glob("*/*.parquet"))
+        files = [(path.relative_to(self.rows.root).as_posix(), *_size_and_time(path)) for path in paths]
+        facts = [1, self.key, self.rows.features[self.key], len(self.rows), files]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+        for array in (self.rows.episode_starts, self._timestamps, *((segments.start_s,) if segments else ())):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_decoders": None}
+
+
+class OnDemandFrames:
+    """Decodes the frames of each window when it is asked for. Small and slow.
+
+    Args:
+        rows (`DatasetRows`): The dataset.
+        keys (`list[str]`): Features that will be read.
+    """
+
+    def __init__(self, rows: DatasetRows, keys: list[str]):
+        self.decoders = {key: FrameDecoder(rows, key) for key in keys}
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+
+    def read(self, key: str, rows: range) -> np.ndarray:
+        """Frames `rows` (within one episode) of a feature: uint8 `(n, 3, H, W)` or metres `(n, H, W)`."""
+        decoder = self.decoders[key]
+        stored = self.read_stored(key, rows)
+        return decoder.metres(stored) if decoder.is_depth else stored
+
+    def read_stored(self, key: str, rows: range) -> np.ndarray:
+        """Frames `rows` of a feature as `FrameDecoder.decode` gives them."""
+        return self.decoders[key].decode(rows)
+
+    def read_many(self, requests: dict[str, range]) -> dict[str, np.ndarray]:
+        """Several features at once; decoding releases the GIL, so threads help."""
+        if len(requests) < 2:
+            return {key: self.read(key, rows) for key, rows in requests.items()}
+        if self._pool is None or self._pool[0] != os.getpid():  # threads do not survive a fork
+            self._pool = (os.getpid(), ThreadPoolExecutor(max_workers=len(self.decoders)))
+        return dict(zip(requests, self._pool[1].map(self.read, requests, requests.values()), strict=True))
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_pool": None}
+
+
+class CachedFrames:
+    """Reads frames from memory-mapped files, decoding what is not there yet.
+
+    Args:
+        rows (`DatasetRows`): The dataset.
+        keys (`list[str]`): Features that will be read.
+        folder (`Path`): Folder of this dataset's cache files.
+        progress (`bool`): Show a bar while decoding.
+
+    Attributes:
+        files (`dict[str, Path]`): Cache file by key.
+        nbytes (`int`): Size of these files.
+
+    Raises:
+        ValueError: If a file of the dataset is damaged, or the disk has no room; names it and the remedy.
+    """
+
+    def __init__(self, rows: DatasetRows, keys: list[str], folder: Path, progress: bool = True):
+        self.decoders = {key: FrameDecoder(rows, key) for key in keys}
+        self.files = {key: _cache_file(decoder, folder) for key, decoder in self.decoders.items()}
+        for key, path in self.files.items():
+            _build_cache_file(self.decoders[key], path, progress)
+        self.nbytes = sum(path.stat().st_size for path in self.files.values())
+        self._maps: dict[str, np.ndarray] = {}
+
+    def read(self, key: str, rows: range) -> np.ndarray:
+        """Frames `rows` of a feature: uint8 `(n, 3, H, W)`, a read-only view, or metres `(n, H, W)`."""
+        decoder = self.decoders[key]
+        stored = self.read_stored(key, rows)
+        return decoder.metres(stored) if decoder.is_depth else stored
+
+    def read_stored(self, key: str, rows: range) -> np.ndarray:
+        """Frames `rows` of a feature as `FrameDecoder.decode` gives them, a read-only view."""
+        if key not in self._maps:
+            # A plain array over the map: slicing np.memmap itself costs several microseconds more.
+            self._maps[key] = np.asarray(np.load(self.files[key], mmap_mode="r"))
+        return self._maps[key][rows.start : rows.stop : rows.step]
+
+    def read_many(self, requests: dict[str, range]) -> dict[str, np.ndarray]:
+        """Several features at once."""
+        return {key: self.read(key, rows) for key, rows in requests.items()}
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_maps": {}}  # pickling a map would copy the whole file
+
+
+def open_frames(
+    rows: DatasetRows, keys: list[str], frame_cache: str = "auto", progress: bool = True
+) -> CachedFrames | OnDemandFrames:
+    """Choose and open the frame reader of a dataset.
+
+    Args:
+        rows (`DatasetRows`): The dataset.
+        keys (`list[str]`): Image and depth features that will be read.
+        frame_cache (`str`): `"off"` decodes on demand; a folder holds the cache; `"auto"` caches under
+            `$FORESIGHT_CACHE` or `~/.cache/foresight` unless that would take more than 32 GiB or half of the
+            free space.
+        progress (`bool`): Show a bar while decoding.
+
+    Returns:
+        `CachedFrames` or `OnDemandFrames`.
+    """
+    if frame_cache == "off" or not keys:
+        return OnDemandFrames(rows, keys)
+    if frame_cache == "auto":
+        base = Path(os.environ.get("FORESIGHT_CACHE") or "~/.cache/foresight").expanduser()
+    else:
+        base = Path(frame_cache).expanduser()
+    label = re.sub(r"[^\w.-]+", "_", rows.root.name)
+    folder = base / "frames" / f"{label}-{hashlib.sha256(str(rows.root).encode()).hexdigest()[:8]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"the frame cache folder {folder} cannot be made ({error.strerror}); set frame_cache to another "
+            "folder, or to 'off' to decode on demand"
+        ) from error
+    if frame_cache == "auto":
+        decoders = [FrameDecoder(rows, key) for key in keys]
+        missing = sum(_estimate_bytes(d) for d in decoders if not _cache_file(d, folder).exists())
+        room = min(AUTO_CACHE_BYTES, shutil.disk_usage(folder).free // 2)
+        if missing > room:
+            logger.warning(
+                "dataset %s: decoded frames would take %.1f GB, more than the %.1f GB that 'auto' allows in %s; "
+                "decoding on demand instead. Set frame_cache to a folder on a large disk to cache anyway.",
+                *(rows.name, missing / 1e9, room / 1e9, folder),
+            )
+            return OnDemandFrames(rows, keys)
+    return CachedFrames(rows, keys, folder, progress)
+
+
+def _cache_file(decoder: FrameDecoder, folder: Path) -> Path:
+    return folder / f"{decoder.key}-{decoder.fingerprint()}.npy"
+
+
+def _estimate_bytes(decoder: FrameDecoder) -> int:
+    """Bytes of a key's cache file, from one decoded frame."""
+    return decoder.decode(range(1)).nbytes * len(decoder.rows)
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _build_cache_file(decoder: FrameDecoder, path: Path, progress: bool) -> None:
+    """Decode a whole key into one `.npy` file, unless it is there; other processes wait meanwhile."""
+    if path.exists():
+        return
+    with FileLock(path.with_suffix(".lock")):
+        if path.exists():  # another process made it while we waited
+            return
+        # An older state of the same dataset and key is of no more use; open maps keep their pages.
+        for stale in path.parent.glob(f"{decoder.key}-*"):
+            if re.fullmatch(re.escape(decoder.key) + r"-[0-9a-f]{16}\.npy", stale.name):
+                stale.unlink(missing_ok=True)
+        needed, free = _estimate_bytes(decoder), shutil.disk_usage(path.parent).free
+        try:
+            if needed > free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                _write_frames(decoder, file, progress)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ValueError(
+                f"no room for the frame cache of '{decoder.key}' in {path.parent}: it needs {needed / 1e9:.2f} GB, "
+                f"{free / 1e9:.2f} GB are free; set frame_cache (or FORESIGHT_CACHE) to a folder on another disk, "
+                "or frame_cache to 'off' to decode on demand"
+            ) from error
+
+
+def _write_frames(decoder: FrameDecoder, file: io.BufferedWriter, progress: bool) -> None:
+    """Write header and frames in row order. Plain writes: a full disk under a memory map would kill us."""
+    bar = tqdm(total=len(decoder.rows), desc=f"decoding {decoder.key}", unit="frame", disable=not progress)
+    header_written = False
+    with bar:
+        for start, stop in zip(decoder.rows.episode_starts, decoder.rows.episode_stops, strict=True):
+            for first in range(int(start), int(stop), BUILD_FRAMES):
+                rows = range(first, min(first + BUILD_FRAMES, int(stop)))
+                frames = np.ascontiguousarray(decoder.decode(rows))
+                if not header_written:
+                    shape = (len(decoder.rows), *frames.shape[1:])
+                    descr = np.lib.format.dtype_to_descr(frames.dtype)
+                    facts = {"descr": descr, "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, facts)
+                    header_written = True
+                file.write(frames.data)
+                bar.update(len(rows))
