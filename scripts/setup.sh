@@ -54,11 +54,26 @@ find_python() {
             return
         fi
     done
-    if [ -n "$uv" ]; then
+    local fetch="$uv" borrowed=""
+    if [ -z "$fetch" ]; then
+        # Any older Python can run uv, and uv can fetch a newer Python.
+        borrowed="$(mktemp -d)"
+        python3 -m venv "$borrowed" >/dev/null 2>&1 &&
+            "$borrowed/bin/pip" install --quiet --disable-pip-version-check uv </dev/null >&2 &&
+            fetch="$borrowed/bin/uv"
+    fi
+    if [ -n "$fetch" ]; then
         # --system: the search must not end at the environment we are about to make
-        "$uv" python find --system --no-project '>=3.12,<3.14' 2>/dev/null && return
-        "$uv" python install --quiet 3.12 </dev/null >&2 &&
-            "$uv" python find --system --no-project '>=3.12,<3.14' && return
+        candidate="$("$fetch" python find --system --no-project '>=3.12,<3.14' 2>/dev/null)" ||
+            { say "Fetching Python 3.12 with uv." >&2 &&
+                "$fetch" python install --quiet 3.12 </dev/null >&2 &&
+                candidate="$("$fetch" python find --system --no-project '>=3.12,<3.14')"; } ||
+            candidate=""
+    fi
+    [ -z "$borrowed" ] || rm -rf "$borrowed"
+    if [ -n "$fetch" ] && [ -n "$candidate" ]; then
+        say "$candidate"
+        return
     fi
     die "no Python 3.12 or 3.13 with its venv module found on PATH, under pyenv or through uv. Install one:
   Debian, Ubuntu   sudo apt-get install python3.12 python3.12-venv    (where the release has it)
@@ -100,7 +115,7 @@ make_venv() {
     if [ -z "$uv" ]; then
         # The pip that comes with Python gives up on a set of this size, but it can fetch uv.
         "$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >/dev/null
-        "$python" -m pip install --quiet uv </dev/null
+        "$python" -m pip install --quiet --disable-pip-version-check uv </dev/null
         uv="$venv/bin/uv"
     fi
 }
@@ -114,7 +129,7 @@ install_packages() {
     UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}" "$uv" pip install $quiet --python "$python" \
         --constraints constraints.txt --build-constraints constraints.txt --editable '.[dev]' </dev/null ||
         die "the installation stopped (see above). What was downloaded is kept: run make again.
-If it stopped for space: .venv and uv's cache need about 7 GB each, once if both are on one disk."
+If the disk is full: .venv takes about 7 GB, and uv's cache as much again if it lies on another disk."
     wanted >"$stamp.new"
     mv "$stamp.new" "$stamp"
 }
