@@ -66,7 +66,7 @@ find_python() {
         # --system: the search must not end at the environment we are about to make
         candidate="$("$fetch" python find --system --no-project '>=3.12,<3.14' 2>/dev/null)" ||
             { say "Fetching Python 3.12 with uv." >&2 &&
-                "$fetch" python install --quiet 3.12 </dev/null >&2 &&
+                "$fetch" python install 3.12 </dev/null >&2 &&
                 candidate="$("$fetch" python find --system --no-project '>=3.12,<3.14')"; } ||
             candidate=""
     fi
