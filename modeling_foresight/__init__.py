@@ -1,0 +1,20 @@
+"""3D Foresight for `transformers`: importing this package registers it with the Auto classes."""
+
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from .configuration_foresight import ForesightConfig
+from .modeling_foresight import ForesightForActionPrediction, ForesightModel, ForesightOutput
+from .processing_foresight import ForesightProcessor, build_small_tokenizer
+
+AutoConfig.register("foresight", ForesightConfig, exist_ok=True)
+AutoModel.register(ForesightConfig, ForesightForActionPrediction, exist_ok=True)
+AutoProcessor.register(ForesightConfig, ForesightProcessor, exist_ok=True)
+
+__all__ = [
+    "ForesightConfig",
+    "ForesightForActionPrediction",
+    "ForesightModel",
+    "ForesightOutput",
+    "ForesightProcessor",
+    "build_small_tokenizer",
+]

@@ -1,0 +1,240 @@
+# Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
+"""Who may look at whom (3D Foresight, Fig. 2; GR-MG's causal mask for the input tokens).
+
+A sequence is described by one record per token: its kind, its frame, its group (which view) and its rank
+    inside
+the group. The mask follows from these records and a small table, never from the position in the sequence, so
+the order of queries and the parts that are left out do not matter.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import create_bidirectional_mask
+
+from .configuration_foresight import ForesightConfig
+
+
+class Kind(IntEnum):
+    """What a token stands for. The first five are inputs, the rest are queries."""
+
+    GOAL = 0
+    LANGUAGE = 1
+    STATE = 2
+    IMAGE = 3
+    FLOW = 4
+    ACTION = 5
+    FUTURE = 6
+    PROGRESS = 7
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """One record per token of a sequence of S tokens; all tensors are int64 of shape `(S,)`.
+
+    Attributes:
+        kind: [`Kind`] of the token.
+        frame: Index of its frame in the window, 0 is the oldest; -1 for the goal.
+        group: Index of its view for IMAGE and FUTURE tokens; 0 otherwise.
+        rank: Position inside its own group and frame.
+    """
+
+    kind: Tensor
+    frame: Tensor
+    group: Tensor
+    rank: Tensor
+
+    def __len__(self) -> int:
+        return self.kind.numel()
+
+    def positions(self, kind: Kind, group: int = 0) -> Tensor:
+        """Positions of all tokens of a kind and view, frame by frame in order of rank: int64 `(tokens,)`."""
+        found = torch.nonzero((self.kind == kind) & (self.group == group)).flatten()
+        order = torch.argsort(self.frame[found] * (len(self) + 1) + self.rank[found])
+        return found[order]
+
+
+def build_layout(
+    config: ForesightConfig,
+    num_frames: int,
+    query_frames: list[int] | None = None,
+    queries: tuple[Kind, ...] = (Kind.FLOW, Kind.ACTION, Kind.FUTURE, Kind.PROGRESS),
+) -> TokenLayout:
+    """Lays out the tokens of a window: optional goal, then for each frame its inputs and its queries.
+
+    `[LANG, STATE, 9 latents + CLS of each view, FLOW x l, ACT, FUT of each view x 10, PROG]` per frame,
+    latents before their CLS as in GR-MG.
+
+    Args:
+        config (`ForesightConfig`): Decides which tokens exist.
+        num_frames (`int`): Frames in the window, at most `config.history_length`.
+        query_frames (`list[int]`, *optional*): Frames that carry queries; all by default. In control only the
+            newest one does.
+        queries (`tuple[Kind]`): Kinds of queries to lay out; those whose head is off are never laid out.
+    """
+    query_frames = list(range(num_frames)) if query_frames is None else query_frames
+    image_tokens = config.num_latents + 1
+    counts = {
+        Kind.FLOW: config.num_flow_queries if config.has("flow") else 0,
+        Kind.ACTION: 1 if config.has("action") else 0,
+        Kind.FUTURE: image_tokens if config.has("future") else 0,
+        Kind.PROGRESS: 1 if config.has("progress") else 0,
+    }
+    records: list[tuple[int, int, int, int]] = []
+
+    def add(kind: Kind, frame: int, count: int, group: int = 0) -> None:
+        records.extend((int(kind), frame, group, rank) for rank in range(count))
+
+    if config.goal_image:
+        add(Kind.GOAL, -1, image_tokens)
+    for frame in range(num_frames):
+        add(Kind.LANGUAGE, frame, 1)
+        add(Kind.STATE, frame, 1 if config.state_dim else 0)
+        for view in range(len(config.views)):
+            add(Kind.IMAGE, frame, image_tokens, view)
+        if frame not in query_frames:
+            continue
+        for kind in (Kind.FLOW, Kind.ACTION, Kind.FUTURE, Kind.PROGRESS):
+            if kind not in queries:
+                continue
+            for view in range(len(config.views) if kind == Kind.FUTURE else 1):
+                add(kind, frame, counts[kind], view)
+    return TokenLayout(*torch.tensor(records, dtype=torch.int64).unbind(1))
+
+
+# Rules for "row token at frame s looks at column tokens at frame s'".
+NEVER, ALWAYS, PAST_AND_NOW, PAST, NOW, OWN_GROUP = range(6)
+
+
+def attention_rules(config: ForesightConfig) -> dict[tuple[Kind, Kind], int]:
+    """The table of the paper's Fig. 2: one rule per (row kind, column kind); absent pairs are `NEVER`.
+
+    IMAGE looks at IMAGE by view: at earlier views of its own frame, at itself (`OWN_GROUP`), and at all
+        views of the
+    past; [`allowed_pairs`] resolves that. Queries are never columns, but for FLOW, which ACTION reads.
+    """
+    rules = {
+        (Kind.GOAL, Kind.GOAL): OWN_GROUP,
+        (Kind.LANGUAGE, Kind.LANGUAGE): PAST_AND_NOW,
+        (Kind.LANGUAGE, Kind.STATE): PAST,
+        (Kind.LANGUAGE, Kind.IMAGE): PAST,
+        (Kind.STATE, Kind.LANGUAGE): PAST_AND_NOW,
+        (Kind.STATE, Kind.STATE): PAST_AND_NOW,
+        (Kind.STATE, Kind.IMAGE): PAST,
+        (Kind.IMAGE, Kind.LANGUAGE): PAST_AND_NOW,
+        (Kind.IMAGE, Kind.STATE): PAST_AND_NOW,
+        (Kind.IMAGE, Kind.IMAGE): OWN_GROUP,
+    }
+    for query in (Kind.FLOW, Kind.ACTION, Kind.FUTURE, Kind.PROGRESS):
+        for column in (Kind.LANGUAGE, Kind.STATE, Kind.IMAGE):
+            rules[query, column] = PAST_AND_NOW
+    for row in Kind:
+        if row != Kind.GOAL:
+            rules[row, Kind.GOAL] = ALWAYS
+    rules[Kind.FLOW, Kind.STATE] = NEVER
+    if not config.future_sees_state:
+        rules[Kind.FUTURE, Kind.STATE] = NEVER
+    if config.action_sees_flow:
+        rules[Kind.ACTION, Kind.FLOW] = NOW
+    if not config.vision_sees_state:
+        # Language tokens too: otherwise the state would reach flow and future through them one frame later.
+        rules[Kind.IMAGE, Kind.STATE] = rules[Kind.LANGUAGE, Kind.STATE] = NEVER
+    return rules
+
+
+def allowed_pairs(config: ForesightConfig, layout: TokenLayout) -> Tensor:
+    """Boolean `(S, S)`: whether the row token may attend to the column token, padding aside."""
+    table = torch.full((len(Kind), len(Kind)), NEVER, dtype=torch.int64)
+    for (row, column), rule in attention_rules(config).items():
+        table[row, column] = rule
+    rule = table[layout.kind[:, None], layout.kind[None, :]]
+    frame_q, frame_k = layout.frame[:, None], layout.frame[None, :]
+    group_q, group_k = layout.group[:, None], layout.group[None, :]
+    past, now = frame_k < frame_q, frame_k == frame_q
+    within = now & (group_k == group_q)
+    if config.within_frame == "causal":
+        within &= layout.rank[None, :] <= layout.rank[:, None]
+    return (
+        (rule == ALWAYS)
+        | ((rule == PAST_AND_NOW) & (past | now))
+        | ((rule == PAST) & past)
+        | ((rule == NOW) & now)
+        | ((rule == OWN_GROUP) & (past | within | (now & (group_k < group_q))))
+    )
+
+
+def valid_columns(
+    layout: TokenLayout,
+    frame_mask: Tensor,
+    view_mask: Tensor | None = None,
+    state_mask: Tensor | None = None,
+    goal_mask: Tensor | None = None,
+) -> Tensor:
+    """Which tokens exist for each sample: boolean `(B, S)`.
+
+    Tokens of padded frames, missing views, missing states and missing goals are columns for nobody. Queries
+    are left alone: FLOW is read by the action query of its own frame only, and rows of padded frames are
+        ignored anyway.
+
+    Args:
+        layout (`TokenLayout`): The S tokens, on the masks' device.
+        frame_mask (`torch.Tensor`): Boolean `(B, T)`, true for real frames. Padding is at the end.
+        view_mask (`torch.Tensor`, *optional*): Boolean `(B, V)`, false where a camera is missing.
+        state_mask (`torch.Tensor`, *optional*): Boolean `(B,)`, false where there is no proprioception.
+        goal_mask (`torch.Tensor`, *optional*): Boolean `(B,)`, false where there is no goal image.
+    """
+    is_query = layout.kind >= Kind.FLOW
+    is_goal = layout.kind == Kind.GOAL
+    valid = frame_mask[:, layout.frame.clamp(min=0)] | is_query | is_goal  # (B, S)
+    if view_mask is not None:
+        valid &= view_mask[:, layout.group] | (layout.kind != Kind.IMAGE)
+    if state_mask is not None:
+        valid &= state_mask[:, None] | (layout.kind != Kind.STATE)
+    if goal_mask is not None:
+        valid &= goal_mask[:, None] | ~is_goal
+    return valid
+
+
+def build_attention_mask(config: ForesightConfig, hidden_states: Tensor, allowed: Tensor, valid: Tensor):
+    """Joins the table with the samples' padding, in the form that the attention implementation takes.
+
+    A masked-out token keeps itself as its only certain key, so that no row of the softmax is ever empty.
+
+    Args:
+        config (`ForesightConfig`): Its `_attn_implementation` decides the form.
+        hidden_states (`torch.Tensor`): `(B, S, D)`; gives dtype and device.
+        allowed (`torch.Tensor`): Boolean `(S, S)` of [`allowed_pairs`].
+        valid (`torch.Tensor`): Boolean `(B, S)` of [`valid_columns`].
+
+    Returns:
+        Boolean `(B, 1, S, S)` for sdpa, additive float for eager, a `BlockMask` for flex attention.
+    """
+    if config._attn_implementation == "flex_attention":
+
+        def may_attend(batch, head, query, key):
+            return (allowed[query, key] & valid[batch, key]) | ((query == key) & ~valid[batch, key])
+
+        return create_bidirectional_mask(
+            config=config, inputs_embeds=hidden_states, attention_mask=None, and_mask_function=may_attend
+        )
+    itself = torch.eye(len(allowed), dtype=torch.bool, device=allowed.device)
+    mask = (allowed & valid[:, None, :]) | (itself & ~valid[:, None, :])  # (B, S, S)
+    mask = mask[:, None]
+    if config._attn_implementation == "eager":
+        return torch.zeros_like(mask, dtype=hidden_states.dtype).masked_fill(
+            ~mask, torch.finfo(hidden_states.dtype).min
+        )
+    return mask
+
+
+__all__ = [
+    "Kind",
+    "TokenLayout",
+    "allowed_pairs",
+    "attention_rules",
+    "build_attention_mask",
+    "build_layout",
+    "valid_columns",
+]

@@ -1,0 +1,233 @@
+# Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of 3D Foresight: sizes, views, objectives and loss weights."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, CLIPTextConfig, PreTrainedConfig, ViTConfig
+
+OBJECTIVES = ("action", "depth", "future", "flow", "progress")
+
+
+@strict
+class ForesightConfig(PreTrainedConfig):
+    r"""Configuration of [`ForesightModel`] and [`ForesightForActionPrediction`].
+
+    The defaults are the size of the 3D Foresight paper: a CLIP ViT-B/32 text tower and a MAE ViT-B/16 vision
+    tower, both frozen, under a 12-layer GPT of width 384.
+
+    Args:
+        text_config (`CLIPTextConfig` or `dict`, *optional*): Text tower; built as
+            `CLIPTextModelWithProjection`.
+        vision_config (`PreTrainedConfig` or `dict`, *optional*): Vision tower: a `ViTConfig` (MAE weights
+            load into it), a `TimmWrapperConfig` (any timm ViT, or a convolutional network whose last feature
+            map serves as patches), or any other config that `AutoModel` builds into an image encoder.
+        freeze_text (`bool`): Keep the text tower fixed and in evaluation mode.
+        freeze_vision (`bool`): Keep the vision tower fixed and in evaluation mode.
+        views (`list[str]`): Camera names in token order; the first one is the flow view.
+        image_size (`int`): Side in pixels of the square images that enter the vision tower.
+        patch_size (`int`): Side in pixels of the patches that the image and depth decoders predict.
+        image_mean, image_std (`list[float]`): Per-channel normalisation of RGB in [0, 1]. Future RGB targets
+            are taken from the normalised images.
+        history_length (`int`): T, frames in the window.
+        future_shift (`int`): S, frames between an observation and its future target.
+        future_targets (`str`): `"window"` takes future targets inside the window only (GR-MG); `"lookahead"`
+            asks the loader for S more frames after it.
+        chunk_size (`int`): K, actions predicted per frame.
+        flow_length (`int`): L, steps of each point trajectory; step 0 is the current frame.
+        flow_grid (`list[int]`): Rows and columns of the grid of flow points; P is their product.
+        num_flow_queries (`int`): Learned vectors in the FLOW query.
+        flow_xy_residual (`bool`): Predict x, y as offsets from the start coordinates. The output stays
+            absolute.
+        objectives (`list[str]`): Any of `action`, `depth` (current depth), `future` (future RGB-D), `flow`
+            (3D flow) and `progress`. A head that is off has no parameters and no tokens.
+        goal_image (`bool`): Whether a goal image may stand before the first frame.
+        hidden_size (`int`): d, width of the transformer.
+        num_hidden_layers, num_attention_heads, intermediate_size (`int`): Shape of the transformer.
+        hidden_act (`str`): Activation of the transformer's feed-forward part (GR-MG: ReLU).
+        embd_pdrop, attention_dropout, resid_pdrop (`float`): Dropout on embedded tokens, attention weights
+            and both residual branches.
+        layer_norm_eps (`float`): Epsilon of every LayerNorm outside the two towers.
+        initializer_range (`float`): Standard deviation of the transformer's initial weights.
+        within_frame (`str`): `"causal"`: tokens of one image see earlier ones only (GR-MG); `"full"`: all of
+            them.
+        vision_sees_state (`bool`): Whether language and image tokens see past and current proprioception
+            (GR-MG).
+        future_sees_state (`bool`): Whether future queries see proprioception directly (GR-MG: yes, paper:
+            no).
+        action_sees_flow (`bool`): Whether the action query sees the flow queries of its frame.
+        num_latents (`int`): r, latents per image after the perceiver resampler. One image is r + 1 tokens.
+        resampler_depth, resampler_heads, resampler_head_dim, resampler_ff_mult (`int`): Shape of the
+            resampler.
+        decoder_depth, decoder_heads (`int`): Blocks and heads of the image, depth and flow decoders.
+        action_dim (`int`): A, size of one action.
+        binary_action_indices (`list[int]`): Entries of the action that are 0/1 (gripper); learned with BCE.
+        state_dim (`int`): Size of the proprioceptive state; 0 for none.
+        binary_state_indices (`list[int]`): Entries of the state that are 0/1; enter one-hot.
+        action_hidden_size (`int`): Width of the action encoder and decoder and of the progress decoder.
+        action_encoder_depth, action_decoder_depth, progress_decoder_depth (`int`): Their numbers of blocks.
+        action_num_heads (`int`): Their attention heads.
+        latent_dim (`int`): Size of the action CVAE's latent.
+        action_loss (`str`): `"smooth_l1"` (beta 1, as published) or `"l1"`.
+        action_loss_weight, gripper_loss_weight, depth_loss_weight, future_loss_weight, flow_loss_weight,
+        kl_loss_weight, progress_loss_weight (`float`): Loss weights; alpha, beta, gamma, delta of the paper
+            are the gripper, depth, future and flow weights.
+        action_codec (`str`): What an action means: `"recorded"` commands as stored.
+        state_representation (`str`): `"absolute"`: normalised by dataset statistics.
+
+    Raises:
+        ValueError: If fields contradict each other; the message names them.
+    """
+
+    model_type = "foresight"
+    sub_configs = {"text_config": CLIPTextConfig, "vision_config": PreTrainedConfig}
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    freeze_text: bool = True
+    freeze_vision: bool = True
+
+    views: list[str] | tuple[str, ...] = ("main", "wrist")
+    image_size: int = 224
+    patch_size: int = 16
+    image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
+    history_length: int = 10
+    future_shift: int = 3
+    future_targets: str = "window"
+    chunk_size: int = 5
+    flow_length: int = 6
+    flow_grid: list[int] | tuple[int, ...] = (14, 14)
+    num_flow_queries: int = 10
+    flow_xy_residual: bool = True
+    objectives: list[str] | tuple[str, ...] = OBJECTIVES
+    goal_image: bool = False
+
+    hidden_size: int = 384
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 1536
+    hidden_act: str = "relu"
+    embd_pdrop: int | float = 0.1
+    attention_dropout: int | float = 0.1
+    resid_pdrop: int | float = 0.1
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+
+    within_frame: str = "causal"
+    vision_sees_state: bool = True
+    future_sees_state: bool = False
+    action_sees_flow: bool = True
+
+    num_latents: int = 9
+    resampler_depth: int = 3
+    resampler_heads: int = 4
+    resampler_head_dim: int = 128
+    resampler_ff_mult: int = 4
+
+    decoder_depth: int = 2
+    decoder_heads: int = 16
+
+    action_dim: int = 7
+    binary_action_indices: list[int] | tuple[int, ...] = (6,)
+    state_dim: int = 7
+    binary_state_indices: list[int] | tuple[int, ...] = (6,)
+    action_hidden_size: int = 128
+    action_encoder_depth: int = 4
+    action_decoder_depth: int = 4
+    progress_decoder_depth: int = 2
+    action_num_heads: int = 8
+    latent_dim: int = 32
+
+    action_loss: str = "smooth_l1"
+    action_loss_weight: int | float = 1.0
+    gripper_loss_weight: int | float = 0.01
+    depth_loss_weight: int | float = 0.05
+    future_loss_weight: int | float = 0.1
+    flow_loss_weight: int | float = 0.1
+    kl_loss_weight: int | float = 1.0
+    progress_loss_weight: int | float = 1.0
+
+    action_codec: str = "recorded"
+    state_representation: str = "absolute"
+
+    def __post_init__(self, **kwargs):
+        if self.text_config is None:
+            self.text_config = CLIPTextConfig(projection_dim=512, eos_token_id=49407, bos_token_id=49406)
+        elif isinstance(self.text_config, dict):
+            self.text_config = CLIPTextConfig(**self.text_config)
+        if self.vision_config is None:
+            # The MAE ViT-B/16 of GR-MG: its LayerNorm epsilon is 1e-6 where `ViTConfig` has 1e-12.
+            self.vision_config = ViTConfig(image_size=self.image_size, patch_size=16, layer_norm_eps=1e-6)
+        elif isinstance(self.vision_config, dict):
+            model_type = self.vision_config.get("model_type", "vit")
+            # `from_dict`, because TimmWrapperConfig restores its label fields there.
+            self.vision_config = CONFIG_MAPPING[model_type].from_dict(self.vision_config)
+        super().__post_init__(**kwargs)
+
+    def has(self, objective: str) -> bool:
+        """Whether the head of `objective` exists."""
+        return objective in self.objectives
+
+    @property
+    def num_flow_points(self) -> int:
+        """P, points per frame of the flow head."""
+        return self.flow_grid[0] * self.flow_grid[1]
+
+    @property
+    def continuous_action_indices(self) -> list[int]:
+        """Entries of the action that are regressed."""
+        return [i for i in range(self.action_dim) if i not in set(self.binary_action_indices)]
+
+    @property
+    def continuous_state_indices(self) -> list[int]:
+        """Entries of the state that enter as numbers."""
+        return [i for i in range(self.state_dim) if i not in set(self.binary_state_indices)]
+
+    def validate_choices(self):
+        """Checks fields that name one of several options."""
+        for name, options in {
+            "future_targets": ("window", "lookahead"),
+            "within_frame": ("causal", "full"),
+            "action_loss": ("smooth_l1", "l1"),
+            "action_codec": ("recorded",),
+            "state_representation": ("absolute",),
+        }.items():
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {list(options)}.")
+        unknown = [o for o in self.objectives if o not in OBJECTIVES]
+        if unknown or not self.objectives:
+            raise ValueError(f"objectives has {unknown or 'no entry'}; choose from {list(OBJECTIVES)}.")
+        if not self.views or len(set(self.views)) != len(self.views):
+            raise ValueError(f"views={list(self.views)} must name at least one camera, each once.")
+
+    def validate_sizes(self):
+        """Checks that widths, heads, patches and lengths fit together."""
+        divisible = [("image_size", "patch_size"), ("hidden_size", "num_attention_heads")]
+        if any(self.has(o) for o in ("depth", "future", "flow")):
+            divisible.append(("hidden_size", "decoder_heads"))
+        if self.has("action") or self.has("progress"):
+            divisible.append(("action_hidden_size", "action_num_heads"))
+        for name, divisor in divisible:
+            if getattr(self, name) % getattr(self, divisor):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is not divisible by {divisor}={getattr(self, divisor)}."
+                )
+        if self.hidden_size % 4:
+            raise ValueError(f"hidden_size={self.hidden_size} must be divisible by 4 (2D sin-cos positions).")
+        if (
+            self.has("future")
+            and self.future_targets == "window"
+            and self.history_length <= self.future_shift
+        ):
+            raise ValueError(
+                f"history_length={self.history_length} leaves no target {self.future_shift} frames ahead "
+                "inside the window: lengthen it, or set future_targets='lookahead'."
+            )
+        if len(self.flow_grid) != 2 or min(self.flow_grid) < 1:
+            raise ValueError(f"flow_grid={self.flow_grid} must be two positive numbers, rows and columns.")
+        for name, size in (("binary_action_indices", "action_dim"), ("binary_state_indices", "state_dim")):
+            wrong = [i for i in getattr(self, name) if not 0 <= i < getattr(self, size)]
+            if wrong and getattr(self, size):
+                raise ValueError(f"{name}={getattr(self, name)} exceeds {size}={getattr(self, size)}.")
+
+
+__all__ = ["ForesightConfig", "OBJECTIVES"]

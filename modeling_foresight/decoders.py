@@ -1,0 +1,216 @@
+# Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
+"""Decoders of current depth, future RGB-D, 3D flow, actions and progress (3D Foresight, Sec. III-B; GR-MG).
+
+All of them are plain pre-norm ViT blocks with bidirectional attention, exact GELU and no dropout, run for
+every frame on its own: context tokens from the transformer, then mask tokens that are read out.
+"""
+
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from .configuration_foresight import ForesightConfig
+from .encoders import sincos_2d
+
+
+def vit_blocks(width: int, heads: int, depth: int, eps: float) -> nn.Sequential:
+    """`depth` of timm's pre-norm blocks with biases everywhere."""
+    return nn.Sequential(
+        *(
+            Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=eps))
+            for _ in range(depth)
+        )
+    )
+
+
+class PatchDecoder(nn.Module):
+    """Tokens of one image or query -> all patches of one image: the image decoder and the depth decoder.
+
+    One instance serves all views, as in GR-MG; the depth decoder serves current and future depth.
+
+    Args:
+        config (`ForesightConfig`): Sizes.
+        channels (`int`): 3 for RGB, 1 for depth.
+    """
+
+    def __init__(self, config: ForesightConfig, channels: int):
+        super().__init__()
+        width, side = config.hidden_size, config.image_size // config.patch_size
+        self.side, self.width = side, width
+        self.embed = nn.Linear(width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("positions", sincos_2d(side, side, width)[None], persistent=False)
+        self.blocks = vit_blocks(width, config.decoder_heads, config.decoder_depth, config.layer_norm_eps)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.predict = nn.Linear(width, config.patch_size**2 * channels)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Decodes `(..., tokens, D)` to `(..., N, patch_size**2 * channels)`, patches row-major.
+
+        Inside a patch the order is (row, column, channel); values are normalised per patch.
+        """
+        lead = context.shape[:-2]
+        context = self.embed(context.flatten(0, -3))
+        queries = (self.mask_token + self.positions.to(context.dtype)).expand(len(context), -1, -1)
+        x = self.blocks(torch.cat([context, queries.to(context.dtype)], dim=1))
+        return self.predict(self.norm(x[:, -(self.side**2) :])).unflatten(0, lead)
+
+
+class FlowDecoder(nn.Module):
+    """FLOW query of one frame + start coordinates of P points -> their 3D trajectories over L steps.
+
+    Args:
+        config (`ForesightConfig`): Sizes; `flow_xy_residual` starts from "points stay put" in x, y.
+    """
+
+    def __init__(self, config: ForesightConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.length, self.xy_residual = config.flow_length, config.flow_xy_residual
+        self.embed = nn.Linear(width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.embed_start = nn.Linear(2, width)
+        self.blocks = vit_blocks(width, config.decoder_heads, config.decoder_depth, config.layer_norm_eps)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.predict = nn.Linear(width, config.flow_length * 3)
+
+    def forward(self, context: Tensor, start: Tensor) -> Tensor:
+        """Decodes trajectories.
+
+        Args:
+            context (`torch.Tensor`): `(B, T, l, D)` hidden states of the FLOW query.
+            start (`torch.Tensor`): `(B, T, P, 2)` x, y at step 0 as fractions of the image.
+
+        Returns:
+            `torch.Tensor`: float32 `(B, T, L, P, 3)`: x, y as fractions of the image, z in metres.
+        """
+        lead, points = start.shape[:2], start.shape[2]
+        context = self.embed(context.flatten(0, 1))
+        queries = self.mask_token + self.embed_start((2 * start - 1).flatten(0, 1).to(context.dtype))
+        x = self.blocks(torch.cat([context, queries.to(context.dtype)], dim=1))
+        # float32: a bfloat16 coordinate near 1 is exact to 1/256 of the image only.
+        flow = self.predict(self.norm(x[:, -points:])).float()
+        flow = flow.unflatten(-1, (self.length, 3)).unflatten(0, lead).transpose(2, 3)  # (B, T, L, P, 3)
+        if self.xy_residual:
+            flow = torch.cat([flow[..., :2] + start[:, :, None].float(), flow[..., 2:]], dim=-1)
+        return flow
+
+
+class ActionEncoder(nn.Module):
+    """CVAE encoder: the true action chunk -> mean and log-variance of the style (GR-MG; ACT, Zhao 2023).
+
+    Args:
+        config (`ForesightConfig`): Sizes.
+    """
+
+    def __init__(self, config: ForesightConfig):
+        super().__init__()
+        width = config.action_hidden_size
+        self.continuous, self.binary = config.continuous_action_indices, list(config.binary_action_indices)
+        parts = 0
+        if self.continuous:
+            self.embed_continuous = nn.Linear(len(self.continuous), width)
+            parts += 1
+        if self.binary:
+            # Rows 2i and 2i + 1 stand for entry i closed and open.
+            self.embed_binary = nn.Embedding(2 * len(self.binary), width)
+            parts += 1
+        self.join = nn.Linear(parts * width, width)
+        self.cls_token = nn.Embedding(1, width)
+        self.positions = nn.Embedding(config.chunk_size + 1, width)
+        self.blocks = vit_blocks(
+            width, config.action_num_heads, config.action_encoder_depth, config.layer_norm_eps
+        )
+        self.predict = nn.Linear(width, 2 * config.latent_dim)
+
+    def forward(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised actions `(M, K, A)`, masked steps 0 -> mean, log-variance: float32 `(M, latent)`."""
+        parts = []
+        if self.continuous:
+            parts.append(self.embed_continuous(actions[..., self.continuous]))
+        if self.binary:
+            row = (actions[..., self.binary] > 0.5).long()
+            row = row + 2 * torch.arange(len(self.binary), device=row.device)
+            parts.append(self.embed_binary(row).sum(-2))
+        steps = self.join(torch.cat(parts, dim=-1))  # (M, K, width)
+        cls = self.cls_token.weight.expand(len(steps), 1, -1)
+        x = torch.cat([cls.to(steps.dtype), steps], dim=1) + self.positions.weight
+        mean, log_var = self.predict(self.blocks(x)[:, 0]).float().chunk(2, dim=-1)
+        return mean, log_var
+
+
+class ActionDecoder(nn.Module):
+    """ACTION query of one frame + style -> K actions; no final LayerNorm, linear outputs (GR-MG).
+
+    Args:
+        config (`ForesightConfig`): Sizes.
+    """
+
+    def __init__(self, config: ForesightConfig):
+        super().__init__()
+        width = config.action_hidden_size
+        self.continuous, self.binary = config.continuous_action_indices, list(config.binary_action_indices)
+        self.chunk_size = config.chunk_size
+        self.embed_style = nn.Linear(config.latent_dim, width)
+        self.embed_query = nn.Linear(config.hidden_size, width)
+        self.mask_token = nn.Embedding(1, width)
+        self.positions = nn.Embedding(config.chunk_size, width)
+        self.blocks = vit_blocks(
+            width, config.action_num_heads, config.action_decoder_depth, config.layer_norm_eps
+        )
+        if self.continuous:
+            self.predict_continuous = nn.Linear(width, len(self.continuous))
+        if self.binary:
+            self.predict_binary = nn.Linear(width, len(self.binary))
+        order = [*self.continuous, *self.binary]
+        self.entry_order = sorted(range(len(order)), key=order.__getitem__)
+
+    def forward(self, query: Tensor, style: Tensor) -> Tensor:
+        """Decodes chunks.
+
+        Args:
+            query (`torch.Tensor`): `(M, D)` hidden states of the ACTION query.
+            style (`torch.Tensor`): `(M, latent)`; zeros outside training.
+
+        Returns:
+            `torch.Tensor`: float32 `(M, K, A)`: normalised values, and logits at the binary entries.
+        """
+        context = torch.stack([self.embed_style(style.to(query.dtype)), self.embed_query(query)], dim=1)
+        steps = (self.mask_token.weight + self.positions.weight).expand(len(query), -1, -1)
+        x = self.blocks(torch.cat([context, steps.to(context.dtype)], dim=1))[:, -self.chunk_size :]
+        parts = []
+        if self.continuous:
+            parts.append(self.predict_continuous(x))
+        if self.binary:
+            parts.append(self.predict_binary(x))
+        return torch.cat(parts, dim=-1)[..., self.entry_order].float()
+
+
+class ProgressDecoder(nn.Module):
+    """PROGRESS query of one frame -> completed share of the instruction in [0, 1] (GR-MG).
+
+    Args:
+        config (`ForesightConfig`): Sizes.
+    """
+
+    def __init__(self, config: ForesightConfig):
+        super().__init__()
+        width = config.action_hidden_size
+        self.embed_query = nn.Linear(config.hidden_size, width)
+        self.mask_token = nn.Embedding(1, width)
+        self.blocks = vit_blocks(
+            width, config.action_num_heads, config.progress_decoder_depth, config.layer_norm_eps
+        )
+        self.predict = nn.Linear(width, 1)
+
+    def forward(self, query: Tensor) -> Tensor:
+        """`(M, D)` -> float32 `(M,)`."""
+        query = self.embed_query(query)
+        mask = self.mask_token.weight.expand(len(query), -1).to(query.dtype)
+        x = self.blocks(torch.stack([query, mask], dim=1))[:, 1]
+        return self.predict(x).squeeze(-1).float().sigmoid()
+
+
+__all__ = ["ActionDecoder", "ActionEncoder", "FlowDecoder", "PatchDecoder", "ProgressDecoder"]

@@ -1,0 +1,243 @@
+# Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
+"""Images, language and proprioception -> tokens of the transformer's width (3D Foresight, Sec. III-A)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, CLIPTextModelWithProjection, PreTrainedModel, ViTModel
+
+from .configuration_foresight import ForesightConfig
+
+
+def sincos_2d(rows: int, cols: int, dim: int, device=None) -> Tensor:
+    """Fixed 2D sin-cos positions of a grid, row-major (MAE, He et al. 2022).
+
+    The first `dim / 2` entries encode the column, the last the row; each is `[sin, cos]` with frequencies
+    `10000 ** (-k / (dim / 4))`.
+
+    Args:
+        rows, cols (`int`): Shape of the grid.
+        dim (`int`): Width, divisible by 4.
+        device (`torch.device`, *optional*): Where to build it.
+
+    Returns:
+        `torch.Tensor`: float32 `(rows * cols, dim)`.
+    """
+    frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4))
+    row, col = torch.meshgrid(
+        torch.arange(rows, dtype=torch.float32, device=device),
+        torch.arange(cols, dtype=torch.float32, device=device),
+        indexing="ij",
+    )
+    parts = []
+    for coordinate in (col.flatten(), row.flatten()):
+        angle = coordinate[:, None] * frequency[None, :]
+        parts += [angle.sin(), angle.cos()]
+    return torch.cat(parts, dim=1)
+
+
+def build_vision_tower(config: PreTrainedModel) -> PreTrainedModel:
+    """The vision tower from its config alone (nothing is downloaded). `ViTModel` comes without its pooler."""
+    if config.model_type == "vit":
+        return ViTModel._from_config(config, add_pooling_layer=False)
+    return AutoModel.from_config(config)
+
+
+def flow_grid_points(rows: int, cols: int, device=None) -> Tensor:
+    """Centres of the flow grid's cells, row-major: float32 `(rows * cols, 2)`, x, y as image fractions."""
+    y, x = torch.meshgrid(
+        (torch.arange(rows, dtype=torch.float32, device=device) + 0.5) / rows,
+        (torch.arange(cols, dtype=torch.float32, device=device) + 0.5) / cols,
+        indexing="ij",
+    )
+    return torch.stack([x.flatten(), y.flatten()], dim=-1)
+
+
+class VisionEncoder(nn.Module):
+    """An image encoder of any library as "one CLS feature and N patch features" per image.
+
+    Vision transformers give their CLS token and their patches. Feature maps of convolutional networks are
+    read row by row as patches, with fixed 2D sin-cos positions added because nothing downstream knows where
+    a patch lies; their mean stands in for the CLS token.
+
+    Args:
+        config (`ForesightConfig`): Names the tower in `vision_config`.
+
+    Raises:
+        ValueError: If the tower's features are neither `(M, tokens, C)` nor `(M, C, rows, cols)`.
+    """
+
+    def __init__(self, config: ForesightConfig):
+        super().__init__()
+        self.tower = build_vision_tower(config.vision_config)
+        timm_model = getattr(self.tower, "timm_model", None)
+        if timm_model is None:
+            self.num_prefix_tokens, self.width = 1, config.vision_config.hidden_size
+        elif getattr(self.tower, "features_only", False):
+            self.num_prefix_tokens, self.width = 0, timm_model.feature_info.channels()[-1]
+        else:
+            self.num_prefix_tokens = getattr(timm_model, "num_prefix_tokens", 0)
+            self.width = timm_model.num_features
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodes images one by one.
+
+        Args:
+            pixel_values (`torch.Tensor`): `(M, 3, H, W)` normalised RGB.
+
+        Returns:
+            CLS features `(M, C)` and patch features `(M, N, C)`, row-major.
+        """
+        features = self.tower(pixel_values).last_hidden_state
+        if isinstance(features, list | tuple):  # timm's `features_only` gives one map per chosen stage
+            features = features[-1]
+        if features.ndim == 4:
+            rows, cols = features.shape[-2:]
+            patches = features.flatten(2).transpose(1, 2)  # (M, rows * cols, C)
+            patches = patches + sincos_2d(rows, cols, self.width, features.device).to(patches.dtype)
+            return patches.mean(1), patches
+        if features.ndim != 3:
+            raise ValueError(
+                f"The vision tower {type(self.tower).__name__} returned features of shape "
+                f"{tuple(features.shape)}; expected (images, tokens, width) or (images, width, rows, cols): "
+                "choose a tower without head."
+            )
+        patches = features[:, self.num_prefix_tokens :]
+        cls = features[:, 0] if self.num_prefix_tokens else patches.mean(1)
+        return cls, patches
+
+
+class ResamplerLayer(nn.Module):
+    """Latents read media and themselves, then a feed-forward part; the media are never updated (Flamingo)."""
+
+    def __init__(self, width: int, heads: int, head_dim: int, ff_mult: int, eps: float):
+        super().__init__()
+        self.heads = heads
+        self.norm_media = nn.LayerNorm(width, eps=eps)
+        self.norm_latents = nn.LayerNorm(width, eps=eps)
+        self.to_q = nn.Linear(width, heads * head_dim, bias=False)
+        self.to_kv = nn.Linear(width, 2 * heads * head_dim, bias=False)
+        self.to_out = nn.Linear(heads * head_dim, width, bias=False)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(width, eps=eps),
+            nn.Linear(width, ff_mult * width, bias=False),
+            nn.GELU(),
+            nn.Linear(ff_mult * width, width, bias=False),
+        )
+
+    def forward(self, media: Tensor, latents: Tensor) -> Tensor:
+        """`(M, N, C)` media and `(M, r, C)` latents -> new latents `(M, r, C)`."""
+        normed = self.norm_latents(latents)
+        query = self.to_q(normed)
+        key, value = self.to_kv(torch.cat([self.norm_media(media), normed], dim=1)).chunk(2, dim=-1)
+        query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        attended = F.scaled_dot_product_attention(query, key, value)  # (M, heads, r, head_dim)
+        latents = latents + self.to_out(attended.transpose(1, 2).flatten(2))
+        return latents + self.feed_forward(latents)
+
+
+class PerceiverResampler(nn.Module):
+    """N patch features of an image -> r latents; shared by all views and the goal (Flamingo, Alayrac 2022).
+
+    Args:
+        config (`ForesightConfig`): Sizes.
+        width (`int`): C, width of the patch features.
+    """
+
+    def __init__(self, config: ForesightConfig, width: int):
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(config.num_latents, width))
+        # One vector for all patches: an image is a single "medium" of Flamingo's many.
+        self.media_pos_emb = nn.Parameter(torch.randn(1, 1, width))
+        self.layers = nn.ModuleList(
+            ResamplerLayer(
+                width,
+                config.resampler_heads,
+                config.resampler_head_dim,
+                config.resampler_ff_mult,
+                config.layer_norm_eps,
+            )
+            for _ in range(config.resampler_depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """`(M, N, C)` patch features -> `(M, r, C)` latents."""
+        media = patches + self.media_pos_emb
+        latents = self.latents.expand(len(patches), -1, -1)
+        for layer in self.layers:
+            latents = layer(media, latents)
+        return self.norm(latents)
+
+
+class ImageProjection(nn.Module):
+    """Latents and CLS of one image -> its r + 1 tokens; one projection per view, and one for the goal."""
+
+    def __init__(self, width: int, hidden_size: int):
+        super().__init__()
+        self.latents = nn.Linear(width, hidden_size)
+        self.cls = nn.Linear(width, hidden_size)
+
+    def forward(self, latents: Tensor, cls: Tensor) -> Tensor:
+        """`(..., r, C)` and `(..., C)` -> `(..., r + 1, D)`, the CLS last."""
+        return torch.cat([self.latents(latents), self.cls(cls)[..., None, :]], dim=-2)
+
+
+class StateEncoder(nn.Module):
+    """Proprioception -> one token: numbers and one-hot binaries are embedded apart, then joined (GR-MG).
+
+    Args:
+        config (`ForesightConfig`): `state_dim` and `binary_state_indices`.
+    """
+
+    def __init__(self, config: ForesightConfig):
+        super().__init__()
+        self.continuous, self.binary = config.continuous_state_indices, list(config.binary_state_indices)
+        parts = 0
+        if self.continuous:
+            self.embed_continuous = nn.Linear(len(self.continuous), config.hidden_size)
+            parts += 1
+        if self.binary:
+            self.embed_binary = nn.Linear(2 * len(self.binary), config.hidden_size)
+            parts += 1
+        self.join = nn.Linear(parts * config.hidden_size, config.hidden_size)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """`(B, T, state_dim)` -> `(B, T, D)`. Binary entries are 0 or 1 and enter as [closed, open]."""
+        parts = []
+        if self.continuous:
+            parts.append(self.embed_continuous(state[..., self.continuous]))
+        if self.binary:
+            is_open = (state[..., self.binary] > 0.5).to(state.dtype)
+            parts.append(self.embed_binary(torch.stack([1 - is_open, is_open], dim=-1).flatten(-2)))
+        return self.join(torch.cat(parts, dim=-1))
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text tower: the projected end-of-text feature, scaled to unit length.
+
+    Args:
+        config (`ForesightConfig`): `text_config`.
+    """
+
+    def __init__(self, config: ForesightConfig):
+        super().__init__()
+        self.tower = CLIPTextModelWithProjection._from_config(config.text_config)
+        self.width = config.text_config.projection_dim
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Token ids `(B, length)` (each row must hold the end-of-text id) -> `(B, width)`."""
+        feature = self.tower(input_ids=input_ids, attention_mask=attention_mask).text_embeds
+        return feature / (feature.norm(dim=-1, keepdim=True) + 1e-6)
+
+
+__all__ = [
+    "ImageProjection",
+    "PerceiverResampler",
+    "StateEncoder",
+    "TextEncoder",
+    "VisionEncoder",
+    "build_vision_tower",
+    "flow_grid_points",
+    "sincos_2d",
+]

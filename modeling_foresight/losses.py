@@ -1,0 +1,229 @@
+# Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
+"""Targets and losses, one function per equation (3D Foresight, Sec. III-C; GR-MG).
+
+Everything here runs in float32 whatever the model's dtype. A mean without valid elements is an exact zero
+that still depends on the prediction, so that distributed training never sees an unused parameter.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+MIN_VALID_SHARE = 0.25
+
+
+def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `error` where `mask` is true, or weighted by a float mask; 0 if it is empty.
+
+    Args:
+        error (`torch.Tensor`): Any shape, float. May hold anything, NaN included, where `mask` is 0.
+        mask (`torch.Tensor`): Broadcastable to `error`.
+    """
+    mask = mask.to(error.dtype).expand_as(error)
+    # `where` on both factors: 0 * NaN is NaN, forward and backward.
+    error = torch.where(mask > 0, error, torch.zeros_like(error))
+    return (error * mask).sum() / mask.sum().clamp(min=torch.finfo(error.dtype).tiny)
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """`(..., C, H, W)` -> `(..., N, patch_size**2 * C)`, row-major; inside a patch (row, column, channel).
+
+    Raises:
+        ValueError: If `patch_size` does not divide the image; the message gives both sizes.
+    """
+    height, width = images.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"Images of {height}x{width} pixels cannot be cut into patches of {patch_size} pixels."
+        )
+    return rearrange(images, "... c (h p) (w q) -> ... (h w) (p q c)", p=patch_size, q=patch_size)
+
+
+def unpatchify(patches: Tensor, patch_size: int, channels: int) -> Tensor:
+    """Inverse of [`patchify`] for square images: `(..., N, patch_size**2 * C)` -> `(..., C, H, W)`."""
+    side = round(patches.shape[-2] ** 0.5)
+    return rearrange(
+        patches,
+        "... (h w) (p q c) -> ... c (h p) (w q)",
+        h=side,
+        w=side,
+        p=patch_size,
+        q=patch_size,
+        c=channels,
+    )
+
+
+def rgb_target(pixel_values: Tensor, patch_size: int) -> Tensor:
+    """RGB patches with zero mean and unit deviation each (GR-MG's form of MAE's target).
+
+    `(x - mean) / (sqrt(unbiased var) + 1e-6)` over the `patch_size**2 * 3` values of a patch.
+
+    Args:
+        pixel_values (`torch.Tensor`): `(..., 3, H, W)` normalised network input.
+        patch_size (`int`): Side of a patch in pixels.
+
+    Returns:
+        `torch.Tensor`: float32 `(..., N, patch_size**2 * 3)`.
+    """
+    patches = patchify(pixel_values.float(), patch_size)
+    mean, std = patches.mean(-1, keepdim=True), patches.std(-1, keepdim=True)
+    return (patches - mean) / (std + 1e-6)
+
+
+def depth_statistics(depth: Tensor, patch_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Patches of a depth map with each patch's mean and deviation over its valid pixels.
+
+    Args:
+        depth (`torch.Tensor`): `(..., H, W)` metres; 0 or non-finite where invalid.
+        patch_size (`int`): Side of a patch in pixels.
+
+    Returns:
+        Patches `(..., N, patch_size**2)` in metres, their valid pixels (bool, same shape), mean `(..., N,
+        1)` and `sqrt(var + 1e-6)` `(..., N, 1)` in metres: a floor of 1 mm, so that flat patches do not blow
+        up noise.
+    """
+    patches = patchify(depth.float()[..., None, :, :], patch_size)
+    valid = torch.isfinite(patches) & (patches > 0)
+    patches = torch.where(valid, patches, torch.zeros_like(patches))
+    count = valid.sum(-1, keepdim=True).clamp(min=1)
+    mean = patches.sum(-1, keepdim=True) / count
+    var = torch.where(valid, (patches - mean) ** 2, torch.zeros_like(patches)).sum(-1, keepdim=True) / count
+    return patches, valid, mean, (var + 1e-6).sqrt()
+
+
+def depth_target(depth: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
+    """Depth patches with zero mean and unit deviation each, and where they may be compared.
+
+    Args:
+        depth (`torch.Tensor`): `(..., H, W)` metres; 0 or non-finite where invalid.
+        patch_size (`int`): Side of a patch in pixels.
+
+    Returns:
+        Target float32 `(..., N, patch_size**2)` and its boolean mask: invalid pixels, and all pixels of
+        patches with less than a quarter of valid ones, are out.
+    """
+    patches, valid, mean, deviation = depth_statistics(depth, patch_size)
+    enough = valid.float().mean(-1, keepdim=True) >= MIN_VALID_SHARE
+    return (patches - mean) / deviation, valid & enough
+
+
+def depth_loss(prediction: Tensor, depth: Tensor, mask: Tensor, patch_size: int) -> Tensor:
+    """Eq. (1): squared error of normalised current depth, summed over views.
+
+    Args:
+        prediction (`torch.Tensor`): `(B, T, V, N, patch_size**2)` normalised per patch.
+        depth (`torch.Tensor`): `(B, T, V, H, W)` metres; 0 = invalid.
+        mask (`torch.Tensor`): Boolean `(B, T, V)`: real frames of present views.
+        patch_size (`int`): Side of a patch in pixels.
+    """
+    target, valid = depth_target(depth, patch_size)
+    valid = valid & mask[..., None, None]
+    error = (prediction.float() - target) ** 2
+    return sum(masked_mean(error[:, :, v], valid[:, :, v]) for v in range(error.shape[2]))
+
+
+def future_loss(
+    rgb: Tensor,
+    depth_prediction: Tensor,
+    pixel_values: Tensor,
+    depth: Tensor | None,
+    mask: Tensor,
+    patch_size: int,
+) -> Tensor:
+    """Eq. (2): squared error of normalised future RGB-D, the mean over its four channels, summed over views.
+
+    Args:
+        rgb (`torch.Tensor`): `(B, T', V, N, patch_size**2 * 3)` prediction for S frames ahead.
+        depth_prediction (`torch.Tensor`): `(B, T', V, N, patch_size**2)` prediction for S frames ahead.
+        pixel_values (`torch.Tensor`): `(B, T', V, 3, H, W)` the future frames, normalised network input.
+        depth (`torch.Tensor`, *optional*): `(B, T', V, H, W)` their depth in metres; 0 = invalid. Without it
+            only RGB counts.
+        mask (`torch.Tensor`): Boolean `(B, T', V)`: both frames real, view present.
+        patch_size (`int`): Side of a patch in pixels.
+    """
+    errors = [(rgb.float() - rgb_target(pixel_values, patch_size)) ** 2]
+    masks = [mask[..., None, None].expand_as(errors[0])]
+    if depth is None:
+        errors.append(0 * depth_prediction.float())
+        masks.append(torch.zeros_like(errors[1], dtype=torch.bool))
+    else:
+        target, valid = depth_target(depth, patch_size)
+        errors.append((depth_prediction.float() - target) ** 2)
+        masks.append(valid & mask[..., None, None])
+    error, mask = torch.cat(errors, dim=-1), torch.cat(masks, dim=-1)
+    return sum(masked_mean(error[:, :, v], mask[:, :, v]) for v in range(error.shape[2]))
+
+
+def flow_loss(prediction: Tensor, track: Tensor, weight: Tensor) -> Tensor:
+    """Eq. (3): weighted mean squared error of trajectories over frames, steps, points and the 3 coordinates.
+
+    Args:
+        prediction (`torch.Tensor`): `(B, T, L, P, 3)`: x, y as fractions of the image, z in metres.
+        track (`torch.Tensor`): Truth, same shape and units.
+        weight (`torch.Tensor`): `(B, T, L, P)`; 0 where not supervised.
+    """
+    return masked_mean((prediction.float() - track.float()) ** 2, weight.float()[..., None])
+
+
+def action_losses(
+    prediction: Tensor, actions: Tensor, mask: Tensor, binary: list[int], kind: str
+) -> tuple[Tensor, Tensor]:
+    """Eq. (4): SmoothL1 (beta 1) on regressed entries and binary cross-entropy on binary ones.
+
+    Args:
+        prediction (`torch.Tensor`): `(B, T, K, A)`; logits at the binary entries.
+        actions (`torch.Tensor`): `(B, T, K, A)` normalised; 0 or 1 at the binary entries.
+        mask (`torch.Tensor`): Boolean `(B, T, K)`: frame real and action present.
+        binary (`list[int]`): The binary entries.
+        kind (`str`): `"smooth_l1"`, or `"l1"` for the regressed entries.
+
+    Returns:
+        The two losses; 0 for a kind of entry that does not exist.
+    """
+    prediction, actions = prediction.float(), actions.float()
+    continuous = [i for i in range(prediction.shape[-1]) if i not in binary]
+    regress = F.smooth_l1_loss if kind == "smooth_l1" else F.l1_loss
+    zero = prediction.sum() * 0
+    arm = gripper = zero
+    if continuous:
+        error = regress(prediction[..., continuous], actions[..., continuous], reduction="none")
+        arm = masked_mean(error, mask[..., None])
+    if binary:
+        # Clamped, because cross-entropy of a padded entry outside [0, 1] would be computed before it is
+        # masked.
+        error = F.binary_cross_entropy_with_logits(
+            prediction[..., binary], actions[..., binary].clamp(0, 1), reduction="none"
+        )
+        gripper = masked_mean(error, mask[..., None])
+    return arm, gripper
+
+
+def kl_loss(mean: Tensor, log_var: Tensor) -> Tensor:
+    """KL divergence of the style from N(0, 1): sum over dimensions, mean over all frames, padded too.
+
+    GR-MG does not mask it. Args: `mean` and `log_var`, `(M, latent)`.
+    """
+    mean, log_var = mean.float(), log_var.float()
+    return (0.5 * (mean**2 + log_var.exp() - 1 - log_var)).sum(-1).mean()
+
+
+def progress_loss(prediction: Tensor, progress: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error of progress over real frames; all `(B, T)`."""
+    return masked_mean((prediction.float() - progress.float()) ** 2, mask)
+
+
+__all__ = [
+    "action_losses",
+    "depth_loss",
+    "depth_statistics",
+    "depth_target",
+    "flow_loss",
+    "future_loss",
+    "kl_loss",
+    "masked_mean",
+    "patchify",
+    "progress_loss",
+    "rgb_target",
+    "unpatchify",
+]

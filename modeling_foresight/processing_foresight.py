@@ -1,0 +1,366 @@
+# Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
+"""From camera images, words and robot numbers to a model batch, and from predicted actions back to the robot.
+
+THE SCHEMA OF A BATCH. B samples, T frames (oldest first, padding at the end), V views, F frames after the
+window, K actions per chunk, L flow steps, P flow points, A action size. `h, w` may differ between views;
+H = W = `config.image_size`. Keys marked * are optional; a missing target only switches off its loss.
+
+A *raw* batch is what a data loader or a robot has (`training/windows.py` and
+[`ForesightProcessor.__call__`] make it):
+
+- `images`: dict view -> uint8 `(B, T + F, 3, h, w)`. RGB as recorded; the last F frames are targets only.
+- `task`: list of B strings. Instruction.
+- `frame_mask`*: bool `(B, T + F)`. Real frame?
+- `view_mask`*: bool `(B, V)`. Camera present? Views absent from `images` are masked anyway.
+- `state`*: float32 `(B, T, state_dim)`. Proprioception in the dataset's units.
+- `state_mask`*: bool `(B,)`. State present?
+- `goal_image`*: uint8 `(B, 3, h, w)`. Goal image of the first view; `goal_mask`*: bool `(B,)`.
+- `actions`*: float32 `(B, T, K, A)`. Dataset's units.
+- `action_mask`*: bool `(B, T, K)`. The action exists (is not past the episode's end).
+- `depth`*: dict view -> float32 `(B, T + F, h, w)`. Metres along the optical axis; 0 = invalid.
+- `track_start`*: float32 `(B, T, P, 2)`. x, y at step 0 as fractions of the flow view, pixel centres.
+- `track`*: float32 `(B, T, L, P, 3)`. x, y fractions and z metres at steps 0 .. L - 1.
+- `track_weight`*: float32 `(B, T, L, P)`. 0 where not supervised.
+- `progress`*: float32 `(B, T)`. Completed share of the instruction.
+
+A *model* batch ([`ForesightProcessor.prepare_batch`] makes it) has the same keys but for
+
+- `pixel_values`: float32 `(B, T, V, 3, H, W)`. Resized, normalised by `image_mean` and `image_std`.
+- `lookahead_pixel_values`*: float32 `(B, F, V, 3, H, W)`. The F later frames, likewise.
+- `depth`*, `lookahead_depth`*: float32 `(B, T or F, V, H, W)`. Metres, resized by nearest neighbour.
+- `frame_mask`, `lookahead_mask`*: bool `(B, T)` and `(B, F)`, split from the raw one.
+- `input_ids`, `attention_mask`: int64 `(B, length)`. Tokenised instruction.
+- `state`*, `actions`*: float32, normalised; binary entries 0 or 1; masked steps 0.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedTokenizerFast
+from transformers.processing_utils import ProcessorMixin
+
+PASSED_THROUGH = (
+    "view_mask",
+    "state_mask",
+    "goal_mask",
+    "action_mask",
+    "track_start",
+    "track",
+    "track_weight",
+    "progress",
+)
+
+
+class ForesightProcessor(ProcessorMixin):
+    """Prepares images, instructions, states and targets, and decodes actions.
+
+    Everything that a checkpoint needs to give actions in the dataset's own units is saved with it.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the text tower.
+        views (`list[str]`): Camera names in the model's order; the first is the flow view.
+        image_size (`int`): Side of the model's square images in pixels.
+        image_mean, image_std (`list[float]`): Normalisation of RGB in [0, 1].
+        binary_action_indices, binary_state_indices (`list[int]`): Entries that are one of two values; they
+            become 0 for the lower and 1 for the higher one.
+        action_stats, state_stats (`dict[str, list[float]]`, *optional*): `mean`, `std`, `min`, `max` per
+            entry, as in a LeRobot dataset's `meta/stats.json`. Without them numbers pass unchanged.
+        max_text_length (`int`): Longer instructions are cut (CLIP takes 77 tokens).
+    """
+
+    def __init__(
+        self,
+        tokenizer=None,
+        views=("main", "wrist"),
+        image_size: int = 224,
+        image_mean=(0.485, 0.456, 0.406),
+        image_std=(0.229, 0.224, 0.225),
+        binary_action_indices=(),
+        binary_state_indices=(),
+        action_stats: dict | None = None,
+        state_stats: dict | None = None,
+        max_text_length: int = 77,
+        **kwargs,
+    ):
+        self.views = list(views)
+        self.image_size = image_size
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self.binary_action_indices = list(binary_action_indices)
+        self.binary_state_indices = list(binary_state_indices)
+        self.action_stats = action_stats
+        self.state_stats = state_stats
+        self.max_text_length = max_text_length
+        super().__init__(tokenizer, **kwargs)
+
+    @classmethod
+    def from_config(cls, config, tokenizer, action_stats=None, state_stats=None) -> "ForesightProcessor":
+        """The processor that fits a [`ForesightConfig`].
+
+        Args:
+            config (`ForesightConfig`): Views, image size and binary entries.
+            tokenizer (`PreTrainedTokenizerBase`): See [`build_small_tokenizer`], or CLIP's own.
+            action_stats, state_stats (`dict`, *optional*): Dataset statistics.
+
+        Raises:
+            ValueError: If statistics have another size than the config's action or state.
+        """
+        stats = {}
+        for name, given, size in (
+            ("action", action_stats, config.action_dim),
+            ("state", state_stats, config.state_dim),
+        ):
+            if given is not None:
+                kept = {
+                    k: np.asarray(given[k], dtype=np.float64).ravel().tolist()
+                    for k in ("mean", "std", "min", "max")
+                }
+                if len(kept["mean"]) != size:
+                    raise ValueError(
+                        f"The dataset's {name} has {len(kept['mean'])} entries, but the config says "
+                        f"{name}_dim={size}: set {name}_dim={len(kept['mean'])}."
+                    )
+                stats[f"{name}_stats"] = kept
+        return cls(
+            tokenizer,
+            views=config.views,
+            image_size=config.image_size,
+            image_mean=config.image_mean,
+            image_std=config.image_std,
+            binary_action_indices=config.binary_action_indices,
+            binary_state_indices=config.binary_state_indices,
+            max_text_length=config.text_config.max_position_embeddings,
+            **stats,
+        )
+
+    def __call__(
+        self, images=None, text=None, state=None, frame_mask=None, device=None, **targets
+    ) -> BatchFeature:
+        """One observation, or a window of them, of one robot or of a batch of robots.
+
+        Args:
+            images (`dict[str, array]`): View name -> uint8 RGB, channels first or last, as array, tensor or
+                PIL image: `(H, W, 3)` for one observation, `(T, H, W, 3)` for a window; with a batch axis in
+                    front if `text` is a
+                list.
+            text (`str` or `list[str]`): Instruction of the one sample, or one per sample.
+            state (`array`, *optional*): `(state_dim,)` or `(T, state_dim)`, with a batch axis if `text` is a
+                list.
+            frame_mask (`array`, *optional*): `(T,)` or `(B, T)`: real frames; padding is at the end.
+            device (`torch.device`, *optional*): Where the batch goes.
+            **targets: Further keys of the raw schema, already batched.
+
+        Returns:
+            `BatchFeature`: A model batch with a batch axis.
+
+        Raises:
+            ValueError: If an image has no recognisable shape or dtype, or a view is unknown.
+        """
+        if not isinstance(images, dict) or not images or text is None:
+            raise ValueError(f"Give images as a dict from view name ({self.views}) to pixels, and a text.")
+        single = isinstance(text, str)
+        raw = {"task": [text] if single else list(text), **targets}
+        raw["images"] = {view: self._as_frames(pixels, view, single) for view, pixels in images.items()}
+        frames = next(iter(raw["images"].values())).shape[1]
+        if state is not None:
+            state = torch.as_tensor(np.asarray(state), dtype=torch.float32)
+            state = state[None] if single else state
+            raw["state"] = state[:, None] if state.ndim == 2 else state
+        if frame_mask is not None:
+            frame_mask = torch.as_tensor(np.asarray(frame_mask), dtype=torch.bool)
+            raw["frame_mask"] = frame_mask[None] if single else frame_mask
+        return self.prepare_batch(raw, device=device, history_length=frames)
+
+    def prepare_batch(self, raw: dict, device=None, history_length: int | None = None) -> BatchFeature:
+        """Raw batch -> model batch (see the tables at the top of this file), on `device`.
+
+        Images travel to the device as uint8 and are resized and normalised there.
+
+        Args:
+            raw (`dict`): A raw batch; unknown keys are left out.
+            device (`torch.device`, *optional*): Where the batch goes.
+            history_length (`int`, *optional*): T. Frames beyond it are lookahead. By default T is taken from
+                `state`, `actions`, `progress` or `track`, or else all frames belong to the window.
+
+        Raises:
+            ValueError: If a view is unknown or no view is there.
+        """
+        unknown = [view for view in raw["images"] if view not in self.views]
+        if unknown or not raw["images"]:
+            raise ValueError(f"images has the views {list(raw['images'])}; the model knows {self.views}.")
+        first = next(iter(raw["images"].values()))
+        batch, all_frames = first.shape[:2]
+        frames = history_length or next(
+            (
+                raw[key].shape[1]
+                for key in ("state", "actions", "progress", "track")
+                if raw.get(key) is not None
+            ),
+            all_frames,
+        )
+        present = torch.tensor([view in raw["images"] for view in self.views]).expand(batch, -1)
+        result = {key: raw[key].to(device) for key in PASSED_THROUGH if raw.get(key) is not None}
+        result["view_mask"] = present.to(device) & result.get("view_mask", torch.tensor(True, device=device))
+
+        frame_mask = raw.get("frame_mask")
+        frame_mask = torch.ones(batch, all_frames, dtype=torch.bool) if frame_mask is None else frame_mask
+        frame_mask = frame_mask.to(device)
+        pixels = self._stack_views(raw["images"], self.normalise_images, (3,), device)
+        result["pixel_values"], result["frame_mask"] = pixels[:, :frames], frame_mask[:, :frames]
+        depth = None
+        if raw.get("depth"):
+            depth = self._stack_views(raw["depth"], self.resize_depth, (), device)
+            result["depth"] = depth[:, :frames]
+        if all_frames > frames:
+            result["lookahead_pixel_values"] = pixels[:, frames:]
+            result["lookahead_mask"] = frame_mask[:, frames:]
+            if depth is not None:
+                result["lookahead_depth"] = depth[:, frames:]
+        if raw.get("goal_image") is not None:
+            result["goal_pixel_values"] = self.normalise_images(raw["goal_image"].to(device))
+        if raw.get("state") is not None:
+            result["state"] = self.normalise_state(raw["state"].to(device))
+        if raw.get("actions") is not None:
+            actions = self.normalise_actions(raw["actions"].to(device))
+            if "action_mask" in result:
+                actions = actions * result["action_mask"][..., None]
+            result["actions"] = actions
+        text = self.tokenizer(
+            raw["task"], padding=True, truncation=True, max_length=self.max_text_length, return_tensors="pt"
+        )
+        result["input_ids"], result["attention_mask"] = (
+            text[k].to(device) for k in ("input_ids", "attention_mask")
+        )
+        return BatchFeature(result)
+
+    def normalise_images(self, images: Tensor) -> Tensor:
+        """uint8 RGB `(..., 3, h, w)` -> float32 `(..., 3, image_size, image_size)`, normalised.
+
+        Bicubic resize without antialiasing and without clamping afterwards, as the released GR-MG weights
+        expect.
+        """
+        lead = images.shape[:-3]
+        images = images.flatten(0, -4).float() / 255
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            images = F.interpolate(images, size=(self.image_size,) * 2, mode="bicubic", align_corners=False)
+        mean, std = (
+            torch.tensor(x, device=images.device)[:, None, None] for x in (self.image_mean, self.image_std)
+        )
+        return ((images - mean) / std).unflatten(0, lead)
+
+    def resize_depth(self, depth: Tensor) -> Tensor:
+        """Metres `(..., h, w)` -> `(..., image_size, image_size)`, by nearest neighbour to keep edges true."""
+        if depth.shape[-2:] == (self.image_size, self.image_size):
+            return depth.float()
+        flat = depth.float().reshape(-1, 1, *depth.shape[-2:])
+        resized = F.interpolate(flat, size=(self.image_size,) * 2, mode="nearest-exact")
+        return resized.reshape(*depth.shape[:-2], *resized.shape[-2:])
+
+    def normalise_actions(self, actions: Tensor) -> Tensor:
+        """Dataset units `(..., A)` -> zero mean, unit deviation; binary entries become 0 or 1."""
+        return _normalise(actions, self.action_stats, self.binary_action_indices)
+
+    def normalise_state(self, state: Tensor) -> Tensor:
+        """Dataset units `(..., state_dim)` -> zero mean, unit deviation; binary entries become 0 or 1."""
+        return _normalise(state, self.state_stats, self.binary_state_indices)
+
+    def decode_actions(self, actions: Tensor) -> Tensor:
+        """Undoes [`normalise_actions`] for `ForesightForActionPrediction.predict_action`.
+
+        Args:
+            actions (`torch.Tensor`): `(..., A)` normalised; probabilities at binary entries.
+
+        Returns:
+            `torch.Tensor`: float32 `(..., A)` in the dataset's units; binary entries are the lower or the
+            higher of the dataset's two values.
+        """
+        actions = actions.float()
+        if self.action_stats is None:
+            return actions
+        mean, std, low, high = (
+            actions.new_tensor(self.action_stats[k]) for k in ("mean", "std", "min", "max")
+        )
+        decoded = actions * _safe_std(std) + mean
+        binary = self.binary_action_indices
+        decoded[..., binary] = torch.where(actions[..., binary] > 0.5, high[binary], low[binary])
+        return decoded
+
+    def _stack_views(self, views: dict[str, Tensor], prepare, channels: tuple[int, ...], device) -> Tensor:
+        """Views `(B, frames, ...)` of any size -> `(B, frames, V, ..., H, W)`; absent ones are zeros."""
+        shape = next(iter(views.values())).shape[:2]
+        empty = torch.zeros(*shape, *channels, self.image_size, self.image_size, device=device)
+        return torch.stack(
+            [prepare(views[view].to(device)) if view in views else empty for view in self.views], dim=2
+        )
+
+    def _as_frames(self, pixels, view: str, single: bool) -> Tensor:
+        """Any form of images of one view -> uint8 `(B, T, 3, h, w)`."""
+        pixels = torch.as_tensor(np.asarray(pixels)) if not isinstance(pixels, Tensor) else pixels
+        if pixels.dtype != torch.uint8:
+            raise ValueError(f"images[{view!r}] has dtype {pixels.dtype}; expected uint8 RGB in 0..255.")
+        pixels = pixels[None] if single else pixels
+        pixels = pixels[:, None] if pixels.ndim == 4 else pixels
+        if pixels.ndim != 5 or 3 not in (pixels.shape[-1], pixels.shape[-3]):
+            raise ValueError(
+                f"images[{view!r}] has shape {tuple(pixels.shape)} (with batch and time axes); expected (batch, "
+                "time, height, width, 3) or (batch, time, 3, height, width), the batch axis only if text is a list."
+            )
+        return pixels if pixels.shape[-3] == 3 else pixels.movedim(-1, -3)
+
+
+def _safe_std(std: Tensor) -> Tensor:
+    # An entry that never moves must not be blown up by its noise.
+    return torch.where(std > 1e-4, std, torch.ones_like(std))
+
+
+def _normalise(values: Tensor, stats: dict | None, binary: list[int]) -> Tensor:
+    values = values.float()
+    if stats is None:
+        return values
+    mean, std, low, high = (values.new_tensor(stats[k]) for k in ("mean", "std", "min", "max"))
+    normalised = (values - mean) / _safe_std(std)
+    normalised[..., binary] = (values[..., binary] > ((low + high) / 2)[binary]).float()
+    return normalised
+
+
+def build_small_tokenizer(
+    texts: list[str], vocab_size: int = 512, max_length: int = 77
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on a dataset's instructions: nothing to download, no unknown words.
+
+    Words of the instructions become single tokens; any other text falls back to smaller pieces, down to
+    bytes. Special tokens stand as CLIP's do: start first, end of text last.
+
+    Args:
+        texts (`list[str]`): Instructions of the dataset.
+        vocab_size (`int`): At most this many tokens; 259 of them are bytes and special tokens.
+        max_length (`int`): Longest instruction in tokens.
+    """
+    # The end-of-text id must not be 2, which transformers' CLIP treats as a legacy case.
+    special = ["<|startoftext|>", "<|endoftext|>", "<|pad|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sorted(set(texts)), trainer)
+    start, end = (tokenizer.token_to_id(token) for token in special[:2])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{special[0]} $A {special[1]}", special_tokens=[(special[0], start), (special[1], end)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=special[0],
+        eos_token=special[1],
+        pad_token=special[2],
+        model_max_length=max_length,
+    )
+
+
+__all__ = ["ForesightProcessor", "build_small_tokenizer"]
