@@ -65,7 +65,9 @@ def shift_frames(frames: np.ndarray, d_x: int, d_y: int, out: np.ndarray | None 
     """
     height, width = frames.shape[-2:]
     if abs(d_x) >= width or abs(d_y) >= height:
-        raise ValueError(f"A shift of ({d_x}, {d_y}) px leaves nothing of a picture of {width} x {height} px.")
+        raise ValueError(
+            f"A shift of ({d_x}, {d_y}) px leaves nothing of a picture of {width} x {height} px."
+        )
     out = np.empty(frames.shape, frames.dtype) if out is None else out
     # Block copy of what stays inside, then the borders: much faster than gathering by index arrays.
     left, right = max(0, -d_x), width - max(0, d_x)

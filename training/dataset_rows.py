@@ -1,7 +1,7 @@
 """A LeRobot v3 dataset as plain rows: Arrow columns, episode bounds and video segments, checked when opened.
 
-LeRobot's own item reader turns every value of a row into a Python object first, which costs up to 100 ms for a
-window of tracks. Here the same memory-mapped Arrow table is sliced directly (about 0.1 ms). Row numbers are
+LeRobot's own item reader turns every value of a row into a Python object first, which costs up to 100 ms for
+a window of tracks. Here the same memory-mapped Arrow table is sliced directly (about 0.1 ms). Row numbers are
 global frame numbers (`index` of the dataset) throughout.
 """
 
@@ -48,7 +48,9 @@ class ArrowColumn:
         last = int(np.searchsorted(self._starts, stop, side="left")) - 1
         parts = [
             self._chunk_values(
-                chunk, max(start - self._starts[chunk], 0), min(stop, self._starts[chunk + 1]) - self._starts[chunk]
+                chunk,
+                max(start - self._starts[chunk], 0),
+                min(stop, self._starts[chunk + 1]) - self._starts[chunk],
             )
             for chunk in range(first, last + 1)
         ]
@@ -117,7 +119,9 @@ class DatasetRows:
             table = load_nested_dataset(
                 self.root / "data", features=get_hf_features_from_features(meta.features)
             )
-        except Exception as error:  # whatever LeRobot, datasets or Arrow raise: find the file that is at fault
+        except (
+            Exception
+        ) as error:  # whatever LeRobot, datasets or Arrow raise: find the file that is at fault
             for path in [*files, *sorted((self.root / "meta").rglob("*.parquet"))]:
                 _check_parquet(path, read=True)
             raise ValueError(f"dataset {self.name} cannot be read: {error}; {_RESTORE}") from error
@@ -135,8 +139,8 @@ class DatasetRows:
         promised = int(self.episode_stops[-1]) if len(self.episode_stops) else 0
         if len(index) != promised or not np.array_equal(index, np.arange(len(index))):
             raise ValueError(
-                f"dataset {self.name}: its data files hold {len(index)} frames but meta/episodes lists {promised}, "
-                f"or their frame numbers do not count up; the dataset is incomplete: {_RESTORE}"
+                f"dataset {self.name}: its data files hold {len(index)} frames but meta/episodes lists "
+                f"{promised}, or their frame numbers do not count up; the dataset is incomplete: {_RESTORE}"
             )
 
     def __len__(self) -> int:

@@ -110,9 +110,9 @@ def build_flow_targets(
     """Targets of the flow head for all frames of one window.
 
     Args:
-        points (`numpy.ndarray`): `(R, n, 3)` float, the tracks at the window's frames and after, oldest first,
-            already shifted: x, y image fractions, z metres. `R` is `n_frames + flow_length - 1`, or less where
-            the episode ends earlier.
+        points (`numpy.ndarray`): `(R, n, 3)` float, the tracks at the window's frames and after, oldest
+            first, already shifted: x, y image fractions, z metres. `R` is `n_frames + flow_length - 1`, or
+            less where the episode ends earlier.
         visible (`numpy.ndarray`): `(R, n)` bool; false for padding points at all times.
         moving (`numpy.ndarray`): `(n,)` bool.
         n_frames (`int`): T, history frames.

@@ -136,8 +136,8 @@ class FrameDecoder:
                 )
         except Exception as error:  # av, torchcodec and LeRobot each have their own
             raise ValueError(
-                f"video file {path} cannot be decoded at {times_s[0]:.3f} s ({error}); it is damaged or truncated: "
-                "download the dataset again, or make it again with the script that made it"
+                f"video file {path} cannot be decoded at {times_s[0]:.3f} s ({error}); it is damaged or "
+                "truncated: download the dataset again, or make it again with the script that made it"
             ) from error
         return frames.numpy()
 
@@ -293,8 +293,8 @@ def open_frames(
         room = min(AUTO_CACHE_BYTES, shutil.disk_usage(folder).free // 2)
         if missing > room:
             logger.warning(
-                "dataset %s: decoded frames would take %.1f GB, more than the %.1f GB that 'auto' allows in %s; "
-                "decoding on demand instead. Set frame_cache to a folder on a large disk to cache anyway.",
+                "dataset %s: decoded frames would take %.1f GB, more than the %.1f GB that 'auto' allows in "
+                "%s; decoding on demand instead. Set frame_cache to a folder to cache anyway.",
                 *(rows.name, missing / 1e9, room / 1e9, folder),
             )
             return OnDemandFrames(rows, keys)
@@ -336,9 +336,9 @@ def _build_cache_file(decoder: FrameDecoder, path: Path, progress: bool) -> None
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise ValueError(
-                f"no room for the frame cache of '{decoder.key}' in {path.parent}: it needs {needed / 1e9:.2f} GB, "
-                f"{free / 1e9:.2f} GB are free; set frame_cache (or FORESIGHT_CACHE) to a folder on another disk, "
-                "or frame_cache to 'off' to decode on demand"
+                f"no room for the frame cache of '{decoder.key}' in {path.parent}: it needs "
+                f"{needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; set frame_cache "
+                "(or FORESIGHT_CACHE) to a folder on another disk, or frame_cache to 'off'"
             ) from error
 
 

@@ -1,0 +1,139 @@
+"""Several datasets as one, and samples as batches: what differs between datasets becomes masked zeros."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+if TYPE_CHECKING:  # windows.py offers this module's names
+    from training.windows import ForesightWindows
+
+__all__ = ["ConcatWindows", "collate_windows"]
+
+
+class ConcatWindows(Dataset):
+    """Several datasets as one, every sample in the same layout, for mixtures.
+
+    Window `i` counts through the datasets in order. Pictures are brought to the largest size of their view
+    among the datasets; what a dataset lacks (a view, depth, state, actions) becomes masked zeros.
+
+    Args:
+        datasets (`Sequence[ForesightWindows]`): At least one; the same lengths, views and objectives.
+
+    Raises:
+        ValueError: If the datasets do not fit together; says in what.
+    """
+
+    def __init__(self, datasets: "Sequence[ForesightWindows]"):
+        self.datasets = list(datasets)
+        if not self.datasets:
+            raise ValueError("a mixture needs at least one dataset")
+        own = {"cameras", "episodes", "frame_cache", "frame_stride", "missing_targets", "seed"}
+        own |= {"state_key", "action_key", "random_shift", "p_moving", "image_size"}
+        facts = [
+            {name: value for name, value in dataclasses.asdict(dataset.config).items() if name not in own}
+            for dataset in self.datasets
+        ]
+        for dataset, other in zip(self.datasets, facts, strict=True):
+            if differing := [name for name in other if other[name] != facts[0][name]]:
+                raise ValueError(
+                    f"dataset {dataset.rows.name} differs from the first in {', '.join(differing)}"
+                )
+        self.sizes = [len(dataset) for dataset in self.datasets]
+        self._offsets = np.cumsum([0, *self.sizes])
+        self.config = self.datasets[0].config
+        self.state_dim = self._common("state_dim")
+        self.action_dim = self._common("action_dim")
+        views = self.config.views
+        self.view_sizes = {view: _largest([d.view_sizes[view] for d in self.datasets]) for view in views}
+        self.depth_sizes = {
+            view: _largest([d.depth_sizes[view] for d in self.datasets if view in d.depth_sizes])
+            for view in views
+            if any(view in d.depth_sizes for d in self.datasets)
+        }
+
+    def _common(self, name: str) -> int:
+        """The one size among the datasets that have it; 0 if none has."""
+        sizes = {dataset.rows.name: getattr(dataset, name) for dataset in self.datasets}
+        found = {size for size in sizes.values() if size}
+        if len(found) > 1:
+            raise ValueError(
+                f"datasets differ in {name}: {sizes}; one model has one size, so leave the action "
+                "objective or the state (state_key null) out of the mixture"
+            )
+        return found.pop() if found else 0
+
+    def __len__(self) -> int:
+        return int(self._offsets[-1])
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict:
+        i, draw = item if isinstance(item, tuple) else (item, 0)
+        if not 0 <= i < len(self):
+            raise IndexError(f"window {i} of {len(self)}")
+        which = int(np.searchsorted(self._offsets, i, side="right")) - 1
+        return self._conform(self.datasets[which][int(i - self._offsets[which]), draw])
+
+    def _conform(self, sample: dict) -> dict:
+        """Bring a sample to the common sizes and keys."""
+        config = self.config
+        n_frames = len(sample["frame_mask"])
+        for view, size in self.view_sizes.items():
+            sample["images"][view] = _resize_rgb(sample["images"][view], size)
+        for view, size in self.depth_sizes.items():
+            depth = sample["depth"].get(view)
+            sample["depth"][view] = (
+                torch.zeros(n_frames, *size) if depth is None else _resize_depth(depth, size)
+            )
+        if "goal_image" in sample:
+            goal = sample["goal_image"][None]
+            sample["goal_image"] = _resize_rgb(goal, self.view_sizes[config.views[0]])[0]
+        if self.state_dim:
+            sample.setdefault("state", torch.zeros(config.history_length, self.state_dim))
+        if self.action_dim:
+            shape = (config.history_length, config.chunk_size)
+            sample.setdefault("actions", torch.zeros(*shape, self.action_dim))
+            sample.setdefault("action_mask", torch.zeros(shape, dtype=torch.bool))
+        return sample
+
+
+def collate_windows(samples: Sequence[dict]) -> dict:
+    """Stack samples into a batch: tensors gain a leading batch axis, texts become a list.
+
+    Args:
+        samples (`Sequence[dict]`): Samples of one `ForesightWindows` or `ConcatWindows`.
+
+    Returns:
+        `dict`: The same keys; `images` and `depth` stay dicts by view, `task` is a list of str.
+    """
+    batch = {}
+    for key, value in samples[0].items():
+        values = [sample[key] for sample in samples]
+        if isinstance(value, dict):
+            batch[key] = {view: torch.stack([v[view] for v in values]) for view in value}
+        else:
+            batch[key] = torch.stack(values) if isinstance(value, Tensor) else values
+    return batch
+
+
+def _largest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    return max(height for height, _ in sizes), max(width for _, width in sizes)
+
+
+def _resize_rgb(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Enlarge uint8 `(n, 3, h, w)` to a mixture's common size."""
+    if tuple(frames.shape[-2:]) == tuple(size):
+        return frames
+    resized = F.interpolate(frames.float(), size=size, mode="bilinear", align_corners=False)
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def _resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize `(n, h, w)` metres by nearest neighbour: in-between depths across an edge do not exist."""
+    if tuple(depth.shape[-2:]) == tuple(size):
+        return depth
+    return F.interpolate(depth[:, None], size=size, mode="nearest-exact")[:, 0]

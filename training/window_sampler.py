@@ -1,0 +1,167 @@
+"""Which windows form the batch of a step: a pure function of (seed, step).
+
+No state is kept between steps, so a run resumes exactly by starting the sampler at another step, and the
+global batch of a step is the same for any number of ranks: each takes its slice.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+__all__ = ["WindowSampler"]
+
+SCHEDULE_BLOCK = 8192  # positions over which a mixture's shares are kept exactly
+
+
+class WindowSampler:
+    """Batches of `(index, draw)` for `ForesightWindows` or `ConcatWindows`.
+
+    Windows are shuffled explicitly and without replacement: every epoch is its own permutation, derived from
+    the seed. `draw` says how often the window was handed out before; with it, augmentation differs between
+    epochs. In a mixture each dataset keeps its own permutations and epochs, and a fixed schedule of shuffled
+    blocks decides whose turn it is, so shares hold over every 8192 windows.
+
+    It is a batch sampler: `DataLoader(windows, batch_sampler=sampler, collate_fn=collate_windows)`. It
+    already splits batches over ranks, so do not let Accelerate `prepare` that loader: it would split again.
+
+    Args:
+        sizes (`int` or `Sequence[int]`): Windows of each dataset, in the order of `ConcatWindows`.
+        batch_size (`int`): Size of the *global* batch of one step; `world_size` must divide it.
+        seed (`int`): Seed of permutations and schedule.
+        mixture (`str` or `Sequence[float]`): `"natural"` takes windows as they are, each once per epoch;
+            `"sqrt"` takes datasets in proportion to the square root of their sizes; numbers are explicit
+            weights.
+        rank (`int`): This process.
+        world_size (`int`): Number of processes.
+        start_step (`int`): Step of the first batch that iteration yields.
+        steps (`int`, *optional*): Step at which iteration ends, not counted from `start_step`; endless if
+            omitted.
+
+    Raises:
+        ValueError: If a size or weight is not positive, or the batch cannot be divided.
+    """
+
+    def __init__(
+        self,
+        sizes: int | Sequence[int],
+        batch_size: int,
+        seed: int = 0,
+        mixture: str | Sequence[float] = "natural",
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        steps: int | None = None,
+    ):
+        self.sizes = [int(sizes)] if isinstance(sizes, (int, np.integer)) else [int(size) for size in sizes]
+        if not self.sizes or min(self.sizes) < 1:
+            raise ValueError(f"every dataset needs at least one window; sizes are {self.sizes}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+        self.start_step, self.steps = start_step, steps
+        self._slice(rank, world_size, batch_size)
+        self._offsets = np.cumsum([0, *self.sizes])
+        weights = self._weights(mixture)
+        # A "natural" mixture is one big dataset: one permutation over all windows, exact epochs.
+        self._pools = [sum(self.sizes)] if weights is None else self.sizes
+        self._quota = None if weights is None else _apportion(weights, SCHEDULE_BLOCK)
+        self._permutation = functools.lru_cache(maxsize=2 * len(self._pools) + 2)(self._make_permutation)
+        self._schedule = functools.lru_cache(maxsize=2)(self._make_schedule)
+
+    def _weights(self, mixture: str | Sequence[float]) -> np.ndarray | None:
+        if mixture == "natural":
+            return None
+        if mixture == "sqrt":
+            return np.sqrt(self.sizes)
+        if isinstance(mixture, str):
+            raise ValueError(f"mixture is '{mixture}'; use 'natural', 'sqrt' or a list of weights")
+        weights = np.asarray(mixture, dtype=np.float64)
+        if weights.shape != (len(self.sizes),) or not (np.isfinite(weights) & (weights > 0)).all():
+            raise ValueError(
+                f"mixture weights {list(mixture)} must be {len(self.sizes)} positive numbers, one per dataset"
+            )
+        return weights
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that hand out as many windows as there are."""
+        return -(-sum(self.sizes) // self.batch_size)
+
+    def batch_indices(
+        self, step: int, rank: int | None = None, world_size: int | None = None, batch_size: int | None = None
+    ) -> list[tuple[int, int]]:
+        """The windows of one rank at one step.
+
+        Args:
+            step (`int`): Step, from 0.
+            rank (`int`, *optional*): Defaults to the sampler's own, as do the next two.
+            world_size (`int`, *optional*): Number of ranks.
+            batch_size (`int`, *optional*): Global batch size.
+
+        Returns:
+            `list[tuple[int, int]]`: `(index, draw)`; the ranks' lists in order are the global batch.
+        """
+        rank = self.rank if rank is None else rank
+        world_size = self.world_size if world_size is None else world_size
+        batch_size = self.batch_size if batch_size is None else batch_size
+        part = self._slice(rank, world_size, batch_size)
+        return [self._window(step * batch_size + position) for position in range(part.start, part.stop)]
+
+    def _slice(self, rank: int, world_size: int, batch_size: int) -> slice:
+        if batch_size % world_size:
+            raise ValueError(
+                f"a global batch of {batch_size} windows cannot be divided among {world_size} processes; "
+                f"choose a multiple of {world_size}"
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is not among {world_size} processes")
+        share = batch_size // world_size
+        return slice(rank * share, (rank + 1) * share)
+
+    def _window(self, position: int) -> tuple[int, int]:
+        """Window and draw at a position of the endless stream of windows."""
+        pool, offset = 0, 0
+        if self._quota is not None:
+            block, within = divmod(position, SCHEDULE_BLOCK)
+            turns, turn_counts = self._schedule(block)
+            pool = int(turns[within])
+            offset = int(self._offsets[pool])
+            position = block * int(self._quota[pool]) + int(turn_counts[within])
+        draw, place = divmod(position, self._pools[pool])
+        return offset + int(self._permutation(pool, draw)[place]), draw
+
+    def _make_permutation(self, pool: int, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, 0, pool, epoch)).permutation(self._pools[pool])
+
+    def _make_schedule(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Whose turn it is in a block, and how many turns that dataset had before in the block."""
+        turns = np.repeat(np.arange(len(self._quota)), self._quota)
+        turns = np.random.default_rng((self.seed, 1, block)).permutation(turns)
+        counts = np.empty_like(turns)
+        for pool, quota in enumerate(self._quota):
+            counts[turns == pool] = np.arange(quota)
+        return turns, counts
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        step = self.start_step
+        while self.steps is None or step < self.steps:
+            yield self.batch_indices(step)
+            step += 1
+
+    def __len__(self) -> int:
+        if self.steps is None:
+            raise TypeError("an endless WindowSampler has no length; give it `steps`")
+        return max(0, self.steps - self.start_step)
+
+
+def _apportion(weights: np.ndarray, total: int) -> np.ndarray:
+    """Whole shares of `total` by weight (largest remainders), at least one each."""
+    exact = weights / weights.sum() * total
+    shares = np.maximum(np.floor(exact).astype(np.int64), 1)
+    order = np.argsort(-(exact - np.floor(exact)), kind="stable")
+    for i in range(max(0, total - int(shares.sum()))):
+        shares[order[i % len(order)]] += 1
+    while shares.sum() > total:  # the minimum of one may overshoot: the largest gives
+        shares[shares.argmax()] -= 1
+    return shares
