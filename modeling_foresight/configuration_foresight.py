@@ -70,6 +70,7 @@ class ForesightConfig(PreTrainedConfig):
         action_loss_weight, gripper_loss_weight, depth_loss_weight, future_loss_weight, flow_loss_weight,
         kl_loss_weight, progress_loss_weight (`float`): Loss weights; alpha, beta, gamma, delta of the paper
             are the gripper, depth, future and flow weights.
+        fps (`float`, *optional*): Control steps per second of the data that the policy learned from.
         action_codec (`str`): What an action means: `"recorded"` commands as stored.
         state_representation (`str`): `"absolute"`: normalised by dataset statistics.
 
@@ -146,6 +147,7 @@ class ForesightConfig(PreTrainedConfig):
     kl_loss_weight: int | float = 1.0
     progress_loss_weight: int | float = 1.0
 
+    fps: int | float | None = None
     action_codec: str = "recorded"
     state_representation: str = "absolute"
 
