@@ -1,0 +1,279 @@
+"""Join recorded episodes into one LeRobot v3 dataset.
+
+LeRobot's recorder encodes and concatenates in one process, copying the whole video file for every episode.
+Here episodes arrive encoded, each file is written once, and LeRobot's own metadata class keeps the books.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets_scripts.columns import append_columns, encode_flags, points_features, write_provenance
+from datasets_scripts.record_episode import ARRAYS, Recording, depth_encoder, point_values, rgb_encoder
+
+
+def assemble_dataset(
+    root: Path,
+    recording: Recording,
+    repo_id: str,
+    shard_of: Callable[[int], Path],
+    facts: Sequence[dict],
+) -> None:
+    """Write a complete dataset from shards.
+
+    Args:
+        root (`Path`): Folder to create.
+        recording (`Recording`): Parameters.
+        repo_id (`str`): Name the dataset carries in messages.
+        shard_of (`Callable`): Folder of an episode.
+        facts (`Sequence[dict]`): Facts of every episode, in order.
+
+    Raises:
+        OSError: If the disk is full, or a file does not hold the frames it should.
+    """
+    from lerobot.datasets.compute_stats import compute_episode_stats
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+    from lerobot.datasets.io_utils import write_info
+
+    features = recording.features()
+    meta = LeRobotDatasetMetadata.create(
+        repo_id, recording.fps, features, robot_type="sawyer", root=root, use_videos=True
+    )
+    lengths = [episode["n_frames"] for episode in facts]
+    videos = {key: _join_videos(meta, key, shard_of, lengths) for key in recording.video_features()}
+    for key in videos:
+        is_depth = key in meta.depth_keys
+        if is_depth:
+            meta.features[key]["info"]["depth_unit"] = "m"
+        meta.update_video_info(key, depth_encoder(recording.depth_max) if is_depth else rgb_encoder())
+    write_info(meta.info, meta.root)
+    data = _DataWriter(meta, recording.n_points)
+    try:
+        for episode, known in enumerate(facts):
+            meta.save_episode_tasks([known["instruction"]])
+            columns = _columns(episode, known, shard_of(episode), meta, data.n_frames)
+            place = data.write(columns)
+            for key in videos:
+                place |= videos[key][episode]
+            stats = compute_episode_stats(columns, meta.features)
+            for key, values in known["stats"].items():
+                stats[key] = {name: np.array(value) for name, value in values.items()}
+            meta.save_episode(episode, known["n_frames"], [known["instruction"]], stats, place)
+    finally:
+        data.close()
+        meta.finalize()
+    flow_camera = recording.cameras[0]
+    new = points_features(flow_camera, recording.n_points, recording.image_size, recording.image_size)
+    append_columns(root, new, point_values(shard_of, flow_camera))
+    write_provenance(root, _provenance(recording, facts, shard_of, root))
+
+
+def _columns(episode: int, known: dict, shard: Path, meta: Any, first_frame: int) -> dict[str, np.ndarray]:
+    """Values of the plain columns of one episode, LeRobot's own ones included."""
+    n_frames = known["n_frames"]
+    frames = np.arange(n_frames)
+    with np.load(shard / ARRAYS) as arrays:
+        state, action = arrays["state"], arrays["action"]
+    return {
+        "observation.state": state,
+        "action": action,
+        "timestamp": (frames / meta.fps).astype(np.float32),
+        "frame_index": frames,
+        "episode_index": np.full(n_frames, episode),
+        "index": first_frame + frames,
+        "task_index": np.full(n_frames, meta.get_task_index(known["instruction"])),
+    }
+
+
+class _DataWriter:
+    """Writes episodes as row groups of data files that stay near LeRobot's size limit with the points in
+    them."""
+
+    def __init__(self, meta: Any, n_points: int):
+        self.n_frames = 0
+        self._meta = meta
+        bytes_per_frame = 6.2 * n_points  # float16 x 3 and one bit, before compression
+        self._frames_per_file = max(1, int(meta.data_files_size_in_mb * 1e6 / bytes_per_frame))
+        self._chunk, self._file, self._frames_in_file = 0, 0, 0
+        self._writer: Any = None
+
+    def write(self, columns: dict[str, np.ndarray]) -> dict[str, int]:
+        """Write one episode; returns where it went, as LeRobot's episode metadata."""
+        import datasets
+        import pyarrow.parquet as pq
+        from lerobot.datasets.feature_utils import get_hf_features_from_features
+        from lerobot.datasets.utils import update_chunk_file_indices
+
+        n_frames = len(columns["index"])
+        if self._frames_in_file and self._frames_in_file + n_frames > self._frames_per_file:
+            self.close()
+            self._chunk, self._file = update_chunk_file_indices(
+                self._chunk, self._file, self._meta.chunks_size
+            )
+            self._frames_in_file = 0
+        hf_features = get_hf_features_from_features(self._meta.features)
+        rows = {key: columns[key] for key in hf_features}
+        table = datasets.Dataset.from_dict(rows, features=hf_features).with_format("arrow")[:]
+        if self._writer is None:
+            path = self._meta.root / self._meta.data_path.format(
+                chunk_index=self._chunk, file_index=self._file
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(path, table.schema, compression="zstd")
+        self._writer.write_table(table)
+        place = {
+            "data/chunk_index": self._chunk,
+            "data/file_index": self._file,
+            "dataset_from_index": self.n_frames,
+            "dataset_to_index": self.n_frames + n_frames,
+        }
+        self.n_frames += n_frames
+        self._frames_in_file += n_frames
+        return place
+
+    def close(self) -> None:
+        """Finish the current file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _join_videos(
+    meta: Any, key: str, shard_of: Callable[[int], Path], lengths: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Concatenate the episodes of one video column; returns each episode's place as LeRobot metadata."""
+    from lerobot.datasets.utils import update_chunk_file_indices
+    from lerobot.datasets.video_utils import concatenate_video_files
+
+    places: list[dict[str, Any]] = []
+    chunk, file = 0, 0
+    paths = [shard_of(episode) / f"{key}.mp4" for episode in range(len(lengths))]
+    for start, stop in _group_by_size(paths, meta.video_files_size_in_mb * 1e6):
+        if start:
+            chunk, file = update_chunk_file_indices(chunk, file, meta.chunks_size)
+        target = meta.root / meta.video_path.format(video_key=key, chunk_index=chunk, file_index=file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        concatenate_video_files(paths[start:stop], target)
+        expected = sum(lengths[start:stop])
+        found = _count_frames(target)
+        if found != expected:
+            raise OSError(f"{target} holds {found} frames instead of {expected}; is the disk full?")
+        seconds = np.concatenate([[0], np.cumsum(lengths[start:stop])]) / meta.fps
+        for first, last in zip(seconds[:-1], seconds[1:], strict=True):
+            places.append(
+                {
+                    f"videos/{key}/chunk_index": chunk,
+                    f"videos/{key}/file_index": file,
+                    f"videos/{key}/from_timestamp": float(first),
+                    f"videos/{key}/to_timestamp": float(last),
+                }
+            )
+    return places
+
+
+def _group_by_size(paths: Sequence[Path], limit_bytes: float) -> Iterator[tuple[int, int]]:
+    """Split files into runs whose sizes add up to at most the limit: `(start, stop)` each."""
+    start, total = 0, 0
+    for index, path in enumerate(paths):
+        size = path.stat().st_size
+        if index > start and total + size > limit_bytes:
+            yield start, index
+            start, total = index, 0
+        total += size
+    yield start, len(paths)
+
+
+def _count_frames(path: Path) -> int:
+    """Number of frames in a video file, without decoding."""
+    import av
+
+    with av.open(str(path)) as container:
+        return sum(packet.size > 0 for packet in container.demux(video=0))
+
+
+def _provenance(
+    recording: Recording, facts: Sequence[dict], shard_of: Callable[[int], Path], root: Path
+) -> dict[str, Any]:
+    """Contents of `meta/foresight.json` for a simulated dataset."""
+    from importlib.metadata import version
+
+    flow_camera = recording.cameras[0]
+    cameras: dict[str, dict] = {}
+    for camera in recording.cameras:
+        cameras[camera] = {
+            "depth": {"source": "mujoco depth buffer, exact", "depth_max_m": recording.depth_max},
+            "intrinsics": facts[0]["intrinsics"][camera],
+        }
+    cameras[flow_camera]["tracks"] = {
+        "source": "mujoco rigid bodies, exact",
+        "n_points": recording.n_points,
+        "moving_fraction": 0.25,
+        "seed": recording.seed,
+    }
+    episodes = {}
+    for episode, known in enumerate(facts):
+        with np.load(shard_of(episode) / ARRAYS) as arrays:
+            moving = arrays["moving"]
+        tracks = {
+            "n_points": known["n_points"],
+            "n_moving": known["n_moving"],
+            "moving": encode_flags(moving),
+        }
+        episodes[str(episode)] = {
+            flow_camera: tracks,
+            **{name: known[name] for name in ("task", "seed", "attempts", "has_motion")},
+        }
+    attempts = {task: 0 for task in recording.tasks}
+    for known in facts:
+        attempts[known["task"]] += known["attempts"]
+    return {
+        "cameras": cameras,
+        "episodes": episodes,
+        "simulation": {
+            "parameters": recording.to_dict(),
+            "attempts": attempts,
+            "versions": {name: version(name) for name in ("metaworld", "mujoco", "lerobot")},
+            "video_bytes": {
+                str(path.relative_to(root)): path.stat().st_size
+                for path in sorted(root.glob("videos/**/*.mp4"))
+            },
+        },
+    }
+
+
+def check_dataset(root: Path, recording: Recording, provenance: dict) -> None:
+    """Quick check that a finished dataset is still whole: counts, data files' footers, sizes of the videos.
+
+    Raises:
+        ValueError: Names the file that is missing or damaged and the remedy.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from datasets_scripts.columns import data_files
+
+    remedy = f"delete {root} and run the same command again"
+    try:
+        info = json.loads((root / "meta/info.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{root}/meta/info.json is damaged ({error}); {remedy}") from error
+    if info["total_episodes"] != recording.n_episodes:
+        raise ValueError(
+            f"{root} holds {info['total_episodes']} episodes, not {recording.n_episodes}; {remedy}"
+        )
+    n_rows = 0
+    for path in data_files(root):
+        try:
+            n_rows += pq.read_metadata(path).num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"data file {path} is damaged ({error}); {remedy}") from error
+    if n_rows != info["total_frames"]:
+        raise ValueError(f"the data files of {root} hold {n_rows} of {info['total_frames']} frames; {remedy}")
+    for name, size in provenance["simulation"]["video_bytes"].items():
+        path = root / name
+        found = path.stat().st_size if path.exists() else None
+        if found != size:
+            raise ValueError(f"video file {path} has {found or 'no'} bytes instead of {size}; {remedy}")

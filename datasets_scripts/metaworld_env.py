@@ -1,0 +1,341 @@
+"""MetaWorld as this project sees it: one fast renderer, exact geometry, and LeRobot's view of the tasks.
+
+Used both to record demonstrations and to run policies, so that a policy meets the pictures it was trained on.
+Instructions, the main camera and the state are those of LeRobot's MetaWorld environment
+(`lerobot/envs/metaworld.py`); the wrist camera, depth, segmentation and camera poses are added here.
+
+Frames: the world frame is MuJoCo's. Camera frames have x to the right and y down in the image, z forward, in
+metres. Pixel coordinates count from the outer edge of the image: the centre of the first pixel is at 0.5.
+"""
+
+import difflib
+import functools
+import importlib.util
+import json
+import os
+import sys
+import types
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+SIMULATION_HZ = 80  # MetaWorld's control rate
+MAX_STEPS = 500  # MetaWorld refuses to step beyond this
+ACTION_DIM = 4
+STATE_DIM = 4
+
+# Our camera names -> cameras of the MuJoCo model.
+CAMERAS = {"main": "corner2", "wrist": "gripperPOV", "behind": "behindGripper", "top": "topview"}
+# LeRobot moves MetaWorld's corner camera closer and turns its upside-down image by 180 degrees.
+MAIN_CAMERA_POSITION = (0.75, 0.075, 0.7)
+UPSIDE_DOWN = ("main",)
+
+QUALITIES = ("fast", "default")
+
+
+def task_descriptions() -> dict[str, str]:
+    """Instruction of each MetaWorld task in LeRobot's wording, for example `Open a drawer`."""
+    return _lerobot_tasks()["TASK_DESCRIPTIONS"]
+
+
+def resolve_tasks(names: str) -> list[str]:
+    """Turn task names and difficulty groups into a list of tasks.
+
+    Args:
+        names (`str`): Comma-separated tasks (`drawer-open-v3`) or groups (`easy`, `medium`, `hard`,
+            `very_hard`, `all`).
+
+    Returns:
+        `list[str]`: Tasks in the order given, each once.
+
+    Raises:
+        ValueError: If a name is unknown (with the closest known names) or none is given.
+    """
+    groups = {**_lerobot_tasks()["DIFFICULTY_TO_TASKS"], "all": sorted(task_descriptions())}
+    tasks: list[str] = []
+    for name in (part.strip() for part in names.split(",")):
+        if name in groups:
+            tasks += groups[name]
+        elif name in task_descriptions():
+            tasks.append(name)
+        elif name:
+            close = difflib.get_close_matches(name, [*task_descriptions(), *groups], n=3, cutoff=0.4)
+            hint = f"did you mean {', '.join(close)}?" if close else "tasks look like drawer-open-v3"
+            raise ValueError(f"unknown MetaWorld task '{name}'; {hint} (groups: {', '.join(groups)})")
+    if not tasks:
+        raise ValueError("no task given; pass for example --tasks drawer-open-v3 or --tasks easy")
+    return list(dict.fromkeys(tasks))
+
+
+def check_cameras(cameras: Sequence[str]) -> list[str]:
+    """Check camera names and return them as a list.
+
+    Raises:
+        ValueError: If a name is unknown or given twice, or there is none.
+    """
+    unknown = [camera for camera in cameras if camera not in CAMERAS]
+    if unknown:
+        raise ValueError(f"unknown camera '{unknown[0]}'; MetaWorld has {', '.join(CAMERAS)}")
+    if not cameras or len(set(cameras)) != len(cameras):
+        raise ValueError(
+            f"cameras are {','.join(cameras) or 'empty'}; name each of them once, the main view first"
+        )
+    return list(cameras)
+
+
+@functools.cache
+def _lerobot_tasks() -> dict:
+    """LeRobot's task table, read as a file because importing its environment takes seconds."""
+    spec = importlib.util.find_spec("lerobot")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError("lerobot is not installed; run `pip install lerobot_policy_foresight`")
+    path = Path(next(iter(spec.submodule_search_locations))) / "envs" / "metaworld_config.json"
+    return json.loads(path.read_text())
+
+
+@functools.cache
+def _simulator() -> types.SimpleNamespace:
+    """Import MuJoCo and MetaWorld, with software rendering unless the user chose another renderer.
+
+    Raises:
+        RuntimeError: If a package or the rendering library is missing; says what to install.
+    """
+    if sys.platform.startswith("linux") and "PYOPENGL_PLATFORM" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "osmesa")  # works without a display and without a GPU
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import mujoco
+            from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+            from metaworld.policies import ENV_POLICY_MAP
+
+            mujoco.Renderer  # noqa: B018 - the rendering library is loaded with it
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("mujoco", "metaworld", "gymnasium"):
+            raise RuntimeError(
+                f"the simulator is not installed ({error}); run `pip install 'lerobot_policy_foresight[sim]'`"
+            ) from error
+        raise RuntimeError(_rendering_advice(error)) from error
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:
+        raise RuntimeError(_rendering_advice(error)) from error
+    return types.SimpleNamespace(mujoco=mujoco, environments=ALL_V3_ENVIRONMENTS, policies=ENV_POLICY_MAP)
+
+
+def _rendering_advice(error: Exception) -> str:
+    return (
+        f"MuJoCo cannot render with MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')} ({error}); install the "
+        "software renderer (Debian and Ubuntu: `apt-get install libosmesa6`), "
+        "or set MUJOCO_GL=egl on a machine with a GPU"
+    )
+
+
+class MetaWorldSim:
+    """One MetaWorld task with rendered cameras, exact geometry and a scripted expert.
+
+    Keep one alive per process and close it before opening another: two MuJoCo renderers in one process
+    disturb each other.
+
+    Args:
+        task (`str`): Task name, for example `drawer-open-v3`.
+        cameras (`Sequence[str]`): Cameras `observe` renders, names of `CAMERAS`.
+        image_size (`int`): Side of the square images in pixels.
+        quality (`str`): `fast` renders without shadows, reflections and multisampling, some ten times faster
+            in software; `default` is MuJoCo's and LeRobot's.
+
+    Raises:
+        ValueError: If task, camera, size or quality is unknown.
+        RuntimeError: If the simulator or its rendering library is missing.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        cameras: Sequence[str] = ("main", "wrist"),
+        image_size: int = 96,
+        quality: str = "fast",
+    ):
+        (self.task,) = resolve_tasks(task)
+        self.cameras = check_cameras(cameras)
+        if quality not in QUALITIES:
+            raise ValueError(f"unknown quality '{quality}'; choose from {', '.join(QUALITIES)}")
+        if image_size < 16:
+            raise ValueError(f"image size is {image_size} px; it must be at least 16")
+        self.image_size = image_size
+        simulator = _simulator()
+        self._mujoco = simulator.mujoco
+        self._env = simulator.environments[self.task]()
+        # What set_task does for MetaWorld's own multi-task benchmark: goals are in the observation the expert
+        # reads.
+        self._env._partially_observable = False
+        self._env.__dict__.pop("sawyer_observation_space", None)  # cached with hidden goals
+        self._env._set_task_called = True
+        # Without these two, every reset repeats one start, whatever the seed.
+        self._env._freeze_rand_vec = False
+        self._env.seeded_rand_vec = True
+        self._make_expert = simulator.policies[self.task]
+        self._expert = self._make_expert()
+        self._observation = np.zeros(39)
+        self._steps_taken = 0
+        model = self._env.model
+        model.camera(CAMERAS["main"]).pos = MAIN_CAMERA_POSITION
+        if quality == "fast":
+            model.vis.quality.offsamples = 0
+            model.vis.quality.shadowsize = 0
+            model.light_castshadow[:] = 0
+            model.mat_reflectance[:] = 0
+        # The frame buffer's size is the model's; larger pictures than MetaWorld's own need a larger one.
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, image_size)
+        model.vis.global_.offheight = max(model.vis.global_.offheight, image_size)
+        try:
+            self._renderer = self._mujoco.Renderer(model, image_size, image_size)
+        except Exception as error:  # OpenGL raises its own zoo of types
+            raise RuntimeError(_rendering_advice(error)) from error
+
+    @property
+    def task_description(self) -> str:
+        """Instruction in LeRobot's wording."""
+        return task_descriptions()[self.task]
+
+    @property
+    def steps_left(self) -> int:
+        """Simulation steps until MetaWorld's own limit of 500."""
+        return MAX_STEPS - self._steps_taken
+
+    def reset(self, seed: int) -> None:
+        """Start an episode; the same seed gives the same start, whatever happened before.
+
+        Args:
+            seed (`int`): Any non-negative integer.
+        """
+        self._env.seed(int(seed))  # the seed argument of MetaWorld's reset is ignored
+        self._observation, _ = self._env.reset()
+        # Reset draws twice, and the goal marker still stands where the first draw put it.
+        self._mujoco.mj_kinematics(self._env.model, self._env.data)
+        self._mujoco.mj_camlight(self._env.model, self._env.data)
+        self._expert = self._make_expert()
+        self._steps_taken = 0
+
+    def observe(self) -> dict:
+        """What a policy sees now.
+
+        Returns:
+            `dict`: `images`: camera -> `(H, W, 3)` uint8 RGB; `state`: `(4,)` float32, hand position in
+            metres and gripper opening in [0, 1], as LeRobot's `agent_pos`.
+        """
+        images = {camera: self.render_rgb(camera) for camera in self.cameras}
+        return {"images": images, "state": self.state()}
+
+    def state(self) -> np.ndarray:
+        """Hand position (x, y, z in metres) and gripper opening in [0, 1]: `(4,)` float32."""
+        return self._observation[:STATE_DIM].astype(np.float32)
+
+    def step(self, action: np.ndarray, repeat: int = 1, stop_on_success: bool = False) -> bool:
+        """Hold one action for some simulation steps.
+
+        Args:
+            action (`np.ndarray`): `(4,)` hand displacement and gripper command; clipped to [-1, 1].
+            repeat (`int`): Simulation steps (80 per second) to hold it; cut short at MetaWorld's limit of
+                500.
+            stop_on_success (`bool`): Return at the first successful step instead of holding on.
+
+        Returns:
+            `bool`: Whether any of the steps was successful.
+
+        Raises:
+            ValueError: If the action has another shape or is not finite.
+        """
+        action = np.asarray(action, dtype=np.float64)
+        if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
+            raise ValueError(f"action must be {ACTION_DIM} finite numbers; got {action}")
+        action = np.clip(action, -1.0, 1.0)
+        success = False
+        for _ in range(min(repeat, self.steps_left)):
+            self._observation, _, _, _, info = self._env.step(action)
+            self._steps_taken += 1
+            success = success or bool(info["success"])
+            if success and stop_on_success:
+                break
+        return success
+
+    def expert_action(self) -> np.ndarray:
+        """What MetaWorld's scripted expert does now: `(4,)` float32 in [-1, 1]."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # experts ask for more than 1 and count on being clipped
+            action = self._expert.get_action(self._observation)
+        return np.clip(action, -1.0, 1.0).astype(np.float32)
+
+    def render_rgb(self, camera: str) -> np.ndarray:
+        """RGB image of a camera: `(H, W, 3)` uint8, upright."""
+        return self._render(camera)
+
+    def render_depth(self, camera: str) -> np.ndarray:
+        """Distance along the optical axis: `(H, W)` float32 metres; empty background is beyond 100 m."""
+        self._renderer.enable_depth_rendering()
+        try:
+            return self._render(camera)
+        finally:
+            self._renderer.disable_depth_rendering()
+
+    def render_bodies(self, camera: str) -> np.ndarray:
+        """Which rigid body each pixel shows: `(H, W)` int32, -1 for background and goal markers."""
+        self._renderer.enable_segmentation_rendering()
+        try:
+            objects = self._render(camera)  # (H, W, 2): object id, object type
+        finally:
+            self._renderer.disable_segmentation_rendering()
+        identifier, kind = objects[..., 0], objects[..., 1]
+        is_geom = kind == int(self._mujoco.mjtObj.mjOBJ_GEOM)
+        body_of_geom = self._env.model.geom_bodyid
+        return np.where(is_geom, body_of_geom[np.where(is_geom, identifier, 0)], -1).astype(np.int32)
+
+    def body_poses(self) -> tuple[np.ndarray, np.ndarray]:
+        """World poses of all rigid bodies: positions `(bodies, 3)` metres, rotations `(bodies, 3, 3)`."""
+        data = self._env.data
+        return data.xpos.copy(), data.xmat.reshape(-1, 3, 3).copy()
+
+    def camera_pose(self, camera: str) -> tuple[np.ndarray, np.ndarray]:
+        """Where a camera is now; the wrist camera follows the hand, so ask at every frame.
+
+        Returns:
+            `tuple`: Position `(3,)` in metres and rotation `(3, 3)`, whose columns are the camera's x
+            (right), y (down) and z (forward) axes in the world frame.
+        """
+        data_camera = self._env.data.camera(CAMERAS[camera])
+        # MuJoCo's cameras look along -z with y up; turning the image by 180 degrees turns x and y.
+        to_image_axes = np.diag([-1.0, 1.0, -1.0]) if camera in UPSIDE_DOWN else np.diag([1.0, -1.0, -1.0])
+        return data_camera.xpos.copy(), data_camera.xmat.reshape(3, 3) @ to_image_axes
+
+    def intrinsics(self, camera: str) -> dict[str, float]:
+        """Pinhole intrinsics in pixels: fx, fy, cx, cy, height, width (edge-based pixel coordinates)."""
+        half_angle = np.deg2rad(self._env.model.camera(CAMERAS[camera]).fovy[0]) / 2
+        focal = 0.5 * self.image_size / np.tan(half_angle)
+        centre = 0.5 * self.image_size
+        side = self.image_size
+        return {
+            "fx": float(focal),
+            "fy": float(focal),
+            "cx": centre,
+            "cy": centre,
+            "height": side,
+            "width": side,
+        }
+
+    def close(self) -> None:
+        """Free the renderer; needed before another simulator is opened in this process."""
+        self._renderer.close()
+        self._env.close()
+
+    def __enter__(self) -> "MetaWorldSim":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _render(self, camera: str) -> np.ndarray:
+        self._renderer.update_scene(self._env.data, camera=CAMERAS[camera])
+        image = self._renderer.render()
+        if camera in UPSIDE_DOWN:
+            image = image[::-1, ::-1]
+        return np.ascontiguousarray(image)

@@ -1,0 +1,370 @@
+"""Record one simulated demonstration: expert, cameras, exact depth and tracks, written as one atomic folder.
+
+An episode folder ("shard") holds one mp4 per video column, `arrays.npz` and `facts.json`; `assemble.py` joins
+shards into a LeRobot dataset. A shard appears under its final name only when it is whole.
+"""
+
+import io
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets_scripts.columns import (
+    DEPTH_LIMIT_MARGIN_M,
+    depth_feature,
+    depth_key,
+    image_key,
+    pack_points,
+    points_key,
+    points_visible_key,
+)
+from datasets_scripts.exact_tracks import RigidClip, make_tracks
+from datasets_scripts.metaworld_env import ACTION_DIM, MAX_STEPS, SIMULATION_HZ, STATE_DIM, MetaWorldSim
+
+# Stored after the first success, so that the last frames before it still have a future to predict.
+FRAMES_AFTER_SUCCESS = 3
+ARRAYS, FACTS = "arrays.npz", "facts.json"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Everything that determines the contents of a simulated dataset.
+
+    Attributes:
+        tasks (`tuple[str, ...]`): MetaWorld tasks.
+        episodes (`int`): Episodes per task.
+        image_size (`int`): Side of the square images in pixels.
+        stride (`int`): Simulation steps (80 per second) between stored frames; each action is held that long.
+        seed (`int`): Seed of starts, action noise and choice of points.
+        noise (`float`): Standard deviation of the noise on the expert's executed actions, which lie in [-1,
+            1]; the stored action is the one without noise.
+        n_points (`int`): Tracked points per episode.
+        cameras (`tuple[str, ...]`): Cameras; tracks are made for the first.
+        depth_max (`float`): Farthest depth kept, in metres.
+        max_steps (`int`): Simulation steps the expert may take.
+        retries (`int`): New starts tried when the expert fails.
+        quality (`str`): Rendering quality, `fast` or `default`.
+    """
+
+    tasks: tuple[str, ...]
+    episodes: int = 50
+    image_size: int = 96
+    stride: int = 4
+    seed: int = 0
+    noise: float = 0.1
+    n_points: int = 1250
+    cameras: tuple[str, ...] = ("main", "wrist")
+    depth_max: float = 4.0
+    max_steps: int = MAX_STEPS
+    retries: int = 50
+    quality: str = "fast"
+
+    def __post_init__(self):
+        if self.episodes < 1:
+            raise ValueError(f"--episodes is {self.episodes}; at least one episode per task is needed")
+        if self.stride < 1 or SIMULATION_HZ % self.stride:
+            divisors = [str(n) for n in range(1, SIMULATION_HZ + 1) if SIMULATION_HZ % n == 0]
+            raise ValueError(
+                f"--stride {self.stride} gives {SIMULATION_HZ}/{self.stride} frames per second, which must be whole; "
+                f"choose from {', '.join(divisors)}"
+            )
+        if self.n_points < 2:
+            raise ValueError(f"--n-points is {self.n_points}; at least 2 points are needed")
+        if self.image_size < 16 or self.image_size % 2:
+            raise ValueError(f"--image-size is {self.image_size}; video needs an even size of at least 16 px")
+        if not 0 <= self.noise <= 2:
+            raise ValueError(f"--noise is {self.noise}; actions lie in [-1, 1], so use 0 to 2")
+        if not 0.1 <= self.depth_max <= 50:
+            raise ValueError(f"--depth-max is {self.depth_max}; give metres between 0.1 and 50")
+        if not self.stride <= self.max_steps <= MAX_STEPS:
+            raise ValueError(
+                f"--max-steps is {self.max_steps}; give {self.stride} to {MAX_STEPS} simulation steps"
+            )
+        if self.retries < 0 or self.seed < 0:
+            raise ValueError("--retries and --seed cannot be negative")
+
+    @property
+    def fps(self) -> int:
+        """Stored frames per second."""
+        return SIMULATION_HZ // self.stride
+
+    @property
+    def n_episodes(self) -> int:
+        """Episodes of all tasks together."""
+        return self.episodes * len(self.tasks)
+
+    def task_of(self, episode: int) -> str:
+        """Task of an episode: all episodes of the first task, then those of the second, and so on."""
+        return self.tasks[episode // self.episodes]
+
+    def video_features(self) -> dict[str, dict]:
+        """LeRobot features of the video columns."""
+        side = self.image_size
+        rgb = {"dtype": "video", "shape": (side, side, 3), "names": ["height", "width", "channels"]}
+        images = {image_key(camera): dict(rgb) for camera in self.cameras}
+        return images | {depth_key(camera): depth_feature(side, side) for camera in self.cameras}
+
+    def features(self) -> dict[str, dict]:
+        """LeRobot features of all recorded columns (points are appended later, without statistics)."""
+        return {
+            **self.video_features(),
+            "observation.state": {
+                "dtype": "float32",
+                "shape": (STATE_DIM,),
+                "names": ["hand_x", "hand_y", "hand_z", "gripper_opening"],
+            },
+            "action": {
+                "dtype": "float32",
+                "shape": (ACTION_DIM,),
+                "names": ["delta_x", "delta_y", "delta_z", "gripper_effort"],
+            },
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values as JSON gives them back, for comparing two runs."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+class ExpertFailedError(RuntimeError):
+    """The scripted expert did not succeed in any of the allowed tries."""
+
+
+def rgb_encoder() -> Any:
+    """H.264 settings: fast to encode and decode on a CPU, a key frame every other frame for random access."""
+    from lerobot.configs.video import RGBEncoderConfig
+
+    return RGBEncoderConfig(vcodec="h264", g=2, crf=18, preset="veryfast")
+
+
+def depth_encoder(depth_max: float) -> Any:
+    """LeRobot's lossless 12-bit depth settings, limited to the range of the scene and silent."""
+    from lerobot.configs.video import DepthEncoderConfig
+
+    quiet = {"x265-params": "lossless=1:log-level=none"}
+    return DepthEncoderConfig(depth_max=depth_max, preset="superfast", extra_options=quiet)
+
+
+def record_shard(sim: MetaWorldSim, recording: Recording, episode: int, shard: Path) -> dict:
+    """Record one episode and write it as a folder.
+
+    Args:
+        sim (`MetaWorldSim`): Simulator of the episode's task.
+        recording (`Recording`): Parameters.
+        episode (`int`): Index over all tasks; together with the seed it determines the episode.
+        shard (`Path`): Folder to create.
+
+    Returns:
+        `dict`: The facts also written to `facts.json`: task, seed, attempts, frames, points.
+
+    Raises:
+        ExpertFailedError: If no try succeeded.
+        OSError: If the disk is full or not writable; nothing is left under the shard's name.
+    """
+    task_number = zlib.crc32(sim.task.encode())
+    for attempt in range(recording.retries + 1):
+        entropy = (recording.seed, task_number, episode % recording.episodes, attempt)
+        start_seed, noise_seed, track_seed = map(int, np.random.SeedSequence(entropy).generate_state(3))
+        plan = plan_episode(sim, recording, start_seed, np.random.default_rng(noise_seed))
+        if plan is not None:
+            break
+    else:
+        raise ExpertFailedError(
+            f"the expert failed {recording.retries + 1} times in a row on {sim.task} (episode {episode}); lower "
+            "--noise, raise --retries, or leave the task out"
+        )
+    labels, executed = plan
+    videos, arrays, facts = render_episode(
+        sim, recording, start_seed, executed, np.random.default_rng(track_seed)
+    )
+    facts |= {
+        "task": sim.task,
+        "instruction": sim.task_description,
+        "seed": start_seed,
+        "attempts": attempt + 1,
+    }
+    shard.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix="tmp-", dir=shard.parent))
+    try:
+        facts["stats"] = {}
+        for key, frames in videos.items():
+            is_depth = key.startswith("observation.depth.")
+            encoder = depth_encoder(recording.depth_max) if is_depth else rgb_encoder()
+            (unfinished / f"{key}.mp4").write_bytes(encode_video(frames, recording.fps, encoder))
+            facts["stats"][key] = video_stats(frames)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, action=labels, **arrays)
+        (unfinished / ARRAYS).write_bytes(buffer.getvalue())
+        facts["bytes"] = {path.name: path.stat().st_size for path in sorted(unfinished.iterdir())}
+        (unfinished / FACTS).write_text(json.dumps(facts))
+        os.replace(unfinished, shard)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return facts
+
+
+def read_facts(shard: Path) -> dict | None:
+    """Facts of a shard, or `None` if it is missing or any of its files has not the size it was written
+    with."""
+    try:
+        facts = json.loads((shard / FACTS).read_text())
+        whole = all((shard / name).stat().st_size == size for name, size in facts["bytes"].items())
+    except (OSError, ValueError, KeyError):
+        return None
+    return facts if whole else None
+
+
+def plan_episode(
+    sim: MetaWorldSim, recording: Recording, start_seed: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Let the expert act without rendering anything, to learn whether it succeeds.
+
+    Returns:
+        `tuple | None`: Clean and executed actions, `(F, 4)` float32 each, up to a few frames after the first
+        success; `None` if there was none within the allowed steps.
+    """
+    sim.reset(start_seed)
+    labels, executed = [], []
+    succeeded_at: int | None = None
+    while True:
+        if succeeded_at is None:
+            if len(labels) * recording.stride >= recording.max_steps:
+                return None
+        elif len(labels) >= succeeded_at + FRAMES_AFTER_SUCCESS or sim.steps_left < recording.stride:
+            return np.stack(labels), np.stack(executed)
+        label = sim.expert_action()
+        noisy = label + generator.normal(0.0, recording.noise, size=label.shape)
+        labels.append(label)
+        executed.append(np.clip(noisy, -1.0, 1.0).astype(np.float32))
+        if sim.step(executed[-1], recording.stride) and succeeded_at is None:
+            succeeded_at = len(labels)
+
+
+def render_episode(
+    sim: MetaWorldSim,
+    recording: Recording,
+    start_seed: int,
+    executed: np.ndarray,
+    generator: np.random.Generator,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict]:
+    """Replay planned actions with the cameras on.
+
+    Args:
+        sim (`MetaWorldSim`): Simulator.
+        recording (`Recording`): Parameters.
+        start_seed (`int`): Seed the plan was made with.
+        executed (`np.ndarray`): `(F, 4)` float32 actions as executed.
+        generator (`np.random.Generator`): For the choice of points.
+
+    Returns:
+        `tuple`: Videos by column (`(F, H, W, 3)` uint8, `(F, H, W, 1)` float32 metres), arrays (state,
+        points, visibility) and facts (counts, intrinsics, which points move).
+    """
+    flow_camera = recording.cameras[0]
+    frames: dict[str, list] = {key: [] for key in recording.video_features()}
+    states, geometry = [], []
+    sim.reset(start_seed)
+    for action in executed:
+        states.append(sim.state())
+        for camera in recording.cameras:
+            frames[image_key(camera)].append(sim.render_rgb(camera))
+            frames[depth_key(camera)].append(np.minimum(sim.render_depth(camera), recording.depth_max))
+        geometry.append(
+            (sim.render_bodies(flow_camera), *sim.body_poses(), *sim.camera_pose(flow_camera)),
+        )
+        sim.step(action, recording.stride)
+    depth = np.stack(frames[depth_key(flow_camera)])
+    valid = depth < recording.depth_max - DEPTH_LIMIT_MARGIN_M
+    clip = RigidClip(
+        np.where(valid, depth, np.float32(0)),
+        *(np.stack(values) for values in zip(*geometry, strict=True)),
+        intrinsics=sim.intrinsics(flow_camera),
+    )
+    points, visible, choice = make_tracks(clip, generator, recording.n_points)
+    padding = recording.n_points - points.shape[1]
+    arrays = {
+        "state": np.stack(states),
+        "points": pack_points(np.pad(points, ((0, 0), (0, padding), (0, 0)))),
+        "visible": np.pad(visible, ((0, 0), (0, padding))),
+        "moving": np.pad(choice.moving, (0, padding)),
+    }
+    facts = {
+        "n_frames": len(executed),
+        "n_points": points.shape[1],
+        "n_moving": int(choice.moving.sum()),
+        "has_motion": choice.has_motion,
+        "intrinsics": {camera: sim.intrinsics(camera) for camera in recording.cameras},
+    }
+    videos = {key: np.stack(values) for key, values in frames.items()}
+    videos = {key: values if values.ndim == 4 else values[..., None] for key, values in videos.items()}
+    return videos, arrays, facts
+
+
+def point_values(shard_of: Callable[[int], Path], camera: str) -> dict[str, Callable[[int], np.ndarray]]:
+    """Values of the point columns by episode, as `append_columns` wants them."""
+
+    def read(name: str) -> Callable[[int], np.ndarray]:
+        def values(episode: int) -> np.ndarray:
+            with np.load(shard_of(episode) / ARRAYS) as arrays:
+                return arrays[name]
+
+        return values
+
+    return {points_key(camera): read("points"), points_visible_key(camera): read("visible")}
+
+
+def encode_video(frames: np.ndarray, fps: int, encoder: Any) -> bytes:
+    """Encode frames into an mp4 held in memory, so that a full disk shows as an error of a plain write.
+
+    Args:
+        frames (`np.ndarray`): `(F, H, W, 3)` uint8 RGB, or `(F, H, W, 1)` float32 depth in metres.
+        fps (`int`): Frames per second.
+        encoder: LeRobot encoder settings (`rgb_encoder`, `depth_encoder`).
+
+    Returns:
+        `bytes`: The file.
+    """
+    import av
+    from lerobot.datasets.depth_utils import quantize_depth
+
+    def to_video_frame(frame: np.ndarray) -> av.VideoFrame:
+        if frame.shape[-1] == 3:
+            return av.VideoFrame.from_ndarray(frame, format="rgb24")
+        limits = (encoder.depth_min, encoder.depth_max, encoder.shift, encoder.use_log, encoder.pix_fmt)
+        return quantize_depth(frame, *limits)
+
+    def feed(packets: Iterable) -> None:
+        for packet in packets:
+            container.mux(packet)
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        # One thread per encoder: episodes already run side by side, and the bytes do not depend on the
+        # machine.
+        options = encoder.get_codec_options(1, as_strings=True)
+        stream = container.add_stream(encoder.vcodec, fps, options=options)
+        stream.pix_fmt = encoder.pix_fmt
+        stream.height, stream.width = frames.shape[1:3]
+        for frame in frames:
+            feed(stream.encode(to_video_frame(frame)))
+        feed(stream.encode(None))
+    return file.getvalue()
+
+
+def video_stats(frames: np.ndarray) -> dict[str, list]:
+    """Statistics of a video column in LeRobot's form: per channel, RGB in [0, 1], depth in metres."""
+    from lerobot.datasets.compute_stats import get_feature_stats
+
+    scale = 255.0 if frames.dtype == np.uint8 else 1.0
+    stats = get_feature_stats(frames.transpose(0, 3, 1, 2), axis=(0, 2, 3), keepdims=True)
+    return {
+        name: (value if name == "count" else np.squeeze(value / scale, axis=0)).tolist()
+        for name, value in stats.items()
+    }

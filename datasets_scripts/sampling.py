@@ -1,0 +1,184 @@
+"""Which tracks of a clip to keep: about 1250 of them, a quarter of them moving (3D Foresight, training data).
+
+The ratio is the paper's; the criterion of motion and the way of spreading the choice are ours. The functions
+look at track arrays alone, so that exact tracks of a simulator and estimated tracks of real video are chosen
+alike.
+
+Tracks are `(F, n, 3)`: x and y as image fractions, z in metres. Distances in the image are measured at a
+scale of 224 px, whatever the resolution of the video.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+REFERENCE_PX = 224.0
+MOVING_PX, STILL_PX = 4.0, 1.5
+MOVING_DEPTH_M, MOVING_DEPTH_FRACTION = 0.05, 0.05
+STILL_DEPTH_M, STILL_DEPTH_FRACTION = 0.02, 0.02
+# A depth path longer than this many times its range is noise, not motion.
+SMOOTH_PATH_RATIO = 3.0
+MIN_VISIBLE_FRACTION = 0.3
+MAX_JUMP_FRACTION = 0.1
+START_CELLS = 31
+MIN_TRACKS = 256
+# How much the direction of a path counts beside its place in the image when moving tracks are spread.
+DIRECTION_WEIGHT = 0.25
+
+
+@dataclass(frozen=True)
+class TrackChoice:
+    """Tracks chosen from the candidates of one clip.
+
+    Attributes:
+        index (`np.ndarray`): `(k,)` int64, candidates kept, in ascending order.
+        moving (`np.ndarray`): `(k,)` bool, which of them move.
+        has_motion (`bool`): False for a clip in which nothing moves.
+    """
+
+    index: np.ndarray
+    moving: np.ndarray
+    has_motion: bool
+
+
+def usable_tracks(points: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Tracks that are seen long enough and never jump.
+
+    Args:
+        points (`np.ndarray`): `(F, n, 3)` float tracks.
+        visible (`np.ndarray`): `(F, n)` bool.
+
+    Returns:
+        `np.ndarray`: `(n,)` bool: visible in at least 30 % of the frames and moving at most 10 % of the image
+        between two frames.
+    """
+    steps = np.linalg.norm(np.diff(points[..., :2], axis=0), axis=-1)  # (F-1, n)
+    largest = steps.max(axis=0, initial=0.0)
+    return (visible.mean(axis=0) >= MIN_VISIBLE_FRACTION) & (largest <= MAX_JUMP_FRACTION)
+
+
+def classify_motion(points: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tell moving tracks from still ones, over their visible frames.
+
+    A is the largest distance from the median position at 224-px scale, Z the 5-95 % range of the depth. A
+    track moves if A > 4 px, or if Z exceeds 5 cm and 5 % of its depth along a smooth path; it is still if A <
+    1.5 px and Z stays below 2 cm or 2 % of its depth. Tracks in between are neither.
+
+    Args:
+        points (`np.ndarray`): `(F, n, 3)` float tracks, camera motion already removed.
+        visible (`np.ndarray`): `(F, n)` bool.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: moving and still, `(n,)` bool each; a track that is never visible is
+        neither.
+    """
+    seen_once = visible.any(axis=0)
+    # NaN takes hidden frames out of the order statistics; never-seen tracks get one dummy frame to stay
+    # quiet.
+    mask = visible | ~seen_once
+    path = np.where(mask[..., None], points, np.nan).astype(np.float64)
+    centre = np.nanmedian(path[..., :2], axis=0)
+    away_px = REFERENCE_PX * np.nanmax(np.linalg.norm(path[..., :2] - centre, axis=-1), axis=0)
+    near, depth, far = np.nanpercentile(path[..., 2], [5, 50, 95], axis=0)
+    depth_range = far - near
+    path_length = _path_length(points[..., 2], mask)
+    moves_in_depth = depth_range > np.maximum(MOVING_DEPTH_M, MOVING_DEPTH_FRACTION * depth)
+    moves_in_depth &= path_length < SMOOTH_PATH_RATIO * depth_range
+    moving = (away_px > MOVING_PX) | moves_in_depth
+    still = away_px < STILL_PX
+    still &= depth_range < np.maximum(STILL_DEPTH_M, STILL_DEPTH_FRACTION * depth)
+    return moving & seen_once, still & ~moving & seen_once
+
+
+def choose_tracks(
+    points: np.ndarray,
+    visible: np.ndarray,
+    generator: np.random.Generator,
+    n_points: int = 1250,
+    moving_fraction: float = 0.25,
+) -> TrackChoice:
+    """Choose tracks: still ones spread over where they start, moving ones over places and directions.
+
+    When fewer move than wanted, all of those are kept and the still ones are limited to three for each of
+    them, but at least 256 tracks are kept together (less only if the clip has no more); a clip without motion
+    keeps 256 still ones.
+
+    Args:
+        points (`np.ndarray`): `(F, n, 3)` float candidate tracks.
+        visible (`np.ndarray`): `(F, n)` bool.
+        generator (`np.random.Generator`): Seeded per clip.
+        n_points (`int`): Most tracks to keep.
+        moving_fraction (`float`): Wanted share of moving ones.
+
+    Returns:
+        `TrackChoice`: Candidates kept and which of them move.
+    """
+    usable = usable_tracks(points, visible)
+    moving, still = (np.flatnonzero(kind & usable) for kind in classify_motion(points, visible))
+    wanted_moving = round(n_points * moving_fraction)
+    kept_moving = moving[_spread_paths(points[:, moving], visible[:, moving], wanted_moving, generator)]
+    n_still = n_points - wanted_moving
+    if len(kept_moving) < wanted_moving:
+        per_moving = (1 - moving_fraction) / moving_fraction if moving_fraction else 0.0
+        at_least = min(MIN_TRACKS, n_points) - len(kept_moving)
+        n_still = min(n_still, max(round(per_moving * len(kept_moving)), at_least))
+    kept_still = still[_spread_starts(points[:, still], visible[:, still], n_still, generator)]
+    index = np.concatenate([kept_moving, kept_still])
+    flags = np.arange(len(index)) < len(kept_moving)
+    order = np.argsort(index)
+    return TrackChoice(index[order], flags[order], has_motion=len(moving) > 0)
+
+
+def _path_length(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Sum of absolute steps between successive unmasked values of each column: `(F, n)` -> `(n,)`."""
+    # Carry the last seen value through hidden frames, and the first one backwards, so gaps add one step.
+    rows = np.where(mask, np.arange(len(values))[:, None], -1)
+    last_seen = np.maximum.accumulate(rows, axis=0)
+    first_seen = mask.argmax(axis=0)
+    filled = np.take_along_axis(values, np.where(last_seen < 0, first_seen, last_seen), axis=0)
+    return np.abs(np.diff(filled, axis=0)).sum(axis=0)
+
+
+def _spread_starts(
+    points: np.ndarray, visible: np.ndarray, count: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Pick tracks evenly over a 31x31 grid of the cells they are first seen in: indices `(<=count,)`."""
+    n = points.shape[1]
+    if n == 0 or count <= 0:
+        return np.empty(0, dtype=np.int64)
+    start = points[visible.argmax(axis=0), np.arange(n), :2]
+    cell = np.clip((start * START_CELLS).astype(np.int64), 0, START_CELLS - 1) @ np.array([1, START_CELLS])
+    order = generator.permutation(n)
+    # Rank of each track within its cell: take all first ones, then all second ones, and so on.
+    by_cell = order[np.argsort(cell[order], kind="stable")]
+    firsts = np.concatenate([[True], np.diff(cell[by_cell]) != 0])
+    rank = np.arange(n) - np.maximum.accumulate(np.where(firsts, np.arange(n), 0))
+    round_robin = by_cell[np.lexsort((generator.random(n), rank))]
+    return round_robin[:count]
+
+
+def _spread_paths(
+    points: np.ndarray, visible: np.ndarray, count: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Farthest-point sampling on (mean position, path direction): indices `(<=count,)`."""
+    n = points.shape[1]
+    if n <= count:
+        return np.arange(n)
+    if count <= 0:
+        return np.empty(0, dtype=np.int64)
+    weight = visible[..., None] / visible.sum(axis=0)[:, None]
+    mean = (points[..., :2] * weight).sum(axis=0)  # (n, 2)
+    first = visible.argmax(axis=0)
+    last = len(visible) - 1 - visible[::-1].argmax(axis=0)
+    columns = np.arange(n)
+    travel = points[last, columns] - points[first, columns]
+    direction = travel / np.maximum(np.linalg.norm(travel, axis=-1, keepdims=True), 1e-9)
+    features = np.concatenate([mean, DIRECTION_WEIGHT * direction], axis=-1)
+    chosen = np.empty(count, dtype=np.int64)
+    chosen[0] = generator.integers(n)
+    distance = np.full(n, np.inf)
+    for k in range(1, count):
+        distance = np.minimum(distance, ((features - features[chosen[k - 1]]) ** 2).sum(axis=-1))
+        distance[chosen[:k]] = -1.0  # never twice, even among identical tracks
+        chosen[k] = distance.argmax()
+    return chosen

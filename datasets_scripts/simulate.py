@@ -1,0 +1,280 @@
+"""Simulate MetaWorld demonstrations with exact depth and exact 3D tracks, as a LeRobot v3 dataset.
+
+Episodes are recorded side by side in worker processes, each into a folder of `OUTPUT.partial/` that appears
+only when it is whole; the dataset is assembled beside them and renamed to OUTPUT at the very end. Running the
+same command again continues what was interrupted and leaves a finished dataset alone.
+"""
+
+import argparse
+import contextlib
+import errno
+import functools
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from tqdm import tqdm
+
+from datasets_scripts.assemble import assemble_dataset, check_dataset
+from datasets_scripts.columns import read_provenance, write_json_atomic
+from datasets_scripts.metaworld_env import QUALITIES, MetaWorldSim, check_cameras, resolve_tasks
+from datasets_scripts.record_episode import Recording, read_facts, record_shard
+
+PARAMETERS = "parameters.json"
+
+
+def simulate(
+    recording: Recording, output: Path, workers: int = 1, repo_id: str | None = None
+) -> dict[str, float]:
+    """Make the dataset, or continue or confirm it.
+
+    Args:
+        recording (`Recording`): What to record.
+        output (`Path`): Folder of the finished dataset.
+        workers (`int`): Processes; with 1 everything happens in this one. The result does not depend on it.
+        repo_id (`str`, *optional*): Name of the dataset; the folder's name by default.
+
+    Returns:
+        `dict`: `episodes`, `frames`, `attempts`, `failures`, `record_s`, `assemble_s`, `bytes`.
+
+    Raises:
+        ValueError: If the output, or an unfinished run of it, belongs to other parameters or is damaged.
+        RuntimeError: If the expert or the simulator fails.
+        OSError: If the disk is full; what is finished is kept.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        return _confirm(output, recording)
+    partial = output.with_name(output.name + ".partial")
+    _claim(partial, recording)
+    started = time.monotonic()
+
+    def shard_of(episode: int) -> Path:
+        return partial / "episodes" / f"{episode:06d}"
+
+    missing = []
+    for episode in range(recording.n_episodes):
+        if read_facts(shard_of(episode)) is None:
+            shutil.rmtree(shard_of(episode), ignore_errors=True)
+            missing.append(episode)
+    failures = 0
+    with tqdm(
+        total=recording.n_episodes,
+        initial=recording.n_episodes - len(missing),
+        desc="simulate",
+        unit="episode",
+    ) as bar:
+        for facts in _record_all(recording, [(episode, shard_of(episode)) for episode in missing], workers):
+            failures += facts["attempts"] - 1
+            bar.set_postfix(failed_tries=failures, refresh=False)
+            bar.update()
+    recorded = time.monotonic()
+    facts = [read_facts(shard_of(episode)) for episode in range(recording.n_episodes)]
+    whole = [known for known in facts if known is not None]
+    if len(whole) != len(facts):
+        raise OSError(
+            f"{len(facts) - len(whole)} episodes in {partial} are not whole; run the same command again"
+        )
+    scratch = Path(tempfile.mkdtemp(prefix="dataset-", dir=partial))
+    try:
+        assemble_dataset(scratch / "dataset", recording, repo_id or output.name, shard_of, whole)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(scratch / "dataset", output)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    summary = _summary(output, recording)
+    return summary | {"record_s": recorded - started, "assemble_s": time.monotonic() - recorded}
+
+
+def _record_all(recording: Recording, jobs: list[tuple[int, Path]], workers: int) -> Iterator[dict]:
+    """Record episodes and yield their facts as they finish."""
+    if workers <= 1 or len(jobs) <= 1:
+        try:
+            for episode, shard in jobs:
+                yield _record_one(recording, episode, shard)
+        finally:
+            _close_simulator()
+        return
+    context = multiprocessing.get_context("spawn")  # a forked OpenGL context would be shared
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker)
+    try:
+        futures = [pool.submit(_record_one, recording, episode, shard) for episode, shard in jobs]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process died, most likely of too little memory or of the rendering library; run the same "
+            "command again with fewer --workers"
+        ) from error
+    finally:
+        # Episodes under way are finished and kept, the others are not started.
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the main process, which lets the episodes under way finish."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+_open_simulators: dict[tuple, MetaWorldSim] = {}
+
+
+def _record_one(recording: Recording, episode: int, shard: Path) -> dict:
+    """Record one episode in this process, with the simulator of the last episode if the task is the same."""
+    key = (recording.task_of(episode), recording.cameras, recording.image_size, recording.quality)
+    if key not in _open_simulators:
+        _close_simulator()  # two renderers in one process disturb each other
+        task, cameras, size, quality = key
+        _open_simulators[key] = MetaWorldSim(task, cameras, size, quality)
+    return record_shard(_open_simulators[key], recording, episode, shard)
+
+
+def _close_simulator() -> None:
+    while _open_simulators:
+        _open_simulators.popitem()[1].close()
+
+
+def _claim(partial: Path, recording: Recording) -> None:
+    """Take the folder of unfinished work, or refuse it if it belongs to other parameters."""
+    path = partial / PARAMETERS
+    if path.exists():
+        try:
+            earlier = json.loads(path.read_text())
+        except ValueError:
+            raise ValueError(f"{path} is damaged; delete {partial} and start again") from None
+        _refuse_other(earlier, recording, f"an unfinished run in {partial}", partial)
+    elif partial.exists() and any(partial.iterdir()):
+        raise ValueError(f"{partial} exists and is not an unfinished run of this script; move it away")
+    else:
+        write_json_atomic(path, recording.to_dict())
+    for left_over in [*partial.glob("dataset-*"), *partial.glob("episodes/tmp-*")]:
+        shutil.rmtree(left_over, ignore_errors=True)
+
+
+def _confirm(output: Path, recording: Recording) -> dict[str, float]:
+    """Check a finished dataset and leave it alone."""
+    provenance = read_provenance(output)
+    if "simulation" not in provenance:
+        raise ValueError(f"{output} exists and was not made by this script; choose another --output")
+    earlier = provenance["simulation"]["parameters"]
+    _refuse_other(earlier, recording, f"a finished dataset in {output}", output)
+    check_dataset(output, recording, provenance)
+    return _summary(output, recording) | {"record_s": 0.0, "assemble_s": 0.0}
+
+
+def _refuse_other(earlier: dict, recording: Recording, what: str, folder: Path) -> None:
+    wanted = recording.to_dict()
+    different = [name for name in wanted if earlier.get(name) != wanted[name]]
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"there is {what} with other parameters ({', '.join(different)}: {earlier.get(name)} there, "
+            f"{wanted[name]} here); choose another --output, or delete {folder}"
+        )
+
+
+def _summary(output: Path, recording: Recording) -> dict[str, float]:
+    info = json.loads((output / "meta/info.json").read_text())
+    attempts = sum(read_provenance(output)["simulation"]["attempts"].values())
+    return {
+        "episodes": recording.n_episodes,
+        "frames": info["total_frames"],
+        "attempts": attempts,
+        "failures": attempts - recording.n_episodes,
+        "bytes": sum(path.stat().st_size for path in output.rglob("*") if path.is_file()),
+    }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command-line options."""
+    parser = argparse.ArgumentParser(
+        description="Simulate MetaWorld demonstrations with exact depth and 3D tracks as a LeRobot v3 dataset.",
+        epilog="example: python datasets_scripts/simulate.py --tasks drawer-open-v3 --episodes 50 --output outputs/"
+        "drawer\nRun it again after an interruption to continue.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default = Recording(tasks=("drawer-open-v3",))
+    add = functools.partial(parser.add_argument)
+    add(
+        "--tasks", required=True, help="tasks or groups, comma-separated: drawer-open-v3,easy,medium,hard,all"
+    )
+    add("--episodes", type=int, default=default.episodes, help="episodes per task (default: %(default)s)")
+    add("--output", type=Path, required=True, help="folder of the dataset to make")
+    add("--image-size", type=int, default=default.image_size, help="side of the images in px (%(default)s)")
+    add(
+        "--stride",
+        type=int,
+        default=default.stride,
+        help="80 Hz steps per stored frame (%(default)s: 20 fps)",
+    )
+    add("--seed", type=int, default=default.seed, help="seed of starts, noise and points (%(default)s)")
+    add("--noise", type=float, default=default.noise, help="noise on the expert's actions (%(default)s)")
+    add("--n-points", type=int, default=default.n_points, help="tracked points per episode (%(default)s)")
+    add("--cameras", default=",".join(default.cameras), help="the first one gets the tracks (%(default)s)")
+    add(
+        "--depth-max", type=float, default=default.depth_max, help="farthest depth kept, metres (%(default)s)"
+    )
+    add(
+        "--max-steps",
+        type=int,
+        default=default.max_steps,
+        help="80 Hz steps the expert may take (%(default)s)",
+    )
+    add("--retries", type=int, default=default.retries, help="new starts after a failure (%(default)s)")
+    add("--quality", choices=QUALITIES, default=default.quality, help="rendering (%(default)s)")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    add("--repo-id", default=None, help="name of the dataset (default: name of the folder)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        recording = Recording(
+            tasks=tuple(resolve_tasks(args.tasks)),
+            episodes=args.episodes,
+            image_size=args.image_size,
+            stride=args.stride,
+            seed=args.seed,
+            noise=args.noise,
+            n_points=args.n_points,
+            cameras=tuple(check_cameras([name.strip() for name in args.cameras.split(",") if name.strip()])),
+            depth_max=args.depth_max,
+            max_steps=args.max_steps,
+            retries=args.retries,
+            quality=args.quality,
+        )
+        summary = simulate(recording, args.output, args.workers, args.repo_id)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "; free some space and run the same command again to continue" if full else ""
+        print(f"error: cannot write the dataset: {error}{advice}", file=sys.stderr)
+        return 1
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    with contextlib.suppress(BrokenPipeError):
+        print(
+            f"{args.output}: {summary['episodes']} episodes, {summary['frames']} frames, "
+            f"{summary['bytes'] / 1e6:.1f} MB; {summary['failures']} of {summary['attempts']} tries failed and were "
+            f"left out; recording {summary['record_s']:.0f} s, assembling {summary['assemble_s']:.0f} s"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
