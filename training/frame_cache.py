@@ -147,6 +147,11 @@ class FrameDecoder:
             self._decoders = (os.getpid(), VideoDecoderCache(max_size=MAX_OPEN_DECODERS))
         return self._decoders[1]
 
+    def last_rows(self) -> list[int]:
+        """The row that each video file ends with."""
+        episode_of_file = {int(file): e for e, file in enumerate(self._segments.file_of_episode)}
+        return [int(self.rows.episode_stops[e]) - 1 for e in episode_of_file.values()]
+
     def _decode_pictures(self, rows: range) -> np.ndarray:
         stored = self.rows.column(self.key).read(rows)
         return np.stack([self._decode_picture(picture) for picture in stored])
@@ -187,6 +192,17 @@ class OnDemandFrames:
     def __init__(self, rows: DatasetRows, keys: list[str]):
         self.decoders = {key: FrameDecoder(rows, key) for key in keys}
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
+
+    def check_files(self) -> None:
+        """Decode the last frame of every video file, so that a truncated one is found before training.
+
+        Raises:
+            ValueError: If a file is damaged; names it.
+        """
+        for decoder in self.decoders.values():
+            if decoder.is_video:
+                for last_row in decoder.last_rows():
+                    decoder.decode(range(last_row, last_row + 1))
 
     def read(self, key: str, rows: range) -> np.ndarray:
         """Frames `rows` (within one episode) of a feature: uint8 `(n, 3, H, W)` or metres `(n, H, W)`."""
@@ -273,7 +289,9 @@ def open_frames(
         `CachedFrames` or `OnDemandFrames`.
     """
     if frame_cache == "off" or not keys:
-        return OnDemandFrames(rows, keys)
+        on_demand = OnDemandFrames(rows, keys)
+        on_demand.check_files()
+        return on_demand
     if frame_cache == "auto":
         base = Path(os.environ.get("FORESIGHT_CACHE") or "~/.cache/foresight").expanduser()
     else:
@@ -297,7 +315,7 @@ def open_frames(
                 "%s; decoding on demand instead. Set frame_cache to a folder to cache anyway.",
                 *(rows.name, missing / 1e9, room / 1e9, folder),
             )
-            return OnDemandFrames(rows, keys)
+            return open_frames(rows, keys, "off")
     return CachedFrames(rows, keys, folder, progress)
 
 

@@ -90,7 +90,9 @@ def test_frames_choose_independently_and_uniformly():
 
 
 def test_targets_equal_a_plain_loop_over_frames_steps_and_nodes():
-    points, visible, moving = random_tracks(9, n_rows=FRAMES + 1)  # the episode ends one step after the window
+    points, visible, moving = random_tracks(
+        9, n_rows=FRAMES + 1
+    )  # the episode ends one step after the window
     seed, occluded = 11, 0.25
     got = build_flow_targets(
         points, visible, moving, FRAMES, FLOW_LENGTH, GRID, np.random.default_rng(seed), 0.5, occluded

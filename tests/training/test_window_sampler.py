@@ -23,8 +23,12 @@ def test_every_epoch_hands_out_each_window_once_in_another_order():
 
 
 def test_order_depends_on_the_seed_and_on_nothing_else():
-    assert stream(WindowSampler(WINDOWS, BATCH, seed=1), 9) == stream(WindowSampler(WINDOWS, BATCH, seed=1), 9)
-    assert stream(WindowSampler(WINDOWS, BATCH, seed=1), 9) != stream(WindowSampler(WINDOWS, BATCH, seed=2), 9)
+    assert stream(WindowSampler(WINDOWS, BATCH, seed=1), 9) == stream(
+        WindowSampler(WINDOWS, BATCH, seed=1), 9
+    )
+    assert stream(WindowSampler(WINDOWS, BATCH, seed=1), 9) != stream(
+        WindowSampler(WINDOWS, BATCH, seed=2), 9
+    )
 
 
 @pytest.mark.parametrize("mixture", ["natural", "sqrt", [0.2, 0.7, 0.1]])

@@ -1,0 +1,537 @@
+import dataclasses
+import errno
+import json
+import pickle
+import shutil
+import warnings
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from torch.utils.data import DataLoader
+
+from datasets_scripts.columns import clean_depth, points_key, points_visible_key
+from tests.synthetic import make_dataset
+from training import frame_cache
+from training.flow_targets import build_flow_targets
+from training.windows import (
+    ConcatWindows,
+    ForesightWindows,
+    WindowConfig,
+    WindowSampler,
+    collate_windows,
+    split_episodes,
+)
+
+LENGTHS = [12, 9, 14]
+T, S, K, L, GRID = 3, 2, 4, 5, (4, 6)
+HEIGHT, WIDTH = 48, 64
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    """Videos, depth videos, tracks."""
+    sizes = {"main": (HEIGHT, WIDTH), "wrist": (32, 40)}
+    return make_dataset(tmp_path_factory.mktemp("video") / "ds", frames=LENGTHS, cameras=sizes, state_dim=3)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Pictures inside parquet files: every value is exact. No wrist depth, no tracks, no state."""
+    root = tmp_path_factory.mktemp("pictures") / "ds"
+    return make_dataset(
+        root,
+        frames=[8, 7],
+        size=(24, 32),
+        use_videos=False,
+        depth=("main",),
+        tracks=False,
+        state_key=None,
+        tasks=("push the cube",),
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def config(cache="off", **changes):
+    base = {
+        "history_length": T,
+        "future_shift": S,
+        "lookahead": True,
+        "chunk_size": K,
+        "flow_length": L,
+        "flow_grid": GRID,
+        "frame_cache": cache,
+    }
+    return WindowConfig(**{**base, **changes})
+
+
+def copy_of(facts, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(facts.root, root)
+    return root
+
+
+def assert_same(one, other, path=""):
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            assert_same(one[key], other[key], f"{path}.{key}")
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other), path
+    else:
+        assert one == other, path
+
+
+# -------------------------------------------------------------------- values
+
+
+def test_windows_are_all_t_frames_of_one_episode_without_its_last_frame(facts, cache):
+    windows = ForesightWindows(facts.root, config(cache))
+    expected = [
+        (e, start + T - 1)
+        for e, (first, length) in enumerate(zip(facts.starts, LENGTHS, strict=True))
+        for start in range(first, first + length - T)
+    ]
+    assert len(windows) == len(expected) == sum(LENGTHS) - 3 * T
+    got = [(int(w["episode_index"]), int(w["index"])) for w in (windows[i] for i in range(len(windows)))]
+    assert got == expected
+
+
+def test_every_value_equals_its_formula_in_a_dataset_of_pictures(pictures):
+    windows = ForesightWindows(
+        pictures.root, config("off", objectives=["action", "depth"], missing_targets=True)
+    )
+    i = 0
+    for e, length in enumerate(pictures.lengths):
+        for start in range(length - T):
+            window = windows[i]
+            i += 1
+            for t in range(T + S):
+                real = start + t < length
+                assert bool(window["frame_mask"][t]) == real
+                for view in ("main", "wrist"):
+                    image = window["images"][view][t].permute(1, 2, 0).numpy()
+                    expected = pictures.image(e, start + t, view) if real else 0 * image
+                    np.testing.assert_array_equal(image, expected)
+                depth = window["depth"]["main"][t].numpy()
+                np.testing.assert_array_equal(
+                    depth, pictures.depth(e, start + t, "main") if real else 0 * depth
+                )
+            for t in range(T):
+                for k in range(K):
+                    exists = start + t + k < length
+                    expected = pictures.action(e, start + t + k) if exists else np.zeros(4)
+                    assert bool(window["action_mask"][t, k]) == exists
+                    np.testing.assert_array_equal(window["actions"][t, k], expected)
+                assert window["progress"][t] == pytest.approx((start + t) / (length - 1))
+            assert window["task"] == "push the cube" and "wrist" not in window["depth"]
+            assert "state" not in window and window["view_mask"].all()
+    assert i == len(windows)
+
+
+def test_cache_on_demand_and_stock_reader_agree(facts, cache):
+    cached = ForesightWindows(facts.root, config(cache))
+    on_demand = ForesightWindows(facts.root, config("off"))
+    frames, fps = [t / 20 for t in range(1 - T, S + 1)], 20
+    points = [t / fps for t in range(1 - T, L)]
+    cameras = [f"observation.{kind}.{camera}" for kind in ("images", "depth") for camera in ("main", "wrist")]
+    stock = LeRobotDataset(
+        "local/synthetic",
+        root=facts.root,
+        delta_timestamps={
+            **dict.fromkeys(cameras, frames),
+            points_key("main"): points,
+            points_visible_key("main"): points,
+            "action": [t / fps for t in range(1 - T, K)],
+            "observation.state": [t / fps for t in range(1 - T, 1)],
+        },
+        return_uint8=True,
+        depth_output_unit="m",
+    )
+    for i in range(0, len(cached), 4):
+        window = cached[i]
+        assert_same(window, on_demand[i])
+        item = stock[int(window["index"])]
+        assert window["task"] == item["task"]
+        for camera in ("main", "wrist"):
+            real = ~item[f"observation.images.{camera}_is_pad"]
+            assert torch.equal(window["frame_mask"], real)
+            assert torch.equal(window["images"][camera][real], item[f"observation.images.{camera}"][real])
+            depth = clean_depth(item[f"observation.depth.{camera}"][real].squeeze(1), 4.0)
+            torch.testing.assert_close(window["depth"][camera][real], depth, rtol=0, atol=1e-6)
+        assert torch.equal(window["state"], item["observation.state"])
+        for t in range(T):
+            mask = ~item["action_is_pad"][t : t + K]
+            assert torch.equal(window["action_mask"][t], mask)
+            assert torch.equal(window["actions"][t], item["action"][t : t + K] * mask[:, None])
+        exists = ~item[f"{points_key('main')}_is_pad"]
+        targets = build_flow_targets(
+            item[points_key("main")][exists].reshape(-1, facts.n_points, 3).numpy(),
+            item[points_visible_key("main")][exists].numpy(),
+            facts.moving(int(item["episode_index"])),
+            T,
+            L,
+            GRID,
+            generator_after_two_shifts(i),
+        )
+        for key, value in targets.items():
+            np.testing.assert_array_equal(window[key].numpy(), value, err_msg=key)
+
+
+def generator_after_two_shifts(i, draw=0):
+    """The generator of a window at the point where flow points are chosen."""
+    rng = np.random.default_rng((0, i, draw))
+    for _ in range(2):
+        rng.integers(0, (1, 1))
+    return rng
+
+
+def test_depth_video_reads_as_metres_with_invalid_pixels_at_zero(facts, cache):
+    window = ForesightWindows(facts.root, config(cache))[0]
+    for t in range(T):
+        expected = facts.depth(0, t, "main")
+        np.testing.assert_allclose(window["depth"]["main"][t].numpy(), expected, atol=1e-3)
+        assert not window["depth"]["main"][t, -3:, -3:].any()
+
+
+def test_flow_weight_ends_with_the_episode(facts, cache):
+    windows = ForesightWindows(facts.root, config(cache))
+    window = windows[LENGTHS[0] - T - 1]  # the last window of episode 0
+    newest = int(window["index"])
+    assert newest == LENGTHS[0] - 2
+    for t in range(T):
+        for k in range(L):
+            inside = newest - (T - 1) + t + k <= LENGTHS[0] - 1
+            assert bool(window["track_weight"][t, k].any()) == inside
+
+
+def test_frame_stride_multiplies_every_offset(pictures):
+    windows = ForesightWindows(
+        pictures.root, config("off", objectives=["action"], frame_stride=2, history_length=2, lookahead=True)
+    )
+    window = windows[1]  # frames 1 and 3, then 5 and 7
+    assert [int(windows[i]["index"]) for i in range(5)] == [2, 3, 4, 5, 6]
+    for t, frame in enumerate([1, 3, 5, 7]):
+        image = window["images"]["main"][t].permute(1, 2, 0)
+        np.testing.assert_array_equal(image, pictures.image(0, frame, "main"))
+    for t, frame in enumerate([1, 3]):
+        for k in range(K):
+            expected = pictures.action(0, frame + 2 * k) if frame + 2 * k < 8 else np.zeros(4)
+            np.testing.assert_array_equal(window["actions"][t, k], expected)
+
+
+def test_goal_is_a_later_frame_of_the_same_episode(pictures):
+    windows = ForesightWindows(pictures.root, config("off", objectives=["action"], goal_image=True))
+    seen = set()
+    for draw in range(40):
+        window = windows[1, draw]
+        assert bool(window["goal_mask"])
+        matches = [
+            t
+            for t in range(8)
+            if np.array_equal(window["goal_image"].permute(1, 2, 0), pictures.image(0, t, "main"))
+        ]
+        seen.add(matches[0])
+    assert seen == {4, 5, 6, 7}  # window 1 ends at frame 3, the episode at 7
+
+
+def test_chosen_episodes_only(facts, cache):
+    windows = ForesightWindows(facts.root, config(cache, episodes=[2]))
+    assert len(windows) == LENGTHS[2] - T
+    assert {int(windows[i]["episode_index"]) for i in range(len(windows))} == {2}
+    actions = np.stack([facts.action(2, t) for t in range(LENGTHS[2])])
+    np.testing.assert_allclose(windows.statistics["action"]["mean"], actions.mean(0), rtol=1e-5)
+
+
+# -------------------------------------------------------------------- augmentation
+
+
+def test_shift_moves_rgb_depth_and_tracks_together(facts, cache):
+    windows = ForesightWindows(facts.root, config(cache, random_shift=0.08, p_moving=1.0))
+    checked, shifted = 0, 0
+    for i in range(0, len(windows), 2):
+        plain, window = ForesightWindows.__getitem__(windows, i), windows[i, 3]
+        shifted += not torch.equal(plain["images"]["main"], window["images"]["main"])
+        for t in range(T):
+            red = window["images"]["main"][t, 0].float()
+            on_dot = red > 200
+            if int(on_dot.sum()) != 16:
+                continue  # the dot touches the border
+            rows, columns = on_dot.nonzero(as_tuple=True)
+            x = (columns.float().mean() + 0.5) / WIDTH
+            y = (rows.float().mean() + 0.5) / HEIGHT
+            assert (window["depth"]["main"][t][on_dot] - 0.5).abs().max() < 2e-3
+            distance = (window["track_start"][t] - torch.tensor([x, y])).abs().amax(-1)
+            z = window["track"][t, 0, :, 2]
+            dot = (z - 0.5).abs() < 1e-3  # point 0 is the only one at 0.5 m
+            checked += int(dot.any())
+            assert (distance[dot] < 2e-3).all()
+    assert checked > 5 and shifted > 5
+
+
+def test_all_frames_of_a_view_share_one_shift_and_views_differ(pictures):
+    settings = config("off", objectives=["action"], random_shift=0.2, goal_image=True)
+    windows = ForesightWindows(pictures.root, settings)
+    differ = False
+    for draw in range(12):
+        window, offsets = windows[1, draw], {}
+        for view in ("main", "wrist"):
+            found = []
+            for t in range(T):
+                red = window["images"][view][t, 0]
+                row, column = np.unravel_index(int((red > 200).int().argmax()), red.shape)
+                x_px, y_px = pictures.dot_px(0, 1 + t, view)
+                found.append((x_px - int(column), y_px - int(row)))
+            offsets[view] = found
+            assert len(set(found)) == 1
+        differ |= offsets["main"] != offsets["wrist"]
+        d_x, d_y = offsets["main"][0]
+        goal = window["goal_image"]
+        rows = (np.arange(24) + d_y).clip(0, 23)
+        columns = (np.arange(32) + d_x).clip(0, 31)
+        shifted_goals = [
+            pictures.image(0, t, "main")[rows][:, columns].transpose(2, 0, 1) for t in range(4, 8)
+        ]
+        assert any(np.array_equal(goal, expected) for expected in shifted_goals)
+    assert differ
+
+
+def test_same_item_same_content_other_draw_other_content(facts, cache):
+    windows = ForesightWindows(facts.root, config(cache, random_shift=0.05))
+    assert_same(windows[4, 1], windows[4, 1])
+    assert_same(windows[4], windows[4, 0])
+    assert not torch.equal(windows[4, 1]["track_start"], windows[4, 2]["track_start"])
+    evaluation = ForesightWindows(facts.root, windows.config.for_evaluation())
+    plain = evaluation[4]
+    image = plain["images"]["main"][0].permute(1, 2, 0).int().numpy()
+    assert np.abs(image - facts.image(0, 4, "main").astype(int)).max() < 25  # a lossy video, not shifted
+
+
+# -------------------------------------------------------------------- workers
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_worker_processes_change_nothing(facts, cache, cached):
+    windows = ForesightWindows(facts.root, config(cache if cached else "off", random_shift=0.05))
+    windows[0]  # open decoders and maps in the parent: workers must not reuse them
+
+    def batches(workers):
+        sampler = WindowSampler(len(windows), batch_size=4, seed=3, start_step=5, steps=8)
+        return list(
+            DataLoader(windows, batch_sampler=sampler, num_workers=workers, collate_fn=collate_windows)
+        )
+
+    alone = batches(0)
+    for one, other in zip(alone, batches(2), strict=True):
+        assert_same(one, other)
+    assert alone[0]["images"]["main"].shape == (4, T + S, 3, HEIGHT, WIDTH)
+    assert isinstance(alone[0]["task"], list) and alone[0]["track"].shape == (4, T, L, GRID[0] * GRID[1], 3)
+
+
+def test_pickled_windows_are_small_and_equal(facts, cache):
+    windows = ForesightWindows(facts.root, config(cache))
+    windows[0]
+    data = pickle.dumps(windows)
+    assert len(data) < 200_000  # neither the map nor the Arrow table travel
+    assert_same(pickle.loads(data)[7], windows[7])
+
+
+# -------------------------------------------------------------------- mixtures
+
+
+def test_mixture_fills_what_a_dataset_lacks_with_masked_zeros(facts, pictures, cache):
+    full = ForesightWindows(facts.root, config(cache, episodes=[0]))
+    bare_config = config(cache, cameras={"wrist": None}, missing_targets=True)
+    bare = ForesightWindows(pictures.root, bare_config)
+    mixture = ConcatWindows([full, bare])
+    assert len(mixture) == len(full) + len(bare) and mixture.sizes == [len(full), len(bare)]
+    assert_same(mixture[2], full[2])
+    window, own = mixture[len(full) + 1], bare[1]
+    assert window["view_mask"].tolist() == [True, False]
+    assert not window["images"]["wrist"].any() and not window["depth"]["wrist"].any()
+    assert not window["track_weight"].any() and not window["state"].any()
+    assert torch.equal(window["actions"], own["actions"])
+    assert window["images"]["main"].shape == (T + S, 3, HEIGHT, WIDTH)
+    inside = own["depth"]["main"]
+    assert torch.equal(window["depth"]["main"][:, ::2, ::2], inside)  # nearest: no new depths
+    batch = collate_windows([mixture[0], window])
+    assert batch["images"]["wrist"].shape[0] == 2 and batch["state"].shape == (2, T, 3)
+
+
+def test_datasets_of_different_action_sizes_cannot_be_mixed(facts, cache, tmp_path):
+    other = make_dataset(
+        tmp_path / "ds", episodes=1, frames=8, cameras=("main",), action_dim=6, depth=False, tracks=False
+    )
+    settings = config(cache, cameras={"wrist": None}, missing_targets=True)
+    with pytest.raises(ValueError, match="differ in action_dim"):
+        ConcatWindows([ForesightWindows(facts.root, config(cache)), ForesightWindows(other.root, settings)])
+
+
+def test_split_is_by_episode_and_seeded():
+    train, val = split_episodes(50, 0.1, seed=3)
+    assert len(val) == 5 and sorted(train + val) == list(range(50))
+    assert split_episodes(50, 0.1, seed=3) == (train, val) != split_episodes(50, 0.1, seed=4)
+    assert split_episodes(2, 0.01, seed=0)[1] != [] and split_episodes(4, 0.0)[1] == []
+    with pytest.raises(ValueError, match="val_fraction"):
+        split_episodes(1, 0.5)
+
+
+# -------------------------------------------------------------------- cache
+
+
+def test_changed_videos_are_decoded_again_and_the_old_file_goes(facts, tmp_path):
+    root, folder = copy_of(facts, tmp_path), tmp_path / "cache"
+    settings = config(str(folder), objectives=["action"])
+    first = ForesightWindows(root, settings).frames.files
+    assert ForesightWindows(root, settings).frames.files == first
+    video = next((root / "videos" / "observation.images.main").rglob("*.mp4"))
+    video.touch()
+    second = ForesightWindows(root, settings).frames.files
+    assert second["observation.images.main"] != first["observation.images.main"]
+    assert second["observation.images.wrist"] == first["observation.images.wrist"]
+    assert not first["observation.images.main"].exists()
+
+
+def test_full_disk_leaves_no_cache_file_and_says_what_to_do(facts, tmp_path, monkeypatch):
+    def full_disk(decoder, file, progress):
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(frame_cache, "_write_frames", full_disk)
+    with pytest.raises(ValueError, match="no room for the frame cache.*'off'"):
+        ForesightWindows(facts.root, config(str(tmp_path)))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_auto_decodes_on_demand_when_the_cache_would_be_too_large(facts, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("FORESIGHT_CACHE", str(tmp_path))
+    monkeypatch.setattr(frame_cache, "AUTO_CACHE_BYTES", 1000)
+    windows = ForesightWindows(facts.root, config("auto"))
+    assert isinstance(windows.frames, frame_cache.OnDemandFrames) and "decoding on demand" in caplog.text
+    monkeypatch.setattr(frame_cache, "AUTO_CACHE_BYTES", 10**9)
+    assert isinstance(ForesightWindows(facts.root, config("auto")).frames, frame_cache.CachedFrames)
+
+
+# -------------------------------------------------------------------- bad input
+
+
+def test_history_longer_than_every_episode_names_the_longest(facts, cache):
+    with pytest.raises(ValueError, match="history_length=14 .*longest episode has 14 frames.*smaller"):
+        ForesightWindows(facts.root, config(cache, history_length=14))
+
+
+def test_short_episodes_are_skipped_with_one_warning(facts, cache):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        windows = ForesightWindows(facts.root, config(cache, history_length=10))
+    assert windows.episodes.tolist() == [0, 2]
+    assert sum("shorter than 11 frames" in str(warning.message) for warning in caught) == 1
+
+
+@pytest.mark.parametrize(("key", "value"), [("action", np.nan), ("observation.state", np.inf)])
+def test_nan_in_actions_or_state_is_found_when_opened(facts, cache, tmp_path, key, value):
+    root = copy_of(facts, tmp_path)
+    path = next((root / "data").rglob("*.parquet"))
+    table = pq.read_table(path)
+    values = np.stack(table.column(key).to_numpy())
+    values[LENGTHS[0] + 5, 1] = value
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+    position = table.column_names.index(key)
+    pq.write_table(table.set_column(position, key, column), path)
+    with pytest.raises(ValueError, match=f"'{key}' is not finite in episode 1, frame 5"):
+        ForesightWindows(root, config(cache))
+    ForesightWindows(root, config(cache, episodes=[0, 2]))  # the remedy works
+
+
+def test_unknown_camera_lists_the_cameras(facts, cache):
+    with pytest.raises(ValueError, match="no camera 'front'.*main, wrist"):
+        ForesightWindows(facts.root, config(cache, cameras={"main": "front"}))
+
+
+def test_missing_depth_tracks_and_actions_name_column_and_command(facts, pictures, tmp_path):
+    with pytest.raises(ValueError, match=r"observation\.depth\.wrist.*annotate\.py"):
+        ForesightWindows(pictures.root, config("off"))
+    with pytest.raises(ValueError, match=r"observation\.points\.main.*annotate\.py"):
+        ForesightWindows(pictures.root, config("off", objectives=["flow"]))
+    with pytest.raises(ValueError, match="no column 'actions'.*action_key"):
+        ForesightWindows(facts.root, config("off", action_key="actions"))
+
+
+def test_millimetres_stored_as_metres_are_refused(tmp_path):
+    common = {"episodes": 1, "frames": 6, "cameras": ("main",), "tracks": False, "depth_factor": 1000.0}
+    settings = config("off", views=["main"], objectives=["depth"])
+    for use_videos in (True, False):
+        made = make_dataset(tmp_path / f"videos-{use_videos}", use_videos=use_videos, **common)
+        with pytest.raises(ValueError, match=r"observation\.depth\.main.*millimetres"):
+            ForesightWindows(made.root, settings)
+
+
+def test_truncated_parquet_and_video_are_named(facts, tmp_path):
+    root = copy_of(facts, tmp_path)
+    parquet = next((root / "data").rglob("*.parquet"))
+    whole = parquet.read_bytes()
+    parquet.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=f"{parquet}.*truncated.*again"):
+        ForesightWindows(root, config("off"))
+    parquet.write_bytes(whole[:2000] + bytes(4000) + whole[6000:])  # the footer is whole, the pages are not
+    with pytest.raises(ValueError, match=f"{parquet.name}.*damaged"):
+        ForesightWindows(root, config("off"))
+    parquet.write_bytes(whole)
+    for kind in ("images", "depth"):
+        video = next((root / "videos" / f"observation.{kind}.wrist").rglob("*.mp4"))
+        content = video.read_bytes()
+        video.write_bytes(content[: len(content) // 2])
+        with pytest.raises(ValueError, match=f"{video}.*damaged or truncated"):
+            ForesightWindows(root, config(str(tmp_path / "cache")))
+        assert not list((tmp_path / "cache").rglob(f"observation.{kind}.wrist*.npy"))
+        with pytest.raises(ValueError, match=f"{video}.*damaged or truncated"):
+            ForesightWindows(root, config("off"))
+        video.write_bytes(content)
+    video.unlink()
+    with pytest.raises(ValueError, match=f"{video} is missing"):
+        ForesightWindows(root, config("off"))
+
+
+def test_dataset_with_fewer_rows_than_promised_is_refused(facts, tmp_path):
+    root = copy_of(facts, tmp_path)
+    path = next((root / "data").rglob("*.parquet"))
+    pq.write_table(pq.read_table(path).slice(0, 30), path)
+    with pytest.raises(ValueError, match="30 frames but meta/episodes lists 35"):
+        ForesightWindows(root, config("off"))
+
+
+def test_no_dataset_there(tmp_path):
+    with pytest.raises(ValueError, match="neither a folder nor a Hub id"):
+        ForesightWindows(tmp_path / "nothing" / "here", config("off"))
+    with pytest.raises(ValueError, match="info.json is missing"):
+        ForesightWindows(tmp_path, config("off"))
+
+
+def test_lost_moving_flags_are_warned_about(facts, cache, tmp_path):
+    root = copy_of(facts, tmp_path)
+    (root / "meta" / "foresight.json").unlink()  # as LeRobot's split and merge tools do
+    with pytest.warns(UserWarning, match="no moving flags"):
+        windows = ForesightWindows(root, config(cache))
+    assert not windows[0]["track_moving"].any()
+
+
+def test_impossible_settings_are_explained():
+    for changes, message in [
+        ({"history_length": 0}, "history_length"),
+        ({"views": ["main", "main"]}, "views"),
+        ({"objectives": ["action", "sound"]}, "sound"),
+        ({"cameras": {"top": "main"}}, "top"),
+        ({"random_shift": 0.7}, "random_shift"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            config(**changes)
+    settings = config()
+    assert dataclasses.replace(settings, episodes=[1]).flow_grid == GRID
+    assert json.loads(json.dumps(dataclasses.asdict(settings)))["history_length"] == T

@@ -1,0 +1,83 @@
+"""Checkpoints that are whole or absent, and stopping in good order."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+__all__ = ["StopRequest", "latest_checkpoint", "replace_folder", "save_checkpoint"]
+
+PREFIX = "step-"
+
+
+def latest_checkpoint(folder: Path) -> tuple[Path, int] | None:
+    """The newest complete checkpoint of a run folder and its step."""
+    found = {int(p.name.removeprefix(PREFIX)): p for p in folder.glob(f"{PREFIX}*") if p.is_dir()}
+    if not found:
+        return None
+    step = max(found)
+    return found[step], step
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> Path:
+    """Writes model, optimiser, scheduler and random states; all processes call it together.
+
+    A checkpoint is written under a temporary name and renamed when every process has finished, so that a folder named
+    `step-...` is always whole. Older ones beyond `keep` are deleted afterwards.
+    """
+    final = folder / f"{PREFIX}{step:07d}"
+    partial = folder / f".{final.name}.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        replace_folder(partial, final)
+        for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Puts a finished folder in the place of another one, which is gone only when the new one stands."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(new, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+class StopRequest:
+    """Turns SIGINT and SIGTERM into a wish that the loop reads between steps; a second one stops at once.
+
+    Args:
+        accelerator (`Accelerator`): All its processes stop at the same step, whichever got the signal.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator, self.signal = accelerator, 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def __bool__(self) -> bool:
+        if self.accelerator.num_processes > 1:
+            wish = torch.tensor(self.signal, device=self.accelerator.device)
+            self.signal = int(self.accelerator.reduce(wish, "sum").item())
+        return self.signal != 0
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a program ended by a signal."""
+        return 128 + min(self.signal, signal.SIGTERM)

@@ -1,0 +1,244 @@
+"""What one training run is made of: a YAML file, overridden from the command line, checked before work starts."""
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any
+
+import draccus
+import yaml
+from draccus.utils import ParsingError
+
+from modeling_foresight import ForesightConfig
+
+__all__ = [
+    "DataConfig",
+    "DatasetSource",
+    "RunConfig",
+    "TowerConfig",
+    "TrainConfig",
+    "load_config",
+    "save_config",
+]
+
+
+@dataclasses.dataclass
+class DatasetSource:
+    """One dataset of the mixture.
+
+    Args:
+        path (`str`): Folder or Hub id of a LeRobot v3 dataset.
+        cameras (`dict`): Dataset camera of each view of the model; a view that is not listed uses the camera of its
+            own name, `null` says that this dataset has no such view.
+        frame_stride (`int`): Dataset frames per step of the window.
+    """
+
+    path: str
+    cameras: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    frame_stride: int = 1
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Where windows come from and what is done to them; see `WindowConfig` for the meaning of the fields.
+
+    Args:
+        datasets (`list[DatasetSource]`): The mixture; `--dataset DIR_OR_REPO` stands for a single one.
+        mixture (`str` or `list[float]`): `natural`, `sqrt`, or one weight per dataset.
+        val_fraction (`float`): Share of each dataset's episodes kept for validation.
+        random_shift (`float`): Largest random shift as a fraction of the image side.
+        p_moving, occluded_weight (`float`): Choice and weight of flow points.
+        state_key (`str`, *optional*), action_key (`str`): Columns.
+        missing_targets (`bool`): Train what the columns allow instead of refusing a dataset that lacks some.
+        frame_cache (`str`): `auto`, `off` or a folder for decoded frames.
+        num_workers (`int`): Loader processes per training process; 0 reads windows in the training process.
+    """
+
+    datasets: list[DatasetSource] = dataclasses.field(default_factory=list)
+    mixture: str | list[float] = "natural"
+    val_fraction: float = 0.1
+    random_shift: float = 0.05
+    p_moving: float = 0.5
+    occluded_weight: float = 1.0
+    state_key: str | None = "observation.state"
+    action_key: str = "action"
+    missing_targets: bool = False
+    frame_cache: str = "auto"
+    num_workers: int = 0
+
+
+@dataclasses.dataclass
+class TowerConfig:
+    """Where the text and vision towers come from.
+
+    Args:
+        tokenizer (`str`): Folder or Hub id of the text tower's tokenizer; `small` trains a byte-level one on the
+            dataset's instructions (nothing is downloaded).
+        text (`str`, *optional*): Folder or Hub id of CLIP weights; the tower starts fresh without.
+        vision (`str`, *optional*): Folder or Hub id of image encoder weights; the tower starts fresh without.
+    """
+
+    tokenizer: str = "small"
+    text: str | None = None
+    vision: str | None = None
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """Optimisation and bookkeeping.
+
+    Args:
+        steps (`int`): Optimiser steps.
+        batch_size (`int`): Windows per optimiser step, over all processes and accumulation steps.
+        gradient_accumulation_steps (`int`): Parts into which that batch is cut.
+        learning_rate (`float`): Peak.
+        min_learning_rate_ratio (`float`): The cosine ends at this share of the peak.
+        warmup_steps (`int`): Linear warm-up.
+        betas (`list[float]`), weight_decay (`float`): AdamW.
+        max_grad_norm (`float`): Gradients are clipped to this global norm.
+        mixed_precision (`str`): `no` or `bf16`.
+        gradient_checkpointing (`bool`): Trade time for memory in the transformer.
+        log_every, val_every, checkpoint_every (`int`): Steps between log lines, validations and checkpoints; 0 means
+            only at the end.
+        val_windows (`int`): Validation windows looked at during training; the end looks at all.
+        keep_checkpoints (`int`): Older checkpoints are deleted.
+        tracker (`str`, *optional*): Any tracker of Accelerate: `trackio`, `wandb`, `tensorboard`...
+    """
+
+    steps: int = 1000
+    batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-3
+    min_learning_rate_ratio: float = 0.01
+    warmup_steps: int = 100
+    betas: list[float] = dataclasses.field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    log_every: int = 50
+    val_every: int = 500
+    checkpoint_every: int = 500
+    val_windows: int = 256
+    keep_checkpoints: int = 2
+    tracker: str | None = None
+
+
+@dataclasses.dataclass
+class RunConfig:
+    """One training run.
+
+    Args:
+        output (`str`): Run folder: resolved config, log, checkpoints, summary.
+        export (`str`, *optional*): Folder of the finished model and processor; `OUTPUT/model` by default.
+        seed (`int`): Seed of weights, data order, augmentation, dropout and noise.
+        init_from (`str`, *optional*): Folder or Hub id of a trained 3D Foresight model to start from. Its config and
+            processor are used; `model` may only change loss weights and dropout.
+        model (`dict`): Fields of `ForesightConfig`. Sizes of state and action and the vocabulary of a `small`
+            tokenizer are filled in from the data.
+        towers (`TowerConfig`): Pretrained towers.
+        data (`DataConfig`): Data.
+        train (`TrainConfig`): Optimisation.
+    """
+
+    output: str = "outputs/training"
+    export: str | None = None
+    seed: int = 0
+    init_from: str | None = None
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    towers: TowerConfig = dataclasses.field(default_factory=TowerConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+    def __post_init__(self):
+        self.export = self.export or str(Path(self.output) / "model")
+        model_fields = {field.name for field in dataclasses.fields(ForesightConfig)}
+        for name in self.model:
+            # A config class of transformers takes any name, so a typo would go unnoticed.
+            if name not in model_fields:
+                raise ValueError(f"model.{name} is no field of ForesightConfig{_closest(name, model_fields)}")
+        for name in ("steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "log_every"):
+            if getattr(self.train, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self.train, name)}; it must be at least 1")
+        if self.train.mixed_precision not in ("no", "bf16"):
+            raise ValueError(f"train.mixed_precision is {self.train.mixed_precision!r}; use 'no' or 'bf16'")
+
+
+def load_config(path: str | Path | None, overrides: list[str]) -> RunConfig:
+    """Reads a run from YAML and command-line overrides.
+
+    Args:
+        path (`str` or `Path`, *optional*): YAML file; defaults alone if omitted.
+        overrides (`list[str]`): `--key.sub value` or `--key.sub=value`; values are read as YAML.
+
+    Raises:
+        ValueError: If the file cannot be read, a key is unknown or a value has the wrong type; names it.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text()) if path else {}
+    except FileNotFoundError:
+        named = sorted(p.name for p in (Path(__file__).parent / "configs").glob("*.yaml"))
+        raise ValueError(f"config {path} does not exist; training/configs has {', '.join(named)}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"config {path} is no valid YAML: {error}") from None
+    values = values or {}
+    for key, value in _pairs(overrides):
+        if key == "dataset":
+            key, value = "data.datasets", [{"path": str(value)}]
+        *parents, leaf = key.split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"--{key}: {parent} is a value, not a group")
+        place[leaf] = value
+    _check_names(RunConfig, values, "")
+    try:
+        return draccus.decode(RunConfig, values)
+    except ParsingError as error:
+        # draccus hides what a dataclass itself objects to behind a general sentence.
+        raise ValueError(f"config: {error.__cause__ or error}") from None
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Writes the resolved run as YAML; `load_config` reads it back."""
+    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+
+
+def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:
+    """`["--a.b", "1", "--c=x"]` -> `[("a.b", 1), ("c", "x")]`."""
+    pairs, rest = [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--"):
+            raise ValueError(f"argument {argument!r}: expected --key.sub value")
+        key, equals, value = argument[2:].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ValueError(f"--{key} needs a value")
+            value = rest.pop(0)
+        # YAML 1.1 reads 1e-3 as text; a number it is.
+        parsed = yaml.safe_load(value)
+        if isinstance(parsed, str):
+            try:
+                parsed = float(parsed)
+            except ValueError:
+                pass
+        pairs.append((key, parsed))
+    return pairs
+
+
+def _check_names(cls: type, values: dict, prefix: str) -> None:
+    """Refuses unknown keys with the closest known one, deeper than draccus' own message says it."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name, value in values.items():
+        if name not in fields:
+            known = [*fields, "dataset"] if not prefix else fields
+            raise ValueError(f"{prefix}{name} is unknown{_closest(name, known)}")
+        if dataclasses.is_dataclass(fields[name].type) and isinstance(value, dict):
+            _check_names(fields[name].type, value, f"{prefix}{name}.")
+
+
+def _closest(name: str, known) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
