@@ -83,13 +83,16 @@ def _fill_from_nearest(
 ) -> np.ndarray:
     """Give every empty node the nearest usable point within two spacings; edits and returns `choice`."""
     rows, cols = grid
-    scale = np.float32([cols, rows])
-    nodes = grid_nodes(grid) * scale
+    column_centres = np.arange(cols, dtype=np.float32)[:, None] + np.float32(0.5)  # in spacings
+    row_centres = np.arange(rows, dtype=np.float32)[:, None] + np.float32(0.5)
     for frame in np.flatnonzero((choice < 0).any(1) & usable.any(1)):
         empty = np.flatnonzero(choice[frame] < 0)
         candidates = np.flatnonzero(usable[frame])
-        offset = np.abs(nodes[empty, None] - xy[frame, candidates] * scale)  # (E, n', 2) in spacings
-        distance = np.maximum(offset[..., 0], offset[..., 1])
+        x, y = xy[frame, candidates].T
+        # The largest of two axes separates: columns and rows are measured once, not once per node.
+        along_x = np.abs(column_centres - x * np.float32(cols))  # (cols, n')
+        along_y = np.abs(row_centres - y * np.float32(rows))
+        distance = np.maximum(along_x[empty % cols], along_y[empty // cols])  # (E, n')
         nearest = distance.argmin(1)
         near = distance[np.arange(len(empty)), nearest] <= NEAREST_WITHIN_SPACINGS
         choice[frame, empty[near]] = candidates[nearest[near]]

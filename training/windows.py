@@ -200,8 +200,8 @@ class ForesightWindows(Dataset):
                     if len(bad):
                         raise ValueError(
                             f"dataset {rows.name}: '{key}' is not finite in episode {episode}, frame "
-                            f"{bad[0]} (and in {len(bad) - 1} more frames of it); repair it, or leave the episode "
-                            "out with `episodes`"
+                            f"{bad[0]} (and in {len(bad) - 1} more frames of it); repair it, or leave "
+                            "the episode out with `episodes`"
                         )
             self.statistics[key] = {
                 "mean": used.mean(0),

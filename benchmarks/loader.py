@@ -1,0 +1,207 @@
+"""Windows per second of `ForesightWindows` beside the stock `LeRobotDataset`, on the same windows in one run.
+
+The stock reader delivers the same content through `delta_timestamps`: RGB and depth of all views (T history
+and F lookahead frames), state, action chunks and tracks. All readers run in this process without workers, on
+the same shuffled windows, in turns so that a busy machine disturbs them alike. The last line is one JSON object.
+"""
+
+import argparse
+import itertools
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from datasets_scripts.columns import load_features, points_key, points_visible_key
+from training.windows import ForesightWindows, WindowConfig, WindowSampler
+
+EXAMPLE = """example:
+  python benchmarks/loader.py --dataset outputs/quickstart/dataset --history 2
+"""
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n", 1)[0],
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--dataset", required=True, help="LeRobot dataset folder")
+    parser.add_argument("--views", default="main,wrist", help="camera names, the first with tracks")
+    parser.add_argument("--history", type=int, default=2, help="T, history frames")
+    parser.add_argument("--future-shift", type=int, default=3, help="S, lookahead frames")
+    parser.add_argument("--chunk", type=int, default=5, help="K, action chunk")
+    parser.add_argument("--flow-length", type=int, default=6, help="L, flow steps")
+    parser.add_argument("--grid", type=int, default=14, help="side of the flow grid")
+    parser.add_argument("--windows", type=int, default=200, help="windows read by the slow readers")
+    parser.add_argument("--rounds", type=int, default=4, help="turns each reader takes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order of windows")
+    parser.add_argument("--cache", help="folder of the frame cache (a temporary one if omitted)")
+    return parser.parse_args(arguments)
+
+
+def open_stock(args: argparse.Namespace, windows: ForesightWindows) -> LeRobotDataset:
+    """The stock reader, asked for what a window holds."""
+    fps, config = windows.rows.fps, windows.config
+    history = 1 - config.history_length
+    frames = [step / fps for step in range(history, config.lookahead_frames + 1)]
+    camera = windows.cameras[config.views[0]]
+    tracks = [step / fps for step in range(history, config.flow_length)]
+    keys = windows.frames.decoders
+    deltas = {
+        **dict.fromkeys(keys, frames),
+        config.action_key: [step / fps for step in range(history, config.chunk_size)],
+        points_key(camera): tracks,
+        points_visible_key(camera): tracks,
+    }
+    if windows.state_dim:
+        deltas[config.state_key] = [step / fps for step in range(history, 1)]
+    return LeRobotDataset(
+        "local/benchmark",
+        root=args.dataset,
+        delta_timestamps=deltas,
+        return_uint8=True,
+        depth_output_unit="m",
+    )
+
+
+def rows_of_windows(windows: ForesightWindows, order: list[tuple[int, int]]) -> list[int]:
+    """Global row of each window's newest frame: the stock reader's index."""
+    span = windows.config.history_length - 1
+    return [windows.locate(i)[1] + span for i, _ in order]
+
+
+def check_same(windows: ForesightWindows, stock: LeRobotDataset, order: list[tuple[int, int]]) -> None:
+    """Refuse to compare readers that do not deliver the same pictures."""
+    plain = windows[order[0][0]]
+    item = stock[rows_of_windows(windows, order[:1])[0]]
+    for view, camera in windows.cameras.items():
+        mask = plain["frame_mask"]
+        if not torch.equal(plain["images"][view][mask], item[f"observation.images.{camera}"][mask]):
+            raise SystemExit(f"error: the readers disagree on '{camera}'; the comparison means nothing")
+
+
+def measure(
+    readers: dict[str, Callable[[int], object]], n_windows: dict[str, int], rounds: int
+) -> dict[str, float]:
+    """Median windows per second of each reader, in turns."""
+    rates: dict[str, list[float]] = {name: [] for name in readers}
+    cursors: dict[str, Iterator[int]] = {name: itertools.count() for name in readers}
+    for name, read in readers.items():  # warm-up: decoders, maps, imports
+        read(next(cursors[name]))
+    for _ in range(rounds):
+        for name, read in readers.items():
+            n = max(1, n_windows[name] // rounds)
+            start = time.perf_counter()
+            for _ in range(n):
+                read(next(cursors[name]))
+            rates[name].append(n / (time.perf_counter() - start))
+    return {name: float(np.median(values)) for name, values in rates.items()}
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, in MB (pages of the frame cache included)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kilobytes here
+
+
+def run(args: argparse.Namespace, cache: str) -> dict:
+    """Open the readers, measure, return the figures."""
+    torch.set_num_threads(1)  # no reader needs torch's own threads; they only disturb the others
+    config = WindowConfig(
+        views=args.views.split(","),
+        history_length=args.history,
+        future_shift=args.future_shift,
+        lookahead=True,
+        chunk_size=args.chunk,
+        flow_length=args.flow_length,
+        flow_grid=(args.grid, args.grid),
+        random_shift=0.05,
+        frame_cache=cache,
+        seed=args.seed,
+    )
+    rss_start = peak_rss_mb()
+    start = time.perf_counter()
+    cached = ForesightWindows(args.dataset, config)
+    build_s = time.perf_counter() - start
+    start = time.perf_counter()
+    cached = ForesightWindows(args.dataset, config)
+    open_s = time.perf_counter() - start
+
+    sampler = WindowSampler(len(cached), batch_size=1, seed=args.seed)
+    order = [sampler.batch_indices(step)[0] for step in range(max(20 * args.windows, 1))]
+    fast = measure({"cached": lambda n: cached[order[n % len(order)]]}, {"cached": 5 * args.windows}, 1)
+    rss_cached = peak_rss_mb()
+
+    on_demand = ForesightWindows(args.dataset, WindowConfig(**{**vars(config), "frame_cache": "off"}))
+    plain = WindowConfig(**{**vars(config), "random_shift": 0.0})
+    stock = open_stock(args, cached)
+    rows = rows_of_windows(cached, order)
+    check_same(ForesightWindows(args.dataset, plain), stock, order)
+    readers = {
+        "cached": lambda n: cached[order[n % len(order)]],
+        "on_demand": lambda n: on_demand[order[n % len(order)]],
+        "stock": lambda n: stock[rows[n % len(order)]],
+    }
+    counts = {"cached": 10 * args.windows, "on_demand": args.windows, "stock": args.windows}
+    rates = measure(readers, counts, args.rounds)
+    return {
+        "benchmark": "loader",
+        "dataset_frames": len(cached.rows),
+        "windows": len(cached),
+        "history": args.history,
+        "lookahead": args.future_shift,
+        "views": config.views,
+        "image_size": list(cached.view_sizes[config.views[0]]),
+        "n_points": load_features(args.dataset)[points_key(cached.cameras[config.views[0]])]["shape"][0] // 3,
+        "windows_per_s": {name: round(rate, 1) for name, rate in rates.items()},
+        "cached_alone_windows_per_s": round(fast["cached"], 1),
+        "ratio_cached_to_stock": round(rates["cached"] / rates["stock"], 2),
+        "ratio_on_demand_to_stock": round(rates["on_demand"] / rates["stock"], 2),
+        "cache_mb": round(cached.frames.nbytes / 1e6, 1),
+        "cache_build_s": round(build_s, 2),
+        "open_s": round(open_s, 2),
+        "peak_rss_mb": {
+            "imports": round(rss_start, 1),
+            "cached": round(rss_cached, 1),
+            "all_readers": round(peak_rss_mb(), 1),
+        },
+    }
+
+
+def main() -> int:
+    """Command line entry: a table for people, then one JSON line."""
+    args = parse_arguments()
+    if args.windows < 1 or args.rounds < 1:
+        print("error: --windows and --rounds must be at least 1", file=sys.stderr)
+        return 1
+    with nullcontext(args.cache) if args.cache else tempfile.TemporaryDirectory() as cache:
+        try:
+            figures = run(args, str(Path(cache)))
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    rates = figures["windows_per_s"]
+    for name, rate in rates.items():
+        print(f"{name:10s} {rate:9.1f} windows/s  {1e3 / rate:8.2f} ms  {rate / rates['stock']:7.2f} x stock")
+    rss = figures["peak_rss_mb"]
+    print(
+        f"frame cache {figures['cache_mb']:.1f} MB, built in {figures['cache_build_s']:.1f} s; peak memory "
+        f"{rss['imports']:.0f} MB after imports, {rss['cached']:.0f} MB with the cached reader (its mapped "
+        f"pages included), {rss['all_readers']:.0f} MB with all readers"
+    )
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
