@@ -1,0 +1,116 @@
+"""What a figure was obtained with: versions, hardware, commit, command. No path of the machine gets in."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+__all__ = [
+    "describe_run",
+    "git_commit",
+    "hardware",
+    "portable_command",
+    "portable_path",
+    "versions",
+]
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = "lerobot_policy_foresight"
+PACKAGES = ("torch", "transformers", "lerobot", "metaworld", "mujoco", PROJECT)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this project and of the libraries that decide a result, as far as installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict:
+    """Processor model, usable cores, PyTorch's threads, and the GPU if there is one."""
+    import torch
+
+    affinity = getattr(os, "sched_getaffinity", None)
+    facts = {
+        "cpu": _cpu_model(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this code runs from, with `+changes` if files differ; `None` outside of one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return None  # installed into some other project's checkout
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def portable_path(path: str | Path, start: str | Path | None = None) -> str:
+    """A path as it may be published: relative to `start` (default: the working directory), or its last part.
+
+    Relative paths and Hub ids stay as they are unless `start` is given.
+    """
+    path, start_given = Path(path), start is not None
+    if not path.is_absolute() and not start_given:
+        return path.as_posix()
+    start = Path.cwd() if start is None else Path(start)
+    relative = os.path.relpath(path.resolve(), start.resolve())
+    # More than two steps up is another place of the machine, not a neighbour.
+    return path.name if relative.startswith(os.path.join("..", "..", "..")) else Path(relative).as_posix()
+
+
+def portable_command(script: str, arguments: list[str]) -> str:
+    """The command line with absolute paths shortened by [`portable_path`].
+
+    Args:
+        script (`str`): Path of the script inside the project, for example `training/evaluate.py`.
+        arguments (`list[str]`): What followed it.
+    """
+
+    def shorten(argument: str) -> str:
+        name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        return name + equals + (portable_path(value) if os.path.isabs(value) else value)
+
+    return shlex.join(["python", script, *map(shorten, arguments)])
+
+
+def describe_run(script: str | None = None, arguments: list[str] | None = None) -> dict:
+    """All of the above plus the date (UTC), ready for JSON; script and arguments default to this process's."""
+    if script is None:
+        script = portable_path(Path(sys.argv[0]).resolve(), ROOT) if sys.argv[0] else "python"
+    return {
+        "command": portable_command(script, sys.argv[1:] if arguments is None else arguments),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": git_commit(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
