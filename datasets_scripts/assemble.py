@@ -5,14 +5,15 @@ Here episodes arrive encoded, each file is written once, and LeRobot's own metad
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datasets_scripts.columns import append_columns, encode_flags, points_features, write_provenance
-from datasets_scripts.record_episode import ARRAYS, Recording, depth_encoder, point_values, rgb_encoder
+from datasets_scripts.record_episode import ARRAYS, Recording, point_values
+from datasets_scripts.videos import join_videos, lerobot_depth_encoder, lerobot_rgb_encoder
 
 
 def assemble_dataset(
@@ -43,12 +44,15 @@ def assemble_dataset(
         repo_id, recording.fps, features, robot_type="sawyer", root=root, use_videos=True
     )
     lengths = [episode["n_frames"] for episode in facts]
-    videos = {key: _join_videos(meta, key, shard_of, lengths) for key in recording.video_features()}
-    for key in videos:
+    videos = {}
+    for key in recording.video_features():
+        paths = [shard_of(episode) / f"{key}.mp4" for episode in range(len(facts))]
+        videos[key] = join_videos(meta, key, paths, lengths)
         is_depth = key in meta.depth_keys
         if is_depth:
             meta.features[key]["info"]["depth_unit"] = "m"
-        meta.update_video_info(key, depth_encoder(recording.depth_max) if is_depth else rgb_encoder())
+        encoder = lerobot_depth_encoder(recording.depth_max) if is_depth else lerobot_rgb_encoder()
+        meta.update_video_info(key, encoder)
     write_info(meta.info, meta.root)
     data = _DataWriter(meta, recording.n_points)
     try:
@@ -89,8 +93,7 @@ def _columns(episode: int, known: dict, shard: Path, meta: Any, first_frame: int
 
 
 class _DataWriter:
-    """Writes episodes as row groups of data files that stay near LeRobot's size limit with the points in
-    them."""
+    """Writes episodes as row groups of files that stay near LeRobot's size limit with points in them."""
 
     def __init__(self, meta: Any, n_points: int):
         self.n_frames = 0
@@ -141,59 +144,6 @@ class _DataWriter:
             self._writer = None
 
 
-def _join_videos(
-    meta: Any, key: str, shard_of: Callable[[int], Path], lengths: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Concatenate the episodes of one video column; returns each episode's place as LeRobot metadata."""
-    from lerobot.datasets.utils import update_chunk_file_indices
-    from lerobot.datasets.video_utils import concatenate_video_files
-
-    places: list[dict[str, Any]] = []
-    chunk, file = 0, 0
-    paths = [shard_of(episode) / f"{key}.mp4" for episode in range(len(lengths))]
-    for start, stop in _group_by_size(paths, meta.video_files_size_in_mb * 1e6):
-        if start:
-            chunk, file = update_chunk_file_indices(chunk, file, meta.chunks_size)
-        target = meta.root / meta.video_path.format(video_key=key, chunk_index=chunk, file_index=file)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        concatenate_video_files(paths[start:stop], target)
-        expected = sum(lengths[start:stop])
-        found = _count_frames(target)
-        if found != expected:
-            raise OSError(f"{target} holds {found} frames instead of {expected}; is the disk full?")
-        seconds = np.concatenate([[0], np.cumsum(lengths[start:stop])]) / meta.fps
-        for first, last in zip(seconds[:-1], seconds[1:], strict=True):
-            places.append(
-                {
-                    f"videos/{key}/chunk_index": chunk,
-                    f"videos/{key}/file_index": file,
-                    f"videos/{key}/from_timestamp": float(first),
-                    f"videos/{key}/to_timestamp": float(last),
-                }
-            )
-    return places
-
-
-def _group_by_size(paths: Sequence[Path], limit_bytes: float) -> Iterator[tuple[int, int]]:
-    """Split files into runs whose sizes add up to at most the limit: `(start, stop)` each."""
-    start, total = 0, 0
-    for index, path in enumerate(paths):
-        size = path.stat().st_size
-        if index > start and total + size > limit_bytes:
-            yield start, index
-            start, total = index, 0
-        total += size
-    yield start, len(paths)
-
-
-def _count_frames(path: Path) -> int:
-    """Number of frames in a video file, without decoding."""
-    import av
-
-    with av.open(str(path)) as container:
-        return sum(packet.size > 0 for packet in container.demux(video=0))
-
-
 def _provenance(
     recording: Recording, facts: Sequence[dict], shard_of: Callable[[int], Path], root: Path
 ) -> dict[str, Any]:
@@ -226,7 +176,7 @@ def _provenance(
             flow_camera: tracks,
             **{name: known[name] for name in ("task", "seed", "attempts", "has_motion")},
         }
-    attempts = {task: 0 for task in recording.tasks}
+    attempts = dict.fromkeys(recording.tasks, 0)
     for known in facts:
         attempts[known["task"]] += known["attempts"]
     return {

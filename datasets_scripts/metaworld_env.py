@@ -16,8 +16,10 @@ import os
 import sys
 import types
 import warnings
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -131,6 +133,11 @@ def _rendering_advice(error: Exception) -> str:
     )
 
 
+def _free(renderer: Any, environment: Any) -> None:
+    renderer.close()
+    environment.close()
+
+
 class MetaWorldSim:
     """One MetaWorld task with rendered cameras, exact geometry and a scripted expert.
 
@@ -192,6 +199,8 @@ class MetaWorldSim:
             self._renderer = self._mujoco.Renderer(model, image_size, image_size)
         except Exception as error:  # OpenGL raises its own zoo of types
             raise RuntimeError(_rendering_advice(error)) from error
+        # Also at the interpreter's exit, where MuJoCo's own clean-up comes too late and complains.
+        self._closer = weakref.finalize(self, _free, self._renderer, self._env)
 
     @property
     def task_description(self) -> str:
@@ -324,8 +333,7 @@ class MetaWorldSim:
 
     def close(self) -> None:
         """Free the renderer; needed before another simulator is opened in this process."""
-        self._renderer.close()
-        self._env.close()
+        self._closer()
 
     def __enter__(self) -> "MetaWorldSim":
         return self

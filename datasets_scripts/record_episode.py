@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from datasets_scripts.columns import (
 )
 from datasets_scripts.exact_tracks import RigidClip, make_tracks
 from datasets_scripts.metaworld_env import ACTION_DIM, MAX_STEPS, SIMULATION_HZ, STATE_DIM, MetaWorldSim
+from datasets_scripts.videos import encode_depth, encode_rgb, video_stats
 
 # Stored after the first success, so that the last frames before it still have a future to predict.
 FRAMES_AFTER_SUCCESS = 3
@@ -73,8 +74,8 @@ class Recording:
         if self.stride < 1 or SIMULATION_HZ % self.stride:
             divisors = [str(n) for n in range(1, SIMULATION_HZ + 1) if SIMULATION_HZ % n == 0]
             raise ValueError(
-                f"--stride {self.stride} gives {SIMULATION_HZ}/{self.stride} frames per second, which must be whole; "
-                f"choose from {', '.join(divisors)}"
+                f"--stride {self.stride} gives {SIMULATION_HZ}/{self.stride} frames per second, "
+                f"which must be whole; choose a stride from {', '.join(divisors)}"
             )
         if self.n_points < 2:
             raise ValueError(f"--n-points is {self.n_points}; at least 2 points are needed")
@@ -137,21 +138,6 @@ class ExpertFailedError(RuntimeError):
     """The scripted expert did not succeed in any of the allowed tries."""
 
 
-def rgb_encoder() -> Any:
-    """H.264 settings: fast to encode and decode on a CPU, a key frame every other frame for random access."""
-    from lerobot.configs.video import RGBEncoderConfig
-
-    return RGBEncoderConfig(vcodec="h264", g=2, crf=18, preset="veryfast")
-
-
-def depth_encoder(depth_max: float) -> Any:
-    """LeRobot's lossless 12-bit depth settings, limited to the range of the scene and silent."""
-    from lerobot.configs.video import DepthEncoderConfig
-
-    quiet = {"x265-params": "lossless=1:log-level=none"}
-    return DepthEncoderConfig(depth_max=depth_max, preset="superfast", extra_options=quiet)
-
-
 def record_shard(sim: MetaWorldSim, recording: Recording, episode: int, shard: Path) -> dict:
     """Record one episode and write it as a folder.
 
@@ -177,8 +163,8 @@ def record_shard(sim: MetaWorldSim, recording: Recording, episode: int, shard: P
             break
     else:
         raise ExpertFailedError(
-            f"the expert failed {recording.retries + 1} times in a row on {sim.task} (episode {episode}); lower "
-            "--noise, raise --retries, or leave the task out"
+            f"the expert failed {recording.retries + 1} times in a row on {sim.task} (episode {episode}); "
+            "lower --noise, raise --retries, or leave the task out"
         )
     labels, executed = plan
     videos, arrays, facts = render_episode(
@@ -195,9 +181,11 @@ def record_shard(sim: MetaWorldSim, recording: Recording, episode: int, shard: P
     try:
         facts["stats"] = {}
         for key, frames in videos.items():
-            is_depth = key.startswith("observation.depth.")
-            encoder = depth_encoder(recording.depth_max) if is_depth else rgb_encoder()
-            (unfinished / f"{key}.mp4").write_bytes(encode_video(frames, recording.fps, encoder))
+            if frames.dtype == np.uint8:
+                encoded = encode_rgb(frames, recording.fps)
+            else:
+                encoded = encode_depth(frames, recording.fps, recording.depth_max)
+            (unfinished / f"{key}.mp4").write_bytes(encoded)
             facts["stats"][key] = video_stats(frames)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, action=labels, **arrays)
@@ -211,8 +199,7 @@ def record_shard(sim: MetaWorldSim, recording: Recording, episode: int, shard: P
 
 
 def read_facts(shard: Path) -> dict | None:
-    """Facts of a shard, or `None` if it is missing or any of its files has not the size it was written
-    with."""
+    """Facts of a shard, or `None` if a file is missing or has not the size it was written with."""
     try:
         facts = json.loads((shard / FACTS).read_text())
         whole = all((shard / name).stat().st_size == size for name, size in facts["bytes"].items())
@@ -264,7 +251,7 @@ def render_episode(
         generator (`np.random.Generator`): For the choice of points.
 
     Returns:
-        `tuple`: Videos by column (`(F, H, W, 3)` uint8, `(F, H, W, 1)` float32 metres), arrays (state,
+        `tuple`: Videos by column (`(F, H, W, 3)` uint8 or `(F, H, W)` float32 metres), arrays (state,
         points, visibility) and facts (counts, intrinsics, which points move).
     """
     flow_camera = recording.cameras[0]
@@ -302,9 +289,7 @@ def render_episode(
         "has_motion": choice.has_motion,
         "intrinsics": {camera: sim.intrinsics(camera) for camera in recording.cameras},
     }
-    videos = {key: np.stack(values) for key, values in frames.items()}
-    videos = {key: values if values.ndim == 4 else values[..., None] for key, values in videos.items()}
-    return videos, arrays, facts
+    return {key: np.stack(values) for key, values in frames.items()}, arrays, facts
 
 
 def point_values(shard_of: Callable[[int], Path], camera: str) -> dict[str, Callable[[int], np.ndarray]]:
@@ -318,53 +303,3 @@ def point_values(shard_of: Callable[[int], Path], camera: str) -> dict[str, Call
         return values
 
     return {points_key(camera): read("points"), points_visible_key(camera): read("visible")}
-
-
-def encode_video(frames: np.ndarray, fps: int, encoder: Any) -> bytes:
-    """Encode frames into an mp4 held in memory, so that a full disk shows as an error of a plain write.
-
-    Args:
-        frames (`np.ndarray`): `(F, H, W, 3)` uint8 RGB, or `(F, H, W, 1)` float32 depth in metres.
-        fps (`int`): Frames per second.
-        encoder: LeRobot encoder settings (`rgb_encoder`, `depth_encoder`).
-
-    Returns:
-        `bytes`: The file.
-    """
-    import av
-    from lerobot.datasets.depth_utils import quantize_depth
-
-    def to_video_frame(frame: np.ndarray) -> av.VideoFrame:
-        if frame.shape[-1] == 3:
-            return av.VideoFrame.from_ndarray(frame, format="rgb24")
-        limits = (encoder.depth_min, encoder.depth_max, encoder.shift, encoder.use_log, encoder.pix_fmt)
-        return quantize_depth(frame, *limits)
-
-    def feed(packets: Iterable) -> None:
-        for packet in packets:
-            container.mux(packet)
-
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        # One thread per encoder: episodes already run side by side, and the bytes do not depend on the
-        # machine.
-        options = encoder.get_codec_options(1, as_strings=True)
-        stream = container.add_stream(encoder.vcodec, fps, options=options)
-        stream.pix_fmt = encoder.pix_fmt
-        stream.height, stream.width = frames.shape[1:3]
-        for frame in frames:
-            feed(stream.encode(to_video_frame(frame)))
-        feed(stream.encode(None))
-    return file.getvalue()
-
-
-def video_stats(frames: np.ndarray) -> dict[str, list]:
-    """Statistics of a video column in LeRobot's form: per channel, RGB in [0, 1], depth in metres."""
-    from lerobot.datasets.compute_stats import get_feature_stats
-
-    scale = 255.0 if frames.dtype == np.uint8 else 1.0
-    stats = get_feature_stats(frames.transpose(0, 3, 1, 2), axis=(0, 2, 3), keepdims=True)
-    return {
-        name: (value if name == "count" else np.squeeze(value / scale, axis=0)).tolist()
-        for name, value in stats.items()
-    }

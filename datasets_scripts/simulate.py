@@ -8,7 +8,6 @@ same command again continues what was interrupted and leaves a finished dataset 
 import argparse
 import contextlib
 import errno
-import functools
 import json
 import multiprocessing
 import os
@@ -113,8 +112,8 @@ def _record_all(recording: Recording, jobs: list[tuple[int, Path]], workers: int
             yield future.result()
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "a worker process died, most likely of too little memory or of the rendering library; run the same "
-            "command again with fewer --workers"
+            "a worker process died, most likely of too little memory or of the rendering library; "
+            "run the same command again with fewer --workers"
         ) from error
     finally:
         # Episodes under way are finished and kept, the others are not started.
@@ -198,13 +197,13 @@ def _summary(output: Path, recording: Recording) -> dict[str, float]:
 def build_parser() -> argparse.ArgumentParser:
     """Command-line options."""
     parser = argparse.ArgumentParser(
-        description="Simulate MetaWorld demonstrations with exact depth and 3D tracks as a LeRobot v3 dataset.",
-        epilog="example: python datasets_scripts/simulate.py --tasks drawer-open-v3 --episodes 50 --output outputs/"
-        "drawer\nRun it again after an interruption to continue.",
+        description="Simulate MetaWorld demonstrations with depth and 3D tracks as a LeRobot v3 dataset.",
+        epilog="example:\n  python datasets_scripts/simulate.py --tasks drawer-open-v3 --episodes 50 "
+        "--output outputs/drawer\nRun it again after an interruption to continue.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default = Recording(tasks=("drawer-open-v3",))
-    add = functools.partial(parser.add_argument)
+    add = parser.add_argument
     add(
         "--tasks", required=True, help="tasks or groups, comma-separated: drawer-open-v3,easy,medium,hard,all"
     )
@@ -270,8 +269,9 @@ def main(argv: list[str] | None = None) -> int:
     with contextlib.suppress(BrokenPipeError):
         print(
             f"{args.output}: {summary['episodes']} episodes, {summary['frames']} frames, "
-            f"{summary['bytes'] / 1e6:.1f} MB; {summary['failures']} of {summary['attempts']} tries failed and were "
-            f"left out; recording {summary['record_s']:.0f} s, assembling {summary['assemble_s']:.0f} s"
+            f"{summary['bytes'] / 1e6:.1f} MB; "
+            f"{summary['failures']} of {summary['attempts']} tries failed and were left out; "
+            f"recording {summary['record_s']:.0f} s, assembling {summary['assemble_s']:.0f} s"
         )
     return 0
 
