@@ -15,14 +15,13 @@ from .configuration_foresight import ForesightConfig
 from .encoders import sincos_2d
 
 
-def vit_blocks(width: int, heads: int, depth: int, eps: float) -> nn.Sequential:
-    """`depth` of timm's pre-norm blocks with biases everywhere."""
-    return nn.Sequential(
-        *(
-            Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=eps))
-            for _ in range(depth)
-        )
-    )
+def vit_blocks(config: ForesightConfig, width: int, heads: int, depth: int) -> nn.Sequential:
+    """`depth` of timm's pre-norm blocks with biases everywhere; eager attention if the config asks for it."""
+    norm_layer = partial(nn.LayerNorm, eps=config.layer_norm_eps)
+    blocks = [Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth)]
+    for block in blocks:
+        block.attn.fused_attn &= config._attn_implementation != "eager"
+    return nn.Sequential(*blocks)
 
 
 class PatchDecoder(nn.Module):
@@ -42,7 +41,7 @@ class PatchDecoder(nn.Module):
         self.embed = nn.Linear(width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("positions", sincos_2d(side, side, width)[None], persistent=False)
-        self.blocks = vit_blocks(width, config.decoder_heads, config.decoder_depth, config.layer_norm_eps)
+        self.blocks = vit_blocks(config, width, config.decoder_heads, config.decoder_depth)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.predict = nn.Linear(width, config.patch_size**2 * channels)
 
@@ -72,7 +71,7 @@ class FlowDecoder(nn.Module):
         self.embed = nn.Linear(width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.embed_start = nn.Linear(2, width)
-        self.blocks = vit_blocks(width, config.decoder_heads, config.decoder_depth, config.layer_norm_eps)
+        self.blocks = vit_blocks(config, width, config.decoder_heads, config.decoder_depth)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.predict = nn.Linear(width, config.flow_length * 3)
 
@@ -120,9 +119,7 @@ class ActionEncoder(nn.Module):
         self.join = nn.Linear(parts * width, width)
         self.cls_token = nn.Embedding(1, width)
         self.positions = nn.Embedding(config.chunk_size + 1, width)
-        self.blocks = vit_blocks(
-            width, config.action_num_heads, config.action_encoder_depth, config.layer_norm_eps
-        )
+        self.blocks = vit_blocks(config, width, config.action_num_heads, config.action_encoder_depth)
         self.predict = nn.Linear(width, 2 * config.latent_dim)
 
     def forward(self, actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,9 +154,7 @@ class ActionDecoder(nn.Module):
         self.embed_query = nn.Linear(config.hidden_size, width)
         self.mask_token = nn.Embedding(1, width)
         self.positions = nn.Embedding(config.chunk_size, width)
-        self.blocks = vit_blocks(
-            width, config.action_num_heads, config.action_decoder_depth, config.layer_norm_eps
-        )
+        self.blocks = vit_blocks(config, width, config.action_num_heads, config.action_decoder_depth)
         if self.continuous:
             self.predict_continuous = nn.Linear(width, len(self.continuous))
         if self.binary:
@@ -200,9 +195,7 @@ class ProgressDecoder(nn.Module):
         width = config.action_hidden_size
         self.embed_query = nn.Linear(config.hidden_size, width)
         self.mask_token = nn.Embedding(1, width)
-        self.blocks = vit_blocks(
-            width, config.action_num_heads, config.progress_decoder_depth, config.layer_norm_eps
-        )
+        self.blocks = vit_blocks(config, width, config.action_num_heads, config.progress_decoder_depth)
         self.predict = nn.Linear(width, 1)
 
     def forward(self, query: Tensor) -> Tensor:
