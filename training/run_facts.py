@@ -84,8 +84,8 @@ def portable_path(path: str | Path, start: str | Path | None = None) -> str:
         return path.as_posix()
     start = Path.cwd() if start is None else Path(start)
     relative = os.path.relpath(path.resolve(), start.resolve())
-    # More than two steps up is another place of the machine, not a neighbour.
-    return path.name if relative.startswith(os.path.join("..", "..", "..")) else Path(relative).as_posix()
+    # More than one step up is another place of the machine, not a neighbour.
+    return path.name if relative.startswith(os.path.join("..", "..")) else Path(relative).as_posix()
 
 
 def portable_command(script: str, arguments: list[str]) -> str:
@@ -104,7 +104,7 @@ def portable_command(script: str, arguments: list[str]) -> str:
 
 
 def describe_run(script: str | None = None, arguments: list[str] | None = None) -> dict:
-    """All of the above plus the date (UTC), ready for JSON; script and arguments default to this process's."""
+    """All of the above and the date (UTC), ready for JSON; by default of the command this process runs."""
     if script is None:
         script = portable_path(Path(sys.argv[0]).resolve(), ROOT) if sys.argv[0] else "python"
     return {

@@ -1,0 +1,85 @@
+"""What a trained model's folder (or Hub repo) and the run beside it hold."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
+from training.config import RunConfig, load_config
+
+__all__ = ["load_checkpoint", "read_run_config", "read_summary"]
+
+
+def load_checkpoint(
+    source: str | Path, device: str | torch.device = "cpu", revision: str | None = None
+) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
+    """Model in evaluation mode and processor.
+
+    Args:
+        source (`str` or `Path`): Folder written by `save_pretrained`, or Hub id.
+        device (`str` or `torch.device`): Where the model goes.
+        revision (`str`, *optional*): Commit, branch or tag of a Hub repo.
+
+    Raises:
+        ValueError: If there is no such folder or repo, or a part of it is missing or damaged; names it.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        for name, what in {
+            "config.json": "a model's configuration",
+            "processor_config.json": "its processor",
+        }.items():
+            if not (folder / name).is_file():
+                raise ValueError(
+                    f"checkpoint {source} has no {name} ({what}): give the folder that train.py exports, for "
+                    "example outputs/quickstart/model"
+                )
+        if not any(folder.glob("*.safetensors")):
+            raise ValueError(f"checkpoint {source} has no weights (*.safetensors): export the model again")
+        kind = _read_json(folder / "config.json").get("model_type")
+        if kind != "foresight":
+            raise ValueError(f"checkpoint {source} is a model of type {kind!r}, not 'foresight'")
+    elif folder.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
+        raise ValueError(f"checkpoint {source} is no folder; train one first, or give a Hub id (owner/name)")
+    try:
+        model, report = ForesightForActionPrediction.from_pretrained(
+            source, revision=revision, dtype=torch.float32, output_loading_info=True
+        )
+        processor = ForesightProcessor.from_pretrained(source, revision=revision)
+    except Exception as error:  # safetensors, hub and tokenizer libraries raise types of their own
+        raise ValueError(f"checkpoint {source} cannot be loaded: {error}") from error
+    if report["missing_keys"]:
+        raise ValueError(f"checkpoint {source} lacks weights: {sorted(report['missing_keys'])[:5]}")
+    return model.to(device).eval(), processor
+
+
+def _run_folder(checkpoint: str | Path) -> Path | None:
+    """The run that made a local checkpoint: around it, or in `training/` beside it (`make quickstart`)."""
+    parent = Path(checkpoint).resolve().parent
+    for folder in (parent, parent / "training"):
+        if Path(checkpoint).is_dir() and (folder / "config.yaml").is_file():
+            return folder
+    return None
+
+
+def read_summary(checkpoint: str | Path) -> dict:
+    """`summary.json` of the run that made a local checkpoint; empty if it is not beside it."""
+    folder = _run_folder(checkpoint)
+    return _read_json(folder / "summary.json") if folder and (folder / "summary.json").is_file() else {}
+
+
+def read_run_config(checkpoint: str | Path) -> RunConfig:
+    """Settings of the run that made a local checkpoint; defaults if they are not beside it.
+
+    The split into training and validation episodes follows from them.
+    """
+    folder = _run_folder(checkpoint)
+    return load_config(folder / "config.yaml", []) if folder else RunConfig()
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None

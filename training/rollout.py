@@ -1,0 +1,133 @@
+"""Closed loop: one policy, several simulators side by side, one forward pass per control step."""
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from training.control import History, WindowPolicy
+from training.simulation_pool import SimulationPool
+
+__all__ = ["Episode", "Timing", "run_episodes"]
+
+
+@dataclasses.dataclass
+class Episode:
+    """One trial.
+
+    Attributes:
+        task (`str`): MetaWorld task.
+        seed (`int`): Start.
+        success (`bool`): Whether the task was solved at any simulation step (LeRobot's rule).
+        steps (`int`): Control steps, one action each.
+        simulation_steps (`int`): Simulation steps.
+        frames (`list`): Pictures of the first view, `(H, W, 3)` uint8, if they were asked for.
+    """
+
+    task: str
+    seed: int
+    success: bool = False
+    steps: int = 0
+    simulation_steps: int = 0
+    frames: list[np.ndarray] = dataclasses.field(default_factory=list, repr=False)
+
+
+@dataclasses.dataclass
+class Timing:
+    """Durations in seconds: `policy` of each forward pass, `step` of each control step with simulation."""
+
+    policy: list[float] = dataclasses.field(default_factory=list)
+    step: list[float] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class _Slot:
+    """A simulator at work."""
+
+    episode: Episode
+    history: History
+    instruction: str = ""
+    planned: deque = dataclasses.field(default_factory=deque)
+    begun: bool = False
+
+
+def run_episodes(
+    policy: WindowPolicy,
+    pool: SimulationPool,
+    trials: Sequence[tuple[str, int]],
+    stride: int,
+    max_steps: int,
+    execute_steps: int = 1,
+    film: int = 0,
+    on_done: Callable[[Episode], None] | None = None,
+) -> tuple[list[Episode], Timing]:
+    """Run a policy from given starts. What happens in a trial does not depend on the others.
+
+    Args:
+        policy (`WindowPolicy`): Acts.
+        pool (`SimulationPool`): Renders the policy's views.
+        trials (`Sequence[tuple[str, int]]`): Task and seed of each episode.
+        stride (`int`): Simulation steps per control step.
+        max_steps (`int`): Control steps after which an episode has failed.
+        execute_steps (`int`): Actions of a chunk that are executed before the policy is asked again; 1 as in
+            GR-MG. Every observation enters the history either way.
+        film (`int`): Keep the pictures of this many first trials.
+        on_done (`Callable`, *optional*): Called with every finished episode, in order of finishing.
+
+    Returns:
+        Episodes in the order of `trials`, and durations.
+
+    Raises:
+        RuntimeError: If a simulator fails.
+    """
+    episodes = [Episode(task, seed) for task, seed in trials]
+    filmed = {id(episode) for episode in episodes[:film]}
+    waiting = deque(episodes)
+    slots: dict[int, _Slot] = {}
+    timing = Timing()
+
+    def begin(worker: int) -> None:
+        slots.pop(worker, None)
+        if waiting:
+            slots[worker] = _Slot(waiting.popleft(), policy.start())
+            pool.reset(worker, slots[worker].episode.task, slots[worker].episode.seed)
+
+    for worker in range(len(pool)):
+        begin(worker)
+    while slots:
+        started = time.perf_counter()
+        observing = list(slots)
+        for worker in observing:
+            _observe(slots[worker], pool.receive(worker), policy.model.config.views, filmed)
+        for worker in observing:
+            episode = slots[worker].episode
+            if episode.success or episode.steps >= max_steps:
+                if on_done is not None:
+                    on_done(episode)
+                begin(worker)
+        ready = {worker: slot for worker, slot in slots.items() if slot.begun}
+        asking = [slot for slot in ready.values() if not slot.planned]
+        if asking:
+            asked = time.perf_counter()
+            chunks = policy.act([slot.history for slot in asking], [slot.instruction for slot in asking])
+            timing.policy.append(time.perf_counter() - asked)
+            for slot, chunk in zip(asking, chunks, strict=True):
+                slot.planned.extend(chunk[:execute_steps])
+        for worker, slot in ready.items():
+            pool.step(worker, slot.planned.popleft(), stride)
+            slot.episode.steps += 1
+        timing.step.append(time.perf_counter() - started)
+    return episodes, timing
+
+
+def _observe(slot: _Slot, answer: dict, views: Sequence[str], filmed: set[int]) -> None:
+    """Takes in a simulator's answer."""
+    slot.begun = True
+    slot.instruction = answer["instruction"]
+    slot.history.append(answer["images"], answer["state"])
+    slot.episode.success = answer["success"]
+    slot.episode.simulation_steps = answer["simulation_steps"]
+    if id(slot.episode) in filmed:
+        slot.episode.frames.append(answer["images"][views[0]])

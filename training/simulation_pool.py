@@ -1,0 +1,135 @@
+"""MetaWorld simulators in worker processes, each with its own renderer, stepped side by side.
+
+This file and the worker processes know nothing of PyTorch: starting one takes as long as importing MuJoCo.
+"""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+__all__ = ["SimulationPool"]
+
+
+class SimulationPool:
+    """A fixed number of simulators; requests are sent to any of them, and answers are read one by one.
+
+    Use it as a context manager: leaving ends the processes.
+
+    Args:
+        size (`int`): Processes.
+        cameras (`Sequence[str]`): Cameras to render.
+        image_size (`int`): Side of the square pictures in pixels.
+        quality (`str`): Rendering quality, see `MetaWorldSim`.
+    """
+
+    def __init__(self, size: int, cameras: Sequence[str], image_size: int, quality: str = "fast"):
+        # Spawned, because a forked copy of a process with threads and an OpenGL context is not safe.
+        context = multiprocessing.get_context("spawn")
+        self._connections, self._processes = [], []
+        for _ in range(size):
+            ours, theirs = context.Pipe()
+            arguments = (theirs, tuple(cameras), image_size, quality)
+            process = context.Process(target=_work, args=arguments, daemon=True)
+            process.start()
+            theirs.close()
+            self._connections.append(ours)
+            self._processes.append(process)
+
+    def __len__(self) -> int:
+        return len(self._processes)
+
+    def reset(self, worker: int, task: str, seed: int) -> None:
+        """Asks for a new episode; [`receive`] gives its first observation."""
+        self._send(worker, ("reset", task, seed))
+
+    def step(self, worker: int, action: np.ndarray, repeat: int) -> None:
+        """Asks to hold an action for `repeat` simulation steps, or until success; then call [`receive`]."""
+        self._send(worker, ("step", np.asarray(action, dtype=np.float32), repeat))
+
+    def receive(self, worker: int) -> Mapping:
+        """The answer to the last request.
+
+        Returns:
+            `Mapping`: `images`: camera -> `(H, W, 3)` uint8; `state` `(4,)` float32; `success` (bool) of this
+            request; `instruction`; `simulation_steps` since the episode's start.
+
+        Raises:
+            RuntimeError: If the simulator failed or its process died.
+        """
+        try:
+            answer = self._connections[worker].recv()
+        except (EOFError, OSError):
+            answer = self._death(worker)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _send(self, worker: int, request: tuple) -> None:
+        try:
+            self._connections[worker].send(request)
+        except OSError:
+            raise self._death(worker) from None
+
+    def _death(self, worker: int) -> RuntimeError:
+        self._processes[worker].join(timeout=5)
+        return RuntimeError(
+            f"simulator process {worker} ended (exit code {self._processes[worker].exitcode}); if memory ran "
+            "out, use fewer --num-envs"
+        )
+
+    def close(self) -> None:
+        """Ends all processes, politely first."""
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.terminate()
+                process.join()
+
+    def __enter__(self) -> "SimulationPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _work(connection, cameras: tuple[str, ...], image_size: int, quality: str) -> None:
+    """Serves requests until the other end hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    # The processes share the cores already; the software renderer must not start threads for each of them.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
+    from datasets_scripts.metaworld_env import MAX_STEPS, MetaWorldSim
+
+    sim = None
+    try:
+        while True:
+            request = connection.recv()
+            try:
+                success = False
+                if request[0] == "reset":
+                    _, task, seed = request
+                    if sim is None or sim.task != task:
+                        if sim is not None:
+                            sim.close()  # two renderers in one process disturb each other
+                        sim = MetaWorldSim(task, cameras, image_size, quality)
+                    sim.reset(seed)
+                else:
+                    success = sim.step(request[1], request[2], stop_on_success=True)
+                answer = {
+                    **sim.observe(),
+                    "success": success,
+                    "instruction": sim.task_description,
+                    "simulation_steps": MAX_STEPS - sim.steps_left,
+                }
+            except (ValueError, RuntimeError) as error:
+                answer = error
+            connection.send(answer)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass
+    finally:
+        if sim is not None:
+            sim.close()

@@ -1,0 +1,414 @@
+"""What a checkpoint foresees beside what happened: depth, future and 3D flow of a held-out episode.
+
+The model predicts RGB and depth normalised per patch (zero mean, unit deviation), so level and contrast of a
+patch are not part of the prediction. For display they are taken from the *current* frame: its pixels, and for
+depth its recorded depth. What a prediction shows by itself is the structure inside the patches.
+"""
+
+import sys
+from pathlib import Path
+
+# Run as a script, this folder leads the search path and `evaluate.py` would shadow the library `evaluate`.
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):
+    sys.path.pop(0)
+
+import argparse
+import dataclasses
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from datasets_scripts.columns import replacing
+from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
+from modeling_foresight.losses import depth_statistics, patchify, unpatchify
+from training.checkpoint_folder import load_checkpoint, read_run_config
+from training.config import DatasetSource
+from training.data import window_config
+from training.dataset_rows import DatasetRows
+from training.video import write_video
+from training.windows import ForesightWindows, collate_windows, split_episodes
+
+EXAMPLE = """example:
+  python training/visualize.py --checkpoint outputs/quickstart/model --dataset outputs/quickstart/dataset \\
+      --output foresight.png --moments 4 --mp4 foresight.mp4"""
+MODEL_INPUTS = (
+    "pixel_values",
+    "input_ids",
+    "attention_mask",
+    "state",
+    "frame_mask",
+    "view_mask",
+    "goal_pixel_values",
+    "goal_mask",
+    "track_start",
+)
+
+
+@dataclasses.dataclass
+class Flow:
+    """Trajectories of points over a camera image.
+
+    Attributes:
+        points (`np.ndarray`): `(L, P, 3)` x, y as image fractions, z in metres.
+        shown (`np.ndarray`): Boolean `(L, P)`: where the truth is known.
+        moving (`np.ndarray`): Boolean `(P,)`: points labelled moving.
+    """
+
+    points: np.ndarray
+    shown: np.ndarray
+    moving: np.ndarray
+
+
+@dataclasses.dataclass
+class Moment:
+    """All pictures of one moment; images `(H, W, 3)` float in [0, 1], depth `(H, W)` metres, NaN = unknown.
+
+    Attributes:
+        frame (`int`): Number of the frame in its episode.
+        camera (`np.ndarray`): What the camera saw.
+        depth, future_rgb, future_depth (`tuple`, *optional*): Truth and prediction.
+        flow (`tuple[Flow, Flow]`, *optional*): Truth and prediction.
+    """
+
+    frame: int
+    camera: np.ndarray
+    depth: tuple[np.ndarray, np.ndarray] | None = None
+    future_rgb: tuple[np.ndarray, np.ndarray] | None = None
+    future_depth: tuple[np.ndarray, np.ndarray] | None = None
+    flow: tuple[Flow, Flow] | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    args = _parse(arguments)
+    try:
+        visualize(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def visualize(args: argparse.Namespace) -> None:
+    """Draws what the command line asks for (see `--help`).
+
+    Raises:
+        ValueError: If checkpoint, dataset, episode or view do not fit together; names the remedy.
+        RuntimeError: If matplotlib is missing.
+    """
+    _import_matplotlib()
+    if args.moments < 1:
+        raise ValueError(f"--moments is {args.moments}; it must be at least 1")
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model, processor = load_checkpoint(args.checkpoint, device, args.revision)
+    views = list(model.config.views)
+    view = args.view or views[0]
+    if view not in views:
+        raise ValueError(f"the checkpoint has no view '{view}'; choose from {', '.join(views)}")
+    windows, held_out = _open_episode(args, model)
+    episode, first_row = windows.locate(0)
+    start = int(windows.rows.episode_starts[episode])
+    # Later windows have no frame `future_shift` ahead to compare with.
+    last = max(0, len(windows) - (model.config.future_shift if model.config.has("future") else 1))
+    chosen = sorted({round(i) for i in np.linspace(0, last, args.moments)})
+    moments = foresee(model, processor, windows, chosen, view, start)
+    kind = "held-out episode" if held_out else "episode"
+    title = f"{kind} {episode} of {Path(windows.rows.name).name}: “{windows[0]['task']}”, {view} camera"
+    caption = _caption(model, windows.rows.fps / windows.config.frame_stride)
+    save_png(args.output, draw(moments, title, caption))
+    print(f"wrote {args.output}: {title}, frames {', '.join(str(m.frame) for m in moments)}")
+    if args.mp4:
+        every = foresee(model, processor, windows, list(range(last + 1)), view, start)
+        limits = _depth_limits(every)
+        pictures = (to_pixels(draw([moment], title, caption, limits)) for moment in every)
+        write_video(args.mp4, pictures, max(1, windows.rows.fps / windows.config.frame_stride / 4))
+        print(f"wrote {args.mp4}: all {len(every)} moments at a quarter of the speed")
+
+
+def foresee(
+    model: ForesightForActionPrediction,
+    processor: ForesightProcessor,
+    windows: ForesightWindows,
+    chosen: Sequence[int],
+    view: str,
+    first_row: int = 0,
+    batch_size: int = 16,
+) -> list[Moment]:
+    """Predictions for the newest frame of some windows, undone to pictures, beside the truth.
+
+    Args:
+        model (`ForesightForActionPrediction`): In evaluation mode; a head that is off leaves its field empty.
+        processor (`ForesightProcessor`): Its processor.
+        windows (`ForesightWindows`): Windows with lookahead frames for the future's truth.
+        chosen (`Sequence[int]`): Their numbers.
+        view (`str`): Camera; flow is only there for the model's first one.
+        first_row (`int`): Global number of the episode's first frame.
+        batch_size (`int`): Windows per forward pass.
+    """
+    moments: list[Moment] = []
+    for begin in range(0, len(chosen), batch_size):
+        samples = [windows[i] for i in chosen[begin : begin + batch_size]]
+        raw = collate_windows(samples)
+        batch = processor.prepare_batch(raw, model.device, model.config.history_length)
+        with torch.no_grad():
+            output = model(**{name: batch[name] for name in MODEL_INPUTS if name in batch})
+        for i, sample in enumerate(samples):
+            moments.append(_moment(model, processor, batch, output, sample, i, view, first_row))
+    return moments
+
+
+def _moment(model, processor, batch, output, sample: dict, i: int, view: str, first_row: int) -> Moment:
+    """Sample `i` of a batch, newest frame of the window."""
+    config = model.config
+    v, newest, patch = list(config.views).index(view), config.history_length - 1, config.patch_size
+    pixels = batch["pixel_values"][i, newest, v]  # (3, H, W) normalised
+    moment = Moment(int(sample["index"]) - first_row, _to_rgb(pixels, processor))
+    depth = batch["depth"][i, newest, v] if "depth" in batch else None  # (H, W) metres
+    if config.has("depth"):
+        moment.depth = _known(depth), _undo_depth(output.depth[i, newest, v], depth, patch)
+    if config.has("future"):
+        later = torch.cat([batch["pixel_values"], batch["lookahead_pixel_values"]], dim=1)
+        truth = later[i, newest + config.future_shift, v]
+        predicted = _undo_rgb(output.future_rgb[i, newest, v], pixels, patch)
+        moment.future_rgb = _to_rgb(truth, processor), _to_rgb(predicted, processor)
+        if depth is not None:
+            later = torch.cat([batch["depth"], batch["lookahead_depth"]], dim=1)
+            truth = _known(later[i, newest + config.future_shift, v])
+            moment.future_depth = truth, _undo_depth(output.future_depth[i, newest, v], depth, patch)
+    if config.has("flow") and v == 0:
+        shown = sample["track_weight"][newest].numpy() > 0
+        moving = sample["track_moving"][newest].numpy()
+        truth, predicted = sample["track"][newest].numpy(), output.flow[i, newest].float().cpu().numpy()
+        moment.flow = Flow(truth, shown, moving), Flow(predicted, shown, moving)
+    return moment
+
+
+def _undo_rgb(prediction: torch.Tensor, current: torch.Tensor, patch: int) -> torch.Tensor:
+    """Normalised patches `(N, p * p * 3)` -> `(3, H, W)` with the current frame's patch statistics."""
+    patches = patchify(current, patch)
+    mean, std = patches.mean(-1, keepdim=True), patches.std(-1, keepdim=True)
+    return unpatchify(prediction.float() * (std + 1e-6) + mean, patch, 3)
+
+
+def _undo_depth(prediction: torch.Tensor, current: torch.Tensor, patch: int) -> np.ndarray:
+    """Normalised patches `(N, p * p)` -> `(H, W)` metres with the current frame's patch statistics."""
+    _, valid, mean, deviation = depth_statistics(current, patch)
+    metres = prediction.float() * deviation + mean
+    metres = torch.where(valid.any(-1, keepdim=True), metres, torch.full_like(metres, torch.nan))
+    return unpatchify(metres, patch, 1)[0].cpu().numpy()
+
+
+def _known(depth: torch.Tensor) -> np.ndarray:
+    """`(H, W)` metres with NaN where invalid."""
+    return torch.where(depth > 0, depth, torch.full_like(depth, torch.nan)).cpu().numpy()
+
+
+def _to_rgb(pixels: torch.Tensor, processor: ForesightProcessor) -> np.ndarray:
+    """Normalised `(3, H, W)` -> `(H, W, 3)` in [0, 1]."""
+    mean, std = (pixels.new_tensor(x)[:, None, None] for x in (processor.image_mean, processor.image_std))
+    return (pixels * std + mean).clamp(0, 1).movedim(0, -1).cpu().numpy()
+
+
+def draw(
+    moments: Sequence[Moment],
+    title: str,
+    caption: str,
+    depth_limits_m: tuple[float, float] | None = None,
+):
+    """One row per moment, truth and prediction side by side; objectives that are off have no columns.
+
+    Args:
+        moments (`Sequence[Moment]`): Rows.
+        title (`str`): Above.
+        caption (`str`): Below.
+        depth_limits_m (`tuple[float, float]`, *optional*): Range of the depth colours; by default that of the
+            moments' true depth.
+
+    Returns:
+        `matplotlib.figure.Figure`: To be saved; no window is opened.
+    """
+    figure_type, canvas_type = _import_matplotlib()
+    from matplotlib.colors import LogNorm  # near things matter, a far background would take the colours
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+
+    first = moments[0]
+    columns: list[tuple[str, str, int]] = [("camera", "camera", 0)]
+    for name, label in (
+        ("depth", "depth"),
+        ("future_rgb", "future image"),
+        ("future_depth", "future depth"),
+        ("flow", "3D flow"),
+    ):
+        if getattr(first, name) is not None:
+            columns += [(name, f"{label}\n{which}", i) for i, which in enumerate(("recorded", "predicted"))]
+    limits = depth_limits_m or _depth_limits(moments)
+    caption = "\n".join(textwrap.wrap(caption, 24 * len(columns)))
+    bottom = 0.35 + 0.16 * (caption.count("\n") + 1)
+    height = 1.55 * len(moments) + 0.85 + bottom
+    figure = figure_type(figsize=(1.5 * len(columns) + 1.0, height))
+    canvas_type(figure)
+    axes = figure.subplots(len(moments), len(columns), squeeze=False)
+    figure.subplots_adjust(
+        left=0.05, right=0.93, top=1 - 0.8 / height, bottom=bottom / height, wspace=0.04, hspace=0.04
+    )
+    colours = None
+    for row, moment in zip(axes, moments, strict=True):
+        for axis, (name, label, which) in zip(row, columns, strict=True):
+            axis.set_xticks([]), axis.set_yticks([])
+            if moment is first:
+                axis.set_title(label, fontsize=9)
+            if name in ("depth", "future_depth"):
+                axis.set_facecolor("0.6")  # unknown depth
+                colours = axis.imshow(getattr(moment, name)[which], cmap="turbo_r", norm=LogNorm(*limits))
+            elif name == "flow":
+                colours = _draw_flow(axis, moment.camera, moment.flow[which], limits) or colours
+            else:
+                axis.imshow(moment.camera if name == "camera" else moment.future_rgb[which])
+        row[0].set_ylabel(f"frame {moment.frame}", fontsize=9)
+    if colours is not None:
+        place = figure.add_axes((0.945, bottom / height, 0.01, 1 - (0.8 + bottom) / height))
+        bar = figure.colorbar(colours, cax=place, ticks=LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        bar.ax.yaxis.set_major_formatter(ScalarFormatter())
+        bar.ax.yaxis.set_minor_locator(NullLocator())
+        bar.set_label("depth (m)", fontsize=8)
+        place.tick_params(labelsize=7)
+    figure.suptitle(title, fontsize=10, y=1 - 0.12 / height, va="top")
+    figure.text(0.05, 0.12 / height, caption, fontsize=7.5, va="bottom")
+    return figure
+
+
+def _draw_flow(axis, camera: np.ndarray, flow: Flow, limits: tuple[float, float]):
+    """Points over a pale camera image: still ones as dots, moving ones as trails coloured by depth."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import LogNorm
+
+    height, width = camera.shape[:2]
+    axis.imshow(0.5 + 0.5 * camera)
+    xy = flow.points[..., :2] * (width, height) - 0.5  # imshow counts from the first pixel's centre
+    known = flow.shown.any(0)
+    still = known & ~flow.moving
+    axis.scatter(*xy[0, still].T, s=1.2, c="0.35", linewidths=0)
+    segments, depths = [], []
+    for p in np.flatnonzero(known & flow.moving):
+        steps = np.flatnonzero(flow.shown[:, p])
+        for a, b in zip(steps[:-1], steps[1:], strict=True):
+            segments.append(xy[[a, b], p])
+            depths.append(flow.points[b, p, 2])
+    trails = LineCollection(
+        segments, array=np.asarray(depths), cmap="turbo_r", norm=LogNorm(*limits), linewidths=1.3
+    )
+    axis.add_collection(trails)
+    moving = known & flow.moving
+    axis.scatter(*xy[0, moving].T, s=3.0, c="black", linewidths=0)
+    axis.set_xlim(-0.5, width - 0.5), axis.set_ylim(height - 0.5, -0.5)
+    return trails if segments else None
+
+
+def _depth_limits(moments: Sequence[Moment]) -> tuple[float, float]:
+    """Range of depth over all moments, without the outermost 2 % at both ends; metres."""
+    maps = [pair[0].ravel() for m in moments for pair in (m.depth, m.future_depth) if pair is not None]
+    maps += [m.flow[0].points[..., 2][m.flow[0].shown] for m in moments if m.flow is not None]
+    values = np.concatenate(maps) if maps else np.zeros(0)
+    values = values[np.isfinite(values)]
+    near, far = np.percentile(values[values > 0], [2, 98]) if (values > 0).any() else (0.1, 1.0)
+    return float(near), float(max(far, 1.01 * near))
+
+
+def _caption(model: ForesightForActionPrediction, fps: float) -> str:
+    config, parts = model.config, []
+    if config.has("future"):
+        parts.append(f"Future: {config.future_shift} frames ({config.future_shift / fps:.2f} s) ahead.")
+    if config.has("depth") or config.has("future"):
+        parts.append(
+            "Images and depth are predicted normalised per patch; for display each patch has the mean and "
+            "deviation of the current recorded frame, so only the structure within patches is the model's."
+        )
+    if config.has("flow"):
+        parts.append(
+            f"Flow: {config.flow_length} steps of the tracked point nearest to each grid node, trails of "
+            "moving points coloured by depth, still points grey."
+        )
+    return " ".join(parts)
+
+
+def save_png(path: str | Path, figure) -> None:
+    """Writes a figure; the file appears only when it is whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+
+
+def to_pixels(figure, dpi: int = 120) -> np.ndarray:
+    """A figure as `(H, W, 3)` uint8."""
+    figure.set_dpi(dpi)
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
+def _open_episode(
+    args: argparse.Namespace, model: ForesightForActionPrediction
+) -> tuple[ForesightWindows, bool]:
+    """Windows of one episode, with lookahead frames, and whether it was held out from training."""
+    run = read_run_config(args.checkpoint)
+    rows = DatasetRows(args.dataset)
+    known = [source for source in run.data.datasets if Path(source.path).name == Path(args.dataset).name]
+    source = known[0] if known else DatasetSource(args.dataset)
+    _, held_out = split_episodes(
+        rows.n_episodes, run.data.val_fraction if rows.n_episodes > 1 else 0, run.seed
+    )
+    episode = args.episode
+    if episode is None:
+        episode = held_out[0] if held_out else rows.n_episodes - 1
+    config = window_config(model.config, run).for_evaluation([episode])
+    config = dataclasses.replace(
+        config,
+        cameras=source.cameras,
+        frame_stride=source.frame_stride,
+        lookahead=model.config.has("future"),
+        p_moving=1.0,  # show what moves
+    )
+    return ForesightWindows(args.dataset, config), bool(known) and episode in held_out
+
+
+def _import_matplotlib():
+    """Figure and canvas types that draw without a display.
+
+    Raises:
+        RuntimeError: If matplotlib is missing; says what to install.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RuntimeError(
+            f"pictures need matplotlib ({error}); run `pip install 'lerobot_policy_foresight[viz]'`"
+        ) from error
+    return Figure, FigureCanvasAgg
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", required=True, help="folder of a trained model, or Hub id")
+    parser.add_argument("--revision", help="commit, branch or tag of a Hub id")
+    parser.add_argument(
+        "--dataset", required=True, help="LeRobot dataset with depth and tracks: folder or Hub id"
+    )
+    parser.add_argument("--output", type=Path, default=Path("foresight.png"), help="(default: %(default)s)")
+    parser.add_argument("--episode", type=int, help="default: the first that training held back")
+    parser.add_argument("--moments", type=int, default=4, help="rows (default: %(default)s)")
+    parser.add_argument("--view", help="camera (default: the model's first one, which has the flow)")
+    parser.add_argument("--mp4", type=Path, help="also write all moments of the episode as a video")
+    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
