@@ -25,8 +25,8 @@ def latest_checkpoint(folder: Path) -> tuple[Path, int] | None:
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> Path:
     """Writes model, optimiser, scheduler and random states; all processes call it together.
 
-    A checkpoint is written under a temporary name and renamed when every process has finished, so that a folder named
-    `step-...` is always whole. Older ones beyond `keep` are deleted afterwards.
+    A checkpoint is written under a temporary name and renamed when every process has finished, so that a
+    folder named `step-...` is always whole. Older ones beyond `keep` are deleted afterwards.
     """
     final = folder / f"{PREFIX}{step:07d}"
     partial = folder / f".{final.name}.partial"

@@ -1,5 +1,6 @@
-"""What one training run is made of: a YAML file, overridden from the command line, checked before work starts."""
+"""What a training run is made of: a YAML file and command-line overrides, checked before work starts."""
 
+import contextlib
 import dataclasses
 import difflib
 from pathlib import Path
@@ -28,8 +29,8 @@ class DatasetSource:
 
     Args:
         path (`str`): Folder or Hub id of a LeRobot v3 dataset.
-        cameras (`dict`): Dataset camera of each view of the model; a view that is not listed uses the camera of its
-            own name, `null` says that this dataset has no such view.
+        cameras (`dict`): Dataset camera of each view of the model; a view that is not listed uses the camera
+            of its own name, `null` says that this dataset has no such view.
         frame_stride (`int`): Dataset frames per step of the window.
     """
 
@@ -72,8 +73,8 @@ class TowerConfig:
     """Where the text and vision towers come from.
 
     Args:
-        tokenizer (`str`): Folder or Hub id of the text tower's tokenizer; `small` trains a byte-level one on the
-            dataset's instructions (nothing is downloaded).
+        tokenizer (`str`): Folder or Hub id of the text tower's tokenizer; `small` trains a byte-level one on
+            the dataset's instructions (nothing is downloaded).
         text (`str`, *optional*): Folder or Hub id of CLIP weights; the tower starts fresh without.
         vision (`str`, *optional*): Folder or Hub id of image encoder weights; the tower starts fresh without.
     """
@@ -97,9 +98,11 @@ class TrainConfig:
         betas (`list[float]`), weight_decay (`float`): AdamW.
         max_grad_norm (`float`): Gradients are clipped to this global norm.
         mixed_precision (`str`): `no` or `bf16`.
+        attn_implementation (`str`): `sdpa`, `eager` or, on a GPU, `flex_attention`. On CPUs eager is faster
+            with bf16.
         gradient_checkpointing (`bool`): Trade time for memory in the transformer.
-        log_every, val_every, checkpoint_every (`int`): Steps between log lines, validations and checkpoints; 0 means
-            only at the end.
+        log_every, val_every, checkpoint_every (`int`): Steps between log lines, validations and checkpoints;
+            0 means only at the end.
         val_windows (`int`): Validation windows looked at during training; the end looks at all.
         keep_checkpoints (`int`): Older checkpoints are deleted.
         tracker (`str`, *optional*): Any tracker of Accelerate: `trackio`, `wandb`, `tensorboard`...
@@ -115,6 +118,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     mixed_precision: str = "no"
+    attn_implementation: str = "sdpa"
     gradient_checkpointing: bool = False
     log_every: int = 50
     val_every: int = 500
@@ -132,8 +136,8 @@ class RunConfig:
         output (`str`): Run folder: resolved config, log, checkpoints, summary.
         export (`str`, *optional*): Folder of the finished model and processor; `OUTPUT/model` by default.
         seed (`int`): Seed of weights, data order, augmentation, dropout and noise.
-        init_from (`str`, *optional*): Folder or Hub id of a trained 3D Foresight model to start from. Its config and
-            processor are used; `model` may only change loss weights and dropout.
+        init_from (`str`, *optional*): Folder or Hub id of a trained 3D Foresight model to start from. Its
+            config and processor are used; `model` may only change loss weights and dropout.
         model (`dict`): Fields of `ForesightConfig`. Sizes of state and action and the vocabulary of a `small`
             tokenizer are filled in from the data.
         towers (`TowerConfig`): Pretrained towers.
@@ -220,10 +224,8 @@ def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:
         # YAML 1.1 reads 1e-3 as text; a number it is.
         parsed = yaml.safe_load(value)
         if isinstance(parsed, str):
-            try:
+            with contextlib.suppress(ValueError):
                 parsed = float(parsed)
-            except ValueError:
-                pass
         pairs.append((key, parsed))
     return pairs
 

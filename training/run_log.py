@@ -1,0 +1,103 @@
+"""What a run says while it goes: a progress bar, one JSON line per interval, and Accelerate's trackers."""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+__all__ = ["RunLog", "write_json"]
+
+
+class RunLog:
+    """Progress bar, `metrics.jsonl` and Accelerate's trackers; values wait on the device until written.
+
+    Args:
+        accelerator (`Accelerator`): Only its main process writes.
+        output (`Path`): Run folder.
+        start (`int`): First step of this session; log lines of later steps are from a lost session and
+            removed.
+        steps (`int`): Last step.
+    """
+
+    def __init__(self, accelerator: Accelerator, output: Path, start: int, steps: int):
+        self.accelerator, self.path = accelerator, output / "metrics.jsonl"
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.times = {"data_s": 0.0}
+        self.since, self.since_step, self.seconds = time.perf_counter(), start, 0.0
+        if accelerator.is_main_process:
+            lines = self.path.read_text().splitlines() if self.path.exists() else []
+            kept = [line for line in lines if json.loads(line)["step"] <= start]
+            self.path.write_text("".join(f"{line}\n" for line in kept))
+            training = [json.loads(line) for line in kept if "step_s" in line]
+            self.seconds = training[-1]["seconds"] if training else 0.0
+        self.bar = tqdm(
+            total=steps, initial=start, desc="training", unit="step", disable=not accelerator.is_main_process
+        )
+
+    def timed(self, name: str):
+        """Context manager that adds its duration to `name`."""
+        return _Timer(self.times, name)
+
+    def add(self, values: dict[str, torch.Tensor]) -> None:
+        """Adds one micro-batch's values to the running means."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def write(self, step: int, lr: float, windows: int, **extra: float) -> None:
+        """Writes the means since the last line; `data_s` and `step_s` are seconds per step."""
+        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        now, steps = time.perf_counter(), step - self.since_step
+        elapsed = now - self.since
+        self.seconds += elapsed
+        line = {"step": step, **means, **extra, "lr": lr}
+        line["data_s"] = self.times["data_s"] / steps
+        line["step_s"] = elapsed / steps - line["data_s"]
+        line["samples_per_s"] = windows * steps / elapsed
+        line["seconds"] = self.seconds
+        self._append(line)
+        self.bar.set_postfix(
+            {name: f"{value:.3g}" for name, value in {**means, **extra}.items() if name != "grad_norm"}
+        )
+        self.bar.update(step - self.bar.n)
+        self.sums, self.counts, self.times = {}, {}, {"data_s": 0.0}
+        self.since, self.since_step = time.perf_counter(), step
+
+    def write_validation(self, step: int, losses: dict[str, float]) -> None:
+        """Writes validation losses; the time they took does not count as training."""
+        self._append({"step": step, **{f"val_{name}": value for name, value in losses.items()}})
+        self.since = time.perf_counter()
+
+    def _append(self, line: dict) -> None:
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        self.accelerator.log(
+            {name: value for name, value in line.items() if name != "step"}, step=line["step"]
+        )
+
+    def close(self) -> None:
+        """Ends the progress bar."""
+        self.bar.close()
+
+
+class _Timer:
+    def __init__(self, times: dict[str, float], name: str):
+        self.times, self.name = times, name
+
+    def __enter__(self):
+        self.start = time.perf_counter()
+
+    def __exit__(self, *exception):
+        self.times[self.name] += time.perf_counter() - self.start
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes JSON under a temporary name, then renames it."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)
