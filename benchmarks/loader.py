@@ -2,26 +2,44 @@
 
 The stock reader delivers the same content through `delta_timestamps`: RGB and depth of all views (T history
 and F lookahead frames), state, action chunks and tracks. All readers run in this process without workers, on
-the same shuffled windows, in turns so that a busy machine disturbs them alike. The last line is one JSON object.
+the same shuffled windows, in turns so that a busy machine disturbs them alike.
+
+The stock reader turns whole rows into Python objects, so track columns slow it down even where they are not
+asked for. A second pair of readers therefore works on a copy of the dataset without track columns (the videos
+are linked): that ratio is about frames, state and actions alone. The last line is one JSON object.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import resource
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts.columns import load_features, points_key, points_visible_key
+from datasets_scripts.columns import (
+    POINTS_PREFIX,
+    POINTS_VISIBLE_PREFIX,
+    clean_depth,
+    data_files,
+    find_depth_key,
+    image_key,
+    load_features,
+    points_key,
+    points_visible_key,
+)
 from training.windows import ForesightWindows, WindowConfig, WindowSampler
+
+CHECKED_WINDOWS = 5  # compared value by value before anything is timed
 
 EXAMPLE = """example:
   python benchmarks/loader.py --dataset outputs/quickstart/dataset --history 2
@@ -49,25 +67,41 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def open_stock(args: argparse.Namespace, windows: ForesightWindows) -> LeRobotDataset:
+def copy_without_tracks(root: Path, target: Path) -> Path:
+    """The same dataset without its track columns; video files are linked, not copied."""
+    shutil.copytree(root / "meta", target / "meta")
+    (target / "videos").symlink_to((root / "videos").resolve(), target_is_directory=True)
+    info_path = target / "meta" / "info.json"
+    info = json.loads(info_path.read_text())
+    tracks = [key for key in info["features"] if key.startswith((POINTS_PREFIX, POINTS_VISIBLE_PREFIX))]
+    info["features"] = {key: feature for key, feature in info["features"].items() if key not in tracks}
+    info_path.write_text(json.dumps(info))
+    for path in data_files(root):
+        copy = target / path.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pq.read_table(path).drop_columns(tracks), copy)
+    return target
+
+
+def open_stock(windows: ForesightWindows) -> LeRobotDataset:
     """The stock reader, asked for what a window holds."""
     fps, config = windows.rows.fps, windows.config
     history = 1 - config.history_length
     frames = [step / fps for step in range(history, config.lookahead_frames + 1)]
     camera = windows.cameras[config.views[0]]
-    tracks = [step / fps for step in range(history, config.flow_length)]
+    track_steps = [step / fps for step in range(history, config.flow_length)]
     keys = windows.frames.decoders
     deltas = {
         **dict.fromkeys(keys, frames),
         config.action_key: [step / fps for step in range(history, config.chunk_size)],
-        points_key(camera): tracks,
-        points_visible_key(camera): tracks,
     }
+    if "flow" in config.objectives:
+        deltas |= dict.fromkeys((points_key(camera), points_visible_key(camera)), track_steps)
     if windows.state_dim:
         deltas[config.state_key] = [step / fps for step in range(history, 1)]
     return LeRobotDataset(
         "local/benchmark",
-        root=args.dataset,
+        root=windows.rows.root,
         delta_timestamps=deltas,
         return_uint8=True,
         depth_output_unit="m",
@@ -81,13 +115,26 @@ def rows_of_windows(windows: ForesightWindows, order: list[tuple[int, int]]) -> 
 
 
 def check_same(windows: ForesightWindows, stock: LeRobotDataset, order: list[tuple[int, int]]) -> None:
-    """Refuse to compare readers that do not deliver the same pictures."""
-    plain = windows[order[0][0]]
-    item = stock[rows_of_windows(windows, order[:1])[0]]
-    for view, camera in windows.cameras.items():
-        mask = plain["frame_mask"]
-        if not torch.equal(plain["images"][view][mask], item[f"observation.images.{camera}"][mask]):
-            raise SystemExit(f"error: the readers disagree on '{camera}'; the comparison means nothing")
+    """Refuse to compare readers that do not deliver the same content.
+
+    Raises:
+        ValueError: If they differ; names the column.
+    """
+    for (i, _), row in zip(order, rows_of_windows(windows, order), strict=True):
+        plain, item = windows[i], stock[row]
+        real = plain["frame_mask"]
+        pairs = {"action": (plain["actions"][-1], item["action"][-windows.config.chunk_size :])}
+        pairs["action"] = tuple(chunk[plain["action_mask"][-1]] for chunk in pairs["action"])
+        for view, camera in windows.cameras.items():
+            pairs[image_key(camera)] = plain["images"][view][real], item[image_key(camera)][real]
+            key = find_depth_key(windows.rows.features, camera)
+            depth = clean_depth(item[key][real].squeeze(1), windows.frames.decoders[key].limit_m)
+            pairs[key] = plain["depth"][view][real], depth
+        for key, (ours, theirs) in pairs.items():
+            if not torch.allclose(ours.float(), theirs.float(), rtol=0, atol=1e-6):
+                raise ValueError(
+                    f"the readers disagree on '{key}' of window {i}: the comparison means nothing"
+                )
 
 
 def measure(
@@ -114,8 +161,8 @@ def peak_rss_mb() -> float:
     return peak / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kilobytes here
 
 
-def run(args: argparse.Namespace, cache: str) -> dict:
-    """Open the readers, measure, return the figures."""
+def run(args: argparse.Namespace, scratch: Path) -> dict:
+    """Open the readers, measure, return the figures; `scratch` is an empty folder."""
     torch.set_num_threads(1)  # no reader needs torch's own threads; they only disturb the others
     config = WindowConfig(
         views=args.views.split(","),
@@ -126,7 +173,7 @@ def run(args: argparse.Namespace, cache: str) -> dict:
         flow_length=args.flow_length,
         flow_grid=(args.grid, args.grid),
         random_shift=0.05,
-        frame_cache=cache,
+        frame_cache=args.cache or str(scratch / "cache"),
         seed=args.seed,
     )
     rss_start = peak_rss_mb()
@@ -142,17 +189,21 @@ def run(args: argparse.Namespace, cache: str) -> dict:
     fast = measure({"cached": lambda n: cached[order[n % len(order)]]}, {"cached": 5 * args.windows}, 1)
     rss_cached = peak_rss_mb()
 
-    on_demand = ForesightWindows(args.dataset, WindowConfig(**{**vars(config), "frame_cache": "off"}))
-    plain = WindowConfig(**{**vars(config), "random_shift": 0.0})
-    stock = open_stock(args, cached)
+    on_demand = ForesightWindows(args.dataset, dataclasses.replace(config, frame_cache="off"))
+    no_tracks = [name for name in config.objectives if name != "flow"]
+    bare = copy_without_tracks(cached.rows.root, scratch / "without_tracks")
+    cached_no_tracks = ForesightWindows(bare, dataclasses.replace(config, objectives=no_tracks))
+    stock, stock_no_tracks = open_stock(cached), open_stock(cached_no_tracks)
     rows = rows_of_windows(cached, order)
-    check_same(ForesightWindows(args.dataset, plain), stock, order)
+    check_same(ForesightWindows(args.dataset, config.for_evaluation()), stock, order[:CHECKED_WINDOWS])
     readers = {
         "cached": lambda n: cached[order[n % len(order)]],
         "on_demand": lambda n: on_demand[order[n % len(order)]],
         "stock": lambda n: stock[rows[n % len(order)]],
+        "cached_no_tracks": lambda n: cached_no_tracks[order[n % len(order)]],
+        "stock_no_tracks": lambda n: stock_no_tracks[rows[n % len(order)]],
     }
-    counts = {"cached": 10 * args.windows, "on_demand": args.windows, "stock": args.windows}
+    counts = {name: args.windows * (10 if name.startswith("cached") else 1) for name in readers}
     rates = measure(readers, counts, args.rounds)
     return {
         "benchmark": "loader",
@@ -167,6 +218,7 @@ def run(args: argparse.Namespace, cache: str) -> dict:
         "cached_alone_windows_per_s": round(fast["cached"], 1),
         "ratio_cached_to_stock": round(rates["cached"] / rates["stock"], 2),
         "ratio_on_demand_to_stock": round(rates["on_demand"] / rates["stock"], 2),
+        "ratio_without_tracks": round(rates["cached_no_tracks"] / rates["stock_no_tracks"], 2),
         "cache_mb": round(cached.frames.nbytes / 1e6, 1),
         "cache_build_s": round(build_s, 2),
         "open_s": round(open_s, 2),
@@ -184,15 +236,16 @@ def main() -> int:
     if args.windows < 1 or args.rounds < 1:
         print("error: --windows and --rounds must be at least 1", file=sys.stderr)
         return 1
-    with nullcontext(args.cache) if args.cache else tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as scratch:
         try:
-            figures = run(args, str(Path(cache)))
+            figures = run(args, Path(scratch))
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
     rates = figures["windows_per_s"]
     for name, rate in rates.items():
-        print(f"{name:10s} {rate:9.1f} windows/s  {1e3 / rate:8.2f} ms  {rate / rates['stock']:7.2f} x stock")
+        stock = rates["stock_no_tracks" if name.endswith("no_tracks") else "stock"]
+        print(f"{name:16s} {rate:9.1f} windows/s  {1e3 / rate:8.2f} ms  {rate / stock:7.2f} x stock")
     rss = figures["peak_rss_mb"]
     print(
         f"frame cache {figures['cache_mb']:.1f} MB, built in {figures['cache_build_s']:.1f} s; peak memory "

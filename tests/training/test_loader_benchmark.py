@@ -1,0 +1,38 @@
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+from tests.synthetic import make_dataset
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "loader.py"
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("loader_benchmark", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_last_line_is_one_json_object_and_bad_datasets_are_one_message(tmp_path, monkeypatch, capsys):
+    root = make_dataset(tmp_path / "ds", episodes=2, frames=9).root
+    common = [
+        "loader.py",
+        "--windows",
+        "4",
+        "--rounds",
+        "2",
+        "--grid",
+        "4",
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
+    monkeypatch.setattr(sys, "argv", [*common, "--dataset", str(root)])
+    script = load_script()
+    assert script.main() == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["windows"] == 14 and figures["windows_per_s"]["stock"] > 0
+    monkeypatch.setattr(sys, "argv", [*common, "--dataset", str(tmp_path / "no" / "ds")])
+    assert script.main() == 1
+    assert capsys.readouterr().err.startswith("error: dataset")
