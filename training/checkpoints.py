@@ -64,8 +64,7 @@ class StopRequest:
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator, self.signal = accelerator, 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
+        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
 
     def _note(self, number: int, frame) -> None:
         self.signal = number
@@ -76,6 +75,11 @@ class StopRequest:
             wish = torch.tensor(self.signal, device=self.accelerator.device)
             self.signal = int(self.accelerator.reduce(wish, "sum").item())
         return self.signal != 0
+
+    def close(self) -> None:
+        """Gives the signals back to whoever had them before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     @property
     def exit_code(self) -> int:

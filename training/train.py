@@ -209,9 +209,11 @@ def train(config: RunConfig, resume: bool) -> int:
             save_checkpoint(accelerator, output / "checkpoints", done, options.keep_checkpoints)
         if stopping and done < options.steps:
             log.close()
+            stop.close()
             say(f"stopped after step {done}; continue with --resume")
             return stop.exit_code
     log.close()
+    stop.close()
 
     final = {}
     plain = accelerator.unwrap_model(model)
