@@ -12,7 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from .configuration_foresight import ForesightConfig
-from .encoders import sincos_2d
+from .encoders import sincos_2d, take_entries
 
 
 def vit_blocks(config: ForesightConfig, width: int, heads: int, depth: int) -> nn.Sequential:
@@ -126,9 +126,9 @@ class ActionEncoder(nn.Module):
         """Normalised actions `(M, K, A)`, masked steps 0 -> mean, log-variance: float32 `(M, latent)`."""
         parts = []
         if self.continuous:
-            parts.append(self.embed_continuous(actions[..., self.continuous]))
+            parts.append(self.embed_continuous(take_entries(actions, self.continuous)))
         if self.binary:
-            row = (actions[..., self.binary] > 0.5).long()
+            row = (take_entries(actions, self.binary) > 0.5).long()
             row = row + 2 * torch.arange(len(self.binary), device=row.device)
             parts.append(self.embed_binary(row).sum(-2))
         steps = self.join(torch.cat(parts, dim=-1))  # (M, K, width)
@@ -159,7 +159,7 @@ class ActionDecoder(nn.Module):
             self.predict_continuous = nn.Linear(width, len(self.continuous))
         if self.binary:
             self.predict_binary = nn.Linear(width, len(self.binary))
-        order = [*self.continuous, *self.binary]
+        order = [*self.continuous, *self.binary]  # entry of the action at each output
         self.entry_order = sorted(range(len(order)), key=order.__getitem__)
 
     def forward(self, query: Tensor, style: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ class ActionDecoder(nn.Module):
             parts.append(self.predict_continuous(x))
         if self.binary:
             parts.append(self.predict_binary(x))
-        return torch.cat(parts, dim=-1)[..., self.entry_order].float()
+        return take_entries(torch.cat(parts, dim=-1), self.entry_order).float()
 
 
 class ProgressDecoder(nn.Module):

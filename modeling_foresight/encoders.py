@@ -4,7 +4,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, CLIPTextModelWithProjection, PreTrainedModel, ViTModel
+from transformers import AutoModel, CLIPTextModelWithProjection, PreTrainedConfig, PreTrainedModel, ViTModel
 
 from .configuration_foresight import ForesightConfig
 
@@ -36,11 +36,22 @@ def sincos_2d(rows: int, cols: int, dim: int, device=None) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def build_vision_tower(config: PreTrainedModel) -> PreTrainedModel:
+def build_vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
     """The vision tower from its config alone (nothing is downloaded). `ViTModel` comes without its pooler."""
     if config.model_type == "vit":
         return ViTModel._from_config(config, add_pooling_layer=False)
     return AutoModel.from_config(config)
+
+
+def take_entries(values: Tensor, entries: list[int]) -> Tensor:
+    """`values[..., entries]`, cut out in slices: an index list would wait for a copy to the GPU each time."""
+    runs: list[tuple[int, int]] = []
+    for entry in entries:
+        if runs and runs[-1][1] == entry:
+            runs[-1] = runs[-1][0], entry + 1
+        else:
+            runs.append((entry, entry + 1))
+    return torch.cat([values[..., start:end] for start, end in runs], dim=-1)
 
 
 def flow_grid_points(rows: int, cols: int, device=None) -> Tensor:
@@ -56,9 +67,10 @@ def flow_grid_points(rows: int, cols: int, device=None) -> Tensor:
 class VisionEncoder(nn.Module):
     """An image encoder of any library as "one CLS feature and N patch features" per image.
 
-    Vision transformers give their CLS token and their patches. Feature maps of convolutional networks are
-    read row by row as patches, with fixed 2D sin-cos positions added because nothing downstream knows where
-    a patch lies; their mean stands in for the CLS token.
+    Vision transformers give their CLS token and their patches; registers are left out. Feature maps of
+    convolutional networks are read row by row as patches, with fixed 2D sin-cos positions added because
+    nothing downstream knows where a patch lies. Where there is no CLS token, the mean of the patches stands
+    in for it.
 
     Args:
         config (`ForesightConfig`): Names the tower in `vision_config`.
@@ -71,13 +83,18 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.tower = build_vision_tower(config.vision_config)
         timm_model = getattr(self.tower, "timm_model", None)
+        vision = config.vision_config
+        self.patch_size = getattr(vision, "patch_size", None)
+        self.num_prefix_tokens, self.has_cls, self.channels_last = None, True, False
         if timm_model is None:
-            self.num_prefix_tokens, self.width = 1, config.vision_config.hidden_size
-        elif getattr(self.tower, "features_only", False):
-            self.num_prefix_tokens, self.width = 0, timm_model.feature_info.channels()[-1]
-        else:
-            self.num_prefix_tokens = getattr(timm_model, "num_prefix_tokens", 0)
-            self.width = timm_model.num_features
+            self.width = vision.hidden_size if hasattr(vision, "hidden_size") else vision.hidden_sizes[-1]
+            return
+        # timm's Swin-like models put the channels last.
+        self.channels_last = str(getattr(timm_model, "output_fmt", "")).endswith("NHWC")
+        self.num_prefix_tokens = getattr(timm_model, "num_prefix_tokens", 0)
+        self.has_cls = getattr(timm_model, "cls_token", None) is not None
+        features_only = getattr(self.tower, "features_only", False)
+        self.width = timm_model.feature_info.channels()[-1] if features_only else timm_model.num_features
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes images one by one.
@@ -92,6 +109,7 @@ class VisionEncoder(nn.Module):
         if isinstance(features, list | tuple):  # timm's `features_only` gives one map per chosen stage
             features = features[-1]
         if features.ndim == 4:
+            features = features.movedim(-1, 1) if self.channels_last else features
             rows, cols = features.shape[-2:]
             patches = features.flatten(2).transpose(1, 2)  # (M, rows * cols, C)
             patches = patches + sincos_2d(rows, cols, self.width, features.device).to(patches.dtype)
@@ -102,9 +120,12 @@ class VisionEncoder(nn.Module):
                 f"{tuple(features.shape)}; expected (images, tokens, width) or (images, width, rows, cols): "
                 "choose a tower without head."
             )
-        patches = features[:, self.num_prefix_tokens :]
-        cls = features[:, 0] if self.num_prefix_tokens else patches.mean(1)
-        return cls, patches
+        prefix = self.num_prefix_tokens
+        if prefix is None:  # transformers does not say; what is not a patch stands in front
+            rows, cols = (side // self.patch_size for side in pixel_values.shape[-2:])
+            prefix = features.shape[1] - rows * cols
+        patches = features[:, prefix:]
+        return features[:, 0] if prefix and self.has_cls else patches.mean(1), patches
 
 
 class ResamplerLayer(nn.Module):
@@ -206,9 +227,9 @@ class StateEncoder(nn.Module):
         """`(B, T, state_dim)` -> `(B, T, D)`. Binary entries are 0 or 1 and enter as [closed, open]."""
         parts = []
         if self.continuous:
-            parts.append(self.embed_continuous(state[..., self.continuous]))
+            parts.append(self.embed_continuous(take_entries(state, self.continuous)))
         if self.binary:
-            is_open = (state[..., self.binary] > 0.5).to(state.dtype)
+            is_open = (take_entries(state, self.binary) > 0.5).to(state.dtype)
             parts.append(self.embed_binary(torch.stack([1 - is_open, is_open], dim=-1).flatten(-2)))
         return self.join(torch.cat(parts, dim=-1))
 
@@ -240,4 +261,5 @@ __all__ = [
     "build_vision_tower",
     "flow_grid_points",
     "sincos_2d",
+    "take_entries",
 ]

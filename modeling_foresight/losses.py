@@ -10,20 +10,79 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from .configuration_foresight import ForesightConfig
+from .encoders import take_entries
+
 MIN_VALID_SHARE = 0.25
+
+
+def check_shapes(**expected: tuple[Tensor | None, tuple[int, ...]]) -> None:
+    """Refuses a tensor of another shape than `name=(tensor, shape)` says, where it would be broadcast.
+
+    Raises:
+        ValueError: The message names the tensor, its shape and the expected one.
+    """
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != tuple(shape):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {tuple(shape)}.")
+
+
+def check_targets(config: ForesightConfig, image_shape: torch.Size, **targets: Tensor | None) -> None:
+    """Checks the shapes of all targets of heads that exist.
+
+    Args:
+        config (`ForesightConfig`): Sizes and objectives.
+        image_shape (`torch.Size`): `(B, T, V, 3, H, W)` of `pixel_values`.
+        **targets (`torch.Tensor`): Targets of [`ForesightForActionPrediction.forward`] by name.
+
+    Raises:
+        ValueError: The message names the target, its shape and the expected one.
+    """
+    window, (views, channels, height, width) = tuple(image_shape[:2]), image_shape[2:]
+    images, chunk = targets.get("lookahead_pixel_values"), (*window, config.chunk_size)
+    later = (window[0], config.future_shift if images is None else images.shape[1])
+    steps = (*window, config.flow_length, config.num_flow_points)
+    expected = {
+        "action": {
+            "actions": (*chunk, config.action_dim),
+            "action_mask": chunk,
+            "style_noise": (*window, config.latent_dim),
+        },
+        "depth": {"depth": (*window, views, height, width)},
+        "future": {
+            "depth": (*window, views, height, width),
+            "lookahead_pixel_values": (*later, views, channels, height, width),
+            "lookahead_depth": (*later, views, height, width),
+            "lookahead_mask": later,
+        },
+        "flow": {"track": (*steps, 3), "track_weight": steps},
+        "progress": {"progress": window},
+    }
+    for objective in config.objectives:
+        check_shapes(**{name: (targets.get(name), shape) for name, shape in expected[objective].items()})
 
 
 def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
     """Mean of `error` where `mask` is true, or weighted by a float mask; 0 if it is empty.
 
     Args:
-        error (`torch.Tensor`): Any shape, float. May hold anything, NaN included, where `mask` is 0.
+        error (`torch.Tensor`): Any shape, float. Where `mask` is 0 it may be NaN, but its gradient is then
+            NaN too: give [`masked_target`] to whatever computes the error.
         mask (`torch.Tensor`): Broadcastable to `error`.
     """
     mask = mask.to(error.dtype).expand_as(error)
-    # `where` on both factors: 0 * NaN is NaN, forward and backward.
     error = torch.where(mask > 0, error, torch.zeros_like(error))
     return (error * mask).sum() / mask.sum().clamp(min=torch.finfo(error.dtype).tiny)
+
+
+def masked_target(target: Tensor, mask: Tensor) -> Tensor:
+    """`target` in float32 with 0 where `mask` is 0.
+
+    Targets may be NaN where nothing is known. Masking the error alone would not do: backward multiplies the
+    masked 0 by the derivative of the error, and 0 * NaN is NaN.
+    """
+    target = target.float()
+    return torch.where(mask.expand_as(target) > 0, target, torch.zeros_like(target))
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -79,16 +138,17 @@ def depth_statistics(depth: Tensor, patch_size: int) -> tuple[Tensor, Tensor, Te
         patch_size (`int`): Side of a patch in pixels.
 
     Returns:
-        Patches `(..., N, patch_size**2)` in metres, their valid pixels (bool, same shape), mean `(..., N,
-        1)` and `sqrt(var + 1e-6)` `(..., N, 1)` in metres: a floor of 1 mm, so that flat patches do not blow
-        up noise.
+        Patches `(..., N, patch_size**2)` in metres, their valid pixels (bool, same shape), mean
+        `(..., N, 1)` and `sqrt(unbiased var + 1e-6)` `(..., N, 1)` in metres: a floor of 1 mm, so that flat
+        patches do not blow up noise.
     """
     patches = patchify(depth.float()[..., None, :, :], patch_size)
     valid = torch.isfinite(patches) & (patches > 0)
     patches = torch.where(valid, patches, torch.zeros_like(patches))
-    count = valid.sum(-1, keepdim=True).clamp(min=1)
-    mean = patches.sum(-1, keepdim=True) / count
-    var = torch.where(valid, (patches - mean) ** 2, torch.zeros_like(patches)).sum(-1, keepdim=True) / count
+    count = valid.sum(-1, keepdim=True)
+    mean = patches.sum(-1, keepdim=True) / count.clamp(min=1)
+    squares = torch.where(valid, (patches - mean) ** 2, torch.zeros_like(patches))
+    var = squares.sum(-1, keepdim=True) / (count - 1).clamp(min=1)
     return patches, valid, mean, (var + 1e-6).sqrt()
 
 
@@ -163,7 +223,8 @@ def flow_loss(prediction: Tensor, track: Tensor, weight: Tensor) -> Tensor:
         track (`torch.Tensor`): Truth, same shape and units.
         weight (`torch.Tensor`): `(B, T, L, P)`; 0 where not supervised.
     """
-    return masked_mean((prediction.float() - track.float()) ** 2, weight.float()[..., None])
+    weight = weight.float()[..., None]
+    return masked_mean((prediction.float() - masked_target(track, weight)) ** 2, weight)
 
 
 def action_losses(
@@ -181,28 +242,29 @@ def action_losses(
     Returns:
         The two losses; 0 for a kind of entry that does not exist.
     """
-    prediction, actions = prediction.float(), actions.float()
+    mask = mask[..., None]
+    prediction, actions = prediction.float(), masked_target(actions, mask)
     continuous = [i for i in range(prediction.shape[-1]) if i not in binary]
     regress = F.smooth_l1_loss if kind == "smooth_l1" else F.l1_loss
-    zero = prediction.sum() * 0
-    arm = gripper = zero
+    arm = gripper = prediction.sum() * 0
     if continuous:
-        error = regress(prediction[..., continuous], actions[..., continuous], reduction="none")
-        arm = masked_mean(error, mask[..., None])
-    if binary:
-        # Clamped, because cross-entropy of a padded entry outside [0, 1] would be computed before it is
-        # masked.
-        error = F.binary_cross_entropy_with_logits(
-            prediction[..., binary], actions[..., binary].clamp(0, 1), reduction="none"
+        error = regress(
+            take_entries(prediction, continuous), take_entries(actions, continuous), reduction="none"
         )
-        gripper = masked_mean(error, mask[..., None])
+        arm = masked_mean(error, mask)
+    if binary:
+        error = F.binary_cross_entropy_with_logits(
+            take_entries(prediction, binary), take_entries(actions, binary), reduction="none"
+        )
+        gripper = masked_mean(error, mask)
     return arm, gripper
 
 
 def kl_loss(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL divergence of the style from N(0, 1): sum over dimensions, mean over all frames, padded too.
+    """KL divergence of the style from N(0, 1): sum over dimensions, mean over all frames, padded too (GR-MG).
 
-    GR-MG does not mask it. Args: `mean` and `log_var`, `(M, latent)`.
+    Args:
+        mean, log_var (`torch.Tensor`): `(M, latent)` of all M frames.
     """
     mean, log_var = mean.float(), log_var.float()
     return (0.5 * (mean**2 + log_var.exp() - 1 - log_var)).sum(-1).mean()
@@ -210,11 +272,13 @@ def kl_loss(mean: Tensor, log_var: Tensor) -> Tensor:
 
 def progress_loss(prediction: Tensor, progress: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error of progress over real frames; all `(B, T)`."""
-    return masked_mean((prediction.float() - progress.float()) ** 2, mask)
+    return masked_mean((prediction.float() - masked_target(progress, mask)) ** 2, mask)
 
 
 __all__ = [
     "action_losses",
+    "check_shapes",
+    "check_targets",
     "depth_loss",
     "depth_statistics",
     "depth_target",
@@ -222,6 +286,7 @@ __all__ = [
     "future_loss",
     "kl_loss",
     "masked_mean",
+    "masked_target",
     "patchify",
     "progress_loss",
     "rgb_target",
