@@ -2,9 +2,8 @@
 """Who may look at whom (3D Foresight, Fig. 2; GR-MG's causal mask for the input tokens).
 
 A sequence is described by one record per token: its kind, its frame, its group (which view) and its rank
-    inside
-the group. The mask follows from these records and a small table, never from the position in the sequence, so
-the order of queries and the parts that are left out do not matter.
+inside the group. The mask follows from these records and a small table, never from the position in the
+sequence, so the order of queries and the parts that are left out do not matter.
 """
 
 from dataclasses import dataclass
@@ -39,21 +38,38 @@ class TokenLayout:
         frame: Index of its frame in the window, 0 is the oldest; -1 for the goal.
         group: Index of its view for IMAGE and FUTURE tokens; 0 otherwise.
         rank: Position inside its own group and frame.
+        members: Positions of the tokens of each (kind, group), frame by frame in order of rank.
     """
 
     kind: Tensor
     frame: Tensor
     group: Tensor
     rank: Tensor
+    members: dict[tuple[int, int], Tensor]
+
+    @classmethod
+    def from_records(cls, records: list[tuple[int, int, int, int]], device=None) -> "TokenLayout":
+        """From one (kind, frame, group, rank) per token, in the order of the sequence.
+
+        Positions are found here, once and in Python: searching them in a tensor on a GPU would make every
+        forward pass wait for the device.
+        """
+        members: dict[tuple[int, int], list[int]] = {}
+        for position in sorted(range(len(records)), key=lambda i: (records[i][1], records[i][3])):
+            kind, _, group, _ = records[position]
+            members.setdefault((int(kind), group), []).append(position)
+        columns = torch.tensor(records, dtype=torch.int64).unbind(1)
+        return cls(
+            *(column.to(device) for column in columns),
+            members={key: torch.tensor(found, device=device) for key, found in members.items()},
+        )
 
     def __len__(self) -> int:
         return self.kind.numel()
 
     def positions(self, kind: Kind, group: int = 0) -> Tensor:
         """Positions of all tokens of a kind and view, frame by frame in order of rank: int64 `(tokens,)`."""
-        found = torch.nonzero((self.kind == kind) & (self.group == group)).flatten()
-        order = torch.argsort(self.frame[found] * (len(self) + 1) + self.rank[found])
-        return found[order]
+        return self.members.get((int(kind), group), self.kind[:0])
 
 
 def build_layout(
@@ -61,6 +77,7 @@ def build_layout(
     num_frames: int,
     query_frames: list[int] | None = None,
     queries: tuple[Kind, ...] = (Kind.FLOW, Kind.ACTION, Kind.FUTURE, Kind.PROGRESS),
+    device=None,
 ) -> TokenLayout:
     """Lays out the tokens of a window: optional goal, then for each frame its inputs and its queries.
 
@@ -73,6 +90,7 @@ def build_layout(
         query_frames (`list[int]`, *optional*): Frames that carry queries; all by default. In control only the
             newest one does.
         queries (`tuple[Kind]`): Kinds of queries to lay out; those whose head is off are never laid out.
+        device (`torch.device`, *optional*): Where the layout's tensors go.
     """
     query_frames = list(range(num_frames)) if query_frames is None else query_frames
     image_tokens = config.num_latents + 1
@@ -101,7 +119,7 @@ def build_layout(
                 continue
             for view in range(len(config.views) if kind == Kind.FUTURE else 1):
                 add(kind, frame, counts[kind], view)
-    return TokenLayout(*torch.tensor(records, dtype=torch.int64).unbind(1))
+    return TokenLayout.from_records(records, device)
 
 
 # Rules for "row token at frame s looks at column tokens at frame s'".
@@ -111,9 +129,8 @@ NEVER, ALWAYS, PAST_AND_NOW, PAST, NOW, OWN_GROUP = range(6)
 def attention_rules(config: ForesightConfig) -> dict[tuple[Kind, Kind], int]:
     """The table of the paper's Fig. 2: one rule per (row kind, column kind); absent pairs are `NEVER`.
 
-    IMAGE looks at IMAGE by view: at earlier views of its own frame, at itself (`OWN_GROUP`), and at all
-        views of the
-    past; [`allowed_pairs`] resolves that. Queries are never columns, but for FLOW, which ACTION reads.
+    IMAGE looks at IMAGE by view: at earlier views of its own frame, at itself (`OWN_GROUP`), and at all views
+    of the past; [`allowed_pairs`] resolves that. Queries are never columns, but for FLOW, which ACTION reads.
     """
     rules = {
         (Kind.GOAL, Kind.GOAL): OWN_GROUP,
@@ -149,7 +166,7 @@ def allowed_pairs(config: ForesightConfig, layout: TokenLayout) -> Tensor:
     table = torch.full((len(Kind), len(Kind)), NEVER, dtype=torch.int64)
     for (row, column), rule in attention_rules(config).items():
         table[row, column] = rule
-    rule = table[layout.kind[:, None], layout.kind[None, :]]
+    rule = table.to(layout.kind.device)[layout.kind[:, None], layout.kind[None, :]]
     frame_q, frame_k = layout.frame[:, None], layout.frame[None, :]
     group_q, group_k = layout.group[:, None], layout.group[None, :]
     past, now = frame_k < frame_q, frame_k == frame_q
@@ -176,7 +193,7 @@ def valid_columns(
 
     Tokens of padded frames, missing views, missing states and missing goals are columns for nobody. Queries
     are left alone: FLOW is read by the action query of its own frame only, and rows of padded frames are
-        ignored anyway.
+    ignored anyway.
 
     Args:
         layout (`TokenLayout`): The S tokens, on the masks' device.

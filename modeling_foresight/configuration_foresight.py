@@ -6,6 +6,21 @@ from transformers import CONFIG_MAPPING, CLIPTextConfig, PreTrainedConfig, ViTCo
 
 OBJECTIVES = ("action", "depth", "future", "flow", "progress")
 
+POSITIVE = (
+    "image_size",
+    "patch_size",
+    "history_length",
+    "future_shift",
+    "chunk_size",
+    "flow_length",
+    "num_flow_queries",
+    "num_latents",
+    "action_dim",
+    "num_attention_heads",
+    "decoder_heads",
+    "action_num_heads",
+)
+
 
 @strict
 class ForesightConfig(PreTrainedConfig):
@@ -163,6 +178,10 @@ class ForesightConfig(PreTrainedConfig):
             model_type = self.vision_config.get("model_type", "vit")
             # `from_dict`, because TimmWrapperConfig restores its label fields there.
             self.vision_config = CONFIG_MAPPING[model_type].from_dict(self.vision_config)
+        # JSON gives lists back; a config equals itself after saving and loading.
+        for name, value in list(vars(self).items()):
+            if isinstance(value, tuple):
+                setattr(self, name, list(value))
         super().__post_init__(**kwargs)
 
     def has(self, objective: str) -> bool:
@@ -184,6 +203,15 @@ class ForesightConfig(PreTrainedConfig):
         """Entries of the state that enter as numbers."""
         return [i for i in range(self.state_dim) if i not in set(self.binary_state_indices)]
 
+    def validate_towers(self):
+        """Checks that the vision tower takes images of this size."""
+        size = getattr(self.vision_config, "image_size", self.image_size)
+        if self.vision_config.model_type == "vit" and size not in (self.image_size, [self.image_size] * 2):
+            raise ValueError(
+                f"vision_config.image_size={size}, but image_size={self.image_size}: set both to the size "
+                "that the tower was trained with."
+            )
+
     def validate_choices(self):
         """Checks fields that name one of several options."""
         for name, options in {
@@ -203,6 +231,9 @@ class ForesightConfig(PreTrainedConfig):
 
     def validate_sizes(self):
         """Checks that widths, heads, patches and lengths fit together."""
+        for name in POSITIVE:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         divisible = [("image_size", "patch_size"), ("hidden_size", "num_attention_heads")]
         if any(self.has(o) for o in ("depth", "future", "flow")):
             divisible.append(("hidden_size", "decoder_heads"))

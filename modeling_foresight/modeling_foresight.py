@@ -7,12 +7,20 @@ batch, T frames, V views, K action chunk, L flow steps, P flow points, r latents
 width, A action size, S tokens.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, CLIPTextModelWithProjection, PreTrainedModel, ViTConfig, ViTModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    CLIPTextModelWithProjection,
+    PreTrainedModel,
+    ViTConfig,
+    ViTModel,
+)
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -39,7 +47,17 @@ from .encoders import (
     flow_grid_points,
     sincos_2d,
 )
-from .losses import action_losses, depth_loss, flow_loss, future_loss, kl_loss, progress_loss
+from .losses import (
+    action_losses,
+    check_shapes,
+    check_targets,
+    depth_loss,
+    flow_loss,
+    future_loss,
+    kl_loss,
+    masked_target,
+    progress_loss,
+)
 
 ALL_QUERIES = (Kind.FLOW, Kind.ACTION, Kind.FUTURE, Kind.PROGRESS)
 
@@ -184,6 +202,16 @@ class ForesightPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": ForesightBlock, "attentions": ForesightAttention}
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in `transformers`; frozen towers are frozen again, as loading makes every weight trainable."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info=True`
+        for module in model.modules():
+            if isinstance(module, ForesightModel):
+                module.freeze_towers()
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """GR-MG's initialisation: the transformer as GPT-2, everything else as PyTorch does.
@@ -233,8 +261,7 @@ class ForesightModel(ForesightPreTrainedModel):
     def __init__(self, config: ForesightConfig):
         super().__init__(config)
         width = config.hidden_size
-        # The transformer comes first: tools that look for "the first layer" mean this one, not a frozen
-        # tower's.
+        # The transformer comes first: tools that look for "the first layer" mean this one, not a tower's.
         self.layers = nn.ModuleList(ForesightBlock(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
@@ -267,7 +294,7 @@ class ForesightModel(ForesightPreTrainedModel):
 
         self._layouts: dict[tuple, tuple[TokenLayout, Tensor, Tensor]] = {}
         self.post_init()
-        self._freeze_towers()
+        self.freeze_towers()
 
     def _frozen_towers(self) -> list[nn.Module]:
         towers = (
@@ -276,9 +303,10 @@ class ForesightModel(ForesightPreTrainedModel):
         )
         return [tower for frozen, tower in towers if frozen]
 
-    def _freeze_towers(self) -> None:
+    def freeze_towers(self) -> None:
+        """Fixes the towers that the config calls frozen: no gradient, evaluation mode."""
         for tower in self._frozen_towers():
-            tower.requires_grad_(False)
+            tower.requires_grad_(False).eval()
 
     def train(self, mode: bool = True):
         """Sets training mode; frozen towers stay in evaluation mode."""
@@ -306,14 +334,12 @@ class ForesightModel(ForesightPreTrainedModel):
         device = self.embed_timestep.weight.device
         key = (num_frames, tuple(query_frames) if query_frames is not None else None, tuple(queries), device)
         if key not in self._layouts:
-            layout = build_layout(self.config, num_frames, query_frames, queries)
-            # Tokens are computed group by group and then brought into the order of the sequence at once.
-            order = torch.cat([layout.positions(*group) for group in self._groups(queries)]).argsort()
-            allowed = allowed_pairs(self.config, layout).to(device)
-            layout = TokenLayout(
-                *(x.to(device) for x in (layout.kind, layout.frame, layout.group, layout.rank))
-            )
-            self._layouts[key] = layout, allowed, order.to(device)
+            # What is kept from a first call under inference mode must also serve training.
+            with torch.inference_mode(False):
+                layout = build_layout(self.config, num_frames, query_frames, queries, device)
+                # Tokens are computed group by group and then brought into the order of the sequence at once.
+                order = torch.cat([layout.positions(*group) for group in self._groups(queries)]).argsort()
+                self._layouts[key] = layout, allowed_pairs(self.config, layout), order
         return self._layouts[key]
 
     def _groups(self, queries: tuple[Kind, ...]) -> list[tuple[Kind, int]]:
@@ -379,11 +405,24 @@ class ForesightModel(ForesightPreTrainedModel):
             ValueError: If a shape does not fit the config; the message names what was expected and what came.
         """
         config = self.config
-        self._check_inputs(pixel_values, state, frame_mask, goal_pixel_values, track_start)
-        batch, frames = pixel_values.shape[:2]
+        self._check_images(pixel_values)
+        batch, frames, views = pixel_values.shape[:3]
+        num_query_frames = frames if query_frames is None else len(query_frames)
+        if state is not None and not config.state_dim:
+            raise ValueError("state was given, but config.state_dim is 0: leave it out.")
+        if goal_pixel_values is not None and not config.goal_image:
+            raise ValueError("goal_pixel_values was given, but config.goal_image is false: leave it out.")
+        check_shapes(
+            state=(state, (batch, frames, config.state_dim)),
+            frame_mask=(frame_mask, (batch, frames)),
+            view_mask=(view_mask, (batch, views)),
+            state_mask=(state_mask, (batch,)),
+            goal_pixel_values=(goal_pixel_values, (batch, *pixel_values.shape[3:])),
+            goal_mask=(goal_mask, (batch,)),
+            track_start=(track_start, (batch, num_query_frames, config.num_flow_points, 2)),
+        )
         device, dtype = pixel_values.device, self.dtype
         layout, allowed, order = self._layout_and_mask(frames, query_frames, queries)
-        num_query_frames = frames if query_frames is None else len(query_frames)
         if frame_mask is None:
             frame_mask = torch.ones(batch, frames, dtype=torch.bool, device=device)
 
@@ -408,7 +447,7 @@ class ForesightModel(ForesightPreTrainedModel):
             groups.append(tokens.flatten(1, 2))
         groups += self._query_tokens(batch, num_query_frames, queries, track_start)
 
-        x = torch.cat([group.to(groups[0].dtype) for group in groups], dim=1)[:, order]  # (B, S, D)
+        x = torch.cat([group.to(dtype) for group in groups], dim=1)[:, order]  # (B, S, D)
         x = self.embed_dropout(self.embed_norm(x))
         valid = valid_columns(layout, *(_as_bool(m) for m in (frame_mask, view_mask, state_mask, goal_mask)))
         mask = build_attention_mask(config, x, allowed, valid)
@@ -437,41 +476,20 @@ class ForesightModel(ForesightPreTrainedModel):
             groups.append(repeat(self.progress_query))
         return groups
 
-    def _check_inputs(self, pixel_values, state, frame_mask, goal_pixel_values, track_start) -> None:
+    def _check_images(self, pixel_values: Tensor) -> None:
         config = self.config
-        if pixel_values.ndim != 6:
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, frames, views, 3, "
-                "height, width). ForesightProcessor builds it from images."
-            )
-        batch, frames, views = pixel_values.shape[:3]
         size = (3, config.image_size, config.image_size)
-        if tuple(pixel_values.shape[3:]) != size:
+        if pixel_values.ndim != 6 or tuple(pixel_values.shape[3:]) != size:
             raise ValueError(
-                f"pixel_values holds images {tuple(pixel_values.shape[3:])}; the config expects {size}."
+                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, frames, views, "
+                f"{', '.join(map(str, size))}). ForesightProcessor builds it from images."
             )
+        frames, views = pixel_values.shape[1:3]
         if views != len(config.views):
             raise ValueError(f"pixel_values has {views} views; the config names {list(config.views)}.")
         if not 1 <= frames <= config.history_length:
             raise ValueError(
                 f"pixel_values has {frames} frames; the config takes 1 to {config.history_length}."
-            )
-        expected = {
-            "state": (state, (batch, frames, config.state_dim)),
-            "frame_mask": (frame_mask, (batch, frames)),
-            "goal_pixel_values": (goal_pixel_values, (batch, *size)),
-        }
-        for name, (tensor, shape) in expected.items():
-            if tensor is not None and tuple(tensor.shape) != shape:
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape}.")
-        if state is not None and not config.state_dim:
-            raise ValueError("state was given, but config.state_dim is 0: leave it out.")
-        if goal_pixel_values is not None and not config.goal_image:
-            raise ValueError("goal_pixel_values was given, but config.goal_image is false: leave it out.")
-        if track_start is not None and track_start.shape[2:] != (config.num_flow_points, 2):
-            raise ValueError(
-                f"track_start has shape {tuple(track_start.shape)}; expected (batch, frames, "
-                f"{config.num_flow_points}, 2), one point per node of flow_grid={tuple(config.flow_grid)}."
             )
 
 
@@ -512,13 +530,12 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             vision (`str`, *optional*): Folder or Hub id of an image encoder: a ViTMAE checkpoint such as
                 `facebook/vit-mae-base` (its encoder loads into `ViTModel`, which does not shuffle patches),
                 a ViT, or a timm model.
-            **kwargs: Passed to `from_pretrained` of both towers, for example `revision` or
-            `local_files_only`.
+            **kwargs: Passed to `from_pretrained` of both towers, for example `local_files_only`.
 
         Raises:
             ValueError: If a pretrained tower lacks weights, which names them.
         """
-        config = type(config)(**config.to_dict())
+        config = copy.deepcopy(config)
         towers = {}
         if text is not None:
             towers["text"] = _load_whole(CLIPTextModelWithProjection, text, **kwargs)
@@ -534,10 +551,9 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
                     ViTModel, vision, config=loaded, add_pooling_layer=False, **kwargs
                 )
             else:
-                from transformers import AutoModel
-
                 towers["vision"] = _load_whole(AutoModel, vision, **kwargs)
             config.vision_config = towers["vision"].config
+        config.validate()
         model = cls(config)
         if "text" in towers:
             model.model.text_encoder.tower.load_state_dict(towers["text"].state_dict())
@@ -585,8 +601,7 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
 
         Args:
             pixel_values, input_ids, attention_mask, state, frame_mask, view_mask, state_mask,
-            goal_pixel_values,
-                goal_mask: See [`ForesightModel.forward`].
+                goal_pixel_values, goal_mask: See [`ForesightModel.forward`].
             actions (`torch.Tensor`, *optional*): `(B, T, K, A)` normalised, 0/1 at binary entries, masked
                 steps zero.
             action_mask (`torch.Tensor`, *optional*): Boolean `(B, T, K)`; all present by default.
@@ -602,6 +617,9 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             style_noise (`torch.Tensor`, *optional*): `(B, T, latent)` standard normal, to fix the CVAE's
                 sample. In training it is drawn; in evaluation the style is zero unless this is given.
             **kwargs: `output_hidden_states`, `output_attentions`.
+
+        Raises:
+            ValueError: If a shape does not fit the config; the message names what was expected and what came.
         """
         config = self.config
         frames = pixel_values.shape[1]
@@ -618,12 +636,26 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             track_start=track_start if config.has("flow") else None,
             **kwargs,
         )
-        batch, device = pixel_values.shape[0], pixel_values.device
+        batch, views, device = pixel_values.shape[0], pixel_values.shape[2], pixel_values.device
+        check_targets(
+            config,
+            pixel_values.shape,
+            actions=actions,
+            action_mask=action_mask,
+            style_noise=style_noise,
+            depth=depth,
+            lookahead_pixel_values=lookahead_pixel_values,
+            lookahead_depth=lookahead_depth,
+            lookahead_mask=lookahead_mask,
+            track=track,
+            track_weight=track_weight,
+            progress=progress,
+        )
         if frame_mask is None:
             frame_mask = torch.ones(batch, frames, dtype=torch.bool, device=device)
         frame_mask = _as_bool(frame_mask)
         if view_mask is None:
-            view_mask = torch.ones(batch, len(config.views), dtype=torch.bool, device=device)
+            view_mask = torch.ones(batch, views, dtype=torch.bool, device=device)
         present = frame_mask[:, :, None] & _as_bool(view_mask)[:, None]  # (B, T, V)
 
         def tokens(kind: Kind, group: int = 0) -> Tensor:
@@ -632,29 +664,33 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             return outputs.last_hidden_state[:, positions].unflatten(1, (frames, -1))
 
         layout = self.model.layout(frames)
-        views = range(len(config.views))
         result = ForesightOutput(hidden_states=outputs.hidden_states, attentions=outputs.attentions)
         losses: dict[str, Tensor] = {}
+        idle: list[Tensor] = []  # what heads without a target gave
 
         if config.has("depth"):
-            images = torch.stack([tokens(Kind.IMAGE, v) for v in views], dim=2)  # (B, T, V, r + 1, D)
+            images = torch.stack([tokens(Kind.IMAGE, v) for v in range(views)], dim=2)  # (B, T, V, r + 1, D)
             result.depth = self.depth_decoder(images)
             if depth is not None:
                 losses["depth"] = depth_loss(result.depth, depth, present, config.patch_size)
+            else:
+                idle.append(result.depth)
 
         if config.has("future"):
             targets = self._future_targets(
                 pixel_values, depth, present, lookahead_pixel_values, lookahead_depth, lookahead_mask
             )
+            known = targets[0].shape[1]
             # In training only the frames that have a target are decoded.
-            predicted = targets[0].shape[1] if self.training and targets[0].shape[1] else frames
-            future = torch.stack([tokens(Kind.FUTURE, v)[:, :predicted] for v in views], dim=2)
+            predicted = known if self.training and known else frames
+            future = torch.stack([tokens(Kind.FUTURE, v)[:, :predicted] for v in range(views)], dim=2)
             result.future_rgb, result.future_depth = self.image_decoder(future), self.depth_decoder(future)
-            if targets[0].shape[1]:
-                n = targets[0].shape[1]
+            if known:
                 losses["future"] = future_loss(
-                    result.future_rgb[:, :n], result.future_depth[:, :n], *targets, config.patch_size
+                    result.future_rgb[:, :known], result.future_depth[:, :known], *targets, config.patch_size
                 )
+            else:
+                idle += [result.future_rgb, result.future_depth]
 
         if config.has("flow"):
             if track_start is None:
@@ -663,10 +699,17 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             if track is not None:
                 weight = torch.ones_like(track[..., 0]) if track_weight is None else track_weight
                 losses["flow"] = flow_loss(result.flow, track, weight * frame_mask[:, :, None, None])
+            else:
+                idle.append(result.flow)
 
         if config.has("action"):
             style = torch.zeros(batch * frames, config.latent_dim, device=device)
+            mask = frame_mask[:, :, None].expand(-1, -1, config.chunk_size)
+            if action_mask is not None:
+                mask = mask & _as_bool(action_mask)
             if actions is not None:
+                # The CVAE reads all steps and its KL counts all frames: what does not exist must be zero.
+                actions = masked_target(actions, mask[..., None])
                 mean, log_var = self.action_encoder(actions.flatten(0, 1).to(self.dtype))
                 if self.training and style_noise is None:
                     style_noise = torch.randn_like(mean)
@@ -676,15 +719,18 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
                     x.unflatten(0, (batch, frames)) for x in (mean, log_var)
                 )
                 losses["kl"] = kl_loss(mean, log_var)
+            elif self.training:
+                idle += self.action_encoder(
+                    torch.zeros(1, config.chunk_size, config.action_dim, dtype=self.dtype, device=device)
+                )
             chunks = self.action_decoder(tokens(Kind.ACTION).flatten(0, 2), style)  # (B * T, K, A)
             result.actions = chunks.unflatten(0, (batch, frames))
             if actions is not None:
-                mask = frame_mask[:, :, None].expand(actions.shape[:-1])
-                if action_mask is not None:
-                    mask = mask & _as_bool(action_mask)
                 losses["action"], losses["gripper"] = action_losses(
                     result.actions, actions, mask, list(config.binary_action_indices), config.action_loss
                 )
+            else:
+                idle.append(result.actions)
 
         if config.has("progress"):
             result.progress = self.progress_decoder(tokens(Kind.PROGRESS).flatten(0, 2)).unflatten(
@@ -692,9 +738,14 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             )
             if progress is not None:
                 losses["progress"] = progress_loss(result.progress, progress, frame_mask)
+            else:
+                idle.append(result.progress)
 
         if losses:
             result.loss = sum(getattr(config, f"{name}_loss_weight") * loss for name, loss in losses.items())
+            if self.training:
+                # Distributed training waits for a gradient of every parameter: here it is zero.
+                result.loss = result.loss + sum(0 * output.float().sum() for output in idle)
             result.losses = {name: loss.detach() for name, loss in losses.items()}
         return result
 
@@ -704,9 +755,8 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         mask = present
         if later_pixel_values is not None:
             pixel_values = torch.cat([pixel_values, later_pixel_values], dim=1)
-            later_present = present[:, :1].expand(
-                -1, later_pixel_values.shape[1], -1
-            )  # views; frame 0 is always real
+            # Frame 0 is always real, so its row says which views there are.
+            later_present = present[:, :1].expand(-1, later_pixel_values.shape[1], -1)
             if later_mask is not None:
                 later_present = later_present & _as_bool(later_mask)[..., None]
             mask = torch.cat([present, later_present], dim=1)
