@@ -33,6 +33,8 @@ A *model* batch ([`ForesightProcessor.prepare_batch`] makes it) has the same key
 - `state`*, `actions`*: float32, normalised; binary entries 0 or 1; masked steps 0.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -117,6 +119,11 @@ class ForesightProcessor(ProcessorMixin):
                     k: np.asarray(given[k], dtype=np.float64).ravel().tolist()
                     for k in ("mean", "std", "min", "max")
                 }
+                if not np.isfinite(list(kept.values())).all():
+                    raise ValueError(
+                        f"The dataset's statistics of {name} are not finite: it holds NaN or infinite "
+                        "values. Repair those frames, or leave their episodes out, and recompute the statistics."
+                    )
                 if len(kept["mean"]) != size:
                     raise ValueError(
                         f"The dataset's {name} has {len(kept['mean'])} entries, but the config says "
@@ -136,19 +143,20 @@ class ForesightProcessor(ProcessorMixin):
         )
 
     def __call__(
-        self, images=None, text=None, state=None, frame_mask=None, device=None, **targets
+        self, images=None, text=None, state=None, frame_mask=None, goal_image=None, device=None, **targets
     ) -> BatchFeature:
         """One observation, or a window of them, of one robot or of a batch of robots.
 
         Args:
             images (`dict[str, array]`): View name -> uint8 RGB, channels first or last, as array, tensor or
                 PIL image: `(H, W, 3)` for one observation, `(T, H, W, 3)` for a window; with a batch axis in
-                    front if `text` is a
-                list.
+                front if `text` is a list.
             text (`str` or `list[str]`): Instruction of the one sample, or one per sample.
             state (`array`, *optional*): `(state_dim,)` or `(T, state_dim)`, with a batch axis if `text` is a
                 list.
             frame_mask (`array`, *optional*): `(T,)` or `(B, T)`: real frames; padding is at the end.
+            goal_image (`array`, *optional*): uint8 RGB of the first view, `(H, W, 3)`, with a batch axis if
+                `text` is a list.
             device (`torch.device`, *optional*): Where the batch goes.
             **targets: Further keys of the raw schema, already batched.
 
@@ -165,12 +173,14 @@ class ForesightProcessor(ProcessorMixin):
         raw["images"] = {view: self._as_frames(pixels, view, single) for view, pixels in images.items()}
         frames = next(iter(raw["images"].values())).shape[1]
         if state is not None:
-            state = torch.as_tensor(np.asarray(state), dtype=torch.float32)
+            state = _as_tensor(state).to(torch.float32)
             state = state[None] if single else state
             raw["state"] = state[:, None] if state.ndim == 2 else state
         if frame_mask is not None:
-            frame_mask = torch.as_tensor(np.asarray(frame_mask), dtype=torch.bool)
+            frame_mask = _as_tensor(frame_mask).bool()
             raw["frame_mask"] = frame_mask[None] if single else frame_mask
+        if goal_image is not None:
+            raw["goal_image"] = self._as_frames(goal_image, self.views[0], single)[:, 0]
         return self.prepare_batch(raw, device=device, history_length=frames)
 
     def prepare_batch(self, raw: dict, device=None, history_length: int | None = None) -> BatchFeature:
@@ -185,13 +195,19 @@ class ForesightProcessor(ProcessorMixin):
                 `state`, `actions`, `progress` or `track`, or else all frames belong to the window.
 
         Raises:
-            ValueError: If a view is unknown or no view is there.
+            ValueError: If a view is unknown, no view is there, or sizes do not fit; the message names them.
         """
         unknown = [view for view in raw["images"] if view not in self.views]
         if unknown or not raw["images"]:
             raise ValueError(f"images has the views {list(raw['images'])}; the model knows {self.views}.")
-        first = next(iter(raw["images"].values()))
-        batch, all_frames = first.shape[:2]
+        counts = {view: tuple(pixels.shape[:2]) for view, pixels in raw["images"].items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"The views of images differ in (batch, frames): {counts}.")
+        batch, all_frames = next(iter(counts.values()))
+        if len(raw["task"]) != batch:
+            raise ValueError(
+                f"There are {len(raw['task'])} instructions for {batch} samples; expected one each."
+            )
         frames = history_length or next(
             (
                 raw[key].shape[1]
@@ -200,13 +216,19 @@ class ForesightProcessor(ProcessorMixin):
             ),
             all_frames,
         )
+        result = {key: _send(raw[key], device) for key in PASSED_THROUGH if raw.get(key) is not None}
         present = torch.tensor([view in raw["images"] for view in self.views]).expand(batch, -1)
-        result = {key: raw[key].to(device) for key in PASSED_THROUGH if raw.get(key) is not None}
-        result["view_mask"] = present.to(device) & result.get("view_mask", torch.tensor(True, device=device))
+        if raw.get("view_mask") is not None:
+            present = present & raw["view_mask"].bool().to(present.device)
+        result["view_mask"] = _send(present, device)
 
         frame_mask = raw.get("frame_mask")
         frame_mask = torch.ones(batch, all_frames, dtype=torch.bool) if frame_mask is None else frame_mask
-        frame_mask = frame_mask.to(device)
+        if tuple(frame_mask.shape) != (batch, all_frames):
+            raise ValueError(
+                f"frame_mask has shape {tuple(frame_mask.shape)}; images ask for {(batch, all_frames)}."
+            )
+        frame_mask = _send(frame_mask, device)
         pixels = self._stack_views(raw["images"], self.normalise_images, (3,), device)
         result["pixel_values"], result["frame_mask"] = pixels[:, :frames], frame_mask[:, :frames]
         depth = None
@@ -219,19 +241,21 @@ class ForesightProcessor(ProcessorMixin):
             if depth is not None:
                 result["lookahead_depth"] = depth[:, frames:]
         if raw.get("goal_image") is not None:
-            result["goal_pixel_values"] = self.normalise_images(raw["goal_image"].to(device))
+            result["goal_pixel_values"] = self.normalise_images(_send(raw["goal_image"], device))
         if raw.get("state") is not None:
-            result["state"] = self.normalise_state(raw["state"].to(device))
+            result["state"] = self.normalise_state(_send(raw["state"], device))
         if raw.get("actions") is not None:
-            actions = self.normalise_actions(raw["actions"].to(device))
-            if "action_mask" in result:
-                actions = actions * result["action_mask"][..., None]
+            actions = self.normalise_actions(_send(raw["actions"], device))
+            if "action_mask" in result:  # not by a product, which would keep NaN
+                actions = torch.where(
+                    result["action_mask"][..., None] > 0, actions, torch.zeros_like(actions)
+                )
             result["actions"] = actions
         text = self.tokenizer(
             raw["task"], padding=True, truncation=True, max_length=self.max_text_length, return_tensors="pt"
         )
         result["input_ids"], result["attention_mask"] = (
-            text[k].to(device) for k in ("input_ids", "attention_mask")
+            _send(text[k], device) for k in ("input_ids", "attention_mask")
         )
         return BatchFeature(result)
 
@@ -240,18 +264,26 @@ class ForesightProcessor(ProcessorMixin):
 
         Bicubic resize without antialiasing and without clamping afterwards, as the released GR-MG weights
         expect.
+
+        Raises:
+            ValueError: If the images are not uint8 RGB, channels first.
         """
+        if images.dtype != torch.uint8 or images.ndim < 4 or images.shape[-3] != 3:
+            raise ValueError(
+                f"Images have dtype {images.dtype} and shape {tuple(images.shape)}; expected uint8 RGB in "
+                "0..255 of shape (..., 3, height, width)."
+            )
         lead = images.shape[:-3]
         images = images.flatten(0, -4).float() / 255
         if images.shape[-2:] != (self.image_size, self.image_size):
             images = F.interpolate(images, size=(self.image_size,) * 2, mode="bicubic", align_corners=False)
         mean, std = (
-            torch.tensor(x, device=images.device)[:, None, None] for x in (self.image_mean, self.image_std)
+            _constant(tuple(x), images.device)[:, None, None] for x in (self.image_mean, self.image_std)
         )
         return ((images - mean) / std).unflatten(0, lead)
 
     def resize_depth(self, depth: Tensor) -> Tensor:
-        """Metres `(..., h, w)` -> `(..., image_size, image_size)`, by nearest neighbour to keep edges true."""
+        """Metres `(..., h, w)` -> `(..., image_size, image_size)`, by nearest neighbour: edges stay true."""
         if depth.shape[-2:] == (self.image_size, self.image_size):
             return depth.float()
         flat = depth.float().reshape(-1, 1, *depth.shape[-2:])
@@ -260,11 +292,11 @@ class ForesightProcessor(ProcessorMixin):
 
     def normalise_actions(self, actions: Tensor) -> Tensor:
         """Dataset units `(..., A)` -> zero mean, unit deviation; binary entries become 0 or 1."""
-        return _normalise(actions, self.action_stats, self.binary_action_indices)
+        return _normalise("action", actions, self.action_stats, self.binary_action_indices)
 
     def normalise_state(self, state: Tensor) -> Tensor:
         """Dataset units `(..., state_dim)` -> zero mean, unit deviation; binary entries become 0 or 1."""
-        return _normalise(state, self.state_stats, self.binary_state_indices)
+        return _normalise("state", state, self.state_stats, self.binary_state_indices)
 
     def decode_actions(self, actions: Tensor) -> Tensor:
         """Undoes [`normalise_actions`] for `ForesightForActionPrediction.predict_action`.
@@ -274,55 +306,78 @@ class ForesightProcessor(ProcessorMixin):
 
         Returns:
             `torch.Tensor`: float32 `(..., A)` in the dataset's units; binary entries are the lower or the
-            higher of the dataset's two values.
+            higher of the dataset's two values (0 or 1 without statistics).
         """
         actions = actions.float()
+        binary = _entries(self.binary_action_indices, actions)
         if self.action_stats is None:
-            return actions
-        mean, std, low, high = (
-            actions.new_tensor(self.action_stats[k]) for k in ("mean", "std", "min", "max")
-        )
-        decoded = actions * _safe_std(std) + mean
-        binary = self.binary_action_indices
-        decoded[..., binary] = torch.where(actions[..., binary] > 0.5, high[binary], low[binary])
-        return decoded
+            return torch.where(binary, (actions > 0.5).float(), actions)
+        mean, std, low, high = _statistics("action", self.action_stats, actions)
+        return torch.where(binary, torch.where(actions > 0.5, high, low), actions * std + mean)
 
     def _stack_views(self, views: dict[str, Tensor], prepare, channels: tuple[int, ...], device) -> Tensor:
         """Views `(B, frames, ...)` of any size -> `(B, frames, V, ..., H, W)`; absent ones are zeros."""
         shape = next(iter(views.values())).shape[:2]
         empty = torch.zeros(*shape, *channels, self.image_size, self.image_size, device=device)
         return torch.stack(
-            [prepare(views[view].to(device)) if view in views else empty for view in self.views], dim=2
+            [prepare(_send(views[view], device)) if view in views else empty for view in self.views], dim=2
         )
 
     def _as_frames(self, pixels, view: str, single: bool) -> Tensor:
         """Any form of images of one view -> uint8 `(B, T, 3, h, w)`."""
-        pixels = torch.as_tensor(np.asarray(pixels)) if not isinstance(pixels, Tensor) else pixels
+        pixels = _as_tensor(pixels)
         if pixels.dtype != torch.uint8:
             raise ValueError(f"images[{view!r}] has dtype {pixels.dtype}; expected uint8 RGB in 0..255.")
         pixels = pixels[None] if single else pixels
         pixels = pixels[:, None] if pixels.ndim == 4 else pixels
         if pixels.ndim != 5 or 3 not in (pixels.shape[-1], pixels.shape[-3]):
             raise ValueError(
-                f"images[{view!r}] has shape {tuple(pixels.shape)} (with batch and time axes); expected (batch, "
-                "time, height, width, 3) or (batch, time, 3, height, width), the batch axis only if text is a list."
+                f"images[{view!r}] has shape {tuple(pixels.shape)} (with batch and time axes); expected "
+                "(batch, time, height, width, 3) or (batch, time, 3, height, width), the batch axis only if "
+                "text is a list."
             )
         return pixels if pixels.shape[-3] == 3 else pixels.movedim(-1, -3)
 
 
-def _safe_std(std: Tensor) -> Tensor:
+def _as_tensor(values) -> Tensor:
+    return values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+
+
+def _send(values: Tensor, device) -> Tensor:
+    # Towards a GPU the copy need not be waited for; from one it must.
+    return values.to(device, non_blocking=device is not None and torch.device(device).type == "cuda")
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple, device: torch.device) -> Tensor:
+    """A tensor of numbers or booleans that is copied to its device once."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
+
+
+def _entries(indices: list[int], like: Tensor) -> Tensor:
+    """Boolean `(A,)`, true at `indices`."""
+    return _constant(tuple(i in indices for i in range(like.shape[-1])), like.device)
+
+
+def _statistics(name: str, stats: dict, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, divisor, minimum and maximum, float32 `(A,)` each, on the device of `like`."""
+    if like.shape[-1] != len(stats["mean"]):
+        raise ValueError(
+            f"{name} has {like.shape[-1]} entries (shape {tuple(like.shape)}); expected "
+            f"{len(stats['mean'])} as in the processor's statistics."
+        )
+    mean, std, low, high = (_constant(tuple(stats[k]), like.device) for k in ("mean", "std", "min", "max"))
     # An entry that never moves must not be blown up by its noise.
-    return torch.where(std > 1e-4, std, torch.ones_like(std))
+    return mean, torch.where(std > 1e-4, std, torch.ones_like(std)), low, high
 
 
-def _normalise(values: Tensor, stats: dict | None, binary: list[int]) -> Tensor:
+def _normalise(name: str, values: Tensor, stats: dict | None, binary: list[int]) -> Tensor:
     values = values.float()
     if stats is None:
         return values
-    mean, std, low, high = (values.new_tensor(stats[k]) for k in ("mean", "std", "min", "max"))
-    normalised = (values - mean) / _safe_std(std)
-    normalised[..., binary] = (values[..., binary] > ((low + high) / 2)[binary]).float()
-    return normalised
+    mean, std, low, high = _statistics(name, stats, values)
+    return torch.where(_entries(binary, values), (values > (low + high) / 2).float(), (values - mean) / std)
 
 
 def build_small_tokenizer(
