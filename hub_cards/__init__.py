@@ -1,0 +1,1 @@
+"""Model cards, written from the measurements of a run."""
