@@ -122,7 +122,7 @@ class ForesightProcessor(ProcessorMixin):
                 if not np.isfinite(list(kept.values())).all():
                     raise ValueError(
                         f"The dataset's statistics of {name} are not finite: it holds NaN or infinite "
-                        "values. Repair those frames, or leave their episodes out, and recompute the statistics."
+                        "values. Repair those frames or leave their episodes out, then recompute them."
                     )
                 if len(kept["mean"]) != size:
                     raise ValueError(
