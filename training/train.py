@@ -72,8 +72,9 @@ def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPre
     else:
         tokenizer = AutoTokenizer.from_pretrained(config.towers.tokenizer)
     # Sizes of a robot that the config leaves open are the dataset's.
-    fields.setdefault("action_dim", data.train.action_dim)
-    fields.setdefault("binary_action_indices", [])
+    if data.train.action_dim:
+        fields.setdefault("action_dim", data.train.action_dim)
+        fields.setdefault("binary_action_indices", [])
     fields.setdefault("state_dim", data.train.state_dim)
     fields.setdefault("binary_state_indices", [])
     attention = config.train.attn_implementation

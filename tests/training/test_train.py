@@ -1,0 +1,296 @@
+"""Training as a user runs it: from a dataset on disk to a model that loads; stopping, resuming, two processes."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor
+
+from tests.synthetic import make_dataset
+from training.config import load_config
+from training.train import train
+
+REPO = Path(__file__).parents[2]
+STEPS, BATCH = 6, 4
+TINY = {
+    "model": {
+        "views": ["front", "side"],
+        "image_size": 32,
+        "patch_size": 8,
+        "history_length": 3,
+        "future_targets": "lookahead",
+        "chunk_size": 4,
+        "flow_grid": [2, 3],
+        "num_flow_queries": 2,
+        "num_latents": 2,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "resampler_depth": 1,
+        "resampler_heads": 2,
+        "resampler_head_dim": 8,
+        "decoder_depth": 1,
+        "decoder_heads": 2,
+        "action_hidden_size": 16,
+        "action_encoder_depth": 1,
+        "action_decoder_depth": 1,
+        "progress_decoder_depth": 1,
+        "action_num_heads": 2,
+        "latent_dim": 4,
+        "freeze_text": False,
+        "freeze_vision": False,
+        "text_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "projection_dim": 16,
+            "max_position_embeddings": 32,
+        },
+        "vision_config": {
+            "model_type": "vit",
+            "image_size": 32,
+            "patch_size": 8,
+            "hidden_size": 24,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 24,
+        },
+    },
+    "data": {"val_fraction": 0.25},
+    "train": {"steps": STEPS, "batch_size": BATCH, "warmup_steps": 2, "log_every": 1, "checkpoint_every": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    root = tmp_path_factory.mktemp("train") / "dataset"
+    return make_dataset(root, episodes=4, frames=10, cameras=("front", "side"), size=(32, 40)).root
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate(tmp_path, monkeypatch):
+    monkeypatch.setenv("FORESIGHT_CACHE", str(tmp_path / "cache"))
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+def run(config_file, dataset, output, *overrides, resume=False) -> int:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    flags = ["--dataset", str(dataset), "--output", str(output), *overrides]
+    return train(load_config(config_file, flags), resume)
+
+
+def command(config_file, dataset, output, *flags) -> list[str]:
+    script = [str(REPO / "training" / "train.py"), "--config", str(config_file)]
+    return [*script, "--dataset", str(dataset), "--output", str(output), *flags]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def log_lines(output) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(output) -> dict[str, torch.Tensor]:
+    return load_file(output / "model" / "model.safetensors")
+
+
+def test_a_run_writes_a_model_that_loads_and_acts(config_file, dataset, tmp_path):
+    output = tmp_path / "run"
+    assert run(config_file, dataset, output) == 0
+
+    model = AutoModel.from_pretrained(output / "model")
+    processor = AutoProcessor.from_pretrained(output / "model")
+    image = torch.zeros(32, 40, 3, dtype=torch.uint8)
+    batch = processor(
+        images={"front": image, "side": image}, text="open the drawer", state=[0.0] * model.config.state_dim
+    )
+    actions = processor.decode_actions(model.eval().predict_action(**batch))
+    assert actions.shape == (1, 4, model.config.action_dim)
+    assert torch.isfinite(actions).all()
+    assert model.config.fps == 20
+
+    lines = [line for line in log_lines(output) if "step_s" in line]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert {"loss", "action", "depth", "future", "flow", "kl", "progress", "data_s", "lr"} <= set(lines[0])
+    assert {"flow_x_px", "flow_y_px", "flow_z_m", "stay_put_x_px", "stay_put_y_px"} <= set(lines[0])
+    summary = json.loads((output / "summary.json").read_text())
+    assert len(summary["datasets"][0]["validation_episodes"]) == 1
+    assert summary["validation"]["losses"]["depth"] > 0
+    assert load_config(output / "config.yaml", []).model["history_length"] == 3
+
+
+def test_resuming_gives_the_weights_of_an_uninterrupted_run(config_file, dataset, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    # Dropout and the CVAE's noise are on: their randomness must continue too.
+    dropout = ["--model.resid_pdrop", "0.2"]
+    assert run(config_file, dataset, whole, *dropout) == 0
+    shutil.copytree(whole, broken)
+    shutil.rmtree(broken / "checkpoints" / f"step-{STEPS:07d}")
+    shutil.rmtree(broken / "model")
+    (broken / "summary.json").unlink()
+    assert run(config_file, dataset, broken, *dropout, resume=True) == 0
+
+    expected, resumed = weights(whole), weights(broken)
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    timeless = [{k: v for k, v in line.items() if not k.endswith("_s")} for line in log_lines(whole)]
+    again = [{k: v for k, v in line.items() if not k.endswith("_s")} for line in log_lines(broken)]
+    assert [line["loss"] for line in timeless] == [line["loss"] for line in again]
+
+
+def test_a_finished_run_is_left_alone_and_another_one_refused(config_file, dataset, tmp_path):
+    output = tmp_path / "run"
+    run(config_file, dataset, output, "--train.steps", "1")
+    before = (output / "model" / "model.safetensors").stat().st_mtime_ns
+    assert run(config_file, dataset, output, "--train.steps", "1", resume=True) == 0
+    assert (output / "model" / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="already holds a run.*--resume"):
+        run(config_file, dataset, output, "--train.steps", "1")
+    with pytest.raises(ValueError, match="other settings \\(seed\\)"):
+        run(config_file, dataset, output, "--train.steps", "1", "--seed", "5", resume=True)
+
+
+def test_gradient_accumulation_gives_the_update_of_the_whole_batch(config_file, dataset, tmp_path):
+    # Means are over valid elements of a batch: equal for objectives whose windows are all full.
+    objective = ["--model.objectives", "[depth]", "--train.steps", "2", "--data.val_fraction", "0"]
+    run(config_file, dataset, tmp_path / "whole", *objective)
+    run(config_file, dataset, tmp_path / "parts", *objective, "--train.gradient_accumulation_steps", "2")
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    # Adam's first steps have the size of the learning rate whatever the gradient: compare where it is clear.
+    assert max((whole[name] - parts[name]).abs().max() for name in whole) < 2e-3
+    first, second = (log_lines(tmp_path / name)[0]["depth"] for name in ("whole", "parts"))
+    assert abs(first - second) < 1e-3 * first
+
+
+def test_bfloat16_keeps_float32_weights(config_file, dataset, tmp_path):
+    run(config_file, dataset, tmp_path / "run", "--train.mixed_precision", "bf16", "--train.steps", "2")
+    assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float32}
+    assert all(
+        torch.isfinite(torch.tensor(line["loss"])) for line in log_lines(tmp_path / "run") if "loss" in line
+    )
+
+
+def test_training_starts_from_a_trained_model_and_keeps_its_processor(config_file, dataset, tmp_path):
+    run(config_file, dataset, tmp_path / "first", "--train.steps", "1")
+    base = str(tmp_path / "first" / "model")
+    flags = ["--dataset", str(dataset), "--output", str(tmp_path / "second"), "--init_from", base]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert (
+        train(load_config(None, [*flags, "--train.steps", "1", "--train.learning_rate", "0.0"]), False) == 0
+    )
+    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_sigterm_saves_and_a_resumed_run_finishes(config_file, dataset, tmp_path):
+    output = tmp_path / "run"
+    arguments = command(config_file, dataset, output, "--train.steps", "400", "--train.checkpoint_every", "0")
+    process = subprocess.Popen(
+        [sys.executable, *arguments], env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (output / "metrics.jsonl").exists() or not (output / "metrics.jsonl").read_text():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        os.sched_yield()
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, messages
+    assert "continue with --resume" in messages
+    (checkpoint,) = (output / "checkpoints").iterdir()
+    assert not (output / "model").exists()
+    step = int(checkpoint.name.removeprefix("step-"))
+    assert 1 <= step < 400
+    # The schedule belongs to the run's steps, so only the rest of them is run: count the new log lines.
+    saved = load_config(output / "config.yaml", [])
+    saved = dataclasses.replace(saved, train=dataclasses.replace(saved.train, checkpoint_every=step + 1))
+    assert train(saved, resume=True) == 0
+    steps = [line["step"] for line in log_lines(output) if "step_s" in line]
+    assert steps == list(range(1, 401))
+
+
+def test_two_processes_share_every_batch(config_file, dataset, tmp_path):
+    output = tmp_path / "two"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += [
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
+    arguments = command(config_file, dataset, output, "--train.steps", "2", "--train.learning_rate", "0")
+    result = subprocess.run(
+        [*launch, *arguments], env=environment(), capture_output=True, text=True, timeout=240
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert json.loads((output / "summary.json").read_text())["processes"] == 2
+    assert len([line for line in log_lines(output) if "step_s" in line]) == 2
+
+    # With a frozen model the two halves' mean depth loss is that of the whole batch: no window was seen twice.
+    run(config_file, dataset, tmp_path / "one", "--train.steps", "2", "--train.learning_rate", "0")
+    one, two = weights(tmp_path / "one"), weights(output)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--train.stepz", "3"], "train.stepz is unknown; did you mean steps"),
+        (["--model.hiden_size", "3"], "model.hiden_size is no field.*hidden_size"),
+        (["--train.steps", "many"], "train.steps"),
+        (["--model.views", "[front, top]"], "top"),
+        (["--model.history_length", "30"], "history_length"),
+        (["--dataset", "nowhere/at-all"], "nowhere/at-all"),
+        (["--train.mixed_precision", "fp16"], "fp16"),
+    ],
+)
+def test_bad_settings_are_named_before_training(config_file, dataset, tmp_path, flags, message):
+    with pytest.raises((ValueError, OSError), match=f"(?s){message}"):
+        run(config_file, dataset, tmp_path / "run", *flags)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_dataset_without_labels_is_refused_with_the_command_that_adds_them(config_file, tmp_path):
+    plain = make_dataset(
+        tmp_path / "plain",
+        episodes=2,
+        frames=8,
+        cameras=("front", "side"),
+        size=(32, 32),
+        depth=False,
+        tracks=False,
+    ).root
+    arguments = command(config_file, plain, tmp_path / "run")
+    result = subprocess.run([sys.executable, *arguments], env=environment(), capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "observation.depth.front" in result.stderr
+    assert "annotate.py" in result.stderr
+    assert "Traceback" not in result.stderr
+    # What the columns allow can be trained.
+    assert run(config_file, plain, tmp_path / "less", "--model.objectives", "[action, progress]") == 0
