@@ -1,0 +1,295 @@
+"""Open-loop errors: equal to the losses, blind to what is masked, beside honest trivial predictors."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+
+from modeling_foresight import ForesightForActionPrediction
+from modeling_foresight.losses import depth_target
+from tests.tiny import TASKS, tiny_config, tiny_processor
+from training.metrics import (
+    evaluate_open_loop,
+    fit_baselines,
+    flatten_metrics,
+    flow_errors,
+    format_open_loop,
+    wilson_interval,
+)
+
+BATCH, HEIGHT, WIDTH = 3, 30, 60
+BINARY_ACTION = 2
+
+
+@pytest.fixture(scope="module")
+def config():
+    return tiny_config(future_targets="lookahead")
+
+
+@pytest.fixture(scope="module")
+def model(config):
+    torch.manual_seed(0)
+    return ForesightForActionPrediction(config).eval()
+
+
+@pytest.fixture(scope="module")
+def processor(config):
+    stats = {
+        "mean": [1.0 + i for i in range(config.action_dim)],
+        "std": [0.5 + i for i in range(config.action_dim)],
+        "min": [-5.0] * config.action_dim,
+        "max": [5.0] * config.action_dim,
+    }
+    return tiny_processor(config, action_stats=stats)
+
+
+def raw_batch(config, seed=0, batch=BATCH):
+    """Windows as the loader gives them; everything real, valid and supervised."""
+    draw = torch.Generator().manual_seed(seed)
+    frames, later, points = config.history_length, config.future_shift, config.num_flow_points
+
+    def rand(*shape):
+        return torch.rand(batch, *shape, generator=draw)
+
+    actions = 4 * rand(frames, config.chunk_size, config.action_dim) - 2
+    actions[..., BINARY_ACTION] = actions[..., BINARY_ACTION].sign() * 5
+    return {
+        "images": {
+            view: torch.randint(
+                0, 256, (batch, frames + later, 3, HEIGHT, WIDTH), generator=draw, dtype=torch.uint8
+            )
+            for view in config.views
+        },
+        "depth": {view: 0.5 + rand(frames + later, HEIGHT, WIDTH) for view in config.views},
+        "view_mask": torch.ones(batch, len(config.views), dtype=torch.bool),
+        "frame_mask": torch.ones(batch, frames + later, dtype=torch.bool),
+        "state": rand(frames, config.state_dim),
+        "actions": actions,
+        "action_mask": torch.ones(batch, frames, config.chunk_size, dtype=torch.bool),
+        "track_start": rand(frames, points, 2),
+        "track": rand(frames, config.flow_length, points, 3),
+        "track_weight": torch.ones(batch, frames, config.flow_length, points),
+        "track_moving": rand(frames, points) > 0.5,
+        "progress": rand(frames),
+        "task": [TASKS[i % len(TASKS)] for i in range(batch)],
+    }
+
+
+def test_wilson_interval_is_the_published_one():
+    # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29
+    for successes, trials, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
+        assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_wilson_interval_refuses_impossible_counts():
+    with pytest.raises(ValueError, match="0 trials"):
+        wilson_interval(0, 0)
+    with pytest.raises(ValueError, match="5 successes in 4"):
+        wilson_interval(5, 4)
+
+
+def test_errors_add_up_to_the_losses_of_the_model(config, model, processor):
+    raw = raw_batch(config)
+    raw["track_weight"][:, :, 3:, ::2] = 0.1
+    raw["depth"]["wrist"][:, 1, :7] = 0
+    metrics = evaluate_open_loop(model, processor, [raw])
+    losses = metrics["losses"]
+    depth = sum(group["model"]["mse"] for group in metrics["depth"].values())
+    assert depth == pytest.approx(losses["depth"], rel=1e-5)
+    flow = metrics["flow"]["all"]["model"]
+    assert (2 * flow["xy_rmse"] ** 2 + flow["z_rmse_m"] ** 2) / 3 == pytest.approx(losses["flow"], rel=1e-5)
+    raw = raw_batch(config)  # all depth valid: the mean over channels is exact
+    metrics = evaluate_open_loop(model, processor, [raw])
+    future = sum(
+        (3 * metrics["future_rgb"][view]["model"]["mse"] + metrics["future_depth"][view]["model"]["mse"]) / 4
+        for view in config.views
+    )
+    assert future == pytest.approx(metrics["losses"]["future"], rel=1e-5)
+
+
+@pytest.mark.parametrize("future_targets", ["window", "lookahead"])
+def test_future_errors_follow_the_models_rule_for_targets(future_targets, processor):
+    config = tiny_config(future_targets=future_targets, objectives=["future"])
+    torch.manual_seed(0)
+    model = ForesightForActionPrediction(config)
+    raw = raw_batch(config)
+    raw["frame_mask"][0, 4:] = False
+    raw["frame_mask"][1, 6:] = False
+    if future_targets == "window":
+        for group in ("images", "depth"):
+            raw[group] = {view: x[:, : config.history_length] for view, x in raw[group].items()}
+        raw["frame_mask"] = raw["frame_mask"][:, : config.history_length]
+    metrics = evaluate_open_loop(model, processor, [raw])
+    future = sum(
+        (3 * metrics["future_rgb"][view]["model"]["mse"] + metrics["future_depth"][view]["model"]["mse"]) / 4
+        for view in config.views
+    )
+    assert future == pytest.approx(metrics["losses"]["future"], rel=1e-5)
+
+
+def test_what_is_masked_counts_nowhere(config, model, processor):
+    clean = raw_batch(config, batch=2)
+    clean["frame_mask"][0, 3:] = False
+    clean["view_mask"][1, 1] = False
+    clean["action_mask"][:, :, -1] = False
+    clean["track_weight"][:, :, -1] = 0
+    dirty = copy.deepcopy(clean)
+    for view in config.views:
+        dirty["images"][view][0, 3:] = 255
+        dirty["depth"][view][0, 3:] = math.nan
+    dirty["images"]["wrist"][1] = 0
+    dirty["depth"]["wrist"][1] = 77.0
+    dirty["actions"][:, :, -1] = math.inf
+    dirty["actions"][0, 3:] = math.nan
+    dirty["track"][:, :, -1] = math.nan
+    dirty["track"][0, 3:] = 1e9
+    dirty["progress"][0, 3:] = math.nan
+    for raw in (clean, dirty):  # what the network itself is given for masked steps is not the matter here
+        raw["state"][0, 3:] = 0
+    results = []
+    for raw in (clean, dirty):
+        baselines = fit_baselines([raw], processor, config)
+        metrics = evaluate_open_loop(model, processor, [raw], baselines)
+        metrics.pop("losses")  # the KL term of GR-MG looks at padded frames too
+        results.append(flatten_metrics(metrics))
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        assert math.isfinite(value)
+        assert results[1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_baselines_are_the_means_over_all_batches(config, processor):
+    raws = [raw_batch(config, seed) for seed in (1, 2)]
+    raws[1]["frame_mask"][0, 2:] = False
+    baselines = fit_baselines(iter(raws), processor, config)
+    displacement, z, count = 0.0, 0.0, 0.0
+    total, seen = 0.0, 0.0
+    for raw in raws:
+        real = raw["frame_mask"][:, : config.history_length]
+        for b, t in real.nonzero().tolist():
+            displacement = displacement + raw["track"][b, t, ..., :2] - raw["track_start"][b, t]
+            z, count = z + raw["track"][b, t, ..., 2], count + 1
+            depth = processor.resize_depth(raw["depth"]["wrist"][b, t])
+            target, valid = depth_target(depth, config.patch_size)
+            total, seen = total + target * valid, seen + valid.float()
+    torch.testing.assert_close(baselines["flow_displacement"], displacement / count)
+    torch.testing.assert_close(baselines["flow_z"], z / count)
+    torch.testing.assert_close(baselines["depth"][1], total / seen, atol=1e-5, rtol=1e-4)
+    assert baselines["actions"].shape == (config.chunk_size, config.action_dim)
+    assert baselines["progress"].shape == ()
+
+
+def test_the_training_mean_is_the_best_constant(config, model, processor):
+    raws = [raw_batch(config, seed) for seed in (1, 2)]
+    baselines = fit_baselines(raws, processor, config)
+    best = evaluate_open_loop(model, processor, raws, baselines)
+    for name in ("depth", "future_rgb", "future_depth"):
+        shifted = evaluate_open_loop(model, processor, raws, {**baselines, name: baselines[name] + 0.1})
+        for view in config.views:
+            worse = shifted[name][view]["mean"]["mse"] - best[name][view]["mean"]["mse"]
+            assert worse == pytest.approx(0.01, abs=1e-4)
+
+
+def test_a_world_that_stands_still_is_predicted_by_repeating_it(config, model, processor):
+    raw = raw_batch(config)
+    for group in ("images", "depth"):
+        for view in config.views:
+            raw[group][view][:] = raw[group][view][:, :1].clone()
+    raw["track"][..., :2] = raw["track_start"][:, :, None]
+    metrics = evaluate_open_loop(model, processor, [raw])
+    for view in config.views:
+        assert metrics["future_rgb"][view]["current"]["mse"] == pytest.approx(0, abs=1e-9)
+        assert metrics["future_depth"][view]["current"]["mse"] == pytest.approx(0, abs=1e-9)
+    assert metrics["flow"]["all"]["stay_put"]["xy_px"] == pytest.approx(0, abs=1e-6)
+    assert "z_m" not in metrics["flow"]["all"]["stay_put"]
+
+
+def test_flow_is_measured_in_pixels_of_the_recording_and_for_moving_points_apart(config, model, processor):
+    raw = raw_batch(config)
+    start = raw["track_start"][:, :, None].expand_as(raw["track"][..., :2])
+    raw["track"][..., :2] = start
+    shift = torch.tensor([3 / WIDTH, 4 / HEIGHT])
+    raw["track"][..., :2] += shift * raw["track_moving"][:, :, None, :, None]
+    metrics = evaluate_open_loop(model, processor, [raw])
+    moving = metrics["flow"]["moving"]["stay_put"]
+    assert (moving["x_px"], moving["y_px"], moving["xy_px"]) == pytest.approx((3, 4, 5), rel=1e-5)
+    assert moving["xy_rmse"] == pytest.approx(float((shift**2).mean().sqrt()), rel=1e-5)
+    share = raw["track_moving"].float().mean().item()
+    assert metrics["flow"]["all"]["stay_put"]["xy_px"] == pytest.approx(5 * share, rel=1e-5)
+    raw["track_moving"][:] = False
+    assert "moving" not in evaluate_open_loop(model, processor, [raw])["flow"]
+
+
+def test_action_errors_are_in_the_units_of_the_dataset(config, model, processor):
+    raw = raw_batch(config)
+    metrics = evaluate_open_loop(model, processor, [raw], fit_baselines([raw], processor, config))
+    with torch.no_grad():
+        predicted = model(**processor.prepare_batch(raw)).actions
+    predicted[..., BINARY_ACTION] = predicted[..., BINARY_ACTION].sigmoid()
+    error = (processor.decode_actions(predicted) - raw["actions"]).abs()
+    chunk, first = (metrics["actions"][name]["model"] for name in ("chunk", "first"))
+    assert chunk["l1"] == pytest.approx(error.mean((0, 1, 2)).tolist(), rel=1e-4)
+    assert first["l1"] == pytest.approx(error[:, :, 0].mean((0, 1)).tolist(), rel=1e-4)
+    assert chunk["l1_mean"] == pytest.approx(error.mean().item(), rel=1e-4)
+    assert set(metrics["actions"]["chunk"]) == {"model", "mean"}
+
+
+@pytest.mark.parametrize("objective", ["action", "depth", "future", "flow", "progress"])
+def test_a_model_with_one_objective_has_only_its_errors(objective, processor):
+    config = tiny_config(objectives=[objective])
+    raw = raw_batch(config)
+    metrics = evaluate_open_loop(
+        ForesightForActionPrediction(config), processor, [raw], fit_baselines([raw], processor, config)
+    )
+    expected = {"action": {"actions"}, "future": {"future_rgb", "future_depth"}}.get(objective, {objective})
+    assert set(metrics) - {"windows", "losses"} == expected
+
+
+def test_a_dataset_without_labels_still_gives_the_other_errors(config, model, processor):
+    raw = raw_batch(config)
+    for name in ("depth", "track", "track_start", "track_weight", "track_moving", "actions", "progress"):
+        raw.pop(name)
+    metrics = evaluate_open_loop(model, processor, [raw], fit_baselines([raw], processor, config))
+    assert set(metrics) == {"windows", "losses", "future_rgb"}
+
+
+def test_the_model_is_left_in_the_mode_it_was_in(config, processor):
+    model = ForesightForActionPrediction(config).train()
+    evaluate_open_loop(model, processor, [raw_batch(config)])
+    assert model.training
+
+
+def test_no_windows_is_an_error(model, processor):
+    with pytest.raises(ValueError, match="no windows"):
+        evaluate_open_loop(model, processor, [])
+
+
+def test_results_are_plain_numbers_and_can_be_read(config, model, processor):
+    raw = raw_batch(config)
+    metrics = evaluate_open_loop(model, processor, [raw, raw], fit_baselines([raw], processor, config))
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+    assert metrics["windows"] == 2 * BATCH
+    flat = flatten_metrics(metrics, "val/")
+    assert flat["val/flow/moving/stay_put/xy_px"] == metrics["flow"]["moving"]["stay_put"]["xy_px"]
+    assert "flow moving: x_px" in format_open_loop(metrics)
+
+
+def test_the_training_log_shows_flow_errors_beside_staying_put(config, model, processor):
+    raw = raw_batch(config)
+    raw["track_weight"][0] = 0
+    with torch.no_grad():
+        flow = model(**processor.prepare_batch(raw)).flow
+    logged = flow_errors(flow, raw)
+    moving = evaluate_open_loop(model, processor, [raw])["flow"]["moving"]
+    for predictor, prefix in (("model", "flow"), ("stay_put", "stay_put")):
+        for axis in ("x_px", "y_px", "z_m") if predictor == "model" else ("x_px", "y_px"):
+            assert logged[f"{prefix}_{axis}"] == pytest.approx(moving[predictor][axis], rel=1e-4)
+    raw["track_weight"][:] = 0
+    assert flow_errors(flow, raw) == {}
