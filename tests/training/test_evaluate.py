@@ -1,0 +1,442 @@
+"""Closed loop: histories, scheduling, determinism, what is refused and what is written."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from datasets_scripts.columns import write_provenance
+from modeling_foresight import ForesightForActionPrediction
+from tests.tiny import tiny_config, tiny_processor
+from training import evaluate
+from training.checkpoint_folder import load_checkpoint
+from training.control import WindowPolicy
+from training.rollout import run_episodes
+from training.run_facts import portable_command, portable_path
+from training.simulation_pool import SimulationPool
+from training.video import rollout_grid, write_video
+
+ROOT = Path(evaluate.__file__).parents[1]
+TASK = "drawer-open-v3"
+SIDE = 24
+
+
+def robot_config(**overrides):
+    """A tiny policy for MetaWorld's robot."""
+    sizes = {"action_dim": 4, "binary_action_indices": (), "state_dim": 4, "binary_state_indices": ()}
+    return tiny_config(**{**sizes, "fps": 20, **overrides})
+
+
+@pytest.fixture(scope="module")
+def policy():
+    torch.manual_seed(0)
+    config = robot_config()
+    return WindowPolicy(ForesightForActionPrediction(config).eval(), tiny_processor(config))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(policy, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    policy.model.save_pretrained(folder)
+    policy.processor.save_pretrained(folder)
+    return folder
+
+
+def observation(seed):
+    rng = np.random.default_rng(seed)
+    images = {view: rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8) for view in ("main", "wrist")}
+    return images, rng.random(4, np.float32)
+
+
+class FakePool:
+    """Simulators that succeed after `seed % 7` actions (never for 0), and check how they are used."""
+
+    def __init__(self, size):
+        self.size, self.state, self.asked = size, {}, set()
+
+    def __len__(self):
+        return self.size
+
+    def reset(self, worker, task, seed):
+        self.state[worker] = SimpleNamespace(task=task, seed=seed, steps=0, frames=0)
+        self.asked.add(worker)
+
+    def step(self, worker, action, repeat):
+        assert worker not in self.asked, "two requests without reading the answer"
+        state = self.state[worker]
+        assert action[0] == state.seed, "an action for another robot"
+        state.steps += 1
+        state.repeat = repeat
+        self.asked.add(worker)
+
+    def receive(self, worker):
+        self.asked.remove(worker)
+        state = self.state[worker]
+        picture = np.full((SIDE, SIDE, 3), state.steps, np.uint8)
+        return {
+            "images": {"main": picture, "wrist": picture},
+            "state": np.array([state.seed, state.steps, 0, 0], np.float32),
+            "success": 0 < state.seed % 7 <= state.steps,
+            "instruction": state.task,
+            "simulation_steps": state.steps * 4,
+        }
+
+
+class FakePolicy:
+    """Acts with the seed it reads from the state, and notes what it was shown."""
+
+    def __init__(self, length=3, chunk=4):
+        self.model = SimpleNamespace(config=SimpleNamespace(views=["main", "wrist"], history_length=length))
+        self.chunk, self.seen = chunk, []
+
+    start = WindowPolicy.start
+
+    def act(self, histories, instructions):
+        chunks = []
+        for history, instruction in zip(histories, instructions, strict=True):
+            states = np.stack([state for _, state in history.frames])
+            assert len(set(states[:, 0])) == 1, "a history holds another episode's frames"
+            self.seen.append((int(states[0, 0]), instruction, states[:, 1].astype(int).tolist()))
+            chunks.append(np.full((self.chunk, 4), states[0, 0], np.float32))
+        return np.stack(chunks)
+
+
+TRIALS = [("a", seed) for seed in range(8)] + [("b", seed) for seed in range(8, 11)]
+
+
+@pytest.mark.parametrize("size", [1, 3, 11])
+@pytest.mark.parametrize("execute_steps", [1, 3])
+def test_the_outcome_does_not_depend_on_how_many_run_side_by_side(size, execute_steps):
+    policy = FakePolicy()
+    finished = []
+    episodes, timing = run_episodes(
+        policy, FakePool(size), TRIALS, 4, 5, execute_steps, on_done=lambda e: finished.append(e.seed)
+    )
+    assert [(e.task, e.seed) for e in episodes] == TRIALS
+    for episode in episodes:
+        needed = episode.seed % 7
+        assert episode.success == (0 < needed <= 5)
+        assert episode.steps == (needed if episode.success else 5)
+        assert episode.simulation_steps == 4 * episode.steps
+        assert episode.frames == []
+    assert sorted(finished) == list(range(11))
+    if size == len(TRIALS):  # all together: the longest episode decides how often the policy is asked
+        assert len(timing.policy) == -(-5 // execute_steps)
+
+
+def test_histories_start_empty_and_keep_the_newest_frames():
+    policy = FakePolicy(length=3)
+    run_episodes(policy, FakePool(1), [("a", 5), ("b", 4)], 4, 9)
+    assert policy.seen == [
+        *[(5, "a", steps) for steps in ([0], [0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4])],
+        *[(4, "b", steps) for steps in ([0], [0, 1], [0, 1, 2], [1, 2, 3])],
+    ]
+
+
+def test_observations_between_two_plans_enter_the_history():
+    policy = FakePolicy(length=3)
+    run_episodes(policy, FakePool(1), [("a", 5)], 4, 9, execute_steps=2)
+    assert [steps for _, _, steps in policy.seen] == [[0], [0, 1, 2], [2, 3, 4]]
+
+
+def test_film_keeps_the_first_trials_up_to_their_last_picture():
+    episodes, _ = run_episodes(FakePolicy(), FakePool(2), TRIALS[1:6], 4, 9, film=2)
+    assert [[int(frame[0, 0, 0]) for frame in e.frames] for e in episodes] == [[0, 1], [0, 1, 2], [], [], []]
+
+
+def test_a_short_history_acts_as_the_padded_window_does(policy):
+    """Real frames first, padding at the end, and what the padding holds does not matter."""
+    history = policy.start()
+    for seed in (1, 2, 3):
+        history.append(*observation(seed))
+    chunk = policy.act([history], ["open the drawer"])[0]
+    config = policy.model.config
+    for filler in (0, 200):
+        images = {
+            view: np.full((config.history_length, SIDE, SIDE, 3), filler, np.uint8) for view in config.views
+        }
+        state = np.full((config.history_length, 4), filler, np.float32)
+        for t, seed in enumerate((1, 2, 3)):
+            seen, state[t] = observation(seed)
+            for view in config.views:
+                images[view][t] = seen[view]
+        inputs = policy.processor(
+            images=images, text="open the drawer", state=state, frame_mask=[True] * 3 + [False] * 2
+        )
+        padded = policy.processor.decode_actions(policy.model.predict_action(**inputs))[0].numpy()
+        np.testing.assert_allclose(chunk, padded, atol=1e-5)
+
+
+def test_robots_with_histories_of_different_length_share_a_forward_pass(policy):
+    histories = []
+    for length in (1, 7, 3):
+        history = policy.start()
+        for seed in range(length):
+            history.append(*observation(10 * length + seed))
+        assert len(history.frames) == min(length, policy.model.config.history_length)
+        histories.append(history)
+    words = ["open the drawer", "close it", "push the red cube to the left"]
+    together = policy.act(histories, words)
+    alone = np.concatenate([policy.act([h], [w]) for h, w in zip(histories, words, strict=True)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    histories[1].clear()
+    histories[1].append(*observation(0))
+    assert np.abs(policy.act(histories, words)[1] - together[1]).max() > 1e-4
+
+
+def test_videos_hold_every_frame_and_show_the_outcome(tmp_path):
+    clips = [[np.full((31, 45, 3), 10 * i, np.uint8)] * n for i, n in enumerate((3, 6))]
+    frames = list(rollout_grid(clips, ["7", "8"], [True, False], hold=2))
+    assert len(frames) == 6 + 2
+    first, last = frames[0], frames[-1]
+    assert first.shape == last.shape and not (first == last).all()
+    assert (last == (40, 160, 70)).all(-1).any() and (last == (200, 50, 45)).all(-1).any()
+    assert not (first == (40, 160, 70)).all(-1).any()
+    write_video(tmp_path / "film.mp4", frames, 20)
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 8
+    with pytest.raises(ValueError, match="no frames"):
+        write_video(tmp_path / "none.mp4", [], 20)
+    assert [p.name for p in tmp_path.iterdir()] == ["film.mp4"]
+
+
+# ------------------------------------------------------------------ the command
+
+
+@pytest.fixture
+def run(checkpoint, tmp_path, monkeypatch, capsys):
+    """Runs the command with fake simulators; gives the exit code, the output and the results."""
+
+    class Pool(FakePool):
+        def __init__(self, size, cameras, image_size, quality):
+            super().__init__(size)
+            run.opened = {
+                "size": size,
+                "cameras": list(cameras),
+                "image_size": image_size,
+                "quality": quality,
+            }
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def step(self, worker, action, repeat):
+            super().step(worker, [self.state[worker].seed], repeat)
+
+    monkeypatch.setattr("training.simulation_pool.SimulationPool", Pool)
+    output = tmp_path / "results" / "eval.json"
+
+    def run(*options, checkpoint=checkpoint, tasks=TASK):
+        arguments = ["--checkpoint", str(checkpoint), "--tasks", tasks, "--output", str(output), *options]
+        code = evaluate.main(arguments)
+        printed = capsys.readouterr()
+        results = json.loads(output.read_text()) if output.exists() else None
+        return SimpleNamespace(code=code, out=printed.out, err=printed.err, results=results, text=printed)
+
+    run.output = output
+    return run
+
+
+def test_results_hold_what_a_card_needs_and_no_place_of_the_machine(run, checkpoint):
+    done = run("--episodes", "7", "--seed", "7", "--num-envs", "3", "--tasks", f"{TASK},door-open-v3")
+    assert done.code == 0
+    results = done.results
+    assert list(results["tasks"]) == [TASK, "door-open-v3"]
+    task = results["tasks"][TASK]
+    assert (task["successes"], task["episodes"]) == (6, 7)
+    assert task["success_rate"] == pytest.approx(6 / 7)
+    assert task["ci95"] == pytest.approx([0.4869, 0.9743], abs=1e-4)
+    assert results["mean"]["episodes"] == 14
+    assert [e["seed"] for e in results["episodes"]] == list(range(7, 14)) * 2
+    assert results["episodes"][2] == {
+        "task": TASK,
+        "seed": 9,
+        "success": True,
+        "steps": 2,
+        "simulation_steps": 8,
+    }
+    settings = results["settings"]
+    assert (settings["stride"], settings["max_steps"], settings["execute_steps"]) == (4, 125, 1)
+    assert (settings["image_size"], settings["control_hz"]) == (40, 20)
+    assert run.opened == {"size": 3, "cameras": ["main", "wrist"], "image_size": 40, "quality": "fast"}
+    assert results["timing"]["policy_ms"]["median"] > 0
+    assert {"torch", "transformers", "mujoco", "lerobot_policy_foresight"} <= set(results["versions"])
+    assert {"cpu", "cores", "torch_threads"} <= set(results["hardware"])
+    text = run.output.read_text()
+    assert str(checkpoint.parent) not in text and str(run.output.parent) not in text
+    assert "6/7 = 85.7%" in done.out
+
+
+def test_settings_follow_the_training_data_unless_given(run, checkpoint, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(checkpoint, folder / "model")
+    (folder / "config.yaml").write_text("seed: 3\n")
+    labels = {"main": {"intrinsics": {"height": 96, "width": 96}}}
+    (folder / "summary.json").write_text(json.dumps({"datasets": [{"labels": labels}]}))
+    done = run("--episodes", "1", checkpoint=folder / "model")
+    assert done.results["settings"]["image_size"] == 96
+    done = run(
+        *(
+            "--episodes",
+            "1",
+            "--image-size",
+            "32",
+            "--stride",
+            "5",
+            "--max-steps",
+            "50",
+            "--execute-steps",
+            "2",
+        ),
+        *("--quality", "default"),
+        checkpoint=folder / "model",
+    )
+    settings = done.results["settings"]
+    assert (settings["image_size"], settings["stride"], settings["max_steps"]) == (32, 5, 10)
+    assert (settings["execute_steps"], run.opened["quality"]) == (2, "default")
+
+
+def test_starts_that_were_demonstrated_are_refused(run, tmp_path):
+    dataset = tmp_path / "results" / "demos"
+    (dataset / "meta").mkdir(parents=True)
+    (dataset / "meta" / "info.json").write_text('{"features": {}}')
+    episodes = {"0": {"task": TASK, "seed": 10003}, "1": {"task": "door-open-v3", "seed": 10001}}
+    write_provenance(dataset, {"episodes": episodes})
+    done = run("--episodes", "5", "--dataset", str(dataset))
+    assert done.code == 1 and "10003" in done.err and "--seed" in done.err
+    assert "10001" not in done.err, "a start of another task is another start"
+    assert done.results is None
+
+
+def test_an_interrupted_evaluation_writes_nothing(run, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.rollout.run_episodes", interrupted)
+    done = run("--episodes", "2")
+    assert done.code == 130 and done.results is None and "interrupted" in done.err
+    assert not run.output.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tasks", "drawer-opn-v3"], "drawer-open-v3"),
+        (["--episodes", "0"], "--episodes is 0"),
+        (["--num-envs", "0"], "--num-envs is 0"),
+        (["--max-steps", "501"], "500"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--execute-steps", "5"], "plans 4 actions"),
+        (["--video", "film.gif"], ".mp4"),
+        (["--checkpoint", "nowhere/at/all"], "nowhere/at/all"),
+    ],
+)
+def test_user_mistakes_are_one_clear_message(run, options, message):
+    done = run(*options)
+    assert done.code == 1 and done.results is None
+    assert done.err.splitlines()[-1].startswith("error: ") and message in done.err
+
+
+@pytest.mark.parametrize("lost", ["config.json", "processor_config.json", "model.safetensors"])
+def test_a_checkpoint_that_lacks_a_part_is_named(checkpoint, tmp_path, lost):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    (folder / lost).unlink()
+    with pytest.raises(ValueError, match=lost.removeprefix("model")):
+        load_checkpoint(folder)
+
+
+def test_a_truncated_checkpoint_is_named(checkpoint, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"views": ["main", "left"]}, "left"),
+        ({"action_dim": 7}, "action_dim 7"),
+        ({"state_dim": 9}, "state_dim 9"),
+        ({"objectives": ["depth"]}, "no action head"),
+    ],
+)
+def test_a_policy_for_another_robot_is_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate._check_robot(robot_config(**overrides))
+
+
+def test_a_frame_rate_that_the_simulator_cannot_keep_is_refused(checkpoint):
+    args = evaluate._parse(["--checkpoint", str(checkpoint), "--tasks", TASK])
+    with pytest.raises(ValueError, match="--stride"):
+        evaluate._settings(args, robot_config(fps=30), {}, None)
+    assert evaluate._settings(args, robot_config(fps=40), {}, None)["stride"] == 2
+
+
+def test_places_of_the_machine_stay_out_of_what_is_published(tmp_path):
+    assert portable_path("owner/name") == "owner/name"
+    assert portable_path(tmp_path / "a" / "model", tmp_path / "a") == "model"
+    assert portable_path(tmp_path / "model", tmp_path / "results") == "../model"
+    command = portable_command("x.py", ["--a", str(tmp_path / "deep" / "b c"), f"--d={tmp_path}/e", "1"])
+    assert command == "python x.py --a 'b c' --d=e 1"
+
+
+def test_the_script_runs_from_anywhere_without_pytorch_at_its_top(tmp_path):
+    """Every simulator process imports the script; and its name is that of a library."""
+    folder = str(ROOT / "training")
+    code = f"""
+import runpy, sys
+sys.path.insert(0, {folder!r})  # as Python does for a script
+runpy.run_path({folder + "/evaluate.py"!r}, run_name="__mp_main__")
+assert {folder!r} not in sys.path
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+# ------------------------------------------------------------------ the real simulator
+
+
+@pytest.mark.sim
+def test_the_same_seeds_give_the_same_rollouts_for_one_and_two_simulators(simulator, policy):
+    trials = [(TASK, 10000), (TASK, 10001), (TASK, 10000)]
+    rollouts = []
+    for size in (1, 2):
+        with SimulationPool(size, ["main", "wrist"], SIDE) as pool:
+            episodes, _ = run_episodes(policy, pool, trials, 4, 4, film=len(trials))
+        rollouts.append(episodes)
+    for one, two in zip(*rollouts, strict=True):
+        assert (one.task, one.seed, one.success, one.steps) == (two.task, two.seed, two.success, two.steps)
+        assert len(one.frames) == one.steps + 1
+        assert (one.frames[0] == two.frames[0]).all()
+        # Batches of other sizes may differ in the last bits of the actions.
+        assert np.abs(one.frames[-1].astype(int) - two.frames[-1]).mean() < 0.1
+    first, _, again = rollouts[0]
+    assert all((a == b).all() for a, b in zip(first.frames, again.frames, strict=True)), "a start repeats"
+    assert (rollouts[0][1].frames[0] != first.frames[0]).any(), "another seed is another start"
+
+
+@pytest.mark.sim
+def test_a_simulator_that_fails_or_dies_is_an_error_not_a_hang(simulator):
+    with SimulationPool(1, ["main"], SIDE) as pool:
+        pool.reset(0, "no-such-task", 0)
+        with pytest.raises(ValueError, match="no-such-task"):
+            pool.receive(0)
+        pool._processes[0].terminate()
+        pool._processes[0].join()
+        with pytest.raises(RuntimeError, match="simulator process 0 ended"):
+            pool.reset(0, TASK, 0)
+            pool.receive(0)
