@@ -236,7 +236,8 @@ def pack_points(points: np.ndarray) -> np.ndarray:
     """
     if points.ndim != 3 or points.shape[-1] != 3:
         raise ValueError(f"points have shape {points.shape}; expected (frames, points, 3)")
-    packed = points.astype(np.float16).reshape(len(points), -1)
+    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+        packed = points.astype(np.float16).reshape(len(points), -1)
     if not np.isfinite(packed).all():
         raise ValueError("points hold values that are not finite in float16; clip or drop those tracks first")
     return packed

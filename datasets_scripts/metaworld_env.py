@@ -23,6 +23,13 @@ from typing import Any
 
 import numpy as np
 
+# MuJoCo reads its renderer when it is first imported. Software rendering works without a display and without
+# a GPU; a choice of the user stays.
+if sys.platform.startswith("linux") and "PYOPENGL_PLATFORM" not in os.environ:
+    os.environ.setdefault("MUJOCO_GL", "osmesa")
+    # Mesa would start a thread per core for each renderer, which these small scenes only lose time on.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
+
 SIMULATION_HZ = 80  # MetaWorld's control rate
 MAX_STEPS = 500  # MetaWorld refuses to step beyond this
 ACTION_DIM = 4
@@ -99,13 +106,11 @@ def _lerobot_tasks() -> dict:
 
 @functools.cache
 def _simulator() -> types.SimpleNamespace:
-    """Import MuJoCo and MetaWorld, with software rendering unless the user chose another renderer.
+    """Import MuJoCo and MetaWorld.
 
     Raises:
         RuntimeError: If a package or the rendering library is missing; says what to install.
     """
-    if sys.platform.startswith("linux") and "PYOPENGL_PLATFORM" not in os.environ:
-        os.environ.setdefault("MUJOCO_GL", "osmesa")  # works without a display and without a GPU
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

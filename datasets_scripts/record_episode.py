@@ -28,7 +28,7 @@ from datasets_scripts.columns import (
 )
 from datasets_scripts.exact_tracks import RigidClip, make_tracks
 from datasets_scripts.metaworld_env import ACTION_DIM, MAX_STEPS, SIMULATION_HZ, STATE_DIM, MetaWorldSim
-from datasets_scripts.videos import encode_depth, encode_rgb, video_stats
+from datasets_scripts.videos import MIN_DEPTH_SIDE_PX, encode_depth, encode_rgb, video_stats
 
 # Stored after the first success, so that the last frames before it still have a future to predict.
 FRAMES_AFTER_SUCCESS = 3
@@ -79,8 +79,8 @@ class Recording:
             )
         if self.n_points < 2:
             raise ValueError(f"--n-points is {self.n_points}; at least 2 points are needed")
-        if self.image_size < 16 or self.image_size % 2:
-            raise ValueError(f"--image-size is {self.image_size}; video needs an even size of at least 16 px")
+        if self.image_size < MIN_DEPTH_SIDE_PX or self.image_size % 2:
+            raise ValueError(f"--image-size is {self.image_size}; video needs an even size of at least 32 px")
         if not 0 <= self.noise <= 2:
             raise ValueError(f"--noise is {self.noise}; actions lie in [-1, 1], so use 0 to 2")
         if not 0.1 <= self.depth_max <= 50:

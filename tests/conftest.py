@@ -1,0 +1,44 @@
+"""Fixtures shared by all tests."""
+
+import dataclasses
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulatedDataset:
+    """A small dataset made by `simulate.py` itself; read only."""
+
+    root: Path
+    recording: object  # datasets_scripts.record_episode.Recording
+
+
+@pytest.fixture(scope="session")
+def simulator():
+    """Skips where MuJoCo cannot render here."""
+    for package in ("mujoco", "metaworld"):
+        if importlib.util.find_spec(package) is None:  # importing MuJoCo would settle its renderer
+            pytest.skip(f"{package} is not installed")
+    from datasets_scripts.metaworld_env import MetaWorldSim
+
+    try:
+        MetaWorldSim("reach-v3", image_size=16).close()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def simulated_dataset(simulator, tmp_path_factory) -> SimulatedDataset:
+    """Two drawer-open demonstrations, 64 px, 300 points, simulated once per session."""
+    from datasets_scripts.record_episode import Recording
+    from datasets_scripts.simulate import simulate
+
+    root = tmp_path_factory.mktemp("simulated") / "dataset"
+    recording = Recording(("drawer-open-v3",), episodes=2, image_size=64, n_points=300)
+    simulate(recording, root)
+    return SimulatedDataset(root, recording)

@@ -1,0 +1,264 @@
+"""The contract of depth and track columns, and the appender beside LeRobot's own tools."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from lerobot.datasets.dataset_tools import delete_episodes, merge_datasets, split_dataset
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from datasets_scripts import columns
+from tests.synthetic import make_dataset
+
+FRAMES, POINTS = (5, 7, 6), 9
+SCORE = {"observation.points.main": {"dtype": "float16", "shape": (4,), "names": None}}
+
+
+def score(episode: int) -> np.ndarray:
+    return (np.arange(FRAMES[episode] * 4).reshape(-1, 4) + 100 * episode).astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """A dataset without depth and tracks."""
+    root = tmp_path_factory.mktemp("columns") / "plain"
+    make_dataset(root, frames=list(FRAMES), cameras=("main",), depth=False, tracks=False)
+    return root
+
+
+@pytest.fixture
+def plain(pristine, tmp_path):
+    """A copy of it to write to."""
+    import shutil
+
+    return shutil.copytree(pristine, tmp_path / "plain")
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory):
+    """A dataset of videos with depth and tracks."""
+    root = tmp_path_factory.mktemp("columns") / "annotated"
+    return make_dataset(root, frames=list(FRAMES), cameras=("main",), n_points=POINTS, n_padding=2)
+
+
+def test_points_survive_packing_within_float16():
+    points = np.random.default_rng(0).uniform(0, 1, size=(3, POINTS, 3))
+    packed = columns.pack_points(points)
+    assert packed.dtype == np.float16
+    assert packed.shape == (3, POINTS * 3)
+    assert np.abs(columns.unpack_points(packed) - points).max() < 2**-11
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
+def test_points_that_float16_cannot_hold_are_refused(value):
+    points = np.zeros((2, POINTS, 3))
+    points[1, 2, 0] = value
+    with pytest.raises(ValueError, match="not finite in float16"):
+        columns.pack_points(points)
+
+
+def test_depth_is_found_by_its_mark_not_by_its_name():
+    depth = columns.depth_feature(4, 6)
+    picture = {"dtype": "video", "shape": (4, 6, 3), "names": None}
+    older = {**picture, "shape": (4, 6, 1), "video_info": {"video.is_depth_map": True}}
+    assert columns.find_depth_key({"observation.depth.main": depth}, "main") == "observation.depth.main"
+    recorded = {"observation.images.main_depth": depth}
+    assert columns.find_depth_key(recorded, "main") == "observation.images.main_depth"
+    assert columns.find_depth_key({"observation.images.main_depth": older}, "main") is not None
+    assert columns.find_depth_key({"observation.images.main_depth": picture}, "main") is None
+    assert columns.find_depth_key(recorded, "wrist") is None
+
+
+def test_labels_are_told_from_inputs():
+    assert columns.is_label_key("observation.points.main")
+    assert columns.is_label_key("observation.points_visible.main")
+    assert columns.is_label_key("observation.images.main_depth", columns.depth_feature(4, 6))
+    assert not columns.is_label_key("observation.images.main", {"dtype": "video"})
+    assert not columns.is_label_key("observation.state")
+
+
+def test_invalid_depth_becomes_zero_in_arrays_and_tensors():
+    depth = np.array([0.0, 0.01, 0.5, 2.0, 3.995, 4.0, np.nan, np.inf], dtype=np.float32)
+    expected = [0, 0, 0.5, 2.0, 0, 0, 0, 0]
+    assert columns.clean_depth(depth, 4.0).tolist() == expected
+    cleaned = columns.clean_depth(torch.from_numpy(depth), 4.0)
+    assert cleaned.dtype == torch.float32
+    assert cleaned.tolist() == expected
+    assert columns.clean_depth(depth)[5] == 4.0  # no limit declared
+
+
+@pytest.mark.parametrize(
+    ("depth", "limit", "message"),
+    [
+        (np.linspace(300, 4000, 50), np.inf, "looks like millimetres"),
+        (np.full(50, 10.0), 10.0, "millimetres stored as metres"),
+        (np.linspace(-1, 4, 50), np.inf, "cannot be negative"),
+        (np.full(5, np.nan), np.inf, "no finite value"),
+    ],
+)
+def test_implausible_depth_is_refused_by_name(depth, limit, message):
+    with pytest.raises(ValueError, match=message) as error:
+        columns.check_depth_range(depth, "observation.depth.front", limit)
+    assert "observation.depth.front" in str(error.value)
+
+
+def test_plausible_depth_passes():
+    columns.check_depth_range(np.linspace(0, 4, 50), "observation.depth.main", 4.0)
+    columns.check_depth_range(torch.zeros(3, 3), "observation.depth.main", 4.0)  # nothing measured is allowed
+
+
+def test_appended_column_reads_back_with_stock_lerobot(plain):
+    columns.append_columns(plain, SCORE, {"observation.points.main": score})
+    dataset = LeRobotDataset("local/plain", root=plain)
+    expected = np.concatenate([score(episode) for episode in range(len(FRAMES))])
+    for index in (0, 4, 5, 17):
+        item = dataset[index]
+        assert item["observation.points.main"].tolist() == expected[index].tolist()
+        assert "action" in item
+    assert "observation.points.main" not in dataset.meta.stats
+    groups = pq.ParquetFile(columns.data_files(plain)[0])
+    assert [groups.metadata.row_group(i).num_rows for i in range(groups.num_row_groups)] == list(FRAMES)
+
+
+def test_appending_again_changes_nothing(plain):
+    columns.append_columns(plain, SCORE, {"observation.points.main": score})
+    path = columns.data_files(plain)[0]
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    columns.append_columns(plain, SCORE, {"observation.points.main": score})
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+
+def test_interrupted_append_leaves_the_dataset_as_it_was_and_can_be_repeated(plain):
+    before = {path: path.read_bytes() for path in plain.rglob("*") if path.is_file()}
+
+    def failing(episode: int) -> np.ndarray:
+        if episode == 1:
+            raise OSError(28, "No space left on device")
+        return score(episode)
+
+    with pytest.raises(OSError, match="No space left"):
+        columns.append_columns(plain, SCORE, {"observation.points.main": failing})
+    assert {path: path.read_bytes() for path in plain.rglob("*") if path.is_file()} == before
+    columns.append_columns(plain, SCORE, {"observation.points.main": score})
+    assert "observation.points.main" in columns.load_features(plain)
+
+
+def test_append_finishes_when_only_the_data_files_were_written(plain):
+    info = (plain / columns.INFO_PATH).read_bytes()
+    columns.append_columns(plain, SCORE, {"observation.points.main": score})
+    (plain / columns.INFO_PATH).write_bytes(info)  # as if stopped between data and info.json
+
+    def unused(episode: int) -> np.ndarray:
+        raise AssertionError("the file already has the column")
+
+    columns.append_columns(plain, SCORE, {"observation.points.main": unused})
+    assert columns.load_features(plain)["observation.points.main"]["shape"] == [4]
+
+
+def test_append_follows_episodes_whatever_the_row_groups_are(plain):
+    path = columns.data_files(plain)[0]
+    pq.write_table(pq.read_table(path), path, row_group_size=4)  # as LeRobot's tools may leave it
+    columns.append_columns(plain, SCORE, {"observation.points.main": score})
+    stored = pq.read_table(path)["observation.points.main"].combine_chunks()
+    expected = np.concatenate([score(episode) for episode in range(len(FRAMES))])
+    assert (stored.flatten().to_numpy().reshape(-1, 4) == expected).all()
+
+
+def test_column_with_another_definition_is_refused(plain):
+    columns.append_columns(plain, SCORE, {"observation.points.main": score})
+    other = {"observation.points.main": {"dtype": "float16", "shape": (6,), "names": None}}
+    with pytest.raises(ValueError, match="already has a column 'observation.points.main'"):
+        columns.append_columns(plain, other, {"observation.points.main": score})
+
+
+def test_values_of_the_wrong_shape_name_the_episode(plain):
+    with pytest.raises(ValueError, match="episode 0: values have shape"):
+        columns.append_columns(
+            plain, SCORE, {"observation.points.main": lambda episode: np.zeros((3, 4), np.float16)}
+        )
+
+
+def test_damaged_data_file_is_named(plain):
+    path = columns.data_files(plain)[0]
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=path.name):
+        columns.append_columns(plain, SCORE, {"observation.points.main": score})
+
+
+def test_annotated_dataset_passes_stock_split_delete_and_merge(annotated, tmp_path):
+    dataset = LeRobotDataset("local/annotated", root=annotated.root)
+    split = split_dataset(dataset, {"a": [0, 1], "b": [2]}, output_dir=tmp_path / "split")
+    shorter = delete_episodes(dataset, [0], output_dir=tmp_path / "deleted", repo_id="local/deleted")
+    merged = merge_datasets(
+        list(split.values()), output_repo_id="local/merged", output_dir=tmp_path / "merged"
+    )
+    for made, episodes in ((shorter, (1, 2)), (merged, (0, 1, 2))):
+        made = LeRobotDataset(made.repo_id, root=made.root, depth_output_unit="m")
+        row = 0
+        for episode in episodes:
+            for t in range(FRAMES[episode]):
+                item = made[row]
+                points = item["observation.points.main"].numpy().reshape(-1, 3)
+                assert np.abs(points - annotated.points(episode, t)).max() < 2e-3
+                visible = annotated.visible(episode, t)
+                assert (item["observation.points_visible.main"].numpy() == visible).all()
+                depth = columns.clean_depth(item["observation.depth.main"][0].numpy(), 4.0)
+                assert np.abs(depth - annotated.depth(episode, t, "main")).max() < 2e-3
+                row += 1
+        assert row == len(made)
+
+
+def test_provenance_round_trip_and_moving_flags(tmp_path):
+    moving = np.arange(POINTS) % 4 == 1
+    facts = {"n_points": POINTS, "n_moving": 2, "moving": columns.encode_flags(moving)}
+    columns.write_provenance(tmp_path, {"episodes": {"3": {"main": facts, "task": "x"}}})
+    read = columns.read_provenance(tmp_path)
+    assert read["version"] == columns.PROVENANCE_VERSION
+    assert (columns.moving_flags(read, 3, "main", POINTS) == moving).all()
+    assert not columns.moving_flags(read, 0, "main", POINTS).any()
+    assert columns.moving_flags(read, 3, "main", POINTS + 5).sum() == moving.sum()
+    assert columns.read_provenance(tmp_path / "elsewhere") == {}
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is damaged"), ('{"version": 99}', "version 99")])
+def test_unreadable_provenance_is_refused(tmp_path, text, message):
+    path = tmp_path / columns.PROVENANCE_PATH
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        columns.read_provenance(tmp_path)
+
+
+def test_missing_columns_are_named_with_the_command_that_adds_them(pristine, annotated):
+    columns.validate_columns(annotated.root, ["main"], need_depth=True, need_tracks=True)
+    columns.validate_columns(pristine, ["main"])
+    with pytest.raises(ValueError, match=r"observation\.depth\.main.*annotate\.py --dataset"):
+        columns.validate_columns(pristine, ["main"], need_depth=True)
+    with pytest.raises(ValueError, match=r"observation\.points\.main.*annotate\.py"):
+        columns.validate_columns(pristine, ["main"], need_tracks=True)
+    with pytest.raises(ValueError, match="no camera 'front'.*its cameras are main"):
+        columns.validate_columns(annotated.root, ["front"])
+
+
+def test_folder_without_a_dataset_is_named(tmp_path):
+    with pytest.raises(ValueError, match="is no LeRobot dataset"):
+        columns.load_features(tmp_path)
+
+
+def test_replacing_keeps_the_old_file_on_errors(tmp_path):
+    path = tmp_path / "file.json"
+    columns.write_json_atomic(path, {"a": 1})
+    with pytest.raises(TypeError):
+        columns.write_json_atomic(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_schema_metadata_of_lerobot_is_dropped(plain):
+    columns.append_columns(plain, SCORE, {"observation.points.main": score})
+    schema = pq.read_schema(columns.data_files(plain)[0])
+    assert not schema.metadata
+    assert schema.field("observation.points.main").type == pa.list_(pa.float16(), 4)

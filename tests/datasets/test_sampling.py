@@ -1,0 +1,136 @@
+"""Which tracks count as moving, and which of them are kept."""
+
+import numpy as np
+import pytest
+
+from datasets_scripts.sampling import (
+    MIN_TRACKS,
+    choose_tracks,
+    classify_motion,
+    usable_tracks,
+)
+
+FRAMES = 21
+
+
+def still_tracks(n: int, generator: np.random.Generator) -> np.ndarray:
+    return np.repeat(generator.uniform([0, 0, 0.5], [1, 1, 2], size=(1, n, 3)), FRAMES, axis=0)
+
+
+def scene(n_still: int, n_moving: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Still tracks all over the image and tracks that travel a fifth of it, all visible."""
+    generator = np.random.default_rng(seed)
+    points = still_tracks(n_still + n_moving, generator)
+    direction = generator.normal(size=(n_moving, 3)) * [1, 1, 0.2]
+    direction /= np.linalg.norm(direction[:, :2], axis=-1, keepdims=True)
+    points[:, n_still:] += 0.2 * np.linspace(-0.5, 0.5, FRAMES)[:, None, None] * direction
+    return points, np.ones(points.shape[:2], dtype=bool)
+
+
+def classify_one(path: np.ndarray, seen: np.ndarray) -> tuple[bool, bool]:
+    """The published criterion for a single track, word for word."""
+    if not seen.any():
+        return False, False
+    px = 224 * path[seen, :2]
+    away = np.linalg.norm(px - np.median(px, axis=0), axis=-1).max()
+    z = path[seen, 2]
+    low, high = np.percentile(z, [5, 95])
+    depth_range, depth = high - low, np.median(z)
+    length = np.abs(np.diff(z)).sum()
+    deep = depth_range > max(0.05, 0.05 * depth) and length < 3 * depth_range
+    moving = away > 4 or deep
+    return moving, not moving and away < 1.5 and depth_range < max(0.02, 0.02 * depth)
+
+
+def test_classification_equals_a_plain_loop():
+    generator = np.random.default_rng(1)
+    n = 300
+    points = still_tracks(n, generator)
+    scale = generator.choice([0, 0.002, 0.006, 0.02, 0.1], size=(2, n))
+    walk = np.cumsum(generator.normal(size=(FRAMES, n, 3)), axis=0) / np.sqrt(FRAMES)
+    ramp = np.linspace(0, 1, FRAMES)[:, None]
+    points[..., :2] += walk[..., :2] * scale[0][:, None]
+    points[..., 2] += np.where(generator.random(n) < 0.5, walk[..., 2], ramp) * scale[1]
+    visible = generator.random((FRAMES, n)) < generator.choice([0, 0.4, 1.0], size=n)
+    moving, still = classify_motion(points, visible)
+    expected = np.array([classify_one(points[:, i], visible[:, i]) for i in range(n)])
+    assert (moving == expected[:, 0]).all()
+    assert (still == expected[:, 1]).all()
+    assert min(moving.sum(), still.sum(), (~moving & ~still).sum()) > 20  # every kind occurred
+
+
+def test_depth_noise_is_not_motion_but_a_smooth_approach_is():
+    points, visible = scene(2, 0)
+    points[:, 0, 2] += 0.2 * np.linspace(0, 1, FRAMES)
+    points[:, 1, 2] += 0.1 * (-1.0) ** np.arange(FRAMES)
+    moving, still = classify_motion(points, visible)
+    assert moving.tolist() == [True, False]
+    assert still.tolist() == [False, False]
+
+
+def test_rarely_seen_and_jumping_tracks_are_not_usable():
+    points, visible = scene(4, 0)
+    visible[5:, 0] = False  # 5 of 21 frames
+    visible[7:, 1] = False  # 7 of 21 frames
+    points[10:, 2, 0] += 0.11
+    points[10:, 3, 0] += 0.09
+    assert usable_tracks(points, visible).tolist() == [False, True, False, True]
+
+
+def test_a_quarter_of_the_chosen_tracks_moves():
+    points, visible = scene(1500, 700)
+    choice = choose_tracks(points, visible, np.random.default_rng(0))
+    assert len(choice.index) == 1250
+    assert choice.moving.sum() == 312
+    assert choice.has_motion
+    assert (choice.moving == (choice.index >= 1500)).all()
+    assert (np.diff(choice.index) > 0).all()
+
+
+def test_few_moving_tracks_are_all_kept_with_three_still_ones_each():
+    points, visible = scene(1500, 100)
+    choice = choose_tracks(points, visible, np.random.default_rng(0))
+    assert choice.moving.sum() == 100
+    assert len(choice.index) == 400
+
+
+@pytest.mark.parametrize("n_moving", [0, 3])
+def test_hardly_any_motion_still_keeps_256_tracks(n_moving):
+    points, visible = scene(1500, n_moving)
+    choice = choose_tracks(points, visible, np.random.default_rng(0))
+    assert len(choice.index) == MIN_TRACKS
+    assert choice.has_motion == bool(n_moving)
+
+
+def test_a_poor_clip_gives_what_it_has():
+    points, visible = scene(20, 5)
+    choice = choose_tracks(points, visible, np.random.default_rng(0))
+    assert len(choice.index) == 25
+    nothing = choose_tracks(points[:, :0], visible[:, :0], np.random.default_rng(0))
+    assert len(nothing.index) == 0
+
+
+def test_still_tracks_are_spread_over_the_image():
+    points, visible = scene(2000, 0)
+    points[:, 1000:, :2] = 0.1 + 0.05 * points[:, 1000:, :2]  # half of them crowd into one corner
+    choice = choose_tracks(points, visible, np.random.default_rng(0), n_points=500)
+    assert (choice.index >= 1000).mean() < 0.2
+
+
+def test_one_big_arm_does_not_take_all_moving_slots():
+    points, visible = scene(900, 900)
+    points[:, 900:1780, :2] = 0.5 + 0.1 * (
+        points[:, 900:1780, :2] - 0.5
+    )  # still far more than 4 px of travel
+    choice = choose_tracks(points, visible, np.random.default_rng(0), n_points=160)
+    far = choice.index[choice.moving] >= 1780
+    assert far.sum() >= 18  # nearly all of the 20 elsewhere, though they are 2 % of the candidates
+
+
+def test_the_choice_depends_on_the_seed_alone():
+    points, visible = scene(1500, 700)
+    first, again, other = (
+        choose_tracks(points, visible, np.random.default_rng(seed)).index for seed in (4, 4, 5)
+    )
+    assert (first == again).all()
+    assert (first != other).any()

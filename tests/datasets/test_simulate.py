@@ -1,0 +1,365 @@
+"""Simulated datasets: exactness after storage, stock tools, resuming, refusals."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lerobot.datasets.dataset_tools import delete_episodes, merge_datasets, split_dataset
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from datasets_scripts import assemble, record_episode
+from datasets_scripts.columns import (
+    clean_depth,
+    moving_flags,
+    read_provenance,
+    unpack_points,
+    validate_columns,
+)
+from datasets_scripts.exact_tracks import RigidClip, follow_pixels
+from datasets_scripts.metaworld_env import MetaWorldSim
+from datasets_scripts.record_episode import FRAMES_AFTER_SUCCESS, Recording, read_facts
+from datasets_scripts.simulate import main, simulate
+
+pytestmark = pytest.mark.sim
+
+# As small as it gets: for everything but exactness.
+TINY = {"image_size": 32, "n_points": 20, "stride": 8, "quality": "fast"}
+DEPTH_MAX = 4.0
+
+
+@pytest.fixture(scope="module")
+def stored(simulated_dataset):
+    """What the stock reader gives for the session's dataset, as arrays per episode."""
+    dataset = LeRobotDataset("local/simulated", root=simulated_dataset.root, depth_output_unit="m")
+    episodes = []
+    for row in dataset.meta.episodes:
+        items = [dataset[i] for i in range(row["dataset_from_index"], row["dataset_to_index"])]
+        episodes.append(
+            {key: np.stack([np.asarray(item[key]) for item in items]) for key in items[0] if key != "task"}
+            | {"task": items[0]["task"]}
+        )
+    return dataset, episodes
+
+
+@pytest.fixture(scope="module")
+def tiny_recording():
+    return Recording(("drawer-open-v3",), episodes=3, **TINY)
+
+
+@pytest.fixture(scope="module")
+def tiny_dataset(simulator, tiny_recording, tmp_path_factory):
+    """Three tiny episodes made in one go, to compare others with."""
+    root = tmp_path_factory.mktemp("tiny") / "dataset"
+    summary = simulate(tiny_recording, root)
+    assert summary["episodes"] == 3
+    return root
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """All files of a dataset; video containers carry no dates, so bytes must agree."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def depth_of(episode: dict, camera: str) -> np.ndarray:
+    return clean_depth(episode[f"observation.depth.{camera}"][:, 0], DEPTH_MAX)
+
+
+def test_stock_reader_finds_every_column(stored, simulated_dataset):
+    dataset, episodes = stored
+    size, n_points = simulated_dataset.recording.image_size, simulated_dataset.recording.n_points
+    assert dataset.fps == 20
+    assert len(episodes) == 2
+    for episode in episodes:
+        assert episode["task"] == "Open a drawer"
+        assert episode["observation.images.main"].shape[1:] == (3, size, size)
+        assert episode["observation.images.wrist"].shape[1:] == (3, size, size)
+        assert episode["observation.state"].shape[1:] == (4,)
+        assert episode["action"].dtype == np.float32
+        assert np.abs(episode["action"]).max() <= 1.0
+        assert episode["observation.points.main"].shape[1:] == (3 * n_points,)
+        assert episode["observation.points_visible.main"].shape[1:] == (n_points,)
+    validate_columns(simulated_dataset.root, ["main", "wrist"], need_depth=True, need_tracks=True)
+
+
+def test_statistics_cover_inputs_but_not_points(stored):
+    dataset, episodes = stored
+    stats = dataset.meta.stats
+    actions = np.concatenate([episode["action"] for episode in episodes])
+    states = np.concatenate([episode["observation.state"] for episode in episodes])
+    assert np.allclose(stats["action"]["mean"], actions.mean(axis=0), atol=1e-5)
+    assert np.allclose(stats["action"]["std"], actions.std(axis=0), atol=1e-3)
+    assert np.allclose(stats["observation.state"]["max"], states.max(axis=0))
+    assert np.shape(stats["observation.images.main"]["mean"]) == (3, 1, 1)
+    assert 0.1 < np.min(stats["observation.images.main"]["mean"]) < 0.9
+    assert not [key for key in stats if "points" in key]
+
+
+def test_stored_frames_and_state_are_what_the_simulator_shows(stored, simulated_dataset):
+    _, episodes = stored
+    facts = read_provenance(simulated_dataset.root)["episodes"]["1"]
+    size = simulated_dataset.recording.image_size
+    with MetaWorldSim("drawer-open-v3", image_size=size) as sim:
+        sim.reset(facts["seed"])
+        view = sim.observe()
+        depth = {camera: sim.render_depth(camera) for camera in ("main", "wrist")}
+        expert = sim.expert_action()
+    first = {key: value[0] for key, value in episodes[1].items() if key != "task"}
+    assert (first["observation.state"] == view["state"]).all()
+    assert (first["action"] == expert).all()
+    for camera in ("main", "wrist"):
+        shown = view["images"][camera].transpose(2, 0, 1) / 255
+        assert np.abs(first[f"observation.images.{camera}"] - shown).mean() < 0.03
+        near = depth[camera] < DEPTH_MAX - 0.01
+        stored_depth = clean_depth(first[f"observation.depth.{camera}"][0], DEPTH_MAX)
+        assert np.abs(stored_depth - depth[camera])[near].max() < 1e-3
+        assert (stored_depth[depth[camera] > DEPTH_MAX] == 0).all()
+
+
+def test_points_reproject_to_their_pixel_after_storage(stored, simulated_dataset):
+    """Frame 0: within 0.5 px of a pixel centre, and within 2 mm of the depth rendered there."""
+    _, episodes = stored
+    provenance = read_provenance(simulated_dataset.root)
+    size = simulated_dataset.recording.image_size
+    for index, episode in enumerate(episodes):
+        facts = provenance["episodes"][str(index)]
+        points = unpack_points(episode["observation.points.main"])[0]
+        with MetaWorldSim("drawer-open-v3", image_size=size) as sim:
+            sim.reset(facts["seed"])
+            clip = RigidClip(
+                np.where(sim.render_depth("main") < DEPTH_MAX, sim.render_depth("main"), 0)[None],
+                sim.render_bodies("main")[None],
+                *(pose[None] for pose in (*sim.body_poses(), *sim.camera_pose("main"))),
+                intrinsics=sim.intrinsics("main"),
+            )
+        pixels = (points[:, :2] * size).astype(int).clip(0, size - 1)
+        exact, _ = follow_pixels(clip, np.stack([0 * pixels[:, 0], pixels[:, 1], pixels[:, 0]], axis=-1))
+        # Points seeded in frame 0 sit on pixel centres; those seeded later may lie anywhere.
+        off_centre_px = np.abs(points[:, :2] * size - pixels - 0.5).max(axis=-1)
+        seeded_here = episode["observation.points_visible.main"][0] & (off_centre_px < 0.05)
+        assert seeded_here.mean() > 0.5
+        nearest = np.linalg.norm(
+            (points[seeded_here, None, :2] - exact[0, None, :, :2]) * size, axis=-1
+        ).argmin(axis=1)
+        match = exact[0, nearest]
+        assert np.abs((points[seeded_here, :2] - match[:, :2]) * size).max() < 0.5
+        depth_error = np.abs(points[seeded_here, 2] - match[:, 2])
+        assert np.quantile(depth_error, 0.99) < 2e-3
+
+
+def test_visible_points_agree_with_the_stored_depth(stored):
+    """Within 1 cm of the stored depth at 99 %, looking at the pixel and its neighbours as the depth test
+    does."""
+    errors, at_pixel = [], []
+    for episode in stored[1]:
+        depth = depth_of(episode, "main")
+        n_frames, size, _ = depth.shape
+        points = unpack_points(episode["observation.points.main"])
+        visible = episode["observation.points_visible.main"]
+        x, y = ((points[..., axis] * size).astype(int).clip(0, size - 1) for axis in (0, 1))
+        padded = np.pad(depth, ((0, 0), (1, 1), (1, 1)))
+        t = np.arange(n_frames)[:, None]
+        around = [padded[t, y + down, x + right] for down in range(3) for right in range(3)]
+        difference = np.abs(np.stack(around) - points[..., 2])
+        errors.append(difference.min(axis=0)[visible])
+        at_pixel.append(difference[4][visible])
+    assert np.mean(np.concatenate(errors) < 0.01) > 0.99
+    assert np.mean(np.concatenate(at_pixel) < 0.01) > 0.9  # edges and slanted surfaces make up the rest
+
+
+def test_a_quarter_of_the_points_moves_and_the_others_stand_still(stored, simulated_dataset):
+    provenance = read_provenance(simulated_dataset.root)
+    n = simulated_dataset.recording.n_points
+    for index, episode in enumerate(stored[1]):
+        points = unpack_points(episode["observation.points.main"])
+        facts = provenance["episodes"][str(index)]["main"]
+        moving = moving_flags(provenance, index, "main", n)
+        assert facts["n_points"] == n
+        assert moving.sum() == facts["n_moving"] == round(n / 4)
+        travel_px = 224 * np.linalg.norm(points[..., :2] - points[:1, :, :2], axis=-1).max(axis=0)
+        assert travel_px[~moving].max() < 3.5
+        assert np.median(travel_px[moving]) > 10
+        on_table = travel_px == 0
+        assert on_table.sum() > n / 2
+        assert np.ptp(points[:, on_table], axis=0).max() == 0
+
+
+def test_tracks_of_a_still_scene_do_not_move(simulator):
+    recording = Recording(("drawer-open-v3",), episodes=1, image_size=32, n_points=300)
+    with MetaWorldSim("drawer-open-v3", image_size=32) as sim:
+        sim.step = lambda *_: False  # nobody acts
+        _, arrays, facts = record_episode.render_episode(
+            sim, recording, 3, np.zeros((6, 4), np.float32), np.random.default_rng(0)
+        )
+    points = unpack_points(arrays["points"])
+    assert not facts["has_motion"]
+    assert facts["n_moving"] == 0
+    assert facts["n_points"] >= 200
+    assert np.ptp(points, axis=0).max() == 0
+
+
+def test_episodes_go_on_a_little_after_success(stored, simulated_dataset):
+    for index, episode in enumerate(stored[1]):
+        facts = read_provenance(simulated_dataset.root)["episodes"][str(index)]
+        assert facts["attempts"] >= 1
+        assert len(episode["action"]) > FRAMES_AFTER_SUCCESS + 5
+        assert (np.abs(np.diff(episode["observation.state"][-FRAMES_AFTER_SUCCESS:], axis=0)) > 0).any()
+
+
+def test_simulated_dataset_passes_stock_split_delete_and_merge(stored, tmp_path):
+    dataset, episodes = stored
+    split = split_dataset(dataset, {"a": [0], "b": [1]}, output_dir=tmp_path / "split")
+    merged = merge_datasets(list(split.values()), output_repo_id="local/m", output_dir=tmp_path / "merged")
+    shorter = delete_episodes(dataset, [0], output_dir=tmp_path / "deleted", repo_id="local/d")
+    for made, kept in ((merged, episodes), (shorter, episodes[1:])):
+        made = LeRobotDataset(made.repo_id, root=made.root, depth_output_unit="m")
+        assert len(made) == sum(len(episode["action"]) for episode in kept)
+        last, expected = made[len(made) - 1], kept[-1]
+        for key in ("observation.points.main", "observation.points_visible.main", "observation.state"):
+            assert (last[key].numpy() == expected[key][-1]).all()
+        depth = clean_depth(last["observation.depth.main"][0].numpy(), DEPTH_MAX)
+        assert np.abs(depth - depth_of(expected, "main")[-1]).max() < 1e-3
+
+
+def test_workers_do_not_change_the_result(tiny_dataset, tiny_recording, tmp_path):
+    simulate(tiny_recording, tmp_path / "dataset", workers=2)
+    assert contents(tmp_path / "dataset") == contents(tiny_dataset)
+
+
+def test_interrupted_run_continues_to_the_same_dataset(tiny_dataset, tiny_recording, tmp_path, monkeypatch):
+    output = tmp_path / "dataset"
+    recorded = []
+    whole = record_episode.render_episode
+
+    def interrupted(sim, recording, start_seed, *rest):
+        recorded.append(start_seed)
+        if len(recorded) == 2:
+            raise KeyboardInterrupt
+        return whole(sim, recording, start_seed, *rest)
+
+    monkeypatch.setattr(record_episode, "render_episode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(tiny_recording, output)
+    assert not output.exists()
+    simulate(tiny_recording, output)
+    assert len(recorded) == 4  # the first episode was kept: one interrupted, three wanted
+    assert contents(output) == contents(tiny_dataset)
+    assert not output.with_name("dataset.partial").exists()
+
+
+def test_truncated_shard_is_recorded_again(tiny_dataset, tiny_recording, tmp_path):
+    partial = tmp_path / "dataset.partial"
+    shard = partial / "episodes" / "000001"
+    with MetaWorldSim("drawer-open-v3", image_size=32) as sim:
+        record_episode.record_shard(sim, tiny_recording, 1, shard)
+    (partial / "parameters.json").write_text(json.dumps(tiny_recording.to_dict()))
+    video = shard / "observation.images.main.mp4"
+    video.write_bytes(video.read_bytes()[:-7])
+    assert read_facts(shard) is None
+    simulate(tiny_recording, tmp_path / "dataset")
+    assert contents(tmp_path / "dataset") == contents(tiny_dataset)
+
+
+@pytest.mark.parametrize("where", ["episode", "assembly", "last step"])
+def test_full_disk_leaves_nothing_that_passes_for_whole(
+    where, tiny_dataset, tiny_recording, tmp_path, monkeypatch, capsys
+):
+    output = tmp_path / "dataset"
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+
+    with monkeypatch.context() as patch:
+        if where == "episode":
+            patch.setattr(record_episode.np, "savez_compressed", full)
+        elif where == "assembly":
+            patch.setattr(assemble, "append_columns", full)
+        else:
+            patch.setattr(assemble, "write_provenance", full)
+        assert main(command(output)) == 1
+    message = capsys.readouterr().err
+    assert "No space left on device" in message
+    assert "free some space and run the same command again" in message
+    assert "Traceback" not in message
+    assert not output.exists()
+    assert main(command(output)) == 0
+    assert contents(output) == contents(tiny_dataset)
+
+
+def command(output: Path, **changes) -> list[str]:
+    options = {"tasks": "drawer-open-v3", "episodes": 3, "image-size": 32, "n-points": 20, "stride": 8}
+    options |= {"workers": 1, "output": output}
+    options |= {name.replace("_", "-"): value for name, value in changes.items()}
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+def test_finished_dataset_is_left_alone(tiny_dataset, tmp_path, capsys):
+    output = shutil.copytree(tiny_dataset, tmp_path / "dataset")
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    assert main(command(output)) == 0
+    assert "3 episodes" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+
+def test_finished_dataset_of_other_parameters_is_refused(tiny_dataset, capsys):
+    assert main(command(tiny_dataset, seed=5)) == 1
+    assert "other parameters (seed: 0 there, 5 here); choose another --output" in capsys.readouterr().err
+
+
+def test_unfinished_run_of_other_parameters_is_refused(tmp_path, capsys):
+    partial = tmp_path / "dataset.partial"
+    partial.mkdir()
+    other = Recording(("drawer-open-v3",), episodes=4, **TINY)
+    (partial / "parameters.json").write_text(json.dumps(other.to_dict()))
+    assert main(command(tmp_path / "dataset")) == 1
+    assert "unfinished run" in (message := capsys.readouterr().err)
+    assert "episodes: 4 there, 3 here" in message
+
+
+@pytest.mark.parametrize("victim", ["videos", "data"])
+def test_damaged_finished_dataset_is_named(tiny_dataset, tmp_path, capsys, victim):
+    output = shutil.copytree(tiny_dataset, tmp_path / "dataset")
+    path = next((output / victim).rglob("file-*"))
+    path.write_bytes(path.read_bytes()[:-50])
+    assert main(command(output)) == 1
+    message = capsys.readouterr().err
+    assert path.name in message
+    assert f"delete {output}" in message
+
+
+def test_foreign_folder_is_refused(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(command(tmp_path)) == 1
+    assert "was not made by this script" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": "drawer-opened-v3"}, "unknown MetaWorld task 'drawer-opened-v3'"),
+        ({"tasks": ""}, "no task given"),
+        ({"episodes": 0}, "at least one episode"),
+        ({"cameras": "main,front"}, "unknown camera 'front'"),
+        ({"stride": 3}, "80/3 frames per second"),
+        ({"n_points": 1}, "at least 2 points"),
+        ({"image_size": 33}, "even size"),
+        ({"noise": -1}, "--noise is -1"),
+        ({"depth_max": 0}, "--depth-max is 0"),
+        ({"max_steps": 501}, "--max-steps is 501"),
+    ],
+)
+def test_bad_options_give_one_message_and_exit_code_1(tmp_path, capsys, changes, message):
+    assert main(command(tmp_path / "dataset", **changes)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_expert_that_cannot_succeed_is_reported(simulator, tmp_path, capsys):
+    assert main(command(tmp_path / "dataset", max_steps=8, retries=1)) == 1
+    assert "the expert failed 2 times in a row on drawer-open-v3" in capsys.readouterr().err
+    assert not (tmp_path / "dataset").exists()
