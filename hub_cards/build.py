@@ -153,6 +153,7 @@ def _eval_results(evaluation: Mapping) -> list[EvalResult]:
             task_type="robotics",
             task_name="robot manipulation",
             dataset_type=evaluation["benchmark"].lower(),
+            dataset_config=task,  # what tells entries of one benchmark apart
             dataset_name=f"{evaluation['benchmark']} {task}",
             metric_type="success_rate",
             metric_name=f"success rate, {figures['episodes']} unseen starts",
@@ -193,7 +194,7 @@ def _foresight_rows(validation: Mapping) -> list[dict]:
         others = [value for who, value in values.items() if who != "model"]
         mean, copied = (_number(values[who]) if who in values else "" for who in ("mean", copy))
         best = not others or values["model"] < min(others)
-        row = {"what": what, "unit": unit, "mean": mean, "copy": copied, "best": best}
+        row = {"what": what, "unit": unit, "mean": mean, "still": copied, "best": best}
         rows.append({**row, "model": f"**{_number(values['model'])}**" if best else _number(values["model"])})
 
     patch = "squared, per-patch normalised"

@@ -1,0 +1,206 @@
+"""Pictures of what a checkpoint foresees: the right frames, honestly undone, for any set of objectives."""
+
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modeling_foresight import ForesightForActionPrediction
+from modeling_foresight.losses import depth_target, rgb_target
+from tests.synthetic import make_dataset
+from tests.tiny import tiny_config, tiny_processor
+from training import visualize
+from training.visualize import draw, foresee, main
+from training.windows import ForesightWindows, WindowConfig
+
+pytest.importorskip("matplotlib")
+
+EPISODES, FRAMES = 3, 10
+STATE, ACTION = 3, 4
+
+
+def small_config(**overrides):
+    sizes = {
+        "action_dim": ACTION,
+        "binary_action_indices": (),
+        "state_dim": STATE,
+        "binary_state_indices": (),
+    }
+    return tiny_config(**{**sizes, **overrides})
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    # Pictures in parquet: what is drawn can be compared with the formulas.
+    root = tmp_path_factory.mktemp("visualize") / "dataset"
+    return make_dataset(
+        root, EPISODES, FRAMES, size=(40, 40), use_videos=False, state_dim=STATE, action_dim=ACTION
+    )
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return ForesightForActionPrediction(small_config()).eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    model.save_pretrained(folder)
+    tiny_processor(model.config).save_pretrained(folder)
+    return folder
+
+
+def windows_of(dataset, config, episode=1):
+    return ForesightWindows(
+        dataset.root,
+        WindowConfig(
+            history_length=config.history_length,
+            future_shift=config.future_shift,
+            lookahead=config.has("future"),
+            chunk_size=config.chunk_size,
+            flow_length=config.flow_length,
+            flow_grid=config.flow_grid,
+            objectives=list(config.objectives),
+            episodes=[episode],
+            frame_cache="off",
+        ),
+    )
+
+
+def test_every_picture_shows_the_frame_it_claims(dataset, model):
+    windows = windows_of(dataset, model.config)
+    first_row = int(windows.rows.episode_starts[1])
+    chosen = [0, 2]
+    for view in ("main", "wrist"):
+        moments = foresee(model, tiny_processor(model.config), windows, chosen, view, first_row)
+        for moment, i in zip(moments, chosen, strict=True):
+            newest = i + model.config.history_length - 1
+            later = newest + model.config.future_shift
+            assert moment.frame == newest
+            np.testing.assert_allclose(moment.camera, dataset.image(1, newest, view) / 255, atol=0.01)
+            np.testing.assert_allclose(moment.future_rgb[0], dataset.image(1, later, view) / 255, atol=0.01)
+            for picture, t in ((moment.depth[0], newest), (moment.future_depth[0], later)):
+                truth = dataset.depth(1, t, view)
+                np.testing.assert_allclose(picture, np.where(truth > 0, truth, np.nan), atol=2e-3)
+            assert (moment.flow is None) == (view != "main")
+
+
+def test_flow_truth_and_prediction_start_at_the_same_points(dataset, model):
+    windows = windows_of(dataset, model.config)
+    (moment,) = foresee(model, tiny_processor(model.config), windows, [2], "main")
+    sample = windows[2]
+    truth, predicted = moment.flow
+    np.testing.assert_array_equal(truth.points, sample["track"][-1].numpy())
+    np.testing.assert_array_equal(truth.moving, sample["track_moving"][-1].numpy())
+    # A fresh flow head predicts that points stay where they start.
+    starts = np.broadcast_to(sample["track_start"][-1].numpy(), predicted.points[..., :2].shape)
+    np.testing.assert_allclose(predicted.points[..., :2], starts, atol=0.01)
+    assert predicted.shown is truth.shown
+
+
+def test_perfect_predictions_of_the_present_are_drawn_as_the_present():
+    torch.manual_seed(0)
+    patch, side = 8, 40
+    pixels, depth = torch.randn(3, side, side), 0.5 + torch.rand(side, side)
+    depth[:patch, :patch] = 0  # a patch without depth stays unknown
+    undone = visualize._undo_rgb(rgb_target(pixels, patch), pixels, patch)
+    torch.testing.assert_close(undone, pixels, atol=1e-4, rtol=1e-4)
+    undone = visualize._undo_depth(depth_target(depth, patch)[0], depth, patch)
+    assert np.isnan(undone[:patch, :patch]).all()
+    known = depth.numpy() > 0
+    np.testing.assert_allclose(undone[known], depth.numpy()[known], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "titles"),
+    [
+        (["action"], ["camera"]),
+        (["depth"], ["camera", "depth", "depth"]),
+        (["future"], ["camera", *["future image"] * 2, *["future depth"] * 2]),
+        (["action", "flow"], ["camera", "3D flow", "3D flow"]),
+    ],
+)
+def test_objectives_that_are_off_have_no_columns(dataset, objectives, titles):
+    model = ForesightForActionPrediction(small_config(objectives=objectives)).eval()
+    windows = windows_of(dataset, model.config)
+    moments = foresee(model, tiny_processor(model.config), windows, [0, 1, 2], "main")
+    figure = draw(moments, "title", "caption")
+    pictures = [axis for axis in figure.axes if axis.get_title()]
+    assert [axis.get_title().split("\n")[0] for axis in pictures] == titles
+    labels = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel().startswith("frame")]
+    assert labels == [f"frame {moment.frame}" for moment in moments]
+
+
+def test_the_command_draws_a_held_out_episode_and_a_film(checkpoint, dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORESIGHT_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "run"
+    shutil.copytree(checkpoint, folder / "model")
+    (folder / "config.yaml").write_text(
+        f"data:\n  datasets: [{{path: somewhere/{Path(dataset.root).name}}}]\n  val_fraction: 0.3\n"
+    )
+    options = ["--checkpoint", str(folder / "model"), "--dataset", str(dataset.root), "--moments", "2"]
+    output = tmp_path / "pictures" / "foresight.png"
+    assert main([*options, "--output", str(output), "--mp4", str(tmp_path / "film.mp4")]) == 0
+    printed = capsys.readouterr().out
+    assert "held-out episode" in printed
+    with Image.open(output) as picture:
+        assert picture.width > 1000 and np.asarray(picture.convert("L")).std() > 10
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        # Newest frames 4, 5 and 6 of 0 to 9: a later one has none 3 frames ahead.
+        assert sum(1 for _ in container.decode(video=0)) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--view", "left"], "no view 'left'"),
+        (["--moments", "0"], "--moments is 0"),
+        (["--episode", "7"], "episodes 0 to 2"),
+        (["--dataset", "nowhere/at/all"], "nowhere"),
+        (["--checkpoint", "nowhere/at/all"], "nowhere"),
+    ],
+)
+def test_user_mistakes_are_one_clear_message(checkpoint, dataset, tmp_path, capsys, options, message):
+    given = [
+        "--checkpoint",
+        str(checkpoint),
+        "--dataset",
+        str(dataset.root),
+        "--output",
+        str(tmp_path / "x.png"),
+    ]
+    assert main([*given, *options]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_without_matplotlib_the_extra_is_named(checkpoint, dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    given = [
+        "--checkpoint",
+        str(checkpoint),
+        "--dataset",
+        str(dataset.root),
+        "--output",
+        str(tmp_path / "x.png"),
+    ]
+    assert main(given) == 1
+    assert "[viz]" in capsys.readouterr().err
+
+
+def test_depth_colours_span_what_is_there(dataset, model):
+    windows = windows_of(dataset, model.config)
+    moments = foresee(model, tiny_processor(model.config), windows, [0], "main")
+    near, far = visualize._depth_limits(moments)
+    assert 0.4 < near < far < 2
+    blind = dataclasses.replace(moments[0], depth=None, future_depth=None, flow=None)
+    assert visualize._depth_limits([blind]) == (0.1, 1.0)
