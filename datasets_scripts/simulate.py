@@ -39,7 +39,8 @@ def simulate(
     Args:
         recording (`Recording`): What to record.
         output (`Path`): Folder of the finished dataset.
-        workers (`int`): Processes; with 1 everything happens in this one. The result does not depend on it.
+        workers (`int`): Processes; with 1 everything happens in this one. The result does not depend on it,
+            up to the compression noise of the RGB videos (x264 is not always repeatable to the bit).
         repo_id (`str`, *optional*): Name of the dataset; the folder's name by default.
 
     Returns:
