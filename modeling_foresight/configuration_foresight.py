@@ -90,7 +90,8 @@ class ForesightConfig(PreTrainedConfig):
         state_representation (`str`): `"absolute"`: normalised by dataset statistics.
 
     Raises:
-        ValueError: If fields contradict each other; the message names them.
+        StrictDataclassClassValidationError: If fields contradict each other; the message names them. (The
+            library wraps every `ValueError` of a config's checks in this one, which is not a `ValueError`.)
     """
 
     model_type = "foresight"
@@ -175,9 +176,11 @@ class ForesightConfig(PreTrainedConfig):
             # The MAE ViT-B/16 of GR-MG: its LayerNorm epsilon is 1e-6 where `ViTConfig` has 1e-12.
             self.vision_config = ViTConfig(image_size=self.image_size, patch_size=16, layer_norm_eps=1e-6)
         elif isinstance(self.vision_config, dict):
-            model_type = self.vision_config.get("model_type", "vit")
-            # `from_dict`, because TimmWrapperConfig restores its label fields there.
-            self.vision_config = CONFIG_MAPPING[model_type].from_dict(self.vision_config)
+            fields = dict(self.vision_config)
+            config_class = CONFIG_MAPPING[fields.pop("model_type", "vit")]
+            # A saved TimmWrapperConfig restores its labels in `from_dict`, which fails on one without any.
+            saved = "label_names" in fields
+            self.vision_config = config_class.from_dict(fields) if saved else config_class(**fields)
         # JSON gives lists back; a config equals itself after saving and loading.
         for name, value in list(vars(self).items()):
             if isinstance(value, tuple):

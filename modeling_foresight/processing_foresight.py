@@ -340,7 +340,8 @@ class ForesightProcessor(ProcessorMixin):
 
 
 def _as_tensor(values) -> Tensor:
-    return values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    # A copy, because PIL's own memory is read-only and PyTorch warns of that.
+    return values if isinstance(values, Tensor) else torch.as_tensor(np.array(values))
 
 
 def _send(values: Tensor, device) -> Tensor:
