@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_mask
 
 from modeling_foresight import ForesightConfig
 from modeling_foresight.attention_mask import (
@@ -212,6 +213,22 @@ def test_eager_gets_the_same_mask_as_sdpa_in_additive_form():
     assert boolean.dtype == torch.bool and boolean.shape == (2, 1, len(layout), len(layout))
     assert torch.equal(additive == 0, boolean)
     assert (additive[~boolean] == torch.finfo(torch.float32).min).all()
+
+
+def test_flex_attention_gets_the_same_mask_as_sdpa():
+    config = tiny_config(goal_image=True)
+    layout = build_layout(config, FRAMES)
+    allowed, states = allowed_pairs(config, layout), torch.zeros(2, len(layout), 48)
+    frame_mask = torch.tensor([[True] * 4, [True, False, False, False]])
+    valid = valid_columns(layout, frame_mask, goal_mask=torch.tensor([True, False]))
+    config._attn_implementation = "sdpa"
+    boolean = build_attention_mask(config, states, allowed, valid)
+    config._attn_implementation = "flex_attention"
+    block_mask = build_attention_mask(config, states, allowed, valid)
+    tokens = len(layout)
+    assert block_mask.shape == (2, 1, tokens, tokens)
+    same = create_mask(block_mask.mask_mod, 2, 1, tokens, tokens, device="cpu")
+    assert torch.equal(same, boolean)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,155 @@
+"""The config: what it refuses, what it saves, and that it stands alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+from transformers import AutoConfig, CLIPTextConfig, TimmWrapperConfig, ViTConfig
+
+import modeling_foresight
+from modeling_foresight import ForesightConfig
+from tests.tiny import tiny_config
+
+
+def test_defaults_are_the_papers():
+    config = ForesightConfig()
+    assert (config.history_length, config.future_shift, config.chunk_size, config.flow_length) == (
+        10,
+        3,
+        5,
+        6,
+    )
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (384, 12, 12)
+    assert (config.num_flow_points, config.num_latents, config.num_flow_queries) == (196, 9, 10)
+    assert (config.embd_pdrop, config.attention_dropout, config.resid_pdrop) == (0.1, 0.1, 0.1)
+    assert (config.hidden_act, config.within_frame) == ("relu", "causal")
+    assert (config.vision_sees_state, config.future_sees_state, config.action_sees_flow) == (
+        True,
+        False,
+        True,
+    )
+    assert config.vision_config.model_type == "vit" and config.vision_config.layer_norm_eps == 1e-6
+    assert config.text_config.projection_dim == 512 and config.text_config.hidden_act == "quick_gelu"
+    assert config.continuous_action_indices == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (
+            "objectives",
+            ["action", "optical_flow"],
+            r"objectives has \['optical_flow'\]; choose from .*'flow'",
+        ),
+        ("objectives", [], "objectives has no entry"),
+        ("future_targets", "ahead", "future_targets='ahead' is unknown; choose one of"),
+        ("within_frame", "none", "within_frame='none'"),
+        ("action_loss", "l2", r"action_loss='l2' is unknown.*'smooth_l1', 'l1'"),
+        ("views", ["main", "main"], r"views=\['main', 'main'\] must name at least one camera, each once"),
+        ("views", [], "views=.. must name"),
+        ("patch_size", 7, "image_size=40 is not divisible by patch_size=7"),
+        ("num_attention_heads", 5, "hidden_size=48 is not divisible by num_attention_heads=5"),
+        ("decoder_heads", 10, "hidden_size=48 is not divisible by decoder_heads=10"),
+        ("action_num_heads", 7, "action_hidden_size=24 is not divisible by action_num_heads=7"),
+        ("history_length", 3, "history_length=3 leaves no target 3 frames ahead"),
+        ("history_length", 0, "history_length=0 must be at least 1"),
+        ("chunk_size", -1, "chunk_size=-1 must be at least 1"),
+        ("flow_grid", [4], r"flow_grid=\[4\] must be two positive numbers"),
+        ("binary_action_indices", [7], r"binary_action_indices=\[7\] exceeds action_dim=7"),
+        ("binary_state_indices", [-1], r"binary_state_indices=\[-1\] exceeds state_dim=11"),
+        ("image_size", 48, "vision_config.image_size=40, but image_size=48"),
+    ],
+)
+def test_contradictions_are_refused_with_the_fields_and_their_values(field, value, message):
+    with pytest.raises(StrictDataclassClassValidationError, match=message):
+        tiny_config(**{field: value})
+
+
+def test_a_wrong_type_is_refused_with_the_name_of_the_field():
+    with pytest.raises(StrictDataclassFieldValidationError, match="chunk_size"):
+        tiny_config(chunk_size="five")
+
+
+def test_checks_of_a_head_that_is_off_do_not_apply():
+    assert tiny_config(objectives=["action"], history_length=1, decoder_heads=10).history_length == 1
+    assert tiny_config(history_length=2, future_targets="lookahead").future_shift == 3
+
+
+@pytest.mark.parametrize(
+    "vision_config",
+    [
+        ViTConfig(image_size=40, patch_size=10),
+        TimmWrapperConfig(architecture="test_resnet", model_args={"features_only": True}),
+    ],
+    ids=["vit", "timm"],
+)
+def test_saving_and_loading_gives_an_equal_config(tmp_path, vision_config):
+    config = tiny_config(vision_config=vision_config, objectives=("action", "flow"), fps=20)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is ForesightConfig and type(loaded.text_config) is CLIPTextConfig
+    assert type(loaded.vision_config) is type(vision_config)
+    assert loaded.to_json_string() == config.to_json_string()
+    assert loaded.objectives == config.objectives == ["action", "flow"]
+    assert loaded.flow_grid == config.flow_grid == [2, 8]
+    assert loaded.vision_config.to_dict() == config.vision_config.to_dict()
+
+
+def test_towers_may_be_given_as_dictionaries():
+    config = tiny_config(
+        text_config={"hidden_size": 20, "num_attention_heads": 2, "projection_dim": 6},
+        vision_config={"model_type": "timm_wrapper", "architecture": "test_resnet"},
+    )
+    assert config.text_config.projection_dim == 6
+    assert isinstance(config.vision_config, TimmWrapperConfig)
+
+
+@pytest.mark.slow
+def test_files_saved_with_the_weights_load_where_the_package_is_not_installed(tmp_path):
+    """Custom code as the Hub runs it: the exported files alone, in a process that cannot import ours."""
+    root = Path(modeling_foresight.__file__).parents[1]
+    export = f"""
+import sys; sys.path.insert(0, {str(root)!r})
+import torch
+from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
+from tests.tiny import tiny_config, tiny_inputs, tiny_processor
+ForesightConfig.register_for_auto_class()
+ForesightForActionPrediction.register_for_auto_class("AutoModel")
+ForesightProcessor.register_for_auto_class("AutoProcessor")
+torch.manual_seed(0)
+config = tiny_config()
+model = ForesightForActionPrediction(config).eval()
+model.save_pretrained("exported-policy")
+tiny_processor(config).save_pretrained("exported-policy")
+inputs = tiny_inputs(config)
+torch.save((inputs, model.predict_action(**inputs)), "expected.pt")
+"""
+    load = """
+import sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "modeling_foresight":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden())
+import torch
+from transformers import AutoModel, AutoProcessor
+model = AutoModel.from_pretrained("./exported-policy", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("./exported-policy", trust_remote_code=True)
+assert type(model).__name__ == "ForesightForActionPrediction", type(model)
+assert type(processor).__name__ == "ForesightProcessor", type(processor)
+inputs, expected = torch.load("expected.pt")
+torch.testing.assert_close(model.predict_action(**inputs), expected)
+assert not any(p.requires_grad for p in model.model.vision_encoder.parameters())
+"""
+    for code in (export, load):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env={"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,354 @@
+"""The processor: every form of images, resizing, numbers there and back, text, saving, bad input."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import AutoProcessor
+
+from modeling_foresight import ForesightForActionPrediction, ForesightProcessor, build_small_tokenizer
+from tests.tiny import TASKS, tiny_config, tiny_processor
+
+B, T, AHEAD = 2, 5, 3
+SIZES = {"main": (24, 36), "wrist": (50, 44)}  # height, width: one to enlarge, one to shrink
+
+# Entry 2 of the actions is a gripper at -1 or 1; entry 5 never moves.
+ACTION_STATS = {
+    "mean": [0.5, -2.0, 0.1, 0.0, 10.0, 3.0, 0.0],
+    "std": [2.0, 0.1, 0.9, 1.0, 5.0, 1e-7, 0.01],
+    "min": [-4.0, -2.5, -1.0, -2.0, 0.0, 3.0, -0.1],
+    "max": [5.0, -1.0, 1.0, 2.0, 20.0, 3.0, 0.1],
+}
+STATE_STATS = {
+    "mean": list(np.arange(11.0)),
+    "std": list(1 + np.arange(11.0)),
+    "min": [0.0] * 11,
+    "max": [4.0] * 11,
+}
+
+
+@pytest.fixture(scope="module")
+def config():
+    return tiny_config()
+
+
+@pytest.fixture(scope="module")
+def processor(config):
+    return tiny_processor(config, action_stats=ACTION_STATS, state_stats=STATE_STATS)
+
+
+def pixels(*lead: int, view: str = "main", seed: int = 0) -> torch.Tensor:
+    """Random uint8 images, channels first."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (*lead, 3, *SIZES[view]), dtype=torch.uint8, generator=draw)
+
+
+def raw_batch(config) -> dict:
+    draw = torch.Generator().manual_seed(1)
+    actions = torch.randn(B, T, 4, 7, generator=draw)
+    actions[..., 2] = actions[..., 2].sign()
+    return {
+        "images": {view: pixels(B, T + AHEAD, view=view) for view in SIZES},
+        "depth": {
+            view: 0.5 + torch.rand(B, T + AHEAD, *size, generator=draw) for view, size in SIZES.items()
+        },
+        "view_mask": torch.tensor([[True, True], [True, False]]),
+        "frame_mask": torch.arange(T + AHEAD).expand(B, -1) < torch.tensor([[8], [6]]),
+        "state": torch.rand(B, T, 11, generator=draw) * 4,
+        "actions": actions,
+        "action_mask": torch.rand(B, T, 4, generator=draw) > 0.3,
+        "track_start": torch.rand(B, T, 16, 2, generator=draw),
+        "track": torch.rand(B, T, 6, 16, 3, generator=draw),
+        "track_weight": torch.ones(B, T, 6, 16),
+        "track_moving": torch.ones(B, T, 16, dtype=torch.bool),
+        "progress": torch.rand(B, T, generator=draw),
+        "task": list(TASKS[:B]),
+        "index": torch.arange(B),
+        "episode_index": torch.zeros(B, dtype=torch.int64),
+    }
+
+
+# --- Images ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", SIZES)
+def test_images_are_resized_bicubically_without_antialiasing_and_normalised(processor, view):
+    images = pixels(2, view=view)
+    resized = F.interpolate(images.float() / 255, size=(40, 40), mode="bicubic", antialias=False)
+    mean, std = (torch.tensor(x)[:, None, None] for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    result = processor.normalise_images(images)
+    torch.testing.assert_close(result, (resized - mean) / std)
+    assert resized.min() < 0 or resized.max() > 1  # the overshoot of the kernel is kept
+
+
+def test_images_of_the_models_size_are_not_resampled(processor):
+    images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
+    undone = processor.normalise_images(images) * torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    undone = (undone + torch.tensor([0.485, 0.456, 0.406])[:, None, None]) * 255
+    assert torch.equal(undone.round().to(torch.uint8), images)
+
+
+@pytest.mark.parametrize("view", SIZES)
+def test_depth_takes_the_nearest_pixel(processor, view):
+    height, width = SIZES[view]
+    depth = torch.rand(2, height, width)
+    resized = processor.resize_depth(depth)
+    for y in range(40):
+        for x in range(40):
+            source = depth[:, int((y + 0.5) * height / 40), int((x + 0.5) * width / 40)]
+            assert torch.equal(resized[:, y, x], source)
+
+
+def forms(image: torch.Tensor) -> dict:
+    """The same image `(3, h, w)` in every form that is accepted."""
+    last = image.movedim(0, -1)
+    return {
+        "array, channels last": last.numpy(),
+        "array, channels first": image.numpy(),
+        "tensor, channels last": last,
+        "tensor, channels first": image,
+        "PIL": Image.fromarray(last.numpy()),
+    }
+
+
+@pytest.mark.parametrize("form", list(forms(torch.zeros(3, 2, 4, dtype=torch.uint8))))
+def test_one_observation_may_come_in_any_form(processor, form):
+    images = {view: pixels(view=view) for view in SIZES}
+    batch = processor({view: forms(image)[form] for view, image in images.items()}, TASKS[0], np.zeros(11))
+    assert batch["pixel_values"].shape == (1, 1, 2, 3, 40, 40)
+    for v, image in enumerate(images.values()):
+        torch.testing.assert_close(batch["pixel_values"][0, 0, v], processor.normalise_images(image[None])[0])
+    assert batch["state"].shape == (1, 1, 11)
+    assert batch["frame_mask"].tolist() == [[True]] and batch["view_mask"].tolist() == [[True, True]]
+
+
+@pytest.mark.parametrize("form", list(forms(torch.zeros(3, 2, 4, dtype=torch.uint8))))
+def test_a_window_and_a_batch_may_come_as_lists_or_arrays(processor, form):
+    def stacked(images: torch.Tensor):
+        parts = [forms(image)[form] for image in images]
+        return torch.stack(parts) if isinstance(parts[0], torch.Tensor) else parts
+
+    frames = pixels(3)
+    expected = processor.normalise_images(frames)
+    window = processor({"main": stacked(frames)}, TASKS[0], np.zeros((3, 11)))
+    torch.testing.assert_close(window["pixel_values"][0, :, 0], expected)
+    robots = processor({"main": stacked(frames)}, list(TASKS), np.zeros((3, 11)))
+    torch.testing.assert_close(robots["pixel_values"][:, 0, 0], expected)
+    assert robots["state"].shape == (3, 1, 11)
+    assert robots["view_mask"].tolist() == [[True, False]] * 3
+    assert (robots["pixel_values"][:, :, 1] == 0).all()
+
+
+def test_windows_of_several_robots_keep_their_frame_masks(processor):
+    mask = [[True, True], [True, False]]
+    batch = processor({"main": pixels(2, 2)}, list(TASKS[:2]), np.zeros((2, 2, 11)), frame_mask=mask)
+    assert batch["pixel_values"].shape == (2, 2, 2, 3, 40, 40)
+    assert batch["frame_mask"].tolist() == mask and batch["state"].shape == (2, 2, 11)
+
+
+def test_a_goal_image_is_prepared_like_any_other(processor):
+    goal = pixels(seed=5)
+    batch = processor({"main": pixels()}, TASKS[0], goal_image=goal.movedim(0, -1).numpy())
+    torch.testing.assert_close(batch["goal_pixel_values"], processor.normalise_images(goal[None]))
+    both = processor({"main": pixels(2)}, list(TASKS[:2]), goal_image=torch.stack([goal, goal]))
+    assert both["goal_pixel_values"].shape == (2, 3, 40, 40)
+
+
+# --- Batches -----------------------------------------------------------------------------------------------
+
+
+def test_a_raw_batch_becomes_a_model_batch_with_its_lookahead_split_off(config, processor):
+    raw = raw_batch(config)
+    batch = processor.prepare_batch(raw)
+    for v, view in enumerate(SIZES):
+        images = processor.normalise_images(raw["images"][view])
+        depth = processor.resize_depth(raw["depth"][view])
+        torch.testing.assert_close(batch["pixel_values"][:, :, v], images[:, :T])
+        torch.testing.assert_close(batch["lookahead_pixel_values"][:, :, v], images[:, T:])
+        assert torch.equal(batch["depth"][:, :, v], depth[:, :T])
+        assert torch.equal(batch["lookahead_depth"][:, :, v], depth[:, T:])
+    assert batch["frame_mask"].tolist() == [[True] * 5] * 2
+    assert batch["lookahead_mask"].tolist() == [[True] * 3, [True, False, False]]
+    assert torch.equal(batch["view_mask"], raw["view_mask"])
+    for name in ("track_start", "track", "track_weight", "progress", "action_mask"):
+        assert torch.equal(batch[name], raw[name])
+    assert not {"index", "episode_index", "track_moving", "task"} & set(batch)
+    assert (batch["actions"][~raw["action_mask"]] == 0).all()
+    kept = raw["action_mask"]
+    torch.testing.assert_close(batch["actions"][kept], processor.normalise_actions(raw["actions"])[kept])
+
+
+def test_a_prepared_batch_trains_the_model():
+    config = tiny_config(future_targets="lookahead")
+    batch = tiny_processor(config, action_stats=ACTION_STATS, state_stats=STATE_STATS).prepare_batch(
+        raw_batch(config)
+    )
+    output = ForesightForActionPrediction(config)(**batch)
+    assert set(output.losses) == {"action", "gripper", "kl", "depth", "future", "flow", "progress"}
+    assert output.loss.isfinite()
+
+
+def test_nan_in_masked_actions_does_not_survive(config, processor):
+    raw = raw_batch(config)
+    raw["actions"][~raw["action_mask"]] = float("nan")
+    assert processor.prepare_batch(raw)["actions"].isfinite().all()
+
+
+def test_a_view_without_depth_gets_invalid_depth(config, processor):
+    raw = raw_batch(config)
+    del raw["depth"]["wrist"], raw["images"]["wrist"]
+    batch = processor.prepare_batch(raw)
+    assert (batch["depth"][:, :, 1] == 0).all() and (batch["depth"][:, :, 0] > 0).all()
+    assert batch["view_mask"].tolist() == [[True, False], [True, False]]
+
+
+# --- Numbers -----------------------------------------------------------------------------------------------
+
+
+def test_actions_survive_normalising_and_decoding(config, processor):
+    actions = raw_batch(config)["actions"]
+    actions[..., 5] = 3.0
+    normalised = processor.normalise_actions(actions)
+    torch.testing.assert_close(normalised[..., 0], (actions[..., 0] - 0.5) / 2)
+    assert set(normalised[..., 2].unique().tolist()) == {0.0, 1.0}
+    assert (normalised[..., 5] == 0).all()  # and not 0 / 1e-7
+    torch.testing.assert_close(processor.decode_actions(normalised), actions)
+    assert processor.decode_actions(normalised + 0.4)[..., 2].unique().tolist() == [-1.0, 1.0]
+
+
+def test_a_constant_entry_is_not_blown_up_by_noise(processor):
+    action = torch.tensor(ACTION_STATS["mean"]) + 1e-6
+    assert processor.normalise_actions(action)[5].abs() < 1e-5
+
+
+def test_the_state_is_normalised_with_its_binary_entries_as_bits(processor):
+    state = torch.rand(2, 11) * 4
+    result = processor.normalise_state(state)
+    for i in range(11):
+        expected = (state[:, i] > 2).float() if i in (4, 9) else (state[:, i] - i) / (1 + i)
+        torch.testing.assert_close(result[:, i], expected)
+
+
+def test_without_statistics_numbers_pass_and_probabilities_become_bits(config):
+    processor = tiny_processor(config)
+    actions = torch.tensor([0.3, 0.2, 0.7, 5.0, 0.0, 0.1, -1.0])
+    assert torch.equal(processor.normalise_actions(actions), actions)
+    decoded = processor.decode_actions(actions)
+    assert decoded[2] == 1 and torch.equal(decoded[[0, 1, 3, 4, 5, 6]], actions[[0, 1, 3, 4, 5, 6]])
+
+
+def test_decoding_leaves_its_input_alone(processor):
+    actions = torch.rand(2, 4, 7)
+    before = actions.clone()
+    processor.decode_actions(actions)
+    assert torch.equal(actions, before)
+
+
+# --- Text --------------------------------------------------------------------------------------------------
+
+
+def test_instructions_begin_and_end_like_clips_and_are_padded_after_the_end(processor):
+    batch = processor({"main": pixels(3)}, list(TASKS))
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    assert (ids[:, 0] == 0).all()
+    for row, real in zip(ids, mask.sum(1), strict=True):
+        assert row[real - 1] == 1 and (row[real:] == 2).all() and not (row[: real - 1] == 1).any()
+
+
+def test_a_long_instruction_is_cut_and_still_ends(processor):
+    batch = processor({"main": pixels()}, "open the drawer and " * 30)
+    assert batch["input_ids"].shape == (1, 16)
+    assert batch["input_ids"][0, -1] == 1
+
+
+def test_unknown_words_fall_back_to_pieces_that_spell_them():
+    tokenizer = build_small_tokenizer(list(TASKS))
+    ids = tokenizer("Zaubere, café!")["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "Zaubere, café!"
+    assert len(tokenizer("drawer")["input_ids"]) == 3  # a word of the dataset is one token
+
+
+# --- Saving ------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_processor_gives_the_same_batches_and_actions(processor, config, tmp_path):
+    processor.save_pretrained(tmp_path)
+    config.save_pretrained(tmp_path)  # names the model type, as beside a model's weights
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is ForesightProcessor
+    assert loaded.action_stats == processor.action_stats and loaded.views == processor.views
+    raw = raw_batch(config)
+    ours, theirs = processor.prepare_batch(raw), loaded.prepare_batch(raw)
+    assert set(ours) == set(theirs)
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+    actions = torch.rand(2, 4, 7)
+    assert torch.equal(loaded.decode_actions(actions), processor.decode_actions(actions))
+
+
+# --- Bad input ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (
+            {"main": np.zeros((24, 36, 3), np.float32)},
+            r"images\['main'\] has dtype torch.float32; expected uint8",
+        ),
+        (
+            {"main": np.zeros((24, 36), np.uint8)},
+            r"images\['main'\] has shape .*expected \(batch, time, height",
+        ),
+        (
+            {"front": np.zeros((24, 36, 3), np.uint8)},
+            r"images has the views \['front'\]; the model knows \['main'",
+        ),
+        ({}, r"Give images as a dict from view name \(\['main', 'wrist'\]\)"),
+        (np.zeros((24, 36, 3), np.uint8), "Give images as a dict"),
+        (
+            {"main": np.zeros((2, 24, 36, 3), np.uint8), "wrist": np.zeros((24, 36, 3), np.uint8)},
+            r"differ in \(batch, frames\): \{'main': \(1, 2\), 'wrist': \(1, 1\)\}",
+        ),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(processor, images, message):
+    with pytest.raises(ValueError, match=message):
+        processor(images, TASKS[0])
+
+
+def test_float_images_of_a_raw_batch_are_refused(config, processor):
+    raw = raw_batch(config)
+    raw["images"]["main"] = raw["images"]["main"].float() / 255
+    with pytest.raises(ValueError, match="dtype torch.float32 .*expected uint8 RGB"):
+        processor.prepare_batch(raw)
+
+
+def test_another_number_of_instructions_than_samples_is_refused(processor):
+    with pytest.raises(ValueError, match="3 instructions for 2 samples"):
+        processor({"main": pixels(2)}, list(TASKS))
+
+
+def test_a_state_of_another_size_is_refused(processor):
+    with pytest.raises(ValueError, match=r"state has 8 entries .*expected 11"):
+        processor({"main": pixels()}, TASKS[0], np.zeros(8))
+
+
+def test_a_frame_mask_of_another_size_is_refused(processor):
+    with pytest.raises(ValueError, match=r"frame_mask has shape \(1, 3\); images ask for \(1, 2\)"):
+        processor({"main": pixels(2)}, TASKS[0], frame_mask=[True] * 3)
+
+
+def test_statistics_of_another_size_are_refused_with_the_remedy(config):
+    stats = {name: values[:4] for name, values in ACTION_STATS.items()}
+    with pytest.raises(
+        ValueError, match="action has 4 entries, but the config says action_dim=7: set action_dim=4"
+    ):
+        tiny_processor(config, action_stats=stats)
+
+
+def test_statistics_with_nan_are_refused(config):
+    stats = ACTION_STATS | {"mean": [float("nan")] * 7}
+    with pytest.raises(ValueError, match="statistics of action are not finite"):
+        tiny_processor(config, action_stats=stats)
