@@ -4,7 +4,15 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, CLIPTextModelWithProjection, PreTrainedConfig, PreTrainedModel, ViTModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    CLIPTextModelWithProjection,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from .configuration_foresight import ForesightConfig
 
@@ -41,6 +49,33 @@ def build_vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
     if config.model_type == "vit":
         return ViTModel._from_config(config, add_pooling_layer=False)
     return AutoModel.from_config(config)
+
+
+def load_text_tower(source: str, **kwargs) -> PreTrainedModel:
+    """The text tower of a CLIP checkpoint; `kwargs` go to `from_pretrained`."""
+    return _load_whole(CLIPTextModelWithProjection, source, **kwargs)
+
+
+def load_vision_tower(source: str, **kwargs) -> PreTrainedModel:
+    """The image encoder of a ViTMAE, ViT, timm or other checkpoint; `kwargs` go to `from_pretrained`."""
+    config = AutoConfig.from_pretrained(source, **kwargs)
+    if config.model_type not in ("vit", "vit_mae"):
+        return _load_whole(AutoModel, source, **kwargs)
+    # ViTMAE's encoder loads into `ViTModel`, which has the same weights but does not shuffle the patches.
+    known = ViTConfig()
+    shared = {k: v for k, v in config.to_dict().items() if k != "model_type" and hasattr(known, k)}
+    return _load_whole(ViTModel, source, config=ViTConfig(**shared), add_pooling_layer=False, **kwargs)
+
+
+def _load_whole(cls: type, source: str, **kwargs) -> PreTrainedModel:
+    """`from_pretrained` that refuses a checkpoint without some of the class's weights."""
+    model, report = cls.from_pretrained(source, output_loading_info=True, dtype=torch.float32, **kwargs)
+    if report["missing_keys"]:
+        raise ValueError(
+            f"{source} lacks weights of {cls.__name__}: {sorted(report['missing_keys'])[:5]}. "
+            "Give a checkpoint of that architecture."
+        )
+    return model
 
 
 def take_entries(values: Tensor, entries: list[int]) -> Tensor:
@@ -260,6 +295,8 @@ __all__ = [
     "VisionEncoder",
     "build_vision_tower",
     "flow_grid_points",
+    "load_text_tower",
+    "load_vision_tower",
     "sincos_2d",
     "take_entries",
 ]

@@ -13,14 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    CLIPTextModelWithProjection,
-    PreTrainedModel,
-    ViTConfig,
-    ViTModel,
-)
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -45,6 +38,8 @@ from .encoders import (
     TextEncoder,
     VisionEncoder,
     flow_grid_points,
+    load_text_tower,
+    load_vision_tower,
     sincos_2d,
 )
 from .losses import (
@@ -536,29 +531,18 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             ValueError: If a pretrained tower lacks weights, which names them.
         """
         config = copy.deepcopy(config)
-        towers = {}
-        if text is not None:
-            towers["text"] = _load_whole(CLIPTextModelWithProjection, text, **kwargs)
-            config.text_config = towers["text"].config
-        if vision is not None:
-            loaded = AutoConfig.from_pretrained(vision, **kwargs)
-            if loaded.model_type in ("vit", "vit_mae"):
-                shared = {
-                    k: v for k, v in loaded.to_dict().items() if k != "model_type" and hasattr(ViTConfig(), k)
-                }
-                loaded = ViTConfig(**shared)
-                towers["vision"] = _load_whole(
-                    ViTModel, vision, config=loaded, add_pooling_layer=False, **kwargs
-                )
-            else:
-                towers["vision"] = _load_whole(AutoModel, vision, **kwargs)
-            config.vision_config = towers["vision"].config
+        text_tower = None if text is None else load_text_tower(text, **kwargs)
+        vision_tower = None if vision is None else load_vision_tower(vision, **kwargs)
+        if text_tower is not None:
+            config.text_config = text_tower.config
+        if vision_tower is not None:
+            config.vision_config = vision_tower.config
         config.validate()
         model = cls(config)
-        if "text" in towers:
-            model.model.text_encoder.tower.load_state_dict(towers["text"].state_dict())
-        if "vision" in towers:
-            model.model.vision_encoder.tower.load_state_dict(towers["vision"].state_dict())
+        if text_tower is not None:
+            model.model.text_encoder.tower.load_state_dict(text_tower.state_dict())
+        if vision_tower is not None:
+            model.model.vision_encoder.tower.load_state_dict(vision_tower.state_dict())
         return model
 
     def get_input_embeddings(self) -> nn.Module:
@@ -814,17 +798,6 @@ def _trains(module: nn.Module) -> bool:
 
 def _as_bool(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.bool()
-
-
-def _load_whole(cls: type, source: str, **kwargs) -> PreTrainedModel:
-    """`from_pretrained` that refuses a checkpoint without some of the class's weights."""
-    model, report = cls.from_pretrained(source, output_loading_info=True, dtype=torch.float32, **kwargs)
-    if report["missing_keys"]:
-        raise ValueError(
-            f"{source} lacks weights of {cls.__name__}: {sorted(report['missing_keys'])[:5]}. "
-            "Give a checkpoint of that architecture."
-        )
-    return model
 
 
 __all__ = [
