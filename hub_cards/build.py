@@ -125,9 +125,11 @@ def _fill(
         or "nothing else",
         closed_loop=_closed_loop_rows(evaluation, instructions),
         foresight=foresight,
-        not_better=_join([row["what"] for row in foresight if not row["best"]]),
+        not_better="; ".join(row["what"] for row in foresight if not row["best"]),
         held_out=f"{sum(episodes)} held-out episode{'s' if sum(episodes) != 1 else ''}",
-        demonstrations=_join([f"{d['train_episodes']} episodes of {d['name']}" for d in summary["datasets"]]),
+        demonstrations=_join(
+            [f"{d['train_episodes']} episodes of `{d['name']}`" for d in summary["datasets"]]
+        ),
         training=_training_rows(summary),
         source=source,
         instruction=instructions[tasks[0]],
@@ -225,7 +227,7 @@ def _training_rows(summary: Mapping) -> list[tuple[str, str]]:
         held_out = len(dataset["validation_episodes"])
         rows.append(
             (
-                f"data: {dataset['name']}",
+                f"data: `{dataset['name']}`",
                 f"{dataset['train_episodes']} episodes ({dataset['train_windows']:,} windows) for training, "
                 f"{held_out} held out; {_number(dataset['fps'])} frames a second",
             )
@@ -254,7 +256,7 @@ def _conditions(run: Mapping) -> str:
     hardware, versions = run["hardware"], dict(run["versions"])
     machine = [hardware["gpu"]] if "gpu" in hardware else []
     machine.append(
-        f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['torch_threads']} PyTorch threads"
+        f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['torch_threads']} used by PyTorch"
     )
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
     commit = f", commit `{run['commit']}`" if run.get("commit") else ""

@@ -35,6 +35,7 @@ EXAMPLE = """example:
   python training/evaluate.py --checkpoint outputs/quickstart/model --tasks drawer-open-v3 \\
       --episodes 20 --seed 10000 --output eval.json --video rollout.mp4"""
 MAX_FILMED = 20  # rollouts in one video
+SMALL_MODEL = 20_000_000  # parameters
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,77 +82,50 @@ def evaluate(args: argparse.Namespace) -> dict:
     _check_numbers(args)
     import torch
 
-    from training.checkpoint_folder import load_checkpoint, read_summary
-    from training.control import WindowPolicy
-    from training.metrics import wilson_interval
-    from training.rollout import run_episodes
-    from training.run_facts import describe_run, portable_path
-    from training.simulation_pool import SimulationPool
+    from training.checkpoint_folder import load_checkpoint
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model, processor = load_checkpoint(args.checkpoint, device, args.revision)
     _check_robot(model.config)
+    threads = torch.get_num_threads()
+    # Threads of a small model mostly wait for each other, and for long where other processes want the cores.
+    small = sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL
+    torch.set_num_threads(args.threads or (1 if small else threads))
+    try:
+        return _measure(args, tasks, model, processor)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(args: argparse.Namespace, tasks: list[str], model, processor) -> dict:
+    """The evaluation proper; see [`evaluate`]."""
+    from training.checkpoint_folder import read_summary
+    from training.control import WindowPolicy
+    from training.run_facts import describe_run, portable_path
+
     demonstrations = _find_demonstrations(args)
     settings = _settings(args, model.config, read_summary(args.checkpoint), demonstrations)
     seeds = range(args.seed, args.seed + args.episodes)
     checked = _check_unseen(tasks, seeds, demonstrations)
     trials = list(itertools.product(tasks, seeds))
-    size = min(args.num_envs, len(trials))
-    begun = time.perf_counter()
-    with (
-        SimulationPool(size, model.config.views, settings["image_size"], settings["render_quality"]) as pool,
-        tqdm(total=len(trials), desc="evaluate", unit="episode") as bar,
-    ):
-        outcomes: list[bool] = []
-
-        def on_done(episode) -> None:
-            outcomes.append(episode.success)
-            bar.set_postfix_str(
-                f"success {sum(outcomes)}/{len(outcomes)} = {sum(outcomes) / len(outcomes):.0%}"
-            )
-            bar.update()
-
-        episodes, timing = run_episodes(
-            WindowPolicy(model, processor),
-            pool,
-            trials,
-            settings["stride"],
-            settings["max_steps"],
-            settings["execute_steps"],
-            film=MAX_FILMED if args.video else 0,
-            on_done=on_done,
-        )
-    wall_s = time.perf_counter() - begun
-
-    def rate(of: list) -> dict:
-        successes = sum(episode.success for episode in of)
-        interval = wilson_interval(successes, len(of))
-        return {
-            "success_rate": successes / len(of),
-            "successes": successes,
-            "episodes": len(of),
-            "ci95": [round(bound, 4) for bound in interval],
-        }
-
+    episodes, timing = _roll_out(
+        WindowPolicy(model, processor), trials, settings, args.num_envs, film=MAX_FILMED if args.video else 0
+    )
+    source = args.checkpoint
+    if Path(source).is_dir():
+        source = portable_path(source, args.output.parent)
     results = {
         "version": 1,
         "benchmark": "MetaWorld",
         "checkpoint": {
-            "path": portable_path(args.checkpoint, args.output.parent)
-            if Path(args.checkpoint).is_dir()
-            else str(args.checkpoint),
+            "path": source,
             "revision": args.revision or getattr(model.config, "_commit_hash", None),
         },
-        "tasks": {task: rate([e for e in episodes if e.task == task]) for task in tasks},
-        "mean": rate(episodes),
+        "tasks": {task: _success_rate([e for e in episodes if e.task == task]) for task in tasks},
+        "mean": _success_rate(episodes),
         "seeds": {"first": seeds[0], "last": seeds[-1], **checked},
         "settings": settings,
-        "timing": {
-            "wall_s": round(wall_s, 2),
-            "parallel_environments": size,
-            "policy_ms": _spread(timing.policy),
-            "control_step_ms": _spread(timing.step),
-        },
+        "timing": timing,
         "episodes": [
             {name: getattr(e, name) for name in ("task", "seed", "success", "steps", "simulation_steps")}
             for e in episodes
@@ -161,8 +135,52 @@ def evaluate(args: argparse.Namespace) -> dict:
     if args.dataset:
         results["open_loop"] = open_loop(args.checkpoint, model, processor, args.dataset)
     if args.video:
-        _film(args.video, episodes[:MAX_FILMED], len(tasks) > 1, SIMULATION_HZ / settings["stride"])
+        _film(args.video, episodes[:MAX_FILMED], len(tasks) > 1, settings["control_hz"])
     return results
+
+
+def _roll_out(policy, trials: list[tuple[str, int]], settings: dict, num_envs: int, film: int) -> tuple:
+    """Runs all trials under a progress bar; gives the episodes and the `timing` entry of the results."""
+    from training.rollout import run_episodes
+    from training.simulation_pool import SimulationPool
+
+    size, views = min(num_envs, len(trials)), policy.model.config.views
+    outcomes: list[bool] = []
+    begun = time.perf_counter()
+    with (
+        SimulationPool(size, views, settings["image_size"], settings["render_quality"]) as pool,
+        tqdm(total=len(trials), desc="evaluate", unit="episode") as bar,
+    ):
+
+        def on_done(episode) -> None:
+            outcomes.append(episode.success)
+            rate = sum(outcomes) / len(outcomes)
+            bar.set_postfix_str(f"success {sum(outcomes)}/{len(outcomes)} = {rate:.0%}")
+            bar.update()
+
+        stride, max_steps, execute_steps = (settings[k] for k in ("stride", "max_steps", "execute_steps"))
+        episodes, timing = run_episodes(
+            policy, pool, trials, stride, max_steps, execute_steps, film=film, on_done=on_done
+        )
+    return episodes, {
+        "wall_s": round(time.perf_counter() - begun, 2),
+        "parallel_environments": size,
+        "policy_ms": _spread(timing.policy),
+        "control_step_ms": _spread(timing.step),
+    }
+
+
+def _success_rate(episodes: list) -> dict:
+    """Success rate with its 95 % Wilson interval."""
+    from training.metrics import wilson_interval
+
+    successes = sum(episode.success for episode in episodes)
+    return {
+        "success_rate": successes / len(episodes),
+        "successes": successes,
+        "episodes": len(episodes),
+        "ci95": [round(bound, 4) for bound in wilson_interval(successes, len(episodes))],
+    }
 
 
 def open_loop(checkpoint: str, model, processor, dataset: str, batch_size: int = 32) -> dict:
@@ -255,6 +273,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--image-size", type=int, help="rendered pixels per side (default: as in the training data)"
     )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="threads of PyTorch (default: 1 for a small model, else PyTorch's own choice)",
+    )
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     given = list(sys.argv[1:] if arguments is None else arguments)
     return parser.parse_args(given, namespace=argparse.Namespace(given=given))
@@ -266,7 +289,7 @@ def _usable_cores() -> int:
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    for name in ("episodes", "num_envs", "execute_steps", "max_steps", "stride"):
+    for name in ("episodes", "num_envs", "execute_steps", "max_steps", "stride", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")

@@ -100,7 +100,9 @@ def portable_command(script: str, arguments: list[str]) -> str:
         name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
         return name + equals + (portable_path(value) if os.path.isabs(value) else value)
 
-    return shlex.join(["python", script, *map(shorten, arguments)])
+    # `accelerate launch` tells its children what it decided; its own options are not among the arguments.
+    launcher = ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
+    return shlex.join([*launcher, script, *map(shorten, arguments)])
 
 
 def describe_run(script: str | None = None, arguments: list[str] | None = None) -> dict:

@@ -149,7 +149,7 @@ def test_the_card_shows_every_figure_with_how_it_was_obtained(folder):
     assert "starts 10000 to\n10019 (none of them among the 50 demonstrations of dataset)" in text
     for command in ("python training/train.py --seed 3", "python training/evaluate.py --episodes 20"):
         assert f"\n{command}\n" in text
-    assert "1.5 minutes" in text and "987,654" in text and "45 episodes of someone/demos" in text
+    assert "1.5 minutes" in text and "987,654" in text and "45 episodes of `someone/demos`" in text
     assert describe_run()["hardware"]["cpu"] in text
     assert "{{" not in text and "{%" not in text
 
@@ -157,7 +157,7 @@ def test_the_card_shows_every_figure_with_how_it_was_obtained(folder):
 def test_what_a_trivial_predictor_does_better_is_said(folder):
     assert main([str(folder)]) == 0
     text = (folder / "README.md").read_text()
-    assert "**Not better than a trivial predictor:** future depth, main and future depth, wrist." in text
+    assert "**Not better than a trivial predictor:** future depth, main; future depth, wrist." in text
     assert "| future depth, main | squared, per-patch normalised | 0.300 | 0.600 | 0.250 |" in text
 
 
