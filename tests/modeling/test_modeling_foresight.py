@@ -383,6 +383,20 @@ def test_depth_and_flow_losses_use_frame_and_view_masks(model, config):
     torch.testing.assert_close(output.losses["flow"], flow_loss(output.flow, batch["track"], weight))
 
 
+def test_targets_of_padded_frames_and_missing_views_may_be_anything(model, config):
+    batch = tiny_batch(config)
+    batch["frame_mask"][0, 2:] = False
+    batch["view_mask"][1, 0] = False
+    before = losses_of(model, batch)
+    broken = {name: batch[name].clone() for name in ("actions", "depth", "track", "progress")}
+    for tensor in broken.values():
+        tensor[0, 2:] = float("nan")
+    broken["depth"][1, :, 0] = float("nan")
+    assert losses_of(model, batch | broken) == before
+    for loss in before.values():
+        assert 0 < loss < 10
+
+
 def emptied(batch: dict) -> dict:
     """The batch with every mask that does not hide frames set to nothing, and NaN for what is hidden."""
     empty = dict(batch)
