@@ -69,6 +69,17 @@ def test_flow_starts_from_points_that_stay_put(config):
 
 
 @torch.no_grad()
+def test_the_flow_decoder_reads_a_mask_token_at_each_start_point():
+    decoder = FlowDecoder(tiny_config(flow_xy_residual=False))
+    torch.nn.init.normal_(decoder.mask_token)
+    context, start = torch.randn(BATCH, FRAMES, 3, 48), torch.rand(BATCH, FRAMES, 16, 2)
+    points = decoder.mask_token[0] + decoder.embed_start(2 * start[1, 2] - 1)  # from [0, 1] to [-1, 1]
+    hidden = decoder.blocks(torch.cat([decoder.embed(context[1, 2]), points])[None])[0, 3:]
+    expected = decoder.predict(decoder.norm(hidden)).view(16, 6, 3).transpose(0, 1)
+    torch.testing.assert_close(decoder(context, start)[1, 2], expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
 def test_the_residual_shifts_x_and_y_by_the_start_and_nothing_else():
     absolute, residual = (FlowDecoder(tiny_config(flow_xy_residual=flag)) for flag in (False, True))
     residual.load_state_dict(absolute.state_dict())

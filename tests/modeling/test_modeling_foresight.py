@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightModel
-from modeling_foresight.attention_mask import Kind
+from modeling_foresight.attention_mask import Kind, allowed_pairs
 from modeling_foresight.losses import depth_loss, flow_loss, future_loss
 from tests.tiny import BATCH, tiny_batch, tiny_config, tiny_inputs, tiny_targets
 
@@ -208,6 +208,91 @@ def test_each_image_is_encoded_on_its_own(model, inputs):
     one_cls, one_latents = model.model.encode_images(inputs["pixel_values"][1:2, 3, 1])
     torch.testing.assert_close(cls[1:2, 3, 1], one_cls, **TOLERANCE)
     torch.testing.assert_close(latents[1:2, 3, 1], one_latents, **TOLERANCE)
+
+
+def plain_tokens(trunk, inputs, start) -> dict[tuple[int, int, int, int], torch.Tensor]:
+    """The tokens of the first sample before the embedding LayerNorm, one by one, by their record."""
+    tokens = {}
+
+    def image(pixels, embed, record, timestep):
+        cls, patches = trunk.vision_encoder(pixels[None])
+        for rank, latent in enumerate(trunk.resampler(patches)[0]):
+            tokens[*record, rank] = embed.latents(latent) + timestep
+        tokens[*record, 9] = embed.cls(cls[0]) + timestep
+
+    image(inputs["goal_pixel_values"][0], trunk.embed_goal, (Kind.GOAL, -1, 0), 0)
+    text = trunk.text_encoder(inputs["input_ids"][:1], inputs["attention_mask"][:1])[0]
+    for frame in range(5):
+        timestep = trunk.embed_timestep.weight[frame]
+        tokens[Kind.LANGUAGE, frame, 0, 0] = trunk.embed_language(text) + timestep
+        tokens[Kind.STATE, frame, 0, 0] = trunk.embed_state(inputs["state"][0, frame]) + timestep
+        for view in range(2):
+            pixels = inputs["pixel_values"][0, frame, view]
+            image(pixels, trunk.embed_views[view], (Kind.IMAGE, frame, view), timestep)
+            for rank in range(10):
+                tokens[Kind.FUTURE, frame, view, rank] = trunk.future_queries[view].weight[rank]
+        points = torch.cat([2 * xy - 1 for xy in start[0, frame]])  # x, y of node 0, x, y of node 1, ...
+        for rank in range(3):
+            query = trunk.flow_query.weight[rank] + trunk.embed_flow_points(points)
+            tokens[Kind.FLOW, frame, 0, rank] = query
+        tokens[Kind.ACTION, frame, 0, 0] = trunk.action_query.weight[0]
+        tokens[Kind.PROGRESS, frame, 0, 0] = trunk.progress_query.weight[0]
+    return tokens
+
+
+@torch.no_grad()
+def test_the_trunk_equals_a_plain_rewrite(model, config, inputs):
+    trunk, start = model.model, tiny_targets(config)["track_start"]
+    layout = trunk.layout(5)
+    columns = (layout.kind, layout.frame, layout.group, layout.rank)
+    records = list(zip(*(column.tolist() for column in columns), strict=True))
+    tokens = plain_tokens(trunk, inputs, start)
+    assert len(tokens) == len(records)
+    x = trunk.embed_norm(torch.stack([tokens[record] for record in records]))
+    mask = allowed_pairs(config, layout)
+    for layer in trunk.layers:
+        attention, normed = layer.self_attn, layer.norm1(x)
+        query, key, value = (p(normed) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+        heads = []
+        for head in range(4):
+            cut = slice(12 * head, 12 * (head + 1))
+            scores = (query[:, cut] @ key[:, cut].T / 12**0.5).masked_fill(~mask, -torch.inf)
+            heads.append(scores.softmax(-1) @ value[:, cut])
+        x = x + attention.o_proj(torch.cat(heads, -1))
+        x = x + layer.down_proj(layer.up_proj(layer.norm2(x)).clamp(min=0))
+    result = trunk(**inputs, track_start=start).last_hidden_state[0]
+    torch.testing.assert_close(result, trunk.norm(x), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_every_decoder_reads_its_own_tokens(model, config, inputs):
+    batch = inputs | tiny_targets(config)
+    noise = torch.randn(BATCH, 5, 6)
+    output = model(**batch, style_noise=noise)
+    states = model.model(**inputs, track_start=batch["track_start"]).last_hidden_state
+    layout, sample, frame, view = model.model.layout(5), 2, 3, 1
+
+    def tokens(kind: Kind, group: int = 0) -> torch.Tensor:
+        chosen = (layout.kind == kind) & (layout.frame == frame) & (layout.group == group)
+        return states[sample, chosen]
+
+    image, future = tokens(Kind.IMAGE, view), tokens(Kind.FUTURE, view)
+    mean, log_var = model.action_encoder(batch["actions"][sample, frame][None])
+    style = mean + log_var.exp().sqrt() * noise[sample, frame]
+    start = batch["track_start"][None, None, sample, frame]
+    expected = {
+        "depth": model.depth_decoder(image[None])[0],
+        "future_rgb": model.image_decoder(future[None])[0],
+        "future_depth": model.depth_decoder(future[None])[0],
+        "flow": model.flow_decoder(tokens(Kind.FLOW)[None, None], start)[0, 0],
+        "actions": model.action_decoder(tokens(Kind.ACTION), style)[0],
+        "progress": model.progress_decoder(tokens(Kind.PROGRESS))[0],
+    }
+    for name, value in expected.items():
+        given = output[name][sample, frame]
+        given = given[view] if name in ("depth", "future_rgb", "future_depth") else given
+        torch.testing.assert_close(given, value, **TOLERANCE, msg=name)
+    torch.testing.assert_close(output.style_mean[sample, frame], mean[0], **TOLERANCE)
 
 
 # --- The skips of control ----------------------------------------------------------------------------------
