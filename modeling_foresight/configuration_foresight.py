@@ -62,6 +62,9 @@ class ForesightConfig(PreTrainedConfig):
             and both residual branches.
         layer_norm_eps (`float`): Epsilon of every LayerNorm outside the two towers.
         initializer_range (`float`): Standard deviation of the transformer's initial weights.
+        embedding_initializer_range (`float`): Standard deviation of initial queries, timesteps, latents and
+            other learned tokens. GR-MG's 1 suits pretrained towers; a tower that starts fresh learns much
+            faster when these constants do not drown what it sees (0.02).
         within_frame (`str`): `"causal"`: tokens of one image see earlier ones only (GR-MG); `"full"`: all of
             them.
         vision_sees_state (`bool`): Whether language and image tokens see past and current proprioception
@@ -128,6 +131,7 @@ class ForesightConfig(PreTrainedConfig):
     resid_pdrop: int | float = 0.1
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
+    embedding_initializer_range: float = 1.0
 
     within_frame: str = "causal"
     vision_sees_state: bool = True

@@ -166,9 +166,11 @@ class VisionEncoder(nn.Module):
 class ResamplerLayer(nn.Module):
     """Latents read media and themselves, then a feed-forward part; the media are never updated (Flamingo)."""
 
-    def __init__(self, width: int, heads: int, head_dim: int, ff_mult: int, eps: float):
+    def __init__(self, config: ForesightConfig, width: int):
         super().__init__()
-        self.heads = heads
+        heads, head_dim, eps = config.resampler_heads, config.resampler_head_dim, config.layer_norm_eps
+        self.heads, self.scaling = heads, head_dim**-0.5
+        self.fused_attn = config._attn_implementation != "eager"
         self.norm_media = nn.LayerNorm(width, eps=eps)
         self.norm_latents = nn.LayerNorm(width, eps=eps)
         self.to_q = nn.Linear(width, heads * head_dim, bias=False)
@@ -176,9 +178,9 @@ class ResamplerLayer(nn.Module):
         self.to_out = nn.Linear(heads * head_dim, width, bias=False)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(width, eps=eps),
-            nn.Linear(width, ff_mult * width, bias=False),
+            nn.Linear(width, config.resampler_ff_mult * width, bias=False),
             nn.GELU(),
-            nn.Linear(ff_mult * width, width, bias=False),
+            nn.Linear(config.resampler_ff_mult * width, width, bias=False),
         )
 
     def forward(self, media: Tensor, latents: Tensor) -> Tensor:
@@ -187,7 +189,10 @@ class ResamplerLayer(nn.Module):
         query = self.to_q(normed)
         key, value = self.to_kv(torch.cat([self.norm_media(media), normed], dim=1)).chunk(2, dim=-1)
         query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
-        attended = F.scaled_dot_product_attention(query, key, value)  # (M, heads, r, head_dim)
+        if self.fused_attn:
+            attended = F.scaled_dot_product_attention(query, key, value)  # (M, heads, r, head_dim)
+        else:
+            attended = (query @ key.transpose(2, 3) * self.scaling).softmax(-1) @ value
         latents = latents + self.to_out(attended.transpose(1, 2).flatten(2))
         return latents + self.feed_forward(latents)
 
@@ -205,16 +210,7 @@ class PerceiverResampler(nn.Module):
         self.latents = nn.Parameter(torch.randn(config.num_latents, width))
         # One vector for all patches: an image is a single "medium" of Flamingo's many.
         self.media_pos_emb = nn.Parameter(torch.randn(1, 1, width))
-        self.layers = nn.ModuleList(
-            ResamplerLayer(
-                width,
-                config.resampler_heads,
-                config.resampler_head_dim,
-                config.resampler_ff_mult,
-                config.layer_norm_eps,
-            )
-            for _ in range(config.resampler_depth)
-        )
+        self.layers = nn.ModuleList(ResamplerLayer(config, width) for _ in range(config.resampler_depth))
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, patches: Tensor) -> Tensor:

@@ -219,7 +219,7 @@ class ForesightPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=1.0)
+            init.normal_(module.weight, std=self.config.embedding_initializer_range)
         else:
             super()._init_weights(module)
         if isinstance(module, ForesightBlock):
@@ -233,8 +233,8 @@ class ForesightPreTrainedModel(PreTrainedModel):
                 init.normal_(linear.weight, std=residual_std)
                 init.zeros_(linear.bias)
         elif isinstance(module, PerceiverResampler):
-            init.normal_(module.latents, std=1.0)
-            init.normal_(module.media_pos_emb, std=1.0)
+            init.normal_(module.latents, std=self.config.embedding_initializer_range)
+            init.normal_(module.media_pos_emb, std=self.config.embedding_initializer_range)
         elif isinstance(module, PatchDecoder):
             init.zeros_(module.mask_token)
             init.copy_(module.positions, sincos_2d(module.side, module.side, module.width)[None])
