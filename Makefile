@@ -34,7 +34,7 @@ setup: ## (default) make .venv with the tested versions; a no-op when nothing ch
 define quickstart_steps
 	@echo "== 1/5 simulating $(EPISODES) demonstrations of $(TASK): $(OUTPUT)/dataset"
 	$(PY) datasets_scripts/simulate.py --tasks $(TASK) --episodes $(EPISODES) \
-		--image-size $(IMAGE_SIZE) --stride 4 --seed $(SEED) --output $(OUTPUT)/dataset
+		--image-size $(IMAGE_SIZE) --stride 4 --noise 0.2 --seed $(SEED) --output $(OUTPUT)/dataset
 	@echo "== 2/5 training: $(OUTPUT)/training, the finished model in $(OUTPUT)/model"
 	.venv/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process $(THREADS) training/train.py \

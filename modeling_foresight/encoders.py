@@ -99,13 +99,46 @@ def flow_grid_points(rows: int, cols: int, device=None) -> Tensor:
     return torch.stack([x.flatten(), y.flatten()], dim=-1)
 
 
+def feature_shape(config: ForesightConfig) -> torch.Size:
+    """Shape of the vision tower's features of one image, found on the meta device: nothing is computed."""
+    side = config.image_size
+    with torch.device("meta"), torch.no_grad():
+        tower = build_vision_tower(config.vision_config).eval()
+        features = tower(torch.empty(1, 3, side, side)).last_hidden_state
+    return (features[-1] if isinstance(features, list | tuple) else features).shape
+
+
+class SpatialReadout(nn.Module):
+    """Patch features -> one feature that knows where things are, for towers without a CLS token.
+
+    Spatial learned embeddings: every channel is summed over the image under learned weight maps, then mixed.
+        A mean
+    over patches would lose positions, which an attention that starts out uniform takes long to find again.
+
+    Args:
+        num_patches (`int`): N.
+        width (`int`): C.
+        maps (`int`): Weight maps per channel.
+    """
+
+    def __init__(self, num_patches: int, width: int, maps: int = 8):
+        super().__init__()
+        self.maps = nn.Parameter(torch.randn(maps, num_patches, width) / num_patches**0.5)
+        self.mix = nn.Linear(maps * width, width)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """`(M, N, C)` -> `(M, C)`."""
+        read = torch.einsum("mnc,fnc->mfc", patches, self.maps.to(patches.dtype))
+        return self.mix(read.flatten(1))
+
+
 class VisionEncoder(nn.Module):
     """An image encoder of any library as "one CLS feature and N patch features" per image.
 
     Vision transformers give their CLS token and their patches; registers are left out. Feature maps of
     convolutional networks are read row by row as patches, with fixed 2D sin-cos positions added because
-    nothing downstream knows where a patch lies. Where there is no CLS token, the mean of the patches stands
-    in for it.
+    nothing downstream knows where a patch lies. Where there is no CLS token, a [`SpatialReadout`] of the
+    patches stands in for it.
 
     Args:
         config (`ForesightConfig`): Names the tower in `vision_config`.
@@ -116,20 +149,36 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: ForesightConfig):
         super().__init__()
-        self.tower = build_vision_tower(config.vision_config)
-        timm_model = getattr(self.tower, "timm_model", None)
         vision = config.vision_config
-        self.patch_size = getattr(vision, "patch_size", None)
-        self.num_prefix_tokens, self.has_cls, self.channels_last = None, True, False
-        if timm_model is None:
-            self.width = vision.hidden_size if hasattr(vision, "hidden_size") else vision.hidden_sizes[-1]
-            return
+        self.tower = build_vision_tower(vision)
+        timm_model = getattr(self.tower, "timm_model", None)
+        shape = feature_shape(config)
+        if len(shape) not in (3, 4):
+            raise ValueError(
+                f"The vision tower {type(self.tower).__name__} returns features of shape {tuple(shape)}; "
+                "expected (images, tokens, width) or (images, width, rows, cols): choose one without head."
+            )
+        self.is_map = len(shape) == 4
         # timm's Swin-like models put the channels last.
         self.channels_last = str(getattr(timm_model, "output_fmt", "")).endswith("NHWC")
-        self.num_prefix_tokens = getattr(timm_model, "num_prefix_tokens", 0)
-        self.has_cls = getattr(timm_model, "cls_token", None) is not None
-        features_only = getattr(self.tower, "features_only", False)
-        self.width = timm_model.feature_info.channels()[-1] if features_only else timm_model.num_features
+        if self.is_map:
+            self.width = shape[-1] if self.channels_last else shape[1]
+            self.num_prefix_tokens, has_cls = 0, False
+            num_patches = shape.numel() // self.width
+        else:
+            self.width = shape[-1]
+            if timm_model is not None:
+                self.num_prefix_tokens = getattr(timm_model, "num_prefix_tokens", 0)
+                has_cls = getattr(timm_model, "cls_token", None) is not None
+            else:  # transformers does not say; what is not a patch stands in front
+                self.num_prefix_tokens = shape[1] - (config.image_size // vision.patch_size) ** 2
+                has_cls = self.num_prefix_tokens > 0
+            num_patches = shape[1] - self.num_prefix_tokens
+        self.readout = None if has_cls else SpatialReadout(num_patches, self.width)
+        if config._attn_implementation == "eager":  # timm decides on its own otherwise
+            for module in self.tower.modules():
+                if hasattr(module, "fused_attn"):
+                    module.fused_attn = False
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes images one by one.
@@ -143,24 +192,14 @@ class VisionEncoder(nn.Module):
         features = self.tower(pixel_values).last_hidden_state
         if isinstance(features, list | tuple):  # timm's `features_only` gives one map per chosen stage
             features = features[-1]
-        if features.ndim == 4:
+        if self.is_map:
             features = features.movedim(-1, 1) if self.channels_last else features
             rows, cols = features.shape[-2:]
             patches = features.flatten(2).transpose(1, 2)  # (M, rows * cols, C)
             patches = patches + sincos_2d(rows, cols, self.width, features.device).to(patches.dtype)
-            return patches.mean(1), patches
-        if features.ndim != 3:
-            raise ValueError(
-                f"The vision tower {type(self.tower).__name__} returned features of shape "
-                f"{tuple(features.shape)}; expected (images, tokens, width) or (images, width, rows, cols): "
-                "choose a tower without head."
-            )
-        prefix = self.num_prefix_tokens
-        if prefix is None:  # transformers does not say; what is not a patch stands in front
-            rows, cols = (side // self.patch_size for side in pixel_values.shape[-2:])
-            prefix = features.shape[1] - rows * cols
-        patches = features[:, prefix:]
-        return features[:, 0] if prefix and self.has_cls else patches.mean(1), patches
+        else:
+            patches = features[:, self.num_prefix_tokens :]
+        return features[:, 0] if self.readout is None else self.readout(patches), patches
 
 
 class ResamplerLayer(nn.Module):
@@ -286,6 +325,7 @@ class TextEncoder(nn.Module):
 __all__ = [
     "ImageProjection",
     "PerceiverResampler",
+    "SpatialReadout",
     "StateEncoder",
     "TextEncoder",
     "VisionEncoder",

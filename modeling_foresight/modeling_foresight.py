@@ -34,6 +34,7 @@ from .decoders import ActionDecoder, ActionEncoder, FlowDecoder, PatchDecoder, P
 from .encoders import (
     ImageProjection,
     PerceiverResampler,
+    SpatialReadout,
     StateEncoder,
     TextEncoder,
     VisionEncoder,
@@ -235,6 +236,8 @@ class ForesightPreTrainedModel(PreTrainedModel):
         elif isinstance(module, PerceiverResampler):
             init.normal_(module.latents, std=self.config.embedding_initializer_range)
             init.normal_(module.media_pos_emb, std=self.config.embedding_initializer_range)
+        elif isinstance(module, SpatialReadout):
+            init.normal_(module.maps, std=module.maps.shape[1] ** -0.5)
         elif isinstance(module, PatchDecoder):
             init.zeros_(module.mask_token)
             init.copy_(module.positions, sincos_2d(module.side, module.side, module.width)[None])
@@ -293,8 +296,8 @@ class ForesightModel(ForesightPreTrainedModel):
 
     def _frozen_towers(self) -> list[nn.Module]:
         towers = (
-            (self.config.freeze_vision, self.vision_encoder),
-            (self.config.freeze_text, self.text_encoder),
+            (self.config.freeze_vision, self.vision_encoder.tower),
+            (self.config.freeze_text, self.text_encoder.tower),
         )
         return [tower for frozen, tower in towers if frozen]
 

@@ -50,7 +50,7 @@ class RunLog:
 
     def write(self, step: int, lr: float, windows: int, **extra: float) -> None:
         """Writes the means since the last line; `data_s` and `step_s` are seconds per step."""
-        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        means = self._means()
         now, steps = time.perf_counter(), step - self.since_step
         elapsed = now - self.since
         self.seconds += elapsed
@@ -66,6 +66,14 @@ class RunLog:
         self.bar.update(step - self.bar.n)
         self.sums, self.counts, self.times = {}, {}, {"data_s": 0.0}
         self.since, self.since_step = time.perf_counter(), step
+
+    def _means(self) -> dict[str, float]:
+        """Means over the interval and over all processes, brought from the device in one go."""
+        if not self.sums:
+            return {}
+        values = [torch.as_tensor(total).float() / self.counts[name] for name, total in self.sums.items()]
+        values = self.accelerator.reduce(torch.stack(values).to(self.accelerator.device), "mean")
+        return dict(zip(self.sums, values.tolist(), strict=True))
 
     def write_validation(self, step: int, losses: dict[str, float]) -> None:
         """Writes validation losses; the time they took does not count as training."""

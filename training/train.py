@@ -11,12 +11,12 @@ if __package__ in (None, ""):  # run as a script: this folder would shadow the l
 
 import argparse
 import dataclasses
-import logging
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
+from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
@@ -39,8 +39,6 @@ from training.metrics import evaluate_open_loop, fit_baselines, flow_errors, for
 from training.run_facts import describe_run
 from training.run_log import RunLog, write_json
 from training.windows import WindowSampler, collate_windows
-
-logger = logging.getLogger("foresight")
 
 
 def starting_config(config: RunConfig) -> ForesightConfig:
@@ -115,7 +113,7 @@ def train(config: RunConfig, resume: bool) -> int:
         project_config=ProjectConfiguration(project_dir=str(output)),
         dataloader_config=DataLoaderConfiguration(),
     )
-    say = logger.info if accelerator.is_main_process else logger.debug
+    say = accelerator.print
     found = check_run_folder(config, output, resume)
     if found == "finished":
         say(f"{output} holds this finished run; its model is in {config.export}")
@@ -337,10 +335,9 @@ def main() -> int:
     for name in ("dataset", "output", "export", "seed"):
         if getattr(named, name) is not None:
             overrides += [f"--{name}", str(getattr(named, name))]
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return train(load_config(named.config, overrides), named.resume)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StrictDataclassError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

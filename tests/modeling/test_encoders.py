@@ -66,6 +66,17 @@ def test_a_vit_gives_its_cls_token_and_its_patches(images):
     assert patches.shape == (IMAGES, 16, WIDTH)
 
 
+def read_by_loop(readout, patches):
+    """What stands in for a CLS token: each channel summed under each of its weight maps, then mixed."""
+    maps, num_patches, width = readout.maps.shape
+    read = torch.zeros(len(patches), maps * width)
+    for m in range(maps):
+        for c in range(width):
+            for n in range(num_patches):
+                read[:, m * width + c] += readout.maps[m, n, c] * patches[:, n, c]
+    return readout.mix(read)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("model_args", "prefix", "has_cls"),
@@ -82,7 +93,7 @@ def test_a_timm_vit_gives_patches_without_cls_and_registers(images, model_args, 
     features = encoder.tower.timm_model.forward_features(images)
     assert features.shape[1] == prefix + 16
     torch.testing.assert_close(patches, features[:, prefix:])
-    torch.testing.assert_close(cls, features[:, 0] if has_cls else patches.mean(1))
+    torch.testing.assert_close(cls, features[:, 0] if has_cls else read_by_loop(encoder.readout, patches))
 
 
 @torch.no_grad()
@@ -99,7 +110,7 @@ def test_a_convolutional_tower_gives_its_last_map_as_patches_with_positions(imag
         for col in range(cols):
             n = row * cols + col
             torch.testing.assert_close(patches[:, n], features[:, :, row, col] + position[n])
-    torch.testing.assert_close(cls, patches.mean(1))
+    torch.testing.assert_close(cls, read_by_loop(encoder.readout, patches))
 
 
 @torch.no_grad()
@@ -145,7 +156,7 @@ def test_other_image_encoders_of_transformers_serve_as_towers(images, kind, pref
         assert patches.shape == (IMAGES, rows * rows, 20)
         return
     assert torch.equal(patches, features[:, prefix:]) and patches.shape[1] == 16
-    torch.testing.assert_close(cls, features[:, 0] if prefix else patches.mean(1))
+    torch.testing.assert_close(cls, features[:, 0] if prefix else read_by_loop(encoder.readout, patches))
 
 
 @pytest.mark.parametrize(
@@ -160,6 +171,15 @@ def test_a_policy_with_a_timm_tower_trains_saves_and_loads(vision_config, tmp_pa
     model.eval().save_pretrained(tmp_path / "timm-policy")
     loaded = AutoModel.from_pretrained(tmp_path / "timm-policy")
     torch.testing.assert_close(loaded.predict_action(**inputs), model.predict_action(**inputs))
+
+
+def test_a_frozen_tower_without_cls_token_still_learns_its_readout():
+    config = tiny_config(vision_config=timm_conv_config(), objectives=["action"])
+    model = ForesightForActionPrediction(config).train()
+    model(**tiny_inputs(config), actions=torch.zeros(3, 5, 4, 7)).loss.backward()
+    encoder = model.model.vision_encoder
+    assert all(p.grad.abs().sum() > 0 for p in encoder.readout.parameters())
+    assert not any(p.requires_grad for p in encoder.tower.parameters()) and not encoder.tower.training
 
 
 def test_a_frozen_convolutional_tower_keeps_its_running_statistics():

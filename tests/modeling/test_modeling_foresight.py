@@ -590,7 +590,7 @@ def tower_parameters(model):
 def test_frozen_towers_stay_in_evaluation_mode_and_get_no_gradient(config):
     model = ForesightForActionPrediction(copy.deepcopy(config))
     for _ in range(2):
-        assert not model.model.vision_encoder.training and not model.model.text_encoder.training
+        assert not model.model.vision_encoder.tower.training and not model.model.text_encoder.tower.training
         model.train()
     assert model.training and model.model.layers.training
     model(**tiny_batch(config)).loss.backward()
@@ -604,7 +604,7 @@ def test_towers_that_the_config_unfreezes_are_trained(towers):
     model(**tiny_batch(config)).loss.backward()
     for tower in ("vision", "text"):
         encoder = getattr(model.model, f"{tower}_encoder")
-        assert encoder.training == (tower in towers)
+        assert encoder.tower.training == (tower in towers)
         trained = [p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters()]
         # The pixels of ViT's and CLIP's own unused parts aside, most of a tower learns.
         assert (sum(trained) > 0.9 * len(trained)) if tower in towers else not any(trained)
