@@ -201,7 +201,7 @@ def load_config(path: str | Path | None, overrides: list[str]) -> RunConfig:
         return draccus.decode(RunConfig, values)
     except ParsingError as error:
         # draccus hides what a dataclass itself objects to behind a general sentence.
-        raise ValueError(f"config: {error.__cause__ or error}") from None
+        raise ValueError(f"config: {error} ({error.__cause__ or 'see training/config.py'})") from None
 
 
 def save_config(config: RunConfig, path: Path) -> None:

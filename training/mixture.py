@@ -93,7 +93,7 @@ class ConcatWindows(Dataset):
             goal = sample["goal_image"][None]
             sample["goal_image"] = _resize_rgb(goal, self.view_sizes[config.views[0]])[0]
         if self.state_dim:
-            sample["state_mask"] = torch.tensor("state" in sample)
+            sample.setdefault("state_mask", torch.tensor(False))
             sample.setdefault("state", torch.zeros(config.history_length, self.state_dim))
         if self.action_dim:
             shape = (config.history_length, config.chunk_size)

@@ -13,7 +13,7 @@ frames, V views, K action chunk, L flow length, P grid nodes, A action size; tor
 | `depth` | {view: float32 `(T+F, h, w)`} | metres, 0 = invalid |
 | `view_mask` | bool `(V,)` | false where the dataset has no such view (zeros then) |
 | `frame_mask` | bool `(T+F,)` | false for lookahead frames past the episode's end (zeros then) |
-| `state` | float32 `(T, state_dim)` | dataset units; absent if the dataset has none |
+| `state`, `state_mask` | float32 `(T, state_dim)`, bool `()` | dataset units; absent if there is none |
 | `actions`, `action_mask` | float32 `(T, K, A)`, bool `(T, K)` | s..s+K-1; zeros past the end |
 | `track_start`, `track`, ... | see `flow_targets.build_flow_targets` | first view only |
 | `progress` | float32 `(T,)` | (s - first) / (last - first) of the episode |
@@ -272,6 +272,7 @@ class ForesightWindows(Dataset):
         if self._state_key:
             state = _two_dimensional(rows.column(self._state_key).read(ahead(0)))
             sample["state"] = torch.from_numpy(state.astype(np.float32))
+            sample["state_mask"] = torch.tensor(True)
         if "flow" in config.objectives:
             sample |= self._read_flow(episode, ahead(config.flow_length - 1), shifts, rng)
         first = int(rows.episode_starts[episode])

@@ -51,9 +51,9 @@ def timm_conv_config() -> TimmWrapperConfig:
     return timm_config("test_resnet", features_only=True, out_indices=[2])
 
 
-def vision_encoder(vision_config) -> VisionEncoder:
+def vision_encoder(vision_config, **sizes) -> VisionEncoder:
     torch.manual_seed(0)
-    return VisionEncoder(tiny_config(vision_config=vision_config)).eval()
+    return VisionEncoder(tiny_config(vision_config=vision_config, **sizes)).eval()
 
 
 @torch.no_grad()
@@ -123,7 +123,7 @@ def test_a_channels_last_tower_is_read_the_same_way():
         "num_heads": (2, 2),
         "window_size": 4,
     }
-    encoder = vision_encoder(timm_config("swin_tiny_patch4_window7_224", **sizes))
+    encoder = vision_encoder(timm_config("swin_tiny_patch4_window7_224", **sizes), image_size=32)
     images = torch.randn(IMAGES, 3, 32, 32)
     features = encoder.tower(images).last_hidden_state  # (images, rows, cols, channels)
     _, patches = encoder(images)
