@@ -639,7 +639,7 @@ def test_frozen_towers_are_still_frozen_after_loading(checkpoint):
     assert all(p.requires_grad for p in loaded.model.layers.parameters())
 
 
-def test_the_trunk_loads_from_the_policys_checkpoint(model, checkpoint, inputs):
+def test_the_trunk_loads_from_the_checkpoint_of_the_policy(model, checkpoint, inputs):
     trunk = ForesightModel.from_pretrained(checkpoint)
     assert all(not p.requires_grad for p in trunk.vision_encoder.parameters())
     with torch.no_grad():

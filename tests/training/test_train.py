@@ -263,7 +263,7 @@ def test_two_processes_share_every_batch_and_learn_as_one(config_file, dataset, 
     ("flags", "message"),
     [
         (["--train.stepz", "3"], "train.stepz is unknown; did you mean steps"),
-        (["--model.hiden_size", "3"], "model.hiden_size is no field.*hidden_size"),
+        (["--model.chunk_sizes", "3"], "model.chunk_sizes is no field.*chunk_size"),
         (["--train.steps", "many"], "train.steps"),
         (["--model.views", "[front, top]"], "top"),
         (["--model.history_length", "30"], "history_length"),
