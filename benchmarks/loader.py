@@ -53,7 +53,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--dataset", required=True, help="LeRobot dataset folder")
+    parser.add_argument(
+        "--dataset",
+        default="outputs/quickstart/dataset",
+        help="LeRobot dataset folder (default: what `make quickstart` leaves in outputs/quickstart/dataset)",
+    )
     parser.add_argument("--views", default="main,wrist", help="camera names, the first with tracks")
     parser.add_argument("--history", type=int, default=2, help="T, history frames")
     parser.add_argument("--future-shift", type=int, default=3, help="S, lookahead frames")
