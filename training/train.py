@@ -200,7 +200,7 @@ def train(config: RunConfig, resume: bool) -> int:
             extra = flow_errors(outputs.flow.detach(), raw) if outputs.flow is not None else {}
             log.write(done, lr=scheduler.get_last_lr()[0], windows=options.batch_size, **extra)
         if data.val and options.val_every and done % options.val_every == 0 and done < options.steps:
-            subset = evaluation_loader(data.val, config, options.data.val)
+            subset = evaluation_loader(data.val, options.batch_size, options.val_windows)
             log.write_validation(done, validate(accelerator, model, processor, subset))
         stopping = bool(stop)
         due = options.checkpoint_every and done % options.checkpoint_every == 0

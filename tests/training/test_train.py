@@ -70,7 +70,14 @@ TINY = {
         },
     },
     "data": {"val_fraction": 0.25},
-    "train": {"steps": STEPS, "batch_size": BATCH, "warmup_steps": 2, "log_every": 1, "checkpoint_every": 3},
+    "train": {
+        "checkpoint_every": 3,
+        "steps": STEPS,
+        "batch_size": BATCH,
+        "warmup_steps": 2,
+        "log_every": 1,
+        "val_every": 2,
+    },
 }
 
 
@@ -136,6 +143,8 @@ def test_a_run_writes_a_model_that_loads_and_acts(config_file, dataset, tmp_path
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert {"loss", "action", "depth", "future", "flow", "kl", "progress", "data_s", "lr"} <= set(lines[0])
     assert {"flow_x_px", "flow_y_px", "flow_z_m", "stay_put_x_px", "stay_put_y_px"} <= set(lines[0])
+    validated = [line for line in log_lines(output) if "val_depth" in line]
+    assert [line["step"] for line in validated] == [2, 4] and validated[0]["val_progress"] > 0
     summary = json.loads((output / "summary.json").read_text())
     assert len(summary["datasets"][0]["validation_episodes"]) == 1
     assert summary["validation"]["losses"]["depth"] > 0
