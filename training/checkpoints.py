@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 __all__ = ["StopRequest", "latest_checkpoint", "replace_folder", "save_checkpoint"]
 
@@ -34,7 +35,13 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    try:
+        accelerator.save_state(str(partial))
+    except (OSError, RuntimeError, SafetensorError) as error:  # each writer has its own word for a full disk
+        raise OSError(
+            f"checkpoint of step {step} could not be written to {folder}: {error}. Free space and go on "
+            "with --resume from the checkpoint before it"
+        ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         replace_folder(partial, final)
@@ -72,8 +79,8 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         if self.accelerator.num_processes > 1:
-            wish = torch.tensor(self.signal, device=self.accelerator.device)
-            self.signal = int(self.accelerator.reduce(wish, "sum").item())
+            wish = torch.tensor([self.signal], device=self.accelerator.device)
+            self.signal = int(self.accelerator.gather(wish).max())
         return self.signal != 0
 
     def close(self) -> None:
@@ -84,4 +91,4 @@ class StopRequest:
     @property
     def exit_code(self) -> int:
         """What a shell expects of a program ended by a signal."""
-        return 128 + min(self.signal, signal.SIGTERM)
+        return 128 + self.signal

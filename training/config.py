@@ -164,6 +164,11 @@ class RunConfig:
         for name in ("steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "log_every"):
             if getattr(self.train, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self.train, name)}; it must be at least 1")
+        if self.train.batch_size % self.train.gradient_accumulation_steps:
+            raise ValueError(
+                f"train.batch_size={self.train.batch_size} cannot be cut into "
+                f"train.gradient_accumulation_steps={self.train.gradient_accumulation_steps} equal parts"
+            )
         if self.train.mixed_precision not in ("no", "bf16"):
             raise ValueError(f"train.mixed_precision is {self.train.mixed_precision!r}; use 'no' or 'bf16'")
 

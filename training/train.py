@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
+from accelerate.utils import ProjectConfiguration
 from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import DataLoader
 from transformers import (
@@ -111,7 +111,6 @@ def train(config: RunConfig, resume: bool) -> int:
         step_scheduler_with_optimizer=False,
         log_with=options.tracker,
         project_config=ProjectConfiguration(project_dir=str(output)),
-        dataloader_config=DataLoaderConfiguration(),
     )
     say = accelerator.print
     found = check_run_folder(config, output, resume)
@@ -119,8 +118,8 @@ def train(config: RunConfig, resume: bool) -> int:
         say(f"{output} holds this finished run; its model is in {config.export}")
         return 0
     torch.manual_seed(config.seed)
-    # One process decodes frames into the cache, the others find it there.
-    with accelerator.main_process_first():
+    # One process of a machine decodes frames into the cache, the others find it there.
+    with accelerator.local_main_process_first():
         data = RunData(config, starting_config(config))
     model, processor = build_model(config, data)
     if options.gradient_checkpointing:
@@ -215,7 +214,8 @@ def train(config: RunConfig, resume: bool) -> int:
     stop.close()
 
     final = {}
-    plain = accelerator.unwrap_model(model)
+    # Without mixed precision's wrapper: figures are those of the exported float32 weights.
+    plain = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     if data.val and accelerator.is_main_process:
         say("measuring depth, future, flow and actions on the validation episodes, beside trivial predictors")
         training = evaluation_loader(data.train_plain, options.batch_size)

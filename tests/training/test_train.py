@@ -1,6 +1,7 @@
 """Training as a user runs it: from a dataset on disk to a model that acts; stopping, resuming, processes."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -13,11 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 from tests.synthetic import make_dataset
+from training.checkpoints import latest_checkpoint
 from training.config import load_config
 from training.train import train
 
@@ -186,6 +189,27 @@ def test_a_finished_run_is_left_alone_and_another_one_refused(config_file, datas
         run(config_file, dataset, output, "--train.steps", "1", "--seed", "5", resume=True)
 
 
+def test_a_full_disk_is_named_and_leaves_the_last_whole_checkpoint(
+    config_file, dataset, tmp_path, monkeypatch
+):
+    output = tmp_path / "run"
+    save_state = Accelerator.save_state
+
+    def fill_the_disk(self, folder):
+        if "0000006" in folder:
+            Path(folder, "model.safetensors").write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_state(self, folder)
+
+    monkeypatch.setattr(Accelerator, "save_state", fill_the_disk)
+    with pytest.raises(OSError, match="step 6.*No space left.*--resume"):
+        run(config_file, dataset, output)
+    monkeypatch.undo()
+    monkeypatch.setenv("FORESIGHT_CACHE", str(tmp_path / "cache"))
+    assert latest_checkpoint(output / "checkpoints")[1] == 3
+    assert run(config_file, dataset, output, resume=True) == 0
+
+
 def test_gradient_accumulation_gives_the_update_of_the_whole_batch(config_file, dataset, tmp_path):
     # Means are over valid elements of a batch: equal for objectives whose windows are all full.
     objective = ["--model.objectives", "[depth]", "--train.steps", "2", "--data.val_fraction", "0"]
@@ -283,6 +307,7 @@ def test_two_processes_share_every_batch_and_learn_as_one(config_file, dataset, 
         (["--model.history_length", "30"], "history_length"),
         (["--dataset", "nowhere/at-all"], "nowhere/at-all"),
         (["--train.mixed_precision", "fp16"], "fp16"),
+        (["--train.gradient_accumulation_steps", "3"], "batch_size=4 cannot be cut"),
     ],
 )
 def test_bad_settings_are_named_before_training(config_file, dataset, tmp_path, flags, message):
