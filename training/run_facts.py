@@ -75,17 +75,19 @@ def git_commit() -> str | None:
 
 
 def portable_path(path: str | Path, start: str | Path | None = None) -> str:
-    """A path as it may be published: relative to `start` (default: the working directory), or its last part.
+    """A path as it may be published: relative to `start`, or its last part.
 
-    Relative paths and Hub ids stay as they are unless `start` is given.
+    By default it is relative to the working directory if it lies inside; with a `start`, one step up is
+    allowed too. Relative paths and Hub ids stay as they are unless `start` is given.
     """
     path, start_given = Path(path), start is not None
     if not path.is_absolute() and not start_given:
         return path.as_posix()
     start = Path.cwd() if start is None else Path(start)
     relative = os.path.relpath(path.resolve(), start.resolve())
-    # More than one step up is another place of the machine, not a neighbour.
-    return path.name if relative.startswith(os.path.join("..", "..")) else Path(relative).as_posix()
+    # Further up is another place of the machine, not a neighbour.
+    outside = os.path.join("..", "..") if start_given else ".."
+    return path.name if relative.startswith(outside) else Path(relative).as_posix()
 
 
 def portable_command(script: str, arguments: list[str]) -> str:
