@@ -326,7 +326,8 @@ def _caption(model: ForesightForActionPrediction, fps: float) -> str:
     if config.has("depth") or config.has("future"):
         parts.append(
             "Images and depth are predicted normalised per patch; for display each patch has the mean and "
-            "deviation of the current recorded frame, so only the structure within patches is the model's."
+            "deviation of the current recorded frame, so only the structure within patches is the model's. "
+            "Grey: no depth was recorded; what is predicted there was never trained."
         )
     if config.has("flow"):
         parts.append(
