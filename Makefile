@@ -36,7 +36,7 @@ define quickstart_steps
 	$(PY) datasets_scripts/simulate.py --tasks $(TASK) --episodes $(EPISODES) \
 		--image-size $(IMAGE_SIZE) --stride 4 --noise 0.2 --seed $(SEED) --output $(OUTPUT)/dataset
 	@echo "== 2/5 training: $(OUTPUT)/training, the finished model in $(OUTPUT)/model"
-	.venv/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	.venv/bin/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process $(THREADS) training/train.py \
 		--config training/configs/quickstart.yaml --dataset $(OUTPUT)/dataset \
 		--output $(OUTPUT)/training --export $(OUTPUT)/model --seed $(SEED) --resume $(TRAIN_FLAGS)

@@ -178,7 +178,7 @@ look_after_libraries() {
 
 OSMesa (libOSMesa.so.8) is missing: the library that renders the simulator without a screen or a GPU.
 `make quickstart`, `make quickstart-mini`, `make benchmark` and the simulator's tests need it;
-the model, training and annotating your own recordings do not.
+the model and training do not.
   Debian, Ubuntu   sudo apt-get update && sudo apt-get install -y libosmesa6
   Fedora           sudo dnf install -y mesa-libOSMesa
   macOS            not needed there

@@ -1,17 +1,45 @@
 """Checkpoints that are whole or absent, and stopping in good order."""
 
+import contextlib
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-__all__ = ["StopRequest", "latest_checkpoint", "replace_folder", "save_checkpoint"]
+__all__ = ["StopRequest", "latest_checkpoint", "own_run_folder", "replace_folder", "save_checkpoint"]
 
 PREFIX = "step-"
+
+
+@contextlib.contextmanager
+def own_run_folder(accelerator: Accelerator, folder: Path) -> Iterator[None]:
+    """Makes the run folder and keeps other runs out of it: two would overwrite each other's checkpoints.
+
+    Killing a launcher can leave the training below it alive, so this does happen. The lock goes with its
+    process.
+
+    Raises:
+        ValueError: If another process is training there.
+    """
+    if not accelerator.is_main_process:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another process is training in {folder}: wait for it, or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path, int] | None:

@@ -10,6 +10,7 @@ import draccus
 import yaml
 from draccus.utils import ParsingError
 
+from datasets_scripts.columns import replacing
 from modeling_foresight import ForesightConfig
 
 __all__ = [
@@ -102,7 +103,7 @@ class TrainConfig:
             with bf16.
         gradient_checkpointing (`bool`): Trade time for memory in the transformer.
         log_every, val_every, checkpoint_every (`int`): Steps between log lines, validations and checkpoints;
-            0 means only at the end.
+            0 for the last two means only at the end.
         val_windows (`int`): Validation windows looked at during training; the end looks at all.
         keep_checkpoints (`int`): Older checkpoints are deleted.
         tracker (`str`, *optional*): Any tracker of Accelerate: `trackio`, `wandb`, `tensorboard`...
@@ -161,9 +162,12 @@ class RunConfig:
             # A config class of transformers takes any name, so a typo would go unnoticed.
             if name not in model_fields:
                 raise ValueError(f"model.{name} is no field of ForesightConfig{_closest(name, model_fields)}")
-        for name in ("steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "log_every"):
-            if getattr(self.train, name) < 1:
-                raise ValueError(f"train.{name} is {getattr(self.train, name)}; it must be at least 1")
+        least = dict.fromkeys(
+            ("steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "log_every"), 1
+        ) | dict.fromkeys(("val_every", "checkpoint_every", "warmup_steps"), 0)
+        for name, bound in least.items():
+            if getattr(self.train, name) < bound:
+                raise ValueError(f"train.{name} is {getattr(self.train, name)}; it must be at least {bound}")
         if self.train.batch_size % self.train.gradient_accumulation_steps:
             raise ValueError(
                 f"train.batch_size={self.train.batch_size} cannot be cut into "
@@ -211,7 +215,8 @@ def load_config(path: str | Path | None, overrides: list[str]) -> RunConfig:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Writes the resolved run as YAML; `load_config` reads it back."""
-    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    with replacing(path) as temporary:
+        temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 
 def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:

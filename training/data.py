@@ -1,18 +1,33 @@
 """The data of one run: windows for training and validation, and what the model must know of its datasets."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
 from torch.utils.data import DataLoader, Subset
 
-from datasets_scripts.columns import read_provenance
+from datasets_scripts.columns import PROVENANCE_PATH, read_provenance
 from modeling_foresight import ForesightConfig
 from training.config import RunConfig
 from training.dataset_rows import DatasetRows
 from training.windows import ConcatWindows, ForesightWindows, WindowConfig, collate_windows, split_episodes
 
-__all__ = ["RunData", "evaluation_loader", "window_config"]
+__all__ = ["RunData", "dataset_facts", "evaluation_loader", "window_config"]
+
+
+def dataset_facts(path: str) -> dict:
+    """What tells one dataset from another wherever it lies: name, size, instructions, digest of its metadata."""
+    rows = DatasetRows(path)
+    files = (rows.root / "meta" / "info.json", rows.root / PROVENANCE_PATH)
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()
+    return {
+        "name": Path(path).name,
+        "episodes": rows.n_episodes,
+        "frames": len(rows),
+        "tasks": rows.tasks,
+        "digest": digest[:16],
+    }
 
 
 def window_config(model: ForesightConfig, config: RunConfig) -> WindowConfig:

@@ -1,12 +1,17 @@
 """What a run says while it goes: a progress bar, one JSON line per interval, and Accelerate's trackers."""
 
+import contextlib
 import json
+import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
+
+from datasets_scripts.columns import replacing
 
 __all__ = ["RunLog", "write_json"]
 
@@ -30,8 +35,9 @@ class RunLog:
         self.since, self.since_step, self.seconds = time.perf_counter(), start, 0.0
         if accelerator.is_main_process:
             lines = self.path.read_text().splitlines() if self.path.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= start]
-            self.path.write_text("".join(f"{line}\n" for line in kept))
+            kept = [line for line in lines if _step_of(line) <= start]
+            with replacing(self.path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept))
             training = [json.loads(line) for line in kept if "step_s" in line]
             self.seconds = training[-1]["seconds"] if training else 0.0
         self.bar = tqdm(
@@ -76,14 +82,25 @@ class RunLog:
         return dict(zip(self.sums, values.tolist(), strict=True))
 
     def write_validation(self, step: int, losses: dict[str, float]) -> None:
-        """Writes validation losses; the time they took does not count as training."""
+        """Writes validation losses."""
         self._append({"step": step, **{f"val_{name}": value for name, value in losses.items()}})
-        self.since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside (validation, checkpoints) does not count as training time."""
+        start = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - start
 
     def _append(self, line: dict) -> None:
         if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            try:
+                with self.path.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise OSError(
+                    f"the log {self.path} cannot be written: {error}. Free space and continue with --resume"
+                ) from error
         self.accelerator.log(
             {name: value for name, value in line.items() if name != "step"}, step=line["step"]
         )
@@ -91,6 +108,14 @@ class RunLog:
     def close(self) -> None:
         """Ends the progress bar."""
         self.bar.close()
+
+
+def _step_of(line: str) -> float:
+    """Step of a log line; infinite for one that a full disk or a power cut left half-written."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf
 
 
 class _Timer:
@@ -106,6 +131,5 @@ class _Timer:
 
 def write_json(path: Path, content: dict) -> None:
     """Writes JSON under a temporary name, then renames it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")

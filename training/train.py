@@ -11,12 +11,15 @@ if __package__ in (None, ""):  # run as a script: this folder would shadow the l
 
 import argparse
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
@@ -32,13 +35,27 @@ from modeling_foresight import (
     ForesightProcessor,
     build_small_tokenizer,
 )
-from training.checkpoints import StopRequest, latest_checkpoint, replace_folder, save_checkpoint
+from training.checkpoints import (
+    StopRequest,
+    latest_checkpoint,
+    own_run_folder,
+    replace_folder,
+    save_checkpoint,
+)
 from training.config import RunConfig, load_config, save_config
-from training.data import RunData, evaluation_loader
-from training.metrics import evaluate_open_loop, fit_baselines, flow_errors, format_open_loop
+from training.data import RunData, dataset_facts, evaluation_loader
+from training.metrics import (
+    evaluate_open_loop,
+    fit_baselines,
+    flatten_metrics,
+    flow_errors,
+    format_open_loop,
+)
 from training.run_facts import describe_run
 from training.run_log import RunLog, write_json
 from training.windows import WindowSampler, collate_windows
+
+DATASETS = "datasets.json"  # in the run folder: what it was trained on
 
 
 def starting_config(config: RunConfig) -> ForesightConfig:
@@ -112,7 +129,13 @@ def train(config: RunConfig, resume: bool) -> int:
         log_with=options.tracker,
         project_config=ProjectConfiguration(project_dir=str(output)),
     )
-    say = accelerator.print
+    with own_run_folder(accelerator, output):
+        return run_training(accelerator, config, resume)
+
+
+def run_training(accelerator: Accelerator, config: RunConfig, resume: bool) -> int:
+    """The run itself; see [`train`]."""
+    options, output, say = config.train, Path(config.output), accelerator.print
     found = check_run_folder(config, output, resume)
     if found == "finished":
         say(f"{output} holds this finished run; its model is in {config.export}")
@@ -140,7 +163,7 @@ def train(config: RunConfig, resume: bool) -> int:
         start = found[1]
         say(f"continuing from step {start} of {output}")
     elif accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / DATASETS, [dataset_facts(source.path) for source in config.data.datasets])
         save_config(config, output / "config.yaml")
     accelerator.wait_for_everyone()
 
@@ -166,7 +189,9 @@ def train(config: RunConfig, resume: bool) -> int:
         pin_memory=accelerator.device.type == "cuda",
     )
     if options.tracker:
-        accelerator.init_trackers("3d-foresight", config=dataclasses.asdict(config))
+        # Trackers take plain values only.
+        settings = {name: str(value) for name, value in flatten_metrics(dataclasses.asdict(config)).items()}
+        accelerator.init_trackers("3d-foresight", config=settings)
     say(
         f"{len(data.train)} windows for training, {len(data.val) if data.val else 0} for validation; "
         f"{sum(p.numel() for p in trained) / 1e6:.2f} M of "
@@ -200,11 +225,13 @@ def train(config: RunConfig, resume: bool) -> int:
             log.write(done, lr=scheduler.get_last_lr()[0], windows=options.batch_size, **extra)
         if data.val and options.val_every and done % options.val_every == 0 and done < options.steps:
             subset = evaluation_loader(data.val, options.batch_size, options.val_windows)
-            log.write_validation(done, validate(accelerator, model, processor, subset))
+            with log.paused():
+                log.write_validation(done, validate(accelerator, model, processor, subset))
         stopping = bool(stop)
         due = options.checkpoint_every and done % options.checkpoint_every == 0
         if due or stopping or done == options.steps:
-            save_checkpoint(accelerator, output / "checkpoints", done, options.keep_checkpoints)
+            with log.paused():
+                save_checkpoint(accelerator, output / "checkpoints", done, options.keep_checkpoints)
         if stopping and done < options.steps:
             log.close()
             stop.close()
@@ -264,6 +291,12 @@ def check_run_folder(config: RunConfig, output: Path, resume: bool):
         raise ValueError(
             f"{output} already holds a run: continue it with --resume, or choose another --output"
         )
+    facts = [dataset_facts(source.path) for source in config.data.datasets]
+    if (output / DATASETS).exists() and json.loads((output / DATASETS).read_text()) != facts:
+        raise ValueError(
+            f"{output} was trained on other data than is in {', '.join(s.path for s in config.data.datasets)} "
+            f"now (see its {DATASETS}): choose another --output, or bring the data back"
+        )
     before, now = dataclasses.asdict(load_config(saved, [])), dataclasses.asdict(config)
     # Where things lie may change between sessions; what is computed may not.
     for run in (before, now):
@@ -275,9 +308,14 @@ def check_run_folder(config: RunConfig, output: Path, resume: bool):
         for name in ("log_every", "checkpoint_every", "keep_checkpoints", "tracker"):
             run["train"].pop(name)
     if before != now:
-        changed = [key for key in now if before[key] != now[key]]
+        before, now = flatten_metrics(before, ""), flatten_metrics(now, "")
+        changed = [
+            f"{key.replace('/', '.')}: {before.get(key)} there, {now.get(key)} here"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
         raise ValueError(
-            f"{output} holds a run with other settings ({', '.join(changed)}): choose another --output, or "
+            f"{output} holds a run with other settings ({'; '.join(changed)}): choose another --output, or "
             "repeat the settings of its config.yaml"
         )
     if (output / "summary.json").exists() and Path(config.export).exists():
@@ -310,9 +348,15 @@ def export_model(accelerator: Accelerator, model, processor: ForesightProcessor,
     partial = target.with_name(f".{target.name}.partial")
     state = accelerator.get_state_dict(model)  # collective under sharding: all processes call it
     if accelerator.is_main_process:
-        accelerator.unwrap_model(model).save_pretrained(partial, state_dict=state)
-        processor.save_pretrained(partial)
-        replace_folder(partial, target)
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            accelerator.unwrap_model(model).save_pretrained(partial, state_dict=state)
+            processor.save_pretrained(partial)
+            replace_folder(partial, target)
+        except (OSError, RuntimeError, SafetensorError) as error:  # as in `save_checkpoint`
+            raise OSError(
+                f"the model could not be written to {target}: {error}. Free space and repeat with --resume"
+            ) from error
     accelerator.wait_for_everyone()
 
 

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import GeneralTracker
+from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
@@ -185,8 +188,55 @@ def test_a_finished_run_is_left_alone_and_another_one_refused(config_file, datas
     assert (output / "model" / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="already holds a run.*--resume"):
         run(config_file, dataset, output, "--train.steps", "1")
-    with pytest.raises(ValueError, match="other settings \\(seed\\)"):
+    with pytest.raises(ValueError, match="other settings \\(seed: 0 there, 5 here\\)"):
         run(config_file, dataset, output, "--train.steps", "1", "--seed", "5", resume=True)
+    other = tmp_path / "other" / dataset.name  # other data under the same name
+    make_dataset(other, episodes=4, frames=9, cameras=("front", "side"), size=(32, 40))
+    with pytest.raises(ValueError, match="trained on other data"):
+        run(config_file, other, output, "--train.steps", "1", resume=True)
+
+
+def test_two_runs_cannot_share_a_folder(config_file, dataset, tmp_path):
+    output = tmp_path / "run"
+    output.mkdir()
+    with FileLock(output / ".lock"), pytest.raises(ValueError, match="another process is training"):
+        run(config_file, dataset, output)
+
+
+def test_a_half_written_log_line_does_not_hinder_resuming(config_file, dataset, tmp_path):
+    output = tmp_path / "run"
+    run(config_file, dataset, output, "--train.steps", "2")
+    (output / "summary.json").unlink()
+    with (output / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 3, "los')
+    assert run(config_file, dataset, output, "--train.steps", "2", resume=True) == 0
+    assert [line["step"] for line in log_lines(output) if "step_s" in line] == [1, 2]
+
+
+def test_settings_reach_a_tracker_as_plain_values(config_file, dataset, tmp_path):
+    class Recorder(GeneralTracker):
+        name, requires_logging_directory, tracker = "recorder", False, None
+
+        def __init__(self):
+            super().__init__()
+            self.settings, self.logged = {}, []
+
+        def store_init_configuration(self, values):
+            self.settings = values
+
+        def log(self, values, step, **kwargs):
+            self.logged.append((step, values))
+
+    recorder = Recorder()
+    config = load_config(config_file, ["--dataset", str(dataset), "--output", str(tmp_path / "run")])
+    config.train.tracker = recorder
+    AcceleratorState._reset_state(reset_partial_state=True)
+    # A tracker object cannot be written to YAML; its name is what a user gives.
+    with patch("training.train.save_config"):
+        assert train(config, resume=False) == 0
+    assert recorder.settings["train/steps"] == str(STEPS)
+    assert all(isinstance(value, str) for value in recorder.settings.values())
+    assert recorder.logged[0][0] == 1 and recorder.logged[0][1]["depth"] > 0
 
 
 def test_a_full_disk_is_named_and_leaves_the_last_whole_checkpoint(
@@ -330,7 +380,7 @@ def test_a_dataset_without_labels_is_refused_with_the_command_that_adds_them(con
     result = subprocess.run([sys.executable, *arguments], env=environment(), capture_output=True, text=True)
     assert result.returncode == 1
     assert "observation.depth.front" in result.stderr
-    assert "annotate.py" in result.stderr
+    assert "simulate.py" in result.stderr and "--model.objectives" in result.stderr
     assert "Traceback" not in result.stderr
     # What the columns allow can be trained.
     assert run(config_file, plain, tmp_path / "less", "--model.objectives", "[action, progress]") == 0
