@@ -418,9 +418,9 @@ def validate_columns(
         missing += [key for key in wanted if key not in features]
     if missing:
         raise ValueError(
-            f"the dataset {name} lacks the column '{missing[0]}'; `python datasets_scripts/simulate.py` makes "
-            "MetaWorld datasets that have it. To train on this one, leave out the objectives that need it: depth "
-            "and future need depth, flow needs points (--model.objectives '[action, progress]')"
+            f"the dataset {name} lacks the column '{missing[0]}'; `python datasets_scripts/simulate.py` "
+            "makes MetaWorld datasets that have it. To train on this one, leave out what needs it: the "
+            "objectives depth and future need depth, flow needs points (--model.objectives '[action, progress]')"
         )
 
 

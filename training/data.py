@@ -17,7 +17,7 @@ __all__ = ["RunData", "dataset_facts", "evaluation_loader", "window_config"]
 
 
 def dataset_facts(path: str) -> dict:
-    """What tells one dataset from another wherever it lies: name, size, instructions, digest of its metadata."""
+    """What tells one dataset from another wherever it lies: name, size, tasks, digest of its metadata."""
     rows = DatasetRows(path)
     files = (rows.root / "meta" / "info.json", rows.root / PROVENANCE_PATH)
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()

@@ -294,7 +294,7 @@ def check_run_folder(config: RunConfig, output: Path, resume: bool):
     facts = [dataset_facts(source.path) for source in config.data.datasets]
     if (output / DATASETS).exists() and json.loads((output / DATASETS).read_text()) != facts:
         raise ValueError(
-            f"{output} was trained on other data than is in {', '.join(s.path for s in config.data.datasets)} "
+            f"{output} was trained on other data than {', '.join(s.path for s in config.data.datasets)} has "
             f"now (see its {DATASETS}): choose another --output, or bring the data back"
         )
     before, now = dataclasses.asdict(load_config(saved, [])), dataclasses.asdict(config)
