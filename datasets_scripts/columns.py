@@ -420,7 +420,7 @@ def validate_columns(
         raise ValueError(
             f"the dataset {name} lacks the column '{missing[0]}'; `python datasets_scripts/simulate.py` "
             "makes MetaWorld datasets that have it. To train on this one, leave out what needs it: the "
-            "objectives depth and future need depth, flow needs points (--model.objectives '[action, progress]')"
+            "objectives depth and future (depth) or flow (points) (--model.objectives '[action, progress]')"
         )
 
 
