@@ -135,6 +135,7 @@ def _measure(args: argparse.Namespace, tasks: list[str], model, processor) -> di
     if args.dataset:
         results["open_loop"] = open_loop(args.checkpoint, model, processor, args.dataset)
     if args.video:
+        write_json_atomic(args.output, results)  # a film that fails must not cost the results
         _film(args.video, episodes[:MAX_FILMED], len(tasks) > 1, settings["control_hz"])
     return results
 
@@ -194,15 +195,22 @@ def open_loop(checkpoint: str, model, processor, dataset: str, batch_size: int =
 
     Returns:
         `dict`: `dataset` (name), `episodes` (held out) and `metrics` of `evaluate_open_loop`.
+
+    Raises:
+        ValueError: If it is unknown which episodes the run held out, or it held out none.
     """
     from training.checkpoint_folder import read_run_config
-    from training.config import DatasetSource
     from training.data import RunData, evaluation_loader
     from training.metrics import evaluate_open_loop, fit_baselines
 
     run = read_run_config(checkpoint)
     known = [source for source in run.data.datasets if Path(source.path).name == Path(dataset).name]
-    source = known[0] if known else DatasetSource(dataset)
+    if not known:
+        raise ValueError(
+            f"{Path(dataset).name} is not among the data of the run that made {Path(checkpoint).name}, or that "
+            "run's config.yaml is not beside it: which episodes were held out is unknown, leave --dataset out"
+        )
+    source = known[0]
     source.path = dataset
     run.data.datasets = [source]
     data = RunData(run, model.config)
