@@ -208,7 +208,7 @@ def open_loop(checkpoint: str, model, processor, dataset: str, batch_size: int =
     if not known:
         raise ValueError(
             f"{Path(dataset).name} is not among the data of the run that made {Path(checkpoint).name}, or that "
-            "run's config.yaml is not beside it: which episodes were held out is unknown, leave --dataset out"
+            "run's config.yaml is not beside it: which episodes it held out is unknown"
         )
     source = known[0]
     source.path = dataset
