@@ -207,8 +207,8 @@ def open_loop(checkpoint: str, model, processor, dataset: str, batch_size: int =
     known = [source for source in run.data.datasets if Path(source.path).name == Path(dataset).name]
     if not known:
         raise ValueError(
-            f"{Path(dataset).name} is not among the data of the run that made {Path(checkpoint).name}, or that "
-            "run's config.yaml is not beside it: which episodes it held out is unknown"
+            f"{Path(dataset).name} is not among the data of the run that made {Path(checkpoint).name}, or "
+            "that run's config.yaml is not beside it: which episodes it held out is unknown"
         )
     source = known[0]
     source.path = dataset
