@@ -235,9 +235,9 @@ def test_unreadable_provenance_is_refused(tmp_path, text, message):
 def test_missing_columns_are_named_with_the_command_that_adds_them(pristine, annotated):
     columns.validate_columns(annotated.root, ["main"], need_depth=True, need_tracks=True)
     columns.validate_columns(pristine, ["main"])
-    with pytest.raises(ValueError, match=r"observation\.depth\.main.*annotate\.py --dataset"):
+    with pytest.raises(ValueError, match=r"observation\.depth\.main.*simulate\.py"):
         columns.validate_columns(pristine, ["main"], need_depth=True)
-    with pytest.raises(ValueError, match=r"observation\.points\.main.*annotate\.py"):
+    with pytest.raises(ValueError, match=r"observation\.points\.main.*simulate\.py"):
         columns.validate_columns(pristine, ["main"], need_tracks=True)
     with pytest.raises(ValueError, match="no camera 'front'.*its cameras are main"):
         columns.validate_columns(annotated.root, ["front"])

@@ -456,9 +456,9 @@ def test_unknown_camera_lists_the_cameras(facts, cache):
 
 
 def test_missing_depth_tracks_and_actions_name_column_and_command(facts, pictures, tmp_path):
-    with pytest.raises(ValueError, match=r"observation\.depth\.wrist.*annotate\.py"):
+    with pytest.raises(ValueError, match=r"observation\.depth\.wrist.*simulate\.py"):
         ForesightWindows(pictures.root, config("off"))
-    with pytest.raises(ValueError, match=r"observation\.points\.main.*annotate\.py"):
+    with pytest.raises(ValueError, match=r"observation\.points\.main.*simulate\.py"):
         ForesightWindows(pictures.root, config("off", objectives=["flow"]))
     with pytest.raises(ValueError, match="no column 'actions'.*action_key"):
         ForesightWindows(facts.root, config("off", action_key="actions"))
