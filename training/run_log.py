@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from datasets_scripts.columns import replacing
 
-__all__ = ["RunLog", "write_json"]
+__all__ = ["RunLog"]
 
 
 class RunLog:
@@ -127,9 +127,3 @@ class _Timer:
 
     def __exit__(self, *exception):
         self.times[self.name] += time.perf_counter() - self.start
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes JSON under a temporary name, then renames it."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")

@@ -29,6 +29,7 @@ from transformers import (
     get_cosine_with_min_lr_schedule_with_warmup,
 )
 
+from datasets_scripts.columns import write_json_atomic
 from modeling_foresight import (
     ForesightConfig,
     ForesightForActionPrediction,
@@ -52,7 +53,7 @@ from training.metrics import (
     format_open_loop,
 )
 from training.run_facts import describe_run
-from training.run_log import RunLog, write_json
+from training.run_log import RunLog
 from training.windows import WindowSampler, collate_windows
 
 DATASETS = "datasets.json"  # in the run folder: what it was trained on
@@ -163,7 +164,7 @@ def run_training(accelerator: Accelerator, config: RunConfig, resume: bool) -> i
         start = found[1]
         say(f"continuing from step {start} of {output}")
     elif accelerator.is_main_process:
-        write_json(output / DATASETS, [dataset_facts(source.path) for source in config.data.datasets])
+        write_json_atomic(output / DATASETS, [dataset_facts(source.path) for source in config.data.datasets])
         save_config(config, output / "config.yaml")
     accelerator.wait_for_everyone()
 
@@ -267,7 +268,7 @@ def run_training(accelerator: Accelerator, config: RunConfig, resume: bool) -> i
             "mixed_precision": options.mixed_precision,
             "validation": final,
         }
-        write_json(output / "summary.json", summary)
+        write_json_atomic(output / "summary.json", summary)
     say(f"done: model in {config.export}, log and checkpoints in {output}")
     accelerator.end_training()
     return 0
