@@ -95,7 +95,7 @@ def build_layout(
     query_frames = list(range(num_frames)) if query_frames is None else query_frames
     image_tokens = config.num_latents + 1
     counts = {
-        Kind.FLOW: config.num_flow_queries if config.has("flow") else 0,
+        Kind.FLOW: config.num_flow_queries if config.has_flow_query else 0,
         Kind.ACTION: 1 if config.has("action") else 0,
         Kind.FUTURE: image_tokens if config.has("future") else 0,
         Kind.PROGRESS: 1 if config.has("progress") else 0,
@@ -198,7 +198,8 @@ def valid_columns(
     Args:
         layout (`TokenLayout`): The S tokens, on the masks' device.
         frame_mask (`torch.Tensor`): Boolean `(B, T)`, true for real frames. Padding is at the end.
-        view_mask (`torch.Tensor`, *optional*): Boolean `(B, V)`, false where a camera is missing.
+        view_mask (`torch.Tensor`, *optional*): Boolean `(B, V)`, or `(B, T, V)` if it differs between frames;
+            false where a camera is missing.
         state_mask (`torch.Tensor`, *optional*): Boolean `(B,)`, false where there is no proprioception.
         goal_mask (`torch.Tensor`, *optional*): Boolean `(B,)`, false where there is no goal image.
     """
@@ -206,7 +207,9 @@ def valid_columns(
     is_goal = layout.kind == Kind.GOAL
     valid = frame_mask[:, layout.frame.clamp(min=0)] | is_query | is_goal  # (B, S)
     if view_mask is not None:
-        valid &= view_mask[:, layout.group] | (layout.kind != Kind.IMAGE)
+        if view_mask.ndim == 2:
+            view_mask = view_mask[:, None].expand(-1, frame_mask.shape[1], -1)
+        valid &= view_mask[:, layout.frame.clamp(min=0), layout.group] | (layout.kind != Kind.IMAGE)
     if state_mask is not None:
         valid &= state_mask[:, None] | (layout.kind != Kind.STATE)
     if goal_mask is not None:

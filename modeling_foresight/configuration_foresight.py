@@ -4,7 +4,38 @@
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, CLIPTextConfig, PreTrainedConfig, ViTConfig
 
-OBJECTIVES = ("action", "depth", "future", "flow", "progress")
+OBJECTIVES = ("action", "depth", "future", "future_rgb", "flow", "flow_2d", "progress")
+# Objectives that are a smaller form of another one: same head and tokens, fewer numbers.
+FAMILIES = {"future_rgb": "future", "flow_2d": "flow"}
+
+# What the variants share: goal images, and states and actions as GR-MG has them on CALVIN.
+_CALVIN = {"goal_image": True, "state_representation": "relative", "action_codec": "local_delta"}
+_FORESIGHT = ("action", "depth", "future", "flow", "progress")
+# Pretraining on video of any embodiment: one camera, neither proprioception nor actions nor progress.
+_VIDEO = {"views": ("main",), "state_dim": 0, "binary_state_indices": (), "goal_image": True}
+
+# The method, its baselines and its ablations, at the paper's size.
+PRESETS = {
+    "gr1": {
+        "objectives": ("action", "future_rgb"),
+        "action_head": "linear",
+        "chunk_size": 1,
+        "future_sees_state": True,
+    },
+    "grmg": {**_CALVIN, "objectives": ("action", "future_rgb", "progress"), "future_sees_state": True},
+    "foresight_2d": {**_CALVIN, "objectives": ("action", "future_rgb", "flow_2d", "progress")},
+    "foresight_3d": {**_CALVIN, "objectives": _FORESIGHT},
+    "no_depth": {**_CALVIN, "objectives": ("action", "future", "flow", "progress")},
+    "no_future": {**_CALVIN, "objectives": ("action", "depth", "flow", "progress")},
+    "no_flow": {**_CALVIN, "objectives": ("action", "depth", "future", "progress")},
+    "grmg_pretrain": {
+        **_VIDEO,
+        "objectives": ("future_rgb",),
+        "future_sees_state": True,
+        "future_loss_weight": 1.0,
+    },
+    "foresight_3d_pretrain": {**_VIDEO, "objectives": ("depth", "future", "flow")},
+}
 
 POSITIVE = (
     "image_size",
@@ -35,6 +66,8 @@ class ForesightConfig(PreTrainedConfig):
         vision_config (`PreTrainedConfig` or `dict`, *optional*): Vision tower: a `ViTConfig` (MAE weights
             load into it), a `TimmWrapperConfig` (any timm ViT, or a convolutional network whose last feature
             map serves as patches), or any other config that `AutoModel` builds into an image encoder.
+        towers (`list[str]`): Towers that are part of the model, of `text` and `vision`. Without one,
+            `text_features` or `vision_features` must be given in place of its input.
         freeze_text (`bool`): Keep the text tower fixed and in evaluation mode.
         freeze_vision (`bool`): Keep the vision tower fixed and in evaluation mode.
         views (`list[str]`): Camera names in token order; the first one is the flow view.
@@ -52,8 +85,11 @@ class ForesightConfig(PreTrainedConfig):
         num_flow_queries (`int`): Learned vectors in the FLOW query.
         flow_xy_residual (`bool`): Predict x, y as offsets from the start coordinates. The output stays
             absolute.
-        objectives (`list[str]`): Any of `action`, `depth` (current depth), `future` (future RGB-D), `flow`
-            (3D flow) and `progress`. A head that is off has no parameters and no tokens.
+        objectives (`list[str]`): Any of `action`, `depth` (current depth), `future` (future RGB-D) or
+            `future_rgb` (without depth), `flow` (3D flow) or `flow_2d` (x and y only), and `progress`. A head
+            that is off has no parameters and no tokens.
+        auxiliary_heads (`bool`): False leaves out all that the action does not need: a policy that acts but
+            does not train. Give it to `from_pretrained`.
         goal_image (`bool`): Whether a goal image may stand before the first frame.
         hidden_size (`int`): d, width of the transformer.
         num_hidden_layers, num_attention_heads, intermediate_size (`int`): Shape of the transformer.
@@ -76,6 +112,8 @@ class ForesightConfig(PreTrainedConfig):
         resampler_depth, resampler_heads, resampler_head_dim, resampler_ff_mult (`int`): Shape of the
             resampler.
         decoder_depth, decoder_heads (`int`): Blocks and heads of the image, depth and flow decoders.
+        action_head (`str`): `"cvae"`: chunks decoded from a query and a style (GR-MG, ACT); `"linear"`: one
+            action per frame through three linear maps without activations (GR-1).
         action_dim (`int`): A, size of one action.
         binary_action_indices (`list[int]`): Entries of the action that are 0/1 (gripper); learned with BCE.
         state_dim (`int`): Size of the proprioceptive state; 0 for none.
@@ -89,8 +127,10 @@ class ForesightConfig(PreTrainedConfig):
         kl_loss_weight, progress_loss_weight (`float`): Loss weights; alpha, beta, gamma, delta of the paper
             are the gripper, depth, future and flow weights.
         fps (`float`, *optional*): Control steps per second of the data that the policy learned from.
-        action_codec (`str`): What an action means: `"recorded"` commands as stored.
-        state_representation (`str`): `"absolute"`: normalised by dataset statistics.
+        action_codec (`str`): What an action means: `"recorded"` commands as stored, or `"local_delta"`, the
+            scaled change of the measured pose in the gripper's own frame (CALVIN, GR-MG).
+        state_representation (`str`): `"absolute"`: normalised by dataset statistics; `"relative"`: entries 0
+            to 5 are a pose (x, y, z in metres, roll, pitch, yaw in radians) relative to the window's first.
 
     Raises:
         StrictDataclassClassValidationError: If fields contradict each other; the message names them. (The
@@ -102,6 +142,7 @@ class ForesightConfig(PreTrainedConfig):
 
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None
+    towers: list[str] | tuple[str, ...] = ("text", "vision")
     freeze_text: bool = True
     freeze_vision: bool = True
 
@@ -118,7 +159,8 @@ class ForesightConfig(PreTrainedConfig):
     flow_grid: list[int] | tuple[int, ...] = (14, 14)
     num_flow_queries: int = 10
     flow_xy_residual: bool = True
-    objectives: list[str] | tuple[str, ...] = OBJECTIVES
+    objectives: list[str] | tuple[str, ...] = _FORESIGHT
+    auxiliary_heads: bool = True
     goal_image: bool = False
 
     hidden_size: int = 384
@@ -147,6 +189,7 @@ class ForesightConfig(PreTrainedConfig):
     decoder_depth: int = 2
     decoder_heads: int = 16
 
+    action_head: str = "cvae"
     action_dim: int = 7
     binary_action_indices: list[int] | tuple[int, ...] = (6,)
     state_dim: int = 7
@@ -191,9 +234,48 @@ class ForesightConfig(PreTrainedConfig):
                 setattr(self, name, list(value))
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "ForesightConfig":
+        """The config of a variant of the method (`PRESETS`), at the paper's size unless overridden.
+
+        `gr1`, `grmg`, `foresight_2d`, `foresight_3d`, the ablations `no_depth`, `no_future` and `no_flow`,
+        and the video pretrainings `grmg_pretrain` and `foresight_3d_pretrain`. All but `gr1` and the
+        pretrainings have states and actions in CALVIN's form; `state_representation="absolute"` and
+        `action_codec="recorded"` suit any other robot.
+
+        Raises:
+            ValueError: If there is no such preset.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"There is no preset {name!r}; choose one of {list(PRESETS)}.")
+        return cls(**{**PRESETS[name], **overrides})
+
     def has(self, objective: str) -> bool:
-        """Whether the head of `objective` exists."""
-        return objective in self.objectives
+        """Whether the head of `objective` exists; `future` and `flow` stand for their smaller forms too."""
+        if objective != "action" and not self.auxiliary_heads:
+            return False
+        return objective in self.objectives or objective in (FAMILIES.get(o) for o in self.objectives)
+
+    @property
+    def has_flow_query(self) -> bool:
+        """Whether there are FLOW tokens: for the flow decoder, or because the action query reads them."""
+        wanted = {"flow", "flow_2d"} & set(self.objectives)
+        return bool(wanted) and (self.auxiliary_heads or (self.has("action") and self.action_sees_flow))
+
+    @property
+    def has_depth_decoder(self) -> bool:
+        """Whether current or future depth is predicted."""
+        return self.auxiliary_heads and bool({"depth", "future"} & set(self.objectives))
+
+    @property
+    def has_style(self) -> bool:
+        """Whether actions have the CVAE's encoder, which training needs."""
+        return self.has("action") and self.action_head == "cvae" and self.auxiliary_heads
+
+    @property
+    def flow_dim(self) -> int:
+        """Coordinates of a flow point: 3 (x, y, z) or 2 (x, y)."""
+        return 2 if "flow_2d" in self.objectives else 3
 
     @property
     def num_flow_points(self) -> int:
@@ -225,14 +307,24 @@ class ForesightConfig(PreTrainedConfig):
             "future_targets": ("window", "lookahead"),
             "within_frame": ("causal", "full"),
             "action_loss": ("smooth_l1", "l1"),
-            "action_codec": ("recorded",),
-            "state_representation": ("absolute",),
+            "action_head": ("cvae", "linear"),
+            "action_codec": ("recorded", "local_delta"),
+            "state_representation": ("absolute", "relative"),
         }.items():
             if getattr(self, name) not in options:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {list(options)}.")
         unknown = [o for o in self.objectives if o not in OBJECTIVES]
         if unknown or not self.objectives:
             raise ValueError(f"objectives has {unknown or 'no entry'}; choose from {list(OBJECTIVES)}.")
+        for smaller, whole in FAMILIES.items():
+            if smaller in self.objectives and whole in self.objectives:
+                raise ValueError(f"objectives has both {whole!r} and {smaller!r}: choose one of them.")
+        if not self.auxiliary_heads and "action" not in self.objectives:
+            raise ValueError(
+                "auxiliary_heads=False leaves nothing of a model without the objective 'action'."
+            )
+        if unknown := [tower for tower in self.towers if tower not in ("text", "vision")]:
+            raise ValueError(f"towers has {unknown}; choose from ['text', 'vision'].")
         if not self.views or len(set(self.views)) != len(self.views):
             raise ValueError(f"views={list(self.views)} must name at least one camera, each once.")
 
@@ -251,6 +343,10 @@ class ForesightConfig(PreTrainedConfig):
                 raise ValueError(
                     f"{name}={getattr(self, name)} is not divisible by {divisor}={getattr(self, divisor)}."
                 )
+        if self.has("action") and self.action_head == "linear" and self.chunk_size != 1:
+            raise ValueError(
+                f"action_head='linear' predicts one action per frame, but chunk_size={self.chunk_size}."
+            )
         if self.hidden_size % 4:
             raise ValueError(f"hidden_size={self.hidden_size} must be divisible by 4 (2D sin-cos positions).")
         if (
@@ -269,5 +365,25 @@ class ForesightConfig(PreTrainedConfig):
             if wrong and getattr(self, size):
                 raise ValueError(f"{name}={getattr(self, name)} exceeds {size}={getattr(self, size)}.")
 
+    def validate_poses(self):
+        """Checks that poses are where the CALVIN forms of state and action expect them."""
+        pose = set(range(6))
+        if (
+            self.state_representation == "relative"
+            and self.state_dim
+            and (self.state_dim < 6 or pose & set(self.binary_state_indices))
+        ):
+            raise ValueError(
+                f"state_representation='relative' needs a pose in entries 0 to 5 of the state, but state_dim="
+                f"{self.state_dim} and binary_state_indices={self.binary_state_indices}."
+            )
+        fits = self.action_dim == 7 and list(self.binary_action_indices) == [6] and self.state_dim >= 7
+        if self.action_codec == "local_delta" and "action" in self.objectives and not fits:
+            raise ValueError(
+                "action_codec='local_delta' means 7 entries, the pose's change and the binary gripper, made "
+                f"from a state of at least 7; here action_dim={self.action_dim}, binary_action_indices="
+                f"{self.binary_action_indices}, state_dim={self.state_dim}. Use 'recorded'."
+            )
 
-__all__ = ["ForesightConfig", "OBJECTIVES"]
+
+__all__ = ["FAMILIES", "OBJECTIVES", "PRESETS", "ForesightConfig"]

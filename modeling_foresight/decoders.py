@@ -61,19 +61,24 @@ class FlowDecoder(nn.Module):
     """FLOW query of one frame + start coordinates of P points -> their 3D trajectories over L steps.
 
     Args:
-        config (`ForesightConfig`): Sizes; `flow_xy_residual` starts from "points stay put" in x, y.
+        config (`ForesightConfig`): Sizes; `flow_xy_residual` starts from "points stay put" in x, y, and
+            `flow_dim` says whether there is a z.
     """
 
     def __init__(self, config: ForesightConfig):
         super().__init__()
         width = config.hidden_size
-        self.length, self.xy_residual = config.flow_length, config.flow_xy_residual
+        self.length, self.dim, self.xy_residual = (
+            config.flow_length,
+            config.flow_dim,
+            config.flow_xy_residual,
+        )
         self.embed = nn.Linear(width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.embed_start = nn.Linear(2, width)
         self.blocks = vit_blocks(config, width, config.decoder_heads, config.decoder_depth)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.predict = nn.Linear(width, config.flow_length * 3)
+        self.predict = nn.Linear(width, config.flow_length * config.flow_dim)
 
     def forward(self, context: Tensor, start: Tensor) -> Tensor:
         """Decodes trajectories.
@@ -83,7 +88,8 @@ class FlowDecoder(nn.Module):
             start (`torch.Tensor`): `(B, T, P, 2)` x, y at step 0 as fractions of the image.
 
         Returns:
-            `torch.Tensor`: float32 `(B, T, L, P, 3)`: x, y as fractions of the image, z in metres.
+            `torch.Tensor`: float32 `(B, T, L, P, 3)`: x, y as fractions of the image, z in metres; or
+                `(B, T, L, P, 2)` with `flow_2d`.
         """
         lead, points = start.shape[:2], start.shape[2]
         context = self.embed(context.flatten(0, 1))
@@ -91,7 +97,7 @@ class FlowDecoder(nn.Module):
         x = self.blocks(torch.cat([context, queries.to(context.dtype)], dim=1))
         # float32: a bfloat16 coordinate near 1 is exact to 1/256 of the image only.
         flow = self.predict(self.norm(x[:, -points:])).float()
-        flow = flow.unflatten(-1, (self.length, 3)).unflatten(0, lead).transpose(2, 3)  # (B, T, L, P, 3)
+        flow = flow.unflatten(-1, (self.length, self.dim)).unflatten(0, lead).transpose(2, 3)
         if self.xy_residual:
             flow = torch.cat([flow[..., :2] + start[:, :, None].float(), flow[..., 2:]], dim=-1)
         return flow
@@ -183,6 +189,36 @@ class ActionDecoder(nn.Module):
         return take_entries(torch.cat(parts, dim=-1), self.entry_order).float()
 
 
+class LinearActionDecoder(nn.Module):
+    """ACTION query of one frame -> one action, through linear maps without activations (GR-1).
+
+    Args:
+        config (`ForesightConfig`): Sizes.
+    """
+
+    def __init__(self, config: ForesightConfig):
+        super().__init__()
+        width, half = config.hidden_size, config.hidden_size // 2
+        self.continuous, self.binary = config.continuous_action_indices, list(config.binary_action_indices)
+        self.shared = nn.Sequential(nn.Linear(width, half), nn.Linear(half, half))
+        if self.continuous:
+            self.predict_continuous = nn.Linear(half, len(self.continuous))
+        if self.binary:
+            self.predict_binary = nn.Linear(half, len(self.binary))
+        order = [*self.continuous, *self.binary]
+        self.entry_order = sorted(range(len(order)), key=order.__getitem__)
+
+    def forward(self, query: Tensor, style: None = None) -> Tensor:
+        """`(M, D)` -> float32 `(M, 1, A)`: normalised values, and logits at the binary entries."""
+        x = self.shared(query)
+        parts = []
+        if self.continuous:
+            parts.append(self.predict_continuous(x))
+        if self.binary:
+            parts.append(self.predict_binary(x))
+        return take_entries(torch.cat(parts, dim=-1), self.entry_order).float()[:, None]
+
+
 class ProgressDecoder(nn.Module):
     """PROGRESS query of one frame -> completed share of the instruction in [0, 1] (GR-MG).
 
@@ -206,4 +242,11 @@ class ProgressDecoder(nn.Module):
         return self.predict(x).squeeze(-1).float().sigmoid()
 
 
-__all__ = ["ActionDecoder", "ActionEncoder", "FlowDecoder", "PatchDecoder", "ProgressDecoder"]
+__all__ = [
+    "ActionDecoder",
+    "ActionEncoder",
+    "FlowDecoder",
+    "LinearActionDecoder",
+    "PatchDecoder",
+    "ProgressDecoder",
+]

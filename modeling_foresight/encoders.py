@@ -99,6 +99,18 @@ def flow_grid_points(rows: int, cols: int, device=None) -> Tensor:
     return torch.stack([x.flatten(), y.flatten()], dim=-1)
 
 
+def unit_length(features: Tensor) -> Tensor:
+    """Text features `(B, width)` divided by their L2 norm + 1e-6, as GR-MG does."""
+    return features / (features.norm(dim=-1, keepdim=True) + 1e-6)
+
+
+def vision_width(config: ForesightConfig) -> int:
+    """C, width of the vision tower's features, without building the tower if its config says it."""
+    if config.vision_config.model_type == "vit":
+        return config.vision_config.hidden_size
+    return VisionEncoder(config).width
+
+
 def feature_shape(config: ForesightConfig) -> torch.Size:
     """Shape of the vision tower's features of one image, found on the meta device: nothing is computed."""
     side = config.image_size
@@ -318,8 +330,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Token ids `(B, length)` (each row must hold the end-of-text id) -> `(B, width)`."""
-        feature = self.tower(input_ids=input_ids, attention_mask=attention_mask).text_embeds
-        return feature / (feature.norm(dim=-1, keepdim=True) + 1e-6)
+        return unit_length(self.tower(input_ids=input_ids, attention_mask=attention_mask).text_embeds)
 
 
 __all__ = [
@@ -335,4 +346,6 @@ __all__ = [
     "load_vision_tower",
     "sincos_2d",
     "take_entries",
+    "unit_length",
+    "vision_width",
 ]

@@ -38,7 +38,7 @@ def check_targets(config: ForesightConfig, image_shape: torch.Size, **targets: T
     Raises:
         ValueError: The message names the target, its shape and the expected one.
     """
-    window, (views, channels, height, width) = tuple(image_shape[:2]), image_shape[2:]
+    window, (views, channels, height, width) = tuple(image_shape[:2]), tuple(image_shape[2:])
     images, chunk = targets.get("lookahead_pixel_values"), (*window, config.chunk_size)
     later = (window[0], config.future_shift if images is None else images.shape[1])
     steps = (*window, config.flow_length, config.num_flow_points)
@@ -58,8 +58,9 @@ def check_targets(config: ForesightConfig, image_shape: torch.Size, **targets: T
         "flow": {"track": (*steps, 3), "track_weight": steps},
         "progress": {"progress": window},
     }
-    for objective in config.objectives:
-        check_shapes(**{name: (targets.get(name), shape) for name, shape in expected[objective].items()})
+    for objective, shapes in expected.items():
+        if config.has(objective):
+            check_shapes(**{name: (targets.get(name), shape) for name, shape in shapes.items()})
 
 
 def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
@@ -185,7 +186,7 @@ def depth_loss(prediction: Tensor, depth: Tensor, mask: Tensor, patch_size: int)
 
 def future_loss(
     rgb: Tensor,
-    depth_prediction: Tensor,
+    depth_prediction: Tensor | None,
     pixel_values: Tensor,
     depth: Tensor | None,
     mask: Tensor,
@@ -195,7 +196,8 @@ def future_loss(
 
     Args:
         rgb (`torch.Tensor`): `(B, T', V, N, patch_size**2 * 3)` prediction for S frames ahead.
-        depth_prediction (`torch.Tensor`): `(B, T', V, N, patch_size**2)` prediction for S frames ahead.
+        depth_prediction (`torch.Tensor`, *optional*): `(B, T', V, N, patch_size**2)` prediction for S frames
+            ahead; `None` where RGB alone is predicted.
         pixel_values (`torch.Tensor`): `(B, T', V, 3, H, W)` the future frames, normalised network input.
         depth (`torch.Tensor`, *optional*): `(B, T', V, H, W)` their depth in metres; 0 = invalid. Without it
             only RGB counts.
@@ -204,10 +206,10 @@ def future_loss(
     """
     errors = [(rgb.float() - rgb_target(pixel_values, patch_size)) ** 2]
     masks = [mask[..., None, None].expand_as(errors[0])]
-    if depth is None:
+    if depth_prediction is not None and depth is None:
         errors.append(0 * depth_prediction.float())
         masks.append(torch.zeros_like(errors[1], dtype=torch.bool))
-    else:
+    elif depth_prediction is not None:
         target, valid = depth_target(depth, patch_size)
         errors.append((depth_prediction.float() - target) ** 2)
         masks.append(valid & mask[..., None, None])
@@ -219,12 +221,14 @@ def flow_loss(prediction: Tensor, track: Tensor, weight: Tensor) -> Tensor:
     """Eq. (3): weighted mean squared error of trajectories over frames, steps, points and the 3 coordinates.
 
     Args:
-        prediction (`torch.Tensor`): `(B, T, L, P, 3)`: x, y as fractions of the image, z in metres.
-        track (`torch.Tensor`): Truth, same shape and units.
+        prediction (`torch.Tensor`): `(B, T, L, P, 3)`: x, y as fractions of the image, z in metres; with two
+            coordinates z is left out.
+        track (`torch.Tensor`): Truth `(B, T, L, P, 3)` in the same units.
         weight (`torch.Tensor`): `(B, T, L, P)`; 0 where not supervised.
     """
     weight = weight.float()[..., None]
-    return masked_mean((prediction.float() - masked_target(track, weight)) ** 2, weight)
+    track = masked_target(track[..., : prediction.shape[-1]], weight)
+    return masked_mean((prediction.float() - track) ** 2, weight)
 
 
 def action_losses(

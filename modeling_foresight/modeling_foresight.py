@@ -30,7 +30,14 @@ from .attention_mask import (
     valid_columns,
 )
 from .configuration_foresight import ForesightConfig
-from .decoders import ActionDecoder, ActionEncoder, FlowDecoder, PatchDecoder, ProgressDecoder
+from .decoders import (
+    ActionDecoder,
+    ActionEncoder,
+    FlowDecoder,
+    LinearActionDecoder,
+    PatchDecoder,
+    ProgressDecoder,
+)
 from .encoders import (
     ImageProjection,
     PerceiverResampler,
@@ -42,6 +49,8 @@ from .encoders import (
     load_text_tower,
     load_vision_tower,
     sincos_2d,
+    unit_length,
+    vision_width,
 )
 from .losses import (
     action_losses,
@@ -56,6 +65,12 @@ from .losses import (
 )
 
 ALL_QUERIES = (Kind.FLOW, Kind.ACTION, Kind.FUTURE, Kind.PROGRESS)
+# What a checkpoint holds beyond the trunk, and beyond a policy with `auxiliary_heads=False`.
+HEADS = r"^(depth_decoder|image_decoder|flow_decoder|action_encoder|action_decoder|progress_decoder)\."
+AUXILIARY_WEIGHTS = [
+    r"^(depth_decoder|image_decoder|flow_decoder|action_encoder|progress_decoder)\.",
+    r"^model\.(future_queries|progress_query|flow_query|embed_flow_points)\.",
+]
 
 
 def eager_attention_forward(
@@ -92,11 +107,21 @@ class ForesightAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: Tensor, attention_mask=None, **kwargs) -> tuple[Tensor, Tensor | None]:
-        """`(B, S, D)` -> `(B, S, D)` and, with eager attention, the weights `(B, heads, S, S)`."""
+    def forward(
+        self, hidden_states: Tensor, attention_mask=None, last_rows: int | None = None, **kwargs
+    ) -> tuple[Tensor, Tensor | None]:
+        """`(B, S, D)` -> `(B, S, D)` and, with eager attention, the weights `(B, heads, S, S)`.
+
+        With `last_rows` only that many tokens at the end ask; the mask then has as many rows.
+        """
+        asking = hidden_states if last_rows is None else hidden_states[:, -last_rows:]
         query, key, value = (
-            project(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
+            project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project, x in (
+                (self.q_proj, asking),
+                (self.k_proj, hidden_states),
+                (self.v_proj, hidden_states),
+            )
         )
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -127,9 +152,13 @@ class ForesightBlock(GradientCheckpointingLayer):
         self.activation = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, hidden_states: Tensor, attention_mask=None, **kwargs) -> Tensor:
-        """`(B, S, D)` -> `(B, S, D)`."""
-        attended, _ = self.self_attn(self.norm1(hidden_states), attention_mask, **kwargs)
+    def forward(
+        self, hidden_states: Tensor, attention_mask=None, last_rows: int | None = None, **kwargs
+    ) -> Tensor:
+        """`(B, S, D)` -> `(B, S, D)`, or the last `last_rows` tokens of it alone."""
+        attended, _ = self.self_attn(self.norm1(hidden_states), attention_mask, last_rows, **kwargs)
+        if last_rows is not None:
+            hidden_states = hidden_states[:, -last_rows:]
         hidden_states = hidden_states + self.dropout(attended)
         expanded = self.activation(self.up_proj(self.norm2(hidden_states)))
         return hidden_states + self.dropout(self.down_proj(expanded))
@@ -141,11 +170,14 @@ class ForesightModelOutput(ModelOutput):
 
     Attributes:
         last_hidden_state: `(B, S, D)` after the final LayerNorm, in the order of [`ForesightModel.layout`].
-        hidden_states: One `(B, S, D)` per layer input and the last one, if asked for.
+        embeddings: `(B, S, D)` all tokens before the embedding LayerNorm, if hidden states are asked for.
+        hidden_states: `(B, S, D)` after the embedding LayerNorm and dropout, then after every block (the last
+            one before the final LayerNorm), if asked for.
         attentions: One `(B, heads, S, S)` per layer, if asked for (eager attention).
     """
 
     last_hidden_state: Tensor | None = None
+    embeddings: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -163,9 +195,11 @@ class ForesightOutput(ModelOutput):
         future_rgb: `(B, T', V, N, patch_size**2 * 3)` RGB `future_shift` frames ahead, normalised per patch.
             T' is T, or fewer where the batch holds no target for the newest frames.
         future_depth: `(B, T', V, N, patch_size**2)` depth `future_shift` frames ahead, normalised per patch.
-        flow: float32 `(B, T, L, P, 3)` x, y as fractions of the flow view, z in metres.
+        flow: float32 `(B, T, L, P, 3)` x, y as fractions of the flow view, z in metres; without z for
+            `flow_2d`.
         progress: float32 `(B, T)` in [0, 1].
-        hidden_states, attentions: Of the transformer, if asked for.
+        embeddings, hidden_states, attentions: Of the transformer, if asked for; see
+            [`ForesightModelOutput`].
     """
 
     loss: Tensor | None = None
@@ -178,6 +212,7 @@ class ForesightOutput(ModelOutput):
     future_depth: Tensor | None = None
     flow: Tensor | None = None
     progress: Tensor | None = None
+    embeddings: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -199,14 +234,46 @@ class ForesightPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": ForesightBlock, "attentions": ForesightAttention}
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in `transformers`; frozen towers are frozen again, as loading makes every weight trainable."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info=True`
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *args,
+        strict: bool = True,
+        output_loading_info: bool = False,
+        **kwargs,
+    ):
+        """As in `transformers`, but a checkpoint that does not fit is refused.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`): Folder or Hub id.
+            *args: As in `transformers`.
+            strict (`bool`): Refuse a checkpoint that lacks weights of the model or holds others. Without it
+                missing weights start fresh, as in `transformers`.
+            output_loading_info (`bool`): Return what was missing and unexpected as well, and refuse nothing.
+            **kwargs: As in `transformers`; fields of the config too, such as `auxiliary_heads=False`.
+
+        Raises:
+            ValueError: If weights are missing or unexpected; the message names them.
+        """
+        model, report = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        wrong = {
+            "lacks weights of": sorted(report["missing_keys"]),
+            "holds weights that are not in": sorted(report["unexpected_keys"]),
+        }
+        lenient = not strict or output_loading_info or kwargs.get("ignore_mismatched_sizes")
+        for what, names in wrong.items():
+            if names and not lenient:
+                shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+                raise ValueError(
+                    f"The checkpoint {pretrained_model_name_or_path} {what} this {cls.__name__}: {shown}. "
+                    "Its config.json and weights must belong together; strict=False loads what fits."
+                )
         for module in model.modules():
             if isinstance(module, ForesightModel):
-                module.freeze_towers()
-        return loaded
+                module.freeze_towers()  # loading makes every weight trainable
+        return (model, report) if output_loading_info else model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -256,6 +323,9 @@ class ForesightModel(ForesightPreTrainedModel):
             [`ForesightForActionPrediction.from_encoder_checkpoints`] for pretrained towers.
     """
 
+    # The trunk loads from a policy's checkpoint too.
+    _keys_to_ignore_on_load_unexpected = [HEADS]
+
     def __init__(self, config: ForesightConfig):
         super().__init__(config)
         width = config.hidden_size
@@ -263,22 +333,21 @@ class ForesightModel(ForesightPreTrainedModel):
         self.layers = nn.ModuleList(ForesightBlock(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
-        self.vision_encoder = VisionEncoder(config)
-        self.text_encoder = TextEncoder(config)
-        self.resampler = PerceiverResampler(config, self.vision_encoder.width)
-        self.embed_language = nn.Linear(self.text_encoder.width, width)
-        self.embed_views = nn.ModuleList(
-            ImageProjection(self.vision_encoder.width, width) for _ in config.views
-        )
+        self.vision_encoder = VisionEncoder(config) if "vision" in config.towers else None
+        self.text_encoder = TextEncoder(config) if "text" in config.towers else None
+        self.vision_width = self.vision_encoder.width if self.vision_encoder else vision_width(config)
+        self.resampler = PerceiverResampler(config, self.vision_width)
+        self.embed_language = nn.Linear(config.text_config.projection_dim, width)
+        self.embed_views = nn.ModuleList(ImageProjection(self.vision_width, width) for _ in config.views)
         if config.goal_image:
-            self.embed_goal = ImageProjection(self.vision_encoder.width, width)
+            self.embed_goal = ImageProjection(self.vision_width, width)
         if config.state_dim:
             self.embed_state = StateEncoder(config)
         self.embed_timestep = nn.Embedding(config.history_length, width)
         self.embed_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.embed_dropout = nn.Dropout(config.embd_pdrop)
 
-        if config.has("flow"):
+        if config.has_flow_query:
             self.flow_query = nn.Embedding(config.num_flow_queries, width)
             self.embed_flow_points = nn.Linear(2 * config.num_flow_points, width)
         if config.has("action"):
@@ -295,11 +364,11 @@ class ForesightModel(ForesightPreTrainedModel):
         self.freeze_towers()
 
     def _frozen_towers(self) -> list[nn.Module]:
-        towers = (
-            (self.config.freeze_vision, self.vision_encoder.tower),
-            (self.config.freeze_text, self.text_encoder.tower),
+        encoders = (
+            (self.config.freeze_vision, self.vision_encoder),
+            (self.config.freeze_text, self.text_encoder),
         )
-        return [tower for frozen, tower in towers if frozen]
+        return [encoder.tower for frozen, encoder in encoders if frozen and encoder is not None]
 
     def freeze_towers(self) -> None:
         """Fixes the towers that the config calls frozen: no gradient, evaluation mode."""
@@ -315,11 +384,20 @@ class ForesightModel(ForesightPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """Token embeddings of the text tower."""
-        return self.text_encoder.tower.get_input_embeddings()
+        return self._tower("text").get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replaces the token embeddings of the text tower."""
-        self.text_encoder.tower.set_input_embeddings(value)
+        self._tower("text").set_input_embeddings(value)
+
+    def _tower(self, name: str) -> PreTrainedModel:
+        encoder = self.vision_encoder if name == "vision" else self.text_encoder
+        if encoder is None:
+            raise ValueError(
+                f"This model has no {name} tower (config.towers={list(self.config.towers)}): give "
+                f"{name}_features in place of its input."
+            )
+        return encoder.tower
 
     def layout(
         self, num_frames: int, query_frames: list[int] | None = None, queries: tuple[Kind, ...] = ALL_QUERIES
@@ -351,22 +429,39 @@ class ForesightModel(ForesightPreTrainedModel):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Instructions `(B, length)` -> unit-length features `(B, width of the text tower)`."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.text_encoder)):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self._tower("text"))):
             return self.text_encoder(input_ids, attention_mask)
 
     def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Images `(..., 3, H, W)`, each on its own -> CLS features `(..., C)`, latents `(..., r, C)`."""
+        """Images `(..., 3, H, W)`, each on its own -> CLS `(..., C)` and patch features `(..., N, C)`."""
         lead = pixel_values.shape[:-3]
+        self._tower("vision")  # says what to do if there is none
         with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.vision_encoder)):
             cls, patches = self.vision_encoder(pixel_values.flatten(0, -4).to(self.dtype))
-        return cls.unflatten(0, lead), self.resampler(patches).unflatten(0, lead)
+        return cls.unflatten(0, lead), patches.unflatten(0, lead)
+
+    def embed_images(self, cls: Tensor, patches: Tensor) -> Tensor:
+        """Features `(B, T, V, C)` and `(B, T, V, N, C)` -> tokens `(B, T, V, r + 1, D)`.
+
+        They depend on the image alone, not on its place in the window: control keeps them.
+        """
+        latents = self._resample(patches)
+        views = [embed(latents[:, :, v], cls[:, :, v]) for v, embed in enumerate(self.embed_views)]
+        return torch.stack(views, dim=2)
+
+    def embed_goal_image(self, cls: Tensor, patches: Tensor) -> Tensor:
+        """Features `(B, C)` and `(B, N, C)` of goal images -> tokens `(B, r + 1, D)`."""
+        return self.embed_goal(self._resample(patches), cls)
+
+    def _resample(self, patches: Tensor) -> Tensor:
+        return self.resampler(patches.flatten(0, -3)).unflatten(0, patches.shape[:-2])
 
     @can_return_tuple
-    @capture_outputs
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         state: Tensor | None = None,
         frame_mask: Tensor | None = None,
@@ -375,8 +470,9 @@ class ForesightModel(ForesightPreTrainedModel):
         goal_pixel_values: Tensor | None = None,
         goal_mask: Tensor | None = None,
         track_start: Tensor | None = None,
-        query_frames: list[int] | None = None,
-        queries: tuple[Kind, ...] = ALL_QUERIES,
+        text_features: Tensor | None = None,
+        vision_features: tuple[Tensor, Tensor] | None = None,
+        goal_features: tuple[Tensor, Tensor] | None = None,
         **kwargs,
     ) -> ForesightModelOutput:
         """Runs the transformer over a window.
@@ -389,78 +485,210 @@ class ForesightModel(ForesightPreTrainedModel):
                 samples.
             frame_mask (`torch.Tensor`, *optional*): Boolean `(B, T)`; padding is at the end. All real by
                 default.
-            view_mask (`torch.Tensor`, *optional*): Boolean `(B, V)`. All present by default.
+            view_mask (`torch.Tensor`, *optional*): Boolean `(B, V)`, or `(B, T, V)` if it differs between
+                frames. All present by default.
             state_mask (`torch.Tensor`, *optional*): Boolean `(B,)`.
             goal_pixel_values (`torch.Tensor`, *optional*): `(B, 3, H, W)` goal image of the first view.
             goal_mask (`torch.Tensor`, *optional*): Boolean `(B,)`.
-            track_start (`torch.Tensor`, *optional*): `(B, query frames, P, 2)` x, y fractions of the flow
-                points; the grid by default.
-            query_frames (`list[int]`, *optional*): Frames that carry queries; all by default.
-            queries (`tuple[Kind]`): Which queries to lay out.
+            track_start (`torch.Tensor`, *optional*): `(B, T, P, 2)` x, y fractions of the flow points; the
+                grid by default.
+            text_features (`torch.Tensor`, *optional*): `(B, text width)` projected features of the text
+                tower, of any length, in place of `input_ids`.
+            vision_features (`tuple[torch.Tensor, torch.Tensor]`, *optional*): CLS `(B, T, V, C)` and patch
+                features `(B, T, V, N, C)` of the vision tower, in place of `pixel_values`.
+            goal_features (`tuple[torch.Tensor, torch.Tensor]`, *optional*): `(B, C)` and `(B, N, C)`, in
+                place of `goal_pixel_values`.
             **kwargs: `output_hidden_states`, `output_attentions`.
 
         Raises:
             ValueError: If a shape does not fit the config; the message names what was expected and what came.
         """
-        config = self.config
-        self._check_images(pixel_values)
-        batch, frames, views = pixel_values.shape[:3]
-        num_query_frames = frames if query_frames is None else len(query_frames)
-        if state is not None and not config.state_dim:
-            raise ValueError("state was given, but config.state_dim is 0: leave it out.")
-        if goal_pixel_values is not None and not config.goal_image:
-            raise ValueError("goal_pixel_values was given, but config.goal_image is false: leave it out.")
-        check_shapes(
-            state=(state, (batch, frames, config.state_dim)),
-            frame_mask=(frame_mask, (batch, frames)),
-            view_mask=(view_mask, (batch, views)),
-            state_mask=(state_mask, (batch,)),
-            goal_pixel_values=(goal_pixel_values, (batch, *pixel_values.shape[3:])),
-            goal_mask=(goal_mask, (batch,)),
-            track_start=(track_start, (batch, num_query_frames, config.num_flow_points, 2)),
+        inputs = self._encode(
+            pixel_values,
+            input_ids,
+            attention_mask,
+            goal_pixel_values,
+            text_features,
+            vision_features,
+            goal_features,
         )
-        device, dtype = pixel_values.device, self.dtype
-        layout, allowed, order = self._layout_and_mask(frames, query_frames, queries)
+        batch, frames, views = inputs["images"].shape[:3]
+        config, device = self.config, inputs["images"].device
+        self._check_masks(batch, frames, views, state, frame_mask, view_mask, state_mask, goal_mask)
+        check_shapes(track_start=(track_start, (batch, frames, config.num_flow_points, 2)))
+        layout, allowed, order = self._layout_and_mask(frames, None, ALL_QUERIES)
         if frame_mask is None:
             frame_mask = torch.ones(batch, frames, dtype=torch.bool, device=device)
+        embeddings, mask = self._place(
+            **inputs,
+            state=state,
+            frame_mask=frame_mask,
+            view_mask=view_mask,
+            state_mask=state_mask,
+            goal_mask=goal_mask,
+            queries=self._query_tokens(batch, frames, ALL_QUERIES, track_start),
+            plan=(layout, allowed, order),
+        )
+        x = self.embed_dropout(self.embed_norm(embeddings))
+        for layer in self.layers:
+            x = layer(x, mask, **kwargs)
+        wanted = kwargs.get("output_hidden_states", config.output_hidden_states)
+        return ForesightModelOutput(last_hidden_state=self.norm(x), embeddings=embeddings if wanted else None)
 
+    def _encode(
+        self,
+        pixel_values,
+        input_ids,
+        attention_mask,
+        goal_pixel_values,
+        text_features,
+        vision_features,
+        goal_features,
+    ) -> dict[str, Tensor | None]:
+        """Inputs or given features -> language `(B, D)`, images `(B, T, V, r + 1, D)`, goal tokens."""
+        config, dtype = self.config, self.dtype
+        for name, given in {
+            "pixel_values or vision_features": (pixel_values, vision_features),
+            "input_ids or text_features": (input_ids, text_features),
+        }.items():
+            if sum(x is not None for x in given) != 1:
+                raise ValueError(f"Give one of {name}.")
+        if goal_pixel_values is not None and goal_features is not None:
+            raise ValueError("Give one of goal_pixel_values or goal_features.")
+        if not config.goal_image and (goal_pixel_values is not None or goal_features is not None):
+            raise ValueError("A goal was given, but config.goal_image is false: leave it out.")
+        if pixel_values is not None:
+            self._check_images(pixel_values)
+            vision_features = self.encode_images(pixel_values)
+        else:
+            self._check_features(vision_features)
+        images = self.embed_images(*(x.to(dtype) for x in vision_features))
+        batch = len(images)
+        if input_ids is not None:
+            text_features = self.encode_text(input_ids, attention_mask)
+        else:
+            check_shapes(text_features=(text_features, (batch, config.text_config.projection_dim)))
+            text_features = unit_length(text_features.float())
+        language = self.embed_language(text_features.to(dtype))
+        goal = None
+        if goal_pixel_values is not None:
+            check_shapes(
+                goal_pixel_values=(goal_pixel_values, (batch, 3, config.image_size, config.image_size))
+            )
+            goal_features = self.encode_images(goal_pixel_values)
+        if goal_features is not None:
+            patches = (batch, goal_features[1].shape[-2], self.vision_width)
+            check_shapes(
+                **{
+                    "goal_features[0]": (goal_features[0], (batch, self.vision_width)),
+                    "goal_features[1]": (goal_features[1], patches),
+                }
+            )
+            goal = self.embed_goal_image(*(x.to(dtype) for x in goal_features))
+        return {"language": language, "images": images, "goal": goal}
+
+    def _place(
+        self,
+        language: Tensor,
+        images: Tensor,
+        goal: Tensor | None,
+        state: Tensor | None,
+        frame_mask: Tensor,
+        view_mask: Tensor | None,
+        state_mask: Tensor | None,
+        goal_mask: Tensor | None,
+        queries: list[Tensor],
+        plan: tuple[TokenLayout, Tensor, Tensor],
+    ):
+        """All tokens `(B, S, D)` in the order of the sequence, placed in time, and their attention mask."""
+        config, dtype, device = self.config, self.dtype, images.device
+        (batch, frames), (layout, allowed, order) = images.shape[:2], plan
         timestep = self.embed_timestep.weight[:frames]  # (T, D)
+        nothing = torch.zeros(batch, dtype=torch.bool, device=device)
         groups = []
         if config.goal_image:
-            if goal_pixel_values is None:
-                goal_mask = torch.zeros(batch, dtype=torch.bool, device=device)
-                goal_pixel_values = torch.zeros_like(pixel_values[:, 0, 0])
-            goal_cls, goal_latents = self.encode_images(goal_pixel_values)
-            groups.append(self.embed_goal(goal_latents, goal_cls))  # (B, r + 1, D)
-        language = self.embed_language(self.encode_text(input_ids, attention_mask).to(dtype))
+            if goal is None:  # masked, but its projection is part of the graph of distributed training
+                goal_mask = nothing
+                empty = torch.zeros(
+                    batch, config.num_latents + 1, self.vision_width, dtype=dtype, device=device
+                )
+                goal = self.embed_goal(empty[:, 1:], empty[:, 0])
+            groups.append(goal)
         groups.append(language[:, None] + timestep)  # (B, T, D)
         if config.state_dim:
             if state is None:
-                state_mask = torch.zeros(batch, dtype=torch.bool, device=device)
-                state = torch.zeros(batch, frames, config.state_dim, dtype=dtype, device=device)
+                state_mask = nothing
+                state = torch.zeros(batch, frames, config.state_dim, device=device)
             groups.append(self.embed_state(state.to(dtype)) + timestep)
-        cls, latents = self.encode_images(pixel_values)
-        for view, embed in enumerate(self.embed_views):
-            tokens = embed(latents[:, :, view], cls[:, :, view]) + timestep[:, None]  # (B, T, r + 1, D)
-            groups.append(tokens.flatten(1, 2))
-        groups += self._query_tokens(batch, num_query_frames, queries, track_start)
-
-        x = torch.cat([group.to(dtype) for group in groups], dim=1)[:, order]  # (B, S, D)
-        x = self.embed_dropout(self.embed_norm(x))
+        tokens = images + timestep[:, None, None]  # (B, T, V, r + 1, D)
+        groups += [tokens[:, :, view].flatten(1, 2) for view in range(len(config.views))]
+        x = torch.cat([group.to(dtype) for group in groups + queries], dim=1)[:, order]  # (B, S, D)
         valid = valid_columns(layout, *(_as_bool(m) for m in (frame_mask, view_mask, state_mask, goal_mask)))
-        mask = build_attention_mask(config, x, allowed, valid)
-        for layer in self.layers:
-            x = layer(x, mask, **kwargs)
-        return ForesightModelOutput(last_hidden_state=self.norm(x))
+        return x, build_attention_mask(config, x, allowed, valid)
 
-    def _query_tokens(self, batch: int, frames: int, queries, track_start: Tensor | None) -> list[Tensor]:
+    def read_newest(
+        self,
+        language: Tensor,
+        images: Tensor,
+        goal: Tensor | None = None,
+        state: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        view_mask: Tensor | None = None,
+        state_mask: Tensor | None = None,
+        goal_mask: Tensor | None = None,
+        queries: tuple[Kind, ...] = (Kind.ACTION,),
+    ) -> Tensor:
+        """Final hidden states of the newest frame's queries, from embedded inputs: what control runs.
+
+        Only the newest frame carries queries, only those asked for and the FLOW that ACTION reads, and the
+        last block runs for the rows that are read. This is exact (method of GR-MG): queries of past frames
+        are seen by nobody, and a query after padded frames sees the same keys as one before them.
+
+        Args:
+            language (`torch.Tensor`): `(B, D)` from `embed_language`.
+            images (`torch.Tensor`): `(B, T, V, r + 1, D)` from [`embed_images`].
+            goal (`torch.Tensor`, *optional*): `(B, r + 1, D)` from [`embed_goal_image`].
+            state, frame_mask, view_mask, state_mask, goal_mask: As in [`forward`].
+            queries (`tuple[Kind]`): `ACTION` and `PROGRESS`, in this order.
+
+        Returns:
+            `torch.Tensor`: `(B, queries, D)` after the final LayerNorm.
+        """
+        batch, frames = images.shape[:2]
+        laid_out = (Kind.FLOW, *queries)
+        plan = self._layout_and_mask(frames, [frames - 1], laid_out)
+        if frame_mask is None:
+            frame_mask = torch.ones(batch, frames, dtype=torch.bool, device=images.device)
+        embeddings, mask = self._place(
+            language,
+            images,
+            goal,
+            state,
+            frame_mask,
+            view_mask,
+            state_mask,
+            goal_mask,
+            self._query_tokens(batch, 1, laid_out),
+            plan,
+        )
+        x = self.embed_norm(embeddings)
+        for layer in self.layers[:-1]:
+            x = layer(x, mask)
+        rows = len(queries)  # they end the sequence
+        if self.config._attn_implementation == "flex_attention":  # its mask cannot be cut
+            return self.norm(self.layers[-1](x, mask)[:, -rows:])
+        return self.norm(self.layers[-1](x, mask[:, :, -rows:], last_rows=rows))
+
+    def _query_tokens(
+        self, batch: int, frames: int, queries, track_start: Tensor | None = None
+    ) -> list[Tensor]:
         """Queries group by group, each `(B, frames * tokens, D)`; they get no timestep or position."""
         config, groups = self.config, []
 
         def repeat(query: nn.Embedding) -> Tensor:
             return query.weight.expand(batch, frames, -1, -1).flatten(1, 2)
 
-        if config.has("flow") and Kind.FLOW in queries:
+        if config.has_flow_query and Kind.FLOW in queries:
             if track_start is None:
                 grid = flow_grid_points(*config.flow_grid, device=self.embed_flow_points.weight.device)
                 track_start = grid.expand(batch, frames, -1, -1)
@@ -473,6 +701,33 @@ class ForesightModel(ForesightPreTrainedModel):
         if config.has("progress") and Kind.PROGRESS in queries:
             groups.append(repeat(self.progress_query))
         return groups
+
+    def _check_masks(self, batch, frames, views, state, frame_mask, view_mask, state_mask, goal_mask) -> None:
+        if state is not None and not self.config.state_dim:
+            raise ValueError("state was given, but config.state_dim is 0: leave it out.")
+        per_frame = view_mask is not None and view_mask.ndim == 3
+        check_shapes(
+            state=(state, (batch, frames, self.config.state_dim)),
+            frame_mask=(frame_mask, (batch, frames)),
+            view_mask=(view_mask, (batch, frames, views) if per_frame else (batch, views)),
+            state_mask=(state_mask, (batch,)),
+            goal_mask=(goal_mask, (batch,)),
+        )
+
+    def _check_features(self, vision_features: tuple[Tensor, Tensor]) -> None:
+        cls, patches = vision_features
+        if cls.ndim != 4 or not 1 <= cls.shape[1] <= self.config.history_length:
+            raise ValueError(
+                f"vision_features[0] has shape {tuple(cls.shape)}; expected (batch, 1 to "
+                f"{self.config.history_length} frames, {len(self.config.views)} views, {self.vision_width})."
+            )
+        expected = (*cls.shape[:2], len(self.config.views))
+        check_shapes(
+            **{
+                "vision_features[0]": (cls, (*expected, self.vision_width)),
+                "vision_features[1]": (patches, (*expected, patches.shape[-2], self.vision_width)),
+            }
+        )
 
     def _check_images(self, pixel_values: Tensor) -> None:
         config = self.config
@@ -501,17 +756,21 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
     def __init__(self, config: ForesightConfig):
         super().__init__(config)
         self.model = ForesightModel(config)
-        if config.has("depth") or config.has("future"):
+        if config.has_depth_decoder:
             self.depth_decoder = PatchDecoder(config, channels=1)
         if config.has("future"):
             self.image_decoder = PatchDecoder(config, channels=3)
         if config.has("flow"):
             self.flow_decoder = FlowDecoder(config)
-        if config.has("action"):
+        if config.has_style:
             self.action_encoder = ActionEncoder(config)
-            self.action_decoder = ActionDecoder(config)
+        if config.has("action"):
+            linear = config.action_head == "linear"
+            self.action_decoder = LinearActionDecoder(config) if linear else ActionDecoder(config)
         if config.has("progress"):
             self.progress_decoder = ProgressDecoder(config)
+        if not config.auxiliary_heads:
+            self._keys_to_ignore_on_load_unexpected = AUXILIARY_WEIGHTS
         self.post_init()
 
     @classmethod
@@ -540,6 +799,10 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             config.text_config = text_tower.config
         if vision_tower is not None:
             config.vision_config = vision_tower.config
+        needed = [
+            name for name, tower in (("text", text_tower), ("vision", vision_tower)) if tower is not None
+        ]
+        config.towers = [name for name in ("text", "vision") if name in {*config.towers, *needed}]
         config.validate()
         model = cls(config)
         if text_tower is not None:
@@ -559,8 +822,8 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         state: Tensor | None = None,
         frame_mask: Tensor | None = None,
@@ -579,6 +842,7 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         track_weight: Tensor | None = None,
         progress: Tensor | None = None,
         style_noise: Tensor | None = None,
+        vision_features: tuple[Tensor, Tensor] | None = None,
         **kwargs,
     ) -> ForesightOutput:
         """Predicts everything for every frame of the window, and the losses of the targets that are given.
@@ -603,13 +867,16 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             progress (`torch.Tensor`, *optional*): `(B, T)` in [0, 1].
             style_noise (`torch.Tensor`, *optional*): `(B, T, latent)` standard normal, to fix the CVAE's
                 sample. In training it is drawn; in evaluation the style is zero unless this is given.
-            **kwargs: `output_hidden_states`, `output_attentions`.
+            vision_features (`tuple[torch.Tensor, torch.Tensor]`, *optional*): In place of `pixel_values`;
+                there is no future target then.
+            **kwargs: `text_features`, `goal_features`, `output_hidden_states`, `output_attentions`.
 
         Raises:
             ValueError: If a shape does not fit the config; the message names what was expected and what came.
         """
         config = self.config
-        frames = pixel_values.shape[1]
+        if actions is not None and not config.auxiliary_heads:
+            raise ValueError("A policy with auxiliary_heads=False acts but does not train: load it whole.")
         outputs = self.model(
             pixel_values=pixel_values,
             input_ids=input_ids,
@@ -620,13 +887,15 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             state_mask=state_mask,
             goal_pixel_values=goal_pixel_values,
             goal_mask=goal_mask,
-            track_start=track_start if config.has("flow") else None,
+            track_start=track_start if config.has_flow_query else None,
+            vision_features=vision_features,
             **kwargs,
         )
-        batch, views, device = pixel_values.shape[0], pixel_values.shape[2], pixel_values.device
+        given = pixel_values if pixel_values is not None else vision_features[0]
+        (batch, frames, views), device = given.shape[:3], given.device
         check_targets(
             config,
-            pixel_values.shape,
+            (batch, frames, views, 3, config.image_size, config.image_size),
             actions=actions,
             action_mask=action_mask,
             style_noise=style_noise,
@@ -643,7 +912,8 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         frame_mask = _as_bool(frame_mask)
         if view_mask is None:
             view_mask = torch.ones(batch, views, dtype=torch.bool, device=device)
-        present = frame_mask[:, :, None] & _as_bool(view_mask)[:, None]  # (B, T, V)
+        view_mask = _as_bool(view_mask if view_mask.ndim == 3 else view_mask[:, None])
+        present = frame_mask[:, :, None] & view_mask  # (B, T, V)
 
         def tokens(kind: Kind, group: int = 0) -> Tensor:
             """Hidden states of one group, `(B, T, tokens, D)`."""
@@ -651,7 +921,11 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             return outputs.last_hidden_state[:, positions].unflatten(1, (frames, -1))
 
         layout = self.model.layout(frames)
-        result = ForesightOutput(hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+        result = ForesightOutput(
+            embeddings=outputs.embeddings,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
         losses: dict[str, Tensor] = {}
         idle: list[Tensor] = []  # what heads without a target gave
 
@@ -664,20 +938,24 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
                 idle.append(result.depth)
 
         if config.has("future"):
-            targets = self._future_targets(
-                pixel_values, depth, present, lookahead_pixel_values, lookahead_depth, lookahead_mask
-            )
-            known = targets[0].shape[1]
+            known = 0
+            if pixel_values is not None:
+                targets = self._future_targets(
+                    pixel_values, depth, present, lookahead_pixel_values, lookahead_depth, lookahead_mask
+                )
+                known = targets[0].shape[1]
             # In training only the frames that have a target are decoded.
             predicted = known if self.training and known else frames
             future = torch.stack([tokens(Kind.FUTURE, v)[:, :predicted] for v in range(views)], dim=2)
-            result.future_rgb, result.future_depth = self.image_decoder(future), self.depth_decoder(future)
+            decoded = [self.image_decoder(future)]
+            if "future" in config.objectives:
+                decoded.append(self.depth_decoder(future))
+            result.future_rgb, result.future_depth = (*decoded, None)[:2]
             if known:
-                losses["future"] = future_loss(
-                    result.future_rgb[:, :known], result.future_depth[:, :known], *targets, config.patch_size
-                )
+                rgb, deep = (None if x is None else x[:, :known] for x in (*decoded, None)[:2])
+                losses["future"] = future_loss(rgb, deep, *targets, config.patch_size)
             else:
-                idle += [result.future_rgb, result.future_depth]
+                idle += decoded
 
         if config.has("flow"):
             if track_start is None:
@@ -697,6 +975,7 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             if actions is not None:
                 # The CVAE reads all steps and its KL counts all frames: what does not exist must be zero.
                 actions = masked_target(actions, mask[..., None])
+            if actions is not None and config.has_style:
                 mean, log_var = self.action_encoder(actions.flatten(0, 1).to(self.dtype))
                 if self.training and style_noise is None:
                     style_noise = torch.randn_like(mean)
@@ -706,7 +985,7 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
                     x.unflatten(0, (batch, frames)) for x in (mean, log_var)
                 )
                 losses["kl"] = kl_loss(mean, log_var)
-            elif self.training:
+            elif self.training and config.has_style:
                 idle += self.action_encoder(
                     torch.zeros(1, config.chunk_size, config.action_dim, dtype=self.dtype, device=device)
                 )
@@ -742,8 +1021,8 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         mask = present
         if later_pixel_values is not None:
             pixel_values = torch.cat([pixel_values, later_pixel_values], dim=1)
-            # Frame 0 is always real, so its row says which views there are.
-            later_present = present[:, :1].expand(-1, later_pixel_values.shape[1], -1)
+            # A camera that was there in the window is there after it.
+            later_present = present.any(1, keepdim=True).expand(-1, later_pixel_values.shape[1], -1)
             if later_mask is not None:
                 later_present = later_present & _as_bool(later_mask)[..., None]
             mask = torch.cat([present, later_present], dim=1)
@@ -757,42 +1036,82 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
 
     @torch.no_grad()
     def predict_action(
-        self, pixel_values: Tensor, input_ids: Tensor, frame_mask: Tensor | None = None, **inputs
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        state: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        view_mask: Tensor | None = None,
+        state_mask: Tensor | None = None,
+        goal_pixel_values: Tensor | None = None,
+        goal_mask: Tensor | None = None,
+        text_features: Tensor | None = None,
+        vision_features: tuple[Tensor, Tensor] | None = None,
+        goal_features: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """The action chunk of the newest real frame, without any head that the action does not need.
+        """The action chunk of the newest real frame of a whole window, without anything it does not need.
 
-        Only the newest frame carries queries, and only ACTION and the FLOW that it reads. This is exact:
-        queries of past frames are seen by nobody, and a query after padded frames sees the same keys as one
-        before them.
+        A robot that acts step by step is faster with [`ForesightStream`], which encodes new images only.
 
         Args:
-            pixel_values (`torch.Tensor`): `(B, T, V, 3, H, W)` normalised RGB, oldest first, padding at the
-                end.
-            input_ids (`torch.Tensor`): `(B, length)` instruction.
-            frame_mask (`torch.Tensor`, *optional*): Boolean `(B, T)`, true for real frames.
-            **inputs: Other inputs of [`ForesightModel.forward`].
+            pixel_values, input_ids, attention_mask, state, frame_mask, view_mask, state_mask,
+                goal_pixel_values, goal_mask, text_features, vision_features, goal_features: See
+                [`ForesightModel.forward`].
 
         Returns:
             `torch.Tensor`: float32 `(B, K, A)` normalised; probabilities at the binary entries.
             `ForesightProcessor.decode_actions` turns it into the dataset's units.
 
         Raises:
-            ValueError: If the model was built without the objective `action`.
+            ValueError: If the model was built without the objective `action`, or a shape does not fit.
+        """
+        inputs = self.model._encode(
+            pixel_values,
+            input_ids,
+            attention_mask,
+            goal_pixel_values,
+            text_features,
+            vision_features,
+            goal_features,
+        )
+        masks = {
+            "state": state,
+            "frame_mask": frame_mask,
+            "view_mask": view_mask,
+            "state_mask": state_mask,
+            "goal_mask": goal_mask,
+        }
+        self.model._check_masks(*inputs["images"].shape[:3], **masks)
+        return self.decode_newest(**inputs, **masks)[0]
+
+    def decode_newest(self, *, with_progress: bool = False, **embedded) -> tuple[Tensor, Tensor | None]:
+        """From embedded inputs to the newest frame's action chunk: the part of control with static shapes.
+
+        Args:
+            with_progress (`bool`): Predict the completed share of the instruction as well.
+            **embedded: Inputs of [`ForesightModel.read_newest`].
+
+        Returns:
+            Actions as [`predict_action`] gives them, float32 `(B, K, A)`, and progress `(B,)` or `None`.
+
+        Raises:
+            ValueError: If a head that this needs is off.
         """
         config = self.config
-        if not config.has("action"):
-            raise ValueError(f"This model has no action head: its objectives are {list(config.objectives)}.")
-        newest = pixel_values.shape[1] - 1
-        needed = {"query_frames": [newest], "queries": (Kind.FLOW, Kind.ACTION)}
-        outputs = self.model(
-            pixel_values=pixel_values, input_ids=input_ids, frame_mask=frame_mask, **inputs, **needed
-        )
-        layout = self.model.layout(newest + 1, **needed)
-        query = outputs.last_hidden_state[:, layout.positions(Kind.ACTION)].flatten(0, 1)  # (B, D)
-        actions = self.action_decoder(query, query.new_zeros(len(query), config.latent_dim))
-        binary = list(config.binary_action_indices)
-        actions[..., binary] = actions[..., binary].sigmoid()
-        return actions
+        for objective in ["action", "progress"] if with_progress else ["action"]:
+            if not config.has(objective):
+                raise ValueError(
+                    f"This model has no {objective} head: its objectives are {list(config.objectives)}, "
+                    f"auxiliary_heads={config.auxiliary_heads}."
+                )
+        queries = (Kind.ACTION, Kind.PROGRESS) if with_progress else (Kind.ACTION,)
+        hidden = self.model.read_newest(**embedded, queries=queries)  # (B, queries, D)
+        style = torch.zeros(len(hidden), config.latent_dim, dtype=hidden.dtype, device=hidden.device)
+        actions = self.action_decoder(hidden[:, 0], style)
+        for entry in config.binary_action_indices:
+            actions[..., entry].sigmoid_()
+        return actions, self.progress_decoder(hidden[:, 1]) if with_progress else None
 
 
 def _trains(module: nn.Module) -> bool:
