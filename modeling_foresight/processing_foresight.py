@@ -15,7 +15,8 @@ A *raw* batch is what a data loader or a robot has (`training/windows.py` and
 - `state`*: float32 `(B, T, state_dim)`. Proprioception in the dataset's units.
 - `state_mask`*: bool `(B,)`. State present?
 - `goal_image`*: uint8 `(B, 3, h, w)`. Goal image of the first view; `goal_mask`*: bool `(B,)`.
-- `actions`*: float32 `(B, T, K, A)`. Dataset's units.
+- `actions`*: float32 `(B, T, K, A)`. `recorded`: dataset's units; `local_delta`: `action_codec.py`'s, gripper
+  0 or 1.
 - `action_mask`*: bool `(B, T, K)`. The action exists (is not past the episode's end).
 - `depth`*: dict view -> float32 `(B, T + F, h, w)`. Metres along the optical axis; 0 = invalid.
 - `track_start`*: float32 `(B, T, P, 2)`. x, y at step 0 as fractions of the flow view, pixel centres.
@@ -30,7 +31,9 @@ A *model* batch ([`ForesightProcessor.prepare_batch`] makes it) has the same key
 - `depth`*, `lookahead_depth`*: float32 `(B, T or F, V, H, W)`. Metres, resized by nearest neighbour.
 - `frame_mask`, `lookahead_mask`*: bool `(B, T)` and `(B, F)`, split from the raw one.
 - `input_ids`, `attention_mask`: int64 `(B, length)`. Tokenised instruction.
-- `state`*, `actions`*: float32, normalised; binary entries 0 or 1; masked steps 0.
+- `state`*: float32, normalised; binary entries 0 or 1. `relative`: entries 0..5 are the pose seen from the
+  window's first frame, in metres and radians.
+- `actions`*: float32, normalised (`local_delta`: as they are); binary entries 0 or 1; masked steps 0.
 """
 
 from functools import lru_cache
@@ -42,6 +45,18 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
+
+from .action_codec import (
+    ACTION_SIZE,
+    GRIPPER,
+    POSE_SIZE,
+    gripper_is_open,
+    relative_state,
+    to_simulator_action,
+)
+
+ACTION_CODECS = ("recorded", "local_delta")
+STATE_REPRESENTATIONS = ("absolute", "relative")
 
 PASSED_THROUGH = (
     "view_mask",
@@ -70,6 +85,14 @@ class ForesightProcessor(ProcessorMixin):
         action_stats, state_stats (`dict[str, list[float]]`, *optional*): `mean`, `std`, `min`, `max` per
             entry, as in a LeRobot dataset's `meta/stats.json`. Without them numbers pass unchanged.
         max_text_length (`int`): Longer instructions are cut (CLIP takes 77 tokens).
+        action_codec (`str`): What an action of the model means: `"recorded"` commands as stored, normalised;
+            or `"local_delta"`, scaled motions in the gripper's own frame (`action_codec.py`), 7 numbers with
+            the gripper last, never normalised by statistics.
+        state_representation (`str`): `"absolute"`: all entries normalised by statistics; or `"relative"`: the
+            pose in entries 0..5 is seen from the window's first frame, the other entries as before.
+
+    Raises:
+        ValueError: If the codec or the representation is unknown.
     """
 
     def __init__(
@@ -84,8 +107,16 @@ class ForesightProcessor(ProcessorMixin):
         action_stats: dict | None = None,
         state_stats: dict | None = None,
         max_text_length: int = 77,
+        action_codec: str = "recorded",
+        state_representation: str = "absolute",
         **kwargs,
     ):
+        for name, given, options in (
+            ("action_codec", action_codec, ACTION_CODECS),
+            ("state_representation", state_representation, STATE_REPRESENTATIONS),
+        ):
+            if given not in options:
+                raise ValueError(f"{name}={given!r} is unknown; choose one of {list(options)}.")
         self.views = list(views)
         self.image_size = image_size
         self.image_mean = list(image_mean)
@@ -95,6 +126,8 @@ class ForesightProcessor(ProcessorMixin):
         self.action_stats = action_stats
         self.state_stats = state_stats
         self.max_text_length = max_text_length
+        self.action_codec = action_codec
+        self.state_representation = state_representation
         super().__init__(tokenizer, **kwargs)
 
     @classmethod
@@ -102,13 +135,17 @@ class ForesightProcessor(ProcessorMixin):
         """The processor that fits a [`ForesightConfig`].
 
         Args:
-            config (`ForesightConfig`): Views, image size and binary entries.
+            config (`ForesightConfig`): Views, image size, binary entries, forms of action and state.
             tokenizer (`PreTrainedTokenizerBase`): See [`build_small_tokenizer`], or CLIP's own.
-            action_stats, state_stats (`dict`, *optional*): Dataset statistics.
+            action_stats, state_stats (`dict`, *optional*): Dataset statistics. `local_delta` actions are
+                not normalised, so theirs are left out.
 
         Raises:
-            ValueError: If statistics have another size than the config's action or state.
+            ValueError: If statistics have another size than the config's action or state, or sizes do not
+                suit the forms of action and state.
         """
+        _check_forms(config)
+        action_stats = None if config.action_codec == "local_delta" else action_stats
         stats = {}
         for name, given, size in (
             ("action", action_stats, config.action_dim),
@@ -139,6 +176,8 @@ class ForesightProcessor(ProcessorMixin):
             binary_action_indices=config.binary_action_indices,
             binary_state_indices=config.binary_state_indices,
             max_text_length=config.text_config.max_position_embeddings,
+            action_codec=config.action_codec,
+            state_representation=config.state_representation,
             **stats,
         )
 
@@ -291,29 +330,77 @@ class ForesightProcessor(ProcessorMixin):
         return resized.reshape(*depth.shape[:-2], *resized.shape[-2:])
 
     def normalise_actions(self, actions: Tensor) -> Tensor:
-        """Dataset units `(..., A)` -> zero mean, unit deviation; binary entries become 0 or 1."""
+        """Dataset units `(..., A)` -> zero mean, unit deviation; binary entries become 0 or 1.
+
+        `local_delta` actions pass as they are: they are scaled already and their gripper is 0 or 1.
+        """
+        if self.action_codec == "local_delta":
+            return actions.float()
         return _normalise("action", actions, self.action_stats, self.binary_action_indices)
 
-    def normalise_state(self, state: Tensor) -> Tensor:
-        """Dataset units `(..., state_dim)` -> zero mean, unit deviation; binary entries become 0 or 1."""
-        return _normalise("state", state, self.state_stats, self.binary_state_indices)
-
-    def decode_actions(self, actions: Tensor) -> Tensor:
-        """Undoes [`normalise_actions`] for `ForesightForActionPrediction.predict_action`.
+    def denormalise_actions(self, actions: Tensor) -> Tensor:
+        """Undoes [`normalise_actions`], so that predictions compare with a raw batch's `actions`.
 
         Args:
             actions (`torch.Tensor`): `(..., A)` normalised; probabilities at binary entries.
 
         Returns:
-            `torch.Tensor`: float32 `(..., A)` in the dataset's units; binary entries are the lower or the
-            higher of the dataset's two values (0 or 1 without statistics).
+            `torch.Tensor`: float32 `(..., A)`; binary entries are the lower or the higher of the dataset's
+            two values (0 or 1 without statistics and for `local_delta`).
         """
         actions = actions.float()
         binary = _entries(self.binary_action_indices, actions)
-        if self.action_stats is None:
+        if self.action_stats is None or self.action_codec == "local_delta":
             return torch.where(binary, (actions > 0.5).float(), actions)
         mean, std, low, high = _statistics("action", self.action_stats, actions)
         return torch.where(binary, torch.where(actions > 0.5, high, low), actions * std + mean)
+
+    def normalise_state(self, state: Tensor) -> Tensor:
+        """Dataset units -> zero mean, unit deviation; binary entries become 0 or 1.
+
+        Args:
+            state (`torch.Tensor`): `(..., state_dim)`. For `relative` states whole windows `(..., T,
+                state_dim)`, oldest first: entries 0..5 become `action_codec.relative_state`, metres and
+                radians from frame 0, without statistics. What stands in padded frames is masked later.
+
+        Raises:
+            ValueError: If the size is not that of the statistics, or too small for a pose.
+        """
+        state = state.float()
+        result = _normalise("state", state, self.state_stats, self.binary_state_indices)
+        if self.state_representation == "absolute":
+            return result
+        if self.state_stats is None:  # as after the conversion of a GR-MG checkpoint
+            binary = _entries(self.binary_state_indices, state)
+            result = torch.where(binary, gripper_is_open(state).float(), result)
+        return torch.cat([relative_state(state)[..., :POSE_SIZE], result[..., POSE_SIZE:]], dim=-1)
+
+    def decode_actions(self, actions: Tensor, state: Tensor | None = None) -> Tensor:
+        """Predictions of `ForesightForActionPrediction.predict_action` -> what the robot is commanded.
+
+        Args:
+            actions (`torch.Tensor`): `(..., A)` normalised; probabilities at binary entries. For
+                `local_delta` chunks `(..., K, 7)`.
+            state (`torch.Tensor`, *optional*): `(..., state_dim)` *current* state in the dataset's units, not
+                normalised; `local_delta` needs it, other codecs ignore it.
+
+        Returns:
+            `torch.Tensor`: float32, the same shape. `recorded`: the dataset's units; binary entries are the
+            lower or the higher of the dataset's two values (0 or 1 without statistics). `local_delta`:
+            CALVIN's relative actions, each step from where the one before leads
+            (`action_codec.to_simulator_action`).
+
+        Raises:
+            ValueError: If `local_delta` actions come without a state, or shapes do not fit.
+        """
+        if self.action_codec == "recorded":
+            return self.denormalise_actions(actions)
+        if state is None:
+            raise ValueError(
+                "local_delta actions are motions in the gripper's own frame: pass the current state "
+                "(..., state_dim) in the dataset's units, decode_actions(actions, state)."
+            )
+        return to_simulator_action(actions.float(), _as_tensor(state).to(actions.device).float())
 
     def _stack_views(self, views: dict[str, Tensor], prepare, channels: tuple[int, ...], device) -> Tensor:
         """Views `(B, frames, ...)` of any size -> `(B, frames, V, ..., H, W)`; absent ones are zeros."""
@@ -337,6 +424,27 @@ class ForesightProcessor(ProcessorMixin):
                 "text is a list."
             )
         return pixels if pixels.shape[-3] == 3 else pixels.movedim(-1, -3)
+
+
+def _check_forms(config) -> None:
+    """Whether sizes and binary entries of a config suit its forms of action and state."""
+    if config.action_codec == "local_delta" and config.has("action"):
+        binary = list(config.binary_action_indices)
+        if config.action_dim != ACTION_SIZE or binary != [GRIPPER] or config.state_dim < ACTION_SIZE:
+            raise ValueError(
+                "action_codec='local_delta' needs action_dim=7 with binary_action_indices=[6] (x, y, z, "
+                "roll, pitch, yaw, gripper) and a state that starts with the same 7 numbers; the config has "
+                f"action_dim={config.action_dim}, binary_action_indices={binary}, "
+                f"state_dim={config.state_dim}."
+            )
+    if config.state_representation == "relative" and config.state_dim:
+        binary = [i for i in config.binary_state_indices if i < POSE_SIZE]
+        if config.state_dim < POSE_SIZE or binary:
+            raise ValueError(
+                "state_representation='relative' needs x, y, z, roll, pitch, yaw in entries 0..5 of the "
+                f"state; the config has state_dim={config.state_dim} and binary_state_indices="
+                f"{list(config.binary_state_indices)}."
+            )
 
 
 def _as_tensor(values) -> Tensor:

@@ -8,6 +8,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor, build_small_tokenizer
+from modeling_foresight.action_codec import encode_local_delta, relative_state, to_simulator_action
 from tests.tiny import TASKS, tiny_config, tiny_processor
 
 B, T, AHEAD = 2, 5, 3
@@ -243,6 +244,138 @@ def test_decoding_leaves_its_input_alone(processor):
     before = actions.clone()
     processor.decode_actions(actions)
     assert torch.equal(actions, before)
+
+
+# --- CALVIN's form: relative states, local deltas -----------------------------------------------------------
+
+
+def calvin_config(**overrides):
+    """Only what the processor reads of a config."""
+    fields = {
+        "action_codec": "local_delta",
+        "state_representation": "relative",
+        "action_dim": 7,
+        "binary_action_indices": [6],
+        "state_dim": 9,
+        "binary_state_indices": [6],
+    }
+    config = tiny_config()
+    for name, value in (fields | overrides).items():
+        object.__setattr__(config, name, value)
+    return config
+
+
+CALVIN_STATS = {
+    "mean": [0.0, 0.1, 0.5, 3.0, 0.0, 1.5, 0.2, 5.0, 2.0],
+    "std": [0.1] * 7 + [2.0, 4.0],
+    "min": [-1.0] * 9,
+    "max": [1.0] * 9,
+}
+
+
+def calvin_states(*lead: int) -> torch.Tensor:
+    """Poses around roll = pi with a gripper at -1 or 1."""
+    draw = torch.Generator().manual_seed(7)
+    states = 0.3 * torch.randn(*lead, 9, generator=draw)
+    states[..., 3] += 3.1
+    states[..., 6] = states[..., 6].sign()
+    return states
+
+
+def test_relative_states_keep_metres_and_radians_and_normalise_the_rest():
+    states = calvin_states(B, T)
+    processor = tiny_processor(calvin_config(), state_stats=CALVIN_STATS)
+    result = processor.normalise_state(states)
+    assert torch.equal(result[..., :6], relative_state(states)[..., :6])
+    assert (result[:, 0, :6] == 0).all() and result[:, 1:, :6].abs().min() > 0
+    assert torch.equal(result[..., 6], (states[..., 6] > 0).float())
+    torch.testing.assert_close(result[..., 7], (states[..., 7] - 5) / 2)
+    torch.testing.assert_close(result[..., 8], (states[..., 8] - 2) / 4)
+
+
+@pytest.mark.parametrize("closed", [-1.0, 0.0])
+def test_without_statistics_a_gripper_of_a_relative_state_still_becomes_a_bit(closed):
+    states = calvin_states(T)
+    states[..., 6] = torch.where(states[..., 6] > 0, 1.0, closed)
+    result = tiny_processor(calvin_config()).normalise_state(states)
+    assert torch.equal(result[..., 6], (states[..., 6] == 1).float())
+    assert torch.equal(result[..., 7:], states[..., 7:])
+
+
+def test_a_relative_state_depends_on_its_own_window_only_and_not_on_padding():
+    states = calvin_states(B, T)
+    processor = tiny_processor(calvin_config())
+    batch = processor({"main": pixels(B, T)}, list(TASKS[:B]), states)
+    torch.testing.assert_close(batch["state"], processor.normalise_state(states))
+    slid = processor({"main": pixels(B, T - 1)}, list(TASKS[:B]), states[:, 1:])
+    assert (slid["state"][:, 0, :6] == 0).all()
+    padded = states.clone()
+    padded[:, 3:] = 1e6
+    torch.testing.assert_close(processor.normalise_state(padded)[:, :3], batch["state"][:, :3])
+    single = processor({"main": pixels()}, TASKS[0], states[0, 0])
+    assert single["state"].shape == (1, 1, 9) and (single["state"][..., :6] == 0).all()
+
+
+def test_local_deltas_pass_unscaled_whatever_the_statistics():
+    processor = tiny_processor(calvin_config(), action_stats=ACTION_STATS, state_stats=CALVIN_STATS)
+    assert processor.action_stats is None
+    chunks = encode_local_delta(calvin_states(B, T + 1))
+    assert torch.equal(processor.normalise_actions(chunks), chunks)
+    assert torch.equal(processor.denormalise_actions(chunks), chunks)
+
+
+def test_local_deltas_are_decoded_from_the_current_state_to_the_simulators_actions():
+    processor = tiny_processor(calvin_config(), state_stats=CALVIN_STATS)
+    states = calvin_states(B, 4 + 1)
+    chunks = encode_local_delta(states)
+    chunks[..., 6] = torch.where(chunks[..., 6] > 0, 0.8, 0.3)  # probabilities
+    decoded = processor.decode_actions(chunks, states[:, 0])
+    assert torch.equal(decoded, to_simulator_action(chunks, states[:, 0]))
+    torch.testing.assert_close(decoded[..., :3], 50 * states[..., :3].diff(dim=1), atol=1e-4, rtol=0)
+    assert torch.equal(decoded[..., 6], states[:, 1:, 6])
+    assert torch.equal(processor.decode_actions(chunks[0], states[0, 0].numpy()), decoded[0])
+
+
+def test_local_deltas_without_a_state_are_refused_with_the_remedy():
+    processor = tiny_processor(calvin_config())
+    with pytest.raises(ValueError, match=r"pass the current state .*decode_actions\(actions, state\)"):
+        processor.decode_actions(torch.zeros(B, 4, 7))
+    with pytest.raises(ValueError, match=r"actions have shape \(2, 4, 7\) and state \(5, 9\)"):
+        processor.decode_actions(torch.zeros(B, 4, 7), torch.zeros(5, 9))
+
+
+def test_recorded_actions_do_not_mind_a_state(processor):
+    actions = torch.rand(B, 4, 7)
+    assert torch.equal(
+        processor.decode_actions(actions, torch.zeros(B, 11)), processor.decode_actions(actions)
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"action_dim": 6}, r"needs action_dim=7 with binary_action_indices=\[6\].*has action_dim=6"),
+        ({"binary_action_indices": [2]}, r"has .*binary_action_indices=\[2\]"),
+        ({"state_dim": 6, "binary_state_indices": []}, r"state that starts with .*state_dim=6"),
+        ({"binary_state_indices": [4]}, r"relative' needs .*binary_state_indices=\[4\]"),
+        ({"action_codec": "global_delta"}, r"'global_delta' is unknown; .*'recorded', 'local_delta'"),
+        ({"state_representation": "rel"}, r"'rel' is unknown; .*'absolute', 'relative'"),
+    ],
+)
+def test_forms_that_do_not_suit_the_sizes_are_explained(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_processor(calvin_config(**overrides))
+
+
+def test_a_saved_processor_keeps_its_forms_of_action_and_state(tmp_path):
+    processor = tiny_processor(calvin_config(), state_stats=CALVIN_STATS)
+    processor.save_pretrained(tmp_path)
+    loaded = ForesightProcessor.from_pretrained(tmp_path)
+    states = calvin_states(B, 4 + 1)
+    assert torch.equal(loaded.normalise_state(states), processor.normalise_state(states))
+    chunks = encode_local_delta(states)
+    decoded = processor.decode_actions(chunks, states[:, 0])
+    assert torch.equal(loaded.decode_actions(chunks, states[:, 0]), decoded)
 
 
 # --- Text --------------------------------------------------------------------------------------------------
