@@ -52,6 +52,7 @@ from .encoders import (
     unit_length,
     vision_width,
 )
+from .lora import declare_lora_targets
 from .losses import (
     action_losses,
     check_shapes,
@@ -274,6 +275,20 @@ class ForesightPreTrainedModel(PreTrainedModel):
             if isinstance(module, ForesightModel):
                 module.freeze_towers()  # loading makes every weight trainable
         return (model, report) if output_loading_info else model
+
+    def load_adapter(self, peft_model_id=None, *args, **kwargs):
+        """Refused: `transformers` leaves out modules that an adapter holds in full, hardly saying so.
+
+        `AutoModel.from_pretrained(ADAPTER)` comes here too.
+
+        Raises:
+            ValueError: Always; says how an adapter is loaded.
+        """
+        raise ValueError(
+            f"{peft_model_id or 'This'} is an adapter, of which transformers would load a part only. Load it "
+            "with peft: PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), ADAPTER), where BASE is "
+            "the base_model_name_or_path in its adapter_config.json."
+        )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -755,6 +770,7 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
 
     def __init__(self, config: ForesightConfig):
         super().__init__(config)
+        declare_lora_targets()
         self.model = ForesightModel(config)
         if config.has_depth_decoder:
             self.depth_decoder = PatchDecoder(config, channels=1)
