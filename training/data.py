@@ -41,13 +41,14 @@ def window_config(model: ForesightConfig, config: RunConfig) -> WindowConfig:
         chunk_size=model.chunk_size,
         flow_length=model.flow_length,
         flow_grid=tuple(model.flow_grid),
-        objectives=list(model.objectives),
+        objectives=[objective for objective in model.objectives if model.has(objective)],
         goal_image=model.goal_image,
         p_moving=data.p_moving,
         occluded_weight=data.occluded_weight,
         random_shift=data.random_shift,
         state_key=data.state_key,
         action_key=data.action_key,
+        action_codec=model.action_codec,
         missing_targets=data.missing_targets,
         frame_cache=data.frame_cache,
         image_size=model.image_size,
@@ -92,11 +93,14 @@ class RunData:
         # Datasets of a mixture may differ; control follows the first.
         self.fps = train[0].rows.fps / train[0].config.frame_stride
 
-    def statistics(self, key: str) -> dict[str, np.ndarray]:
+    def statistics(self, key: str) -> dict[str, np.ndarray] | None:
         """`mean`, `std`, `min` and `max` of `action` or `state` over the episodes trained on.
 
-        In a mixture every dataset counts by its number of windows.
+        In a mixture every dataset counts by its number of windows. `None` for `local_delta` actions, which
+        are never normalised.
         """
+        if key == "action" and self.train.config.action_codec == "local_delta":
+            return None
         column = {"action": "action_key", "state": "state_key"}[key]
         found = [
             (len(windows), windows.statistics[getattr(windows.config, column)])

@@ -16,7 +16,7 @@ so grids of any aspect work. Points that the shift has pushed out of the picture
 
 import numpy as np
 
-__all__ = ["build_flow_targets", "choose_points", "grid_nodes"]
+__all__ = ["blank_flow_targets", "build_flow_targets", "choose_points", "grid_nodes"]
 
 NEAREST_WITHIN_SPACINGS = 2.0
 
@@ -155,4 +155,15 @@ def build_flow_targets(
         "track": track,
         "track_weight": weight,
         "track_moving": chosen & (moving[safe] if len(moving) else False),
+    }
+
+
+def blank_flow_targets(n_frames: int, flow_length: int, grid: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Targets that teach nothing, as [`build_flow_targets`] has them: grid nodes as starts, weight 0."""
+    nodes = grid_nodes(grid)
+    return {
+        "track_start": np.repeat(nodes[None], n_frames, axis=0),
+        "track": np.zeros((n_frames, flow_length, len(nodes), 3), np.float32),
+        "track_weight": np.zeros((n_frames, flow_length, len(nodes)), np.float32),
+        "track_moving": np.zeros((n_frames, len(nodes)), bool),
     }

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["WindowConfig", "split_episodes"]
+from modeling_foresight.configuration_foresight import FAMILIES, OBJECTIVES
+from modeling_foresight.processing_foresight import ACTION_CODECS
 
-OBJECTIVES = ("action", "depth", "future", "flow", "progress")
+__all__ = ["WindowConfig", "split_episodes"]
 
 
 @dataclasses.dataclass
@@ -24,14 +25,18 @@ class WindowConfig:
         chunk_size (`int`): K.
         flow_length (`int`): L, the current step included.
         flow_grid (`tuple[int, int]`): Rows and columns of the query grid.
-        objectives (`list[str]`): Subset of action, depth, future, flow, progress; decides the columns needed.
+        objectives (`list[str]`): Some of the model's; they decide the columns needed: `depth` and `future`
+            read depth, `flow` and `flow_2d` tracks, `action` actions; `future_rgb` and `progress` nothing.
         p_moving (`float`): Probability that a node with a moving candidate takes a moving one.
         occluded_weight (`float`): Weight of a track's hidden steps; 1 is the paper's plain mean.
         random_shift (`float`): Largest shift as a fraction of the side; 0 for evaluation, 0.05 in GR-MG.
         goal_image (`bool`): Deliver a goal image.
         frame_stride (`int`): Frames of the dataset per step of the window.
         state_key (`str`, *optional*): State column, used if the dataset has it; `None` ignores it.
-        action_key (`str`): Action column.
+        action_key (`str`): Action column; not read with `local_delta`.
+        action_codec (`str`): `"recorded"`: actions are those of the action column. `"local_delta"`: they are
+            made from the poses that the state column measured (`action_codec.encode_local_delta`); it must
+            begin with x, y, z in metres, roll, pitch, yaw in radians, and the gripper as -1 or 1, or 0 or 1.
         episodes (`list[int]`, *optional*): Episodes used; all if omitted.
         frame_cache (`str`): `"auto"`, `"off"`, or a folder; see `frame_cache.open_frames`.
         seed (`int`): Seed of augmentation and of the choice of points.
@@ -52,7 +57,9 @@ class WindowConfig:
     chunk_size: int = 5
     flow_length: int = 6
     flow_grid: tuple[int, int] = (14, 14)
-    objectives: list[str] = dataclasses.field(default_factory=lambda: list(OBJECTIVES))
+    objectives: list[str] = dataclasses.field(
+        default_factory=lambda: [o for o in OBJECTIVES if o not in FAMILIES]
+    )
     p_moving: float = 0.5
     occluded_weight: float = 1.0
     random_shift: float = 0.0
@@ -60,6 +67,7 @@ class WindowConfig:
     frame_stride: int = 1
     state_key: str | None = "observation.state"
     action_key: str = "action"
+    action_codec: str = "recorded"
     episodes: list[int] | None = None
     frame_cache: str = "auto"
     seed: int = 0
@@ -76,6 +84,10 @@ class WindowConfig:
             raise ValueError(f"views are {self.views}; at least one, each once")
         if unknown := set(self.objectives) - set(OBJECTIVES):
             raise ValueError(f"unknown objectives {sorted(unknown)}; choose among {', '.join(OBJECTIVES)}")
+        if self.action_codec not in ACTION_CODECS:
+            raise ValueError(
+                f"action_codec is '{self.action_codec}'; choose among {', '.join(ACTION_CODECS)}"
+            )
         if unknown := set(self.cameras) - set(self.views):
             raise ValueError(
                 f"cameras are given for {sorted(unknown)}, which are not among the views {self.views}"

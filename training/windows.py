@@ -1,8 +1,9 @@
 """LeRobot datasets -> training windows: T frames of every view with all targets, masks and augmentation.
 
 A window is T frames of one episode; the model predicts from each of them. It never crosses an episode, and
-the episode's last frame is never one of them, so that every frame has a next one (GR-MG). Short histories, as
-at the start of control, need no windows of their own: the model is causal, so prefixes train them.
+the episode's last frame is never one of them, so that every frame has a next one (GR-MG; `slicing.py` has the
+arithmetic). Short histories, as at the start of control, need no windows of their own: the model is causal,
+so prefixes train them.
 
 One sample, before `ForesightProcessor.prepare_batch` resizes and normalises (T history frames, F lookahead
 frames, V views, K action chunk, L flow length, P grid nodes, A action size; torch tensors):
@@ -14,14 +15,16 @@ frames, V views, K action chunk, L flow length, P grid nodes, A action size; tor
 | `view_mask` | bool `(V,)` | false where the dataset has no such view (zeros then) |
 | `frame_mask` | bool `(T+F,)` | false for lookahead frames past the episode's end (zeros then) |
 | `state`, `state_mask` | float32 `(T, state_dim)`, bool `()` | dataset units; absent if there is none |
-| `actions`, `action_mask` | float32 `(T, K, A)`, bool `(T, K)` | s..s+K-1; zeros past the end |
+| `actions`, `action_mask` | float32 `(T, K, A)`, bool `(T, K)` | s..s+K-1; zeros past the end; see below |
 | `track_start`, `track`, ... | see `flow_targets.build_flow_targets` | first view only |
 | `progress` | float32 `(T,)` | (s - first) / (last - first) of the episode |
 | `goal_image`, `goal_mask` | uint8 `(3, h, w)`, bool `()` | a frame after the window; first view |
 | `task` | str | instruction |
 | `index`, `episode_index` | int64 `()` | global number of the newest history frame; its episode |
 
-Depth comes with the objectives `depth` and `future`, tracks with `flow`, actions with `action`.
+Depth comes with the objectives `depth` and `future`, tracks with `flow` and `flow_2d` (the same points count
+for both, so that they compare), actions with `action`: as recorded, or `local_delta` made from the poses of
+the state column (`WindowConfig.action_codec`).
 """
 
 import warnings
@@ -44,11 +47,13 @@ from datasets_scripts.columns import (
     unpack_points,
     validate_columns,
 )
+from modeling_foresight.action_codec import ACTION_SIZE, GRIPPER, encode_local_delta
 from training.augmentation import draw_shift, shift_frames, shift_points, shift_px
 from training.dataset_rows import DatasetRows
-from training.flow_targets import build_flow_targets, grid_nodes
+from training.flow_targets import blank_flow_targets, build_flow_targets
 from training.frame_cache import open_frames
 from training.mixture import ConcatWindows, collate_windows
+from training.slicing import action_chunks, goal_rows, progress, window_starts
 from training.window_config import WindowConfig, split_episodes
 from training.window_sampler import WindowSampler
 
@@ -61,7 +66,6 @@ __all__ = [
     "split_episodes",
 ]
 
-GOAL_WITHIN_FRAMES = 25  # GR-MG: the goal is one of the 25 frames after the window, uniformly
 DEPTH_CHECK_FRAMES = 4  # frames per depth column looked at when a dataset is opened
 
 
@@ -116,7 +120,7 @@ class ForesightWindows(Dataset):
         config, features, name = self.config, self.rows.features, self.rows.name
         flow_view = config.views[0]
         want_depth = bool({"depth", "future"} & set(config.objectives))
-        want_tracks = "flow" in config.objectives
+        self._wants_tracks = want_tracks = bool({"flow", "flow_2d"} & set(config.objectives))
         strict = not config.missing_targets
         validate_columns(
             self.rows.root,
@@ -137,17 +141,9 @@ class ForesightWindows(Dataset):
                 f"dataset {name}: the flow objective needs the view '{flow_view}', which is mapped to no "
                 "camera; name one, or set missing_targets for a mixture"
             )
-        self._action_key = config.action_key if "action" in config.objectives else None
-        if self._action_key and self._action_key not in features:
-            if strict:
-                raise ValueError(
-                    f"dataset {name} has no column '{self._action_key}'; set action_key to its action "
-                    "column, or leave 'action' out of the objectives"
-                )
-            self._action_key = None
         self._state_key = config.state_key if config.state_key in features else None
-        self.action_dim = _width(features, self._action_key)
         self.state_dim = _width(features, self._state_key)
+        self._choose_actions(strict)
         self._provenance = read_provenance(self.rows.root) if self._points_keys else {}
         if self._points_keys and config.p_moving > 0 and not self._provenance.get("episodes"):
             warnings.warn(
@@ -156,8 +152,29 @@ class ForesightWindows(Dataset):
                 stacklevel=3,
             )
 
+    def _choose_actions(self, strict: bool) -> None:
+        """Which column actions come from, if any: `_action_key`; and their size."""
+        config, features, name = self.config, self.rows.features, self.rows.name
+        local = config.action_codec == "local_delta"
+        key = config.state_key if local else config.action_key
+        self._action_key = key if "action" in config.objectives and key in features else None
+        self.action_dim = ACTION_SIZE if local and self._action_key else _width(features, self._action_key)
+        if self._action_key is None and "action" in config.objectives and strict:
+            raise ValueError(
+                f"dataset {name} has no column '{key}', from whose poses local_delta actions are made; set "
+                "state_key to it, or action_codec to 'recorded'"
+                if local
+                else f"dataset {name} has no column '{key}'; set action_key to its action column, or leave "
+                "'action' out of the objectives"
+            )
+        if self._action_key and local and self.state_dim < ACTION_SIZE:
+            raise ValueError(
+                f"dataset {name}: '{key}' has {self.state_dim} entries; local_delta actions need x, y, z, "
+                "roll, pitch, yaw and the gripper in the first 7: set action_codec to 'recorded'"
+            )
+
     def _index_windows(self) -> None:
-        """Count windows per episode: starts `first..last-T` (times the stride), see GR-MG's loader."""
+        """Count windows per episode."""
         config, rows = self.config, self.rows
         chosen = range(rows.n_episodes) if config.episodes is None else config.episodes
         chosen = np.asarray(sorted(set(chosen)), dtype=np.int64)
@@ -170,7 +187,13 @@ class ForesightWindows(Dataset):
             )
         self._span = (config.history_length - 1) * config.frame_stride  # oldest to newest frame
         lengths = rows.episode_stops[chosen] - rows.episode_starts[chosen]
-        counts = lengths - self._span - 1  # the last frame is never a current one
+        lasts = rows.episode_stops[chosen] - 1
+        counts = np.array(
+            [
+                len(window_starts(first, last, config.history_length, config.frame_stride))
+                for first, last in zip(rows.episode_starts[chosen], lasts, strict=True)
+            ]
+        )
         if counts.max() < 1:
             raise ValueError(
                 f"dataset {rows.name}: no window of history_length={config.history_length} frames fits "
@@ -190,7 +213,7 @@ class ForesightWindows(Dataset):
         """Refuse NaN and infinity in actions and state before training starts; keep their statistics."""
         self.statistics: dict[str, dict[str, np.ndarray]] = {}
         rows = self.rows
-        for key in filter(None, (self._action_key, self._state_key)):
+        for key in dict.fromkeys(filter(None, (self._action_key, self._state_key))):
             values = _two_dimensional(rows.column(key).read(range(len(rows))))
             spans = [slice(rows.episode_starts[e], rows.episode_stops[e]) for e in self.episodes]
             used = np.concatenate([values[span] for span in spans]).astype(np.float64)
@@ -209,6 +232,24 @@ class ForesightWindows(Dataset):
                 "min": used.min(0),
                 "max": used.max(0),
             }
+
+        if self._action_key and self.config.action_codec == "local_delta":
+            self._check_poses(used)
+
+    def _check_poses(self, states: np.ndarray) -> None:
+        """Refuse states `(rows, >= 7)` whose angles are degrees or whose gripper has more than two values."""
+        place = f"dataset {self.rows.name}: '{self._action_key}'"
+        if (largest := np.abs(states[:, 3:GRIPPER]).max()) > 2 * np.pi:
+            raise ValueError(
+                f"{place} has an angle of {largest:.4g} in entries 3 to 5, which must be roll, pitch, yaw in "
+                "radians: convert them, or set action_codec to 'recorded'"
+            )
+        gripper = np.unique(states[:, GRIPPER])
+        if not any(np.isin(gripper, pair).all() for pair in ((-1, 1), (0, 1))):
+            raise ValueError(
+                f"{place} has values from {gripper[0]:.4g} to {gripper[-1]:.4g} in entry 6, which must be "
+                "the gripper, -1 or 0 closed and 1 open: convert it, or set action_codec to 'recorded'"
+            )
 
     def _check_depth(self) -> None:
         """Look at a few frames of every depth column: metres, or something else?"""
@@ -264,20 +305,19 @@ class ForesightWindows(Dataset):
         }
         sample = self._read_frames(ahead(config.lookahead_frames), shifts)
         if config.goal_image:
-            last_goal = min(GOAL_WITHIN_FRAMES, (stop - 1 - newest + stride - 1) // stride)
-            goal_row = min(newest + int(rng.integers(1, last_goal + 1)) * stride, stop - 1)
-            sample |= self._read_goal(goal_row, shifts)
+            goals = goal_rows(newest, stop - 1, stride)
+            sample |= self._read_goal(int(goals[rng.integers(len(goals))]), shifts)
         if self._action_key:
-            sample |= self._read_actions(ahead(config.chunk_size - 1))
+            sample |= self._read_actions(ahead(config.chunk_size))
         if self._state_key:
             state = _two_dimensional(rows.column(self._state_key).read(ahead(0)))
             sample["state"] = torch.from_numpy(state.astype(np.float32))
             sample["state_mask"] = torch.tensor(True)
-        if "flow" in config.objectives:
+        if self._wants_tracks:
             sample |= self._read_flow(episode, ahead(config.flow_length - 1), shifts, rng)
         first = int(rows.episode_starts[episode])
-        progress = (np.arange(start, newest + 1, stride) - first) / (stop - 1 - first)
-        sample["progress"] = torch.from_numpy(progress.astype(np.float32))
+        share = progress(np.arange(start, newest + 1, stride), first, stop - 1)
+        sample["progress"] = torch.from_numpy(share)
         task_index = int(rows.column("task_index").read(range(newest, newest + 1))[0])
         sample["task"] = rows.tasks[task_index]
         sample["index"] = torch.tensor(newest)
@@ -321,12 +361,13 @@ class ForesightWindows(Dataset):
         return {"goal_image": _shift_into(1, frames, *shifts[view])[0], "goal_mask": torch.tensor(True)}
 
     def _read_actions(self, action_rows: range) -> dict:
-        """Chunks of recorded actions at every frame; masked zeros past the episode's end."""
-        recorded = _two_dimensional(self.rows.column(self._action_key).read(action_rows))
-        steps = np.arange(self.config.history_length)[:, None] + np.arange(self.config.chunk_size)  # (T, K)
-        mask = steps < len(recorded)
-        chunks = recorded[np.minimum(steps, len(recorded) - 1)].astype(np.float32)  # (T, K, A)
-        chunks[~mask] = 0
+        """Chunks of actions at every frame, from the window's rows and K more; masked zeros past the end."""
+        config = self.config
+        actions = _two_dimensional(self.rows.column(self._action_key).read(action_rows))
+        if config.action_codec == "local_delta":
+            # In float64: what is left of a difference of poses is small.
+            actions = encode_local_delta(torch.from_numpy(actions.astype(np.float64))).numpy()
+        chunks, mask = action_chunks(actions, config.history_length, config.chunk_size)
         return {"actions": torch.from_numpy(chunks), "action_mask": torch.from_numpy(mask)}
 
     def _read_flow(
@@ -339,7 +380,8 @@ class ForesightWindows(Dataset):
         """Flow targets of the first view, or zeros of weight 0 where the dataset has no tracks."""
         config, view = self.config, self.config.views[0]
         if self._points_keys is None:
-            return blank_flow(config)
+            targets = blank_flow_targets(config.history_length, config.flow_length, config.flow_grid)
+            return {key: torch.from_numpy(value) for key, value in targets.items()}
         points = unpack_points(self.rows.column(self._points_keys[0]).read(track_rows))
         visible = self.rows.column(self._points_keys[1]).read(track_rows)
         points = shift_points(points, *shifts[view], *self.view_sizes[view])
@@ -355,18 +397,6 @@ class ForesightWindows(Dataset):
             config.occluded_weight,
         )
         return {key: torch.from_numpy(value) for key, value in targets.items()}
-
-
-def blank_flow(config: WindowConfig) -> dict[str, Tensor]:
-    """Flow targets that teach nothing: grid nodes as starts, weight 0."""
-    n_frames, nodes = config.history_length, torch.from_numpy(grid_nodes(config.flow_grid))
-    n_steps, n_nodes = config.flow_length, len(nodes)
-    return {
-        "track_start": nodes.expand(n_frames, -1, -1).clone(),
-        "track": torch.zeros(n_frames, n_steps, n_nodes, 3),
-        "track_weight": torch.zeros(n_frames, n_steps, n_nodes),
-        "track_moving": torch.zeros(n_frames, n_nodes, dtype=torch.bool),
-    }
 
 
 def _shift_into(n_frames: int, frames: np.ndarray, d_x: int, d_y: int) -> Tensor:

@@ -1,0 +1,85 @@
+"""Which frames, goals and actions make up a window: the arithmetic of GR-MG's loader as plain functions.
+
+A *segment* is one annotated stretch of frames, `first..last` inclusive; in a LeRobot dataset it is an
+episode. T is the history, K the action chunk, `stride` the recorded frames per step of the window.
+"""
+
+import numpy as np
+
+__all__ = ["action_chunks", "goal_rows", "progress", "window_starts"]
+
+GOAL_WITHIN_FRAMES = 25
+
+
+def window_starts(first: int, last: int, history_length: int, stride: int = 1, chunk_size: int = 1) -> range:
+    """First frames of all windows of a segment.
+
+        start = first .. last - 1 - (T - 1) stride;   none if  last - (T + K - 2) stride <= first
+
+    At stride 1 these are GR-MG's `first..last - T` and `last - T - K + 2 <= first`. The last frame is never a
+    current one, so that every frame has a next one.
+
+    `ForesightWindows` deviates from GR-MG on purpose: it leaves K at 1, and so takes segments that are too
+    short for one whole chunk. What a chunk lacks there is masked as it is at the end of every other segment,
+    and datasets of short clips keep their data.
+
+    Args:
+        first, last (`int`): The segment, both frames included.
+        history_length (`int`): T.
+        stride (`int`): Frames per step.
+        chunk_size (`int`): K, actions that the newest frame of a segment's first window must have.
+
+    Returns:
+        `range`: Empty if the segment is too short.
+    """
+    if last - (history_length + chunk_size - 2) * stride <= first:
+        return range(0)
+    return range(first, last - (history_length - 1) * stride)
+
+
+def goal_rows(newest: int, last: int, stride: int = 1, within: int = GOAL_WITHIN_FRAMES) -> np.ndarray:
+    """Frames of which one is drawn uniformly as the goal: `newest + 1 .. min(newest + 25, last)`.
+
+    With a stride they are that many frames apart; a last step that the segment cuts short ends at its last
+    frame.
+
+    Args:
+        newest (`int`): Newest frame of the window, before `last`.
+        last (`int`): Last frame of the segment.
+        stride (`int`): Frames per step.
+        within (`int`): Steps to choose from; 25 in GR-MG.
+
+    Returns:
+        `numpy.ndarray`: int64, 1 to `within` frames.
+    """
+    steps = min(within, -(-(last - newest) // stride))
+    return np.minimum(newest + stride * np.arange(1, steps + 1), last)
+
+
+def progress(rows: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Completed share of the instruction: `(s - first) / (last - first)`, float32 in [0, 1].
+
+    Args:
+        rows (`numpy.ndarray`): Frames s within the segment.
+        first, last (`int`): The segment; at least two frames.
+    """
+    return ((np.asarray(rows) - first) / (last - first)).astype(np.float32)
+
+
+def action_chunks(actions: np.ndarray, history_length: int, chunk_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The next K actions of each frame: `chunk[t, k] = actions[t + k]`; past the end zeros with mask 0.
+
+    Args:
+        actions (`numpy.ndarray`): `(R, A)`, row 0 is that of the window's oldest frame. Recorded actions end
+            with the segment's last frame; `local_delta` actions (`encode_local_delta`) one frame earlier,
+            because they need the next frame's pose.
+        history_length (`int`): T.
+        chunk_size (`int`): K.
+
+    Returns:
+        `tuple[numpy.ndarray, numpy.ndarray]`: float32 `(T, K, A)` and bool `(T, K)`.
+    """
+    steps = np.arange(history_length)[:, None] + np.arange(chunk_size)  # (T, K)
+    padded = np.concatenate([actions, np.zeros((1, actions.shape[1]), actions.dtype)])
+    chunks = padded[np.minimum(steps, len(actions))]
+    return chunks.astype(np.float32), steps < len(actions)
