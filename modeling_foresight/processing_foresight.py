@@ -11,7 +11,8 @@ A *raw* batch is what a data loader or a robot has (`training/windows.py` and
 - `images`: dict view -> uint8 `(B, T + F, 3, h, w)`. RGB as recorded; the last F frames are targets only.
 - `task`: list of B strings. Instruction.
 - `frame_mask`*: bool `(B, T + F)`. Real frame?
-- `view_mask`*: bool `(B, V)`. Camera present? Views absent from `images` are masked anyway.
+- `view_mask`*: bool `(B, V)`, or `(B, T, V)` if that changes. Camera present? Views absent from `images` are
+  masked anyway.
 - `state`*: float32 `(B, T, state_dim)`. Proprioception in the dataset's units.
 - `state_mask`*: bool `(B,)`. State present?
 - `goal_image`*: uint8 `(B, 3, h, w)`. Goal image of the first view; `goal_mask`*: bool `(B,)`.
@@ -47,8 +48,6 @@ from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
 
 from .action_codec import (
-    ACTION_SIZE,
-    GRIPPER,
     POSE_SIZE,
     gripper_is_open,
     relative_state,
@@ -141,10 +140,8 @@ class ForesightProcessor(ProcessorMixin):
                 not normalised, so theirs are left out.
 
         Raises:
-            ValueError: If statistics have another size than the config's action or state, or sizes do not
-                suit the forms of action and state.
+            ValueError: If statistics have another size than the config's action or state.
         """
-        _check_forms(config)
         action_stats = None if config.action_codec == "local_delta" else action_stats
         stats = {}
         for name, given, size in (
@@ -209,7 +206,7 @@ class ForesightProcessor(ProcessorMixin):
             raise ValueError(f"Give images as a dict from view name ({self.views}) to pixels, and a text.")
         single = isinstance(text, str)
         raw = {"task": [text] if single else list(text), **targets}
-        raw["images"] = {view: self._as_frames(pixels, view, single) for view, pixels in images.items()}
+        raw["images"] = {view: self.read_images(pixels, view, single) for view, pixels in images.items()}
         frames = next(iter(raw["images"].values())).shape[1]
         if state is not None:
             state = _as_tensor(state).to(torch.float32)
@@ -219,7 +216,7 @@ class ForesightProcessor(ProcessorMixin):
             frame_mask = _as_tensor(frame_mask).bool()
             raw["frame_mask"] = frame_mask[None] if single else frame_mask
         if goal_image is not None:
-            raw["goal_image"] = self._as_frames(goal_image, self.views[0], single)[:, 0]
+            raw["goal_image"] = self.read_images(goal_image, self.views[0], single)[:, 0]
         return self.prepare_batch(raw, device=device, history_length=frames)
 
     def prepare_batch(self, raw: dict, device=None, history_length: int | None = None) -> BatchFeature:
@@ -258,7 +255,8 @@ class ForesightProcessor(ProcessorMixin):
         result = {key: _send(raw[key], device) for key in PASSED_THROUGH if raw.get(key) is not None}
         present = torch.tensor([view in raw["images"] for view in self.views]).expand(batch, -1)
         if raw.get("view_mask") is not None:
-            present = present & raw["view_mask"].bool().to(present.device)
+            given = raw["view_mask"].bool()
+            present = (present if given.ndim == 2 else present[:, None]) & given.to(present.device)
         result["view_mask"] = _send(present, device)
 
         frame_mask = raw.get("frame_mask")
@@ -290,13 +288,15 @@ class ForesightProcessor(ProcessorMixin):
                     result["action_mask"][..., None] > 0, actions, torch.zeros_like(actions)
                 )
             result["actions"] = actions
-        text = self.tokenizer(
-            raw["task"], padding=True, truncation=True, max_length=self.max_text_length, return_tensors="pt"
-        )
-        result["input_ids"], result["attention_mask"] = (
-            _send(text[k], device) for k in ("input_ids", "attention_mask")
-        )
+        result["input_ids"], result["attention_mask"] = self.tokenize(raw["task"], device)
         return BatchFeature(result)
+
+    def tokenize(self, texts: list[str], device=None) -> tuple[Tensor, Tensor]:
+        """Instructions -> `input_ids` and `attention_mask`, int64 `(B, length)`; long ones are cut."""
+        text = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=self.max_text_length, return_tensors="pt"
+        )
+        return _send(text["input_ids"], device), _send(text["attention_mask"], device)
 
     def normalise_images(self, images: Tensor) -> Tensor:
         """uint8 RGB `(..., 3, h, w)` -> float32 `(..., 3, image_size, image_size)`, normalised.
@@ -410,8 +410,8 @@ class ForesightProcessor(ProcessorMixin):
             [prepare(_send(views[view], device)) if view in views else empty for view in self.views], dim=2
         )
 
-    def _as_frames(self, pixels, view: str, single: bool) -> Tensor:
-        """Any form of images of one view -> uint8 `(B, T, 3, h, w)`."""
+    def read_images(self, pixels, view: str, single: bool) -> Tensor:
+        """Images of one view as array, tensor or PIL image -> uint8 `(B, T, 3, h, w)`; see [`__call__`]."""
         pixels = _as_tensor(pixels)
         if pixels.dtype != torch.uint8:
             raise ValueError(f"images[{view!r}] has dtype {pixels.dtype}; expected uint8 RGB in 0..255.")
@@ -424,27 +424,6 @@ class ForesightProcessor(ProcessorMixin):
                 "text is a list."
             )
         return pixels if pixels.shape[-3] == 3 else pixels.movedim(-1, -3)
-
-
-def _check_forms(config) -> None:
-    """Whether sizes and binary entries of a config suit its forms of action and state."""
-    if config.action_codec == "local_delta" and config.has("action"):
-        binary = list(config.binary_action_indices)
-        if config.action_dim != ACTION_SIZE or binary != [GRIPPER] or config.state_dim < ACTION_SIZE:
-            raise ValueError(
-                "action_codec='local_delta' needs action_dim=7 with binary_action_indices=[6] (x, y, z, "
-                "roll, pitch, yaw, gripper) and a state that starts with the same 7 numbers; the config has "
-                f"action_dim={config.action_dim}, binary_action_indices={binary}, "
-                f"state_dim={config.state_dim}."
-            )
-    if config.state_representation == "relative" and config.state_dim:
-        binary = [i for i in config.binary_state_indices if i < POSE_SIZE]
-        if config.state_dim < POSE_SIZE or binary:
-            raise ValueError(
-                "state_representation='relative' needs x, y, z, roll, pitch, yaw in entries 0..5 of the "
-                f"state; the config has state_dim={config.state_dim} and binary_state_indices="
-                f"{list(config.binary_state_indices)}."
-            )
 
 
 def _as_tensor(values) -> Tensor:
