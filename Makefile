@@ -15,11 +15,11 @@ UV = $(shell command -v uv || echo .venv/bin/uv)
 # accelerate gives a CPU process one thread unless it is told; more than four do not help at these sizes.
 THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 
-# Only `setup` uses the network: nothing that make runs fetches models or data.
+# Only `setup` and `test-common` use the network, for packages: nothing that make runs fetches models or data.
 export HF_HUB_OFFLINE = 1
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup quickstart quickstart-mini test test-slow quality style benchmark constraints clean
+.PHONY: help setup quickstart quickstart-mini test test-slow test-common quality style benchmark constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -68,6 +68,10 @@ test: setup ## the quick tests (PYTEST_FLAGS="-k mask" picks some)
 
 test-slow: setup ## the tests that take minutes
 	$(PY) -m pytest -m "slow and not network" $(PYTEST_FLAGS)
+
+test-common: setup ## the common model tests of transformers, fetched once for the installed version
+	$(PY) scripts/fetch_common_tests.py
+	$(PY) -m pytest -m common tests/modeling/test_transformers_common.py --durations=5 --no-header $(PYTEST_FLAGS)
 
 quality: setup ## check lint, format and spelling; change nothing
 	.venv/bin/ruff check

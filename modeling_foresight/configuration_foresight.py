@@ -2,7 +2,7 @@
 """Configuration of 3D Foresight: sizes, views, objectives and loss weights."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, CLIPTextConfig, PreTrainedConfig, ViTConfig
+from transformers import CONFIG_MAPPING, AutoConfig, CLIPTextConfig, PreTrainedConfig, ViTConfig
 
 OBJECTIVES = ("action", "depth", "future", "future_rgb", "flow", "flow_2d", "progress")
 # Objectives that are a smaller form of another one: same head and tokens, fewer numbers.
@@ -138,7 +138,7 @@ class ForesightConfig(PreTrainedConfig):
     """
 
     model_type = "foresight"
-    sub_configs = {"text_config": CLIPTextConfig, "vision_config": PreTrainedConfig}
+    sub_configs = {"text_config": CLIPTextConfig, "vision_config": AutoConfig}
 
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None
