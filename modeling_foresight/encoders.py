@@ -317,7 +317,7 @@ class StateEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text tower: the projected end-of-text feature, scaled to unit length.
+    """CLIP's text tower: the projected end-of-text feature.
 
     Args:
         config (`ForesightConfig`): `text_config`.
@@ -330,7 +330,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Token ids `(B, length)` (each row must hold the end-of-text id) -> `(B, width)`."""
-        return unit_length(self.tower(input_ids=input_ids, attention_mask=attention_mask).text_embeds)
+        return self.tower(input_ids=input_ids, attention_mask=attention_mask).text_embeds
 
 
 __all__ = [

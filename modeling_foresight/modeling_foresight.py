@@ -8,7 +8,7 @@ width, A action size, S tokens.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -443,9 +443,18 @@ class ForesightModel(ForesightPreTrainedModel):
         return groups
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Instructions `(B, length)` -> unit-length features `(B, width of the text tower)`."""
+        """Instructions `(B, length)` -> projected features `(B, text width)`."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self._tower("text"))):
             return self.text_encoder(input_ids, attention_mask)
+
+    def embed_text(self, features: Tensor) -> Tensor:
+        """Features of the text tower `(B, text width)`, of any length -> language tokens `(B, D)`.
+
+        Raises:
+            ValueError: If they have another width.
+        """
+        check_shapes(text_features=(features, (len(features), self.config.text_config.projection_dim)))
+        return self.embed_language(unit_length(features.float()).to(self.dtype))
 
     def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Images `(..., 3, H, W)`, each on its own -> CLS `(..., C)` and patch features `(..., N, C)`."""
@@ -455,14 +464,16 @@ class ForesightModel(ForesightPreTrainedModel):
             cls, patches = self.vision_encoder(pixel_values.flatten(0, -4).to(self.dtype))
         return cls.unflatten(0, lead), patches.unflatten(0, lead)
 
-    def embed_images(self, cls: Tensor, patches: Tensor) -> Tensor:
+    def embed_images(self, cls: Tensor, patches: Tensor, views: Sequence[int] | None = None) -> Tensor:
         """Features `(B, T, V, C)` and `(B, T, V, N, C)` -> tokens `(B, T, V, r + 1, D)`.
 
-        They depend on the image alone, not on its place in the window: control keeps them.
+        They depend on the image alone, not on its place in the window: control keeps them. `views` says
+        which views of the config the V given ones are; all of them by default.
         """
         latents = self._resample(patches)
-        views = [embed(latents[:, :, v], cls[:, :, v]) for v, embed in enumerate(self.embed_views)]
-        return torch.stack(views, dim=2)
+        views = range(len(self.embed_views)) if views is None else views
+        tokens = [self.embed_views[v](latents[:, :, i], cls[:, :, i]) for i, v in enumerate(views)]
+        return torch.stack(tokens, dim=2)
 
     def embed_goal_image(self, cls: Tensor, patches: Tensor) -> Tensor:
         """Features `(B, C)` and `(B, N, C)` of goal images -> tokens `(B, r + 1, D)`."""
@@ -581,10 +592,8 @@ class ForesightModel(ForesightPreTrainedModel):
         batch = len(images)
         if input_ids is not None:
             text_features = self.encode_text(input_ids, attention_mask)
-        else:
-            check_shapes(text_features=(text_features, (batch, config.text_config.projection_dim)))
-            text_features = unit_length(text_features.float())
-        language = self.embed_language(text_features.to(dtype))
+        language = self.embed_text(text_features)  # (B, D)
+        check_shapes(language=(language, (batch, config.hidden_size)))
         goal = None
         if goal_pixel_values is not None:
             check_shapes(
@@ -641,6 +650,12 @@ class ForesightModel(ForesightPreTrainedModel):
         valid = valid_columns(layout, *(_as_bool(m) for m in (frame_mask, view_mask, state_mask, goal_mask)))
         return x, build_attention_mask(config, x, allowed, valid)
 
+    def plan_newest(
+        self, num_frames: int, queries: tuple[Kind, ...] = (Kind.ACTION,)
+    ) -> tuple[TokenLayout, Tensor, Tensor]:
+        """Layout, allowed pairs and order of [`read_newest`]; kept, so that a compiler meets them ready."""
+        return self._layout_and_mask(num_frames, [num_frames - 1], (Kind.FLOW, *queries))
+
     def read_newest(
         self,
         language: Tensor,
@@ -670,8 +685,7 @@ class ForesightModel(ForesightPreTrainedModel):
             `torch.Tensor`: `(B, queries, D)` after the final LayerNorm.
         """
         batch, frames = images.shape[:2]
-        laid_out = (Kind.FLOW, *queries)
-        plan = self._layout_and_mask(frames, [frames - 1], laid_out)
+        plan, laid_out = self.plan_newest(frames, queries), (Kind.FLOW, *queries)
         if frame_mask is None:
             frame_mask = torch.ones(batch, frames, dtype=torch.bool, device=images.device)
         embeddings, mask = self._place(

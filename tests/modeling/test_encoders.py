@@ -27,6 +27,7 @@ from modeling_foresight.encoders import (
     flow_grid_points,
     sincos_2d,
     take_entries,
+    unit_length,
 )
 from tests.tiny import TASKS, tiny_config, tiny_inputs, tiny_tokenizer
 
@@ -275,12 +276,12 @@ def test_a_state_may_be_all_numbers_or_all_binary(binary):
 
 
 @torch.no_grad()
-def test_text_features_have_unit_length_and_ignore_padding():
+def test_text_features_ignore_padding_and_are_scaled_to_unit_length():
     encoder = TextEncoder(tiny_config()).eval()
     together = tiny_tokenizer()(list(TASKS), padding=True, return_tensors="pt")
     features = encoder(together["input_ids"], together["attention_mask"])
     assert features.shape == (3, 22)
-    torch.testing.assert_close(features.norm(dim=-1), torch.ones(3), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(unit_length(7 * features).norm(dim=-1), torch.ones(3), rtol=1e-4, atol=1e-4)
     for task, feature in zip(TASKS, features, strict=True):
         alone = tiny_tokenizer()([task], return_tensors="pt")
         torch.testing.assert_close(encoder(alone["input_ids"])[0], feature)
@@ -311,7 +312,6 @@ def test_a_clip_checkpoint_becomes_the_text_tower(text_checkpoint):
     model = ForesightForActionPrediction.from_encoder_checkpoints(config, text=folder)
     text = tiny_tokenizer()(list(TASKS), padding=True, return_tensors="pt")
     expected = source(**text).text_embeds
-    expected = expected / (expected.norm(dim=-1, keepdim=True) + 1e-6)
     torch.testing.assert_close(model.model.encode_text(text["input_ids"], text["attention_mask"]), expected)
     assert model.config.text_config.projection_dim == 22
     assert model.model.embed_language.in_features == 22

@@ -224,7 +224,8 @@ def plain_tokens(trunk, inputs, start) -> dict[tuple[int, int, int, int], torch.
     text = trunk.text_encoder(inputs["input_ids"][:1], inputs["attention_mask"][:1])[0]
     for frame in range(5):
         timestep = trunk.embed_timestep.weight[frame]
-        tokens[Kind.LANGUAGE, frame, 0, 0] = trunk.embed_language(text) + timestep
+        unit = text / (text.norm() + 1e-6)
+        tokens[Kind.LANGUAGE, frame, 0, 0] = trunk.embed_language(unit) + timestep
         tokens[Kind.STATE, frame, 0, 0] = trunk.embed_state(inputs["state"][0, frame]) + timestep
         for view in range(2):
             pixels = inputs["pixel_values"][0, frame, view]

@@ -1,0 +1,354 @@
+# Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
+"""Control step by step: only new images are encoded, everything that can be kept is kept.
+
+The original way re-encodes the whole window of T frames for every action. Here the tokens of past images, the
+instruction and the goal are kept; the window's transformer runs anew, because every frame's timestep and
+relative state change when the window slides (a key/value cache would not be exact). The action is the one
+that `ForesightForActionPrediction.predict_action` gives for the whole window, up to rounding.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .attention_mask import Kind
+from .modeling_foresight import ForesightForActionPrediction
+from .processing_foresight import ForesightProcessor
+
+
+class ForesightStream:
+    """One policy at the controls of one robot, or of several side by side.
+
+    ```python
+    stream = ForesightStream(model, processor)
+    stream.reset("open the drawer")
+    while not done:
+        action = stream.step({"main": main_rgb, "wrist": wrist_rgb}, state)  # (A,)
+    ```
+
+    Args:
+        model (`ForesightForActionPrediction`): In evaluation mode; `auxiliary_heads=False` is enough.
+        processor (`ForesightProcessor`): Its processor.
+        num_envs (`int`, *optional*): Number of robots. All inputs and outputs then have this batch axis in
+            front; by default there is one robot and no such axis.
+        compile (`bool`): Compile the step with `torch.compile(fullgraph=True)`. The first step takes long.
+        cuda_graph (`bool`): Record the step as a CUDA graph and replay it: no launch overhead. CUDA only.
+        with_progress (`bool`): Predict the completed share of the instruction as well, see `progress`.
+
+    Attributes:
+        progress (`torch.Tensor`, *optional*): float32 `(num_envs,)` on the CPU after a step
+            `with_progress`.
+
+    Raises:
+        ValueError: If the model cannot act, is in training mode, or `cuda_graph` is asked for without CUDA.
+    """
+
+    def __init__(
+        self,
+        model: ForesightForActionPrediction,
+        processor: ForesightProcessor,
+        num_envs: int | None = None,
+        compile: bool = False,
+        cuda_graph: bool = False,
+        with_progress: bool = False,
+    ):
+        config, device = model.config, model.device
+        for objective in ["action", "progress"] if with_progress else ["action"]:
+            if not config.has(objective):
+                raise ValueError(
+                    f"The model has no {objective} head; its objectives are {config.objectives}."
+                )
+        if model.training:
+            raise ValueError("The model is in training mode, where dropout acts: call model.eval() first.")
+        if cuda_graph and device.type != "cuda":
+            raise ValueError(f"cuda_graph=True needs a model on a CUDA device; this one is on {device}.")
+        if num_envs is not None and num_envs < 1:
+            raise ValueError(f"num_envs={num_envs} must be at least 1.")
+        self.model, self.processor, self.with_progress = model, processor, with_progress
+        self.single, self.num_envs = num_envs is None, num_envs or 1
+        self.static, self.cuda_graph = compile or cuda_graph, cuda_graph
+        self.progress: Tensor | None = None
+        self._run = torch.compile(self._advance, fullgraph=True, dynamic=False) if compile else self._advance
+        self._graphs: dict[tuple[int, ...], tuple] = {}
+        # Laid out beforehand: building a layout is Python that no compiler should see.
+        queries = (Kind.ACTION, Kind.PROGRESS) if with_progress else (Kind.ACTION,)
+        model.model.plan_newest(config.history_length, queries)
+
+        # What is kept on the device: tokens of the last T images of every view, instruction and goal.
+        def kept(*shape: int) -> Tensor:
+            return torch.zeros(self.num_envs, *shape, dtype=model.dtype, device=device)
+
+        tokens = (config.num_latents + 1, config.hidden_size)
+        self._images = kept(config.history_length, len(config.views), *tokens)
+        self._language = kept(config.hidden_size)
+        self._goal = kept(*tokens) if config.goal_image else None
+        # What is kept on the host: it is small, and decides shapes and masks.
+        self._goal_mask = torch.zeros(self.num_envs, dtype=torch.bool)
+        self._seen = torch.zeros(self.num_envs, config.history_length, len(config.views), dtype=torch.bool)
+        self._states = torch.zeros(self.num_envs, config.history_length, config.state_dim)
+        self._with_state = torch.zeros(self.num_envs, dtype=torch.bool)
+        self._count = torch.zeros(self.num_envs, dtype=torch.int64)  # frames in the window
+        self._instructed = torch.zeros(self.num_envs, dtype=torch.bool)
+
+    @torch.no_grad()
+    def reset(
+        self,
+        instruction: str | Sequence[str] | None = None,
+        envs: Sequence[int] | None = None,
+        text_features: Tensor | None = None,
+    ) -> None:
+        """Starts an instruction: forgets all frames and the goal.
+
+        Args:
+            instruction (`str` or `Sequence[str]`, *optional*): For all these robots, or one each.
+            envs (`Sequence[int]`, *optional*): Robots that start anew; all by default. The others go on.
+            text_features (`torch.Tensor`, *optional*): `(len(envs), text width)` in place of `instruction`,
+                for a model without a text tower.
+
+        Raises:
+            ValueError: If there are not as many instructions as robots.
+        """
+        rows = self._rows(envs)
+        if (instruction is None) == (text_features is None):
+            raise ValueError("Give an instruction, or text_features in its place.")
+        device = self.model.device
+        if text_features is None:
+            texts = [instruction] * len(rows) if isinstance(instruction, str) else list(instruction)
+            if len(texts) != len(rows):
+                raise ValueError(f"There are {len(texts)} instructions for {len(rows)} robots.")
+            text_features = self.model.model.encode_text(*self.processor.tokenize(texts, device))
+        self._language[rows] = self.model.model.embed_text(text_features.to(device))
+        self._count[rows] = 0
+        self._goal_mask[rows] = False
+        self._instructed[rows] = True
+
+    @torch.no_grad()
+    def set_goal(self, image, envs: Sequence[int] | None = None) -> None:
+        """Gives the robots a goal image of the first view, from the next step on.
+
+        Args:
+            image (array or tensor): uint8 RGB `(H, W, 3)` or `(3, H, W)`, with an axis for the robots if
+                there are several.
+            envs (`Sequence[int]`, *optional*): Robots that it is for; all by default.
+
+        Raises:
+            ValueError: If the model takes no goal, or the image is no uint8 RGB.
+        """
+        if self._goal is None:
+            raise ValueError("The model takes no goal images (config.goal_image is false).")
+        rows = self._rows(envs)
+        pixels = self.processor.read_images(image, self.processor.views[0], self.single)
+        pixels = self._one_frame(pixels, len(rows), "goal image")
+        pixels = self.processor.normalise_images(pixels.to(self.model.device))
+        self._goal[rows] = self.model.model.embed_goal_image(*self.model.model.encode_images(pixels))
+        self._goal_mask[rows] = True
+
+    def step(self, images: dict, state=None, envs: Sequence[int] | None = None, view_mask=None) -> Tensor:
+        """Takes in one observation of every robot and gives its next action.
+
+        Args:
+            images (`dict[str, array]`): View name -> uint8 RGB `(H, W, 3)` or `(3, H, W)`, with an axis for
+                the robots if there are several. A view that is left out is missing at this step.
+            state (`array`, *optional*): `(state_dim,)` or `(robots, state_dim)` in the dataset's units;
+                left out for the whole instruction if there is none.
+            envs (`Sequence[int]`, *optional*): Robots that observe and act, in the order of the inputs; all
+                by default. The others stay as they are.
+            view_mask (`array`, *optional*): Boolean `(robots, V)`: false where a robot lacks a camera.
+
+        Returns:
+            `torch.Tensor`: float32 `(A,)`, or `(robots, A)`, in the dataset's units, on the CPU.
+
+        Raises:
+            ValueError: If a robot has no instruction yet, or an input does not fit; the message names it.
+        """
+        return self.step_chunk(images, state, envs, view_mask)[..., 0, :]
+
+    @torch.no_grad()
+    def step_chunk(
+        self, images: dict, state=None, envs: Sequence[int] | None = None, view_mask=None
+    ) -> Tensor:
+        """As [`step`], but gives the whole chunk: `(K, A)`, or `(robots, K, A)`."""
+        rows = self._rows(envs)
+        if not self._instructed[rows].all():
+            raise ValueError(
+                f"Robots {rows[~self._instructed[rows]].tolist()} have no instruction: call reset."
+            )
+        pixels, views, present = self._read_observation(images, view_mask, rows)
+        state = self._read_state(state, rows)
+
+        history = self.model.config.history_length
+        slides = self._count[rows] == history
+        slot = self._count[rows].clamp(max=history - 1)
+        for buffer, new in ((self._seen, present), (self._states, state)):
+            window = torch.where(slides[:, None, None], buffer[rows].roll(-1, dims=1), buffer[rows])
+            window[torch.arange(len(rows)), slot] = new
+            buffer[rows] = window
+        self._count[rows] = slot + 1
+
+        if self.static and len(rows) < self.num_envs:  # robots that wait keep their place in the batch
+            everyone = torch.zeros(self.num_envs, *pixels.shape[1:], dtype=pixels.dtype, device=pixels.device)
+            everyone[rows] = pixels
+            slots, sliding = torch.full((self.num_envs,), -1), torch.zeros(self.num_envs, dtype=torch.bool)
+            slots[rows], sliding[rows] = slot, slides
+            actions, progress = self._call(everyone, views, slots, sliding, torch.arange(self.num_envs))
+            actions, progress = actions[rows], None if progress is None else progress[rows]
+        else:
+            actions, progress = self._call(pixels, views, slot, slides, rows)
+        if self.with_progress:
+            self.progress = torch.zeros(self.num_envs) if self.progress is None else self.progress
+            self.progress[rows] = progress
+        chunk = self.processor.decode_actions(actions, state=state if state.shape[-1] else None)
+        return chunk[0] if self.single else chunk
+
+    def _call(self, pixels: Tensor, views: tuple[int, ...], slot: Tensor, slides: Tensor, rows: Tensor):
+        """Runs the step for these robots; actions and progress come back to the CPU."""
+        whole = len(rows) == self.num_envs and bool((rows == torch.arange(self.num_envs)).all())
+        kept = {"images": self._images, "language": self._language, "goal": self._goal}
+        if not whole:
+            kept = {name: None if value is None else value[rows] for name, value in kept.items()}
+        frame_mask = torch.arange(self._states.shape[1]) < self._count[rows, None]
+        inputs = {
+            "pixels": pixels,
+            "slot": slot,
+            "slides": slides,
+            "frame_mask": frame_mask,
+            "view_mask": self._seen[rows],
+            "state_mask": self._with_state[rows],
+            "goal_mask": self._goal_mask[rows],
+            # Relative states are relative to the oldest frame in the window: they change at every step.
+            "state": self.processor.normalise_state(self._states[rows]) if self._states.shape[-1] else None,
+        }
+        inputs = {name: None if x is None else x.to(self.model.device) for name, x in inputs.items()}
+        if self.cuda_graph:
+            actions, progress = self._replay(inputs, views, kept)
+        else:
+            actions, progress = self._run(**inputs, **kept, views=views)
+        if not whole:
+            self._images[rows] = kept["images"]
+        return actions.cpu(), None if progress is None else progress.cpu()
+
+    def _advance(
+        self,
+        pixels: Tensor,
+        slot: Tensor,
+        slides: Tensor,
+        images: Tensor,
+        views: tuple[int, ...],
+        goal: Tensor | None,
+        state: Tensor | None,
+        **rest: Tensor,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The step on the device: what is compiled or recorded. No shape depends on what the window holds.
+
+        Encodes the new images `(B, v, 3, H, W)` of `views`, writes their tokens into `images` in place, at
+        frame `slot` (`(B,)`; -1 for a robot that waits), after moving the window where it `slides`.
+        """
+        model = self.model.model
+        cls, patches = model.encode_images(pixels)
+        tokens = model.embed_images(cls[:, None], patches[:, None], views)  # (B, 1, v, r + 1, D)
+        missing = torch.zeros_like(images[:, :1, 0])
+        every = range(images.shape[2])
+        new = torch.stack([tokens[:, :, views.index(v)] if v in views else missing for v in every], dim=2)
+        here = torch.arange(images.shape[1], device=images.device) == slot[:, None]
+        moved = torch.where(slides[:, None, None, None, None], images.roll(-1, dims=1), images)
+        images.copy_(torch.where(here[:, :, None, None, None], new, moved))
+        if goal is None:
+            rest.pop("goal_mask")
+        if state is None:
+            rest.pop("state_mask")
+        return self.model.decode_newest(
+            images=images, goal=goal, state=state, with_progress=self.with_progress, **rest
+        )
+
+    def _replay(self, inputs: dict, views: tuple[int, ...], kept: dict):
+        """Replays the step's CUDA graph for these views; records it at the first call."""
+        if views not in self._graphs:
+            self._graphs[views] = self._record(inputs, views, kept)
+        static, graph, outputs = self._graphs[views]
+        for name, value in inputs.items():
+            if value is not None:
+                static[name].copy_(value)
+        graph.replay()
+        return outputs
+
+    def _record(self, inputs: dict, views: tuple[int, ...], kept: dict):
+        static = {name: None if value is None else value.clone() for name, value in inputs.items()}
+        before = self._images.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries set themselves up (and kernels compile) before recording
+            for _ in range(3):
+                self._run(**static, **kept, views=views)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = self._run(**static, **kept, views=views)
+        self._images.copy_(before)
+        return static, graph, outputs
+
+    # ------------------------------------------------------------------ reading what the robots send
+
+    def _rows(self, envs: Sequence[int] | None) -> Tensor:
+        rows = torch.arange(self.num_envs) if envs is None else torch.as_tensor(list(envs), dtype=torch.int64)
+        if len(rows) != len(rows.unique()) or len(rows) == 0 or rows.min() < 0 or rows.max() >= self.num_envs:
+            raise ValueError(
+                f"envs={rows.tolist()} must name robots of 0 to {self.num_envs - 1}, each at most once."
+            )
+        return rows
+
+    def _one_frame(self, pixels: Tensor, robots: int, name: str) -> Tensor:
+        """`(robots, 1, 3, h, w)` -> `(robots, 3, h, w)`; refuses several frames or other robots."""
+        if pixels.shape[:2] != (robots, 1):
+            raise ValueError(
+                f"{name} holds {pixels.shape[1]} frames of {pixels.shape[0]} robots; a step takes one new "
+                f"frame of each of {robots}. Whole windows go to model.predict_action."
+            )
+        return pixels[:, 0]
+
+    def _read_observation(self, images: dict, view_mask, rows: Tensor):
+        """-> pixels `(robots, v, 3, H, W)` on the device, the v views, and which are there `(robots, V)`."""
+        names = self.processor.views
+        if not isinstance(images, dict) or not images or any(view not in names for view in images):
+            given = list(images) if isinstance(images, dict) else type(images).__name__
+            raise ValueError(f"images has the views {given}; the model knows {names}. Give a dict.")
+        views = tuple(v for v, name in enumerate(names) if name in images)
+        pixels = []
+        for v in views:
+            frames = self.processor.read_images(images[names[v]], names[v], self.single)
+            frames = self._one_frame(frames, len(rows), f"images[{names[v]!r}]")
+            pixels.append(self.processor.normalise_images(frames.to(self.model.device)))
+        present = torch.tensor([v in views for v in range(len(names))]).expand(len(rows), -1)
+        if view_mask is not None:
+            view_mask = torch.as_tensor(np.asarray(view_mask), dtype=torch.bool)
+            view_mask = view_mask[None] if self.single and view_mask.ndim == 1 else view_mask
+            if view_mask.shape != present.shape:
+                raise ValueError(
+                    f"view_mask has shape {tuple(view_mask.shape)}; expected {tuple(present.shape)}."
+                )
+            present = present & view_mask
+        # In one layout: resized images may come channels last, for which the step would compile anew.
+        return torch.stack(pixels, dim=1).contiguous(), views, present
+
+    def _read_state(self, state, rows: Tensor) -> Tensor:
+        """-> float32 `(robots, state_dim)`, zeros where there is none."""
+        size = self._states.shape[-1]
+        given = state is not None
+        running = self._count[rows] > 0
+        if (self._with_state[rows] != given)[running].any():
+            raise ValueError(
+                "A state must come with every step of an instruction, or with none: reset to change that."
+            )
+        if not given:
+            self._with_state[rows] = False
+            return torch.zeros(len(rows), size)
+        state = torch.as_tensor(state).to("cpu", torch.float32)
+        state = state[None] if self.single and state.ndim == 1 else state
+        if state.shape != (len(rows), size):
+            raise ValueError(f"state has shape {tuple(state.shape)}; expected {(len(rows), size)}.")
+        self._with_state[rows] = True
+        return state
+
+
+__all__ = ["ForesightStream"]

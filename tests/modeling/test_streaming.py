@@ -1,0 +1,378 @@
+"""Control step by step gives what the whole window gives, whatever happens to robots, cameras and goals."""
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
+from modeling_foresight.streaming import ForesightStream
+from tests.tiny import tiny_config, tiny_processor
+
+STEPS, ROBOTS, HEIGHT, WIDTH = 50, 3, 44, 52
+TASKS = ["open the drawer", "push the red cube to the left", "close it"]
+EXACT = {"rtol": 0, "atol": 1e-5}
+
+
+def statistics(size: int) -> dict[str, list[float]]:
+    draw = torch.Generator().manual_seed(size)
+    mean, spread = torch.randn(size, generator=draw), 0.5 + torch.rand(size, generator=draw)
+    return {
+        "mean": mean.tolist(),
+        "std": spread.tolist(),
+        "min": (mean - spread).tolist(),
+        "max": (mean + spread).tolist(),
+    }
+
+
+def build(**fields) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
+    """A model in evaluation mode with weights large enough that a wrong token shows."""
+    config = tiny_config(**fields)
+    torch.manual_seed(0)
+    model = ForesightForActionPrediction(config).eval()
+    for weight in model.model.layers.parameters():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.15)
+    stats = {"action_stats": statistics(config.action_dim)} if config.action_codec == "recorded" else {}
+    if config.state_dim:
+        stats["state_stats"] = statistics(config.state_dim)
+    return model, tiny_processor(config, **stats)
+
+
+class Recorder:
+    """What every robot has seen since its instruction began, and what the whole window makes of it."""
+
+    def __init__(self, model, processor):
+        self.model, self.processor = model, processor
+        self.frames = {}  # robot -> list of (images, state)
+        self.task, self.goal = {}, {}
+
+    def reset(self, robot, task):
+        self.frames[robot], self.task[robot] = [], task
+        self.goal.pop(robot, None)
+
+    def see(self, robot, images, state):
+        self.frames[robot].append((images, state))
+        self.frames[robot] = self.frames[robot][-self.model.config.history_length :]
+
+    @torch.no_grad()
+    def action(self, robot) -> torch.Tensor:
+        frames, views = self.frames[robot], self.processor.views
+        blank = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        there = [[view in images for view in views] for images, _ in frames]
+        window = {v: np.stack([images.get(v, blank) for images, _ in frames]) for v in views}
+        state = None if frames[0][1] is None else np.stack([state for _, state in frames])
+        batch = self.processor(
+            images=window, text=self.task[robot], state=state, goal_image=self.goal.get(robot)
+        )
+        batch["view_mask"] = torch.tensor(there)[None]
+        chunk = self.model.predict_action(**batch)
+        current = None if state is None else torch.from_numpy(state[-1:])
+        return self.processor.decode_actions(chunk, state=current)[0]
+
+
+def draw_image(rng) -> np.ndarray:
+    return rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def draw_state(rng, size) -> np.ndarray:
+    return rng.normal(size=size).astype(np.float32)
+
+
+@pytest.mark.parametrize("goal_image", [False, True])
+def test_a_robot_gets_the_actions_of_the_whole_window_for_an_episode(goal_image):
+    model, processor = build(goal_image=goal_image)
+    stream, truth, rng = (
+        ForesightStream(model, processor),
+        Recorder(model, processor),
+        np.random.default_rng(1),
+    )
+    stream.reset(TASKS[0])
+    truth.reset(0, TASKS[0])
+    for step in range(STEPS):
+        if goal_image and step in (7, 27):  # none at first, then one, then another
+            truth.goal[0] = draw_image(rng)
+            stream.set_goal(truth.goal[0])
+        images, state = {"main": draw_image(rng), "wrist": draw_image(rng)}, draw_state(rng, 11)
+        truth.see(0, images, state)
+        action = stream.step(images, state)
+        assert action.shape == (7,)
+        torch.testing.assert_close(action, truth.action(0)[0], **EXACT)
+
+
+def test_relative_states_are_recomputed_as_the_window_slides():
+    model, processor = build(
+        state_dim=7,
+        binary_state_indices=[6],
+        binary_action_indices=[6],
+        state_representation="relative",
+        action_codec="local_delta",
+    )
+    stream, truth, rng = (
+        ForesightStream(model, processor),
+        Recorder(model, processor),
+        np.random.default_rng(2),
+    )
+    stream.reset(TASKS[1])
+    truth.reset(0, TASKS[1])
+    for _ in range(12):
+        images, state = {"main": draw_image(rng), "wrist": draw_image(rng)}, draw_state(rng, 7)
+        truth.see(0, images, state)
+        torch.testing.assert_close(stream.step_chunk(images, state), truth.action(0), **EXACT)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_robots_that_start_and_pause_at_different_times_do_not_disturb_each_other(static):
+    model, processor = build()
+    stream, truth, rng = (
+        ForesightStream(model, processor, num_envs=ROBOTS),
+        Recorder(model, processor),
+        np.random.default_rng(3),
+    )
+    stream.static = static  # as when compiled: the batch is always whole
+    stream.reset(TASKS)
+    for robot in range(ROBOTS):
+        truth.reset(robot, TASKS[robot])
+    for step in range(STEPS):
+        for robot in range(ROBOTS):
+            if step and step % (5 + 6 * robot) == 0:
+                task = TASKS[(robot + step) % 3]
+                stream.reset([task], envs=[robot])
+                truth.reset(robot, task)
+        acting = [r for r in (2, 0, 1) if rng.random() < 0.8] or [1]
+        images = {view: np.stack([draw_image(rng) for _ in acting]) for view in ("main", "wrist")}
+        states = np.stack([draw_state(rng, 11) for _ in acting])
+        for i, robot in enumerate(acting):
+            truth.see(robot, {view: images[view][i] for view in images}, states[i])
+        actions = stream.step_chunk(images, states, envs=acting)
+        expected = torch.stack([truth.action(robot) for robot in acting])
+        torch.testing.assert_close(actions, expected, **EXACT)
+
+
+def test_a_camera_may_fail_for_some_steps_or_some_robots():
+    model, processor = build()
+    stream, truth, rng = (
+        ForesightStream(model, processor, num_envs=2),
+        Recorder(model, processor),
+        np.random.default_rng(4),
+    )
+    stream.reset(TASKS[2])
+    for robot in range(2):
+        truth.reset(robot, TASKS[2])
+    for step in range(15):
+        images = {view: np.stack([draw_image(rng), draw_image(rng)]) for view in ("main", "wrist")}
+        if step % 4 == 1:
+            del images["wrist"]
+        mask = np.array([[view in images for view in ("main", "wrist")]] * 2)
+        if step % 5 == 2:
+            mask[1, 0] = False
+        states = np.stack([draw_state(rng, 11) for _ in range(2)])
+        for robot in range(2):
+            seen = {v: images[v][robot] for i, v in enumerate(("main", "wrist")) if mask[robot, i]}
+            truth.see(robot, seen, states[robot])
+        actions = stream.step_chunk(images, states, view_mask=mask)
+        torch.testing.assert_close(actions, torch.stack([truth.action(r) for r in range(2)]), **EXACT)
+
+
+def test_a_robot_without_proprioception_can_act_with_a_model_that_knows_it():
+    model, processor = build()
+    stream, truth, rng = (
+        ForesightStream(model, processor),
+        Recorder(model, processor),
+        np.random.default_rng(5),
+    )
+    stream.reset(TASKS[0])
+    truth.reset(0, TASKS[0])
+    for _ in range(7):
+        images = {"main": draw_image(rng), "wrist": draw_image(rng)}
+        truth.see(0, images, None)
+        torch.testing.assert_close(stream.step_chunk(images), truth.action(0), **EXACT)
+    with pytest.raises(ValueError, match="with every step of an instruction, or with none: reset"):
+        stream.step(images, draw_state(rng, 11))
+
+
+@pytest.mark.parametrize("fields", [{"objectives": ["action", "progress"]}, {"action_sees_flow": False}])
+def test_models_without_flow_stream_too(fields):
+    model, processor = build(**fields)
+    stream, truth, rng = (
+        ForesightStream(model, processor),
+        Recorder(model, processor),
+        np.random.default_rng(6),
+    )
+    stream.reset(TASKS[0])
+    truth.reset(0, TASKS[0])
+    for _ in range(7):
+        images, state = {"main": draw_image(rng), "wrist": draw_image(rng)}, draw_state(rng, 11)
+        truth.see(0, images, state)
+        torch.testing.assert_close(stream.step_chunk(images, state), truth.action(0), **EXACT)
+
+
+def test_progress_is_that_of_the_newest_frame_of_the_window():
+    model, processor = build()
+    rng = np.random.default_rng(7)
+    stream = ForesightStream(model, processor, with_progress=True)
+    stream.reset(TASKS[0])
+    frames = []
+    for _ in range(8):
+        frames.append(({v: draw_image(rng) for v in ("main", "wrist")}, draw_state(rng, 11)))
+        stream.step(*frames[-1])
+    window = {v: np.stack([images[v] for images, _ in frames[-5:]]) for v in ("main", "wrist")}
+    state = np.stack([state for _, state in frames[-5:]])
+    with torch.no_grad():
+        whole = model(**processor(images=window, text=TASKS[0], state=state))
+    torch.testing.assert_close(stream.progress, whole.progress[:, -1], **EXACT)
+
+
+def test_a_step_encodes_the_new_images_only_and_the_text_once(monkeypatch):
+    model, processor = build(goal_image=True)
+    stream, rng = ForesightStream(model, processor, num_envs=2), np.random.default_rng(8)
+    encoded = {"images": 0, "texts": 0}
+
+    def count(module, args, output, name):
+        encoded[name] += len(args[0])
+
+    model.model.vision_encoder.register_forward_hook(lambda *a: count(*a, "images"))
+    model.model.text_encoder.register_forward_hook(lambda *a: count(*a, "texts"))
+    stream.reset(TASKS[:2])
+    for _ in range(6):
+        images = {v: np.stack([draw_image(rng), draw_image(rng)]) for v in ("main", "wrist")}
+        stream.step(images, np.stack([draw_state(rng, 11), draw_state(rng, 11)]))
+    assert encoded == {"images": 6 * 2 * 2, "texts": 2}
+    stream.step({"main": images["main"][:1]}, draw_state(rng, 11)[None], envs=[1])
+    assert encoded["images"] == 24 + 1
+
+
+def test_a_policy_without_auxiliary_heads_streams_the_same_actions(tmp_path):
+    model, processor = build()
+    model.save_pretrained(tmp_path / "model")
+    bare = ForesightForActionPrediction.from_pretrained(tmp_path / "model", auxiliary_heads=False)
+    assert sum(p.numel() for p in bare.parameters()) < sum(p.numel() for p in model.parameters())
+    streams, rng = [ForesightStream(m, processor) for m in (model, bare)], np.random.default_rng(9)
+    for stream in streams:
+        stream.reset(TASKS[0])
+    for _ in range(7):
+        images, state = {"main": draw_image(rng), "wrist": draw_image(rng)}, draw_state(rng, 11)
+        first, second = (stream.step_chunk(images, state) for stream in streams)
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_features_of_a_text_tower_elsewhere_stand_in_for_the_instruction():
+    model, processor = build()
+    rng = np.random.default_rng(10)
+    with torch.no_grad():
+        features = model.model.encode_text(*processor.tokenize(TASKS[:1]))
+    images, state = {"main": draw_image(rng), "wrist": draw_image(rng)}, draw_state(rng, 11)
+    first, second = ForesightStream(model, processor), ForesightStream(model, processor)
+    first.reset(TASKS[0])
+    second.reset(text_features=features)
+    torch.testing.assert_close(first.step(images, state), second.step(images, state), **EXACT)
+
+
+def test_the_compiled_step_has_no_graph_break_and_never_compiles_twice():
+    model, processor = build(goal_image=True)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = ForesightStream(model, processor, num_envs=2, compile=True, with_progress=True)
+    compiled._run = torch.compile(  # inductor would only add the time of a C++ compiler
+        compiled._advance, fullgraph=True, dynamic=False, backend="aot_eager"
+    )
+    eager = ForesightStream(model, processor, num_envs=2)
+    rng = np.random.default_rng(11)
+    for stream in (compiled, eager):
+        stream.reset(TASKS[:2])
+    for step in range(9):
+        if step == 3:
+            goals = np.stack([draw_image(rng), draw_image(rng)])
+            for stream in (compiled, eager):
+                stream.set_goal(goals)
+        if step == 5:
+            for stream in (compiled, eager):
+                stream.reset(TASKS[2], envs=[1])
+        acting = [1] if step == 7 else [0, 1]
+        images = {v: np.stack([draw_image(rng) for _ in acting]) for v in ("main", "wrist")}
+        states = np.stack([draw_state(rng, 11) for _ in acting])
+        got, expected = (s.step_chunk(images, states, envs=acting) for s in (compiled, eager))
+        torch.testing.assert_close(got, expected, **EXACT)
+    counters = torch._dynamo.utils.counters
+    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_replayed_cuda_graph_gives_the_actions_of_the_eager_step(compiled):
+    model, processor = build(goal_image=True)
+    model = model.cuda()
+    graphed = ForesightStream(model, processor, num_envs=2, cuda_graph=True, compile=compiled)
+    eager = ForesightStream(model, processor, num_envs=2)
+    rng = np.random.default_rng(12)
+    for stream in (graphed, eager):
+        stream.reset(TASKS[:2])
+    for step in range(9):
+        if step == 4:
+            for stream in (graphed, eager):
+                stream.reset(TASKS[2], envs=[0])
+        acting = [1] if step == 7 else [0, 1]
+        images = {v: np.stack([draw_image(rng) for _ in acting]) for v in ("main", "wrist")}
+        states = np.stack([draw_state(rng, 11) for _ in acting])
+        got, expected = (s.step_chunk(images, states, envs=acting) for s in (graphed, eager))
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
+
+
+# --- Bad input ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stream():
+    stream = ForesightStream(*build())
+    stream.reset(TASKS[0])
+    return stream
+
+
+FRAME = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"images": {"front": FRAME}},
+            r"images has the views \['front'\]; the model knows \['main', 'wrist'\]",
+        ),
+        ({"images": {}}, "Give a dict"),
+        ({"images": FRAME}, "views ndarray"),
+        (
+            {"images": {"main": np.stack([FRAME] * 6)}},
+            "holds 6 frames of 1 robots; a step takes one new frame",
+        ),
+        ({"images": {"main": FRAME.astype(np.float32)}}, "dtype torch.float32; expected uint8"),
+        ({"state": np.zeros(7)}, r"state has shape \(1, 7\); expected \(1, 11\)"),
+        ({"view_mask": np.ones(3, bool)}, r"view_mask has shape \(1, 3\); expected \(1, 2\)"),
+        ({"envs": [1]}, r"envs=\[1\] must name robots of 0 to 0"),
+        ({"envs": []}, "must name robots"),
+    ],
+)
+def test_a_wrong_observation_is_refused_and_leaves_the_stream_as_it_was(stream, arguments, message):
+    good = {"images": {"main": FRAME}, "state": np.zeros(11, np.float32)}
+    before = (stream._count.clone(), stream._images.clone(), stream._states.clone())
+    with pytest.raises(ValueError, match=message):
+        stream.step(**(good | arguments))
+    after = (stream._count, stream._images, stream._states)
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_a_stream_says_what_it_needs_before_it_runs():
+    model, processor = build()
+    with pytest.raises(ValueError, match=r"Robots \[0\] have no instruction: call reset"):
+        ForesightStream(model, processor).step({"main": FRAME}, np.zeros(11))
+    with pytest.raises(
+        ValueError, match="cuda_graph=True needs a model on a CUDA device; this one is on cpu"
+    ):
+        ForesightStream(model, processor, cuda_graph=True)
+    with pytest.raises(ValueError, match="takes no goal images"):
+        ForesightStream(model, processor).set_goal(FRAME)
+    with pytest.raises(ValueError, match="There are 2 instructions for 3 robots"):
+        ForesightStream(model, processor, num_envs=3).reset(TASKS[:2])
+    with pytest.raises(ValueError, match="no action head"):
+        ForesightStream(*build(objectives=["depth"]))
+    with pytest.raises(ValueError, match="training mode"):
+        ForesightStream(model.train(), processor)
