@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import torch
+from transformers.utils import find_adapter_config_file
 
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from training.config import RunConfig, load_config
 
 __all__ = ["load_checkpoint", "read_run_config", "read_summary"]
+
+ADAPTER_CONFIG = "adapter_config.json"  # peft's name
 
 
 def load_checkpoint(
@@ -16,8 +19,10 @@ def load_checkpoint(
 ) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
     """Model in evaluation mode and processor.
 
+    An adapter is merged into the base that it names.
+
     Args:
-        source (`str` or `Path`): Folder written by `save_pretrained`, or Hub id.
+        source (`str` or `Path`): Folder or Hub id of a model, or of an adapter that `train.py` trained.
         device (`str` or `torch.device`): Where the model goes.
         revision (`str`, *optional*): Commit, branch or tag of a Hub repo.
 
@@ -26,10 +31,11 @@ def load_checkpoint(
     """
     folder = Path(source)
     if folder.is_dir():
-        for name, what in {
-            "config.json": "a model's configuration",
-            "processor_config.json": "its processor",
-        }.items():
+        adapter = (folder / ADAPTER_CONFIG).is_file()
+        needed = {"processor_config.json": "its processor"}
+        if not adapter:
+            needed = {"config.json": "a model's configuration", **needed}
+        for name, what in needed.items():
             if not (folder / name).is_file():
                 raise ValueError(
                     f"checkpoint {source} has no {name} ({what}): give the folder that train.py exports, for "
@@ -37,20 +43,23 @@ def load_checkpoint(
                 )
         if not any(folder.glob("*.safetensors")):
             raise ValueError(f"checkpoint {source} has no weights (*.safetensors): export the model again")
-        kind = _read_json(folder / "config.json").get("model_type")
+        kind = "foresight" if adapter else _read_json(folder / "config.json").get("model_type")
         if kind != "foresight":
             raise ValueError(f"checkpoint {source} is a model of type {kind!r}, not 'foresight'")
     elif folder.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
         raise ValueError(f"checkpoint {source} is no folder; train one first, or give a Hub id (owner/name)")
     try:
-        model, report = ForesightForActionPrediction.from_pretrained(
-            source, revision=revision, dtype=torch.float32, output_loading_info=True
-        )
+        if find_adapter_config_file(str(source), revision=revision):
+            from training.adapters import load_adapter
+
+            model = load_adapter(str(source), revision)
+        else:
+            model = ForesightForActionPrediction.from_pretrained(
+                source, revision=revision, dtype=torch.float32
+            )
         processor = ForesightProcessor.from_pretrained(source, revision=revision)
     except Exception as error:  # safetensors, hub and tokenizer libraries raise types of their own
         raise ValueError(f"checkpoint {source} cannot be loaded: {error}") from error
-    if report["missing_keys"]:
-        raise ValueError(f"checkpoint {source} lacks weights: {sorted(report['missing_keys'])[:5]}")
     return model.to(device).eval(), processor
 
 

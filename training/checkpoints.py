@@ -4,15 +4,23 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+from transformers.processing_utils import ProcessorMixin
 
-__all__ = ["StopRequest", "latest_checkpoint", "own_run_folder", "replace_folder", "save_checkpoint"]
+__all__ = [
+    "StopRequest",
+    "latest_checkpoint",
+    "own_run_folder",
+    "replace_folder",
+    "save_checkpoint",
+    "write_export",
+]
 
 PREFIX = "step-"
 
@@ -88,6 +96,20 @@ def replace_folder(new: Path, target: Path) -> None:
         os.replace(target, old)
     os.replace(new, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def write_export(target: Path, processor: ProcessorMixin, write: Callable[[Path], None]) -> None:
+    """Writes model and processor for `from_pretrained`; `target` appears only when it is whole."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        write(partial)
+        processor.save_pretrained(partial)
+        replace_folder(partial, target)
+    except (OSError, RuntimeError, SafetensorError) as error:  # as in `save_checkpoint`
+        raise OSError(
+            f"the model could not be written to {target}: {error}. Free space and repeat with --resume"
+        ) from error
 
 
 class StopRequest:

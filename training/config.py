@@ -16,12 +16,16 @@ from modeling_foresight import ForesightConfig
 __all__ = [
     "DataConfig",
     "DatasetSource",
+    "LoraOptions",
     "RunConfig",
     "TowerConfig",
     "TrainConfig",
     "load_config",
     "save_config",
 ]
+
+# Fields of the model that matter in training alone; an adapter's base keeps all others.
+TRAINING_ONLY = ("_loss_weight", "_pdrop", "attention_dropout", "action_loss")
 
 
 @dataclasses.dataclass
@@ -51,6 +55,9 @@ class DataConfig:
         random_shift (`float`): Largest random shift as a fraction of the image side.
         p_moving, occluded_weight (`float`): Choice and weight of flow points.
         state_key (`str`, *optional*), action_key (`str`): Columns.
+        statistics (`str`): With `init_from`, whose numbers states and actions are normalised by: those of the
+            `dataset` trained on, right for another robot and the safe choice, or those the `model` came with,
+            which its heads know: for little data of a robot and task space it has seen.
         missing_targets (`bool`): Train what the columns allow instead of refusing a dataset that lacks some.
         frame_cache (`str`): `auto`, `off` or a folder for decoded frames.
         num_workers (`int`): Loader processes per training process; 0 reads windows in the training process.
@@ -64,6 +71,7 @@ class DataConfig:
     occluded_weight: float = 1.0
     state_key: str | None = "observation.state"
     action_key: str = "action"
+    statistics: str = "dataset"
     missing_targets: bool = False
     frame_cache: str = "auto"
     num_workers: int = 0
@@ -130,6 +138,28 @@ class TrainConfig:
 
 
 @dataclasses.dataclass
+class LoraOptions:
+    """An adapter on `init_from` instead of training all of it; see `modeling_foresight/lora.py` for defaults.
+
+    Args:
+        r (`int`): Rank; 0 trains the model itself.
+        alpha (`float`, *optional*): The adapter counts `alpha / r`; `r` by default.
+        dropout (`float`): On the adapter's input.
+        target_modules (`str` or `list[str]`, *optional*): Layers that are adapted: a pattern for whole
+            names, or ends of names.
+        modules_to_save (`list[str]`, *optional*): Ends of names of modules that are trained in full.
+        merge (`bool`): Export the merged model too, as `EXPORT-merged`.
+    """
+
+    r: int = 0
+    alpha: float | None = None
+    dropout: float = 0.0
+    target_modules: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
+    merge: bool = False
+
+
+@dataclasses.dataclass
 class RunConfig:
     """One training run.
 
@@ -138,22 +168,26 @@ class RunConfig:
         export (`str`, *optional*): Folder of the finished model and processor; `OUTPUT/model` by default.
         seed (`int`): Seed of weights, data order, augmentation, dropout and noise.
         init_from (`str`, *optional*): Folder or Hub id of a trained 3D Foresight model to start from. Its
-            config and processor are used; `model` may only change loss weights and dropout.
+            config and tokenizer are used; `model` may only change loss weights and dropout.
+        init_revision (`str`, *optional*): Commit, branch or tag of `init_from` on the Hub.
         model (`dict`): Fields of `ForesightConfig`. Sizes of state and action and the vocabulary of a `small`
             tokenizer are filled in from the data.
         towers (`TowerConfig`): Pretrained towers.
         data (`DataConfig`): Data.
         train (`TrainConfig`): Optimisation.
+        lora (`LoraOptions`): Train an adapter only.
     """
 
     output: str = "outputs/training"
     export: str | None = None
     seed: int = 0
     init_from: str | None = None
+    init_revision: str | None = None
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     towers: TowerConfig = dataclasses.field(default_factory=TowerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    lora: LoraOptions = dataclasses.field(default_factory=LoraOptions)
 
     def __post_init__(self):
         self.export = self.export or str(Path(self.output) / "model")
@@ -175,6 +209,32 @@ class RunConfig:
             )
         if self.train.mixed_precision not in ("no", "bf16"):
             raise ValueError(f"train.mixed_precision is {self.train.mixed_precision!r}; use 'no' or 'bf16'")
+        if self.data.statistics not in ("dataset", "model"):
+            raise ValueError(f"data.statistics is {self.data.statistics!r}; use 'dataset' or 'model'")
+        self._check_start()
+
+    def _check_start(self):
+        """Checks what belongs to `init_from`: nothing of it may be given in vain."""
+        if not self.init_from:
+            if self.lora.r:
+                raise ValueError("lora.r adapts a trained model: name it with --init_from FOLDER_OR_HUB_ID")
+            if self.init_revision:
+                raise ValueError("init_revision belongs to init_from, which is not given")
+            if self.data.statistics == "model":
+                raise ValueError("data.statistics=model needs a model with statistics: give --init_from")
+        if self.lora.r < 0 or not 0 <= self.lora.dropout < 1:
+            raise ValueError(
+                f"lora.r={self.lora.r}, lora.dropout={self.lora.dropout}: r must be at least 1 (0 for no "
+                "adapter), dropout in [0, 1)"
+            )
+        if not self.lora.r and self.lora != LoraOptions():
+            raise ValueError("options of lora are given without a rank: add --lora.r 16")
+        changed = [name for name in self.model if not name.endswith(TRAINING_ONLY)]
+        if self.lora.r and changed:
+            raise ValueError(
+                f"model.{changed[0]} cannot change with lora.r, as an adapter's base stays as it is: leave "
+                "it out. Only loss weights and dropout can"
+            )
 
 
 def load_config(path: str | Path | None, overrides: list[str]) -> RunConfig:

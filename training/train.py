@@ -12,36 +12,24 @@ if __package__ in (None, ""):  # run as a script: this folder would shadow the l
 import argparse
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoProcessor,
-    AutoTokenizer,
-    get_cosine_with_min_lr_schedule_with_warmup,
-)
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from datasets_scripts.columns import write_json_atomic
-from modeling_foresight import (
-    ForesightConfig,
-    ForesightForActionPrediction,
-    ForesightProcessor,
-    build_small_tokenizer,
-)
+from modeling_foresight import ForesightProcessor
+from training.adapters import adapter_facts, add_lora, keep_checkpoints_small, write_adapter
 from training.checkpoints import (
     StopRequest,
     latest_checkpoint,
     own_run_folder,
-    replace_folder,
     save_checkpoint,
+    write_export,
 )
 from training.config import RunConfig, load_config, save_config
 from training.data import RunData, dataset_facts, evaluation_loader
@@ -52,61 +40,12 @@ from training.metrics import (
     flow_errors,
     format_open_loop,
 )
-from training.run_facts import describe_run
+from training.run_facts import describe_run, portable_path
 from training.run_log import RunLog
+from training.starting_model import build_model, starting_config
 from training.windows import WindowSampler, collate_windows
 
 DATASETS = "datasets.json"  # in the run folder: what it was trained on
-
-
-def starting_config(config: RunConfig) -> ForesightConfig:
-    """The model's config as far as the data need it: that of `init_from`, or the one of the run."""
-    if config.init_from:
-        return AutoConfig.from_pretrained(config.init_from, **config.model)
-    return ForesightConfig(**config.model)
-
-
-def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
-    """The policy and its processor: from `init_from`, or fresh on the towers that the config names."""
-    if config.init_from:
-        processor = AutoProcessor.from_pretrained(config.init_from)
-        model = AutoModel.from_pretrained(
-            config.init_from,
-            dtype=torch.float32,
-            attn_implementation=config.train.attn_implementation,
-            **config.model,
-        )
-        return model, processor
-    fields = dict(config.model)
-    if config.towers.tokenizer == "small":
-        length = fields.get("text_config", {}).get("max_position_embeddings", 77)
-        tokenizer = build_small_tokenizer(data.instructions, max_length=length)
-        special = {
-            f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
-        }
-        fields["text_config"] = {**fields.get("text_config", {}), "vocab_size": len(tokenizer), **special}
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(config.towers.tokenizer)
-    # Sizes of a robot that the config leaves open are the dataset's.
-    if data.train.action_dim:
-        fields.setdefault("action_dim", data.train.action_dim)
-        fields.setdefault("binary_action_indices", [])
-    fields.setdefault("state_dim", data.train.state_dim)
-    fields.setdefault("binary_state_indices", [])
-    attention = config.train.attn_implementation
-    model_config = ForesightConfig(**fields, fps=data.fps, attn_implementation=attention)
-    if config.towers.text or config.towers.vision:
-        model = ForesightForActionPrediction.from_encoder_checkpoints(
-            model_config, text=config.towers.text, vision=config.towers.vision
-        )
-    else:
-        model = ForesightForActionPrediction(model_config)
-    stats = {
-        f"{name}_stats": data.statistics(name)
-        for name in ("action", "state")
-        if getattr(data.train, f"{name}_dim")
-    }
-    return model, ForesightProcessor.from_config(model.config, tokenizer, **stats)
 
 
 def train(config: RunConfig, resume: bool) -> int:
@@ -146,6 +85,11 @@ def run_training(accelerator: Accelerator, config: RunConfig, resume: bool) -> i
     with accelerator.local_main_process_first():
         data = RunData(config, starting_config(config))
     model, processor = build_model(config, data)
+    facts = None
+    if config.lora.r:
+        facts = adapter_facts(model)
+        model = add_lora(model, config.lora)
+        keep_checkpoints_small(accelerator, facts)
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -244,6 +188,8 @@ def run_training(accelerator: Accelerator, config: RunConfig, resume: bool) -> i
     final = {}
     # Without mixed precision's wrapper: figures are those of the exported float32 weights.
     plain = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    if facts:
+        plain = plain.get_base_model()  # with the adapter in its layers
     if data.val and accelerator.is_main_process:
         say("measuring depth, future, flow and actions on the validation episodes, beside trivial predictors")
         training = evaluation_loader(data.train_plain, options.batch_size)
@@ -252,7 +198,7 @@ def run_training(accelerator: Accelerator, config: RunConfig, resume: bool) -> i
         final = evaluate_open_loop(plain, processor, validation, baselines)
         say(format_open_loop(final))
     accelerator.wait_for_everyone()
-    export_model(accelerator, model, processor, Path(config.export))
+    export_model(accelerator, model, processor, config, facts)
     if accelerator.is_main_process:
         summary = {
             **describe_run(),
@@ -266,12 +212,23 @@ def run_training(accelerator: Accelerator, config: RunConfig, resume: bool) -> i
             "processes": accelerator.num_processes,
             "device": accelerator.device.type,
             "mixed_precision": options.mixed_precision,
+            **describe_start(config, facts),
             "validation": final,
         }
         write_json_atomic(output / "summary.json", summary)
     say(f"done: model in {config.export}, log and checkpoints in {output}")
     accelerator.end_training()
     return 0
+
+
+def describe_start(config: RunConfig, facts: dict | None) -> dict:
+    """For the summary: what the run started from, as it may be published, and what was adapted."""
+    if not config.init_from:
+        return {}
+    described = {"init_from": portable_path(config.init_from), "init_revision": config.init_revision}
+    if facts:
+        described |= {"init_revision": facts["base_revision"], "lora": dataclasses.asdict(config.lora)}
+    return described
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
@@ -344,20 +301,27 @@ def validate(
     return {name: value / count for name, value in totals.items()}
 
 
-def export_model(accelerator: Accelerator, model, processor: ForesightProcessor, target: Path) -> None:
-    """Writes model and processor for `from_pretrained`; the folder appears only when it is whole."""
-    partial = target.with_name(f".{target.name}.partial")
+def export_model(
+    accelerator: Accelerator, model, processor: ForesightProcessor, config: RunConfig, facts: dict | None
+) -> None:
+    """Writes the processor and the model, or the adapter with the `facts` of its base."""
+    target = Path(config.export)
     state = accelerator.get_state_dict(model)  # collective under sharding: all processes call it
     if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            accelerator.unwrap_model(model).save_pretrained(partial, state_dict=state)
-            processor.save_pretrained(partial)
-            replace_folder(partial, target)
-        except (OSError, RuntimeError, SafetensorError) as error:  # as in `save_checkpoint`
-            raise OSError(
-                f"the model could not be written to {target}: {error}. Free space and repeat with --resume"
-            ) from error
+        plain = accelerator.unwrap_model(model)
+        if facts is None:
+            write_export(target, processor, lambda folder: plain.save_pretrained(folder, state_dict=state))
+        else:
+            write_export(target, processor, lambda folder: write_adapter(plain, folder, facts, state))
+            if config.lora.merge:
+                merged = plain.merge_and_unload()
+                write_export(target.with_name(f"{target.name}-merged"), processor, merged.save_pretrained)
+            if Path(config.init_from).exists():
+                accelerator.print(
+                    f"{target} names its base as {config.init_from!r}, a folder that other machines lack: "
+                    "before publishing, push the base to the Hub and put its id into adapter_config.json "
+                    "(docs/lora.md)"
+                )
     accelerator.wait_for_everyone()
 
 
@@ -368,7 +332,9 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Any field of training/config.py can be set: --train.steps 2000 --model.hidden_size 192\n"
         "example: accelerate launch training/train.py --config training/configs/quickstart.yaml "
-        "--dataset outputs/quickstart/dataset --output outputs/my-run --resume",
+        "--dataset outputs/quickstart/dataset --output outputs/my-run --resume\n"
+        "LoRA: accelerate launch training/train.py --config training/configs/lora_custom.yaml "
+        "--init_from outputs/quickstart/model --lora.r 16 --dataset DIR --output outputs/my-adapter",
     )
     parser.add_argument("--config", help="YAML file of the run, for example training/configs/quickstart.yaml")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output, if there is one")

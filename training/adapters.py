@@ -1,0 +1,136 @@
+"""LoRA in a run: adapter on a base, checkpoints and folders that hold the adapter alone, and loading them.
+
+An adapter folder holds what `peft` writes, the processor of the data it was trained on, and
+`foresight_adapter.json`, which tells the base's weights apart from others of the same name.
+"""
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers.utils import cached_file
+
+from datasets_scripts.columns import write_json_atomic
+from modeling_foresight import ForesightForActionPrediction
+from modeling_foresight.lora import lora_config
+from training.config import LoraOptions
+
+__all__ = ["add_lora", "adapter_facts", "keep_checkpoints_small", "load_adapter", "write_adapter"]
+
+WEIGHTS = "adapter_model.safetensors"  # peft's name
+FACTS = "foresight_adapter.json"
+
+
+def add_lora(model: ForesightForActionPrediction, options: LoraOptions) -> PeftModel:
+    """Freezes a model and puts the adapter of `options` on it."""
+    config = lora_config(
+        model,
+        r=options.r,
+        lora_alpha=options.alpha or options.r,
+        lora_dropout=options.dropout,
+        target_modules=options.target_modules,
+        modules_to_save=options.modules_to_save,
+    )
+    return get_peft_model(model, config)
+
+
+def adapter_facts(model: ForesightForActionPrediction) -> dict:
+    """What an adapter must know of its base; of the base itself, before [`add_lora`].
+
+    The digest is of all tensors by name: the same for a folder, its copy on the Hub, and any sharding.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {
+        "base_model": model.name_or_path,
+        "base_revision": getattr(model.config, "_commit_hash", None),
+        "base_weights_sha256": digest.hexdigest(),
+        "fps": model.config.fps,
+    }
+
+
+def write_adapter(model: PeftModel, folder: Path, facts: dict, state: dict | None = None) -> None:
+    """Writes the adapter alone.
+
+    Args:
+        model (`PeftModel`): Base and adapter.
+        folder (`Path`): Where to.
+        facts (`dict`): Of [`adapter_facts`].
+        state (`dict`, *optional*): The model's state, where it had to be gathered.
+    """
+    # Embeddings belong to the frozen text tower; left to itself, peft asks the Hub about them.
+    model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
+    (folder / "README.md").unlink(missing_ok=True)  # a form to fill in; hub_cards writes cards
+    write_json_atomic(folder / FACTS, facts)
+
+
+def keep_checkpoints_small(accelerator: Accelerator, facts: dict) -> None:
+    """Makes Accelerate's checkpoints hold the adapter in place of the whole model."""
+
+    def save(models, weights, folder):
+        weights.clear()  # what is left here would be written
+        if accelerator.is_main_process:
+            write_adapter(accelerator.unwrap_model(models[0]), Path(folder), facts)
+
+    def load(models, folder):
+        # Accelerate loads what is left in this list.
+        model, folder = accelerator.unwrap_model(models.pop()), Path(folder)
+        before = json.loads((folder / FACTS).read_text())
+        if before["base_weights_sha256"] != facts["base_weights_sha256"]:
+            raise ValueError(
+                f"{folder} was trained on other weights than {facts['base_model']} has now: bring back the "
+                "base it started from (revision "
+                f"{before['base_revision'] or 'unknown'}), or choose another --output"
+            )
+        state = load_file(folder / WEIGHTS)
+        expected = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+        if state.keys() != expected:
+            raise ValueError(
+                f"{folder / WEIGHTS} does not fit this run: {sorted(state.keys() ^ expected)[:5]}"
+            )
+        set_peft_model_state_dict(model, state)
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
+def load_adapter(source: str, revision: str | None = None) -> ForesightForActionPrediction:
+    """An adapter merged into the base that it names: a plain model in float32.
+
+    Args:
+        source (`str`): Adapter folder or Hub id.
+        revision (`str`, *optional*): Of the adapter's repo.
+
+    Raises:
+        ValueError: If the base is missing or is not the one that the adapter was trained on, or a part of the
+            adapter is missing; names it and the remedy.
+    """
+    config = PeftConfig.from_pretrained(source, revision=revision)
+    base = f"{config.base_model_name_or_path}" + (f" (revision {config.revision})" if config.revision else "")
+    remedy = (
+        f"bring it back, or correct base_model_name_or_path in the adapter_config.json of {source}. An "
+        "adapter does not work without its base; --lora.merge true exports a model that stands alone"
+    )
+    try:
+        model = ForesightForActionPrediction.from_pretrained(
+            config.base_model_name_or_path, revision=config.revision, dtype=torch.float32
+        )
+    except Exception as error:  # safetensors, hub and config classes raise types of their own
+        raise ValueError(f"its base {base} cannot be loaded ({error}): {remedy}") from error
+    file = cached_file(source, FACTS, revision=revision, _raise_exceptions_for_missing_entries=False)
+    facts = json.loads(Path(file).read_text()) if file else {}  # an adapter made by peft alone has none
+    if facts and facts["base_weights_sha256"] != adapter_facts(model)["base_weights_sha256"]:
+        raise ValueError(f"its base {base} has other weights than the adapter was trained on: {remedy}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        adapted = PeftModel.from_pretrained(model, source, revision=revision)
+    merged = adapted.merge_and_unload()
+    merged.config.fps = facts.get("fps", merged.config.fps)
+    return merged
