@@ -39,6 +39,7 @@ class SyntheticDataset:
     state_dim: int
     tasks: tuple[str, ...]
     fps: int
+    poses: bool = False
 
     @property
     def starts(self) -> np.ndarray:
@@ -103,7 +104,12 @@ class SyntheticDataset:
         return visible
 
     def state(self, e: int, t: int) -> np.ndarray:
-        """`(state_dim,)` float32."""
+        """`(state_dim,)` float32; with `poses`: a pose near roll = pi, a gripper at -1 or 1, other values."""
+        if self.poses:
+            rest = 0.2 * e + 0.03 * t + np.arange(self.state_dim - 7)
+            roll = (np.pi + 0.2 * np.sin(t + e) + np.pi) % (2 * np.pi) - np.pi  # jumps from pi to -pi
+            pose = [0.3 + 0.01 * t, 0.1 * e, 0.5 - 0.02 * t, roll, 0.1 * np.sin(t), 0.05 * t - e]
+            return np.array([*pose, 1.0 if (t + e) % 3 else -1.0, *rest], dtype=np.float32)
         return (e + 0.01 * t + 0.1 * np.arange(self.state_dim)).astype(np.float32)
 
     def action(self, e: int, t: int) -> np.ndarray:
@@ -134,6 +140,7 @@ def make_dataset(
     depth_factor: float = 1.0,
     action_key: str = "action",
     state_key: str | None = "observation.state",
+    poses: bool = False,
 ) -> SyntheticDataset:
     """Write a dataset and return what it holds.
 
@@ -156,6 +163,7 @@ def make_dataset(
         depth_factor: Multiplies stored depth; 1000 makes the mistake of storing millimetres as metres.
         action_key: Name of the action column.
         state_key: Name of the state column; `None` leaves it out.
+        poses: Let the state begin with a pose and a gripper, as CALVIN's does; `state_dim` is 7 or more.
 
     Returns:
         The formulas.
@@ -176,6 +184,7 @@ def make_dataset(
         state_dim,
         tasks,
         fps,
+        poses,
     )
     kind = "video" if use_videos else "image"
     axes = ["height", "width", "channels"]

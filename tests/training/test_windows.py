@@ -14,6 +14,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from torch.utils.data import DataLoader
 
 from datasets_scripts.columns import clean_depth, points_key, points_visible_key
+from modeling_foresight.action_codec import to_simulator_action
 from tests.synthetic import make_dataset
 from training import frame_cache
 from training.flow_targets import build_flow_targets
@@ -248,6 +249,139 @@ def test_chosen_episodes_only(facts, cache):
     assert {int(windows[i]["episode_index"]) for i in range(len(windows))} == {2}
     actions = np.stack([facts.action(2, t) for t in range(LENGTHS[2])])
     np.testing.assert_allclose(windows.statistics["action"]["mean"], actions.mean(0), rtol=1e-5)
+
+
+# -------------------------------------------------------------------- CALVIN's form and smaller objectives
+
+
+@pytest.fixture(scope="module")
+def calvin(tmp_path_factory):
+    """States that are poses and a gripper; neither depth nor an action column that would suit."""
+    root = tmp_path_factory.mktemp("calvin") / "ds"
+    return make_dataset(
+        root, frames=[11, 9], size=(24, 32), use_videos=False, depth=False, state_dim=8, poses=True
+    )
+
+
+def pose_matrix(state):
+    """4 x 4 matrix of a pose, by scipy."""
+    rotation = pytest.importorskip("scipy.spatial.transform").Rotation
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation.from_euler("xyz", state[3:6].astype(np.float64)).as_matrix()
+    matrix[:3, 3] = state[:3]
+    return matrix
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_local_deltas_lead_from_one_measured_pose_to_the_next(calvin, stride):
+    settings = config(objectives=["action"], action_codec="local_delta", frame_stride=stride)
+    windows = ForesightWindows(calvin.root, settings)
+    assert (windows.action_dim, windows.state_dim) == (7, 8)
+    masked = 0
+    for i in range(len(windows)):
+        window = windows[i]
+        e = int(window["episode_index"])
+        newest = int(window["index"]) - calvin.starts[e]
+        np.testing.assert_array_equal(window["state"][-1], calvin.state(e, newest))
+        for t in range(T):
+            for k in range(K):
+                now = newest + (t - T + 1 + k) * stride
+                exists = now + stride < calvin.lengths[e]
+                assert bool(window["action_mask"][t, k]) == exists
+                action = window["actions"][t, k].double().numpy()
+                if not exists:
+                    assert (action == 0).all()
+                    masked += 1
+                    continue
+                here, there = calvin.state(e, now), calvin.state(e, now + stride)
+                step = np.eye(4)
+                step[:3, 3] = action[:3] / 50
+                step[:3, :3] = pose_matrix(np.concatenate([np.zeros(3), action[3:6] / 20]))[:3, :3]
+                np.testing.assert_allclose(pose_matrix(here) @ step, pose_matrix(there), atol=1e-5)
+                assert action[6] == float(there[6] > 0)
+    assert masked > 0
+
+
+def test_a_chunk_of_a_window_takes_the_simulator_through_the_recorded_poses(calvin):
+    window = ForesightWindows(calvin.root, config(objectives=["action"], action_codec="local_delta"))[2]
+    commands = to_simulator_action(window["actions"][-1], window["state"][-1]).numpy()
+    newest = int(window["index"])
+    state = calvin.state(0, newest).astype(np.float64)
+    for k in range(K):
+        state[:6] += commands[k, :6] / np.repeat([50, 20], 3)
+        truth = calvin.state(0, newest + k + 1)
+        np.testing.assert_allclose(pose_matrix(state), pose_matrix(truth), atol=1e-5)
+        assert commands[k, 6] == truth[6]
+
+
+def test_local_deltas_of_a_grippers_bits_equal_those_of_its_signs(calvin, tmp_path):
+    expected = ForesightWindows(calvin.root, config(objectives=["action"], action_codec="local_delta"))
+    root = change_states(calvin, tmp_path, 6, lambda gripper: (gripper + 1) / 2)
+    windows = ForesightWindows(root, expected.config)
+    assert torch.equal(windows[3]["actions"], expected[3]["actions"])
+
+
+def change_states(facts, tmp_path, entry, change):
+    """A copy of a dataset with one entry of its state changed."""
+    root = copy_of(facts, tmp_path)
+    path = next((root / "data").rglob("*.parquet"))
+    table = pq.read_table(path)
+    values = np.stack(table.column("observation.state").to_numpy())
+    values[:, entry] = change(values[:, entry])
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+    position = table.column_names.index("observation.state")
+    pq.write_table(table.set_column(position, "observation.state", column), path)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("entry", "change", "message"),
+    [
+        (6, lambda g: 0.04 * (g + 1), "values from 0 to 0.08 in entry 6, which must be the gripper"),
+        (3, np.degrees, "angle of 1[78].* in entries 3 to 5, which must be roll, pitch, yaw in radians"),
+    ],
+)
+def test_states_that_are_no_poses_are_refused_for_local_deltas(calvin, tmp_path, entry, change, message):
+    root = change_states(calvin, tmp_path, entry, change)
+    settings = config(objectives=["action"], action_codec="local_delta")
+    with pytest.raises(ValueError, match=f"'observation.state' has .*{message}.*'recorded'"):
+        ForesightWindows(root, settings)
+    ForesightWindows(root, dataclasses.replace(settings, action_codec="recorded"))  # the remedy works
+
+
+def test_local_deltas_without_a_fitting_state_are_explained_or_masked(facts, pictures, calvin):
+    settings = config(objectives=["action"], action_codec="local_delta")
+    with pytest.raises(ValueError, match="no column 'observation.state', from whose poses.*'recorded'"):
+        ForesightWindows(pictures.root, settings)
+    with pytest.raises(ValueError, match="'observation.state' has 3 entries; local_delta.*'recorded'"):
+        ForesightWindows(facts.root, settings)
+    settings = dataclasses.replace(settings, missing_targets=True)
+    mixture = ConcatWindows([ForesightWindows(d.root, settings) for d in (calvin, pictures)])
+    window = mixture[len(mixture) - 1]
+    assert window["actions"].shape == (T, K, 7) and not window["action_mask"].any()
+    assert window["state"].shape == (T, 8) and not window["state_mask"]
+    with pytest.raises(ValueError, match="differs from the first in action_codec"):
+        ConcatWindows(
+            [
+                ForesightWindows(calvin.root, settings),
+                ForesightWindows(pictures.root, dataclasses.replace(settings, action_codec="recorded")),
+            ]
+        )
+
+
+def test_smaller_objectives_read_fewer_columns(calvin, facts, cache):
+    windows = ForesightWindows(calvin.root, config(objectives=["future_rgb", "flow_2d"]))
+    window = windows[1]
+    assert window["depth"] == {} and "actions" not in window
+    whole = ForesightWindows(facts.root, config(cache, objectives=["flow"]))
+    flat = ForesightWindows(facts.root, config(cache, objectives=["flow_2d"]))
+    assert_same(whole[3], flat[3])  # the same points count for both
+    with pytest.raises(ValueError, match=r"observation\.depth\.main"):
+        ForesightWindows(calvin.root, config(objectives=["future"]))
+
+
+def test_the_default_objectives_are_the_papers():
+    assert WindowConfig().objectives == ["action", "depth", "future", "flow", "progress"]
 
 
 # -------------------------------------------------------------------- augmentation
@@ -529,6 +663,7 @@ def test_impossible_settings_are_explained():
         ({"objectives": ["action", "sound"]}, "sound"),
         ({"cameras": {"top": "main"}}, "top"),
         ({"random_shift": 0.7}, "random_shift"),
+        ({"action_codec": "delta"}, "recorded, local_delta"),
     ]:
         with pytest.raises(ValueError, match=message):
             config(**changes)
