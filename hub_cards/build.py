@@ -42,7 +42,9 @@ NEEDED = {
 OBJECTIVES = {
     "depth": "the depth of what it sees",
     "future": "what it will see (RGB and depth)",
+    "future_rgb": "what it will see (RGB)",
     "flow": "where points in the scene will move in 3D",
+    "flow_2d": "where points in the scene will move in the image",
     "progress": "how much of the task is done",
 }
 
@@ -97,7 +99,8 @@ def _fill(
 ) -> ModelCard:
     tasks = list(evaluation["tasks"])
     instructions = _instructions(tasks)
-    foresight = _foresight_rows(validation)
+    local = config.get("action_codec") == "local_delta"
+    foresight = _foresight_rows(validation, "2 cm or 0.05 rad" if local else "data units")
     several = f"{len(tasks)} MetaWorld tasks"
     episodes = [len(dataset["validation_episodes"]) for dataset in summary["datasets"]]
     data = ModelCardData(
@@ -131,6 +134,7 @@ def _fill(
             [f"{d['train_episodes']} episodes of `{d['name']}`" for d in summary["datasets"]]
         ),
         training=_training_rows(summary),
+        predicts_depth=bool({"depth", "future"} & set(config["objectives"])),
         source=source,
         instruction=instructions[tasks[0]],
         number=_number,
@@ -181,7 +185,7 @@ def _closed_loop_rows(evaluation: Mapping, instructions: Mapping[str, str]) -> l
     ]
 
 
-def _foresight_rows(validation: Mapping) -> list[dict]:
+def _foresight_rows(validation: Mapping, action_unit: str) -> list[dict]:
     """Errors of the model and of the trivial predictors, one row per prediction."""
     rows = []
 
@@ -215,7 +219,7 @@ def _foresight_rows(validation: Mapping) -> list[dict]:
         add(f"{what}: z", "mm", group, "z_m", "stay_put", 1000)
     for name, what in {"first": "next action", "chunk": "all actions of a chunk"}.items():
         if name in validation.get("actions", {}):
-            add(what, "absolute, data units, mean", validation["actions"][name], "l1_mean", "")
+            add(what, f"absolute, {action_unit}, mean", validation["actions"][name], "l1_mean", "")
     if "progress" in validation:
         add("progress", "absolute, 0 to 1", validation["progress"]["all"], "mae", "")
     return rows

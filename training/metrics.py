@@ -8,8 +8,11 @@ every error here comes with those of the predictors that need no model:
 | current depth | squared, normalised per patch | `mean`: training mean of each pixel's normalised value |
 | future RGB, future depth | the same, apart | `mean`; `current`: the current frame repeated |
 | flow | pixels, fractions, metres | `mean` displacement and z per node and step; `stay_put` (x, y) |
-| actions | the dataset's own | `mean` per step of the chunk |
+| actions | the raw batch's | `mean` per step of the chunk |
 | progress | [0, 1] | `mean` |
+
+What a model does not predict has no errors: future depth with `future_rgb`, z with `flow_2d`. Actions are
+compared as a raw batch holds them: in the dataset's units, or as `local_delta` (1 = 2 cm or 0.05 rad).
 
 Masks (padding, absent views, invalid depth, unsupervised points, actions past the end) are respected
 everywhere. Sums are kept in float64.
@@ -94,7 +97,7 @@ def fit_baselines(
     Returns:
         `dict[str, Tensor]`: float32 on the CPU, as far as the batches have targets: `depth`, `future_rgb`,
         `future_depth` `(V, N, values per patch)` normalised; `flow_displacement` `(L, P, 2)` fractions from
-        the start; `flow_z` `(L, P)` metres; `actions` `(K, A)` dataset units; `progress` `()`.
+        the start; `flow_z` `(L, P)` metres; `actions` `(K, A)` in the raw batch's units; `progress` `()`.
     """
     means: dict[str, _Mean] = {}
 
@@ -108,7 +111,8 @@ def fit_baselines(
                 if name == "flow":
                     displacement = target[..., :2] - batch["track_start"].float()[:, :, None]
                     add("flow_displacement", 3, displacement, weight[..., None])
-                    add("flow_z", 2, target[..., 2], weight)
+                    if target.shape[-1] == 3:
+                        add("flow_z", 2, target[..., 2], weight)
                 elif name == "actions":
                     add(name, 2, target, weight[..., None])
                 else:
@@ -140,7 +144,8 @@ def evaluate_open_loop(
         - `flow`: groups `all` and `moving` (labelled moving); `x_px`, `y_px` mean absolute error and `xy_px`
           mean distance in pixels of the flow view's native resolution, `xy_rmse` in image fractions, `z_m`
           mean absolute error and `z_rmse_m` in metres. Step 0 (now) counts, as in the loss.
-        - `actions`: groups `chunk` (all steps) and `first`; `l1` per dimension in dataset units, `l1_mean`.
+        - `actions`: groups `chunk` (all steps) and `first`; `l1` per dimension in the raw batch's units and
+          `l1_mean`.
         - `progress`: group `all`; `mae`.
 
     Raises:
@@ -210,14 +215,14 @@ def flow_errors(flow: Tensor, raw: Mapping) -> dict[str, float]:
     """Flow errors of one batch for the training log: x, y and z apart, on the points that move.
 
     Points are those labelled moving (all, if the batch has no labels or none moves): elsewhere staying put is
-    right anyway. Args: `flow`, the model's `(B, T, L, P, 3)`; `raw`, the raw batch it was computed from.
+    right anyway. Args: `flow`, the model's `(B, T, L, P, 3 or 2)`; `raw`, the raw batch it was computed from.
 
     Returns:
         `dict`: Mean absolute errors `flow_x_px`, `flow_y_px` (pixels of the flow view as recorded),
-        `flow_z_m`, and `stay_put_x_px`, `stay_put_y_px` of points that stay where they are. Empty if nothing
-        is supervised.
+        `flow_z_m` (if z is predicted), and `stay_put_x_px`, `stay_put_y_px` of points that stay where they
+        are. Empty if nothing is supervised.
     """
-    track, frames = raw["track"].float(), flow.shape[1]
+    track, frames = raw["track"].float()[..., : flow.shape[-1]], flow.shape[1]
     weight = (
         raw["track_weight"].float() if raw.get("track_weight") is not None else torch.ones_like(track[..., 0])
     )
@@ -229,7 +234,7 @@ def flow_errors(flow: Tensor, raw: Mapping) -> dict[str, float]:
     if not weight.sum():
         return {}
     height, width = next(iter(raw["images"].values())).shape[-2:]
-    unit = track.new_tensor([width, height, 1.0])
+    unit = track.new_tensor([width, height, 1.0])[: flow.shape[-1]]
     still = raw["track_start"].float()[:, :, None].expand_as(track[..., :2])
     errors = {
         "flow": ((flow.detach().float().to(track.device) - track) * unit).abs(),
@@ -247,11 +252,12 @@ def _targets(config: ForesightConfig, raw: Mapping, batch: Mapping) -> dict[str,
 
     Returns:
         `dict`: Name -> target and its weight or mask: `depth`, `future_rgb`, `future_depth` `(B, T, V, N,
-        values)` both; `flow` `(B, T, L, P, 3)` and `(B, T, L, P)`; `actions` `(B, T, K, A)` in dataset units
-        and `(B, T, K)`; `progress` `(B, T)` both.
+        values)` both; `flow` `(B, T, L, P, 3 or 2)` and `(B, T, L, P)`; `actions` `(B, T, K, A)` as they are
+        raw, and `(B, T, K)`; `progress` `(B, T)` both.
     """
     patch, shift, depth = config.patch_size, config.future_shift, batch.get("depth")
-    frame_mask, views = batch["frame_mask"].bool(), batch["view_mask"].bool()[:, None]
+    frame_mask, views = batch["frame_mask"].bool(), batch["view_mask"].bool()
+    views = views if views.ndim == 3 else views[:, None]  # (B, T or 1, V)
     present = frame_mask[:, :, None] & views  # (B, T, V)
     targets: dict[str, tuple[Tensor, Tensor]] = {}
     if config.has("depth") and depth is not None:
@@ -262,7 +268,9 @@ def _targets(config: ForesightConfig, raw: Mapping, batch: Mapping) -> dict[str,
         pixels, known = batch["pixel_values"], present
         if batch.get("lookahead_pixel_values") is not None:
             pixels = torch.cat([pixels, batch["lookahead_pixel_values"]], dim=1)
-            known = torch.cat([present, batch["lookahead_mask"].bool()[:, :, None] & views], dim=1)
+            # A camera that was there in the window is there after it, as the model has it.
+            later = batch["lookahead_mask"].bool()[:, :, None] & present.any(1, keepdim=True)
+            known = torch.cat([present, later], dim=1)
             if depth is not None:
                 depth = torch.cat([depth, batch["lookahead_depth"]], dim=1)
         ahead = slice(shift, shift + frames)
@@ -270,11 +278,11 @@ def _targets(config: ForesightConfig, raw: Mapping, batch: Mapping) -> dict[str,
         if mask.shape[1]:
             target = rgb_target(pixels[:, ahead], patch)
             targets["future_rgb"] = target, mask[..., None, None].expand_as(target)
-            if depth is not None:
+            if depth is not None and "future" in config.objectives:
                 target, valid = depth_target(depth[:, ahead], patch)
                 targets["future_depth"] = target, valid & mask[..., None, None]
     if config.has("flow") and batch.get("track") is not None:
-        track = batch["track"].float()
+        track = batch["track"].float()[..., : config.flow_dim]
         weight = batch.get("track_weight")
         weight = torch.ones_like(track[..., 0]) if weight is None else weight.float()
         targets["flow"] = track, weight * frame_mask[:, :, None, None]
@@ -353,7 +361,7 @@ def _compare(table: _Table, model, processor, raw, batch, output, targets, basel
         predicted = output.actions.float().clone()
         binary = list(model.config.binary_action_indices)
         predicted[..., binary] = predicted[..., binary].sigmoid()
-        predictors = {"model": processor.decode_actions(predicted), "mean": baselines.get("actions")}
+        predictors = {"model": processor.denormalise_actions(predicted), "mean": baselines.get("actions")}
         for predictor, values in predictors.items():
             if values is not None:
                 error = (values - actions).abs()
@@ -371,9 +379,12 @@ def _compare_flow(table, raw, batch, predicted, track, weight, view, baselines) 
     height, width = raw["images"][view].shape[-2:]
     size_px = track.new_tensor([width, height])
     start = batch["track_start"].float()[:, :, None].expand_as(track[..., :2])  # (B, T, L, P, 2)
-    predictors = {"model": (predicted[..., :2].float(), predicted[..., 2].float()), "stay_put": (start, None)}
+    has_z = predicted.shape[-1] == 3
+    z = predicted[..., 2].float() if has_z else None
+    predictors = {"model": (predicted[..., :2].float(), z), "stay_put": (start, None)}
     if "flow_displacement" in baselines:
-        predictors["mean"] = start + baselines["flow_displacement"], baselines["flow_z"]
+        z = baselines.get("flow_z") if has_z else None
+        predictors["mean"] = start + baselines["flow_displacement"], z
     groups = {"all": weight}
     if raw.get("track_moving") is not None:
         groups["moving"] = weight * raw["track_moving"].to(weight.device)[:, :, None]

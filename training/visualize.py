@@ -51,7 +51,7 @@ class Flow:
     """Trajectories of points over a camera image.
 
     Attributes:
-        points (`np.ndarray`): `(L, P, 3)` x, y as image fractions, z in metres.
+        points (`np.ndarray`): `(L, P, 3)` x, y as image fractions, z in metres; `(L, P, 2)` for 2D flow.
         shown (`np.ndarray`): Boolean `(L, P)`: where the truth is known.
         moving (`np.ndarray`): Boolean `(P,)`: points labelled moving.
     """
@@ -176,14 +176,15 @@ def _moment(model, processor, batch, output, sample: dict, i: int, view: str, fi
         truth = later[i, newest + config.future_shift, v]
         predicted = _undo_rgb(output.future_rgb[i, newest, v], pixels, patch)
         moment.future_rgb = _to_rgb(truth, processor), _to_rgb(predicted, processor)
-        if depth is not None:
+        if depth is not None and output.future_depth is not None:
             later = torch.cat([batch["depth"], batch["lookahead_depth"]], dim=1)
             truth = _known(later[i, newest + config.future_shift, v])
             moment.future_depth = truth, _undo_depth(output.future_depth[i, newest, v], depth, patch)
     if config.has("flow") and v == 0:
         shown = sample["track_weight"][newest].numpy() > 0
         moving = sample["track_moving"][newest].numpy()
-        truth, predicted = sample["track"][newest].numpy(), output.flow[i, newest].float().cpu().numpy()
+        predicted = output.flow[i, newest].float().cpu().numpy()
+        truth = sample["track"][newest, ..., : config.flow_dim].numpy()
         moment.flow = Flow(truth, shown, moving), Flow(predicted, shown, moving)
     return moment
 
@@ -237,12 +238,13 @@ def draw(
     from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
     first = moments[0]
+    flow_label = "2D flow" if first.flow is not None and first.flow[0].points.shape[-1] == 2 else "3D flow"
     columns: list[tuple[str, str, int]] = [("camera", "camera", 0)]
     for name, label in (
         ("depth", "depth"),
         ("future_rgb", "future image"),
         ("future_depth", "future depth"),
-        ("flow", "3D flow"),
+        ("flow", flow_label),
     ):
         if getattr(first, name) is not None:
             columns += [(name, f"{label}\n{which}", i) for i, which in enumerate(("recorded", "predicted"))]
@@ -283,7 +285,10 @@ def draw(
 
 
 def _draw_flow(axis, camera: np.ndarray, flow: Flow, limits: tuple[float, float]):
-    """Points over a pale camera image: still ones as dots, moving ones as trails coloured by depth."""
+    """Points over a pale camera image: still ones as dots, moving ones as trails coloured by depth.
+
+    Returns the trails if their colours mean depth: not for 2D flow, whose trails have one colour.
+    """
     from matplotlib.collections import LineCollection
     from matplotlib.colors import LogNorm
 
@@ -293,26 +298,32 @@ def _draw_flow(axis, camera: np.ndarray, flow: Flow, limits: tuple[float, float]
     known = flow.shown.any(0)
     still = known & ~flow.moving
     axis.scatter(*xy[0, still].T, s=1.2, c="0.35", linewidths=0)
+    has_depth = flow.points.shape[-1] == 3
     segments, depths = [], []
     for p in np.flatnonzero(known & flow.moving):
         steps = np.flatnonzero(flow.shown[:, p])
         for a, b in zip(steps[:-1], steps[1:], strict=True):
             segments.append(xy[[a, b], p])
-            depths.append(flow.points[b, p, 2])
-    trails = LineCollection(
-        segments, array=np.asarray(depths), cmap="turbo_r", norm=LogNorm(*limits), linewidths=1.3
+            if has_depth:
+                depths.append(flow.points[b, p, 2])
+    style = (
+        {"array": np.asarray(depths), "cmap": "turbo_r", "norm": LogNorm(*limits)}
+        if has_depth
+        else {"colors": "tab:red"}
     )
+    trails = LineCollection(segments, linewidths=1.3, **style)
     axis.add_collection(trails)
     moving = known & flow.moving
     axis.scatter(*xy[0, moving].T, s=3.0, c="black", linewidths=0)
     axis.set_xlim(-0.5, width - 0.5), axis.set_ylim(height - 0.5, -0.5)
-    return trails if segments else None
+    return trails if segments and has_depth else None
 
 
 def _depth_limits(moments: Sequence[Moment]) -> tuple[float, float]:
     """Range of depth over all moments, without the outermost 2 % at both ends; metres."""
     maps = [pair[0].ravel() for m in moments for pair in (m.depth, m.future_depth) if pair is not None]
-    maps += [m.flow[0].points[..., 2][m.flow[0].shown] for m in moments if m.flow is not None]
+    flows = [m.flow[0] for m in moments if m.flow is not None and m.flow[0].points.shape[-1] == 3]
+    maps += [flow.points[..., 2][flow.shown] for flow in flows]
     values = np.concatenate(maps) if maps else np.zeros(0)
     values = values[np.isfinite(values)]
     near, far = np.percentile(values[values > 0], [2, 98]) if (values > 0).any() else (0.1, 1.0)
@@ -324,15 +335,18 @@ def _caption(model: ForesightForActionPrediction, fps: float) -> str:
     if config.has("future"):
         parts.append(f"Future: {config.future_shift} frames ({config.future_shift / fps:.2f} s) ahead.")
     if config.has("depth") or config.has("future"):
+        what = "Images and depth" if config.has_depth_decoder else "Images"
         parts.append(
-            "Images and depth are predicted normalised per patch; for display each patch has the mean and "
-            "deviation of the current recorded frame, so only the structure within patches is the model's. "
-            "Grey: no depth was recorded; what is predicted there was never trained."
+            f"{what} are predicted normalised per patch; for display each patch has the mean and deviation "
+            "of the current recorded frame, so only the structure within patches is the model's."
         )
+    if config.has_depth_decoder:
+        parts.append("Grey: no depth was recorded; what is predicted there was never trained.")
     if config.has("flow"):
+        colour = " coloured by depth" if config.flow_dim == 3 else ""
         parts.append(
             f"Flow: {config.flow_length} steps of the tracked point nearest to each grid node, trails of "
-            "moving points coloured by depth, still points grey."
+            f"moving points{colour}, still points grey."
         )
     return " ".join(parts)
 
