@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from .configuration_foresight import ForesightConfig
 from .modeling_foresight import ForesightForActionPrediction, ForesightModel, ForesightOutput
 from .processing_foresight import ForesightProcessor, build_small_tokenizer
+from .streaming import ForesightStream
 
 AutoConfig.register("foresight", ForesightConfig, exist_ok=True)
 AutoModel.register(ForesightConfig, ForesightForActionPrediction, exist_ok=True)
@@ -16,5 +17,6 @@ __all__ = [
     "ForesightModel",
     "ForesightOutput",
     "ForesightProcessor",
+    "ForesightStream",
     "build_small_tokenizer",
 ]

@@ -100,7 +100,6 @@ def evaluate(args: argparse.Namespace) -> dict:
 def _measure(args: argparse.Namespace, tasks: list[str], model, processor) -> dict:
     """The evaluation proper; see [`evaluate`]."""
     from training.checkpoint_folder import read_summary
-    from training.control import WindowPolicy
     from training.run_facts import describe_run, portable_path
 
     demonstrations = _find_demonstrations(args)
@@ -108,9 +107,8 @@ def _measure(args: argparse.Namespace, tasks: list[str], model, processor) -> di
     seeds = range(args.seed, args.seed + args.episodes)
     checked = _check_unseen(tasks, seeds, demonstrations)
     trials = list(itertools.product(tasks, seeds))
-    episodes, timing = _roll_out(
-        WindowPolicy(model, processor), trials, settings, args.num_envs, film=MAX_FILMED if args.video else 0
-    )
+    film = MAX_FILMED if args.video else 0
+    episodes, timing = _roll_out(model, processor, trials, settings, args.num_envs, film)
     source = args.checkpoint
     if Path(source).is_dir():
         source = portable_path(source, args.output.parent)
@@ -140,12 +138,16 @@ def _measure(args: argparse.Namespace, tasks: list[str], model, processor) -> di
     return results
 
 
-def _roll_out(policy, trials: list[tuple[str, int]], settings: dict, num_envs: int, film: int) -> tuple:
+def _roll_out(
+    model, processor, trials: list[tuple[str, int]], settings: dict, num_envs: int, film: int
+) -> tuple:
     """Runs all trials under a progress bar; gives the episodes and the `timing` entry of the results."""
+    from modeling_foresight import ForesightStream
     from training.rollout import run_episodes
     from training.simulation_pool import SimulationPool
 
-    size, views = min(num_envs, len(trials)), policy.model.config.views
+    size, views = min(num_envs, len(trials)), model.config.views
+    stream = ForesightStream(model, processor, num_envs=size)
     outcomes: list[bool] = []
     begun = time.perf_counter()
     with (
@@ -161,7 +163,7 @@ def _roll_out(policy, trials: list[tuple[str, int]], settings: dict, num_envs: i
 
         stride, max_steps, execute_steps = (settings[k] for k in ("stride", "max_steps", "execute_steps"))
         episodes, timing = run_episodes(
-            policy, pool, trials, stride, max_steps, execute_steps, film=film, on_done=on_done
+            stream, pool, trials, stride, max_steps, execute_steps, film=film, on_done=on_done
         )
     return episodes, {
         "wall_s": round(time.perf_counter() - begun, 2),

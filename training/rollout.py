@@ -1,4 +1,8 @@
-"""Closed loop: one policy, several simulators side by side, one forward pass per control step."""
+"""Closed loop: one policy, several simulators side by side, one forward pass per control step.
+
+As GR-MG controls: every observation enters a window of at most T frames that starts empty with the
+instruction, style z = 0, and the chunk of the newest frame counts.
+"""
 
 import dataclasses
 import time
@@ -7,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from training.control import History, WindowPolicy
+from modeling_foresight.streaming import ForesightStream
 from training.simulation_pool import SimulationPool
 
 __all__ = ["Episode", "Timing", "run_episodes"]
@@ -47,14 +51,14 @@ class _Slot:
     """A simulator at work."""
 
     episode: Episode
-    history: History
-    instruction: str = ""
+    images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    state: np.ndarray | None = None
     planned: deque = dataclasses.field(default_factory=deque)
     begun: bool = False
 
 
 def run_episodes(
-    policy: WindowPolicy,
+    stream: ForesightStream,
     pool: SimulationPool,
     trials: Sequence[tuple[str, int]],
     stride: int,
@@ -66,13 +70,13 @@ def run_episodes(
     """Run a policy from given starts. What happens in a trial does not depend on the others.
 
     Args:
-        policy (`WindowPolicy`): Acts.
+        stream (`ForesightStream`): Acts; one robot for each simulator.
         pool (`SimulationPool`): Renders the policy's views.
         trials (`Sequence[tuple[str, int]]`): Task and seed of each episode.
         stride (`int`): Simulation steps per control step.
         max_steps (`int`): Control steps after which an episode has failed.
-        execute_steps (`int`): Actions of a chunk that are executed before the policy is asked again; 1 as in
-            GR-MG. Every observation enters the history either way.
+        execute_steps (`int`): Actions of a chunk that are executed before the next chunk is followed; 1 as in
+            GR-MG. Every observation enters the window either way.
         film (`int`): Keep the pictures of this many first trials.
         on_done (`Callable`, *optional*): Called with every finished episode, in order of finishing.
 
@@ -91,7 +95,7 @@ def run_episodes(
     def begin(worker: int) -> None:
         slots.pop(worker, None)
         if waiting:
-            slots[worker] = _Slot(waiting.popleft(), policy.start())
+            slots[worker] = _Slot(waiting.popleft())
             pool.reset(worker, slots[worker].episode.task, slots[worker].episode.seed)
 
     for worker in range(len(pool)):
@@ -100,7 +104,10 @@ def run_episodes(
         started = time.perf_counter()
         observing = list(slots)
         for worker in observing:
-            _observe(slots[worker], pool.receive(worker), policy.model.config.views, filmed)
+            answer = pool.receive(worker)
+            if not slots[worker].begun:
+                stream.reset(answer["instruction"], envs=[worker])
+            _observe(slots[worker], answer, stream.model.config.views, filmed)
         for worker in observing:
             episode = slots[worker].episode
             if episode.success or episode.steps >= max_steps:
@@ -108,13 +115,13 @@ def run_episodes(
                     on_done(episode)
                 begin(worker)
         ready = {worker: slot for worker, slot in slots.items() if slot.begun}
-        asking = [slot for slot in ready.values() if not slot.planned]
-        if asking:
+        if ready:
             asked = time.perf_counter()
-            chunks = policy.act([slot.history for slot in asking], [slot.instruction for slot in asking])
+            chunks = _act(stream, ready)
             timing.policy.append(time.perf_counter() - asked)
-            for slot, chunk in zip(asking, chunks, strict=True):
-                slot.planned.extend(chunk[:execute_steps])
+            for slot, chunk in zip(ready.values(), chunks, strict=True):
+                if not slot.planned:
+                    slot.planned.extend(chunk[:execute_steps])
         for worker, slot in ready.items():
             pool.step(worker, slot.planned.popleft(), stride)
             slot.episode.steps += 1
@@ -122,11 +129,19 @@ def run_episodes(
     return episodes, timing
 
 
+def _act(stream: ForesightStream, ready: dict[int, _Slot]) -> np.ndarray:
+    """Shows the stream what the robots see; their action chunks `(robots, K, A)`."""
+    slots = list(ready.values())
+    images = {view: np.stack([slot.images[view] for slot in slots]) for view in slots[0].images}
+    has_state = bool(stream.model.config.state_dim)
+    state = np.stack([slot.state for slot in slots]) if has_state else None
+    return stream.step_chunk(images, state, envs=list(ready)).numpy()
+
+
 def _observe(slot: _Slot, answer: dict, views: Sequence[str], filmed: set[int]) -> None:
     """Takes in a simulator's answer."""
     slot.begun = True
-    slot.instruction = answer["instruction"]
-    slot.history.append(answer["images"], answer["state"])
+    slot.images, slot.state = answer["images"], answer["state"]
     slot.episode.success = answer["success"]
     slot.episode.simulation_steps = answer["simulation_steps"]
     if id(slot.episode) in filmed:

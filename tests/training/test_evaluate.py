@@ -13,11 +13,10 @@ import pytest
 import torch
 
 from datasets_scripts.columns import write_provenance
-from modeling_foresight import ForesightForActionPrediction
+from modeling_foresight import ForesightForActionPrediction, ForesightStream
 from tests.tiny import tiny_config, tiny_processor
 from training import evaluate
 from training.checkpoint_folder import load_checkpoint
-from training.control import WindowPolicy
 from training.rollout import run_episodes
 from training.run_facts import portable_command, portable_path
 from training.simulation_pool import SimulationPool
@@ -38,7 +37,8 @@ def robot_config(**overrides):
 def policy():
     torch.manual_seed(0)
     config = robot_config()
-    return WindowPolicy(ForesightForActionPrediction(config).eval(), tiny_processor(config))
+    model, processor = ForesightForActionPrediction(config).eval(), tiny_processor(config)
+    return SimpleNamespace(model=model, processor=processor)
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +47,6 @@ def checkpoint(policy, tmp_path_factory):
     policy.model.save_pretrained(folder)
     policy.processor.save_pretrained(folder)
     return folder
-
-
-def observation(seed):
-    rng = np.random.default_rng(seed)
-    images = {view: rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8) for view in ("main", "wrist")}
-    return images, rng.random(4, np.float32)
 
 
 class FakePool:
@@ -89,23 +83,25 @@ class FakePool:
         }
 
 
-class FakePolicy:
+class FakeStream:
     """Acts with the seed it reads from the state, and notes what it was shown."""
 
-    def __init__(self, length=3, chunk=4):
-        self.model = SimpleNamespace(config=SimpleNamespace(views=["main", "wrist"], history_length=length))
-        self.chunk, self.seen = chunk, []
+    def __init__(self, chunk=4):
+        self.model = SimpleNamespace(config=SimpleNamespace(views=["main", "wrist"], state_dim=4))
+        self.chunk, self.episodes, self.current = chunk, [], {}
 
-    start = WindowPolicy.start
+    def reset(self, instruction, envs):
+        for env in envs:
+            self.current[env] = (instruction, [])
+            self.episodes.append(self.current[env])
 
-    def act(self, histories, instructions):
-        chunks = []
-        for history, instruction in zip(histories, instructions, strict=True):
-            states = np.stack([state for _, state in history.frames])
-            assert len(set(states[:, 0])) == 1, "a history holds another episode's frames"
-            self.seen.append((int(states[0, 0]), instruction, states[:, 1].astype(int).tolist()))
-            chunks.append(np.full((self.chunk, 4), states[0, 0], np.float32))
-        return np.stack(chunks)
+    def step_chunk(self, images, state, envs):
+        for env, row, main in zip(envs, state, images["main"], strict=True):
+            assert (main == row[1]).all(), "an image of another step"
+            seen = self.current[env][1]
+            assert all(seed == row[0] for seed, _ in seen), "an episode goes on in another"
+            seen.append((int(row[0]), int(row[1])))
+        return torch.from_numpy(np.repeat(state[:, None, :1], 4, axis=2).repeat(self.chunk, axis=1))
 
 
 TRIALS = [("a", seed) for seed in range(8)] + [("b", seed) for seed in range(8, 11)]
@@ -114,10 +110,9 @@ TRIALS = [("a", seed) for seed in range(8)] + [("b", seed) for seed in range(8, 
 @pytest.mark.parametrize("size", [1, 3, 11])
 @pytest.mark.parametrize("execute_steps", [1, 3])
 def test_the_outcome_does_not_depend_on_how_many_run_side_by_side(size, execute_steps):
-    policy = FakePolicy()
     finished = []
     episodes, timing = run_episodes(
-        policy, FakePool(size), TRIALS, 4, 5, execute_steps, on_done=lambda e: finished.append(e.seed)
+        FakeStream(), FakePool(size), TRIALS, 4, 5, execute_steps, on_done=lambda e: finished.append(e.seed)
     )
     assert [(e.task, e.seed) for e in episodes] == TRIALS
     for episode in episodes:
@@ -128,67 +123,22 @@ def test_the_outcome_does_not_depend_on_how_many_run_side_by_side(size, execute_
         assert episode.frames == []
     assert sorted(finished) == list(range(11))
     if size == len(TRIALS):  # all together: the longest episode decides how often the policy is asked
-        assert len(timing.policy) == -(-5 // execute_steps)
+        assert len(timing.policy) == 5
 
 
-def test_histories_start_empty_and_keep_the_newest_frames():
-    policy = FakePolicy(length=3)
-    run_episodes(policy, FakePool(1), [("a", 5), ("b", 4)], 4, 9)
-    assert policy.seen == [
-        *[(5, "a", steps) for steps in ([0], [0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4])],
-        *[(4, "b", steps) for steps in ([0], [0, 1], [0, 1, 2], [1, 2, 3])],
+@pytest.mark.parametrize("execute_steps", [1, 3])
+def test_every_episode_starts_anew_and_shows_all_its_observations(execute_steps):
+    stream = FakeStream()
+    run_episodes(stream, FakePool(1), [("a", 5), ("b", 4)], 4, 9, execute_steps)
+    assert stream.episodes == [
+        ("a", [(5, step) for step in range(5)]),
+        ("b", [(4, step) for step in range(4)]),
     ]
 
 
-def test_observations_between_two_plans_enter_the_history():
-    policy = FakePolicy(length=3)
-    run_episodes(policy, FakePool(1), [("a", 5)], 4, 9, execute_steps=2)
-    assert [steps for _, _, steps in policy.seen] == [[0], [0, 1, 2], [2, 3, 4]]
-
-
 def test_film_keeps_the_first_trials_up_to_their_last_picture():
-    episodes, _ = run_episodes(FakePolicy(), FakePool(2), TRIALS[1:6], 4, 9, film=2)
+    episodes, _ = run_episodes(FakeStream(), FakePool(2), TRIALS[1:6], 4, 9, film=2)
     assert [[int(frame[0, 0, 0]) for frame in e.frames] for e in episodes] == [[0, 1], [0, 1, 2], [], [], []]
-
-
-def test_a_short_history_acts_as_the_padded_window_does(policy):
-    """Real frames first, padding at the end, and what the padding holds does not matter."""
-    history = policy.start()
-    for seed in (1, 2, 3):
-        history.append(*observation(seed))
-    chunk = policy.act([history], ["open the drawer"])[0]
-    config = policy.model.config
-    for filler in (0, 200):
-        images = {
-            view: np.full((config.history_length, SIDE, SIDE, 3), filler, np.uint8) for view in config.views
-        }
-        state = np.full((config.history_length, 4), filler, np.float32)
-        for t, seed in enumerate((1, 2, 3)):
-            seen, state[t] = observation(seed)
-            for view in config.views:
-                images[view][t] = seen[view]
-        inputs = policy.processor(
-            images=images, text="open the drawer", state=state, frame_mask=[True] * 3 + [False] * 2
-        )
-        padded = policy.processor.decode_actions(policy.model.predict_action(**inputs))[0].numpy()
-        np.testing.assert_allclose(chunk, padded, atol=1e-5)
-
-
-def test_robots_with_histories_of_different_length_share_a_forward_pass(policy):
-    histories = []
-    for length in (1, 7, 3):
-        history = policy.start()
-        for seed in range(length):
-            history.append(*observation(10 * length + seed))
-        assert len(history.frames) == min(length, policy.model.config.history_length)
-        histories.append(history)
-    words = ["open the drawer", "close it", "push the red cube to the left"]
-    together = policy.act(histories, words)
-    alone = np.concatenate([policy.act([h], [w]) for h, w in zip(histories, words, strict=True)])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
-    histories[1].clear()
-    histories[1].append(*observation(0))
-    assert np.abs(policy.act(histories, words)[1] - together[1]).max() > 1e-4
 
 
 def test_videos_hold_every_frame_and_show_the_outcome(tmp_path):
@@ -417,7 +367,8 @@ def test_the_same_seeds_give_the_same_rollouts_for_one_and_two_simulators(simula
     rollouts = []
     for size in (1, 2):
         with SimulationPool(size, ["main", "wrist"], SIDE) as pool:
-            episodes, _ = run_episodes(policy, pool, trials, 4, 4, film=len(trials))
+            stream = ForesightStream(policy.model, policy.processor, num_envs=size)
+            episodes, _ = run_episodes(stream, pool, trials, 4, 4, film=len(trials))
         rollouts.append(episodes)
     for one, two in zip(*rollouts, strict=True):
         assert (one.task, one.seed, one.success, one.steps) == (two.task, two.seed, two.success, two.steps)
