@@ -447,7 +447,7 @@ class GrmgReference(nn.Module):
                 value.copy_(position_table(self.sizes.image // self.sizes.patch, self.sizes.width))
                 continue
             noise = torch.randn(value.shape, generator=draw)
-            is_norm = any(part in name for part in ("norm", "ln_", "1.0.")) and name.endswith("weight")
+            is_norm = value.ndim == 1 and name.endswith("weight")
             scale = 1 / math.sqrt(value.shape[-1]) if value.ndim == 2 else 0.3
             value.copy_(1 + 0.1 * noise if is_norm else scale * noise)
         return self.eval()

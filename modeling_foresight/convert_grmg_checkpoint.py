@@ -1,0 +1,517 @@
+# Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
+r"""GR-MG policy checkpoints -> ours, and back.
+
+    python -m modeling_foresight.convert_grmg_checkpoint epoch=47-step=83712.ckpt \
+        --config policy/config/train.json --output grmg_calvin
+    python -m modeling_foresight.convert_grmg_checkpoint grmg_calvin --to-grmg --output grmg_again
+
+One table, [`TABLE`], names every tensor on both sides and serves both directions. Sizes are read from the
+tensors where they show; numbers of heads and loss weights come from GR-MG's train or pretrain json. See
+docs/grmg_checkpoints.md.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from .configuration_foresight import PRESETS, ForesightConfig
+from .encoders import sincos_2d
+from .grmg_config import (
+    ConversionError,
+    Facts,
+    check_names,
+    drop_unknown_towers,
+    grmg_settings,
+    read_config,
+    some,
+)
+from .grmg_names import IGNORED, MAY_BE_FRESH, NEW_IN_3D, POSITIONS, TABLE, table_rows
+from .modeling_foresight import ForesightForActionPrediction
+from .processing_foresight import ForesightProcessor
+
+SIGNATURE = ("transformer.ln_f.weight", "embed_timestep.weight", "perceiver_resampler.latents")
+
+
+def read_tensors(path: str | Path, allow_pickle: bool = False) -> tuple[dict[str, Tensor], dict]:
+    """Reads a GR-MG checkpoint: safetensors, or a `.pt`/`.ckpt` file with or without `state_dict`.
+
+    Args:
+        path (`str` or `Path`): The file.
+        allow_pickle (`bool`): Unpickle arbitrary objects, which can run code of whoever made the file.
+
+    Returns:
+        Tensors by name, one leading `model.` stripped, floating ones in float32; and the json that Lightning
+        kept among its hyper-parameters, or `{}`.
+
+    Raises:
+        ConversionError: If the file is damaged, needs `allow_pickle`, or holds something else.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ConversionError(
+            f"{path} is a folder: give a GR-MG file, or add --to-grmg to convert one of our folders."
+        )
+    with open(path, "rb") as file:
+        head = file.read(9)
+    damaged = f"{path} is damaged or cut short: copy or download it again."
+    payload: object
+    if head[8:9] == b"{":
+        try:
+            payload = load_file(path)
+        except SafetensorError as error:
+            raise ConversionError(f"{damaged} ({error})") from error
+    elif head[:2] == b"PK" and not zipfile.is_zipfile(path):
+        raise ConversionError(damaged)
+    elif head[:2] != b"PK" and head[:1] != b"\x80":
+        raise ConversionError(f"{path} is neither a PyTorch nor a safetensors file, or it is damaged.")
+    else:
+        try:
+            # Only a zip file can be mapped; older ones are read whole.
+            mapped = head[:2] == b"PK"
+            payload = torch.load(path, map_location="cpu", weights_only=not allow_pickle, mmap=mapped)
+        except UnpicklingError as error:
+            if "Weights only" not in str(error):
+                raise ConversionError(f"{damaged} ({error})") from error
+            what = re.search(r"(?:GLOBAL|class) (\S+)", str(error))
+            raise ConversionError(
+                f"{path} holds pickled objects beside its weights ({what[1] if what else 'of some class'}); "
+                "loading them could run code. If you trust its source, add --allow-pickle."
+            ) from None
+        except (ModuleNotFoundError, AttributeError) as error:
+            raise ConversionError(f"{path} needs code that is not here to be unpickled: {error}.") from error
+        except (RuntimeError, EOFError) as error:
+            raise ConversionError(f"{damaged} ({str(error).splitlines()[0][:120]})") from error
+    if not isinstance(payload, dict):
+        raise ConversionError(f"{path} holds a {type(payload).__name__}, not a dict of weights.")
+    hyper = payload.get("hyper_parameters")
+    settings = hyper.get("configs", hyper) if isinstance(hyper, dict) else {}
+    weights = payload.get("state_dict", payload.get("model", payload))
+    nested = [k for k, v in weights.items() if not isinstance(v, Tensor)] if isinstance(weights, dict) else []
+    if "unet" in nested or "unet_ema" in nested:
+        raise ConversionError(
+            f"{path} holds {nested}: it is GR-MG's goal-image generator, not its policy. Give the policy's "
+            "checkpoint (pretrained.pt, or the .ckpt of CALVIN training)."
+        )
+    if not isinstance(weights, dict) or not weights or nested:
+        raise ConversionError(f"{path} has no tensors by name: {nested[:5] or type(weights).__name__}.")
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        # One leading `model.` only: `model_mae.` begins with "model" too.
+        short = name.removeprefix("model.")
+        if short in tensors:
+            raise ConversionError(f"{path} has {short} twice, with and without a leading 'model.'.")
+        tensors[short] = tensor.float() if tensor.is_floating_point() else tensor
+    return tensors, settings
+
+
+def check_is_grmg(path: str | Path, names: set[str]) -> None:
+    """Refuses what is no GR-MG policy.
+
+    Raises:
+        ConversionError: Says what the file seems to be.
+    """
+    if {"layers.0.self_attn.q_proj.weight", "resampler.latents"} & names:
+        raise ConversionError(
+            f"{path} is a checkpoint of this project already: load it with from_pretrained, or give its "
+            "folder with --to-grmg."
+        )
+    if any(name.startswith(("model_clip.", "pred_act_mlps.")) for name in names):
+        raise ConversionError(f"{path} is a GR-1 checkpoint; only GR-MG's can be converted.")
+    missing = [name for name in SIGNATURE if name not in names]
+    if missing:
+        raise ConversionError(
+            f"{path} is no GR-MG policy: it lacks {missing} and holds, for example, {sorted(names)[:3]}."
+        )
+
+
+def table_positions(side: int, width: int) -> Tensor:
+    """GR-MG's `decoder_pos_embed` `(1, side**2, width)`, in numpy's float32 arithmetic as it was made there.
+
+    The same equation as [`sincos_2d`], whose last bits differ.
+    """
+    frequency = 1.0 / 10000 ** (np.arange(width // 4, dtype=np.float32) / np.float32(width // 4))
+    row, col = np.divmod(np.arange(side * side), side)
+    angles = [place.astype(np.float32)[:, None] * frequency.astype(np.float32) for place in (col, row)]
+    table = np.concatenate([part for angle in angles for part in (np.sin(angle), np.cos(angle))], axis=1)
+    return torch.from_numpy(table.astype(np.float32))[None]
+
+
+@dataclass
+class Report:
+    """What a conversion did.
+
+    Attributes:
+        kind: What the file was.
+        output: Where the result lies.
+        mapped: Number of GR-MG tensors that went over.
+        fresh: Parts and tensors of ours that the file does not have; they start untrained.
+        ignored: GR-MG's tensors that nothing of ours corresponds to.
+        notices: What a user should know.
+        config: Of the model.
+    """
+
+    kind: str
+    output: Path
+    mapped: int
+    fresh: list[str]
+    ignored: list[str]
+    notices: list[str]
+    config: ForesightConfig
+
+    def __str__(self) -> str:
+        config = self.config
+        lines = [
+            f"{self.kind}: width {config.hidden_size}, {config.num_hidden_layers} layers of "
+            f"{config.num_attention_heads} heads, T={config.history_length}, K={config.chunk_size}, "
+            f"{config.num_latents} latents, images of {config.image_size} px in patches of "
+            f"{config.patch_size}, towers {list(config.towers)}",
+            f"{self.mapped} tensors of GR-MG mapped, {len(self.ignored)} ignored"
+            + (f" ({some(self.ignored[:2])}, ...)" if self.ignored else ""),
+            *(f"fresh: {name}" for name in self.fresh),
+            *(f"notice: {notice}" for notice in self.notices),
+            f"written to {self.output}",
+        ]
+        return "\n".join(lines)
+
+
+def to_foresight(
+    checkpoint: str | Path,
+    settings: dict | None,
+    output: str | Path,
+    preset: str | None = None,
+    text_tower: str | None = None,
+    vision_tower: str | None = None,
+    tokenizer: str | None = None,
+    allow_pickle: bool = False,
+    seed: int = 0,
+) -> Report:
+    """Converts a GR-MG policy checkpoint into a folder with config, weights and processor.
+
+    Args:
+        checkpoint (`str` or `Path`): `.pt`, `.ckpt` or safetensors file.
+        settings (`dict`, *optional*): GR-MG's train or pretrain json; by default the one inside a Lightning
+            checkpoint.
+        output (`str` or `Path`): Folder to make; must not exist or be empty.
+        preset (`str`, *optional*): Start this variant from the file, for example `foresight_3d`; by default
+            the GR-MG variant that the file holds.
+        text_tower, vision_tower (`str`, *optional*): Folders of a CLIP and of a ViTMAE or ViT checkpoint
+            whose towers replace the file's.
+        tokenizer (`str`, *optional*): Folder of the text tower's tokenizer; by default `text_tower`.
+        allow_pickle (`bool`): Unpickle arbitrary objects of a trusted file.
+        seed (`int`): Of the fresh parts.
+
+    Raises:
+        ConversionError: Names what does not fit; nothing is written then.
+    """
+    output = free_folder(output)
+    tensors, inside = read_tensors(checkpoint, allow_pickle)
+    check_is_grmg(checkpoint, set(tensors))
+    settings = settings or inside
+    if not settings:
+        raise ConversionError(
+            "Nothing tells the numbers of heads: add --config with the train.json or pretrain.json that the "
+            "checkpoint was trained with (GR-MG's policy/config)."
+        )
+    facts = Facts(tensors, settings)
+    ignored = sorted(name for name in tensors if IGNORED.fullmatch(name))
+    towers = {"text": text_tower, "vision": vision_tower}
+    for name, source in towers.items():
+        if source is not None:
+            replaced = [n for n in tensors if n.startswith(TABLE[f"{name} tower"][0]) and n not in ignored]
+            ignored += replaced
+            for tensor in replaced:
+                del tensors[tensor]
+    drop_unknown_towers(facts)
+    check_names(facts)
+    config = read_config(facts, preset)
+    if POSITIONS in tensors:
+        side = config.image_size // config.patch_size
+        difference = (tensors[POSITIONS] - sincos_2d(side, side, config.hidden_size)[None]).abs().max().item()
+        if not difference < 4e-3:  # bfloat16's rounding
+            raise ConversionError(
+                f"{POSITIONS} differs from its equation by {difference:.3g}: damaged weights?"
+            )
+        ignored.append(POSITIONS)
+
+    ours, fresh_parts = {}, []
+    rows = table_rows(config)
+    for part, part_rows_ in rows.items():
+        if not facts.has_part(part):
+            fresh_parts.append(part)
+            continue
+        for row in part_rows_:
+            ours |= row.to_ours(tensors[row.theirs])
+    if wrong := [part for part in fresh_parts if preset is None or part not in MAY_BE_FRESH]:
+        raise ConversionError(f"The checkpoint lacks the {some(wrong)} of the preset {preset!r}.")
+    if homeless := [part for part in TABLE if facts.has_part(part) and part not in rows]:
+        raise ConversionError(f"The preset {preset!r} has no place for the checkpoint's {some(homeless)}.")
+
+    torch.manual_seed(seed)
+    if text_tower or vision_tower:
+        model = ForesightForActionPrediction.from_encoder_checkpoints(config, text_tower, vision_tower)
+        widths = {
+            "--text-tower": (model.config.text_config.projection_dim, config.text_config.projection_dim),
+            "--vision-tower": (model.model.vision_width, config.vision_config.hidden_size),
+        }
+        for option, (given, wanted) in widths.items():
+            if given != wanted:
+                raise ConversionError(
+                    f"{option} gives features of {given} numbers; this policy takes {wanted}."
+                )
+    else:
+        model = ForesightForActionPrediction(config)
+    config = model.config
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name, tensor in ours.items():
+        if tuple(tensor.shape) != expected.get(name):
+            theirs = next(row.theirs for row in sum(rows.values(), []) if name in row.ours)
+            raise ConversionError(
+                f"{theirs} gives {name} the shape {tuple(tensor.shape)}, but the sizes say "
+                f"{expected.get(name)}: json and checkpoint do not belong together."
+            )
+    given = tuple(f"model.{name}_encoder." for name, source in towers.items() if source is not None)
+    fresh = [name for name in expected if name not in ours and not name.startswith(given or "-")]
+    planned = {name for part in fresh_parts for row in rows[part] for name in row.ours}
+    unexplained = [name for name in fresh if name not in planned and not name.startswith(NEW_IN_3D)]
+    if unexplained:
+        raise ConversionError(f"Nothing of GR-MG's becomes {some(unexplained)}.")
+    model.load_state_dict(ours, strict=False)
+    for name in ("text", "vision"):
+        if name not in config.towers and not any(f"{name} tower" in notice for notice in facts.notices):
+            facts.notices.append(
+                f"there is no {name} tower (--{name}-tower): the model wants {name}_features in its place"
+            )
+    processor = build_processor(config, tokenizer or text_tower, facts)
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        again = ForesightForActionPrediction.from_pretrained(folder, dtype=torch.float32).state_dict()
+        wrong = [name for name, value in model.state_dict().items() if not torch.equal(value, again[name])]
+        if wrong:
+            raise ConversionError(f"Reading the result back gave other values of {some(wrong)}.")
+
+    write_whole(output, write)
+    new = [prefix.removeprefix("model.").rstrip(".") for prefix in NEW_IN_3D]
+    new = [
+        part for part, prefix in zip(new, NEW_IN_3D, strict=True) if any(n.startswith(prefix) for n in fresh)
+    ]
+    whole = facts.has_part("action decoder")
+    return Report(
+        kind=("GR-MG policy" if whole else "GR-MG video pretraining") + (f" -> {preset}" if preset else ""),
+        output=output,
+        mapped=sum(len(rows[part]) for part in rows if part not in fresh_parts),
+        fresh=fresh_parts + new,
+        ignored=sorted(ignored),
+        notices=facts.notices,
+        config=config,
+    )
+
+
+def build_processor(config: ForesightConfig, source: str | None, facts: Facts) -> ForesightProcessor:
+    """The processor of a converted model; the tokenizer is a placeholder if nobody gives one."""
+    if source is None or not Path(source).is_dir():
+        facts.notices.append(
+            "the processor has no tokenizer yet: give CLIP's with --tokenizer, or set processor.tokenizer"
+        )
+        return ForesightProcessor.from_config(config, placeholder_tokenizer())
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{source} holds no tokenizer; give one with --tokenizer. ({error})") from error
+    if "text" in config.towers and len(tokenizer) > config.text_config.vocab_size:
+        raise ConversionError(
+            f"The tokenizer in {source} knows {len(tokenizer)} tokens, but the text tower "
+            f"{config.text_config.vocab_size}: it belongs to another tower."
+        )
+    return ForesightProcessor.from_config(config, tokenizer)
+
+
+def placeholder_tokenizer() -> PreTrainedTokenizerFast:
+    """Stands where a tokenizer must be: it knows no word and raises at the first one."""
+    special = ["<|startoftext|>", "<|endoftext|>"]
+    tokenizer = Tokenizer(
+        models.WordLevel({token: i for i, token in enumerate(special)}, unk_token="<|no tokenizer|>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=special[0],
+        eos_token=special[1],
+        pad_token=special[1],
+        is_placeholder=True,
+    )
+
+
+# What GR-MG computes, whatever its sizes.
+GRMG_SEMANTICS = {
+    "within_frame": "causal",
+    "vision_sees_state": True,
+    "future_sees_state": True,
+    "goal_image": True,
+    "action_head": "cvae",
+    "auxiliary_heads": True,
+}
+
+
+def to_grmg(
+    folder: str | Path, output: str | Path, base: str | Path | None = None, allow_pickle: bool = False
+) -> Report:
+    """Converts one of our `grmg` or `grmg_pretrain` folders back to GR-MG's names.
+
+    Args:
+        folder (`str` or `Path`): Config and weights.
+        output (`str` or `Path`): Folder to make; gets `model.safetensors` and `config.json`, GR-MG's json.
+        base (`str` or `Path`, *optional*): A GR-MG file that supplies what ours does not hold: CLIP's image
+            side and the constant position table.
+        allow_pickle (`bool`): For `base`.
+
+    Raises:
+        ConversionError: If the model has parts or meanings that GR-MG has not.
+    """
+    output = free_folder(output)
+    if not (Path(folder) / "config.json").is_file():
+        raise ConversionError(
+            f"{folder} is no folder of this project: --to-grmg wants one with a config.json."
+        )
+    model = ForesightForActionPrediction.from_pretrained(folder, dtype=torch.float32)
+    config, ours = model.config, model.state_dict()
+    rows = sum(table_rows(config).values(), [])
+    different = [f"{k}={getattr(config, k)!r}" for k, v in GRMG_SEMANTICS.items() if getattr(config, k) != v]
+    if len(config.views) > 2:
+        different.append(f"views={list(config.views)}")
+    for name in ("state", "action"):
+        size, binary = getattr(config, f"{name}_dim"), list(getattr(config, f"binary_{name}_indices"))
+        if size and binary != [size - 1]:
+            different.append(f"binary_{name}_indices={binary}")
+    extra = sorted(set(ours) - {name for row in rows for name in row.ours})
+    if different or extra:
+        raise ConversionError(f"{folder} is no GR-MG model; it has {some(different + extra)}.")
+    theirs = {row.theirs: row.to_theirs(ours) for row in rows}
+    if config.has("future"):
+        theirs[POSITIONS] = table_positions(config.image_size // config.patch_size, config.hidden_size)
+    notices, ignored = [], []
+    if base is not None:
+        tensors, _ = read_tensors(base, allow_pickle)
+        check_is_grmg(base, set(tensors))
+        theirs |= {n: t for n, t in tensors.items() if n == POSITIONS or IGNORED.fullmatch(n)}
+    elif "text" in config.towers:
+        notices.append("CLIP's image side is not part of our models; --base GRMG_FILE copies it from there")
+    notices += [f"there is no {t} tower in {folder}" for t in ("text", "vision") if t not in config.towers]
+
+    def write(target: Path) -> None:
+        save_file({name: theirs[name].clone() for name in sorted(theirs)}, target / "model.safetensors")
+        (target / "config.json").write_text(json.dumps(grmg_settings(config), indent=2) + "\n")
+
+    write_whole(output, write)
+    return Report("our model -> GR-MG", output, len(rows), [], ignored, notices, config)
+
+
+def free_folder(path: str | Path) -> Path:
+    """The folder to make.
+
+    Raises:
+        ConversionError: If something is there already.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConversionError(f"{path} exists and is not empty: choose another --output, or remove it.")
+    return path
+
+
+def write_whole(output: Path, write) -> None:
+    """Lets `write(folder)` fill a folder beside `output` that takes its place when all went well."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        write(partial)
+        partial.chmod(0o755)  # mkdtemp lets nobody else read
+        partial.replace(output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_foresight.convert_grmg_checkpoint",
+        description="GR-MG policy checkpoints -> a folder for from_pretrained; --to-grmg goes back.",
+        epilog="Example: python -m modeling_foresight.convert_grmg_checkpoint pretrained.pt "
+        "--config pretrain.json --preset foresight_3d --output start",
+    )
+    parser.add_argument(
+        "checkpoint", help="GR-MG's .pt, .ckpt or safetensors; with --to-grmg one of our folders"
+    )
+    parser.add_argument(
+        "--config", help="GR-MG's train or pretrain json; may add vision_stand_in, text_stand_in"
+    )
+    parser.add_argument("--output", required=True, help="folder to make")
+    parser.add_argument(
+        "--preset", choices=[name for name in PRESETS if name != "gr1"], help="start this variant"
+    )
+    parser.add_argument("--text-tower", help="folder of a CLIP checkpoint, instead of the file's text tower")
+    parser.add_argument("--vision-tower", help="folder of a ViTMAE or ViT checkpoint, instead of the file's")
+    parser.add_argument("--tokenizer", help="folder of CLIP's tokenizer; by default that of --text-tower")
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="unpickle objects of a file that you trust"
+    )
+    parser.add_argument("--to-grmg", action="store_true", help="from our folder to GR-MG's names")
+    parser.add_argument("--base", help="with --to-grmg: GR-MG file that supplies CLIP's image side")
+    args = parser.parse_args(arguments)
+    logging.disable_progress_bar()
+    try:
+        if args.to_grmg:
+            report = to_grmg(args.checkpoint, args.output, args.base, args.allow_pickle)
+        else:
+            settings = None if args.config is None else read_settings(args.config)
+            report = to_foresight(
+                args.checkpoint,
+                settings,
+                args.output,
+                args.preset,
+                args.text_tower,
+                args.vision_tower,
+                args.tokenizer,
+                args.allow_pickle,
+            )
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(report)
+    return 0
+
+
+def read_settings(path: str | Path) -> dict:
+    """GR-MG's json.
+
+    Raises:
+        ConversionError: If it is none.
+    """
+    try:
+        settings = json.loads(Path(path).read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConversionError(f"{path} is no json: {error}.") from error
+    if not isinstance(settings, dict) or "policy" not in settings:
+        raise ConversionError(f"{path} is no train or pretrain json of GR-MG: it has no 'policy'.")
+    return settings
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,426 @@
+# Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
+"""GR-MG's train and pretrain json, with the shapes of its tensors, <-> [`ForesightConfig`]."""
+
+import re
+from dataclasses import dataclass, field
+from math import isqrt
+
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import CLIPTextConfig, ViTConfig
+
+from .configuration_foresight import PRESETS, ForesightConfig
+from .grmg_names import IGNORED, POSITIONS, TABLE, Row, part_rows
+
+SWITCHES = {  # flag in GR-MG's json -> the part that it builds
+    "trainer.act_pred": "action decoder",
+    "trainer.fwd_pred": "future",
+    "trainer.fwd_pred_hand": "wrist future query",
+    "trainer.progress_pred": "progress",
+    "input.use_hand_rgb": "wrist embeddings",
+    "input.use_state": "state embeddings",
+}
+
+
+class ConversionError(ValueError):
+    """A checkpoint, json or option that cannot be converted; the message names it and the remedy."""
+
+
+def some(names: list[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+# Names that people give to the sizes of a reduced tower.
+STAND_IN_KEYS = {
+    "width": ("embed_dim", "hidden_size", "width", "dim", "feat_dim"),
+    "layers": ("depth", "num_hidden_layers", "layers", "n_layer", "num_layers"),
+    "heads": ("num_heads", "num_attention_heads", "heads", "n_head", "n_heads"),
+    "inner": ("intermediate_size", "mlp_dim"),
+    "mlp_ratio": ("mlp_ratio",),
+    "image": ("img_size", "image_size", "image"),
+    "patch": ("patch_size", "patch"),
+    "patches": ("num_patches", "patches", "n_patches"),
+    "eps": ("layer_norm_eps", "norm_eps", "eps"),
+}
+
+
+@dataclass
+class Facts:
+    """What tensors and json say about sizes; where both speak they must agree."""
+
+    tensors: dict[str, Tensor]
+    settings: dict
+    notices: list[str] = field(default_factory=list)
+
+    def said(self, path: str):
+        """The json's entry at a dotted path, or `None`."""
+        value = self.settings
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    def seen(self, name: str, axis: int) -> int | None:
+        """Size of a tensor along one axis, or `None` if it is not there."""
+        tensor = self.tensors.get(name)
+        if tensor is not None and tensor.ndim <= axis:
+            raise ConversionError(f"{name} has shape {tuple(tensor.shape)}: not what GR-MG stores there.")
+        return None if tensor is None else tensor.shape[axis]
+
+    def depth(self, stack: str) -> int | None:
+        """Number of blocks whose names begin with `stack` and an index, or `None` if there are none."""
+        found = (re.match(re.escape(stack) + r"\.(\d+)\.", name) for name in self.tensors)
+        return max((int(match[1]) + 1 for match in found if match), default=None)
+
+    def agree(self, path: str, seen: int | None, default=None):
+        """The size that tensors show and the json states at `path`.
+
+        Raises:
+            ConversionError: If they differ.
+        """
+        said = self.said(path)
+        if seen is not None and said is not None and said != seen:
+            raise ConversionError(
+                f"The json says {path}={said}, but the checkpoint's tensors say {seen}: give the json that "
+                "the checkpoint was trained with."
+            )
+        return seen if seen is not None else default if said is None else said
+
+    def stand_in(self, key: str) -> dict:
+        """Sizes under `vision_stand_in` or `text_stand_in`, by the names of [`STAND_IN_KEYS`]."""
+        given = self.said(key) or self.said(f"policy.{key}") or {}
+        given = given if isinstance(given, dict) else {"width": given}
+        sizes = {
+            size: given[n] for size, names in STAND_IN_KEYS.items() for n in names if given.get(n) is not None
+        }
+        unknown = sorted(set(given) - {name for names in STAND_IN_KEYS.values() for name in names})
+        notice = f"{key}: {unknown} not understood, left out"
+        if unknown and notice not in self.notices:
+            self.notices.append(notice)
+        return {k: v[0] if isinstance(v, list | tuple) else v for k, v in sizes.items()}
+
+    def rows(self, part: str) -> list[Row]:
+        """The rows of a part with as many blocks as the file has."""
+        their_prefix, _, lines = TABLE[part]
+        stack = re.search(r"^ *(\S+)\.#", lines, re.MULTILINE)
+        return part_rows(part, (self.depth(their_prefix + stack[1]) or 1) if stack else 0)
+
+    def has_part(self, part: str) -> bool:
+        """Whether the file has any tensor of a part."""
+        return any(row.theirs in self.tensors for row in self.rows(part))
+
+
+def side_of(area: int, what: str) -> int:
+    """Side of a square of `area`."""
+    if isqrt(area) ** 2 != area:
+        raise ConversionError(f"{what} is {area}, which is no square number.")
+    return isqrt(area)
+
+
+def heads_of(width: int, given: int | None) -> int | None:
+    """Heads of a tower: as the json says, or 64 columns each as in every ViT and CLIP; `None` if unknown."""
+    return given or (width // 64 if width % 64 == 0 else None)
+
+
+def check_stand_in(facts: Facts, key: str, given: dict, seen: dict) -> None:
+    """Raises if sizes of a stand-in tower in the json contradict its tensors."""
+    for name in set(given) & set(seen):
+        if given[name] != seen[name]:
+            raise ConversionError(
+                f"The json says {key}.{name}={given[name]}, but the checkpoint's tensors say {seen[name]}."
+            )
+
+
+def vision_config_of(facts: Facts, width: int, image_size: int | None) -> ViTConfig:
+    """The tower's config, from its tensors if the file has it, else as far as the json tells."""
+    given = facts.stand_in("vision_stand_in")
+    seen = {"width": width}
+    if "model_mae.patch_embed.proj.weight" in facts.tensors:
+        patch = facts.seen("model_mae.patch_embed.proj.weight", 2)
+        patches = (facts.seen("model_mae.pos_embed", 1) or 1) - 1
+        inner = facts.seen("model_mae.blocks.0.mlp.fc1.weight", 0)
+        seen |= {
+            "layers": facts.depth("model_mae.blocks"),
+            "patch": patch,
+            "patches": patches,
+            "image": side_of(patches, "The number of patches in model_mae.pos_embed") * patch,
+            "inner": inner,
+            "mlp_ratio": inner and inner / width,
+        }
+    check_stand_in(facts, "vision_stand_in", given, seen)
+    sizes = {"image": image_size or 224, "patch": 16, "layers": 12, "mlp_ratio": 4} | given | seen
+    inside = "layers" in seen
+    return ViTConfig(
+        hidden_size=width,
+        num_hidden_layers=sizes["layers"],
+        # A tower that is not part of the model needs no heads.
+        num_attention_heads=heads_of(width, given.get("heads")) if inside else 1,
+        intermediate_size=sizes.get("inner") or int(width * sizes["mlp_ratio"]),
+        image_size=sizes["image"] if inside else image_size or sizes["image"],
+        patch_size=sizes["patch"],
+        layer_norm_eps=given.get("eps", 1e-6),
+    )
+
+
+def text_config_of(facts: Facts, feature: int) -> CLIPTextConfig:
+    """The text tower's config; without tensors only the size of its feature matters."""
+    width = facts.seen("text_encoder.ln_final.weight", 0)
+    if width is None:
+        return CLIPTextConfig(projection_dim=feature, eos_token_id=49407, bos_token_id=49406)
+    given = facts.stand_in("text_stand_in")
+    vocabulary = facts.seen("text_encoder.token_embedding.weight", 0)
+    stack = "text_encoder.transformer.resblocks"
+    return CLIPTextConfig(
+        projection_dim=facts.seen("text_encoder.text_projection", 1),
+        hidden_size=width,
+        num_hidden_layers=facts.depth(stack),
+        num_attention_heads=heads_of(width, given.get("heads")),
+        intermediate_size=facts.seen(f"{stack}.0.mlp.c_fc.weight", 0),
+        max_position_embeddings=facts.seen("text_encoder.positional_embedding", 0),
+        vocab_size=vocabulary,
+        hidden_act="quick_gelu",
+        # CLIP reads its feature at the largest token id, which is the end of text.
+        eos_token_id=vocabulary - 1,
+        bos_token_id=vocabulary - 2,
+        pad_token_id=vocabulary - 1,
+    )
+
+
+def read_config(facts: Facts, preset: str | None = None) -> ForesightConfig:
+    """The config of a GR-MG file; with `preset`, that of another variant of the same sizes.
+
+    Raises:
+        ConversionError: If json and tensors contradict each other, or our model has no such form.
+    """
+    seen, said, agree = facts.seen, facts.said, facts.agree
+    for path, part in SWITCHES.items():
+        if said(path) is not None and bool(said(path)) != facts.has_part(part):
+            found = "no tensors" if said(path) else "tensors"
+            raise ConversionError(
+                f"The json says {path}={said(path)}, but the checkpoint has {found} of the {part}: give the "
+                "json that the checkpoint was trained with."
+            )
+    wrist = facts.has_part("wrist embeddings")
+    if facts.has_part("wrist future query") != (wrist and facts.has_part("future")):
+        raise ConversionError("The wrist camera must have both its input and its future query, or neither.")
+    media = said("policy.resampler_params.num_media_embeds")
+    if said("policy.use_resampler") is False or media not in (None, 1):
+        raise ConversionError("Only GR-MG with a resampler and num_media_embeds=1 can be converted.")
+
+    width = agree("policy.embed_dim", seen("embed_ln.weight", 0))
+    vision_width = agree("policy.patch_feat_dim", seen("perceiver_resampler.latents", 1))
+    text_width = agree("policy.lang_feat_dim", seen("embed_lang.weight", 1))
+    progress_width = seen("proj_progress_output_embed.weight", 0)
+    small = agree("policy.act_decoder_dim", seen("proj_action_output_embed.weight", 0), progress_width or 128)
+    for path, other, expected in (
+        ("policy.img_feat_dim", seen("embed_img.weight", 1), vision_width),
+        ("policy.act_encoder_dim", seen("embed_action.weight", 0), small),
+        ("policy.progress_decoder_dim", progress_width, small),
+    ):
+        if agree(path, other, expected) != expected:
+            raise ConversionError(
+                f"{path}={agree(path, other)} differs from {expected}: ours has one such width."
+            )
+    inner = seen("perceiver_resampler.layers.0.0.to_q.weight", 0)
+    head_dim = said("policy.resampler_params.dim_head")
+    heads = said("policy.resampler_params.heads") or (inner // head_dim if head_dim else 4)
+    if heads * (head_dim or inner // heads) != inner:
+        raise ConversionError(
+            f"policy.resampler_params says heads={heads}, dim_head={head_dim}, but the checkpoint's to_q has "
+            f"{inner} rows."
+        )
+    state_dim = seen("embed_arm_state.weight", 1)
+    state_dim = agree("input.state_dim", state_dim and state_dim + 1, 7)
+    action_dim = seen("pred_arm_act.weight", 0)
+    action_dim = agree("input.act_dim", action_dim and action_dim + 1, 7)
+    chunk = agree("policy.act_len", seen("action_decoder_positional_embeddings.weight", 0), 5)
+    fields = {
+        "hidden_size": width,
+        "num_hidden_layers": agree("policy.n_layer", facts.depth("transformer.h"), 0),
+        "num_attention_heads": said("policy.n_head") or 12,
+        "intermediate_size": seen("transformer.h.0.mlp.c_fc.weight", 1),
+        "hidden_act": said("policy.activation_function") or "relu",
+        "history_length": agree("policy.seq_len", seen("embed_timestep.weight", 0)),
+        "num_latents": agree("policy.resampler_params.num_latents", seen("perceiver_resampler.latents", 0)),
+        "resampler_depth": agree(
+            "policy.resampler_params.depth", facts.depth("perceiver_resampler.layers"), 0
+        ),
+        "resampler_heads": heads,
+        "resampler_head_dim": inner // heads,
+        "resampler_ff_mult": seen("perceiver_resampler.layers.0.1.1.weight", 0) // vision_width,
+        "action_hidden_size": small,
+        "latent_dim": agree("policy.act_latent_dim", seen("embed_style_vector.weight", 1), 32),
+        "action_num_heads": said("policy.action_heads") or 8,
+        "decoder_heads": said("policy.decoder_heads") or 16,
+    }
+    for name, stack in (
+        ("action_encoder_depth", "encode_action"),
+        ("action_decoder_depth", "decode_action"),
+        ("progress_decoder_depth", "decode_progress"),
+        ("decoder_depth", "decoder_blocks"),
+    ):
+        if (depth := facts.depth(stack)) is not None:
+            fields[name] = depth
+    if (dropout := said("policy.dropout")) is not None:
+        fields |= {"attention_dropout": dropout, "resid_pdrop": dropout}
+    if (shift := said("trainer.fwd_pred_next_n")) is not None:
+        fields["future_shift"] = shift
+        if shift >= fields["history_length"]:
+            fields["future_targets"] = "lookahead"
+            facts.notices.append(f"future_shift={shift} leaves the window, so targets are taken after it")
+
+    image_size = None
+    if facts.has_part("future"):
+        values, patches = seen("decoder_pred.weight", 0), seen(POSITIONS, 1)
+        if values is None or patches is None or values % 3:
+            raise ConversionError(f"decoder_pred.weight or {POSITIONS} is missing or has no RGB patches.")
+        fields["patch_size"] = side_of(values // 3, "Pixels per patch in decoder_pred.weight")
+        image_size = side_of(patches, f"The number of patches in {POSITIONS}") * fields["patch_size"]
+    vision = vision_config_of(facts, vision_width, image_size)
+    fields |= {"image_size": image_size or vision.image_size, "vision_config": vision}
+    fields["text_config"] = text_config_of(facts, text_width)
+    present = {"text": "text_encoder.ln_final.weight", "vision": "model_mae.patch_embed.proj.weight"}
+    fields["towers"] = [tower for tower, name in present.items() if name in facts.tensors]
+
+    own = preset is None
+    if own:
+        preset = (
+            "grmg"
+            if facts.has_part("action decoder") or facts.has_part("state embeddings")
+            else "grmg_pretrain"
+        )
+        has = {"action": "action decoder", "future_rgb": "future", "progress": "progress"}
+        fields["objectives"] = [name for name, part in has.items() if facts.has_part(part)]
+        fields["views"] = ["main", "wrist"][: 1 + wrist]
+        state_dim = state_dim if facts.has_part("state embeddings") else 0
+        for name, path in {
+            "gripper_loss_weight": "trainer.gripper_loss_ratio",
+            "future_loss_weight": "trainer.fwd_loss_ratio",
+            "kl_loss_weight": "trainer.kl_loss_ratio",
+            "progress_loss_weight": "trainer.progress_loss_ratio",
+        }.items():
+            if said(path) is not None:
+                fields[name] = said(path)
+        if said("trainer.without_norm_pix_loss"):
+            facts.notices.append("GR-MG trained on raw pixels; training goes on with normalised patches here")
+    else:
+        state_dim = state_dim if PRESETS[preset].get("state_dim", 7) else 0
+    fields |= {"state_dim": state_dim, "binary_state_indices": [state_dim - 1] if state_dim else []}
+    fields |= {"action_dim": action_dim, "binary_action_indices": [action_dim - 1], "chunk_size": chunk}
+    if state_dim < 7:
+        fields["state_representation"] = "absolute"
+    if state_dim < 7 or action_dim != 7:
+        fields["action_codec"] = "recorded"
+        if facts.has_part("action decoder"):
+            facts.notices.append("without 7 numbers of state and action, actions are passed on as they are")
+    try:
+        return ForesightConfig.from_preset(preset, **fields)
+    except (ValueError, StrictDataclassError) as error:
+        raise ConversionError(f"These sizes make no model: {str(error).splitlines()[-1].strip()}") from error
+
+
+def drop_unknown_towers(facts: Facts) -> None:
+    """Leaves out reduced towers that cannot be rebuilt: another structure, or an unknown number of heads."""
+    declared = any(
+        facts.said(place + key) is not None
+        for place in ("", "policy.")
+        for key in ("vision_stand_in", "text_stand_in")
+    )
+    for part, key, width_name in (
+        ("vision tower", "vision_stand_in", "model_mae.norm.weight"),
+        ("text tower", "text_stand_in", "text_encoder.ln_final.weight"),
+    ):
+        prefix = TABLE[part][0]
+        names = {name for name in facts.tensors if name.startswith(prefix) and not IGNORED.fullmatch(name)}
+        known = names == {row.theirs for row in facts.rows(part)}
+        if known and heads_of(facts.seen(width_name, 0), facts.stand_in(key).get("heads")):
+            continue
+        reason = f'does not say its heads ("{key}": {{"heads": ...}})' if known else "is built in another way"
+        if names and (known or declared):
+            for name in names:
+                del facts.tensors[name]
+            facts.notices.append(
+                f"the file's {part} {reason}, so it is left out: the model wants "
+                f"{part.split()[0]}_features in place of its input"
+            )
+
+
+def check_names(facts: Facts) -> None:
+    """Every tensor has its place in the table, and every part that is there is whole.
+
+    Raises:
+        ConversionError: With the names of leftovers or gaps.
+    """
+    parts = {part: {row.theirs for row in facts.rows(part)} for part in TABLE}
+    known = set().union(*parts.values(), {POSITIONS})
+    leftover = sorted(name for name in facts.tensors if name not in known and not IGNORED.fullmatch(name))
+    if leftover:
+        raise ConversionError(f"The checkpoint holds tensors that GR-MG has not: {some(leftover)}.")
+    needed = {"resampler", "input embeddings", "goal embeddings", "backbone"}
+    needed |= {part for part in TABLE if facts.has_part(part)}
+    gaps = sorted(name for part in needed for name in parts[part] if name not in facts.tensors)
+    if "future" in needed and POSITIONS not in facts.tensors:
+        gaps.append(POSITIONS)
+    if gaps:
+        raise ConversionError(f"The checkpoint lacks tensors of GR-MG: {some(gaps)}. Is it complete?")
+    if facts.has_part("action encoder") != facts.has_part("action decoder"):
+        raise ConversionError("The checkpoint has only one of the action encoder and the action decoder.")
+
+
+def grmg_settings(config: ForesightConfig) -> dict:
+    """GR-MG's json of a config, as far as it concerns the model."""
+    wrist = len(config.views) > 1
+    settings = {
+        "policy": {
+            "resampler_params": {
+                "depth": config.resampler_depth,
+                "dim_head": config.resampler_head_dim,
+                "heads": config.resampler_heads,
+                "num_latents": config.num_latents,
+                "num_media_embeds": 1,
+            },
+            "seq_len": config.history_length,
+            "act_len": config.chunk_size,
+            "act_latent_dim": config.latent_dim,
+            "act_encoder_dim": config.action_hidden_size,
+            "act_decoder_dim": config.action_hidden_size,
+            "progress_decoder_dim": config.action_hidden_size,
+            "patch_feat_dim": config.vision_config.hidden_size,
+            "img_feat_dim": config.vision_config.hidden_size,
+            "lang_feat_dim": config.text_config.projection_dim,
+            "embed_dim": config.hidden_size,
+            "use_resampler": True,
+            "n_layer": config.num_hidden_layers,
+            "n_head": config.num_attention_heads,
+            "activation_function": config.hidden_act,
+            "dropout": config.resid_pdrop,
+        },
+        "trainer": {
+            "without_norm_pix_loss": False,
+            "gripper_loss_ratio": config.gripper_loss_weight,
+            "fwd_loss_ratio": config.future_loss_weight,
+            "kl_loss_ratio": config.kl_loss_weight,
+            "progress_loss_ratio": config.progress_loss_weight,
+            "act_pred": config.has("action"),
+            "fwd_pred": config.has("future"),
+            "progress_pred": config.has("progress"),
+            "fwd_pred_hand": config.has("future") and wrist,
+            "fwd_pred_next_n": config.future_shift,
+        },
+        "input": {
+            "state_dim": config.state_dim or 7,
+            "act_dim": config.action_dim,
+            "use_hand_rgb": wrist,
+            "use_state": config.state_dim > 0,
+        },
+    }
+    for name, heads, usual in (
+        ("decoder_heads", config.decoder_heads, 16),
+        ("action_heads", config.action_num_heads, 8),
+    ):
+        if heads != usual:  # GR-MG has these in its code
+            settings["policy"][name] = heads
+    for name, tower in (("vision", config.vision_config), ("text", config.text_config)):
+        if name in config.towers and tower.num_attention_heads * 64 != tower.hidden_size:
+            settings[f"{name}_stand_in"] = {"heads": tower.num_attention_heads}
+    return settings
