@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Unpacks the common model tests of the installed `transformers` into build/, for `make test-common`.
 
-Only the source distribution holds them, and they change with every release: they are fetched for the installed
-version and never kept in this repository. `tests/modeling/test_transformers_common.py` runs them.
+Only the source distribution holds them, and they change with every release: they are fetched for the
+installed version and never kept in this repository. `tests/modeling/test_transformers_common.py` runs them.
 
     python scripts/fetch_common_tests.py
 """
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VERSION = importlib.metadata.version("transformers")
 TARGET = ROOT / "build" / f"transformers-{VERSION}-tests"
 FILES = ("test_modeling_common.py", "test_configuration_common.py")
-# What these import from parts of the repository that the distribution leaves out, and this model does not need.
+# What these import from files that the distribution leaves out, and that this model does not need.
 STUBS = {
     "__init__.py": "",
     "generation/__init__.py": "",
