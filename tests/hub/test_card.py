@@ -263,3 +263,23 @@ def test_a_damaged_file_is_named(folder, capsys):
     (folder / "eval.json").write_text('{"version": 1')
     assert main([str(folder)]) == 1
     assert "eval.json is damaged" in capsys.readouterr().err
+
+
+def test_the_card_of_a_model_without_depth_that_acts_in_local_deltas_says_so(folder):
+    path = folder / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"objectives": ["action", "future_rgb", "flow_2d"], "action_codec": "local_delta"}
+    path.write_text(json.dumps(config))
+    content = summary()
+    for section in ("depth", "future_depth", "progress"):
+        del content["validation"][section]
+    for errors in content["validation"]["flow"]["moving"].values():
+        errors.pop("z_m", None), errors.pop("z_rmse_m", None)
+    (folder / "training" / "summary.json").write_text(json.dumps(content))
+    assert main([str(folder)]) == 0
+    card = (folder / "README.md").read_text()
+    assert "what it will see (RGB) and where points in the scene will move in the image" in card
+    assert "| absolute, 2 cm or 0.05 rad, mean |" in card
+    assert "predict_action(**inputs), state[None])" in card
+    for absent in ("| depth, ", "RGB and depth", "Depth labels", "moving points: z"):
+        assert absent not in card

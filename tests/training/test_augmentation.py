@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from training.augmentation import draw_shift, shift_frames, shift_points, shift_px
 
@@ -21,6 +22,21 @@ def test_shift_equals_edge_padding_and_cropping_for_every_offset(dtype):
         for s_y in range(2 * PADDING + 1):
             expected = pad_and_crop(frames, s_x, s_y, PADDING)
             np.testing.assert_array_equal(shift_frames(frames, s_x - PADDING, s_y - PADDING), expected)
+
+
+def test_shift_equals_sampling_a_padded_picture_on_a_grid_as_drq_v2_and_grmg_do():
+    side = 10
+    frames = torch.from_numpy(
+        np.random.default_rng(2).integers(0, 255, (2, 3, side, side)).astype(np.float32)
+    )
+    padded = torch.nn.functional.pad(frames, [PADDING] * 4, mode="replicate")
+    centres = (2 * torch.arange(side) + 1) / (side + 2 * PADDING) - 1  # of the crop at (0, 0), in -1..1
+    rows, columns = torch.meshgrid(centres, centres, indexing="ij")
+    for s_x, s_y in [(0, 0), (2 * PADDING, 1), (PADDING, PADDING), (1, 2 * PADDING)]:
+        grid = torch.stack([columns + 2 * s_x / padded.shape[-1], rows + 2 * s_y / padded.shape[-2]], dim=-1)
+        sampled = torch.nn.functional.grid_sample(padded, grid.expand(2, -1, -1, -1), align_corners=False)
+        moved = shift_frames(frames.numpy(), s_x - PADDING, s_y - PADDING)
+        np.testing.assert_allclose(moved, sampled.numpy(), atol=1e-2)  # interpolation of values up to 255
 
 
 def test_points_follow_the_pixel_they_lie_on():

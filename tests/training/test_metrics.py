@@ -241,7 +241,7 @@ def test_action_errors_are_in_the_units_of_the_dataset(config, model, processor)
     assert set(metrics["actions"]["chunk"]) == {"model", "mean"}
 
 
-@pytest.mark.parametrize("objective", ["action", "depth", "future", "flow", "progress"])
+@pytest.mark.parametrize("objective", ["action", "depth", "future", "future_rgb", "flow", "progress"])
 def test_a_model_with_one_objective_has_only_its_errors(objective, processor):
     config = tiny_config(objectives=[objective])
     raw = raw_batch(config)
@@ -250,6 +250,67 @@ def test_a_model_with_one_objective_has_only_its_errors(objective, processor):
     )
     expected = {"action": {"actions"}, "future": {"future_rgb", "future_depth"}}.get(objective, {objective})
     assert set(metrics) - {"windows", "losses"} == expected
+
+
+def test_2d_flow_has_errors_in_the_image_only_and_they_add_up_to_its_loss(processor):
+    config = tiny_config(objectives=["flow_2d"])
+    raw = raw_batch(config)
+    raw["track_weight"][:, :, 3:, ::2] = 0.1
+    raw["track"][..., 2] = math.nan  # nobody looks at z
+    torch.manual_seed(0)
+    model = ForesightForActionPrediction(config)
+    baselines = fit_baselines([raw], processor, config)
+    assert set(baselines) == {"flow_displacement"}
+    metrics = evaluate_open_loop(model, processor, [raw], baselines)
+    flow = metrics["flow"]["all"]
+    assert set(flow) == {"model", "stay_put", "mean"}
+    for errors in flow.values():
+        assert set(errors) == {"x_px", "y_px", "xy_px", "xy_rmse"}
+        assert all(math.isfinite(error) for error in errors.values())
+    assert flow["model"]["xy_rmse"] ** 2 == pytest.approx(metrics["losses"]["flow"], rel=1e-5)
+    with torch.no_grad():
+        logged = flow_errors(model.eval()(**processor.prepare_batch(raw)).flow, raw)
+    assert set(logged) == {"flow_x_px", "flow_y_px", "stay_put_x_px", "stay_put_y_px"}
+    assert logged["flow_x_px"] == pytest.approx(metrics["flow"]["moving"]["model"]["x_px"], rel=1e-4)
+
+
+def test_future_rgb_has_no_depth_errors_even_if_current_depth_is_predicted(processor):
+    config = tiny_config(objectives=["depth", "future_rgb"], future_targets="lookahead")
+    raw = raw_batch(config)
+    baselines = fit_baselines([raw], processor, config)
+    metrics = evaluate_open_loop(ForesightForActionPrediction(config), processor, [raw], baselines)
+    assert set(metrics) - {"windows", "losses"} == {"depth", "future_rgb"}
+    future = sum(group["model"]["mse"] for group in metrics["future_rgb"].values())
+    assert future == pytest.approx(metrics["losses"]["future"], rel=1e-5)
+
+
+def test_cameras_that_come_and_go_count_where_they_are(config, model, processor):
+    raw = raw_batch(config)
+    draw = torch.Generator().manual_seed(4)
+    raw["view_mask"] = torch.rand(BATCH, config.history_length, 2, generator=draw) > 0.4
+    metrics = evaluate_open_loop(model, processor, [raw], fit_baselines([raw], processor, config))
+    depth = sum(group["model"]["mse"] for group in metrics["depth"].values())
+    assert depth == pytest.approx(metrics["losses"]["depth"], rel=1e-5)
+    future = sum(
+        (3 * metrics["future_rgb"][view]["model"]["mse"] + metrics["future_depth"][view]["model"]["mse"]) / 4
+        for view in config.views
+    )
+    assert future == pytest.approx(metrics["losses"]["future"], rel=1e-5)
+
+
+def test_local_delta_actions_are_compared_as_the_raw_batch_holds_them():
+    config = tiny_config(action_codec="local_delta", binary_action_indices=(6,), objectives=["action"])
+    processor = tiny_processor(config)
+    raw = raw_batch(config)
+    raw["actions"][..., 6] = (raw["actions"][..., 0] > 0).float()
+    torch.manual_seed(0)
+    model = ForesightForActionPrediction(config).eval()
+    metrics = evaluate_open_loop(model, processor, [raw], fit_baselines([raw], processor, config))
+    with torch.no_grad():
+        predicted = model(**processor.prepare_batch(raw)).actions
+    predicted[..., 6] = (predicted[..., 6] > 0).float()
+    error = (predicted - raw["actions"]).abs().mean((0, 1, 2))
+    assert metrics["actions"]["chunk"]["model"]["l1"] == pytest.approx(error.tolist(), rel=1e-4)
 
 
 def test_a_dataset_without_labels_still_gives_the_other_errors(config, model, processor):

@@ -126,6 +126,8 @@ def test_perfect_predictions_of_the_present_are_drawn_as_the_present():
         (["depth"], ["camera", "depth", "depth"]),
         (["future"], ["camera", *["future image"] * 2, *["future depth"] * 2]),
         (["action", "flow"], ["camera", "3D flow", "3D flow"]),
+        (["flow_2d"], ["camera", "2D flow", "2D flow"]),
+        (["depth", "future_rgb"], ["camera", *["depth"] * 2, *["future image"] * 2]),
     ],
 )
 def test_objectives_that_are_off_have_no_columns(dataset, objectives, titles):
@@ -135,6 +137,8 @@ def test_objectives_that_are_off_have_no_columns(dataset, objectives, titles):
     figure = draw(moments, "title", "caption")
     pictures = [axis for axis in figure.axes if axis.get_title()]
     assert [axis.get_title().split("\n")[0] for axis in pictures] == titles
+    scales = [axis for axis in figure.axes if axis.get_ylabel() == "depth (m)"]
+    assert len(scales) == any("depth" in title or title == "3D flow" for title in titles)
     labels = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel().startswith("frame")]
     assert labels == [f"frame {moment.frame}" for moment in moments]
 
