@@ -42,16 +42,15 @@ def add_lora(model: ForesightForActionPrediction, options: LoraOptions) -> PeftM
 def adapter_facts(model: ForesightForActionPrediction) -> dict:
     """What an adapter must know of its base; of the base itself, before [`add_lora`].
 
-    The digest is of all tensors by name: the same for a folder, its copy on the Hub, and any sharding.
+    The digest is of all parameters, whatever file they lie in and whatever a library calls the layers of a
+    tower: the same for a folder, its copy on the Hub, and any sharding.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    parameters = (p.detach().cpu().contiguous().flatten().view(torch.uint8) for p in model.parameters())
+    digests = sorted(hashlib.sha256(p.numpy()).digest() for p in parameters)
     return {
         "base_model": model.name_or_path,
         "base_revision": getattr(model.config, "_commit_hash", None),
-        "base_weights_sha256": digest.hexdigest(),
+        "base_weights_sha256": hashlib.sha256(b"".join(digests)).hexdigest(),
         "fps": model.config.fps,
     }
 

@@ -2,6 +2,7 @@
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
+from transformers.utils import find_adapter_config_file
 
 from modeling_foresight import (
     ForesightConfig,
@@ -16,8 +17,17 @@ __all__ = ["build_model", "starting_config"]
 
 
 def starting_config(config: RunConfig) -> ForesightConfig:
-    """The model's config as far as the data need it: that of `init_from`, or the one of the run."""
+    """The model's config as far as the data need it: that of `init_from`, or the one of the run.
+
+    Raises:
+        ValueError: If `init_from` is an adapter.
+    """
     if config.init_from:
+        if find_adapter_config_file(config.init_from, revision=config.init_revision):
+            raise ValueError(
+                f"init_from={config.init_from} is an adapter, not a model: continue its run with --resume, "
+                "or start from the merged model that --lora.merge true exports"
+            )
         return AutoConfig.from_pretrained(config.init_from, revision=config.init_revision, **config.model)
     return ForesightConfig(**config.model)
 

@@ -93,6 +93,7 @@ def run_training(accelerator: Accelerator, config: RunConfig, resume: bool) -> i
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     trained = [p for p in model.parameters() if p.requires_grad]
+    parameters = sum(p.numel() for p in model.parameters())
     optimizer = torch.optim.AdamW(
         trained, lr=options.learning_rate, betas=tuple(options.betas), weight_decay=options.weight_decay
     )
@@ -140,7 +141,7 @@ def run_training(accelerator: Accelerator, config: RunConfig, resume: bool) -> i
     say(
         f"{len(data.train)} windows for training, {len(data.val) if data.val else 0} for validation; "
         f"{sum(p.numel() for p in trained) / 1e6:.2f} M of "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters are trained on "
+        f"{parameters / 1e6:.2f} M parameters are trained on "
         f"{accelerator.num_processes} x {accelerator.device.type}"
     )
     stop = StopRequest(accelerator)
@@ -206,7 +207,7 @@ def run_training(accelerator: Accelerator, config: RunConfig, resume: bool) -> i
             "steps": options.steps,
             "train_seconds": log.seconds,
             "datasets": data.describe(),
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": parameters,
             "trained_parameters": sum(p.numel() for p in trained),
             "objectives": list(plain.config.objectives),
             "processes": accelerator.num_processes,

@@ -27,6 +27,7 @@ from training.train import train
 
 STEPS, RANK = 4, 3
 LORA = ["--lora.r", str(RANK), "--lora.dropout", "0.1", "--train.steps", str(STEPS)]
+NO_LORA = ["--lora.r", "0", "--lora.dropout", "0"]
 ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "foresight_adapter.json"}
 
 
@@ -321,6 +322,7 @@ def test_everything_trained_gets_a_gradient_with_and_without_targets():
         (["--lora.r", "-1"], "lora.r=-1"),
         (["--lora.dropout", "1.5"], "lora.dropout=1.5"),
         (["--lora.rank", "3"], "lora.rank is unknown"),
+        (["--init_revision", "v1", "--init_from", "null", *NO_LORA], "init_revision belongs"),
         (["--model.hidden_size", "48"], "model.hidden_size cannot change"),
         (["--lora.target_modules", "[q_projj]"], "target_modules.*q_projj"),
         (["--data.statistics", "mean"], "data.statistics is 'mean'"),
@@ -330,6 +332,11 @@ def test_bad_settings_are_named_before_training(work, tmp_path, flags, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         run(work, tmp_path / "run", *flags)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_an_adapter_is_no_base(work, tmp_path):
+    with pytest.raises(ValueError, match="is an adapter, not a model.*--resume.*--lora.merge"):
+        run(work, tmp_path / "run", base=work / "adapter" / "model")
 
 
 def test_a_robot_of_other_sizes_is_refused(work, tmp_path):
