@@ -8,7 +8,6 @@ every frame on its own: context tokens from the transformer, then mask tokens th
 from functools import partial
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from .configuration_foresight import ForesightConfig
@@ -16,12 +15,13 @@ from .encoders import sincos_2d, take_entries
 
 
 def vit_blocks(config: ForesightConfig, width: int, heads: int, depth: int) -> nn.Sequential:
-    """`depth` of timm's pre-norm blocks with biases everywhere; eager attention if the config asks for it."""
+    """`depth` of timm's pre-norm blocks with biases everywhere."""
+    from timm.models.vision_transformer import Block  # here: timm takes longer to import than all the rest
+
     norm_layer = partial(nn.LayerNorm, eps=config.layer_norm_eps)
-    blocks = [Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth)]
-    for block in blocks:
-        block.attn.fused_attn &= config._attn_implementation != "eager"
-    return nn.Sequential(*blocks)
+    return nn.Sequential(
+        *(Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth))
+    )
 
 
 class PatchDecoder(nn.Module):

@@ -187,10 +187,6 @@ class VisionEncoder(nn.Module):
                 has_cls = self.num_prefix_tokens > 0
             num_patches = shape[1] - self.num_prefix_tokens
         self.readout = None if has_cls else SpatialReadout(num_patches, self.width)
-        if config._attn_implementation == "eager":  # timm decides on its own otherwise
-            for module in self.tower.modules():
-                if hasattr(module, "fused_attn"):
-                    module.fused_attn = False
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes images one by one.
@@ -221,7 +217,7 @@ class ResamplerLayer(nn.Module):
         super().__init__()
         heads, head_dim, eps = config.resampler_heads, config.resampler_head_dim, config.layer_norm_eps
         self.heads, self.scaling = heads, head_dim**-0.5
-        self.fused_attn = config._attn_implementation != "eager"
+        self.fused_attn = True  # named as in timm's blocks: `set_attn_implementation` finds them by it
         self.norm_media = nn.LayerNorm(width, eps=eps)
         self.norm_latents = nn.LayerNorm(width, eps=eps)
         self.to_q = nn.Linear(width, heads * head_dim, bias=False)

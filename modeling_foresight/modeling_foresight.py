@@ -8,8 +8,10 @@ width, A action size, S tokens.
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,8 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_mask import (
@@ -72,6 +75,7 @@ AUXILIARY_WEIGHTS = [
     r"^(depth_decoder|image_decoder|flow_decoder|action_encoder|progress_decoder)\.",
     r"^model\.(future_queries|progress_query|flow_query|embed_flow_points)\.",
 ]
+LIBRARY_ARGUMENTS = frozenset(TransformersKwargs.__annotations__)
 
 
 def eager_attention_forward(
@@ -290,6 +294,31 @@ class ForesightPreTrainedModel(PreTrainedModel):
             "the base_model_name_or_path in its adapter_config.json."
         )
 
+    def post_init(self):
+        """Ends construction."""
+        super().post_init()
+        self._choose_attention_kernels()
+
+    def set_attn_implementation(self, *args, **kwargs):
+        """As in `transformers`: `sdpa`, `eager` or `flex_attention`, for the whole model."""
+        super().set_attn_implementation(*args, **kwargs)
+        self._choose_attention_kernels()
+
+    def _choose_attention_kernels(self) -> None:
+        """Tells the parts that do not ask the library: the resampler and timm's blocks."""
+        for module in self.modules():
+            if hasattr(module, "fused_attn"):
+                by_default = module.__dict__.setdefault("_fused_by_default", module.fused_attn)
+                module.fused_attn = by_default and self.config._attn_implementation != "eager"
+
+    def _refuse_unknown(self, given: dict) -> None:
+        """Refuses arguments that neither `forward` nor the library knows: a misspelt mask masks nothing."""
+        if unknown := sorted(set(given) - LIBRARY_ARGUMENTS):
+            known = list(inspect.signature(self.forward).parameters)
+            near = get_close_matches(unknown[0], known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known[:-1])}."
+            raise TypeError(f"{type(self).__name__} takes no argument {unknown[0]!r}: {hint}")
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """GR-MG's initialisation: the transformer as GPT-2, everything else as PyTorch does.
@@ -499,7 +528,7 @@ class ForesightModel(ForesightPreTrainedModel):
         text_features: Tensor | None = None,
         vision_features: tuple[Tensor, Tensor] | None = None,
         goal_features: tuple[Tensor, Tensor] | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ForesightModelOutput:
         """Runs the transformer over a window.
 
@@ -527,8 +556,10 @@ class ForesightModel(ForesightPreTrainedModel):
             **kwargs: `output_hidden_states`, `output_attentions`.
 
         Raises:
+            TypeError: If an argument is not known; the message names the one closest to it.
             ValueError: If a shape does not fit the config; the message names what was expected and what came.
         """
+        self._refuse_unknown(kwargs)
         inputs = self._encode(
             pixel_values,
             input_ids,
@@ -872,8 +903,10 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         track_weight: Tensor | None = None,
         progress: Tensor | None = None,
         style_noise: Tensor | None = None,
+        text_features: Tensor | None = None,
         vision_features: tuple[Tensor, Tensor] | None = None,
-        **kwargs,
+        goal_features: tuple[Tensor, Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ForesightOutput:
         """Predicts everything for every frame of the window, and the losses of the targets that are given.
 
@@ -882,7 +915,7 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
 
         Args:
             pixel_values, input_ids, attention_mask, state, frame_mask, view_mask, state_mask,
-                goal_pixel_values, goal_mask: See [`ForesightModel.forward`].
+                goal_pixel_values, goal_mask, text_features, goal_features: See [`ForesightModel.forward`].
             actions (`torch.Tensor`, *optional*): `(B, T, K, A)` normalised, 0/1 at binary entries, masked
                 steps zero.
             action_mask (`torch.Tensor`, *optional*): Boolean `(B, T, K)`; all present by default.
@@ -899,11 +932,13 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
                 sample. In training it is drawn; in evaluation the style is zero unless this is given.
             vision_features (`tuple[torch.Tensor, torch.Tensor]`, *optional*): In place of `pixel_values`;
                 there is no future target then.
-            **kwargs: `text_features`, `goal_features`, `output_hidden_states`, `output_attentions`.
+            **kwargs: `output_hidden_states`, `output_attentions`.
 
         Raises:
+            TypeError: If an argument is not known; the message names the one closest to it.
             ValueError: If a shape does not fit the config; the message names what was expected and what came.
         """
+        self._refuse_unknown(kwargs)
         config = self.config
         if actions is not None and not config.auxiliary_heads:
             raise ValueError("A policy with auxiliary_heads=False acts but does not train: load it whole.")
@@ -918,7 +953,9 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             goal_pixel_values=goal_pixel_values,
             goal_mask=goal_mask,
             track_start=track_start if config.has_flow_query else None,
+            text_features=text_features,
             vision_features=vision_features,
+            goal_features=goal_features,
             **kwargs,
         )
         given = pixel_values if pixel_values is not None else vision_features[0]
