@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
-from modeling_foresight.lora import lora_config
+from modeling_foresight.lora import LORA_TARGETS, lora_config
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_batch, tiny_config, tiny_inputs
 from tests.training.test_train import TINY, command, environment, log_lines
@@ -281,6 +282,13 @@ def test_peft_finds_the_targets_of_a_config_without_any():
     assert {"action_decoder.shared.0", "action_decoder.shared.1"} <= set(names)
 
 
+def test_the_targets_are_the_same_inside_a_wrapper():
+    model = ForesightForActionPrediction(tiny_config())
+    for name, _ in model.named_modules():
+        matches = bool(re.fullmatch(LORA_TARGETS, name))
+        assert bool(re.fullmatch(LORA_TARGETS, f"policy.{name}")) == matches, name
+
+
 @pytest.mark.parametrize("option", ["target_modules", "modules_to_save"])
 def test_a_name_that_no_module_has_is_refused(option):
     model = ForesightForActionPrediction(tiny_config())
@@ -326,6 +334,7 @@ def test_everything_trained_gets_a_gradient_with_and_without_targets():
         (["--model.hidden_size", "48"], "model.hidden_size cannot change"),
         (["--lora.target_modules", "[q_projj]"], "target_modules.*q_projj"),
         (["--data.statistics", "mean"], "data.statistics is 'mean'"),
+        (["--data.statistics", "model", "--init_from", "null", *NO_LORA], "data.statistics=model needs"),
     ],
 )
 def test_bad_settings_are_named_before_training(work, tmp_path, flags, message):
@@ -350,6 +359,14 @@ def test_loss_weights_may_change_under_an_adapter(work, tmp_path):
     assert run(work, tmp_path / "run", "--model.depth_loss_weight", "0.2", "--train.steps", "1") == 0
 
 
+def test_an_adapter_stays_float32_in_mixed_precision_with_checkpointing(work, tmp_path):
+    flags = ["--train.mixed_precision", "bf16", "--train.gradient_checkpointing", "true"]
+    assert run(work, tmp_path / "run", "--train.steps", "2", *flags) == 0
+    tensors = load_file(tmp_path / "run" / "model" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert any("layers.0" in name and "lora_B" in name and t.abs().max() > 0 for name, t in tensors.items())
+
+
 def test_the_named_run_for_a_few_demonstrations_is_complete_but_for_places():
     config = load_config(Path("training/configs/lora_custom.yaml"), ["--init_from", "me/base"])
     assert config.lora.r == 16 and config.data.missing_targets and not config.model
@@ -369,6 +386,8 @@ def test_two_processes_train_one_adapter(work, tmp_path):
         tracks=False,
     )
     flags = ["--init_from", str(work / "base" / "model"), *LORA, "--data.missing_targets", "true"]
+    # A second step, because a parameter without gradient is noticed there.
+    flags += ["--train.steps", "2", "--train.warmup_steps", "0", "--data.val_fraction", "0"]
     arguments = command(work / "tiny.yaml", plain.root, tmp_path / "run", *flags)
     result = subprocess.run(
         [*launch, *arguments], env=environment(), capture_output=True, text=True, timeout=240
