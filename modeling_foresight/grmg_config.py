@@ -33,7 +33,7 @@ def some(names: list[str]) -> str:
 
 # Names that people give to the sizes of a reduced tower.
 STAND_IN_KEYS = {
-    "width": ("embed_dim", "hidden_size", "width", "dim", "feat_dim"),
+    "width": ("embed_dim", "hidden_size", "width", "dim"),
     "layers": ("depth", "num_hidden_layers", "layers", "n_layer", "num_layers"),
     "heads": ("num_heads", "num_attention_heads", "heads", "n_head", "n_heads"),
     "inner": ("intermediate_size", "mlp_dim"),

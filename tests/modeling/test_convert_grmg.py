@@ -4,6 +4,8 @@ import collections
 import dataclasses
 import hashlib
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -602,6 +604,40 @@ def test_models_that_gr_mg_cannot_express_do_not_go_back(fields, message, tmp_pa
     ForesightForActionPrediction(config).save_pretrained(tmp_path / "model")
     code = main([str(tmp_path / "model"), "--to-grmg", "--output", str(tmp_path / "ours")])
     assert_refused(code, message, capsys, tmp_path)
+
+
+def test_the_documented_comparison_runs_and_finds_no_difference(pairs, tmp_path, monkeypatch):
+    pair = pairs["small"]
+    inputs = draw_inputs(pair.sizes, padding=True)
+    theirs = run_reference(pair, inputs)
+    (cls, patches), is_open = inputs["vision"], inputs["gripper_state"]
+    recorded = {"lang_embeddings": inputs["text"], "attention_mask": inputs["mask"].int()}
+    recorded |= {"obs_embeddings": cls[:, :, 0], "hand_obs_embeddings": cls[:, :, 1]}
+    recorded |= {"patch_embeddings": patches[:, :, 0], "hand_patch_embeddings": patches[:, :, 1]}
+    recorded |= dict(zip(("goal_obs_embeddings", "goal_patch_embeddings"), inputs["goal"], strict=True))
+    recorded |= {key: inputs[key] for key in ("arm_state", "arm_action", "gripper_action", "noise")}
+    recorded["gripper_state"] = torch.stack([1 - is_open, is_open], dim=-1)
+    recorded |= {"arm_action_preds": theirs["arm"], "gripper_action_preds": theirs["gripper"]}
+    recorded |= {"obs_preds": theirs["future_main"], "obs_hand_preds": theirs["future_wrist"]}
+    recorded |= {"progress_preds": theirs["progress"], "action_mu_preds": theirs["mean"].flatten(0, 1)}
+    recorded["action_logvar_preds"] = theirs["log_var"].flatten(0, 1)
+    torch.save(recorded, tmp_path / "recorded.pt")
+    (tmp_path / "grmg_calvin").symlink_to(pair.folder / "ours")
+    monkeypatch.chdir(tmp_path)
+
+    page = (Path(__file__).parents[2] / "docs" / "grmg_checkpoints.md").read_text()
+    code, names = re.search(r"```python\n(.+?)```", page, re.DOTALL)[1], {}
+    exec(code, names)
+    assert len(names["differences"]) == 7 and max(names["differences"].values()) < 1e-5
+
+
+def test_other_sizes_of_state_and_action_keep_their_numbers_as_they_are(tmp_path, capsys):
+    sizes = dataclasses.replace(OTHER, state_dim=9, action_dim=5, wrist=False)
+    assert convert(tmp_path, weights_of(GrmgReference(sizes).randomise()), sizes) == 0
+    assert "as they are" in capsys.readouterr().out
+    config = ForesightConfig.from_pretrained(tmp_path / "ours")
+    assert (config.state_dim, config.binary_state_indices, config.views) == (9, [8], ["main"])
+    assert (config.action_dim, config.binary_action_indices, config.action_codec) == (5, [4], "recorded")
 
 
 def test_the_position_table_of_the_reference_is_ours():
