@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .configuration_foresight import ForesightConfig
+from .exporting import export_with_code
 from .modeling_foresight import ForesightForActionPrediction, ForesightModel, ForesightOutput
 from .processing_foresight import ForesightProcessor, build_small_tokenizer
 from .streaming import ForesightStream
@@ -19,4 +20,5 @@ __all__ = [
     "ForesightProcessor",
     "ForesightStream",
     "build_small_tokenizer",
+    "export_with_code",
 ]

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -67,6 +67,7 @@ from .losses import (
     masked_target,
     progress_loss,
 )
+from .streaming import ForesightStream
 
 ALL_QUERIES = (Kind.FLOW, Kind.ACTION, Kind.FUTURE, Kind.PROGRESS)
 # What a checkpoint holds beyond the trunk, and beyond a policy with `auxiliary_heads=False`.
@@ -1151,6 +1152,15 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         }
         self.model._check_masks(*inputs["images"].shape[:3], **masks)
         return self.decode_newest(**inputs, **masks)[0]
+
+    def stream(self, processor: ProcessorMixin, **options) -> ForesightStream:
+        """This policy at the controls of a robot, one observation at a time.
+
+        Args:
+            processor (`ForesightProcessor`): Its processor.
+            **options: `num_envs`, `compile` and others of [`ForesightStream`].
+        """
+        return ForesightStream(self, processor, **options)
 
     def decode_newest(self, *, with_progress: bool = False, **embedded) -> tuple[Tensor, Tensor | None]:
         """From embedded inputs to the newest frame's action chunk: the part of control with static shapes.

@@ -12,17 +12,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
 
 from .attention_mask import Kind
-from .modeling_foresight import ForesightForActionPrediction
-from .processing_foresight import ForesightProcessor
 
 
 class ForesightStream:
     """One policy at the controls of one robot, or of several side by side.
 
     ```python
-    stream = ForesightStream(model, processor)
+    stream = ForesightStream(model, processor)  # or model.stream(processor)
     stream.reset("open the drawer")
     while not done:
         action = stream.step({"main": main_rgb, "wrist": wrist_rgb}, state)  # (A,)
@@ -47,8 +46,8 @@ class ForesightStream:
 
     def __init__(
         self,
-        model: ForesightForActionPrediction,
-        processor: ForesightProcessor,
+        model: PreTrainedModel,  # any class: the policy imports this file, so that it is exported
+        processor: ProcessorMixin,
         num_envs: int | None = None,
         compile: bool = False,
         cuda_graph: bool = False,

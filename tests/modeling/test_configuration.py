@@ -1,14 +1,9 @@
 """The config: what it refuses, what it saves, and that it stands alone."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import AutoConfig, CLIPTextConfig, TimmWrapperConfig, ViTConfig
 
-import modeling_foresight
 from modeling_foresight import ForesightConfig
 from tests.tiny import tiny_config
 
@@ -104,52 +99,3 @@ def test_towers_may_be_given_as_dictionaries():
     )
     assert config.text_config.projection_dim == 6
     assert isinstance(config.vision_config, TimmWrapperConfig)
-
-
-@pytest.mark.slow
-def test_files_saved_with_the_weights_load_where_the_package_is_not_installed(tmp_path):
-    """Custom code as the Hub runs it: the exported files alone, in a process that cannot import ours."""
-    root = Path(modeling_foresight.__file__).parents[1]
-    export = f"""
-import sys; sys.path.insert(0, {str(root)!r})
-import torch
-from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
-from tests.tiny import tiny_config, tiny_inputs, tiny_processor
-ForesightConfig.register_for_auto_class()
-ForesightForActionPrediction.register_for_auto_class("AutoModel")
-ForesightProcessor.register_for_auto_class("AutoProcessor")
-torch.manual_seed(0)
-config = tiny_config()
-model = ForesightForActionPrediction(config).eval()
-model.save_pretrained("exported-policy")
-tiny_processor(config).save_pretrained("exported-policy")
-inputs = tiny_inputs(config)
-torch.save((inputs, model.predict_action(**inputs)), "expected.pt")
-"""
-    load = """
-import sys
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "modeling_foresight":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Hidden())
-import torch
-from transformers import AutoModel, AutoProcessor
-model = AutoModel.from_pretrained("./exported-policy", trust_remote_code=True)
-processor = AutoProcessor.from_pretrained("./exported-policy", trust_remote_code=True)
-assert type(model).__name__ == "ForesightForActionPrediction", type(model)
-assert type(processor).__name__ == "ForesightProcessor", type(processor)
-inputs, expected = torch.load("expected.pt")
-torch.testing.assert_close(model.predict_action(**inputs), expected)
-assert not any(p.requires_grad for p in model.model.vision_encoder.parameters())
-"""
-    for code in (export, load):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env={"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
