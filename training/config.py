@@ -12,6 +12,7 @@ from draccus.utils import ParsingError
 
 from datasets_scripts.columns import replacing
 from modeling_foresight import ForesightConfig
+from modeling_foresight.configuration_foresight import PRESETS
 
 __all__ = [
     "DataConfig",
@@ -170,7 +171,8 @@ class RunConfig:
         init_from (`str`, *optional*): Folder or Hub id of a trained 3D Foresight model to start from. Its
             config and tokenizer are used; `model` may only change loss weights and dropout.
         init_revision (`str`, *optional*): Commit, branch or tag of `init_from` on the Hub.
-        model (`dict`): Fields of `ForesightConfig`. Sizes of state and action and the vocabulary of a `small`
+        model (`dict`): Fields of `ForesightConfig`; `preset: grmg` stands for those of a variant (see
+            `python -m modeling_foresight`). Sizes of state and action and the vocabulary of a `small`
             tokenizer are filled in from the data.
         towers (`TowerConfig`): Pretrained towers.
         data (`DataConfig`): Data.
@@ -191,6 +193,7 @@ class RunConfig:
 
     def __post_init__(self):
         self.export = self.export or str(Path(self.output) / "model")
+        self._apply_preset()
         model_fields = {field.name for field in dataclasses.fields(ForesightConfig)}
         for name in self.model:
             # A config class of transformers takes any name, so a typo would go unnoticed.
@@ -212,6 +215,16 @@ class RunConfig:
         if self.data.statistics not in ("dataset", "model"):
             raise ValueError(f"data.statistics is {self.data.statistics!r}; use 'dataset' or 'model'")
         self._check_start()
+
+    def _apply_preset(self):
+        """Puts the fields of `model.preset` in its place; what is given beside it wins."""
+        name = self.model.pop("preset", None)
+        if name is None:
+            return
+        if name not in PRESETS:
+            raise ValueError(f"model.preset={name!r} is unknown{_closest(str(name), PRESETS)}")
+        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in PRESETS[name].items()}
+        self.model = {**fields, **self.model}
 
     def _check_start(self):
         """Checks what belongs to `init_from`: nothing of it may be given in vain."""

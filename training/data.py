@@ -46,7 +46,7 @@ def window_config(model: ForesightConfig, config: RunConfig) -> WindowConfig:
         p_moving=data.p_moving,
         occluded_weight=data.occluded_weight,
         random_shift=data.random_shift,
-        state_key=data.state_key,
+        state_key=data.state_key if model.state_dim else None,
         action_key=data.action_key,
         action_codec=model.action_codec,
         missing_targets=data.missing_targets,

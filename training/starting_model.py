@@ -49,9 +49,11 @@ def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPre
     # Sizes of a robot that the config leaves open are the dataset's.
     if data.train.action_dim:
         fields.setdefault("action_dim", data.train.action_dim)
-        fields.setdefault("binary_action_indices", [])
+        if fields.get("action_codec") != "local_delta":  # whose entries are fixed
+            fields.setdefault("binary_action_indices", [])
     fields.setdefault("state_dim", data.train.state_dim)
-    fields.setdefault("binary_state_indices", [])
+    if fields.get("action_codec") != "local_delta":
+        fields.setdefault("binary_state_indices", [])
     attention = config.train.attn_implementation
     model_config = ForesightConfig(**fields, fps=data.fps, attn_implementation=attention)
     if config.towers.text or config.towers.vision:

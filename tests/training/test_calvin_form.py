@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoProcessor
 
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction
 from modeling_foresight.action_codec import to_simulator_action
+from modeling_foresight.configuration_foresight import PRESETS
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_processor
 from tests.training.test_train import TINY
@@ -101,3 +102,25 @@ def test_every_parameter_learns_from_such_windows(run):
 def test_a_policy_that_only_acts_asks_for_actions_only(run):
     config = ForesightConfig(**run.model, auxiliary_heads=False)
     assert window_config(config, run).objectives == ["action"]
+
+
+@pytest.mark.parametrize("preset", ["gr1", "foresight_2d", "grmg_pretrain"])
+def test_a_preset_trains_under_its_own_name(preset, dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("FORESIGHT_CACHE", str(tmp_path / "cache"))
+    path, output = tmp_path / "tiny.yaml", tmp_path / "run"
+    sizes = {k: v for k, v in TINY["model"].items() if k not in ("objectives", "views", "chunk_size")}
+    views = {"views": ["front"] if preset == "grmg_pretrain" else ["front", "side"]}
+    options = {**TINY["train"], "steps": 1, "checkpoint_every": 0}
+    path.write_text(yaml.safe_dump({**TINY, "model": {**sizes, **views}, "train": options}))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    arguments = ["--dataset", str(dataset.root), "--output", str(output), "--model.preset", preset]
+    assert train(load_config(path, arguments), False) == 0
+    saved = json.loads((output / "model" / "config.json").read_text())
+    assert saved["objectives"] == list(PRESETS[preset]["objectives"])
+    assert load_config(output / "config.yaml", []) == load_config(path, arguments)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_an_unknown_preset_is_refused_with_the_closest_one(tmp_path):
+    with pytest.raises(ValueError, match="model.preset='foresight3d' is unknown; did you mean foresight_3d"):
+        load_config(None, ["--model.preset", "foresight3d"])
