@@ -41,7 +41,7 @@ from .grmg_config import (
     read_config,
     some,
 )
-from .grmg_names import IGNORED, MAY_BE_FRESH, NEW_IN_3D, POSITIONS, TABLE, table_rows
+from .grmg_names import IGNORED, MAY_BE_FRESH, NEW_IN_3D, POSITIONS, TABLE, Row, table_rows
 from .modeling_foresight import ForesightForActionPrediction
 from .processing_foresight import ForesightProcessor
 
@@ -210,8 +210,8 @@ def to_foresight(
         output (`str` or `Path`): Folder to make; must not exist or be empty.
         preset (`str`, *optional*): Start this variant from the file, for example `foresight_3d`; by default
             the GR-MG variant that the file holds.
-        text_tower, vision_tower (`str`, *optional*): Folders of a CLIP and of a ViTMAE or ViT checkpoint
-            whose towers replace the file's.
+        text_tower, vision_tower (`str`, *optional*): Towers that replace the file's: folders of a CLIP and of
+            a ViTMAE or ViT checkpoint, or files of weights in CLIP's and MAE's original names.
         tokenizer (`str`, *optional*): Folder of the text tower's tokenizer; by default `text_tower`.
         allow_pickle (`bool`): Unpickle arbitrary objects of a trusted file.
         seed (`int`): Of the fresh parts.
@@ -220,127 +220,167 @@ def to_foresight(
         ConversionError: Names what does not fit; nothing is written then.
     """
     output = free_folder(output)
-    tensors, inside = read_tensors(checkpoint, allow_pickle)
-    check_is_grmg(checkpoint, set(tensors))
-    settings = settings or inside
-    if not settings:
-        raise ConversionError(
-            "Nothing tells the numbers of heads: add --config with the train.json or pretrain.json that the "
-            "checkpoint was trained with (GR-MG's policy/config)."
-        )
-    facts = Facts(tensors, settings)
-    ignored = sorted(name for name in tensors if IGNORED.fullmatch(name))
     towers = {"text": text_tower, "vision": vision_tower}
-    for name, source in towers.items():
-        if source is not None:
-            replaced = [n for n in tensors if n.startswith(TABLE[f"{name} tower"][0]) and n not in ignored]
-            ignored += replaced
-            for tensor in replaced:
-                del tensors[tensor]
+    facts, ignored = read_facts(checkpoint, settings, towers, allow_pickle)
+    folders = {name: source for name, source in towers.items() if source and not Path(source).is_file()}
     drop_unknown_towers(facts)
     check_names(facts)
     config = read_config(facts, preset)
-    if POSITIONS in tensors:
-        side = config.image_size // config.patch_size
-        difference = (tensors[POSITIONS] - sincos_2d(side, side, config.hidden_size)[None]).abs().max().item()
-        if not difference < 4e-3:  # bfloat16's rounding
-            raise ConversionError(
-                f"{POSITIONS} differs from its equation by {difference:.3g}: damaged weights?"
-            )
+    if POSITIONS in facts.tensors:
+        check_positions(facts.tensors[POSITIONS], config)
         ignored.append(POSITIONS)
 
-    ours, fresh_parts = {}, []
     rows = table_rows(config)
-    for part, part_rows_ in rows.items():
-        if not facts.has_part(part):
-            fresh_parts.append(part)
-            continue
-        for row in part_rows_:
-            ours |= row.to_ours(tensors[row.theirs])
-    if wrong := [part for part in fresh_parts if preset is None or part not in MAY_BE_FRESH]:
+    fresh = [part for part in rows if not facts.has_part(part)]
+    if wrong := [part for part in fresh if preset is None or part not in MAY_BE_FRESH]:
         raise ConversionError(f"The checkpoint lacks the {some(wrong)} of the preset {preset!r}.")
     if homeless := [part for part in TABLE if facts.has_part(part) and part not in rows]:
         raise ConversionError(f"The preset {preset!r} has no place for the checkpoint's {some(homeless)}.")
-
+    mapped = [row for part in rows if part not in fresh for row in rows[part]]
     torch.manual_seed(seed)
-    if text_tower or vision_tower:
-        model = ForesightForActionPrediction.from_encoder_checkpoints(config, text_tower, vision_tower)
-        widths = {
-            "--text-tower": (model.config.text_config.projection_dim, config.text_config.projection_dim),
-            "--vision-tower": (model.model.vision_width, config.vision_config.hidden_size),
-        }
-        for option, (given, wanted) in widths.items():
-            if given != wanted:
-                raise ConversionError(
-                    f"{option} gives features of {given} numbers; this policy takes {wanted}."
-                )
-    else:
-        model = ForesightForActionPrediction(config)
-    config = model.config
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name, tensor in ours.items():
-        if tuple(tensor.shape) != expected.get(name):
-            theirs = next(row.theirs for row in sum(rows.values(), []) if name in row.ours)
-            raise ConversionError(
-                f"{theirs} gives {name} the shape {tuple(tensor.shape)}, but the sizes say "
-                f"{expected.get(name)}: json and checkpoint do not belong together."
-            )
-    given = tuple(f"model.{name}_encoder." for name, source in towers.items() if source is not None)
-    fresh = [name for name in expected if name not in ours and not name.startswith(given or "-")]
-    planned = {name for part in fresh_parts for row in rows[part] for name in row.ours}
-    unexplained = [name for name in fresh if name not in planned and not name.startswith(NEW_IN_3D)]
-    if unexplained:
-        raise ConversionError(f"Nothing of GR-MG's becomes {some(unexplained)}.")
-    model.load_state_dict(ours, strict=False)
+    model = build_model(config, folders)
+    untouched = fill(model, mapped, facts.tensors)
+    new = {prefix: [name for name in untouched if name.startswith(prefix)] for prefix in NEW_IN_3D}
+    planned = {name for part in fresh for row in rows[part] for name in row.ours}.union(*new.values())
+    given = tuple(f"model.{name}_encoder." for name in folders)
+    if lost := [name for name in untouched if name not in planned and not name.startswith(given)]:
+        raise ConversionError(f"Nothing of GR-MG's becomes {some(lost)}.")
     for name in ("text", "vision"):
-        if name not in config.towers and not any(f"{name} tower" in notice for notice in facts.notices):
+        if name not in model.config.towers and not any(f"{name} tower" in notice for notice in facts.notices):
             facts.notices.append(
                 f"there is no {name} tower (--{name}-tower): the model wants {name}_features in its place"
             )
-    processor = build_processor(config, tokenizer or text_tower, facts)
+    processor = build_processor(model.config, tokenizer, folders.get("text"), facts)
 
     def write(folder: Path) -> None:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         again = ForesightForActionPrediction.from_pretrained(folder, dtype=torch.float32).state_dict()
-        wrong = [name for name, value in model.state_dict().items() if not torch.equal(value, again[name])]
-        if wrong:
+        if wrong := [n for n, value in model.state_dict().items() if not torch.equal(value, again[n])]:
             raise ConversionError(f"Reading the result back gave other values of {some(wrong)}.")
 
     write_whole(output, write)
-    new = [prefix.removeprefix("model.").rstrip(".") for prefix in NEW_IN_3D]
-    new = [
-        part for part, prefix in zip(new, NEW_IN_3D, strict=True) if any(n.startswith(prefix) for n in fresh)
-    ]
-    whole = facts.has_part("action decoder")
+    kind = "GR-MG policy" if facts.has_part("action decoder") else "GR-MG video pretraining"
     return Report(
-        kind=("GR-MG policy" if whole else "GR-MG video pretraining") + (f" -> {preset}" if preset else ""),
+        kind=kind + (f" -> {preset}" if preset else ""),
         output=output,
-        mapped=sum(len(rows[part]) for part in rows if part not in fresh_parts),
-        fresh=fresh_parts + new,
+        mapped=len(mapped),
+        fresh=fresh + [prefix.removeprefix("model.").rstrip(".") for prefix, names in new.items() if names],
         ignored=sorted(ignored),
         notices=facts.notices,
-        config=config,
+        config=model.config,
     )
 
 
-def build_processor(config: ForesightConfig, source: str | None, facts: Facts) -> ForesightProcessor:
-    """The processor of a converted model; the tokenizer is a placeholder if nobody gives one."""
-    if source is None or not Path(source).is_dir():
+def read_facts(
+    checkpoint: str | Path, settings: dict | None, towers: dict[str, str | None], allow_pickle: bool
+) -> tuple[Facts, list[str]]:
+    """Reads a policy and its json; returns them, and the names that nothing will become of.
+
+    A tower given apart takes the place of the file's: its names are left out, and those of an original file
+    come in.
+
+    Raises:
+        ConversionError: If the file is no GR-MG policy, or there is no json.
+    """
+    tensors, inside = read_tensors(checkpoint, allow_pickle)
+    check_is_grmg(checkpoint, set(tensors))
+    if not (settings or inside):
+        raise ConversionError(
+            "Nothing tells the numbers of heads: add --config with the train.json or pretrain.json that the "
+            "checkpoint was trained with (GR-MG's policy/config)."
+        )
+    ignored = {name for name in tensors if IGNORED.fullmatch(name)}
+    for name, source in towers.items():
+        prefix = TABLE[f"{name} tower"][0]
+        if source is None:
+            continue
+        replaced = {n for n in tensors if n.startswith(prefix)}
+        ignored |= replaced
+        tensors = {n: tensor for n, tensor in tensors.items() if n not in replaced}
+        if Path(source).is_file():
+            tensors |= {prefix + n: t for n, t in read_tensors(source, allow_pickle)[0].items()}
+    return Facts(tensors, settings or inside), sorted(ignored)
+
+
+def check_positions(table: Tensor, config: ForesightConfig) -> None:
+    """Raises if a file's constant position table `(1, N, D)` is not what its equation says."""
+    side = config.image_size // config.patch_size
+    difference = (table - sincos_2d(side, side, config.hidden_size)).abs().max().item()
+    if not difference < 4e-3:  # bfloat16's rounding; NaN fails too
+        raise ConversionError(f"{POSITIONS} differs from its equation by {difference:.3g}: damaged weights?")
+
+
+def build_model(config: ForesightConfig, folders: dict[str, str]) -> ForesightForActionPrediction:
+    """A fresh model, on towers from folders by `text` and `vision`.
+
+    Raises:
+        ConversionError: If their features have another width than the policy takes.
+    """
+    if not folders:
+        return ForesightForActionPrediction(config)
+    model = ForesightForActionPrediction.from_encoder_checkpoints(config, **folders)
+    for name, given, wanted in (
+        ("text", model.config.text_config.projection_dim, config.text_config.projection_dim),
+        ("vision", model.model.vision_width, config.vision_config.hidden_size),
+    ):
+        if given != wanted:
+            raise ConversionError(
+                f"--{name}-tower gives features of {given} numbers; this policy takes {wanted}."
+            )
+    return model
+
+
+def fill(model: ForesightForActionPrediction, rows: list[Row], tensors: dict[str, Tensor]) -> list[str]:
+    """Copies GR-MG's tensors into the model; returns the names of ours that none went to.
+
+    Raises:
+        ConversionError: If a shape differs.
+    """
+    ours = model.state_dict()  # shares the model's memory
+    untouched = set(ours)
+    for row in rows:
+        for name, tensor in row.to_ours(tensors[row.theirs]).items():
+            if name not in ours or ours[name].shape != tensor.shape:
+                wanted = tuple(ours[name].shape) if name in ours else "nothing"
+                raise ConversionError(
+                    f"{row.theirs} gives {name} the shape {tuple(tensor.shape)}, but the sizes say {wanted}: "
+                    "json and checkpoint do not belong together."
+                )
+            ours[name].copy_(tensor)
+            untouched.remove(name)
+    return sorted(untouched)
+
+
+def build_processor(
+    config: ForesightConfig, tokenizer: str | None, tower: str | None, facts: Facts
+) -> ForesightProcessor:
+    """The processor of a converted model, with the tokenizer in the folder `tokenizer` or beside the tower.
+
+    Raises:
+        ConversionError: If the folder has no tokenizer, or one that cannot be the tower's.
+    """
+    found = None
+    try:
+        if tokenizer or tower:
+            found = AutoTokenizer.from_pretrained(tokenizer or tower, local_files_only=True)
+    except (OSError, ValueError) as error:
+        if tokenizer:
+            raise ConversionError(f"There is no tokenizer in {tokenizer}. ({error})") from error
+    if found is None:
         facts.notices.append(
             "the processor has no tokenizer yet: give CLIP's with --tokenizer, or set processor.tokenizer"
         )
         return ForesightProcessor.from_config(config, placeholder_tokenizer())
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{source} holds no tokenizer; give one with --tokenizer. ({error})") from error
-    if "text" in config.towers and len(tokenizer) > config.text_config.vocab_size:
-        raise ConversionError(
-            f"The tokenizer in {source} knows {len(tokenizer)} tokens, but the text tower "
-            f"{config.text_config.vocab_size}: it belongs to another tower."
-        )
-    return ForesightProcessor.from_config(config, tokenizer)
+    if "text" in config.towers:
+        text = config.text_config
+        # The tower of a folder may say end-of-text in its own way.
+        if len(found) > text.vocab_size or (tower is None and found.eos_token_id != text.eos_token_id):
+            raise ConversionError(
+                f"The tokenizer in {tokenizer or tower} has {len(found)} tokens and ends texts with "
+                f"{found.eos_token_id}; the text tower has {text.vocab_size} and {text.eos_token_id}."
+            )
+    return ForesightProcessor.from_config(config, found)
 
 
 def placeholder_tokenizer() -> PreTrainedTokenizerFast:
@@ -466,8 +506,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--preset", choices=[name for name in PRESETS if name != "gr1"], help="start this variant"
     )
-    parser.add_argument("--text-tower", help="folder of a CLIP checkpoint, instead of the file's text tower")
-    parser.add_argument("--vision-tower", help="folder of a ViTMAE or ViT checkpoint, instead of the file's")
+    parser.add_argument("--text-tower", help="folder of a CLIP checkpoint, or file in CLIP's own names")
+    parser.add_argument("--vision-tower", help="folder of a ViTMAE or ViT checkpoint, or MAE's own file")
     parser.add_argument("--tokenizer", help="folder of CLIP's tokenizer; by default that of --text-tower")
     parser.add_argument(
         "--allow-pickle", action="store_true", help="unpickle objects of a file that you trust"

@@ -189,7 +189,10 @@ MAY_BE_FRESH += ("progress",)
 # Parts of ours that GR-MG never had.
 NEW_IN_3D = ("depth_decoder.", "flow_decoder.", "model.flow_query.", "model.embed_flow_points.")
 POSITIONS = "decoder_pos_embed"  # a constant: recomputed and compared, never copied
-IGNORED = re.compile(r"text_encoder\.(visual\..+|logit_scale)|transformer\.h\.\d+\.attn\.(bias|masked_bias)")
+IGNORED = re.compile(
+    r"text_encoder\.(visual\..+|logit_scale|input_resolution|context_length|vocab_size)"
+    r"|transformer\.h\.\d+\.attn\.(bias|masked_bias)"
+)
 
 
 @dataclass(frozen=True)

@@ -292,7 +292,16 @@ class ForesightProcessor(ProcessorMixin):
         return BatchFeature(result)
 
     def tokenize(self, texts: list[str], device=None) -> tuple[Tensor, Tensor]:
-        """Instructions -> `input_ids` and `attention_mask`, int64 `(B, length)`; long ones are cut."""
+        """Instructions -> `input_ids` and `attention_mask`, int64 `(B, length)`; long ones are cut.
+
+        Raises:
+            ValueError: If the processor came from a GR-MG checkpoint, which has no tokenizer, and got none.
+        """
+        if self.tokenizer.init_kwargs.get("is_placeholder"):
+            raise ValueError(
+                "This processor has no tokenizer yet: set processor.tokenizer to the text tower's (for "
+                "GR-MG CLIP's, openai/clip-vit-base-patch32), or convert the checkpoint with --tokenizer."
+            )
         text = self.tokenizer(
             texts, padding=True, truncation=True, max_length=self.max_text_length, return_tensors="pt"
         )
