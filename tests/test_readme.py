@@ -1,25 +1,42 @@
-"""The README's example runs as it stands."""
+"""Examples of the README and the docs run as they stand; tables are what commands print."""
 
 import re
 from pathlib import Path
 
+import pytest
+
 from modeling_foresight import ForesightForActionPrediction
+from modeling_foresight.__main__ import describe_variant
+from modeling_foresight.configuration_foresight import PRESETS
 from tests.tiny import tiny_config, tiny_processor
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 
 
-def test_the_example_predicts_a_chunk_of_actions(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("page", "printed"), [("README.md", "(5, 4)"), ("docs/control.md", "[4]")])
+def test_the_example_acts(page, printed, tmp_path, monkeypatch, capsys):
     robot = {"action_dim": 4, "binary_action_indices": [], "state_dim": 4, "binary_state_indices": []}
     config = tiny_config(chunk_size=5, **robot)
     folder = tmp_path / "outputs" / "quickstart" / "model"
     ForesightForActionPrediction(config).save_pretrained(folder)
     tiny_processor(config).save_pretrained(folder)
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(example.splitlines()) <= 12
-    exec(compile(example, "README.md", "exec"), {})
-    assert "(1, 5, 4)" in capsys.readouterr().out
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert page != "README.md" or len(example.splitlines()) <= 12
+    exec(compile(example, page, "exec"), {})
+    assert printed in capsys.readouterr().out
+
+
+def test_the_table_of_variants_is_what_the_command_prints():
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", README.read_text(), re.MULTILINE)
+    assert [name for name, _ in rows] == list(PRESETS)
+    for name, cells in rows:
+        row = describe_variant(name)
+        expected = [
+            f"{row[c]:,}" if row[c] else "" for c in ("tokens", "per frame", "trained", "all", "to act")
+        ]
+        assert [cell.strip() for cell in cells.split("|")] == [*expected, row["objectives"]], name
 
 
 def test_nothing_in_it_waits_to_be_filled_in():
