@@ -23,6 +23,7 @@ from pickle import UnpicklingError
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -407,23 +408,29 @@ GRMG_SEMANTICS = {
     "goal_image": True,
     "action_head": "cvae",
     "auxiliary_heads": True,
+    "layer_norm_eps": 1e-5,
 }
 
 
 def to_grmg(
-    folder: str | Path, output: str | Path, base: str | Path | None = None, allow_pickle: bool = False
+    folder: str | Path,
+    output: str | Path,
+    settings: dict | None = None,
+    base: str | Path | None = None,
+    allow_pickle: bool = False,
 ) -> Report:
     """Converts one of our `grmg` or `grmg_pretrain` folders back to GR-MG's names.
 
     Args:
         folder (`str` or `Path`): Config and weights.
         output (`str` or `Path`): Folder to make; gets `model.safetensors` and `config.json`, GR-MG's json.
+        settings (`dict`, *optional*): The json to write; by default what the config says.
         base (`str` or `Path`, *optional*): A GR-MG file that supplies what ours does not hold: CLIP's image
             side and the constant position table.
         allow_pickle (`bool`): For `base`.
 
     Raises:
-        ConversionError: If the model has parts or meanings that GR-MG has not.
+        ConversionError: If the model has parts or meanings that GR-MG has not, or the json contradicts it.
     """
     output = free_folder(output)
     if not (Path(folder) / "config.json").is_file():
@@ -433,34 +440,41 @@ def to_grmg(
     model = ForesightForActionPrediction.from_pretrained(folder, dtype=torch.float32)
     config, ours = model.config, model.state_dict()
     rows = sum(table_rows(config).values(), [])
-    different = [f"{k}={getattr(config, k)!r}" for k, v in GRMG_SEMANTICS.items() if getattr(config, k) != v]
-    if len(config.views) > 2:
-        different.append(f"views={list(config.views)}")
-    for name in ("state", "action"):
-        size, binary = getattr(config, f"{name}_dim"), list(getattr(config, f"binary_{name}_indices"))
-        if size and binary != [size - 1]:
-            different.append(f"binary_{name}_indices={binary}")
-    extra = sorted(set(ours) - {name for row in rows for name in row.ours})
-    if different or extra:
-        raise ConversionError(f"{folder} is no GR-MG model; it has {some(different + extra)}.")
+    extra = set(ours) - {name for row in rows for name in row.ours}
+    if wrong := foreign_fields(config) + sorted(extra):
+        raise ConversionError(f"{folder} is no GR-MG model; it has {some(wrong)}.")
     theirs = {row.theirs: row.to_theirs(ours) for row in rows}
     if config.has("future"):
         theirs[POSITIONS] = table_positions(config.image_size // config.patch_size, config.hidden_size)
-    notices, ignored = [], []
+    if settings is not None:
+        read_config(Facts(theirs, settings))
+    notices = [f"there is no {t} tower in {folder}" for t in ("text", "vision") if t not in config.towers]
     if base is not None:
         tensors, _ = read_tensors(base, allow_pickle)
         check_is_grmg(base, set(tensors))
         theirs |= {n: t for n, t in tensors.items() if n == POSITIONS or IGNORED.fullmatch(n)}
     elif "text" in config.towers:
         notices.append("CLIP's image side is not part of our models; --base GRMG_FILE copies it from there")
-    notices += [f"there is no {t} tower in {folder}" for t in ("text", "vision") if t not in config.towers]
 
     def write(target: Path) -> None:
         save_file({name: theirs[name].clone() for name in sorted(theirs)}, target / "model.safetensors")
-        (target / "config.json").write_text(json.dumps(grmg_settings(config), indent=2) + "\n")
+        written = settings or grmg_settings(config)
+        (target / "config.json").write_text(json.dumps(written, indent=2) + "\n")
 
     write_whole(output, write)
-    return Report("our model -> GR-MG", output, len(rows), [], ignored, notices, config)
+    return Report("our model -> GR-MG", output, len(rows), [], [], notices, config)
+
+
+def foreign_fields(config: ForesightConfig) -> list[str]:
+    """Fields in which a config means something that GR-MG does not compute."""
+    foreign = [f"{k}={getattr(config, k)!r}" for k, v in GRMG_SEMANTICS.items() if getattr(config, k) != v]
+    if len(config.views) > 2:
+        foreign.append(f"views={list(config.views)}")
+    for name in ("state", "action"):
+        size, binary = getattr(config, f"{name}_dim"), list(getattr(config, f"binary_{name}_indices"))
+        if size and binary != [size - 1]:
+            foreign.append(f"binary_{name}_indices={binary}")
+    return foreign
 
 
 def free_folder(path: str | Path) -> Path:
@@ -515,12 +529,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--to-grmg", action="store_true", help="from our folder to GR-MG's names")
     parser.add_argument("--base", help="with --to-grmg: GR-MG file that supplies CLIP's image side")
     args = parser.parse_args(arguments)
+    useless = ("preset", "text_tower", "vision_tower", "tokenizer") if args.to_grmg else ("base",)
+    for name in useless:
+        if getattr(args, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} goes {'without' if args.to_grmg else 'with'} --to-grmg")
     logging.disable_progress_bar()
     try:
+        settings = None if args.config is None else read_settings(args.config)
         if args.to_grmg:
-            report = to_grmg(args.checkpoint, args.output, args.base, args.allow_pickle)
+            report = to_grmg(args.checkpoint, args.output, settings, args.base, args.allow_pickle)
         else:
-            settings = None if args.config is None else read_settings(args.config)
             report = to_foresight(
                 args.checkpoint,
                 settings,
@@ -531,7 +549,7 @@ def main(arguments: list[str] | None = None) -> int:
                 args.tokenizer,
                 args.allow_pickle,
             )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StrictDataclassError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print(report)

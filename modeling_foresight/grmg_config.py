@@ -35,7 +35,7 @@ def some(names: list[str]) -> str:
 STAND_IN_KEYS = {
     "width": ("embed_dim", "hidden_size", "width", "dim"),
     "layers": ("depth", "num_hidden_layers", "layers", "n_layer", "num_layers"),
-    "heads": ("num_heads", "num_attention_heads", "heads", "n_head", "n_heads"),
+    "heads": ("num_heads", "num_attention_heads", "heads", "n_head", "n_heads", "nhead"),
     "inner": ("intermediate_size", "mlp_dim"),
     "mlp_ratio": ("mlp_ratio",),
     "image": ("img_size", "image_size", "image"),
@@ -72,13 +72,15 @@ class Facts:
         found = (re.match(re.escape(stack) + r"\.(\d+)\.", name) for name in self.tensors)
         return max((int(match[1]) + 1 for match in found if match), default=None)
 
-    def agree(self, path: str, seen: int | None, default=None):
-        """The size that tensors show and the json states at `path`.
+    def agree(self, path: str, seen: int | None = None, default=None):
+        """The number that tensors show, or the json states at `path`, or `default`.
 
         Raises:
-            ConversionError: If they differ.
+            ConversionError: If they differ, or the json has no number there.
         """
         said = self.said(path)
+        if said is not None and (isinstance(said, bool) or not isinstance(said, int | float)):
+            raise ConversionError(f"The json says {path}={said!r}, which is no number.")
         if seen is not None and said is not None and said != seen:
             raise ConversionError(
                 f"The json says {path}={said}, but the checkpoint's tensors say {seen}: give the json that "
@@ -192,7 +194,32 @@ def read_config(facts: Facts, preset: str | None = None) -> ForesightConfig:
     Raises:
         ConversionError: If json and tensors contradict each other, or our model has no such form.
     """
-    seen, said, agree = facts.seen, facts.said, facts.agree
+    check_switches(facts)
+    fields = size_fields(facts)
+    if preset is None:
+        video = not (facts.has_part("action decoder") or facts.has_part("state embeddings"))
+        preset = "grmg_pretrain" if video else "grmg"
+        fields |= own_fields(facts)
+        has_state = facts.has_part("state embeddings")
+    else:
+        has_state = PRESETS[preset].get("state_dim", 7) > 0
+    if not has_state:
+        fields |= {"state_dim": 0, "binary_state_indices": []}
+    if fields["state_dim"] < 7:
+        fields["state_representation"] = "absolute"
+    if fields["state_dim"] < 7 or fields["action_dim"] != 7:
+        fields["action_codec"] = "recorded"
+        if facts.has_part("action decoder"):
+            facts.notices.append("without 7 numbers of state and action, actions are passed on as they are")
+    try:
+        return ForesightConfig.from_preset(preset, **fields)
+    except (ValueError, StrictDataclassError) as error:
+        raise ConversionError(f"These sizes make no model: {str(error).splitlines()[-1].strip()}") from error
+
+
+def check_switches(facts: Facts) -> None:
+    """Raises if the json's flags and the parts in the file disagree, or make a form that ours has not."""
+    said = facts.said
     for path, part in SWITCHES.items():
         if said(path) is not None and bool(said(path)) != facts.has_part(part):
             found = "no tensors" if said(path) else "tensors"
@@ -200,16 +227,18 @@ def read_config(facts: Facts, preset: str | None = None) -> ForesightConfig:
                 f"The json says {path}={said(path)}, but the checkpoint has {found} of the {part}: give the "
                 "json that the checkpoint was trained with."
             )
-    wrist = facts.has_part("wrist embeddings")
-    if facts.has_part("wrist future query") != (wrist and facts.has_part("future")):
+    wrist_future = facts.has_part("wrist embeddings") and facts.has_part("future")
+    if facts.has_part("wrist future query") != wrist_future:
         raise ConversionError("The wrist camera must have both its input and its future query, or neither.")
     media = said("policy.resampler_params.num_media_embeds")
     if said("policy.use_resampler") is False or media not in (None, 1):
         raise ConversionError("Only GR-MG with a resampler and num_media_embeds=1 can be converted.")
 
-    width = agree("policy.embed_dim", seen("embed_ln.weight", 0))
+
+def size_fields(facts: Facts) -> dict:
+    """Fields of the config that every variant takes from a file and its json."""
+    seen, agree = facts.seen, facts.agree
     vision_width = agree("policy.patch_feat_dim", seen("perceiver_resampler.latents", 1))
-    text_width = agree("policy.lang_feat_dim", seen("embed_lang.weight", 1))
     progress_width = seen("proj_progress_output_embed.weight", 0)
     small = agree("policy.act_decoder_dim", seen("proj_action_output_embed.weight", 0), progress_width or 128)
     for path, other, expected in (
@@ -217,41 +246,43 @@ def read_config(facts: Facts, preset: str | None = None) -> ForesightConfig:
         ("policy.act_encoder_dim", seen("embed_action.weight", 0), small),
         ("policy.progress_decoder_dim", progress_width, small),
     ):
-        if agree(path, other, expected) != expected:
+        if (width := agree(path, other, expected)) != expected:
             raise ConversionError(
-                f"{path}={agree(path, other)} differs from {expected}: ours has one such width."
+                f"{path}={width}, but ours has one width for it and the {expected} beside it."
             )
     inner = seen("perceiver_resampler.layers.0.0.to_q.weight", 0)
-    head_dim = said("policy.resampler_params.dim_head")
-    heads = said("policy.resampler_params.heads") or (inner // head_dim if head_dim else 4)
-    if heads * (head_dim or inner // heads) != inner:
+    head_dim, heads = (agree(f"policy.resampler_params.{name}") for name in ("dim_head", "heads"))
+    heads = heads or (inner // head_dim if head_dim else 4)
+    head_dim = head_dim or inner // heads
+    if heads * head_dim != inner:
         raise ConversionError(
-            f"policy.resampler_params says heads={heads}, dim_head={head_dim}, but the checkpoint's to_q has "
-            f"{inner} rows."
+            f"policy.resampler_params means {heads} heads of {head_dim}, but the checkpoint's to_q has {inner} "
+            "rows: give the json that the checkpoint was trained with."
         )
-    state_dim = seen("embed_arm_state.weight", 1)
-    state_dim = agree("input.state_dim", state_dim and state_dim + 1, 7)
-    action_dim = seen("pred_arm_act.weight", 0)
-    action_dim = agree("input.act_dim", action_dim and action_dim + 1, 7)
-    chunk = agree("policy.act_len", seen("action_decoder_positional_embeddings.weight", 0), 5)
+    arm_state, arm_action = seen("embed_arm_state.weight", 1), seen("pred_arm_act.weight", 0)
+    state_dim = agree("input.state_dim", arm_state and arm_state + 1, 7)
+    action_dim = agree("input.act_dim", arm_action and arm_action + 1, 7)
     fields = {
-        "hidden_size": width,
-        "num_hidden_layers": agree("policy.n_layer", facts.depth("transformer.h"), 0),
-        "num_attention_heads": said("policy.n_head") or 12,
+        "state_dim": state_dim,
+        "binary_state_indices": [state_dim - 1],  # the gripper is last
+        "action_dim": action_dim,
+        "binary_action_indices": [action_dim - 1],
+        "hidden_size": agree("policy.embed_dim", seen("embed_ln.weight", 0)),
+        "num_hidden_layers": agree("policy.n_layer", facts.depth("transformer.h")),
+        "num_attention_heads": agree("policy.n_head", default=12),
         "intermediate_size": seen("transformer.h.0.mlp.c_fc.weight", 1),
-        "hidden_act": said("policy.activation_function") or "relu",
+        "hidden_act": facts.said("policy.activation_function") or "relu",
         "history_length": agree("policy.seq_len", seen("embed_timestep.weight", 0)),
         "num_latents": agree("policy.resampler_params.num_latents", seen("perceiver_resampler.latents", 0)),
-        "resampler_depth": agree(
-            "policy.resampler_params.depth", facts.depth("perceiver_resampler.layers"), 0
-        ),
+        "resampler_depth": agree("policy.resampler_params.depth", facts.depth("perceiver_resampler.layers")),
         "resampler_heads": heads,
-        "resampler_head_dim": inner // heads,
+        "resampler_head_dim": head_dim,
         "resampler_ff_mult": seen("perceiver_resampler.layers.0.1.1.weight", 0) // vision_width,
+        "chunk_size": agree("policy.act_len", seen("action_decoder_positional_embeddings.weight", 0), 5),
         "action_hidden_size": small,
         "latent_dim": agree("policy.act_latent_dim", seen("embed_style_vector.weight", 1), 32),
-        "action_num_heads": said("policy.action_heads") or 8,
-        "decoder_heads": said("policy.decoder_heads") or 16,
+        "action_num_heads": agree("policy.action_heads", default=8),
+        "decoder_heads": agree("policy.decoder_heads", default=16),
     }
     for name, stack in (
         ("action_encoder_depth", "encode_action"),
@@ -261,62 +292,50 @@ def read_config(facts: Facts, preset: str | None = None) -> ForesightConfig:
     ):
         if (depth := facts.depth(stack)) is not None:
             fields[name] = depth
-    if (dropout := said("policy.dropout")) is not None:
+    if (dropout := agree("policy.dropout")) is not None:
         fields |= {"attention_dropout": dropout, "resid_pdrop": dropout}
-    if (shift := said("trainer.fwd_pred_next_n")) is not None:
+    if (shift := agree("trainer.fwd_pred_next_n")) is not None:
         fields["future_shift"] = shift
         if shift >= fields["history_length"]:
             fields["future_targets"] = "lookahead"
             facts.notices.append(f"future_shift={shift} leaves the window, so targets are taken after it")
+    return fields | image_fields(facts, vision_width)
 
-    image_size = None
+
+def image_fields(facts: Facts, vision_width: int) -> dict:
+    """Image and patch size, and the towers."""
+    fields, image_size = {}, None
     if facts.has_part("future"):
-        values, patches = seen("decoder_pred.weight", 0), seen(POSITIONS, 1)
-        if values is None or patches is None or values % 3:
-            raise ConversionError(f"decoder_pred.weight or {POSITIONS} is missing or has no RGB patches.")
-        fields["patch_size"] = side_of(values // 3, "Pixels per patch in decoder_pred.weight")
-        image_size = side_of(patches, f"The number of patches in {POSITIONS}") * fields["patch_size"]
+        values = facts.seen("decoder_pred.weight", 0)
+        fields["patch_size"] = side_of(values // 3, "A third of decoder_pred.weight's rows")
+        patches = side_of(facts.seen(POSITIONS, 1), f"The number of patches in {POSITIONS}")
+        image_size = patches * fields["patch_size"]
     vision = vision_config_of(facts, vision_width, image_size)
     fields |= {"image_size": image_size or vision.image_size, "vision_config": vision}
+    text_width = facts.agree("policy.lang_feat_dim", facts.seen("embed_lang.weight", 1))
     fields["text_config"] = text_config_of(facts, text_width)
-    present = {"text": "text_encoder.ln_final.weight", "vision": "model_mae.patch_embed.proj.weight"}
-    fields["towers"] = [tower for tower, name in present.items() if name in facts.tensors]
+    fields["towers"] = [tower for tower in ("text", "vision") if facts.has_part(f"{tower} tower")]
+    return fields
 
-    own = preset is None
-    if own:
-        preset = (
-            "grmg"
-            if facts.has_part("action decoder") or facts.has_part("state embeddings")
-            else "grmg_pretrain"
-        )
-        has = {"action": "action decoder", "future_rgb": "future", "progress": "progress"}
-        fields["objectives"] = [name for name, part in has.items() if facts.has_part(part)]
-        fields["views"] = ["main", "wrist"][: 1 + wrist]
-        state_dim = state_dim if facts.has_part("state embeddings") else 0
-        for name, path in {
-            "gripper_loss_weight": "trainer.gripper_loss_ratio",
-            "future_loss_weight": "trainer.fwd_loss_ratio",
-            "kl_loss_weight": "trainer.kl_loss_ratio",
-            "progress_loss_weight": "trainer.progress_loss_ratio",
-        }.items():
-            if said(path) is not None:
-                fields[name] = said(path)
-        if said("trainer.without_norm_pix_loss"):
-            facts.notices.append("GR-MG trained on raw pixels; training goes on with normalised patches here")
-    else:
-        state_dim = state_dim if PRESETS[preset].get("state_dim", 7) else 0
-    fields |= {"state_dim": state_dim, "binary_state_indices": [state_dim - 1] if state_dim else []}
-    fields |= {"action_dim": action_dim, "binary_action_indices": [action_dim - 1], "chunk_size": chunk}
-    if state_dim < 7:
-        fields["state_representation"] = "absolute"
-    if state_dim < 7 or action_dim != 7:
-        fields["action_codec"] = "recorded"
-        if facts.has_part("action decoder"):
-            facts.notices.append("without 7 numbers of state and action, actions are passed on as they are")
-    try:
-        return ForesightConfig.from_preset(preset, **fields)
-    except (ValueError, StrictDataclassError) as error:
-        raise ConversionError(f"These sizes make no model: {str(error).splitlines()[-1].strip()}") from error
+
+def own_fields(facts: Facts) -> dict:
+    """What makes GR-MG's own variant of a file: its parts and its loss weights."""
+    has = {"action": "action decoder", "future_rgb": "future", "progress": "progress"}
+    fields = {
+        "objectives": [name for name, part in has.items() if facts.has_part(part)],
+        "views": ["main", "wrist"] if facts.has_part("wrist embeddings") else ["main"],
+    }
+    for name, path in {
+        "gripper_loss_weight": "trainer.gripper_loss_ratio",
+        "future_loss_weight": "trainer.fwd_loss_ratio",
+        "kl_loss_weight": "trainer.kl_loss_ratio",
+        "progress_loss_weight": "trainer.progress_loss_ratio",
+    }.items():
+        if (weight := facts.agree(path)) is not None:
+            fields[name] = weight
+    if facts.said("trainer.without_norm_pix_loss"):
+        facts.notices.append("GR-MG trained on raw pixels; training goes on with normalised patches here")
+    return fields
 
 
 def drop_unknown_towers(facts: Facts) -> None:

@@ -315,6 +315,24 @@ def test_a_policy_of_ours_survives_the_way_to_gr_mg_and_back(tmp_path):
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+def test_a_json_given_on_the_way_back_must_fit_and_is_kept(pairs, tmp_path, capsys):
+    folder = str(pairs["other"].folder / "ours")
+    config = write_json(tmp_path, OTHER, trainer__learning_rate=0.5)
+    options = ["--to-grmg", "--config", config, "--output"]
+    assert main([folder, *options, str(tmp_path / "back")]) == 0
+    written = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert written["trainer"]["learning_rate"] == 0.5
+    write_json(tmp_path, OTHER, policy__seq_len=3)
+    assert_refused(main([folder, *options, str(tmp_path / "ours")]), "policy.seq_len=3", capsys, tmp_path)
+
+
+def test_options_that_would_do_nothing_are_refused(capsys):
+    for options in (["--to-grmg", "--preset", "grmg"], ["--base", "x"]):
+        with pytest.raises(SystemExit):
+            main(["file", "--output", "ours", *options])
+        assert "--to-grmg" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_foresight_3d_starts_from_video_pretraining_and_lists_what_is_fresh(pairs, tmp_path, capsys):
     source = pairs["pretrained"]
     tensors = source.reference.state_dict()
@@ -562,6 +580,7 @@ def test_gaps_leftovers_and_wrong_shapes_are_named(pairs, change, message, tmp_p
         ({"policy__n_layer": 12}, "policy.n_layer=12"),
         ({"policy__seq_len": 10}, "policy.seq_len=10"),
         ({"policy__n_head": 7}, "num_attention_heads"),
+        ({"policy__n_head": "eight"}, "policy.n_head='eight', which is no number"),
         ({"policy__resampler_params": {"heads": 3, "dim_head": 20}}, "to_q"),
         ({"trainer__act_pred": False}, "trainer.act_pred=False"),
         ({"trainer__progress_pred": False}, "trainer.progress_pred=False"),
