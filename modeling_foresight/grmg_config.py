@@ -256,8 +256,8 @@ def size_fields(facts: Facts) -> dict:
     head_dim = head_dim or inner // heads
     if heads * head_dim != inner:
         raise ConversionError(
-            f"policy.resampler_params means {heads} heads of {head_dim}, but the checkpoint's to_q has {inner} "
-            "rows: give the json that the checkpoint was trained with."
+            f"policy.resampler_params means {heads} heads of {head_dim}, but the checkpoint's to_q has "
+            f"{inner} rows: give the json that the checkpoint was trained with."
         )
     arm_state, arm_action = seen("embed_arm_state.weight", 1), seen("pred_arm_act.weight", 0)
     state_dim = agree("input.state_dim", arm_state and arm_state + 1, 7)
