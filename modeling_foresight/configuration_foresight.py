@@ -250,6 +250,24 @@ class ForesightConfig(PreTrainedConfig):
             raise ValueError(f"There is no preset {name!r}; choose one of {list(PRESETS)}.")
         return cls(**{**PRESETS[name], **overrides})
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As in `transformers`, but what is not the config of this model is refused, overrides included.
+
+        Raises:
+            ValueError: If it belongs to another model, or is empty because a folder has no config.json.
+        """
+        kind = config_dict.get("model_type")
+        if kind != cls.model_type:
+            raise ValueError(
+                f"Expected the config.json of a {cls.model_type!r} model, got "
+                + (f"that of a {kind!r} model." if kind else "none with a model_type: is the file missing?")
+            )
+        loaded = super().from_dict(config_dict, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded  # with the keywords it did not use
+        config.validate()
+        return loaded
+
     def has(self, objective: str) -> bool:
         """Whether the head of `objective` exists; `future` and `flow` stand for their smaller forms too."""
         if objective != "action" and not self.auxiliary_heads:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers import initialization as init
@@ -255,27 +256,48 @@ class ForesightPreTrainedModel(PreTrainedModel):
             *args: As in `transformers`.
             strict (`bool`): Refuse a checkpoint that lacks weights of the model or holds others. Without it
                 missing weights start fresh, as in `transformers`.
-            output_loading_info (`bool`): Return what was missing and unexpected as well, and refuse nothing.
+            output_loading_info (`bool`): Return what was missing and unexpected as well, and allow it.
             **kwargs: As in `transformers`; fields of the config too, such as `auxiliary_heads=False`.
 
         Raises:
-            ValueError: If weights are missing or unexpected; the message names them.
+            ValueError: If weights are missing, unexpected, of other sizes (unless `ignore_mismatched_sizes`)
+                or unreadable; the message names them.
         """
-        model, report = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
-        wrong = {
-            "lacks weights of": sorted(report["missing_keys"]),
-            "holds weights that are not in": sorted(report["unexpected_keys"]),
-        }
-        lenient = not strict or output_loading_info or kwargs.get("ignore_mismatched_sizes")
+        resize = kwargs.pop("ignore_mismatched_sizes", False)
+        try:
+            model, report = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with their names
+                **kwargs,
+            )
+        except SafetensorError as error:
+            raise ValueError(
+                f"The weights of {pretrained_model_name_or_path} cannot be read ({error}): a file is "
+                "truncated or no safetensors file. Copy or download it again."
+            ) from error
+        wrong = {}
+        if not resize:
+            wrong["has weights of other sizes than"] = [
+                f"{name} {tuple(found)} where {tuple(expected)} is expected"
+                for name, found, expected in report["mismatched_keys"]
+            ]
+        if strict and not output_loading_info and not resize:
+            wrong["lacks weights of"] = report["missing_keys"]
+            wrong["holds weights that are not in"] = report["unexpected_keys"]
         for what, names in wrong.items():
-            if names and not lenient:
-                shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            if names:
+                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
                 raise ValueError(
-                    f"The checkpoint {pretrained_model_name_or_path} {what} this {cls.__name__}: {shown}. "
-                    "Its config.json and weights must belong together; strict=False loads what fits."
+                    f"The checkpoint {pretrained_model_name_or_path} {what} this {cls.__name__}: "
+                    f"{', '.join(sorted(names)[:5])}{more}. "
+                    "Its config.json and weights must belong together; strict=False loads what is there, "
+                    "ignore_mismatched_sizes=True what fits."
                 )
+        if cls._auto_class is None:
+            # Code that came with the checkpoint was not used: what is saved from here does not name it.
+            vars(model.config).pop("auto_map", None)
         for module in model.modules():
             if isinstance(module, ForesightModel):
                 module.freeze_towers()  # loading makes every weight trainable
