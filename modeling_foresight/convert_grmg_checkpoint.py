@@ -27,8 +27,8 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from .configuration_foresight import PRESETS, ForesightConfig
@@ -329,6 +329,12 @@ def build_model(config: ForesightConfig, folders: dict[str, str]) -> ForesightFo
             raise ConversionError(
                 f"--{name}-tower gives features of {given} numbers; this policy takes {wanted}."
             )
+    if "vision" in folders and AutoConfig.from_pretrained(folders["vision"]).model_type == "vit_mae":
+        # MAE, and so GR-MG, has 1e-6 where ViTMAE's published config says 1e-12.
+        model.config.vision_config.layer_norm_eps = 1e-6
+        for module in model.model.vision_encoder.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = 1e-6
     return model
 
 

@@ -248,7 +248,7 @@ def size_fields(facts: Facts) -> dict:
     ):
         if (width := agree(path, other, expected)) != expected:
             raise ConversionError(
-                f"{path}={width}, but ours has one width for it and the {expected} beside it."
+                f"{path}={width} differs from its counterpart's {expected}: our model has one width for both."
             )
     inner = seen("perceiver_resampler.layers.0.0.to_q.weight", 0)
     head_dim, heads = (agree(f"policy.resampler_params.{name}") for name in ("dim_head", "heads"))

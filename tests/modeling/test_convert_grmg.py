@@ -358,15 +358,18 @@ def test_foresight_3d_starts_from_video_pretraining_and_lists_what_is_fresh(pair
     assert model.config.chunk_size == PRETRAINED.chunk and model.config.latent_dim == PRETRAINED.latent
 
 
-@pytest.mark.parametrize("preset", ["foresight_3d", "no_flow"])
-def test_from_a_whole_policy_only_the_third_dimension_is_fresh(pairs, preset, tmp_path, capsys):
-    pair = pairs["other"]
-    assert convert(tmp_path, pair.reference.state_dict(), OTHER, "--preset", preset) == 0
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [("other", "foresight_3d"), ("other", "no_flow"), ("pretrained", "foresight_3d_pretrain")],
+)
+def test_from_the_same_inputs_only_the_third_dimension_is_fresh(pairs, name, preset, tmp_path, capsys):
+    pair = pairs[name]
+    assert convert(tmp_path, pair.reference.state_dict(), pair.sizes, "--preset", preset) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fresh: ")]
     model = ForesightForActionPrediction.from_pretrained(tmp_path / "ours")
     copied, names = pair.model.state_dict(), set(model.state_dict())
     assert all(name.startswith(NEW_IN_3D) for name in names - set(copied)) and set(copied) <= names
-    assert bool(lines) and model.config.history_length == OTHER.frames
+    assert bool(lines) and model.config.history_length == pair.sizes.frames
 
 
 def test_towers_come_from_folders_with_their_tokenizer(pairs, tmp_path):
@@ -389,6 +392,7 @@ def test_towers_come_from_folders_with_their_tokenizer(pairs, tmp_path):
     expected = mae.vit.encoder.layer[0].attention.attention.query.weight
     found = towers.vision_encoder.tower.encoder.layer[0].attention.attention.query.weight
     assert torch.equal(found, expected)
+    assert towers.vision_encoder.tower.layernorm.eps == 1e-6  # GR-MG's, where ViTMAE's config says 1e-12
     processor = ForesightProcessor.from_pretrained(tmp_path / "ours")
     frame = torch.zeros(OTHER.frames, 30, 30, 3, dtype=torch.uint8).numpy()
     state = torch.zeros(OTHER.frames, 7)
