@@ -49,6 +49,51 @@ from .processing_foresight import ForesightProcessor
 SIGNATURE = ("transformer.ln_f.weight", "embed_timestep.weight", "perceiver_resampler.latents")
 
 
+def load_payload(path: Path, allow_pickle: bool):
+    """What a `.pt`, `.ckpt` or safetensors file holds, told apart by its first bytes.
+
+    Raises:
+        ConversionError: If the file is damaged, of another kind, or needs `allow_pickle`.
+    """
+    if path.is_dir():
+        raise ConversionError(
+            f"{path} is a folder: give a GR-MG file, or add --to-grmg to convert one of our folders."
+        )
+    with open(path, "rb") as file:
+        head = file.read(9)
+    damaged = f"{path} is damaged or cut short: copy or download it again."
+    is_zip = head[:2] == b"PK"
+    if head[8:9] == b"{":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ConversionError(f"{damaged} ({first_line(error)})") from error
+    if is_zip and not zipfile.is_zipfile(path):
+        raise ConversionError(damaged)
+    if not is_zip and head[:1] != b"\x80":
+        raise ConversionError(f"{path} is neither a PyTorch nor a safetensors file, or it is damaged.")
+    try:
+        # Only a zip file can be mapped; older ones are read whole.
+        return torch.load(path, map_location="cpu", weights_only=not allow_pickle, mmap=is_zip)
+    except UnpicklingError as error:
+        what = re.search(r"(?:GLOBAL|class) (\S+)", str(error))
+        if "Weights only" not in str(error) or not what:
+            raise ConversionError(f"{damaged} ({first_line(error)})") from error
+        raise ConversionError(
+            f"{path} holds pickled objects beside its weights ({what[1]}); loading them could run code. If "
+            "you trust its source, add --allow-pickle."
+        ) from None
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ConversionError(f"{path} needs code that is not here to be unpickled: {error}.") from error
+    except (RuntimeError, EOFError) as error:
+        raise ConversionError(f"{damaged} ({first_line(error)})") from error
+
+
+def first_line(error: Exception) -> str:
+    """Of an error's message, or its name if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
 def read_tensors(path: str | Path, allow_pickle: bool = False) -> tuple[dict[str, Tensor], dict]:
     """Reads a GR-MG checkpoint: safetensors, or a `.pt`/`.ckpt` file with or without `state_dict`.
 
@@ -63,45 +108,12 @@ def read_tensors(path: str | Path, allow_pickle: bool = False) -> tuple[dict[str
     Raises:
         ConversionError: If the file is damaged, needs `allow_pickle`, or holds something else.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise ConversionError(
-            f"{path} is a folder: give a GR-MG file, or add --to-grmg to convert one of our folders."
-        )
-    with open(path, "rb") as file:
-        head = file.read(9)
-    damaged = f"{path} is damaged or cut short: copy or download it again."
-    payload: object
-    if head[8:9] == b"{":
-        try:
-            payload = load_file(path)
-        except SafetensorError as error:
-            raise ConversionError(f"{damaged} ({error})") from error
-    elif head[:2] == b"PK" and not zipfile.is_zipfile(path):
-        raise ConversionError(damaged)
-    elif head[:2] != b"PK" and head[:1] != b"\x80":
-        raise ConversionError(f"{path} is neither a PyTorch nor a safetensors file, or it is damaged.")
-    else:
-        try:
-            # Only a zip file can be mapped; older ones are read whole.
-            mapped = head[:2] == b"PK"
-            payload = torch.load(path, map_location="cpu", weights_only=not allow_pickle, mmap=mapped)
-        except UnpicklingError as error:
-            if "Weights only" not in str(error):
-                raise ConversionError(f"{damaged} ({error})") from error
-            what = re.search(r"(?:GLOBAL|class) (\S+)", str(error))
-            raise ConversionError(
-                f"{path} holds pickled objects beside its weights ({what[1] if what else 'of some class'}); "
-                "loading them could run code. If you trust its source, add --allow-pickle."
-            ) from None
-        except (ModuleNotFoundError, AttributeError) as error:
-            raise ConversionError(f"{path} needs code that is not here to be unpickled: {error}.") from error
-        except (RuntimeError, EOFError) as error:
-            raise ConversionError(f"{damaged} ({str(error).splitlines()[0][:120]})") from error
+    payload = load_payload(Path(path), allow_pickle)
     if not isinstance(payload, dict):
         raise ConversionError(f"{path} holds a {type(payload).__name__}, not a dict of weights.")
     hyper = payload.get("hyper_parameters")
-    settings = hyper.get("configs", hyper) if isinstance(hyper, dict) else {}
+    settings = hyper.get("configs", hyper) if isinstance(hyper, dict) else None
+    settings = settings if isinstance(settings, dict) and "policy" in settings else {}
     weights = payload.get("state_dict", payload.get("model", payload))
     nested = [k for k, v in weights.items() if not isinstance(v, Tensor)] if isinstance(weights, dict) else []
     if "unet" in nested or "unet_ema" in nested:

@@ -502,6 +502,10 @@ def damaged_files(folder, pair):
     for suffix in (".safetensors", ".pt"):
         whole = (folder / f"whole{suffix}").read_bytes()
         (folder / f"cut{suffix}").write_bytes(whole[: len(whole) // 2])
+    torch.save(tensors, folder / "old.pt", _use_new_zipfile_serialization=False)
+    old = (folder / "old.pt").read_bytes()
+    for name, end in {"cut_old.pt": len(old) // 2, "cut_early.pt": 300}.items():
+        (folder / name).write_bytes(old[:end])
     torch.save({"state_dict": {"unet": {"a": tensors}, "unet_ema": {}}}, folder / "goal_gen.ckpt")
     save_file({"encoder.weight": torch.zeros(2, 3)}, folder / "random.safetensors")
     torch.save([1, 2], folder / "list.pt")
@@ -512,6 +516,8 @@ def damaged_files(folder, pair):
     return {
         "cut.safetensors": "cut short",
         "cut.pt": "cut short",
+        "cut_old.pt": "cut short",
+        "cut_early.pt": "cut short",
         "goal_gen.ckpt": "goal-image generator",
         "random.safetensors": "no GR-MG policy",
         "list.pt": "list",
