@@ -1,6 +1,8 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
 """Images, language and proprioception -> tokens of the transformer's width (3D Foresight, Sec. III-A)."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,6 +50,8 @@ def build_vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
     """The vision tower from its config alone (nothing is downloaded). `ViTModel` comes without its pooler."""
     if config.model_type == "vit":
         return ViTModel._from_config(config, add_pooling_layer=False)
+    if config.model_type == "timm_wrapper":  # it refuses any other; timm's kernels are chosen by `fused_attn`
+        config._attn_implementation = "eager"
     return AutoModel.from_config(config)
 
 
@@ -113,9 +117,10 @@ def vision_width(config: ForesightConfig) -> int:
 
 def feature_shape(config: ForesightConfig) -> torch.Size:
     """Shape of the vision tower's features of one image, found on the meta device: nothing is computed."""
-    side = config.image_size
+    side, vision = config.image_size, copy.deepcopy(config.vision_config)
+    vision._attn_implementation = "eager"  # flex attention has no meta kernel
     with torch.device("meta"), torch.no_grad():
-        tower = build_vision_tower(config.vision_config).eval()
+        tower = build_vision_tower(vision).eval()
         features = tower(torch.empty(1, 3, side, side)).last_hidden_state
     return (features[-1] if isinstance(features, list | tuple) else features).shape
 
@@ -325,7 +330,14 @@ class TextEncoder(nn.Module):
         self.width = config.text_config.projection_dim
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Token ids `(B, length)` (each row must hold the end-of-text id) -> `(B, width)`."""
+        """Token ids `(B, length)` (each row must hold the end-of-text id) -> `(B, width)`.
+
+        Padding may be on either side.
+        """
+        if attention_mask is not None:
+            # CLIP counts positions from the left, and its padding is an end-of-text id: text comes first.
+            order = attention_mask.argsort(dim=-1, descending=True, stable=True)
+            input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
         return self.tower(input_ids=input_ids, attention_mask=attention_mask).text_embeds
 
 

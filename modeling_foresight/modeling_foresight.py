@@ -322,9 +322,12 @@ class ForesightPreTrainedModel(PreTrainedModel):
         super().post_init()
         self._choose_attention_kernels()
 
-    def set_attn_implementation(self, *args, **kwargs):
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
         """As in `transformers`: `sdpa`, `eager` or `flex_attention`, for the whole model."""
-        super().set_attn_implementation(*args, **kwargs)
+        if isinstance(attn_implementation, str) and self.config.vision_config.model_type == "timm_wrapper":
+            parts = {"": attn_implementation, "text_config": attn_implementation}
+            attn_implementation = {**parts, "vision_config": "eager"}  # as `build_vision_tower`
+        super().set_attn_implementation(attn_implementation, **kwargs)
         self._choose_attention_kernels()
 
     def _choose_attention_kernels(self) -> None:

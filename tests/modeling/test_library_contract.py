@@ -1,0 +1,197 @@
+"""What transformers promises of a model: outputs on request, padded text, attention backends, arguments."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import TimmWrapperConfig
+
+from modeling_foresight import ForesightForActionPrediction, ForesightModel
+from tests.tiny import BATCH, tiny_config, tiny_inputs
+
+HEAVY = ("timm", "lerobot", "peft", "datasets", "pandas", "wandb", "matplotlib", "gradio", "training")
+
+
+@pytest.fixture(scope="module")
+def config():
+    return tiny_config(goal_image=True)
+
+
+def build(config, cls=ForesightForActionPrediction, **attention):
+    torch.manual_seed(0)
+    return cls._from_config(copy.deepcopy(config), **attention).eval()
+
+
+@pytest.fixture(scope="module")
+def model(config):
+    return build(config)
+
+
+@pytest.fixture(scope="module")
+def inputs(config):
+    return tiny_inputs(config)
+
+
+def equal(ours, theirs) -> bool:
+    """Whether two outputs hold the same numbers: tensors, or the losses by name."""
+    if isinstance(ours, dict):
+        return all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return torch.equal(ours, theirs)
+
+
+# --- Outputs on request -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_hidden_states_run_from_the_embeddings_to_the_last_block(model, inputs):
+    trunk = model.model
+    output = trunk(**inputs, output_hidden_states=True)
+    tokens = len(trunk.layout(5))
+    assert output.embeddings.shape == (BATCH, tokens, 48)
+    assert [h.shape for h in output.hidden_states] == [(BATCH, tokens, 48)] * 3
+    first, *_, last = output.hidden_states
+    torch.testing.assert_close(first, trunk.embed_norm(output.embeddings))
+    torch.testing.assert_close(output.last_hidden_state, trunk.norm(last))
+    assert not torch.allclose(last, output.last_hidden_state)
+    whole = model(**inputs, output_hidden_states=True)
+    assert torch.equal(whole.embeddings, output.embeddings)
+    assert all(torch.equal(a, b) for a, b in zip(whole.hidden_states, output.hidden_states, strict=True))
+
+
+@torch.no_grad()
+def test_asking_for_hidden_states_changes_nothing_else(model, inputs):
+    plain, asked = model(**inputs), model(**inputs, output_hidden_states=True)
+    assert set(asked) - set(plain) == {"embeddings", "hidden_states"}
+    assert all(equal(plain[name], asked[name]) for name in plain)
+
+
+@pytest.mark.parametrize("cls", [ForesightModel, ForesightForActionPrediction])
+@torch.no_grad()
+def test_attentions_are_distributions_over_all_tokens(config, inputs, cls):
+    attentions = build(config, cls, attn_implementation="eager")(**inputs, output_attentions=True).attentions
+    tokens = len(build(config, ForesightModel).layout(5))
+    assert [a.shape for a in attentions] == [(BATCH, 4, tokens, tokens)] * 2
+    for weights in attentions:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(BATCH, 4, tokens))
+
+
+@torch.no_grad()
+def test_tuples_hold_the_same_outputs_in_the_same_order(model, inputs):
+    output, values = model(**inputs), model(**inputs, return_dict=False)
+    assert all(equal(a, b) for a, b in zip(output.values(), values, strict=True))
+
+
+@torch.no_grad()
+def test_evaluation_is_deterministic(model, inputs):
+    first, second = model(**inputs), model(**inputs)
+    assert all(equal(first[name], second[name]) for name in first)
+
+
+# --- Text ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", [1, 6])
+@torch.no_grad()
+def test_padding_after_the_text_changes_nothing(model, inputs, padding):
+    ids = torch.nn.functional.pad(inputs["input_ids"], (0, padding), value=2)
+    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, padding))
+    padded = inputs | {"input_ids": ids, "attention_mask": mask}
+    before, after = model.predict_action(**inputs), model.predict_action(**padded)
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pad_id", [1, 2], ids=["as the end of text", "its own"])
+@torch.no_grad()
+def test_text_padded_on_the_left_is_the_same_text(model, inputs, pad_id):
+    lengths = inputs["attention_mask"].sum(1)
+    assert len(set(lengths.tolist())) == BATCH
+    left = {
+        name: torch.full_like(inputs[name], fill)
+        for name, fill in (("input_ids", pad_id), ("attention_mask", 0))
+    }
+    for row, length in enumerate(lengths):
+        for name in left:
+            left[name][row, -length:] = inputs[name][row, :length]
+    before, after = model.predict_action(**inputs), model.predict_action(**inputs | left)
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-6)
+
+
+# --- Attention backends -------------------------------------------------------------------------------------
+
+
+def fused(model) -> set[bool]:
+    return {module.fused_attn for module in model.modules() if hasattr(module, "fused_attn")}
+
+
+@pytest.mark.parametrize("tower", ["vit", "timm"])
+def test_every_part_follows_the_attention_implementation(tower):
+    timm = TimmWrapperConfig(architecture="test_vit", do_pooling=False, model_args={"img_size": 48})
+    config = tiny_config(**({"vision_config": timm, "image_size": 48} if tower == "timm" else {}))
+    model = build(config)
+    assert fused(model) == {True}
+    model.set_attn_implementation("eager")
+    assert fused(model) == {False} == fused(build(config, attn_implementation="eager"))
+    assert model.model.text_encoder.tower.config._attn_implementation == "eager"
+    model.set_attn_implementation("sdpa")
+    assert fused(model) == {True} == fused(build(config, attn_implementation="sdpa"))
+    assert model.model.text_encoder.tower.config._attn_implementation == "sdpa"
+
+
+def test_flex_attention_says_that_it_cannot_drop_out():
+    model = build(tiny_config(), attn_implementation="flex_attention").train()
+    # A whole step would first compile the kernels of mask and towers, which takes half a minute.
+    with pytest.raises(ValueError, match=r"flex_attention.*does not support.*dropout"):
+        model.model.layers[0](torch.randn(2, 7, 48))
+
+
+# --- Arguments ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            "pixel_value",
+            "ForesightForActionPrediction takes no argument 'pixel_value': did you mean 'pixel_values'",
+        ),
+        ("action_masks", "did you mean 'action_mask'"),
+        ("goal_feature", "did you mean 'goal_features'"),
+        ("labels", "no argument 'labels': it takes pixel_values, input_ids, "),
+    ],
+)
+def test_an_argument_that_nobody_knows_is_refused(model, inputs, wrong, message):
+    with pytest.raises(TypeError, match=message):
+        model(**inputs, **{wrong: torch.zeros(1)})
+
+
+def test_the_trunk_refuses_unknown_arguments_too(model, inputs):
+    with pytest.raises(
+        TypeError, match="ForesightModel takes no argument 'view_masks': did you mean 'view_mask'"
+    ):
+        model.model(**inputs, view_masks=torch.ones(BATCH, 2))
+
+
+@torch.no_grad()
+def test_arguments_of_the_library_pass(model, inputs):
+    model(**inputs, return_dict=True, output_hidden_states=False, num_items_in_batch=torch.tensor(3))
+
+
+# --- Import -------------------------------------------------------------------------------------------------
+
+
+def test_importing_the_model_imports_nothing_heavy_and_configs_need_no_network():
+    code = f"""
+import sys
+def offline(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise AssertionError(f"{{event}} {{args}}")
+sys.addaudithook(offline)
+import modeling_foresight
+modeling_foresight.ForesightConfig()
+modeling_foresight.ForesightConfig.from_preset("foresight_3d")
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr[-2000:]
