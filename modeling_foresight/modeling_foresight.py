@@ -648,6 +648,10 @@ class ForesightModel(ForesightPreTrainedModel):
         images = self.embed_images(*(x.to(dtype) for x in vision_features))
         batch = len(images)
         if input_ids is not None:
+            check_shapes(
+                input_ids=(input_ids, (batch, input_ids.shape[-1])),
+                attention_mask=(attention_mask, tuple(input_ids.shape)),
+            )
             text_features = self.encode_text(input_ids, attention_mask)
         language = self.embed_text(text_features)  # (B, D)
         check_shapes(language=(language, (batch, config.hidden_size)))

@@ -173,6 +173,19 @@ def test_the_trunk_refuses_unknown_arguments_too(model, inputs):
         model.model(**inputs, view_masks=torch.ones(BATCH, 2))
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("input_ids", (BATCH + 1, 9), r"input_ids has shape \(4, 9\); expected \(3, 9\)"),
+        ("input_ids", (9,), r"input_ids has shape \(9,\); expected \(3, 9\)"),
+        ("attention_mask", (BATCH, 8), r"attention_mask has shape \(3, 8\); expected \(3, 9\)"),
+    ],
+)
+def test_text_of_a_wrong_shape_is_refused(model, inputs, name, shape, message):
+    with pytest.raises(ValueError, match=message):
+        model(**inputs | {name: torch.ones(shape, dtype=torch.int64)})
+
+
 @torch.no_grad()
 def test_arguments_of_the_library_pass(model, inputs):
     model(**inputs, return_dict=True, output_hidden_states=False, num_items_in_batch=torch.tensor(3))
