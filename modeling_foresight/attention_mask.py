@@ -220,7 +220,8 @@ def valid_columns(
 def build_attention_mask(config: ForesightConfig, hidden_states: Tensor, allowed: Tensor, valid: Tensor):
     """Joins the table with the samples' padding, in the form that the attention implementation takes.
 
-    A masked-out token keeps itself as its only certain key, so that no row of the softmax is ever empty.
+    A token that may look at nothing (of a goal that is missing, say) looks at itself, so that no row of the
+    softmax is ever empty.
 
     Args:
         config (`ForesightConfig`): Its `_attn_implementation` decides the form.
@@ -231,16 +232,17 @@ def build_attention_mask(config: ForesightConfig, hidden_states: Tensor, allowed
     Returns:
         Boolean `(B, 1, S, S)` for sdpa, additive float for eager, a `BlockMask` for flex attention.
     """
+    blind = valid.float() @ allowed.float().T == 0  # (B, S)
     if config._attn_implementation == "flex_attention":
 
         def may_attend(batch, head, query, key):
-            return (allowed[query, key] & valid[batch, key]) | ((query == key) & ~valid[batch, key])
+            return (allowed[query, key] & valid[batch, key]) | ((query == key) & blind[batch, query])
 
         return create_bidirectional_mask(
             config=config, inputs_embeds=hidden_states, attention_mask=None, and_mask_function=may_attend
         )
     itself = torch.eye(len(allowed), dtype=torch.bool, device=allowed.device)
-    mask = (allowed & valid[:, None, :]) | (itself & ~valid[:, None, :])  # (B, S, S)
+    mask = (allowed & valid[:, None, :]) | (itself & blind[:, :, None])  # (B, S, S)
     mask = mask[:, None]
     if config._attn_implementation == "eager":
         return torch.zeros_like(mask, dtype=hidden_states.dtype).masked_fill(

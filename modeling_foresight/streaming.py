@@ -339,6 +339,10 @@ class ForesightStream:
             raise ValueError(
                 "A state must come with every step of an instruction, or with none: reset to change that."
             )
+        if not given and self.processor.action_codec == "local_delta":
+            raise ValueError(
+                "Actions are changes of the measured pose (local_delta): give the state at each step."
+            )
         if not given:
             self._with_state[rows] = False
             return torch.zeros(len(rows), size)

@@ -118,6 +118,10 @@ def test_relative_states_are_recomputed_as_the_window_slides():
         images, state = {"main": draw_image(rng), "wrist": draw_image(rng)}, draw_state(rng, 7)
         truth.see(0, images, state)
         torch.testing.assert_close(stream.step_chunk(images, state), truth.action(0), **EXACT)
+    with pytest.raises(ValueError, match="give the state at each step"):
+        again = ForesightStream(model, processor)
+        again.reset(TASKS[1])
+        again.step(images)
 
 
 @pytest.mark.parametrize("static", [False, True])
