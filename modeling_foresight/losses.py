@@ -10,57 +10,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .configuration_foresight import ForesightConfig
 from .encoders import take_entries
 
 MIN_VALID_SHARE = 0.25
-
-
-def check_shapes(**expected: tuple[Tensor | None, tuple[int, ...]]) -> None:
-    """Refuses a tensor of another shape than `name=(tensor, shape)` says, where it would be broadcast.
-
-    Raises:
-        ValueError: The message names the tensor, its shape and the expected one.
-    """
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != tuple(shape):
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {tuple(shape)}.")
-
-
-def check_targets(config: ForesightConfig, image_shape: torch.Size, **targets: Tensor | None) -> None:
-    """Checks the shapes of all targets of heads that exist.
-
-    Args:
-        config (`ForesightConfig`): Sizes and objectives.
-        image_shape (`torch.Size`): `(B, T, V, 3, H, W)` of `pixel_values`.
-        **targets (`torch.Tensor`): Targets of [`ForesightForActionPrediction.forward`] by name.
-
-    Raises:
-        ValueError: The message names the target, its shape and the expected one.
-    """
-    window, (views, channels, height, width) = tuple(image_shape[:2]), tuple(image_shape[2:])
-    images, chunk = targets.get("lookahead_pixel_values"), (*window, config.chunk_size)
-    later = (window[0], config.future_shift if images is None else images.shape[1])
-    steps = (*window, config.flow_length, config.num_flow_points)
-    expected = {
-        "action": {
-            "actions": (*chunk, config.action_dim),
-            "action_mask": chunk,
-            "style_noise": (*window, config.latent_dim),
-        },
-        "depth": {"depth": (*window, views, height, width)},
-        "future": {
-            "depth": (*window, views, height, width),
-            "lookahead_pixel_values": (*later, views, channels, height, width),
-            "lookahead_depth": (*later, views, height, width),
-            "lookahead_mask": later,
-        },
-        "flow": {"track": (*steps, 3), "track_weight": steps},
-        "progress": {"progress": window},
-    }
-    for objective, shapes in expected.items():
-        if config.has(objective):
-            check_shapes(**{name: (targets.get(name), shape) for name, shape in shapes.items()})
 
 
 def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
@@ -281,8 +233,6 @@ def progress_loss(prediction: Tensor, progress: Tensor, mask: Tensor) -> Tensor:
 
 __all__ = [
     "action_losses",
-    "check_shapes",
-    "check_targets",
     "depth_loss",
     "depth_statistics",
     "depth_target",

@@ -8,21 +8,13 @@ width, A action size, S tokens.
 """
 
 import copy
-import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Sequence
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_mask import (
@@ -33,6 +25,8 @@ from .attention_mask import (
     build_layout,
     valid_columns,
 )
+from .base_model import ForesightModelOutput, ForesightOutput, ForesightPreTrainedModel
+from .checks import check_inputs, check_shapes, check_targets
 from .configuration_foresight import ForesightConfig
 from .decoders import (
     ActionDecoder,
@@ -45,22 +39,18 @@ from .decoders import (
 from .encoders import (
     ImageProjection,
     PerceiverResampler,
-    SpatialReadout,
     StateEncoder,
     TextEncoder,
     VisionEncoder,
     flow_grid_points,
     load_text_tower,
     load_vision_tower,
-    sincos_2d,
     unit_length,
     vision_width,
 )
 from .lora import declare_lora_targets
 from .losses import (
     action_losses,
-    check_shapes,
-    check_targets,
     depth_loss,
     flow_loss,
     future_loss,
@@ -69,6 +59,7 @@ from .losses import (
     progress_loss,
 )
 from .streaming import ForesightStream
+from .transformer import ForesightBlock
 
 ALL_QUERIES = (Kind.FLOW, Kind.ACTION, Kind.FUTURE, Kind.PROGRESS)
 # What a checkpoint holds beyond the trunk, and beyond a policy with `auxiliary_heads=False`.
@@ -77,312 +68,6 @@ AUXILIARY_WEIGHTS = [
     r"^(depth_decoder|image_decoder|flow_decoder|action_encoder|progress_decoder)\.",
     r"^model\.(future_queries|progress_query|flow_query|embed_flow_points)\.",
 ]
-LIBRARY_ARGUMENTS = frozenset(TransformersKwargs.__annotations__)
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[Tensor, Tensor]:
-    """Attention written out: `(B, heads, S, head_dim)` -> `(B, S, heads, head_dim)` and the weights."""
-    scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-class ForesightAttention(nn.Module):
-    """Multi-head self-attention of the transformer, through the library's attention interface."""
-
-    def __init__(self, config: ForesightConfig):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        # The mask says everything; without this flag sdpa would assume a causal one where there is none.
-        self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self, hidden_states: Tensor, attention_mask=None, last_rows: int | None = None, **kwargs
-    ) -> tuple[Tensor, Tensor | None]:
-        """`(B, S, D)` -> `(B, S, D)` and, with eager attention, the weights `(B, heads, S, S)`.
-
-        With `last_rows` only that many tokens at the end ask; the mask then has as many rows.
-        """
-        asking = hidden_states if last_rows is None else hidden_states[:, -last_rows:]
-        query, key, value = (
-            project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for project, x in (
-                (self.q_proj, asking),
-                (self.k_proj, hidden_states),
-                (self.v_proj, hidden_states),
-            )
-        )
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        attended, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        return self.o_proj(attended.flatten(2)), weights
-
-
-class ForesightBlock(GradientCheckpointingLayer):
-    """Pre-norm GPT-2 block: attention, then feed-forward, each with a residual connection and dropout."""
-
-    def __init__(self, config: ForesightConfig):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attn = ForesightAttention(config)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.dropout = nn.Dropout(config.resid_pdrop)
-
-    def forward(
-        self, hidden_states: Tensor, attention_mask=None, last_rows: int | None = None, **kwargs
-    ) -> Tensor:
-        """`(B, S, D)` -> `(B, S, D)`, or the last `last_rows` tokens of it alone."""
-        attended, _ = self.self_attn(self.norm1(hidden_states), attention_mask, last_rows, **kwargs)
-        if last_rows is not None:
-            hidden_states = hidden_states[:, -last_rows:]
-        hidden_states = hidden_states + self.dropout(attended)
-        expanded = self.activation(self.up_proj(self.norm2(hidden_states)))
-        return hidden_states + self.dropout(self.down_proj(expanded))
-
-
-@dataclass
-class ForesightModelOutput(ModelOutput):
-    """What [`ForesightModel`] returns.
-
-    Attributes:
-        last_hidden_state: `(B, S, D)` after the final LayerNorm, in the order of [`ForesightModel.layout`].
-        embeddings: `(B, S, D)` all tokens before the embedding LayerNorm, if hidden states are asked for.
-        hidden_states: `(B, S, D)` after the embedding LayerNorm and dropout, then after every block (the last
-            one before the final LayerNorm), if asked for.
-        attentions: One `(B, heads, S, S)` per layer, if asked for (eager attention).
-    """
-
-    last_hidden_state: Tensor | None = None
-    embeddings: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class ForesightOutput(ModelOutput):
-    """What [`ForesightForActionPrediction`] returns. Fields of heads that are off are `None`.
-
-    Attributes:
-        loss: Weighted sum of all losses whose targets were given.
-        losses: The single losses by name, unweighted and detached.
-        actions: float32 `(B, T, K, A)` normalised; logits at `config.binary_action_indices`.
-        style_mean, style_log_var: float32 `(B, T, latent)` of the action CVAE, if actions were given.
-        depth: `(B, T, V, N, patch_size**2)` current depth, normalised per patch.
-        future_rgb: `(B, T', V, N, patch_size**2 * 3)` RGB `future_shift` frames ahead, normalised per patch.
-            T' is T, or fewer where the batch holds no target for the newest frames.
-        future_depth: `(B, T', V, N, patch_size**2)` depth `future_shift` frames ahead, normalised per patch.
-        flow: float32 `(B, T, L, P, 3)` x, y as fractions of the flow view, z in metres; without z for
-            `flow_2d`.
-        progress: float32 `(B, T)` in [0, 1].
-        embeddings, hidden_states, attentions: Of the transformer, if asked for; see
-            [`ForesightModelOutput`].
-    """
-
-    loss: Tensor | None = None
-    losses: dict[str, Tensor] | None = None
-    actions: Tensor | None = None
-    style_mean: Tensor | None = None
-    style_log_var: Tensor | None = None
-    depth: Tensor | None = None
-    future_rgb: Tensor | None = None
-    future_depth: Tensor | None = None
-    flow: Tensor | None = None
-    progress: Tensor | None = None
-    embeddings: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-class ForesightPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation shared by the two model classes."""
-
-    config: ForesightConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["ForesightBlock"]
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    # Its kernels take no arbitrary 4D mask.
-    _supports_flash_attn = False
-    _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": ForesightBlock, "attentions": ForesightAttention}
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path,
-        *args,
-        strict: bool = True,
-        output_loading_info: bool = False,
-        **kwargs,
-    ):
-        """As in `transformers`, but a checkpoint that does not fit is refused.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `Path`): Folder or Hub id.
-            *args: As in `transformers`.
-            strict (`bool`): Refuse a checkpoint that lacks weights of the model or holds others. Without it
-                missing weights start fresh, as in `transformers`.
-            output_loading_info (`bool`): Return what was missing and unexpected as well, and allow it.
-            **kwargs: As in `transformers`; fields of the config too, such as `auxiliary_heads=False`.
-
-        Raises:
-            ValueError: If weights are missing, unexpected, of other sizes (unless `ignore_mismatched_sizes`)
-                or unreadable; the message names them.
-        """
-        resize = kwargs.pop("ignore_mismatched_sizes", False)
-        try:
-            model, report = super().from_pretrained(
-                pretrained_model_name_or_path,
-                *args,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # refused below, with their names
-                **kwargs,
-            )
-        except SafetensorError as error:
-            raise ValueError(
-                f"The weights of {pretrained_model_name_or_path} cannot be read ({error}): a file is "
-                "truncated or no safetensors file. Copy or download it again."
-            ) from error
-        wrong = {}
-        if not resize:
-            wrong["has weights of other sizes than"] = [
-                f"{name} {tuple(found)} where {tuple(expected)} is expected"
-                for name, found, expected in report["mismatched_keys"]
-            ]
-        if strict and not output_loading_info and not resize:
-            wrong["lacks weights of"] = report["missing_keys"]
-            wrong["holds weights that are not in"] = report["unexpected_keys"]
-        for what, names in wrong.items():
-            if names:
-                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-                raise ValueError(
-                    f"The checkpoint {pretrained_model_name_or_path} {what} this {cls.__name__}: "
-                    f"{', '.join(sorted(names)[:5])}{more}. "
-                    "Its config.json and weights must belong together; strict=False loads what is there, "
-                    "ignore_mismatched_sizes=True what fits."
-                )
-        if cls._auto_class is None:
-            # Code that came with the checkpoint was not used: what is saved from here does not name it.
-            vars(model.config).pop("auto_map", None)
-        for module in model.modules():
-            if isinstance(module, ForesightModel):
-                module.freeze_towers()  # loading makes every weight trainable
-        return (model, report) if output_loading_info else model
-
-    def load_adapter(self, peft_model_id=None, *args, **kwargs):
-        """Refused: `transformers` leaves out modules that an adapter holds in full, hardly saying so.
-
-        `AutoModel.from_pretrained(ADAPTER)` comes here too.
-
-        Raises:
-            ValueError: Always; says how an adapter is loaded.
-        """
-        raise ValueError(
-            f"{peft_model_id or 'This'} is an adapter, of which transformers would load a part only. Load it "
-            "with peft: PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), ADAPTER), where BASE is "
-            "the base_model_name_or_path in its adapter_config.json."
-        )
-
-    def post_init(self):
-        """Ends construction."""
-        super().post_init()
-        self._choose_attention_kernels()
-
-    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
-        """As in `transformers`: `sdpa`, `eager` or `flex_attention`, for the whole model."""
-        if isinstance(attn_implementation, str) and self.config.vision_config.model_type == "timm_wrapper":
-            parts = {"": attn_implementation, "text_config": attn_implementation}
-            attn_implementation = {**parts, "vision_config": "eager"}  # as `build_vision_tower`
-        super().set_attn_implementation(attn_implementation, **kwargs)
-        self._choose_attention_kernels()
-
-    def _choose_attention_kernels(self) -> None:
-        """Tells the parts that do not ask the library: the resampler and timm's blocks."""
-        for module in self.modules():
-            if hasattr(module, "fused_attn"):
-                by_default = module.__dict__.setdefault("_fused_by_default", module.fused_attn)
-                module.fused_attn = by_default and self.config._attn_implementation != "eager"
-
-    def _refuse_unknown(self, given: dict) -> None:
-        """Refuses arguments that neither `forward` nor the library knows: a misspelt mask masks nothing."""
-        if unknown := sorted(set(given) - LIBRARY_ARGUMENTS):
-            known = list(inspect.signature(self.forward).parameters)
-            near = get_close_matches(unknown[0], known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known[:-1])}."
-            raise TypeError(f"{type(self).__name__} takes no argument {unknown[0]!r}: {hint}")
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """GR-MG's initialisation: the transformer as GPT-2, everything else as PyTorch does.
-
-        Every bare parameter and every buffer is set here, because `from_pretrained` starts from empty memory.
-        """
-        if isinstance(module, nn.Linear):
-            bound = module.in_features**-0.5
-            init.uniform_(module.weight, -bound, bound)
-            if module.bias is not None:
-                init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=self.config.embedding_initializer_range)
-        else:
-            super()._init_weights(module)
-        if isinstance(module, ForesightBlock):
-            std = self.config.initializer_range
-            residual_std = std / (2 * self.config.num_hidden_layers) ** 0.5
-            attention = module.self_attn
-            for linear in (attention.q_proj, attention.k_proj, attention.v_proj, module.up_proj):
-                init.normal_(linear.weight, std=std)
-                init.zeros_(linear.bias)
-            for linear in (attention.o_proj, module.down_proj):
-                init.normal_(linear.weight, std=residual_std)
-                init.zeros_(linear.bias)
-        elif isinstance(module, PerceiverResampler):
-            init.normal_(module.latents, std=self.config.embedding_initializer_range)
-            init.normal_(module.media_pos_emb, std=self.config.embedding_initializer_range)
-        elif isinstance(module, SpatialReadout):
-            init.normal_(module.maps, std=module.maps.shape[1] ** -0.5)
-        elif isinstance(module, PatchDecoder):
-            init.zeros_(module.mask_token)
-            init.copy_(module.positions, sincos_2d(module.side, module.side, module.width)[None])
-        elif isinstance(module, FlowDecoder):
-            init.zeros_(module.mask_token)
-            # Small, so that training starts from "points stay put".
-            init.normal_(module.predict.weight, std=1e-4)
-            init.zeros_(module.predict.bias)
 
 
 class ForesightModel(ForesightPreTrainedModel):
@@ -586,91 +271,92 @@ class ForesightModel(ForesightPreTrainedModel):
             ValueError: If a shape does not fit the config; the message names what was expected and what came.
         """
         self._refuse_unknown(kwargs)
-        inputs = self._encode(
-            pixel_values,
-            input_ids,
-            attention_mask,
-            goal_pixel_values,
-            text_features,
-            vision_features,
-            goal_features,
-        )
-        batch, frames, views = inputs["images"].shape[:3]
-        config, device = self.config, inputs["images"].device
-        self._check_masks(batch, frames, views, state, frame_mask, view_mask, state_mask, goal_mask)
-        check_shapes(track_start=(track_start, (batch, frames, config.num_flow_points, 2)))
-        layout, allowed, order = self._layout_and_mask(frames, None, ALL_QUERIES)
-        if frame_mask is None:
-            frame_mask = torch.ones(batch, frames, dtype=torch.bool, device=device)
-        embeddings, mask = self._place(
-            **inputs,
+        embedded = self.embed_inputs(
+            pixel_values=pixel_values,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
             state=state,
             frame_mask=frame_mask,
             view_mask=view_mask,
             state_mask=state_mask,
+            goal_pixel_values=goal_pixel_values,
             goal_mask=goal_mask,
-            queries=self._query_tokens(batch, frames, ALL_QUERIES, track_start),
-            plan=(layout, allowed, order),
+            text_features=text_features,
+            vision_features=vision_features,
+            goal_features=goal_features,
+            track_start=track_start,
         )
+        batch, frames = embedded["images"].shape[:2]
+        queries = self._query_tokens(batch, frames, ALL_QUERIES, track_start)
+        plan = self._layout_and_mask(frames, None, ALL_QUERIES)
+        embeddings, mask = self._place(**embedded, queries=queries, plan=plan)
         x = self.embed_dropout(self.embed_norm(embeddings))
         for layer in self.layers:
             x = layer(x, mask, **kwargs)
-        wanted = kwargs.get("output_hidden_states", config.output_hidden_states)
+        wanted = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         return ForesightModelOutput(last_hidden_state=self.norm(x), embeddings=embeddings if wanted else None)
 
-    def _encode(
+    def embed_inputs(
         self,
-        pixel_values,
-        input_ids,
-        attention_mask,
-        goal_pixel_values,
-        text_features,
-        vision_features,
-        goal_features,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        state: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        view_mask: Tensor | None = None,
+        state_mask: Tensor | None = None,
+        goal_pixel_values: Tensor | None = None,
+        goal_mask: Tensor | None = None,
+        text_features: Tensor | None = None,
+        vision_features: tuple[Tensor, Tensor] | None = None,
+        goal_features: tuple[Tensor, Tensor] | None = None,
+        track_start: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
-        """Inputs or given features -> language `(B, D)`, images `(B, T, V, r + 1, D)`, goal tokens."""
-        config, dtype = self.config, self.dtype
-        for name, given in {
-            "pixel_values or vision_features": (pixel_values, vision_features),
-            "input_ids or text_features": (input_ids, text_features),
-        }.items():
-            if sum(x is not None for x in given) != 1:
-                raise ValueError(f"Give one of {name}.")
-        if goal_pixel_values is not None and goal_features is not None:
-            raise ValueError("Give one of goal_pixel_values or goal_features.")
-        if not config.goal_image and (goal_pixel_values is not None or goal_features is not None):
-            raise ValueError("A goal was given, but config.goal_image is false: leave it out.")
+        """Checks the inputs of [`forward`] and encodes them: what [`read_newest`] takes.
+
+        Raises:
+            ValueError: If a shape does not fit the config; the message names what was expected and what came.
+        """
+        batch, frames = check_inputs(
+            self.config,
+            self.vision_width,
+            pixel_values,
+            input_ids,
+            attention_mask,
+            state,
+            frame_mask,
+            view_mask,
+            state_mask,
+            goal_pixel_values,
+            goal_mask,
+            text_features,
+            vision_features,
+            goal_features,
+            track_start,
+        )
+        dtype = self.dtype
         if pixel_values is not None:
-            self._check_images(pixel_values)
             vision_features = self.encode_images(pixel_values)
-        else:
-            self._check_features(vision_features)
         images = self.embed_images(*(x.to(dtype) for x in vision_features))
-        batch = len(images)
         if input_ids is not None:
-            check_shapes(
-                input_ids=(input_ids, (batch, input_ids.shape[-1])),
-                attention_mask=(attention_mask, tuple(input_ids.shape)),
-            )
             text_features = self.encode_text(input_ids, attention_mask)
-        language = self.embed_text(text_features)  # (B, D)
-        check_shapes(language=(language, (batch, config.hidden_size)))
         goal = None
         if goal_pixel_values is not None:
-            check_shapes(
-                goal_pixel_values=(goal_pixel_values, (batch, 3, config.image_size, config.image_size))
-            )
             goal_features = self.encode_images(goal_pixel_values)
         if goal_features is not None:
-            patches = (batch, goal_features[1].shape[-2], self.vision_width)
-            check_shapes(
-                **{
-                    "goal_features[0]": (goal_features[0], (batch, self.vision_width)),
-                    "goal_features[1]": (goal_features[1], patches),
-                }
-            )
             goal = self.embed_goal_image(*(x.to(dtype) for x in goal_features))
-        return {"language": language, "images": images, "goal": goal}
+        if frame_mask is None:
+            frame_mask = torch.ones(batch, frames, dtype=torch.bool, device=images.device)
+        return {
+            "language": self.embed_text(text_features),
+            "images": images,
+            "goal": goal,
+            "state": state,
+            "frame_mask": frame_mask,
+            "view_mask": view_mask,
+            "state_mask": state_mask,
+            "goal_mask": goal_mask,
+        }
 
     def _place(
         self,
@@ -791,49 +477,6 @@ class ForesightModel(ForesightPreTrainedModel):
         if config.has("progress") and Kind.PROGRESS in queries:
             groups.append(repeat(self.progress_query))
         return groups
-
-    def _check_masks(self, batch, frames, views, state, frame_mask, view_mask, state_mask, goal_mask) -> None:
-        if state is not None and not self.config.state_dim:
-            raise ValueError("state was given, but config.state_dim is 0: leave it out.")
-        per_frame = view_mask is not None and view_mask.ndim == 3
-        check_shapes(
-            state=(state, (batch, frames, self.config.state_dim)),
-            frame_mask=(frame_mask, (batch, frames)),
-            view_mask=(view_mask, (batch, frames, views) if per_frame else (batch, views)),
-            state_mask=(state_mask, (batch,)),
-            goal_mask=(goal_mask, (batch,)),
-        )
-
-    def _check_features(self, vision_features: tuple[Tensor, Tensor]) -> None:
-        cls, patches = vision_features
-        if cls.ndim != 4 or not 1 <= cls.shape[1] <= self.config.history_length:
-            raise ValueError(
-                f"vision_features[0] has shape {tuple(cls.shape)}; expected (batch, 1 to "
-                f"{self.config.history_length} frames, {len(self.config.views)} views, {self.vision_width})."
-            )
-        expected = (*cls.shape[:2], len(self.config.views))
-        check_shapes(
-            **{
-                "vision_features[0]": (cls, (*expected, self.vision_width)),
-                "vision_features[1]": (patches, (*expected, patches.shape[-2], self.vision_width)),
-            }
-        )
-
-    def _check_images(self, pixel_values: Tensor) -> None:
-        config = self.config
-        size = (3, config.image_size, config.image_size)
-        if pixel_values.ndim != 6 or tuple(pixel_values.shape[3:]) != size:
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, frames, views, "
-                f"{', '.join(map(str, size))}). ForesightProcessor builds it from images."
-            )
-        frames, views = pixel_values.shape[1:3]
-        if views != len(config.views):
-            raise ValueError(f"pixel_values has {views} views; the config names {list(config.views)}.")
-        if not 1 <= frames <= config.history_length:
-            raise ValueError(
-                f"pixel_values has {frames} frames; the config takes 1 to {config.history_length}."
-            )
 
 
 class ForesightForActionPrediction(ForesightPreTrainedModel):
@@ -1069,9 +712,10 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             mask = frame_mask[:, :, None].expand(-1, -1, config.chunk_size)
             if action_mask is not None:
                 mask = mask & _as_bool(action_mask)
-            if actions is not None:
-                # The CVAE reads all steps and its KL counts all frames: what does not exist must be zero.
-                actions = masked_target(actions, mask[..., None])
+                if actions is not None:
+                    # The CVAE reads all steps and its KL counts all frames, as in GR-MG: what does not exist
+                    # must be zero.
+                    actions = masked_target(actions, mask[..., None])
             if actions is not None and config.has_style:
                 mean, log_var = self.action_encoder(actions.flatten(0, 1).to(self.dtype))
                 if self.training and style_noise is None:
@@ -1132,29 +776,13 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         return pixel_values[:, shift:end], None if depth is None else depth[:, shift:end], mask
 
     @torch.no_grad()
-    def predict_action(
-        self,
-        pixel_values: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        state: Tensor | None = None,
-        frame_mask: Tensor | None = None,
-        view_mask: Tensor | None = None,
-        state_mask: Tensor | None = None,
-        goal_pixel_values: Tensor | None = None,
-        goal_mask: Tensor | None = None,
-        text_features: Tensor | None = None,
-        vision_features: tuple[Tensor, Tensor] | None = None,
-        goal_features: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
+    def predict_action(self, **inputs) -> Tensor:
         """The action chunk of the newest real frame of a whole window, without anything it does not need.
 
-        A robot that acts step by step is faster with [`ForesightStream`], which encodes new images only.
+        A robot that acts step by step is faster with [`stream`], which encodes new images only.
 
         Args:
-            pixel_values, input_ids, attention_mask, state, frame_mask, view_mask, state_mask,
-                goal_pixel_values, goal_mask, text_features, vision_features, goal_features: See
-                [`ForesightModel.forward`].
+            **inputs: Those of [`ForesightModel.forward`], but `track_start`.
 
         Returns:
             `torch.Tensor`: float32 `(B, K, A)` normalised; probabilities at the binary entries.
@@ -1163,24 +791,7 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         Raises:
             ValueError: If the model was built without the objective `action`, or a shape does not fit.
         """
-        inputs = self.model._encode(
-            pixel_values,
-            input_ids,
-            attention_mask,
-            goal_pixel_values,
-            text_features,
-            vision_features,
-            goal_features,
-        )
-        masks = {
-            "state": state,
-            "frame_mask": frame_mask,
-            "view_mask": view_mask,
-            "state_mask": state_mask,
-            "goal_mask": goal_mask,
-        }
-        self.model._check_masks(*inputs["images"].shape[:3], **masks)
-        return self.decode_newest(**inputs, **masks)[0]
+        return self.decode_newest(**self.model.embed_inputs(**inputs))[0]
 
     def stream(self, processor: ProcessorMixin, **options) -> ForesightStream:
         """This policy at the controls of a robot, one observation at a time.

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from modeling_foresight.checks import check_shapes
 from modeling_foresight.losses import (
     action_losses,
-    check_shapes,
     depth_loss,
     depth_target,
     flow_loss,

@@ -1,0 +1,237 @@
+# Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
+"""What the model classes share: their outputs, loading, and initialisation."""
+
+import inspect
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput, TransformersKwargs
+
+from .configuration_foresight import ForesightConfig
+from .decoders import FlowDecoder, PatchDecoder
+from .encoders import PerceiverResampler, SpatialReadout, sincos_2d
+from .transformer import ForesightAttention, ForesightBlock
+
+LIBRARY_ARGUMENTS = frozenset(TransformersKwargs.__annotations__)
+
+
+@dataclass
+class ForesightModelOutput(ModelOutput):
+    """What [`ForesightModel`] returns.
+
+    Attributes:
+        last_hidden_state: `(B, S, D)` after the final LayerNorm, in the order of [`ForesightModel.layout`].
+        embeddings: `(B, S, D)` all tokens before the embedding LayerNorm, if hidden states are asked for.
+        hidden_states: `(B, S, D)` after the embedding LayerNorm and dropout, then after every block (the last
+            one before the final LayerNorm), if asked for.
+        attentions: One `(B, heads, S, S)` per layer, if asked for (eager attention).
+    """
+
+    last_hidden_state: Tensor | None = None
+    embeddings: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class ForesightOutput(ModelOutput):
+    """What [`ForesightForActionPrediction`] returns. Fields of heads that are off are `None`.
+
+    Attributes:
+        loss: Weighted sum of all losses whose targets were given.
+        losses: The single losses by name, unweighted and detached.
+        actions: float32 `(B, T, K, A)` normalised; logits at `config.binary_action_indices`.
+        style_mean, style_log_var: float32 `(B, T, latent)` of the action CVAE, if actions were given.
+        depth: `(B, T, V, N, patch_size**2)` current depth, normalised per patch.
+        future_rgb: `(B, T', V, N, patch_size**2 * 3)` RGB `future_shift` frames ahead, normalised per patch.
+            T' is T, or fewer where the batch holds no target for the newest frames.
+        future_depth: `(B, T', V, N, patch_size**2)` depth `future_shift` frames ahead, normalised per patch.
+        flow: float32 `(B, T, L, P, 3)` x, y as fractions of the flow view, z in metres; without z for
+            `flow_2d`.
+        progress: float32 `(B, T)` in [0, 1].
+        embeddings, hidden_states, attentions: Of the transformer, if asked for; see
+            [`ForesightModelOutput`].
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    actions: Tensor | None = None
+    style_mean: Tensor | None = None
+    style_log_var: Tensor | None = None
+    depth: Tensor | None = None
+    future_rgb: Tensor | None = None
+    future_depth: Tensor | None = None
+    flow: Tensor | None = None
+    progress: Tensor | None = None
+    embeddings: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class ForesightPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation shared by the two model classes."""
+
+    config: ForesightConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ForesightBlock"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    # Its kernels take no arbitrary 4D mask.
+    _supports_flash_attn = False
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": ForesightBlock, "attentions": ForesightAttention}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *args,
+        strict: bool = True,
+        output_loading_info: bool = False,
+        **kwargs,
+    ):
+        """As in `transformers`, but a checkpoint that does not fit is refused.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`): Folder or Hub id.
+            *args: As in `transformers`.
+            strict (`bool`): Refuse a checkpoint that lacks weights of the model or holds others. Without it
+                missing weights start fresh, as in `transformers`.
+            output_loading_info (`bool`): Return what was missing and unexpected as well, and allow it.
+            **kwargs: As in `transformers`; fields of the config too, such as `auxiliary_heads=False`.
+
+        Raises:
+            ValueError: If weights are missing, unexpected, of other sizes (unless `ignore_mismatched_sizes`)
+                or unreadable; the message names them.
+        """
+        resize = kwargs.pop("ignore_mismatched_sizes", False)
+        try:
+            model, report = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with their names
+                **kwargs,
+            )
+        except SafetensorError as error:
+            raise ValueError(
+                f"The weights of {pretrained_model_name_or_path} cannot be read ({error}): a file is "
+                "truncated or no safetensors file. Copy or download it again."
+            ) from error
+        wrong = {}
+        if not resize:
+            wrong["has weights of other sizes than"] = [
+                f"{name} {tuple(found)} where {tuple(expected)} is expected"
+                for name, found, expected in report["mismatched_keys"]
+            ]
+        if strict and not output_loading_info and not resize:
+            wrong["lacks weights of"] = report["missing_keys"]
+            wrong["holds weights that are not in"] = report["unexpected_keys"]
+        for what, names in wrong.items():
+            if names:
+                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+                raise ValueError(
+                    f"The checkpoint {pretrained_model_name_or_path} {what} this {cls.__name__}: "
+                    f"{', '.join(sorted(names)[:5])}{more}. "
+                    "Its config.json and weights must belong together; strict=False loads what is there, "
+                    "ignore_mismatched_sizes=True what fits."
+                )
+        if cls._auto_class is None:
+            # Code that came with the checkpoint was not used: what is saved from here does not name it.
+            vars(model.config).pop("auto_map", None)
+        for module in model.modules():
+            if hasattr(module, "freeze_towers"):
+                module.freeze_towers()  # loading makes every weight trainable
+        return (model, report) if output_loading_info else model
+
+    def load_adapter(self, peft_model_id=None, *args, **kwargs):
+        """Refused: `transformers` leaves out modules that an adapter holds in full, hardly saying so.
+
+        `AutoModel.from_pretrained(ADAPTER)` comes here too.
+
+        Raises:
+            ValueError: Always; says how an adapter is loaded.
+        """
+        raise ValueError(
+            f"{peft_model_id or 'This'} is an adapter, of which transformers would load a part only. Load it "
+            "with peft: PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), ADAPTER), where BASE is "
+            "the base_model_name_or_path in its adapter_config.json."
+        )
+
+    def post_init(self):
+        """Ends construction."""
+        super().post_init()
+        self._choose_attention_kernels()
+
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
+        """As in `transformers`: `sdpa`, `eager` or `flex_attention`, for the whole model."""
+        if isinstance(attn_implementation, str) and self.config.vision_config.model_type == "timm_wrapper":
+            parts = {"": attn_implementation, "text_config": attn_implementation}
+            attn_implementation = {**parts, "vision_config": "eager"}  # as `build_vision_tower`
+        super().set_attn_implementation(attn_implementation, **kwargs)
+        self._choose_attention_kernels()
+
+    def _choose_attention_kernels(self) -> None:
+        """Tells the parts that do not ask the library: the resampler and timm's blocks."""
+        for module in self.modules():
+            if hasattr(module, "fused_attn"):
+                by_default = module.__dict__.setdefault("_fused_by_default", module.fused_attn)
+                module.fused_attn = by_default and self.config._attn_implementation != "eager"
+
+    def _refuse_unknown(self, given: dict) -> None:
+        """Refuses arguments that neither `forward` nor the library knows: a misspelt mask masks nothing."""
+        if unknown := sorted(set(given) - LIBRARY_ARGUMENTS):
+            known = list(inspect.signature(self.forward).parameters)
+            near = get_close_matches(unknown[0], known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known[:-1])}."
+            raise TypeError(f"{type(self).__name__} takes no argument {unknown[0]!r}: {hint}")
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """GR-MG's initialisation: the transformer as GPT-2, everything else as PyTorch does.
+
+        Every bare parameter and every buffer is set here, because `from_pretrained` starts from empty memory.
+        """
+        if isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.embedding_initializer_range)
+        else:
+            super()._init_weights(module)
+        if isinstance(module, ForesightBlock):
+            std = self.config.initializer_range
+            residual_std = std / (2 * self.config.num_hidden_layers) ** 0.5
+            attention = module.self_attn
+            for linear in (attention.q_proj, attention.k_proj, attention.v_proj, module.up_proj):
+                init.normal_(linear.weight, std=std)
+                init.zeros_(linear.bias)
+            for linear in (attention.o_proj, module.down_proj):
+                init.normal_(linear.weight, std=residual_std)
+                init.zeros_(linear.bias)
+        elif isinstance(module, PerceiverResampler):
+            init.normal_(module.latents, std=self.config.embedding_initializer_range)
+            init.normal_(module.media_pos_emb, std=self.config.embedding_initializer_range)
+        elif isinstance(module, SpatialReadout):
+            init.normal_(module.maps, std=module.maps.shape[1] ** -0.5)
+        elif isinstance(module, PatchDecoder):
+            init.zeros_(module.mask_token)
+            init.copy_(module.positions, sincos_2d(module.side, module.side, module.width)[None])
+        elif isinstance(module, FlowDecoder):
+            init.zeros_(module.mask_token)
+            # Small, so that training starts from "points stay put".
+            init.normal_(module.predict.weight, std=1e-4)
+            init.zeros_(module.predict.bias)
+
+
+__all__ = ["ForesightModelOutput", "ForesightOutput", "ForesightPreTrainedModel"]

@@ -1,0 +1,106 @@
+# Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
+"""The causal transformer's block: GPT-2's, pre-norm, with attention through the library's interface."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_foresight import ForesightConfig
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Attention written out: `(B, heads, S, head_dim)` -> `(B, S, heads, head_dim)` and the weights."""
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class ForesightAttention(nn.Module):
+    """Multi-head self-attention of the transformer, through the library's attention interface."""
+
+    def __init__(self, config: ForesightConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        # The mask says everything; without this flag sdpa would assume a causal one where there is none.
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask=None, last_rows: int | None = None, **kwargs
+    ) -> tuple[Tensor, Tensor | None]:
+        """`(B, S, D)` -> `(B, S, D)` and, with eager attention, the weights `(B, heads, S, S)`.
+
+        With `last_rows` only that many tokens at the end ask; the mask then has as many rows.
+        """
+        asking = hidden_states if last_rows is None else hidden_states[:, -last_rows:]
+        query, key, value = (
+            project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project, x in (
+                (self.q_proj, asking),
+                (self.k_proj, hidden_states),
+                (self.v_proj, hidden_states),
+            )
+        )
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(attended.flatten(2)), weights
+
+
+class ForesightBlock(GradientCheckpointingLayer):
+    """Pre-norm GPT-2 block: attention, then feed-forward, each with a residual connection and dropout."""
+
+    def __init__(self, config: ForesightConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = ForesightAttention(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask=None, last_rows: int | None = None, **kwargs
+    ) -> Tensor:
+        """`(B, S, D)` -> `(B, S, D)`, or the last `last_rows` tokens of it alone."""
+        attended, _ = self.self_attn(self.norm1(hidden_states), attention_mask, last_rows, **kwargs)
+        if last_rows is not None:
+            hidden_states = hidden_states[:, -last_rows:]
+        hidden_states = hidden_states + self.dropout(attended)
+        expanded = self.activation(self.up_proj(self.norm2(hidden_states)))
+        return hidden_states + self.dropout(self.down_proj(expanded))
+
+
+__all__ = ["ForesightAttention", "ForesightBlock", "eager_attention_forward"]
