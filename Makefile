@@ -19,7 +19,7 @@ THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 export HF_HUB_OFFLINE = 1
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup quickstart quickstart-mini test test-slow test-common quality style benchmark constraints clean
+.PHONY: help setup quickstart quickstart-mini test test-slow test-common quality style benchmark benchmark-gpu constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -81,6 +81,13 @@ quality: setup ## check lint, format and spelling; change nothing
 style: setup ## repair lint and format where a tool can
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
+
+benchmark-gpu: setup ## on a GPU: tests marked gpu, the control step and the training step at the paper's size
+	$(PY) -m pytest -m gpu
+	$(PY) benchmarks/control_step.py --device cuda --batches 1 16 --dtypes bfloat16 float32 \
+		--modes eager compiled graphed --warmup 10 --repeats 100 --output outputs/benchmarks/control_step-cuda.csv
+	$(PY) benchmarks/training_step.py --device cuda --dtype bfloat16 --batches 32 8 64 --checkpointing off on \
+		--compile off on --warmup 5 --repeats 20 --output outputs/benchmarks/training_step-cuda.csv
 
 benchmark: setup ## run every benchmark; each ends with one line of JSON
 	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(PY) $$script; done

@@ -25,8 +25,8 @@ def time_in_turns(
 ) -> dict[str, list[float]]:
     """Milliseconds of every call of every way.
 
-    After `warmup` calls of each, they are called in turns, so that a busy machine disturbs all alike. The
-    device is synchronised before and after each call.
+    After `warmup` calls of each, they are called in turns, in an order that is reversed every round, so that
+    a busy machine and the call before disturb all alike. The device is synchronised before and after each.
 
     Args:
         ways (`dict[str, Callable]`): What to call, by name.
@@ -38,8 +38,8 @@ def time_in_turns(
         for _ in range(warmup):
             call()
     durations: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, call in ways.items():
+    for turn in range(repeats):
+        for name, call in list(ways.items())[:: 1 if turn % 2 == 0 else -1]:
             synchronise(device)
             start = time.perf_counter()
             call()
