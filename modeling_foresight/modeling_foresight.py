@@ -184,7 +184,8 @@ class ForesightModel(ForesightPreTrainedModel):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Instructions `(B, length)` -> projected features `(B, text width)`."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self._tower("text"))):
+        tower = self._tower("text")  # says what to do if there is none
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(tower)):
             return self.text_encoder(input_ids, attention_mask)
 
     def embed_text(self, features: Tensor) -> Tensor:
@@ -613,6 +614,10 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         """
         self._refuse_unknown(kwargs)
         config = self.config
+        if style_noise is not None and (actions is None or not config.has_style):
+            raise ValueError(
+                "style_noise fixes the sample of the action CVAE: give actions, to a model with one."
+            )
         if actions is not None and not config.auxiliary_heads:
             raise ValueError("A policy with auxiliary_heads=False acts but does not train: load it whole.")
         outputs = self.model(
@@ -712,10 +717,12 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             mask = frame_mask[:, :, None].expand(-1, -1, config.chunk_size)
             if action_mask is not None:
                 mask = mask & _as_bool(action_mask)
-                if actions is not None:
-                    # The CVAE reads all steps and its KL counts all frames, as in GR-MG: what does not exist
-                    # must be zero.
-                    actions = masked_target(actions, mask[..., None])
+            if actions is not None:
+                # The CVAE reads all steps of all frames, as in GR-MG: steps that do not exist are zero, and
+                # padded frames hold what the batch says, unless that is no number.
+                actions = actions if action_mask is None else masked_target(actions, action_mask[..., None])
+                known = frame_mask[:, :, None, None] | actions.isfinite()
+                actions = torch.where(known, actions, torch.zeros_like(actions))
             if actions is not None and config.has_style:
                 mean, log_var = self.action_encoder(actions.flatten(0, 1).to(self.dtype))
                 if self.training and style_noise is None:
