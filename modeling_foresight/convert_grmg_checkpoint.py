@@ -14,9 +14,11 @@ import argparse
 import json
 import re
 import shutil
+import struct
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -37,6 +39,7 @@ from .grmg_config import (
     ConversionError,
     Facts,
     check_names,
+    check_values,
     drop_unknown_towers,
     grmg_settings,
     read_config,
@@ -46,6 +49,8 @@ from .grmg_names import IGNORED, MAY_BE_FRESH, NEW_IN_3D, POSITIONS, TABLE, Row,
 from .modeling_foresight import ForesightForActionPrediction
 from .processing_foresight import ForesightProcessor
 
+# With this number begin the pickles of torch.save before it wrote zip files.
+LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 SIGNATURE = ("transformer.ln_f.weight", "embed_timestep.weight", "perceiver_resampler.latents")
 
 
@@ -60,7 +65,7 @@ def load_payload(path: Path, allow_pickle: bool):
             f"{path} is a folder: give a GR-MG file, or add --to-grmg to convert one of our folders."
         )
     with open(path, "rb") as file:
-        head = file.read(9)
+        head = file.read(32)
     damaged = f"{path} is damaged or cut short: copy or download it again."
     is_zip = head[:2] == b"PK"
     if head[8:9] == b"{":
@@ -68,11 +73,25 @@ def load_payload(path: Path, allow_pickle: bool):
             return load_file(path)
         except SafetensorError as error:
             raise ConversionError(f"{damaged} ({first_line(error)})") from error
-    if is_zip and not zipfile.is_zipfile(path):
-        raise ConversionError(damaged)
     if not is_zip and head[:1] != b"\x80":
         raise ConversionError(f"{path} is neither a PyTorch nor a safetensors file, or it is damaged.")
+    if not is_zip and LEGACY_MAGIC not in head:
+        raise ConversionError(
+            f"{path} is a plain pickle, which only Python's pickle reads: write its weights with torch.save "
+            "or safetensors first."
+        )
+    records = zip_records(path, damaged) if is_zip else {"data.pkl"}
+    is_script = "constants.pkl" in records
+    if "data.pkl" not in records:
+        raise ConversionError(f"{path} is a zip file, but none that torch.save wrote.")
+    if is_script and not allow_pickle:
+        raise ConversionError(
+            f"{path} is a TorchScript archive, which holds code beside its weights. If you trust its source, "
+            "add --allow-pickle."
+        )
     try:
+        if is_script:
+            return torch.jit.load(path, map_location="cpu").state_dict()
         # Only a zip file can be mapped; older ones are read whole.
         return torch.load(path, map_location="cpu", weights_only=not allow_pickle, mmap=is_zip)
     except UnpicklingError as error:
@@ -89,17 +108,44 @@ def load_payload(path: Path, allow_pickle: bool):
         raise ConversionError(f"{damaged} ({first_line(error)})") from error
 
 
+def zip_records(path: Path, damaged: str) -> set[str]:
+    """Names of what lies in a zip file, without folders; every checksum is compared (1 GB in half a second).
+
+    Raises:
+        ConversionError: Begins with `damaged`, if the file is.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            # torch.serialization.set_crc32_options(False) leaves all checksums out.
+            wrong = archive.testzip() if any(record.CRC for record in records) else None
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        EOFError,
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:
+        raise ConversionError(f"{damaged} ({first_line(error)})") from error
+    if wrong is not None:
+        raise ConversionError(f"{damaged} (The checksum of {wrong} is wrong.)")
+    return {record.filename.rsplit("/", 1)[-1] for record in records}
+
+
 def first_line(error: Exception) -> str:
     """Of an error's message, or its name if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def read_tensors(path: str | Path, allow_pickle: bool = False) -> tuple[dict[str, Tensor], dict]:
-    """Reads a GR-MG checkpoint: safetensors, or a `.pt`/`.ckpt` file with or without `state_dict`.
+    """Reads weights: safetensors, a `.pt`/`.ckpt` file with or without `state_dict`, or TorchScript.
 
     Args:
         path (`str` or `Path`): The file.
-        allow_pickle (`bool`): Unpickle arbitrary objects, which can run code of whoever made the file.
+        allow_pickle (`bool`): Read TorchScript and arbitrary pickled objects, which can run code of whoever
+            made the file.
 
     Returns:
         Tensors by name, one leading `model.` stripped, floating ones in float32; and the json that Lightning
@@ -234,10 +280,13 @@ def to_foresight(
     """
     output = free_folder(output)
     towers = {"text": text_tower, "vision": vision_tower}
+    files = {name: source for name, source in towers.items() if source and Path(source).is_file()}
+    folders = {name: source for name, source in towers.items() if source and name not in files}
+    check_folders(folders)
     facts, ignored = read_facts(checkpoint, settings, towers, allow_pickle)
-    folders = {name: source for name, source in towers.items() if source and not Path(source).is_file()}
-    drop_unknown_towers(facts)
+    drop_unknown_towers(facts, files)
     check_names(facts)
+    check_values(facts)
     config = read_config(facts, preset)
     if POSITIONS in facts.tensors:
         check_positions(facts.tensors[POSITIONS], config)
@@ -283,6 +332,21 @@ def to_foresight(
         notices=facts.notices,
         config=model.config,
     )
+
+
+def check_folders(folders: dict[str, str]) -> None:
+    """Raises if a folder for `text` or `vision` is not there, or holds the other kind of tower."""
+    for name, source in folders.items():
+        try:
+            kind = AutoConfig.from_pretrained(source).model_type
+        except (OSError, ValueError) as error:
+            raise ConversionError(
+                f"--{name}-tower {source} is no file of weights and no folder with a model's config.json."
+            ) from error
+        is_text = kind in ("clip", "clip_text_model")
+        if is_text != (name == "text"):
+            wanted = "a CLIP" if name == "text" else "a ViTMAE or ViT"
+            raise ConversionError(f"--{name}-tower {source} is a {kind}; {wanted} checkpoint belongs there.")
 
 
 def read_facts(
@@ -542,7 +606,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--vision-tower", help="folder of a ViTMAE or ViT checkpoint, or MAE's own file")
     parser.add_argument("--tokenizer", help="folder of CLIP's tokenizer; by default that of --text-tower")
     parser.add_argument(
-        "--allow-pickle", action="store_true", help="unpickle objects of a file that you trust"
+        "--allow-pickle",
+        action="store_true",
+        help="read pickled objects or TorchScript of a file that you trust",
     )
     parser.add_argument("--to-grmg", action="store_true", help="from our folder to GR-MG's names")
     parser.add_argument("--base", help="with --to-grmg: GR-MG file that supplies CLIP's image side")

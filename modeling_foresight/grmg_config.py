@@ -8,6 +8,7 @@ from math import isqrt
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import CLIPTextConfig, ViTConfig
+from transformers.activations import ACT2FN
 
 from .configuration_foresight import PRESETS, ForesightConfig
 from .grmg_names import IGNORED, POSITIONS, TABLE, Row, part_rows
@@ -20,6 +21,8 @@ SWITCHES = {  # flag in GR-MG's json -> the part that it builds
     "input.use_hand_rgb": "wrist embeddings",
     "input.use_state": "state embeddings",
 }
+# Width, layers, heads of the towers that GR-MG was published with: heads of others no tensor shows.
+PUBLISHED_TOWERS = {"vision": (768, 12, 12), "text": (512, 12, 8)}
 
 
 class ConversionError(ValueError):
@@ -88,10 +91,24 @@ class Facts:
             )
         return seen if seen is not None else default if said is None else said
 
+    def needed(self, path: str):
+        """The number that the json states at `path`, which no tensor shows.
+
+        Raises:
+            ConversionError: If the json has none there.
+        """
+        if (said := self.agree(path)) is None:
+            raise ConversionError(
+                f"The json has no {path}, and no tensor shows it: give the json that the checkpoint was "
+                "trained with, or add it."
+            )
+        return said
+
     def stand_in(self, key: str) -> dict:
         """Sizes under `vision_stand_in` or `text_stand_in`, by the names of [`STAND_IN_KEYS`]."""
         given = self.said(key) or self.said(f"policy.{key}") or {}
-        given = given if isinstance(given, dict) else {"width": given}
+        if not isinstance(given, dict):  # `true` only declares a stand-in
+            given = {"width": given} if type(given) is int else {}
         sizes = {
             size: given[n] for size, names in STAND_IN_KEYS.items() for n in names if given.get(n) is not None
         }
@@ -119,9 +136,26 @@ def side_of(area: int, what: str) -> int:
     return isqrt(area)
 
 
-def heads_of(width: int, given: int | None) -> int | None:
-    """Heads of a tower: as the json says, or 64 columns each as in every ViT and CLIP; `None` if unknown."""
-    return given or (width // 64 if width % 64 == 0 else None)
+def heads_of(facts: Facts, tower: str) -> int | None:
+    """Heads of the file's `text` or `vision` tower: as the json says, or the published ones; else `None`.
+
+    Raises:
+        ConversionError: If the tower's width cannot be split into the heads that the json says.
+    """
+    width_name, stack = {
+        "vision": ("model_mae.norm.weight", "model_mae.blocks"),
+        "text": ("text_encoder.ln_final.weight", "text_encoder.transformer.resblocks"),
+    }[tower]
+    width, layers = facts.seen(width_name, 0), facts.depth(stack)
+    heads = facts.stand_in(f"{tower}_stand_in").get("heads")
+    if heads is None:
+        *published, usual = PUBLISHED_TOWERS[tower]
+        return usual if [width, layers] == published else None
+    if type(heads) is not int or heads < 1 or (width and width % heads):
+        raise ConversionError(
+            f"The json says {tower}_stand_in.heads={heads!r}, but the tower is {width} wide."
+        )
+    return heads
 
 
 def check_stand_in(facts: Facts, key: str, given: dict, seen: dict) -> None:
@@ -156,7 +190,7 @@ def vision_config_of(facts: Facts, width: int, image_size: int | None) -> ViTCon
         hidden_size=width,
         num_hidden_layers=sizes["layers"],
         # A tower that is not part of the model needs no heads.
-        num_attention_heads=heads_of(width, given.get("heads")) if inside else 1,
+        num_attention_heads=heads_of(facts, "vision") if inside else 1,
         intermediate_size=sizes.get("inner") or int(width * sizes["mlp_ratio"]),
         image_size=sizes["image"] if inside else image_size or sizes["image"],
         patch_size=sizes["patch"],
@@ -169,14 +203,13 @@ def text_config_of(facts: Facts, feature: int) -> CLIPTextConfig:
     width = facts.seen("text_encoder.ln_final.weight", 0)
     if width is None:
         return CLIPTextConfig(projection_dim=feature, eos_token_id=49407, bos_token_id=49406)
-    given = facts.stand_in("text_stand_in")
     vocabulary = facts.seen("text_encoder.token_embedding.weight", 0)
     stack = "text_encoder.transformer.resblocks"
     return CLIPTextConfig(
         projection_dim=facts.seen("text_encoder.text_projection", 1),
         hidden_size=width,
         num_hidden_layers=facts.depth(stack),
-        num_attention_heads=heads_of(width, given.get("heads")),
+        num_attention_heads=heads_of(facts, "text"),
         intermediate_size=facts.seen(f"{stack}.0.mlp.c_fc.weight", 0),
         max_position_embeddings=facts.seen("text_encoder.positional_embedding", 0),
         vocab_size=vocabulary,
@@ -220,6 +253,12 @@ def read_config(facts: Facts, preset: str | None = None) -> ForesightConfig:
 def check_switches(facts: Facts) -> None:
     """Raises if the json's flags and the parts in the file disagree, or make a form that ours has not."""
     said = facts.said
+    if facts.has_part("wrist future query") and said("trainer.fwd_pred_hand") is False:
+        # GR-MG makes the query, and leaves it unused, wherever there is a wrist camera.
+        raise ConversionError(
+            "input.use_hand_rgb without trainer.fwd_pred_hand is not supported: our model predicts the "
+            "future of every camera that it sees."
+        )
     for path, part in SWITCHES.items():
         if said(path) is not None and bool(said(path)) != facts.has_part(part):
             found = "no tensors" if said(path) else "tensors"
@@ -252,12 +291,23 @@ def size_fields(facts: Facts) -> dict:
             )
     inner = seen("perceiver_resampler.layers.0.0.to_q.weight", 0)
     head_dim, heads = (agree(f"policy.resampler_params.{name}") for name in ("dim_head", "heads"))
-    heads = heads or (inner // head_dim if head_dim else 4)
+    heads = heads or (inner // head_dim if head_dim else facts.needed("policy.resampler_params.heads"))
     head_dim = head_dim or inner // heads
     if heads * head_dim != inner:
         raise ConversionError(
             f"policy.resampler_params means {heads} heads of {head_dim}, but the checkpoint's to_q has "
             f"{inner} rows: give the json that the checkpoint was trained with."
+        )
+    activation = facts.said("policy.activation_function")
+    if activation is None:
+        activation = "relu"
+        facts.notices.append(
+            "the json has no policy.activation_function: relu is taken, as GR-MG published it"
+        )
+    if not isinstance(activation, str) or activation not in ACT2FN:
+        raise ConversionError(
+            f"The json says policy.activation_function={activation!r}, which transformers does not have: "
+            "give one of its names, such as relu, gelu or gelu_new."
         )
     arm_state, arm_action = seen("embed_arm_state.weight", 1), seen("pred_arm_act.weight", 0)
     state_dim = agree("input.state_dim", arm_state and arm_state + 1, 7)
@@ -269,9 +319,9 @@ def size_fields(facts: Facts) -> dict:
         "binary_action_indices": [action_dim - 1],
         "hidden_size": agree("policy.embed_dim", seen("embed_ln.weight", 0)),
         "num_hidden_layers": agree("policy.n_layer", facts.depth("transformer.h")),
-        "num_attention_heads": agree("policy.n_head", default=12),
+        "num_attention_heads": facts.needed("policy.n_head"),
         "intermediate_size": seen("transformer.h.0.mlp.c_fc.weight", 1),
-        "hidden_act": facts.said("policy.activation_function") or "relu",
+        "hidden_act": activation,
         "history_length": agree("policy.seq_len", seen("embed_timestep.weight", 0)),
         "num_latents": agree("policy.resampler_params.num_latents", seen("perceiver_resampler.latents", 0)),
         "resampler_depth": agree("policy.resampler_params.depth", facts.depth("perceiver_resampler.layers")),
@@ -332,36 +382,62 @@ def own_fields(facts: Facts) -> dict:
         "progress_loss_weight": "trainer.progress_loss_ratio",
     }.items():
         if (weight := facts.agree(path)) is not None:
+            if not 0 <= weight < float("inf"):
+                raise ConversionError(f"The json says {path}={weight}: a loss needs a weight of 0 or more.")
             fields[name] = weight
     if facts.said("trainer.without_norm_pix_loss"):
         facts.notices.append("GR-MG trained on raw pixels; training goes on with normalised patches here")
     return fields
 
 
-def drop_unknown_towers(facts: Facts) -> None:
-    """Leaves out reduced towers that cannot be rebuilt: another structure, or an unknown number of heads."""
+def drop_unknown_towers(facts: Facts, files: dict[str, str]) -> None:
+    """Leaves out reduced towers that cannot be rebuilt: another structure, or an unknown number of heads.
+
+    Args:
+        facts (`Facts`): Loses their tensors and gains a notice.
+        files (`dict`): Files that a user gave for `text` or `vision`: those are never left out.
+
+    Raises:
+        ConversionError: If a tower of `files` cannot be rebuilt.
+    """
     declared = any(
-        facts.said(place + key) is not None
+        facts.said(place + key) not in (None, False)
         for place in ("", "policy.")
         for key in ("vision_stand_in", "text_stand_in")
     )
-    for part, key, width_name in (
-        ("vision tower", "vision_stand_in", "model_mae.norm.weight"),
-        ("text tower", "text_stand_in", "text_encoder.ln_final.weight"),
-    ):
-        prefix = TABLE[part][0]
-        names = {name for name in facts.tensors if name.startswith(prefix) and not IGNORED.fullmatch(name)}
+    for tower, original in (("vision", "MAE's encoder"), ("text", "CLIP's text side")):
+        part, example = f"{tower} tower", f'"{tower}_stand_in": {{"heads": ...}}'
+        names = {n for n in facts.tensors if n.startswith(TABLE[part][0]) and not IGNORED.fullmatch(n)}
         known = names == {row.theirs for row in facts.rows(part)}
-        if known and heads_of(facts.seen(width_name, 0), facts.stand_in(key).get("heads")):
+        if known and heads_of(facts, tower):
             continue
-        reason = f'does not say its heads ("{key}": {{"heads": ...}})' if known else "is built in another way"
+        if tower in files:
+            what = f"--{tower}-tower {files[tower]}"
+            if known:
+                raise ConversionError(f"No tensor of {what} shows its heads: add {example} to the json.")
+            raise ConversionError(f"{what} does not hold {original} in its original names.")
+        reason = f"does not say its heads ({example})" if known else "is built in another way"
         if names and (known or declared):
             for name in names:
                 del facts.tensors[name]
             facts.notices.append(
-                f"the file's {part} {reason}, so it is left out: the model wants "
-                f"{part.split()[0]}_features in place of its input"
+                f"the file's {part} {reason}, so it is left out: the model wants {tower}_features in place "
+                "of its input"
             )
+
+
+def stand_in_hint(names: list[str]) -> str:
+    """What to do about `names` that do not fit, if a tower is among them."""
+    keys = [
+        f'"{tower}_stand_in": {{}}'
+        for tower in ("vision", "text")
+        if any(name.startswith(TABLE[f"{tower} tower"][0]) for name in names)
+    ]
+    return (
+        f" If that tower is no MAE or CLIP, add {', '.join(keys)} to the json: it is left out."
+        if keys
+        else ""
+    )
 
 
 def check_names(facts: Facts) -> None:
@@ -374,16 +450,28 @@ def check_names(facts: Facts) -> None:
     known = set().union(*parts.values(), {POSITIONS})
     leftover = sorted(name for name in facts.tensors if name not in known and not IGNORED.fullmatch(name))
     if leftover:
-        raise ConversionError(f"The checkpoint holds tensors that GR-MG has not: {some(leftover)}.")
+        raise ConversionError(
+            f"The checkpoint holds tensors that GR-MG has not: {some(leftover)}.{stand_in_hint(leftover)}"
+        )
     needed = {"resampler", "input embeddings", "goal embeddings", "backbone"}
     needed |= {part for part in TABLE if facts.has_part(part)}
     gaps = sorted(name for part in needed for name in parts[part] if name not in facts.tensors)
     if "future" in needed and POSITIONS not in facts.tensors:
         gaps.append(POSITIONS)
     if gaps:
-        raise ConversionError(f"The checkpoint lacks tensors of GR-MG: {some(gaps)}. Is it complete?")
+        hint = stand_in_hint(gaps)
+        raise ConversionError(f"The checkpoint lacks tensors of GR-MG: {some(gaps)}. Is it complete?{hint}")
     if facts.has_part("action encoder") != facts.has_part("action decoder"):
         raise ConversionError("The checkpoint has only one of the action encoder and the action decoder.")
+
+
+def check_values(facts: Facts) -> None:
+    """Raises if weights are no finite floating-point numbers, naming them."""
+    wanted = {name: value for name, value in facts.tensors.items() if not IGNORED.fullmatch(name)}
+    if wrong := sorted(name for name, value in wanted.items() if not value.is_floating_point()):
+        raise ConversionError(f"{some(wrong)}: {wanted[wrong[0]].dtype} is no type of a weight.")
+    if wrong := sorted(name for name, value in wanted.items() if not value.isfinite().all()):
+        raise ConversionError(f"{some(wrong)}: not every value is finite. Damaged, or training diverged?")
 
 
 def grmg_settings(config: ForesightConfig) -> dict:
@@ -440,6 +528,8 @@ def grmg_settings(config: ForesightConfig) -> dict:
         if heads != usual:  # GR-MG has these in its code
             settings["policy"][name] = heads
     for name, tower in (("vision", config.vision_config), ("text", config.text_config)):
-        if name in config.towers and tower.num_attention_heads * 64 != tower.hidden_size:
-            settings[f"{name}_stand_in"] = {"heads": tower.num_attention_heads}
+        if name in config.towers:
+            sizes = tower.hidden_size, tower.num_hidden_layers, tower.num_attention_heads
+            if sizes != PUBLISHED_TOWERS[name]:
+                settings[f"{name}_stand_in"] = {"heads": tower.num_attention_heads}
     return settings

@@ -4,7 +4,9 @@ import collections
 import dataclasses
 import hashlib
 import json
+import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from modeling_foresight import ForesightConfig, ForesightForActionPrediction, Fo
 from modeling_foresight.attention_mask import Kind
 from modeling_foresight.convert_grmg_checkpoint import main
 from modeling_foresight.encoders import sincos_2d
+from modeling_foresight.grmg_config import Facts, heads_of
 from modeling_foresight.grmg_names import IGNORED, NEW_IN_3D, POSITIONS, table_rows
 from tests.modeling.grmg_reference import FULL, PRETRAINING, GrmgReference, Sizes
 from tests.tiny import tiny_config, tiny_tokenizer
@@ -467,6 +470,95 @@ def test_heads_that_nothing_tells_leave_the_tower_out(pairs, tmp_path, capsys):
     assert ForesightConfig.from_pretrained(tmp_path / "ours").towers == ["text"]
 
 
+def test_heads_of_the_published_towers_need_no_json():
+    with torch.device("meta"):
+        facts = Facts(GrmgReference(FULL).state_dict(), {})
+    assert (heads_of(facts, "vision"), heads_of(facts, "text")) == (12, 8)
+
+
+@pytest.mark.parametrize("width", [64, 768])
+def test_heads_of_reduced_towers_are_not_guessed_from_their_width(width, tmp_path, capsys):
+    reduced = dataclasses.replace(SMALL, vision_width=width, vision_heads=4, vision_depth=1)
+    tensors = weights_of(GrmgReference(reduced).randomise())
+    assert convert(tmp_path, tensors, reduced, vision_stand_in__num_heads=None) == 0
+    assert "does not say its heads" in capsys.readouterr().out
+    assert ForesightConfig.from_pretrained(tmp_path / "ours").towers == ["text"]
+
+
+@pytest.mark.parametrize(("tower", "key"), [("vision", "num_heads"), ("text", "heads")])
+def test_a_tower_given_by_name_is_never_left_out(pairs, tower, key, tmp_path, capsys):
+    module, reference = {"vision": "model_mae", "text": "text_encoder"}[tower], pairs["small"].reference
+    torch.save(getattr(reference, module).state_dict(), tmp_path / "tower.pt")
+    policy = {k: v for k, v in reference.state_dict().items() if not k.startswith(module)}
+    options = [f"--{tower}-tower", str(tmp_path / "tower.pt")]
+    code = convert(tmp_path, policy, SMALL, *options, **{f"{tower}_stand_in__{key}": None})
+    assert_refused(code, f'"{tower}_stand_in": {{"heads"', capsys, tmp_path)
+
+
+def test_what_is_no_tower_of_that_kind_is_refused_in_one_sentence(pairs, tmp_path, capsys):
+    reference, tensors = pairs["small"].reference, pairs["other"].reference.state_dict()
+    torch.save(reference.text_encoder.state_dict(), tmp_path / "clip.pt")
+    CLIPTextModelWithProjection(tiny_config().text_config).save_pretrained(tmp_path / "clip")
+    for option, source, message in (
+        ("--vision-tower", "clip.pt", "clip.pt does not hold MAE's encoder"),
+        ("--vision-tower", "clip", "a ViTMAE or ViT checkpoint belongs there"),
+        ("--vision-tower", "absent", "absent is no file of weights and no folder"),
+        ("--text-tower", "absent", "absent is no file of weights and no folder"),
+    ):
+        code = convert(tmp_path, tensors, OTHER, option, str(tmp_path / source))
+        assert_refused(code, message, capsys, tmp_path)
+
+
+def scripted(tensors):
+    """A TorchScript archive's module with these tensors, as OpenAI publishes CLIP."""
+    root = torch.nn.Module()
+    for name, value in tensors.items():
+        module, (*path, leaf) = root, name.split(".")
+        for step in path:
+            if not hasattr(module, step):
+                module.add_module(step, torch.nn.Module())
+            module = getattr(module, step)
+        module.register_buffer(leaf, value)
+    root.register_buffer("context_length", torch.tensor(11))
+    return torch.jit.script(root)
+
+
+def test_a_torchscript_archive_of_clip_is_read_if_trusted(pairs, tmp_path, capsys):
+    pair = pairs["small"]
+    scripted(pair.reference.text_encoder.state_dict()).save(tmp_path / "ViT.pt")
+    policy = {k: v for k, v in pair.reference.state_dict().items() if not k.startswith("text_encoder.")}
+    options = ["--text-tower", str(tmp_path / "ViT.pt")]
+    assert_refused(convert(tmp_path, policy, SMALL, *options), "TorchScript archive", capsys, tmp_path)
+    assert convert(tmp_path, policy, SMALL, *options, "--allow-pickle") == 0
+    found = load_file(tmp_path / "ours" / "model.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in pair.model.state_dict().items())
+
+
+@pytest.mark.parametrize("declared", [{}, True, {"kind": "conv"}])
+def test_the_remedy_for_an_undeclared_stand_in_works(pairs, declared, tmp_path, capsys):
+    tensors = {**pairs["other"].reference.state_dict(), "model_mae.conv.weight": torch.zeros(30, 3, 8, 8)}
+    save_file(tensors, tmp_path / "grmg.safetensors")
+    for stand_in, code in (({}, 1), ({"vision_stand_in": declared}, 0)):
+        (tmp_path / "grmg.json").write_text(json.dumps(OTHER.grmg_json() | stand_in))
+        config = ["--config", str(tmp_path / "grmg.json"), "--output", str(tmp_path / "ours")]
+        assert main([str(tmp_path / "grmg.safetensors"), *config]) == code
+        if code:
+            assert 'add "vision_stand_in": {} to the json' in capsys.readouterr().err
+    assert ForesightConfig.from_pretrained(tmp_path / "ours").towers == []
+
+
+def test_without_an_activation_in_the_json_relu_is_taken_and_said(pairs, tmp_path, capsys):
+    assert (
+        convert(tmp_path, pairs["other"].reference.state_dict(), OTHER, policy__activation_function=None) == 0
+    )
+    assert "relu is taken" in capsys.readouterr().out
+    assert ForesightConfig.from_pretrained(tmp_path / "ours").hidden_act == "relu"
+
+
+def with_value(name, value):
+    return lambda tensors: tensors.update({name: torch.full_like(tensors[name], value)})
+
+
 class Hyperparameters:
     """What a training script may have pickled beside its weights."""
 
@@ -505,6 +597,12 @@ def damaged_files(folder, pair):
     torch.save({"state_dict": {"unet": {"a": tensors}, "unet_ema": {}}}, folder / "goal_gen.ckpt")
     save_file({"encoder.weight": torch.zeros(2, 3)}, folder / "random.safetensors")
     torch.save([1, 2], folder / "list.pt")
+    data = bytearray((folder / "whole.pt").read_bytes())
+    data[data.index(tensors["model.transformer.ln_f.weight"].numpy().tobytes()) + 3] ^= 0x40
+    (folder / "flipped.pt").write_bytes(data)
+    (folder / "plain.pkl").write_bytes(pickle.dumps({"state_dict": {"a": 1}}))
+    with zipfile.ZipFile(folder / "other.zip", "w") as archive:
+        archive.writestr("readme.txt", "hello")
     (folder / "words.ckpt").write_text("these are words")
     (folder / "empty.ckpt").write_bytes(b"")
     gr1 = {"model_clip.ln_final.weight": torch.zeros(3), "transformer.wte.weight": torch.zeros(1, 4)}
@@ -514,6 +612,9 @@ def damaged_files(folder, pair):
         "cut.pt": "cut short",
         "cut_old.pt": "cut short",
         "cut_early.pt": "cut short",
+        "flipped.pt": "is damaged",
+        "plain.pkl": "plain pickle",
+        "other.zip": "none that torch.save wrote",
         "goal_gen.ckpt": "goal-image generator",
         "random.safetensors": "no GR-MG policy",
         "list.pt": "list",
@@ -568,6 +669,8 @@ def moved(tensors):
         (with_tensor("embed_lang.weight", 64, 21), "policy.lang_feat_dim=22"),
         (with_tensor("embed_hand_img.weight", 64, 29), "embed_hand_img.weight"),
         (with_tensor("decoder_pred.weight", 49, 64), "decoder_pred.weight"),
+        (with_value("embed_img.weight", float("nan")), "embed_img.weight: not every value is finite"),
+        (lambda t: t.update({"embed_img.bias": t["embed_img.bias"].int()}), "embed_img.bias: torch.int32"),
         (moved, "differs from its equation"),
     ],
 )
@@ -586,6 +689,13 @@ def test_gaps_leftovers_and_wrong_shapes_are_named(pairs, change, message, tmp_p
         ({"policy__n_layer": 12}, "policy.n_layer=12"),
         ({"policy__seq_len": 10}, "policy.seq_len=10"),
         ({"policy__n_head": 7}, "num_attention_heads"),
+        ({"policy__n_head": None}, "has no policy.n_head"),
+        ({"policy__n_head": 0}, "num_attention_heads"),
+        ({"policy__resampler_params": None}, "has no policy.resampler_params.heads"),
+        ({"policy__activation_function": "swoosh"}, "policy.activation_function='swoosh'"),
+        ({"policy__activation_function": ["relu"]}, "policy.activation_function=['relu']"),
+        ({"trainer__fwd_pred_hand": False}, "is not supported"),
+        ({"trainer__kl_loss_ratio": -1}, "trainer.kl_loss_ratio=-1"),
         ({"policy__n_head": "eight"}, "policy.n_head='eight', which is no number"),
         ({"policy__resampler_params": {"heads": 3, "dim_head": 20}}, "to_q"),
         ({"trainer__act_pred": False}, "trainer.act_pred=False"),
