@@ -29,6 +29,9 @@ class Kind(IntEnum):
     PROGRESS = 7
 
 
+KINDS = tuple(Kind)  # a compiler cannot walk an enum
+
+
 @dataclass(frozen=True)
 class TokenLayout:
     """One record per token of a sequence of S tokens; all tensors are int64 of shape `(S,)`.
@@ -147,7 +150,7 @@ def attention_rules(config: ForesightConfig) -> dict[tuple[Kind, Kind], int]:
     for query in (Kind.FLOW, Kind.ACTION, Kind.FUTURE, Kind.PROGRESS):
         for column in (Kind.LANGUAGE, Kind.STATE, Kind.IMAGE):
             rules[query, column] = PAST_AND_NOW
-    for row in Kind:
+    for row in KINDS:
         if row != Kind.GOAL:
             rules[row, Kind.GOAL] = ALWAYS
     rules[Kind.FLOW, Kind.STATE] = NEVER

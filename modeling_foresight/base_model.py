@@ -110,7 +110,7 @@ class ForesightPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: If weights are missing, unexpected, of other sizes (unless `ignore_mismatched_sizes`)
-                or unreadable; the message names them.
+                or unreadable, which the message names; or if parts were left on disk.
         """
         resize = kwargs.pop("ignore_mismatched_sizes", False)
         try:
@@ -144,6 +144,11 @@ class ForesightPreTrainedModel(PreTrainedModel):
                     "Its config.json and weights must belong together; strict=False loads what is there, "
                     "ignore_mismatched_sizes=True what fits."
                 )
+        if "disk" in (getattr(model, "hf_device_map", None) or {}).values():
+            raise ValueError(
+                "Parts of the model do not fit and were left on disk, where its fixed tables would be lost: "
+                "give a device_map of devices with enough memory, or dtype=torch.bfloat16."
+            )
         if cls._auto_class is None:
             # Code that came with the checkpoint was not used: what is saved from here does not name it.
             vars(model.config).pop("auto_map", None)
@@ -173,9 +178,11 @@ class ForesightPreTrainedModel(PreTrainedModel):
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
         """As in `transformers`: `sdpa`, `eager` or `flex_attention`, for the whole model."""
-        if isinstance(attn_implementation, str) and self.config.vision_config.model_type == "timm_wrapper":
-            parts = {"": attn_implementation, "text_config": attn_implementation}
-            attn_implementation = {**parts, "vision_config": "eager"}  # as `build_vision_tower`
+        if isinstance(attn_implementation, str):  # as the towers are built
+            tower = "sdpa" if attn_implementation == "flex_attention" else attn_implementation
+            is_timm = self.config.vision_config.model_type == "timm_wrapper"
+            parts = {"text_config": tower, "vision_config": "eager" if is_timm else tower}
+            attn_implementation = {"": attn_implementation, **parts}
         super().set_attn_implementation(attn_implementation, **kwargs)
         self._choose_attention_kernels()
 

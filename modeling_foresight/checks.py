@@ -68,7 +68,6 @@ def check_inputs(
     text_features: Tensor | None,
     vision_features: tuple[Tensor, Tensor] | None,
     goal_features: tuple[Tensor, Tensor] | None,
-    track_start: Tensor | None = None,
 ) -> tuple[int, int]:
     """Checks the inputs of [`ForesightModel.forward`], which documents them.
 
@@ -76,7 +75,7 @@ def check_inputs(
         config (`ForesightConfig`): Sizes.
         vision_width (`int`): Width of the vision tower's features.
         pixel_values, input_ids, attention_mask, state, frame_mask, view_mask, state_mask, goal_pixel_values,
-            goal_mask, text_features, vision_features, goal_features, track_start: The inputs.
+            goal_mask, text_features, vision_features, goal_features: The inputs.
 
     Returns:
         `tuple[int, int]`: B and T.
@@ -111,7 +110,6 @@ def check_inputs(
         "goal_pixel_values": (goal_pixel_values, (batch, 3, side, side)),
         "goal_mask": (goal_mask, (batch,)),
         "text_features": (text_features, (batch, config.text_config.projection_dim)),
-        "track_start": (track_start, (batch, frames, config.num_flow_points, 2)),
     }
     if input_ids is not None:
         expected["input_ids"] = (input_ids, (batch, input_ids.shape[-1]))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_foresight import ForesightConfig
-from .encoders import sincos_2d, take_entries
+from .encoders import all_rows, sincos_2d, take_entries
 
 
 def vit_blocks(config: ForesightConfig, width: int, heads: int, depth: int) -> nn.Sequential:
@@ -138,8 +138,8 @@ class ActionEncoder(nn.Module):
             row = row + 2 * torch.arange(len(self.binary), device=row.device)
             parts.append(self.embed_binary(row).sum(-2))
         steps = self.join(torch.cat(parts, dim=-1))  # (M, K, width)
-        cls = self.cls_token.weight.expand(len(steps), 1, -1)
-        x = torch.cat([cls.to(steps.dtype), steps], dim=1) + self.positions.weight
+        cls = all_rows(self.cls_token, steps.device).expand(len(steps), 1, -1)
+        x = torch.cat([cls.to(steps.dtype), steps], dim=1) + all_rows(self.positions, steps.device)
         mean, log_var = self.predict(self.blocks(x)[:, 0]).float().chunk(2, dim=-1)
         return mean, log_var
 
@@ -179,7 +179,8 @@ class ActionDecoder(nn.Module):
             `torch.Tensor`: float32 `(M, K, A)`: normalised values, and logits at the binary entries.
         """
         context = torch.stack([self.embed_style(style.to(query.dtype)), self.embed_query(query)], dim=1)
-        steps = (self.mask_token.weight + self.positions.weight).expand(len(query), -1, -1)
+        mask, positions = (all_rows(table, query.device) for table in (self.mask_token, self.positions))
+        steps = (mask + positions).expand(len(query), -1, -1)
         x = self.blocks(torch.cat([context, steps.to(context.dtype)], dim=1))[:, -self.chunk_size :]
         parts = []
         if self.continuous:
@@ -237,7 +238,7 @@ class ProgressDecoder(nn.Module):
     def forward(self, query: Tensor) -> Tensor:
         """`(M, D)` -> float32 `(M,)`."""
         query = self.embed_query(query)
-        mask = self.mask_token.weight.expand(len(query), -1).to(query.dtype)
+        mask = all_rows(self.mask_token, query.device).expand(len(query), -1).to(query.dtype)
         x = self.blocks(torch.stack([query, mask], dim=1))[:, 1]
         return self.predict(x).squeeze(-1).float().sigmoid()
 

@@ -49,10 +49,18 @@ def sincos_2d(rows: int, cols: int, dim: int, device=None) -> Tensor:
 def build_vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
     """The vision tower from its config alone (nothing is downloaded). `ViTModel` comes without its pooler."""
     if config.model_type == "vit":
+        _spare_flex(config)
         return ViTModel._from_config(config, add_pooling_layer=False)
     if config.model_type == "timm_wrapper":  # it refuses any other; timm's kernels are chosen by `fused_attn`
         config._attn_implementation = "eager"
+    _spare_flex(config)
     return AutoModel.from_config(config)
+
+
+def _spare_flex(config: PreTrainedConfig) -> None:
+    """Towers have no mask of their own: flex attention gains nothing there, and its CPU kernel may crash."""
+    if config._attn_implementation == "flex_attention":
+        config._attn_implementation = "sdpa"
 
 
 def load_text_tower(source: str, **kwargs) -> PreTrainedModel:
@@ -91,6 +99,11 @@ def take_entries(values: Tensor, entries: list[int]) -> Tensor:
         else:
             runs.append((entry, entry + 1))
     return torch.cat([values[..., start:end] for start, end in runs], dim=-1)
+
+
+def all_rows(embedding: nn.Embedding, device) -> Tensor:
+    """The whole table `(rows, D)`, by a call: hooks that bring offloaded weights in do not see `.weight`."""
+    return embedding(torch.arange(embedding.num_embeddings, device=device))
 
 
 def flow_grid_points(rows: int, cols: int, device=None) -> Tensor:
@@ -326,6 +339,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: ForesightConfig):
         super().__init__()
+        _spare_flex(config.text_config)
         self.tower = CLIPTextModelWithProjection._from_config(config.text_config)
         self.width = config.text_config.projection_dim
 
@@ -348,6 +362,7 @@ __all__ = [
     "StateEncoder",
     "TextEncoder",
     "VisionEncoder",
+    "all_rows",
     "build_vision_tower",
     "flow_grid_points",
     "load_text_tower",

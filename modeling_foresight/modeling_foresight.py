@@ -42,6 +42,7 @@ from .encoders import (
     StateEncoder,
     TextEncoder,
     VisionEncoder,
+    all_rows,
     flow_grid_points,
     load_text_tower,
     load_vision_tower,
@@ -66,7 +67,7 @@ ALL_QUERIES = (Kind.FLOW, Kind.ACTION, Kind.FUTURE, Kind.PROGRESS)
 HEADS = r"^(depth_decoder|image_decoder|flow_decoder|action_encoder|action_decoder|progress_decoder)\."
 AUXILIARY_WEIGHTS = [
     r"^(depth_decoder|image_decoder|flow_decoder|action_encoder|progress_decoder)\.",
-    r"^model\.(future_queries|progress_query|flow_query|embed_flow_points)\.",
+    r"^(model\.)?(future_queries|progress_query|flow_query|embed_flow_points)\.",
 ]
 
 
@@ -114,6 +115,8 @@ class ForesightModel(ForesightPreTrainedModel):
         if config.has("progress"):
             self.progress_query = nn.Embedding(1, width)
 
+        if not config.auxiliary_heads:
+            self._keys_to_ignore_on_load_unexpected = [HEADS, *AUXILIARY_WEIGHTS]
         self._layouts: dict[tuple, tuple[TokenLayout, Tensor, Tensor]] = {}
         self.post_init()
         self.freeze_towers()
@@ -138,8 +141,14 @@ class ForesightModel(ForesightPreTrainedModel):
         return self
 
     def get_input_embeddings(self) -> nn.Module:
-        """Token embeddings of the text tower."""
-        return self._tower("text").get_input_embeddings()
+        """Token embeddings of the text tower.
+
+        Raises:
+            NotImplementedError: If the model has none; libraries take that for "there are no embeddings".
+        """
+        if self.text_encoder is None:
+            raise NotImplementedError("This model has no text tower.")
+        return self.text_encoder.tower.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replaces the token embeddings of the text tower."""
@@ -158,11 +167,12 @@ class ForesightModel(ForesightPreTrainedModel):
         self, num_frames: int, query_frames: list[int] | None = None, queries: tuple[Kind, ...] = ALL_QUERIES
     ) -> TokenLayout:
         """The tokens that [`forward`] lays out for these arguments, on the model's device."""
-        return self._layout_and_mask(num_frames, query_frames, queries)[0]
+        return self._layout_and_mask(num_frames, query_frames, queries, self.device)[0]
 
-    def _layout_and_mask(self, num_frames, query_frames, queries) -> tuple[TokenLayout, Tensor, Tensor]:
+    def _layout_and_mask(
+        self, num_frames, query_frames, queries, device
+    ) -> tuple[TokenLayout, Tensor, Tensor]:
         """Layout, allowed pairs `(S, S)`, and the order `(S,)` that puts groups into their places."""
-        device = self.embed_timestep.weight.device
         key = (num_frames, tuple(query_frames) if query_frames is not None else None, tuple(queries), device)
         if key not in self._layouts:
             # What is kept from a first call under inference mode must also serve training.
@@ -285,11 +295,11 @@ class ForesightModel(ForesightPreTrainedModel):
             text_features=text_features,
             vision_features=vision_features,
             goal_features=goal_features,
-            track_start=track_start,
         )
-        batch, frames = embedded["images"].shape[:2]
-        queries = self._query_tokens(batch, frames, ALL_QUERIES, track_start)
-        plan = self._layout_and_mask(frames, None, ALL_QUERIES)
+        (batch, frames), device = embedded["images"].shape[:2], embedded["images"].device
+        check_shapes(track_start=(track_start, (batch, frames, self.config.num_flow_points, 2)))
+        plan = self._layout_and_mask(frames, None, ALL_QUERIES, device)
+        queries = self._query_tokens(batch, frames, ALL_QUERIES, device, track_start)
         embeddings, mask = self._place(**embedded, queries=queries, plan=plan)
         x = self.embed_dropout(self.embed_norm(embeddings))
         for layer in self.layers:
@@ -311,7 +321,6 @@ class ForesightModel(ForesightPreTrainedModel):
         text_features: Tensor | None = None,
         vision_features: tuple[Tensor, Tensor] | None = None,
         goal_features: tuple[Tensor, Tensor] | None = None,
-        track_start: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
         """Checks the inputs of [`forward`] and encodes them: what [`read_newest`] takes.
 
@@ -333,7 +342,6 @@ class ForesightModel(ForesightPreTrainedModel):
             text_features,
             vision_features,
             goal_features,
-            track_start,
         )
         dtype = self.dtype
         if pixel_values is not None:
@@ -375,7 +383,7 @@ class ForesightModel(ForesightPreTrainedModel):
         """All tokens `(B, S, D)` in the order of the sequence, placed in time, and their attention mask."""
         config, dtype, device = self.config, self.dtype, images.device
         (batch, frames), (layout, allowed, order) = images.shape[:2], plan
-        timestep = self.embed_timestep.weight[:frames]  # (T, D)
+        timestep = self.embed_timestep(torch.arange(frames, device=device))  # (T, D)
         nothing = torch.zeros(batch, dtype=torch.bool, device=device)
         groups = []
         if config.goal_image:
@@ -399,10 +407,10 @@ class ForesightModel(ForesightPreTrainedModel):
         return x, build_attention_mask(config, x, allowed, valid)
 
     def plan_newest(
-        self, num_frames: int, queries: tuple[Kind, ...] = (Kind.ACTION,)
+        self, num_frames: int, device: torch.device, queries: tuple[Kind, ...] = (Kind.ACTION,)
     ) -> tuple[TokenLayout, Tensor, Tensor]:
         """Layout, allowed pairs and order of [`read_newest`]; kept, so that a compiler meets them ready."""
-        return self._layout_and_mask(num_frames, [num_frames - 1], (Kind.FLOW, *queries))
+        return self._layout_and_mask(num_frames, [num_frames - 1], (Kind.FLOW, *queries), device)
 
     def read_newest(
         self,
@@ -433,7 +441,7 @@ class ForesightModel(ForesightPreTrainedModel):
             `torch.Tensor`: `(B, queries, D)` after the final LayerNorm.
         """
         batch, frames = images.shape[:2]
-        plan, laid_out = self.plan_newest(frames, queries), (Kind.FLOW, *queries)
+        plan, laid_out = self.plan_newest(frames, images.device, queries), (Kind.FLOW, *queries)
         if frame_mask is None:
             frame_mask = torch.ones(batch, frames, dtype=torch.bool, device=images.device)
         embeddings, mask = self._place(
@@ -445,7 +453,7 @@ class ForesightModel(ForesightPreTrainedModel):
             view_mask,
             state_mask,
             goal_mask,
-            self._query_tokens(batch, 1, laid_out),
+            self._query_tokens(batch, 1, laid_out, images.device),
             plan,
         )
         x = self.embed_norm(embeddings)
@@ -457,20 +465,20 @@ class ForesightModel(ForesightPreTrainedModel):
         return self.norm(self.layers[-1](x, mask[:, :, -rows:], last_rows=rows))
 
     def _query_tokens(
-        self, batch: int, frames: int, queries, track_start: Tensor | None = None
+        self, batch: int, frames: int, queries, device: torch.device, track_start: Tensor | None = None
     ) -> list[Tensor]:
         """Queries group by group, each `(B, frames * tokens, D)`; they get no timestep or position."""
         config, groups = self.config, []
 
         def repeat(query: nn.Embedding) -> Tensor:
-            return query.weight.expand(batch, frames, -1, -1).flatten(1, 2)
+            return all_rows(query, device).expand(batch, frames, -1, -1).flatten(1, 2)
 
         if config.has_flow_query and Kind.FLOW in queries:
             if track_start is None:
-                grid = flow_grid_points(*config.flow_grid, device=self.embed_flow_points.weight.device)
+                grid = flow_grid_points(*config.flow_grid, device=device)
                 track_start = grid.expand(batch, frames, -1, -1)
             points = self.embed_flow_points((2 * track_start - 1).flatten(2).to(self.dtype))  # (B, T, D)
-            groups.append((self.flow_query.weight + points[:, :, None]).flatten(1, 2))
+            groups.append((all_rows(self.flow_query, device) + points[:, :, None]).flatten(1, 2))
         if config.has("action") and Kind.ACTION in queries:
             groups.append(repeat(self.action_query))
         if config.has("future") and Kind.FUTURE in queries:
@@ -786,7 +794,8 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
     def predict_action(self, **inputs) -> Tensor:
         """The action chunk of the newest real frame of a whole window, without anything it does not need.
 
-        A robot that acts step by step is faster with [`stream`], which encodes new images only.
+        In training mode dropout acts: call `eval()` first. A robot that acts step by step is faster with
+        [`stream`], which encodes new images only.
 
         Args:
             **inputs: Those of [`ForesightModel.forward`], but `track_start`.

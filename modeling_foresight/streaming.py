@@ -7,7 +7,8 @@ relative state change when the window slides (a key/value cache would not be exa
 that `ForesightForActionPrediction.predict_action` gives for the whole window, up to rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import FunctionType
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from .attention_mask import Kind
+
+# What a processor and its model must agree on.
+SHARED = ("views", "image_size", "binary_action_indices", "action_codec", "state_representation")
 
 
 class ForesightStream:
@@ -32,16 +36,17 @@ class ForesightStream:
         processor (`ForesightProcessor`): Its processor.
         num_envs (`int`, *optional*): Number of robots. All inputs and outputs then have this batch axis in
             front; by default there is one robot and no such axis.
-        compile (`bool`): Compile the step with `torch.compile(fullgraph=True)`. The first step takes long.
+        compile (`bool`): Compile the step with `torch.compile(fullgraph=True)`. The first step takes long; so
+            does one with a camera that no step before had.
         cuda_graph (`bool`): Record the step as a CUDA graph and replay it: no launch overhead. CUDA only.
         with_progress (`bool`): Predict the completed share of the instruction as well, see `progress`.
 
     Attributes:
-        progress (`torch.Tensor`, *optional*): float32 `(num_envs,)` on the CPU after a step
-            `with_progress`.
+        progress (`torch.Tensor`): float32 `(num_envs,)` on the CPU, of the last step `with_progress`.
 
     Raises:
-        ValueError: If the model cannot act, is in training mode, or `cuda_graph` is asked for without CUDA.
+        ValueError: If the model cannot act, is in training mode, the processor is not its own, or
+            `cuda_graph` is asked for without CUDA.
     """
 
     def __init__(
@@ -53,6 +58,8 @@ class ForesightStream:
         cuda_graph: bool = False,
         with_progress: bool = False,
     ):
+        if hasattr(model, "get_base_model"):  # peft's wrapper; the adapter is inside
+            model = model.get_base_model()
         config, device = model.config, model.device
         for objective in ["action", "progress"] if with_progress else ["action"]:
             if not config.has(objective):
@@ -63,21 +70,33 @@ class ForesightStream:
             raise ValueError("The model is in training mode, where dropout acts: call model.eval() first.")
         if cuda_graph and device.type != "cuda":
             raise ValueError(f"cuda_graph=True needs a model on a CUDA device; this one is on {device}.")
+        for name in SHARED:
+            theirs, ours = getattr(processor, name), getattr(config, name)
+            if theirs != ours:
+                raise ValueError(
+                    f"The processor has {name}={theirs!r}, the model {ours!r}: load both from the same "
+                    "folder."
+                )
         if num_envs is not None and num_envs < 1:
             raise ValueError(f"num_envs={num_envs} must be at least 1.")
         self.model, self.processor, self.with_progress = model, processor, with_progress
         self.single, self.num_envs = num_envs is None, num_envs or 1
         self.static, self.cuda_graph = compile or cuda_graph, cuda_graph
-        self.progress: Tensor | None = None
-        self._run = torch.compile(self._advance, fullgraph=True, dynamic=False) if compile else self._advance
-        self._graphs: dict[tuple[int, ...], tuple] = {}
+        self._compiled = _compile_alone(type(self)._advance) if compile else None
+        self._graph: tuple | None = None  # views, static inputs, graph, outputs
+        self._views: frozenset[int] = frozenset()  # cameras that a compiled or recorded step has
         # Laid out beforehand: building a layout is Python that no compiler should see.
         queries = (Kind.ACTION, Kind.PROGRESS) if with_progress else (Kind.ACTION,)
-        model.model.plan_newest(config.history_length, queries)
+        model.model.plan_newest(config.history_length, device, queries)
+        with torch.inference_mode(False):  # what is made here is changed in any mode later
+            self._make_buffers()
+
+    def _make_buffers(self) -> None:
+        config, model = self.model.config, self.model
 
         # What is kept on the device: tokens of the last T images of every view, instruction and goal.
         def kept(*shape: int) -> Tensor:
-            return torch.zeros(self.num_envs, *shape, dtype=model.dtype, device=device)
+            return torch.zeros(self.num_envs, *shape, dtype=model.dtype, device=model.device)
 
         tokens = (config.num_latents + 1, config.hidden_size)
         self._images = kept(config.history_length, len(config.views), *tokens)
@@ -90,6 +109,7 @@ class ForesightStream:
         self._with_state = torch.zeros(self.num_envs, dtype=torch.bool)
         self._count = torch.zeros(self.num_envs, dtype=torch.int64)  # frames in the window
         self._instructed = torch.zeros(self.num_envs, dtype=torch.bool)
+        self.progress = torch.zeros(self.num_envs)
 
     @torch.no_grad()
     def reset(
@@ -118,9 +138,16 @@ class ForesightStream:
             if len(texts) != len(rows):
                 raise ValueError(f"There are {len(texts)} instructions for {len(rows)} robots.")
             text_features = self.model.model.encode_text(*self.processor.tokenize(texts, device))
+        if (self.model.dtype, device) != (self._images.dtype, self._images.device):
+            raise ValueError("The model was moved or cast after this stream was made: make a new one.")
+        if self._graph is not None and self._weights != self._where_weights_are():
+            self._graph = None  # an adapter was merged, say: the graph still reads where weights were
         self._language[rows] = self.model.model.embed_text(text_features.to(device))
         self._count[rows] = 0
-        self._goal_mask[rows] = False
+        # What is masked must be finite all the same: a NaN of the last episode would come back as 0 * NaN.
+        for buffer in (self._images, self._states, self._seen, self._goal_mask, self._goal):
+            if buffer is not None:
+                buffer[rows] = 0
         self._instructed[rows] = True
 
     @torch.no_grad()
@@ -176,6 +203,7 @@ class ForesightStream:
             )
         pixels, views, present = self._read_observation(images, view_mask, rows)
         state = self._read_state(state, rows)
+        self._instructed[rows] = False  # a step that fails half-way ends the instruction
 
         history = self.model.config.history_length
         slides = self._count[rows] == history
@@ -186,7 +214,8 @@ class ForesightStream:
             buffer[rows] = window
         self._count[rows] = slot + 1
 
-        if self.static and len(rows) < self.num_envs:  # robots that wait keep their place in the batch
+        whole = torch.equal(rows, torch.arange(self.num_envs))
+        if self.static and not whole:  # robots that wait keep their place in the batch
             everyone = torch.zeros(self.num_envs, *pixels.shape[1:], dtype=pixels.dtype, device=pixels.device)
             everyone[rows] = pixels
             slots, sliding = torch.full((self.num_envs,), -1), torch.zeros(self.num_envs, dtype=torch.bool)
@@ -196,14 +225,14 @@ class ForesightStream:
         else:
             actions, progress = self._call(pixels, views, slot, slides, rows)
         if self.with_progress:
-            self.progress = torch.zeros(self.num_envs) if self.progress is None else self.progress
             self.progress[rows] = progress
+        self._instructed[rows] = True
         chunk = self.processor.decode_actions(actions, state=state if state.shape[-1] else None)
         return chunk[0] if self.single else chunk
 
     def _call(self, pixels: Tensor, views: tuple[int, ...], slot: Tensor, slides: Tensor, rows: Tensor):
         """Runs the step for these robots; actions and progress come back to the CPU."""
-        whole = len(rows) == self.num_envs and bool((rows == torch.arange(self.num_envs)).all())
+        whole = torch.equal(rows, torch.arange(self.num_envs))
         kept = {"images": self._images, "language": self._language, "goal": self._goal}
         if not whole:
             kept = {name: None if value is None else value[rows] for name, value in kept.items()}
@@ -223,7 +252,7 @@ class ForesightStream:
         if self.cuda_graph:
             actions, progress = self._replay(inputs, views, kept)
         else:
-            actions, progress = self._run(**inputs, **kept, views=views)
+            actions, progress = self._run(inputs, kept, views)
         if not whole:
             self._images[rows] = kept["images"]
         return actions.cpu(), None if progress is None else progress.cpu()
@@ -261,36 +290,59 @@ class ForesightStream:
             images=images, goal=goal, state=state, with_progress=self.with_progress, **rest
         )
 
+    def _run(self, inputs: dict, kept: dict, views: tuple[int, ...]):
+        return (self._compiled or type(self)._advance)(self, **inputs, **kept, views=views)
+
     def _replay(self, inputs: dict, views: tuple[int, ...], kept: dict):
-        """Replays the step's CUDA graph for these views; records it at the first call."""
-        if views not in self._graphs:
-            self._graphs[views] = self._record(inputs, views, kept)
-        static, graph, outputs = self._graphs[views]
-        for name, value in inputs.items():
-            if value is not None:
-                static[name].copy_(value)
-        graph.replay()
+        """Replays the step's CUDA graph; records it at the first call and when a camera is new."""
+        with torch.cuda.device(self.model.device):
+            if self._graph is None or self._graph[0] != views:
+                self._graph = (views, *self._record(inputs, views, kept))
+                self._weights = self._where_weights_are()
+            _, static, graph, outputs = self._graph
+            for name, value in inputs.items():
+                if value is not None:
+                    static[name].copy_(value)
+            graph.replay()
         return outputs
 
+    def _where_weights_are(self) -> list[int]:
+        return [parameter.data_ptr() for parameter in self.model.parameters()]
+
     def _record(self, inputs: dict, views: tuple[int, ...], kept: dict):
-        static = {name: None if value is None else value.clone() for name, value in inputs.items()}
-        before = self._images.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries set themselves up (and kernels compile) before recording
-            for _ in range(3):
-                self._run(**static, **kept, views=views)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = self._run(**static, **kept, views=views)
-        self._images.copy_(before)
+        with torch.inference_mode(False):
+            static = {name: None if value is None else value.clone() for name, value in inputs.items()}
+            before = self._images.clone()
+        try:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(
+                side
+            ):  # libraries set themselves up (and kernels compile) before recording
+                for _ in range(3):
+                    self._run(static, kept, views)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads (cameras, say) may use the device meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                outputs = self._run(static, kept, views)
+        finally:
+            self._images.copy_(before)
         return static, graph, outputs
 
     # ------------------------------------------------------------------ reading what the robots send
 
     def _rows(self, envs: Sequence[int] | None) -> Tensor:
-        rows = torch.arange(self.num_envs) if envs is None else torch.as_tensor(list(envs), dtype=torch.int64)
+        if envs is None:
+            return torch.arange(self.num_envs)
+        rows = torch.as_tensor(np.asarray(envs))
+        if rows.dtype == torch.bool and rows.shape == (self.num_envs,):
+            rows = rows.nonzero()[:, 0]
+        if rows.ndim != 1 or rows.dtype == torch.bool or (rows.is_floating_point() and len(rows)):
+            raise ValueError(
+                f"envs={envs} must be numbers of robots, or one boolean for each of the {self.num_envs}."
+            )
+        rows = rows.to(torch.int64)
         if len(rows) != len(rows.unique()) or len(rows) == 0 or rows.min() < 0 or rows.max() >= self.num_envs:
             raise ValueError(
                 f"envs={rows.tolist()} must name robots of 0 to {self.num_envs - 1}, each at most once."
@@ -312,13 +364,21 @@ class ForesightStream:
         if not isinstance(images, dict) or not images or any(view not in names for view in images):
             given = list(images) if isinstance(images, dict) else type(images).__name__
             raise ValueError(f"images has the views {given}; the model knows {names}. Give a dict.")
-        views = tuple(v for v, name in enumerate(names) if name in images)
+        given = [v for v, name in enumerate(names) if name in images]
+        views = given
+        if self.static:  # a camera that fails stays in the graph, as zeros, or every set would need its own
+            self._views |= set(given)
+            views = sorted(self._views)
         pixels = []
         for v in views:
+            if v not in given:
+                side = self.processor.image_size
+                pixels.append(torch.zeros(len(rows), 3, side, side, device=self.model.device))
+                continue
             frames = self.processor.read_images(images[names[v]], names[v], self.single)
             frames = self._one_frame(frames, len(rows), f"images[{names[v]!r}]")
             pixels.append(self.processor.normalise_images(frames.to(self.model.device)))
-        present = torch.tensor([v in views for v in range(len(names))]).expand(len(rows), -1)
+        present = torch.tensor([v in given for v in range(len(names))]).expand(len(rows), -1)
         if view_mask is not None:
             view_mask = torch.as_tensor(np.asarray(view_mask), dtype=torch.bool)
             view_mask = view_mask[None] if self.single and view_mask.ndim == 1 else view_mask
@@ -328,7 +388,7 @@ class ForesightStream:
                 )
             present = present & view_mask
         # In one layout: resized images may come channels last, for which the step would compile anew.
-        return torch.stack(pixels, dim=1).contiguous(), views, present
+        return torch.stack(pixels, dim=1).contiguous(), tuple(views), present
 
     def _read_state(self, state, rows: Tensor) -> Tensor:
         """-> float32 `(robots, state_dim)`, zeros where there is none."""
@@ -350,8 +410,17 @@ class ForesightStream:
         state = state[None] if self.single and state.ndim == 1 else state
         if state.shape != (len(rows), size):
             raise ValueError(f"state has shape {tuple(state.shape)}; expected {(len(rows), size)}.")
+        if not state.isfinite().all():
+            raise ValueError("state holds NaN or infinity.")
         self._with_state[rows] = True
         return state
+
+
+def _compile_alone(function: Callable) -> Callable:
+    """Compiles a copy of a function: variants are counted per code object, and every stream has some."""
+    copy = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    copy.__kwdefaults__, copy.__defaults__ = function.__kwdefaults__, function.__defaults__
+    return torch.compile(copy, fullgraph=True, dynamic=False)
 
 
 __all__ = ["ForesightStream"]

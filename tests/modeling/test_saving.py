@@ -179,3 +179,10 @@ def test_a_checkpoint_saved_from_an_export_does_not_name_code_that_it_lacks(mode
     AutoModel.from_pretrained(tmp_path / "exported").save_pretrained(tmp_path / "plain")
     assert "auto_map" in json.loads((tmp_path / "exported/config.json").read_text())
     assert "auto_map" not in json.loads((tmp_path / "plain/config.json").read_text())
+
+
+def test_a_device_map_that_leaves_parts_on_disk_is_refused(model, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    parts = dict.fromkeys((name for name, _ in model.named_children()), "cpu") | {"image_decoder": "disk"}
+    with pytest.raises(ValueError, match="left on disk, where its fixed tables would be lost"):
+        AutoModel.from_pretrained(tmp_path / "model", device_map=parts, offload_folder=tmp_path / "disk")

@@ -1,5 +1,7 @@
 """Control step by step gives what the whole window gives, whatever happens to robots, cameras and goals."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -142,7 +144,8 @@ def test_robots_that_start_and_pause_at_different_times_do_not_disturb_each_othe
                 task = TASKS[(robot + step) % 3]
                 stream.reset([task], envs=[robot])
                 truth.reset(robot, task)
-        acting = [r for r in (2, 0, 1) if rng.random() < 0.8] or [1]
+        order = (2, 0, 1) if step % 3 else (0, 1, 2)
+        acting = [r for r in order if rng.random() < 0.8] or [1]
         images = {view: np.stack([draw_image(rng) for _ in acting]) for view in ("main", "wrist")}
         states = np.stack([draw_state(rng, 11) for _ in acting])
         for i, robot in enumerate(acting):
@@ -276,8 +279,8 @@ def test_the_compiled_step_has_no_graph_break_and_never_compiles_twice():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = ForesightStream(model, processor, num_envs=2, compile=True, with_progress=True)
-    compiled._run = torch.compile(  # inductor would only add the time of a C++ compiler
-        compiled._advance, fullgraph=True, dynamic=False, backend="aot_eager"
+    compiled._compiled = torch.compile(  # inductor would only add the time of a C++ compiler
+        ForesightStream._advance, fullgraph=True, dynamic=False, backend="aot_eager"
     )
     eager = ForesightStream(model, processor, num_envs=2)
     rng = np.random.default_rng(11)
@@ -291,13 +294,101 @@ def test_the_compiled_step_has_no_graph_break_and_never_compiles_twice():
         if step == 5:
             for stream in (compiled, eager):
                 stream.reset(TASKS[2], envs=[1])
-        acting = [1] if step == 7 else [0, 1]
+        acting = {6: [1, 0], 7: [1]}.get(step, [0, 1])
         images = {v: np.stack([draw_image(rng) for _ in acting]) for v in ("main", "wrist")}
+        if step == 8:
+            del images["wrist"]
         states = np.stack([draw_state(rng, 11) for _ in acting])
         got, expected = (s.step_chunk(images, states, envs=acting) for s in (compiled, eager))
         torch.testing.assert_close(got, expected, **EXACT)
     counters = torch._dynamo.utils.counters
     assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 1
+
+
+def act(stream, seed: int, state=None):
+    rng = np.random.default_rng(seed)
+    images = {view: draw_image(rng) for view in ("main", "wrist")}
+    return stream.step(images, draw_state(rng, 11) if state is None else state)
+
+
+def test_reset_forgets_even_what_was_no_number():
+    model, processor = build()
+    stream, other = ForesightStream(model, processor), ForesightStream(model, processor)
+    stream.reset(TASKS[0])
+    act(stream, 1)
+    stream._images[:], stream._states[:] = float("nan"), float("nan")
+    for robot in (stream, other):
+        robot.reset(TASKS[1])
+    torch.testing.assert_close(act(stream, 2), act(other, 2), rtol=0, atol=0)
+
+
+def test_a_stream_made_in_inference_mode_goes_on_outside_of_it():
+    model, processor = build()
+    with torch.inference_mode():
+        stream = ForesightStream(model, processor, with_progress=True)
+        stream.reset(TASKS[0])
+        first = act(stream, 1)
+    stream.reset(TASKS[0])
+    torch.testing.assert_close(act(stream, 1), first.clone(), rtol=0, atol=0)
+    with torch.inference_mode():
+        act(stream, 2)
+
+
+def test_robots_may_be_named_by_booleans():
+    model, processor = build()
+    stream = ForesightStream(model, processor, num_envs=3)
+    stream.reset(TASKS)
+    images = {view: np.zeros((3, HEIGHT, WIDTH, 3), np.uint8) for view in ("main", "wrist")}
+    stream.step(images, np.zeros((3, 11)))
+    stream.reset(TASKS[0], envs=np.array([False, True, False]))
+    assert stream._count.tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match="numbers of robots, or one boolean for each of the 3"):
+        stream.reset(TASKS[0], envs=np.array([True, False]))
+    with pytest.raises(ValueError, match="numbers of robots"):
+        stream.reset(TASKS[0], envs=3)
+
+
+def test_a_step_that_fails_half_way_ends_the_instruction(monkeypatch):
+    model, processor = build()
+    stream, other = ForesightStream(model, processor), ForesightStream(model, processor)
+    stream.reset(TASKS[0])
+    act(stream, 1)
+    with monkeypatch.context() as broken:
+        broken.setattr(model, "decode_newest", lambda **_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            act(stream, 2)
+    with pytest.raises(ValueError, match="no instruction: call reset"):
+        act(stream, 3)
+    for robot in (stream, other):
+        robot.reset(TASKS[0])
+    torch.testing.assert_close(act(stream, 1), act(other, 1), rtol=0, atol=0)
+
+
+def test_an_adapter_streams_what_it_predicts():
+    peft = pytest.importorskip("peft")
+    from modeling_foresight.lora import lora_config
+
+    model, processor = build()
+    wrapped = peft.get_peft_model(model, lora_config(model, r=2)).eval()
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    stream = ForesightStream(wrapped, processor)
+    stream.reset(TASKS[0])
+    adapted = act(stream, 1)
+    merged = ForesightStream(wrapped.merge_and_unload(), processor)
+    merged.reset(TASKS[0])
+    torch.testing.assert_close(act(merged, 1), adapted, **EXACT)
+
+
+def test_a_stream_is_freed_with_its_model():
+    model, processor = build()
+    stream = ForesightStream(model, processor)
+    stream.reset(TASKS[0])
+    act(stream, 1)
+    alive = weakref.ref(model)
+    del model, stream
+    assert alive() is None, "a cycle would keep the weights in memory"
 
 
 @pytest.mark.gpu
@@ -315,7 +406,7 @@ def test_a_replayed_cuda_graph_gives_the_actions_of_the_eager_step(compiled):
         if step == 4:
             for stream in (graphed, eager):
                 stream.reset(TASKS[2], envs=[0])
-        acting = [1] if step == 7 else [0, 1]
+        acting = {0: [1, 0], 6: [1, 0], 7: [1]}.get(step, [0, 1])
         images = {v: np.stack([draw_image(rng) for _ in acting]) for v in ("main", "wrist")}
         states = np.stack([draw_state(rng, 11) for _ in acting])
         got, expected = (s.step_chunk(images, states, envs=acting) for s in (graphed, eager))
@@ -349,6 +440,7 @@ FRAME = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
             "holds 6 frames of 1 robots; a step takes one new frame",
         ),
         ({"images": {"main": FRAME.astype(np.float32)}}, "dtype torch.float32; expected uint8"),
+        ({"state": np.full(11, np.nan)}, "state holds NaN"),
         ({"state": np.zeros(7)}, r"state has shape \(1, 7\); expected \(1, 11\)"),
         ({"view_mask": np.ones(3, bool)}, r"view_mask has shape \(1, 3\); expected \(1, 2\)"),
         ({"envs": [1]}, r"envs=\[1\] must name robots of 0 to 0"),
@@ -378,5 +470,14 @@ def test_a_stream_says_what_it_needs_before_it_runs():
         ForesightStream(model, processor, num_envs=3).reset(TASKS[:2])
     with pytest.raises(ValueError, match="no action head"):
         ForesightStream(*build(objectives=["depth"]))
+    other = build(image_size=48, patch_size=8, vision_config=None, auxiliary_heads=False)[1]
+    with pytest.raises(
+        ValueError, match="processor has image_size=48, the model 40: load both from the same"
+    ):
+        ForesightStream(model, other)
     with pytest.raises(ValueError, match="training mode"):
         ForesightStream(model.train(), processor)
+    moved = ForesightStream(model.eval(), processor)
+    model.to(torch.bfloat16)
+    with pytest.raises(ValueError, match="moved or cast after this stream was made"):
+        moved.reset(TASKS[0])
