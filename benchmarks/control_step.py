@@ -5,9 +5,14 @@ whole window through all towers, queries and decoders (GR-MG as published); `win
 decodes the newest action alone (`predict_action`); `stream` encodes the new images alone (`ForesightStream`).
 The text feature is computed once per instruction by `stream` and at every step by the other two.
 
-Weights are random: the time does not depend on them. Each row is one way: preset, batch, dtype, mode (eager,
-compiled, graphed), median and 90th percentile of `--repeats` calls after `--warmup` calls, with the device
-synchronised around each call, and peak memory. Components of a step are measured on their own after it.
+Weights are random: the time does not depend on them. `stream` runs in every mode asked: eager, compiled
+(`torch.compile`), graphed (the eager step as a CUDA graph), compiled-graphed (the compiled step as a CUDA
+graph). The other two are always eager and are timed anew beside each mode.
+
+Each row is one way: preset, batch, dtype, its mode, the setting that it was timed in, median and 90th
+percentile of `--repeats` calls after `--warmup` calls, with the device synchronised around each call, and
+memory with only that row's model resident. Graphed rows have no peak, which PyTorch does not see inside a
+graph, but the memory reserved, graphs included. Components of an eager step are measured on their own.
 """
 
 import argparse
@@ -21,14 +26,15 @@ import torch
 from _measure import (
     DTYPES,
     describe_machine,
+    memory_mb,
+    model_sizes,
     paired_ratio,
-    peak_memory_mb,
     print_table,
     spread,
+    start_afresh,
     time_in_turns,
     write_csv,
 )
-from transformers import CLIPTextConfig, ViTConfig
 
 from modeling_foresight import (
     ForesightConfig,
@@ -40,27 +46,17 @@ from modeling_foresight import (
 
 INSTRUCTION = "open the drawer"
 CAMERA_PX = {"main": 200, "wrist": 84}  # CALVIN's
-SMALL = {  # for trying the script, not for figures
-    "image_size": 32,
-    "patch_size": 16,
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 96,
-    "vision_config": ViTConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=16,
-    ),
+MODES = {  # options of the stream
+    "eager": {},
+    "compiled": {"compile": True},
+    "graphed": {"cuda_graph": True},
+    "compiled-graphed": {"compile": True, "cuda_graph": True},
 }
 
 EXAMPLE = """examples:
   python benchmarks/control_step.py                                   # this CPU, paper size, minutes
   python benchmarks/control_step.py --device cuda --dtypes bfloat16 float32 --batches 1 16 \\
-      --modes eager compiled graphed --repeats 100 --warmup 10
+      --modes eager compiled graphed compiled-graphed --repeats 100 --warmup 10
 """
 
 
@@ -74,14 +70,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batches", type=int, nargs="+", default=[1], help="robots side by side")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"])
-    parser.add_argument("--modes", nargs="+", choices=["eager", "compiled", "graphed"], default=["eager"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["eager"])
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--small", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/control_step.csv"))
     args = parser.parse_args(arguments)
-    if "graphed" in args.modes and args.device == "cpu":
-        parser.error("--modes graphed needs --device cuda")
+    graphed = [mode for mode in args.modes if "cuda_graph" in MODES[mode]]
+    if graphed and torch.device(args.device).type != "cuda":
+        parser.error(f"--modes {' '.join(graphed)} needs --device cuda")
     if args.repeats < 1 or args.warmup < 0 or min(args.batches) < 1:
         parser.error("--repeats and --batches must be at least 1, --warmup at least 0")
     return args
@@ -90,13 +87,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def build(preset: str, args: argparse.Namespace, dtype: str, **fields):
     """A model of random weights and its processor."""
     tokenizer = build_small_tokenizer([INSTRUCTION])
-    text = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
-    config = ForesightConfig.from_preset(
-        preset,
-        text_config=CLIPTextConfig(projection_dim=512, pad_token_id=tokenizer.pad_token_id, **text),
-        **(SMALL if args.small else {}),
-        **fields,
-    )
+    token_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = ForesightConfig.from_preset(preset, **model_sizes(args.small, **token_ids), **fields)
     torch.manual_seed(0)
     model = ForesightForActionPrediction(config).eval().to(args.device, DTYPES[dtype])
     return model, ForesightProcessor.from_config(config, tokenizer)
@@ -123,21 +115,15 @@ class Robots:
         return {view: frames[:, -1] for view, frames in self.images.items()}, self.states[:, -1]
 
 
-def streaming(model, processor, robots: Robots, mode: str) -> tuple[Callable[[], object], ForesightStream]:
+def streaming(model, processor, robots: Robots, mode: str) -> Callable[[], object]:
     """The step of a stream whose window is full, with a goal."""
-    stream = ForesightStream(
-        model,
-        processor,
-        num_envs=robots.batch,
-        compile=mode != "eager",
-        cuda_graph=mode == "graphed",
-    )
+    stream = ForesightStream(model, processor, num_envs=robots.batch, **MODES[mode])
     stream.reset(INSTRUCTION)
     if model.config.goal_image:
         stream.set_goal(robots.goals)
     for _ in range(robots.history):
         stream.step_chunk(*robots.newest())
-    return (lambda: stream.step_chunk(*robots.newest())), stream
+    return lambda: stream.step_chunk(*robots.newest())
 
 
 def whole_window(model, processor, robots: Robots, everything: bool) -> Callable[[], object]:
@@ -199,62 +185,117 @@ def weights_mb(model) -> float:
     return sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
 
 
-def measure(args: argparse.Namespace) -> tuple[list[dict], dict[str, float]]:
-    """All rows, and the ratios that matter."""
-    device, rows, ratios = torch.device(args.device), [], {}
+class Results:
+    """Rows and ratios so far; the CSV is written after every setting, so that a crash keeps the others."""
 
-    def add(facts: dict, ways: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-        durations = time_in_turns(ways, device, args.warmup, args.repeats)
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.device = args, torch.device(args.device)
+        self.machine = {
+            "machine": describe_machine(self.device),
+            "warmup": args.warmup,
+            "repeats": args.repeats,
+        }
+        self.rows: list[dict] = []
+        self.ratios: dict[str, float] = {}
+
+    def add(
+        self,
+        facts: dict,
+        ways: dict[str, Callable[[], object]],
+        modes: dict[str, str],
+        memory: dict[str, dict] | None = None,
+    ) -> dict[str, list[float]]:
+        """Times ways in turns; one row each.
+
+        Args:
+            facts (`dict`): Columns of every row.
+            ways (`dict[str, Callable]`): What to call, by name.
+            modes (`dict[str, str]`): Mode of each way.
+            memory (`dict[str, dict]`, *optional*): Memory of each way if it was measured before; else it is
+                measured after the timing.
+
+        Returns:
+            `dict[str, list[float]]`: Milliseconds of every call of every way.
+        """
+        durations = time_in_turns(ways, self.device, self.args.warmup, self.args.repeats)
         for name, call in ways.items():
-            peak = peak_memory_mb(call, device)
-            memory = {"peak_memory_mb": None if peak is None else round(peak, 1)}
-            rows.append({**facts, "way": name, **spread(durations[name]), **memory})
+            mode = modes[name]
+            used = memory[name] if memory else memory_mb(call, self.device, "cuda_graph" in MODES[mode])
+            self.rows.append({**facts, "mode": mode, "way": name, **spread(durations[name]), **used})
+        write_csv(self.args.output, [{**row, **self.machine} for row in self.rows])
         return durations
 
-    for dtype in args.dtypes:
-        for batch in args.batches:
-            whole, processor = build("foresight_3d", args, dtype)
-            robots = Robots(batch, whole.config.history_length)
-            facts = {"batch": batch, "dtype": dtype, "mode": "eager"}
-            label = f"batch {batch}, {dtype}"
-            ways = {
-                "everything": whole_window(whole, processor, robots, everything=True),
-                "window": whole_window(whole, processor, robots, everything=False),
-                "stream": streaming(whole, processor, robots, "eager")[0],
-            }
-            durations = add({"preset": "foresight_3d", **facts}, ways)
-            for slow in ("everything", "window"):
-                ratios[f"{label}: {slow} / stream"] = paired_ratio(durations[slow], durations["stream"])
-            add({"preset": "foresight_3d, parts", **facts}, components(whole, processor, robots))
-            print(f"{label}: {weights_mb(whole):.0f} MB of weights with all heads")
-            del whole, ways
 
-            # Without 3D heads in memory, and beside GR-MG: both only act.
-            names, acting = ("foresight_3d", "grmg"), {}
-            for name in names:
-                acting[name] = build(name, args, dtype, auxiliary_heads=False)
-                print(f"{label}: {weights_mb(acting[name][0]):.0f} MB of weights to act, {name}")
-            for mode in args.modes:
-                ways = {name: streaming(*acting[name], robots, mode)[0] for name in names}
-                durations = add({"preset": "to act", **facts, "mode": mode}, ways)
-                ratios[f"{label}, {mode}: stream foresight_3d / stream grmg"] = paired_ratio(
-                    durations["foresight_3d"], durations["grmg"]
-                )
-    return rows, ratios
+def compare_ways(results: Results, batch: int, dtype: str) -> None:
+    """Everything, window and stream of one model with all heads, beside each mode of the stream; parts."""
+    args, label = results.args, f"batch {batch}, {dtype}"
+    model, processor = build("foresight_3d", args, dtype)
+    print(f"{label}: {weights_mb(model):.0f} MB of weights with all heads")
+    robots = Robots(batch, model.config.history_length)
+    for mode in args.modes:
+        start_afresh(results.device)
+        facts = {"preset": "foresight_3d", "batch": batch, "dtype": dtype, "setting": f"{label}, {mode}"}
+        ways = {
+            "everything": whole_window(model, processor, robots, everything=True),
+            "window": whole_window(model, processor, robots, everything=False),
+            "stream": streaming(model, processor, robots, mode),
+        }
+        modes = {"everything": "eager", "window": "eager", "stream": mode}
+        durations = results.add(facts, ways, modes)
+        for slow in ("everything", "window"):
+            ratio = paired_ratio(durations[slow], durations["stream"])
+            results.ratios[f"{label}: {slow} eager / stream {mode}"] = ratio
+        del ways
+    start_afresh(results.device)
+    parts = components(model, processor, robots)
+    facts = {"preset": "foresight_3d, parts", "batch": batch, "dtype": dtype, "setting": f"{label}, parts"}
+    results.add(facts, parts, dict.fromkeys(parts, "eager"))
+
+
+def compare_presets(results: Results, batch: int, dtype: str) -> None:
+    """Streams without 3D heads in memory, beside GR-MG: both only act."""
+    args, device, label = results.args, results.device, f"batch {batch}, {dtype}"
+    names, memory = ("foresight_3d", "grmg"), {mode: {} for mode in args.modes}
+    for name in names:  # one model at a time
+        start_afresh(device)
+        model, processor = build(name, args, dtype, auxiliary_heads=False)
+        print(f"{label}: {weights_mb(model):.0f} MB of weights to act, {name}")
+        robots = Robots(batch, model.config.history_length)
+        for mode in args.modes:
+            start_afresh(device)
+            step = streaming(model, processor, robots, mode)
+            step()
+            memory[mode][name] = memory_mb(step, device, "cuda_graph" in MODES[mode])
+            del step
+        del model, processor
+
+    start_afresh(device)
+    acting = {name: build(name, args, dtype, auxiliary_heads=False) for name in names}
+    for mode in args.modes:
+        start_afresh(device)
+        ways = {name: streaming(*acting[name], robots, mode) for name in names}
+        facts = {"preset": "to act", "batch": batch, "dtype": dtype, "setting": f"{label}, {mode}"}
+        durations = results.add(facts, ways, dict.fromkeys(names, mode), memory[mode])
+        ratio = paired_ratio(durations["foresight_3d"], durations["grmg"])
+        results.ratios[f"{label}, {mode}: stream foresight_3d / stream grmg"] = ratio
+        del ways
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints and writes."""
     args = parse_arguments(arguments)
-    device = torch.device(args.device)
-    print(f"{describe_machine(device)}; warm-up {args.warmup}, {args.repeats} repeats in turns")
-    rows, ratios = measure(args)
-    print_table(rows, list(rows[0]))
-    for name, ratio in ratios.items():
+    results = Results(args)
+    print(f"{results.machine['machine']}; warm-up {args.warmup}, {args.repeats} repeats in turns")
+    for dtype in args.dtypes:
+        for batch in args.batches:
+            for compare in (compare_ways, compare_presets):
+                start_afresh(results.device)
+                compare(results, batch, dtype)
+    print_table(results.rows)
+    for name, ratio in results.ratios.items():
         print(f"{name}: {ratio:.3f}")
-    machine = {"machine": describe_machine(device), "warmup": args.warmup, "repeats": args.repeats}
-    write_csv(args.output, [{**row, **machine} for row in rows])
-    print(json.dumps({name: round(ratio, 4) for name, ratio in ratios.items()}))
+    print(f"written: {args.output}")
+    print(json.dumps({name: round(ratio, 4) for name, ratio in results.ratios.items()}))
 
 
 if __name__ == "__main__":

@@ -2,33 +2,34 @@
 
 A step is forward, backward and AdamW on a random batch of full windows that lies on the device already: no
 loading (see loader.py). Frozen towers, as in the paper. Every row is one setting: median and 90th percentile
-of `--repeats` steps after `--warmup` steps, the device synchronised around each, and peak memory. Settings
-that are compared run in turns. `rate` is the share of the machine's own matrix multiplication rate, measured
-here in the same dtype, that the step's multiply-accumulates reach; they are counted by PyTorch, which leaves
-out attention kernels that it does not know.
+of `--repeats` steps after `--warmup` steps, the device synchronised around each, and peak memory with only
+that model resident. Presets that are compared run in turns. `rate` is the share of the machine's own matrix
+multiplication rate, measured here in the same dtype, that the step's multiply-accumulates reach; they are
+counted by PyTorch, which leaves out attention kernels that it does not know. A setting that does not fit into
+a GPU's memory gets a row that says so.
 """
 
 import argparse
-import gc
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from _measure import (
     DTYPES,
     describe_machine,
+    memory_mb,
+    model_sizes,
     paired_ratio,
-    peak_memory_mb,
     print_table,
     spread,
-    synchronise,
+    start_afresh,
     time_in_turns,
+    unless_out_of_memory,
     write_csv,
 )
-from control_step import SMALL
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig
 
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction
 
@@ -94,11 +95,9 @@ def build_step(
     preset: str, size: int, args: argparse.Namespace, checkpointing: bool = False, compiled: bool = False
 ) -> Callable[[], None]:
     """One optimiser step of a variant."""
-    config = ForesightConfig.from_preset(
-        preset,
-        text_config=CLIPTextConfig(projection_dim=512, bos_token_id=49406, eos_token_id=49407),
-        **(SMALL if args.small else {}),
-    )
+    torch.compiler.reset()
+    sizes = model_sizes(args.small, bos_token_id=49406, eos_token_id=49407)
+    config = ForesightConfig.from_preset(preset, **sizes)
     torch.manual_seed(0)
     model = ForesightForActionPrediction(config).to(args.device).train()
     if checkpointing:
@@ -106,6 +105,7 @@ def build_step(
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=torch.device(args.device).type == "cuda")
     batch = random_batch(config, size, torch.device(args.device))
+    model.model.layout(config.history_length)  # beforehand: building it is Python that no compiler should see
     forward = torch.compile(model) if compiled else model
     dtype = DTYPES[args.dtype]
 
@@ -130,80 +130,131 @@ def count_gmac(step: Callable[[], None]) -> float:
 def matmul_rate(args: argparse.Namespace) -> float:
     """Billions of multiply-accumulates a second that one large matrix product reaches here."""
     device, dtype = torch.device(args.device), DTYPES[args.dtype]
-    side = 8192 if device.type == "cuda" else 2048
+    side = 8192 if device.type == "cuda" else 256 if args.small else 2048
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    for _ in range(3):
-        left @ right
-    synchronise(device)
-    times = time_in_turns({"matmul": lambda: left @ right}, device, 2, 10)["matmul"]
+    times = time_in_turns({"matmul": lambda: left @ right}, device, 5, 10)["matmul"]
     return side**3 / 1e6 / min(times)
 
 
-def measure(args: argparse.Namespace) -> tuple[list[dict], dict[str, float]]:
-    """All rows, and the ratios that matter."""
-    device, rows, ratios = torch.device(args.device), [], {}
-    rate = matmul_rate(args)
-    print(f"matrix multiplication: {rate:.0f} GMAC/s in {args.dtype}")
+class Results:
+    """Rows and ratios so far; the CSV is written after every setting, so that a crash keeps the others."""
 
-    def add(facts: dict, steps: dict[str, Callable[[], None]], gmac: dict[str, float]) -> dict:
-        durations = time_in_turns(steps, device, args.warmup, args.repeats)
-        for name, step in steps.items():
-            times, peak = spread(durations[name]), peak_memory_mb(step, device)
-            seconds = times["median_ms"] / 1000
-            rows.append(
-                {
-                    "preset": name,
-                    **facts,
-                    **times,
-                    "samples_per_s": round(facts["batch"] / seconds, 3),
-                    "gmac": round(gmac[name], 1),
-                    "rate": f"{gmac[name] / seconds / rate:.0%}",
-                    "peak_memory_mb": None if peak is None else round(peak),
-                }
-            )
-        return durations
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.device, self.rate = args, torch.device(args.device), matmul_rate(args)
+        self.machine = {
+            "dtype": args.dtype,
+            "machine": describe_machine(self.device),
+            "warmup": args.warmup,
+            "repeats": args.repeats,
+        }
+        self.rows: list[dict] = []
+        self.ratios: dict[str, float] = {}
 
-    plain = build_step("foresight_3d", 1, args)
-    gmac_of_one = count_gmac(plain)  # of the plain step: what checkpointing repeats is no work done
-    del plain
+    def add(self, facts: dict, durations: list[float], gmac: float, memory: dict[str, float]) -> None:
+        """One row, from milliseconds of every step."""
+        times = spread(durations)
+        seconds = times["median_ms"] / 1000
+        work = {
+            "samples_per_s": round(facts["batch"] / seconds, 3),
+            "gmac": round(gmac, 1),
+            "rate": f"{gmac / seconds / self.rate:.0%}",
+        }
+        self._write({**facts, **times, **work, **memory})
+
+    def add_out_of_memory(self, facts: dict) -> None:
+        """The row of a setting that does not fit."""
+        print(f"{facts}: out of memory")
+        self._write({**facts, "rate": "out of memory"})
+
+    def _write(self, row: dict) -> None:
+        self.rows.append(row)
+        write_csv(self.args.output, [{**row, **self.machine} for row in self.rows])
+
+
+def measure_settings(results: Results) -> None:
+    """The whole method by batch, checkpointing and compilation."""
+    args, device, preset = results.args, results.device, "foresight_3d"
+    # Of the plain step: what checkpointing repeats is no work done.
+    gmac_of_one = count_gmac(build_step(preset, 1, args))
+
+    def measure(facts: dict) -> tuple:
+        step = build_step(
+            preset, facts["batch"], args, facts["checkpointing"] == "on", facts["compiled"] == "on"
+        )
+        durations = time_in_turns({preset: step}, device, args.warmup, args.repeats)
+        return durations[preset], facts["batch"] * gmac_of_one, memory_mb(step, device)
+
     for batch in args.batches:
         for compiled in args.compile:
             for checkpointing in args.checkpointing:
-                facts = {"batch": batch, "checkpointing": checkpointing, "compiled": compiled}
-                gmac = {"foresight_3d": batch * gmac_of_one}
-                try:
-                    step = build_step("foresight_3d", batch, args, checkpointing == "on", compiled == "on")
-                    add(facts, {"foresight_3d": step}, gmac)
-                    del step
-                except torch.cuda.OutOfMemoryError:
-                    print(f"{facts}: out of memory")
-                    rows.append({"preset": "foresight_3d", **facts, "rate": "out of memory"})
-                    torch.cuda.empty_cache()
-                gc.collect()
-    batch, whole = args.batches[0], args.presets[0]
-    facts = {"batch": batch, "checkpointing": "off", "compiled": "off"}
-    for preset in args.presets[1:]:  # two at a time: more would crowd the memory
-        steps = {name: build_step(name, batch, args) for name in (whole, preset)}
-        gmac = {name: count_gmac(step) for name, step in steps.items()}
-        durations = add({**facts, "beside": f"{whole}, {preset}"}, steps, gmac)
-        ratios[f"{whole} / {preset}"] = paired_ratio(durations[whole], durations[preset])
-        del steps
-        gc.collect()
-    return rows, ratios
+                start_afresh(device)
+                facts = {
+                    "preset": preset,
+                    "batch": batch,
+                    "checkpointing": checkpointing,
+                    "compiled": compiled,
+                    "beside": "",
+                }
+                measured = unless_out_of_memory(partial(measure, facts), device)
+                if measured is None:
+                    results.add_out_of_memory(facts)
+                else:
+                    results.add(facts, *measured)
+
+
+def compare_presets(results: Results) -> None:
+    """The first preset with each of the others, two at a time: more would crowd the memory."""
+    args, device, batch = results.args, results.device, results.args.batches[0]
+    whole, *others = args.presets
+
+    def measure_alone(preset: str) -> tuple:
+        step = build_step(preset, batch, args)
+        gmac = count_gmac(step)  # a step as well: what the optimiser keeps is there when memory is measured
+        return gmac, memory_mb(step, device)
+
+    def time_pair(other: str) -> dict[str, list[float]]:
+        steps = {name: build_step(name, batch, args) for name in (whole, other)}
+        return time_in_turns(steps, device, args.warmup, args.repeats)
+
+    alone = {}
+    for preset in args.presets if others else []:
+        start_afresh(device)
+        alone[preset] = unless_out_of_memory(partial(measure_alone, preset), device)
+    for other in others:
+        start_afresh(device)
+        durations = None
+        if alone[whole] and alone[other]:
+            durations = unless_out_of_memory(partial(time_pair, other), device)
+        for name, beside in ((whole, other), (other, whole)):
+            facts = {
+                "preset": name,
+                "batch": batch,
+                "checkpointing": "off",
+                "compiled": "off",
+                "beside": beside,
+            }
+            if durations is None:
+                results.add_out_of_memory(facts)
+            else:
+                results.add(facts, durations[name], *alone[name])
+        if durations:
+            results.ratios[f"{whole} / {other}"] = paired_ratio(durations[whole], durations[other])
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints and writes."""
     args = parse_arguments(arguments)
-    machine = describe_machine(torch.device(args.device))
+    results = Results(args)
+    machine = results.machine["machine"]
     print(f"{machine}; autocast {args.dtype}, warm-up {args.warmup}, {args.repeats} repeats in turns")
-    rows, ratios = measure(args)
-    print_table(rows, list(dict.fromkeys(column for row in rows for column in row)))
-    for name, ratio in ratios.items():
+    print(f"matrix multiplication: {results.rate:.0f} GMAC/s in {args.dtype}")
+    measure_settings(results)
+    compare_presets(results)
+    print_table(results.rows)
+    for name, ratio in results.ratios.items():
         print(f"{name}: {ratio:.3f}")
-    facts = {"dtype": args.dtype, "machine": machine, "warmup": args.warmup, "repeats": args.repeats}
-    write_csv(args.output, [{**row, **facts} for row in rows])
-    print(json.dumps({name: round(ratio, 4) for name, ratio in ratios.items()}))
+    print(f"written: {args.output}")
+    print(json.dumps({name: round(ratio, 4) for name, ratio in results.ratios.items()}))
 
 
 if __name__ == "__main__":

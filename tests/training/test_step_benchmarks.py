@@ -1,0 +1,114 @@
+import csv
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Runs a script on a tiny model: rows of its CSV and the JSON object of its last line."""
+    monkeypatch.syspath_prepend(FOLDER)
+
+    def run(name: str, *arguments: str):
+        script, output = importlib.import_module(name), tmp_path / "a" / f"{name}.csv"
+        script.main(["--small", "--device", "cpu", "--output", str(output), *arguments])
+        with open(output, newline="") as file:
+            return list(csv.DictReader(file)), json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return run
+
+
+def test_control_step_compares_the_ways_and_says_the_setting_of_each_row(run):
+    rows, ratios = run("control_step", "--warmup", "1", "--repeats", "1", "--batches", "1", "3")
+    assert list(rows[0])[:8] == [
+        "preset",
+        "batch",
+        "dtype",
+        "setting",
+        "mode",
+        "way",
+        "median_ms",
+        "p90_ms",
+    ]
+    assert {"machine", "warmup", "repeats"} < set(rows[0])
+    assert [row["way"] for row in rows[:3]] == ["everything", "window", "stream"]
+    assert {row["batch"] for row in rows} == {"1", "3"} and len(rows) == 2 * (3 + 5 + 2)
+    assert list(ratios)[:3] == [
+        "batch 1, float32: everything eager / stream eager",
+        "batch 1, float32: window eager / stream eager",
+        "batch 1, float32, eager: stream foresight_3d / stream grmg",
+    ]
+    assert len(ratios) == 6 and min(ratios.values()) > 0
+
+
+def test_modes_with_a_graph_need_a_gpu(run, capsys):
+    with pytest.raises(SystemExit):
+        run("control_step", "--modes", "eager", "compiled-graphed")
+    assert "--modes compiled-graphed needs --device cuda" in capsys.readouterr().err
+
+
+def test_training_step_goes_on_after_a_setting_that_does_not_fit(run, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    script = importlib.import_module("training_step")
+    build = script.build_step
+
+    def build_what_fits(preset, size, *rest):
+        if size == 2 or preset == "no_flow":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return build(preset, size, *rest)
+
+    monkeypatch.setattr(script, "build_step", build_what_fits)
+    presets = ["foresight_3d", "no_flow", "grmg"]
+    rows, ratios = run(
+        "training_step", "--warmup", "0", "--repeats", "1", "--batches", "1", "2", "--presets", *presets
+    )
+    assert list(rows[0])[:10] == [
+        "preset",
+        "batch",
+        "checkpointing",
+        "compiled",
+        "beside",
+        "median_ms",
+        "p90_ms",
+        "samples_per_s",
+        "gmac",
+        "rate",
+    ]
+    fits = [
+        (row["preset"], row["batch"], row["checkpointing"], row["beside"], row["rate"] != "out of memory")
+        for row in rows
+    ]
+    assert fits == [
+        ("foresight_3d", "1", "off", "", True),
+        ("foresight_3d", "1", "on", "", True),
+        ("foresight_3d", "2", "off", "", False),
+        ("foresight_3d", "2", "on", "", False),
+        ("foresight_3d", "1", "off", "no_flow", False),
+        ("no_flow", "1", "off", "foresight_3d", False),
+        ("foresight_3d", "1", "off", "grmg", True),
+        ("grmg", "1", "off", "foresight_3d", True),
+    ]
+    assert list(ratios) == ["foresight_3d / grmg"] and ratios["foresight_3d / grmg"] > 0
+
+
+def test_what_a_failed_call_made_is_freed(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    measure = importlib.import_module("_measure")
+    freed = []
+
+    class Model:
+        def __del__(self):
+            freed.append(True)
+
+    def fail():
+        model = Model()
+        model.cycle = model
+        raise torch.OutOfMemoryError
+
+    assert measure.unless_out_of_memory(fail, torch.device("cpu")) is None
+    assert freed == [True]
