@@ -1,0 +1,209 @@
+# Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
+"""LeRobot's batches -> the raw batches of `ForesightProcessor` (its module has both tables).
+
+LeRobot fills a window that starts before its episode with copies of the first frame and says so in
+`*_is_pad`. Ours are padded at the end, so each sample is moved forward until it begins with a real frame;
+frames after the newest one, which targets ask for, then serve as history too.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lerobot.utils.constants import ACTION
+from torch import Tensor
+
+from datasets_scripts.columns import (
+    DEPTH_FLOOR_M,
+    IMAGE_PREFIX,
+    check_depth_range,
+    clean_depth,
+    depth_limit_m,
+    find_depth_key,
+)
+from modeling_foresight import ForesightConfig as ModelConfig
+
+from .configuration_foresight import MILLIMETRES_PER, ForesightConfig
+
+__all__ = ["BatchReader", "Window", "to_uint8"]
+
+
+@dataclass
+class Window:
+    """Which of the M frames that LeRobot gives are the frames of a batch's windows.
+
+    Attributes:
+        index (`torch.Tensor`): int64 `(B, M)`, frame of the batch that stands at each place.
+        real (`torch.Tensor`): bool `(B, M)`, false past the end.
+        skipped (`torch.Tensor`): int64 `(B,)`, copies at the start that were left out.
+    """
+
+    index: Tensor
+    real: Tensor
+    skipped: Tensor
+
+    @classmethod
+    def of(cls, is_pad: Tensor, history_length: int) -> "Window":
+        """From LeRobot's marks `(B, M)`; the newest frame of the history is never one of them."""
+        skipped = is_pad[:, :history_length].long().cumprod(1).sum(1)
+        place = torch.arange(is_pad.shape[1], device=is_pad.device) + skipped[:, None]
+        index = place.clamp(max=is_pad.shape[1] - 1)
+        return cls(index, (place < is_pad.shape[1]) & ~is_pad.gather(1, index), skipped)
+
+    def take(self, values: Tensor, frames: int) -> Tensor:
+        """The first `frames` places of `(B, M, ...)`."""
+        index = self.index[:, :frames]
+        return values[torch.arange(len(index), device=index.device)[:, None], index]
+
+
+class BatchReader:
+    """Makes raw batches for training from what LeRobot's preprocessor gives.
+
+    Args:
+        config (`ForesightConfig`): The policy's.
+        model (`modeling_foresight.ForesightConfig`): The model's.
+        dataset_meta (`LeRobotDatasetMetadata`, *optional*): Tells where depth is and where episodes end;
+            without it there are no such targets.
+
+    Warns:
+        UserWarning: Once, about objectives for which the dataset has no columns.
+    """
+
+    def __init__(self, config: ForesightConfig, model: ModelConfig, dataset_meta=None):
+        self.config, self.model = config, model
+        self._depth: dict[str, tuple[str, float]] = {}  # view -> column, far limit in metres
+        self._checked: set[str] = set()  # depth columns whose unit was looked at
+        self._episodes: tuple[Tensor, Tensor] | None = None
+        if dataset_meta is None:
+            return
+        features = dataset_meta.features
+        if model.has_depth_decoder:
+            for view, key in config.cameras.items():
+                depth_key = find_depth_key(features, key.removeprefix(IMAGE_PREFIX))
+                if depth_key:
+                    self._depth[view] = depth_key, depth_limit_m(features[depth_key])
+        self._episodes = tuple(
+            torch.as_tensor(np.asarray(dataset_meta.episodes[f"dataset_{end}_index"]))
+            for end in ("from", "to")
+        )
+        idle = []
+        if model.has_depth_decoder and not self._depth:
+            idle.append("depth (no camera of the policy has a depth column)")
+        if model.has("flow"):
+            idle.append("flow (LeRobot's trainer gets no flow targets yet; training/train.py does)")
+        if idle:
+            warnings.warn(
+                f"Objectives without targets are not trained: {'; '.join(idle)}. The others are.",
+                stacklevel=4,
+            )
+
+    def read(self, batch: dict, state: Tensor | None, actions: Tensor | None) -> dict:
+        """A raw batch of windows.
+
+        Args:
+            batch (`dict`): Images float `(B, M, 3, h, w)` in [0, 1], depth `(B, M, 1, h, w)`, `*_is_pad`,
+                `task`, `index`, `episode_index`.
+            state (`torch.Tensor`, *optional*): `(B, M, state_dim)` in the dataset's units.
+            actions (`torch.Tensor`, *optional*): `(B, T + K - 1, A)` in the dataset's units.
+
+        Raises:
+            ValueError: If a camera is absent, there is no time axis, or depth cannot be in its unit.
+        """
+        model, config = self.model, self.config
+        steps, frames = len(config.observation_delta_indices), model.history_length
+        for view, key in config.cameras.items():
+            if key not in batch:
+                raise ValueError(f"The batch lacks {key!r}, the camera of view {view!r}.")
+            if batch[key].ndim != 5 or batch[key].shape[1] != steps:
+                raise ValueError(
+                    f"{key} has shape {tuple(batch[key].shape)}; expected (batch, {steps}, 3, height, "
+                    "width): load the dataset with the policy's observation_delta_indices."
+                )
+        first = next(iter(config.cameras.values()))
+        size = batch[first].shape[:2]
+        is_pad = batch.get(f"{first}_is_pad")
+        if is_pad is None:
+            is_pad = torch.zeros(size, dtype=torch.bool, device=batch[first].device)
+        window = Window.of(is_pad, frames)
+
+        later = model.future_shift if model.has("future") and model.future_targets == "lookahead" else 0
+        raw = {
+            "task": read_tasks(batch, size[0]),
+            "images": {
+                view: to_uint8(window.take(batch[key], frames + later))
+                for view, key in config.cameras.items()
+            },
+            "frame_mask": window.real[:, : frames + later],
+        }
+        if state is not None:
+            raw["state"] = window.take(state, frames)
+        if actions is not None and model.has("action"):
+            raw |= self._read_actions(actions, batch.get(f"{ACTION}_is_pad"), window.skipped)
+        depth = {
+            view: self._metres(key, window.take(batch[key], frames + later)[:, :, 0], limit)
+            for view, (key, limit) in self._depth.items()
+            if key in batch
+        }
+        if depth:
+            raw["depth"] = depth
+        if model.has("progress") and self._episodes is not None:
+            raw["progress"] = self._read_progress(batch, window.skipped)
+        return raw
+
+    def _read_actions(self, actions: Tensor, is_pad: Tensor | None, skipped: Tensor) -> dict:
+        """Chunks `(B, T, K, A)` at every frame and which of their steps exist."""
+        frames, chunk = self.model.history_length, self.model.chunk_size
+        if is_pad is None:
+            is_pad = torch.zeros(actions.shape[:2], dtype=torch.bool, device=actions.device)
+        starts = torch.arange(frames, device=actions.device)[:, None]
+        step = starts + torch.arange(chunk, device=actions.device) + skipped[:, None, None]  # (B, T, K)
+        index = step.clamp(max=actions.shape[1] - 1)
+        row = torch.arange(len(actions), device=actions.device)[:, None, None]
+        return {
+            "actions": actions[row, index],
+            "action_mask": (step < actions.shape[1]) & ~is_pad[row, index],
+        }
+
+    def _read_progress(self, batch: dict, skipped: Tensor) -> Tensor:
+        """Completed share of the episode at every frame, `(B, T)`."""
+        frames = self.model.history_length
+        first, stop = (ends[batch["episode_index"].cpu().flatten()][:, None] for ends in self._episodes)
+        newest = batch["index"].cpu().flatten()[:, None] + skipped.cpu()[:, None]
+        share = (newest + torch.arange(1 - frames, 1) - first) / (stop - 1 - first).clamp(min=1)
+        return share.clamp(0, 1).float()
+
+    def _metres(self, key: str, depth: Tensor, limit_m: float) -> Tensor:
+        """Depth `(B, frames, h, w)` in the declared unit -> metres, 0 where invalid."""
+        metres = depth.float() * (MILLIMETRES_PER[self.config.depth_unit] / 1000)
+        if key not in self._checked:
+            values = metres.cpu().numpy()
+            try:
+                check_depth_range(values, key, limit_m)
+                if not (values > DEPTH_FLOOR_M).any():
+                    raise ValueError(f"depth column '{key}' has no value above {DEPTH_FLOOR_M} m")
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} (as read with policy.depth_unit={self.config.depth_unit!r}, which must be the "
+                    "unit that LeRobot delivers, --dataset.depth_output_unit)"
+                ) from None
+            self._checked.add(key)
+        return clean_depth(metres, limit_m)
+
+
+def read_tasks(batch: dict, samples: int) -> list[str]:
+    """The instruction of every sample.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    tasks = batch.get("task")
+    tasks = [tasks] * samples if isinstance(tasks, str) else list(tasks or [])
+    if len(tasks) != samples:
+        raise ValueError(f"The batch has {len(tasks)} instructions (`task`) for {samples} samples.")
+    return tasks
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """RGB in [0, 1], as LeRobot hands it over, back to the 0..255 that cameras give."""
+    return images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)

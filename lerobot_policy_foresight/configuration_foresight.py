@@ -1,0 +1,250 @@
+# Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of the policy for LeRobot, and the one config.json that both libraries read.
+
+Every field of the model's config is an option of the policy too (`--policy.hidden_size=384`). So the file
+that `transformers` writes is one that LeRobot parses, and LeRobot's fields beside them are to `AutoConfig`
+attributes that it keeps. `type` tells LeRobot whose file it is.
+"""
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import draccus
+from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
+from lerobot.optim import AdamWConfig, LRSchedulerConfig
+from lerobot.utils.constants import OBS_IMAGES, OBS_STATE, OBS_STR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+from datasets_scripts.columns import is_label_key
+from modeling_foresight import ForesightConfig as ModelConfig
+
+__all__ = ["ForesightConfig", "ForesightScheduleConfig"]
+
+# What transformers notes in a config.json for itself; read and forgotten.
+BOOKKEEPING = ("architectures", "auto_map", "model_type", "transformers_version")
+MODEL_FIELDS = tuple(name for name in ModelConfig.__annotations__ if name not in BOOKKEEPING)
+# Settings of a run that transformers would take for its own: the dtype of the weights, and a method.
+NOT_SAVED = ("dtype", "push_to_hub")
+MILLIMETRES_PER = {"mm": 1.0, "m": 1000.0}
+NORMALISATIONS = (NormalizationMode.MEAN_STD, NormalizationMode.IDENTITY)
+
+
+@LRSchedulerConfig.register_subclass("foresight_cosine")
+@dataclasses.dataclass
+class ForesightScheduleConfig(LRSchedulerConfig):
+    """Linear warm-up, then a cosine to a share of the peak: the learning rates of `training/train.py`.
+
+    LeRobot's own `cosine_decay_with_warmup` shortens the warm-up in short runs and counts its steps as decay.
+
+    Args:
+        num_warmup_steps (`int`): Steps of the warm-up.
+        min_lr_ratio (`float`): The cosine ends at this share of the peak.
+    """
+
+    num_warmup_steps: int = 100
+    min_lr_ratio: float = 0.01
+
+    def build(self, optimizer: Optimizer, num_training_steps: int) -> LRScheduler:
+        """The schedule over `num_training_steps`."""
+        return get_cosine_with_min_lr_schedule_with_warmup(
+            optimizer, self.num_warmup_steps, num_training_steps, min_lr_rate=self.min_lr_ratio
+        )
+
+
+def _option_type(annotation: Any) -> Any:
+    """Type of an option that may be left open; `1e-5` on a command line is a number only if it says so."""
+    if annotation in (int | float, int | float | None):
+        annotation = float
+    return annotation | None if annotation in (bool, int, float, str) else Any
+
+
+_OPEN = {name: _option_type(ModelConfig.__annotations__[name]) for name in MODEL_FIELDS}
+_OPEN |= dict.fromkeys(BOOKKEEPING, Any)
+_ModelOptions = dataclasses.make_dataclass(
+    "_ModelOptions",
+    [(name, kind, dataclasses.field(default=None)) for name, kind in _OPEN.items()],
+    bases=(PreTrainedConfig,),
+)
+
+
+@PreTrainedConfig.register_subclass("foresight")
+@dataclasses.dataclass
+class ForesightConfig(_ModelOptions):
+    """3D Foresight as a LeRobot policy (`--policy.type=foresight`).
+
+    Besides the options below all those of `modeling_foresight.ForesightConfig`, which documents them. What is
+    left open has the defaults there; but a fresh policy takes `views`, `action_dim`, `state_dim`, `fps` and
+    the tokenizer's numbers from the dataset, and has no binary entries unless they are named.
+
+    Args:
+        cameras (`dict[str, str]`): View -> image key. By default the views are the dataset's cameras; given
+            views are cameras `observation.images.<view>`.
+        tokenizer (`str`): `"small"` builds one from the dataset's instructions; or a folder or Hub id.
+        text_tower, vision_tower (`str`, *optional*): Checkpoints (CLIP, MAE) that a fresh policy starts
+            from. Their configs replace `text_config` and `vision_config`.
+        depth_unit (`str`): `"mm"` or `"m"`: unit in which depth arrives, LeRobot's
+            `--dataset.depth_output_unit`. What cannot be in this unit is refused.
+        dtype (`str`): `"bfloat16"` or `"float16"` for mixed precision in training.
+        drop_n_last_frames (`int`): Newest frames of an episode that no window ends with (GR-MG: one).
+        optimizer_lr, optimizer_betas, optimizer_weight_decay, optimizer_grad_clip_norm: AdamW and clipping.
+        scheduler_warmup_steps (`int`): Linear warm-up.
+        scheduler_min_lr_ratio (`float`): The cosine ends at this share of the peak.
+
+    Raises:
+        ValueError: If fields contradict each other or are unknown; the message names them.
+    """
+
+    cameras: dict[str, str] = dataclasses.field(default_factory=dict)
+    tokenizer: str = "small"
+    text_tower: str | None = None
+    vision_tower: str | None = None
+    depth_unit: str = "mm"
+    dtype: str = "float32"
+    drop_n_last_frames: int = 1
+    normalization_mapping: dict[str, NormalizationMode] = dataclasses.field(
+        default_factory=lambda: {
+            "VISUAL": NormalizationMode.IDENTITY,  # the model has its own normalisation of RGB
+            "STATE": NormalizationMode.MEAN_STD,
+            "ACTION": NormalizationMode.MEAN_STD,
+        }
+    )
+
+    optimizer_lr: float = 1e-3
+    optimizer_betas: tuple[float, float] = (0.9, 0.999)
+    optimizer_weight_decay: float = 0.0
+    optimizer_grad_clip_norm: float = 1.0
+    scheduler_warmup_steps: int = 100
+    scheduler_min_lr_ratio: float = 0.01
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in BOOKKEEPING:
+            setattr(self, name, None)
+        if self.depth_unit not in MILLIMETRES_PER:
+            raise ValueError(f"depth_unit={self.depth_unit!r} is unknown; choose 'mm' or 'm'.")
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype={self.dtype!r} is unknown; choose 'float32', 'bfloat16' or 'float16'.")
+        for kind in ("STATE", "ACTION"):
+            if self.normalisation(kind) not in NORMALISATIONS:
+                raise ValueError(
+                    f"normalization_mapping[{kind!r}] is {self.normalisation(kind)}; the policy undoes only "
+                    "MEAN_STD and IDENTITY."
+                )
+        if self.normalization_mapping.get("VISUAL", NORMALISATIONS[1]) != NormalizationMode.IDENTITY:
+            raise ValueError("normalization_mapping['VISUAL'] must be IDENTITY: the model normalises RGB.")
+        model = self.model_config()
+        self.n_obs_steps = model.history_length
+        if model.action_codec == "local_delta":  # scaled motions, which no statistics fit
+            self.normalization_mapping["ACTION"] = NormalizationMode.IDENTITY
+
+    def normalisation(self, kind: str) -> NormalizationMode:
+        """How LeRobot's pipeline normalises `"STATE"` or `"ACTION"`."""
+        return self.normalization_mapping.get(kind, NormalizationMode.IDENTITY)
+
+    def model_config(self) -> ModelConfig:
+        """The config of the model; what is left open has `modeling_foresight`'s defaults."""
+        given = {name: getattr(self, name) for name in MODEL_FIELDS}
+        return ModelConfig(**copy.deepcopy({name: x for name, x in given.items() if x is not None}))
+
+    def keep_model(self, model: ModelConfig) -> None:
+        """Takes over a model's config, nothing left open."""
+        content = json.loads(model.to_json_string())
+        for name in MODEL_FIELDS:
+            setattr(self, name, content.get(name))
+
+    # ------------------------------------------------------------------ what LeRobot asks for
+
+    @property
+    def observation_delta_indices(self) -> list[int]:
+        """The T frames of the window, and those after it that only targets need."""
+        model = self.model_config()
+        later = model.future_shift if model.has("future") and model.future_targets == "lookahead" else 0
+        return list(range(1 - model.history_length, later + 1))
+
+    @property
+    def action_delta_indices(self) -> list[int]:
+        """A chunk of K actions at each of the T frames."""
+        model = self.model_config()
+        return list(range(1 - model.history_length, model.chunk_size))
+
+    @property
+    def reward_delta_indices(self) -> None:
+        """No rewards."""
+        return None
+
+    def get_optimizer_preset(self) -> AdamWConfig:
+        """AdamW as the paper trains."""
+        return AdamWConfig(
+            lr=self.optimizer_lr,
+            betas=self.optimizer_betas,
+            weight_decay=self.optimizer_weight_decay,
+            grad_clip_norm=self.optimizer_grad_clip_norm,
+        )
+
+    def get_scheduler_preset(self) -> ForesightScheduleConfig:
+        """Warm-up and cosine as `training/train.py` has them."""
+        return ForesightScheduleConfig(
+            num_warmup_steps=self.scheduler_warmup_steps, min_lr_ratio=self.scheduler_min_lr_ratio
+        )
+
+    def validate_features(self) -> None:
+        """Settles which camera is which view and leaves only inputs in `input_features`.
+
+        LeRobot lists depth among the cameras and points among the states; both are targets.
+
+        Raises:
+            ValueError: If no camera fits, or an action or state has another size than the model's.
+        """
+        features = self.input_features or {}
+        images = [
+            key
+            for key, feature in features.items()
+            if feature.type is FeatureType.VISUAL and not is_label_key(key) and 1 not in feature.shape
+        ]
+        if not self.cameras:
+            named = {key.removeprefix(f"{OBS_IMAGES}.").removeprefix(f"{OBS_STR}."): key for key in images}
+            views = self.views or named
+            self.cameras = {view: named[view] for view in views if view in named}
+        else:
+            self.cameras = {view: key for view, key in self.cameras.items() if key}
+        absent = [key for key in self.cameras.values() if key not in images]
+        if absent or not self.cameras:
+            raise ValueError(
+                f"Views {self.views or list(self.cameras)} need image columns, but "
+                f"{absent or 'none of theirs'} is not among {images}: name them with "
+                """--policy.cameras='{"main": "observation.images.KEY"}', or rename with --rename_map."""
+            )
+        self.views = self.views or list(self.cameras)
+        if unknown := [view for view in self.cameras if view not in self.views]:
+            raise ValueError(f"cameras names the views {unknown}; the model has {self.views}.")
+        with_state = OBS_STATE in features and self.state_dim != 0
+        kept = [*self.cameras.values(), *([OBS_STATE] if with_state else [])]
+        self.input_features = {key: features[key] for key in kept}
+        own_sizes = [("state", self.robot_state_feature)]
+        if self.action_codec != "local_delta":  # whose size is fixed, whatever the dataset's
+            own_sizes.append(("action", self.action_feature))
+        for name, feature in own_sizes:
+            size = getattr(self, f"{name}_dim")
+            if feature is not None and size and tuple(feature.shape) != (size,):
+                raise ValueError(
+                    f"The {name} has shape {tuple(feature.shape)}, but the policy was made for {size} "
+                    "entries: choose a dataset, robot or environment that fits, or train a new policy."
+                )
+
+    # ------------------------------------------------------------------ one config.json for both libraries
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        own = draccus.encode(self, PreTrainedConfig)
+        content = json.loads(self.model_config().to_json_string())
+        content |= {
+            name: value
+            for name, value in own.items()
+            if name not in (*MODEL_FIELDS, *BOOKKEEPING, *NOT_SAVED)
+        }
+        content["architectures"] = ["ForesightForActionPrediction"]
+        (save_directory / "config.json").write_text(json.dumps(content, indent=2) + "\n")

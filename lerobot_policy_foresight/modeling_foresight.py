@@ -1,0 +1,332 @@
+# Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
+"""The policy: LeRobot's methods around `ForesightForActionPrediction` and its processor.
+
+LeRobot's pipeline normalises states before they come here, and expects actions normalised likewise. Ours
+goes by the dataset's units (a gripper is one of two values, a pose is relative to another), so both are
+undone here with the statistics that the processor keeps: those of the pipeline.
+"""
+
+from pathlib import Path
+
+import torch
+from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.utils.constants import ACTION, OBS_STATE
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from modeling_foresight import ForesightConfig as ModelConfig
+from modeling_foresight import (
+    ForesightForActionPrediction,
+    ForesightProcessor,
+    ForesightStream,
+    build_small_tokenizer,
+)
+
+from .batches import BatchReader, read_tasks, to_uint8
+from .configuration_foresight import ForesightConfig
+
+__all__ = ["ForesightPolicy"]
+
+NORMALISER_EPS = 1e-8  # LeRobot divides by std + eps and multiplies by std
+
+
+class ForesightPolicy(PreTrainedPolicy):
+    """3D Foresight for LeRobot.
+
+    Its folder is also a model of `transformers`: `AutoModel` and `AutoProcessor` open it.
+
+    Args:
+        config (`ForesightConfig`): With features filled by LeRobot. Without `pretrained_path` the policy is
+            fresh: towers from the checkpoints that the config names, everything else random.
+        dataset_stats (`dict`, *optional*): Statistics by column, as LeRobot's normaliser gets them.
+        dataset_meta (`LeRobotDatasetMetadata`, *optional*): The dataset to train on.
+
+    Attributes:
+        model (`ForesightForActionPrediction`): The model.
+        processor (`ForesightProcessor`): Its processor; `None` in a fresh policy made without a dataset.
+
+    Raises:
+        ValueError: If the dataset does not fit the policy.
+    """
+
+    config_class = ForesightConfig
+    name = "foresight"
+    _fsdp_wrap_modules = ["ForesightBlock"]
+
+    def __init__(self, config: ForesightConfig, dataset_stats=None, dataset_meta=None, **kwargs):
+        super().__init__(config)
+        config.validate_features()
+        self.processor: ForesightProcessor | None = None
+        if dataset_meta is not None and not config.pretrained_path:
+            tokenizer = self._settle_model(dataset_meta)
+            self.model = ForesightForActionPrediction.from_encoder_checkpoints(
+                config.model_config(), text=config.text_tower, vision=config.vision_tower
+            )
+            self.processor = ForesightProcessor.from_config(
+                self.model.config, tokenizer, **_own_statistics(config, dataset_stats)
+            )
+        else:
+            self.model = ForesightForActionPrediction(config.model_config())
+            if dataset_meta is not None:
+                _check_dataset(self.model.config, dataset_meta)
+        config.keep_model(self.model.config)
+        if self.model.config.action_codec == "local_delta" and dataset_meta is not None:
+            raise ValueError("action_codec='local_delta' is trained by training/train.py, not by LeRobot.")
+        self.batches = BatchReader(config, self.model.config, dataset_meta)
+        self.reset()
+
+    def _settle_model(self, dataset_meta):
+        """Fills what the config leaves open from the dataset; returns the tokenizer."""
+        config = self.config
+        text = config.text_config or {}
+        if config.tokenizer == "small":
+            instructions = [str(task) for task in dataset_meta.tasks.index]
+            tokenizer = build_small_tokenizer(
+                instructions, max_length=text.get("max_position_embeddings", 77)
+            )
+            special = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
+            config.text_config = {**text, "vocab_size": len(tokenizer), **special}
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+        for name, feature in (("state", config.robot_state_feature), ("action", config.action_feature)):
+            if getattr(config, f"{name}_dim") is None:
+                setattr(config, f"{name}_dim", feature.shape[0] if feature else int(name == "action"))
+            if getattr(config, f"binary_{name}_indices") is None:
+                setattr(config, f"binary_{name}_indices", [])
+        config.fps = dataset_meta.fps
+        return tokenizer
+
+    # ------------------------------------------------------------------ one folder for both libraries
+
+    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Weights under `transformers`' names, the processor, and the config that both libraries read."""
+        if state_dict is not None:  # gathered by FSDP under the policy's names
+            prefix = "model."
+            state_dict = {name.removeprefix(prefix): value for name, value in state_dict.items()}
+        # LeRobot knows files of one piece only.
+        self.model.save_pretrained(save_directory, state_dict=state_dict, max_shard_size="1TB")
+        if self.processor is not None:
+            self.processor.save_pretrained(save_directory)
+        self.config._save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        config: PreTrainedConfig | None = None,
+        dataset_stats=None,
+        revision: str | None = None,
+        **kwargs,
+    ) -> "ForesightPolicy":
+        """As LeRobot has it, but weights that do not fit are refused.
+
+        Args:
+            pretrained_name_or_path (`str` or `Path`): Folder or Hub id.
+            config (`ForesightConfig`, *optional*): In place of the folder's.
+            dataset_stats (`dict`, *optional*): Statistics of the data to train on, which LeRobot's normaliser
+                takes in place of the folder's; then so does the processor.
+            revision (`str`, *optional*): Commit, branch or tag of a Hub repo.
+            **kwargs: As in LeRobot.
+
+        Raises:
+            ValueError: If weights are missing, unexpected or of other sizes.
+        """
+        config = config or PreTrainedConfig.from_pretrained(pretrained_name_or_path, revision=revision)
+        config.pretrained_path = config.pretrained_path or Path(pretrained_name_or_path)
+        policy = super().from_pretrained(
+            pretrained_name_or_path,
+            config=config,
+            dataset_stats=dataset_stats,
+            revision=revision,
+            **kwargs,
+        )
+        processor = ForesightProcessor.from_pretrained(pretrained_name_or_path, revision=revision)
+        if dataset_stats:
+            stats = _own_statistics(config, dataset_stats)
+            processor = ForesightProcessor.from_config(policy.model.config, processor.tokenizer, **stats)
+        policy.processor = processor
+        return policy
+
+    @classmethod
+    def _load_as_safetensor(cls, model, model_file: str, map_location: str, strict: bool):
+        # The library's loader knows which weights may be absent; ours refuses all others, whatever `strict`.
+        folder = Path(model_file).parent
+        model.model = ForesightForActionPrediction.from_pretrained(
+            folder, config=model.model.config, dtype=torch.float32
+        )
+        return model
+
+    # ------------------------------------------------------------------ training
+
+    def get_optim_params(self) -> list[nn.Parameter]:
+        """All parameters that train; frozen towers do not."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def forward(self, batch: dict, reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
+        """The loss of a training batch, and its parts by name.
+
+        Args:
+            batch (`dict`): Windows as `LeRobotDataset` gives them with this config's delta indices, after
+                the preprocessor.
+            reduction (`str`): Only `"mean"`.
+
+        Raises:
+            ValueError: If the batch does not fit, or no objective has a target in it.
+        """
+        if reduction != "mean":
+            raise ValueError(
+                f"reduction={reduction!r} is not supported: losses are means over what is valid in the whole "
+                "batch. Train without --sample_weighting."
+            )
+        processor = self._ready_processor()
+        # Targets keep their precision; only the model runs in that of mixed precision.
+        state, actions = (batch.get(key) for key in (OBS_STATE, ACTION))
+        state = None if state is None or not self.model.config.state_dim else self._restore("state", state)
+        actions = None if actions is None else self._restore("action", actions)
+        raw = self.batches.read(batch, state, actions)
+        inputs = processor.prepare_batch(
+            raw, device=self.model.device, history_length=self.model.config.history_length
+        )
+        output = self.model(**inputs)
+        if output.loss is None:
+            raise ValueError(
+                f"The batch has no target of any of the objectives {list(self.model.config.objectives)}."
+            )
+        return output.loss, {f"{name}_loss": loss.item() for name, loss in output.losses.items()}
+
+    # ------------------------------------------------------------------ control
+
+    def reset(self) -> None:
+        """Forgets all frames and instructions: a new episode of all environments."""
+        self._stream: ForesightStream | None = None
+        self._tasks: list[str] = []
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict, **kwargs) -> Tensor:
+        """Takes in one observation of every environment and gives its next K actions.
+
+        Every call is one step of time: the policy keeps the last T frames itself. An environment whose
+        instruction changes starts anew.
+
+        Args:
+            batch (`dict`): Images `(B, 3, h, w)` in [0, 1], state `(B, state_dim)`, `task`; after the
+                preprocessor.
+            **kwargs: Ignored; LeRobot passes options of other policies.
+
+        Returns:
+            `torch.Tensor`: float32 `(B, K, A)`, normalised as the postprocessor expects.
+
+        Raises:
+            ValueError: If a camera, the state or the instruction is missing, or a size does not fit.
+        """
+        self.eval()
+        images = self._read_cameras(batch)
+        robots = len(next(iter(images.values())))
+        state = None
+        if self.model.config.state_dim:
+            if OBS_STATE not in batch:
+                raise ValueError(f"The observation lacks {OBS_STATE!r}, which the policy was trained with.")
+            state = self._restore("state", batch[OBS_STATE])
+        self._follow(read_tasks(batch, robots))
+        chunk = self._stream.step_chunk(images, state)
+        return self._normalise_actions(chunk.to(self.model.device))
+
+    def select_action(self, batch: dict, **kwargs) -> Tensor:
+        """The next action `(B, A)` of every environment, planned anew at every step."""
+        return self.predict_action_chunk(batch)[:, 0]
+
+    def _follow(self, tasks: list[str]) -> None:
+        """Has a stream of as many robots as there are tasks, each with its instruction."""
+        if self._stream is None or self._stream.num_envs != len(tasks):
+            self._stream = self.model.stream(self._ready_processor(), num_envs=len(tasks))
+            self._tasks = [None] * len(tasks)
+        changed = [i for i, (old, new) in enumerate(zip(self._tasks, tasks, strict=True)) if old != new]
+        if changed:
+            self._stream.reset([tasks[i] for i in changed], envs=changed)
+            self._tasks = tasks
+
+    def _read_cameras(self, batch: dict) -> dict[str, Tensor]:
+        images = {}
+        for view, key in self.config.cameras.items():
+            if key not in batch:
+                there = [name for name in batch if name.startswith("observation.image")]
+                raise ValueError(
+                    f"The observation lacks {key!r}, the camera of view {view!r}; it has {there}. Rename it "
+                    "with --rename_map, or give the views that there are with --policy.cameras."
+                )
+            if batch[key].ndim != 4:
+                raise ValueError(
+                    f"{key} has shape {tuple(batch[key].shape)}; expected (environments, 3, height, width)."
+                )
+            images[view] = to_uint8(batch[key])
+        return images
+
+    def _ready_processor(self) -> ForesightProcessor:
+        if self.processor is None:
+            raise ValueError(
+                "This policy has no processor, without which it reads no instruction: make it for a dataset, "
+                "or load it with from_pretrained."
+            )
+        return self.processor
+
+    # ------------------------------------------------------------------ LeRobot's normalisation, undone
+
+    def _statistics(self, kind: str, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mean and deviation of LeRobot's normaliser, or `None` where it leaves `kind` as it is."""
+        stats = getattr(self._ready_processor(), f"{kind}_stats")
+        if stats is None or self.config.normalisation(kind.upper()) is NormalizationMode.IDENTITY:
+            return None
+        return tuple(torch.tensor(stats[name], device=like.device) for name in ("mean", "std"))
+
+    def _restore(self, kind: str, values: Tensor) -> Tensor:
+        """Normalised `(..., size)` -> the dataset's units."""
+        statistics = self._statistics(kind, values)
+        if statistics is None:
+            return values.float()
+        mean, std = statistics
+        return values.float() * (std + NORMALISER_EPS) + mean
+
+    def _normalise_actions(self, actions: Tensor) -> Tensor:
+        """The dataset's units -> what LeRobot's unnormaliser turns back into them."""
+        statistics = self._statistics("action", actions)
+        if statistics is None:
+            return actions
+        mean, std = statistics
+        # What never varied has deviation 0, and the unnormaliser gives its mean.
+        return torch.where(std > 0, (actions - mean) / std.where(std > 0, torch.ones_like(std)), 0)
+
+
+def _own_statistics(config: ForesightConfig, dataset_stats) -> dict[str, dict]:
+    """`action_stats` and `state_stats` of the processor, from a dataset's statistics by column.
+
+    Raises:
+        ValueError: If an input has no statistics: LeRobot would leave it as it is, saying nothing.
+    """
+    wanted = {"action_stats": ACTION} if config.action_feature else {}
+    if config.robot_state_feature:
+        wanted["state_stats"] = OBS_STATE
+    stats = dataset_stats or {}
+    if absent := [key for key in wanted.values() if key not in stats]:
+        raise ValueError(
+            f"The dataset has no statistics of {absent} under the policy's names: compute them with LeRobot, "
+            "and rename states in the dataset instead of with --rename_map."
+        )
+    return {name: stats[key] for name, key in wanted.items()}
+
+
+def _check_dataset(model: ModelConfig, dataset_meta) -> None:
+    """Refuses a dataset that a trained policy was not made for."""
+    state = dataset_meta.features.get(OBS_STATE)
+    if state is not None and model.state_dim and tuple(state["shape"]) != (model.state_dim,):
+        raise ValueError(
+            f"The dataset's state has shape {tuple(state['shape'])}; the policy was made for "
+            f"{model.state_dim} entries."
+        )
+    if model.fps and dataset_meta.fps != model.fps:
+        raise ValueError(
+            f"The dataset has {dataset_meta.fps} frames per second; the policy learned from {model.fps}, and "
+            f"its steps would mean other times. To train on it all the same: "
+            f"--policy.fps={dataset_meta.fps}."
+        )

@@ -1,0 +1,63 @@
+"""Small models for LeRobot's own commands, and those commands run in this process."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+from lerobot.utils.import_utils import register_third_party_plugins
+
+from tests.tiny import tiny_config
+
+# What a fresh policy takes from the dataset.
+FROM_DATASET = ("views", "action_dim", "binary_action_indices", "state_dim", "binary_state_indices")
+
+
+def small_model(**overrides) -> dict:
+    """Fields of the smallest model that has every part; sizes of the robot are left open."""
+    fields = json.loads(tiny_config(history_length=4, future_shift=2).to_json_string())
+    for name in (*FROM_DATASET, "model_type", "transformers_version"):
+        fields.pop(name)
+    return fields | overrides
+
+
+def lerobot_train(*options: str) -> None:
+    """`lerobot-train` with these options, in this process, which it leaves as it was."""
+    from lerobot.scripts.lerobot_train import train
+
+    register_third_party_plugins()
+    root, handlers, level = logging.getLogger(), logging.getLogger().handlers[:], logging.getLogger().level
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lerobot-train", *options])
+        try:
+            train()
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+            AcceleratorState._reset_state(True)
+
+
+def run_options(root: Path, output: Path) -> list[str]:
+    """Options of any training run on a local dataset, on the CPU and without worker processes."""
+    return [
+        "--policy.device=cpu",
+        "--policy.push_to_hub=false",
+        "--dataset.repo_id=local/synthetic",
+        f"--dataset.root={root}",
+        f"--output_dir={output}",
+        "--num_workers=0",
+        "--batch_size=2",
+        "--steps=2",
+        "--log_freq=1",
+        "--env_eval_freq=0",
+    ]
+
+
+def policy_options(model: dict) -> list[str]:
+    """Options of a fresh policy; YAML, because LeRobot reads JSON's `1e-05` as a word."""
+    flow = {"default_flow_style": True, "width": 10**6}
+    values = {name: yaml.safe_dump(value, **flow).splitlines()[0] for name, value in model.items()}
+    return ["--policy.type=foresight", *(f"--policy.{name}={value}" for name, value in values.items())]

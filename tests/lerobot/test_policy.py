@@ -1,0 +1,281 @@
+"""3D Foresight as LeRobot sees it: found, trained, resumed, loaded; its folder shared with transformers."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
+from lerobot.datasets.factory import resolve_delta_timestamps
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.factory import get_policy_class, make_policy, make_pre_post_processors
+from lerobot.utils.import_utils import register_third_party_plugins
+from safetensors.torch import load_file, save_file
+from torch.utils.data import default_collate
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from lerobot_policy_foresight import ForesightConfig
+from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
+from modeling_foresight import ForesightForActionPrediction
+from tests.lerobot.miniature import lerobot_train, policy_options, run_options, small_model
+from tests.synthetic import make_dataset
+from tests.tiny import tiny_config, tiny_processor
+from training.windows import ForesightWindows, WindowConfig, collate_windows
+
+NO_FLOW = ["action", "depth", "future", "progress"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two steps of `lerobot-train` on a dataset with depth and tracks: dataset, run and checkpoint folder."""
+    root = tmp_path_factory.mktemp("lerobot")
+    facts = make_dataset(root / "data", use_videos=False, action_dim=4, state_dim=5, frames=[11, 13])
+    model = small_model(binary_action_indices=[2])
+    with pytest.warns(UserWarning, match="flow") as caught:
+        lerobot_train(*policy_options(model), *run_options(facts.root, root / "run"))
+    said = [str(warning.message) for warning in caught if "are not trained" in str(warning.message)]
+    last = root / "run" / "checkpoints" / "last" / "pretrained_model"
+    return SimpleNamespace(facts=facts, folder=last.resolve(), warnings=said)
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A checkpoint of one's own, to damage."""
+    return shutil.copytree(trained.folder, tmp_path / "copy")
+
+
+def load_policy(folder, **kwargs):
+    """The policy and its pipelines, as LeRobot's commands load them."""
+    policy = get_policy_class("foresight").from_pretrained(folder, **kwargs)
+    return policy, *make_pre_post_processors(policy.config, str(folder))
+
+
+def dataset_for(config, root):
+    """The dataset with the windows that the config asks for."""
+    meta = LeRobotDataset("local/synthetic", root=root).meta
+    return LeRobotDataset(
+        "local/synthetic", root=root, delta_timestamps=resolve_delta_timestamps(config, meta)
+    )
+
+
+def observation(facts, t: int, episodes: tuple[int, ...]) -> dict:
+    """What environments show at time t: images in [0, 1] and states, one row per episode."""
+    seen = {
+        f"observation.images.{camera}": torch.stack(
+            [torch.from_numpy(facts.image(e, t, camera)).permute(2, 0, 1) / 255 for e in episodes]
+        )
+        for camera in facts.sizes
+    }
+    states = torch.stack([torch.from_numpy(facts.state(e, t)) for e in episodes])
+    return seen | {"observation.state": states, "task": [facts.task(e) for e in episodes]}
+
+
+def assert_same_actions(folder, facts) -> None:
+    """The policy between LeRobot's pipelines acts as the model that `transformers` opens in the folder."""
+    episodes = (0, 1)
+    policy, before, after = load_policy(folder)
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    stream = model.stream(processor, num_envs=len(episodes))
+    stream.reset([facts.task(e) for e in episodes])
+    with torch.inference_mode():
+        for t in range(model.config.history_length + 1):
+            seen = observation(facts, t, episodes)
+            images = {
+                view: (seen[f"observation.images.{view}"] * 255).round().to(torch.uint8)
+                for view in model.config.views
+            }
+            expected = stream.step(images, seen["observation.state"])
+            given = after(policy.select_action(before(seen)))
+            torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_lerobot_discovers_the_policy_by_its_own_means():
+    register_third_party_plugins()
+    assert "foresight" in PreTrainedConfig.get_known_choices()
+    assert get_policy_class("foresight").config_class is PreTrainedConfig.get_choice_class("foresight")
+
+
+def test_the_trainer_warns_once_about_objectives_without_targets(trained):
+    assert len(trained.warnings) == 1 and "flow" in trained.warnings[0] and "depth" not in trained.warnings[0]
+
+
+def test_labels_are_no_inputs_of_the_policy(trained):
+    config = PreTrainedConfig.from_pretrained(trained.folder)
+    assert list(config.input_features) == [
+        "observation.images.main",
+        "observation.images.wrist",
+        "observation.state",
+    ]
+    assert config.cameras == {"main": "observation.images.main", "wrist": "observation.images.wrist"}
+    assert (config.chunk_size, config.n_obs_steps, config.action_dim) == (4, 4, 4)
+
+
+def test_a_folder_of_lerobot_opens_with_transformers_and_acts_the_same(trained):
+    assert_same_actions(trained.folder, trained.facts)
+
+
+def test_a_folder_of_transformers_opens_with_lerobot_and_acts_the_same(trained, tmp_path):
+    config = tiny_config(history_length=4, future_shift=2, action_dim=4, state_dim=5, binary_state_indices=())
+    stats = LeRobotDataset("local/synthetic", root=trained.facts.root).meta.stats
+    model, folder = ForesightForActionPrediction(config), tmp_path / "model"
+    model.save_pretrained(folder)
+    tiny_processor(
+        config, action_stats=stats["action"], state_stats=stats["observation.state"]
+    ).save_pretrained(folder)
+    before = AutoConfig.from_pretrained(folder).to_dict()
+    write_lerobot_files(folder)
+    after = AutoConfig.from_pretrained(folder)
+    assert {name: after.to_dict()[name] for name in before} == before
+    assert callable(after.push_to_hub)  # no setting of LeRobot took its place
+    assert_same_actions(folder, trained.facts)
+
+
+def test_transformers_passes_lerobots_fields_on(trained, tmp_path):
+    AutoConfig.from_pretrained(trained.folder).save_pretrained(tmp_path)
+    one, other = (PreTrainedConfig.from_pretrained(folder) for folder in (trained.folder, tmp_path))
+    assert one == other
+
+
+def test_a_run_resumes_where_it_stopped(trained, tmp_path):
+    run = shutil.copytree(trained.folder.parents[2], tmp_path / "run", symlinks=True)
+    at = run / "checkpoints" / "000002" / "pretrained_model" / "train_config.json"
+    lerobot_train(f"--config_path={at}", "--resume=true", f"--output_dir={run}", "--steps=3")
+    saved = run / "checkpoints" / "000003"
+    assert json.loads((saved / "training_state" / "training_step.json").read_text())["step"] == 3
+    old, new = (load_file(folder / "model.safetensors") for folder in (at.parent, saved / "pretrained_model"))
+    assert any(not torch.equal(old[name], new[name]) for name in old)
+
+
+@pytest.mark.parametrize("damage", ["lacks", "holds"])
+def test_missing_and_unexpected_weights_are_refused(copied, damage):
+    weights = load_file(copied / "model.safetensors")
+    if damage == "lacks":
+        weights.pop(next(name for name in weights if "action_decoder" in name))
+    else:
+        weights["model.stranger.weight"] = torch.zeros(3)
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"{damage} weights.*(action_decoder|stranger)"):
+        load_policy(copied)
+
+
+def test_the_loss_is_that_of_the_trainer_on_the_same_windows(trained):
+    policy, before, _ = load_policy(trained.folder)
+    policy.config.objectives = policy.model.config.objectives = NO_FLOW
+    policy.model.config.objectives = NO_FLOW
+    data = dataset_for(policy.config, trained.facts.root)
+    policy.batches = type(policy.batches)(policy.config, policy.model.config, data.meta)
+    config = policy.model.config
+    windows = ForesightWindows(
+        trained.facts.root,
+        WindowConfig(
+            views=tuple(config.views),
+            objectives=tuple(NO_FLOW),
+            history_length=config.history_length,
+            chunk_size=config.chunk_size,
+            random_shift=0.0,
+        ),
+    )
+    picks = [0, len(windows) // 2, len(windows) - 1]
+    samples = [windows[i] for i in picks]
+    batch = before(default_collate([data[int(sample["index"])] for sample in samples]))
+    raw = policy.processor.prepare_batch(collate_windows(samples), history_length=config.history_length)
+    loss, parts = policy.forward(batch)
+    expected = policy.model(**raw)
+    torch.testing.assert_close(loss, expected.loss, rtol=1e-4, atol=1e-5)
+    assert set(parts) == {f"{name}_loss" for name in expected.losses} and parts["depth_loss"] > 0
+
+
+def test_a_window_that_starts_before_its_episode_is_padded_at_the_end(trained):
+    policy, before, _ = load_policy(trained.folder)
+    data = dataset_for(policy.config, trained.facts.root)
+    policy.batches = type(policy.batches)(policy.config, policy.model.config, data.meta)
+    batch = before(default_collate([data[1], data[6]]))  # frames 0 and 1 of four; frames 3 to 6
+    raw = policy.batches.read(batch, batch["observation.state"], batch["action"])
+    assert raw["frame_mask"].tolist() == [[True, True, False, False], [True] * 4]
+    first = torch.from_numpy(trained.facts.image(0, 0, "main")).permute(2, 0, 1)
+    torch.testing.assert_close(raw["images"]["main"][0, 0], first)
+    # Recorded as far as one chunk after the newest frame, which is frame 1.
+    assert raw["action_mask"][0].sum(1).tolist() == [4, 4, 3, 2]
+    torch.testing.assert_close(raw["actions"][0, 1, 0], batch["action"][0, 3])
+    torch.testing.assert_close(raw["progress"][0, :2], torch.tensor([0.0, 0.1]))
+
+
+def test_depth_in_another_unit_than_declared_is_refused(trained):
+    policy, before, _ = load_policy(trained.folder)
+    data = dataset_for(policy.config, trained.facts.root)
+    policy.config.depth_unit = "m"  # LeRobot delivers millimetres
+    policy.batches = type(policy.batches)(policy.config, policy.model.config, data.meta)
+    with pytest.raises(ValueError, match="observation.depth.main.*depth_unit='m'"):
+        policy.forward(before(default_collate([data[5], data[6]])))
+
+
+def test_statistics_of_new_data_reach_the_processor(trained):
+    meta = LeRobotDataset("local/synthetic", root=trained.facts.root).meta
+    other = {key: {name: value + 1 for name, value in stats.items()} for key, stats in meta.stats.items()}
+    policy, *_ = load_policy(trained.folder, dataset_stats=other)
+    assert policy.processor.action_stats["mean"] == pytest.approx(other["action"]["mean"].tolist())
+    renamed = {"action": other["action"]}
+    with pytest.raises(ValueError, match=r"no statistics of \['observation.state'\]"):
+        load_policy(trained.folder, dataset_stats=renamed)
+
+
+def test_what_does_not_fit_the_policy_is_named(trained):
+    policy, before, _ = load_policy(trained.folder)
+    seen = observation(trained.facts, 0, (0,))
+    for absent, message in (
+        ("observation.images.wrist", "lacks 'observation.images.wrist'"),
+        ("observation.state", "lacks 'observation.state'"),
+        ("task", "0 instructions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            policy.select_action({key: value for key, value in before(seen).items() if key != absent})
+    meta = LeRobotDataset("local/synthetic", root=trained.facts.root).meta
+    meta.info.fps = 31
+    with pytest.raises(ValueError, match="31 frames per second; the policy learned from 20"):
+        load_policy(trained.folder, dataset_meta=meta, dataset_stats=meta.stats)
+    config = PreTrainedConfig.from_pretrained(trained.folder)
+    config.output_features = {"action": PolicyFeature(FeatureType.ACTION, (6,))}
+    with pytest.raises(ValueError, match=r"action has shape \(6,\), but the policy was made for 4"):
+        config.validate_features()
+
+
+def test_an_instruction_that_changes_starts_its_environment_anew(trained):
+    policy, before, _ = load_policy(trained.folder)
+    steps = [observation(trained.facts, t, (0, 1)) for t in range(3)]
+    steps[2]["task"] = [steps[2]["task"][0], "push it"]
+    for seen in steps:
+        last = policy.select_action(before(seen))
+    policy.reset()
+    alone = policy.select_action(before(steps[2]))
+    torch.testing.assert_close(last[1], alone[1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(last[0], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_presets_are_the_trainers_recipe():
+    config = ForesightConfig(device="cpu", scheduler_warmup_steps=3)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = config.get_optimizer_preset().build([weight])
+    schedule = config.get_scheduler_preset().build(optimizer, 10)
+    rates = []
+    for _ in range(11):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == 0 and rates[3] == pytest.approx(1e-3) and rates[10] == pytest.approx(1e-5)
+    assert optimizer.defaults["betas"] == (0.9, 0.999) and optimizer.defaults["weight_decay"] == 0
+    assert config.get_optimizer_preset().grad_clip_norm == 1
+
+
+def test_only_normalisations_that_are_undone_are_accepted():
+    with pytest.raises(ValueError, match="STATE.*MIN_MAX"):
+        ForesightConfig(device="cpu", normalization_mapping={"STATE": NormalizationMode.MIN_MAX})
+    with pytest.raises(ValueError, match="VISUAL"):
+        ForesightConfig(device="cpu", normalization_mapping={"VISUAL": NormalizationMode.MEAN_STD})
+
+
+def test_a_policy_whose_cameras_have_other_names_says_how_to_name_them(trained):
+    meta = LeRobotDataset("local/synthetic", root=trained.facts.root).meta
+    config = ForesightConfig(device="cpu", views=["front"])
+    with pytest.raises(ValueError, match=r"\['front'\].*--policy.cameras"):
+        make_policy(config, ds_meta=meta)
