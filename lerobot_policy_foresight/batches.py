@@ -21,10 +21,15 @@ from datasets_scripts.columns import (
     clean_depth,
     depth_limit_m,
     find_depth_key,
+    moving_flags,
+    points_key,
+    points_visible_key,
+    read_provenance,
 )
 from modeling_foresight import ForesightConfig as ModelConfig
 
 from .configuration_foresight import MILLIMETRES_PER, ForesightConfig
+from .flow import frames_after, read_flow
 
 __all__ = ["BatchReader", "Window", "to_uint8"]
 
@@ -75,6 +80,7 @@ class BatchReader:
         self._depth: dict[str, tuple[str, float]] = {}  # view -> column, far limit in metres
         self._checked: set[str] = set()  # depth columns whose unit was looked at
         self._episodes: tuple[Tensor, Tensor] | None = None
+        self._flow_camera: str | None = None
         if dataset_meta is None:
             return
         features = dataset_meta.features
@@ -91,7 +97,14 @@ class BatchReader:
         if model.has_depth_decoder and not self._depth:
             idle.append("depth (no camera of the policy has a depth column)")
         if model.has("flow"):
-            idle.append("flow (LeRobot's trainer gets no flow targets yet; training/train.py does)")
+            camera = config.cameras.get(model.views[0], "").removeprefix(IMAGE_PREFIX)
+            if not frames_after(model):
+                idle.append("flow (there is no modeling_foresight.flow_targets; training/train.py trains it)")
+            elif not {points_key(camera), points_visible_key(camera)} <= set(features):
+                idle.append(f"flow (the first view's camera {camera!r} has no points columns)")
+            else:
+                self._flow_camera = camera
+                self._provenance = read_provenance(dataset_meta.root)
         if idle:
             warnings.warn(
                 f"Objectives without targets are not trained: {'; '.join(idle)}. The others are.",
@@ -147,6 +160,8 @@ class BatchReader:
         }
         if depth:
             raw["depth"] = depth
+        if self._flow_camera is not None:
+            raw |= self._read_flow(batch, window)
         if model.has("progress") and self._episodes is not None:
             raw["progress"] = self._read_progress(batch, window.skipped)
         return raw
@@ -164,6 +179,17 @@ class BatchReader:
             "actions": actions[row, index],
             "action_mask": (step < actions.shape[1]) & ~is_pad[row, index],
         }
+
+    def _read_flow(self, batch: dict, window: Window) -> dict:
+        """Tracks of the first view."""
+        rows, camera = self.model.history_length + self.model.flow_length - 1, self._flow_camera
+        visible = window.take(batch[points_visible_key(camera)], rows)
+        moving = [
+            moving_flags(self._provenance, int(episode), camera, visible.shape[-1])
+            for episode in batch["episode_index"].flatten()
+        ]
+        points = window.take(batch[points_key(camera)], rows)
+        return read_flow(self.model, points, visible, window.real[:, :rows], moving)
 
     def _read_progress(self, batch: dict, skipped: Tensor) -> Tensor:
         """Completed share of the episode at every frame, `(B, T)`."""

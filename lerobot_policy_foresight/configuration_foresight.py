@@ -23,6 +23,8 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 from datasets_scripts.columns import is_label_key
 from modeling_foresight import ForesightConfig as ModelConfig
 
+from .flow import frames_after
+
 __all__ = ["ForesightConfig", "ForesightScheduleConfig"]
 
 # What transformers notes in a config.json for itself; read and forgotten.
@@ -164,7 +166,7 @@ class ForesightConfig(_ModelOptions):
         """The T frames of the window, and those after it that only targets need."""
         model = self.model_config()
         later = model.future_shift if model.has("future") and model.future_targets == "lookahead" else 0
-        return list(range(1 - model.history_length, later + 1))
+        return list(range(1 - model.history_length, max(later, frames_after(model)) + 1))
 
     @property
     def action_delta_indices(self) -> list[int]:

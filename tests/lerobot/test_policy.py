@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -15,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import default_collate
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from lerobot_policy_foresight import ForesightConfig
+from lerobot_policy_foresight import ForesightConfig, flow
 from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
 from modeling_foresight import ForesightForActionPrediction
 from tests.lerobot.miniature import lerobot_train, policy_options, run_options, small_model
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
+from training import flow_targets
 from training.windows import ForesightWindows, WindowConfig, collate_windows
 
 NO_FLOW = ["action", "depth", "future", "progress"]
@@ -199,6 +201,36 @@ def test_a_window_that_starts_before_its_episode_is_padded_at_the_end(trained):
     assert raw["action_mask"][0].sum(1).tolist() == [4, 4, 3, 2]
     torch.testing.assert_close(raw["actions"][0, 1, 0], batch["action"][0, 3])
     torch.testing.assert_close(raw["progress"][0, :2], torch.tensor([0.0, 0.1]))
+
+
+def test_flow_follows_tracked_points_where_its_targets_can_be_made(trained, monkeypatch):
+    monkeypatch.setattr(flow, "build_flow_targets", flow_targets.build_flow_targets)
+    policy, before, _ = load_policy(trained.folder)
+    config, facts = policy.model.config, trained.facts
+    assert policy.config.observation_delta_indices[-1] == config.flow_length - 1
+    data = dataset_for(policy.config, facts.root)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no objective is left without a target
+        policy.batches = type(policy.batches)(policy.config, config, data.meta)
+    last = facts.lengths[0] - 1
+    batch = before(default_collate([data[1], data[last - 1]]))  # short history; near the end
+    raw = policy.batches.read(batch, batch["observation.state"], batch["action"])
+    weight, track = raw["track_weight"], raw["track"]
+    assert tuple(track.shape) == (2, config.history_length, config.flow_length, config.num_flow_points, 3)
+    for sample, oldest in enumerate((0, last - config.history_length)):
+        for t in range(config.history_length):
+            now = torch.from_numpy(facts.points(0, oldest + t))
+            for k in range(config.flow_length):
+                nodes = weight[sample, t, k] > 0
+                if oldest + t + k > last or oldest + t + k - (1 if sample == 0 else last - 1) > 5:
+                    assert not nodes.any()
+                    continue
+                assert nodes.any()
+                chosen = torch.cdist(track[sample, t, 0, nodes], now).argmin(1)
+                there = torch.from_numpy(facts.points(0, oldest + t + k))[chosen]
+                torch.testing.assert_close(track[sample, t, k, nodes], there, rtol=1e-3, atol=1e-3)
+    loss, parts = policy.forward(batch)
+    assert loss.isfinite() and parts["flow_loss"] > 0
 
 
 def test_depth_in_another_unit_than_declared_is_refused(trained):
