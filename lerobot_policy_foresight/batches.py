@@ -127,7 +127,10 @@ class BatchReader:
         steps, frames = len(config.observation_delta_indices), model.history_length
         for view, key in config.cameras.items():
             if key not in batch:
-                raise ValueError(f"The batch lacks {key!r}, the camera of view {view!r}.")
+                raise ValueError(
+                    f"The batch lacks {key!r}, the camera of view {view!r}: name it with "
+                    f"""--policy.cameras='{{"{view}": "KEY"}}', or do without: '{{"{view}": null}}'."""
+                )
             if batch[key].ndim != 5 or batch[key].shape[1] != steps:
                 raise ValueError(
                     f"{key} has shape {tuple(batch[key].shape)}; expected (batch, {steps}, 3, height, "

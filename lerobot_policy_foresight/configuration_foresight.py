@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import draccus
-from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.optim import AdamWConfig, LRSchedulerConfig
 from lerobot.utils.constants import OBS_IMAGES, OBS_STATE, OBS_STR
 from torch.optim import Optimizer
@@ -30,8 +30,8 @@ __all__ = ["ForesightConfig", "ForesightScheduleConfig"]
 # What transformers notes in a config.json for itself; read and forgotten.
 BOOKKEEPING = ("architectures", "auto_map", "model_type", "transformers_version")
 MODEL_FIELDS = tuple(name for name in ModelConfig.__annotations__ if name not in BOOKKEEPING)
-# Settings of a run that transformers would take for its own: the dtype of the weights, and a method.
-NOT_SAVED = ("dtype", "push_to_hub")
+# Settings of one run. transformers would take two for its own: the dtype of the weights, and a method.
+NOT_SAVED = ("attn_implementation", "depth_unit", "dtype", "push_to_hub")
 MILLIMETRES_PER = {"mm": 1.0, "m": 1000.0}
 NORMALISATIONS = (NormalizationMode.MEAN_STD, NormalizationMode.IDENTITY)
 
@@ -85,12 +85,15 @@ class ForesightConfig(_ModelOptions):
 
     Args:
         cameras (`dict[str, str]`): View -> image key. By default the views are the dataset's cameras; given
-            views are cameras `observation.images.<view>`.
+            views are cameras `observation.images.<view>`. On the command line a trained policy's entries stay
+            unless they are replaced; `{"wrist": null}` does without one.
         tokenizer (`str`): `"small"` builds one from the dataset's instructions; or a folder or Hub id.
         text_tower, vision_tower (`str`, *optional*): Checkpoints (CLIP, MAE) that a fresh policy starts
             from. Their configs replace `text_config` and `vision_config`.
         depth_unit (`str`): `"mm"` or `"m"`: unit in which depth arrives, LeRobot's
             `--dataset.depth_output_unit`. What cannot be in this unit is refused.
+        attn_implementation (`str`): `"sdpa"`, `"eager"` (faster with bfloat16 on a CPU) or
+            `"flex_attention"`.
         dtype (`str`): `"bfloat16"` or `"float16"` for mixed precision in training.
         drop_n_last_frames (`int`): Newest frames of an episode that no window ends with (GR-MG: one).
         optimizer_lr, optimizer_betas, optimizer_weight_decay, optimizer_grad_clip_norm: AdamW and clipping.
@@ -101,11 +104,12 @@ class ForesightConfig(_ModelOptions):
         ValueError: If fields contradict each other or are unknown; the message names them.
     """
 
-    cameras: dict[str, str] = dataclasses.field(default_factory=dict)
+    cameras: dict[str, str | None] = dataclasses.field(default_factory=dict)
     tokenizer: str = "small"
     text_tower: str | None = None
     vision_tower: str | None = None
     depth_unit: str = "mm"
+    attn_implementation: str = "sdpa"
     dtype: str = "float32"
     drop_n_last_frames: int = 1
     normalization_mapping: dict[str, NormalizationMode] = dataclasses.field(
@@ -151,7 +155,8 @@ class ForesightConfig(_ModelOptions):
     def model_config(self) -> ModelConfig:
         """The config of the model; what is left open has `modeling_foresight`'s defaults."""
         given = {name: getattr(self, name) for name in MODEL_FIELDS}
-        return ModelConfig(**copy.deepcopy({name: x for name, x in given.items() if x is not None}))
+        fields = copy.deepcopy({name: value for name, value in given.items() if value is not None})
+        return ModelConfig(**fields, attn_implementation=self.attn_implementation)
 
     def keep_model(self, model: ModelConfig) -> None:
         """Takes over a model's config, nothing left open."""
@@ -214,12 +219,19 @@ class ForesightConfig(_ModelOptions):
             self.cameras = {view: named[view] for view in views if view in named}
         else:
             self.cameras = {view: key for view, key in self.cameras.items() if key}
+        if self.pretrained_path:  # made for other names: what comes is checked when it comes
+            side = self.model_config().image_size
+            features = {
+                **{key: PolicyFeature(FeatureType.VISUAL, (3, side, side)) for key in self.cameras.values()},
+                **features,
+            }
+            images = [key for key in self.cameras.values() if not is_label_key(key)]
         absent = [key for key in self.cameras.values() if key not in images]
         if absent or not self.cameras:
             raise ValueError(
                 f"Views {self.views or list(self.cameras)} need image columns, but "
                 f"{absent or 'none of theirs'} is not among {images}: name them with "
-                """--policy.cameras='{"main": "observation.images.KEY"}', or rename with --rename_map."""
+                """--policy.cameras='{"main": "observation.images.KEY"}'."""
             )
         self.views = self.views or list(self.cameras)
         if unknown := [view for view in self.cameras if view not in self.views]:

@@ -253,8 +253,8 @@ class ForesightPolicy(PreTrainedPolicy):
             if key not in batch:
                 there = [name for name in batch if name.startswith("observation.image")]
                 raise ValueError(
-                    f"The observation lacks {key!r}, the camera of view {view!r}; it has {there}. Rename it "
-                    "with --rename_map, or give the views that there are with --policy.cameras."
+                    f"The observation lacks {key!r}, the camera of view {view!r}; it has {there}. Name it "
+                    f"""with --policy.cameras='{{"{view}": "KEY"}}', or do without: '{{"{view}": null}}'."""
                 )
             if batch[key].ndim != 4:
                 raise ValueError(

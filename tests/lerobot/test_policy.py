@@ -306,6 +306,17 @@ def test_only_normalisations_that_are_undone_are_accepted():
         ForesightConfig(device="cpu", normalization_mapping={"VISUAL": NormalizationMode.MEAN_STD})
 
 
+def test_a_trained_policy_goes_on_with_other_cameras(trained, tmp_path):
+    other = {"cameras": ("top",), "depth": False, "tracks": False, "state_dim": 5, "use_videos": False}
+    facts = make_dataset(tmp_path / "data", episodes=1, **other)
+    cameras = '--policy.cameras={"main": "observation.images.top", "wrist": null}'
+    with pytest.warns(UserWarning, match="depth .no camera.*flow"):
+        lerobot_train(f"--policy.path={trained.folder}", cameras, *run_options(facts.root, tmp_path / "run"))
+    config = PreTrainedConfig.from_pretrained(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model")
+    assert config.cameras == {"main": "observation.images.top"} and config.views == ["main", "wrist"]
+    assert list(config.input_features) == ["observation.images.top", "observation.state"]
+
+
 def test_a_policy_whose_cameras_have_other_names_says_how_to_name_them(trained):
     meta = LeRobotDataset("local/synthetic", root=trained.facts.root).meta
     config = ForesightConfig(device="cpu", views=["front"])
