@@ -31,7 +31,7 @@ __all__ = ["ForesightConfig", "ForesightScheduleConfig"]
 BOOKKEEPING = ("architectures", "auto_map", "model_type", "transformers_version")
 MODEL_FIELDS = tuple(name for name in ModelConfig.__annotations__ if name not in BOOKKEEPING)
 # Settings of one run. transformers would take two for its own: the dtype of the weights, and a method.
-NOT_SAVED = ("attn_implementation", "depth_unit", "dtype", "push_to_hub")
+NOT_SAVED = ("attn_implementation", "depth_unit", "dtype", "pretrained_path", "push_to_hub")
 MILLIMETRES_PER = {"mm": 1.0, "m": 1000.0}
 NORMALISATIONS = (NormalizationMode.MEAN_STD, NormalizationMode.IDENTITY)
 

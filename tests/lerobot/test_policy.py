@@ -315,6 +315,7 @@ def test_a_trained_policy_goes_on_with_other_cameras(trained, tmp_path):
     config = PreTrainedConfig.from_pretrained(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model")
     assert config.cameras == {"main": "observation.images.top"} and config.views == ["main", "wrist"]
     assert list(config.input_features) == ["observation.images.top", "observation.state"]
+    assert config.pretrained_path is None  # a place on this machine
 
 
 def test_a_policy_whose_cameras_have_other_names_says_how_to_name_them(trained):
