@@ -25,6 +25,8 @@ from tests.tiny import tiny_config, tiny_processor
 from training import flow_targets
 from training.windows import ForesightWindows, WindowConfig, collate_windows
 
+# Initial weights with which a fresh model's action depends on what it sees.
+ATTENTIVE = {"initializer_range": 0.3, "embedding_initializer_range": 0.02}
 NO_FLOW = ["action", "depth", "future", "progress"]
 
 
@@ -33,7 +35,7 @@ def trained(tmp_path_factory):
     """Two steps of `lerobot-train` on a dataset with depth and tracks: dataset, run and checkpoint folder."""
     root = tmp_path_factory.mktemp("lerobot")
     facts = make_dataset(root / "data", use_videos=False, action_dim=4, state_dim=5, frames=[11, 13])
-    model = small_model(binary_action_indices=[2])
+    model = small_model(binary_action_indices=[2], **ATTENTIVE)
     with pytest.warns(UserWarning, match="flow") as caught:
         lerobot_train(*policy_options(model), *run_options(facts.root, root / "run"))
     said = [str(warning.message) for warning in caught if "are not trained" in str(warning.message)]
@@ -90,6 +92,8 @@ def assert_same_actions(folder, facts) -> None:
             expected = stream.step(images, seen["observation.state"])
             given = after(policy.select_action(before(seen)))
             torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)
+            # Or nothing that the robots see would matter here.
+            assert (expected[0] - expected[1]).abs().max() > 1e-2
 
 
 def test_lerobot_discovers_the_policy_by_its_own_means():
@@ -118,7 +122,8 @@ def test_a_folder_of_lerobot_opens_with_transformers_and_acts_the_same(trained):
 
 
 def test_a_folder_of_transformers_opens_with_lerobot_and_acts_the_same(trained, tmp_path):
-    config = tiny_config(history_length=4, future_shift=2, action_dim=4, state_dim=5, binary_state_indices=())
+    robot = {"action_dim": 4, "state_dim": 5, "binary_state_indices": ()}
+    config = tiny_config(history_length=4, future_shift=2, **robot, **ATTENTIVE)
     stats = LeRobotDataset("local/synthetic", root=trained.facts.root).meta.stats
     model, folder = ForesightForActionPrediction(config), tmp_path / "model"
     model.save_pretrained(folder)
@@ -181,9 +186,17 @@ def test_the_loss_is_that_of_the_trainer_on_the_same_windows(trained):
     picks = [0, len(windows) // 2, len(windows) - 1]
     samples = [windows[i] for i in picks]
     batch = before(default_collate([data[int(sample["index"])] for sample in samples]))
-    raw = policy.processor.prepare_batch(collate_windows(samples), history_length=config.history_length)
+    theirs = collate_windows(samples)
+    ours = policy.batches.read(
+        batch,
+        policy._restore("state", batch["observation.state"]),
+        policy._restore("action", batch["action"]),
+    )
+    ours["actions"][~ours["action_mask"]] = 0  # copies of the last one; the processor does this
+    for name in ("images", "depth", "state", "actions", "action_mask", "frame_mask", "progress"):
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-5, msg=name)
     loss, parts = policy.forward(batch)
-    expected = policy.model(**raw)
+    expected = policy.model(**policy.processor.prepare_batch(theirs, history_length=config.history_length))
     torch.testing.assert_close(loss, expected.loss, rtol=1e-4, atol=1e-5)
     assert set(parts) == {f"{name}_loss" for name in expected.losses} and parts["depth_loss"] > 0
 
