@@ -29,7 +29,7 @@ from datasets_scripts.columns import (
 from modeling_foresight import ForesightConfig as ModelConfig
 
 from .configuration_foresight import MILLIMETRES_PER, ForesightConfig
-from .flow import frames_after, read_flow
+from .flow import read_flow
 
 __all__ = ["BatchReader", "Window", "to_uint8"]
 
@@ -98,9 +98,7 @@ class BatchReader:
             idle.append("depth (no camera of the policy has a depth column)")
         if model.has("flow"):
             camera = config.cameras.get(model.views[0], "").removeprefix(IMAGE_PREFIX)
-            if not frames_after(model):
-                idle.append("flow (there is no modeling_foresight.flow_targets; training/train.py trains it)")
-            elif not {points_key(camera), points_visible_key(camera)} <= set(features):
+            if not {points_key(camera), points_visible_key(camera)} <= set(features):
                 idle.append(f"flow (the first view's camera {camera!r} has no points columns)")
             else:
                 self._flow_camera = camera

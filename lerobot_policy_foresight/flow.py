@@ -1,27 +1,19 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""Flow targets of LeRobot's batches, as far as the model's package can make them.
-
-Which tracked point answers for which node of the grid is maths of the method and belongs beside the model: an
-installation without `modeling_foresight.flow_targets` trains no flow through LeRobot.
-"""
+"""Flow targets of LeRobot's batches."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from modeling_foresight import ForesightConfig as ModelConfig
-
-try:
-    from modeling_foresight.flow_targets import build_flow_targets
-except ModuleNotFoundError:
-    build_flow_targets = None
+from modeling_foresight.flow_targets import build_flow_targets
 
 __all__ = ["frames_after", "read_flow"]
 
 
 def frames_after(model: ModelConfig) -> int:
     """Frames after the newest one that flow targets need."""
-    return model.flow_length - 1 if model.has("flow") and build_flow_targets is not None else 0
+    return model.flow_length - 1 if model.has("flow") else 0
 
 
 def read_flow(

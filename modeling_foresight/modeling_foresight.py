@@ -307,64 +307,36 @@ class ForesightModel(ForesightPreTrainedModel):
         wanted = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         return ForesightModelOutput(last_hidden_state=self.norm(x), embeddings=embeddings if wanted else None)
 
-    def embed_inputs(
-        self,
-        pixel_values: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        state: Tensor | None = None,
-        frame_mask: Tensor | None = None,
-        view_mask: Tensor | None = None,
-        state_mask: Tensor | None = None,
-        goal_pixel_values: Tensor | None = None,
-        goal_mask: Tensor | None = None,
-        text_features: Tensor | None = None,
-        vision_features: tuple[Tensor, Tensor] | None = None,
-        goal_features: tuple[Tensor, Tensor] | None = None,
-    ) -> dict[str, Tensor | None]:
-        """Checks the inputs of [`forward`] and encodes them: what [`read_newest`] takes.
+    def embed_inputs(self, **inputs) -> dict[str, Tensor | None]:
+        """Checks the inputs of [`forward`] (but `track_start`) and encodes them: what [`read_newest`] takes.
 
         Raises:
+            TypeError: If an input is not known.
             ValueError: If a shape does not fit the config; the message names what was expected and what came.
         """
-        batch, frames = check_inputs(
-            self.config,
-            self.vision_width,
-            pixel_values,
-            input_ids,
-            attention_mask,
-            state,
-            frame_mask,
-            view_mask,
-            state_mask,
-            goal_pixel_values,
-            goal_mask,
-            text_features,
-            vision_features,
-            goal_features,
-        )
-        dtype = self.dtype
-        if pixel_values is not None:
-            vision_features = self.encode_images(pixel_values)
-        images = self.embed_images(*(x.to(dtype) for x in vision_features))
-        if input_ids is not None:
-            text_features = self.encode_text(input_ids, attention_mask)
+        batch, frames = check_inputs(self.config, self.vision_width, **inputs)
+        given = inputs.get
+        vision, text, goal_features = given("vision_features"), given("text_features"), given("goal_features")
+        if given("pixel_values") is not None:
+            vision = self.encode_images(given("pixel_values"))
+        if given("input_ids") is not None:
+            text = self.encode_text(given("input_ids"), given("attention_mask"))
+        if given("goal_pixel_values") is not None:
+            goal_features = self.encode_images(given("goal_pixel_values"))
+        images = self.embed_images(*(x.to(self.dtype) for x in vision))
         goal = None
-        if goal_pixel_values is not None:
-            goal_features = self.encode_images(goal_pixel_values)
         if goal_features is not None:
-            goal = self.embed_goal_image(*(x.to(dtype) for x in goal_features))
+            goal = self.embed_goal_image(*(x.to(self.dtype) for x in goal_features))
+        frame_mask = given("frame_mask")
         if frame_mask is None:
             frame_mask = torch.ones(batch, frames, dtype=torch.bool, device=images.device)
+        masks = {name: given(name) for name in ("state", "view_mask", "state_mask", "goal_mask")}
         return {
-            "language": self.embed_text(text_features),
+            "language": self.embed_text(text),
             "images": images,
             "goal": goal,
-            "state": state,
             "frame_mask": frame_mask,
-            "view_mask": view_mask,
-            "state_mask": state_mask,
-            "goal_mask": goal_mask,
+            **masks,
         }
 
     def _place(

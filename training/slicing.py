@@ -11,7 +11,7 @@ __all__ = ["action_chunks", "goal_rows", "progress", "window_starts"]
 GOAL_WITHIN_FRAMES = 25
 
 
-def window_starts(first: int, last: int, history_length: int, stride: int = 1, chunk_size: int = 1) -> range:
+def window_starts(first: int, last: int, history_length: int, chunk_size: int, stride: int = 1) -> range:
     """First frames of all windows of a segment.
 
         start = first .. last - 1 - (T - 1) stride;   none if  last - (T + K - 2) stride <= first
@@ -19,15 +19,15 @@ def window_starts(first: int, last: int, history_length: int, stride: int = 1, c
     At stride 1 these are GR-MG's `first..last - T` and `last - T - K + 2 <= first`. The last frame is never a
     current one, so that every frame has a next one.
 
-    `ForesightWindows` deviates from GR-MG on purpose: it leaves K at 1, and so takes segments that are too
+    `ForesightWindows` deviates from GR-MG on purpose: it asks with K = 1, and so takes segments that are too
     short for one whole chunk. What a chunk lacks there is masked as it is at the end of every other segment,
     and datasets of short clips keep their data.
 
     Args:
         first, last (`int`): The segment, both frames included.
         history_length (`int`): T.
-        stride (`int`): Frames per step.
         chunk_size (`int`): K, actions that the newest frame of a segment's first window must have.
+        stride (`int`): Frames per step.
 
     Returns:
         `range`: Empty if the segment is too short.

@@ -48,9 +48,9 @@ from datasets_scripts.columns import (
     validate_columns,
 )
 from modeling_foresight.action_codec import ACTION_SIZE, GRIPPER, encode_local_delta
+from modeling_foresight.flow_targets import blank_flow_targets, build_flow_targets
 from training.augmentation import draw_shift, shift_frames, shift_points, shift_px
 from training.dataset_rows import DatasetRows
-from training.flow_targets import blank_flow_targets, build_flow_targets
 from training.frame_cache import open_frames
 from training.mixture import ConcatWindows, collate_windows
 from training.slicing import action_chunks, goal_rows, progress, window_starts
@@ -190,7 +190,7 @@ class ForesightWindows(Dataset):
         lasts = rows.episode_stops[chosen] - 1
         counts = np.array(
             [
-                len(window_starts(first, last, config.history_length, config.frame_stride))
+                len(window_starts(first, last, config.history_length, 1, config.frame_stride))
                 for first, last in zip(rows.episode_starts[chosen], lasts, strict=True)
             ]
         )

@@ -17,8 +17,8 @@ def test_starts_are_grmgs_at_stride_one(first):
 
 
 def test_a_segment_too_short_for_a_whole_chunk_is_kept_unless_a_chunk_is_asked_for():
-    assert len(window_starts(5, 5 + T, T)) == 1
-    assert len(window_starts(5, 5 + T - 1, T)) == 0
+    assert len(window_starts(5, 5 + T, T, 1)) == 1
+    assert len(window_starts(5, 5 + T - 1, T, 1)) == 0
     assert len(window_starts(5, 5 + T + K - 2, T, chunk_size=K)) == 0
     assert len(window_starts(5, 5 + T + K - 1, T, chunk_size=K)) == K
 
@@ -26,7 +26,7 @@ def test_a_segment_too_short_for_a_whole_chunk_is_kept_unless_a_chunk_is_asked_f
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_every_window_stays_inside_and_never_has_the_last_frame(stride):
     first, last = 6, 29
-    starts = window_starts(first, last, T, stride)
+    starts = window_starts(first, last, T, 1, stride)
     newest = [start + (T - 1) * stride for start in starts]
     assert starts[0] == first and newest[-1] == last - 1
     assert len(starts) == last - first - (T - 1) * stride

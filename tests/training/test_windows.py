@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from datasets_scripts.columns import clean_depth, points_key, points_visible_key
 from modeling_foresight.action_codec import to_simulator_action
+from modeling_foresight.flow_targets import build_flow_targets
 from tests.synthetic import make_dataset
 from training import frame_cache
-from training.flow_targets import build_flow_targets
 from training.windows import (
     ConcatWindows,
     ForesightWindows,

@@ -1,3 +1,4 @@
+# Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
 """3D flow targets: which tracked point answers for which node of the query grid, and where it goes.
 
 3D Foresight asks at inference for the flow of a uniform grid, and trains with tracked points "near grids"
@@ -16,23 +17,16 @@ so grids of any aspect work. Points that the shift has pushed out of the picture
 
 import numpy as np
 
+from .encoders import flow_grid_points
+
 __all__ = ["blank_flow_targets", "build_flow_targets", "choose_points", "grid_nodes"]
 
 NEAREST_WITHIN_SPACINGS = 2.0
 
 
 def grid_nodes(grid: tuple[int, int]) -> np.ndarray:
-    """Centres of a uniform grid of cells, row-major: `((c + .5) / cols, (r + .5) / rows)`.
-
-    Args:
-        grid (`tuple[int, int]`): `(rows, cols)`.
-
-    Returns:
-        `numpy.ndarray`: `(P, 2)` float32 image fractions x, y.
-    """
-    rows, cols = grid
-    y, x = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(cols) + 0.5) / cols, indexing="ij")
-    return np.stack([x.ravel(), y.ravel()], axis=-1).astype(np.float32)
+    """Centres of the cells of a grid `(rows, cols)`, row-major: float32 `(P, 2)` image fractions x, y."""
+    return flow_grid_points(*grid).numpy()
 
 
 def choose_points(
