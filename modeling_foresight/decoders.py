@@ -144,7 +144,26 @@ class ActionEncoder(nn.Module):
         return mean, log_var
 
 
-class ActionDecoder(nn.Module):
+class ActionOutputs(nn.Module):
+    """Linear outputs of an action: regressed entries and binary ones apart, given back in their order."""
+
+    def _add_outputs(self, config: ForesightConfig, width: int) -> None:
+        continuous, binary = config.continuous_action_indices, list(config.binary_action_indices)
+        if continuous:
+            self.predict_continuous = nn.Linear(width, len(continuous))
+        if binary:
+            self.predict_binary = nn.Linear(width, len(binary))
+        self.outputs = [name for name in ("predict_continuous", "predict_binary") if hasattr(self, name)]
+        order = [*continuous, *binary]  # entry of the action at each output
+        self.entry_order = sorted(range(len(order)), key=order.__getitem__)
+
+    def _predict(self, x: Tensor) -> Tensor:
+        """`(..., width)` -> float32 `(..., A)`."""
+        parts = [getattr(self, name)(x) for name in self.outputs]
+        return take_entries(torch.cat(parts, dim=-1), self.entry_order).float()
+
+
+class ActionDecoder(ActionOutputs):
     """ACTION query of one frame + style -> K actions; no final LayerNorm, linear outputs (GR-MG).
 
     Args:
@@ -154,19 +173,13 @@ class ActionDecoder(nn.Module):
     def __init__(self, config: ForesightConfig):
         super().__init__()
         width = config.action_hidden_size
-        self.continuous, self.binary = config.continuous_action_indices, list(config.binary_action_indices)
         self.chunk_size = config.chunk_size
         self.embed_style = nn.Linear(config.latent_dim, width)
         self.embed_query = nn.Linear(config.hidden_size, width)
         self.mask_token = nn.Embedding(1, width)
         self.positions = nn.Embedding(config.chunk_size, width)
         self.blocks = vit_blocks(config, width, config.action_num_heads, config.action_decoder_depth)
-        if self.continuous:
-            self.predict_continuous = nn.Linear(width, len(self.continuous))
-        if self.binary:
-            self.predict_binary = nn.Linear(width, len(self.binary))
-        order = [*self.continuous, *self.binary]  # entry of the action at each output
-        self.entry_order = sorted(range(len(order)), key=order.__getitem__)
+        self._add_outputs(config, width)
 
     def forward(self, query: Tensor, style: Tensor) -> Tensor:
         """Decodes chunks.
@@ -182,15 +195,10 @@ class ActionDecoder(nn.Module):
         mask, positions = (all_rows(table, query.device) for table in (self.mask_token, self.positions))
         steps = (mask + positions).expand(len(query), -1, -1)
         x = self.blocks(torch.cat([context, steps.to(context.dtype)], dim=1))[:, -self.chunk_size :]
-        parts = []
-        if self.continuous:
-            parts.append(self.predict_continuous(x))
-        if self.binary:
-            parts.append(self.predict_binary(x))
-        return take_entries(torch.cat(parts, dim=-1), self.entry_order).float()
+        return self._predict(x)
 
 
-class LinearActionDecoder(nn.Module):
+class LinearActionDecoder(ActionOutputs):
     """ACTION query of one frame -> one action, through linear maps without activations (GR-1).
 
     Args:
@@ -200,24 +208,13 @@ class LinearActionDecoder(nn.Module):
     def __init__(self, config: ForesightConfig):
         super().__init__()
         width, half = config.hidden_size, config.hidden_size // 2
-        self.continuous, self.binary = config.continuous_action_indices, list(config.binary_action_indices)
         self.shared = nn.Sequential(nn.Linear(width, half), nn.Linear(half, half))
-        if self.continuous:
-            self.predict_continuous = nn.Linear(half, len(self.continuous))
-        if self.binary:
-            self.predict_binary = nn.Linear(half, len(self.binary))
-        order = [*self.continuous, *self.binary]
-        self.entry_order = sorted(range(len(order)), key=order.__getitem__)
+        self._add_outputs(config, half)
 
     def forward(self, query: Tensor, style: None = None) -> Tensor:
         """`(M, D)` -> float32 `(M, 1, A)`: normalised values, and logits at the binary entries."""
         x = self.shared(query)
-        parts = []
-        if self.continuous:
-            parts.append(self.predict_continuous(x))
-        if self.binary:
-            parts.append(self.predict_binary(x))
-        return take_entries(torch.cat(parts, dim=-1), self.entry_order).float()[:, None]
+        return self._predict(x)[:, None]
 
 
 class ProgressDecoder(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from transformers import TimmWrapperConfig
 
 from modeling_foresight import ForesightForActionPrediction, ForesightModel
+from modeling_foresight.lora import lora_config
 from tests.tiny import BATCH, tiny_config, tiny_inputs
 
 HEAVY = ("timm", "lerobot", "peft", "datasets", "pandas", "wandb", "matplotlib", "gradio", "training")
@@ -208,3 +209,13 @@ print([name for name in {HEAVY!r} if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr[-2000:]
+
+
+def test_a_model_without_a_text_tower_takes_an_adapter_and_checkpointing():
+    """peft asks for the input embeddings, and takes `NotImplementedError` for "there are none"."""
+    peft = pytest.importorskip("peft")
+    model = build(tiny_config(towers=["vision"]))
+    with pytest.raises(NotImplementedError, match="no text tower"):
+        model.get_input_embeddings()
+    model.gradient_checkpointing_enable()
+    peft.get_peft_model(model, lora_config(model, r=2))

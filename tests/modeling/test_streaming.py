@@ -80,6 +80,20 @@ def draw_state(rng, size) -> np.ndarray:
     return rng.normal(size=size).astype(np.float32)
 
 
+def assert_follows(model, processor, seed: int, steps: int, with_state: bool = True):
+    """One robot gets the chunks of the whole window, step by step; its stream and its last images."""
+    stream, truth = ForesightStream(model, processor), Recorder(model, processor)
+    rng = np.random.default_rng(seed)
+    stream.reset(TASKS[1])
+    truth.reset(0, TASKS[1])
+    for _ in range(steps):
+        images = {view: draw_image(rng) for view in ("main", "wrist")}
+        state = draw_state(rng, model.config.state_dim) if with_state else None
+        truth.see(0, images, state)
+        torch.testing.assert_close(stream.step_chunk(images, state), truth.action(0), **EXACT)
+    return stream, images
+
+
 @pytest.mark.parametrize("goal_image", [False, True])
 def test_a_robot_gets_the_actions_of_the_whole_window_for_an_episode(goal_image):
     model, processor = build(goal_image=goal_image)
@@ -109,17 +123,7 @@ def test_relative_states_are_recomputed_as_the_window_slides():
         state_representation="relative",
         action_codec="local_delta",
     )
-    stream, truth, rng = (
-        ForesightStream(model, processor),
-        Recorder(model, processor),
-        np.random.default_rng(2),
-    )
-    stream.reset(TASKS[1])
-    truth.reset(0, TASKS[1])
-    for _ in range(12):
-        images, state = {"main": draw_image(rng), "wrist": draw_image(rng)}, draw_state(rng, 7)
-        truth.see(0, images, state)
-        torch.testing.assert_close(stream.step_chunk(images, state), truth.action(0), **EXACT)
+    _, images = assert_follows(model, processor, seed=2, steps=12)
     with pytest.raises(ValueError, match="give the state at each step"):
         again = ForesightStream(model, processor)
         again.reset(TASKS[1])
@@ -182,35 +186,14 @@ def test_a_camera_may_fail_for_some_steps_or_some_robots():
 
 def test_a_robot_without_proprioception_can_act_with_a_model_that_knows_it():
     model, processor = build()
-    stream, truth, rng = (
-        ForesightStream(model, processor),
-        Recorder(model, processor),
-        np.random.default_rng(5),
-    )
-    stream.reset(TASKS[0])
-    truth.reset(0, TASKS[0])
-    for _ in range(7):
-        images = {"main": draw_image(rng), "wrist": draw_image(rng)}
-        truth.see(0, images, None)
-        torch.testing.assert_close(stream.step_chunk(images), truth.action(0), **EXACT)
+    stream, images = assert_follows(model, processor, seed=5, steps=7, with_state=False)
     with pytest.raises(ValueError, match="with every step of an instruction, or with none: reset"):
-        stream.step(images, draw_state(rng, 11))
+        stream.step(images, np.zeros(11))
 
 
 @pytest.mark.parametrize("fields", [{"objectives": ["action", "progress"]}, {"action_sees_flow": False}])
 def test_models_without_flow_stream_too(fields):
-    model, processor = build(**fields)
-    stream, truth, rng = (
-        ForesightStream(model, processor),
-        Recorder(model, processor),
-        np.random.default_rng(6),
-    )
-    stream.reset(TASKS[0])
-    truth.reset(0, TASKS[0])
-    for _ in range(7):
-        images, state = {"main": draw_image(rng), "wrist": draw_image(rng)}, draw_state(rng, 11)
-        truth.see(0, images, state)
-        torch.testing.assert_close(stream.step_chunk(images, state), truth.action(0), **EXACT)
+    assert_follows(*build(**fields), seed=6, steps=7)
 
 
 def test_progress_is_that_of_the_newest_frame_of_the_window():
