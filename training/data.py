@@ -8,9 +8,9 @@ import numpy as np
 from torch.utils.data import DataLoader, Subset
 
 from datasets_scripts.columns import PROVENANCE_PATH, read_provenance
+from datasets_scripts.dataset_rows import DatasetRows
 from modeling_foresight import ForesightConfig
 from training.config import RunConfig
-from training.dataset_rows import DatasetRows
 from training.windows import ConcatWindows, ForesightWindows, WindowConfig, collate_windows, split_episodes
 
 __all__ = ["RunData", "dataset_facts", "evaluation_loader", "window_config"]

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from datasets_scripts.columns import replacing
+from datasets_scripts.dataset_rows import DatasetRows
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.losses import depth_statistics, patchify, unpatchify
 from training.checkpoint_folder import load_checkpoint, read_run_config
 from training.config import DatasetSource
 from training.data import window_config
-from training.dataset_rows import DatasetRows
 from training.video import write_video
 from training.windows import ForesightWindows, collate_windows, split_episodes
 

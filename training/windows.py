@@ -47,11 +47,11 @@ from datasets_scripts.columns import (
     unpack_points,
     validate_columns,
 )
+from datasets_scripts.dataset_rows import DatasetRows
+from datasets_scripts.frame_cache import open_frames
 from modeling_foresight.action_codec import ACTION_SIZE, GRIPPER, encode_local_delta
 from modeling_foresight.flow_targets import blank_flow_targets, build_flow_targets
 from training.augmentation import draw_shift, shift_frames, shift_points, shift_px
-from training.dataset_rows import DatasetRows
-from training.frame_cache import open_frames
 from training.mixture import ConcatWindows, collate_windows
 from training.slicing import action_chunks, goal_rows, progress, window_starts
 from training.window_config import WindowConfig, split_episodes

@@ -1,5 +1,4 @@
 import dataclasses
-import errno
 import json
 import pickle
 import shutil
@@ -17,7 +16,6 @@ from datasets_scripts.columns import clean_depth, points_key, points_visible_key
 from modeling_foresight.action_codec import to_simulator_action
 from modeling_foresight.flow_targets import build_flow_targets
 from tests.synthetic import make_dataset
-from training import frame_cache
 from training.windows import (
     ConcatWindows,
     ForesightWindows,
@@ -515,42 +513,6 @@ def test_split_is_by_episode_and_seeded():
     assert split_episodes(2, 0.01, seed=0)[1] != [] and split_episodes(4, 0.0)[1] == []
     with pytest.raises(ValueError, match="val_fraction"):
         split_episodes(1, 0.5)
-
-
-# -------------------------------------------------------------------- cache
-
-
-def test_changed_videos_are_decoded_again_and_the_old_file_goes(facts, tmp_path):
-    root, folder = copy_of(facts, tmp_path), tmp_path / "cache"
-    settings = config(str(folder), objectives=["action"])
-    first = ForesightWindows(root, settings).frames.files
-    assert ForesightWindows(root, settings).frames.files == first
-    video = next((root / "videos" / "observation.images.main").rglob("*.mp4"))
-    video.touch()
-    second = ForesightWindows(root, settings).frames.files
-    assert second["observation.images.main"] != first["observation.images.main"]
-    assert second["observation.images.wrist"] == first["observation.images.wrist"]
-    assert not first["observation.images.main"].exists()
-
-
-def test_full_disk_leaves_no_cache_file_and_says_what_to_do(facts, tmp_path, monkeypatch):
-    def full_disk(decoder, file, progress):
-        file.write(b"half of it")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(frame_cache, "_write_frames", full_disk)
-    with pytest.raises(ValueError, match="no room for the frame cache.*'off'"):
-        ForesightWindows(facts.root, config(str(tmp_path)))
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
-
-
-def test_auto_decodes_on_demand_when_the_cache_would_be_too_large(facts, tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("FORESIGHT_CACHE", str(tmp_path))
-    monkeypatch.setattr(frame_cache, "AUTO_CACHE_BYTES", 1000)
-    windows = ForesightWindows(facts.root, config("auto"))
-    assert isinstance(windows.frames, frame_cache.OnDemandFrames) and "decoding on demand" in caplog.text
-    monkeypatch.setattr(frame_cache, "AUTO_CACHE_BYTES", 10**9)
-    assert isinstance(ForesightWindows(facts.root, config("auto")).frames, frame_cache.CachedFrames)
 
 
 # -------------------------------------------------------------------- bad input

@@ -36,7 +36,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from datasets_scripts.columns import clean_depth, depth_limit_m, is_depth_feature, replacing
-from training.dataset_rows import DatasetRows
+from datasets_scripts.dataset_rows import DatasetRows
 
 __all__ = ["CachedFrames", "FrameDecoder", "OnDemandFrames", "open_frames"]
 
