@@ -13,10 +13,10 @@ from lerobot.configs import DepthEncoderConfig, RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts.columns import (
+    IMAGE_PREFIX,
     append_columns,
     depth_key,
     encode_flags,
-    image_key,
     pack_points,
     points_features,
     points_key,
@@ -40,6 +40,7 @@ class SyntheticDataset:
     tasks: tuple[str, ...]
     fps: int
     poses: bool = False
+    limits: tuple[tuple[float, float], ...] | None = None
 
     @property
     def starts(self) -> np.ndarray:
@@ -110,11 +111,19 @@ class SyntheticDataset:
             roll = (np.pi + 0.2 * np.sin(t + e) + np.pi) % (2 * np.pi) - np.pi  # jumps from pi to -pi
             pose = [0.3 + 0.01 * t, 0.1 * e, 0.5 - 0.02 * t, roll, 0.1 * np.sin(t), 0.05 * t - e]
             return np.array([*pose, 1.0 if (t + e) % 3 else -1.0, *rest], dtype=np.float32)
+        if self.limits:
+            return self._joints(np.sin(e + 0.3 * (t - 1) + np.arange(self.state_dim)))
         return (e + 0.01 * t + 0.1 * np.arange(self.state_dim)).astype(np.float32)
 
     def action(self, e: int, t: int) -> np.ndarray:
-        """`(action_dim,)` float32 in [-1, 1]."""
-        return np.sin(e + 0.3 * t + np.arange(self.action_dim)).astype(np.float32)
+        """`(action_dim,)` float32 in [-1, 1], or within the joints' limits."""
+        motion = np.sin(e + 0.3 * t + np.arange(self.action_dim))
+        return self._joints(motion) if self.limits else motion.astype(np.float32)
+
+    def _joints(self, motion: np.ndarray) -> np.ndarray:
+        """[-1, 1] -> the joints' limits."""
+        low, high = np.array(self.limits).T
+        return (low + (high - low) * (motion + 1) / 2).astype(np.float32)
 
     def task(self, e: int) -> str:
         """Instruction."""
@@ -141,6 +150,9 @@ def make_dataset(
     action_key: str = "action",
     state_key: str | None = "observation.state",
     poses: bool = False,
+    limits: tuple[tuple[float, float], ...] | None = None,
+    image_prefix: str = IMAGE_PREFIX,
+    extra: tuple[str, ...] = (),
 ) -> SyntheticDataset:
     """Write a dataset and return what it holds.
 
@@ -164,6 +176,9 @@ def make_dataset(
         action_key: Name of the action column.
         state_key: Name of the state column; `None` leaves it out.
         poses: Let the state begin with a pose and a gripper, as CALVIN's does; `state_dim` is 7 or more.
+        limits: Lowest and highest value of every joint; states and actions are then joint positions.
+        image_prefix: What image columns' names have before the camera's.
+        extra: Names of more columns, of three random numbers each.
 
     Returns:
         The formulas.
@@ -185,6 +200,7 @@ def make_dataset(
         tasks,
         fps,
         poses,
+        limits,
     )
     kind = "video" if use_videos else "image"
     axes = ["height", "width", "channels"]
@@ -192,11 +208,12 @@ def make_dataset(
     if state_key:
         features[state_key] = {"dtype": "float32", "shape": (state_dim,), "names": None}
     for camera, (height, width) in sizes.items():
-        features[image_key(camera)] = {"dtype": kind, "shape": (height, width, 3), "names": axes}
+        features[image_prefix + camera] = {"dtype": kind, "shape": (height, width, 3), "names": axes}
     for camera in depth_cameras:
         shape = (*sizes[camera], 1)
         info = {"is_depth_map": True}
         features[depth_key(camera)] = {"dtype": kind, "shape": shape, "names": axes, "info": info}
+    features |= {key: {"dtype": "float32", "shape": (3,), "names": None} for key in extra}
     dataset = LeRobotDataset.create(
         "local/synthetic",
         fps=fps,
@@ -212,7 +229,9 @@ def make_dataset(
             if state_key:
                 frame[state_key] = facts.state(e, t)
             for camera in sizes:
-                frame[image_key(camera)] = facts.image(e, t, camera)
+                frame[image_prefix + camera] = facts.image(e, t, camera)
+            for key in extra:
+                frame[key] = np.random.default_rng((e, t)).normal(size=3).astype(np.float32)
             for camera in depth_cameras:
                 frame[depth_key(camera)] = facts.depth(e, t, camera)[..., None] * np.float32(depth_factor)
             dataset.add_frame(frame)
