@@ -1,4 +1,4 @@
-"""Copy a LeRobot v3 dataset under other column names, for datasets that LeRobot's policies cannot see as it is.
+"""Copy a LeRobot v3 dataset under other column names, for those that LeRobot shows to no policy.
 
 LeRobot hands a policy `observation.*` and `action` and drops every other column. A dataset with `image`,
 `state` and `actions` opens, but nothing can be trained on it by `lerobot-train` (and LeRobot's own
