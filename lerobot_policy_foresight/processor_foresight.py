@@ -2,16 +2,58 @@
 """LeRobot's steps before and after the policy: rename, batch, device, normalise; and back.
 
 They are LeRobot's own, under the names that its commands override. Images pass as they are, labels too.
+One step of ours says what does not fit before LeRobot's normaliser fails on it.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
-from lerobot.processor import PolicyAction, PolicyProcessorPipeline, make_default_pre_post_processors
+from lerobot.processor import (
+    ObservationProcessorStep,
+    PolicyAction,
+    PolicyProcessorPipeline,
+    ProcessorStepRegistry,
+)
+from lerobot.processor.factory import make_default_policy_processor_steps, make_policy_processor_pipelines
 from lerobot.utils.constants import ACTION, OBS_STATE
 
 from .configuration_foresight import ForesightConfig
 
-__all__ = ["make_foresight_pre_post_processors"]
+__all__ = ["CheckStateStep", "make_foresight_pre_post_processors"]
+
+
+@ProcessorStepRegistry.register("foresight_check_state")
+@dataclass
+class CheckStateStep(ObservationProcessorStep):
+    """Refuses states of another size than the policy's, such as those of a robot with other joints.
+
+    Args:
+        size (`int`, *optional*): Entries of the state; `None` where the policy has none.
+    """
+
+    size: int | None = None
+
+    def observation(self, observation: dict) -> dict:
+        """Passes the observation on.
+
+        Raises:
+            ValueError: If its state `(..., size)` has another size.
+        """
+        state = observation.get(OBS_STATE)
+        if self.size and state is not None and state.shape[-1] != self.size:
+            raise ValueError(
+                f"{OBS_STATE} has {state.shape[-1]} entries; the policy was made for {self.size}: use the "
+                "robot, with the joints and in the order, that its dataset was recorded with."
+            )
+        return observation
+
+    def get_config(self) -> dict:
+        """What is saved with the pipeline."""
+        return {"size": self.size}
+
+    def transform_features(self, features: dict) -> dict:
+        """Nothing changes."""
+        return features
 
 
 def make_foresight_pre_post_processors(
@@ -28,4 +70,10 @@ def make_foresight_pre_post_processors(
             are large, are not kept.
     """
     used = {key: stats for key, stats in (dataset_stats or {}).items() if key in (ACTION, OBS_STATE)}
-    return make_default_pre_post_processors(config, used, normalizer_device=config.device)
+    state = config.robot_state_feature
+    steps = make_default_policy_processor_steps(config, used, normalizer_device=config.device)
+    check = CheckStateStep(state.shape[0] if state else None)
+    return make_policy_processor_pipelines(
+        input_steps=[steps.rename_observations, steps.add_batch_dim, steps.to_device, check, steps.normalize],
+        output_steps=[steps.unnormalize, steps.to_cpu],
+    )
