@@ -9,12 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets_scripts.sampling import TrackChoice, choose_tracks, classify_motion, usable_tracks
+from datasets_scripts.sampling import TrackChoice, sample_tracks
 
-GRID_SIDE = 40
-N_RANDOM = 800
-RESEED_ROUNDS = 3
-RESEED_NOISE = 0.05  # of the image
 NEAR_M = 0.02
 DEPTH_TOLERANCE_M = 0.01
 # Positions of points beside or behind the camera are cut here, so that they stay small numbers in float16.
@@ -47,10 +43,7 @@ class RigidClip:
 def make_tracks(
     clip: RigidClip, generator: np.random.Generator, n_points: int = 1250, moving_fraction: float = 0.25
 ) -> tuple[np.ndarray, np.ndarray, TrackChoice]:
-    """Candidate tracks of a clip, and the choice among them.
-
-    Candidates are a jittered 40x40 grid in frame 0 and 800 pixels at random frames; while too few of them
-    move, up to three more rounds look around the moving ones.
+    """Exact tracks of a clip, chosen by [`sampling.sample_tracks`].
 
     Args:
         clip (`RigidClip`): The episode.
@@ -62,23 +55,9 @@ def make_tracks(
         `tuple`: Chosen tracks `(F, k, 3)` float64 (x, y image fractions, z metres), their visibility `(F, k)`
         bool, and the choice itself.
     """
-    n_frames, height, width = clip.depth_m.shape
-    seeds = [
-        _grid_seeds(height, width, generator),
-        _random_seeds(N_RANDOM, n_frames, height, width, generator),
-    ]
-    points, visible = follow_pixels(clip, np.unique(np.concatenate(seeds), axis=0))
-    for _ in range(RESEED_ROUNDS):
-        moving = classify_motion(points, visible)[0] & usable_tracks(points, visible)
-        missing = round(n_points * moving_fraction) - int(moving.sum())
-        if missing <= 0 or not moving.any():
-            break
-        around = _seeds_around(points[:, moving], 4 * missing, height, width, generator)
-        more_points, more_visible = follow_pixels(clip, np.unique(around, axis=0))
-        points = np.concatenate([points, more_points], axis=1)
-        visible = np.concatenate([visible, more_visible], axis=1)
-    choice = choose_tracks(points, visible, generator, n_points, moving_fraction)
-    return points[:, choice.index], visible[:, choice.index], choice
+    return sample_tracks(
+        lambda seeds: follow_pixels(clip, seeds), clip.depth_m.shape, generator, n_points, moving_fraction
+    )
 
 
 def follow_pixels(clip: RigidClip, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -154,31 +133,3 @@ def depth_test(points: np.ndarray, depth_m: np.ndarray) -> np.ndarray:
         for right in range(3):
             nearest = np.minimum(nearest, np.abs(padded[frames, row + down, column + right] - z))
     return inside & (nearest <= DEPTH_TOLERANCE_M)
-
-
-def _grid_seeds(height: int, width: int, generator: np.random.Generator) -> np.ndarray:
-    """A 40x40 grid over frame 0, each node moved within its cell: `(1600, 3)` frame, row, column."""
-    node = np.stack(np.meshgrid(np.arange(GRID_SIDE), np.arange(GRID_SIDE), indexing="ij"), axis=-1)
-    place = (node.reshape(-1, 2) + generator.random((GRID_SIDE**2, 2))) / GRID_SIDE
-    pixel = (place * [height, width]).astype(np.int64)
-    return np.concatenate([np.zeros((len(pixel), 1), dtype=np.int64), pixel], axis=1)
-
-
-def _random_seeds(
-    count: int, n_frames: int, height: int, width: int, generator: np.random.Generator
-) -> np.ndarray:
-    """Pixels at random frames: `(count, 3)` frame, row, column."""
-    return generator.integers(0, [n_frames, height, width], size=(count, 3))
-
-
-def _seeds_around(
-    points: np.ndarray, count: int, height: int, width: int, generator: np.random.Generator
-) -> np.ndarray:
-    """Pixels near given tracks at random frames, with noise of 5 % of the image: `(count, 3)`."""
-    n_frames, n = points.shape[:2]
-    frame = generator.integers(0, n_frames, size=count)
-    place = points[frame, generator.integers(0, n, size=count), :2]
-    place = place + generator.normal(0.0, RESEED_NOISE, size=place.shape)
-    row = np.clip((place[:, 1] * height).astype(np.int64), 0, height - 1)
-    column = np.clip((place[:, 0] * width).astype(np.int64), 0, width - 1)
-    return np.stack([frame, row, column], axis=-1)

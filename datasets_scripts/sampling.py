@@ -8,6 +8,7 @@ Tracks are `(F, n, 3)`: x and y as image fractions, z in metres. Distances in th
 scale of 224 px, whatever the resolution of the video.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,10 @@ SMOOTH_PATH_RATIO = 3.0
 MIN_VISIBLE_FRACTION = 0.3
 MAX_JUMP_FRACTION = 0.1
 START_CELLS = 31
+GRID_SIDE = 40
+N_RANDOM = 800
+RESEED_ROUNDS = 3
+RESEED_NOISE = 0.05  # of the image
 MIN_TRACKS = 256
 # How much the direction of a path counts beside its place in the image when moving tracks are spread.
 DIRECTION_WEIGHT = 0.25
@@ -126,6 +131,49 @@ def choose_tracks(
     return TrackChoice(index[order], flags[order], has_motion=len(moving) > 0)
 
 
+def sample_tracks(
+    follow: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    shape: tuple[int, int, int],
+    generator: np.random.Generator,
+    n_points: int = 1250,
+    moving_fraction: float = 0.25,
+) -> tuple[np.ndarray, np.ndarray, TrackChoice]:
+    """Candidate tracks of a clip, and the choice among them.
+
+    Candidates are a jittered 40x40 grid in frame 0 and 800 pixels at random frames; while too few of them
+    move, up to three more rounds look around the moving ones.
+
+    Args:
+        follow (`Callable`): From pixels `(m, 3)` int64 (frame, row, column) to their tracks `(F, n, 3)` and
+            visibility `(F, n)`, n <= m: a simulator's geometry or a tracker.
+        shape (`tuple[int, int, int]`): Frames, rows and columns of the clip.
+        generator (`np.random.Generator`): Seeded per clip.
+        n_points (`int`): Most tracks to choose.
+        moving_fraction (`float`): Wanted share of moving ones.
+
+    Returns:
+        `tuple`: Chosen tracks `(F, k, 3)` (x, y image fractions, z metres), their visibility `(F, k)` bool,
+        and the choice itself.
+    """
+    n_frames, height, width = shape
+    seeds = [
+        _grid_seeds(height, width, generator),
+        _random_seeds(N_RANDOM, n_frames, height, width, generator),
+    ]
+    points, visible = follow(np.unique(np.concatenate(seeds), axis=0))
+    for _ in range(RESEED_ROUNDS):
+        moving = classify_motion(points, visible)[0] & usable_tracks(points, visible)
+        missing = round(n_points * moving_fraction) - int(moving.sum())
+        if missing <= 0 or not moving.any():
+            break
+        around = _seeds_around(points[:, moving], 4 * missing, height, width, generator)
+        more_points, more_visible = follow(np.unique(around, axis=0))
+        points = np.concatenate([points, more_points], axis=1)
+        visible = np.concatenate([visible, more_visible], axis=1)
+    choice = choose_tracks(points, visible, generator, n_points, moving_fraction)
+    return points[:, choice.index], visible[:, choice.index], choice
+
+
 def _seen_quantile(values: np.ndarray, mask: np.ndarray, quantile: float) -> np.ndarray:
     """Quantile of the unmasked values of each column, linearly interpolated: `(F, n)` -> `(n,)`."""
     # As np.nanquantile, which takes a hundred times longer because it goes column by column.
@@ -190,3 +238,31 @@ def _spread_paths(
         distance[chosen[:k]] = -1.0  # never twice, even among identical tracks
         chosen[k] = distance.argmax()
     return chosen
+
+
+def _grid_seeds(height: int, width: int, generator: np.random.Generator) -> np.ndarray:
+    """A 40x40 grid over frame 0, each node moved within its cell: `(1600, 3)` frame, row, column."""
+    node = np.stack(np.meshgrid(np.arange(GRID_SIDE), np.arange(GRID_SIDE), indexing="ij"), axis=-1)
+    place = (node.reshape(-1, 2) + generator.random((GRID_SIDE**2, 2))) / GRID_SIDE
+    pixel = (place * [height, width]).astype(np.int64)
+    return np.concatenate([np.zeros((len(pixel), 1), dtype=np.int64), pixel], axis=1)
+
+
+def _random_seeds(
+    count: int, n_frames: int, height: int, width: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Pixels at random frames: `(count, 3)` frame, row, column."""
+    return generator.integers(0, [n_frames, height, width], size=(count, 3))
+
+
+def _seeds_around(
+    points: np.ndarray, count: int, height: int, width: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Pixels near given tracks at random frames, with noise of 5 % of the image: `(count, 3)`."""
+    n_frames, n = points.shape[:2]
+    frame = generator.integers(0, n_frames, size=count)
+    place = points[frame, generator.integers(0, n, size=count), :2]
+    place = place + generator.normal(0.0, RESEED_NOISE, size=place.shape)
+    row = np.clip((place[:, 1] * height).astype(np.int64), 0, height - 1)
+    column = np.clip((place[:, 0] * width).astype(np.int64), 0, width - 1)
+    return np.stack([frame, row, column], axis=-1)

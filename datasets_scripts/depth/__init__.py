@@ -1,0 +1,1 @@
+"""Sources of metric depth, one small file each, and how two of them are joined."""

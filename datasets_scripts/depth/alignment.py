@@ -1,0 +1,118 @@
+"""Temporally consistent relative depth + metric depth of a few frames -> metric depth of a whole clip.
+
+A video model (Video-Depth-Anything) gives inverse depth q that is consistent in time and known up to one
+scale and one shift; an image model (Depth-Anything-V2 metric) gives metres m that flicker. One pair (a, b)
+joins them, for the whole clip: a pair per frame would bring the flicker back. Inverse depth is the space in
+which the video model is ambiguous, and weighs the near field, where manipulation happens (3D Foresight uses
+both models; the way of joining them is ours).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MIN_DEPTH_M, MAX_DEPTH_M = 0.05, 10.0
+FIT_RANGE_M = (0.1, 10.0)  # metric values beyond it are not trusted
+FIT_SAMPLES = 200_000
+FIT_ROUNDS = 5
+KEPT_FRACTION = 0.9
+MAX_ERROR = 0.25  # median relative error from which on a clip's alignment counts as failed
+MAX_KEY_FRAMES = 32
+SMOOTHING_FRAMES = 15  # of the ratios that hold flickering depth together where the alignment failed
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What joins the two depths of a clip: `1 / depth = scale * q + shift`.
+
+    Attributes:
+        scale (`float`): a, 1/m per unit of q; positive, or the fit failed.
+        shift (`float`): b, 1/m.
+        error (`float`): Median of |D - m| / m over the valid pixels of the key frames; `inf` without any.
+    """
+
+    scale: float
+    shift: float
+    error: float
+
+    @property
+    def good(self) -> bool:
+        """Whether the clip may use it."""
+        return self.scale > 0 and self.error <= MAX_ERROR
+
+
+def key_frames(n_frames: int, count: int = MAX_KEY_FRAMES) -> np.ndarray:
+    """Evenly spaced frames for metric depth, the first and the last among them: `(<=count,)` int64."""
+    return np.unique(np.linspace(0, n_frames - 1, min(count, n_frames)).round().astype(np.int64))
+
+
+def fit_alignment(relative: np.ndarray, metric_m: np.ndarray, generator: np.random.Generator) -> Alignment:
+    """Fits scale and shift robustly: least squares, then rounds that keep the 90 % smallest residuals.
+
+    Args:
+        relative (`np.ndarray`): `(k, H, W)` inverse depth q of the key frames, any unit; valid above 0.
+        metric_m (`np.ndarray`): `(k, H, W)` metres of the same pixels, 0 where invalid.
+        generator (`np.random.Generator`): Draws the pixels of the fit.
+
+    Returns:
+        `Alignment`: Of the clip.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if relative.shape != metric_m.shape:
+        raise ValueError(f"relative depth has shape {relative.shape}, metric depth {metric_m.shape}")
+    low, high = FIT_RANGE_M
+    valid = np.flatnonzero((relative > 0) & (metric_m > low) & (metric_m < high))
+    if len(valid) < 2:
+        return Alignment(0.0, 0.0, np.inf)
+    drawn = valid
+    if len(valid) > FIT_SAMPLES:
+        drawn = generator.choice(valid, FIT_SAMPLES, replace=False)
+    q = relative.reshape(-1)[drawn].astype(np.float64)
+    y = 1 / metric_m.reshape(-1)[drawn].astype(np.float64)
+    scale, shift = _line(q, y)
+    for _ in range(FIT_ROUNDS):
+        residual = np.abs(scale * q + shift - y)
+        kept = residual <= np.quantile(residual, KEPT_FRACTION)
+        scale, shift = _line(q[kept], y[kept])
+    m = metric_m.reshape(-1)[valid]
+    depth = invert(relative.reshape(-1)[valid], scale, shift)
+    return Alignment(scale, shift, float(np.median(np.abs(depth - m) / m)))
+
+
+def invert(relative: np.ndarray, scale: float, shift: float) -> np.ndarray:
+    """Metres of inverse depth: `1 / clip(scale q + shift)` in [0.05, 10] m, float32, shape kept."""
+    inverse = np.clip(scale * relative + shift, 1 / MAX_DEPTH_M, 1 / MIN_DEPTH_M)
+    return (1 / inverse).astype(np.float32)
+
+
+def steady_ratio(metric_m: np.ndarray) -> np.ndarray:
+    """Factor per frame that takes most of the flicker out of metric depth: the way without an alignment.
+
+    A frame's median is brought to the median of its neighbourhood in time.
+
+    Args:
+        metric_m (`np.ndarray`): `(F, H, W)` metres, 0 where invalid.
+
+    Returns:
+        `np.ndarray`: `(F,)` float64; 1 for frames without valid depth.
+    """
+    medians = np.array([np.median(frame[frame > 0]) if (frame > 0).any() else np.nan for frame in metric_m])
+    if np.isnan(medians).all():
+        return np.ones(len(medians))
+    half = SMOOTHING_FRAMES // 2
+    padded = np.pad(medians, half, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
+    known = ~np.isnan(medians)
+    ratio = np.ones(len(medians))
+    ratio[known] = np.nanmedian(windows[known], axis=1) / medians[known]
+    return ratio
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Least squares of `y = a x + b`; `a` is 0 where x does not vary."""
+    x_mean, y_mean = x.mean(), y.mean()
+    spread = ((x - x_mean) ** 2).sum()
+    a = float(((x - x_mean) * (y - y_mean)).sum() / spread) if spread > 0 else 0.0
+    return a, float(y_mean - a * x_mean)

@@ -1,0 +1,1 @@
+"""Sources of 3D tracks, one small file each behind `track(video, depth, queries)`."""

@@ -1,0 +1,122 @@
+"""The built-in tracker, on a picture that moves as told and on simulated episodes with exact tracks."""
+
+import cv2
+import numpy as np
+import pytest
+
+from datasets_scripts.columns import moving_flags, read_provenance, unpack_points
+from datasets_scripts.dataset_rows import DatasetRows
+from datasets_scripts.frame_cache import FrameDecoder
+from datasets_scripts.record_episode import Recording
+from datasets_scripts.sampling import sample_tracks
+from datasets_scripts.simulate import simulate
+from datasets_scripts.tracks.lucas_kanade import track
+
+SIDE, FRAMES = 96, 6
+STEP = np.array([1.5, -0.75])  # px per frame
+NEARER_M = 0.02
+
+
+@pytest.fixture(scope="module")
+def moving_texture():
+    """A patch of texture that moves over a still wall, comes nearer, and slides behind a post at the end."""
+    draw = np.random.default_rng(0)
+    texture = [
+        cv2.GaussianBlur(draw.integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8), (0, 0), 2) for _ in "ab"
+    ]
+    wall, patch = (cv2.normalize(t, None, 0, 255, cv2.NORM_MINMAX) for t in texture)
+    video, depth = [], []
+    for t in range(FRAMES):
+        shift = np.array([[1, 0, STEP[0] * t], [0, 1, STEP[1] * t]])
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        mask[30:70, 20:60] = 1
+        mask = cv2.warpAffine(mask, shift, (SIDE, SIDE), flags=cv2.INTER_NEAREST).astype(bool)
+        image = np.where(mask[..., None], cv2.warpAffine(patch, shift, (SIDE, SIDE)), wall)
+        z = np.where(mask, 1.0 - NEARER_M * t, 2.0).astype(np.float32)
+        if t >= 4:
+            image[:, 50:], z[:, 50:] = 128, 0.5
+        video.append(image)
+        depth.append(z)
+    return np.stack(video), np.stack(depth)
+
+
+def test_points_follow_what_they_lie_on_in_three_dimensions(moving_texture):
+    video, depth = moving_texture
+    queries = np.array([[0, 36.5, 46.5], [0, 80.5, 12.5], [2, 40.0, 50.0]])
+    points, visible, confidence = track(video, depth, queries)
+    assert points.shape == (FRAMES, 3, 3) and visible.shape == confidence.shape == (FRAMES, 3)
+    times = np.arange(4)
+    np.testing.assert_allclose(points[:4, 0, :2], queries[0, 1:] + times[:, None] * STEP, atol=0.3)
+    np.testing.assert_allclose(points[:4, 0, 2], 1.0 - NEARER_M * times, atol=1e-4)
+    np.testing.assert_allclose(points[:4, 1], np.tile([80.5, 12.5, 2.0], (4, 1)), atol=0.1)
+    # A point that starts in the third frame is followed back to the first.
+    np.testing.assert_allclose(points[:4, 2, :2], queries[2, 1:] + (times - 2)[:, None] * STEP, atol=0.3)
+    assert visible[:4].all() and (confidence[:4] > 0.5).all()
+
+
+def test_a_point_that_is_covered_is_lost_and_stays_where_it_was(moving_texture):
+    points, visible, confidence = track(*moving_texture, np.array([[0, 52.5, 40.5]]))
+    assert visible[:4, 0].all() and not visible[4:, 0].any() and (confidence[4:] == 0).all()
+    assert (points[4:] == points[3]).all()
+
+
+def test_a_pixel_without_depth_gives_no_track(moving_texture):
+    video, depth = moving_texture
+    depth = depth.copy()
+    depth[0, 46, 36] = 0
+    _, visible, _ = track(video, depth, np.array([[0, 36.5, 46.5]]))
+    assert not visible.any()
+
+
+@pytest.mark.sim
+def test_moving_points_are_within_a_pixel_and_a_half_over_six_steps(simulator, tmp_path):
+    root = tmp_path / "dataset"
+    simulate(Recording(("drawer-open-v3", "push-v3"), episodes=1, image_size=224, n_points=1250), root)
+    rows, provenance = DatasetRows(root), read_provenance(root)
+    pictures, depths = (FrameDecoder(rows, f"observation.{kind}.main") for kind in ("images", "depth"))
+    errors_px, errors_m, still_px = [], [], []
+    for episode in range(rows.n_episodes):
+        frames = range(int(rows.episode_starts[episode]), int(rows.episode_stops[episode]))
+        video = pictures.decode(frames).transpose(0, 2, 3, 1)
+        depth = depths.metres(depths.decode(frames))
+        true = unpack_points(rows.column("observation.points.main").read(frames)) * [224, 224, 1]
+        seen = rows.column("observation.points_visible.main").read(frames)
+        moving = moving_flags(provenance, episode, "main", true.shape[1])
+        for t in range(0, len(frames) - 5, 4):
+            index = np.flatnonzero(seen[t])
+            found, visible, _ = track(
+                video[t : t + 6],
+                depth[t : t + 6],
+                np.c_[np.zeros(len(index)), true[t, index, :2]],
+            )
+            wanted = true[t : t + 6, index]
+            both = visible & seen[t : t + 6, index]
+            both[0] = False
+            error = np.linalg.norm((found - wanted)[..., :2], axis=-1)
+            errors_px.append(error[both & moving[index]])
+            still_px.append(error[both & ~moving[index]])
+            errors_m.append(np.abs(found - wanted)[..., 2][both & moving[index]])
+    assert sum(map(len, errors_px)) > 1000
+    assert np.median(np.concatenate(errors_px)) <= 1.5
+    assert np.median(np.concatenate(errors_m)) <= 0.01
+    assert np.median(np.concatenate(still_px)) <= 0.2
+
+
+@pytest.mark.sim
+def test_tracks_of_an_episode_are_chosen_like_exact_ones(simulated_dataset):
+    rows = DatasetRows(simulated_dataset.root)
+    pictures, depths = (FrameDecoder(rows, f"observation.{kind}.main") for kind in ("images", "depth"))
+    frames = range(int(rows.episode_stops[0]))
+    video = pictures.decode(frames).transpose(0, 2, 3, 1)
+    depth = depths.metres(depths.decode(frames))
+
+    def follow(seeds):
+        points, visible, _ = track(video, depth, seeds[:, [0, 2, 1]] + [0, 0.5, 0.5])
+        return points / [*video.shape[2:0:-1], 1], visible
+
+    made = [sample_tracks(follow, depth.shape, np.random.default_rng(0), n_points=200) for _ in range(2)]
+    (points, visible, choice), again = made
+    assert points.shape == (len(frames), len(choice.index), 3) and len(choice.index) <= 200
+    assert choice.has_motion and 0.1 < choice.moving.mean() <= 0.26
+    assert (visible.mean(axis=0) >= 0.3).all()
+    assert (points == again[0]).all()
