@@ -6,9 +6,12 @@ lerobot-eval --policy.path=outputs/quickstart/model --env.type=...
 """
 
 import json
+import os
+import shutil
+import warnings
 from pathlib import Path
 
-from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from modeling_foresight import ForesightConfig as ModelConfig
@@ -17,7 +20,7 @@ from modeling_foresight import ForesightProcessor
 from .configuration_foresight import ForesightConfig
 from .processor_foresight import make_foresight_pre_post_processors
 
-__all__ = ["write_lerobot_files"]
+__all__ = ["merge_adapter", "write_lerobot_files"]
 
 
 def write_lerobot_files(folder: str | Path, cameras: dict[str, str] | None = None) -> None:
@@ -62,3 +65,41 @@ def write_lerobot_files(folder: str | Path, cameras: dict[str, str] | None = Non
     used = {key: value for key, value in stats.items() if value is not None}
     for pipeline in make_foresight_pre_post_processors(config, used):
         pipeline.save_pretrained(folder)
+
+
+def merge_adapter(adapter: str | Path, target: str | Path) -> None:
+    """Puts an adapter that `lerobot-train --peft.*` trained into its base: a policy that stands alone.
+
+    Args:
+        adapter (`str` or `Path`): Folder of the adapter, or its Hub id.
+        target (`str` or `Path`): Folder for the merged policy, which both libraries open.
+
+    Raises:
+        ValueError: If it is no adapter, does not fit its base, or `target` exists.
+    """
+    from lerobot.policies.factory import make_pre_post_processors
+    from peft import PeftConfig, PeftModel
+
+    from .modeling_foresight import ForesightPolicy
+
+    target = Path(target)
+    if target.exists():
+        raise ValueError(f"{target} exists: choose another folder.")
+    config = PreTrainedConfig.from_pretrained(adapter)
+    if not config.use_peft:
+        raise ValueError(f"{adapter} is no adapter: it needs no merging.")
+    config.pretrained_path = Path(adapter)
+    base = PeftConfig.from_pretrained(str(adapter))
+    policy = ForesightPolicy.from_pretrained(
+        base.base_model_name_or_path, config=config, revision=base.revision
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        policy = PeftModel.from_pretrained(policy, str(adapter)).merge_and_unload()
+    policy.config.use_peft = False
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    policy.save_pretrained(partial)
+    for pipeline in make_pre_post_processors(config, str(adapter)):
+        pipeline.save_pretrained(partial)
+    os.replace(partial, target)

@@ -120,6 +120,10 @@ class ForesightConfig(_ModelOptions):
         }
     )
 
+    # No field: what AutoProcessor opens, set by the policy. LeRobot saves an adapter without asking the
+    # policy, but with this config.
+    processor = None
+
     optimizer_lr: float = 1e-3
     optimizer_betas: tuple[float, float] = (0.9, 0.999)
     optimizer_weight_decay: float = 0.0
@@ -262,3 +266,5 @@ class ForesightConfig(_ModelOptions):
         }
         content["architectures"] = ["ForesightForActionPrediction"]
         (save_directory / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+        if self.processor is not None:
+            self.processor.save_pretrained(save_directory)

@@ -7,6 +7,7 @@ undone here with the statistics that the processor keeps: those of the pipeline.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from lerobot.configs import NormalizationMode, PreTrainedConfig
@@ -22,6 +23,7 @@ from modeling_foresight import (
     ForesightStream,
     build_small_tokenizer,
 )
+from modeling_foresight.lora import TOP_LEVEL, TOWERS, lora_config
 
 from .batches import BatchReader, read_tasks, to_uint8
 from .configuration_foresight import ForesightConfig
@@ -44,7 +46,6 @@ class ForesightPolicy(PreTrainedPolicy):
 
     Attributes:
         model (`ForesightForActionPrediction`): The model.
-        processor (`ForesightProcessor`): Its processor; `None` in a fresh policy made without a dataset.
 
     Raises:
         ValueError: If the dataset does not fit the policy.
@@ -57,7 +58,7 @@ class ForesightPolicy(PreTrainedPolicy):
     def __init__(self, config: ForesightConfig, dataset_stats=None, dataset_meta=None, **kwargs):
         super().__init__(config)
         config.validate_features()
-        self.processor: ForesightProcessor | None = None
+        config.processor = None
         if dataset_meta is not None and not config.pretrained_path:
             tokenizer = self._settle_model(dataset_meta)
             self.model = ForesightForActionPrediction.from_encoder_checkpoints(
@@ -97,17 +98,24 @@ class ForesightPolicy(PreTrainedPolicy):
         config.fps = dataset_meta.fps
         return tokenizer
 
+    @property
+    def processor(self) -> ForesightProcessor | None:
+        """Its processor; `None` in a fresh policy made without a dataset."""
+        return self.config.processor
+
+    @processor.setter
+    def processor(self, processor: ForesightProcessor) -> None:
+        self.config.processor = processor
+
     # ------------------------------------------------------------------ one folder for both libraries
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Weights under `transformers`' names, the processor, and the config that both libraries read."""
+        """Weights under `transformers`' names; the config that both libraries read, and the processor."""
         if state_dict is not None:  # gathered by FSDP under the policy's names
             prefix = "model."
             state_dict = {name.removeprefix(prefix): value for name, value in state_dict.items()}
         # LeRobot knows files of one piece only.
         self.model.save_pretrained(save_directory, state_dict=state_dict, max_shard_size="1TB")
-        if self.processor is not None:
-            self.processor.save_pretrained(save_directory)
         self.config._save_pretrained(save_directory)
 
     @classmethod
@@ -135,6 +143,16 @@ class ForesightPolicy(PreTrainedPolicy):
         """
         config = config or PreTrainedConfig.from_pretrained(pretrained_name_or_path, revision=revision)
         config.pretrained_path = config.pretrained_path or Path(pretrained_name_or_path)
+        # LeRobot opens the base with the adapter's config, then puts the adapter on it.
+        source, source_revision = pretrained_name_or_path, revision
+        if config.use_peft:
+            source, source_revision = config.pretrained_path, config.pretrained_revision
+            if str(source) == str(pretrained_name_or_path):
+                raise ValueError(
+                    f"{source} is an adapter, of which nothing would be loaded here. LeRobot's make_policy, "
+                    "lerobot-train and lerobot-eval load it with its base; where one policy is needed, merge "
+                    f"them: python -m lerobot_policy_foresight {source} --merge FOLDER"
+                )
         policy = super().from_pretrained(
             pretrained_name_or_path,
             config=config,
@@ -142,7 +160,7 @@ class ForesightPolicy(PreTrainedPolicy):
             revision=revision,
             **kwargs,
         )
-        processor = ForesightProcessor.from_pretrained(pretrained_name_or_path, revision=revision)
+        processor = ForesightProcessor.from_pretrained(source, revision=source_revision)
         if dataset_stats:
             stats = _own_statistics(config, dataset_stats)
             processor = ForesightProcessor.from_config(policy.model.config, processor.tokenizer, **stats)
@@ -157,6 +175,25 @@ class ForesightPolicy(PreTrainedPolicy):
             folder, config=model.model.config, dtype=torch.float32
         )
         return model
+
+    # ------------------------------------------------------------------ adapters
+
+    # For peft: names in adapters of training/train.py, which knows no policy around the model.
+    _checkpoint_conversion_mapping = {rf"^(?!model\.{TOP_LEVEL})": "model."}
+
+    def _get_default_peft_targets(self) -> dict[str, Any]:
+        """What `--peft.method_type=LORA` adapts and trains in full: the same as in `training/train.py`."""
+        adapter = lora_config(self.model)
+        return {
+            "target_modules": adapter.target_modules,
+            "modules_to_save": adapter.modules_to_save,
+            "revision": self.config.pretrained_revision,  # or the base's newest one would be loaded later
+        }
+
+    def _validate_peft_config(self, peft_config) -> None:
+        super()._validate_peft_config(peft_config)
+        if hasattr(peft_config, "exclude_modules"):  # whatever --peft.target_modules says
+            peft_config.exclude_modules = TOWERS
 
     # ------------------------------------------------------------------ training
 

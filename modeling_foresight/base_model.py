@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, find_adapter_config_file
 
 from .configuration_foresight import ForesightConfig
 from .decoders import FlowDecoder, PatchDecoder
@@ -73,6 +73,15 @@ class ForesightOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
+def adapter_remedy(name) -> str:
+    """What to do with an adapter instead."""
+    return (
+        f"{name} is an adapter, of which transformers would load a part only. Load it with peft: "
+        "PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), ADAPTER), where BASE is the "
+        "base_model_name_or_path in its adapter_config.json."
+    )
+
+
 class ForesightPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation shared by the two model classes."""
 
@@ -110,7 +119,7 @@ class ForesightPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: If weights are missing, unexpected, of other sizes (unless `ignore_mismatched_sizes`)
-                or unreadable, which the message names; or if parts were left on disk.
+                or unreadable, which the message names; if it is an adapter; or if parts were left on disk.
         """
         resize = kwargs.pop("ignore_mismatched_sizes", False)
         try:
@@ -126,6 +135,10 @@ class ForesightPreTrainedModel(PreTrainedModel):
                 f"The weights of {pretrained_model_name_or_path} cannot be read ({error}): a file is "
                 "truncated or no safetensors file. Copy or download it again."
             ) from error
+        except OSError as error:  # no weights; an adapter of LeRobot has a config.json all the same
+            if find_adapter_config_file(str(pretrained_model_name_or_path), revision=kwargs.get("revision")):
+                raise ValueError(adapter_remedy(pretrained_model_name_or_path)) from error
+            raise
         wrong = {}
         if not resize:
             wrong["has weights of other sizes than"] = [
@@ -165,11 +178,7 @@ class ForesightPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: Always; says how an adapter is loaded.
         """
-        raise ValueError(
-            f"{peft_model_id or 'This'} is an adapter, of which transformers would load a part only. Load it "
-            "with peft: PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), ADAPTER), where BASE is "
-            "the base_model_name_or_path in its adapter_config.json."
-        )
+        raise ValueError(adapter_remedy(peft_model_id or "This"))
 
     def post_init(self):
         """Ends construction."""

@@ -23,6 +23,10 @@ LORA_MODULES_TO_SAVE = (
     "action_decoder.predict_continuous",
     "action_decoder.predict_binary",
 )
+# How names start in the model itself. LeRobot's policy, and so the adapters it saves, put one more `model.`
+# before them; peft, which reads `_checkpoint_conversion_mapping`, takes either kind of adapter for either.
+TOP_LEVEL = r"(model|(depth|image|flow|action|progress)_(decoder|encoder))\."
+FROM_LEROBOT = {rf"^model\.(?={TOP_LEVEL})": ""}
 
 
 def lora_config(
@@ -87,4 +91,12 @@ def declare_lora_targets() -> None:
         constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault("foresight", LORA_TARGETS)
 
 
-__all__ = ["LORA_MODULES_TO_SAVE", "LORA_TARGETS", "declare_lora_targets", "lora_config"]
+__all__ = [
+    "FROM_LEROBOT",
+    "LORA_MODULES_TO_SAVE",
+    "LORA_TARGETS",
+    "TOP_LEVEL",
+    "TOWERS",
+    "declare_lora_targets",
+    "lora_config",
+]

@@ -49,7 +49,7 @@ from .encoders import (
     unit_length,
     vision_width,
 )
-from .lora import declare_lora_targets
+from .lora import FROM_LEROBOT, declare_lora_targets
 from .losses import (
     action_losses,
     depth_loss,
@@ -466,6 +466,8 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
     Args:
         config (`ForesightConfig`): Sizes, objectives and loss weights.
     """
+
+    _checkpoint_conversion_mapping = FROM_LEROBOT  # peft's name; adapters that LeRobot saved
 
     def __init__(self, config: ForesightConfig):
         super().__init__(config)

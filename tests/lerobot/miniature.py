@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState
 from lerobot.utils.import_utils import register_third_party_plugins
@@ -61,3 +62,15 @@ def policy_options(model: dict) -> list[str]:
     flow = {"default_flow_style": True, "width": 10**6}
     values = {name: yaml.safe_dump(value, **flow).splitlines()[0] for name, value in model.items()}
     return ["--policy.type=foresight", *(f"--policy.{name}={value}" for name, value in values.items())]
+
+
+def observation(facts, t: int, episodes: tuple[int, ...]) -> dict:
+    """What environments show at time t: images in [0, 1] and states, one row per episode."""
+    seen = {
+        f"observation.images.{camera}": torch.stack(
+            [torch.from_numpy(facts.image(e, t, camera)).permute(2, 0, 1) / 255 for e in episodes]
+        )
+        for camera in facts.sizes
+    }
+    states = torch.stack([torch.from_numpy(facts.state(e, t)) for e in episodes])
+    return seen | {"observation.state": states, "task": [facts.task(e) for e in episodes]}

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from lerobot_policy_foresight import ForesightConfig
 from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
 from modeling_foresight import ForesightForActionPrediction
-from tests.lerobot.miniature import lerobot_train, policy_options, run_options, small_model
+from tests.lerobot.miniature import lerobot_train, observation, policy_options, run_options, small_model
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training.windows import ForesightWindows, WindowConfig, collate_windows
@@ -61,18 +61,6 @@ def dataset_for(config, root):
     return LeRobotDataset(
         "local/synthetic", root=root, delta_timestamps=resolve_delta_timestamps(config, meta)
     )
-
-
-def observation(facts, t: int, episodes: tuple[int, ...]) -> dict:
-    """What environments show at time t: images in [0, 1] and states, one row per episode."""
-    seen = {
-        f"observation.images.{camera}": torch.stack(
-            [torch.from_numpy(facts.image(e, t, camera)).permute(2, 0, 1) / 255 for e in episodes]
-        )
-        for camera in facts.sizes
-    }
-    states = torch.stack([torch.from_numpy(facts.state(e, t)) for e in episodes])
-    return seen | {"observation.state": states, "task": [facts.task(e) for e in episodes]}
 
 
 def assert_same_actions(folder, facts) -> None:
