@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -75,16 +76,14 @@ class FrameDecoder:
         # Nearest frame within a tenth of a frame: LeRobot's fixed 1e-4 s is finer than float32 in long files.
         self._tolerance_s = max(1e-4, 0.1 / rows.fps)
         self._segments = rows.video_segments(key) if self.is_video else None
-        self._table_m = self._build_table(feature)
+        self._table_m = self.code_table("m") if self.is_depth and self.is_video else None
         self._clean_table_m = None if self._table_m is None else clean_depth(self._table_m, self.limit_m)
         self._backend = get_safe_default_video_backend()
         self._decoders: tuple[int, VideoDecoderCache] | None = None
 
-    def _build_table(self, feature: dict) -> np.ndarray | None:
-        """Metres by 12-bit code, from LeRobot's own inverse, which returns millimetres unless told."""
-        if not (self.is_depth and self.is_video):
-            return None
-        encoder = DepthEncoderConfig.from_video_info(feature.get("info"))
+    def code_table(self, unit: str) -> np.ndarray:
+        """Depth in `"m"` or `"mm"` by the video's 12-bit code, float32 `(4096,)`: LeRobot's own inverse."""
+        encoder = DepthEncoderConfig.from_video_info(self.rows.features[self.key].get("info"))
         codes = torch.arange(DEPTH_CODES).reshape(1, 1, DEPTH_CODES)
         return dequantize_depth(
             codes,
@@ -92,7 +91,7 @@ class FrameDecoder:
             depth_max=encoder.depth_max,
             shift=encoder.shift,
             use_log=encoder.use_log,
-            output_unit="m",
+            output_unit=unit,
         ).numpy()[0, 0]
 
     def decode(self, rows: range) -> np.ndarray:
@@ -215,12 +214,20 @@ class OnDemandFrames:
         return self.decoders[key].decode(rows)
 
     def read_many(self, requests: dict[str, range]) -> dict[str, np.ndarray]:
-        """Several features at once; decoding releases the GIL, so threads help."""
+        """Several features at once, as `read` gives them."""
+        return self._in_threads(self.read, requests)
+
+    def read_many_stored(self, requests: dict[str, range]) -> dict[str, np.ndarray]:
+        """Several features at once, as `read_stored` gives them."""
+        return self._in_threads(self.read_stored, requests)
+
+    def _in_threads(self, read: Callable, requests: dict[str, range]) -> dict[str, np.ndarray]:
+        """Decoding releases the GIL, so threads help."""
         if len(requests) < 2:
-            return {key: self.read(key, rows) for key, rows in requests.items()}
+            return {key: read(key, rows) for key, rows in requests.items()}
         if self._pool is None or self._pool[0] != os.getpid():  # threads do not survive a fork
             self._pool = (os.getpid(), ThreadPoolExecutor(max_workers=len(self.decoders)))
-        return dict(zip(requests, self._pool[1].map(self.read, requests, requests.values()), strict=True))
+        return dict(zip(requests, self._pool[1].map(read, requests, requests.values()), strict=True))
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_pool": None}
@@ -265,8 +272,12 @@ class CachedFrames:
         return self._maps[key][rows.start : rows.stop : rows.step]
 
     def read_many(self, requests: dict[str, range]) -> dict[str, np.ndarray]:
-        """Several features at once."""
+        """Several features at once, as `read` gives them."""
         return {key: self.read(key, rows) for key, rows in requests.items()}
+
+    def read_many_stored(self, requests: dict[str, range]) -> dict[str, np.ndarray]:
+        """Several features at once, as `read_stored` gives them."""
+        return {key: self.read_stored(key, rows) for key, rows in requests.items()}
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_maps": {}}  # pickling a map would copy the whole file

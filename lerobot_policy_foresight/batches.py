@@ -109,6 +109,14 @@ class BatchReader:
                 stacklevel=4,
             )
 
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the dataset that training reads."""
+        config = self.config
+        points = self._flow_camera and [points_key(self._flow_camera), points_visible_key(self._flow_camera)]
+        depth = [key for key, _ in self._depth.values()]
+        return [*config.input_features, *config.output_features, *depth, *(points or [])]
+
     def read(self, batch: dict, state: Tensor | None, actions: Tensor | None) -> dict:
         """A raw batch of windows.
 

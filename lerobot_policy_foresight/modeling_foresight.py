@@ -27,6 +27,7 @@ from modeling_foresight.lora import TOP_LEVEL, TOWERS, lora_config
 
 from .batches import BatchReader, read_tasks, to_uint8
 from .configuration_foresight import ForesightConfig
+from .fast_reading import read_fast
 
 __all__ = ["ForesightPolicy"]
 
@@ -75,6 +76,8 @@ class ForesightPolicy(PreTrainedPolicy):
         if self.model.config.action_codec == "local_delta" and dataset_meta is not None:
             raise ValueError("action_codec='local_delta' is trained by training/train.py, not by LeRobot.")
         self.batches = BatchReader(config, self.model.config, dataset_meta)
+        if dataset_meta is not None and config.fast_reading:
+            read_fast(dataset_meta, self.batches.columns, config.frame_cache)
         self.reset()
 
     def _settle_model(self, dataset_meta):

@@ -18,6 +18,14 @@ class SimulatedDataset:
     recording: object  # datasets_scripts.record_episode.Recording
 
 
+@pytest.fixture(scope="session", autouse=True)
+def frame_cache_of_the_tests(tmp_path_factory):
+    """Decoded frames of datasets that exist for one test only stay out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORESIGHT_CACHE", str(tmp_path_factory.mktemp("foresight_cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def simulator():
     """Skips where MuJoCo cannot render here."""
