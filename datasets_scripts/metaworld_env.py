@@ -139,6 +139,13 @@ def _rendering_advice(error: Exception) -> str:
 
 
 def _free(renderer: Any, environment: Any) -> None:
+    # MuJoCo's Renderer.close ends its OpenGL context first. What it then deletes, by number, are textures and
+    # frame buffers of whichever other renderer drew last: do it in the right order.
+    if renderer._gl_context:
+        renderer._gl_context.make_current()
+    if renderer._mjr_context:
+        renderer._mjr_context.free()
+        renderer._mjr_context = None
     renderer.close()
     environment.close()
 
@@ -146,8 +153,7 @@ def _free(renderer: Any, environment: Any) -> None:
 class MetaWorldSim:
     """One MetaWorld task with rendered cameras, exact geometry and a scripted expert.
 
-    Keep one alive per process and close it before opening another: two MuJoCo renderers in one process
-    disturb each other.
+    Several may live in one process, if they are used from one thread; close them when done.
 
     Args:
         task (`str`): Task name, for example `drawer-open-v3`.
@@ -337,7 +343,7 @@ class MetaWorldSim:
         }
 
     def close(self) -> None:
-        """Free the renderer; needed before another simulator is opened in this process."""
+        """Free the renderer and the simulation."""
         self._closer()
 
     def __enter__(self) -> "MetaWorldSim":

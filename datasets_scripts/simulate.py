@@ -133,7 +133,7 @@ def _record_one(recording: Recording, episode: int, shard: Path) -> dict:
     """Record one episode in this process, with the simulator of the last episode if the task is the same."""
     key = (recording.task_of(episode), recording.cameras, recording.image_size, recording.quality)
     if key not in _open_simulators:
-        _close_simulator()  # two renderers in one process disturb each other
+        _close_simulator()
         task, cameras, size, quality = key
         _open_simulators[key] = MetaWorldSim(task, cameras, size, quality)
     return record_shard(_open_simulators[key], recording, episode, shard)

@@ -1,10 +1,12 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
 """LeRobot's view of 3D Foresight: LeRobot imports this package from the distribution of the same name.
 
-Importing it registers the policy `foresight`. The policy itself is imported when LeRobot makes one.
+Importing it registers the policy `foresight` and the environment `foresight_metaworld`. The policy itself and
+the simulator are imported when LeRobot makes one.
 """
 
 from .configuration_foresight import ForesightConfig
+from .metaworld import ForesightMetaWorldConfig
 from .processor_foresight import make_foresight_pre_post_processors
 
-__all__ = ["ForesightConfig", "make_foresight_pre_post_processors"]
+__all__ = ["ForesightConfig", "ForesightMetaWorldConfig", "make_foresight_pre_post_processors"]

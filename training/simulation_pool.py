@@ -114,7 +114,7 @@ def _work(connection, cameras: tuple[str, ...], image_size: int, quality: str) -
                     _, task, seed = request
                     if sim is None or sim.task != task:
                         if sim is not None:
-                            sim.close()  # two renderers in one process disturb each other
+                            sim.close()
                         sim = MetaWorldSim(task, cameras, image_size, quality)
                     sim.reset(seed)
                 else:

@@ -153,6 +153,24 @@ def test_actions_beyond_the_limits_are_clipped(sim):
 
 
 @needs_renderer
+def test_simulators_in_one_process_leave_each_other_alone(sim):
+    def shown() -> list[np.ndarray]:
+        pictures = (sim.render_rgb, sim.render_depth, sim.render_bodies)
+        return [picture(camera) for camera in sim.cameras for picture in pictures]
+
+    sim.reset(SEED)
+    before = shown()
+    with MetaWorldSim("reach-v3", image_size=2 * SIZE) as other:
+        other.reset(SEED)
+        for _ in range(2):
+            other.observe()
+            assert all((a == b).all() for a, b in zip(shown(), before, strict=True))
+        other.observe()
+    # Not even by closing, where MuJoCo deletes textures and buffers by their numbers.
+    assert all((a == b).all() for a, b in zip(shown(), before, strict=True))
+
+
+@needs_renderer
 def test_fast_pictures_resemble_default_ones(simulator):
     pictures = []
     for quality in ("fast", "default"):

@@ -1,0 +1,167 @@
+"""The environment `foresight_metaworld`, and LIBERO's observations, under LeRobot's own commands."""
+
+import ast
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from lerobot.envs.configs import EnvConfig
+from lerobot.envs.utils import NEW_ROLLOUT_OPTION, env_to_policy_features, preprocess_observation
+
+from lerobot_policy_foresight import metaworld
+from lerobot_policy_foresight.metaworld import ForesightMetaWorldConfig, MetaWorldEnv
+
+TASK, FIRST_SEED = "coffee-button-v3", 10000
+PUSH = np.array([0.0, 0.7, 0.0, 0.0], np.float32)  # presses that button from some of its starts
+MAX_STEPS = 60  # simulation steps
+SIDE = 40
+
+
+def make(**options) -> ForesightMetaWorldConfig:
+    return ForesightMetaWorldConfig(
+        **{"task": TASK, "image_size": SIDE, "episode_length": MAX_STEPS, **options}
+    )
+
+
+def test_lerobot_knows_the_environment_and_what_it_shows():
+    config = EnvConfig.get_choice_class("foresight_metaworld")(cameras="main, wrist", image_size=SIDE)
+    features = {key: feature.shape for key, feature in env_to_policy_features(config).items()}
+    assert features == {
+        "observation.images.main": (3, SIDE, SIDE),
+        "observation.images.wrist": (3, SIDE, SIDE),
+        "observation.state": (4,),
+        "action": (4,),
+    }
+
+
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        ({"fps": 30}, "30, which does not divide MetaWorld's 80 .* choose one of 80, 40, 20"),
+        ({"task": "drawer-opne-v3"}, "unknown MetaWorld task 'drawer-opne-v3'; did you mean drawer-open-v3"),
+        ({"cameras": "main,front"}, "unknown camera 'front'; MetaWorld has main, wrist"),
+        ({"episode_length": 501}, "501 simulation steps; it must be 1 to 500"),
+        ({"quality": "best"}, "'best'; choose from fast, default"),
+        ({"max_parallel_tasks": 2}, "share one policy .* --eval.batch_size"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        make(**options)
+
+
+def test_other_environments_keep_their_choice_of_renderer():
+    # Importing the simulator sets MUJOCO_GL, and LeRobot imports the plugin for every command.
+    body = ast.parse(Path(metaworld.__file__).read_text()).body
+    imports = [node.module for node in body if isinstance(node, ast.ImportFrom)]
+    assert not any(name.startswith("datasets_scripts") for name in imports)
+
+
+@pytest.mark.sim
+def test_environment_keeps_gymnasiums_rules(simulator):
+    from gymnasium.utils.env_checker import check_env
+
+    env = MetaWorldEnv(TASK, **make(depth=True, image_size=16).gym_kwargs)
+    check_env(env, skip_render_check=True)
+    env.close()
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(PUSH)
+
+
+@pytest.mark.sim
+def test_environment_shows_what_training_evaluate_shows(simulator):
+    from datasets_scripts.metaworld_env import MetaWorldSim
+
+    env = MetaWorldEnv(TASK, **make(depth=True).gym_kwargs)
+    with MetaWorldSim(TASK, image_size=SIDE) as sim:
+        sim.reset(FIRST_SEED)
+        seen, info = env.reset(seed=FIRST_SEED)
+        done, steps = False, 0
+        while not done:
+            expected = sim.observe()
+            for camera in ("main", "wrist"):
+                assert np.array_equal(seen["pixels"][camera], expected["images"][camera])
+                assert np.array_equal(seen[f"depth.{camera}"][0], sim.render_depth(camera))
+            assert np.array_equal(seen["agent_pos"], expected["state"])
+            success = sim.step(PUSH, 4, stop_on_success=True)
+            seen, reward, done, truncated, info = env.step(PUSH)
+            steps += 1
+            assert (reward, done, truncated, info["is_success"]) == (success, success, False, success)
+    assert steps == 8
+    assert info["simulation_steps"] == 500 - sim.steps_left
+    focal = seen["intrinsics.main"][0, 0]
+    assert focal == pytest.approx(sim.intrinsics("main")["fx"]) and seen["intrinsics.main"][0, 2] == SIDE / 2
+    assert env.render().shape == (SIDE, 2 * SIDE, 3)
+    env.close()
+
+
+@pytest.mark.sim
+def test_an_episode_fails_at_its_length_and_names_of_results_tell_the_settings(simulator):
+    suites = make(task=f"{TASK},reach-v3", episode_length=9, depth=True).create_envs(n_envs=1)
+    assert list(suites) == [f"{TASK}_fast_40px_20fps", "reach-v3_fast_40px_20fps"]
+    env = suites[f"{TASK}_fast_40px_20fps"][0]
+    assert env.call("_max_episode_steps") == (2,)
+    assert env.call("task_description") == ("Push a button on the coffee machine",)
+    assert env.metadata["render_fps"] == 20
+    seen, _ = env.reset(seed=FIRST_SEED)
+    batch = preprocess_observation(seen)
+    assert {key: tuple(value.shape) for key, value in batch.items()} == {
+        "observation.images.main": (1, 3, SIDE, SIDE),
+        "observation.images.wrist": (1, 3, SIDE, SIDE),
+        "observation.state": (1, 4),
+        "observation.depth.main": (1, 1, SIDE, SIDE),
+        "observation.depth.wrist": (1, 1, SIDE, SIDE),
+        "observation.intrinsics.main": (1, 3, 3),
+        "observation.intrinsics.wrist": (1, 3, 3),
+    }
+    for truncates in (False, True):
+        _, _, terminated, truncated, info = env.step(PUSH[None])
+        assert (terminated[0], truncated[0], info["is_success"][0]) == (False, truncates, False)
+    for suite in suites.values():
+        suite[0].close()
+
+
+def roll(env, seeds: list[int], steps: int) -> list[list[tuple]]:
+    """What each environment of a batch shows and says until its episode is over, acting by its seed."""
+    seen, _ = env.reset(seed=seeds, options={NEW_ROLLOUT_OPTION: True})
+    actions = np.stack([PUSH * (1 - 0.01 * (seed - FIRST_SEED)) for seed in seeds])
+    told, done = [[] for _ in seeds], np.zeros(len(seeds), bool)
+    for _ in range(steps):
+        for i in np.flatnonzero(~done):
+            told[i].append((seen["pixels"]["main"][i].copy(), seen["pixels"]["wrist"][i].copy()))
+        seen, _, terminated, truncated, info = env.step(actions)
+        for i in np.flatnonzero(~done):
+            told[i].append((bool(info["is_success"][i]), int(info["simulation_steps"][i])))
+        done |= terminated | truncated
+    assert done.all()
+    return told
+
+
+def assert_same(ours: list[tuple], theirs: list[tuple]) -> None:
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+SEEDS = [FIRST_SEED, FIRST_SEED + 2, FIRST_SEED + 3]  # over after 8 steps, never, after 9
+
+
+@pytest.fixture(scope="module")
+def alone(simulator):
+    """The episodes of `SEEDS`, each with the only simulator there is."""
+    (suite,) = make().create_envs(n_envs=1).values()
+    told = [roll(suite[0], [seed], 15)[0] for seed in SEEDS]
+    suite[0].close()
+    assert [len(episode) // 2 for episode in told] == [8, 15, 9]
+    return told
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("use_async", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_what_an_environment_shows_does_not_depend_on_those_beside_it(alone, use_async):
+    (suite,) = make().create_envs(n_envs=3, use_async_envs=use_async).values()
+    for _ in range(2):  # a second batch of episodes begins where the first stopped
+        for ours, theirs in zip(roll(suite[0], SEEDS, 15), alone, strict=True):
+            assert_same(ours, theirs)
+    suite[0].close()
