@@ -7,6 +7,9 @@ Bouguet, "Pyramidal implementation of the affine Lucas Kanade feature tracker", 
 forward-backward check is that of Kalal et al., "Forward-backward error", ICPR 2010.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
@@ -19,12 +22,16 @@ MAX_ERROR_FRACTION = 1.0 / 224  # a point that does not come back to within this
 DEPTH_JUMP_M, DEPTH_JUMP_FRACTION = 0.04, 0.04
 
 
-def track(video: np.ndarray, depth_m: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, ...]:
+def track(
+    video: Sequence[np.ndarray], depth_m: Sequence[np.ndarray], queries: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Follow pixels through a clip, forwards and backwards in time.
 
+    Frames are asked for in order, one after the other, so that a clip of any length may be read from disk.
+
     Args:
-        video (`np.ndarray`): `(F, H, W, 3)` uint8 RGB.
-        depth_m (`np.ndarray`): `(F, H, W)` float32 metres, 0 where invalid.
+        video (`Sequence[numpy.ndarray]`): F frames `(H, W, 3)` uint8 RGB.
+        depth_m (`Sequence[numpy.ndarray]`): F frames `(H, W)` float32 metres, 0 where invalid.
         queries (`np.ndarray`): `(n, 3)` float: frame, x, y in pixels counted from the image's outer edge.
 
     Returns:
@@ -32,71 +39,82 @@ def track(video: np.ndarray, depth_m: np.ndarray, queries: np.ndarray) -> tuple[
         confidence `(F, n)` float32: 1 where a point came back to its start exactly, 0 where it was lost. A
         lost point keeps its last position.
     """
-    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in video]
     shape = (len(video), len(queries))
-    points = np.zeros((*shape, 3), np.float32)
-    visible = np.zeros(shape, bool)
-    confidence = np.zeros(shape, np.float32)
+    found = _Tracks(np.zeros((*shape, 3), np.float32), np.zeros(shape, bool), np.zeros(shape, np.float32))
     start = queries[:, 0].astype(np.int64)
-    columns = np.arange(len(queries))
-    points[start, columns, :2] = queries[:, 1:]
-    z = _depth_at(depth_m, start, queries[:, 1:], None)
-    points[start, columns, 2] = z
-    visible[start, columns] = z > 0
-    confidence[start, columns] = z > 0
-    for order in (range(1, len(video)), range(len(video) - 2, -1, -1)):
-        for frame in order:
-            before = frame - order.step
-            going = start <= before if order.step > 0 else start >= before
-            _advance(grey, depth_m, before, frame, np.flatnonzero(going), points, visible, confidence)
-    return points, visible, confidence
+    for step, first in ((1, 0), (-1, len(video) - 1)):
+        before = None
+        for frame in range(first, first + step * len(video), step):
+            now = cv2.cvtColor(np.ascontiguousarray(video[frame]), cv2.COLOR_RGB2GRAY)
+            if before is not None:
+                going = np.flatnonzero((start - frame) * step < 0)
+                _advance(found, going, frame - step, frame, before, now, depth_m[frame])
+            here = np.flatnonzero(start == frame)
+            z = _depth_at(depth_m[frame], queries[here, 1:], None)
+            found.points[frame, here] = np.c_[queries[here, 1:], z]
+            found.visible[frame, here] = found.confidence[frame, here] = z > 0
+            before = now
+    return found.points, found.visible, found.confidence
 
 
-def _advance(grey, depth_m, before, frame, index, points, visible, confidence) -> None:
+@dataclass
+class _Tracks:
+    points: np.ndarray
+    visible: np.ndarray
+    confidence: np.ndarray
+
+
+def _advance(
+    found: _Tracks,
+    index: np.ndarray,
+    before: int,
+    frame: int,
+    grey_before: np.ndarray,
+    grey: np.ndarray,
+    depth_m: np.ndarray,
+) -> None:
     """One frame further, for the tracks `index`; those that are lost stay where they were."""
-    points[frame, index] = points[before, index]
-    index = index[visible[before, index]]
+    found.points[frame, index] = found.points[before, index]
+    index = index[found.visible[before, index]]
     if not len(index):
         return
-    height, width = grey[0].shape
+    height, width = grey.shape
     side = min(height, width)
     window = max(7, int(side * WINDOW_FRACTION) | 1)
     options = {"winSize": (window, window), "maxLevel": PYRAMID_LEVELS}
-    here = points[before, index, :2] - 0.5  # OpenCV counts from the centre of the first pixel
-    there, found, _ = cv2.calcOpticalFlowPyrLK(grey[before], grey[frame], here, None, **options)
-    back, returned, _ = cv2.calcOpticalFlowPyrLK(grey[frame], grey[before], there, None, **options)
+    here = found.points[before, index, :2] - 0.5  # OpenCV counts from the centre of the first pixel
+    there, arrived, _ = cv2.calcOpticalFlowPyrLK(grey_before, grey, here, None, **options)
+    back, returned, _ = cv2.calcOpticalFlowPyrLK(grey, grey_before, there, None, **options)
     error = np.linalg.norm(back - here, axis=-1)
     limit = MAX_ERROR_FRACTION * side
     there += 0.5
     inside = ((there >= 0) & (there < [width, height])).all(axis=-1)
-    good = (found[:, 0] > 0) & (returned[:, 0] > 0) & (error <= limit) & inside
+    good = (arrived[:, 0] > 0) & (returned[:, 0] > 0) & (error <= limit) & inside
     index, there, error = index[good], there[good], error[good]
-    z_before = points[before, index, 2]
-    z = _depth_at(depth_m, np.full(len(index), frame), there, z_before)
+    z_before = found.points[before, index, 2]
+    z = _depth_at(depth_m, there, z_before)
     good = np.abs(z - z_before) <= np.maximum(DEPTH_JUMP_M, DEPTH_JUMP_FRACTION * z_before)
     index = index[good]
-    points[frame, index, :2], points[frame, index, 2] = there[good], z[good]
-    visible[frame, index] = True
-    confidence[frame, index] = 1 - error[good] / limit
+    found.points[frame, index] = np.c_[there[good], z[good]]
+    found.visible[frame, index] = True
+    found.confidence[frame, index] = 1 - error[good] / limit
 
 
-def _depth_at(
-    depth_m: np.ndarray, frame: np.ndarray, place: np.ndarray, expected_m: np.ndarray | None
-) -> np.ndarray:
+def _depth_at(depth_m: np.ndarray, place: np.ndarray, expected_m: np.ndarray | None) -> np.ndarray:
     """Depth `(n,)` in metres at places `(n, 2)`, 0 where there is none.
 
     Of the 3x3 pixels around a place the one nearest to the expected depth counts, so that a point on an edge
     does not change from the object to what lies behind it; without an expectation, the place's own pixel.
     """
-    height, width = depth_m.shape[1:]
+    height, width = depth_m.shape
     column = np.clip(place[:, 0].astype(np.int64), 0, width - 1)
     row = np.clip(place[:, 1].astype(np.int64), 0, height - 1)
     if expected_m is None:
-        return np.where(depth_m[frame, row, column] > DEPTH_FLOOR_M, depth_m[frame, row, column], 0)
+        return np.where(depth_m[row, column] > DEPTH_FLOOR_M, depth_m[row, column], np.float32(0))
     best = np.zeros(len(place), np.float32)
     for down in (-1, 0, 1):
         for right in (-1, 0, 1):
-            value = depth_m[frame, np.clip(row + down, 0, height - 1), np.clip(column + right, 0, width - 1)]
+            value = depth_m[np.clip(row + down, 0, height - 1), np.clip(column + right, 0, width - 1)]
             nearer = np.abs(value - expected_m) < np.abs(best - expected_m)
             best = np.where((value > DEPTH_FLOOR_M) & nearer, value, best)
     return best
