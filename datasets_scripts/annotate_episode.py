@@ -95,8 +95,8 @@ class Annotation:
                 check_depth_range(decoder.metres(stored, clean=False), key, decoder.limit_m)
         if points_key(self.cameras[0]) in rows.features:
             raise ValueError(
-                f"dataset {rows.name} has tracks of camera '{self.cameras[0]}' already: choose another camera "
-                "as the first one, or remove the columns with lerobot-edit-dataset"
+                f"dataset {rows.name} has tracks of camera '{self.cameras[0]}' already: choose "
+                "another camera as the first one, or remove the columns with lerobot-edit-dataset"
             )
 
 

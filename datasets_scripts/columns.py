@@ -22,9 +22,11 @@ column.
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +51,8 @@ DEPTH_FLOOR_M = 0.011
 DEPTH_LIMIT_MARGIN_M = 0.01
 # No camera of a robot sees half of its pixels farther than this; millimetres of any real scene do.
 IMPLAUSIBLE_MEDIAN_M = 100.0
+# What linking says where it cannot: another file system, one without links, too many of them.
+NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)
 
 
 def image_key(camera: str) -> str:
@@ -418,9 +422,10 @@ def validate_columns(
         missing += [key for key in wanted if key not in features]
     if missing:
         raise ValueError(
-            f"the dataset {name} lacks the column '{missing[0]}'; `python datasets_scripts/simulate.py` "
-            "makes MetaWorld datasets that have it. To train on this one, leave out what needs it: the "
-            "objectives depth and future (depth) or flow (points) (--model.objectives '[action, progress]')"
+            f"the dataset {name} lacks the column '{missing[0]}'; `python datasets_scripts/annotate.py` adds "
+            "points to a dataset with depth, `simulate.py` makes MetaWorld datasets that have both. To train "
+            "on this one, leave out what needs it: the objectives depth and future (depth) or flow (points) "
+            "(--model.objectives '[action, progress]')"
         )
 
 
@@ -486,6 +491,16 @@ def write_json_atomic(path: str | Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def share_file(path: Path, target: Path) -> None:
+    """The same file under another name; a copy where the file system has no such thing."""
+    try:
+        os.link(path.resolve(), target)  # the Hub's cache has symbolic links
+    except OSError as error:
+        if error.errno not in NO_LINK:
+            raise
+        shutil.copyfile(path, target)
 
 
 @contextlib.contextmanager

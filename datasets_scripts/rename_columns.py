@@ -9,9 +9,7 @@ again.
 
 import argparse
 import difflib
-import errno
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -31,6 +29,7 @@ from datasets_scripts.columns import (
     find_depth_key,
     is_label_key,
     load_features,
+    share_file,
     write_json_atomic,
 )
 
@@ -40,8 +39,6 @@ STATS_PATH = Path("meta/stats.json")
 PREFIXES = (DEPTH_PREFIX, POINTS_PREFIX, POINTS_VISIBLE_PREFIX, IMAGE_PREFIX)
 # Columns that LeRobot itself reads by name, and the name under which it delivers the instruction.
 FIXED = ("timestamp", "frame_index", "episode_index", "index", "task_index", "task")
-# What linking says where it cannot: another file system, one without links, too many of them.
-NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)
 
 
 def rename_columns(source: str | Path, output: str | Path, names: Mapping[str, str]) -> dict[str, str]:
@@ -144,7 +141,7 @@ def _write_file(path: Path, output: Path, place: Path, names: Mapping[str, str])
         target = output / place
     target.parent.mkdir(parents=True, exist_ok=True)
     if kind == "videos":
-        _share(path, target)
+        share_file(path, target)
     elif kind == "data":
         _rename_in_parquet(path, target, names)
     elif place.parts[:2] == ("meta", "episodes"):
@@ -157,16 +154,6 @@ def _write_file(path: Path, output: Path, place: Path, names: Mapping[str, str])
             raise ValueError(f"{path} is damaged ({error}); download or make the dataset again") from error
         write_json_atomic(target, content)
     else:
-        shutil.copyfile(path, target)
-
-
-def _share(path: Path, target: Path) -> None:
-    """The same file under another name; a copy where the file system has no such thing."""
-    try:
-        os.link(path.resolve(), target)  # the Hub's cache has symbolic links
-    except OSError as error:
-        if error.errno not in NO_LINK:
-            raise
         shutil.copyfile(path, target)
 
 

@@ -124,7 +124,7 @@ def test_nothing_is_left_when_it_fails_on_the_way(labelled, tmp_path, monkeypatc
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("datasets_scripts.rename_columns._share", full)
+    monkeypatch.setattr("datasets_scripts.rename_columns.share_file", full)
     with pytest.raises(OSError, match="No space"):
         rename_columns(labelled.root, tmp_path / "new", {"action": "act"})
     assert not list(tmp_path.iterdir())

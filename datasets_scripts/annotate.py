@@ -1,0 +1,295 @@
+"""Add 3D tracks to a LeRobot v3 dataset that was recorded with a depth camera; no weights, no GPU.
+
+Episodes are worked on side by side, each into a folder of `OUTPUT.partial/` that appears only when it is
+whole; the dataset is put together beside them and renamed to OUTPUT at the very end. Running the same command
+again continues what was interrupted and leaves a finished dataset alone. Videos are shared with the old
+dataset by hard link, never encoded again.
+"""
+
+import argparse
+import errno
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from datasets_scripts.annotate_episode import (
+    ARRAYS,
+    DEPTHS,
+    TRACKS,
+    Annotation,
+    annotate_shard,
+    dataset_cameras,
+    read_facts,
+)
+from datasets_scripts.columns import (
+    append_columns,
+    data_files,
+    encode_flags,
+    find_depth_key,
+    image_key,
+    points_features,
+    points_key,
+    points_visible_key,
+    read_provenance,
+    share_file,
+    write_json_atomic,
+    write_provenance,
+)
+from datasets_scripts.dataset_rows import DatasetRows
+
+PARAMETERS = "parameters.json"
+
+
+def annotate(dataset: str, output: Path, annotation: Annotation, workers: int = 1) -> dict:
+    """Make the annotated dataset, or continue or confirm it.
+
+    Args:
+        dataset (`str`): Folder, or Hub id (downloaded by LeRobot).
+        output (`Path`): Folder of the annotated dataset.
+        annotation (`Annotation`): What to add.
+        workers (`int`): Processes; with 1 everything happens in this one. The result does not depend on it.
+
+    Returns:
+        `dict`: `episodes`, `frames`, `moving` (share of points), `still_episodes` (without motion).
+
+    Raises:
+        ValueError: If the dataset cannot be annotated so, or the output belongs to other parameters.
+        RuntimeError: If a worker dies.
+        OSError: If the disk is full; what is finished is kept.
+    """
+    rows = DatasetRows(dataset)
+    parameters = annotation.to_dict() | {"dataset": rows.root.name, "source_sha256": _fingerprint(rows)}
+    if output.exists():
+        return _confirm(output, parameters)
+    annotation.check(rows)
+    partial = output.with_name(output.name + ".partial")
+    _claim(partial, parameters)
+
+    def shard_of(episode: int) -> Path:
+        return partial / "episodes" / f"{episode:06d}"
+
+    (partial / "episodes").mkdir(exist_ok=True)
+    missing = [episode for episode in range(rows.n_episodes) if read_facts(shard_of(episode)) is None]
+    for episode in missing:
+        shutil.rmtree(shard_of(episode), ignore_errors=True)
+    lengths = rows.episode_stops - rows.episode_starts
+    with tqdm(total=len(rows), initial=len(rows) - int(lengths[missing].sum()), unit="frame") as bar:
+        for facts in _annotate_all(rows, annotation, [(e, shard_of(e)) for e in missing], workers):
+            bar.update(facts["n_frames"])
+    facts = [read_facts(shard_of(episode)) for episode in range(rows.n_episodes)]
+    scratch = Path(tempfile.mkdtemp(prefix="dataset-", dir=partial))
+    try:
+        _assemble(scratch / "dataset", rows, annotation, parameters, shard_of, facts)
+        os.replace(scratch / "dataset", output)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    return _confirm(output, parameters)
+
+
+def _annotate_all(
+    rows: DatasetRows, annotation: Annotation, jobs: list[tuple[int, Path]], workers: int
+) -> Iterator[dict]:
+    """Work on episodes and yield their facts as they finish."""
+    if workers <= 1 or len(jobs) <= 1:
+        for episode, shard in jobs:
+            yield annotate_shard(rows, annotation, episode, shard)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)), mp_context=context, initializer=_start_worker, initargs=(rows,)
+    )
+    try:
+        futures = [pool.submit(_annotate_one, annotation, episode, shard) for episode, shard in jobs]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process died, most likely of too little memory; run the same command again with fewer "
+            "--workers"
+        ) from error
+    finally:
+        # Episodes under way are finished and kept, the others are not started.
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_rows: DatasetRows | None = None
+
+
+def _start_worker(rows: DatasetRows) -> None:
+    """Open the dataset once, and leave Ctrl-C to the main process."""
+    global _rows
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import cv2
+
+    cv2.setNumThreads(1)  # episodes run side by side
+    _rows = rows
+
+
+def _annotate_one(annotation: Annotation, episode: int, shard: Path) -> dict:
+    return annotate_shard(_rows, annotation, episode, shard)
+
+
+def _assemble(root: Path, rows: DatasetRows, annotation: Annotation, parameters, shard_of, facts) -> None:
+    """The old dataset with the new columns."""
+    for path in sorted(rows.root.rglob("*")):
+        place = path.relative_to(rows.root)
+        if path.is_file() and not any(part.startswith(".") for part in place.parts):
+            (root / place).parent.mkdir(parents=True, exist_ok=True)
+            share = share_file if place.parts[0] == "videos" else shutil.copyfile
+            share(path, root / place)
+    camera = annotation.cameras[0]
+    height, width = rows.features[image_key(camera)]["shape"][:2]
+
+    def values(name: str):
+        def read(episode: int) -> np.ndarray:
+            with np.load(shard_of(episode) / ARRAYS) as arrays:
+                return arrays[name]
+
+        return read
+
+    append_columns(
+        root,
+        points_features(camera, annotation.n_points, height, width),
+        {points_key(camera): values("points"), points_visible_key(camera): values("visible")},
+    )
+    provenance = read_provenance(rows.root)
+    cameras, episodes = provenance.get("cameras", {}), provenance.get("episodes", {})
+    for name in annotation.cameras:
+        column = find_depth_key(rows.features, name)
+        cameras[name] = {"depth": {"source": "sensor", "column": column}} | cameras.get(name, {})
+    cameras[camera]["tracks"] = {
+        "source": annotation.tracks,
+        "n_points": annotation.n_points,
+        "moving_fraction": 0.25,
+        "seed": annotation.seed,
+    }
+    for episode, known in enumerate(facts):
+        moving = {"moving": encode_flags(values("moving")(episode))}
+        kept = {key: known[key] for key in ("n_points", "n_moving", "has_motion", "visible_share")}
+        episodes[str(episode)] = episodes.get(str(episode), {}) | {camera: kept | moving}
+    write_provenance(
+        root,
+        {k: v for k, v in provenance.items() if k != "version"}
+        | {"cameras": cameras, "episodes": episodes, "annotation": {"parameters": parameters}},
+    )
+
+
+def _fingerprint(rows: DatasetRows) -> str:
+    """Of the dataset that is annotated: sizes of its files and bounds of its episodes."""
+    files = [*data_files(rows.root), *sorted(rows.root.glob("videos/**/*.mp4"))]
+    sizes = [(path.relative_to(rows.root).as_posix(), path.stat().st_size) for path in files]
+    return hashlib.sha256(json.dumps([sizes, rows.episode_starts.tolist()]).encode()).hexdigest()[:16]
+
+
+def _claim(partial: Path, parameters: dict) -> None:
+    """Take the folder of unfinished work, or refuse it if it belongs to other parameters."""
+    path = partial / PARAMETERS
+    if path.exists():
+        _refuse_other(json.loads(path.read_text()), parameters, f"an unfinished run in {partial}")
+    elif partial.exists() and any(partial.iterdir()):
+        raise ValueError(f"{partial} exists and is not an unfinished run of this script; move it away")
+    else:
+        write_json_atomic(path, parameters)
+    for left_over in [*partial.glob("dataset-*"), *partial.glob("episodes/tmp-*")]:
+        shutil.rmtree(left_over, ignore_errors=True)
+
+
+def _confirm(output: Path, parameters: dict) -> dict:
+    """Check a finished dataset and leave it alone."""
+    provenance = read_provenance(output) if output.is_dir() else {}
+    if "annotation" not in provenance:
+        raise ValueError(f"{output} exists and was not made by this script; choose another --output")
+    _refuse_other(provenance["annotation"]["parameters"], parameters, f"a finished dataset in {output}")
+    rows = DatasetRows(output)  # complains about what is missing or damaged
+    facts = [provenance["episodes"][str(e)][parameters["cameras"][0]] for e in range(rows.n_episodes)]
+    points = sum(known["n_points"] for known in facts)
+    return {
+        "episodes": rows.n_episodes,
+        "frames": len(rows),
+        "moving": sum(known["n_moving"] for known in facts) / max(1, points),
+        "still_episodes": [e for e, known in enumerate(facts) if not known["has_motion"]],
+    }
+
+
+def _refuse_other(earlier: dict, wanted: dict, what: str) -> None:
+    different = [name for name in wanted if earlier.get(name) != wanted[name]]
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"there is {what} with other parameters ({', '.join(different)}: {earlier.get(name)} there, "
+            f"{wanted[name]} here); choose another --output, or delete it"
+        )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command-line options."""
+    parser = argparse.ArgumentParser(
+        description="Add 3D tracks to a LeRobot v3 dataset that has depth.",
+        epilog="example:\n  python datasets_scripts/annotate.py --dataset YOU/DATASET "
+        "--output outputs/annotated\nRun it again after an interruption to continue.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--dataset", required=True, help="folder or Hub id of a LeRobot v3 dataset")
+    add("--output", type=Path, required=True, help="folder of the dataset to make")
+    add(
+        "--cameras",
+        help="comma-separated, the first one gets the tracks (default: all with depth)",
+    )
+    add("--depth", choices=DEPTHS, default="sensor", help="a depth column of the dataset (%(default)s)")
+    add("--tracks", choices=TRACKS, default="lucas-kanade", help="tracker (%(default)s)")
+    add("--n-points", type=int, default=1250, help="most points per episode (%(default)s)")
+    add("--seed", type=int, default=0, help="seed of the choice of points (%(default)s)")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        features = DatasetRows(args.dataset).features
+        cameras = [name.strip() for name in (args.cameras or "").split(",") if name.strip()]
+        cameras = cameras or [name for name in dataset_cameras(features) if find_depth_key(features, name)]
+        if not cameras:
+            known = ", ".join(dataset_cameras(features)) or "no camera"
+            raise ValueError(
+                f"no camera of {args.dataset} has depth ({known}): record it with a depth camera"
+            )
+        annotation = Annotation(tuple(cameras), args.depth, args.tracks, args.n_points, args.seed)
+        summary = annotate(args.dataset, args.output, annotation, args.workers)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "; free some space and run the same command again to continue" if full else ""
+        print(f"error: cannot write the dataset: {error}{advice}", file=sys.stderr)
+        return 1
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    still = summary["still_episodes"]
+    print(
+        f"{args.output}: {summary['episodes']} episodes, {summary['frames']} frames, tracks of camera "
+        f"{cameras[0]}, {summary['moving']:.0%} of the points moving"
+        + (f"; nothing moves in episodes {still[:10]}" if still else "")
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Datasets with a depth camera get tracks: from the command to what the trainer reads."""
+
+import json
+import os
+import re
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from datasets_scripts import annotate as command
+from datasets_scripts.annotate import annotate, main
+from datasets_scripts.annotate_episode import Annotation
+from datasets_scripts.columns import moving_flags, read_provenance, unpack_points
+from datasets_scripts.dataset_rows import DatasetRows
+from tests.synthetic import make_dataset
+from training.windows import ForesightWindows, WindowConfig
+
+WANTED = Annotation(("main", "wrist"), n_points=80)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Videos of two cameras with depth, no tracks; a dot moves over a still background."""
+    return make_dataset(tmp_path_factory.mktemp("recorded") / "data", tracks=False, size=(64, 80))
+
+
+@pytest.fixture(scope="module")
+def annotated(recorded, tmp_path_factory):
+    output = tmp_path_factory.mktemp("annotated") / "data"
+    assert main(command_line(recorded, output)) == 0
+    return output
+
+
+def command_line(recorded, output, *more: str) -> list[str]:
+    return [
+        *(f"--dataset={recorded.root}", f"--output={output}", "--n-points=80", "--workers=1"),
+        *more,
+    ]
+
+
+def contents(root) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_tracks_lie_on_the_depth_and_some_follow_what_moves(recorded, annotated):
+    rows, provenance = DatasetRows(annotated), read_provenance(annotated)
+    for episode in range(rows.n_episodes):
+        span = range(int(rows.episode_starts[episode]), int(rows.episode_stops[episode]))
+        points = unpack_points(rows.column("observation.points.main").read(span)) * [80, 64, 1]
+        visible = rows.column("observation.points_visible.main").read(span)
+        moving = moving_flags(provenance, episode, "main", 80)
+        facts = provenance["episodes"][str(episode)]["main"]
+        assert facts["n_moving"] == moving.sum() > 0 and facts["has_motion"]
+        for t in range(len(span)):
+            depth, (x, y, z) = recorded.depth(episode, t, "main"), points[t][visible[t]].T
+            around = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+            near = [
+                depth[(y + i).astype(int).clip(0, 63), (x + j).astype(int).clip(0, 79)] for i, j in around
+            ]
+            assert np.abs(np.stack(near) - z).min(0).max() < 0.01
+        dots = np.array([recorded.dot_px(episode, t, "main") for t in range(len(span))]) + 2.0
+        away = np.linalg.norm(points[..., :2] - dots[:, None], axis=-1)
+        assert (away.max(0) < 3)[moving].any()
+
+
+def test_the_stock_reader_and_the_trainer_read_the_result(recorded, annotated):
+    old, new = (LeRobotDataset("local/x", root=root) for root in (recorded.root, annotated))
+    for key in ("observation.images.main", "observation.depth.wrist", "action"):
+        assert (old[5][key] == new[5][key]).all()
+    assert new[5]["observation.points.main"].shape == (240,)
+    config = WindowConfig(views=("main", "wrist"), objectives=("action", "flow"), history_length=2)
+    window = ForesightWindows(annotated, config)[3]
+    assert (window["track_weight"] > 0).any()
+
+
+def test_videos_are_shared_and_the_old_dataset_stays(recorded, annotated):
+    videos = sorted(recorded.root.glob("videos/**/*.mp4"))
+    assert videos and all(v.samefile(annotated / v.relative_to(recorded.root)) for v in videos)
+    assert (
+        "observation.points.main"
+        not in json.loads((recorded.root / "meta/info.json").read_text())["features"]
+    )
+    assert not (recorded.root / "meta/foresight.json").exists()
+
+
+def test_an_interrupted_run_continues_to_the_same_dataset(recorded, annotated, tmp_path, monkeypatch):
+    work, done = command.annotate_shard, []
+
+    def dies_after_one(*args):
+        if done:
+            raise KeyboardInterrupt
+        done.append(work(*args))
+        return done[-1]
+
+    output = tmp_path / "data"
+    monkeypatch.setattr(command, "annotate_shard", dies_after_one)
+    assert main(command_line(recorded, output)) == 130 and not output.exists()
+    redone = []
+    monkeypatch.setattr(command, "annotate_shard", lambda *args: redone.append(args[2]) or work(*args))
+    assert main(command_line(recorded, output)) == 0
+    assert redone == [1, 2]
+    assert contents(output) == contents(annotated)
+    assert not output.with_name("data.partial").exists()
+
+
+@pytest.mark.slow  # each worker imports LeRobot anew
+def test_workers_do_not_change_the_result(recorded, annotated, tmp_path):
+    annotate(str(recorded.root), tmp_path / "data", WANTED, workers=2)
+    assert contents(tmp_path / "data") == contents(annotated)
+
+
+def test_a_finished_dataset_is_left_alone(recorded, annotated, capsys):
+    before = {path: os.stat(path).st_mtime_ns for path in annotated.rglob("*")}
+    assert main(command_line(recorded, annotated)) == 0
+    assert {path: os.stat(path).st_mtime_ns for path in annotated.rglob("*")} == before
+    assert "3 episodes" in capsys.readouterr().out
+    assert main(command_line(recorded, annotated, "--seed=1")) == 1
+    assert "other parameters (seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "message"),
+    [
+        ({"depth": False}, [], "no camera of .* has depth"),
+        ({"depth": ("main",)}, ["--cameras=main,wrist"], "'wrist' .* has no depth column"),
+        ({}, ["--cameras=top"], "no camera 'top'; it has main, wrist"),
+        ({"depth_factor": 1000.0}, [], "looks like millimetres"),
+        ({"tracks": True}, [], "has tracks of camera 'main' already"),
+        ({}, ["--n-points=1"], "at least 2"),
+    ],
+)
+def test_what_cannot_be_annotated_is_refused(dataset, options, message, tmp_path, capsys):
+    facts = make_dataset(tmp_path / "data", **{"tracks": False, "frames": [3], "size": (48, 48)} | dataset)
+    assert main(command_line(facts, tmp_path / "output", *options)) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert not (tmp_path / "output").exists() and not (tmp_path / "output.partial").exists()
+
+
+def test_a_damaged_shard_is_made_again(recorded, annotated, tmp_path, monkeypatch):
+    output = tmp_path / "data"
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "_assemble", lambda *args: (_ for _ in ()).throw(OSError(28, "full")))
+        assert main(command_line(recorded, output)) == 1
+    shard = output.with_name("data.partial") / "episodes" / "000001" / "arrays.npz"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert main(command_line(recorded, output)) == 0
+    assert contents(output) == contents(annotated)
+
+
+def test_a_long_row_group_layout_is_kept_per_episode(annotated):
+    (file,) = annotated.glob("data/*/*.parquet")
+    assert pq.ParquetFile(file).num_row_groups == 3
