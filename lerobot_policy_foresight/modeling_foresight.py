@@ -142,8 +142,14 @@ class ForesightPolicy(PreTrainedPolicy):
             **kwargs: As in LeRobot.
 
         Raises:
-            ValueError: If weights are missing, unexpected or of other sizes.
+            ValueError: If weights are missing, unexpected or of other sizes, or are an adapter's only.
         """
+        folder = Path(pretrained_name_or_path)
+        if (folder / "adapter_config.json").is_file() and not (folder / "model.safetensors").is_file():
+            raise ValueError(
+                f"{folder} holds an adapter, not a whole policy: merge it into its base first, python -m "
+                f"lerobot_policy_foresight {folder} --merge FOLDER."
+            )
         config = config or PreTrainedConfig.from_pretrained(pretrained_name_or_path, revision=revision)
         config.pretrained_path = config.pretrained_path or Path(pretrained_name_or_path)
         # LeRobot opens the base with the adapter's config, then puts the adapter on it.
@@ -244,7 +250,7 @@ class ForesightPolicy(PreTrainedPolicy):
         self._tasks: list[str] = []
 
     @torch.no_grad()
-    def predict_action_chunk(self, batch: dict, **kwargs) -> Tensor:
+    def predict_action_chunk(self, batch: dict, again: bool = False, **kwargs) -> Tensor:
         """Takes in one observation of every environment and gives its next K actions.
 
         Every call is one step of time: the policy keeps the last T frames itself. An environment whose
@@ -253,6 +259,8 @@ class ForesightPolicy(PreTrainedPolicy):
         Args:
             batch (`dict`): Images `(B, 3, h, w)` in [0, 1], state `(B, state_dim)`, `task`; after the
                 preprocessor.
+            again (`bool`): The observation takes the place of the newest one in the window, because the
+                robots have not acted since.
             **kwargs: Ignored; LeRobot passes options of other policies.
 
         Returns:
@@ -270,7 +278,7 @@ class ForesightPolicy(PreTrainedPolicy):
                 raise ValueError(f"The observation lacks {OBS_STATE!r}, which the policy was trained with.")
             state = self._restore("state", batch[OBS_STATE])
         self._follow(read_tasks(batch, robots))
-        chunk = self._stream.step_chunk(images, state)
+        chunk = self._stream.step_chunk(images, state, again=again)
         return self._normalise_actions(chunk.to(self.model.device))
 
     def select_action(self, batch: dict, **kwargs) -> Tensor:

@@ -193,9 +193,17 @@ class ForesightStream:
 
     @torch.no_grad()
     def step_chunk(
-        self, images: dict, state=None, envs: Sequence[int] | None = None, view_mask=None
+        self,
+        images: dict,
+        state=None,
+        envs: Sequence[int] | None = None,
+        view_mask=None,
+        again: bool = False,
     ) -> Tensor:
-        """As [`step`], but gives the whole chunk: `(K, A)`, or `(robots, K, A)`."""
+        """As [`step`], but gives the whole chunk: `(K, A)`, or `(robots, K, A)`.
+
+        With `again` the observation takes the place of the newest one: the robots have not acted since.
+        """
         rows = self._rows(envs)
         if not self._instructed[rows].all():
             raise ValueError(
@@ -206,8 +214,10 @@ class ForesightStream:
         self._instructed[rows] = False  # a step that fails half-way ends the instruction
 
         history = self.model.config.history_length
-        slides = self._count[rows] == history
-        slot = self._count[rows].clamp(max=history - 1)
+        count = self._count[rows]
+        stays = (count > 0) & again
+        slides = (count == history) & ~stays
+        slot = torch.where(stays, count - 1, count.clamp(max=history - 1))
         for buffer, new in ((self._seen, present), (self._states, state)):
             window = torch.where(slides[:, None, None], buffer[rows].roll(-1, dims=1), buffer[rows])
             window[torch.arange(len(rows)), slot] = new

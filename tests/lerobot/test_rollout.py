@@ -27,6 +27,7 @@ def write_folder(folder) -> None:
         future_shift=2,
         action_dim=JOINTS,
         state_dim=JOINTS,
+        fps=20,
         binary_state_indices=(),
         initializer_range=0.3,
         embedding_initializer_range=0.02,

@@ -159,6 +159,21 @@ def test_robots_that_start_and_pause_at_different_times_do_not_disturb_each_othe
         torch.testing.assert_close(actions, expected, **EXACT)
 
 
+def test_an_observation_may_take_the_place_of_the_newest():
+    model, processor = build()
+    rng = np.random.default_rng(5)
+    once, twice = ForesightStream(model, processor), ForesightStream(model, processor)
+    once.reset(TASKS[0])
+    twice.reset(TASKS[0])
+    for _ in range(model.config.history_length + 3):  # the window fills, then slides
+        (early, *_), (images, state) = (
+            ({"main": draw_image(rng), "wrist": draw_image(rng)}, draw_state(rng, 11)) for _ in range(2)
+        )
+        expected = once.step_chunk(images, state)
+        twice.step_chunk(early, draw_state(rng, 11))
+        torch.testing.assert_close(twice.step_chunk(images, state, again=True), expected, **EXACT)
+
+
 def test_a_camera_may_fail_for_some_steps_or_some_robots():
     model, processor = build()
     stream, truth, rng = (

@@ -1,0 +1,262 @@
+"""The asynchronous policy server, asked over loopback by LeRobot's own client."""
+
+import dataclasses
+import importlib
+import logging
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor
+
+from tests.lerobot.fakearm import FakeArmConfig
+from tests.lerobot.test_rollout import TASK, sent_actions, write_folder
+
+pytest.importorskip("grpc", reason="extra async")
+WAIT_S = 30  # for what takes milliseconds
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory):
+    """Our server's module and LeRobot's client's; importing them makes a folder `logs` where one stands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("logs"))
+        for name in ("handlers", "level"):
+            patch.setattr(logging.root, name, getattr(logging.root, name))
+        return (
+            importlib.import_module("lerobot_policy_foresight.policy_server"),
+            importlib.import_module("lerobot.async_inference.robot_client"),
+        )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served") / "model"
+    write_folder(folder)
+    return folder
+
+
+@pytest.fixture
+def serve(modules, monkeypatch):
+    """Starts servers, gives their addresses, and stops them."""
+    module, _ = modules
+    for name in ("handlers", "level"):
+        monkeypatch.setattr(logging.root, name, getattr(logging.root, name))
+    running = []
+
+    def start(**options):
+        config = module.ForesightServerConfig(port=free_port(), **{"fps": 20} | options)
+        server, service = module.make_server(config)
+        server.start()
+        running.append((server, service))
+        return f"127.0.0.1:{config.port}", service
+
+    yield start
+    for server, service in running:
+        service.stop()
+        assert server.stop(grace=None).wait(WAIT_S)
+
+
+@pytest.fixture
+def connect(modules, folder, tmp_path):
+    """Makes LeRobot's client, with the arm, and disconnects it at the end."""
+    _, module = modules
+    made = []
+
+    class Client(module.RobotClient):
+        """LeRobot's, which also says when actions have come."""
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.start_barrier = threading.Barrier(1)  # the test is the other thread, and needs no start
+            self.answered = threading.Event()
+
+        def _aggregate_action_queues(self, *args):
+            super()._aggregate_action_queues(*args)
+            self.answered.set()
+
+        def tick(self, wait: bool = True) -> None:
+            """As `control_loop`; then waits for the answer in place of the time until the next tick."""
+            if self.actions_available():
+                self.control_loop_action()
+            self.answered.clear()
+            self.control_loop_observation(TASK)
+            assert not wait or self.answered.wait(WAIT_S)
+
+    def make(address: str, options: dict | None = None, **robot) -> Client:
+        config = module.RobotClientConfig(
+            policy_type="foresight",
+            pretrained_name_or_path=str(folder),
+            robot=FakeArmConfig(calibration_dir=tmp_path / "calibration", frames=100, **robot),
+            actions_per_chunk=4,
+            task=TASK,
+            server_address=address,
+            chunk_size_threshold=1.0,
+            aggregate_fn_name="latest_only",
+            fps=20,
+        )
+        client = Client(dataclasses.replace(config, **(options or {})))
+        client.thread = threading.Thread(target=client.receive_actions, daemon=True)
+        made.append(client)
+        return client
+
+    yield make
+    for client in made:
+        client.stop()
+        if client.thread.is_alive():
+            client.thread.join(WAIT_S)
+
+
+class Expected:
+    """What the model's own stream does."""
+
+    def __init__(self, folder):
+        model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+        self.stream = model.stream(processor)
+        self.stream.reset(TASK)
+
+    def chunk(self, seen: dict, again: bool = False, views=("main", "wrist")) -> np.ndarray:
+        state = np.array([value for key, value in seen.items() if key.endswith(".pos")], dtype=np.float32)
+        return self.stream.step_chunk({view: seen[view] for view in views}, state, again=again).numpy()
+
+
+def assert_queue(client, chunk: np.ndarray, first: int) -> None:
+    """The client holds the chunk from its entry `first` on."""
+    held = torch.stack([action.get_action() for action in client.action_queue.queue])
+    np.testing.assert_allclose(held, chunk[first:], rtol=1e-4, atol=1e-5)
+
+
+def test_a_client_gets_the_actions_of_the_stream(serve, connect, folder):
+    address, _ = serve()
+    client, expected = connect(address), Expected(folder)
+    assert client.start()
+    client.thread.start()
+    client.tick()
+    seen = client.robot.seen
+    chunks = [expected.chunk(seen[0])]
+    assert_queue(client, chunks[0], 0)
+    for step in range(6):
+        client.tick()
+        # LeRobot counts from the last performed action: what is seen before and after the first is step 0.
+        chunks.append(expected.chunk(seen[-1], again=step == 0))
+        assert_queue(client, chunks[-1], 1)
+    done = [chunks[0][0], *(chunk[1] for chunk in chunks[1:-1])]
+    np.testing.assert_allclose(sent_actions(client.robot), done, rtol=1e-4, atol=1e-5)
+
+
+def test_frames_that_come_while_the_model_thinks_enter_the_window_too(serve, connect, folder):
+    address, service = serve()
+    client, expected = connect(address), Expected(folder)
+    assert client.start()
+    client.thread.start()
+    client.tick()
+    chunk = expected.chunk(client.robot.seen[0])
+    with service._policy_lock:  # it thinks
+        for step in range(3):
+            client.tick(wait=False)
+            chunk = expected.chunk(client.robot.seen[-1], again=step == 0)
+        client.answered.clear()
+    assert client.answered.wait(WAIT_S)
+    held = [action.get_action() for action in client.action_queue.queue]
+    np.testing.assert_allclose(held[-1], chunk[-1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_frame_that_never_comes_is_replaced_by_the_one_before(serve, connect, folder, caplog):
+    address, service = serve()
+    client, expected = connect(address), Expected(folder)
+    assert client.start()
+    client.thread.start()
+    client.tick()
+    client.tick()
+    for seen, again in zip(client.robot.seen, (False, True), strict=True):
+        expected.chunk(seen, again)
+    client.control_loop_action()  # and sends nothing
+    caplog.set_level(logging.WARNING)
+    client.tick()
+    expected.chunk(client.robot.seen[1])
+    assert_queue(client, expected.chunk(client.robot.seen[2]), 1)
+    assert "No observation came for 1 steps before step 2" in caplog.text
+
+
+def test_a_new_client_starts_anew(serve, connect, folder):
+    address, _ = serve()
+    for _ in range(2):
+        client = connect(address)
+        assert client.start()
+        client.thread.start()
+        client.tick()
+        assert_queue(client, Expected(folder).chunk(client.robot.seen[0]), 0)
+        client.stop()
+        client.thread.join(WAIT_S)
+
+
+def test_cameras_are_named_at_the_server(serve, connect, folder):
+    address, _ = serve(cameras={"main": "observation.images.top", "wrist": None})
+    client = connect(address, views=["top", "side"], depth_views=["top"])
+    assert client.start()
+    client.thread.start()
+    client.tick()
+    seen = {**client.robot.seen[0], "main": client.robot.seen[0]["top"]}
+    assert_queue(client, Expected(folder).chunk(seen, views=("main",)), 0)
+
+
+@pytest.mark.parametrize(
+    ("server", "options", "robot", "message"),
+    [
+        ({}, {"policy_type": "cleverer"}, {}, "cleverer not supported"),
+        ({"fps": 30}, {}, {}, "--fps=30; the policy learned from 20"),
+        ({}, {}, {"views": ["top", "wrist"]}, "needs .'observation.images.main'.: .* --cameras="),
+        ({}, {}, {"joints": ["pan", "lift"]}, "2 entries .'pan.pos', 'lift.pos'.; the policy was made for 5"),
+        ({}, {"pretrained_name_or_path": "adapter"}, {}, "adapter.*merge"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_robot_moves(
+    serve, connect, folder, tmp_path, monkeypatch, caplog, server, options, robot, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter" / "config.json").write_text((folder / "config.json").read_text())
+    address, _ = serve(**server)
+    client = connect(address, options, **robot)
+    with caplog.at_level(logging.ERROR):
+        assert not client.start()
+    assert re.search(message, caplog.text)
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_it_is_interrupted(connect, tmp_path):
+    port = free_port()
+    command = [sys.executable, "-m", "lerobot_policy_foresight.policy_server", f"--port={port}", "--fps=20"]
+    server = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        said = ""
+        for line in server.stdout:  # until it listens
+            said += line
+            if f"Serving 3D Foresight on 127.0.0.1:{port}" in line:
+                break
+        assert "Serving" in said, said
+        client = connect(f"127.0.0.1:{port}")
+        assert client.start()
+        client.thread.start()
+        client.tick()
+        client.stop()
+        client.thread.join(WAIT_S)
+        server.send_signal(signal.SIGINT)
+        assert "Stopped" in server.stdout.read() and server.wait(WAIT_S) == 0
+    finally:
+        server.kill()
