@@ -60,6 +60,22 @@ def image_key(camera: str) -> str:
     return IMAGE_PREFIX + camera
 
 
+def find_image_key(features: Mapping[str, Mapping[str, Any]], camera: str) -> str | None:
+    """Find a camera's RGB stream: `observation.images.<camera>`, or the column of just this name.
+
+    Args:
+        features (`Mapping[str, Mapping]`): Features of the dataset (`meta.features`).
+        camera (`str`): Name of the camera, or of its column where that has no prefix (`image`).
+
+    Returns:
+        `str | None`: The key, or `None` when there is no such camera.
+    """
+    for key in (image_key(camera), camera):
+        if key in features and features[key]["dtype"] in ("image", "video"):
+            return key if not is_depth_feature(features[key]) else None
+    return None
+
+
 def depth_key(camera: str) -> str:
     """Key under which this project stores a camera's depth."""
     return DEPTH_PREFIX + camera
@@ -408,10 +424,10 @@ def validate_columns(
         name, features = "DATASET", dataset
     else:
         name, features = str(dataset), load_features(dataset)
-    known = [key.removeprefix(IMAGE_PREFIX) for key in features if key.startswith(IMAGE_PREFIX)]
-    known = [camera for camera in known if not is_depth_feature(features[image_key(camera)])]
+    pictures = [key for key in features if features[key]["dtype"] in ("image", "video")]
+    known = [key.removeprefix(IMAGE_PREFIX) for key in pictures if not is_depth_feature(features[key])]
     for camera in cameras:
-        if image_key(camera) not in features:
+        if find_image_key(features, camera) is None:
             raise ValueError(
                 f"the dataset has no camera '{camera}' (no column '{image_key(camera)}'); its cameras are "
                 f"{', '.join(known) or 'none'}: name one of them in the configuration"

@@ -28,10 +28,10 @@ from datasets_scripts.columns import (
     PROVENANCE_PATH,
     find_depth_key,
     is_label_key,
-    load_features,
     share_file,
     write_json_atomic,
 )
+from datasets_scripts.dataset_rows import DatasetRows
 
 __all__ = ["rename_columns"]
 
@@ -58,10 +58,11 @@ def rename_columns(source: str | Path, output: str | Path, names: Mapping[str, s
         ValueError: If the output exists, the dataset is damaged, or a name is unknown, taken or not allowed.
         OSError: If the disk is full; nothing is left behind.
     """
-    root, output = _folder_of(str(source)), Path(output)
+    output = Path(output)
     if output.exists():
         raise ValueError(f"{output} exists already: name another folder for the renamed dataset")
-    features = load_features(root)
+    rows = DatasetRows(source)  # complains about what is missing or damaged
+    root, features = rows.root, rows.features
     names = _with_labels(features, names)
     _check_names(features, names)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -76,20 +77,6 @@ def rename_columns(source: str | Path, output: str | Path, names: Mapping[str, s
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return names
-
-
-def _folder_of(source: str) -> Path:
-    """The dataset's folder; a Hub id is downloaded by LeRobot."""
-    if Path(source).expanduser().is_dir():
-        return Path(source).expanduser().resolve()
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-    try:
-        return LeRobotDataset(source).root
-    except Exception as error:  # offline, unknown, not allowed, other format: all end here with the cause
-        raise ValueError(
-            f"dataset {source} is no folder here and could not be had from the Hub: {error}"
-        ) from error
 
 
 def _with_labels(features: Mapping[str, dict], names: Mapping[str, str]) -> dict[str, str]:

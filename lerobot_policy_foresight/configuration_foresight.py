@@ -15,7 +15,7 @@ from typing import Any
 import draccus
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.optim import AdamWConfig, LRSchedulerConfig
-from lerobot.utils.constants import OBS_IMAGES, OBS_STATE, OBS_STR
+from lerobot.utils.constants import OBS_IMAGES, OBS_PREFIX, OBS_STATE
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
@@ -224,10 +224,11 @@ class ForesightConfig(_ModelOptions):
         images = [
             key
             for key, feature in features.items()
-            if feature.type is FeatureType.VISUAL and not is_label_key(key) and 1 not in feature.shape
+            if feature.type is FeatureType.VISUAL and key.startswith(OBS_PREFIX)  # others never arrive
+            if not is_label_key(key) and 1 not in feature.shape
         ]
         if not self.cameras:
-            named = {key.removeprefix(f"{OBS_IMAGES}.").removeprefix(f"{OBS_STR}."): key for key in images}
+            named = {key.removeprefix(f"{OBS_IMAGES}.").removeprefix(OBS_PREFIX): key for key in images}
             views = self.views or named
             self.cameras = {view: named[view] for view in views if view in named}
         else:

@@ -26,6 +26,7 @@ from modeling_foresight import (
 from modeling_foresight.lora import TOP_LEVEL, TOWERS, lora_config
 
 from .batches import BatchReader, read_tasks, to_uint8
+from .column_names import check_column_names
 from .configuration_foresight import ForesightConfig
 from .fast_reading import read_fast
 
@@ -58,6 +59,8 @@ class ForesightPolicy(PreTrainedPolicy):
 
     def __init__(self, config: ForesightConfig, dataset_stats=None, dataset_meta=None, **kwargs):
         super().__init__(config)
+        if dataset_meta is not None:
+            check_column_names(dataset_meta.features, dataset_meta.root, with_state=config.state_dim != 0)
         config.validate_features()
         config.processor = None
         if dataset_meta is not None and not config.pretrained_path:

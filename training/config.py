@@ -35,8 +35,9 @@ class DatasetSource:
 
     Args:
         path (`str`): Folder or Hub id of a LeRobot v3 dataset.
-        cameras (`dict`): Dataset camera of each view of the model; a view that is not listed uses the camera
-            of its own name, `null` says that this dataset has no such view.
+        cameras (`dict`): Dataset camera of each view of the model (`front` of `observation.images.front`, or
+            a whole column's name); a view that is not listed uses the camera of its own name, `null` says
+            that this dataset has no such view.
         frame_stride (`int`): Dataset frames per step of the window.
     """
 

@@ -39,7 +39,7 @@ from torch.utils.data import Dataset
 from datasets_scripts.columns import (
     check_depth_range,
     find_depth_key,
-    image_key,
+    find_image_key,
     moving_flags,
     points_key,
     points_visible_key,
@@ -128,7 +128,7 @@ class ForesightWindows(Dataset):
             need_depth=want_depth and strict,
             need_tracks=want_tracks and strict and flow_view in self.cameras,
         )
-        self._image_keys = {view: image_key(camera) for view, camera in self.cameras.items()}
+        self._image_keys = {view: find_image_key(features, camera) for view, camera in self.cameras.items()}
         depth_keys = {view: find_depth_key(features, camera) for view, camera in self.cameras.items()}
         self._depth_keys = {view: key for view, key in depth_keys.items() if key and want_depth}
         self._points_keys = None
