@@ -25,7 +25,8 @@ def main() -> None:
         action="append",
         default=[],
         metavar="VIEW=KEY",
-        help="image key of a view, such as main=observation.image; observation.images.<view> by default",
+        help="image key of a view, such as main=observation.image; wrist= leaves that view out; by default "
+        "what the folder says, or observation.images.<view>",
     )
     parser.add_argument("--merge", metavar="FOLDER", help="where the adapter goes, merged into its base")
     options = parser.parse_args()

@@ -1,8 +1,10 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""What LeRobot needs beside a model that `training/train.py` or `save_pretrained` wrote.
+"""What LeRobot needs beside a model that `save_pretrained` wrote, and adapters that stand alone.
 
-python -m lerobot_policy_foresight outputs/quickstart/model
-lerobot-eval --policy.path=outputs/quickstart/model --env.type=...
+`training/train.py` does the first for the models it exports.
+
+python -m lerobot_policy_foresight FOLDER --camera main=observation.image
+lerobot-eval --policy.path=FOLDER --env.type=...
 """
 
 import json
@@ -14,10 +16,11 @@ from pathlib import Path
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
+from datasets_scripts.columns import write_json_atomic
 from modeling_foresight import ForesightConfig as ModelConfig
 from modeling_foresight import ForesightProcessor
 
-from .configuration_foresight import ForesightConfig
+from .configuration_foresight import MODEL_FIELDS, ForesightConfig
 from .processor_foresight import make_foresight_pre_post_processors
 
 __all__ = ["merge_adapter", "write_lerobot_files"]
@@ -31,11 +34,13 @@ def write_lerobot_files(folder: str | Path, cameras: dict[str, str] | None = Non
 
     Args:
         folder (`str` or `Path`): Model and processor.
-        cameras (`dict[str, str]`, *optional*): View -> image key of the robot or environment; by default
-            `observation.images.<view>` for every view of the model.
+        cameras (`dict[str, str]`, *optional*): View -> image key of the robot or environment; nothing for a
+            view that is not there. Views that are not named keep their key, at first
+            `observation.images.<view>`.
 
     Raises:
-        ValueError: If it is not the folder of a 3D Foresight model.
+        ValueError: If it is not the folder of a 3D Foresight model, or of one that LeRobot's commands have no
+            use for; nothing is written then.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not (folder / "processor_config.json").is_file():
@@ -44,23 +49,28 @@ def write_lerobot_files(folder: str | Path, cameras: dict[str, str] | None = Non
         )
     before = json.loads((folder / "config.json").read_text())
     model = ModelConfig.from_pretrained(folder)
+    if not model.has("action"):
+        raise ValueError(f"The model in {folder} predicts no actions; its objectives are {model.objectives}.")
+    if absent := {"text", "vision"} - set(model.towers):
+        raise ValueError(f"The model in {folder} has no {' and '.join(sorted(absent))} tower of its own.")
     processor = ForesightProcessor.from_pretrained(folder)
-    cameras = cameras or {view: f"{OBS_IMAGES}.{view}" for view in model.views}
+    known = before.get("cameras") or {view: f"{OBS_IMAGES}.{view}" for view in model.views}
+    cameras = {view: key for view, key in (known | (cameras or {})).items() if key}
     shape = (3, model.image_size, model.image_size)
     inputs = {key: PolicyFeature(FeatureType.VISUAL, shape) for key in cameras.values()}
     if model.state_dim:
         inputs[OBS_STATE] = PolicyFeature(FeatureType.STATE, (model.state_dim,))
+    fields = json.loads(model.to_json_string())
     config = ForesightConfig(
-        **{name: getattr(model, name) for name in ("action_codec", "history_length")},
+        **{name: value for name, value in fields.items() if name in MODEL_FIELDS},
         cameras=cameras,
+        device="cpu",
         input_features=inputs,
         output_features={ACTION: PolicyFeature(FeatureType.ACTION, (model.action_dim,))},
     )
-    config.keep_model(model)
     config.validate_features()
-    config._save_pretrained(folder)
-    after = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(after | before | {"type": config.type}, indent=2) + "\n")
+    own = config.lerobot_fields() | {"device": None}  # that of the machine that opens it
+    write_json_atomic(folder / "config.json", before | own)
     stats = {ACTION: processor.action_stats, OBS_STATE: processor.state_stats}
     used = {key: value for key, value in stats.items() if value is not None}
     for pipeline in make_foresight_pre_post_processors(config, used):

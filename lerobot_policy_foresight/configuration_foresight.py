@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from datasets_scripts.columns import is_label_key
+from datasets_scripts.columns import is_label_key, write_json_atomic
 from modeling_foresight import ForesightConfig as ModelConfig
 
 from .flow import frames_after
@@ -266,15 +266,15 @@ class ForesightConfig(_ModelOptions):
 
     # ------------------------------------------------------------------ one config.json for both libraries
 
+    def lerobot_fields(self) -> dict[str, Any]:
+        """What config.json says to LeRobot beside the model's own fields."""
+        skipped = (*MODEL_FIELDS, *BOOKKEEPING, *NOT_SAVED)
+        encoded = draccus.encode(self, PreTrainedConfig)
+        return {name: value for name, value in encoded.items() if name not in skipped}
+
     def _save_pretrained(self, save_directory: Path) -> None:
-        own = draccus.encode(self, PreTrainedConfig)
-        content = json.loads(self.model_config().to_json_string())
-        content |= {
-            name: value
-            for name, value in own.items()
-            if name not in (*MODEL_FIELDS, *BOOKKEEPING, *NOT_SAVED)
-        }
+        content = json.loads(self.model_config().to_json_string()) | self.lerobot_fields()
         content["architectures"] = ["ForesightForActionPrediction"]
-        (save_directory / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+        write_json_atomic(save_directory / "config.json", content)
         if self.processor is not None:
             self.processor.save_pretrained(save_directory)

@@ -28,7 +28,7 @@ FORBIDDEN_IMPORTS = {
         "hub_cards",
     },
     "datasets_scripts": {"modeling_foresight", "lerobot_policy_foresight", "training", "hub_cards"},
-    "training": {"lerobot_policy_foresight", "hub_cards"},
+    "training": {"hub_cards"},
     "lerobot_policy_foresight": {"training", "hub_cards"},
 }
 

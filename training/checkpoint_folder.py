@@ -41,8 +41,9 @@ def load_checkpoint(
                     f"checkpoint {source} has no {name} ({what}): give the folder that train.py exports, for "
                     "example outputs/quickstart/model"
                 )
-        if not any(folder.glob("*.safetensors")):
-            raise ValueError(f"checkpoint {source} has no weights (*.safetensors): export the model again")
+        weights = "adapter_model.safetensors" if adapter else "model*.safetensors"  # LeRobot has others
+        if not any(folder.glob(weights)):
+            raise ValueError(f"checkpoint {source} has no weights ({weights}): export the model again")
         kind = "foresight" if adapter else _read_json(folder / "config.json").get("model_type")
         if kind != "foresight":
             raise ValueError(f"checkpoint {source} is a model of type {kind!r}, not 'foresight'")

@@ -98,13 +98,27 @@ def replace_folder(new: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_export(target: Path, processor: ProcessorMixin, write: Callable[[Path], None]) -> None:
-    """Writes model and processor for `from_pretrained`; `target` appears only when it is whole."""
+def write_export(
+    target: Path,
+    processor: ProcessorMixin,
+    write: Callable[[Path], None],
+    complete: Callable[[Path], None] | None = None,
+) -> None:
+    """Writes model and processor for `from_pretrained`; `target` appears only when it is whole.
+
+    Args:
+        target (`Path`): Where to.
+        processor (`ForesightProcessor`): Of the model.
+        write (`Callable`): Writes the model into the folder it is given.
+        complete (`Callable`, *optional*): Adds to that folder when model and processor are in it.
+    """
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         write(partial)
         processor.save_pretrained(partial)
+        if complete is not None:
+            complete(partial)
         replace_folder(partial, target)
     except (OSError, RuntimeError, SafetensorError) as error:  # as in `save_checkpoint`
         raise OSError(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader, Subset
 
-from datasets_scripts.columns import PROVENANCE_PATH, read_provenance
+from datasets_scripts.columns import PROVENANCE_PATH, image_key, read_provenance
 from datasets_scripts.dataset_rows import DatasetRows
 from modeling_foresight import ForesightConfig
 from training.config import RunConfig
@@ -117,6 +117,14 @@ class RunData:
             "min": np.min([stats["min"] for _, stats in found], axis=0),
             "max": np.max([stats["max"] for _, stats in found], axis=0),
         }
+
+    @property
+    def image_keys(self) -> dict[str, str | None]:
+        """Image column of every view in the first dataset that has the view; `None` if none has."""
+        keys = dict.fromkeys(self.train.config.views)
+        for windows in reversed(self.train.datasets):
+            keys |= {view: image_key(camera) for view, camera in windows.cameras.items()}
+        return keys
 
     def describe(self) -> list[dict]:
         """Name, episodes, windows and label sources of every dataset, for the card."""

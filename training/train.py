@@ -199,7 +199,7 @@ def run_training(accelerator: Accelerator, config: RunConfig, resume: bool) -> i
         final = evaluate_open_loop(plain, processor, validation, baselines)
         say(format_open_loop(final))
     accelerator.wait_for_everyone()
-    export_model(accelerator, model, processor, config, facts)
+    export_model(accelerator, model, processor, config, data, facts)
     if accelerator.is_main_process:
         summary = {
             **describe_run(),
@@ -303,20 +303,33 @@ def validate(
 
 
 def export_model(
-    accelerator: Accelerator, model, processor: ForesightProcessor, config: RunConfig, facts: dict | None
+    accelerator: Accelerator,
+    model,
+    processor: ForesightProcessor,
+    config: RunConfig,
+    data: RunData,
+    facts: dict | None,
 ) -> None:
     """Writes the processor and the model, or the adapter with the `facts` of its base."""
     target = Path(config.export)
+
+    def write_model(target: Path, write) -> None:
+        write_export(target, processor, write, lambda folder: add_lerobot_files(folder, target, data))
+
     state = accelerator.get_state_dict(model)  # collective under sharding: all processes call it
     if accelerator.is_main_process:
         plain = accelerator.unwrap_model(model)
         if facts is None:
-            write_export(target, processor, lambda folder: plain.save_pretrained(folder, state_dict=state))
+            write_model(target, lambda folder: plain.save_pretrained(folder, state_dict=state))
         else:
             write_export(target, processor, lambda folder: write_adapter(plain, folder, facts, state))
             if config.lora.merge:
                 merged = plain.merge_and_unload()
-                write_export(target.with_name(f"{target.name}-merged"), processor, merged.save_pretrained)
+                write_model(target.with_name(f"{target.name}-merged"), merged.save_pretrained)
+            else:
+                accelerator.print(
+                    f"{target} is no policy for LeRobot's commands; --lora.merge true makes one"
+                )
             if Path(config.init_from).exists():
                 accelerator.print(
                     f"{target} names its base as {config.init_from!r}, a folder that other machines lack: "
@@ -324,6 +337,20 @@ def export_model(
                     "(docs/lora.md)"
                 )
     accelerator.wait_for_everyone()
+
+
+def add_lerobot_files(folder: Path, target: Path, data: RunData) -> None:
+    """Makes an exported model a policy of LeRobot too, with the cameras that it was trained on.
+
+    LeRobot's side may be unable to use it; the model is none the worse for that.
+    """
+    # Here, because no other part of training needs the policy.
+    from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
+
+    try:
+        write_lerobot_files(folder, data.image_keys)
+    except (ValueError, ImportError, StrictDataclassError) as error:
+        print(f"{target} is no policy for LeRobot's commands: {str(error).replace(str(folder), str(target))}")
 
 
 def main() -> int:

@@ -9,7 +9,9 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.utils.import_utils import register_third_party_plugins
+from transformers import AutoModel, AutoProcessor
 
 from tests.tiny import tiny_config
 
@@ -74,3 +76,30 @@ def observation(facts, t: int, episodes: tuple[int, ...]) -> dict:
     }
     states = torch.stack([torch.from_numpy(facts.state(e, t)) for e in episodes])
     return seen | {"observation.state": states, "task": [facts.task(e) for e in episodes]}
+
+
+def load_policy(folder, **kwargs):
+    """The policy and its pipelines, as LeRobot's commands load them."""
+    policy = get_policy_class("foresight").from_pretrained(folder, **kwargs)
+    return policy, *make_pre_post_processors(policy.config, str(folder))
+
+
+def assert_same_actions(folder, facts) -> None:
+    """The policy between LeRobot's pipelines acts as the model that `transformers` opens in the folder."""
+    episodes = (0, 1)
+    policy, before, after = load_policy(folder)
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    stream = model.stream(processor, num_envs=len(episodes))
+    stream.reset([facts.task(e) for e in episodes])
+    with torch.inference_mode():
+        for t in range(model.config.history_length + 1):
+            seen = observation(facts, t, episodes)
+            images = {
+                view: (seen[f"observation.images.{view}"] * 255).round().to(torch.uint8)
+                for view in model.config.views
+            }
+            expected = stream.step(images, seen["observation.state"])
+            given = after(policy.select_action(before(seen)))
+            torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)
+            # Or nothing that the robots see would matter here.
+            assert (expected[0] - expected[1]).abs().max() > 1e-2

@@ -10,16 +10,24 @@ import torch
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.policies.factory import get_policy_class, make_policy, make_pre_post_processors
+from lerobot.policies.factory import get_policy_class, make_policy
 from lerobot.utils.import_utils import register_third_party_plugins
 from safetensors.torch import load_file, save_file
 from torch.utils.data import default_collate
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoConfig
 
 from lerobot_policy_foresight import ForesightConfig
 from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
 from modeling_foresight import ForesightForActionPrediction
-from tests.lerobot.miniature import lerobot_train, observation, policy_options, run_options, small_model
+from tests.lerobot.miniature import (
+    assert_same_actions,
+    lerobot_train,
+    load_policy,
+    observation,
+    policy_options,
+    run_options,
+    small_model,
+)
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training.windows import ForesightWindows, WindowConfig, collate_windows
@@ -49,39 +57,12 @@ def copied(trained, tmp_path):
     return shutil.copytree(trained.folder, tmp_path / "copy")
 
 
-def load_policy(folder, **kwargs):
-    """The policy and its pipelines, as LeRobot's commands load them."""
-    policy = get_policy_class("foresight").from_pretrained(folder, **kwargs)
-    return policy, *make_pre_post_processors(policy.config, str(folder))
-
-
 def dataset_for(config, root):
     """The dataset with the windows that the config asks for."""
     meta = LeRobotDataset("local/synthetic", root=root).meta
     return LeRobotDataset(
         "local/synthetic", root=root, delta_timestamps=resolve_delta_timestamps(config, meta)
     )
-
-
-def assert_same_actions(folder, facts) -> None:
-    """The policy between LeRobot's pipelines acts as the model that `transformers` opens in the folder."""
-    episodes = (0, 1)
-    policy, before, after = load_policy(folder)
-    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
-    stream = model.stream(processor, num_envs=len(episodes))
-    stream.reset([facts.task(e) for e in episodes])
-    with torch.inference_mode():
-        for t in range(model.config.history_length + 1):
-            seen = observation(facts, t, episodes)
-            images = {
-                view: (seen[f"observation.images.{view}"] * 255).round().to(torch.uint8)
-                for view in model.config.views
-            }
-            expected = stream.step(images, seen["observation.state"])
-            given = after(policy.select_action(before(seen)))
-            torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)
-            # Or nothing that the robots see would matter here.
-            assert (expected[0] - expected[1]).abs().max() > 1e-2
 
 
 def test_lerobot_discovers_the_policy_by_its_own_means():
