@@ -4,6 +4,9 @@
 LeRobot fills a window that starts before its episode with copies of the first frame and says so in
 `*_is_pad`. Ours are padded at the end, so each sample is moved forward until it begins with a real frame;
 frames after the newest one, which targets ask for, then serve as history too.
+
+Where the dataset is read our way (`fast_reading.py`) all this happens as it is read, in the processes that
+read, and batches have the samples already, under names that begin with `SAMPLE`.
 """
 
 import warnings
@@ -11,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from lerobot.utils.constants import ACTION
+from lerobot.utils.constants import ACTION, OBS_STATE, OBS_STR
 from torch import Tensor
 
 from datasets_scripts.columns import (
@@ -32,6 +35,8 @@ from .configuration_foresight import MILLIMETRES_PER, ForesightConfig
 from .flow import read_flow
 
 __all__ = ["BatchReader", "Window", "to_uint8"]
+
+SAMPLE = f"{OBS_STR}.foresight."  # LeRobot's preprocessor passes on what begins with `observation.`
 
 
 @dataclass
@@ -77,6 +82,7 @@ class BatchReader:
 
     def __init__(self, config: ForesightConfig, model: ModelConfig, dataset_meta=None):
         self.config, self.model = config, model
+        self._steps = len(config.observation_delta_indices)
         self._depth: dict[str, tuple[str, float]] = {}  # view -> column, far limit in metres
         self._checked: set[str] = set()  # depth columns whose unit was looked at
         self._episodes: tuple[Tensor, Tensor] | None = None
@@ -112,10 +118,32 @@ class BatchReader:
     @property
     def columns(self) -> list[str]:
         """Columns of the dataset that training reads."""
-        config = self.config
-        points = self._flow_camera and [points_key(self._flow_camera), points_visible_key(self._flow_camera)]
-        depth = [key for key, _ in self._depth.values()]
-        return [*config.input_features, *config.output_features, *depth, *(points or [])]
+        return [*self.config.input_features, *self.config.output_features, *self._label_columns]
+
+    @property
+    def _label_columns(self) -> list[str]:
+        camera = self._flow_camera
+        points = [points_key(camera), points_visible_key(camera)] if camera is not None else []
+        return [key for key, _ in self._depth.values()] + points
+
+    def read_item(self, item: dict) -> dict:
+        """An item of the dataset with its sample in place of the pictures and labels that it is made of.
+
+        Args:
+            item (`dict`): As `LeRobotDataset` gives it, before any preprocessing. RGB may be uint8.
+        """
+        batch = {key: value[None] if isinstance(value, Tensor) else [value] for key, value in item.items()}
+        state = batch.get(OBS_STATE) if self.model.state_dim else None
+        raw = self.read(batch, state, batch.get(ACTION))
+        spent = {*self.config.cameras.values(), *self._label_columns}
+        spent |= {f"{key}_is_pad" for key in spent}
+        item = {key: value for key, value in item.items() if key not in spent}
+        for name, value in raw.items():
+            if isinstance(value, dict):
+                item |= {f"{SAMPLE}{name}.{view}": tensor[0] for view, tensor in value.items()}
+            elif isinstance(value, Tensor):
+                item[f"{SAMPLE}{name}"] = value[0]
+        return item
 
     def read(self, batch: dict, state: Tensor | None, actions: Tensor | None) -> dict:
         """A raw batch of windows.
@@ -129,8 +157,10 @@ class BatchReader:
         Raises:
             ValueError: If a camera is absent, there is no time axis, or depth cannot be in its unit.
         """
+        if samples := {key: value for key, value in batch.items() if key.startswith(SAMPLE)}:
+            return _collect(samples) | {"task": read_tasks(batch, len(next(iter(samples.values()))))}
         model, config = self.model, self.config
-        steps, frames = len(config.observation_delta_indices), model.history_length
+        steps, frames = self._steps, model.history_length
         for view, key in config.cameras.items():
             if key not in batch:
                 raise ValueError(
@@ -224,6 +254,18 @@ class BatchReader:
                 ) from None
             self._checked.add(key)
         return clean_depth(metres, limit_m)
+
+
+def _collect(samples: dict[str, Tensor]) -> dict:
+    """The raw batch that [`BatchReader.read_item`] has spread over names."""
+    raw: dict = {}
+    for key, value in samples.items():
+        name, _, view = key.removeprefix(SAMPLE).partition(".")
+        if view:
+            raw.setdefault(name, {})[view] = value
+        else:
+            raw[name] = value
+    return raw
 
 
 def read_tasks(batch: dict, samples: int) -> list[str]:

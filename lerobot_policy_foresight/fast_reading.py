@@ -7,9 +7,10 @@ can say what an item holds but not how it is read: all that it is given is the d
 policy leaves a mark on that, and LeRobot's reader, whose `get_item` is wrapped when the first mark is made,
 heeds it. Datasets without a mark, and so all other policies, are read by LeRobot as ever.
 
-An item is the stock reader's, value by value, less the columns that the policy does not use. The first one is
-compared with the stock reader's own before it is given out. If anything differs or fails, because LeRobot's
-internals have changed for example, the dataset is left to LeRobot, with a warning.
+Items are read value by value as the stock reader has them, less the columns that the policy does not use,
+and made into samples at once (`BatchReader.read_item`), which the training process then need not do. The
+first item is compared with the stock reader's own. If anything differs or fails, because LeRobot's internals
+have changed for example, the dataset is left to LeRobot, with a warning.
 """
 
 import copy
@@ -29,6 +30,8 @@ from torch import Tensor
 from datasets_scripts.dataset_rows import ArrowColumn, DatasetRows
 from datasets_scripts.frame_cache import FrameDecoder, open_frames
 
+from .batches import BatchReader
+
 __all__ = ["FastItems", "read_fast"]
 
 logger = logging.getLogger(__name__)
@@ -36,24 +39,24 @@ logger = logging.getLogger(__name__)
 MARK = "_foresight_reading"
 
 
-def read_fast(dataset_meta, columns: Sequence[str], frame_cache: str = "auto") -> None:
+def read_fast(dataset_meta, batches: BatchReader, frame_cache: str = "auto") -> None:
     """Has the dataset of this metadata read our way, in this process and in its loader's.
 
     Args:
         dataset_meta (`LeRobotDatasetMetadata`): The object that the dataset itself holds.
-        columns (`Sequence[str]`): Columns that items must have. If the dataset lacks one, as under
-            `--rename_map`, items have all of its columns.
+        batches (`BatchReader`): Knows the columns and what becomes of them. If the dataset lacks one, as
+            under `--rename_map`, nothing is done.
         frame_cache (`str`): `"auto"`, `"off"` or a folder; see `datasets_scripts.frame_cache.open_frames`.
     """
-    known = set(columns) <= set(dataset_meta.features)
-    setattr(dataset_meta, MARK, _Mark(list(columns) if known else None, frame_cache))
+    if set(batches.columns) <= set(dataset_meta.features):
+        setattr(dataset_meta, MARK, _Mark(batches, frame_cache))
 
 
 class _Mark:
     """What the policy leaves on a dataset's metadata; it travels to worker processes with the dataset."""
 
-    def __init__(self, columns: list[str] | None, frame_cache: str):
-        self.columns, self.frame_cache = columns, frame_cache
+    def __init__(self, batches: BatchReader, frame_cache: str):
+        self.batches, self.frame_cache = batches, frame_cache
         self._items: FastItems | None = None
         self._opened = False
         _wrap_reader()
@@ -61,11 +64,11 @@ class _Mark:
     def get_item(self, reader: DatasetReader, idx: int, stock: Callable) -> dict:
         if not self._opened:
             self._items, self._opened = self._open(reader, idx, stock), True
-        return stock(reader, idx) if self._items is None else self._items[idx]
+        return stock(reader, idx) if self._items is None else self.batches.read_item(self._items[idx])
 
     def _open(self, reader: DatasetReader, idx: int, stock: Callable) -> "FastItems | None":
         try:
-            items = FastItems(reader, self.columns, self.frame_cache)
+            items = FastItems(reader, self.batches.columns, self.frame_cache)
             untransformed = copy.copy(reader)
             untransformed._image_transforms = None  # they may be random
             check_same(items.read(idx), stock(untransformed, idx))
@@ -124,18 +127,18 @@ class FastItems:
 
     Args:
         reader (`DatasetReader`): LeRobot's own, loaded: its table, windows, episodes, settings.
-        columns (`Sequence[str]`, *optional*): Columns of the items beside LeRobot's own; all by default.
-        frame_cache (`str`): See [`read_fast`].
+        columns (`Sequence[str]`): Columns of the items beside LeRobot's own (`index`, `timestamp`, ...).
+        frame_cache (`str`): See `datasets_scripts.frame_cache.open_frames`.
 
     Raises:
         ValueError: If the dataset has something that only LeRobot can read, or is incomplete; names it.
     """
 
-    def __init__(self, reader: DatasetReader, columns: Sequence[str] | None, frame_cache: str):
+    def __init__(self, reader: DatasetReader, columns: Sequence[str], frame_cache: str):
         meta, table = reader._meta, reader.hf_dataset.data
         if reader.hf_dataset._indices is not None:
             raise ValueError("its rows were selected or shuffled")
-        wanted = set(meta.features if columns is None else columns) | set(DEFAULT_FEATURES)
+        wanted = {*columns, *DEFAULT_FEATURES}
         cameras = [key for key in meta.camera_keys if key in wanted]
         self._reader = reader
         self._plain = {

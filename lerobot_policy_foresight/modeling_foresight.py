@@ -80,7 +80,7 @@ class ForesightPolicy(PreTrainedPolicy):
             raise ValueError("action_codec='local_delta' is trained by training/train.py, not by LeRobot.")
         self.batches = BatchReader(config, self.model.config, dataset_meta)
         if dataset_meta is not None and config.fast_reading:
-            read_fast(dataset_meta, self.batches.columns, config.frame_cache)
+            read_fast(dataset_meta, self.batches, config.frame_cache)
         self.reset()
 
     def _settle_model(self, dataset_meta):
