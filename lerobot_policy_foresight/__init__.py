@@ -5,8 +5,14 @@ Importing it registers the policy `foresight` and the environment `foresight_met
 the simulator are imported when LeRobot makes one.
 """
 
-from .configuration_foresight import ForesightConfig
-from .metaworld import ForesightMetaWorldConfig
-from .processor_foresight import make_foresight_pre_post_processors
+from .lerobot_version import refuse_untested_lerobot
+
+try:
+    from .configuration_foresight import ForesightConfig
+    from .metaworld import ForesightMetaWorldConfig
+    from .processor_foresight import make_foresight_pre_post_processors
+except ImportError:
+    refuse_untested_lerobot()  # the reason, if what is missing was moved by another version
+    raise
 
 __all__ = ["ForesightConfig", "ForesightMetaWorldConfig", "make_foresight_pre_post_processors"]

@@ -24,6 +24,7 @@ from datasets_scripts.columns import is_label_key, write_json_atomic
 from modeling_foresight import ForesightConfig as ModelConfig
 
 from .flow import frames_after
+from .lerobot_version import refuse_untested_lerobot
 
 __all__ = ["ForesightConfig", "ForesightScheduleConfig"]
 
@@ -102,6 +103,7 @@ class ForesightConfig(_ModelOptions):
             items, many times faster.
         frame_cache (`str`): Where that keeps decoded frames: `"auto"` (`$FORESIGHT_CACHE`, or
             `~/.cache/foresight`, if there is room), a folder, or `"off"` to decode on demand.
+        n_action_steps (`int`): Actions of a chunk that are executed before the next chunk is followed.
         drop_n_last_frames (`int`): Newest frames of an episode that no window ends with (GR-MG: one).
         optimizer_lr, optimizer_betas, optimizer_weight_decay, optimizer_grad_clip_norm: AdamW and clipping.
         scheduler_warmup_steps (`int`): Linear warm-up.
@@ -109,6 +111,7 @@ class ForesightConfig(_ModelOptions):
 
     Raises:
         ValueError: If fields contradict each other or are unknown; the message names them.
+        ImportError: If the plugin was not tested with the installed LeRobot.
     """
 
     cameras: dict[str, str | None] = dataclasses.field(default_factory=dict)
@@ -120,6 +123,7 @@ class ForesightConfig(_ModelOptions):
     dtype: str = "float32"
     fast_reading: bool = True
     frame_cache: str = "auto"
+    n_action_steps: int = 1
     drop_n_last_frames: int = 1
     normalization_mapping: dict[str, NormalizationMode] = dataclasses.field(
         default_factory=lambda: {
@@ -141,6 +145,8 @@ class ForesightConfig(_ModelOptions):
     scheduler_min_lr_ratio: float = 0.01
 
     def __post_init__(self):
+        # Here and not at import, whose errors LeRobot only logs before it says that there is no such policy.
+        refuse_untested_lerobot()
         super().__post_init__()
         for name in BOOKKEEPING:
             setattr(self, name, None)
@@ -158,6 +164,11 @@ class ForesightConfig(_ModelOptions):
             raise ValueError("normalization_mapping['VISUAL'] must be IDENTITY: the model normalises RGB.")
         model = self.model_config()
         self.n_obs_steps = model.history_length
+        if not 1 <= self.n_action_steps <= model.chunk_size:
+            raise ValueError(
+                f"n_action_steps={self.n_action_steps} must be between 1 and chunk_size={model.chunk_size}, "
+                "the actions of a chunk."
+            )
         if model.action_codec == "local_delta":  # scaled motions, which no statistics fit
             self.normalization_mapping["ACTION"] = NormalizationMode.IDENTITY
 

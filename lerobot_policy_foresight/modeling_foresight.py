@@ -6,6 +6,7 @@ goes by the dataset's units (a gripper is one of two values, a pose is relative 
 undone here with the statistics that the processor keeps: those of the pipeline.
 """
 
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ class ForesightPolicy(PreTrainedPolicy):
 
     config_class = ForesightConfig
     name = "foresight"
-    _fsdp_wrap_modules = ["ForesightBlock"]
+    # For FSDP. The towers are units of their own, because frozen weights are kept apart from others; every
+    # class must occur in the model.
+    _fsdp_wrap_modules = ["ForesightBlock", "TextEncoder", "VisionEncoder"]
 
     def __init__(self, config: ForesightConfig, dataset_stats=None, dataset_meta=None, **kwargs):
         super().__init__(config)
@@ -219,16 +222,16 @@ class ForesightPolicy(PreTrainedPolicy):
         Args:
             batch (`dict`): Windows as `LeRobotDataset` gives them with this config's delta indices, after
                 the preprocessor.
-            reduction (`str`): Only `"mean"`.
+            reduction (`str`): `"mean"`, or `"none"` for one loss per sample `(B,)`, which LeRobot's
+                `--sample_weighting` asks for. Every sample is a batch of its own then: a mean over what
+                is valid in it, and a forward pass. Where samples have different numbers of valid elements,
+                the mean of their losses is not the loss of the batch.
 
         Raises:
             ValueError: If the batch does not fit, or no objective has a target in it.
         """
-        if reduction != "mean":
-            raise ValueError(
-                f"reduction={reduction!r} is not supported: losses are means over what is valid in the whole "
-                "batch. Train without --sample_weighting."
-            )
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"reduction={reduction!r} is unknown; choose 'mean' or 'none'.")
         processor = self._ready_processor()
         # Targets keep their precision; only the model runs in that of mixed precision.
         state, actions = (batch.get(key) for key in (OBS_STATE, ACTION))
@@ -238,12 +241,22 @@ class ForesightPolicy(PreTrainedPolicy):
         inputs = processor.prepare_batch(
             raw, device=self.model.device, history_length=self.model.config.history_length
         )
-        output = self.model(**inputs)
-        if output.loss is None:
+        batches = [inputs]
+        if reduction == "none":
+            batches = [
+                {name: value[i : i + 1] for name, value in inputs.items()} for i in range(len(raw["task"]))
+            ]
+        outputs = [self.model(**inputs) for inputs in batches]
+        if outputs[0].loss is None:
             raise ValueError(
                 f"The batch has no target of any of the objectives {list(self.model.config.objectives)}."
             )
-        return output.loss, {f"{name}_loss": loss.item() for name, loss in output.losses.items()}
+        parts = {
+            f"{name}_loss": torch.stack([output.losses[name] for output in outputs]).mean().item()
+            for name in outputs[0].losses
+        }
+        losses = torch.stack([output.loss for output in outputs])
+        return losses if reduction == "none" else losses[0], parts
 
     # ------------------------------------------------------------------ control
 
@@ -251,6 +264,8 @@ class ForesightPolicy(PreTrainedPolicy):
         """Forgets all frames and instructions: a new episode of all environments."""
         self._stream: ForesightStream | None = None
         self._tasks: list[str] = []
+        # LeRobot's name. Planned actions `(B, A)` that are left; empty means that the next step plans.
+        self._action_queue: deque[Tensor] = deque()
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict, again: bool = False, **kwargs) -> Tensor:
@@ -285,17 +300,31 @@ class ForesightPolicy(PreTrainedPolicy):
         return self._normalise_actions(chunk.to(self.model.device))
 
     def select_action(self, batch: dict, **kwargs) -> Tensor:
-        """The next action `(B, A)` of every environment, planned anew at every step."""
-        return self.predict_action_chunk(batch)[:, 0]
+        """The next action `(B, A)` of every environment.
+
+        Of every plan `n_action_steps` actions are executed; every observation enters the window either way.
+        An environment whose instruction changes leaves its plan at once.
+        """
+        chunk = self.predict_action_chunk(batch)[:, : self.config.n_action_steps]
+        if len(self._begun) == len(chunk):
+            self._action_queue.clear()
+        if not self._action_queue:
+            self._action_queue.extend(chunk.unbind(1))
+        elif self._begun:
+            for place, planned in enumerate(self._action_queue):
+                self._action_queue[place] = planned.clone()
+                self._action_queue[place][self._begun] = chunk[self._begun, place]
+        return self._action_queue.popleft()
 
     def _follow(self, tasks: list[str]) -> None:
         """Has a stream of as many robots as there are tasks, each with its instruction."""
         if self._stream is None or self._stream.num_envs != len(tasks):
             self._stream = self.model.stream(self._ready_processor(), num_envs=len(tasks))
             self._tasks = [None] * len(tasks)
-        changed = [i for i, (old, new) in enumerate(zip(self._tasks, tasks, strict=True)) if old != new]
-        if changed:
-            self._stream.reset([tasks[i] for i in changed], envs=changed)
+        pairs = zip(self._tasks, tasks, strict=True)
+        self._begun = [i for i, (old, new) in enumerate(pairs) if old != new]  # of this step
+        if self._begun:
+            self._stream.reset([tasks[i] for i in self._begun], envs=self._begun)
             self._tasks = tasks
 
     def _read_cameras(self, batch: dict) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """3D Foresight as LeRobot sees it: found, trained, resumed, loaded; its folder shared with transformers."""
 
+import importlib.metadata
 import json
 import shutil
 import warnings
@@ -12,12 +13,15 @@ from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import get_policy_class, make_policy
 from lerobot.utils.import_utils import register_third_party_plugins
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from safetensors.torch import load_file, save_file
 from torch.utils.data import default_collate
 from transformers import AutoConfig
 
 from lerobot_policy_foresight import ForesightConfig
 from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
+from lerobot_policy_foresight.lerobot_version import TESTED_LEROBOT
 from modeling_foresight import ForesightForActionPrediction
 from tests.lerobot.miniature import (
     assert_same_actions,
@@ -173,6 +177,21 @@ def test_the_loss_is_that_of_the_trainer_on_the_same_windows(trained):
     assert set(parts) == {f"{name}_loss" for name in expected.losses} and parts["depth_loss"] > 0
 
 
+def test_every_sample_can_have_its_own_loss(trained):
+    policy, before, _ = load_policy(trained.folder)
+    data = dataset_for(policy.config, trained.facts.root)
+    policy.batches = type(policy.batches)(policy.config, policy.model.config, data.meta)
+    samples = [data[i] for i in (1, 8, 15)]  # the first has two frames of four
+    draws = torch.get_rng_state()  # flow targets are drawn sample by sample
+    losses, parts = policy.forward(before(default_collate(samples)), reduction="none")
+    torch.set_rng_state(draws)
+    alone = [policy.forward(before(default_collate([sample])))[0] for sample in samples]
+    torch.testing.assert_close(losses, torch.stack(alone), rtol=1e-4, atol=1e-5)
+    assert losses.shape == (3,) and losses.requires_grad and "action_loss" in parts
+    with pytest.raises(ValueError, match="reduction='sum'.*'mean' or 'none'"):
+        policy.forward(before(default_collate(samples)), reduction="sum")
+
+
 def test_a_window_that_starts_before_its_episode_is_padded_at_the_end(trained):
     policy, before, _ = load_policy(trained.folder)
     # Flow brings frames after the newest one along, which are real too and would move up.
@@ -270,6 +289,48 @@ def test_an_instruction_that_changes_starts_its_environment_anew(trained):
     assert not torch.allclose(last[0], alone[0], rtol=1e-4, atol=1e-5)
 
 
+def test_several_actions_of_a_chunk_are_executed_and_every_observation_is_seen(trained):
+    policy, before, after = load_policy(trained.folder)
+    policy.config.n_action_steps = 2
+    model, processor = policy.model, policy.processor
+    stream = model.stream(processor, num_envs=2)
+    stream.reset([trained.facts.task(e) for e in (0, 1)])
+    expected, given = [], []
+    for t in range(6):
+        seen = observation(trained.facts, t, (0, 1))
+        images = {
+            view: (seen[f"observation.images.{view}"] * 255).round().byte() for view in model.config.views
+        }
+        chunk = stream.step_chunk(images, seen["observation.state"])
+        if t % 2 == 0:
+            expected += chunk[:, :2].unbind(1)
+        assert bool(policy._action_queue) == (t % 2 == 1)
+        given.append(after(policy.select_action(before(seen))))
+    torch.testing.assert_close(torch.stack(given), torch.stack(expected), rtol=1e-4, atol=1e-5)
+    policy.select_action(before(seen))
+    policy.reset()
+    assert not policy._action_queue
+
+
+def test_an_instruction_that_changes_ends_its_environments_plan(trained):
+    policy, before, _ = load_policy(trained.folder)
+    policy.config.n_action_steps = 3
+    steps = [observation(trained.facts, t, (0, 1)) for t in range(2)]
+    policy.select_action(before(steps[0]))
+    planned = policy._action_queue[0].clone()
+    steps[1]["task"] = [steps[1]["task"][0], "push it"]
+    given = policy.select_action(before(steps[1]))
+    policy.reset()
+    alone = policy.select_action(before(steps[1]))
+    torch.testing.assert_close(given[0], planned[0])
+    torch.testing.assert_close(given[1], alone[1], rtol=1e-4, atol=1e-5)
+
+
+def test_more_actions_than_a_chunk_has_are_refused():
+    with pytest.raises(ValueError, match="n_action_steps=6 must be between 1 and chunk_size=5"):
+        ForesightConfig(device="cpu", n_action_steps=6)
+
+
 def test_the_presets_are_the_trainers_recipe():
     config = ForesightConfig(device="cpu", scheduler_warmup_steps=3)
     weight = torch.nn.Parameter(torch.zeros(1))
@@ -283,6 +344,26 @@ def test_the_presets_are_the_trainers_recipe():
     assert rates[0] == 0 and rates[3] == pytest.approx(1e-3) and rates[10] == pytest.approx(1e-5)
     assert optimizer.defaults["betas"] == (0.9, 0.999) and optimizer.defaults["weight_decay"] == 0
     assert config.get_optimizer_preset().grad_clip_norm == 1
+
+
+def test_another_lerobot_is_refused_by_name(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.7.0")
+    with pytest.raises(ImportError, match=r"tested with lerobot>=0.6.1,<0.7, but 0.7.0 is installed: pip"):
+        ForesightConfig(device="cpu")
+    with pytest.raises(SystemExit):
+        lerobot_train("--policy.type=foresight", "--dataset.repo_id=local/none")
+    assert "but 0.7.0 is installed" in capsys.readouterr().err
+
+
+def test_the_tested_range_is_what_is_installed_with_the_project():
+    needed = [Requirement(text) for text in importlib.metadata.requires("lerobot_policy_foresight")]
+    assert {r.specifier for r in needed if r.name == "lerobot"} == {SpecifierSet(TESTED_LEROBOT)}
+
+
+def test_parts_that_are_sharded_apart_are_in_the_model(trained):
+    policy, _, _ = load_policy(trained.folder)
+    there = {type(module).__name__ for module in policy.modules()}
+    assert set(policy._fsdp_wrap_modules) <= there
 
 
 def test_only_normalisations_that_are_undone_are_accepted():
