@@ -20,8 +20,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from datasets_scripts.columns import replacing
 from datasets_scripts.dataset_rows import DatasetRows
+from datasets_scripts.pictures import (
+    Flow,
+    add_depth_scale,
+    depth_range,
+    draw_depth,
+    draw_flow,
+    import_matplotlib,
+    save_png,
+)
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.losses import depth_statistics, patchify, unpatchify
 from training.checkpoint_folder import load_checkpoint, read_run_config
@@ -44,21 +52,6 @@ MODEL_INPUTS = (
     "goal_mask",
     "track_start",
 )
-
-
-@dataclasses.dataclass
-class Flow:
-    """Trajectories of points over a camera image.
-
-    Attributes:
-        points (`np.ndarray`): `(L, P, 3)` x, y as image fractions, z in metres; `(L, P, 2)` for 2D flow.
-        shown (`np.ndarray`): Boolean `(L, P)`: where the truth is known.
-        moving (`np.ndarray`): Boolean `(P,)`: points labelled moving.
-    """
-
-    points: np.ndarray
-    shown: np.ndarray
-    moving: np.ndarray
 
 
 @dataclasses.dataclass
@@ -101,7 +94,7 @@ def visualize(args: argparse.Namespace) -> None:
         ValueError: If checkpoint, dataset, episode or view do not fit together; names the remedy.
         RuntimeError: If matplotlib is missing.
     """
-    _import_matplotlib()
+    import_matplotlib()
     if args.moments < 1:
         raise ValueError(f"--moments is {args.moments}; it must be at least 1")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -233,10 +226,7 @@ def draw(
     Returns:
         `matplotlib.figure.Figure`: To be saved; no window is opened.
     """
-    figure_type, canvas_type = _import_matplotlib()
-    from matplotlib.colors import LogNorm  # near things matter, a far background would take the colours
-    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
-
+    figure_type, canvas_type = import_matplotlib()
     first = moments[0]
     flow_label = "2D flow" if first.flow is not None and first.flow[0].points.shape[-1] == 2 else "3D flow"
     columns: list[tuple[str, str, int]] = [("camera", "camera", 0)]
@@ -265,58 +255,17 @@ def draw(
             if moment is first:
                 axis.set_title(label, fontsize=9)
             if name in ("depth", "future_depth"):
-                axis.set_facecolor("0.6")  # unknown depth
-                colours = axis.imshow(getattr(moment, name)[which], cmap="turbo_r", norm=LogNorm(*limits))
+                colours = draw_depth(axis, getattr(moment, name)[which], limits)
             elif name == "flow":
-                colours = _draw_flow(axis, moment.camera, moment.flow[which], limits) or colours
+                colours = draw_flow(axis, moment.camera, moment.flow[which], limits) or colours
             else:
                 axis.imshow(moment.camera if name == "camera" else moment.future_rgb[which])
         row[0].set_ylabel(f"frame {moment.frame}", fontsize=9)
     if colours is not None:
-        place = figure.add_axes((0.945, bottom / height, 0.01, 1 - (0.8 + bottom) / height))
-        bar = figure.colorbar(colours, cax=place, ticks=LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        bar.ax.yaxis.set_major_formatter(ScalarFormatter())
-        bar.ax.yaxis.set_minor_locator(NullLocator())
-        bar.set_label("depth (m)", fontsize=8)
-        place.tick_params(labelsize=7)
+        add_depth_scale(figure, colours, (0.945, bottom / height, 0.01, 1 - (0.8 + bottom) / height))
     figure.suptitle(title, fontsize=10, y=1 - 0.12 / height, va="top")
     figure.text(0.05, 0.12 / height, caption, fontsize=7.5, va="bottom")
     return figure
-
-
-def _draw_flow(axis, camera: np.ndarray, flow: Flow, limits: tuple[float, float]):
-    """Points over a pale camera image: still ones as dots, moving ones as trails coloured by depth.
-
-    Returns the trails if their colours mean depth: not for 2D flow, whose trails have one colour.
-    """
-    from matplotlib.collections import LineCollection
-    from matplotlib.colors import LogNorm
-
-    height, width = camera.shape[:2]
-    axis.imshow(0.5 + 0.5 * camera)
-    xy = flow.points[..., :2] * (width, height) - 0.5  # imshow counts from the first pixel's centre
-    known = flow.shown.any(0)
-    still = known & ~flow.moving
-    axis.scatter(*xy[0, still].T, s=1.2, c="0.35", linewidths=0)
-    has_depth = flow.points.shape[-1] == 3
-    segments, depths = [], []
-    for p in np.flatnonzero(known & flow.moving):
-        steps = np.flatnonzero(flow.shown[:, p])
-        for a, b in zip(steps[:-1], steps[1:], strict=True):
-            segments.append(xy[[a, b], p])
-            if has_depth:
-                depths.append(flow.points[b, p, 2])
-    style = (
-        {"array": np.asarray(depths), "cmap": "turbo_r", "norm": LogNorm(*limits)}
-        if has_depth
-        else {"colors": "tab:red"}
-    )
-    trails = LineCollection(segments, linewidths=1.3, **style)
-    axis.add_collection(trails)
-    moving = known & flow.moving
-    axis.scatter(*xy[0, moving].T, s=3.0, c="black", linewidths=0)
-    axis.set_xlim(-0.5, width - 0.5), axis.set_ylim(height - 0.5, -0.5)
-    return trails if segments and has_depth else None
 
 
 def _depth_limits(moments: Sequence[Moment]) -> tuple[float, float]:
@@ -325,9 +274,7 @@ def _depth_limits(moments: Sequence[Moment]) -> tuple[float, float]:
     flows = [m.flow[0] for m in moments if m.flow is not None and m.flow[0].points.shape[-1] == 3]
     maps += [flow.points[..., 2][flow.shown] for flow in flows]
     values = np.concatenate(maps) if maps else np.zeros(0)
-    values = values[np.isfinite(values)]
-    near, far = np.percentile(values[values > 0], [2, 98]) if (values > 0).any() else (0.1, 1.0)
-    return float(near), float(max(far, 1.01 * near))
+    return depth_range(values)
 
 
 def _caption(model: ForesightForActionPrediction, fps: float) -> str:
@@ -349,14 +296,6 @@ def _caption(model: ForesightForActionPrediction, fps: float) -> str:
             f"moving points{colour}, still points grey."
         )
     return " ".join(parts)
-
-
-def save_png(path: str | Path, figure) -> None:
-    """Writes a figure; the file appears only when it is whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
 
 
 def to_pixels(figure, dpi: int = 120) -> np.ndarray:
@@ -389,22 +328,6 @@ def _open_episode(
         p_moving=1.0,  # show what moves
     )
     return ForesightWindows(args.dataset, config), bool(known) and episode in held_out
-
-
-def _import_matplotlib():
-    """Figure and canvas types that draw without a display.
-
-    Raises:
-        RuntimeError: If matplotlib is missing; says what to install.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RuntimeError(
-            f"pictures need matplotlib ({error}); run `pip install 'lerobot_policy_foresight[viz]'`"
-        ) from error
-    return Figure, FigureCanvasAgg
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

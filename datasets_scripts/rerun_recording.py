@@ -1,0 +1,139 @@
+"""An episode with its labels as a Rerun recording.
+
+Every camera is a space of its own, `<camera>`: its image, depth and points in 2D under `<camera>/lens`, and,
+where the intrinsics are known, its depth and tracks in 3D, in the camera's own axes (x right, y down, z
+ahead). How cameras stand to each other is not known.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from datasets_scripts.columns import replacing
+
+if TYPE_CHECKING:
+    from datasets_scripts.inspect_dataset import Camera, Episode
+
+__all__ = ["points_in_space", "record_episode"]
+
+STILL, MOVING = (110, 160, 220), (255, 120, 0)
+
+
+def record_episode(episode: "Episode", path: str | Path) -> None:
+    """Writes an episode for Rerun's viewer; the file appears only when it is whole.
+
+    Args:
+        episode (`Episode`): What to show; what it lacks is left out.
+        path (`str` or `Path`): File to write, `*.rrd`.
+
+    Raises:
+        RuntimeError: If Rerun is missing; says what to install.
+    """
+    try:
+        import rerun as rr
+    except ImportError as error:
+        raise RuntimeError(
+            f"recordings need Rerun ({error}); run `pip install 'lerobot_policy_foresight[viz]'`"
+        ) from error
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        recording = rr.RecordingStream(f"{Path(episode.rows.name).name}/episode_{episode.number}")
+        recording.save(temporary, default_blueprint=_blueprint(episode))
+        recording.log("instruction", rr.TextDocument(episode.task), static=True)
+        for camera in episode.cameras:
+            _log_lens(recording, camera)
+        for key, values in episode.series.items():
+            names = _names(episode.rows.features[key], values.shape[1])
+            recording.log(key, rr.SeriesLines(names=names), static=True)
+        for first, count in episode.chunks():
+            _log_frames(recording, episode, first, count)
+        recording.flush()
+        recording.disconnect()
+
+
+def _names(feature: dict, size: int) -> list[str]:
+    names = feature.get("names")
+    return (
+        [str(n) for n in names]
+        if isinstance(names, list) and len(names) == size
+        else list(map(str, range(size)))
+    )
+
+
+def _log_lens(recording, camera: "Camera") -> None:
+    """The pinhole that turns depth into points in space."""
+    import rerun as rr
+
+    if camera.intrinsics is None:
+        return
+    k = camera.intrinsics
+    lens = rr.Pinhole(
+        focal_length=(k["fx"], k["fy"]),
+        principal_point=(k["cx"], k["cy"]),
+        resolution=(k["width"], k["height"]),
+        image_plane_distance=0.1,
+    )
+    recording.log(f"{camera.name}/lens", lens, static=True)
+
+
+def _log_frames(recording, episode: "Episode", first: int, count: int) -> None:
+    import rerun as rr
+
+    read = {
+        key: episode.read(key, first, count)
+        for camera in episode.cameras
+        for key in (camera.image_key, camera.depth_key)
+        if key
+    }
+    for i in range(count):
+        t = first + i
+        recording.set_time("frame", sequence=t)
+        recording.set_time("time", duration=t / episode.fps)
+        for camera in episode.cameras:
+            recording.log(f"{camera.name}/lens/rgb", rr.Image(read[camera.image_key][i]).compress())
+            if camera.depth_key:
+                recording.log(
+                    f"{camera.name}/lens/depth", rr.DepthImage(read[camera.depth_key][i], meter=1.0)
+                )
+            if camera.points is not None:
+                _log_points(recording, camera, t, read[camera.image_key].shape[1:3])
+        for key, values in episode.series.items():
+            recording.log(key, rr.Scalars(values[t]))
+
+
+def _log_points(recording, camera: "Camera", t: int, size: tuple[int, int]) -> None:
+    """The visible points over the image, and in space."""
+    import rerun as rr
+
+    shown = camera.visible[t]
+    points, colours = camera.points[t, shown], np.where(camera.moving[shown, None], MOVING, STILL)
+    height, width = size
+    pixels = points[:, :2] * (width, height)  # Rerun counts from the image's outer edge, too
+    recording.log(f"{camera.name}/lens/points", rr.Points2D(pixels, colors=colours, radii=0.8))
+    if camera.intrinsics is not None:
+        space = points_in_space(points, camera.intrinsics)
+        recording.log(f"{camera.name}/tracks", rr.Points3D(space, colors=colours, radii=0.004))
+
+
+def points_in_space(points: np.ndarray, intrinsics: dict) -> np.ndarray:
+    """`(..., 3)` x, y as image fractions and z in metres -> x right, y down, z ahead in metres."""
+    k, z = intrinsics, points[..., 2]
+    x = (points[..., 0] * k["width"] - k["cx"]) / k["fx"] * z
+    y = (points[..., 1] * k["height"] - k["cy"]) / k["fy"] * z
+    return np.stack([x, y, z], axis=-1)
+
+
+def _blueprint(episode: "Episode"):
+    """What the viewer shows at first: every camera flat and in space, the series, the instruction."""
+    import rerun.blueprint as rrb
+
+    views = []
+    for camera in episode.cameras:
+        views.append(rrb.Spatial2DView(origin=f"{camera.name}/lens", name=camera.name))
+        if camera.intrinsics is not None and (camera.depth_key or camera.points is not None):
+            views.append(rrb.Spatial3DView(origin=camera.name, name=f"{camera.name} in space"))
+    views += [rrb.TimeSeriesView(origin=key, name=key) for key in episode.series]
+    views.append(rrb.TextDocumentView(origin="instruction", name="instruction"))
+    return rrb.Blueprint(rrb.Grid(*views))
