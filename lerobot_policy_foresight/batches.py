@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from lerobot.utils.constants import ACTION, OBS_STATE, OBS_STR
+from lerobot.utils.constants import ACTION, OBS_PREFIX, OBS_STATE
 from torch import Tensor
 
 from datasets_scripts.columns import (
@@ -36,7 +36,7 @@ from .flow import read_flow
 
 __all__ = ["BatchReader", "Window", "to_uint8"]
 
-SAMPLE = f"{OBS_STR}.foresight."  # LeRobot's preprocessor passes on what begins with `observation.`
+SAMPLE = f"{OBS_PREFIX}foresight."  # LeRobot's preprocessor passes on what begins with `observation.`
 
 
 @dataclass
@@ -110,8 +110,10 @@ class BatchReader:
                 self._flow_camera = camera
                 self._provenance = read_provenance(dataset_meta.root)
         if idle:
+            renamed = not set(config.cameras.values()) <= set(features)
+            hint = " Labels are found by --policy.cameras, not under --rename_map." if renamed else ""
             warnings.warn(
-                f"Objectives without targets are not trained: {'; '.join(idle)}. The others are.",
+                f"Objectives without targets are not trained: {'; '.join(idle)}. The others are.{hint}",
                 stacklevel=4,
             )
 
@@ -174,9 +176,9 @@ class BatchReader:
                 )
         first = next(iter(config.cameras.values()))
         size = batch[first].shape[:2]
-        is_pad = batch.get(f"{first}_is_pad")
-        if is_pad is None:
-            is_pad = torch.zeros(size, dtype=torch.bool, device=batch[first].device)
+        # One for all observations; `--rename_map` leaves them under the dataset's names.
+        marks = [batch[key] for key in batch if key.startswith(OBS_PREFIX) and key.endswith("_is_pad")]
+        is_pad = marks[0] if marks else torch.zeros(size, dtype=torch.bool, device=batch[first].device)
         window = Window.of(is_pad, frames)
 
         later = model.future_shift if model.has("future") and model.future_targets == "lookahead" else 0

@@ -37,6 +37,7 @@ A *model* batch ([`ForesightProcessor.prepare_batch`] makes it) has the same key
 - `actions`*: float32, normalised (`local_delta`: as they are); binary entries 0 or 1; masked steps 0.
 """
 
+import warnings
 from functools import lru_cache
 
 import numpy as np
@@ -296,6 +297,9 @@ class ForesightProcessor(ProcessorMixin):
 
         Raises:
             ValueError: If the processor came from a GR-MG checkpoint, which has no tokenizer, and got none.
+
+        Warns:
+            UserWarning: If an instruction is cut.
         """
         if self.tokenizer.init_kwargs.get("is_placeholder"):
             raise ValueError(
@@ -305,7 +309,18 @@ class ForesightProcessor(ProcessorMixin):
         text = self.tokenizer(
             texts, padding=True, truncation=True, max_length=self.max_text_length, return_tensors="pt"
         )
+        if text["input_ids"].shape[1] == self.max_text_length:
+            self._warn_of_cut(texts)
         return _send(text["input_ids"], device), _send(text["attention_mask"], device)
+
+    def _warn_of_cut(self, texts: list[str]) -> None:
+        for text, tokens in zip(texts, self.tokenizer(texts, verbose=False)["input_ids"], strict=True):
+            if len(tokens) > self.max_text_length:
+                warnings.warn(
+                    f"The instruction '{text[:60]}...' has {len(tokens)} tokens, but the text tower reads "
+                    f"{self.max_text_length} and never sees its end: say it in fewer words.",
+                    stacklevel=3,
+                )
 
     def normalise_images(self, images: Tensor) -> Tensor:
         """uint8 RGB `(..., 3, h, w)` -> float32 `(..., 3, image_size, image_size)`, normalised.

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader, Subset
 
-from datasets_scripts.columns import PROVENANCE_PATH, image_key, read_provenance
+from datasets_scripts.columns import PROVENANCE_PATH, find_image_key, image_key, read_provenance
 from datasets_scripts.dataset_rows import DatasetRows
 from modeling_foresight import ForesightConfig
 from training.config import RunConfig
@@ -123,7 +123,10 @@ class RunData:
         """Image column of every view in the first dataset that has the view; `None` if none has."""
         keys = dict.fromkeys(self.train.config.views)
         for windows in reversed(self.train.datasets):
-            keys |= {view: image_key(camera) for view, camera in windows.cameras.items()}
+            for view, camera in windows.cameras.items():
+                key = find_image_key(windows.rows.features, camera)
+                # LeRobot hands no other columns to a policy; robots name their cameras like this.
+                keys[view] = key if key.startswith("observation.") else image_key(key)
         return keys
 
     def describe(self) -> list[dict]:

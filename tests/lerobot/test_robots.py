@@ -13,12 +13,16 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from lerobot.configs import PreTrainedConfig
+from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot.policies.factory import get_policy_class, make_policy, make_pre_post_processors
+from safetensors.torch import load_file
+from torch.utils.data import default_collate
 from transformers import AutoModel, AutoProcessor
 
 from datasets_scripts.rename_columns import rename_columns
-from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
+from lerobot_policy_foresight import ForesightConfig
 from lerobot_policy_foresight.column_names import check_column_names
 from tests.lerobot.miniature import lerobot_train, policy_options, run_options, small_model
 from tests.synthetic import make_dataset
@@ -67,9 +71,9 @@ ROBOTS = {
             "limits": [(-2.0, 2.0)] * 34,
             "depth": False,
         },
-        ("front",),
+        ("image",),
         60,
-        {"image": "observation.images.front", "state": "observation.state", "actions": "action"},
+        {"image": "observation.images.image", "state": "observation.state", "actions": "action"},
     ),
 }
 
@@ -96,9 +100,10 @@ def robot(request, tmp_path_factory):
     return SimpleNamespace(name=request.param, kind=kind, facts=facts, seen=seen, root=root)
 
 
-def assert_acts(folder, robot) -> None:
+def assert_acts(folder, robot, *overrides: str) -> None:
     """Policy and model of one folder act the same, in the robot's units and by what they see."""
-    policy = get_policy_class("foresight").from_pretrained(folder)
+    config = PreTrainedConfig.from_pretrained(folder, cli_overrides=list(overrides))
+    policy = get_policy_class("foresight").from_pretrained(folder, config=config)
     before, after = make_pre_post_processors(policy.config, str(folder))
     model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
     assert list(model.config.views) == list(robot.kind.views) and model.config.fps == robot.kind.fps
@@ -131,7 +136,10 @@ def test_lerobot_trains_it_and_the_checkpoint_acts(robot):
         lerobot_train(*policy_options(model), *run_options(robot.seen, robot.root / "run"))
     said = [str(warning.message) for warning in caught if "are not trained" in str(warning.message)]
     assert len(said) == 1 and "flow" in said[0] and ("depth" in said[0]) is (robot.name != "aloha")
-    assert_acts(robot.root / "run" / "checkpoints" / "last" / "pretrained_model", robot)
+    folder = robot.root / "run" / "checkpoints" / "last" / "pretrained_model"
+    assert_acts(folder, robot)
+    if robot.name == "aloha":  # and without one of its cameras
+        assert_acts(folder, robot, '--cameras={"cam_left_wrist": null}')
 
 
 def test_our_trainer_trains_it_under_its_own_names_and_the_export_acts(robot, monkeypatch):
@@ -164,9 +172,7 @@ def test_our_trainer_trains_it_under_its_own_names_and_the_export_acts(robot, mo
         assert train(load_config(robot.root / "run.yaml", []), resume=False) == 0
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
-    folder = robot.root / "ours" / "model"
-    write_lerobot_files(folder)
-    assert_acts(folder, robot)
+    assert_acts(robot.root / "ours" / "model", robot)
 
 
 def test_names_that_lerobot_drops_are_refused_with_the_command_that_renames_them(tmp_path):
@@ -178,8 +184,53 @@ def test_names_that_lerobot_drops_are_refused_with_the_command_that_renames_them
         lerobot_train(*policy_options(small_model()), *run_options(facts.root, tmp_path / "run"))
     # Nor is a state left out that has another name, unless that is meant.
     seen = tmp_path / "seen"
-    rename_columns(facts.root, seen, {"image": "observation.images.front", "actions": "action"})
+    rename_columns(facts.root, seen, {"image": "observation.images.image", "actions": "action"})
     with pytest.raises(ValueError, match="state=observation.state.*--policy.state_dim=0"):
         lerobot_train(*policy_options(small_model()), *run_options(seen, tmp_path / "run"))
     meta = LeRobotDataset("local/synthetic", root=seen).meta
     check_column_names(meta.features, meta.root, with_state=False)
+
+
+def test_a_trap_in_every_episode_trains_all_the_same(tmp_path):
+    """Episodes shorter than a window, instructions of any language and length, columns that are no inputs."""
+    facts = make_dataset(
+        tmp_path / "data",
+        frames=[1, 2, 5, 9],  # LeRobot's sampler leaves the first one out: nothing follows its frame
+        tasks=("open", "打开抽屉，把红色的方块放进去", "Öffne die Schublade! " * 30, "push it"),
+        extra=("observation.environment_state", "observation.effort"),
+        use_videos=False,
+        n_points=12,
+    )
+    with pytest.warns(UserWarning, match="'Öffne die Schublade!.* tokens, but the text tower reads 16"):
+        lerobot_train(
+            *policy_options(small_model()),
+            *run_options(facts.root, tmp_path / "run"),
+            "--batch_size=13",  # all windows
+            "--save_checkpoint=true",
+        )
+    folder = tmp_path / "run" / "checkpoints" / "last" / "pretrained_model"
+    inputs = PreTrainedConfig.from_pretrained(folder).input_features
+    assert set(inputs) == {f"observation.{name}" for name in ("images.main", "images.wrist", "state")}
+    weights = load_file(folder / "model.safetensors")
+    assert all(weight.isfinite().all() for weight in weights.values())
+    tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
+    ids = tokenizer(facts.tasks[1])["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == facts.tasks[1]
+
+
+def test_a_policy_under_a_rename_map_reads_the_same_windows(tmp_path):
+    """LeRobot renames the columns of a batch, but not the marks that tell copies of frames from frames."""
+    joints = {"state_dim": 3, "use_videos": False, "episodes": 1, "depth": False, "tracks": False}
+    made, other = (
+        make_dataset(tmp_path / camera, cameras=(camera,), **joints) for camera in ("main", "front")
+    )
+    config = ForesightConfig(**small_model(objectives=["action"]), device="cpu")
+    made_meta, other_meta = (LeRobotDataset("local/x", root=facts.root).meta for facts in (made, other))
+    policy = make_policy(config, ds_meta=made_meta)
+    before, _ = make_pre_post_processors(config, dataset_stats=made_meta.stats)
+    before.steps[0].rename_map = {"observation.images.front": "observation.images.main"}
+    windows = resolve_delta_timestamps(config, other_meta)
+    data = LeRobotDataset("local/x", root=other.root, delta_timestamps=windows)
+    batch = before(default_collate([data[1], data[6]]))  # frames 0 and 1 of four; frames 3 to 6
+    raw = policy.batches.read(batch, batch["observation.state"], batch["action"])
+    assert raw["frame_mask"].tolist() == [[True, True, False, False], [True] * 4]

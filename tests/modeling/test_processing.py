@@ -391,8 +391,9 @@ def test_instructions_begin_and_end_like_clips_and_are_padded_after_the_end(proc
         assert row[real - 1] == 1 and (row[real:] == 2).all() and not (row[: real - 1] == 1).any()
 
 
-def test_a_long_instruction_is_cut_and_still_ends(processor):
-    batch = processor({"main": pixels()}, "open the drawer and " * 30)
+def test_a_long_instruction_is_cut_with_a_warning_and_still_ends(processor):
+    with pytest.warns(UserWarning, match="'open the drawer .* 213 tokens, but the text tower reads 16"):
+        batch = processor({"main": pixels()}, "open the drawer and " * 30)
     assert batch["input_ids"].shape == (1, 16)
     assert batch["input_ids"][0, -1] == 1
 
