@@ -33,7 +33,7 @@ BOOKKEEPING = ("architectures", "auto_map", "model_type", "transformers_version"
 MODEL_FIELDS = tuple(name for name in ModelConfig.__annotations__ if name not in BOOKKEEPING)
 # Settings of one run. transformers would take two for its own: the dtype of the weights, and a method.
 NOT_SAVED = (
-    *("attn_implementation", "depth_unit", "dtype", "fast_reading", "frame_cache"),
+    *("attn_implementation", "compile_model", "depth_unit", "dtype", "fast_reading", "frame_cache"),
     *("pretrained_path", "push_to_hub"),
 )
 MILLIMETRES_PER = {"mm": 1.0, "m": 1000.0}
@@ -104,6 +104,8 @@ class ForesightConfig(_ModelOptions):
         frame_cache (`str`): Where that keeps decoded frames: `"auto"` (`$FORESIGHT_CACHE`, or
             `~/.cache/foresight`, if there is room), a folder, or `"off"` to decode on demand.
         n_action_steps (`int`): Actions of a chunk that are executed before the next chunk is followed.
+        compile_model (`bool`): Compile the control step; `lerobot-rollout --use_torch_compile=true` sets it.
+            The first step then takes long.
         drop_n_last_frames (`int`): Newest frames of an episode that no window ends with (GR-MG: one).
         optimizer_lr, optimizer_betas, optimizer_weight_decay, optimizer_grad_clip_norm: AdamW and clipping.
         scheduler_warmup_steps (`int`): Linear warm-up.
@@ -124,6 +126,7 @@ class ForesightConfig(_ModelOptions):
     fast_reading: bool = True
     frame_cache: str = "auto"
     n_action_steps: int = 1
+    compile_model: bool = False
     drop_n_last_frames: int = 1
     normalization_mapping: dict[str, NormalizationMode] = dataclasses.field(
         default_factory=lambda: {

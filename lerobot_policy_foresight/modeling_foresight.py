@@ -262,11 +262,13 @@ class ForesightPolicy(PreTrainedPolicy):
 
     def reset(self) -> None:
         """Forgets all frames and instructions: a new episode of all environments."""
-        self._stream: ForesightStream | None = None
-        self._tasks: list[str] = []
+        compiled = self.config.compile_model and getattr(self, "_stream", None)
+        self._stream: ForesightStream | None = compiled or None  # a new one would compile anew
+        self._tasks: list[str | None] = [None] * compiled.num_envs if compiled else []
         # LeRobot's name. Planned actions `(B, A)` that are left; empty means that the next step plans.
         self._action_queue: deque[Tensor] = deque()
 
+    @torch.compiler.disable  # lerobot-rollout would compile all around the step, which compiles itself
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict, again: bool = False, **kwargs) -> Tensor:
         """Takes in one observation of every environment and gives its next K actions.
@@ -319,7 +321,9 @@ class ForesightPolicy(PreTrainedPolicy):
     def _follow(self, tasks: list[str]) -> None:
         """Has a stream of as many robots as there are tasks, each with its instruction."""
         if self._stream is None or self._stream.num_envs != len(tasks):
-            self._stream = self.model.stream(self._ready_processor(), num_envs=len(tasks))
+            self._stream = self.model.stream(
+                self._ready_processor(), num_envs=len(tasks), compile=self.config.compile_model
+            )
             self._tasks = [None] * len(tasks)
         pairs = zip(self._tasks, tasks, strict=True)
         self._begun = [i for i, (old, new) in enumerate(pairs) if old != new]  # of this step

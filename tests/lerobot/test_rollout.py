@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.factory import get_policy_class
 from lerobot.utils.import_utils import register_third_party_plugins
 from transformers import AutoModel, AutoProcessor
 
@@ -169,3 +170,27 @@ def test_a_robot_that_does_not_fit_is_named_and_not_moved(rollout, options, mess
     with pytest.raises(ValueError, match=message):
         rollout(*options)
     assert FakeArm.made[-1].sent == []
+
+
+def test_the_step_alone_is_compiled(rollout, folder, monkeypatch):
+    compiled, compile_anything = [], torch.compile
+
+    def traced(function, **options):
+        compiled.append(options)
+        return compile_anything(function, **options | {"backend": "eager"})  # generating code takes minutes
+
+    monkeypatch.setattr(torch, "compile", traced)
+    robot = rollout("--use_torch_compile=true")
+    expected = stream_actions(folder, robot.seen[1:], {"main": "main", "wrist": "wrist"})
+    np.testing.assert_allclose(sent_actions(robot), expected, rtol=1e-4, atol=1e-5)
+    assert [options.get("fullgraph") for options in compiled] == [
+        None,
+        True,
+    ]  # LeRobot's, which is idle; ours
+    policy = get_policy_class("foresight").from_pretrained(folder)
+    policy.config.compile_model = True
+    policy._follow([TASK])
+    stream = policy._stream
+    policy.reset()
+    policy._follow([TASK])
+    assert policy._stream is stream  # or every episode would compile anew
