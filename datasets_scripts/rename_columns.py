@@ -31,7 +31,6 @@ from datasets_scripts.columns import (
     share_file,
     write_json_atomic,
 )
-from datasets_scripts.dataset_rows import DatasetRows
 
 __all__ = ["rename_columns"]
 
@@ -58,6 +57,8 @@ def rename_columns(source: str | Path, output: str | Path, names: Mapping[str, s
         ValueError: If the output exists, the dataset is damaged, or a name is unknown, taken or not allowed.
         OSError: If the disk is full; nothing is left behind.
     """
+    from datasets_scripts.dataset_rows import DatasetRows  # LeRobot's imports take seconds
+
     output = Path(output)
     if output.exists():
         raise ValueError(f"{output} exists already: name another folder for the renamed dataset")
@@ -216,7 +217,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Command line."""
     parser = argparse.ArgumentParser(
         description="Copy a LeRobot v3 dataset under other column names; videos are shared, not copied.",
-        epilog="example:\n  python datasets_scripts/rename_columns.py --dataset YOU/HUMANOID "
+        epilog="example:\n  python -m datasets_scripts.rename_columns --dataset YOU/HUMANOID "
         "--output outputs/humanoid \\\n      --rename image=observation.images.front state=observation.state "
         "actions=action",
         formatter_class=argparse.RawDescriptionHelpFormatter,

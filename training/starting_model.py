@@ -37,6 +37,11 @@ def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPre
     if config.init_from:
         return load_base(config, data)
     fields = dict(config.model)
+    if fields.pop("fps", None) not in (None, data.fps):
+        raise ValueError(
+            f"model.fps is {config.model['fps']}, but the dataset gives {data.fps:g} steps per second: leave "
+            "it out, or choose a frame_stride"
+        )
     if config.towers.tokenizer == "small":
         length = fields.get("text_config", {}).get("max_position_embeddings", 77)
         tokenizer = build_small_tokenizer(data.instructions, max_length=length)

@@ -150,7 +150,6 @@ def test_our_trainer_trains_it_under_its_own_names_and_the_export_acts(robot, mo
         initializer_range=0.3,
         embedding_initializer_range=0.02,
     )
-    model.pop("fps")  # the dataset's
     dataset = robot.kind.dataset
     cameras = dict(zip(robot.kind.views, dataset["cameras"], strict=True))
     values = {
