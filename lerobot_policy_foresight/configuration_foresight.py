@@ -34,7 +34,7 @@ MODEL_FIELDS = tuple(name for name in ModelConfig.__annotations__ if name not in
 # Settings of one run. transformers would take two for its own: the dtype of the weights, and a method.
 NOT_SAVED = (
     *("attn_implementation", "compile_model", "depth_unit", "dtype", "fast_reading", "frame_cache"),
-    *("pretrained_path", "push_to_hub"),
+    *("pretrained_path", "push_to_hub", "trained_batches"),
 )
 MILLIMETRES_PER = {"mm": 1.0, "m": 1000.0}
 NORMALISATIONS = (NormalizationMode.MEAN_STD, NormalizationMode.IDENTITY)
@@ -136,6 +136,8 @@ class ForesightConfig(_ModelOptions):
         }
     )
 
+    # No option: batches of this run so far, for each process; train_config.json brings it back on resuming.
+    trained_batches: int = 0
     # No field: what AutoProcessor opens, set by the policy. LeRobot saves an adapter without asking the
     # policy, but with this config.
     processor = None

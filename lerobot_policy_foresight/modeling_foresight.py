@@ -7,6 +7,8 @@ undone here with the statistics that the processor keeps: those of the pipeline.
 """
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from modeling_foresight import (
     build_small_tokenizer,
 )
 from modeling_foresight.lora import TOP_LEVEL, TOWERS, lora_config
+from modeling_foresight.seeds import step_seed
 
 from .batches import BatchReader, read_tasks, to_uint8
 from .column_names import check_column_names
@@ -232,6 +235,23 @@ class ForesightPolicy(PreTrainedPolicy):
         """
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction={reduction!r} is unknown; choose 'mean' or 'none'.")
+        with self._seeded():
+            return self._losses(batch, reduction)
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Noise and dropout of one batch, drawn as `training/train.py` does, whatever was drawn before.
+
+        LeRobot brings back the state of the generators, but a new loader has drawn from them by then.
+        """
+        process = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        seed = step_seed(torch.initial_seed(), self.config.trained_batches, process)
+        self.config.trained_batches += self.training
+        with torch.random.fork_rng([self.model.device] if self.model.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+
+    def _losses(self, batch: dict, reduction: str) -> tuple[Tensor, dict[str, float]]:
         processor = self._ready_processor()
         # Targets keep their precision; only the model runs in that of mixed precision.
         state, actions = (batch.get(key) for key in (OBS_STATE, ACTION))

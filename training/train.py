@@ -23,6 +23,7 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from datasets_scripts.columns import write_json_atomic
 from modeling_foresight import ForesightProcessor
+from modeling_foresight.seeds import step_seed
 from training.adapters import adapter_facts, add_lora, keep_checkpoints_small, write_adapter
 from training.checkpoints import (
     StopRequest,
@@ -230,11 +231,6 @@ def describe_start(config: RunConfig, facts: dict | None) -> dict:
     if facts:
         described |= {"init_revision": facts["base_revision"], "lora": dataclasses.asdict(config.lora)}
     return described
-
-
-def step_seed(seed: int, step: int, process: int) -> int:
-    """One seed per (seed, step, process); the generator's own mixing makes neighbours unrelated."""
-    return ((seed * 1_000_003 + step) * 4099 + process) % 2**63
 
 
 def check_run_folder(config: RunConfig, output: Path, resume: bool):

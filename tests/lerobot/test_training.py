@@ -1,14 +1,27 @@
 """Runs of both trainers as a user has them: what is exported, resumed, run by two processes."""
 
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState
 from lerobot.configs import PreTrainedConfig
+from safetensors.torch import load_file
 from transformers import AutoModel
 
 from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor, export_with_code
-from tests.lerobot.miniature import assert_same_actions
+from tests.lerobot.miniature import (
+    assert_same_actions,
+    lerobot_train,
+    policy_options,
+    run_options,
+    small_model,
+)
 from tests.synthetic import make_dataset
 from tests.training.test_train import TINY
 from training.checkpoint_folder import load_checkpoint
@@ -37,6 +50,62 @@ def run_trainer(tmp_path, facts, *overrides):
         assert train(load_config(tmp_path / "run.yaml", [*options, *overrides]), False) == 0
         AcceleratorState._reset_state(reset_partial_state=True)
     return tmp_path / "run" / "model"
+
+
+def weights(checkpoint) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint / "pretrained_model" / "model.safetensors")
+
+
+def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(facts, tmp_path):
+    # Without flow: which tracked points are asked for is drawn where the dataset is read, ahead of the step.
+    model = small_model(binary_action_indices=[2], objectives=["action", "depth", "future", "progress"])
+    options = [*run_options(facts.root, tmp_path / "run"), "--steps=4", "--save_freq=2"]
+    lerobot_train(*policy_options(model), *options, "--policy.scheduler_warmup_steps=0")
+    whole, again = (tmp_path / run / "checkpoints" for run in ("run", "again"))
+    shutil.copytree(whole / "000002", again / "000002")
+    config = again / "000002" / "pretrained_model" / "train_config.json"
+    lerobot_train(f"--config_path={config}", "--resume=true", f"--output_dir={tmp_path / 'again'}")
+    steps = (whole / "000002", whole / "000004", again / "000004")
+    before, expected, given = (weights(step) for step in steps)
+    assert expected.keys() == given.keys()
+    assert all(torch.equal(expected[name], given[name]) for name in expected)
+    assert any(not torch.equal(expected[name], before[name]) for name in expected)
+
+
+# `lerobot-train` of every process, which then leaves its weights.
+PROCESS = """
+import os, sys
+from lerobot.scripts import lerobot_train
+from lerobot.utils.import_utils import register_third_party_plugins
+from safetensors.torch import save_model
+
+folder, made, make_policy = sys.argv.pop(1), [], lerobot_train.make_policy
+lerobot_train.make_policy = lambda *args, **kwargs: made.append(make_policy(*args, **kwargs)) or made[0]
+register_third_party_plugins()
+lerobot_train.train()
+save_model(made[0], f"{folder}/rank{os.environ['RANK']}.safetensors")
+"""
+
+
+def test_two_processes_train_one_policy_and_write_it_once(facts, tmp_path):
+    (tmp_path / "process.py").write_text(PROCESS)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    options = [*run_options(facts.root, tmp_path / "run"), "--policy.scheduler_warmup_steps=0"]
+    result = subprocess.run(
+        [*launch, str(tmp_path / "process.py"), str(tmp_path), *policy_options(small_model()), *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "effective batch size: 4" in result.stderr
+    assert result.stderr.count("Checkpoint policy after step 2") == 1
+    saved = weights(tmp_path / "run" / "checkpoints" / "last")
+    ranks = [load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1)]
+    for name, tensor in saved.items():
+        assert all(torch.equal(rank[f"model.{name}"], tensor) for rank in ranks), name
 
 
 @pytest.fixture(scope="module")
