@@ -95,6 +95,8 @@ def merge_adapter(adapter: str | Path, target: str | Path) -> None:
     target = Path(target)
     if target.exists():
         raise ValueError(f"{target} exists: choose another folder.")
+    if (Path(adapter) / "foresight_adapter.json").is_file():
+        raise ValueError(f"{adapter} was trained by training/train.py, which merges with --lora.merge true.")
     config = PreTrainedConfig.from_pretrained(adapter)
     if not config.use_peft:
         raise ValueError(f"{adapter} is no adapter: it needs no merging.")

@@ -154,23 +154,21 @@ class ForesightPolicy(PreTrainedPolicy):
             ValueError: If weights are missing, unexpected or of other sizes, or are an adapter's only.
         """
         folder = Path(pretrained_name_or_path)
+        is_adapter = ValueError(
+            f"{folder} is an adapter, of which nothing would be loaded here. LeRobot's make_policy, "
+            "lerobot-train and lerobot-eval load it with its base; where one policy is needed, merge them: "
+            f"python -m lerobot_policy_foresight {folder} --merge FOLDER"
+        )
         if (folder / "adapter_config.json").is_file() and not (folder / "model.safetensors").is_file():
-            raise ValueError(
-                f"{folder} holds an adapter, not a whole policy: merge it into its base first, python -m "
-                f"lerobot_policy_foresight {folder} --merge FOLDER."
-            )
+            raise is_adapter
         config = config or PreTrainedConfig.from_pretrained(pretrained_name_or_path, revision=revision)
         config.pretrained_path = config.pretrained_path or Path(pretrained_name_or_path)
         # LeRobot opens the base with the adapter's config, then puts the adapter on it.
         source, source_revision = pretrained_name_or_path, revision
         if config.use_peft:
             source, source_revision = config.pretrained_path, config.pretrained_revision
-            if str(source) == str(pretrained_name_or_path):
-                raise ValueError(
-                    f"{source} is an adapter, of which nothing would be loaded here. LeRobot's make_policy, "
-                    "lerobot-train and lerobot-eval load it with its base; where one policy is needed, merge "
-                    f"them: python -m lerobot_policy_foresight {source} --merge FOLDER"
-                )
+            if str(source) == str(pretrained_name_or_path):  # on the Hub
+                raise is_adapter
         policy = super().from_pretrained(
             pretrained_name_or_path,
             config=config,

@@ -97,7 +97,7 @@ def test_two_processes_train_one_policy_and_write_it_once(facts, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert "effective batch size: 4" in result.stderr
