@@ -1,16 +1,25 @@
 """The environment `foresight_metaworld`, and LIBERO's observations, under LeRobot's own commands."""
 
 import ast
+import json
+import sys
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from lerobot.envs.configs import EnvConfig
 from lerobot.envs.utils import NEW_ROLLOUT_OPTION, env_to_policy_features, preprocess_observation
+from lerobot.utils.import_utils import register_third_party_plugins
 
 from lerobot_policy_foresight import metaworld
+from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
 from lerobot_policy_foresight.metaworld import ForesightMetaWorldConfig, MetaWorldEnv
+from modeling_foresight import ForesightForActionPrediction
+from tests.lerobot.miniature import lerobot_train, policy_options, run_options, small_model
+from tests.tiny import tiny_config, tiny_processor
+from training import evaluate
 
 TASK, FIRST_SEED = "coffee-button-v3", 10000
 PUSH = np.array([0.0, 0.7, 0.0, 0.0], np.float32)  # presses that button from some of its starts
@@ -165,3 +174,111 @@ def test_what_an_environment_shows_does_not_depend_on_those_beside_it(alone, use
         for ours, theirs in zip(roll(suite[0], SEEDS, 15), alone, strict=True):
             assert_same(ours, theirs)
     suite[0].close()
+
+
+# ---------------------------------------------------------------------- LeRobot's commands
+
+
+@pytest.fixture
+def quiet_root(monkeypatch):
+    """Leaves logging as it was, which LeRobot's commands set up anew."""
+    import logging
+
+    for name in ("handlers", "level"):
+        monkeypatch.setattr(logging.root, name, getattr(logging.root, name))
+    register_third_party_plugins()
+
+
+def lerobot_eval(monkeypatch, output: Path, *options: str) -> dict:
+    """Runs `lerobot-eval` in this process; what it writes."""
+    from lerobot.scripts import lerobot_eval
+
+    options = (*options, "--policy.device=cpu", f"--output_dir={output}")
+    monkeypatch.setattr(sys, "argv", ["lerobot-eval", *options])
+    lerobot_eval.main()
+    return json.loads((output / "eval_info.json").read_text())
+
+
+@pytest.fixture
+def episodes(monkeypatch) -> dict[int, dict]:
+    """What happened in the environments of this process: seed -> steps, simulation steps, success."""
+    told: dict[int, dict] = {}
+    reset, step = MetaWorldEnv.reset, MetaWorldEnv.step
+
+    def noted_reset(self, *, seed=None, options=None):
+        self.told = told.setdefault(seed, {"steps": 0})
+        return reset(self, seed=seed, options=options)
+
+    def noted_step(self, action):
+        answer = step(self, action)
+        self.told["steps"] += 1
+        self.told |= {"success": answer[-1]["is_success"], "simulation_steps": answer[-1]["simulation_steps"]}
+        return answer
+
+    monkeypatch.setattr(MetaWorldEnv, "reset", noted_reset)
+    monkeypatch.setattr(MetaWorldEnv, "step", noted_step)
+    return told
+
+
+@pytest.mark.sim
+def test_lerobot_eval_gives_what_training_evaluate_gives(
+    simulator, tmp_path, monkeypatch, quiet_root, episodes
+):
+    torch.manual_seed(3)
+    robot = {"action_dim": 4, "binary_action_indices": (), "state_dim": 4, "binary_state_indices": ()}
+    window = {"history_length": 2, "future_targets": "lookahead", "fps": 20}  # as the quickstart's
+    sees = {"initializer_range": 0.3, "embedding_initializer_range": 0.02}
+    config = tiny_config(**robot, **window, **sees)
+    # An untrained model acts around the mean: it pushes, and what it sees decides how.
+    acts = {"mean": PUSH.tolist(), "std": [0.4] * 4, "min": [-1.0] * 4, "max": [1.0] * 4}
+    is_at = {"mean": [0.0, 0.6, 0.2, 0.5], "std": [0.1] * 4, "min": [-1.0] * 4, "max": [1.0] * 4}
+    folder, results = tmp_path / "model", tmp_path / "eval.json"
+    ForesightForActionPrediction(config).save_pretrained(folder)
+    tiny_processor(config, action_stats=acts, state_stats=is_at).save_pretrained(folder)
+    write_lerobot_files(folder)
+
+    command = f"--checkpoint {folder} --tasks {TASK} --episodes 4 --seed {FIRST_SEED} --num-envs 2 "
+    command += f"--image-size {SIDE} --max-steps {MAX_STEPS} --device cpu --output {results}"
+    assert evaluate.main(command.split()) == 0
+    expected = json.loads(results.read_text())["episodes"]
+    assert {episode["success"] for episode in expected} == {True, False}  # or little is compared
+
+    info = lerobot_eval(
+        monkeypatch,
+        tmp_path / "evaluation",
+        f"--policy.path={folder}",
+        "--env.type=foresight_metaworld",
+        f"--env.task={TASK}",
+        f"--env.image_size={SIDE}",
+        f"--env.episode_length={MAX_STEPS}",
+        f"--seed={FIRST_SEED}",
+        "--eval.n_episodes=4",
+        "--eval.batch_size=2",
+        "--eval.use_async_envs=false",
+    )
+    (task,) = info["per_task"]
+    assert task["task_group"] == f"{TASK}_fast_{SIDE}px_20fps"
+    assert task["metrics"]["successes"] == [episode["success"] for episode in expected]
+    assert info["overall"]["n_episodes"] == 4
+    for episode in expected:
+        names = ("steps", "simulation_steps", "success")
+        assert episodes[episode["seed"]] == {name: episode[name] for name in names}
+    assert sorted(episodes) == [episode["seed"] for episode in expected]
+
+
+@pytest.mark.sim
+def test_lerobot_train_evaluates_the_policy_while_it_trains(
+    simulated_dataset, tmp_path, quiet_root, episodes
+):
+    lerobot_train(
+        *run_options(simulated_dataset.root, tmp_path / "run"),
+        *policy_options(small_model(history_length=2, future_shift=1)),
+        "--env.type=foresight_metaworld",
+        "--env.task=drawer-open-v3",
+        "--env.episode_length=8",
+        "--env_eval_freq=2",
+        "--eval.n_episodes=1",
+        "--eval.batch_size=1",
+        f"--seed={FIRST_SEED}",
+    )
+    assert episodes == {FIRST_SEED: {"steps": 2, "success": False, "simulation_steps": 8}}
