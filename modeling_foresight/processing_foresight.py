@@ -57,6 +57,7 @@ from .action_codec import (
 
 ACTION_CODECS = ("recorded", "local_delta")
 STATE_REPRESENTATIONS = ("absolute", "relative")
+STILL = 1e-4  # entries with this deviation or less never moved
 
 PASSED_THROUGH = (
     "view_mask",
@@ -370,14 +371,17 @@ class ForesightProcessor(ProcessorMixin):
 
         Returns:
             `torch.Tensor`: float32 `(..., A)`; binary entries are the lower or the higher of the dataset's
-            two values (0 or 1 without statistics and for `local_delta`).
+            two values (0 or 1 without statistics and for `local_delta`). Entries that never varied in the
+            dataset are what they were there.
         """
         actions = actions.float()
         binary = _entries(self.binary_action_indices, actions)
         if self.action_stats is None or self.action_codec == "local_delta":
             return torch.where(binary, (actions > 0.5).float(), actions)
         mean, std, low, high = _statistics("action", self.action_stats, actions)
-        return torch.where(binary, torch.where(actions > 0.5, high, low), actions * std + mean)
+        still = _constant(tuple(self.action_stats["std"]), actions.device) <= STILL
+        moving = torch.where(still, mean, actions * std + mean)
+        return torch.where(binary, torch.where(actions > 0.5, high, low), moving)
 
     def normalise_state(self, state: Tensor) -> Tensor:
         """Dataset units -> zero mean, unit deviation; binary entries become 0 or 1.
@@ -481,7 +485,7 @@ def _statistics(name: str, stats: dict, like: Tensor) -> tuple[Tensor, Tensor, T
         )
     mean, std, low, high = (_constant(tuple(stats[k]), like.device) for k in ("mean", "std", "min", "max"))
     # An entry that never moves must not be blown up by its noise.
-    return mean, torch.where(std > 1e-4, std, torch.ones_like(std)), low, high
+    return mean, torch.where(std > STILL, std, torch.ones_like(std)), low, high
 
 
 def _normalise(name: str, values: Tensor, stats: dict | None, binary: list[int]) -> Tensor:

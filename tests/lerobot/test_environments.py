@@ -230,7 +230,7 @@ def test_lerobot_eval_gives_what_training_evaluate_gives(
     sees = {"initializer_range": 0.3, "embedding_initializer_range": 0.02}
     config = tiny_config(**robot, **window, **sees)
     # An untrained model acts around the mean: it pushes, and what it sees decides how.
-    acts = {"mean": PUSH.tolist(), "std": [0.4] * 4, "min": [-1.0] * 4, "max": [1.0] * 4}
+    acts = {"mean": PUSH.tolist(), "std": [0.4, 0.4, 0.4, 0.0], "min": [-1.0] * 4, "max": [1.0] * 4}
     is_at = {"mean": [0.0, 0.6, 0.2, 0.5], "std": [0.1] * 4, "min": [-1.0] * 4, "max": [1.0] * 4}
     folder, results = tmp_path / "model", tmp_path / "eval.json"
     ForesightForActionPrediction(config).save_pretrained(folder)

@@ -232,6 +232,11 @@ def test_a_constant_entry_is_not_blown_up_by_noise(processor):
     assert processor.normalise_actions(action)[5].abs() < 1e-5
 
 
+def test_an_action_entry_that_never_moved_stays_where_it_was(processor):
+    decoded = processor.decode_actions(torch.randn(3, 4, 7))
+    assert (decoded[..., 5] == ACTION_STATS["mean"][5]).all()
+
+
 def test_the_state_is_normalised_with_its_binary_entries_as_bits(processor):
     state = torch.rand(2, 11) * 4
     result = processor.normalise_state(state)
