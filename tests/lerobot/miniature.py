@@ -43,6 +43,23 @@ def lerobot_train(*options: str) -> None:
             AcceleratorState._reset_state(True)
 
 
+def lerobot_eval(folder: Path, output: Path, *options: str) -> dict:
+    """`lerobot-eval` of a policy's folder in this process, which it leaves as it was; what it writes."""
+    from lerobot.scripts import lerobot_eval
+
+    register_third_party_plugins()
+    root, handlers, level = logging.getLogger(), logging.getLogger().handlers[:], logging.getLogger().level
+    options = (f"--policy.path={folder}", "--policy.device=cpu", f"--output_dir={output}", *options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lerobot-eval", *options])
+        try:
+            lerobot_eval.main()
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+    return json.loads((output / "eval_info.json").read_text())
+
+
 def run_options(root: Path, output: Path) -> list[str]:
     """Options of any training run on a local dataset, on the CPU and without worker processes."""
     return [

@@ -1,8 +1,7 @@
-"""The environment `foresight_metaworld`, and LIBERO's observations, under LeRobot's own commands."""
+"""The environment `foresight_metaworld`, by itself and under LeRobot's own commands."""
 
 import ast
 import json
-import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -11,13 +10,12 @@ import pytest
 import torch
 from lerobot.envs.configs import EnvConfig
 from lerobot.envs.utils import NEW_ROLLOUT_OPTION, env_to_policy_features, preprocess_observation
-from lerobot.utils.import_utils import register_third_party_plugins
 
 from lerobot_policy_foresight import metaworld
 from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
 from lerobot_policy_foresight.metaworld import ForesightMetaWorldConfig, MetaWorldEnv
 from modeling_foresight import ForesightForActionPrediction
-from tests.lerobot.miniature import lerobot_train, policy_options, run_options, small_model
+from tests.lerobot.miniature import lerobot_eval, lerobot_train, policy_options, run_options, small_model
 from tests.tiny import tiny_config, tiny_processor
 from training import evaluate
 
@@ -180,26 +178,6 @@ def test_what_an_environment_shows_does_not_depend_on_those_beside_it(alone, use
 
 
 @pytest.fixture
-def quiet_root(monkeypatch):
-    """Leaves logging as it was, which LeRobot's commands set up anew."""
-    import logging
-
-    for name in ("handlers", "level"):
-        monkeypatch.setattr(logging.root, name, getattr(logging.root, name))
-    register_third_party_plugins()
-
-
-def lerobot_eval(monkeypatch, output: Path, *options: str) -> dict:
-    """Runs `lerobot-eval` in this process; what it writes."""
-    from lerobot.scripts import lerobot_eval
-
-    options = (*options, "--policy.device=cpu", f"--output_dir={output}")
-    monkeypatch.setattr(sys, "argv", ["lerobot-eval", *options])
-    lerobot_eval.main()
-    return json.loads((output / "eval_info.json").read_text())
-
-
-@pytest.fixture
 def episodes(monkeypatch) -> dict[int, dict]:
     """What happened in the environments of this process: seed -> steps, simulation steps, success."""
     told: dict[int, dict] = {}
@@ -221,9 +199,7 @@ def episodes(monkeypatch) -> dict[int, dict]:
 
 
 @pytest.mark.sim
-def test_lerobot_eval_gives_what_training_evaluate_gives(
-    simulator, tmp_path, monkeypatch, quiet_root, episodes
-):
+def test_lerobot_eval_gives_what_training_evaluate_gives(simulator, tmp_path, episodes):
     torch.manual_seed(3)
     robot = {"action_dim": 4, "binary_action_indices": (), "state_dim": 4, "binary_state_indices": ()}
     window = {"history_length": 2, "future_targets": "lookahead", "fps": 20}  # as the quickstart's
@@ -244,9 +220,8 @@ def test_lerobot_eval_gives_what_training_evaluate_gives(
     assert {episode["success"] for episode in expected} == {True, False}  # or little is compared
 
     info = lerobot_eval(
-        monkeypatch,
+        folder,
         tmp_path / "evaluation",
-        f"--policy.path={folder}",
         "--env.type=foresight_metaworld",
         f"--env.task={TASK}",
         f"--env.image_size={SIDE}",
@@ -267,9 +242,7 @@ def test_lerobot_eval_gives_what_training_evaluate_gives(
 
 
 @pytest.mark.sim
-def test_lerobot_train_evaluates_the_policy_while_it_trains(
-    simulated_dataset, tmp_path, quiet_root, episodes
-):
+def test_lerobot_train_evaluates_the_policy_while_it_trains(simulated_dataset, tmp_path, episodes):
     lerobot_train(
         *run_options(simulated_dataset.root, tmp_path / "run"),
         *policy_options(small_model(history_length=2, future_shift=1)),
