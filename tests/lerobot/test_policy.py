@@ -34,6 +34,7 @@ from tests.lerobot.miniature import (
 )
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
+from training.config import TrainConfig
 from training.windows import ForesightWindows, WindowConfig, collate_windows
 
 # Initial weights with which a fresh model's action depends on what it sees.
@@ -270,6 +271,9 @@ def test_what_does_not_fit_the_policy_is_named(trained):
     meta.info.fps = 31
     with pytest.raises(ValueError, match="31 frames per second; the policy learned from 20"):
         load_policy(trained.folder, dataset_meta=meta, dataset_stats=meta.stats)
+    meta.info.fps, meta.features["observation.state"]["shape"] = 20, (9,)
+    with pytest.raises(ValueError, match=r"state has shape \(9,\); the policy was made for 5"):
+        load_policy(trained.folder, dataset_meta=meta, dataset_stats=meta.stats)
     config = PreTrainedConfig.from_pretrained(trained.folder)
     config.output_features = {"action": PolicyFeature(FeatureType.ACTION, (6,))}
     with pytest.raises(ValueError, match=r"action has shape \(6,\), but the policy was made for 4"):
@@ -341,8 +345,12 @@ def test_the_presets_are_the_trainers_recipe():
         optimizer.step()
         schedule.step()
     assert rates[0] == 0 and rates[3] == pytest.approx(1e-3) and rates[10] == pytest.approx(1e-5)
-    assert optimizer.defaults["betas"] == (0.9, 0.999) and optimizer.defaults["weight_decay"] == 0
-    assert config.get_optimizer_preset().grad_clip_norm == 1
+    ours, theirs = ForesightConfig(device="cpu"), TrainConfig()
+    preset, plan = ours.get_optimizer_preset(), ours.get_scheduler_preset()
+    assert (preset.lr, list(preset.betas)) == (theirs.learning_rate, theirs.betas)
+    assert (preset.weight_decay, preset.grad_clip_norm) == (theirs.weight_decay, theirs.max_grad_norm)
+    assert plan.num_warmup_steps == theirs.warmup_steps
+    assert plan.min_lr_ratio == theirs.min_learning_rate_ratio
 
 
 def test_another_lerobot_is_refused_by_name(monkeypatch, capsys):

@@ -34,7 +34,7 @@ def facts(tmp_path_factory):
     """A dataset with all labels."""
     root = tmp_path_factory.mktemp("data") / "dataset"
     cameras = {"front": (32, 40), "side": (32, 40)}
-    return make_dataset(root, episodes=2, frames=[9, 11], cameras=cameras, use_videos=False)
+    return make_dataset(root, episodes=4, frames=[9, 11, 8, 10], cameras=cameras, use_videos=False)
 
 
 def run_trainer(tmp_path, facts, *overrides):
@@ -70,6 +70,14 @@ def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(facts, tmp_path
     assert expected.keys() == given.keys()
     assert all(torch.equal(expected[name], given[name]) for name in expected)
     assert any(not torch.equal(expected[name], before[name]) for name in expected)
+
+
+def test_lerobots_sample_weighting_and_held_out_episodes_work(facts, tmp_path, capfd):
+    options = run_options(facts.root, tmp_path / "run")
+    options += ["--sample_weighting.type=uniform", "--dataset.eval_split=0.5", "--eval_steps=2"]
+    lerobot_train(*policy_options(small_model()), *options)
+    assert "step 2: eval_loss=" in capfd.readouterr().err
+    assert weights(tmp_path / "run" / "checkpoints" / "last")
 
 
 # `lerobot-train` of every process, which then leaves its weights.
