@@ -1,0 +1,273 @@
+"""Steps per second of `lerobot-train` beside `training/train.py`: the same run, as both commands do it.
+
+Both train the model and recipe of a config of `training/configs` on the same episodes, in turns of one short
+run each, order reversed every round. A rate is that of all steps after the first interval of log lines: by
+then programs have started, frames are decoded and models are warm. With `--losses` both also do the whole run
+once and both models are measured on the held-out episodes. LeRobot's windows are the trainer's and, in every
+episode, the T - 1 that begin before it. The last line is one JSON object.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from _measure import describe_machine, print_table, write_csv
+
+from datasets_scripts.dataset_rows import DatasetRows
+from training.config import DataConfig, RunConfig, load_config
+from training.windows import split_episodes
+
+ROOT = Path(__file__).resolve().parents[1]
+LAST = 100  # steps that the loss at the end is a mean of
+
+EXAMPLE = """examples:
+  python benchmarks/lerobot_train.py                       # the quickstart's run, minutes
+  python benchmarks/lerobot_train.py --losses              # and what both have learned at its end
+  python benchmarks/lerobot_train.py --show                # only print the command of lerobot-train
+"""
+
+
+def parse_arguments(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """Read the command line; what is left over belongs to the config."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n", 1)[0],
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", default=ROOT / "training" / "configs" / "quickstart.yaml")
+    parser.add_argument("--dataset", default="outputs/quickstart/dataset", help="made by `make quickstart`")
+    parser.add_argument("--interval", type=int, default=20, help="steps between log lines")
+    parser.add_argument("--intervals", type=int, default=4, help="of a short run, the first not counted")
+    parser.add_argument("--rounds", type=int, default=3, help="short runs of each")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch, in both")
+    parser.add_argument("--losses", action="store_true", help="also compare the losses of whole runs")
+    parser.add_argument("--show", action="store_true", help="print the command of lerobot-train and stop")
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/lerobot_train.csv"))
+    args, overrides = parser.parse_known_args(arguments)
+    if min(args.interval, args.rounds) < 1 or args.intervals < 2:
+        parser.error("--interval and --rounds must be at least 1, --intervals at least 2")
+    return args, overrides
+
+
+def lerobot_options(config: RunConfig) -> list[str]:
+    """Options with which `lerobot-train` does the run of a config of `training/train.py`.
+
+    Raises:
+        ValueError: If the run needs something that `lerobot-train` has not; names it.
+    """
+    plain, data, train = DataConfig(random_shift=0.0), config.data, config.train
+    absent = [
+        f"data.{name}"
+        for name in ("random_shift", "p_moving", "occluded_weight", "state_key", "action_key", "statistics")
+        if getattr(data, name) != getattr(plain, name)
+    ]
+    absent += ["several datasets"] * (len(data.datasets) != 1)
+    absent += ["frame_stride"] * any(source.frame_stride != 1 for source in data.datasets)
+    absent += ["train.gradient_accumulation_steps"] * (train.gradient_accumulation_steps != 1)
+    absent += ["lora (see docs/lora.md)"] * bool(config.lora.r)
+    if absent:
+        raise ValueError(f"lerobot-train has nothing for {', '.join(absent)}")
+    source = data.datasets[0]
+    policy = {
+        "push_to_hub": False,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "dtype": {"no": "float32", "bf16": "bfloat16"}[train.mixed_precision],
+        "attn_implementation": train.attn_implementation,
+        "tokenizer": config.towers.tokenizer,
+        "text_tower": config.towers.text,
+        "vision_tower": config.towers.vision,
+        "cameras": {view: f"observation.images.{name}" for view, name in source.cameras.items()} or None,
+        "frame_cache": data.frame_cache,
+        "optimizer_lr": train.learning_rate,
+        "optimizer_betas": train.betas,
+        "optimizer_weight_decay": train.weight_decay,
+        "optimizer_grad_clip_norm": train.max_grad_norm,
+        "scheduler_warmup_steps": train.warmup_steps,
+        "scheduler_min_lr_ratio": train.min_learning_rate_ratio,
+        # Whole metres; LeRobot's default rounds depth to millimetres.
+        "depth_unit": "m",
+    }
+    rows = DatasetRows(source.path)
+    chosen, _ = split_episodes(rows.n_episodes, data.val_fraction, config.seed)
+    options = {
+        **({"policy.path": config.init_from} if config.init_from else {"policy.type": "foresight"}),
+        **{
+            f"policy.{name}": value for name, value in {**config.model, **policy}.items() if value is not None
+        },
+        "dataset.repo_id": source.path if not Path(source.path).exists() else f"local/{rows.root.name}",
+        "dataset.root": str(rows.root),
+        "dataset.episodes": chosen,
+        "dataset.depth_output_unit": "m",
+        "num_workers": data.num_workers,
+        "batch_size": train.batch_size,
+        "steps": train.steps,
+        "log_freq": train.log_every,
+        "save_freq": train.checkpoint_every or train.steps,
+        "seed": config.seed,
+        "output_dir": config.output,
+    }
+    return [f"--{name}={_word(value)}" for name, value in options.items()]
+
+
+def _word(value: object) -> str:
+    """As LeRobot reads it, on one line: YAML, because it takes JSON's `1e-05` for a word."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).splitlines()[0]
+
+
+def commands(config: RunConfig) -> dict[str, list[str]]:
+    """The two programs for one run; each writes to its own folder under `config.output`."""
+    output = Path(config.output)
+    ours = dataclasses.replace(config, output=str(output / "train"), export=None)
+    file = output / "config.yaml"
+    output.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(dataclasses.asdict(ours), sort_keys=False))
+    theirs = lerobot_options(dataclasses.replace(config, output=str(output / "lerobot")))
+    return {
+        "train.py": [sys.executable, str(ROOT / "training" / "train.py"), "--config", str(file)],
+        "lerobot-train": [sys.executable, "-m", "lerobot.scripts.lerobot_train", *theirs],
+    }
+
+
+def run_command(command: list[str], threads: int, log: Path) -> list[tuple[float, str]]:
+    """Runs it; every line that it says, with the time at which it did.
+
+    Raises:
+        RuntimeError: If it fails; with the end of what it said.
+    """
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+    said = []
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
+    ):
+        for line in process.stdout:
+            said.append((time.perf_counter(), line))
+            file.write(line)
+    if process.returncode:
+        raise RuntimeError(f"{shlex.join(command)} failed:\n{''.join(line for _, line in said[-20:])}")
+    return said
+
+
+def run_trainer(command: list[str], threads: int, output: Path) -> tuple[list[float], list[float]]:
+    """Seconds at which, and mean losses with which, `train.py` wrote its log lines."""
+    run_command(command, threads, output / "train.log")
+    lines = [json.loads(line) for line in (output / "train" / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "step_s" in line]
+    return [line["seconds"] for line in lines], [line["loss"] for line in lines]
+
+
+def run_lerobot(command: list[str], threads: int, output: Path) -> tuple[list[float], list[float]]:
+    """The same of `lerobot-train`, whose log is what it prints."""
+    said = run_command(command, threads, output / "lerobot.log")
+    found = [(at, match) for at, line in said if (match := re.search(r" loss:(\S+) .*updt_s:", line))]
+    return [at for at, _ in found], [float(match.group(1)) for _, match in found]
+
+
+RUNNERS = {"train.py": run_trainer, "lerobot-train": run_lerobot}
+
+
+def measure_speed(config: RunConfig, args: argparse.Namespace, scratch: Path) -> list[dict]:
+    """One row per short run."""
+    steps = args.interval * args.intervals
+    often = {"steps": steps, "log_every": args.interval, "checkpoint_every": 0, "val_every": 0}
+    rows = []
+    for turn in range(args.rounds):
+        output = scratch / f"round-{turn}"
+        short = dataclasses.replace(
+            config, output=str(output), train=dataclasses.replace(config.train, **often)
+        )
+        for name, command in list(commands(short).items())[:: 1 if turn % 2 == 0 else -1]:
+            at, _ = RUNNERS[name](command, args.threads, output)
+            rate = (len(at) - 1) * args.interval / (at[-1] - at[0])
+            rows.append({"round": turn, "command": name, "steps_per_s": round(rate, 3)})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def measure_losses(config: RunConfig, args: argparse.Namespace, scratch: Path) -> dict[str, dict[str, float]]:
+    """Both whole runs: loss at the end of training, and losses on the held-out episodes."""
+    output = scratch / "whole"
+    whole = dataclasses.replace(
+        config, output=str(output), train=dataclasses.replace(config.train, checkpoint_every=0)
+    )
+    models = {
+        "train.py": output / "train" / "model",
+        "lerobot-train": output / "lerobot" / "checkpoints" / "last" / "pretrained_model",
+    }
+    results = {}
+    for name, command in commands(whole).items():
+        _, losses = RUNNERS[name](command, args.threads, output)
+        lines = max(1, LAST // config.train.log_every)
+        results[name] = {"training": round(float(np.mean(losses[-lines:])), 4)}
+        results[name] |= held_out_losses(models[name], config)
+        print(name, results[name], flush=True)
+    return results
+
+
+def held_out_losses(folder: Path, config: RunConfig) -> dict[str, float]:
+    """Mean losses of a trained model on the windows of the held-out episodes."""
+    from accelerate import Accelerator
+    from transformers import AutoModel, AutoProcessor
+
+    from training.data import RunData, evaluation_loader
+    from training.train import validate
+
+    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    held_out = RunData(config, model.config).val
+    if held_out is None:
+        return {}
+    torch.manual_seed(0)
+    losses = validate(Accelerator(), model, processor, evaluation_loader(held_out, config.train.batch_size))
+    return {f"held-out {name}": round(value, 4) for name, value in losses.items()}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line entry: tables for people, then one line of JSON."""
+    args, overrides = parse_arguments(arguments)
+    try:
+        config = load_config(args.config, ["--dataset", str(args.dataset), *overrides])
+        if args.show:
+            print(shlex.join(["lerobot-train", *lerobot_options(config)]))
+            return 0
+        with tempfile.TemporaryDirectory() as scratch:
+            rows = measure_speed(config, args, Path(scratch))
+            write_csv(
+                args.output, [{**row, "machine": describe_machine(torch.device("cpu"))} for row in rows]
+            )
+            losses = measure_losses(config, args, Path(scratch)) if args.losses else {}
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    rates = {name: [row["steps_per_s"] for row in rows if row["command"] == name] for name in RUNNERS}
+    ratios = np.divide(rates["lerobot-train"], rates["train.py"])
+    print_table([{"command": name, "steps_per_s": np.median(found)} for name, found in rates.items()])
+    if losses:
+        print_table([{"command": name, **found} for name, found in losses.items()])
+    figures = {
+        "benchmark": "lerobot_train",
+        "config": Path(args.config).stem,
+        "steps_per_s": {name: round(float(np.median(found)), 3) for name, found in rates.items()},
+        "ratio": round(float(np.median(ratios)), 3),
+        "ratios": [round(float(ratio), 3) for ratio in ratios],
+        "losses": losses,
+    }
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
