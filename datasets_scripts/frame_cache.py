@@ -299,7 +299,7 @@ def open_frames(
     Returns:
         `CachedFrames` or `OnDemandFrames`.
     """
-    if frame_cache == "off" or not keys:
+    if frame_cache in ("off", "False") or not keys:  # YAML takes a bare `off` for false
         on_demand = OnDemandFrames(rows, keys)
         on_demand.check_files()
         return on_demand

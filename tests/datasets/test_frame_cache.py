@@ -7,6 +7,7 @@ from datasets_scripts import frame_cache
 from datasets_scripts.dataset_rows import DatasetRows
 from datasets_scripts.frame_cache import CachedFrames, OnDemandFrames, open_frames
 from tests.synthetic import make_dataset
+from training.config import load_config
 
 KEYS = ["observation.images.main", "observation.images.wrist"]
 
@@ -48,3 +49,10 @@ def test_auto_decodes_on_demand_when_the_cache_would_be_too_large(facts, tmp_pat
     assert isinstance(open_frames(rows, KEYS), OnDemandFrames) and "decoding on demand" in caplog.text
     monkeypatch.setattr(frame_cache, "AUTO_CACHE_BYTES", 10**9)
     assert isinstance(open_frames(rows, KEYS), CachedFrames)
+
+
+def test_off_means_off_in_yaml_too(facts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    option = load_config(None, ["--data.frame_cache", "off"]).data.frame_cache
+    assert isinstance(open_frames(DatasetRows(facts.root), KEYS, option), OnDemandFrames)
+    assert not list(tmp_path.iterdir())
