@@ -196,10 +196,11 @@ def clean_depth(depth_m: Any, limit_m: float = math.inf) -> Any:
     """
     if isinstance(depth_m, np.ndarray):
         depth_m = depth_m.astype(np.float32, copy=False)
-        valid = np.isfinite(depth_m) & (depth_m > DEPTH_FLOOR_M) & (depth_m < limit_m - DEPTH_LIMIT_MARGIN_M)
+        # What is not finite is in no range either.
+        valid = (depth_m > DEPTH_FLOOR_M) & (depth_m < limit_m - DEPTH_LIMIT_MARGIN_M)
         return np.where(valid, depth_m, np.float32(0))
     depth_m = depth_m.float()
-    valid = depth_m.isfinite() & (depth_m > DEPTH_FLOOR_M) & (depth_m < limit_m - DEPTH_LIMIT_MARGIN_M)
+    valid = (depth_m > DEPTH_FLOOR_M) & (depth_m < limit_m - DEPTH_LIMIT_MARGIN_M)
     return depth_m.where(valid, depth_m.new_zeros(()))
 
 

@@ -129,7 +129,7 @@ class BatchReader:
         return [key for key, _ in self._depth.values()] + points
 
     def read_item(self, item: dict) -> dict:
-        """An item of the dataset with its sample in place of the pictures and labels that it is made of.
+        """An item of the dataset with its sample in place of the columns that it is made of.
 
         Args:
             item (`dict`): As `LeRobotDataset` gives it, before any preprocessing. RGB may be uint8.
@@ -137,8 +137,7 @@ class BatchReader:
         batch = {key: value[None] if isinstance(value, Tensor) else [value] for key, value in item.items()}
         state = batch.get(OBS_STATE) if self.model.state_dim else None
         raw = self.read(batch, state, batch.get(ACTION))
-        spent = {*self.config.cameras.values(), *self._label_columns}
-        spent |= {f"{key}_is_pad" for key in spent}
+        spent = {*self.columns, *(f"{key}_is_pad" for key in self.columns)}
         item = {key: value for key, value in item.items() if key not in spent}
         for name, value in raw.items():
             if isinstance(value, dict):
