@@ -44,6 +44,18 @@ def test_lerobot_train_is_told_all_that_a_config_says(script, dataset):
     assert schedule.min_lr_ratio == train.min_learning_rate_ratio
 
 
+def test_the_example_for_lerobot_train_is_the_quickstarts_run(script, dataset):
+    register_third_party_plugins()
+    options = script.lerobot_options(load_config(CONFIG, ["--dataset", str(dataset)]))
+    told = draccus.parse(TrainPipelineConfig, args=options)
+    shown = draccus.parse(TrainPipelineConfig, ROOT / "examples" / "lerobot_quickstart.yaml", args=[])
+    told.policy.device = "cpu"
+    assert shown.policy == told.policy
+    for name in ("batch_size", "steps", "seed", "num_workers", "log_freq", "save_freq"):
+        assert getattr(shown, name) == getattr(told, name), name
+    assert shown.dataset.depth_output_unit == told.dataset.depth_output_unit == shown.policy.depth_unit
+
+
 def test_what_lerobot_train_has_not_is_named(script, dataset):
     config = load_config(CONFIG, ["--dataset", str(dataset), "--data.random_shift", "0.05"])
     with pytest.raises(ValueError, match="data.random_shift"):
