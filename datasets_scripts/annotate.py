@@ -36,9 +36,11 @@ from datasets_scripts.annotate_episode import (
 from datasets_scripts.columns import (
     append_columns,
     data_files,
+    dataset_files,
     encode_flags,
     find_depth_key,
     image_key,
+    picture_size,
     points_features,
     points_key,
     points_visible_key,
@@ -144,14 +146,12 @@ def _annotate_one(annotation: Annotation, episode: int, shard: Path) -> dict:
 
 def _assemble(root: Path, rows: DatasetRows, annotation: Annotation, parameters, shard_of, facts) -> None:
     """The old dataset with the new columns."""
-    for path in sorted(rows.root.rglob("*")):
-        place = path.relative_to(rows.root)
-        if path.is_file() and not any(part.startswith(".") for part in place.parts):
-            (root / place).parent.mkdir(parents=True, exist_ok=True)
-            share = share_file if place.parts[0] == "videos" else shutil.copyfile
-            share(path, root / place)
+    for place in dataset_files(rows.root):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        share = share_file if place.parts[0] == "videos" else shutil.copyfile
+        share(rows.root / place, root / place)
     camera = annotation.cameras[0]
-    height, width = rows.features[image_key(camera)]["shape"][:2]
+    height, width = picture_size(rows.features[image_key(camera)])
 
     def values(name: str):
         def read(episode: int) -> np.ndarray:
@@ -189,8 +189,9 @@ def _assemble(root: Path, rows: DatasetRows, annotation: Annotation, parameters,
 
 def _fingerprint(rows: DatasetRows) -> str:
     """Of the dataset that is annotated: sizes of its files and bounds of its episodes."""
-    files = [*data_files(rows.root), *sorted(rows.root.glob("videos/**/*.mp4"))]
-    sizes = [(path.relative_to(rows.root).as_posix(), path.stat().st_size) for path in files]
+    videos = [place for place in dataset_files(rows.root) if place.suffix == ".mp4"]
+    files = [*(path.relative_to(rows.root) for path in data_files(rows.root)), *videos]
+    sizes = [(place.as_posix(), (rows.root / place).stat().st_size) for place in files]
     return hashlib.sha256(json.dumps([sizes, rows.episode_starts.tolist()]).encode()).hexdigest()[:16]
 
 
@@ -214,6 +215,8 @@ def _confirm(output: Path, parameters: dict) -> dict:
         raise ValueError(f"{output} exists and was not made by this script; choose another --output")
     _refuse_other(provenance["annotation"]["parameters"], parameters, f"a finished dataset in {output}")
     rows = DatasetRows(output)  # complains about what is missing or damaged
+    for key in rows.meta.video_keys:
+        rows.video_segments(key)
     facts = [provenance["episodes"][str(e)][parameters["cameras"][0]] for e in range(rows.n_episodes)]
     points = sum(known["n_points"] for known in facts)
     return {

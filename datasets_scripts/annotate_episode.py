@@ -72,8 +72,8 @@ class Annotation:
         """Whether a dataset can be annotated so.
 
         Raises:
-            ValueError: If a camera or its depth is missing, the depth cannot be in metres, or the dataset has
-                tracks; names it.
+            ValueError: If a camera or its depth is missing, the depth cannot be in metres or is of another
+                size than the images, or the dataset has tracks; names it.
         """
         cameras = dataset_cameras(rows.features)
         for camera in self.cameras:
@@ -88,11 +88,17 @@ class Annotation:
                     f"needs (a feature with is_depth_map, such as 'observation.depth.{camera}'): record it "
                     "with a depth camera, or leave the camera out with --cameras"
                 )
-            decoder = FrameDecoder(rows, key)
+            decoder, pictures = FrameDecoder(rows, key), FrameDecoder(rows, image_key(camera))
             for episode in {0, rows.n_episodes // 2, rows.n_episodes - 1}:
                 first = int(rows.episode_starts[episode])
                 stored = decoder.decode(range(first, first + 1))
                 check_depth_range(decoder.metres(stored, clean=False), key, decoder.limit_m)
+                height, width = pictures.decode(range(first, first + 1)).shape[-2:]
+                if camera == self.cameras[0] and stored.shape[1:] != (height, width):
+                    raise ValueError(
+                        f"depth of {key} is {stored.shape[2]}x{stored.shape[1]} px and its camera's images "
+                        f"are {width}x{height}: record them aligned and of one size"
+                    )
         if points_key(self.cameras[0]) in rows.features:
             raise ValueError(
                 f"dataset {rows.name} has tracks of camera '{self.cameras[0]}' already: choose "
@@ -185,11 +191,6 @@ def make_tracks(video: EpisodeFrames, depth: EpisodeFrames, annotation: Annotati
     from datasets_scripts.tracks.lucas_kanade import track
 
     height, width = video[0].shape[:2]
-    if depth[0].shape != (height, width):
-        raise ValueError(
-            f"depth of {depth.decoder.key} is {depth[0].shape[1]}x{depth[0].shape[0]} px and its camera's "
-            f"images are {width}x{height}: record them aligned and of one size"
-        )
 
     def follow(seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         points, visible, _ = track(video, depth, seeds[:, [0, 2, 1]] + [0, 0.5, 0.5])

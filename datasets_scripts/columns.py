@@ -145,6 +145,12 @@ def points_features(camera: str, n_points: int, height: int, width: int) -> dict
     }
 
 
+def picture_size(feature: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns of a camera's pictures; some older datasets name the channels first."""
+    shape = tuple(feature["shape"])
+    return shape[1:] if shape[0] in (1, 3) else shape[:2]
+
+
 def is_depth_feature(feature: Mapping[str, Any]) -> bool:
     """Whether LeRobot marks this feature as a depth map (its current and its older spelling)."""
     info = feature.get("info") or {}
@@ -333,6 +339,18 @@ def data_files(root: str | Path) -> list[Path]:
     if not paths:
         raise ValueError(f"dataset {root} has no data files (data/chunk-*/file-*.parquet); is it complete?")
     return paths
+
+
+def dataset_files(root: str | Path) -> list[Path]:
+    """All files of a dataset by their place in its folder, in order, hidden ones left out.
+
+    Folders that are symbolic links are followed, as LeRobot does: videos may lie on another disk.
+    """
+    places = []
+    for folder, inner, names in os.walk(root, followlinks=True):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        places += [Path(folder, name).relative_to(root) for name in names if not name.startswith(".")]
+    return sorted(places)
 
 
 def _append_to_file(

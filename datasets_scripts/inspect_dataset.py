@@ -19,6 +19,7 @@ from datasets_scripts.columns import (
     find_depth_key,
     is_depth_feature,
     moving_flags,
+    picture_size,
     points_key,
     points_visible_key,
     read_provenance,
@@ -150,7 +151,7 @@ def describe(episode: Episode) -> tuple[list[str], list[str]]:
     ]
     problems: list[str] = []
     for camera in episode.cameras:
-        height, width = episode.rows.features[camera.image_key]["shape"][:2]
+        height, width = picture_size(episode.rows.features[camera.image_key])
         known = "known" if camera.intrinsics else "unknown"
         lines.append(f"camera {camera.name}: {width} x {height}, intrinsics {known}")
         errors = _describe_depth(episode, camera, lines, problems)
@@ -243,9 +244,9 @@ def draw(episode: Episode, moments: int):
     """
     figure_type, canvas_type = import_matplotlib()
     chosen = sorted({round(i) for i in np.linspace(0, episode.length - 1, moments)})
-    shapes = [episode.rows.features[camera.image_key]["shape"] for camera in episode.cameras]
+    shapes = [picture_size(episode.rows.features[camera.image_key]) for camera in episode.cameras]
     sizes = []  # height of every row by its width
-    for camera, (height, width, _) in zip(episode.cameras, shapes, strict=True):
+    for camera, (height, width) in zip(episode.cameras, shapes, strict=True):
         sizes += [height / width] * (1 + (camera.depth_key is not None))
     side, above, below, left, right = 1.9, 0.5, 0.35, 0.45, 0.95  # inches
     width, height = side * len(chosen) + left + right, side * sum(sizes) + above + below

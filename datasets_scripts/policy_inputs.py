@@ -52,7 +52,15 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(policy_inputs(features)))
+    if not (inputs := policy_inputs(features)):
+        print(
+            f"error: LeRobot shows policies what begins with 'observation.', and of the columns of "
+            f"{options.dataset} ({', '.join(features)}) no input does: rename them with "
+            "python -m datasets_scripts.rename_columns",
+            file=sys.stderr,
+        )
+        return 1
+    print(json.dumps(inputs))
     return 0
 
 

@@ -26,7 +26,9 @@ from datasets_scripts.columns import (
     POINTS_PREFIX,
     POINTS_VISIBLE_PREFIX,
     PROVENANCE_PATH,
+    dataset_files,
     find_depth_key,
+    find_image_key,
     is_label_key,
     share_file,
     write_json_atomic,
@@ -69,10 +71,8 @@ def rename_columns(source: str | Path, output: str | Path, names: Mapping[str, s
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp"))
     try:
-        for path in sorted(root.rglob("*")):
-            place = path.relative_to(root)
-            if path.is_file() and not any(part.startswith(".") for part in place.parts):
-                _write_file(path, partial, place, names)
+        for place in dataset_files(root):
+            _write_file(root / place, partial, place, names)
         partial.chmod(0o755)  # mkdtemp makes private folders; a dataset is for everybody
         partial.rename(output)
     finally:
@@ -88,9 +88,9 @@ def _with_labels(features: Mapping[str, dict], names: Mapping[str, str]) -> dict
     """
     labels = {}
     for old, new in names.items():
-        if not old.startswith(IMAGE_PREFIX):
-            continue
         camera = old.removeprefix(IMAGE_PREFIX)
+        if find_image_key(features, camera) != old:
+            continue
         points = [prefix + camera for prefix in (POINTS_PREFIX, POINTS_VISIBLE_PREFIX)]
         own = [key for key in (find_depth_key(features, camera), *points) if key in features]
         if own and not new.startswith(IMAGE_PREFIX):
@@ -209,8 +209,8 @@ def _provenance(provenance: dict, names: Mapping[str, str]) -> dict:
 
 
 def _camera(camera: str, names: Mapping[str, str]) -> str:
-    key = IMAGE_PREFIX + camera
-    return names.get(key, key).removeprefix(IMAGE_PREFIX)
+    new = names.get(IMAGE_PREFIX + camera) or names.get(camera, camera)  # some cameras have no prefix
+    return new.removeprefix(IMAGE_PREFIX)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 """Tracks without weights and without a GPU: pyramidal Lucas-Kanade, lifted to 3D with the depth.
 
 Good enough for a fixed camera and textured scenes, and the source that works everywhere. Learned trackers
-(`delta.py`, `cotracker3.py`) follow points through occlusions; here a point that is lost stays lost.
+follow points through occlusions; here a point that is lost stays lost.
 
 Bouguet, "Pyramidal implementation of the affine Lucas Kanade feature tracker", 2001, as in OpenCV; the
 forward-backward check is that of Kalal et al., "Forward-backward error", ICPR 2010.

@@ -1,8 +1,10 @@
 """Datasets with a depth camera get tracks: from the command to what the trainer reads."""
 
+import dataclasses
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,6 +12,7 @@ import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts import annotate as command
+from datasets_scripts import rename_columns
 from datasets_scripts.annotate import annotate, main
 from datasets_scripts.annotate_episode import Annotation
 from datasets_scripts.columns import moving_flags, read_provenance, unpack_points
@@ -83,6 +86,44 @@ def test_videos_are_shared_and_the_old_dataset_stays(recorded, annotated):
         not in json.loads((recorded.root / "meta/info.json").read_text())["features"]
     )
     assert not (recorded.root / "meta/foresight.json").exists()
+
+
+def test_folders_on_another_disk_come_along(recorded, annotated, tmp_path):
+    shutil.copytree(recorded.root, tmp_path / "recorded")
+    (tmp_path / "recorded" / "videos").rename(tmp_path / "disk")
+    (tmp_path / "recorded" / "videos").symlink_to(tmp_path / "disk")
+    annotate(str(tmp_path / "recorded"), tmp_path / "data", WANTED)
+    ours, theirs = contents(tmp_path / "data"), contents(annotated)
+    assert set(ours) == set(theirs)
+    assert all(ours[name] == theirs[name] for name in ours if not name.startswith("meta/foresight"))
+
+
+def test_a_finished_dataset_without_a_video_is_named(recorded, annotated, tmp_path, capsys):
+    shutil.copytree(annotated, tmp_path / "data")
+    next((tmp_path / "data" / "videos").glob("*/*/*.mp4")).unlink()
+    assert main(command_line(recorded, tmp_path / "data")) == 1
+    assert re.search(r"video file .*mp4 is missing", capsys.readouterr().err)
+
+
+def test_depth_of_another_size_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    sizes = {"main": (48, 64), "side": (32, 40)}
+    facts = make_dataset(tmp_path / "data", frames=[3], cameras=sizes, depth=("side",), tracks=False)
+    monkeypatch.setattr(rename_columns, "_with_labels", lambda features, names: names)
+    rename_columns.rename_columns(
+        facts.root, tmp_path / "other", {"observation.depth.side": "observation.depth.main"}
+    )
+    facts = dataclasses.replace(facts, root=tmp_path / "other")
+    assert main(command_line(facts, tmp_path / "output")) == 1
+    assert "is 40x32 px and its camera's images are 64x48" in capsys.readouterr().err
+    assert not (tmp_path / "output.partial").exists()
+
+
+def test_an_episode_of_one_frame_gets_tracks(tmp_path):
+    facts = make_dataset(tmp_path / "data", frames=[1, 4], tracks=False, size=(48, 48), use_videos=False)
+    summary = annotate(str(facts.root), tmp_path / "output", WANTED)
+    assert summary["frames"] == 5 and 0 in summary["still_episodes"]
+    visible = DatasetRows(tmp_path / "output").column("observation.points_visible.main").read(range(1))
+    assert visible.any()
 
 
 def test_an_interrupted_run_continues_to_the_same_dataset(recorded, annotated, tmp_path, monkeypatch):

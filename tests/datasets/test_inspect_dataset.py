@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from datasets_scripts.inspect_dataset import Episode, _trails, main
 from datasets_scripts.rerun_recording import points_in_space
-from tests.synthetic import make_dataset
+from tests.synthetic import SyntheticDataset, make_dataset
 
 FRAMES = 7
 
@@ -119,6 +120,29 @@ def test_a_dataset_without_labels_shows_what_it_has(plain, tmp_path, capsys):
     assert said.count("depth   none") == 2 and said.count("tracks  none") == 2
     chunks = recorded(tmp_path / "a.rrd")
     assert sum(batch.num_rows for batch in chunks["/main/lens/rgb"]) == FRAMES
+
+
+def test_older_datasets_list_the_channels_first(plain, tmp_path, capsys):
+    root = tmp_path / "older"
+    shutil.copytree(plain.root, root)
+    info = json.loads((root / "meta/info.json").read_text())
+    for camera in ("main", "wrist"):
+        feature = info["features"][f"observation.images.{camera}"]
+        height, width, channels = feature["shape"]
+        feature |= {"shape": [channels, height, width], "names": ["channels", "height", "width"]}
+    (root / "meta/info.json").write_text(json.dumps(info))
+    assert main(["--dataset", str(root), "--picture", str(tmp_path / "a.png")]) == 0
+    assert "camera wrist: 64 x 48" in capsys.readouterr().out
+
+
+def test_an_episode_in_which_no_point_is_visible_is_a_problem(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(SyntheticDataset, "visible", lambda self, e, t: np.zeros(self.n_points, bool))
+    facts = make_dataset(tmp_path / "data", episodes=1, frames=3, use_videos=False)
+    options = ["--picture", str(tmp_path / "a.png"), "--output", str(tmp_path / "a.rrd")]
+    assert main(["--dataset", str(facts.root), *options]) == 1
+    said = capsys.readouterr()
+    assert "0 points (60 never visible)" in said.out and "no point is visible" in said.err
+    assert (tmp_path / "a.png").is_file() and (tmp_path / "a.rrd").is_file()
 
 
 def test_depth_in_another_unit_is_a_problem(tmp_path, capsys):

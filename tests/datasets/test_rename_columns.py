@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 
 import pytest
 import torch
@@ -75,6 +76,29 @@ def test_labels_go_with_their_camera_and_videos_are_shared(labelled, tmp_path):
     # Back again, although LeRobot's camera "image" is part of the word "images".
     back = rename_columns(output, tmp_path / "back", {"observation.images.image": "observation.images.main"})
     assert back["observation.depth.image"] == "observation.depth.main"
+
+
+def test_labels_go_with_a_camera_without_prefix(tmp_path):
+    facts = make_dataset(
+        tmp_path / "old",
+        frames=[3],
+        cameras={"image": (32, 40), "side": (32, 40)},
+        image_prefix="",
+        use_videos=False,
+    )
+    names = rename_columns(facts.root, tmp_path / "new", {"image": "observation.images.front"})
+    assert names["observation.depth.image"] == "observation.depth.front"
+    assert_same_items(facts.root, tmp_path / "new", names)
+    provenance = read_provenance(tmp_path / "new")
+    assert moving_flags(provenance, 0, "front", facts.n_points).tolist() == facts.moving(0).tolist()
+
+
+def test_folders_on_another_disk_come_along(labelled, tmp_path):
+    shutil.copytree(labelled.root, tmp_path / "old")
+    (tmp_path / "old" / "videos").rename(tmp_path / "disk")
+    (tmp_path / "old" / "videos").symlink_to(tmp_path / "disk")
+    rename_columns(tmp_path / "old", tmp_path / "new", {"action": "act"})
+    assert_same_items(labelled.root, tmp_path / "new", {"action": "act"})
 
 
 def test_two_columns_exchange_their_names(labelled, tmp_path):

@@ -49,6 +49,14 @@ def test_act_trains_with_the_inputs_that_our_command_prints(facts, tmp_path, cap
         assert after(policy.select_action(before(seen))).shape == (1, facts.action_dim)
 
 
+def test_a_dataset_with_no_inputs_for_lerobot_is_named(tmp_path, capsys):
+    names = {"image_prefix": "", "state_key": "state", "action_key": "actions"}
+    root = make_dataset(tmp_path / "data", frames=[3], depth=False, tracks=False, use_videos=False, **names)
+    assert print_inputs([str(root.root)]) == 1
+    said = capsys.readouterr()
+    assert not said.out and "(actions, state, main, wrist, " in said.err and "rename them" in said.err
+
+
 def test_act_alone_takes_depth_for_a_camera(facts, tmp_path):
     """What the page on LeRobot says happens without; if LeRobot learns to tell them apart, it may go."""
     with pytest.raises(RuntimeError, match="expected .* to have 3 channels, but got 1 channels"):
