@@ -130,6 +130,13 @@ class ForesightServer(PolicyServer):
                 f"The server was started with --fps={self.config.fps}; the policy learned from {config.fps} "
                 "frames per second: give that to server and client."
             )
+        asked, planned = self.actions_per_chunk, policy.model.config.chunk_size
+        if min(asked, planned) < 2:
+            raise ValueError(
+                f"An answer would have one action (the client's --actions_per_chunk={asked}, the policy plans "
+                f"{planned}), which LeRobot's client has performed when it comes: the robot would stop after "
+                "its first step. Let it have 2 or more."
+            )
         if self.config.cameras:
             config.cameras = config.cameras | self.config.cameras
             config.validate_features()
@@ -159,7 +166,11 @@ class ForesightServer(PolicyServer):
         with self._waiting_lock:
             timestep = obs.get_timestep()
             if timestep < self._last_timestep:
-                return False  # late: only a second client sends such
+                self.logger.warning(
+                    f"An observation of step {timestep} came after one of step {self._last_timestep} and is "
+                    "left out: does a second client send to this server? It serves one at a time."
+                )
+                return False
             self._last_timestep = timestep
             self._waiting[timestep] = obs
             self._empty_queue()
@@ -222,7 +233,9 @@ def make_server(config: ForesightServerConfig) -> tuple[grpc.Server, ForesightSe
         RuntimeError: If the address is taken.
     """
     service = ForesightServer(config)
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
+    # By default gRPC would share a port with a server that is running, which some clients then reach.
+    alone = [("grpc.so_reuseport", 0)]
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), options=alone)
     services_pb2_grpc.add_AsyncInferenceServicer_to_server(service, server)
     server.add_insecure_port(f"{config.host}:{config.port}")
     return server, service

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -190,6 +191,58 @@ def test_a_frame_that_never_comes_is_replaced_by_the_one_before(serve, connect, 
     assert "No observation came for 1 steps before step 2" in caplog.text
 
 
+def test_after_a_failure_on_the_way_the_next_frame_begins_a_window(
+    serve, connect, folder, monkeypatch, caplog
+):
+    address, service = serve()
+    client = connect(address)
+    assert client.start()
+    client.thread.start()
+    client.tick()
+
+    def fails(*args):
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(service.policy._stream, "_call", fails)
+    client.tick(wait=False)
+    for _ in range(100 * WAIT_S):
+        if "the device is lost" in caplog.text:
+            break
+        time.sleep(0.01)
+    client.tick()
+    assert_queue(client, Expected(folder).chunk(client.robot.seen[-1]), 1)
+
+
+def test_a_long_gap_begins_a_window(serve, connect, folder):
+    address, _ = serve()
+    client = connect(address)
+    assert client.start()
+    client.thread.start()
+    client.tick()
+    client.latest_action = 5  # and nothing was sent since; the window has 4 frames
+    client.answered.clear()
+    client.control_loop_observation(TASK)
+    assert client.answered.wait(WAIT_S)
+    assert_queue(client, Expected(folder).chunk(client.robot.seen[-1]), 1)
+
+
+def test_a_second_client_is_named(serve, connect, caplog):
+    address, _ = serve()
+    first, second = connect(address), connect(address)
+    assert first.start() and second.start()
+    first.latest_action = 7
+    first.control_loop_observation(TASK)
+    second.control_loop_observation(TASK)
+    assert "step 0 came after one of step 7 and is left out: does a second client" in caplog.text
+
+
+def test_a_port_serves_one_server(modules, serve):
+    address, _ = serve()
+    module, _ = modules
+    with pytest.raises(RuntimeError, match=address):
+        module.make_server(module.ForesightServerConfig(port=int(address.rpartition(":")[2])))
+
+
 def test_a_new_client_starts_anew(serve, connect, folder):
     address, _ = serve()
     for _ in range(2):
@@ -220,6 +273,7 @@ def test_cameras_are_named_at_the_server(serve, connect, folder):
         ({}, {}, {"views": ["top", "wrist"]}, "needs .'observation.images.main'.: .* --cameras="),
         ({}, {}, {"joints": ["pan", "lift"]}, "2 entries .'pan.pos', 'lift.pos'.; the policy was made for 5"),
         ({}, {"pretrained_name_or_path": "adapter"}, {}, "adapter.*merge"),
+        ({}, {"actions_per_chunk": 1}, {}, "--actions_per_chunk=1, .* would stop after its first step"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_robot_moves(
