@@ -74,7 +74,7 @@ def resolve_tasks(names: str) -> list[str]:
             hint = f"did you mean {', '.join(close)}?" if close else "tasks look like drawer-open-v3"
             raise ValueError(f"unknown MetaWorld task '{name}'; {hint} (groups: {', '.join(groups)})")
     if not tasks:
-        raise ValueError("no task given; pass for example --tasks drawer-open-v3 or --tasks easy")
+        raise ValueError("no task given; name one, drawer-open-v3 for example, or a group such as easy")
     return list(dict.fromkeys(tasks))
 
 
@@ -92,6 +92,12 @@ def check_cameras(cameras: Sequence[str]) -> list[str]:
             f"cameras are {','.join(cameras) or 'empty'}; name each of them once, the main view first"
         )
     return list(cameras)
+
+
+def check_image_size(side: int) -> None:
+    """Raises a `ValueError` about pictures that are too small to show anything."""
+    if side < 16:
+        raise ValueError(f"image size is {side} px; it must be at least 16")
 
 
 @functools.cache
@@ -178,8 +184,7 @@ class MetaWorldSim:
         self.cameras = check_cameras(cameras)
         if quality not in QUALITIES:
             raise ValueError(f"unknown quality '{quality}'; choose from {', '.join(QUALITIES)}")
-        if image_size < 16:
-            raise ValueError(f"image size is {image_size} px; it must be at least 16")
+        check_image_size(image_size)
         self.image_size = image_size
         simulator = _simulator()
         self._mujoco = simulator.mujoco

@@ -66,10 +66,12 @@ class ForesightMetaWorldConfig(EnvConfig):
             SIMULATION_HZ,
             STATE_DIM,
             check_cameras,
+            check_image_size,
             resolve_tasks,
         )
 
         resolve_tasks(self.task or "")
+        check_image_size(self.image_size)
         if self.fps < 1 or SIMULATION_HZ % self.fps:
             rates = [rate for rate in range(SIMULATION_HZ, 0, -1) if SIMULATION_HZ % rate == 0]
             raise ValueError(
