@@ -133,9 +133,9 @@ class ForesightServer(PolicyServer):
         asked, planned = self.actions_per_chunk, policy.model.config.chunk_size
         if min(asked, planned) < 2:
             raise ValueError(
-                f"An answer would have one action (the client's --actions_per_chunk={asked}, the policy plans "
-                f"{planned}), which LeRobot's client has performed when it comes: the robot would stop after "
-                "its first step. Let it have 2 or more."
+                f"An answer would have one action (the client's --actions_per_chunk={asked}, the policy "
+                f"plans {planned}), which LeRobot's client has performed when it comes: the robot would stop "
+                "after its first step. Let it have 2 or more."
             )
         if self.config.cameras:
             config.cameras = config.cameras | self.config.cameras
