@@ -3,7 +3,7 @@
 Episodes are worked on side by side, each into a folder of `OUTPUT.partial/` that appears only when it is
 whole; the dataset is put together beside them and renamed to OUTPUT at the very end. Running the same command
 again continues what was interrupted and leaves a finished dataset alone. Videos are shared with the old
-dataset by hard link, never encoded again.
+dataset by hard link, never encoded again; whoever re-encodes them in place may change those of both.
 """
 
 import argparse

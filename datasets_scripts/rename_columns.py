@@ -4,7 +4,7 @@ LeRobot hands a policy `observation.*` and `action` and drops every other column
 `state` and `actions` opens, but nothing can be trained on it by `lerobot-train` (and LeRobot's own
 `lerobot-edit-dataset` renames nothing). This renames everywhere a name is written: data files, metadata,
 statistics, folders of videos. Videos are shared by hard link, or copied to another file system; never encoded
-again.
+again. Whoever re-encodes them in place may change those of both datasets.
 """
 
 import argparse

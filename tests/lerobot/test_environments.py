@@ -200,21 +200,50 @@ def episodes(monkeypatch) -> dict[int, dict]:
     return told
 
 
-@pytest.mark.sim
-def test_lerobot_eval_gives_what_training_evaluate_gives(simulator, tmp_path, episodes):
+@pytest.fixture
+def folder(tmp_path):
+    """A policy that pushes; what it sees decides how."""
     torch.manual_seed(3)
     robot = {"action_dim": 4, "binary_action_indices": (), "state_dim": 4, "binary_state_indices": ()}
     window = {"history_length": 2, "future_targets": "lookahead", "fps": 20}  # as the quickstart's
     sees = {"initializer_range": 0.3, "embedding_initializer_range": 0.02}
     config = tiny_config(**robot, **window, **sees)
-    # An untrained model acts around the mean: it pushes, and what it sees decides how.
+    # An untrained model acts around the mean.
     acts = {"mean": PUSH.tolist(), "std": [0.4, 0.4, 0.4, 0.0], "min": [-1.0] * 4, "max": [1.0] * 4}
     is_at = {"mean": [0.0, 0.6, 0.2, 0.5], "std": [0.1] * 4, "min": [-1.0] * 4, "max": [1.0] * 4}
-    folder, results = tmp_path / "model", tmp_path / "eval.json"
+    folder = tmp_path / "model"
     ForesightForActionPrediction(config).save_pretrained(folder)
     tiny_processor(config, action_stats=acts, state_stats=is_at).save_pretrained(folder)
     write_lerobot_files(folder)
+    return folder
 
+
+@pytest.mark.sim
+def test_a_task_does_not_depend_on_those_before_it(simulator, folder, tmp_path, episodes, monkeypatch):
+    seen = []
+    step = MetaWorldEnv.step
+
+    def noted(self, action):
+        seen.append((self.task, np.array(action)))
+        return step(self, action)
+
+    monkeypatch.setattr(MetaWorldEnv, "step", noted)
+    options = ["--env.type=foresight_metaworld", f"--env.image_size={SIDE}", "--env.episode_length=20"]
+    options += [f"--seed={FIRST_SEED}", "--eval.n_episodes=4", "--eval.batch_size=2"]
+    options += ["--eval.use_async_envs=false"]
+    info = lerobot_eval(folder, tmp_path / "both", *options, f"--env.task=reach-v3,{TASK}")
+    together = [action for task, action in seen if task == TASK]
+    assert [task["task_group"].split("_")[0] for task in info["per_task"]] == ["reach-v3", TASK]
+    seen.clear()
+    lerobot_eval(folder, tmp_path / "alone", *options, f"--env.task={TASK}")
+    assert len(together) == len(seen) == 4 * 5 and all(task == TASK for task, _ in seen)
+    assert np.array_equal(together, [action for _, action in seen])
+    assert not np.array_equal(together[0], together[1])
+
+
+@pytest.mark.sim
+def test_lerobot_eval_gives_what_training_evaluate_gives(simulator, folder, tmp_path, episodes):
+    results = tmp_path / "eval.json"
     command = f"--checkpoint {folder} --tasks {TASK} --episodes 4 --seed {FIRST_SEED} --num-envs 2 "
     command += f"--image-size {SIDE} --max-steps {MAX_STEPS} --device cpu --output {results}"
     assert evaluate.main(command.split()) == 0
