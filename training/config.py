@@ -211,6 +211,8 @@ class RunConfig:
                 f"train.batch_size={self.train.batch_size} cannot be cut into "
                 f"train.gradient_accumulation_steps={self.train.gradient_accumulation_steps} equal parts"
             )
+        if self.train.mixed_precision == "False":  # YAML takes a bare `no` for false
+            self.train.mixed_precision = "no"
         if self.train.mixed_precision not in ("no", "bf16"):
             raise ValueError(f"train.mixed_precision is {self.train.mixed_precision!r}; use 'no' or 'bf16'")
         if self.data.statistics not in ("dataset", "model"):

@@ -347,6 +347,10 @@ def test_two_processes_share_every_batch_and_learn_as_one(config_file, dataset, 
     assert two == pytest.approx(one, rel=1e-3)
 
 
+def test_no_means_no_in_yaml_too():
+    assert load_config(None, ["--train.mixed_precision", "no"]).train.mixed_precision == "no"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
