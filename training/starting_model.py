@@ -1,5 +1,6 @@
 """The model and processor that a run starts from: a trained one, or a fresh one for the data."""
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
 from transformers.utils import find_adapter_config_file
@@ -10,6 +11,7 @@ from modeling_foresight import (
     ForesightProcessor,
     build_small_tokenizer,
 )
+from modeling_foresight.processing_foresight import STILL
 from training.config import RunConfig
 from training.data import RunData
 
@@ -74,7 +76,8 @@ def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPredi
     """The trained model of `init_from` and a processor for this run's data.
 
     Raises:
-        ValueError: If the model was made for another size of action or state than the data have.
+        ValueError: If the model was made for another size of action or state than the data have, or its
+            statistics are asked for and do not fit.
     """
     source = {"pretrained_model_name_or_path": config.init_from, "revision": config.init_revision}
     model = AutoModel.from_pretrained(
@@ -96,7 +99,31 @@ def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPredi
         own = {"action_stats": processor.action_stats, "state_stats": processor.state_stats}
         stats = {**own, **dataset_statistics(data)}
         processor = ForesightProcessor.from_config(model.config, processor.tokenizer, **stats)
+    else:
+        _check_motion(config, data, processor)
     return model, processor
+
+
+def _check_motion(config: RunConfig, data: RunData, processor: ForesightProcessor) -> None:
+    """Refuses statistics of the base by which the policy could not do what the data show.
+
+    Raises:
+        ValueError: If entries of the action move in the data that never did in the base's.
+    """
+    there, here = processor.action_stats, data.statistics("action") if data.train.action_dim else None
+    if there is None or here is None:
+        return
+    binary = np.isin(np.arange(len(here["std"])), processor.binary_action_indices)
+    was_still, is_still = (
+        np.where(binary, np.equal(stats["min"], stats["max"]), np.less_equal(stats["std"], STILL))
+        for stats in (there, here)
+    )
+    if entries := np.flatnonzero(was_still & ~is_still).tolist():
+        raise ValueError(
+            f"data.statistics=model: entries {entries} of the action move in the dataset, but never did in "
+            f"what {config.init_from} was trained on, so they would be kept still: use "
+            "data.statistics=dataset"
+        )
 
 
 def dataset_statistics(data: RunData) -> dict[str, dict]:

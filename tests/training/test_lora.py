@@ -259,6 +259,17 @@ def test_statistics_are_the_datasets_unless_the_models_are_asked_for(work, tmp_p
     assert ForesightProcessor.from_pretrained(tmp_path / "run" / "model").action_stats == base
 
 
+@pytest.mark.parametrize(("name", "value"), [("std", 0.0), ("max", -1.0)])
+def test_statistics_of_a_model_that_never_moved_what_moves_here_are_refused(work, tmp_path, name, value):
+    base = shutil.copytree(work / "base" / "model", tmp_path / "base")
+    config = json.loads((base / "processor_config.json").read_text())
+    config["action_stats"]["min"][2], config["action_stats"][name][2] = -1.0, value
+    config["binary_action_indices"] = [] if name == "std" else [2]
+    (base / "processor_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"entries \[2\] of the action move.*data.statistics=dataset"):
+        run(work, tmp_path / "run", "--data.statistics", "model", base=base)
+
+
 @pytest.mark.parametrize("targets", [None, ["q_proj", "fc1"], "all-linear", r".*\.(q_proj|attn\.proj|fc2)"])
 def test_no_choice_of_targets_reaches_into_the_towers(targets):
     timm = {"model_type": "timm_wrapper", "architecture": "vit_tiny_patch16_224", "do_pooling": False}
