@@ -30,7 +30,7 @@ def write_lerobot_files(folder: str | Path, cameras: dict[str, str] | None = Non
     """Completes a model's folder, in place, so that LeRobot's commands take it as `--policy.path`.
 
     `config.json` gains LeRobot's fields and keeps its own; the pipelines are written beside it. What
-    `transformers` reads stays as it is.
+    `transformers` reads stays as it is. Of a policy already only the cameras change.
 
     Args:
         folder (`str` or `Path`): Model and processor.
@@ -60,14 +60,14 @@ def write_lerobot_files(folder: str | Path, cameras: dict[str, str] | None = Non
     inputs = {key: PolicyFeature(FeatureType.VISUAL, shape) for key in cameras.values()}
     if model.state_dim:
         inputs[OBS_STATE] = PolicyFeature(FeatureType.STATE, (model.state_dim,))
-    fields = json.loads(model.to_json_string())
-    config = ForesightConfig(
-        **{name: value for name, value in fields.items() if name in MODEL_FIELDS},
-        cameras=cameras,
-        device="cpu",
-        input_features=inputs,
-        output_features={ACTION: PolicyFeature(FeatureType.ACTION, (model.action_dim,))},
-    )
+    if "type" in before:  # a policy already, with settings of its own
+        config = PreTrainedConfig.from_pretrained(folder, cli_overrides=["--device=cpu"])
+    else:
+        fields = json.loads(model.to_json_string())
+        own = {name: value for name, value in fields.items() if name in MODEL_FIELDS}
+        config = ForesightConfig(**own, device="cpu")
+    config.cameras, config.input_features = cameras, inputs
+    config.output_features = {ACTION: PolicyFeature(FeatureType.ACTION, (model.action_dim,))}
     config.validate_features()
     own = config.lerobot_fields() | {"device": None}  # that of the machine that opens it
     write_json_atomic(folder / "config.json", before | own)

@@ -109,6 +109,21 @@ def test_a_merged_adapter_is_a_folder_of_both_libraries_and_acts_the_same(adapte
     assert all(torch.equal(tensor, weights[name]) for name, tensor in policy.model.state_dict().items())
 
 
+def test_an_adapter_whose_cameras_are_named_anew_stays_one(adapted, tmp_path):
+    folder = shutil.copytree(adapted.folder, tmp_path / "adapter")
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "n_action_steps": 2}))
+    before = PreTrainedConfig.from_pretrained(folder)
+    write_lerobot_files(folder, {"wrist": "observation.images.hand"})
+    after = PreTrainedConfig.from_pretrained(folder)
+    assert after.use_peft and after.n_action_steps == 2
+    assert after.cameras == {**before.cameras, "wrist": "observation.images.hand"}
+    assert "observation.images.hand" in after.input_features
+    after.cameras, after.input_features = before.cameras, before.input_features
+    assert after == before
+    load_adapted(adapted, folder)
+
+
 def test_the_adapter_fits_the_model_that_transformers_opens(adapted):
     model = PeftModel.from_pretrained(AutoModel.from_pretrained(adapted.base), adapted.folder)
     merged = model.merge_and_unload().state_dict()
