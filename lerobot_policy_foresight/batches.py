@@ -124,6 +124,11 @@ class BatchReader:
         """Columns of the dataset that training reads."""
         return [*self.config.input_features, *self.config.output_features, *self._label_columns]
 
+    def has_windows(self, delta_indices: dict[str, list[int]]) -> bool:
+        """Whether a dataset with these steps gives the windows that the policy trains on."""
+        wanted = self.config.observation_delta_indices
+        return all(list(delta_indices.get(key, ())) == wanted for key in self.config.cameras.values())
+
     @property
     def _label_columns(self) -> list[str]:
         camera = self._flow_camera

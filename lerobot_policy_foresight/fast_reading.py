@@ -5,7 +5,7 @@ LeRobot turns every value of a row into a Python object and decodes video anew f
 this takes many times as long as slicing the same file. `lerobot-train` makes its dataset itself, and a policy
 can say what an item holds but not how it is read: all that it is given is the dataset's metadata. So the
 policy leaves a mark on that, and LeRobot's reader, whose `get_item` is wrapped when the first mark is made,
-heeds it. Datasets without a mark, and so all other policies, are read by LeRobot as ever.
+heeds it. Datasets without a mark, or without the policy's windows, are read by LeRobot as ever.
 
 Items are read value by value as the stock reader has them, less the columns that the policy does not use,
 and made into samples at once (`BatchReader.read_item`), which the training process then need not do. The
@@ -58,16 +58,18 @@ class _Mark:
     def __init__(self, batches: BatchReader, frame_cache: str):
         self.batches, self.frame_cache = batches, frame_cache
         self._items: FastItems | None = None
-        self._opened = False
+        self._opened_for: DatasetReader | None = None
         _wrap_reader()
 
     def get_item(self, reader: DatasetReader, idx: int, stock: Callable) -> dict:
-        if not self._opened:
-            self._items, self._opened = self._open(reader, idx, stock), True
+        if self._opened_for is not reader:
+            self._items, self._opened_for = self._open(reader, idx, stock), reader
         return stock(reader, idx) if self._items is None else self.batches.read_item(self._items[idx])
 
     def _open(self, reader: DatasetReader, idx: int, stock: Callable) -> "FastItems | None":
         try:
+            if not self.batches.has_windows(reader.delta_indices or {}):
+                return None  # opened to look at, not to train on
             items = FastItems(reader, self.batches.columns, self.frame_cache)
             untransformed = copy.copy(reader)
             untransformed._image_transforms = None  # they may be random
@@ -81,7 +83,7 @@ class _Mark:
             return None
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_items": None, "_opened": False}
+        return {**self.__dict__, "_items": None, "_opened_for": None}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)

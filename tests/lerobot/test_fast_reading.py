@@ -119,6 +119,17 @@ def test_a_policy_marks_its_dataset_and_no_other(videos):
         assert {MAIN, WRIST, *LABELS} <= set(other[0])
 
 
+def test_a_dataset_that_is_only_looked_at_is_left_to_lerobot(policy, videos, caplog):
+    """As by somebody who shows a policy the frames of the dataset that it was made for."""
+    dataset, stock = (LeRobotDataset("local/synthetic", root=videos) for _ in range(2))
+    read_fast(dataset.meta, policy.batches)
+    check_same(dataset[2], stock[2])
+    assert set(dataset[2]) == set(stock[2]) and not caplog.records
+    train = opened_for(policy, videos)
+    train.reader._meta = dataset.meta  # another reader of the same metadata
+    assert "observation.foresight.frame_mask" in train[2] and MAIN in dataset[2]
+
+
 def test_a_dataset_with_other_names_is_left_to_lerobot(policy, videos):
     meta = LeRobotDatasetMetadata("local/synthetic", root=videos)
     del meta.features[MAIN]  # as under --rename_map
