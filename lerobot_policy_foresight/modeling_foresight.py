@@ -6,6 +6,7 @@ goes by the dataset's units (a gripper is one of two values, a pose is relative 
 undone here with the statistics that the processor keeps: those of the pipeline.
 """
 
+import json
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from .fast_reading import read_fast
 
 __all__ = ["ForesightPolicy"]
 
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 NORMALISER_EPS = 1e-8  # LeRobot divides by std + eps and multiplies by std
 
 
@@ -69,6 +71,8 @@ class ForesightPolicy(PreTrainedPolicy):
             check_column_names(dataset_meta.features, dataset_meta.root, with_state=config.state_dim != 0)
         config.validate_features()
         config.processor = None
+        if not config.pretrained_path:
+            config.trained_batches = 0  # a train_config.json that is run once more
         if dataset_meta is not None and not config.pretrained_path:
             tokenizer = self._settle_model(dataset_meta)
             self.model = ForesightForActionPrediction.from_encoder_checkpoints(
@@ -107,6 +111,10 @@ class ForesightPolicy(PreTrainedPolicy):
                 setattr(config, f"{name}_dim", feature.shape[0] if feature else int(name == "action"))
             if getattr(config, f"binary_{name}_indices") is None:
                 setattr(config, f"binary_{name}_indices", [])
+        if config.fps not in (None, dataset_meta.fps):
+            raise ValueError(
+                f"fps={config.fps:g}, but the dataset has {dataset_meta.fps} frames per second: leave it out."
+            )
         config.fps = dataset_meta.fps
         return tokenizer
 
@@ -151,7 +159,8 @@ class ForesightPolicy(PreTrainedPolicy):
             **kwargs: As in LeRobot.
 
         Raises:
-            ValueError: If weights are missing, unexpected or of other sizes, or are an adapter's only.
+            ValueError: If weights are missing, unexpected or of other sizes, or are an adapter's only; or if
+                a run is resumed on data with other statistics.
         """
         folder = Path(pretrained_name_or_path)
         is_adapter = ValueError(
@@ -161,7 +170,8 @@ class ForesightPolicy(PreTrainedPolicy):
         )
         if (folder / "adapter_config.json").is_file() and not (folder / "model.safetensors").is_file():
             raise is_adapter
-        config = config or PreTrainedConfig.from_pretrained(pretrained_name_or_path, revision=revision)
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        config = config or PreTrainedConfig.from_pretrained(pretrained_name_or_path, revision=revision, **hub)
         config.pretrained_path = config.pretrained_path or Path(pretrained_name_or_path)
         # LeRobot opens the base with the adapter's config, then puts the adapter on it.
         source, source_revision = pretrained_name_or_path, revision
@@ -176,12 +186,26 @@ class ForesightPolicy(PreTrainedPolicy):
             revision=revision,
             **kwargs,
         )
-        processor = ForesightProcessor.from_pretrained(source, revision=source_revision)
+        policy.processor = ForesightProcessor.from_pretrained(source, revision=source_revision, **hub)
         if dataset_stats:
-            stats = _own_statistics(config, dataset_stats)
-            processor = ForesightProcessor.from_config(policy.model.config, processor.tokenizer, **stats)
-        policy.processor = processor
+            policy._take_statistics(dataset_stats)
         return policy
+
+    def _take_statistics(self, dataset_stats) -> None:
+        """Goes by the statistics of a dataset from now on, as LeRobot's pipeline does unless it resumes."""
+        stats, before = _own_statistics(self.config, dataset_stats), self.processor
+        self.processor = ForesightProcessor.from_config(self.model.config, before.tokenizer, **stats)
+        saved = Path(self.config.pretrained_path) / "train_config.json"
+        if not self.config.trained_batches or not saved.is_file():
+            return
+        run = json.loads(saved.read_text())["policy"]
+        same = all(getattr(self.processor, name) == getattr(before, name) for name in stats)
+        if run.get("trained_batches") == self.config.trained_batches and not same:
+            raise ValueError(
+                f"The dataset has other statistics than when the run of {saved.parent} began; LeRobot would "
+                "go on normalising by the old ones. Bring the data back, or start a new run from the policy: "
+                f"--policy.path={saved.parent} without --resume."
+            )
 
     @classmethod
     def _load_as_safetensor(cls, model, model_file: str, map_location: str, strict: bool):

@@ -22,7 +22,7 @@ from transformers import AutoConfig
 from lerobot_policy_foresight import ForesightConfig
 from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
 from lerobot_policy_foresight.lerobot_version import TESTED_LEROBOT
-from modeling_foresight import ForesightForActionPrediction
+from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from tests.lerobot.miniature import (
     assert_same_actions,
     lerobot_train,
@@ -129,6 +129,39 @@ def test_a_run_resumes_where_it_stopped(trained, tmp_path):
     assert json.loads((saved / "training_state" / "training_step.json").read_text())["step"] == 3
     old, new = (load_file(folder / "model.safetensors") for folder in (at.parent, saved / "pretrained_model"))
     assert any(not torch.equal(old[name], new[name]) for name in old)
+
+
+def test_a_run_that_is_repeated_from_its_file_gives_the_same_weights(trained, tmp_path):
+    at = trained.folder / "train_config.json"
+    lerobot_train(f"--config_path={at}", f"--output_dir={tmp_path / 'run'}")
+    last = tmp_path / "run" / "checkpoints" / "last" / "pretrained_model"
+    old, new = (load_file(folder / "model.safetensors") for folder in (trained.folder, last))
+    assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_a_run_does_not_resume_on_data_with_other_statistics(trained, tmp_path):
+    run = shutil.copytree(trained.folder.parents[2], tmp_path / "run", symlinks=True)
+    root = shutil.copytree(trained.facts.root, tmp_path / "data")
+    stats = json.loads((root / "meta" / "stats.json").read_text())
+    stats["action"]["mean"][0] += 1  # as after more episodes
+    (root / "meta" / "stats.json").write_text(json.dumps(stats))
+    at = run / "checkpoints" / "000002" / "pretrained_model" / "train_config.json"
+    options = [f"--config_path={at}", f"--dataset.root={root}", "--steps=3"]
+    with pytest.raises(ValueError, match="other statistics than when the run .* began.*--policy.path"):
+        lerobot_train(*options, "--resume=true", f"--output_dir={run}")
+    more = [f"--policy.path={at.parent}", *run_options(root, tmp_path / "more"), "--steps=1"]
+    lerobot_train(*more)  # as the message says
+
+
+def test_options_of_the_hub_reach_every_file(trained, monkeypatch):
+    asked = []
+    for kind in (ForesightProcessor, PreTrainedConfig):
+        load = kind.from_pretrained
+        noted = lambda *args, load=load, **kwargs: asked.append(kwargs) or load(*args, **kwargs)  # noqa: E731
+        monkeypatch.setattr(kind, "from_pretrained", noted)
+    load_policy(trained.folder, token="secret", cache_dir="here", revision="v1")
+    assert len(asked) == 2
+    assert all((a["token"], a["cache_dir"], a["revision"]) == ("secret", "here", "v1") for a in asked)
 
 
 @pytest.mark.parametrize("damage", ["lacks", "holds"])
@@ -274,6 +307,9 @@ def test_what_does_not_fit_the_policy_is_named(trained):
     meta.info.fps, meta.features["observation.state"]["shape"] = 20, (9,)
     with pytest.raises(ValueError, match=r"state has shape \(9,\); the policy was made for 5"):
         load_policy(trained.folder, dataset_meta=meta, dataset_stats=meta.stats)
+    meta = LeRobotDataset("local/synthetic", root=trained.facts.root).meta
+    with pytest.raises(ValueError, match="fps=7, but the dataset has 20 frames per second"):
+        make_policy(ForesightConfig(device="cpu", **small_model(fps=7)), ds_meta=meta)
     config = PreTrainedConfig.from_pretrained(trained.folder)
     config.output_features = {"action": PolicyFeature(FeatureType.ACTION, (6,))}
     with pytest.raises(ValueError, match=r"action has shape \(6,\), but the policy was made for 4"):
