@@ -169,6 +169,13 @@ class BatchReader:
             return _collect(samples) | {"task": read_tasks(batch, len(next(iter(samples.values()))))}
         model, config = self.model, self.config
         steps, frames = self._steps, model.history_length
+        if steps == 1:  # LeRobot drops the axis of time of videos then
+            seen = [key for key in (*config.cameras.values(), *self._label_columns) if key in batch]
+            batch = batch | {key: batch[key][:, None] for key in seen if batch[key].ndim == 4}
+        state, actions = (  # nor has it an axis for columns of one number
+            values[..., None] if values is not None and values.ndim == 2 else values
+            for values in (state, actions)
+        )
         for view, key in config.cameras.items():
             if key not in batch:
                 raise ValueError(

@@ -40,7 +40,8 @@ class CheckStateStep(ObservationProcessorStep):
             ValueError: If its state `(..., size)` has another size.
         """
         state = observation.get(OBS_STATE)
-        if self.size and state is not None and state.shape[-1] != self.size:
+        # One number has no axis of its own in LeRobot's batches, whose last one is time then.
+        if self.size not in (None, 1) and state is not None and state.shape[-1] != self.size:
             raise ValueError(
                 f"{OBS_STATE} has {state.shape[-1]} entries; the policy was made for {self.size}: use the "
                 "robot, with the joints and in the order, that its dataset was recorded with."

@@ -1,4 +1,5 @@
-"""Robots of other shapes: two arms with three cameras, a small arm in degrees, a humanoid with its own names.
+"""Robots of other shapes: two arms with three cameras, a small arm in degrees, a humanoid with its own names,
+a single joint.
 
 Each dataset is written by the stock writer and trained both ways; what comes out is opened by LeRobot and by
 `transformers`, and acts.
@@ -24,7 +25,13 @@ from transformers import AutoModel, AutoProcessor
 from datasets_scripts.rename_columns import rename_columns
 from lerobot_policy_foresight import ForesightConfig
 from lerobot_policy_foresight.column_names import check_column_names
-from tests.lerobot.miniature import lerobot_train, policy_options, run_options, small_model
+from tests.lerobot.miniature import (
+    assert_same_actions,
+    lerobot_train,
+    policy_options,
+    run_options,
+    small_model,
+)
 from tests.synthetic import make_dataset
 from training.config import load_config
 from training.train import train
@@ -62,6 +69,7 @@ ROBOTS = {
         ("front",),
         30,
     ),
+    "slider": Robot({"cameras": {"front": (24, 32)}, "limits": [(0.0, 0.3)], "depth": False}, ("front",), 10),
     "humanoid": Robot(
         {
             "cameras": {"image": (32, 32)},
@@ -115,7 +123,8 @@ def assert_acts(folder, robot, *overrides: str) -> None:
     given = []
     for t in range(model.config.history_length + 2):
         item = data[t]
-        seen = {key: item[key][None] for key in policy.config.input_features} | {"task": [item["task"]]}
+        seen = {key: torch.atleast_1d(item[key])[None] for key in policy.config.input_features}
+        seen["task"] = [item["task"]]
         images = {view: seen[key] for view, key in policy.config.cameras.items()}
         images = {view: (image * 255).round().to(torch.uint8) for view, image in images.items()}
         expected = stream.step(images, seen["observation.state"])
@@ -172,6 +181,15 @@ def test_our_trainer_trains_it_under_its_own_names_and_the_export_acts(robot, mo
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     assert_acts(robot.root / "ours" / "model", robot)
+
+
+@pytest.mark.parametrize("videos", [True, False])
+def test_a_policy_without_a_history_trains_and_acts(tmp_path, videos):
+    facts = make_dataset(tmp_path / "data", episodes=2, frames=9, use_videos=videos, cameras=("main",))
+    sees = {"initializer_range": 0.3, "embedding_initializer_range": 0.02}
+    model = small_model(history_length=1, objectives=["action", "depth", "progress"], **sees)
+    lerobot_train(*policy_options(model), *run_options(facts.root, tmp_path / "run"))
+    assert_same_actions(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model", facts)
 
 
 def test_names_that_lerobot_drops_are_refused_with_the_command_that_renames_them(tmp_path):
