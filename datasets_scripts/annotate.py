@@ -19,9 +19,11 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from datasets_scripts.annotate_episode import (
@@ -77,7 +79,15 @@ def annotate(dataset: str, output: Path, annotation: Annotation, workers: int = 
         return _confirm(output, parameters)
     annotation.check(rows)
     partial = output.with_name(output.name + ".partial")
-    _claim(partial, parameters)
+    with _claim(partial, parameters):
+        _make(output, partial, rows, annotation, parameters, workers)
+    return _confirm(output, parameters)
+
+
+def _make(
+    output: Path, partial: Path, rows: DatasetRows, annotation: Annotation, parameters: dict, workers: int
+) -> None:
+    """Works on the episodes that are not done yet, then puts the dataset together."""
 
     def shard_of(episode: int) -> Path:
         return partial / "episodes" / f"{episode:06d}"
@@ -98,7 +108,6 @@ def annotate(dataset: str, output: Path, annotation: Annotation, workers: int = 
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     shutil.rmtree(partial, ignore_errors=True)
-    return _confirm(output, parameters)
 
 
 def _annotate_all(
@@ -195,8 +204,8 @@ def _fingerprint(rows: DatasetRows) -> str:
     return hashlib.sha256(json.dumps([sizes, rows.episode_starts.tolist()]).encode()).hexdigest()[:16]
 
 
-def _claim(partial: Path, parameters: dict) -> None:
-    """Take the folder of unfinished work, or refuse it if it belongs to other parameters."""
+def _claim(partial: Path, parameters: dict) -> AbstractContextManager:
+    """Take the folder of unfinished work, or refuse it if another run has it or it has other parameters."""
     path = partial / PARAMETERS
     if path.exists():
         _refuse_other(json.loads(path.read_text()), parameters, f"an unfinished run in {partial}")
@@ -204,8 +213,13 @@ def _claim(partial: Path, parameters: dict) -> None:
         raise ValueError(f"{partial} exists and is not an unfinished run of this script; move it away")
     else:
         write_json_atomic(path, parameters)
+    try:
+        lock = FileLock(partial / "lock").acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another run is at work in {partial}: wait until it ends") from None
     for left_over in [*partial.glob("dataset-*"), *partial.glob("episodes/tmp-*")]:
         shutil.rmtree(left_over, ignore_errors=True)
+    return lock
 
 
 def _confirm(output: Path, parameters: dict) -> dict:

@@ -187,7 +187,9 @@ class ForesightServer(PolicyServer):
             with self._waiting_lock:
                 frames, self._waiting = list(self._waiting.values()), {}
                 self._empty_queue()
-            if not frames or self.policy is None:
+            if self.policy is None:
+                raise RuntimeError("No policy is loaded: the client has not named one, or it was refused.")
+            if not frames:
                 raise RuntimeError("The client began anew.")
             try:
                 for frame in frames:

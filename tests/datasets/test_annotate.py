@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -144,6 +146,23 @@ def test_an_interrupted_run_continues_to_the_same_dataset(recorded, annotated, t
     assert redone == [1, 2]
     assert contents(output) == contents(annotated)
     assert not output.with_name("data.partial").exists()
+
+
+@pytest.mark.slow  # the second one imports LeRobot anew
+def test_two_runs_do_not_work_on_one_dataset(recorded, annotated, tmp_path, monkeypatch, capsys):
+    output, work, codes = tmp_path / "data", command.annotate_shard, []
+
+    def disturbed(*args):
+        if not codes:
+            code = "import sys; from datasets_scripts.annotate import main; sys.exit(main(sys.argv[1:]))"
+            second = [sys.executable, "-c", code, *command_line(recorded, output)]
+            codes.append(subprocess.run(second, capture_output=True, text=True))
+        return work(*args)
+
+    monkeypatch.setattr(command, "annotate_shard", disturbed)
+    assert main(command_line(recorded, output)) == 0
+    assert codes[0].returncode == 1 and "another run is at work in" in codes[0].stderr
+    assert contents(output) == contents(annotated)
 
 
 @pytest.mark.slow  # each worker imports LeRobot anew
