@@ -7,23 +7,15 @@ dataset by hard link, never encoded again; whoever re-encodes them in place may 
 """
 
 import argparse
-import errno
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from datasets_scripts.annotate_episode import (
@@ -48,12 +40,10 @@ from datasets_scripts.columns import (
     points_visible_key,
     read_provenance,
     share_file,
-    write_json_atomic,
     write_provenance,
 )
 from datasets_scripts.dataset_rows import DatasetRows
-
-PARAMETERS = "parameters.json"
+from datasets_scripts.resumable import claim_folder, refuse_other, resumable_command, work_on_all
 
 
 def annotate(dataset: str, output: Path, annotation: Annotation, workers: int = 1) -> dict:
@@ -79,7 +69,7 @@ def annotate(dataset: str, output: Path, annotation: Annotation, workers: int = 
         return _confirm(output, parameters)
     annotation.check(rows)
     partial = output.with_name(output.name + ".partial")
-    with _claim(partial, parameters):
+    with claim_folder(partial, parameters):
         _make(output, partial, rows, annotation, parameters, workers)
     return _confirm(output, parameters)
 
@@ -98,7 +88,8 @@ def _make(
         shutil.rmtree(shard_of(episode), ignore_errors=True)
     lengths = rows.episode_stops - rows.episode_starts
     with tqdm(total=len(rows), initial=len(rows) - int(lengths[missing].sum()), unit="frame") as bar:
-        for facts in _annotate_all(rows, annotation, [(e, shard_of(e)) for e in missing], workers):
+        jobs = [(annotation, episode, shard_of(episode)) for episode in missing]
+        for facts in work_on_all(_annotate_one, jobs, workers, _start, (rows,)):
             bar.update(facts["n_frames"])
     facts = [read_facts(shard_of(episode)) for episode in range(rows.n_episodes)]
     scratch = Path(tempfile.mkdtemp(prefix="dataset-", dir=partial))
@@ -110,39 +101,12 @@ def _make(
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _annotate_all(
-    rows: DatasetRows, annotation: Annotation, jobs: list[tuple[int, Path]], workers: int
-) -> Iterator[dict]:
-    """Work on episodes and yield their facts as they finish."""
-    if workers <= 1 or len(jobs) <= 1:
-        for episode, shard in jobs:
-            yield annotate_shard(rows, annotation, episode, shard)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=context, initializer=_start_worker, initargs=(rows,)
-    )
-    try:
-        futures = [pool.submit(_annotate_one, annotation, episode, shard) for episode, shard in jobs]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a worker process died, most likely of too little memory; run the same command again with fewer "
-            "--workers"
-        ) from error
-    finally:
-        # Episodes under way are finished and kept, the others are not started.
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 _rows: DatasetRows | None = None
 
 
-def _start_worker(rows: DatasetRows) -> None:
-    """Open the dataset once, and leave Ctrl-C to the main process."""
+def _start(rows: DatasetRows) -> None:
+    """Opens the dataset once per process."""
     global _rows
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     import cv2
 
     cv2.setNumThreads(1)  # episodes run side by side
@@ -204,30 +168,13 @@ def _fingerprint(rows: DatasetRows) -> str:
     return hashlib.sha256(json.dumps([sizes, rows.episode_starts.tolist()]).encode()).hexdigest()[:16]
 
 
-def _claim(partial: Path, parameters: dict) -> AbstractContextManager:
-    """Take the folder of unfinished work, or refuse it if another run has it or it has other parameters."""
-    path = partial / PARAMETERS
-    if path.exists():
-        _refuse_other(json.loads(path.read_text()), parameters, f"an unfinished run in {partial}")
-    elif partial.exists() and any(partial.iterdir()):
-        raise ValueError(f"{partial} exists and is not an unfinished run of this script; move it away")
-    else:
-        write_json_atomic(path, parameters)
-    try:
-        lock = FileLock(partial / "lock").acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"another run is at work in {partial}: wait until it ends") from None
-    for left_over in [*partial.glob("dataset-*"), *partial.glob("episodes/tmp-*")]:
-        shutil.rmtree(left_over, ignore_errors=True)
-    return lock
-
-
 def _confirm(output: Path, parameters: dict) -> dict:
     """Check a finished dataset and leave it alone."""
     provenance = read_provenance(output) if output.is_dir() else {}
     if "annotation" not in provenance:
         raise ValueError(f"{output} exists and was not made by this script; choose another --output")
-    _refuse_other(provenance["annotation"]["parameters"], parameters, f"a finished dataset in {output}")
+    earlier = provenance["annotation"]["parameters"]
+    refuse_other(earlier, parameters, f"a finished dataset in {output}", output)
     rows = DatasetRows(output)  # complains about what is missing or damaged
     for key in rows.meta.video_keys:
         rows.video_segments(key)
@@ -239,16 +186,6 @@ def _confirm(output: Path, parameters: dict) -> dict:
         "moving": sum(known["n_moving"] for known in facts) / max(1, points),
         "still_episodes": [e for e, known in enumerate(facts) if not known["has_motion"]],
     }
-
-
-def _refuse_other(earlier: dict, wanted: dict, what: str) -> None:
-    different = [name for name in wanted if earlier.get(name) != wanted[name]]
-    if different:
-        name = different[0]
-        raise ValueError(
-            f"there is {what} with other parameters ({', '.join(different)}: {earlier.get(name)} there, "
-            f"{wanted[name]} here); choose another --output, or delete it"
-        )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -274,38 +211,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+@resumable_command
+def main(argv: list[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     args = build_parser().parse_args(argv)
-    try:
-        features = DatasetRows(args.dataset).features
-        cameras = [name.strip() for name in (args.cameras or "").split(",") if name.strip()]
-        cameras = cameras or [name for name in dataset_cameras(features) if find_depth_key(features, name)]
-        if not cameras:
-            known = ", ".join(dataset_cameras(features)) or "no camera"
-            raise ValueError(
-                f"no camera of {args.dataset} has depth ({known}): record it with a depth camera"
-            )
-        annotation = Annotation(tuple(cameras), args.depth, args.tracks, args.n_points, args.seed)
-        summary = annotate(args.dataset, args.output, annotation, args.workers)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "; free some space and run the same command again to continue" if full else ""
-        print(f"error: cannot write the dataset: {error}{advice}", file=sys.stderr)
-        return 1
-    except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    features = DatasetRows(args.dataset).features
+    cameras = [name.strip() for name in (args.cameras or "").split(",") if name.strip()]
+    cameras = cameras or [name for name in dataset_cameras(features) if find_depth_key(features, name)]
+    if not cameras:
+        known = ", ".join(dataset_cameras(features)) or "no camera"
+        raise ValueError(f"no camera of {args.dataset} has depth ({known}): record it with a depth camera")
+    annotation = Annotation(tuple(cameras), args.depth, args.tracks, args.n_points, args.seed)
+    summary = annotate(args.dataset, args.output, annotation, args.workers)
     still = summary["still_episodes"]
     print(
         f"{args.output}: {summary['episodes']} episodes, {summary['frames']} frames, tracks of camera "
         f"{cameras[0]}, {summary['moving']:.0%} of the points moving"
         + (f"; nothing moves in episodes {still[:10]}" if still else "")
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -7,28 +7,23 @@ same command again continues what was interrupted and leaves a finished dataset 
 
 import argparse
 import contextlib
-import errno
+import functools
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from tqdm import tqdm
 
 from datasets_scripts.assemble import assemble_dataset, check_dataset
-from datasets_scripts.columns import read_provenance, write_json_atomic
+from datasets_scripts.columns import read_provenance
 from datasets_scripts.metaworld_env import QUALITIES, MetaWorldSim, check_cameras, resolve_tasks
 from datasets_scripts.record_episode import Recording, read_facts, record_shard
-
-PARAMETERS = "parameters.json"
+from datasets_scripts.resumable import claim_folder, refuse_other, resumable_command, work_on_all
 
 
 def simulate(
@@ -55,7 +50,14 @@ def simulate(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         return _confirm(output, recording)
     partial = output.with_name(output.name + ".partial")
-    _claim(partial, recording)
+    with claim_folder(partial, recording.to_dict()):
+        return _make(output, partial, recording, workers, repo_id)
+
+
+def _make(
+    output: Path, partial: Path, recording: Recording, workers: int, repo_id: str | None
+) -> dict[str, float]:
+    """Records the episodes that are not done yet, then puts the dataset together."""
     started = time.monotonic()
 
     def shard_of(episode: int) -> Path:
@@ -98,32 +100,10 @@ def simulate(
 
 def _record_all(recording: Recording, jobs: list[tuple[int, Path]], workers: int) -> Iterator[dict]:
     """Record episodes and yield their facts as they finish."""
-    if workers <= 1 or len(jobs) <= 1:
-        try:
-            for episode, shard in jobs:
-                yield _record_one(recording, episode, shard)
-        finally:
-            _close_simulator()
-        return
-    context = multiprocessing.get_context("spawn")  # a forked OpenGL context would be shared
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker)
     try:
-        futures = [pool.submit(_record_one, recording, episode, shard) for episode, shard in jobs]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a worker process died, most likely of too little memory or of the rendering library; "
-            "run the same command again with fewer --workers"
-        ) from error
+        yield from work_on_all(functools.partial(_record_one, recording), jobs, workers)
     finally:
-        # Episodes under way are finished and kept, the others are not started.
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the main process, which lets the episodes under way finish."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _close_simulator()
 
 
 _open_simulators: dict[tuple, MetaWorldSim] = {}
@@ -144,43 +124,15 @@ def _close_simulator() -> None:
         _open_simulators.popitem()[1].close()
 
 
-def _claim(partial: Path, recording: Recording) -> None:
-    """Take the folder of unfinished work, or refuse it if it belongs to other parameters."""
-    path = partial / PARAMETERS
-    if path.exists():
-        try:
-            earlier = json.loads(path.read_text())
-        except ValueError:
-            raise ValueError(f"{path} is damaged; delete {partial} and start again") from None
-        _refuse_other(earlier, recording, f"an unfinished run in {partial}", partial)
-    elif partial.exists() and any(partial.iterdir()):
-        raise ValueError(f"{partial} exists and is not an unfinished run of this script; move it away")
-    else:
-        write_json_atomic(path, recording.to_dict())
-    for left_over in [*partial.glob("dataset-*"), *partial.glob("episodes/tmp-*")]:
-        shutil.rmtree(left_over, ignore_errors=True)
-
-
 def _confirm(output: Path, recording: Recording) -> dict[str, float]:
     """Check a finished dataset and leave it alone."""
     provenance = read_provenance(output)
     if "simulation" not in provenance:
         raise ValueError(f"{output} exists and was not made by this script; choose another --output")
     earlier = provenance["simulation"]["parameters"]
-    _refuse_other(earlier, recording, f"a finished dataset in {output}", output)
+    refuse_other(earlier, recording.to_dict(), f"a finished dataset in {output}", output)
     check_dataset(output, recording, provenance)
     return _summary(output, recording) | {"record_s": 0.0, "assemble_s": 0.0}
-
-
-def _refuse_other(earlier: dict, recording: Recording, what: str, folder: Path) -> None:
-    wanted = recording.to_dict()
-    different = [name for name in wanted if earlier.get(name) != wanted[name]]
-    if different:
-        name = different[0]
-        raise ValueError(
-            f"there is {what} with other parameters ({', '.join(different)}: {earlier.get(name)} there, "
-            f"{wanted[name]} here); choose another --output, or delete {folder}"
-        )
 
 
 def _summary(output: Path, recording: Recording) -> dict[str, float]:
@@ -237,36 +189,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+@resumable_command
+def main(argv: list[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     args = build_parser().parse_args(argv)
-    try:
-        recording = Recording(
-            tasks=tuple(resolve_tasks(args.tasks)),
-            episodes=args.episodes,
-            image_size=args.image_size,
-            stride=args.stride,
-            seed=args.seed,
-            noise=args.noise,
-            n_points=args.n_points,
-            cameras=tuple(check_cameras([name.strip() for name in args.cameras.split(",") if name.strip()])),
-            depth_max=args.depth_max,
-            max_steps=args.max_steps,
-            retries=args.retries,
-            quality=args.quality,
-        )
-        summary = simulate(recording, args.output, args.workers, args.repo_id)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "; free some space and run the same command again to continue" if full else ""
-        print(f"error: cannot write the dataset: {error}{advice}", file=sys.stderr)
-        return 1
-    except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    recording = Recording(
+        tasks=tuple(resolve_tasks(args.tasks)),
+        episodes=args.episodes,
+        image_size=args.image_size,
+        stride=args.stride,
+        seed=args.seed,
+        noise=args.noise,
+        n_points=args.n_points,
+        cameras=tuple(check_cameras([name.strip() for name in args.cameras.split(",") if name.strip()])),
+        depth_max=args.depth_max,
+        max_steps=args.max_steps,
+        retries=args.retries,
+        quality=args.quality,
+    )
+    summary = simulate(recording, args.output, args.workers, args.repo_id)
     with contextlib.suppress(BrokenPipeError):
         print(
             f"{args.output}: {summary['episodes']} episodes, {summary['frames']} frames, "
@@ -274,7 +215,6 @@ def main(argv: list[str] | None = None) -> int:
             f"{summary['failures']} of {summary['attempts']} tries failed and were left out; "
             f"recording {summary['record_s']:.0f} s, assembling {summary['assemble_s']:.0f} s"
         )
-    return 0
 
 
 if __name__ == "__main__":
