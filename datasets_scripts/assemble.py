@@ -1,24 +1,53 @@
 """Join recorded episodes into one LeRobot v3 dataset.
 
 LeRobot's recorder encodes and concatenates in one process, copying the whole video file for every episode.
-Here episodes arrive encoded, each file is written once, and LeRobot's own metadata class keeps the books.
+Here episodes arrive encoded (`shards.py`), each file is written once, and LeRobot's own metadata class keeps
+the books.
 """
 
+import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datasets_scripts.columns import append_columns, encode_flags, points_features, write_provenance
-from datasets_scripts.record_episode import ARRAYS, Recording, point_values
+from datasets_scripts.columns import data_files
+from datasets_scripts.shards import ARRAYS
 from datasets_scripts.videos import join_videos, lerobot_depth_encoder, lerobot_rgb_encoder
+
+__all__ = ["Layout", "assemble_dataset", "check_dataset", "video_sizes"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What all episodes of a dataset have in common.
+
+    Args:
+        fps (`int`): Frames per second.
+        robot_type (`str`): Name of the robot.
+        features (`Mapping[str, dict]`): LeRobot features of the columns, videos included.
+        depth_max_m (`Mapping[str, float]`): Farthest depth kept, by depth column.
+        later_bytes (`float`): Size per frame of the columns that will be appended, so that data files stay
+            near LeRobot's limit with them.
+    """
+
+    fps: int
+    robot_type: str
+    features: Mapping[str, dict]
+    depth_max_m: Mapping[str, float]
+    later_bytes: float = 0.0
+
+    @property
+    def video_keys(self) -> list[str]:
+        """Columns that are videos."""
+        return [key for key, feature in self.features.items() if feature["dtype"] == "video"]
 
 
 def assemble_dataset(
     root: Path,
-    recording: Recording,
+    layout: Layout,
     repo_id: str,
     shard_of: Callable[[int], Path],
     facts: Sequence[dict],
@@ -27,10 +56,10 @@ def assemble_dataset(
 
     Args:
         root (`Path`): Folder to create.
-        recording (`Recording`): Parameters.
+        layout (`Layout`): Columns and their form.
         repo_id (`str`): Name the dataset carries in messages.
         shard_of (`Callable`): Folder of an episode.
-        facts (`Sequence[dict]`): Facts of every episode, in order.
+        facts (`Sequence[dict]`): Facts of every episode, in order: `n_frames`, `instruction` and `stats`.
 
     Raises:
         OSError: If the disk is full, or a file does not hold the frames it should.
@@ -39,26 +68,25 @@ def assemble_dataset(
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
     from lerobot.datasets.io_utils import write_info
 
-    features = recording.features()
     meta = LeRobotDatasetMetadata.create(
-        repo_id, recording.fps, features, robot_type="sawyer", root=root, use_videos=True
+        repo_id, layout.fps, dict(layout.features), robot_type=layout.robot_type, root=root, use_videos=True
     )
     lengths = [episode["n_frames"] for episode in facts]
     videos = {}
-    for key in recording.video_features():
+    for key in layout.video_keys:
         paths = [shard_of(episode) / f"{key}.mp4" for episode in range(len(facts))]
         videos[key] = join_videos(meta, key, paths, lengths)
         is_depth = key in meta.depth_keys
         if is_depth:
             meta.features[key]["info"]["depth_unit"] = "m"
-        encoder = lerobot_depth_encoder(recording.depth_max) if is_depth else lerobot_rgb_encoder()
+        encoder = lerobot_depth_encoder(layout.depth_max_m[key]) if is_depth else lerobot_rgb_encoder()
         meta.update_video_info(key, encoder)
     write_info(meta.info, meta.root)
-    data = _DataWriter(meta, recording.n_points)
+    data = _DataWriter(meta, layout.later_bytes)
     try:
         for episode, known in enumerate(facts):
             meta.save_episode_tasks([known["instruction"]])
-            columns = _columns(episode, known, shard_of(episode), meta, data.n_frames)
+            columns = _columns(episode, known, shard_of(episode), meta, layout, data.n_frames)
             place = data.write(columns)
             for key in videos:
                 place |= videos[key][episode]
@@ -69,21 +97,19 @@ def assemble_dataset(
     finally:
         data.close()
         meta.finalize()
-    flow_camera = recording.cameras[0]
-    new = points_features(flow_camera, recording.n_points, recording.image_size, recording.image_size)
-    append_columns(root, new, point_values(shard_of, flow_camera))
-    write_provenance(root, _provenance(recording, facts, shard_of, root))
 
 
-def _columns(episode: int, known: dict, shard: Path, meta: Any, first_frame: int) -> dict[str, np.ndarray]:
+def _columns(
+    episode: int, known: dict, shard: Path, meta: Any, layout: Layout, first_frame: int
+) -> dict[str, np.ndarray]:
     """Values of the plain columns of one episode, LeRobot's own ones included."""
     n_frames = known["n_frames"]
     frames = np.arange(n_frames)
+    plain = [key for key in layout.features if key not in layout.video_keys]
     with np.load(shard / ARRAYS) as arrays:
-        state, action = arrays["state"], arrays["action"]
+        columns = {key: arrays[key] for key in plain}
     return {
-        "observation.state": state,
-        "action": action,
+        **columns,
         "timestamp": (frames / meta.fps).astype(np.float32),
         "frame_index": frames,
         "episode_index": np.full(n_frames, episode),
@@ -93,12 +119,13 @@ def _columns(episode: int, known: dict, shard: Path, meta: Any, first_frame: int
 
 
 class _DataWriter:
-    """Writes episodes as row groups of files that stay near LeRobot's size limit with points in them."""
+    """Writes episodes as row groups of files that stay near LeRobot's size limit."""
 
-    def __init__(self, meta: Any, n_points: int):
+    def __init__(self, meta: Any, later_bytes: float):
         self.n_frames = 0
         self._meta = meta
-        bytes_per_frame = 6.2 * n_points  # float16 x 3 and one bit, before compression
+        sizes = [4 * int(np.prod(f["shape"])) for f in meta.features.values() if f["dtype"] != "video"]
+        bytes_per_frame = sum(sizes) + later_bytes  # before compression
         self._frames_per_file = max(1, int(meta.data_files_size_in_mb * 1e6 / bytes_per_frame))
         self._chunk, self._file, self._frames_in_file = 0, 0, 0
         self._writer: Any = None
@@ -144,58 +171,18 @@ class _DataWriter:
             self._writer = None
 
 
-def _provenance(
-    recording: Recording, facts: Sequence[dict], shard_of: Callable[[int], Path], root: Path
-) -> dict[str, Any]:
-    """Contents of `meta/foresight.json` for a simulated dataset."""
-    from importlib.metadata import version
-
-    flow_camera = recording.cameras[0]
-    cameras: dict[str, dict] = {}
-    for camera in recording.cameras:
-        cameras[camera] = {
-            "depth": {"source": "mujoco depth buffer, exact", "depth_max_m": recording.depth_max},
-            "intrinsics": facts[0]["intrinsics"][camera],
-        }
-    cameras[flow_camera]["tracks"] = {
-        "source": "mujoco rigid bodies, exact",
-        "n_points": recording.n_points,
-        "moving_fraction": 0.25,
-        "seed": recording.seed,
-    }
-    episodes = {}
-    for episode, known in enumerate(facts):
-        with np.load(shard_of(episode) / ARRAYS) as arrays:
-            moving = arrays["moving"]
-        tracks = {
-            "n_points": known["n_points"],
-            "n_moving": known["n_moving"],
-            "moving": encode_flags(moving),
-        }
-        episodes[str(episode)] = {
-            flow_camera: tracks,
-            **{name: known[name] for name in ("task", "seed", "attempts", "has_motion")},
-        }
-    attempts = dict.fromkeys(recording.tasks, 0)
-    for known in facts:
-        attempts[known["task"]] += known["attempts"]
-    return {
-        "cameras": cameras,
-        "episodes": episodes,
-        "simulation": {
-            "parameters": recording.to_dict(),
-            "attempts": attempts,
-            "versions": {name: version(name) for name in ("metaworld", "mujoco", "lerobot")},
-            "video_bytes": {
-                str(path.relative_to(root)): path.stat().st_size
-                for path in sorted(root.glob("videos/**/*.mp4"))
-            },
-        },
-    }
+def video_sizes(root: Path) -> dict[str, int]:
+    """Bytes of every video file, by its place in the dataset; kept in the provenance."""
+    return {str(path.relative_to(root)): path.stat().st_size for path in sorted(root.glob("videos/**/*.mp4"))}
 
 
-def check_dataset(root: Path, recording: Recording, provenance: dict) -> None:
+def check_dataset(root: Path, n_episodes: int, video_bytes: Mapping[str, int]) -> None:
     """Quick check that a finished dataset is still whole: counts, data files' footers, sizes of the videos.
+
+    Args:
+        root (`Path`): Folder.
+        n_episodes (`int`): Episodes it should hold.
+        video_bytes (`Mapping[str, int]`): What `video_sizes` gave when it was made.
 
     Raises:
         ValueError: Names the file that is missing or damaged and the remedy.
@@ -203,17 +190,13 @@ def check_dataset(root: Path, recording: Recording, provenance: dict) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from datasets_scripts.columns import data_files
-
     remedy = f"delete {root} and run the same command again"
     try:
         info = json.loads((root / "meta/info.json").read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{root}/meta/info.json is damaged ({error}); {remedy}") from error
-    if info["total_episodes"] != recording.n_episodes:
-        raise ValueError(
-            f"{root} holds {info['total_episodes']} episodes, not {recording.n_episodes}; {remedy}"
-        )
+    if info["total_episodes"] != n_episodes:
+        raise ValueError(f"{root} holds {info['total_episodes']} episodes, not {n_episodes}; {remedy}")
     n_rows = 0
     for path in data_files(root):
         try:
@@ -222,7 +205,7 @@ def check_dataset(root: Path, recording: Recording, provenance: dict) -> None:
             raise ValueError(f"data file {path} is damaged ({error}); {remedy}") from error
     if n_rows != info["total_frames"]:
         raise ValueError(f"the data files of {root} hold {n_rows} of {info['total_frames']} frames; {remedy}")
-    for name, size in provenance["simulation"]["video_bytes"].items():
+    for name, size in video_bytes.items():
         path = root / name
         found = path.stat().st_size if path.exists() else None
         if found != size:

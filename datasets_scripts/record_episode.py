@@ -1,14 +1,9 @@
 """Record one simulated demonstration: expert, cameras, exact depth and tracks, written as one atomic folder.
 
-An episode folder ("shard") holds one mp4 per video column, `arrays.npz` and `facts.json`; `assemble.py` joins
-shards into a LeRobot dataset. A shard appears under its final name only when it is whole.
+`shards.py` says what that folder holds; `assemble.py` joins them into a LeRobot dataset.
 """
 
-import io
 import json
-import os
-import shutil
-import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets_scripts.assemble import Layout
 from datasets_scripts.columns import (
     DEPTH_LIMIT_MARGIN_M,
     depth_feature,
@@ -28,11 +24,11 @@ from datasets_scripts.columns import (
 )
 from datasets_scripts.exact_tracks import RigidClip, make_tracks
 from datasets_scripts.metaworld_env import ACTION_DIM, MAX_STEPS, SIMULATION_HZ, STATE_DIM, MetaWorldSim
-from datasets_scripts.videos import MIN_DEPTH_SIDE_PX, encode_depth, encode_rgb, video_stats
+from datasets_scripts.shards import ARRAYS, write_shard
+from datasets_scripts.videos import MIN_DEPTH_SIDE_PX
 
 # Stored after the first success, so that the last frames before it still have a future to predict.
 FRAMES_AFTER_SUCCESS = 3
-ARRAYS, FACTS = "arrays.npz", "facts.json"
 
 
 @dataclass(frozen=True)
@@ -129,6 +125,12 @@ class Recording:
             },
         }
 
+    def layout(self) -> Layout:
+        """How the dataset is stored; the points are appended to it."""
+        depth_max_m = {depth_key(camera): self.depth_max for camera in self.cameras}
+        point_bytes = 6.2 * self.n_points  # float16 x 3 and one bit
+        return Layout(self.fps, "sawyer", self.features(), depth_max_m, point_bytes)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values as JSON gives them back, for comparing two runs."""
         return json.loads(json.dumps(asdict(self)))
@@ -176,36 +178,9 @@ def record_shard(sim: MetaWorldSim, recording: Recording, episode: int, shard: P
         "seed": start_seed,
         "attempts": attempt + 1,
     }
-    shard.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix="tmp-", dir=shard.parent))
-    try:
-        facts["stats"] = {}
-        for key, frames in videos.items():
-            if frames.dtype == np.uint8:
-                encoded = encode_rgb(frames, recording.fps)
-            else:
-                encoded = encode_depth(frames, recording.fps, recording.depth_max)
-            (unfinished / f"{key}.mp4").write_bytes(encoded)
-            facts["stats"][key] = video_stats(frames)
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, action=labels, **arrays)
-        (unfinished / ARRAYS).write_bytes(buffer.getvalue())
-        facts["bytes"] = {path.name: path.stat().st_size for path in sorted(unfinished.iterdir())}
-        (unfinished / FACTS).write_text(json.dumps(facts))
-        os.replace(unfinished, shard)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return facts
-
-
-def read_facts(shard: Path) -> dict | None:
-    """Facts of a shard, or `None` if a file is missing or has not the size it was written with."""
-    try:
-        facts = json.loads((shard / FACTS).read_text())
-        whole = all((shard / name).stat().st_size == size for name, size in facts["bytes"].items())
-    except (OSError, ValueError, KeyError):
-        return None
-    return facts if whole else None
+    arrays = {"observation.state": arrays.pop("state"), "action": labels, **arrays}
+    layout = recording.layout()
+    return write_shard(shard, videos, arrays, facts, layout.fps, layout.depth_max_m)
 
 
 def plan_episode(
@@ -283,7 +258,6 @@ def render_episode(
         "moving": np.pad(choice.moving, (0, padding)),
     }
     facts = {
-        "n_frames": len(executed),
         "n_points": points.shape[1],
         "n_moving": int(choice.moving.sum()),
         "has_motion": choice.has_motion,

@@ -14,16 +14,26 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from datasets_scripts.assemble import assemble_dataset, check_dataset
-from datasets_scripts.columns import read_provenance
+from datasets_scripts.assemble import assemble_dataset, check_dataset, video_sizes
+from datasets_scripts.columns import (
+    append_columns,
+    encode_flags,
+    points_features,
+    read_provenance,
+    write_provenance,
+)
 from datasets_scripts.metaworld_env import QUALITIES, MetaWorldSim, check_cameras, resolve_tasks
-from datasets_scripts.record_episode import Recording, read_facts, record_shard
+from datasets_scripts.record_episode import Recording, point_values, record_shard
 from datasets_scripts.resumable import claim_folder, refuse_other, resumable_command, work_on_all
+from datasets_scripts.shards import ARRAYS, read_facts
 
 
 def simulate(
@@ -88,7 +98,7 @@ def _make(
         )
     scratch = Path(tempfile.mkdtemp(prefix="dataset-", dir=partial))
     try:
-        assemble_dataset(scratch / "dataset", recording, repo_id or output.name, shard_of, whole)
+        _assemble(scratch / "dataset", recording, repo_id or output.name, shard_of, whole)
         output.parent.mkdir(parents=True, exist_ok=True)
         os.replace(scratch / "dataset", output)
     finally:
@@ -124,6 +134,62 @@ def _close_simulator() -> None:
         _open_simulators.popitem()[1].close()
 
 
+def _assemble(
+    root: Path, recording: Recording, repo_id: str, shard_of: Callable[[int], Path], facts: Sequence[dict]
+) -> None:
+    """Writes the dataset from shards: recorded columns, points, provenance."""
+    assemble_dataset(root, recording.layout(), repo_id, shard_of, facts)
+    flow_camera = recording.cameras[0]
+    new = points_features(flow_camera, recording.n_points, recording.image_size, recording.image_size)
+    append_columns(root, new, point_values(shard_of, flow_camera))
+    write_provenance(root, _provenance(recording, facts, shard_of, root))
+
+
+def _provenance(
+    recording: Recording, facts: Sequence[dict], shard_of: Callable[[int], Path], root: Path
+) -> dict[str, Any]:
+    """Contents of `meta/foresight.json` for a simulated dataset."""
+    flow_camera = recording.cameras[0]
+    cameras: dict[str, dict] = {}
+    for camera in recording.cameras:
+        cameras[camera] = {
+            "depth": {"source": "mujoco depth buffer, exact", "depth_max_m": recording.depth_max},
+            "intrinsics": facts[0]["intrinsics"][camera],
+        }
+    cameras[flow_camera]["tracks"] = {
+        "source": "mujoco rigid bodies, exact",
+        "n_points": recording.n_points,
+        "moving_fraction": 0.25,
+        "seed": recording.seed,
+    }
+    episodes = {}
+    for episode, known in enumerate(facts):
+        with np.load(shard_of(episode) / ARRAYS) as arrays:
+            moving = arrays["moving"]
+        tracks = {
+            "n_points": known["n_points"],
+            "n_moving": known["n_moving"],
+            "moving": encode_flags(moving),
+        }
+        episodes[str(episode)] = {
+            flow_camera: tracks,
+            **{name: known[name] for name in ("task", "seed", "attempts", "has_motion")},
+        }
+    attempts = dict.fromkeys(recording.tasks, 0)
+    for known in facts:
+        attempts[known["task"]] += known["attempts"]
+    return {
+        "cameras": cameras,
+        "episodes": episodes,
+        "simulation": {
+            "parameters": recording.to_dict(),
+            "attempts": attempts,
+            "versions": {name: version(name) for name in ("metaworld", "mujoco", "lerobot")},
+            "video_bytes": video_sizes(root),
+        },
+    }
+
+
 def _confirm(output: Path, recording: Recording) -> dict[str, float]:
     """Check a finished dataset and leave it alone."""
     provenance = read_provenance(output)
@@ -131,7 +197,7 @@ def _confirm(output: Path, recording: Recording) -> dict[str, float]:
         raise ValueError(f"{output} exists and was not made by this script; choose another --output")
     earlier = provenance["simulation"]["parameters"]
     refuse_other(earlier, recording.to_dict(), f"a finished dataset in {output}", output)
-    check_dataset(output, recording, provenance)
+    check_dataset(output, recording.n_episodes, provenance["simulation"]["video_bytes"])
     return _summary(output, recording) | {"record_s": 0.0, "assemble_s": 0.0}
 
 

@@ -12,7 +12,8 @@ import pytest
 from lerobot.datasets.dataset_tools import delete_episodes, merge_datasets, split_dataset
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts import assemble, record_episode
+from datasets_scripts import record_episode
+from datasets_scripts import simulate as command_file
 from datasets_scripts.columns import (
     clean_depth,
     moving_flags,
@@ -22,7 +23,8 @@ from datasets_scripts.columns import (
 )
 from datasets_scripts.exact_tracks import RigidClip, follow_pixels
 from datasets_scripts.metaworld_env import MetaWorldSim
-from datasets_scripts.record_episode import FRAMES_AFTER_SUCCESS, Recording, read_facts
+from datasets_scripts.record_episode import FRAMES_AFTER_SUCCESS, Recording
+from datasets_scripts.shards import read_facts
 from datasets_scripts.simulate import main, simulate
 
 pytestmark = pytest.mark.sim
@@ -298,9 +300,9 @@ def test_full_disk_leaves_nothing_that_passes_for_whole(
         if where == "episode":
             patch.setattr(record_episode.np, "savez_compressed", full)
         elif where == "assembly":
-            patch.setattr(assemble, "append_columns", full)
+            patch.setattr(command_file, "append_columns", full)
         else:
-            patch.setattr(assemble, "write_provenance", full)
+            patch.setattr(command_file, "write_provenance", full)
         assert main(command(output)) == 1
     message = capsys.readouterr().err
     assert "No space left on device" in message
