@@ -7,6 +7,7 @@ which the video model is ambiguous, and weighs the near field, where manipulatio
 both models; the way of joining them is ours).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,13 +88,13 @@ def invert(relative: np.ndarray, scale: float, shift: float) -> np.ndarray:
     return (1 / inverse).astype(np.float32)
 
 
-def steady_ratio(metric_m: np.ndarray) -> np.ndarray:
+def steady_ratio(metric_m: Iterable[np.ndarray]) -> np.ndarray:
     """Factor per frame that takes most of the flicker out of metric depth: the way without an alignment.
 
     A frame's median is brought to the median of its neighbourhood in time.
 
     Args:
-        metric_m (`np.ndarray`): `(F, H, W)` metres, 0 where invalid.
+        metric_m (`Iterable[np.ndarray]`): F frames `(H, W)` of metres, 0 where invalid; looked at one by one.
 
     Returns:
         `np.ndarray`: `(F,)` float64; 1 for frames without valid depth.

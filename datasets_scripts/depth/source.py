@@ -1,12 +1,14 @@
 """What every source of depth is to the rest: frames in, metric depth out, in runs that fit into memory."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["DepthClip", "DepthSource"]
+__all__ = ["DepthClip", "DepthSource", "hash_file"]
 
 
 @dataclass
@@ -36,7 +38,14 @@ class DepthSource(Protocol):
 
         Args:
             frames (`Sequence[np.ndarray]`): F frames `(H, W, 3)` uint8 RGB, best asked for in order: they may
-                be decoded on demand, and a clip may be longer than memory.
+                be decoded on demand, and a clip may be longer than memory. A source may ask from a thread
+                of its own until `runs` is exhausted or closed.
             fps (`float`): Frames per second.
         """
         ...
+
+
+def hash_file(file: Path) -> str:
+    """First half of the SHA-256 of a file, in hexadecimal digits."""
+    with open(file, "rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()[:32]

@@ -1,0 +1,194 @@
+"""Video-Depth-Anything, from the user's copy of that project: depth that is consistent in time.
+
+The network sees 32 frames at once. A window repeats ten frames of the one before it: the clip's first frame
+and one from the middle, which anchor its scale and shift, and the last eight, over which the two are blended.
+The result is that of the project's own `infer_video_depth`, but made while frames are read: memory does not
+grow with the clip, and images are resized on the GPU.
+
+Source: Chen et al. 2025, Video Depth Anything: Consistent Depth Estimation for Super-Long Videos.
+"""
+
+import importlib.util
+import pickle
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from datasets_scripts.depth.gpu import fetched, pick_device, prefetch, send_back
+from datasets_scripts.depth.source import hash_file
+
+PACKAGE = "video_depth_anything"
+SIDE = 518  # of the network's input, the shorter one
+PATCH = 14
+WIDEST = 1.78  # beyond this ratio of sides the project makes the input smaller
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Sizes of the published networks, by the width of their tower.
+ENCODERS = {
+    384: {"encoder": "vits", "features": 64, "out_channels": [48, 96, 192, 384]},
+    768: {"encoder": "vitb", "features": 128, "out_channels": [96, 192, 384, 768]},
+    1024: {"encoder": "vitl", "features": 256, "out_channels": [256, 512, 1024, 1024]},
+}
+LICENCES = {"vits": "apache-2.0", "vitb": "cc-by-nc-4.0", "vitl": "cc-by-nc-4.0"}
+
+
+class VideoDepth:
+    """A network of Video-Depth-Anything.
+
+    Args:
+        checkpoint (`str`): File of its weights; metric ones are named `metric_...`, as the project does.
+        device (`str`): `"auto"`: a GPU if there is one.
+        batch_size (`int`, *optional*): Ignored: the network takes its 32 frames at once.
+        side (`int`): Shorter side of the network's input, a multiple of 14.
+
+    Attributes:
+        is_metric (`bool`): Whether it gives metres.
+        model (`torch.nn.Module`): The network, on its device.
+
+    Raises:
+        ValueError: If package or file is missing or damaged; says what to do.
+    """
+
+    def __init__(
+        self, checkpoint: str, device: str = "auto", batch_size: int | None = None, side: int = SIDE
+    ):
+        self.is_metric = self.check(checkpoint)
+        self.checkpoint, self.device, self.side = Path(checkpoint), pick_device(device), side
+        try:
+            from video_depth_anything import video_depth as project
+        except ImportError as error:
+            raise ValueError(
+                f"Video-Depth-Anything cannot be imported: {error}; install what its requirements.txt lists"
+            ) from error
+        self.window, self.overlap = project.INFER_LEN, project.OVERLAP
+        self.repeated, self.blended = list(project.KEYFRAMES), project.INTERP_LEN
+        try:
+            weights = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            sizes = ENCODERS[weights["pretrained.cls_token"].shape[-1]]
+            self.model = project.VideoDepthAnything(**sizes, metric=self.is_metric)
+            self.model.load_state_dict(weights)
+        except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"{checkpoint} is no checkpoint of Video-Depth-Anything, or damaged: {str(error)[:200]}"
+            ) from error
+        self.encoder = sizes["encoder"]
+        self.model.to(self.device).eval()
+
+    @staticmethod
+    def check(checkpoint: str) -> bool:
+        """Whether a checkpoint gives metres; the weights are not read.
+
+        Raises:
+            ValueError: If package or file is missing.
+        """
+        if importlib.util.find_spec(PACKAGE) is None:
+            raise ValueError(
+                "Video-Depth-Anything is not installed: clone github.com/DepthAnything/Video-Depth-Anything, "
+                "install easydict, and add the folder to PYTHONPATH"
+            )
+        if not Path(checkpoint).is_file():
+            raise ValueError(
+                f"there is no checkpoint {checkpoint}; the project's README lists where to get it"
+            )
+        return Path(checkpoint).name.startswith("metric_")
+
+    def describe(self) -> dict[str, Any]:
+        """Checkpoint, its hash, licence, package, precision."""
+        return {
+            "model": f"Video-Depth-Anything {self.encoder}: {self.checkpoint.name}",
+            "revision": f"sha256:{hash_file(self.checkpoint)}",
+            "licence": LICENCES[self.encoder],
+            "is_metric": self.is_metric,
+            "package": f"{PACKAGE}, torch {torch.__version__}",
+            "precision": "float16" if self.device.type == "cuda" else "float32",
+        }
+
+    def predict(self, frames: Sequence[np.ndarray], fps: float) -> Iterator[np.ndarray]:
+        """Depth of successive frames, `(k, H, W)` float32 at the frames' resolution."""
+        return prefetch(self._depths(prefetch(self._new_frames(frames)), len(frames)))
+
+    def _new_frames(self, frames: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
+        """What each window adds, `(k, H, W, 3)` uint8; the last frame is repeated where the clip ends."""
+        step, last = self.window - self.overlap, len(frames) - 1
+        for window in range(-(-len(frames) // step)):
+            first = 0 if window == 0 else window * step + self.overlap
+            batch = [frames[min(i, last)] for i in range(first, window * step + self.window)]
+            batch = torch.from_numpy(np.stack(batch))
+            yield batch.pin_memory() if self.device.type == "cuda" else batch
+
+    def _depths(self, batches: Iterator[torch.Tensor], n_frames: int) -> Iterator[np.ndarray]:
+        """Windows joined, cut to the clip; a result is waited for when the next one is on its way."""
+        try:
+            left, under_way = n_frames, None
+            for depth in self._joined(batches):
+                depth = depth[:left]
+                left -= len(depth)
+                launched = send_back(depth)
+                if under_way is not None:
+                    yield fetched(*under_way)
+                under_way = launched
+                if not left:
+                    break
+            yield fetched(*under_way)
+        finally:
+            batches.close()
+
+    def _joined(self, batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Depth of the windows with the scale and shift of the first; its tail waits for the next window."""
+        anchors = self.repeated[: self.overlap - self.blended]
+        weight = torch.linspace(0, 1, self.blended, device=self.device)[:, None, None]
+        images = reference = tail = None
+        for batch in batches:
+            images, depth = self._window(batch, images)
+            if tail is None:
+                reference = depth[anchors]
+                ready = depth[: -self.blended]
+            else:
+                repeats, shared = depth[: len(anchors)], slice(len(anchors), self.overlap)
+                if not self.is_metric:
+                    scale, shift = _line(repeats, reference)
+                    depth = (depth * scale + shift).clamp(min=0)
+                blend = tail * (1 - weight) + depth[shared] * weight
+                ready = torch.cat([blend, depth[self.overlap : -self.blended]])
+                reference = torch.cat([reference[:1], depth[anchors[1:]]])
+            tail = depth[-self.blended :]
+            yield ready
+        yield tail
+
+    @torch.inference_mode()
+    def _window(self, batch: torch.Tensor, before: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Network input of a window, `(32, 3, h, w)`, and its depth, `(32, H, W)` float32."""
+        height, width = batch.shape[1:3]
+        images = self._prepare(batch.to(self.device, non_blocking=True))
+        if before is not None:
+            images = torch.cat([before[self.repeated], images])
+        on_gpu = self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.float16, enabled=on_gpu):  # as the project does
+            depth = self.model.forward(images[None])[0]
+        depth = F.interpolate(depth[:, None].float(), (height, width), mode="bilinear", align_corners=True)
+        return images, depth[:, 0]
+
+    def _prepare(self, batch: torch.Tensor) -> torch.Tensor:
+        """Resized and normalised images: `(k, H, W, 3)` uint8 -> `(k, 3, h, w)` float32."""
+        height, width = batch.shape[1:3]
+        side, ratio = self.side, max(height, width) / min(height, width)
+        if ratio > WIDEST:
+            side = round(int(side * 1.777 / ratio) / PATCH) * PATCH
+        scale = side / min(height, width)
+        size = [max(side, round(length * scale / PATCH) * PATCH) for length in (height, width)]
+        images = batch.permute(0, 3, 1, 2).float() / 255
+        images = F.interpolate(images, size, mode="bicubic", align_corners=False)
+        mean, std = (torch.tensor(values, device=self.device)[:, None, None] for values in (MEAN, STD))
+        return (images - mean) / std
+
+
+def _line(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Least squares of `y = a x + b`; a = 1, b = 0 where x does not vary."""
+    x, y = x.double(), y.double()
+    spread = ((x - x.mean()) ** 2).sum()
+    scale = torch.where(spread > 0, ((x - x.mean()) * (y - y.mean())).sum() / spread, 1.0)
+    shift = torch.where(spread > 0, y.mean() - scale * x.mean(), 0.0)
+    return scale.float(), shift.float()
