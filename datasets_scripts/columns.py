@@ -281,7 +281,7 @@ def load_features(root: str | Path) -> dict[str, dict]:
     Raises:
         ValueError: If the file is missing or damaged; names it.
     """
-    return _read_info(Path(root))["features"]
+    return load_info(root)["features"]
 
 
 def append_columns(
@@ -308,7 +308,7 @@ def append_columns(
         ValueError: If a key exists with another definition, values have a wrong shape, or a file is damaged.
     """
     root = Path(root)
-    info = _read_info(root)
+    info = load_info(root)
     features = json.loads(json.dumps(features))  # the form info.json keeps: tuples become lists
     if set(values) != set(features):
         raise ValueError(f"append_columns got features {sorted(features)} but values for {sorted(values)}")
@@ -520,6 +520,28 @@ def moving_flags(provenance: Mapping[str, Any], episode_index: int, camera: str,
     return flags
 
 
+def flagged_episodes(
+    provenance: Mapping[str, Any], cameras: Sequence[str] | None = None
+) -> dict[int, list[str]]:
+    """Episodes whose labels are doubtful, and why; `quality.py` says what the flags mean.
+
+    Args:
+        provenance (`Mapping`): What `read_provenance` gave.
+        cameras (`Sequence[str]`, *optional*): Count the flags of these alone.
+
+    Returns:
+        `dict[int, list[str]]`: Flags (`<camera>/<word>`) by episode; without those that have none.
+    """
+    found = {}
+    for episode, facts in provenance.get("episodes", {}).items():
+        raised = facts.get("flags", [])
+        if cameras is not None:
+            raised = [flag for flag in raised if flag.rpartition("/")[0] in cameras]
+        if raised:
+            found[int(episode)] = list(raised)
+    return found
+
+
 def write_json_atomic(path: str | Path, content: Any) -> None:
     """Write a JSON file so that a reader sees the old or the new one, never half of it."""
     path = Path(path)
@@ -552,9 +574,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _read_info(root: Path) -> dict:
-    """Contents of `meta/info.json`, with an error that says what is wrong."""
-    path = root / INFO_PATH
+def load_info(root: str | Path) -> dict:
+    """Contents of `meta/info.json` of a local LeRobot dataset.
+
+    Raises:
+        ValueError: If the file is missing or damaged; names it.
+    """
+    path = Path(root) / INFO_PATH
     try:
         info = json.loads(path.read_text())
     except FileNotFoundError:

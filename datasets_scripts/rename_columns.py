@@ -198,6 +198,10 @@ def _provenance(provenance: dict, names: Mapping[str, str]) -> dict:
         facts = provenance.get(name, {})
         groups = facts.values() if name == "episodes" else [facts]
         renamed = [{_camera(camera, names): value for camera, value in group.items()} for group in groups]
+        for group in renamed:
+            if "flags" in group:  # `<camera>/<word>`
+                parts = [flag.rpartition("/") for flag in group["flags"]]
+                group["flags"] = [f"{_camera(camera, names)}/{word}" for camera, _, word in parts]
         result[name] = dict(zip(facts, renamed, strict=True)) if name == "episodes" else renamed[0]
     if "video_bytes" in (simulation := provenance.get("simulation", {})):
         sizes = {

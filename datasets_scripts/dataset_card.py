@@ -1,0 +1,240 @@
+"""Writes the card (README.md) of an annotated dataset from its metadata; no figure of it is typed.
+
+The card of the dataset it was made from stays below it, and its metadata stays where ours says nothing.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import DatasetCard, DatasetCardData
+from jinja2 import Environment, StrictUndefined
+
+from datasets_scripts.columns import (
+    DEPTH_PREFIX,
+    POINTS_PREFIX,
+    POINTS_VISIBLE_PREFIX,
+    find_depth_key,
+    flagged_episodes,
+    is_label_key,
+    load_info,
+    points_key,
+    points_visible_key,
+    read_provenance,
+    replacing,
+)
+from datasets_scripts.quality import FLAGS, MEASURES, summarise
+
+__all__ = ["build_card", "write_card"]
+
+TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
+SOURCE_MARK = "<!-- below: the card of the dataset that was annotated -->"
+NAMED_EPISODES = 12  # of a flag, before "and n more"
+# The Hub's words for sizes, in rows.
+SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
+
+
+def write_card(root: str | Path, repo_id: str | None = None) -> None:
+    """Writes `README.md` of an annotated dataset; writing it again gives the same.
+
+    Args:
+        root (`str` or `Path`): Dataset folder with `meta/info.json` and `meta/foresight.json`.
+        repo_id (`str`, *optional*): Hub id under which it will be found; a local folder if omitted.
+
+    Raises:
+        ValueError: If the metadata is missing or damaged; names the file.
+    """
+    path = Path(root) / "README.md"
+    text = str(build_card(root, repo_id))
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def build_card(root: str | Path, repo_id: str | None = None) -> DatasetCard:
+    """The card as `write_card` writes it."""
+    root = Path(root)
+    info, provenance = load_info(root), read_provenance(root)
+    old_data, old_text = _old_card(root / "README.md")
+    annotation, episodes = provenance.get("annotation", {}), provenance.get("episodes", {})
+    source = str(annotation.get("parameters", {}).get("dataset", ""))
+    flags = list(_flag_rows(provenance))
+    cameras = _label_columns(info["features"], provenance.get("cameras", {}))
+    labels = list(provenance.get("cameras", {}).items())
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    content = environment.from_string(TEMPLATE.read_text()).render(
+        card_data=_metadata(info, old_data, source).to_yaml(),
+        name=repo_id or root.resolve().name,
+        source=f"`{source}`" if source else "below",
+        added=_added(cameras),
+        chosen=_chosen(annotation),
+        info={"robot_type": None, **info},
+        cameras=", ".join(f"`{camera}`" for camera in _rgb_cameras(info["features"])) or "none",
+        columns=cameras,
+        parameters=list(_parameters(annotation, labels)),
+        licences=sorted(set(_licences(provenance.get("cameras", {})))),
+        quality=list(_quality_rows(episodes)),
+        flagged=len(flagged_episodes(provenance)),
+        flags=flags,
+        skipped=annotation.get("skipped", []),
+        repo_id=repo_id or f"local/{root.resolve().name}",
+        is_local=repo_id is None,
+        place=repo_id or "DIR",
+        example=[_example(column) for column in cameras],
+        version=version("lerobot_policy_foresight"),
+    )
+    if old_text:
+        content = f"{content}\n{SOURCE_MARK}\n\n{old_text}"
+    return DatasetCard(content)
+
+
+def _old_card(path: Path) -> tuple[dict, str]:
+    """Metadata and text of the source's card, whether this is still it or ours around it."""
+    if not path.is_file():
+        return {}, ""
+    content = path.read_text(errors="replace")
+    head = re.match(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", content, re.DOTALL)
+    try:
+        data = yaml.safe_load(head.group(1)) if head else {}
+    except yaml.YAMLError:
+        head, data = None, {}  # all of it is text then
+    text = content[head.end() :] if head else content
+    if SOURCE_MARK in text:
+        text = text.split(SOURCE_MARK, 1)[1]
+    elif "datasets_scripts/dataset_card.py" in text:
+        text = ""  # ours, and the source had none
+    return data if isinstance(data, dict) else {}, text.strip() + "\n" if text.strip() else ""
+
+
+def _metadata(info: Mapping, old: Mapping[str, Any], source: str) -> DatasetCardData:
+    tags = dict.fromkeys([*_as_list(old.get("tags")), "LeRobot", "depth", "point-tracking", "foresight"])
+    data = {
+        "configs": [{"config_name": "default", "data_files": "data/*/*.parquet"}],
+        **old,
+        "tags": list(tags),
+        "task_categories": list(dict.fromkeys([*_as_list(old.get("task_categories")), "robotics"])),
+        "size_categories": [next((word for n, word in SIZES if info["total_frames"] < n), "n>10M")],
+    }
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        data["source_datasets"] = [source]
+    return DatasetCardData(**data)
+
+
+def _as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [value] if value else []
+
+
+def _rgb_cameras(features: Mapping[str, Mapping]) -> list[str]:
+    return [
+        key.removeprefix("observation.images.")
+        for key, feature in features.items()
+        if feature["dtype"] in ("image", "video") and not is_label_key(key, feature)
+    ]
+
+
+def _label_columns(features: Mapping[str, Mapping], cameras: Mapping[str, Mapping]) -> list[dict[str, str]]:
+    """Rows of the table of columns."""
+    rows = []
+    for camera in _rgb_cameras(features):
+        facts = cameras.get(camera, {})
+        depth = find_depth_key(features, camera)
+        if depth:
+            meaning = "depth along the optical axis (metres in the video's own code; 0 is unknown)"
+            rows.append({"key": depth, "meaning": meaning, "source": _source(facts.get("depth"))})
+        if points_key(camera) in features:
+            n = features[points_visible_key(camera)]["shape"][0]
+            tracks = _source(facts.get("tracks"))
+            rows += [
+                {"key": points_key(camera), "meaning": f"{n} points x (x, y, z in metres)", "source": tracks},
+                {"key": points_visible_key(camera), "meaning": "whether each is seen", "source": tracks},
+            ]
+    return rows
+
+
+def _source(facts: Mapping[str, Any] | None) -> str:
+    return (facts or {}).get("source", "the source dataset")
+
+
+def _added(columns: list[dict[str, str]]) -> str:
+    kinds = {DEPTH_PREFIX: "metric depth", POINTS_PREFIX: "3D point tracks"}
+    found = [kind for prefix, kind in kinds.items() if any(c["key"].startswith(prefix) for c in columns)]
+    return " and ".join(found) or "none"
+
+
+def _chosen(annotation: Mapping[str, Any]) -> str:
+    """Which episodes of the source these are."""
+    chosen = annotation.get("source_episode")
+    return f"it holds {len(chosen)} of its episodes, numbered anew" if chosen else ""
+
+
+def _example(column: Mapping[str, str]) -> str:
+    key = column["key"]
+    if key.startswith(POINTS_VISIBLE_PREFIX):
+        return f'seen = frame["{key}"]  # (points,) bool'
+    if key.startswith(POINTS_PREFIX):
+        return f'points = frame["{key}"].reshape(-1, 3)  # x / width, y / height, metres'
+    return f'depth = frame["{key}"]  # (1, H, W)'
+
+
+def _parameters(
+    annotation: Mapping[str, Any], cameras: list[tuple[str, Mapping]]
+) -> Iterator[tuple[str, str]]:
+    """Rows of the table of parameters: those of each kind of label, said once if all cameras agree."""
+    for kind in ("depth", "tracks"):
+        by_text: dict[tuple[str, str], list[str]] = {}
+        for camera, facts in cameras:
+            for key, value in _leaves(facts.get(kind, {})):
+                by_text.setdefault((key, value), []).append(camera)
+        of_kind = [camera for camera, facts in cameras if kind in facts]
+        for (key, value), named in by_text.items():
+            where = "" if named == of_kind and len(named) > 1 else f" ({', '.join(named)})"
+            yield f"{kind}{where}: {key}", value
+    for name, number in annotation.get("versions", {}).items():
+        yield f"version of {name}", str(number)
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """`{"a": {"b": 1}}` -> `("a b", "1")`."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path} {key}".strip())
+    elif value is not None:
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        yield path.replace("_", " "), text.replace("|", "\\|")
+
+
+def _licences(value: Any, name: str = "model") -> Iterator[tuple[str, str]]:
+    """Every model of the provenance that states a licence."""
+    if isinstance(value, list):
+        for inner in value:
+            yield from _licences(inner, name)
+    if isinstance(value, Mapping):
+        for key in ("licence", "license"):
+            if isinstance(value.get(key), str):
+                yield str(value.get("model") or value.get("name") or name), value[key]
+        for key, inner in value.items():
+            yield from _licences(inner, key)
+
+
+def _quality_rows(episodes: Mapping[str, Mapping]) -> Iterator[dict[str, str]]:
+    for camera, measures in summarise(episodes).items():
+        for key, wording, form, _ in MEASURES:
+            if key in measures:
+                numbers = {name: form.format(measures[key][name]) for name in ("median", "min", "max")}
+                yield {"camera": camera, "measure": wording, **numbers}
+
+
+def _flag_rows(provenance: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Flags in the order of `FLAGS`, with the episodes that have them."""
+    episodes: dict[str, list[int]] = {}
+    for episode, raised in sorted(flagged_episodes(provenance).items()):
+        for flag in raised:
+            episodes.setdefault(flag, []).append(episode)
+    order = list(FLAGS)
+    for flag in sorted(episodes, key=lambda flag: (order.index(flag.rpartition("/")[2]), flag)):
+        named = episodes[flag][:NAMED_EPISODES]
+        more = len(episodes[flag]) - len(named)
+        text = ", ".join(map(str, named)) + (f" and {more} more" if more else "")
+        yield {"flag": flag, "episodes": text, "meaning": FLAGS[flag.rpartition("/")[2]]}
