@@ -200,6 +200,9 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _leaves(inner, f"{path} {key}".strip())
+    elif isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
+        for number, inner in enumerate(value, 1):
+            yield from _leaves(inner, f"{path} {number}".strip())
     elif value is not None:
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         yield path.replace("_", " "), text.replace("|", "\\|")

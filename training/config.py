@@ -60,6 +60,7 @@ class DataConfig:
         statistics (`str`): With `init_from`, whose numbers states and actions are normalised by: those of the
             `dataset` trained on, right for another robot and the safe choice, or those the `model` came with,
             which its heads know: for little data of a robot and task space it has seen.
+        skip_flagged (`bool`): Leave out episodes whose labels have a flag, in training and in validation.
         missing_targets (`bool`): Train what the columns allow instead of refusing a dataset that lacks some.
         frame_cache (`str`): `auto`, `off` or a folder for decoded frames.
         num_workers (`int`): Loader processes per training process; 0 reads windows in the training process.
@@ -74,6 +75,7 @@ class DataConfig:
     state_key: str | None = "observation.state"
     action_key: str = "action"
     statistics: str = "dataset"
+    skip_flagged: bool = False
     missing_targets: bool = False
     frame_cache: str = "auto"
     num_workers: int = 0

@@ -49,6 +49,7 @@ def window_config(model: ForesightConfig, config: RunConfig) -> WindowConfig:
         state_key=data.state_key if model.state_dim else None,
         action_key=data.action_key,
         action_codec=model.action_codec,
+        skip_flagged=data.skip_flagged,
         missing_targets=data.missing_targets,
         frame_cache=data.frame_cache,
         image_size=model.image_size,
@@ -82,6 +83,7 @@ class RunData:
         for source in config.data.datasets:
             own = dataclasses.replace(base, cameras=source.cameras, frame_stride=source.frame_stride)
             rows = DatasetRows(source.path)
+            # Flagged episodes are left out of both sides later, so that no other one changes sides for them.
             chosen, held_out = split_episodes(rows.n_episodes, config.data.val_fraction, config.seed)
             train.append(ForesightWindows(source.path, dataclasses.replace(own, episodes=chosen)))
             plain.append(ForesightWindows(source.path, own.for_evaluation(chosen)))
@@ -143,6 +145,7 @@ class RunData:
                     "train_episodes": len(windows.episodes),
                     "train_windows": len(windows),
                     "validation_episodes": [int(e) for e in plain_val.episodes] if self.val else [],
+                    "flagged_episodes": sorted({*windows.flagged, *plain_val.flagged}),
                     "fps": windows.rows.fps,
                     "tasks": windows.rows.tasks,
                     "labels": read_provenance(windows.rows.root).get("cameras", {}),

@@ -85,6 +85,9 @@ def run_training(accelerator: Accelerator, config: RunConfig, resume: bool) -> i
     # One process of a machine decodes frames into the cache, the others find it there.
     with accelerator.local_main_process_first():
         data = RunData(config, starting_config(config))
+    for dataset in data.describe():
+        if left_out := dataset["flagged_episodes"]:
+            say(f"{dataset['name']}: {len(left_out)} episodes are left out for their flags")
     model, processor = build_model(config, data)
     facts = None
     if config.lora.r:
@@ -363,6 +366,9 @@ def main() -> int:
     parser.add_argument("--config", help="YAML file of the run, for example training/configs/quickstart.yaml")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output, if there is one")
     parser.add_argument("--dataset", help="LeRobot v3 dataset with depth and track columns: folder or Hub id")
+    parser.add_argument(
+        "--skip-flagged", action="store_true", help="leave out episodes whose labels have a flag"
+    )
     parser.add_argument("--output", help="run folder")
     parser.add_argument("--export", help="folder of the finished model (default: OUTPUT/model)")
     parser.add_argument("--seed", type=int, help="seed of everything random")
@@ -370,6 +376,8 @@ def main() -> int:
     for name in ("dataset", "output", "export", "seed"):
         if getattr(named, name) is not None:
             overrides += [f"--{name}", str(getattr(named, name))]
+    if named.skip_flagged:
+        overrides += ["--data.skip_flagged", "true"]
     try:
         return train(load_config(named.config, overrides), named.resume)
     except (ValueError, OSError, StrictDataclassError) as error:

@@ -326,6 +326,7 @@ def _open_episode(
         frame_stride=source.frame_stride,
         lookahead=model.config.has("future"),
         p_moving=1.0,  # show what moves
+        skip_flagged=False,  # the episode was asked for
     )
     return ForesightWindows(args.dataset, config), bool(known) and episode in held_out
 

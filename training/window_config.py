@@ -40,6 +40,8 @@ class WindowConfig:
         episodes (`list[int]`, *optional*): Episodes used; all if omitted.
         frame_cache (`str`): `"auto"`, `"off"`, or a folder; see `frame_cache.open_frames`.
         seed (`int`): Seed of augmentation and of the choice of points.
+        skip_flagged (`bool`): Leave out episodes that have a flag (`datasets_scripts/quality.py`) of a camera
+            that is used.
         missing_targets (`bool`): Deliver masked zeros for label columns that the dataset lacks (mixtures),
             rather than refuse it.
         image_size (`int`, *optional*): Side of the zeros that stand for a missing view; the size of the first
@@ -71,6 +73,7 @@ class WindowConfig:
     episodes: list[int] | None = None
     frame_cache: str = "auto"
     seed: int = 0
+    skip_flagged: bool = False
     missing_targets: bool = False
     image_size: int | None = None
 

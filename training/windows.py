@@ -40,6 +40,7 @@ from datasets_scripts.columns import (
     check_depth_range,
     find_depth_key,
     find_image_key,
+    flagged_episodes,
     moving_flags,
     points_key,
     points_visible_key,
@@ -86,6 +87,7 @@ class ForesightWindows(Dataset):
         depth_sizes (`dict[str, tuple[int, int]]`): The same for the views that have depth.
         action_dim, state_dim (`int`): Sizes; 0 if not delivered.
         episodes (`numpy.ndarray`): Episodes that give windows.
+        flagged (`list[int]`): Episodes left out for their flags.
 
     Raises:
         ValueError: If the dataset cannot serve the configuration; names the thing and the remedy.
@@ -185,6 +187,15 @@ class ForesightWindows(Dataset):
                 f"dataset {rows.name} has episodes 0 to {rows.n_episodes - 1}, "
                 f"but {chosen[0]} to {chosen[-1]} are asked for"
             )
+        self.flagged = self._flagged(chosen) if config.skip_flagged else []
+        if len(self.flagged) == len(chosen):
+            raise ValueError(
+                f"dataset {rows.name}: all {len(chosen)} episodes chosen have a flag, such as "
+                f"{self.flagged[0]}, so that skip_flagged leaves none; see why with "
+                "`python datasets_scripts/inspect_dataset.py DIR --report FILE.html`, choose another seed of "
+                "the split, or set skip_flagged to false"
+            )
+        chosen = np.setdiff1d(chosen, self.flagged).astype(np.int64)
         self._span = (config.history_length - 1) * config.frame_stride  # oldest to newest frame
         lengths = rows.episode_stops[chosen] - rows.episode_starts[chosen]
         lasts = rows.episode_stops[chosen] - 1
@@ -208,6 +219,20 @@ class ForesightWindows(Dataset):
             )
         self.episodes = chosen[counts >= 1]
         self._window_stops = np.cumsum(counts[counts >= 1])
+
+    def _flagged(self, chosen: np.ndarray) -> list[int]:
+        """Those of some episodes that have a flag of a camera in use."""
+        provenance = read_provenance(self.rows.root)
+        if not any("flags" in facts for facts in provenance.get("episodes", {}).values()):
+            if self.config.missing_targets:  # a mixture may hold datasets without labels
+                return []
+            raise ValueError(
+                f"dataset {self.rows.name} has no flags to skip episodes by; `python "
+                "datasets_scripts/inspect_dataset.py DIR --write-flags` writes them, or set skip_flagged to "
+                "false"
+            )
+        flagged = flagged_episodes(provenance, list(self.cameras.values()))
+        return [int(episode) for episode in chosen if episode in flagged]
 
     def _check_finite(self) -> None:
         """Refuse NaN and infinity in actions and state before training starts; keep their statistics."""

@@ -139,9 +139,9 @@ def test_the_summary_names_the_worst_episode():
 def annotated(tmp_path):
     """A dataset with what `annotate.py` writes about its labels; two episodes have a flag."""
     facts = make_dataset(tmp_path / "drawer", episodes=3, frames=4, use_videos=False)
-    model = {"model": "owner/tracker", "licence": "cc-by-nc-4.0"}
+    models = {"models": [{"model": "owner/tracker", "licence": "cc-by-nc-4.0"}, {"model": "owner/other"}]}
     cameras = {
-        "main": {"depth": {"source": "sensor"}, "tracks": {"source": "some-tracker", "seed": 5} | model},
+        "main": {"depth": {"source": "sensor"}, "tracks": {"source": "some-tracker", "seed": 5} | models},
         "wrist": {"depth": {"source": "sensor"}},
     }
     episodes = {str(e): {"main": dict(GOOD), "flags": []} for e in range(3)}
@@ -170,6 +170,7 @@ def test_the_card_says_what_was_added_how_and_how_good(annotated):
     assert "| `observation.points.main` | 60 points x (x, y, z in metres) | some-tracker |" in text
     assert "| tracks (main): seed | 5 |" in text and "| depth: source | sensor |" in text
     assert "- `owner/tracker`: cc-by-nc-4.0" in text
+    assert "| tracks (main): models 2 model | owner/other |" in text
     assert "| main | tracked points | 64 | 64 | 64 |" in text
     assert "| `main/no-motion` | 0, 2 | no point moves |" in text and "2 of 3 episodes have a flag" in text
     assert str(annotated.parent) not in text

@@ -22,10 +22,12 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
+from datasets_scripts.columns import read_provenance, write_provenance
 from tests.synthetic import make_dataset
 from training.checkpoints import latest_checkpoint
 from training.config import load_config
-from training.train import train
+from training.train import main, train
+from training.windows import split_episodes
 
 REPO = Path(__file__).parents[2]
 STEPS, BATCH = 6, 4
@@ -369,6 +371,25 @@ def test_bad_settings_are_named_before_training(config_file, dataset, tmp_path, 
     with pytest.raises((ValueError, OSError), match=f"(?s){message}"):
         run(config_file, dataset, tmp_path / "run", *flags)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_flagged_episodes_are_left_out_of_training_and_validation(
+    config_file, dataset, tmp_path, monkeypatch, capsys
+):
+    root = tmp_path / "flagged"
+    shutil.copytree(dataset, root)
+    provenance = read_provenance(root)
+    chosen, held_out = split_episodes(4, 0.5)
+    for episode, facts in provenance["episodes"].items():
+        facts["flags"] = ["side/depth-sparse"] * (int(episode) in (chosen[0], held_out[0]))
+    write_provenance(root, provenance)
+    flags = ["--skip-flagged", "--train.steps", "1", "--data.val_fraction", "0.5"]
+    monkeypatch.setattr(sys, "argv", command(config_file, root, tmp_path / "run", *flags))
+    assert main() == 0
+    assert "flagged: 2 episodes are left out for their flags" in capsys.readouterr().out
+    (described,) = json.loads((tmp_path / "run" / "summary.json").read_text())["datasets"]
+    assert described["train_episodes"] == 1 and described["validation_episodes"] == held_out[1:]
+    assert described["flagged_episodes"] == sorted([chosen[0], held_out[0]])
 
 
 def test_a_dataset_without_labels_is_refused_with_the_command_that_adds_them(config_file, tmp_path):

@@ -12,7 +12,13 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from torch.utils.data import DataLoader
 
-from datasets_scripts.columns import clean_depth, points_key, points_visible_key
+from datasets_scripts.columns import (
+    clean_depth,
+    points_key,
+    points_visible_key,
+    read_provenance,
+    write_provenance,
+)
 from modeling_foresight.action_codec import to_simulator_action
 from modeling_foresight.flow_targets import build_flow_targets
 from tests.synthetic import make_dataset
@@ -250,6 +256,35 @@ def test_chosen_episodes_only(facts, cache):
 
 
 # -------------------------------------------------------------------- CALVIN's form and smaller objectives
+
+
+def add_flags(root, flags: dict[str, list[str]]) -> None:
+    """Puts flags into the provenance of a copy, as `inspect_dataset.py --write-flags` does."""
+    provenance = read_provenance(root)
+    for episode, facts in provenance["episodes"].items():
+        facts["flags"] = flags.get(episode, [])
+    write_provenance(root, provenance)
+
+
+def test_flagged_episodes_are_left_out_if_a_camera_in_use_has_the_flag(facts, cache, tmp_path):
+    root = copy_of(facts, tmp_path)
+    add_flags(root, {"0": ["main/no-motion"], "2": ["wrist/depth-sparse"]})
+    windows = ForesightWindows(root, config(cache, skip_flagged=True))
+    assert list(windows.episodes) == [1] and windows.flagged == [0, 2]
+    assert len(windows) == LENGTHS[1] - T
+    one_view = ForesightWindows(root, config(cache, skip_flagged=True, views=["main"]))
+    assert list(one_view.episodes) == [1, 2] and one_view.flagged == [0]
+    assert ForesightWindows(root, config(cache)).flagged == []
+
+
+def test_skipping_all_or_without_flags_is_refused(facts, cache, tmp_path):
+    with pytest.raises(ValueError, match="no flags to skip episodes by.*--write-flags"):
+        ForesightWindows(facts.root, config(cache, skip_flagged=True))
+    assert ForesightWindows(facts.root, config(cache, skip_flagged=True, missing_targets=True)).flagged == []
+    root = copy_of(facts, tmp_path)
+    add_flags(root, {"1": ["main/no-motion"]})
+    with pytest.raises(ValueError, match="all 1 episodes chosen have a flag, such as 1"):
+        ForesightWindows(root, config(cache, skip_flagged=True, episodes=[1]))
 
 
 @pytest.fixture(scope="module")
