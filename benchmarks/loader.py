@@ -6,7 +6,11 @@ the same shuffled windows, in turns so that a busy machine disturbs them alike.
 
 The stock reader turns whole rows into Python objects, so track columns slow it down even where they are not
 asked for. A second pair of readers therefore works on a copy of the dataset without track columns (the videos
-are linked): that ratio is about frames, state and actions alone. The last line is one JSON object.
+are linked): that ratio is about frames, state and actions alone.
+
+What labels cost is measured on our own readers: windows with depth and tracks beside windows of the same
+frames without, as read, and as batches prepared for the model (`ForesightProcessor.prepare_batch` on the
+CPU). The last line is one JSON object.
 """
 
 import argparse
@@ -37,8 +41,10 @@ from datasets_scripts.columns import (
     points_key,
     points_visible_key,
 )
-from training.windows import ForesightWindows, WindowConfig, WindowSampler
+from modeling_foresight import ForesightProcessor, build_small_tokenizer
+from training.windows import ForesightWindows, WindowConfig, WindowSampler, collate_windows
 
+BATCH = 8  # windows prepared for the model at a time
 CHECKED_WINDOWS = 5  # compared value by value before anything is timed
 
 EXAMPLE = """example:
@@ -64,6 +70,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--chunk", type=int, default=5, help="K, action chunk")
     parser.add_argument("--flow-length", type=int, default=6, help="L, flow steps")
     parser.add_argument("--grid", type=int, default=14, help="side of the flow grid")
+    parser.add_argument("--image-size", type=int, help="of prepared pictures in px (default: the camera's)")
     parser.add_argument("--windows", type=int, default=200, help="windows read by the slow readers")
     parser.add_argument("--rounds", type=int, default=4, help="turns each reader takes")
     parser.add_argument("--seed", type=int, default=0, help="seed of the order of windows")
@@ -159,6 +166,35 @@ def measure(
     return {name: float(np.median(values)) for name, values in rates.items()}
 
 
+def cost_of_labels(
+    pairs: dict[str, tuple[ForesightWindows, ForesightWindows]],
+    order: list[tuple[int, int]],
+    processor: ForesightProcessor,
+    n_batches: int,
+    rounds: int,
+) -> dict[str, float]:
+    """Time with depth and tracks over time without, by reader: as read, and prepared for the model."""
+
+    def prepared(windows: ForesightWindows) -> Callable[[int], object]:
+        def read(n: int) -> object:
+            chosen = [order[(n * BATCH + k) % len(order)] for k in range(BATCH)]
+            raw = collate_windows([windows[item] for item in chosen])
+            return processor.prepare_batch(raw, "cpu", windows.config.history_length)
+
+        return read
+
+    def plain(windows: ForesightWindows) -> Callable[[int], object]:
+        return lambda n: windows[order[n % len(order)]]
+
+    ratios = {}
+    for name, both in pairs.items():
+        for suffix, reader, n in (("", plain, BATCH * n_batches), ("_prepared", prepared, n_batches)):
+            readers = dict(zip(("with", "without"), map(reader, both), strict=True))
+            rates = measure(readers, dict.fromkeys(readers, n), rounds)
+            ratios[name + suffix] = round(rates["without"] / rates["with"], 2)
+    return ratios
+
+
 def peak_rss_mb() -> float:
     """Largest resident memory of this process so far, in MB (pages of the frame cache included)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -209,6 +245,20 @@ def run(args: argparse.Namespace, scratch: Path) -> dict:
     }
     counts = {name: args.windows * (10 if name.startswith("cached") else 1) for name in readers}
     rates = measure(readers, counts, args.rounds)
+    frames_alone = dataclasses.replace(config, objectives=["action", "future_rgb", "progress"])
+    pairs = {
+        "cached": (cached, ForesightWindows(args.dataset, frames_alone)),
+        "on_demand": (
+            on_demand,
+            ForesightWindows(args.dataset, dataclasses.replace(frames_alone, frame_cache="off")),
+        ),
+    }
+    processor = ForesightProcessor(
+        build_small_tokenizer(cached.rows.tasks),
+        views=config.views,
+        image_size=args.image_size or max(cached.view_sizes[config.views[0]]),
+    )
+    labels = cost_of_labels(pairs, order, processor, max(args.rounds, args.windows // BATCH), args.rounds)
     return {
         "benchmark": "loader",
         "dataset_frames": len(cached.rows),
@@ -223,6 +273,8 @@ def run(args: argparse.Namespace, scratch: Path) -> dict:
         "ratio_cached_to_stock": round(rates["cached"] / rates["stock"], 2),
         "ratio_on_demand_to_stock": round(rates["on_demand"] / rates["stock"], 2),
         "ratio_without_tracks": round(rates["cached_no_tracks"] / rates["stock_no_tracks"], 2),
+        "time_with_labels_to_without": labels,
+        "prepared_size": processor.image_size,
         "cache_mb": round(cached.frames.nbytes / 1e6, 1),
         "cache_build_s": round(build_s, 2),
         "open_s": round(open_s, 2),
@@ -250,6 +302,8 @@ def main() -> int:
     for name, rate in rates.items():
         stock = rates["stock_no_tracks" if name.endswith("no_tracks") else "stock"]
         print(f"{name:16s} {rate:9.1f} windows/s  {1e3 / rate:8.2f} ms  {rate / stock:7.2f} x stock")
+    for name, ratio in figures["time_with_labels_to_without"].items():
+        print(f"windows with depth and tracks, {name}: {ratio:.2f} x the time without")
     rss = figures["peak_rss_mb"]
     print(
         f"frame cache {figures['cache_mb']:.1f} MB, built in {figures['cache_build_s']:.1f} s; peak memory "

@@ -30,6 +30,7 @@ class ArrowColumn:
     def __init__(self, column: pa.ChunkedArray):
         self._chunks = column.chunks
         self._starts = np.cumsum([0] + [len(chunk) for chunk in self._chunks])
+        self._views: dict[int, np.ndarray] = {}  # of chunks that numpy can look into
 
     def read(self, rows: range) -> np.ndarray:
         """Values of some rows.
@@ -58,11 +59,20 @@ class ArrowColumn:
         return values[:: rows.step]
 
     def _chunk_values(self, chunk: int, start: int, stop: int) -> np.ndarray:
-        part = self._chunks[chunk].slice(start, stop - start)
-        if pa.types.is_fixed_size_list(part.type):  # flatten honours the slice, `.values` would not
-            size = part.type.list_size
-            return part.flatten().to_numpy(zero_copy_only=False).reshape(-1, size)
-        return part.to_numpy(zero_copy_only=False)
+        if chunk not in self._views:
+            whole = self._chunks[chunk]
+            try:
+                self._views[chunk] = _to_numpy(whole, zero_copy_only=True)
+            except pa.ArrowInvalid:  # bits, text, pictures or missing values: converted at every read
+                return _to_numpy(whole.slice(start, stop - start), zero_copy_only=False)
+        return self._views[chunk][start:stop]
+
+
+def _to_numpy(array: pa.Array, zero_copy_only: bool) -> np.ndarray:
+    if pa.types.is_fixed_size_list(array.type):  # flatten honours a slice, `.values` would not
+        size = array.type.list_size
+        return array.flatten().to_numpy(zero_copy_only=zero_copy_only).reshape(-1, size)
+    return array.to_numpy(zero_copy_only=zero_copy_only)
 
 
 @dataclasses.dataclass(frozen=True)

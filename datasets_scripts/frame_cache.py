@@ -38,6 +38,7 @@ from tqdm.auto import tqdm
 
 from datasets_scripts.columns import clean_depth, depth_limit_m, is_depth_feature, replacing
 from datasets_scripts.dataset_rows import DatasetRows
+from datasets_scripts.depth_videos import DepthVideos
 
 __all__ = ["CachedFrames", "FrameDecoder", "OnDemandFrames", "open_frames"]
 
@@ -80,6 +81,7 @@ class FrameDecoder:
         self._clean_table_m = None if self._table_m is None else clean_depth(self._table_m, self.limit_m)
         self._backend = get_safe_default_video_backend()
         self._decoders: tuple[int, VideoDecoderCache] | None = None
+        self._depth_videos = DepthVideos(MAX_OPEN_DECODERS)
 
     def code_table(self, unit: str) -> np.ndarray:
         """Depth in `"m"` or `"mm"` by the video's 12-bit code, float32 `(4096,)`: LeRobot's own inverse."""
@@ -123,8 +125,7 @@ class FrameDecoder:
         times_s = [start_s + float(t) for t in self._timestamps[rows.start : rows.stop : rows.step]]
         try:
             if self.is_depth:
-                frames = decode_video_frames(path, times_s, self._tolerance_s, backend="pyav", is_depth=True)
-                return frames[:, 0].numpy()
+                return self._depth_videos.read(path, times_s, self._tolerance_s)
             if self._backend == "torchcodec":
                 frames = decode_video_frames_torchcodec(
                     path, times_s, self._tolerance_s, decoder_cache=self._decoder_cache(), return_uint8=True

@@ -15,6 +15,8 @@ Cells are half open, so a point on a border belongs to exactly one node; distanc
 so grids of any aspect work. Points that the shift has pushed out of the picture count as not visible.
 """
 
+import functools
+
 import numpy as np
 
 from .encoders import flow_grid_points
@@ -24,9 +26,12 @@ __all__ = ["blank_flow_targets", "build_flow_targets", "choose_points", "grid_no
 NEAREST_WITHIN_SPACINGS = 2.0
 
 
+@functools.cache
 def grid_nodes(grid: tuple[int, int]) -> np.ndarray:
     """Centres of the cells of a grid `(rows, cols)`, row-major: float32 `(P, 2)` image fractions x, y."""
-    return flow_grid_points(*grid).numpy()
+    nodes = flow_grid_points(*grid).numpy()
+    nodes.setflags(write=False)  # all callers share it
+    return nodes
 
 
 def choose_points(
@@ -53,15 +58,16 @@ def choose_points(
     n_frames, n_points = visible.shape
     rows, cols = grid
     n_nodes = rows * cols
-    cell = np.floor(xy * np.float32([cols, rows]))  # (T, n, 2) column, row
-    usable = visible & ((cell >= 0) & (cell < (cols, rows))).all(-1)  # NaN compares false
-    cell = np.where(usable[..., None], cell, 0).astype(np.int64)
-    slot = cell[..., 1] * cols + cell[..., 0] + n_nodes * np.arange(n_frames)[:, None]  # (T, n)
+    column, row = xy[..., 0] * np.float32(cols), xy[..., 1] * np.float32(rows)  # (T, n), in cells
+    # NaN compares false.
+    usable = visible & (column >= 0) & (column < cols) & (row >= 0) & (row < rows)
 
     # The last write to a slot wins, so one shuffled order makes a uniform choice in all cells of all frames.
     order = rng.permutation(n_frames * n_points)
     order = order[usable.ravel()[order]]
-    slots, points = slot.ravel()[order], order % max(n_points, 1)
+    frames, points = np.divmod(order, max(n_points, 1))
+    cells = row.ravel()[order].astype(np.int64) * cols + column.ravel()[order].astype(np.int64)
+    slots = frames * n_nodes + cells
     any_choice = np.full(n_frames * n_nodes, -1, np.int64)
     any_choice[slots] = points
     is_moving = moving[points]
@@ -103,13 +109,14 @@ def build_flow_targets(
     rng: np.random.Generator,
     p_moving: float = 0.5,
     occluded_weight: float = 1.0,
+    shift: tuple[float, float] = (0.0, 0.0),
 ) -> dict[str, np.ndarray]:
     """Targets of the flow head for all frames of one window.
 
     Args:
-        points (`numpy.ndarray`): `(R, n, 3)` float, the tracks at the window's frames and after, oldest
-            first, already shifted: x, y image fractions, z metres. `R` is `n_frames + flow_length - 1`, or
-            less where the episode ends earlier.
+        points (`numpy.ndarray`): `(R, n, 3)` float of any size, the tracks at the window's frames and after,
+            oldest first: x, y image fractions, z metres. `R` is `n_frames + flow_length - 1`, or less where
+            the episode ends earlier.
         visible (`numpy.ndarray`): `(R, n)` bool; false for padding points at all times.
         moving (`numpy.ndarray`): `(n,)` bool.
         n_frames (`int`): T, history frames.
@@ -119,31 +126,36 @@ def build_flow_targets(
         p_moving (`float`): See `choose_points`.
         occluded_weight (`float`): Weight of steps at which the chosen point is hidden. 1 keeps the paper's
             plain mean, ATM uses 0.1.
+        shift (`tuple[float, float]`): How far the augmented picture looks to the right and down, as fractions
+            of the image; taken from x and y.
 
     Returns:
         `dict`: `track_start` `(T, P, 2)` float32 fractions, the chosen point at step 0 or the node itself;
         `track` `(T, L, P, 3)` float32; `track_weight` `(T, L, P)` float32, 0 for nodes without a candidate,
         past the episode's end, and where a track is not finite or has no depth; `track_moving` `(T, P)` bool.
     """
-    n_rows = len(points)
-    xy_now = np.asarray(points[:n_frames, :, :2], dtype=np.float32)
+    n_rows, n_points = points.shape[:2]
+    moved = np.float32([*shift, 0])
+    xy_now = points[:n_frames, :, :2].astype(np.float32) - moved[:2]
     choice = choose_points(xy_now, visible[:n_frames], moving, grid, p_moving, rng)  # (T, P)
     chosen = choice >= 0
     safe = np.where(chosen, choice, 0)
     step = np.arange(n_frames)[:, None] + np.arange(flow_length)  # (T, L) row of frame t at step k
     exists = (step < n_rows)[..., None] & chosen[:, None]  # (T, L, P)
-    row = np.minimum(step, n_rows - 1)[..., None]  # (T, L, 1)
-    if points.shape[1] == 0:  # nothing tracked in this episode: all nodes are empty
+    if n_points == 0:  # nothing tracked in this episode: all nodes are empty
         track = np.zeros((*exists.shape, 3), np.float32)
         seen = np.zeros(exists.shape, bool)
+        start = np.zeros((*choice.shape, 2), np.float32)
     else:
-        track = np.asarray(points[row, safe[:, None]], dtype=np.float32)  # (T, L, P, 3)
-        seen = visible[row, safe[:, None]]
-    exists &= np.isfinite(track).all(-1) & (track[..., 2] > 0)
-    weight = np.where(exists, np.where(seen, np.float32(1), np.float32(occluded_weight)), np.float32(0))
-    track = np.where(exists[..., None], track, np.float32(0))
-    frame = np.arange(n_frames)[:, None]
-    start = xy_now[frame, safe] if points.shape[1] else np.zeros((*choice.shape, 2), np.float32)
+        # Only what was chosen is converted and moved: a window has several times as many points.
+        place = np.minimum(step, n_rows - 1)[..., None] * n_points + safe[:, None]  # (T, L, P)
+        track = points.reshape(-1, 3).take(place, axis=0).astype(np.float32) - moved
+        seen = visible.reshape(-1).take(place)
+        start = np.take_along_axis(xy_now, safe[..., None], axis=1)
+    x, y, z = np.moveaxis(track, -1, 0)
+    exists &= np.isfinite(x) & np.isfinite(y) & np.isfinite(z) & (z > 0)
+    weight = np.where(seen, np.float32(1), np.float32(occluded_weight)) * exists
+    track[~exists] = 0
     return {
         "track_start": np.where(chosen[..., None], start, grid_nodes(grid)),
         "track": track,

@@ -10,7 +10,7 @@ Everything here is a plain function of numpy arrays; randomness comes in as a ge
 
 import numpy as np
 
-__all__ = ["draw_shift", "shift_frames", "shift_points", "shift_px"]
+__all__ = ["draw_shift", "shift_fraction", "shift_frames", "shift_px"]
 
 
 def shift_px(fraction: float, height: int, width: int) -> tuple[int, int]:
@@ -84,20 +84,16 @@ def shift_frames(frames: np.ndarray, d_x: int, d_y: int, out: np.ndarray | None 
     return out
 
 
-def shift_points(points: np.ndarray, d_x: int, d_y: int, height: int, width: int) -> np.ndarray:
-    """Move image points with their picture: `x_px <- x_px - s_x + p`, likewise y; as fractions `x - d_x / W`.
+def shift_fraction(d_x: int, d_y: int, height: int, width: int) -> tuple[float, float]:
+    """What a displacement takes from a point's x and y: `x_px <- x_px - s_x + p`, as fractions `x - d_x / W`.
 
     Args:
-        points (`numpy.ndarray`): `(..., 2 or 3)` float; x, y as fractions of the image, then z (untouched).
         d_x (`int`): Displacement `s_x - p_x` in pixels.
         d_y (`int`): Displacement `s_y - p_y` in pixels.
         height (`int`): Picture height in pixels.
         width (`int`): Picture width in pixels.
 
     Returns:
-        `numpy.ndarray`: float32 copy; x and y may leave [0, 1].
+        `tuple[float, float]`: Fractions of the width and of the height.
     """
-    moved = points.astype(np.float32)
-    moved[..., 0] -= np.float32(d_x / width)
-    moved[..., 1] -= np.float32(d_y / height)
-    return moved
+    return d_x / width, d_y / height

@@ -45,14 +45,13 @@ from datasets_scripts.columns import (
     points_key,
     points_visible_key,
     read_provenance,
-    unpack_points,
     validate_columns,
 )
 from datasets_scripts.dataset_rows import DatasetRows
 from datasets_scripts.frame_cache import open_frames
 from modeling_foresight.action_codec import ACTION_SIZE, GRIPPER, encode_local_delta
 from modeling_foresight.flow_targets import blank_flow_targets, build_flow_targets
-from training.augmentation import draw_shift, shift_frames, shift_points, shift_px
+from training.augmentation import draw_shift, shift_fraction, shift_frames, shift_px
 from training.mixture import ConcatWindows, collate_windows
 from training.slicing import action_chunks, goal_rows, progress, window_starts
 from training.window_config import WindowConfig, split_episodes
@@ -407,9 +406,9 @@ class ForesightWindows(Dataset):
         if self._points_keys is None:
             targets = blank_flow_targets(config.history_length, config.flow_length, config.flow_grid)
             return {key: torch.from_numpy(value) for key, value in targets.items()}
-        points = unpack_points(self.rows.column(self._points_keys[0]).read(track_rows))
+        packed = self.rows.column(self._points_keys[0]).read(track_rows)
         visible = self.rows.column(self._points_keys[1]).read(track_rows)
-        points = shift_points(points, *shifts[view], *self.view_sizes[view])
+        points = packed.reshape(*visible.shape, 3)
         targets = build_flow_targets(
             points,
             visible,
@@ -420,6 +419,7 @@ class ForesightWindows(Dataset):
             rng,
             config.p_moving,
             config.occluded_weight,
+            shift_fraction(*shifts[view], *self.view_sizes[view]),
         )
         return {key: torch.from_numpy(value) for key, value in targets.items()}
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.augmentation import draw_shift, shift_frames, shift_points, shift_px
+from training.augmentation import draw_shift, shift_fraction, shift_frames, shift_px
 
 HEIGHT, WIDTH, PADDING = 9, 12, 3
 
@@ -45,7 +45,7 @@ def test_points_follow_the_pixel_they_lie_on():
     frame[row, column] = 1
     point = np.float32([[(column + 0.5) / WIDTH, (row + 0.5) / HEIGHT, 1.25]])
     for d_x, d_y in [(2, -3), (-1, 2), (0, 0), (3, 3)]:
-        moved = shift_points(point, d_x, d_y, HEIGHT, WIDTH)
+        moved = point - np.float32([*shift_fraction(d_x, d_y, HEIGHT, WIDTH), 0])
         new_row, new_column = np.unravel_index(shift_frames(frame, d_x, d_y).argmax(), frame.shape)
         assert moved[0, 0] * WIDTH == pytest.approx(new_column + 0.5, abs=1e-5)
         assert moved[0, 1] * HEIGHT == pytest.approx(new_row + 0.5, abs=1e-5)

@@ -33,6 +33,9 @@ def test_last_line_is_one_json_object_and_bad_datasets_are_one_message(tmp_path,
     assert script.main() == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["windows"] == 14 and figures["windows_per_s"]["stock"] > 0
+    assert set(figures["time_with_labels_to_without"]) == {
+        *("cached", "cached_prepared", "on_demand", "on_demand_prepared")
+    }
     monkeypatch.setattr(sys, "argv", [*common, "--dataset", str(tmp_path / "no" / "ds")])
     assert script.main() == 1
     assert capsys.readouterr().err.startswith("error: dataset")

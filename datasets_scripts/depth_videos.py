@@ -1,0 +1,72 @@
+"""Depth videos by time, from files that stay open: LeRobot's decoder opens one anew for every window."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+
+__all__ = ["DepthVideos"]
+
+
+class DepthVideos:
+    """Reads LeRobot's 12-bit depth videos; the frames are those of LeRobot's own decoder.
+
+    Args:
+        max_open (`int`): Files kept open; beyond it the least recently used one is closed.
+    """
+
+    def __init__(self, max_open: int):
+        self.max_open = max_open
+        self._open: OrderedDict[Path, av.container.InputContainer] = OrderedDict()
+        self._process = os.getpid()
+
+    def read(self, path: Path, times_s: Sequence[float], tolerance_s: float) -> np.ndarray:
+        """Frames nearest to some times.
+
+        Args:
+            path (`Path`): The video.
+            times_s (`Sequence[float]`): Ascending, seconds from the file's beginning.
+            tolerance_s (`float`): How far away the nearest frame may be.
+
+        Returns:
+            `numpy.ndarray`: `(n, H, W)` uint16, codes of 12 bits.
+
+        Raises:
+            ValueError: If there is no frame within the tolerance.
+            av.FFmpegError: If the file is damaged.
+        """
+        container = self._container(path)
+        try:
+            stream = container.streams.video[0]
+            container.seek(round(times_s[0] / stream.time_base) - 1, stream=stream)  # to a key frame before
+            frames = []
+            for frame in container.decode(stream):
+                frames.append(frame)
+                if frame.time >= times_s[-1]:
+                    break
+        except Exception:
+            self._open.pop(path).close()  # whatever state it is in
+            raise
+        decoded_s = np.array([frame.time for frame in frames])
+        distance_s = np.abs(decoded_s - np.asarray(times_s)[:, None])  # (wanted, decoded)
+        if not frames or (distance_s.min(1) > tolerance_s).any():
+            raise ValueError(f"it has no frame within {tolerance_s:.4f} s of every time asked for")
+        return np.stack([frames[i].to_ndarray(format="gray12le") for i in distance_s.argmin(1)])
+
+    def _container(self, path: Path) -> av.container.InputContainer:
+        if self._process != os.getpid():  # a forked process shares its parent's places in the files
+            self._open, self._process = OrderedDict(), os.getpid()
+        if path not in self._open:
+            if len(self._open) >= self.max_open:
+                self._open.popitem(last=False)[1].close()
+            self._open[path] = av.open(str(path))
+            # Threads would have to be filled anew after every seek.
+            self._open[path].streams.video[0].codec_context.thread_count = 1
+        self._open.move_to_end(path)
+        return self._open[path]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_open": OrderedDict()}
