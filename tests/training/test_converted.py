@@ -1,0 +1,68 @@
+"""What the converters write can be trained on: CALVIN's form from poses, LIBERO's commands as recorded."""
+
+import json
+
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+from transformers import AutoProcessor
+
+from datasets_scripts.convert import convert
+from datasets_scripts.convert_calvin import CalvinArchive
+from datasets_scripts.convert_libero import LiberoArchive
+from tests.datasets import test_convert_calvin, test_convert_libero
+from tests.training.test_train import TINY
+from training.config import load_config
+from training.train import train
+
+COMMON = {
+    "views": ["main", "wrist"],
+    "state_representation": "relative",
+    "goal_image": True,
+    "action_dim": 7,
+    "binary_action_indices": [6],
+    "binary_state_indices": [6],
+    "state_dim": 7,
+}
+WITH_DEPTH = {"objectives": ["action", "depth", "future", "progress"], "action_codec": "local_delta"}
+WITHOUT_DEPTH = {"objectives": ["action", "future_rgb", "progress"], "action_codec": "recorded"}
+LENGTHS = {"history_length": 2, "chunk_size": 2, "future_shift": 1}
+
+
+def calvin(folder):
+    return CalvinArchive(test_convert_calvin.make_archive(folder))
+
+
+def libero(folder):
+    for number in range(2):
+        test_convert_libero.write_file(folder / f"{number}_demo.hdf5", (6, 5), "close it")
+    return LiberoArchive(folder)
+
+
+@pytest.mark.parametrize(
+    ("archive", "form", "open_and_closed"),
+    [(calvin, WITH_DEPTH, {-1.0, 1.0}), (libero, WITHOUT_DEPTH, {0.0, 1.0})],
+)
+def test_two_steps_of_training(archive, form, open_and_closed, tmp_path, monkeypatch):
+    monkeypatch.setenv("FORESIGHT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "archive").mkdir()
+    convert(archive(tmp_path / "archive"), tmp_path / "dataset")
+    options = {**TINY["train"], "steps": 2, "checkpoint_every": 0}
+    model = {**TINY["model"], **COMMON, **LENGTHS, **form}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "model": model, "train": options}))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    output = tmp_path / "run"
+    config = load_config(path, ["--dataset", str(tmp_path / "dataset"), "--output", str(output)])
+    assert train(config, False) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    logged = next(line for line in lines if "step_s" in line)
+    assert {"action", "gripper", "future"} <= set(logged) and ("depth" in logged) == (form is WITH_DEPTH)
+
+    import torch
+
+    processor = AutoProcessor.from_pretrained(output / "model")
+    likely = torch.tensor([[[0.1] * 6 + [0.9], [0.1] * 6 + [0.1]]])
+    state = torch.zeros(1, 7)
+    assert set(processor.decode_actions(likely, state)[0, :, 6].tolist()) == open_and_closed
