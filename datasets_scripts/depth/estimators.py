@@ -91,18 +91,15 @@ class AlignedDepth:
             for run in self.relative.predict(seen, fps):
                 spool.append(run)
             chosen = sorted(seen.kept)
-            metric = np.concatenate(list(self.metric.predict([seen.kept[i] for i in chosen], fps)))
-            step = math.ceil(math.sqrt(metric.size / FIT_PIXELS))
-            metric, valid = _with_validity(metric[:, ::step, ::step])
-            relative = np.stack([spool.read(i, i + 1)[0, ::step, ::step] for i in chosen])
-            found = fit_alignment(relative, np.where(valid, metric, 0), np.random.default_rng(0))
-            facts |= {
-                "scale": found.scale,
-                "shift": found.shift,
-                "error": found.error if math.isfinite(found.error) else None,
-                "fallback": not found.good,
-                "key_frames": len(chosen),
-            }
+            step = math.ceil(math.sqrt(len(chosen) * math.prod(spool.shape) / FIT_PIXELS))
+            runs = self.metric.predict([seen.kept[i] for i in chosen], fps)
+            metric = np.concatenate([run[:, ::step, ::step].copy() for run in runs])
+            metric = np.where(_with_validity(metric)[1], metric, 0)
+            relative = np.concatenate([spool.read(i, i + 1)[:, ::step, ::step].copy() for i in chosen])
+            found = fit_alignment(relative, metric, np.random.default_rng(0))
+            numbers = {"scale": found.scale, "shift": found.shift, "error": found.error}
+            facts |= {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+            facts |= {"fallback": not found.good, "key_frames": len(chosen)}
             if found.good:
                 for run in spool.runs():
                     yield _with_validity(invert(run, found.scale, found.shift))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
 
 from datasets_scripts.depth.gpu import fetched, pick_device, prefetch, send_back
@@ -20,6 +21,7 @@ from datasets_scripts.depth.source import hash_file
 # What the numbers are, by the type in a model's config. DPT covers MiDaS, whose depth is inverse.
 METRIC_TYPES, RELATIVE_TYPES = ("zoedepth", "depth_pro", "glpn"), ("dpt",)
 BATCH_SIZE = {"cuda": 16, "cpu": 2}
+MOST_MISSING = 0.1  # of the tensors of a model
 
 
 class TransformersDepth:
@@ -44,10 +46,21 @@ class TransformersDepth:
         self.batch_size = batch_size or BATCH_SIZE.get(self.device.type, 2)
         try:
             self.processor = AutoImageProcessor.from_pretrained(name)
-            # nothing pickled is opened
-            model = AutoModelForDepthEstimation.from_pretrained(name, use_safetensors=True)
-        except (OSError, ValueError) as error:
+            model, loading = AutoModelForDepthEstimation.from_pretrained(
+                name,
+                use_safetensors=True,  # nothing pickled is opened
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, SafetensorError) as error:
             raise ValueError(f"depth model {name} cannot be loaded: {error}") from error
+        # The library fills in what a file lacks at random. A few layers that no result needs are often left
+        # out; more means that the file belongs to another model.
+        missing, total = len(loading["missing_keys"]), len(model.state_dict())
+        if missing > MOST_MISSING * total:
+            raise ValueError(
+                f"the weights of depth model {name} belong to another one: {missing} of {total} missing"
+            )
         self.model = model.to(self.device).eval()
         # bf16 keeps 8 bits, which would make terraces of metres: Depth-Anything's last layers stay float32,
         # and models whose layers are not known to be safe are left alone.

@@ -8,10 +8,10 @@ grow with the clip, and images are resized on the GPU.
 Source: Chen et al. 2025, Video Depth Anything: Consistent Depth Estimation for Super-Long Videos.
 """
 
-import importlib.util
 import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from datasets_scripts.depth.gpu import fetched, pick_device, prefetch, send_back
 from datasets_scripts.depth.source import hash_file
 
-PACKAGE = "video_depth_anything"
 SIDE = 518  # of the network's input, the shorter one
 PATCH = 14
 WIDEST = 1.78  # beyond this ratio of sides the project makes the input smaller
@@ -57,12 +56,7 @@ class VideoDepth:
     ):
         self.is_metric = self.check(checkpoint)
         self.checkpoint, self.device, self.side = Path(checkpoint), pick_device(device), side
-        try:
-            from video_depth_anything import video_depth as project
-        except ImportError as error:
-            raise ValueError(
-                f"Video-Depth-Anything cannot be imported: {error}; install what its requirements.txt lists"
-            ) from error
+        project = _project()
         self.window, self.overlap = project.INFER_LEN, project.OVERLAP
         self.repeated, self.blended = list(project.KEYFRAMES), project.INTERP_LEN
         try:
@@ -82,13 +76,9 @@ class VideoDepth:
         """Whether a checkpoint gives metres; the weights are not read.
 
         Raises:
-            ValueError: If package or file is missing.
+            ValueError: If the project or the file is missing.
         """
-        if importlib.util.find_spec(PACKAGE) is None:
-            raise ValueError(
-                "Video-Depth-Anything is not installed: clone github.com/DepthAnything/Video-Depth-Anything, "
-                "install easydict, and add the folder to PYTHONPATH"
-            )
+        _project()
         if not Path(checkpoint).is_file():
             raise ValueError(
                 f"there is no checkpoint {checkpoint}; the project's README lists where to get it"
@@ -102,7 +92,7 @@ class VideoDepth:
             "revision": f"sha256:{hash_file(self.checkpoint)}",
             "licence": LICENCES[self.encoder],
             "is_metric": self.is_metric,
-            "package": f"{PACKAGE}, torch {torch.__version__}",
+            "package": f"video_depth_anything, torch {torch.__version__}",
             "precision": "float16" if self.device.type == "cuda" else "float32",
         }
 
@@ -183,6 +173,18 @@ class VideoDepth:
         images = F.interpolate(images, size, mode="bicubic", align_corners=False)
         mean, std = (torch.tensor(values, device=self.device)[:, None, None] for values in (MEAN, STD))
         return (images - mean) / std
+
+
+def _project() -> ModuleType:
+    """The user's copy of the project."""
+    try:
+        from video_depth_anything import video_depth
+    except ImportError as error:
+        raise ValueError(
+            f"Video-Depth-Anything cannot be imported ({error}): clone "
+            "github.com/DepthAnything/Video-Depth-Anything, install easydict, and add the clone to PYTHONPATH"
+        ) from error
+    return video_depth
 
 
 def _line(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
