@@ -22,6 +22,7 @@ from datasets_scripts.columns import (
 from datasets_scripts.dataset_rows import DatasetRows
 from datasets_scripts.frame_cache import FrameDecoder
 from datasets_scripts.sampling import sample_tracks
+from datasets_scripts.tracks import open_tracker
 
 TRACKS = ("lucas-kanade",)
 DEPTHS = ("sensor",)
@@ -188,15 +189,14 @@ def annotate_shard(rows: DatasetRows, annotation: Annotation, episode: int, fold
 
 def make_tracks(video: EpisodeFrames, depth: EpisodeFrames, annotation: Annotation, episode: int):
     """Tracks of one episode: as [`sampling.sample_tracks`] gives them."""
-    from datasets_scripts.tracks.lucas_kanade import track
-
+    tracker = open_tracker(annotation.tracks)
     height, width = video[0].shape[:2]
 
-    def follow(seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        points, visible, _ = track(video, depth, seeds[:, [0, 2, 1]] + [0, 0.5, 0.5])
+    def follow(seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        points, visible, confidence = tracker.track(video, depth, seeds[:, [0, 2, 1]] + [0, 0.5, 0.5])
         points /= np.array([width, height, 1], np.float32)
         points[..., :2] = points[..., :2].clip(*LIMITS)
-        return points, visible
+        return points, visible, confidence
 
     generator = np.random.default_rng([annotation.seed, episode])
     return sample_tracks(follow, (len(video), height, width), generator, annotation.n_points)

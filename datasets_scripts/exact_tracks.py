@@ -56,7 +56,11 @@ def make_tracks(
         bool, and the choice itself.
     """
     return sample_tracks(
-        lambda seeds: follow_pixels(clip, seeds), clip.depth_m.shape, generator, n_points, moving_fraction
+        lambda seeds: (*follow_pixels(clip, seeds), None),
+        clip.depth_m.shape,
+        generator,
+        n_points,
+        moving_fraction,
     )
 
 

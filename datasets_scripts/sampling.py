@@ -132,7 +132,7 @@ def choose_tracks(
 
 
 def sample_tracks(
-    follow: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    follow: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray | None]],
     shape: tuple[int, int, int],
     generator: np.random.Generator,
     n_points: int = 1250,
@@ -144,8 +144,9 @@ def sample_tracks(
     move, up to three more rounds look around the moving ones.
 
     Args:
-        follow (`Callable`): From pixels `(m, 3)` int64 (frame, row, column) to their tracks `(F, n, 3)` and
-            visibility `(F, n)`, n <= m: a simulator's geometry or a tracker.
+        follow (`Callable`): From pixels `(m, 3)` int64 (frame, row, column) to their tracks `(F, n, 3)`,
+            visibility `(F, n)` and confidence `(F, n)` in [0, 1] or `None`, n <= m: a simulator's geometry or
+            a tracker.
         shape (`tuple[int, int, int]`): Frames, rows and columns of the clip.
         generator (`np.random.Generator`): Seeded per clip.
         n_points (`int`): Most tracks to choose.
@@ -160,14 +161,14 @@ def sample_tracks(
         _grid_seeds(height, width, generator),
         _random_seeds(N_RANDOM, n_frames, height, width, generator),
     ]
-    points, visible = follow(np.unique(np.concatenate(seeds), axis=0))
+    points, visible, _ = follow(np.unique(np.concatenate(seeds), axis=0))
     for _ in range(RESEED_ROUNDS):
         moving = classify_motion(points, visible)[0] & usable_tracks(points, visible)
         missing = round(n_points * moving_fraction) - int(moving.sum())
         if missing <= 0 or not moving.any():
             break
         around = _seeds_around(points[:, moving], 4 * missing, height, width, generator)
-        more_points, more_visible = follow(np.unique(around, axis=0))
+        more_points, more_visible, _ = follow(np.unique(around, axis=0))
         points = np.concatenate([points, more_points], axis=1)
         visible = np.concatenate([visible, more_visible], axis=1)
     choice = choose_tracks(points, visible, generator, n_points, moving_fraction)

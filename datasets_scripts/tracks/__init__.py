@@ -1,1 +1,56 @@
-"""Sources of 3D tracks, one small file each behind `track(video, depth, queries)`."""
+"""Sources of 3D tracks, one small file each; this file opens them by name.
+
+| source | is | needs |
+|---|---|---|
+| `lucas-kanade` | OpenCV's pyramidal Lucas-Kanade, lifted with the depth | nothing |
+| `delta` | DELTA, a 3D tracker: the paper's | that project; `model` is its checkpoint |
+| `cotracker3` | CoTracker3, a 2D tracker, lifted with the depth | that project; `model` is its checkpoint |
+"""
+
+from datasets_scripts.tracks.source import TrackSource
+
+__all__ = ["TRACK_SOURCES", "check_track_source", "open_tracker"]
+
+TRACK_SOURCES = ("lucas-kanade", "delta", "cotracker3")
+
+
+def check_track_source(source: str, model: str | None = None) -> None:
+    """What can be known of a source without loading its weights.
+
+    Args:
+        source (`str`): One of `TRACK_SOURCES`.
+        model (`str`, *optional*): Checkpoint file of a learned tracker.
+
+    Raises:
+        ValueError: If the source is unknown, a package or file is missing, or `model` does not go with it;
+            says what to do.
+    """
+    _resolve(source, model)
+
+
+def open_tracker(source: str, model: str | None = None, device: str = "auto") -> TrackSource:
+    """Loads a source; once per process, for any number of clips.
+
+    Args:
+        source (`str`): One of `TRACK_SOURCES`.
+        model (`str`, *optional*): Checkpoint file of a learned tracker.
+        device (`str`): `"cuda"`, `"cuda:1"`, `"cpu"`, or `"auto"`: a GPU if there is one.
+
+    Raises:
+        ValueError: As [`check_track_source`]; also if weights are damaged or the device does not exist.
+    """
+    tracker = _resolve(source, model)
+    return tracker(model, device) if model else tracker()
+
+
+def _resolve(source: str, model: str | None) -> type:
+    """Class of a source."""
+    if source not in TRACK_SOURCES:
+        raise ValueError(f"unknown track source '{source}'; there is {', '.join(TRACK_SOURCES)}")
+    if source == "lucas-kanade":
+        from datasets_scripts.tracks.lucas_kanade import LucasKanade
+
+        if model:
+            raise ValueError(f"--tracks lucas-kanade has no weights; leave --track-model {model} out")
+        return LucasKanade
+    raise ValueError(f"track source '{source}' is not there yet")

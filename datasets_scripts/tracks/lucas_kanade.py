@@ -9,6 +9,7 @@ forward-backward check is that of Kalal et al., "Forward-backward error", ICPR 2
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,39 +23,41 @@ MAX_ERROR_FRACTION = 1.0 / 224  # a point that does not come back to within this
 DEPTH_JUMP_M, DEPTH_JUMP_FRACTION = 0.04, 0.04
 
 
-def track(
-    video: Sequence[np.ndarray], depth_m: Sequence[np.ndarray], queries: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Follow pixels through a clip, forwards and backwards in time.
+class LucasKanade:
+    """The tracker; it has no weights and nothing to set."""
 
-    Frames are asked for in order, one after the other, so that a clip of any length may be read from disk.
+    def describe(self) -> dict[str, Any]:
+        """Method, package and licence."""
+        return {
+            "model": "pyramidal Lucas-Kanade",
+            "licence": "apache-2.0",
+            "package": f"opencv {cv2.__version__}",
+        }
 
-    Args:
-        video (`Sequence[numpy.ndarray]`): F frames `(H, W, 3)` uint8 RGB.
-        depth_m (`Sequence[numpy.ndarray]`): F frames `(H, W)` float32 metres, 0 where invalid.
-        queries (`np.ndarray`): `(n, 3)` float: frame, x, y in pixels counted from the image's outer edge.
+    def track(
+        self, video: Sequence[np.ndarray], depth_m: Sequence[np.ndarray], queries: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As [`TrackSource.track`]: frames are asked for in order, once forwards and once backwards.
 
-    Returns:
-        `tuple`: Positions `(F, n, 3)` float32 (x, y in pixels, z in metres), visibility `(F, n)` bool, and
-        confidence `(F, n)` float32: 1 where a point came back to its start exactly, 0 where it was lost. A
-        lost point keeps its last position.
-    """
-    shape = (len(video), len(queries))
-    found = _Tracks(np.zeros((*shape, 3), np.float32), np.zeros(shape, bool), np.zeros(shape, np.float32))
-    start = queries[:, 0].astype(np.int64)
-    for step, first in ((1, 0), (-1, len(video) - 1)):
-        before = None
-        for frame in range(first, first + step * len(video), step):
-            now = cv2.cvtColor(np.ascontiguousarray(video[frame]), cv2.COLOR_RGB2GRAY)
-            if before is not None:
-                going = np.flatnonzero((start - frame) * step < 0)
-                _advance(found, going, frame - step, frame, before, now, depth_m[frame])
-            here = np.flatnonzero(start == frame)
-            z = _depth_at(depth_m[frame], queries[here, 1:], None)
-            found.points[frame, here] = np.c_[queries[here, 1:], z]
-            found.visible[frame, here] = found.confidence[frame, here] = z > 0
-            before = now
-    return found.points, found.visible, found.confidence
+        Confidence is 1 where a point came back to its start exactly, 0 where it was lost. A lost point keeps
+        its last position, and a query without depth is lost at once.
+        """
+        shape = (len(video), len(queries))
+        found = _Tracks(np.zeros((*shape, 3), np.float32), np.zeros(shape, bool), np.zeros(shape, np.float32))
+        start = queries[:, 0].astype(np.int64)
+        for step, first in ((1, 0), (-1, len(video) - 1)):
+            before = None
+            for frame in range(first, first + step * len(video), step):
+                now = cv2.cvtColor(np.ascontiguousarray(video[frame]), cv2.COLOR_RGB2GRAY)
+                if before is not None:
+                    going = np.flatnonzero((start - frame) * step < 0)
+                    _advance(found, going, frame - step, frame, before, now, depth_m[frame])
+                here = np.flatnonzero(start == frame)
+                z = _depth_at(depth_m[frame], queries[here, 1:], None)
+                found.points[frame, here] = np.c_[queries[here, 1:], z]
+                found.visible[frame, here] = found.confidence[frame, here] = z > 0
+                before = now
+        return found.points, found.visible, found.confidence
 
 
 @dataclass

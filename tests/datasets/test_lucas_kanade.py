@@ -10,8 +10,9 @@ from datasets_scripts.frame_cache import FrameDecoder
 from datasets_scripts.record_episode import Recording
 from datasets_scripts.sampling import sample_tracks
 from datasets_scripts.simulate import simulate
-from datasets_scripts.tracks.lucas_kanade import track
+from datasets_scripts.tracks import open_tracker
 
+track = open_tracker("lucas-kanade").track
 SIDE, FRAMES = 96, 6
 STEP = np.array([1.5, -0.75])  # px per frame
 NEARER_M = 0.02
@@ -111,8 +112,8 @@ def test_tracks_of_an_episode_are_chosen_like_exact_ones(simulated_dataset):
     depth = depths.metres(depths.decode(frames))
 
     def follow(seeds):
-        points, visible, _ = track(video, depth, seeds[:, [0, 2, 1]] + [0, 0.5, 0.5])
-        return points / [*video.shape[2:0:-1], 1], visible
+        points, visible, confidence = track(video, depth, seeds[:, [0, 2, 1]] + [0, 0.5, 0.5])
+        return points / [*video.shape[2:0:-1], 1], visible, confidence
 
     made = [sample_tracks(follow, depth.shape, np.random.default_rng(0), n_points=200) for _ in range(2)]
     (points, visible, choice), again = made
