@@ -6,16 +6,20 @@ global frame numbers (`index` of the dataset) throughout.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.feature_utils import get_hf_features_from_features
 from lerobot.datasets.io_utils import load_nested_dataset
-from lerobot.datasets.lerobot_dataset import LeRobotDataset, LeRobotDatasetMetadata
+from lerobot.datasets.utils import has_legacy_hub_download_metadata
+from lerobot.utils.constants import HF_LEROBOT_HOME
 
-from datasets_scripts.columns import data_files, load_features
+from datasets_scripts.columns import INFO_PATH, data_files, load_features
+from datasets_scripts.hub_source import HubFiles, open_hub_dataset
 
 __all__ = ["ArrowColumn", "DatasetRows", "VideoSegments"]
 
@@ -96,11 +100,15 @@ class DatasetRows:
     Pickling (worker processes started by spawn) carries the path only; the Arrow file is mapped again there.
 
     Args:
-        repo_id_or_dir (`str` or `Path`): Dataset folder, or Hub id (downloaded by LeRobot, cached by it).
+        repo_id_or_dir (`str` or `Path`): Dataset folder, or Hub id (`owner/name`, `owner/name@revision`).
+        stream (`bool`): Download each video file of a Hub dataset when `local` asks for it, not all of them
+            now.
 
     Attributes:
         root (`Path`): The folder.
         name (`str`): As given, for messages.
+        hub (`HubFiles | None`): Where videos come from that are not in the folder yet; `None` where nothing
+            is to be downloaded.
         features (`dict[str, dict]`): LeRobot features.
         fps (`int`): Frames per second.
         tasks (`list[str]`): Instruction by `task_index`.
@@ -110,9 +118,10 @@ class DatasetRows:
         ValueError: If something is missing, damaged or truncated; names the file and the remedy.
     """
 
-    def __init__(self, repo_id_or_dir: str | Path):
+    def __init__(self, repo_id_or_dir: str | Path, stream: bool = False):
         self.name = str(repo_id_or_dir)
-        self.root = _resolve_root(self.name)
+        self.root, files = _resolve_root(self.name, videos=not stream)
+        self.hub: HubFiles | None = files if stream else None
         self._open()
         self._check_rows()
 
@@ -175,7 +184,7 @@ class DatasetRows:
         """Files and start times of a video feature, one entry per episode.
 
         Raises:
-            ValueError: If a file is missing or empty; names it.
+            ValueError: If a file is missing or empty, unless it is to be downloaded; names it.
         """
         episodes = self.meta.episodes.data
         columns = [
@@ -189,15 +198,47 @@ class DatasetRows:
             for chunk, file in unique
         ]
         for path in paths:
-            if not path.exists() or path.stat().st_size == 0:
+            there = path.exists() and path.stat().st_size > 0
+            if not there and self.hub is None:
                 raise ValueError(f"dataset {self.name}: video file {path} is missing or empty; {_RESTORE}")
         position = {name: i for i, name in enumerate(unique)}
         return VideoSegments(
             paths, np.array([position[name] for name in names]), columns[2].astype(np.float64)
         )
 
+    def local(self, path: Path) -> Path:
+        """A file of the dataset, downloaded if it is not here yet.
+
+        Raises:
+            ValueError: If the dataset has no such file.
+            HubError: If it has to be downloaded and the Hub cannot be reached.
+        """
+        if self.hub is not None and not path.exists():
+            self.hub.fetch([path.relative_to(self.root).as_posix()])
+        return path
+
+    def fetch_videos(self, episodes: Sequence[int] | None = None) -> None:
+        """Downloads all video files of some episodes that are not here yet, several side by side.
+
+        Args:
+            episodes (`Sequence[int]`, *optional*): Which; all by default.
+
+        Raises:
+            ValueError: If the dataset lacks a file.
+            HubError: If the Hub cannot be reached.
+        """
+        if self.hub is None:
+            return
+        paths = set()
+        for key in self.meta.video_keys:
+            segments = self.video_segments(key)
+            used = segments.file_of_episode if episodes is None else segments.file_of_episode[list(episodes)]
+            paths |= {segments.paths[file] for file in used}
+        missing = sorted(path.relative_to(self.root).as_posix() for path in paths if not path.exists())
+        self.hub.fetch(missing)
+
     def __getstate__(self) -> dict:
-        return {"name": self.name, "root": self.root}
+        return {"name": self.name, "root": self.root, "hub": self.hub}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -207,19 +248,17 @@ class DatasetRows:
 _RESTORE = "download the dataset again, or make it again with the script that made it"
 
 
-def _resolve_root(name: str) -> Path:
-    """Folder of a dataset; a Hub id is downloaded by LeRobot."""
+def _resolve_root(name: str, videos: bool) -> tuple[Path, HubFiles | None]:
+    """Folder of a dataset; one of the Hub is downloaded, unless LeRobot has recorded it on this machine."""
     path = Path(name).expanduser()
     if path.is_dir():
-        return path.resolve()
+        return path.resolve(), None
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ValueError(f"dataset {name} is neither a folder nor a Hub id (owner/name)")
-    try:
-        return LeRobotDataset(name).root
-    except Exception as error:  # offline, unknown, not allowed, other format: all end here with the cause
-        raise ValueError(
-            f"dataset {name} is no folder here and could not be had from the Hub: {error}"
-        ) from error
+    recorded = HF_LEROBOT_HOME / name
+    if (recorded / INFO_PATH).is_file() and not has_legacy_hub_download_metadata(recorded):
+        return recorded.resolve(), None
+    return open_hub_dataset(name, videos)
 
 
 def _check_parquet(path: Path, read: bool = False) -> None:

@@ -120,7 +120,7 @@ class FrameDecoder:
 
     def _decode_video(self, rows: range) -> np.ndarray:
         episode = self.rows.episode_of(rows[0])
-        path = self._segments.paths[self._segments.file_of_episode[episode]]
+        path = self.rows.local(self._segments.paths[self._segments.file_of_episode[episode]])
         start_s = float(self._segments.start_s[episode])
         times_s = [start_s + float(t) for t in self._timestamps[rows.start : rows.stop : rows.step]]
         try:

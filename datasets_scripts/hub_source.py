@@ -1,0 +1,157 @@
+"""A LeRobot dataset of the Hugging Face Hub, file by file: data at once, videos when they are needed.
+
+Files lie in LeRobot's own cache, so LeRobot finds them there and nothing is downloaded twice. A download goes
+to a temporary name and is renamed, under a lock per file: many processes may ask for the same one.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+from huggingface_hub import get_token, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from lerobot.datasets.dataset_metadata import CODEBASE_VERSION
+from lerobot.utils.constants import HF_LEROBOT_HUB_CACHE
+
+from datasets_scripts.columns import load_features
+
+__all__ = ["HubError", "HubFiles", "explain_hub_errors", "open_hub_dataset"]
+
+DOWNLOADS_AT_ONCE = 8
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+class HubError(RuntimeError):
+    """The Hub does not answer or does not let us: no fault of a file, and trying again may help."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HubFiles:
+    """The files of one commit of a dataset.
+
+    Args:
+        repo_id (`str`): `owner/name`.
+        revision (`str`): Commit, so that what is downloaded later belongs to what was downloaded first.
+    """
+
+    repo_id: str
+    revision: str
+
+    def fetch(self, places: Sequence[str]) -> None:
+        """Downloads files that the cache does not have yet, several side by side.
+
+        Args:
+            places (`Sequence[str]`): Such as `videos/observation.images.main/chunk-000/file-000.mp4`.
+
+        Raises:
+            ValueError: If the dataset has no such file; names it.
+            HubError: If the Hub cannot be reached.
+        """
+        with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
+            list(pool.map(self._fetch_one, places))
+
+    def _fetch_one(self, place: str) -> None:
+        with explain_hub_errors(self.repo_id):
+            try:
+                hf_hub_download(self.repo_id, place, **_of_datasets(self.revision))
+            except RemoteEntryNotFoundError:
+                raise ValueError(f"dataset {self.repo_id} lacks the file {place} on the Hub") from None
+
+
+def open_hub_dataset(name: str, videos: bool = True) -> tuple[Path, HubFiles]:
+    """Downloads a dataset, or all of it but its videos.
+
+    Args:
+        name (`str`): `owner/name`, or `owner/name@revision` for a branch, tag or commit. Without one it is
+            LeRobot's tag of its format, and the main branch of a dataset that has no such tag.
+        videos (`bool`): Whether to download the videos too; otherwise the `HubFiles` give them.
+
+    Returns:
+        `tuple`: The folder in LeRobot's cache, and the files on the Hub.
+
+    Raises:
+        ValueError: If there is no such dataset, it may not be read, or it is none of LeRobot's v3 format.
+        HubError: If the Hub cannot be reached and the dataset is not in the cache.
+    """
+    repo_id, _, revision = name.partition("@")
+    with explain_hub_errors(repo_id):
+        root = Path(_download_metadata(repo_id, [revision] if revision else [CODEBASE_VERSION, "main"]))
+        load_features(root)  # what is wrong with the dataset is said before more is downloaded
+        wanted = ["data/*", *(["videos/*"] if videos else [])]
+        snapshot_download(repo_id, allow_patterns=wanted, **_of_datasets(root.name))
+    return root, HubFiles(repo_id, root.name)
+
+
+def _download_metadata(repo_id: str, revisions: Sequence[str]) -> str:
+    """Folder of the first revision that there is."""
+    for revision in revisions:
+        try:
+            return snapshot_download(repo_id, allow_patterns=["meta/*"], **_of_datasets(revision))
+        except (RevisionNotFoundError, LocalEntryNotFoundError):  # not there, or not in the cache
+            if revision == revisions[-1]:
+                raise
+    raise AssertionError("no revision")
+
+
+def _of_datasets(revision: str) -> dict:
+    return {"repo_type": "dataset", "revision": revision, "cache_dir": HF_LEROBOT_HUB_CACHE}
+
+
+@contextlib.contextmanager
+def explain_hub_errors(repo_id: str) -> Iterator[None]:
+    """Turns what the Hub's client raises into one line with the remedy, without addresses or tokens.
+
+    Raises:
+        ValueError: If the dataset or a file of it is not there, or may not be had with this token.
+        HubError: If the Hub cannot be reached, or fails.
+    """
+    token = "this token may not see it" if get_token() else "no token is set"
+    try:
+        yield
+    except GatedRepoError as error:
+        raise ValueError(
+            f"dataset {repo_id} is gated: accept its terms on its page, then {_LOG_IN}"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"the Hub has no dataset {repo_id}, or it is private and {token}: check the name, or {_LOG_IN}"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ValueError(
+            f"dataset {repo_id} has no such revision on the Hub; leave it out, or name one"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, ConnectionError, RuntimeError) as error:
+        raise HubError(_why_not(repo_id, error)) from error
+
+
+def _why_not(repo_id: str, error: Exception) -> str:
+    """What keeps us from the Hub, by the first cause that tells."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):
+        return (
+            f"dataset {repo_id} is not in the cache, or not all of it, and HF_HUB_OFFLINE forbids downloads: "
+            "unset it, or name a folder"
+        )
+    answers = [cause.response.status_code for cause in chain if isinstance(cause, HfHubHTTPError)]
+    if 401 in answers:
+        return f"the Hub refuses the token for dataset {repo_id} (HTTP 401), it may have expired: {_LOG_IN}"
+    if 403 in answers:
+        return f"this token may not do that with dataset {repo_id} (HTTP 403): {_LOG_IN}"
+    cause = f"HTTP {answers[0]}" if answers else f"{type(chain[-1]).__name__}: {chain[-1]}"
+    return (
+        f"the Hub cannot be reached for dataset {repo_id} ({cause}): check the connection and run the same "
+        "command again"
+    )

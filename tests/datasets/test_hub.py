@@ -1,0 +1,201 @@
+"""Datasets of the Hub are read file by file, and finished ones are pushed: with a stand-in, and over HTTP.
+
+The tests over HTTP start the server that FORESIGHT_HUB_SERVER names (a Python file with a class `HubServer`
+that speaks the Hub's API on this machine) and are skipped without it.
+"""
+
+import importlib.util
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import RevisionNotFoundError
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from datasets_scripts import dataset_rows, hub_source
+from datasets_scripts.dataset_rows import DatasetRows
+from datasets_scripts.frame_cache import FrameDecoder
+from datasets_scripts.hub_source import HubError
+from datasets_scripts.push_dataset import check_push, push_dataset
+from tests.synthetic import make_dataset
+
+MAIN = "videos/observation.images.main/chunk-000/file-000.mp4"
+COMMIT = "0" * 40
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("hub") / "data", frames=[3, 4], size=(48, 64), tracks=False)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """LeRobot's cache, empty."""
+    monkeypatch.setattr(hub_source, "HF_LEROBOT_HUB_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(dataset_rows, "HF_LEROBOT_HOME", tmp_path / "lerobot")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def stand_in(recorded, cache, monkeypatch):
+    """A Hub with one dataset `you/data`, on its main branch only; gives the list of files it handed out."""
+    handed_out = []
+
+    def copy(path):
+        target = cache / COMMIT / path.relative_to(recorded.root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        handed_out.append(path.relative_to(recorded.root).as_posix())
+
+    def snapshot_download(repo_id, allow_patterns, revision, **_):
+        if revision not in ("main", COMMIT):
+            response = hub_source.httpx.Response(404, request=hub_source.httpx.Request("GET", "http://hub"))
+            raise RevisionNotFoundError("no such revision", response=response)
+        folders = {pattern.split("/")[0] for pattern in allow_patterns}
+        for path in sorted(recorded.root.rglob("*.*")):
+            if path.is_file() and path.relative_to(recorded.root).parts[0] in folders:
+                copy(path)
+        return str(cache / COMMIT)
+
+    monkeypatch.setattr(hub_source, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(
+        hub_source, "hf_hub_download", lambda repo_id, place, **_: copy(recorded.root / place)
+    )
+    return handed_out
+
+
+@pytest.fixture
+def server(cache, monkeypatch):
+    """A Hub on this machine, as its client sees it."""
+    path = os.environ.get("FORESIGHT_HUB_SERVER")
+    if not path:
+        pytest.skip("FORESIGHT_HUB_SERVER names no server")
+    spec = importlib.util.spec_from_file_location("hub_server", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.HubServer() as hub:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_test")
+        yield hub
+
+
+@pytest.fixture
+def published(recorded, server):
+    """The dataset on the server."""
+    check_push("tester/data", recorded.root)
+    push_dataset(recorded.root, "tester/data")
+    return "tester/data"
+
+
+def videos(rows) -> list[str]:
+    return sorted(path.relative_to(rows.root).as_posix() for path in rows.root.rglob("*.mp4"))
+
+
+def test_a_streamed_dataset_downloads_the_video_that_is_decoded_and_no_other(recorded, stand_in):
+    rows = DatasetRows("you/data", stream=True)
+    assert len(rows) == 7 and not videos(rows)
+    ours, theirs = (
+        FrameDecoder(opened, "observation.images.main").decode(range(3, 5))
+        for opened in (rows, DatasetRows(recorded.root))
+    )
+    assert np.array_equal(ours, theirs)
+    assert videos(rows) == [MAIN]
+
+
+def test_a_worker_process_goes_on_with_the_same_commit(stand_in):
+    rows = pickle.loads(pickle.dumps(DatasetRows("you/data", stream=True)))
+    assert rows.hub == hub_source.HubFiles("you/data", COMMIT)
+    rows.fetch_videos([1])
+    assert len(videos(rows)) == 4
+    before = len(stand_in)
+    rows.fetch_videos()
+    assert len(stand_in) == before  # what is there is not asked for again
+
+
+def test_without_streaming_everything_is_there_at_once(stand_in):
+    rows = DatasetRows("you/data")
+    assert rows.hub is None and len(videos(rows)) == 4
+
+
+def test_a_revision_that_is_asked_for_is_not_replaced_by_another(stand_in):
+    with pytest.raises(ValueError, match="you/data has no such revision"):
+        DatasetRows("you/data@v3.0", stream=True)
+
+
+def test_what_is_recorded_on_this_machine_is_used_as_it_is(recorded, stand_in, tmp_path):
+    shutil.copytree(recorded.root, tmp_path / "lerobot" / "you" / "data")
+    assert DatasetRows("you/data", stream=True).root == tmp_path / "lerobot" / "you" / "data"
+    assert not stand_in
+
+
+def test_offline_without_the_dataset_says_what_forbids_it(cache, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="you/data is not in the cache.*HF_HUB_OFFLINE forbids"):
+        DatasetRows("you/data", stream=True)
+
+
+def test_a_hub_that_does_not_answer_is_named_so(cache, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(HubError, match="cannot be reached for dataset you/data .*refused"):
+        DatasetRows("you/data", stream=True)
+
+
+def test_a_push_without_a_token_ends_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="needs a token that may write"):
+        check_push("you/data", tmp_path)
+
+
+def test_a_published_dataset_is_streamed_over_http(recorded, published, server):
+    rows = DatasetRows(published, stream=True)
+    assert not videos(rows)
+    server.add_fault(kind="drop", match="GET /__cdn__/", bytes=1000)  # the connection breaks once
+    FrameDecoder(rows, "observation.images.main").decode(range(0, 2))
+    assert videos(rows) == [MAIN]
+    rows.fetch_videos()
+    for path in recorded.root.rglob("*.mp4"):
+        assert (rows.root / path.relative_to(recorded.root)).read_bytes() == path.read_bytes()
+
+
+def test_the_stock_reader_finds_the_tag_of_what_was_pushed(recorded, published, cache, monkeypatch, tmp_path):
+    push_dataset(recorded.root, published)  # once more: nothing to do, the tag stays
+    tags = HfApi().list_repo_refs(published, repo_type="dataset").tags
+    assert [tag.name for tag in tags] == ["v3.0"]
+    assert len(LeRobotDataset(published, root=tmp_path / "again")) == 7
+
+
+def test_files_of_another_dataset_are_not_mixed_with_ours(published, tmp_path):
+    with pytest.raises(ValueError, match=r"holds files that are none of this dataset \(data/chunk-000"):
+        check_push(published, tmp_path / "not-made-yet")
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [("hf_read", "HTTP 403"), ("hf_other", "HTTP 403"), ("hf_wrong", r"refuses the token .*HTTP 401")],
+)
+def test_rights_are_checked_before_the_work(token, message, published, recorded, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(HubError, match=message) as caught:
+        check_push(published, recorded.root)
+    assert token not in str(caught.value)
+
+
+def test_a_dataset_that_is_missing_on_the_hub_is_named(server):
+    with pytest.raises(ValueError, match="has no dataset tester/none, or it is private"):
+        DatasetRows("tester/none", stream=True)
+
+
+def test_a_video_that_is_missing_on_the_hub_is_named(published):
+    HfApi().delete_file(MAIN, published, repo_type="dataset")
+    rows = DatasetRows(f"{published}@main", stream=True)
+    with pytest.raises(ValueError, match=f"tester/data lacks the file {MAIN}"):
+        FrameDecoder(rows, "observation.images.main").decode(range(0, 1))
