@@ -5,12 +5,14 @@ look at track arrays alone, so that exact tracks of a simulator and estimated tr
 alike.
 
 Tracks are `(F, n, 3)`: x and y as image fractions, z in metres. Distances in the image are measured at a
-scale of 224 px, whatever the resolution of the video.
+scale of 224 px, whatever the resolution of the video. A clip may have tens of thousands of frames: arrays of
+its size are looked at block by block, and candidates that cannot be chosen are dropped after each round.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 
 REFERENCE_PX = 224.0
@@ -20,7 +22,10 @@ STILL_DEPTH_M, STILL_DEPTH_FRACTION = 0.02, 0.02
 # A depth path longer than this many times its range is noise, not motion.
 SMOOTH_PATH_RATIO = 3.0
 MIN_VISIBLE_FRACTION = 0.3
+MIN_CONFIDENCE = 0.5  # mean over the frames in which a track is visible
 MAX_JUMP_FRACTION = 0.1
+CAMERA_SHIFT_PX = 2.0  # median over the clip, from which on its camera counts as moving
+MIN_COMMON_TRACKS, MIN_COMMON_FRACTION = 12, 0.3  # that a frame and its reference need
 START_CELLS = 31
 GRID_SIDE = 40
 N_RANDOM = 800
@@ -29,6 +34,7 @@ RESEED_NOISE = 0.05  # of the image
 MIN_TRACKS = 256
 # How much the direction of a path counts beside its place in the image when moving tracks are spread.
 DIRECTION_WEIGHT = 0.25
+BLOCK_TRACKS = 256  # looked at together
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,75 @@ class TrackChoice:
         index (`np.ndarray`): `(k,)` int64, candidates kept, in ascending order.
         moving (`np.ndarray`): `(k,)` bool, which of them move.
         has_motion (`bool`): False for a clip in which nothing moves.
+        moving_camera (`bool`): Whether motion was measured with that of the camera removed.
     """
 
     index: np.ndarray
     moving: np.ndarray
     has_motion: bool
+    moving_camera: bool = False
+
+
+@dataclass(frozen=True)
+class CameraMotion:
+    """What a moving camera does to all tracks of a clip alike.
+
+    Attributes:
+        similarity (`np.ndarray`): `(F, 2, 3)` float64, from a frame's positions to where the first frame's
+            camera would see them, in px.
+        approach_m (`np.ndarray`): `(F,)` float64, how much farther things are than in the first frame.
+        scale_px (`np.ndarray`): `(2,)` px of the image's width and height; the shorter one is 224.
+    """
+
+    similarity: np.ndarray
+    approach_m: np.ndarray
+    scale_px: np.ndarray
+
+    def shift_px(self) -> np.ndarray:
+        """How far the image is moved in each frame, `(F,)`: mean over its corners and its centre."""
+        places = np.array([[0, 0], [1, 0], [0, 1], [1, 1], [0.5, 0.5]]) * self.scale_px
+        moved = places @ self.similarity[..., :2].swapaxes(1, 2) + self.similarity[:, None, :, 2]
+        return np.linalg.norm(moved - places, axis=-1).mean(axis=1)
+
+    def remove(self, points: np.ndarray) -> np.ndarray:
+        """Tracks `(F, n, 3)` as a camera that stays where it was in the first frame would see them."""
+        place = (points[..., :2] * self.scale_px) @ self.similarity[..., :2].swapaxes(1, 2)
+        place = (place + self.similarity[:, None, :, 2]) / self.scale_px
+        return np.concatenate([place, points[..., 2:] - self.approach_m[:, None, None]], axis=-1)
+
+
+def fit_camera_motion(points: np.ndarray, visible: np.ndarray, height: int, width: int) -> CameraMotion:
+    """Per frame the similarity that most tracks follow, by RANSAC, and the change of depth they share.
+
+    Frames are compared with the first one while enough tracks are seen in both, then with the last frame for
+    which that held, so that errors do not add up where the camera stays.
+
+    Args:
+        points (`np.ndarray`): `(F, n, 3)` float tracks.
+        visible (`np.ndarray`): `(F, n)` bool.
+        height (`int`): Rows of the image.
+        width (`int`): Columns of the image.
+    """
+    scale_px = REFERENCE_PX * np.array([width, height]) / min(height, width)
+    similarity = np.tile(np.eye(3), (len(points), 1, 1))
+    approach_m = np.zeros(len(points))
+    reference = 0
+    for frame in range(1, len(points)):
+        common = visible[reference] & visible[frame]
+        if common.sum() < max(MIN_COMMON_TRACKS, MIN_COMMON_FRACTION * visible[reference].sum()):
+            reference = frame - 1
+            common = visible[reference] & visible[frame]
+        fitted = None
+        if common.sum() >= MIN_COMMON_TRACKS:
+            here, there = (points[index, common, :2] * scale_px for index in (frame, reference))
+            fitted, agree = cv2.estimateAffinePartial2D(here, there, ransacReprojThreshold=STILL_PX)
+        if fitted is None:  # nothing to go by: as in the frame before
+            similarity[frame], approach_m[frame] = similarity[frame - 1], approach_m[frame - 1]
+            continue
+        similarity[frame] = similarity[reference] @ np.vstack([fitted, [0, 0, 1]])
+        farther = (points[frame, common, 2] - points[reference, common, 2])[agree[:, 0] > 0]
+        approach_m[frame] = approach_m[reference] + np.median(farther)
+    return CameraMotion(similarity[:, :2], approach_m, scale_px)
 
 
 def usable_tracks(points: np.ndarray, visible: np.ndarray) -> np.ndarray:
@@ -92,9 +162,41 @@ def classify_motion(points: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray
     return moving & seen_once, still & ~moving & seen_once
 
 
+def sort_tracks(
+    points: np.ndarray,
+    visible: np.ndarray,
+    confidence: np.ndarray | None = None,
+    camera: CameraMotion | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Moving and still tracks among those that can be used at all.
+
+    Args:
+        points (`np.ndarray`): `(F, n, 3)` float tracks.
+        visible (`np.ndarray`): `(F, n)` bool.
+        confidence (`np.ndarray`, *optional*): `(F, n)` float in [0, 1]; a track whose mean over its visible
+            frames is below 0.5 is not used.
+        camera (`CameraMotion`, *optional*): Removed before motion is measured.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: moving and still, `(n,)` bool each.
+    """
+    moving, still = np.zeros((2, points.shape[1]), bool)
+    for block in _blocks(np.arange(points.shape[1])):
+        path, seen = points[:, block], visible[:, block]
+        usable = usable_tracks(path, seen)
+        if confidence is not None:
+            trust = (confidence[:, block] * seen).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+            usable &= trust >= MIN_CONFIDENCE
+        kinds = classify_motion(path if camera is None else camera.remove(path), seen)
+        moving[block], still[block] = (kind & usable for kind in kinds)
+    return moving, still
+
+
 def choose_tracks(
     points: np.ndarray,
     visible: np.ndarray,
+    moving: np.ndarray,
+    still: np.ndarray,
     generator: np.random.Generator,
     n_points: int = 1250,
     moving_fraction: float = 0.25,
@@ -108,6 +210,8 @@ def choose_tracks(
     Args:
         points (`np.ndarray`): `(F, n, 3)` float candidate tracks.
         visible (`np.ndarray`): `(F, n)` bool.
+        moving (`np.ndarray`): `(n,)` bool, as [`sort_tracks`] gives them, as is `still`.
+        still (`np.ndarray`): `(n,)` bool.
         generator (`np.random.Generator`): Seeded per clip.
         n_points (`int`): Most tracks to keep.
         moving_fraction (`float`): Wanted share of moving ones.
@@ -115,16 +219,15 @@ def choose_tracks(
     Returns:
         `TrackChoice`: Candidates kept and which of them move.
     """
-    usable = usable_tracks(points, visible)
-    moving, still = (np.flatnonzero(kind & usable) for kind in classify_motion(points, visible))
+    moving, still = np.flatnonzero(moving), np.flatnonzero(still)
     wanted_moving = round(n_points * moving_fraction)
-    kept_moving = moving[_spread_paths(points[:, moving], visible[:, moving], wanted_moving, generator)]
+    kept_moving = _spread_paths(points, visible, moving, wanted_moving, generator)
     n_still = n_points - wanted_moving
     if len(kept_moving) < wanted_moving:
         per_moving = (1 - moving_fraction) / moving_fraction if moving_fraction else 0.0
         at_least = min(MIN_TRACKS, n_points) - len(kept_moving)
         n_still = min(n_still, max(round(per_moving * len(kept_moving)), at_least))
-    kept_still = still[_spread_starts(points[:, still], visible[:, still], n_still, generator)]
+    kept_still = _spread_starts(points, visible, still, n_still, generator)
     index = np.concatenate([kept_moving, kept_still])
     flags = np.arange(len(index)) < len(kept_moving)
     order = np.argsort(index)
@@ -141,7 +244,8 @@ def sample_tracks(
     """Candidate tracks of a clip, and the choice among them.
 
     Candidates are a jittered 40x40 grid in frame 0 and 800 pixels at random frames; while too few of them
-    move, up to three more rounds look around the moving ones.
+    move, up to three more rounds look around the moving ones. If the similarity that most of the first ones
+    follow moves the image by more than 2 px in the median, motion is measured with it removed.
 
     Args:
         follow (`Callable`): From pixels `(m, 3)` int64 (frame, row, column) to their tracks `(F, n, 3)`,
@@ -161,18 +265,39 @@ def sample_tracks(
         _grid_seeds(height, width, generator),
         _random_seeds(N_RANDOM, n_frames, height, width, generator),
     ]
-    points, visible, _ = follow(np.unique(np.concatenate(seeds), axis=0))
+    points, visible, confidence = follow(np.unique(np.concatenate(seeds), axis=0))
+    camera = fit_camera_motion(points, visible, height, width)
+    if np.median(camera.shift_px()) <= CAMERA_SHIFT_PX:
+        camera = None
+    kept = _kept(points, visible, confidence, camera)
     for _ in range(RESEED_ROUNDS):
-        moving = classify_motion(points, visible)[0] & usable_tracks(points, visible)
+        points, visible, moving, _ = kept
         missing = round(n_points * moving_fraction) - int(moving.sum())
         if missing <= 0 or not moving.any():
             break
-        around = _seeds_around(points[:, moving], 4 * missing, height, width, generator)
-        more_points, more_visible, _ = follow(np.unique(around, axis=0))
-        points = np.concatenate([points, more_points], axis=1)
-        visible = np.concatenate([visible, more_visible], axis=1)
-    choice = choose_tracks(points, visible, generator, n_points, moving_fraction)
+        around = _seeds_around(points, np.flatnonzero(moving), 4 * missing, height, width, generator)
+        found = _kept(*follow(np.unique(around, axis=0)), camera)
+        kept = tuple(
+            np.concatenate(pair, axis=min(1, pair[0].ndim - 1)) for pair in zip(kept, found, strict=True)
+        )
+    points, visible, moving, still = kept
+    choice = choose_tracks(points, visible, moving, still, generator, n_points, moving_fraction)
+    choice = replace(choice, moving_camera=camera is not None)
     return points[:, choice.index], visible[:, choice.index], choice
+
+
+def _kept(
+    points: np.ndarray, visible: np.ndarray, confidence: np.ndarray | None, camera: CameraMotion | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Tracks that may be chosen, their visibility, and which of them move and are still."""
+    moving, still = sort_tracks(points, visible, confidence, camera)
+    kept = np.flatnonzero(moving | still)
+    return points[:, kept], visible[:, kept], moving[kept], still[kept]
+
+
+def _blocks(index: np.ndarray) -> Iterator[np.ndarray]:
+    """The same tracks, at most 256 at a time."""
+    yield from np.array_split(index, -(-len(index) // BLOCK_TRACKS)) if len(index) else ()
 
 
 def _seen_quantile(values: np.ndarray, mask: np.ndarray, quantile: float) -> np.ndarray:
@@ -197,13 +322,13 @@ def _path_length(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _spread_starts(
-    points: np.ndarray, visible: np.ndarray, count: int, generator: np.random.Generator
+    points: np.ndarray, visible: np.ndarray, tracks: np.ndarray, count: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Pick tracks evenly over a 31x31 grid of the cells they are first seen in: indices `(<=count,)`."""
-    n = points.shape[1]
+    """Pick among `tracks` evenly over a 31x31 grid of the cells they are first seen in: `(<=count,)`."""
+    n = len(tracks)
     if n == 0 or count <= 0:
         return np.empty(0, dtype=np.int64)
-    start = points[visible.argmax(axis=0), np.arange(n), :2]
+    start = points[visible.argmax(axis=0)[tracks], tracks, :2]
     cell = np.clip((start * START_CELLS).astype(np.int64), 0, START_CELLS - 1) @ np.array([1, START_CELLS])
     order = generator.permutation(n)
     # Rank of each track within its cell: take all first ones, then all second ones, and so on.
@@ -211,26 +336,19 @@ def _spread_starts(
     firsts = np.concatenate([[True], np.diff(cell[by_cell]) != 0])
     rank = np.arange(n) - np.maximum.accumulate(np.where(firsts, np.arange(n), 0))
     round_robin = by_cell[np.lexsort((generator.random(n), rank))]
-    return round_robin[:count]
+    return tracks[round_robin[:count]]
 
 
 def _spread_paths(
-    points: np.ndarray, visible: np.ndarray, count: int, generator: np.random.Generator
+    points: np.ndarray, visible: np.ndarray, tracks: np.ndarray, count: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Farthest-point sampling on (mean position, path direction): indices `(<=count,)`."""
-    n = points.shape[1]
+    """Farthest-point sampling among `tracks` on (mean position, path direction): `(<=count,)`."""
+    n = len(tracks)
     if n <= count:
-        return np.arange(n)
+        return tracks
     if count <= 0:
         return np.empty(0, dtype=np.int64)
-    weight = visible[..., None] / visible.sum(axis=0)[:, None]
-    mean = (points[..., :2] * weight).sum(axis=0)  # (n, 2)
-    first = visible.argmax(axis=0)
-    last = len(visible) - 1 - visible[::-1].argmax(axis=0)
-    columns = np.arange(n)
-    travel = points[last, columns] - points[first, columns]
-    direction = travel / np.maximum(np.linalg.norm(travel, axis=-1, keepdims=True), 1e-9)
-    features = np.concatenate([mean, DIRECTION_WEIGHT * direction], axis=-1)
+    features = np.concatenate([_path_features(points[:, b], visible[:, b]) for b in _blocks(tracks)])
     chosen = np.empty(count, dtype=np.int64)
     chosen[0] = generator.integers(n)
     distance = np.full(n, np.inf)
@@ -238,7 +356,19 @@ def _spread_paths(
         distance = np.minimum(distance, ((features - features[chosen[k - 1]]) ** 2).sum(axis=-1))
         distance[chosen[:k]] = -1.0  # never twice, even among identical tracks
         chosen[k] = distance.argmax()
-    return chosen
+    return tracks[chosen]
+
+
+def _path_features(points: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Mean visible position and weighted direction of each track: `(n, 5)`."""
+    weight = visible[..., None] / visible.sum(axis=0)[:, None]
+    mean = (points[..., :2] * weight).sum(axis=0)  # (n, 2)
+    first = visible.argmax(axis=0)
+    last = len(visible) - 1 - visible[::-1].argmax(axis=0)
+    columns = np.arange(points.shape[1])
+    travel = points[last, columns] - points[first, columns]
+    direction = travel / np.maximum(np.linalg.norm(travel, axis=-1, keepdims=True), 1e-9)
+    return np.concatenate([mean, DIRECTION_WEIGHT * direction], axis=-1)
 
 
 def _grid_seeds(height: int, width: int, generator: np.random.Generator) -> np.ndarray:
@@ -257,12 +387,16 @@ def _random_seeds(
 
 
 def _seeds_around(
-    points: np.ndarray, count: int, height: int, width: int, generator: np.random.Generator
+    points: np.ndarray,
+    tracks: np.ndarray,
+    count: int,
+    height: int,
+    width: int,
+    generator: np.random.Generator,
 ) -> np.ndarray:
     """Pixels near given tracks at random frames, with noise of 5 % of the image: `(count, 3)`."""
-    n_frames, n = points.shape[:2]
-    frame = generator.integers(0, n_frames, size=count)
-    place = points[frame, generator.integers(0, n, size=count), :2]
+    frame = generator.integers(0, len(points), size=count)
+    place = points[frame, tracks[generator.integers(0, len(tracks), size=count)], :2]
     place = place + generator.normal(0.0, RESEED_NOISE, size=place.shape)
     row = np.clip((place[:, 1] * height).astype(np.int64), 0, height - 1)
     column = np.clip((place[:, 0] * width).astype(np.int64), 0, width - 1)

@@ -7,6 +7,9 @@ from datasets_scripts.sampling import (
     MIN_TRACKS,
     choose_tracks,
     classify_motion,
+    fit_camera_motion,
+    sample_tracks,
+    sort_tracks,
     usable_tracks,
 )
 
@@ -25,6 +28,10 @@ def scene(n_still: int, n_moving: int, seed: int = 0) -> tuple[np.ndarray, np.nd
     direction /= np.linalg.norm(direction[:, :2], axis=-1, keepdims=True)
     points[:, n_still:] += 0.2 * np.linspace(-0.5, 0.5, FRAMES)[:, None, None] * direction
     return points, np.ones(points.shape[:2], dtype=bool)
+
+
+def choose(points, visible, generator, **options):
+    return choose_tracks(points, visible, *sort_tracks(points, visible), generator, **options)
 
 
 def classify_one(path: np.ndarray, seen: np.ndarray) -> tuple[bool, bool]:
@@ -79,7 +86,7 @@ def test_rarely_seen_and_jumping_tracks_are_not_usable():
 
 def test_a_quarter_of_the_chosen_tracks_moves():
     points, visible = scene(1500, 700)
-    choice = choose_tracks(points, visible, np.random.default_rng(0))
+    choice = choose(points, visible, np.random.default_rng(0))
     assert len(choice.index) == 1250
     assert choice.moving.sum() == 312
     assert choice.has_motion
@@ -89,7 +96,7 @@ def test_a_quarter_of_the_chosen_tracks_moves():
 
 def test_few_moving_tracks_are_all_kept_with_three_still_ones_each():
     points, visible = scene(1500, 100)
-    choice = choose_tracks(points, visible, np.random.default_rng(0))
+    choice = choose(points, visible, np.random.default_rng(0))
     assert choice.moving.sum() == 100
     assert len(choice.index) == 400
 
@@ -97,23 +104,23 @@ def test_few_moving_tracks_are_all_kept_with_three_still_ones_each():
 @pytest.mark.parametrize("n_moving", [0, 3])
 def test_hardly_any_motion_still_keeps_256_tracks(n_moving):
     points, visible = scene(1500, n_moving)
-    choice = choose_tracks(points, visible, np.random.default_rng(0))
+    choice = choose(points, visible, np.random.default_rng(0))
     assert len(choice.index) == MIN_TRACKS
     assert choice.has_motion == bool(n_moving)
 
 
 def test_a_poor_clip_gives_what_it_has():
     points, visible = scene(20, 5)
-    choice = choose_tracks(points, visible, np.random.default_rng(0))
+    choice = choose(points, visible, np.random.default_rng(0))
     assert len(choice.index) == 25
-    nothing = choose_tracks(points[:, :0], visible[:, :0], np.random.default_rng(0))
+    nothing = choose(points[:, :0], visible[:, :0], np.random.default_rng(0))
     assert len(nothing.index) == 0
 
 
 def test_still_tracks_are_spread_over_the_image():
     points, visible = scene(2000, 0)
     points[:, 1000:, :2] = 0.1 + 0.05 * points[:, 1000:, :2]  # half of them crowd into one corner
-    choice = choose_tracks(points, visible, np.random.default_rng(0), n_points=500)
+    choice = choose(points, visible, np.random.default_rng(0), n_points=500)
     assert (choice.index >= 1000).mean() < 0.2
 
 
@@ -122,15 +129,81 @@ def test_one_big_arm_does_not_take_all_moving_slots():
     points[:, 900:1780, :2] = 0.5 + 0.1 * (
         points[:, 900:1780, :2] - 0.5
     )  # still far more than 4 px of travel
-    choice = choose_tracks(points, visible, np.random.default_rng(0), n_points=160)
+    choice = choose(points, visible, np.random.default_rng(0), n_points=160)
     far = choice.index[choice.moving] >= 1780
     assert far.sum() >= 18  # nearly all of the 20 elsewhere, though they are 2 % of the candidates
 
 
 def test_the_choice_depends_on_the_seed_alone():
     points, visible = scene(1500, 700)
-    first, again, other = (
-        choose_tracks(points, visible, np.random.default_rng(seed)).index for seed in (4, 4, 5)
-    )
+    first, again, other = (choose(points, visible, np.random.default_rng(seed)).index for seed in (4, 4, 5))
     assert (first == again).all()
     assert (first != other).any()
+
+
+HEIGHT, WIDTH = 48, 64
+
+
+def panned(points: np.ndarray) -> np.ndarray:
+    """The same tracks, seen by a camera that pans, rolls and approaches; it stays still at first."""
+    time = np.linspace(-0.3, 1, FRAMES).clip(0)
+    angle, scale = 0.2 * time, 1 + 0.1 * time
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])  # (2, 2, F)
+    size = np.array([WIDTH, HEIGHT])
+    place = np.einsum("ijf,fnj->fni", turn, (points[..., :2] - 0.5) * size) / size + 0.5
+    place += time[:, None, None] * [0.15, -0.1]
+    return np.concatenate([place, points[..., 2:] - 0.3 * time[:, None, None]], axis=-1)
+
+
+def test_what_a_moving_camera_does_to_all_tracks_is_removed():
+    points, visible = scene(600, 150)
+    seen = panned(points)
+    visible &= ((seen[..., :2] >= 0) & (seen[..., :2] < 1)).all(axis=-1)
+    camera = fit_camera_motion(seen, visible, HEIGHT, WIDTH)
+    np.testing.assert_allclose(camera.remove(seen)[visible], points[visible], atol=2e-3)
+    assert np.median(camera.shift_px()) > 10 and camera.shift_px()[0] == 0
+
+
+def test_the_camera_is_followed_when_nothing_of_the_first_frame_is_left():
+    draw = np.random.default_rng(0)
+    points = np.repeat(draw.uniform([0, 0, 1], [4, 1, 1.01], (1, 2000, 3)), FRAMES, axis=0)
+    seen = points - np.linspace(0, 3, FRAMES)[:, None, None] * [1, 0, 0]
+    visible = (seen[..., 0] >= 0) & (seen[..., 0] < 1)
+    camera = fit_camera_motion(seen, visible, HEIGHT, WIDTH)
+    np.testing.assert_allclose(camera.remove(seen), points, atol=1e-4)
+
+
+@pytest.mark.parametrize("pan", [False, True])
+def test_a_moving_camera_is_noticed_and_does_not_make_everything_move(pan):
+    def follow(pixels):
+        """A wall, and a square in its middle that rises; pixels keep what they lie on."""
+        start = (pixels[:, [2, 1]] + 0.5) / [WIDTH, HEIGHT]
+        on_square = (np.abs(start - 0.5) < 0.15).all(axis=-1)
+        points = np.tile(np.c_[start, np.ones(len(start))], (FRAMES, 1, 1))
+        time = (np.arange(FRAMES)[:, None] - pixels[:, 0]) / FRAMES
+        points[..., 1] -= 0.3 * np.where(on_square, time, 0)
+        seen = panned(points) if pan else points
+        return seen, ((seen[..., :2] >= 0) & (seen[..., :2] < 1)).all(axis=-1), None
+
+    _, visible, choice = sample_tracks(follow, (FRAMES, HEIGHT, WIDTH), np.random.default_rng(0), 400)
+    assert choice.moving_camera == pan
+    assert choice.moving.sum() == 100 and len(choice.index) == 400 and visible.any(axis=0).all()
+
+
+def test_tracks_that_the_tracker_does_not_trust_are_not_used():
+    points, visible = scene(40, 10)
+    confidence = np.full(visible.shape, 0.9)
+    confidence[:, :5] = confidence[:, 45:] = 0.3
+    visible[10:, 6], confidence[10:, 6] = False, 0.0  # not trusted where it is not seen anyway
+    moving, still = sort_tracks(points, visible, confidence)
+    assert moving.sum() == 5 and still.sum() == 35 and still[6]
+
+
+def test_blocks_of_tracks_give_what_all_at_once_gives(monkeypatch):
+    points, visible = scene(700, 400)
+    visible &= np.random.default_rng(0).random(visible.shape) < 0.8
+    made = []
+    for size in (37, 10_000):
+        monkeypatch.setattr("datasets_scripts.sampling.BLOCK_TRACKS", size)
+        made.append(choose(points, visible, np.random.default_rng(0), n_points=300))
+    assert (made[0].index == made[1].index).all() and (made[0].moving == made[1].moving).all()
