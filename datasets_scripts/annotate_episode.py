@@ -1,34 +1,51 @@
 """One episode of an existing dataset -> its labels, in a folder that appears only when it is whole."""
 
+import contextlib
 import dataclasses
-import hashlib
-import json
+import errno
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from datasets_scripts.columns import (
     IMAGE_PREFIX,
     check_depth_range,
+    clean_depth,
+    depth_key,
     find_depth_key,
     image_key,
     is_label_key,
     pack_points,
+    picture_size,
     points_key,
     write_json_atomic,
 )
 from datasets_scripts.dataset_rows import DatasetRows
-from datasets_scripts.frame_cache import FrameDecoder
+from datasets_scripts.depth import check_depth_source, open_depth
+from datasets_scripts.depth_videos import DepthVideos
+from datasets_scripts.frame_cache import FrameDecoder, depth_code_table
+from datasets_scripts.quality import DepthMeter, TrackMeter
 from datasets_scripts.sampling import sample_tracks
-from datasets_scripts.tracks import open_tracker
+from datasets_scripts.shards import ARRAYS, FACTS, read_facts
+from datasets_scripts.tracks import check_track_source, open_tracker
+from datasets_scripts.videos import MIN_DEPTH_SIDE_PX, DepthVideo, lerobot_depth_encoder, video_stats
 
-TRACKS = ("lucas-kanade",)
-DEPTHS = ("sensor",)
-ARRAYS, FACTS = "arrays.npz", "facts.json"
-DECODED_AT_ONCE = 64
+__all__ = [
+    "Annotation",
+    "LabelMaker",
+    "annotate_shard",
+    "current_facts",
+    "dataset_cameras",
+]
+
 LIMITS = (-2.0, 3.0)  # image fractions beyond which a position is cut, as for exact tracks
+RUN_FRAMES, RUN_BYTES = 64, 64e6  # decoded at once: the fewer of the two
+HELD_BYTES = 256e6  # decoded frames of one column that are kept; short episodes are decoded once
+STATS_PIXELS = 1e7  # of an episode's depth that its statistics are made of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,74 +54,110 @@ class Annotation:
 
     Args:
         cameras (`tuple[str, ...]`): Cameras that need depth; the first one gets the tracks.
-        depth (`str`): Where depth comes from: `"sensor"`, a depth column that the dataset has.
-        tracks (`str`): Where tracks come from: `"lucas-kanade"`.
+        depth (`str`): Where depth comes from: `"sensor"`, a depth column that the dataset has, or a model as
+            [`depth.open_depth`] knows it.
+        depth_model (`str`, *optional*): Its weights.
+        align_with (`str`, *optional*): Metric model for a relative one.
+        depth_max_m (`float`): Farthest depth kept of a model's, metres.
+        tracks (`str`): Where tracks come from, as [`tracks.open_tracker`] knows it.
+        track_model (`str`, *optional*): Its weights.
         n_points (`int`): Most tracks per episode, a quarter of them moving.
         seed (`int`): Of the choice of points.
 
     Raises:
-        ValueError: If a source is unknown or a number out of range; names it.
+        ValueError: If a source is unknown or not installed, or a number out of range; names it.
     """
 
     cameras: tuple[str, ...]
     depth: str = "sensor"
+    depth_model: str | None = None
+    align_with: str | None = None
+    depth_max_m: float = 10.0
     tracks: str = "lucas-kanade"
+    track_model: str | None = None
     n_points: int = 1250
     seed: int = 0
 
     def __post_init__(self):
-        for name, known in (("depth", DEPTHS), ("tracks", TRACKS)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"unknown {name} source '{getattr(self, name)}'; there is {', '.join(known)}"
-                )
         if self.n_points < 2:
             raise ValueError(f"--n-points is {self.n_points}; a track column needs at least 2")
         if self.seed < 0:
             raise ValueError(f"--seed is {self.seed}; it must not be negative")
+        if not 0.1 <= self.depth_max_m <= 100:
+            raise ValueError(f"--depth-max is {self.depth_max_m:g} m; it must lie between 0.1 and 100")
         if len(set(self.cameras)) != len(self.cameras) or not self.cameras:
             raise ValueError(f"cameras are {','.join(self.cameras) or 'none'}; name each of them once")
+
+    @property
+    def estimates_depth(self) -> bool:
+        """Whether depth columns are added."""
+        return self.depth != "sensor"
 
     def to_dict(self) -> dict:
         """JSON form."""
         return {**dataclasses.asdict(self), "cameras": list(self.cameras)}
 
-    def check(self, rows: DatasetRows) -> None:
+    def check(self, rows: DatasetRows, episodes: Sequence[int]) -> None:
         """Whether a dataset can be annotated so.
 
+        Args:
+            rows (`DatasetRows`): The dataset.
+            episodes (`Sequence[int]`): Those that will be annotated; depth is looked at in three of them.
+
         Raises:
-            ValueError: If a camera or its depth is missing, the depth cannot be in metres or is of another
-                size than the images, or the dataset has tracks; names it.
+            ValueError: If a source cannot be had, a camera or its depth is missing, the depth cannot be in
+                metres or is of another size than the images, or the dataset has these labels; names it.
         """
+        check_depth_source(self.depth, self.depth_model, self.align_with)
+        check_track_source(self.tracks, self.track_model)
         cameras = dataset_cameras(rows.features)
         for camera in self.cameras:
             if camera not in cameras:
                 raise ValueError(
                     f"dataset {rows.name} has no camera '{camera}'; it has {', '.join(cameras) or 'none'}"
                 )
-            key = find_depth_key(rows.features, camera)
-            if key is None:
-                raise ValueError(
-                    f"camera '{camera}' of dataset {rows.name} has no depth column, which --depth sensor "
-                    f"needs (a feature with is_depth_map, such as 'observation.depth.{camera}'): record it "
-                    "with a depth camera, or leave the camera out with --cameras"
-                )
-            decoder, pictures = FrameDecoder(rows, key), FrameDecoder(rows, image_key(camera))
-            for episode in {0, rows.n_episodes // 2, rows.n_episodes - 1}:
-                first = int(rows.episode_starts[episode])
-                stored = decoder.decode(range(first, first + 1))
-                check_depth_range(decoder.metres(stored, clean=False), key, decoder.limit_m)
-                height, width = pictures.decode(range(first, first + 1)).shape[-2:]
-                if camera == self.cameras[0] and stored.shape[1:] != (height, width):
-                    raise ValueError(
-                        f"depth of {key} is {stored.shape[2]}x{stored.shape[1]} px and its camera's images "
-                        f"are {width}x{height}: record them aligned and of one size"
-                    )
+            if self.estimates_depth:
+                self._check_room_for_depth(rows, camera)
+            else:
+                self._check_sensor(rows, camera, episodes)
         if points_key(self.cameras[0]) in rows.features:
             raise ValueError(
                 f"dataset {rows.name} has tracks of camera '{self.cameras[0]}' already: choose "
                 "another camera as the first one, or remove the columns with lerobot-edit-dataset"
             )
+
+    def _check_room_for_depth(self, rows: DatasetRows, camera: str) -> None:
+        if depth_key(camera) in rows.features:
+            raise ValueError(
+                f"dataset {rows.name} has the column '{depth_key(camera)}' already: use it with --depth "
+                "sensor, or remove it with lerobot-edit-dataset"
+            )
+        height, width = picture_size(rows.features[image_key(camera)])
+        if min(height, width) < MIN_DEPTH_SIDE_PX:
+            raise ValueError(
+                f"images of camera '{camera}' are {width}x{height} px, and depth videos need "
+                f"{MIN_DEPTH_SIDE_PX} px at least: leave the camera out with --cameras"
+            )
+
+    def _check_sensor(self, rows: DatasetRows, camera: str, episodes: Sequence[int]) -> None:
+        key = find_depth_key(rows.features, camera)
+        if key is None:
+            raise ValueError(
+                f"camera '{camera}' of dataset {rows.name} has no depth column, which --depth sensor "
+                f"needs (a feature with is_depth_map, such as 'observation.depth.{camera}'): record it "
+                "with a depth camera, estimate it with another --depth, or leave it out with --cameras"
+            )
+        decoder, pictures = FrameDecoder(rows, key), FrameDecoder(rows, image_key(camera))
+        for episode in {episodes[0], episodes[len(episodes) // 2], episodes[-1]}:
+            first = int(rows.episode_starts[episode])
+            stored = decoder.decode(range(first, first + 1))
+            check_depth_range(decoder.metres(stored, clean=False), key, decoder.limit_m)
+            height, width = pictures.decode(range(first, first + 1)).shape[-2:]
+            if stored.shape[1:] != (height, width):
+                raise ValueError(
+                    f"depth of {key} is {stored.shape[2]}x{stored.shape[1]} px and its camera's images "
+                    f"are {width}x{height}: record them aligned and of one size"
+                )
 
 
 def dataset_cameras(features: dict) -> list[str]:
@@ -116,97 +169,247 @@ def dataset_cameras(features: dict) -> list[str]:
     ]
 
 
-class EpisodeFrames:
-    """Frames of an episode by number, decoded in runs; at most two runs are held, however long it is.
+class EpisodeFrames(Sequence):
+    """Frames of an episode by number, decoded in runs; of a long one only the last used runs are held.
 
     Args:
-        decoder (`FrameDecoder`): Of an RGB or depth column.
-        rows (`range`): The episode's.
+        n_frames (`int`): Of the episode.
+        read (`Callable`): Decodes a range of frames: `(k, H, W, 3)` uint8 RGB or `(k, H, W)` float32 metres.
     """
 
-    def __init__(self, decoder: FrameDecoder, rows: range):
-        self.decoder, self.rows = decoder, rows
+    def __init__(self, n_frames: int, read: Callable[[range], np.ndarray]):
+        self._n_frames, self._read = n_frames, read
         self._held: dict[int, np.ndarray] = {}
+        self._run_frames = 1
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self._n_frames
 
     def __getitem__(self, frame: int) -> np.ndarray:
         """RGB `(H, W, 3)` uint8, or depth `(H, W)` float32 metres with 0 where invalid."""
-        run = frame // DECODED_AT_ONCE
-        if run not in self._held:
-            while len(self._held) > 1:
+        if not 0 <= frame < self._n_frames:
+            raise IndexError(f"frame {frame} of {self._n_frames}")
+        if not self._held:
+            first = self._read(range(1))
+            self._run_frames = int(np.clip(RUN_BYTES // first.nbytes, 1, RUN_FRAMES))
+        number, place = divmod(frame, self._run_frames)
+        run = self._held.pop(number, None)
+        if run is None:
+            start = number * self._run_frames
+            run = self._read(range(start, min(start + self._run_frames, self._n_frames)))
+            while self._held and sum(held.nbytes for held in self._held.values()) + run.nbytes > HELD_BYTES:
                 self._held.pop(next(iter(self._held)))
-            stored = self.decoder.decode(self.rows[run * DECODED_AT_ONCE : (run + 1) * DECODED_AT_ONCE])
-            is_depth = self.decoder.is_depth
-            self._held[run] = self.decoder.metres(stored) if is_depth else stored.transpose(0, 2, 3, 1)
-        return self._held[run][frame % DECODED_AT_ONCE]
+        self._held[number] = run  # last, so that the first one is the longest unused
+        return run[place]
+
+    def runs(self) -> Iterator[tuple[int, np.ndarray]]:
+        """First frame and frames of successive runs."""
+        start = 0
+        while start < self._n_frames:
+            self[start]
+            run = self._held[start // self._run_frames]
+            yield start, run
+            start += len(run)
 
 
-def annotate_shard(rows: DatasetRows, annotation: Annotation, episode: int, folder: Path) -> dict:
-    """Makes the labels of one episode.
+class LabelMaker:
+    """The sources of labels on an opened dataset, loaded once per process.
 
     Args:
         rows (`DatasetRows`): The dataset.
         annotation (`Annotation`): What to add.
-        episode (`int`): Which episode.
-        folder (`Path`): Where to; its parent exists.
-
-    Returns:
-        `dict`: Facts of the episode: frames, points, moving ones.
+        device (`str`): Of learned sources.
+        batch_size (`int`, *optional*): Frames at once, for sources that work frame by frame.
 
     Raises:
-        ValueError: If a file is damaged; names it.
+        ValueError: If a source cannot be loaded.
     """
-    camera = annotation.cameras[0]
-    span = range(int(rows.episode_starts[episode]), int(rows.episode_stops[episode]))
-    video = EpisodeFrames(FrameDecoder(rows, image_key(camera)), span)
-    depth = EpisodeFrames(FrameDecoder(rows, find_depth_key(rows.features, camera)), span)
-    points, visible, choice = make_tracks(video, depth, annotation, episode)
-    padding = annotation.n_points - points.shape[1]
-    facts = {
-        "n_frames": len(span),
-        "n_points": points.shape[1],
-        "n_moving": int(choice.moving.sum()),
-        "has_motion": choice.has_motion,
-        "visible_share": round(float(visible.mean()), 4) if visible.size else 0.0,
-    }
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix="tmp-"))
-    try:
+
+    def __init__(
+        self, rows: DatasetRows, annotation: Annotation, device: str = "auto", batch_size: int | None = None
+    ):
+        self.rows, self.annotation = rows, annotation
+        self.depth = open_depth(
+            annotation.depth, annotation.depth_model, annotation.align_with, device, batch_size
+        )
+        self.tracker = open_tracker(annotation.tracks, annotation.track_model, device)
+        keys = [image_key(camera) for camera in annotation.cameras]
+        if self.depth is None:
+            keys += [find_depth_key(rows.features, camera) for camera in annotation.cameras]
+        self.decoders = {key: FrameDecoder(rows, key) for key in keys}
+        self.depth_table_m = depth_code_table(lerobot_depth_encoder(annotation.depth_max_m), "m")
+
+    def sources(self) -> dict[str, Any]:
+        """What the labels are made with, for the provenance."""
+        depth = {} if self.depth is None else self.depth.describe()
+        return {"depth": depth, "tracks": self.tracker.describe()}
+
+    def label(self, span: range, episode: int, folder: Path) -> dict[str, Any]:
+        """Makes the labels of some frames.
+
+        Args:
+            span (`range`): Rows of the dataset, of one episode.
+            episode (`int`): Which; seeds the choice of points.
+            folder (`Path`): Gets a video per estimated depth, and the tracks.
+
+        Returns:
+            `dict`: `n_frames`; figures by camera under `cameras`; statistics of the new videos under `stats`;
+            the `sources`; the sizes of the video files that were read under `videos`.
+
+        Raises:
+            ValueError: If a file is damaged; names it.
+        """
+        facts: dict[str, Any] = {"n_frames": len(span), "cameras": {}, "stats": {}}
+        for camera in self.annotation.cameras:
+            video = self._video(camera, span)
+            if self.depth is None:
+                depth, known = self._sensor_depth(camera, span), {}
+            else:
+                path = folder / f"{depth_key(camera)}.mp4"
+                known, facts["stats"][depth_key(camera)] = self._estimate(video, path)
+                depth = self._stored_depth(path, len(span))
+            measured: dict[str, Any] = {}
+            tracks = None
+            if camera == self.annotation.cameras[0]:
+                tracks, measured = self._track(video, depth, episode, folder / ARRAYS)
+            measured |= _measure(video, depth, tracks)
+            measured["depth"] |= known
+            facts["cameras"][camera] = measured
+        facts["sources"] = self.sources()
+        facts["videos"] = self._files_read(episode)
+        return facts
+
+    def _video(self, camera: str, span: range) -> EpisodeFrames:
+        decoder = self.decoders[image_key(camera)]
+
+        def read(frames: range) -> np.ndarray:
+            return decoder.decode(span[frames.start : frames.stop]).transpose(0, 2, 3, 1)
+
+        return EpisodeFrames(len(span), read)
+
+    def _sensor_depth(self, camera: str, span: range) -> EpisodeFrames:
+        decoder = self.decoders[find_depth_key(self.rows.features, camera)]
+
+        def read(frames: range) -> np.ndarray:
+            return decoder.metres(decoder.decode(span[frames.start : frames.stop]))
+
+        return EpisodeFrames(len(span), read)
+
+    def _stored_depth(self, path: Path, n_frames: int) -> EpisodeFrames:
+        """Depth as everybody will read it: from its video."""
+        table = clean_depth(self.depth_table_m, self.annotation.depth_max_m)
+        fps = self.rows.fps
+
+        videos = DepthVideos(1)
+
+        def read(frames: range) -> np.ndarray:
+            codes = videos.read(path, [frame / fps for frame in frames], 0.1 / fps)
+            return np.take(table, codes, mode="clip")
+
+        return EpisodeFrames(n_frames, read)
+
+    def _estimate(self, video: EpisodeFrames, path: Path) -> tuple[dict, dict]:
+        """Writes the estimated depth of a clip; its facts and its statistics."""
+        clip = self.depth.estimate(video, self.rows.fps)
+        sample: list[np.ndarray] = []
+        start = 0
+        with path.open("w+b") as file, DepthVideo(file, self.rows.fps, self.annotation.depth_max_m) as out:
+            for metres, valid in clip.runs:
+                metres = np.where(valid, metres, np.float32(0))
+                out.add(metres)
+                step = max(1, min(metres.shape[1:]) // 150)  # LeRobot thins large pictures out likewise
+                every = max(1, round(len(video) * metres[0, ::step, ::step].size / STATS_PIXELS))
+                sample += [m[::step, ::step] for t, m in enumerate(metres, start) if t % every == 0]
+                start += len(metres)
+        if start != len(video):
+            raise RuntimeError(
+                f"--depth {self.annotation.depth} gave {start} depth maps for {len(video)} frames; "
+                "update its package"
+            )
+        return clip.facts, video_stats(np.stack(sample))
+
+    def _track(
+        self, video: EpisodeFrames, depth: EpisodeFrames, episode: int, path: Path
+    ) -> tuple[TrackMeter, dict[str, Any]]:
+        """Writes the tracks of a clip; what measures them, and facts of their choice."""
+        height, width = video[0].shape[:2]
+
+        def follow(seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            points, visible, confidence = self.tracker.track(
+                video, depth, seeds[:, [0, 2, 1]] + [0, 0.5, 0.5]
+            )
+            points /= np.array([width, height, 1], np.float32)
+            points[..., :2] = points[..., :2].clip(*LIMITS)
+            return points, visible, confidence
+
+        n_points = self.annotation.n_points
+        generator = np.random.default_rng([self.annotation.seed, episode])
+        points, visible, choice = sample_tracks(follow, (len(video), height, width), generator, n_points)
+        padding = n_points - points.shape[1]
         np.savez(
-            scratch / ARRAYS,
+            path,
             points=pack_points(np.pad(points, ((0, 0), (0, padding), (0, 0)))),
             visible=np.pad(visible, ((0, 0), (0, padding))),
             moving=np.pad(choice.moving, (0, padding)),
         )
-        digest = hashlib.sha256((scratch / ARRAYS).read_bytes()).hexdigest()
-        write_json_atomic(scratch / FACTS, facts | {"sha256": digest})
-        scratch.rename(folder)
+        return TrackMeter(points, visible, choice.moving), {"has_motion": choice.has_motion}
+
+    def _files_read(self, episode: int) -> dict[str, int]:
+        paths = [decoder.file_of(episode) for decoder in self.decoders.values() if decoder.is_video]
+        return {path.relative_to(self.rows.root).as_posix(): path.stat().st_size for path in paths}
+
+
+def _measure(video: EpisodeFrames, depth: EpisodeFrames, tracks: TrackMeter | None) -> dict[str, Any]:
+    """Figures of one camera."""
+    meter = DepthMeter()
+    for start, run in depth.runs():
+        meter.add(run, np.stack([video[frame] for frame in range(start, start + len(run))]))
+        if tracks is not None:
+            tracks.add(start, run)
+    return ({} if tracks is None else tracks.facts()) | {"depth": meter.facts()}
+
+
+def annotate_shard(maker: LabelMaker, episode: int, folder: Path) -> dict:
+    """Makes the labels of one episode.
+
+    Args:
+        maker (`LabelMaker`): The sources, on the dataset.
+        episode (`int`): Which episode.
+        folder (`Path`): Where to; its parent exists. If somebody else made it meanwhile, theirs stays.
+
+    Returns:
+        `dict`: As [`LabelMaker.label`].
+
+    Raises:
+        ValueError: If a file is damaged; names it.
+        OSError: If the disk is full; nothing is left under the folder's name.
+    """
+    rows = maker.rows
+    span = range(int(rows.episode_starts[episode]), int(rows.episode_stops[episode]))
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix="tmp-"))
+    try:
+        facts = maker.label(span, episode, scratch)
+        sizes = {path.name: path.stat().st_size for path in sorted(scratch.iterdir())}
+        write_json_atomic(scratch / FACTS, facts | {"bytes": sizes})
+        if folder.exists() and current_facts(rows, folder) is None:
+            shutil.rmtree(folder)
+        try:
+            scratch.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return facts
 
 
-def make_tracks(video: EpisodeFrames, depth: EpisodeFrames, annotation: Annotation, episode: int):
-    """Tracks of one episode: as [`sampling.sample_tracks`] gives them."""
-    tracker = open_tracker(annotation.tracks)
-    height, width = video[0].shape[:2]
-
-    def follow(seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        points, visible, confidence = tracker.track(video, depth, seeds[:, [0, 2, 1]] + [0, 0.5, 0.5])
-        points /= np.array([width, height, 1], np.float32)
-        points[..., :2] = points[..., :2].clip(*LIMITS)
-        return points, visible, confidence
-
-    generator = np.random.default_rng([annotation.seed, episode])
-    return sample_tracks(follow, (len(video), height, width), generator, annotation.n_points)
-
-
-def read_facts(folder: Path) -> dict | None:
-    """Facts of a finished episode; `None` if it is missing or damaged."""
-    try:
-        facts = json.loads((folder / FACTS).read_text())
-        whole = hashlib.sha256((folder / ARRAYS).read_bytes()).hexdigest() == facts["sha256"]
-    except (OSError, ValueError, KeyError):
+def current_facts(rows: DatasetRows, folder: Path) -> dict | None:
+    """Facts of a finished episode; `None` if it is missing, damaged, or made of video files that changed."""
+    facts = read_facts(folder)
+    if facts is None:
         return None
-    return facts if whole else None
+    for name, size in facts["videos"].items():
+        with contextlib.suppress(FileNotFoundError):  # it is not downloaded here
+            if (rows.root / name).stat().st_size != size:
+                return None
+    return facts

@@ -40,7 +40,7 @@ from datasets_scripts.columns import clean_depth, depth_limit_m, is_depth_featur
 from datasets_scripts.dataset_rows import DatasetRows
 from datasets_scripts.depth_videos import DepthVideos
 
-__all__ = ["CachedFrames", "FrameDecoder", "OnDemandFrames", "open_frames"]
+__all__ = ["CachedFrames", "FrameDecoder", "OnDemandFrames", "depth_code_table", "open_frames"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,19 @@ DEPTH_CODES = 1 << 12  # LeRobot's depth video has 12 bits
 MAX_OPEN_DECODERS = 16  # per process; LeRobot's default of 100 holds a few MB each
 BUILD_FRAMES = 128  # frames decoded at a time while the cache is built
 AUTO_CACHE_BYTES = 32 * 2**30  # "auto" decodes on demand beyond this
+
+
+def depth_code_table(encoder: DepthEncoderConfig, unit: str) -> np.ndarray:
+    """Depth in `"m"` or `"mm"` by a depth video's 12-bit code, float32 `(4096,)`: LeRobot's own inverse."""
+    codes = torch.arange(DEPTH_CODES).reshape(1, 1, DEPTH_CODES)
+    return dequantize_depth(
+        codes,
+        depth_min=encoder.depth_min,
+        depth_max=encoder.depth_max,
+        shift=encoder.shift,
+        use_log=encoder.use_log,
+        output_unit=unit,
+    ).numpy()[0, 0]
 
 
 class FrameDecoder:
@@ -84,17 +97,13 @@ class FrameDecoder:
         self._depth_videos = DepthVideos(MAX_OPEN_DECODERS)
 
     def code_table(self, unit: str) -> np.ndarray:
-        """Depth in `"m"` or `"mm"` by the video's 12-bit code, float32 `(4096,)`: LeRobot's own inverse."""
-        encoder = DepthEncoderConfig.from_video_info(self.rows.features[self.key].get("info"))
-        codes = torch.arange(DEPTH_CODES).reshape(1, 1, DEPTH_CODES)
-        return dequantize_depth(
-            codes,
-            depth_min=encoder.depth_min,
-            depth_max=encoder.depth_max,
-            shift=encoder.shift,
-            use_log=encoder.use_log,
-            output_unit=unit,
-        ).numpy()[0, 0]
+        """Depth in `"m"` or `"mm"` by this video's 12-bit code, float32 `(4096,)`."""
+        info = self.rows.features[self.key].get("info")
+        return depth_code_table(DepthEncoderConfig.from_video_info(info), unit)
+
+    def file_of(self, episode: int) -> Path:
+        """The video file that holds an episode; it may have to be downloaded yet."""
+        return self._segments.paths[self._segments.file_of_episode[episode]]
 
     def decode(self, rows: range) -> np.ndarray:
         """Frames as stored.
@@ -120,7 +129,7 @@ class FrameDecoder:
 
     def _decode_video(self, rows: range) -> np.ndarray:
         episode = self.rows.episode_of(rows[0])
-        path = self.rows.local(self._segments.paths[self._segments.file_of_episode[episode]])
+        path = self.rows.local(self.file_of(episode))
         start_s = float(self._segments.start_s[episode])
         times_s = [start_s + float(t) for t in self._timestamps[rows.start : rows.stop : rows.step]]
         try:

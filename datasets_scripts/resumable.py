@@ -11,6 +11,7 @@ import multiprocessing
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -21,16 +22,23 @@ from filelock import FileLock, Timeout
 
 from datasets_scripts.columns import write_json_atomic
 
-__all__ = ["claim_folder", "refuse_other", "resumable_command", "work_on_all"]
+__all__ = [
+    "claim_folder",
+    "lock_folder",
+    "open_folder",
+    "refuse_other",
+    "resumable_command",
+    "work_on_all",
+]
 
 PARAMETERS = "parameters.json"
 
 
 def claim_folder(partial: Path, parameters: dict) -> AbstractContextManager:
-    """Takes the folder of unfinished work, which is made if there is none.
+    """Takes the folder of unfinished work for this run alone, and removes what a killed one left half done.
 
     Args:
-        partial (`Path`): The folder.
+        partial (`Path`): The folder, which is made if there is none.
         parameters (`dict`): What the work belongs to, as JSON has it.
 
     Returns:
@@ -39,24 +47,51 @@ def claim_folder(partial: Path, parameters: dict) -> AbstractContextManager:
     Raises:
         ValueError: If another run is at work there, or the folder belongs to something else.
     """
-    path = partial / PARAMETERS
-    if path.exists():
-        try:
-            earlier = json.loads(path.read_text())
-        except ValueError:
-            raise ValueError(f"{path} is damaged; delete {partial} and start again") from None
-        refuse_other(earlier, parameters, f"an unfinished run in {partial}", partial)
-    elif partial.exists() and any(partial.iterdir()):
-        raise ValueError(f"{partial} exists and is not an unfinished run of this script; move it away")
-    else:
-        write_json_atomic(path, parameters)
-    try:
-        lock = FileLock(partial / "lock").acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"another run is at work in {partial}: wait until it ends") from None
+    open_folder(partial, parameters)
+    lock = lock_folder(partial)
     for left_over in [*partial.glob("dataset-*"), *partial.glob("episodes/tmp-*")]:
         shutil.rmtree(left_over, ignore_errors=True)
     return lock
+
+
+def open_folder(partial: Path, parameters: dict) -> None:
+    """Makes the folder of unfinished work, or checks the one that is there; others may do so meanwhile.
+
+    Raises:
+        ValueError: If the folder belongs to something else.
+    """
+    path = partial / PARAMETERS
+    if not path.exists():
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{partial.name}.", dir=partial.parent))
+        try:
+            scratch.chmod(0o755)  # mkdtemp makes private folders
+            write_json_atomic(scratch / PARAMETERS, parameters)
+            scratch.rename(partial)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # somebody else was faster
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    if not path.exists():
+        raise ValueError(f"{partial} exists and is not an unfinished run of this script; move it away")
+    try:
+        earlier = json.loads(path.read_text())
+    except ValueError:
+        raise ValueError(f"{path} is damaged; delete {partial} and start again") from None
+    refuse_other(earlier, parameters, f"an unfinished run in {partial}", partial)
+
+
+def lock_folder(partial: Path) -> AbstractContextManager:
+    """The lock that keeps other runs out of a folder, taken.
+
+    Raises:
+        ValueError: If another run has it.
+    """
+    try:
+        return FileLock(partial / "lock").acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another run is at work in {partial}: wait until it ends") from None
 
 
 def refuse_other(earlier: dict, wanted: dict, what: str, folder: Path) -> None:

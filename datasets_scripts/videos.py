@@ -7,9 +7,11 @@ plain write.
 """
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -50,10 +52,15 @@ def encode_rgb(frames: np.ndarray, fps: int) -> bytes:
     """Encode `(F, H, W, 3)` uint8 RGB frames into an mp4."""
     import av
 
-    def to_frame(image: np.ndarray) -> av.VideoFrame:
-        return av.VideoFrame.from_ndarray(image, format="rgb24")
-
-    return _encode(frames, fps, "h264", "yuv420p", RGB_OPTIONS, to_frame)
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("h264", fps, options=RGB_OPTIONS)
+        stream.pix_fmt = "yuv420p"
+        stream.height, stream.width = frames.shape[1:3]
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return file.getvalue()
 
 
 def encode_depth(frames_m: np.ndarray, fps: int, depth_max_m: float) -> bytes:
@@ -63,27 +70,74 @@ def encode_depth(frames_m: np.ndarray, fps: int, depth_max_m: float) -> bytes:
         ValueError: If the pictures are smaller than 32 px (see `DEPTH_OPTIONS`).
         RuntimeError: If the encoder did not keep every pixel, which its lossless mode promises.
     """
-    import av
+    file = io.BytesIO()
+    with DepthVideo(file, fps, depth_max_m) as video:
+        video.add(frames_m)
+    return file.getvalue()
 
-    if min(frames_m.shape[1:]) < MIN_DEPTH_SIDE_PX:
-        raise ValueError(f"depth frames of {frames_m.shape[1:]} px are too small; use 32 px or more")
 
-    def to_frame(codes: np.ndarray) -> av.VideoFrame:
-        frame = av.VideoFrame(codes.shape[1], codes.shape[0], "gray12le")
-        plane = frame.planes[0]  # its rows are longer than the picture's
-        rows = np.frombuffer(plane, dtype=np.uint16).reshape(codes.shape[0], plane.line_size // 2)
-        rows[:, : codes.shape[1]] = codes
-        return frame
+class DepthVideo:
+    """Writes a depth video run by run, and on leaving the `with` block decodes it and compares every pixel.
 
-    codes = depth_codes(frames_m, depth_max_m)
-    data = _encode(codes, fps, "hevc", "gray12le", DEPTH_OPTIONS, to_frame)
-    with av.open(io.BytesIO(data)) as container:
-        decoded = [frame.to_ndarray(format="gray12le") for frame in container.decode(video=0)]
-    if not np.array_equal(decoded, codes):
-        raise RuntimeError(
-            "the HEVC encoder changed depth pixels in its lossless mode; update PyAV (pip install -U av)"
-        )
-    return data
+    Args:
+        file (`BinaryIO`): Where to; readable and seekable.
+        fps (`float`): Frames per second.
+        depth_max_m (`float`): Farthest depth kept, metres.
+    """
+
+    def __init__(self, file: BinaryIO, fps: float, depth_max_m: float):
+        import av
+
+        self._file, self._fps, self._depth_max_m = file, fps, depth_max_m
+        self._container = av.open(file, "w", format="mp4")
+        self._stream: Any = None
+        self._checksums: list[int] = []
+
+    def add(self, frames_m: np.ndarray) -> None:
+        """Append `(k, H, W)` float32 metres, 0 where invalid.
+
+        Raises:
+            ValueError: If the pictures are smaller than 32 px (see `DEPTH_OPTIONS`).
+            OSError: If the disk is full.
+        """
+        import av
+
+        if self._stream is None:
+            if min(frames_m.shape[1:]) < MIN_DEPTH_SIDE_PX:
+                raise ValueError(f"depth frames of {frames_m.shape[1:]} px are too small; use 32 px or more")
+            rate = Fraction(self._fps).limit_denominator(1001)
+            self._stream = self._container.add_stream("hevc", rate, options=DEPTH_OPTIONS)
+            self._stream.pix_fmt = "gray12le"
+            self._stream.height, self._stream.width = frames_m.shape[1:]
+        for codes in depth_codes(frames_m, self._depth_max_m):
+            frame = av.VideoFrame(codes.shape[1], codes.shape[0], "gray12le")
+            plane = frame.planes[0]  # its rows are longer than the picture's
+            rows = np.frombuffer(plane, dtype=np.uint16).reshape(codes.shape[0], plane.line_size // 2)
+            rows[:, : codes.shape[1]] = codes
+            self._checksums.append(zlib.crc32(codes.tobytes()))
+            self._container.mux(self._stream.encode(frame))
+
+    def __enter__(self) -> "DepthVideo":
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        import av
+
+        if kind is None and self._stream is not None:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
+        if kind is not None:
+            return
+        self._file.seek(0)
+        with av.open(self._file) as container:
+            found = [
+                zlib.crc32(frame.to_ndarray(format="gray12le").tobytes())
+                for frame in container.decode(video=0)
+            ]
+        if found != self._checksums:
+            raise RuntimeError(
+                "the HEVC encoder changed depth pixels in its lossless mode; update PyAV (pip install -U av)"
+            )
 
 
 def depth_codes(depth_m: np.ndarray, depth_max_m: float) -> np.ndarray:
@@ -169,28 +223,6 @@ def count_frames(path: Path) -> int:
 
     with av.open(str(path)) as container:
         return sum(packet.size > 0 for packet in container.demux(video=0))
-
-
-def _encode(
-    frames: np.ndarray,
-    fps: int,
-    codec: str,
-    pixel_format: str,
-    options: dict[str, str],
-    to_frame: Callable[[np.ndarray], Any],
-) -> bytes:
-    """Encode frames with PyAV into an mp4 held in memory."""
-    import av
-
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream(codec, fps, options=options)
-        stream.pix_fmt = pixel_format
-        stream.height, stream.width = frames.shape[1:3]
-        for image in frames:
-            container.mux(stream.encode(to_frame(image)))
-        container.mux(stream.encode(None))
-    return file.getvalue()
 
 
 def _group_by_size(paths: Sequence[Path], limit_bytes: float) -> Iterator[tuple[int, int]]:

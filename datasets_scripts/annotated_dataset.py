@@ -1,0 +1,197 @@
+"""The old dataset with the new columns: labels of episodes are joined to a LeRobot dataset, and checked."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from lerobot.datasets.compute_stats import aggregate_stats
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.datasets.io_utils import cast_stats_to_numpy, write_info, write_stats
+from lerobot.datasets.utils import DEFAULT_VIDEO_PATH
+
+from datasets_scripts.annotate_episode import Annotation
+from datasets_scripts.assemble import check_dataset, video_sizes
+from datasets_scripts.columns import (
+    append_columns,
+    dataset_files,
+    depth_feature,
+    depth_key,
+    encode_flags,
+    find_depth_key,
+    image_key,
+    picture_size,
+    points_features,
+    points_key,
+    points_visible_key,
+    read_provenance,
+    replacing,
+    share_file,
+    write_provenance,
+)
+from datasets_scripts.dataset_card import write_card
+from datasets_scripts.dataset_rows import DatasetRows
+from datasets_scripts.quality import flags
+from datasets_scripts.shards import ARRAYS
+from datasets_scripts.videos import join_videos, lerobot_depth_encoder
+
+__all__ = ["assemble", "check_finished"]
+
+
+def assemble(
+    root: Path,
+    rows: DatasetRows,
+    annotation: Annotation,
+    parameters: dict,
+    shard_of: Callable[[int], Path],
+    facts: Mapping[int, dict],
+) -> None:
+    """Writes the annotated dataset.
+
+    Args:
+        root (`Path`): Folder to make.
+        rows (`DatasetRows`): The old dataset.
+        annotation (`Annotation`): What is added.
+        parameters (`dict`): What the dataset is recognised by.
+        shard_of (`Callable`): Folder of an episode, by its number in the old dataset.
+        facts (`Mapping[int, dict]`): Facts of the episodes to keep, by the same number, in order.
+
+    Raises:
+        OSError: If the disk is full.
+        ValueError: If a file of the old dataset is damaged; names it.
+    """
+    for place in dataset_files(rows.root):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        share = share_file if place.parts[0] == "videos" else shutil.copyfile
+        share(rows.root / place, root / place)
+    kept = list(facts)
+
+    def shard(episode: int) -> Path:
+        return shard_of(kept[episode])
+
+    if annotation.estimates_depth:
+        add_depth(root, annotation, shard, list(facts.values()))
+    _add_tracks(root, rows, annotation, shard)
+    provenance = _provenance(rows, annotation, shard, facts)
+    provenance["annotation"] = {"parameters": parameters, "video_bytes": video_sizes(root)}
+    write_provenance(root, provenance)
+    write_card(root)
+
+
+def add_depth(
+    root: Path, annotation: Annotation, shard: Callable[[int], Path], facts: Sequence[dict]
+) -> None:
+    """Adds the depth videos of all episodes to a dataset that has none for these cameras.
+
+    Args:
+        root (`Path`): Dataset folder that nobody reads yet.
+        annotation (`Annotation`): Its cameras and farthest depth.
+        shard (`Callable`): Folder of an episode.
+        facts (`Sequence[dict]`): Of all episodes: `n_frames` and the `stats` of the new columns.
+    """
+    meta = LeRobotDatasetMetadata(root.name, root=root)
+    meta.info.video_path = meta.info.video_path or DEFAULT_VIDEO_PATH  # none where all images are pictures
+    columns: list[dict[str, Any]] = [{} for _ in facts]
+    for camera in annotation.cameras:
+        key = depth_key(camera)
+        meta.info.features[key] = depth_feature(*picture_size(meta.features[image_key(camera)]))
+        paths = [shard(episode) / f"{key}.mp4" for episode in range(len(facts))]
+        places = join_videos(meta, key, paths, [known["n_frames"] for known in facts])
+        meta.features[key]["info"]["depth_unit"] = "m"
+        meta.update_video_info(key, lerobot_depth_encoder(annotation.depth_max_m))
+        for column, place, known in zip(columns, places, facts, strict=True):
+            column |= place | {f"stats/{key}/{name}": value for name, value in known["stats"][key].items()}
+    _add_episode_columns(root, columns)
+    stats = aggregate_stats([cast_stats_to_numpy(known["stats"]) for known in facts])
+    write_stats({**(meta.stats or {}), **stats}, root)
+    write_info(meta.info, root)
+
+
+def _add_episode_columns(root: Path, columns: Sequence[dict[str, Any]]) -> None:
+    """Adds columns to `meta/episodes`, given the values of each episode."""
+    for path in sorted((root / "meta/episodes").glob("*/*.parquet")):
+        table = pq.read_table(path)
+        new = [columns[episode] for episode in table.column("episode_index").to_pylist()]
+        for name in new[0] if new else ():
+            table = table.append_column(name, pa.array([values[name] for values in new]))
+        with replacing(path) as temporary:
+            pq.write_table(table, temporary, compression="snappy")
+
+
+def _add_tracks(root: Path, rows: DatasetRows, annotation: Annotation, shard: Callable[[int], Path]) -> None:
+    camera = annotation.cameras[0]
+    height, width = picture_size(rows.features[image_key(camera)])
+    append_columns(
+        root,
+        points_features(camera, annotation.n_points, height, width),
+        {
+            points_key(camera): lambda episode: _array(shard(episode), "points"),
+            points_visible_key(camera): lambda episode: _array(shard(episode), "visible"),
+        },
+    )
+
+
+def _array(shard: Path, name: str) -> np.ndarray:
+    with np.load(shard / ARRAYS) as arrays:
+        return arrays[name]
+
+
+def _provenance(
+    rows: DatasetRows, annotation: Annotation, shard: Callable[[int], Path], facts: Mapping[int, dict]
+) -> dict[str, Any]:
+    """What is known of the labels, beside what the old dataset has on record."""
+    old = read_provenance(rows.root)
+    cameras = dict(old.get("cameras", {}))
+    sources = next(iter(facts.values()))["sources"]
+    for camera in annotation.cameras:
+        if annotation.estimates_depth:
+            depth = {"source": annotation.depth, "depth_max_m": annotation.depth_max_m} | sources["depth"]
+            cameras[camera] = cameras.get(camera, {}) | {"depth": depth}
+        else:
+            depth = {"source": "sensor", "column": find_depth_key(rows.features, camera)}
+            cameras[camera] = {"depth": depth} | cameras.get(camera, {})
+    first = annotation.cameras[0]
+    cameras[first]["tracks"] = sources["tracks"] | {
+        "source": annotation.tracks,
+        "n_points": annotation.n_points,
+        "moving_fraction": 0.25,
+        "seed": annotation.seed,
+    }
+    episodes = {}
+    for episode, (source, known) in enumerate(facts.items()):
+        of_episode = dict(old.get("episodes", {}).get(str(source), {}))
+        for camera, measured in known["cameras"].items():
+            of_episode[camera] = of_episode.get(camera, {}) | measured
+        of_episode[first]["moving"] = encode_flags(_array(shard(episode), "moving"))
+        episodes[str(episode)] = of_episode | {"flags": flags(of_episode)}
+    kept = {name: value for name, value in old.items() if name not in ("version", "annotation")}
+    return kept | {"cameras": cameras, "episodes": episodes}
+
+
+def check_finished(root: Path, provenance: Mapping[str, Any]) -> dict:
+    """Quick check of a finished dataset.
+
+    Args:
+        root (`Path`): Its folder.
+        provenance (`Mapping`): Its provenance.
+
+    Returns:
+        `dict`: `episodes`, `frames`, `moving` (share of points), `still_episodes` (without motion).
+
+    Raises:
+        ValueError: Names the file that is missing or damaged.
+    """
+    episodes = provenance["episodes"]
+    check_dataset(root, len(episodes), provenance["annotation"]["video_bytes"])
+    camera = provenance["annotation"]["parameters"]["cameras"][0]
+    facts = [episodes[str(episode)][camera] for episode in range(len(episodes))]
+    points = sum(known["n_points"] for known in facts)
+    return {
+        "episodes": len(facts),
+        "frames": len(DatasetRows(root)),
+        "moving": sum(known["n_moving"] for known in facts) / max(1, points),
+        "still_episodes": [e for e, known in enumerate(facts) if not known["has_motion"]],
+    }

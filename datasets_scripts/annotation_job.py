@@ -1,0 +1,228 @@
+"""Annotating a dataset as three steps that can be spread over processes and machines, and run again.
+
+`prepare` checks what can be checked before any work, `make_shards` makes the labels of some episodes, each in
+a folder of `OUTPUT.partial/` that appears only when it is whole, and `merge` puts the dataset together beside
+them and renames it to OUTPUT. Each step may be run again at any time: what is done is left alone.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from datasets_scripts.annotate_episode import Annotation, LabelMaker, annotate_shard, current_facts
+from datasets_scripts.annotated_dataset import assemble, check_finished
+from datasets_scripts.columns import data_files, read_provenance
+from datasets_scripts.dataset_rows import DatasetRows
+from datasets_scripts.resumable import claim_folder, lock_folder, open_folder, refuse_other, work_on_all
+
+__all__ = ["AnnotationJob", "annotate", "make_shards", "merge", "prepare"]
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnotationJob:
+    """What is to be done; plain values, so that it can be sent to another machine.
+
+    Args:
+        dataset (`str`): Folder, or Hub id.
+        output (`Path`): Folder of the annotated dataset.
+        annotation (`Annotation`): What to add.
+        device (`str`): Of learned sources: `"cuda"`, `"cuda:1"`, `"cpu"`, or `"auto"`.
+        batch_size (`int`, *optional*): Frames at once, for sources that work frame by frame.
+    """
+
+    dataset: str
+    output: Path
+    annotation: Annotation
+    device: str = "auto"
+    batch_size: int | None = None
+
+    @property
+    def partial(self) -> Path:
+        """Folder of unfinished work."""
+        return self.output.with_name(self.output.name + ".partial")
+
+    def shard(self, episode: int) -> Path:
+        """Folder of an episode, by its number in the old dataset."""
+        return self.partial / "episodes" / f"{episode:06d}"
+
+
+def annotate(job: AnnotationJob, workers: int = 1) -> dict:
+    """All three steps; no other run may be at work on the same output.
+
+    Args:
+        job (`AnnotationJob`): What to do.
+        workers (`int`): Processes; with 1 everything happens in this one. The result does not depend on it.
+
+    Returns:
+        `dict`: As [`merge`].
+
+    Raises:
+        ValueError: If the dataset cannot be annotated so, a file is damaged, or the output belongs to other
+            parameters.
+        RuntimeError: If a worker dies.
+        OSError: If the disk is full; what is finished is kept.
+    """
+    work = _open(job)
+    if job.output.exists():
+        return _confirm(work)
+    _check(work)
+    with claim_folder(job.partial, work.parameters):
+        _make(work, work.episodes, workers)
+        _merge(work)
+    return _confirm(work)
+
+
+def prepare(job: AnnotationJob) -> None:
+    """Checks everything that can be checked before work, and makes the folder of unfinished work.
+
+    Raises:
+        ValueError: If the dataset cannot be annotated so, or the output belongs to other parameters.
+    """
+    work = _open(job)
+    if job.output.exists():
+        _confirm(work)
+    else:
+        _check(work)
+        open_folder(job.partial, work.parameters)
+
+
+def make_shards(job: AnnotationJob, rank: int = 0, world_size: int = 1, workers: int = 1) -> None:
+    """Makes the labels of every `world_size`-th episode, from the `rank`-th on, that are not there yet.
+
+    Other ranks may work beside it in the same folder, also on other machines.
+
+    Args:
+        job (`AnnotationJob`): What to do.
+        rank (`int`): Which share.
+        world_size (`int`): Number of shares.
+        workers (`int`): Processes.
+
+    Raises:
+        ValueError: If a file is damaged, or the folder belongs to other parameters.
+        RuntimeError: If a worker dies.
+        OSError: If the disk is full; what is finished is kept.
+    """
+    work = _open(job)
+    if not job.output.exists():
+        open_folder(job.partial, work.parameters)
+        _make(work, work.episodes[rank::world_size], workers)
+
+
+def merge(job: AnnotationJob) -> dict:
+    """Puts the dataset together from the shards of all ranks.
+
+    Returns:
+        `dict`: `episodes`, `frames`, `moving` (share of points), `still_episodes` (without motion).
+
+    Raises:
+        ValueError: If an episode is missing, or a finished output is damaged or of other parameters.
+        OSError: If the disk is full; what is finished is kept.
+    """
+    work = _open(job)
+    if not job.output.exists():
+        open_folder(job.partial, work.parameters)
+        with lock_folder(job.partial):
+            if not job.output.exists():
+                _merge(work)
+    return _confirm(work)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """A job on its opened dataset."""
+
+    job: AnnotationJob
+    rows: DatasetRows
+    episodes: list[int]
+    parameters: dict
+
+
+def _open(job: AnnotationJob) -> _Work:
+    rows = DatasetRows(job.dataset, stream=True)
+    episodes = list(range(rows.n_episodes))
+    name = rows.root.name if Path(job.dataset).expanduser().is_dir() else job.dataset
+    parameters = job.annotation.to_dict() | {"dataset": name, "source_sha256": _fingerprint(rows)}
+    return _Work(job, rows, episodes, parameters)
+
+
+def _check(work: _Work) -> None:
+    """What would only show after hours of work."""
+    work.job.annotation.check(work.rows, work.episodes)
+
+
+def _make(work: _Work, episodes: list[int], workers: int) -> None:
+    """Makes the shards that are missing among `episodes`."""
+    job, rows = work.job, work.rows
+    (job.partial / "episodes").mkdir(exist_ok=True)
+    missing = [episode for episode in episodes if current_facts(rows, job.shard(episode)) is None]
+    lengths = rows.episode_stops - rows.episode_starts
+    total = int(lengths[episodes].sum())
+    with tqdm(total=total, initial=total - int(lengths[missing].sum()), unit="frame") as bar:
+        jobs = [(episode, job.shard(episode)) for episode in missing]
+        for facts in work_on_all(_annotate_one, jobs, workers, _start, (job, rows)):
+            bar.update(facts["n_frames"])
+
+
+_maker: LabelMaker | None = None
+
+
+def _start(job: AnnotationJob, rows: DatasetRows) -> None:
+    """Opens the sources once per process."""
+    global _maker
+    import cv2
+
+    cv2.setNumThreads(1)  # episodes run side by side
+    _maker = LabelMaker(rows, job.annotation, job.device, job.batch_size)
+
+
+def _annotate_one(episode: int, shard: Path) -> dict:
+    return annotate_shard(_maker, episode, shard)
+
+
+def _merge(work: _Work) -> None:
+    """Shards to dataset; beside the output first, then renamed."""
+    job = work.job
+    facts = {episode: current_facts(work.rows, job.shard(episode)) for episode in work.episodes}
+    missing = [episode for episode, known in facts.items() if known is None]
+    if missing:
+        named = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        raise ValueError(
+            f"{len(missing)} of {len(facts)} episodes are not annotated yet ({named}): run the same command "
+            "again to make them"
+        )
+    work.rows.fetch_videos(work.episodes)
+    scratch = Path(tempfile.mkdtemp(prefix="dataset-", dir=job.partial))
+    try:
+        assemble(scratch / "dataset", work.rows, job.annotation, work.parameters, job.shard, facts)
+        os.replace(scratch / "dataset", job.output)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(job.partial, ignore_errors=True)
+
+
+def _confirm(work: _Work) -> dict:
+    """Check a finished dataset and leave it alone."""
+    output = work.job.output
+    provenance = read_provenance(output) if output.is_dir() else {}
+    if "annotation" not in provenance:
+        raise ValueError(f"{output} exists and was not made by this script; choose another --output")
+    refuse_other(
+        provenance["annotation"]["parameters"], work.parameters, f"a finished dataset in {output}", output
+    )
+    return check_finished(output, provenance)
+
+
+def _fingerprint(rows: DatasetRows) -> str:
+    """Of the dataset that is annotated: sizes of its data files, bounds of its episodes.
+
+    Videos are told apart in the shard that was made of them: one that is repaired, or downloaded later, does
+    not undo the work on the others.
+    """
+    sizes = [(path.relative_to(rows.root).as_posix(), path.stat().st_size) for path in data_files(rows.root)]
+    return hashlib.sha256(json.dumps([sizes, rows.episode_starts.tolist()]).encode()).hexdigest()[:16]
