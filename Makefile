@@ -82,13 +82,14 @@ style: setup ## repair lint and format where a tool can
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-benchmark-gpu: setup ## on a GPU: tests marked gpu, the control step and the training step at the paper's size
+benchmark-gpu: setup ## on a GPU: tests marked gpu; control step, training step and depth sources at true size
 	$(PY) -m pytest -m gpu
 	$(PY) benchmarks/control_step.py --device cuda --batches 1 16 --dtypes bfloat16 float32 \
 		--modes eager compiled graphed compiled-graphed --warmup 10 --repeats 100 \
 		--output outputs/benchmarks/control_step-cuda.csv
 	$(PY) benchmarks/training_step.py --device cuda --dtype bfloat16 --batches 32 8 64 --checkpointing off on \
 		--compile off on --warmup 5 --repeats 20 --output outputs/benchmarks/training_step-cuda.csv
+	$(PY) benchmarks/depth_sources.py --device cuda --output outputs/benchmarks/depth_sources-cuda.csv
 
 benchmark: setup ## run every benchmark; each ends with one line of JSON
 	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(PY) $$script; done

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from datasets_scripts.depth.alignment import fit_alignment, invert, key_frames, steady_ratio
+from datasets_scripts.depth.alignment import Alignment, fit_alignment, invert, key_frames, steady_ratio
 from datasets_scripts.depth.source import DepthClip
 
 FIT_PIXELS = 8_000_000  # of all key frames together; more do not sharpen a line and would fill memory
@@ -57,8 +57,8 @@ class MetricDepth:
 class AlignedDepth:
     """Depth of a relative model in metres, joined with a metric model on key frames.
 
-    Relative depth waits on disk (4 bytes a pixel, in the folder for temporary files) until the last key frame
-    is seen. A clip on which the models do not agree gets the metric model's depth of every frame, its medians
+    Relative depth waits on disk (4 bytes a pixel, in the folder for temporary files, TMPDIR) until the last
+    key frame is seen. A clip on which the models do not agree gets the metric model's depth of every frame, its medians
     smoothed in time, and `fallback` among its facts.
 
     Args:
@@ -87,32 +87,35 @@ class AlignedDepth:
         self, frames: Sequence[np.ndarray], fps: float, facts: dict[str, Any]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         seen = _KeyFrames(frames)
-        with _Spool() as spool:
+        with _Spool() as relative:
             for run in self.relative.predict(seen, fps):
-                spool.append(run)
-            chosen = sorted(seen.kept)
-            step = math.ceil(math.sqrt(len(chosen) * math.prod(spool.shape) / FIT_PIXELS))
-            runs = self.metric.predict([seen.kept[i] for i in chosen], fps)
-            metric = np.concatenate([run[:, ::step, ::step].copy() for run in runs])
-            metric = np.where(_with_validity(metric)[1], metric, 0)
-            relative = np.concatenate([spool.read(i, i + 1)[:, ::step, ::step].copy() for i in chosen])
-            found = fit_alignment(relative, metric, np.random.default_rng(0))
+                relative.append(run)
+            found = self._align(relative, seen.kept, fps)
             numbers = {"scale": found.scale, "shift": found.shift, "error": found.error}
             facts |= {name: x if math.isfinite(x) else None for name, x in numbers.items()}
-            facts |= {"fallback": not found.good, "key_frames": len(chosen)}
+            facts |= {"fallback": not found.good, "key_frames": len(seen.kept)}
             if found.good:
-                for run in spool.runs():
+                for run in relative.runs():
                     yield _with_validity(invert(run, found.scale, found.shift))
                 return
-        with _Spool() as spool:
+        with _Spool() as metric:
             for run in self.metric.predict(frames, fps):
-                spool.append(np.where(_with_validity(run)[1], run, 0))
-            ratio = steady_ratio(frame for run in spool.runs() for frame in run).astype(np.float32)
+                metric.append(np.where(_with_validity(run)[1], run, 0))
+            ratio = steady_ratio(frame for run in metric.runs() for frame in run).astype(np.float32)
             facts["flicker_ratio"] = float(np.exp(np.abs(np.log(ratio)).max()))
             start = 0
-            for run in spool.runs():
+            for run in metric.runs():
                 yield _with_validity(run * ratio[start : start + len(run), None, None])
                 start += len(run)
+
+    def _align(self, spool: "_Spool", pictures: dict[int, np.ndarray], fps: float) -> Alignment:
+        """Scale and shift from the key frames, by number, whose relative depth waits in `spool`."""
+        step = math.ceil(math.sqrt(len(pictures) * math.prod(spool.shape) / FIT_PIXELS))
+        runs = self.metric.predict(list(pictures.values()), fps)
+        metric = np.concatenate([run[:, ::step, ::step].copy() for run in runs])
+        metric = np.where(_with_validity(metric)[1], metric, 0)
+        relative = np.concatenate([spool.read(i, i + 1)[:, ::step, ::step].copy() for i in pictures])
+        return fit_alignment(relative, metric, np.random.default_rng(0))
 
 
 def _with_validity(metres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

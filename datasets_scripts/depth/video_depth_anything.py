@@ -157,7 +157,7 @@ class VideoDepth:
             images = torch.cat([before[self.repeated], images])
         on_gpu = self.device.type == "cuda"
         with torch.autocast(self.device.type, torch.float16, enabled=on_gpu):  # as the project does
-            depth = self.model.forward(images[None])[0]
+            depth = self.model(images[None])[0]
         depth = F.interpolate(depth[:, None].float(), (height, width), mode="bilinear", align_corners=True)
         return images, depth[:, 0]
 

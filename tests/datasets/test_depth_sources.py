@@ -402,7 +402,7 @@ def test_the_depth_of_the_dataset_needs_no_opening():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("depth-anythng-v2",), "unknown depth source 'depth-anythng-v2'; there is sensor"),
+        (("depth-everything",), "unknown depth source 'depth-everything'; there is sensor"),
         (("sensor", "some/model"), "--depth-model"),
         (("relative",), "--align-with depth-anything-v2"),
         (("depth-anything-v2", "relative"), "up to scale and shift"),
