@@ -58,8 +58,8 @@ class AlignedDepth:
     """Depth of a relative model in metres, joined with a metric model on key frames.
 
     Relative depth waits on disk (4 bytes a pixel, in the folder for temporary files, TMPDIR) until the last
-    key frame is seen. A clip on which the models do not agree gets the metric model's depth of every frame, its medians
-    smoothed in time, and `fallback` among its facts.
+    key frame is seen. A clip on which the models do not agree gets the metric model's depth of every frame,
+    its medians smoothed in time, and `fallback` among its facts.
 
     Args:
         relative (`Estimator`): Inverse depth up to scale and shift.
