@@ -9,6 +9,7 @@ dataset by hard link, never encoded again; whoever re-encodes them in place may 
 import argparse
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from datasets_scripts.annotate_episode import Annotation, dataset_cameras
@@ -16,6 +17,9 @@ from datasets_scripts.annotation_job import AnnotationJob, annotate
 from datasets_scripts.columns import find_depth_key
 from datasets_scripts.dataset_rows import DatasetRows
 from datasets_scripts.depth import DEPTH_SOURCES
+from datasets_scripts.executors import Resources, add_options, spread
+from datasets_scripts.push_dataset import check_push, push_dataset
+from datasets_scripts.ranks import annotate_as_rank, is_rank
 from datasets_scripts.resumable import resumable_command
 
 
@@ -49,6 +53,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="of learned sources: cuda, cuda:1, cpu (default: a GPU if any)")
     add("--batch-size", type=int, help="frames at once, for depth models that take one at a time")
     add("--workers", type=int, help="processes (default: one per core; one with learned sources)")
+    add(
+        "--push-to-hub",
+        metavar="OWNER/NAME",
+        help="upload the finished dataset; needs a token that may write",
+    )
+    add("--private", action="store_true", default=None, help="let a repository that is made be private")
+    add_options(parser)
     return parser
 
 
@@ -56,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     args = build_parser().parse_args(argv)
-    features = DatasetRows(args.dataset).features
+    features = DatasetRows(args.dataset, stream=True).features
     cameras = [name.strip() for name in (args.cameras or "").split(",") if name.strip()]
     cameras = cameras or [
         name for name in dataset_cameras(features) if args.depth != "sensor" or find_depth_key(features, name)
@@ -81,13 +92,23 @@ def main(argv: list[str] | None = None) -> None:
     learned = args.depth != "sensor" or args.tracks != "lucas-kanade"
     workers = args.workers or (1 if learned else os.cpu_count() or 1)
     job = AnnotationJob(args.dataset, args.output, annotation, args.device, args.batch_size)
-    summary = annotate(job, workers)
+    if args.push_to_hub:
+        check_push(args.push_to_hub, args.output, args.private)
+    if args.executor:
+        resources = Resources(**{field.name: getattr(args, field.name) for field in fields(Resources)})
+        summary = spread(job, args.executor, resources, args.push_to_hub)
+    else:
+        summary = annotate_as_rank(job, workers) if is_rank() else annotate(job, workers)
+    if summary is None:  # another process says it
+        return
     still = summary["still_episodes"]
     print(
         f"{args.output}: {summary['episodes']} episodes, {summary['frames']} frames, tracks of camera "
         f"{cameras[0]}, {summary['moving']:.0%} of the points moving"
         + (f"; nothing moves in episodes {still[:10]}" if still else "")
     )
+    if args.push_to_hub:
+        print(f"pushed to {push_dataset(args.output, args.push_to_hub)}")
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def prepare(job: AnnotationJob) -> None:
 
 
 def make_shards(job: AnnotationJob, rank: int = 0, world_size: int = 1, workers: int = 1) -> None:
-    """Makes the labels of every `world_size`-th episode, from the `rank`-th on, that are not there yet.
+    """Makes the labels of a share of the episodes, a run of neighbours, that are not there yet.
 
     Other ranks may work beside it in the same folder, also on other machines.
 
@@ -111,7 +111,8 @@ def make_shards(job: AnnotationJob, rank: int = 0, world_size: int = 1, workers:
     work = _open(job)
     if not job.output.exists():
         open_folder(job.partial, work.parameters)
-        _make(work, work.episodes[rank::world_size], workers)
+        bounds = [len(work.episodes) * share // world_size for share in (rank, rank + 1)]
+        _make(work, work.episodes[slice(*bounds)], workers, f"share {rank + 1} of {world_size}")
 
 
 def merge(job: AnnotationJob) -> dict:
@@ -156,14 +157,15 @@ def _check(work: _Work) -> None:
     work.job.annotation.check(work.rows, work.episodes)
 
 
-def _make(work: _Work, episodes: list[int], workers: int) -> None:
+def _make(work: _Work, episodes: list[int], workers: int, name: str | None = None) -> None:
     """Makes the shards that are missing among `episodes`."""
     job, rows = work.job, work.rows
     (job.partial / "episodes").mkdir(exist_ok=True)
     missing = [episode for episode in episodes if current_facts(rows, job.shard(episode)) is None]
     lengths = rows.episode_stops - rows.episode_starts
     total = int(lengths[episodes].sum())
-    with tqdm(total=total, initial=total - int(lengths[missing].sum()), unit="frame") as bar:
+    done = total - int(lengths[missing].sum())
+    with tqdm(total=total, initial=done, unit="frame", desc=name) as bar:
         jobs = [(episode, job.shard(episode)) for episode in missing]
         for facts in work_on_all(_annotate_one, jobs, workers, _start, (job, rows)):
             bar.update(facts["n_frames"])

@@ -116,23 +116,24 @@ def explain_hub_errors(repo_id: str) -> Iterator[None]:
         ValueError: If the dataset or a file of it is not there, or may not be had with this token.
         HubError: If the Hub cannot be reached, or fails.
     """
+    # What is raised forgets its cause: logs show a cause with the values of its variables, tokens among them.
     token = "this token may not see it" if get_token() else "no token is set"
     try:
         yield
-    except GatedRepoError as error:
+    except GatedRepoError:
         raise ValueError(
             f"dataset {repo_id} is gated: accept its terms on its page, then {_LOG_IN}"
-        ) from error
-    except RepositoryNotFoundError as error:
+        ) from None
+    except RepositoryNotFoundError:
         raise ValueError(
             f"the Hub has no dataset {repo_id}, or it is private and {token}: check the name, or {_LOG_IN}"
-        ) from error
-    except RevisionNotFoundError as error:
+        ) from None
+    except RevisionNotFoundError:
         raise ValueError(
             f"dataset {repo_id} has no such revision on the Hub; leave it out, or name one"
-        ) from error
+        ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, ConnectionError, RuntimeError) as error:
-        raise HubError(_why_not(repo_id, error)) from error
+        raise HubError(_why_not(repo_id, error)) from None
 
 
 def _why_not(repo_id: str, error: Exception) -> str:
