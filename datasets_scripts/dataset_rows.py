@@ -21,7 +21,7 @@ from lerobot.utils.constants import HF_LEROBOT_HOME
 from datasets_scripts.columns import INFO_PATH, data_files, load_features
 from datasets_scripts.hub_source import HubFiles, open_hub_dataset
 
-__all__ = ["ArrowColumn", "DatasetRows", "VideoSegments"]
+__all__ = ["ArrowColumn", "DatasetRows", "VideoSegments", "parse_episodes"]
 
 
 class ArrowColumn:
@@ -243,6 +243,39 @@ class DatasetRows:
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._open()
+
+
+def parse_episodes(text: str, n_episodes: int) -> list[int]:
+    """Episodes that a command line names: `0:100,205` -> 0 to 99 and 205; `:10` and `-5:` as in Python.
+
+    Args:
+        text (`str`): Numbers and ranges (stop exclusive), comma-separated.
+        n_episodes (`int`): Episodes of the dataset.
+
+    Returns:
+        `list[int]`: Ascending, each once.
+
+    Raises:
+        ValueError: If it is not of this form, or an episode does not exist.
+    """
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, colon, stop = part.strip().partition(":")
+        try:
+            if colon:
+                bounds = slice(int(first) if first else None, int(stop) if stop else None)
+                found = range(n_episodes)[bounds]
+            else:
+                found = [range(n_episodes)[int(first)]]
+        except (ValueError, IndexError):
+            found = ()
+        if not found:
+            raise ValueError(
+                f"--episodes: '{part}' names none of the episodes 0 to {n_episodes - 1}; give numbers and "
+                "ranges such as 0:100,205"
+            )
+        chosen.update(found)
+    return sorted(chosen)
 
 
 _RESTORE = "download the dataset again, or make it again with the script that made it"

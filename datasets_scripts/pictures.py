@@ -13,7 +13,9 @@ __all__ = [
     "depth_range",
     "draw_depth",
     "draw_flow",
+    "draw_trails",
     "import_matplotlib",
+    "plain_ticks",
     "save_png",
 ]
 
@@ -83,16 +85,48 @@ def draw_flow(axis, camera: np.ndarray, flow: Flow, limits: tuple[float, float])
     return trails if segments and has_depth else None
 
 
+def draw_trails(axis, camera: np.ndarray, xy: np.ndarray, shown: np.ndarray, values: np.ndarray, norm):
+    """Ways of points over a pale camera image, coloured by a value; returns the trails for a colour bar.
+
+    Args:
+        axis (`matplotlib.axes.Axes`): Where to.
+        camera (`np.ndarray`): `(H, W, 3)` in [0, 1].
+        xy (`np.ndarray`): `(L, P, 2)` image fractions.
+        shown (`np.ndarray`): Boolean `(L, P)`.
+        values (`np.ndarray`): `(L, P)`; large ones are drawn last.
+        norm (`matplotlib.colors.Normalize`): Range of the colours.
+    """
+    from matplotlib.collections import LineCollection
+
+    height, width = camera.shape[:2]
+    axis.imshow(0.5 + 0.5 * camera)
+    xy = xy * (width, height) - 0.5
+    t, p = np.nonzero(shown[1:] & shown[:-1])
+    order = np.argsort(values[t + 1, p], kind="stable")
+    t, p = t[order], p[order]
+    segments = np.stack([xy[t, p], xy[t + 1, p]], axis=1)  # (m, 2, 2)
+    trails = LineCollection(segments, array=values[t + 1, p], cmap="turbo", norm=norm, linewidths=0.8)
+    axis.add_collection(trails)
+    axis.set_xlim(-0.5, width - 0.5), axis.set_ylim(height - 0.5, -0.5)
+    return trails
+
+
 def add_depth_scale(figure, colours, place: tuple[float, float, float, float]) -> None:
     """What the colours mean, drawn at left, bottom, width and height in shares of the figure."""
-    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
-
     axis = figure.add_axes(place)
-    bar = figure.colorbar(colours, cax=axis, ticks=LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    bar.ax.yaxis.set_major_formatter(ScalarFormatter())
-    bar.ax.yaxis.set_minor_locator(NullLocator())
+    bar = figure.colorbar(colours, cax=axis)
+    plain_ticks(bar.ax.yaxis, (1, 1.5, 2, 3, 5, 7))
     bar.set_label("depth (m)", fontsize=8)
     axis.tick_params(labelsize=7)
+
+
+def plain_ticks(axis, subs: tuple[float, ...] = (1, 2, 5)) -> None:
+    """Numbers without exponents on the x or y axis of a logarithmic scale."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_locator(NullLocator())
 
 
 def save_png(path: str | Path, figure) -> None:

@@ -12,7 +12,8 @@ in `meta/foresight.json`, per episode and camera:
 | `depth.valid_share` | share of pixels that have a depth |
 | `depth.near_m`, `depth.median_m`, `depth.far_m` | 1st, 50th and 99th percentile of it, metres |
 | `depth.flicker` | where the image stays: how far depth is from the mean of the frames around, relative |
-| `depth.error`, `depth.fallback` | of the joined depth models, by their source (`depth/alignment.py`) |
+| `depth.error`, `depth.fallback` | of the joined depth models, by their source (`depth/estimators.py`) |
+| `problem` | why the camera's files could not be read |
 
 A figure that cannot be had is `None`. The thresholds of the flags are our choice, not the paper's.
 """
@@ -41,6 +42,7 @@ MAX_OFF_DEPTH_SHARE = 0.3
 
 # Every flag, in the order in which episodes are worth a look.
 FLAGS = {
+    "unreadable": "a file of the camera is damaged, or its depth is not in metres",
     "depth-fallback": "the two depth models did not fit together; depth of the image model alone was taken",
     "off-depth": f"more than {MAX_OFF_DEPTH_SHARE:.0%} of the visible points miss the depth map by more than "
     f"{FAR_FROM_DEPTH:.0%} of their distance: depth and tracks do not belong together",
@@ -60,7 +62,7 @@ MEASURES = (
     ("depth.error", "error of the alignment of two depth models", "{:.1%}", True),
     ("n_points", "tracked points", "{:.0f}", False),
     ("moving_share", "points that move", "{:.1%}", False),
-    ("motion_px", "way of moving points (px at 224 px)", "{:.1f}", None),
+    ("motion_px", "range of motion of moving points (px at 224 px)", "{:.1f}", None),
     ("visible_share", "frames in which a point is visible", "{:.1%}", False),
     ("off_depth_share", "visible points that miss the depth map", "{:.1%}", True),
 )
@@ -101,6 +103,10 @@ class DepthMeter:
         if images is not None:
             for image, one in zip(_on_grid(images).astype(np.int16), depth, strict=True):
                 self._add_flicker(image, one)
+
+    def cut(self) -> None:
+        """The frames that come next do not follow those that came."""
+        self._last = []
 
     def _add_flicker(self, image: np.ndarray, depth: np.ndarray) -> None:
         """How far the middle one of the last three frames is from the mean of its neighbours.
@@ -192,7 +198,8 @@ def flags(facts: Mapping[str, Any]) -> list[str]:
     found = []
     for camera, known in facts.items():
         if isinstance(known, Mapping):
-            raised = _depth_flags(known.get("depth") or {}) | _track_flags(known)
+            raised = {"unreadable"} if known.get("problem") else set()
+            raised |= _depth_flags(known.get("depth") or {}) | _track_flags(known)
             found += [f"{camera}/{word}" for word in FLAGS if word in raised]
     return found
 
@@ -238,7 +245,7 @@ def summarise(episodes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
 
     Returns:
         `dict`: By camera and measure its `median`, `min`, `max`, and under `worst` the episode in which it is
-        worst (`None` where neither direction is bad).
+        worst (`None` where neither direction is bad, or all are alike).
     """
     found: dict[str, dict[str, list[tuple[float, int]]]] = {}
     for episode, facts in episodes.items():
@@ -250,7 +257,8 @@ def summarise(episodes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
         for key, _, _, large_is_bad in MEASURES:
             if key in measures:
                 low, high = min(measures[key]), max(measures[key])
-                worst = None if large_is_bad is None else (high if large_is_bad else low)[1]
+                alike = large_is_bad is None or low[0] == high[0]
+                worst = None if alike else (high if large_is_bad else low)[1]
                 median = float(np.median([value for value, _ in measures[key]]))
                 row = {"median": median, "min": low[0], "max": high[0], "worst": worst}
                 result.setdefault(camera, {})[key] = row

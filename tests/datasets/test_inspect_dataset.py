@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets_scripts.inspect_dataset import Episode, _trails, main
+from datasets_scripts.inspect_dataset import main
+from datasets_scripts.label_pictures import _trails
+from datasets_scripts.labelled_episode import Episode, LabelledDataset
 from datasets_scripts.rerun_recording import points_in_space
 from tests.synthetic import SyntheticDataset, make_dataset
 
@@ -43,7 +45,7 @@ def recorded(path) -> dict[str, list]:
 
 
 def test_the_report_counts_what_the_dataset_holds(facts, capsys):
-    assert main(["--dataset", str(facts.root), "--episode", "1"]) == 1  # for the tracks miss the depth
+    assert main([str(facts.root), "--episode", "1"]) == 1  # for the tracks miss the depth
     said = capsys.readouterr()
     real = [facts.visible(1, t)[: facts.n_points - facts.n_padding] for t in range(FRAMES)]
     assert f"episode 1 of 2: “{facts.task(1)}”" in said.out
@@ -58,7 +60,7 @@ def test_the_report_counts_what_the_dataset_holds(facts, capsys):
 @pytest.mark.sim
 def test_simulated_labels_belong_together(simulated_dataset, tmp_path, capsys):
     path = tmp_path / "labels.rrd"
-    assert main(["--dataset", str(simulated_dataset.root), "--output", str(path)]) == 0
+    assert main([str(simulated_dataset.root), "--output", str(path)]) == 0
     said = capsys.readouterr().out
     assert "intrinsics known" in said and "100.0% lie on the depth map" in said
     chunks = recorded(path)
@@ -69,7 +71,7 @@ def test_simulated_labels_belong_together(simulated_dataset, tmp_path, capsys):
 
 def test_the_picture_has_a_row_for_every_camera_and_its_depth(facts, tmp_path):
     path = tmp_path / "pictures" / "labels.png"
-    main(["--dataset", str(facts.root), "--picture", str(path), "--moments", "3"])
+    main([str(facts.root), "--picture", str(path), "--moments", "3"])
     picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
     height, width = picture.shape[:2]
     expected = (2 * 32 / 48 + 2 * 40 / 36) * 1.9 + 0.85, 3 * 1.9 + 1.4  # inches
@@ -79,7 +81,7 @@ def test_the_picture_has_a_row_for_every_camera_and_its_depth(facts, tmp_path):
 
 
 def test_trails_lead_to_where_visible_points_are_now(facts):
-    camera = Episode(str(facts.root), 0).cameras[0]
+    camera = Episode(LabelledDataset(str(facts.root)), 0).cameras[0]
     trails = _trails(camera, 4)
     np.testing.assert_allclose(trails.points[0], facts.points(0, 4), atol=2e-3)
     np.testing.assert_allclose(trails.points[3], facts.points(0, 1), atol=2e-3)
@@ -95,7 +97,7 @@ def test_a_recording_shows_points_where_they_are(facts, tmp_path):
     content["cameras"]["main"]["intrinsics"] = intrinsics
     path.write_text(json.dumps(content))
     try:
-        main(["--dataset", str(facts.root), "--output", str(tmp_path / "labels.rrd")])
+        main([str(facts.root), "--output", str(tmp_path / "labels.rrd")])
     finally:
         path.write_text(before)
     chunks = recorded(tmp_path / "labels.rrd")
@@ -115,7 +117,7 @@ def test_a_recording_shows_points_where_they_are(facts, tmp_path):
 
 def test_a_dataset_without_labels_shows_what_it_has(plain, tmp_path, capsys):
     options = ["--picture", str(tmp_path / "a.png"), "--output", str(tmp_path / "a.rrd")]
-    assert main(["--dataset", str(plain.root), *options]) == 0
+    assert main([str(plain.root), *options]) == 0
     said = capsys.readouterr().out
     assert said.count("depth   none") == 2 and said.count("tracks  none") == 2
     chunks = recorded(tmp_path / "a.rrd")
@@ -131,7 +133,7 @@ def test_older_datasets_list_the_channels_first(plain, tmp_path, capsys):
         height, width, channels = feature["shape"]
         feature |= {"shape": [channels, height, width], "names": ["channels", "height", "width"]}
     (root / "meta/info.json").write_text(json.dumps(info))
-    assert main(["--dataset", str(root), "--picture", str(tmp_path / "a.png")]) == 0
+    assert main([str(root), "--picture", str(tmp_path / "a.png")]) == 0
     assert "camera wrist: 64 x 48" in capsys.readouterr().out
 
 
@@ -139,7 +141,7 @@ def test_an_episode_in_which_no_point_is_visible_is_a_problem(tmp_path, monkeypa
     monkeypatch.setattr(SyntheticDataset, "visible", lambda self, e, t: np.zeros(self.n_points, bool))
     facts = make_dataset(tmp_path / "data", episodes=1, frames=3, use_videos=False)
     options = ["--picture", str(tmp_path / "a.png"), "--output", str(tmp_path / "a.rrd")]
-    assert main(["--dataset", str(facts.root), *options]) == 1
+    assert main([str(facts.root), *options]) == 1
     said = capsys.readouterr()
     assert "0 points (60 never visible)" in said.out and "no point is visible" in said.err
     assert (tmp_path / "a.png").is_file() and (tmp_path / "a.rrd").is_file()
@@ -148,7 +150,7 @@ def test_an_episode_in_which_no_point_is_visible_is_a_problem(tmp_path, monkeypa
 def test_depth_in_another_unit_is_a_problem(tmp_path, capsys):
     root = tmp_path / "millimetres"
     make_dataset(root, episodes=1, frames=3, use_videos=False, tracks=False, depth_factor=1000)
-    assert main(["--dataset", str(root)]) == 1
+    assert main([str(root)]) == 1
     assert "looks like millimetres read as metres" in capsys.readouterr().err
 
 
@@ -157,6 +159,9 @@ def test_depth_in_another_unit_is_a_problem(tmp_path, capsys):
     [
         (["--episode", "2"], None, "has the episodes 0 to 1, not 2"),
         (["--moments", "0"], None, "--moments is 0"),
+        (["--episodes", "0:2"], None, "--episodes says which episodes --report reads"),
+        (["--report", "x.html", "--episodes", "0,7"], None, "'7' names none of the episodes 0 to 1"),
+        (["--report", "x.html"], "matplotlib.figure", r"pictures need matplotlib .*\[viz\]"),
         (["--output", "x.rrd"], "rerun", r"recordings need Rerun .*\[viz\]"),
         (["--picture", "x.png"], "matplotlib.figure", r"pictures need matplotlib .*\[viz\]"),
     ],
@@ -165,7 +170,7 @@ def test_what_is_missing_is_named(facts, tmp_path, monkeypatch, capsys, options,
     monkeypatch.chdir(tmp_path)
     if missing:
         monkeypatch.setitem(sys.modules, missing, None)
-    assert main(["--dataset", str(facts.root), *options]) == 1
+    assert main([str(facts.root), *options]) == 1
     assert re.search(message, capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 
