@@ -201,6 +201,7 @@ def join_videos(
         target = meta.root / meta.video_path.format(video_key=key, chunk_index=chunk, file_index=file)
         target.parent.mkdir(parents=True, exist_ok=True)
         concatenate_video_files(list(paths[start:stop]), target)
+        target.chmod(0o644)  # LeRobot writes it as a private temporary file first
         expected = sum(lengths[start:stop])
         found = count_frames(target)
         if found != expected:

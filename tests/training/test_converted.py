@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState
 from transformers import AutoProcessor
@@ -10,9 +11,11 @@ from transformers import AutoProcessor
 from datasets_scripts.convert import convert
 from datasets_scripts.convert_calvin import CalvinArchive
 from datasets_scripts.convert_libero import LiberoArchive
+from modeling_foresight import ForesightConfig
 from tests.datasets import test_convert_calvin, test_convert_libero
 from tests.training.test_train import TINY
 from training.config import load_config
+from training.data import RunData
 from training.train import train
 
 COMMON = {
@@ -60,9 +63,33 @@ def test_two_steps_of_training(archive, form, open_and_closed, tmp_path, monkeyp
     logged = next(line for line in lines if "step_s" in line)
     assert {"action", "gripper", "future"} <= set(logged) and ("depth" in logged) == (form is WITH_DEPTH)
 
-    import torch
-
     processor = AutoProcessor.from_pretrained(output / "model")
     likely = torch.tensor([[[0.1] * 6 + [0.9], [0.1] * 6 + [0.1]]])
     state = torch.zeros(1, 7)
     assert set(processor.decode_actions(likely, state)[0, :, 6].tolist()) == open_and_closed
+
+
+@pytest.mark.parametrize(
+    ("name", "archive", "codec"),
+    [("calvin_d_d", calvin, "local_delta"), ("libero_suite", libero, "recorded")],
+)
+def test_the_named_run_reads_the_dataset(name, archive, codec, tmp_path):
+    (tmp_path / "archive").mkdir()
+    convert(archive(tmp_path / "archive"), tmp_path / "dataset")
+    options = [
+        "--dataset",
+        str(tmp_path / "dataset"),
+        "--model.history_length",
+        "4",
+        "--data.frame_cache",
+        "off",
+    ]
+    # The annotation would bring tracks, and LIBERO's depth.
+    run = load_config(f"training/configs/{name}.yaml", [*options, "--data.missing_targets", "true"])
+    model = ForesightConfig(**run.model)
+    assert model.objectives == ["action", "depth", "future", "flow", "progress"] and model.goal_image
+    assert (model.action_codec, model.state_representation) == (codec, "relative")
+    assert list(model.binary_action_indices) == list(model.binary_state_indices) == [6]
+    windows = RunData(run, model).train
+    assert (windows.action_dim, windows.state_dim) == (7, 7) == (model.action_dim, model.state_dim)
+    assert set(windows[0]["images"]) == {"main", "wrist"}
