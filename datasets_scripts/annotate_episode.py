@@ -352,7 +352,8 @@ class LabelMaker:
             visible=np.pad(visible, ((0, 0), (0, padding))),
             moving=np.pad(choice.moving, (0, padding)),
         )
-        return TrackMeter(points, visible, choice.moving), {"has_motion": choice.has_motion}
+        found = {"has_motion": choice.has_motion, "moving_camera": choice.moving_camera}
+        return TrackMeter(points, visible, choice.moving), found
 
     def _files_read(self, episode: int) -> dict[str, int]:
         paths = [decoder.file_of(episode) for decoder in self.decoders.values() if decoder.is_video]

@@ -14,7 +14,6 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from jinja2 import Environment, StrictUndefined
 
 from datasets_scripts.columns import (
-    DEPTH_PREFIX,
     POINTS_PREFIX,
     POINTS_VISIBLE_PREFIX,
     find_depth_key,
@@ -59,16 +58,16 @@ def build_card(root: str | Path, repo_id: str | None = None) -> DatasetCard:
     info, provenance = load_info(root), read_provenance(root)
     old_data, old_text = _old_card(root / "README.md")
     annotation, episodes = provenance.get("annotation", {}), provenance.get("episodes", {})
-    source = str(annotation.get("parameters", {}).get("dataset", ""))
+    made_with = annotation.get("parameters", {})
+    source = str(made_with.get("dataset", ""))
     flags = list(_flag_rows(provenance))
     cameras = _label_columns(info["features"], provenance.get("cameras", {}))
     labels = list(provenance.get("cameras", {}).items())
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     content = environment.from_string(TEMPLATE.read_text()).render(
         card_data=_metadata(info, old_data, source).to_yaml(),
-        name=repo_id or root.resolve().name,
-        source=f"`{source}`" if source else "below",
-        added=_added(cameras),
+        name=source or repo_id or "dataset",
+        added="3D point tracks" if made_with.get("depth") == "sensor" else "metric depth and 3D point tracks",
         chosen=_chosen(annotation),
         info={"robot_type": None, **info},
         cameras=", ".join(f"`{camera}`" for camera in _rgb_cameras(info["features"])) or "none",
@@ -79,7 +78,7 @@ def build_card(root: str | Path, repo_id: str | None = None) -> DatasetCard:
         flagged=len(flagged_episodes(provenance)),
         flags=flags,
         skipped=annotation.get("skipped", []),
-        repo_id=repo_id or f"local/{root.resolve().name}",
+        repo_id=repo_id or "local/annotated",
         is_local=repo_id is None,
         place=repo_id or "DIR",
         example=[_example(column) for column in cameras],
@@ -141,7 +140,7 @@ def _label_columns(features: Mapping[str, Mapping], cameras: Mapping[str, Mappin
         facts = cameras.get(camera, {})
         depth = find_depth_key(features, camera)
         if depth:
-            meaning = "depth along the optical axis (metres in the video's own code; 0 is unknown)"
+            meaning = "depth along the optical axis, unknown at its lowest and highest value"
             rows.append({"key": depth, "meaning": meaning, "source": _source(facts.get("depth"))})
         if points_key(camera) in features:
             n = features[points_visible_key(camera)]["shape"][0]
@@ -154,13 +153,8 @@ def _label_columns(features: Mapping[str, Mapping], cameras: Mapping[str, Mappin
 
 
 def _source(facts: Mapping[str, Any] | None) -> str:
-    return (facts or {}).get("source", "the source dataset")
-
-
-def _added(columns: list[dict[str, str]]) -> str:
-    kinds = {DEPTH_PREFIX: "metric depth", POINTS_PREFIX: "3D point tracks"}
-    found = [kind for prefix, kind in kinds.items() if any(c["key"].startswith(prefix) for c in columns)]
-    return " and ".join(found) or "none"
+    source = (facts or {}).get("source", "sensor")
+    return "the source dataset" if source == "sensor" else source
 
 
 def _chosen(annotation: Mapping[str, Any]) -> str:
@@ -175,7 +169,7 @@ def _example(column: Mapping[str, str]) -> str:
         return f'seen = frame["{key}"]  # (points,) bool'
     if key.startswith(POINTS_PREFIX):
         return f'points = frame["{key}"].reshape(-1, 3)  # x / width, y / height, metres'
-    return f'depth = frame["{key}"]  # (1, H, W)'
+    return f'depth = frame["{key}"]  # (1, H, W) metres'
 
 
 def _parameters(

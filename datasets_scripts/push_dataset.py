@@ -8,7 +8,8 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import RevisionNotFoundError
 from lerobot.datasets.dataset_metadata import CODEBASE_VERSION
 
-from datasets_scripts.columns import dataset_files
+from datasets_scripts.columns import dataset_files, read_provenance
+from datasets_scripts.dataset_card import write_card
 from datasets_scripts.hub_source import explain_hub_errors
 
 __all__ = ["check_push", "push_dataset"]
@@ -43,7 +44,7 @@ def push_dataset(root: Path, repo_id: str) -> str:
     """Uploads a dataset into its repository; run again after an interruption, it continues.
 
     Args:
-        root (`Path`): The finished dataset; its `README.md` becomes the card.
+        root (`Path`): The finished dataset; its `README.md` becomes the card, and will name the repository.
         repo_id (`str`): Repository that `check_push` has made.
 
     Returns:
@@ -56,6 +57,8 @@ def push_dataset(root: Path, repo_id: str) -> str:
     api = HfApi()
     with explain_hub_errors(repo_id):
         _refuse_strangers(repo_id, api.list_repo_files(repo_id, repo_type="dataset"), _places(root))
+        if "annotation" in read_provenance(root):
+            write_card(root, repo_id)
         api.upload_folder(
             repo_id=repo_id,
             folder_path=root,

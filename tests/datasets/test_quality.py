@@ -148,7 +148,7 @@ def annotated(tmp_path):
     for episode in ("0", "2"):
         episodes[episode]["main"]["n_moving"] = 0
         episodes[episode]["flags"] = flags(episodes[episode])
-    annotation = {"parameters": {"dataset": "someone/drawer"}}
+    annotation = {"parameters": {"dataset": "someone/drawer", "depth": "sensor"}}
     write_provenance(facts.root, {"cameras": cameras, "episodes": episodes, "annotation": annotation})
     return facts.root
 
@@ -166,7 +166,8 @@ def test_the_card_says_what_was_added_how_and_how_good(annotated):
     assert card.data.task_categories == ["robotics"] and "LeRobot" in card.data.tags
     assert card.data.size_categories == ["n<1K"] and card.data.source_datasets == ["someone/drawer"]
     text = card.text
-    assert "`someone/drawer` with labels added: metric depth and 3D point tracks" in text
+    assert "`someone/drawer` with 3D point tracks added" in text and "# someone/drawer with depth" in text
+    assert "| `observation.depth.main` | depth along the optical axis" in text
     assert "| `observation.points.main` | 60 points x (x, y, z in metres) | some-tracker |" in text
     assert "| tracks (main): seed | 5 |" in text and "| depth: source | sensor |" in text
     assert "- `owner/tracker`: cc-by-nc-4.0" in text
@@ -199,7 +200,7 @@ def test_a_card_without_proper_metadata_is_kept_as_text(annotated):
 def test_a_published_card_loads_from_the_hub(annotated):
     write_card(annotated, repo_id="you/drawer-depth")
     text = (annotated / "README.md").read_text()
-    assert 'LeRobotDataset("you/drawer-depth")' in text and "root=" not in text
+    assert 'LeRobotDataset("you/drawer-depth", depth_output_unit="m")' in text and "root=" not in text
 
 
 def test_what_was_left_out_is_told(annotated):
