@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets_scripts.columns import data_files
+from datasets_scripts.columns import data_files, write_json_atomic
 from datasets_scripts.shards import ARRAYS
 from datasets_scripts.videos import join_videos, lerobot_depth_encoder, lerobot_rgb_encoder
 
@@ -97,6 +97,9 @@ def assemble_dataset(
     finally:
         data.close()
         meta.finalize()
+    # LeRobot's order is that of a set, another one in every process: the same dataset has the same bytes.
+    stats_path = root / "meta/stats.json"
+    write_json_atomic(stats_path, dict(sorted(json.loads(stats_path.read_text()).items())))
 
 
 def _columns(

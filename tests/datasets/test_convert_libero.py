@@ -159,6 +159,7 @@ def test_an_interrupted_run_continues_and_workers_do_not_matter(suite, dataset, 
         patch.setattr(flow, "_convert_one", dies_after_two)
         assert main(command(suite, output)) == 130 and not output.exists()
     convert(LiberoArchive(suite), output, workers=2)
+    assert list(stats := json.loads((dataset / "meta" / "stats.json").read_text())) == sorted(stats)
     for path in dataset.rglob("*"):
         name = path.relative_to(dataset)
         if path.suffix in (".json", ".parquet") and path.name != "foresight.json":
