@@ -115,7 +115,10 @@ def _add_episode_columns(root: Path, columns: Sequence[dict[str, Any]]) -> None:
     for path in sorted((root / "meta/episodes").glob("*/*.parquet")):
         table = pq.read_table(path)
         new = [columns[episode] for episode in table.column("episode_index").to_pylist()]
-        for name in new[0] if new else ():
+        names = list(new[0]) if new else []
+        # LeRobot's remove_feature leaves these columns of what it removed.
+        table = table.drop_columns([name for name in names if name in table.column_names])
+        for name in names:
             table = table.append_column(name, pa.array([values[name] for values in new]))
         with replacing(path) as temporary:
             pq.write_table(table, temporary, compression="snappy")

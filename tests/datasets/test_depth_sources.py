@@ -59,7 +59,9 @@ def save_network(folder, depth_estimation_type):
         max_depth=20,
     )
     torch.manual_seed(0)
-    DepthAnythingForDepthEstimation(config).save_pretrained(folder)
+    model = DepthAnythingForDepthEstimation(config)
+    torch.nn.init.constant_(model.head.conv3.bias, -2)  # metres of a room: 20 m * sigmoid(-2)
+    model.save_pretrained(folder)
     size = {"height": 56, "width": 56}
     DPTImageProcessor(size=size, keep_aspect_ratio=True, ensure_multiple_of=14).save_pretrained(folder)
     return str(folder)

@@ -1,0 +1,51 @@
+"""Datasets without depth get it from a model: from the command to what the stock reader reads."""
+
+import numpy as np
+import pytest
+from lerobot.datasets.dataset_tools import remove_feature
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from datasets_scripts.annotate import main
+from datasets_scripts.columns import read_provenance
+from datasets_scripts.depth import open_depth
+from tests.datasets.test_depth_sources import save_network
+from tests.synthetic import make_dataset
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Videos of two cameras whose depth was removed, by LeRobot's own tool."""
+    folder = tmp_path_factory.mktemp("recorded")
+    facts = make_dataset(folder / "data", tracks=False, size=(64, 80), episodes=2, frames=[5, 3])
+    whole = LeRobotDataset("local/data", root=facts.root)
+    depths = ["observation.depth.main", "observation.depth.wrist"]
+    remove_feature(whole, depths, output_dir=folder / "bare", repo_id="local/bare")
+    return folder / "bare"
+
+
+def test_the_stock_reader_reads_what_two_joined_models_give(recorded, tmp_path):
+    source, metric = (save_network(tmp_path / kind, kind) for kind in ("relative", "metric"))
+    output = tmp_path / "annotated"
+    options = [
+        "--cameras=main",
+        f"--depth={source}",
+        "--n-points=20",
+        "--workers=1",
+        "--device=cpu",
+        f"--align-with={metric}",
+    ]
+    assert main([f"--dataset={recorded}", f"--output={output}", *options]) == 0
+
+    dataset = LeRobotDataset("local/annotated", root=output, depth_output_unit="m", return_uint8=True)
+    assert len(dataset) == 8
+    for start, stop in ((0, 5), (5, 8)):
+        items = [dataset[i] for i in range(start, stop)]
+        video = [np.asarray(item["observation.images.main"]).transpose(1, 2, 0) for item in items]
+        clip = open_depth(source, align_with=metric, device="cpu").estimate(video, dataset.fps)
+        want = np.concatenate([metres for metres, _ in clip.runs])
+        stored = np.stack([np.asarray(item["observation.depth.main"])[0] for item in items])
+        np.testing.assert_allclose(stored, want, rtol=5e-3)  # 12 bits
+    provenance = read_provenance(output)
+    models = provenance["cameras"]["main"]["depth"]["models"]
+    assert [model["is_metric"] for model in models] == [False, True]
+    assert provenance["episodes"]["1"]["main"]["depth"]["key_frames"] == 3
