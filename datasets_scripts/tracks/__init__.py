@@ -40,7 +40,7 @@ def open_tracker(source: str, model: str | None = None, device: str = "auto") ->
         ValueError: As [`check_track_source`]; also if weights are damaged or the device does not exist.
     """
     tracker = _resolve(source, model)
-    return tracker(model, device) if model else tracker()
+    return tracker() if source == "lucas-kanade" else tracker(model, device)
 
 
 def _resolve(source: str, model: str | None) -> type:
@@ -53,4 +53,9 @@ def _resolve(source: str, model: str | None) -> type:
         if model:
             raise ValueError(f"--tracks lucas-kanade has no weights; leave --track-model {model} out")
         return LucasKanade
-    raise ValueError(f"track source '{source}' is not there yet")
+    if source == "delta":
+        from datasets_scripts.tracks.delta import Delta as Tracker
+    else:
+        from datasets_scripts.tracks.cotracker3 import CoTracker3 as Tracker
+    Tracker.check(model)
+    return Tracker

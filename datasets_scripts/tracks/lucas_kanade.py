@@ -14,13 +14,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from datasets_scripts.columns import DEPTH_FLOOR_M
+from datasets_scripts.tracks.lifting import depth_at, is_same_surface
 
 WINDOW_FRACTION = 21 / 224  # side of the matched window, of the image's shorter side
 PYRAMID_LEVELS = 3
 MAX_ERROR_FRACTION = 1.0 / 224  # a point that does not come back to within this was lost
-# How much nearer or farther a point may be one frame later; anything else stands before or behind it.
-DEPTH_JUMP_M, DEPTH_JUMP_FRACTION = 0.04, 0.04
 
 
 class LucasKanade:
@@ -53,7 +51,7 @@ class LucasKanade:
                     going = np.flatnonzero((start - frame) * step < 0)
                     _advance(found, going, frame - step, frame, before, now, depth_m[frame])
                 here = np.flatnonzero(start == frame)
-                z = _depth_at(depth_m[frame], queries[here, 1:], None)
+                z = depth_at(depth_m[frame], queries[here, 1:])
                 found.points[frame, here] = np.c_[queries[here, 1:], z]
                 found.visible[frame, here] = found.confidence[frame, here] = z > 0
                 before = now
@@ -95,29 +93,9 @@ def _advance(
     good = (arrived[:, 0] > 0) & (returned[:, 0] > 0) & (error <= limit) & inside
     index, there, error = index[good], there[good], error[good]
     z_before = found.points[before, index, 2]
-    z = _depth_at(depth_m, there, z_before)
-    good = np.abs(z - z_before) <= np.maximum(DEPTH_JUMP_M, DEPTH_JUMP_FRACTION * z_before)
+    z = depth_at(depth_m, there, z_before)
+    good = is_same_surface(z, z_before)
     index = index[good]
     found.points[frame, index] = np.c_[there[good], z[good]]
     found.visible[frame, index] = True
     found.confidence[frame, index] = 1 - error[good] / limit
-
-
-def _depth_at(depth_m: np.ndarray, place: np.ndarray, expected_m: np.ndarray | None) -> np.ndarray:
-    """Depth `(n,)` in metres at places `(n, 2)`, 0 where there is none.
-
-    Of the 3x3 pixels around a place the one nearest to the expected depth counts, so that a point on an edge
-    does not change from the object to what lies behind it; without an expectation, the place's own pixel.
-    """
-    height, width = depth_m.shape
-    column = np.clip(place[:, 0].astype(np.int64), 0, width - 1)
-    row = np.clip(place[:, 1].astype(np.int64), 0, height - 1)
-    if expected_m is None:
-        return np.where(depth_m[row, column] > DEPTH_FLOOR_M, depth_m[row, column], np.float32(0))
-    best = np.zeros(len(place), np.float32)
-    for down in (-1, 0, 1):
-        for right in (-1, 0, 1):
-            value = depth_m[np.clip(row + down, 0, height - 1), np.clip(column + right, 0, width - 1)]
-            nearer = np.abs(value - expected_m) < np.abs(best - expected_m)
-            best = np.where((value > DEPTH_FLOOR_M) & nearer, value, best)
-    return best

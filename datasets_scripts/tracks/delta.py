@@ -1,0 +1,109 @@
+"""DELTA from the user's copy of that project: a tracker that follows points in the image and in depth.
+
+The network goes through a chunk in windows of 16 frames, forwards from each query and then backwards, and is
+called through the project's own predictor.
+
+Source: Ngo et al. 2025, DELTA: Dense Efficient Long-range 3D Tracking for Any video (3D Foresight's tracker).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from datasets_scripts.depth.gpu import pick_device
+from datasets_scripts.tracks.learned import (
+    PixelScale,
+    check_checkpoint,
+    describe,
+    load_weights,
+    resize,
+    track_in_chunks,
+)
+from datasets_scripts.tracks.lifting import depth_at, fill_holes
+
+# The published network.
+SIZES = {
+    "stride": 4,
+    "window_len": 16,
+    "add_space_attn": True,
+    "num_virtual_tracks": 64,
+    "model_resolution": (384, 512),
+    "upsample_factor": 4,
+}
+DENSE_ONLY = "upsample_transformer."  # parameters that tracks of single points do not use
+
+
+class Delta:
+    """The 3D tracker.
+
+    Args:
+        checkpoint (`str`): File of its weights, `densetrack3d.pth`.
+        device (`str`): `"auto"`: a GPU if there is one.
+
+    Raises:
+        ValueError: If package or file is missing or damaged; says what to do.
+    """
+
+    def __init__(self, checkpoint: str, device: str = "auto"):
+        self.check(checkpoint)
+        self.checkpoint, self.device = checkpoint, pick_device(device)
+        try:
+            from densetrack3d.models.densetrack3d.densetrack3d import DenseTrack3D
+            from densetrack3d.models.predictor.predictor import Predictor3D
+        except ImportError as error:
+            raise ValueError(f"DELTA cannot be imported: {error}; install what it needs") from error
+        model = DenseTrack3D(**SIZES)
+        load_weights(model, checkpoint, unused=DENSE_ONLY)
+        self.predictor = Predictor3D(model=model).to(self.device).eval()
+
+    @staticmethod
+    def check(checkpoint: str | None) -> None:
+        """Whether it can be opened; the weights are not read.
+
+        Raises:
+            ValueError: If package or file is missing.
+        """
+        check_checkpoint(
+            "densetrack3d",
+            checkpoint,
+            "DELTA",
+            "clone github.com/snap-research/DELTA_densetrack3d, install jaxtyping, and add the folder to "
+            "PYTHONPATH (research licence)",
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Checkpoint, its hash, licence, package."""
+        licence = "Snap Inc., non-commercial research only"
+        return describe("DELTA", self.checkpoint, licence, "densetrack3d")
+
+    def track(
+        self, video: Sequence[np.ndarray], depth_m: Sequence[np.ndarray], queries: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As [`TrackSource.track`]; a query without depth is visible nowhere."""
+        points, visible, confidence = track_in_chunks(self._predict, (video, depth_m), queries, size=3)
+        frame = queries[:, 0].astype(np.int64)
+        for first in np.unique(frame):
+            here = np.flatnonzero(frame == first)
+            visible[:, here] &= depth_at(depth_m[first], queries[here, 1:]) > 0
+        return points, visible, confidence
+
+    @torch.inference_mode()
+    def _predict(
+        self, images: np.ndarray, depth_m: np.ndarray, queries: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One chunk: images `(k, H, W, 3)`, depth `(k, H, W)`, queries `(m, 3)`."""
+        resolution = self.predictor.interp_shape
+        scale = PixelScale(images.shape[1:3], resolution)
+        # The network takes a hole for something one centimetre away.
+        found = self.predictor(
+            resize(images, *resolution, self.device),
+            resize(fill_holes(depth_m), *resolution, self.device),
+            queries=scale.to_network(queries, self.device),
+            backward_tracking=True,
+        )
+        places = scale.to_image(found["trajs_uv"][0])
+        z = found["trajs_depth"][0].float().cpu().numpy()
+        visible, confidence = found["vis"][0].cpu().numpy(), found["conf"][0].float().cpu().numpy()
+        return np.concatenate([places, z], axis=-1), visible, confidence
