@@ -50,6 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--track-model", help="its weights")
     add("--n-points", type=int, default=1250, help="most points per episode (%(default)s)")
     add("--seed", type=int, default=0, help="seed of the choice of points (%(default)s)")
+    add("--episodes", help="only these, such as 0:100,205 (default: all)")
+    add("--limit", type=int, help="only the first so many of them")
+    add(
+        "--skip-broken",
+        action="store_true",
+        help="leave out episodes that cannot be read, and record them, instead of stopping at them",
+    )
     add("--device", default="auto", help="of learned sources: cuda, cuda:1, cpu (default: a GPU if any)")
     add("--batch-size", type=int, help="frames at once, for depth models that take one at a time")
     add("--workers", type=int, help="processes (default: one per core; one with learned sources)")
@@ -91,7 +98,16 @@ def main(argv: list[str] | None = None) -> None:
     )
     learned = args.depth != "sensor" or args.tracks != "lucas-kanade"
     workers = args.workers or (1 if learned else os.cpu_count() or 1)
-    job = AnnotationJob(args.dataset, args.output, annotation, args.device, args.batch_size)
+    job = AnnotationJob(
+        args.dataset,
+        args.output,
+        annotation,
+        args.episodes,
+        args.limit,
+        args.skip_broken,
+        args.device,
+        args.batch_size,
+    )
     if args.push_to_hub:
         check_push(args.push_to_hub, args.output, args.private)
     if args.executor:
@@ -101,14 +117,26 @@ def main(argv: list[str] | None = None) -> None:
         summary = annotate_as_rank(job, workers) if is_rank() else annotate(job, workers)
     if summary is None:  # another process says it
         return
-    still = summary["still_episodes"]
-    print(
-        f"{args.output}: {summary['episodes']} episodes, {summary['frames']} frames, tracks of camera "
-        f"{cameras[0]}, {summary['moving']:.0%} of the points moving"
-        + (f"; nothing moves in episodes {still[:10]}" if still else "")
-    )
+    print(describe(summary, args.output, cameras[0]))
     if args.push_to_hub:
         print(f"pushed to {push_dataset(args.output, args.push_to_hub)}")
+
+
+def describe(summary: dict, output: Path, camera: str) -> str:
+    """What was made, in a few lines."""
+    lines = [
+        f"{output}: {summary['episodes']} episodes, {summary['frames']} frames, tracks of camera {camera}, "
+        f"{summary['moving']:.0%} of the points moving"
+    ]
+    for wording, episodes in (
+        ("nothing moves in", summary["still_episodes"]),
+        ("see inspect_dataset.py for the flags of", summary["flagged"]),
+        ("left out because they cannot be read:", [known["episode"] for known in summary["skipped"]]),
+    ):
+        if episodes:
+            named = ", ".join(map(str, episodes[:10])) + (", ..." if len(episodes) > 10 else "")
+            lines.append(f"{wording} {len(episodes)} episodes ({named})")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

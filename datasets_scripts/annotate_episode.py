@@ -1,14 +1,15 @@
 """One episode of an existing dataset -> its labels, in a folder that appears only when it is whole."""
 
-import contextlib
 import dataclasses
 import errno
+import functools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 
 from datasets_scripts.columns import (
@@ -24,7 +25,7 @@ from datasets_scripts.columns import (
     points_key,
     write_json_atomic,
 )
-from datasets_scripts.dataset_rows import DatasetRows
+from datasets_scripts.dataset_rows import BrokenEpisodeError, DatasetRows
 from datasets_scripts.depth import check_depth_source, open_depth
 from datasets_scripts.depth_videos import DepthVideos
 from datasets_scripts.frame_cache import FrameDecoder, depth_code_table
@@ -38,6 +39,7 @@ __all__ = [
     "Annotation",
     "LabelMaker",
     "annotate_shard",
+    "check_readable",
     "current_facts",
     "dataset_cameras",
 ]
@@ -254,10 +256,10 @@ class LabelMaker:
 
         Returns:
             `dict`: `n_frames`; figures by camera under `cameras`; statistics of the new videos under `stats`;
-            the `sources`; the sizes of the video files that were read under `videos`.
+            the `sources`.
 
         Raises:
-            ValueError: If a file is damaged; names it.
+            BrokenEpisodeError: If a video file is missing or damaged; names it.
         """
         facts: dict[str, Any] = {"n_frames": len(span), "cameras": {}, "stats": {}}
         for camera in self.annotation.cameras:
@@ -276,7 +278,6 @@ class LabelMaker:
             measured["depth"] |= known
             facts["cameras"][camera] = measured
         facts["sources"] = self.sources()
-        facts["videos"] = self._files_read(episode)
         return facts
 
     def _video(self, camera: str, span: range) -> EpisodeFrames:
@@ -355,10 +356,6 @@ class LabelMaker:
         found = {"has_motion": choice.has_motion, "moving_camera": choice.moving_camera}
         return TrackMeter(points, visible, choice.moving), found
 
-    def _files_read(self, episode: int) -> dict[str, int]:
-        paths = [decoder.file_of(episode) for decoder in self.decoders.values() if decoder.is_video]
-        return {path.relative_to(self.rows.root).as_posix(): path.stat().st_size for path in paths}
-
 
 def _measure(video: EpisodeFrames, depth: EpisodeFrames, tracks: TrackMeter | None) -> dict[str, Any]:
     """Figures of one camera."""
@@ -370,29 +367,44 @@ def _measure(video: EpisodeFrames, depth: EpisodeFrames, tracks: TrackMeter | No
     return ({} if tracks is None else tracks.facts()) | {"depth": meter.facts()}
 
 
-def annotate_shard(maker: LabelMaker, episode: int, folder: Path) -> dict:
+def annotate_shard(maker: LabelMaker, episode: int, folder: Path, skip_broken: bool = False) -> dict:
     """Makes the labels of one episode.
 
     Args:
         maker (`LabelMaker`): The sources, on the dataset.
         episode (`int`): Which episode.
         folder (`Path`): Where to; its parent exists. If somebody else made it meanwhile, theirs stays.
+        skip_broken (`bool`): Record an episode that cannot be read, and go on.
 
     Returns:
-        `dict`: As [`LabelMaker.label`].
+        `dict`: As [`LabelMaker.label`], and the sizes of the video files that were read under `videos`; of an
+        episode that cannot be read, `n_frames`, `videos` and the `file` and `reason` under `broken`.
 
     Raises:
-        ValueError: If a file is damaged; names it.
+        BrokenEpisodeError: If a video file is missing or damaged; names it.
         OSError: If the disk is full; nothing is left under the folder's name.
     """
     rows = maker.rows
     span = range(int(rows.episode_starts[episode]), int(rows.episode_stops[episode]))
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix="tmp-"))
     try:
-        facts = maker.label(span, episode, scratch)
+        try:
+            check_readable(rows, episode)
+            facts = maker.label(span, episode, scratch)
+        except BrokenEpisodeError as error:
+            if not skip_broken:
+                raise
+            for unfinished in scratch.iterdir():
+                unfinished.unlink()
+            place = None if error.path is None else error.path.relative_to(rows.root).as_posix()
+            reason = str(error).replace(f"{rows.root}/", "")
+            facts = {"n_frames": len(span), "broken": {"file": place, "reason": reason}}
+        files = [d.file_of(episode) for d in maker.decoders.values() if d.is_video]
+        files += [rows.root / facts["broken"]["file"]] if facts.get("broken", {}).get("file") else []
+        facts["videos"] = {path.relative_to(rows.root).as_posix(): _size(path) for path in files}
         sizes = {path.name: path.stat().st_size for path in sorted(scratch.iterdir())}
         write_json_atomic(scratch / FACTS, facts | {"bytes": sizes})
-        if folder.exists() and current_facts(rows, folder) is None:
+        if folder.exists() and current_facts(rows, folder, skip_broken) is None:
             shutil.rmtree(folder)
         try:
             scratch.rename(folder)
@@ -404,13 +416,49 @@ def annotate_shard(maker: LabelMaker, episode: int, folder: Path) -> dict:
     return facts
 
 
-def current_facts(rows: DatasetRows, folder: Path) -> dict | None:
-    """Facts of a finished episode; `None` if it is missing, damaged, or made of video files that changed."""
+def current_facts(rows: DatasetRows, folder: Path, skip_broken: bool = False) -> dict | None:
+    """Facts of a finished episode; `None` if it has to be made.
+
+    That is if it is missing or damaged, was made of video files that have changed since, or could not be read
+    and is not to be skipped.
+    """
     facts = read_facts(folder)
-    if facts is None:
+    if facts is None or ("broken" in facts and not skip_broken):
         return None
     for name, size in facts["videos"].items():
-        with contextlib.suppress(FileNotFoundError):  # it is not downloaded here
-            if (rows.root / name).stat().st_size != size:
-                return None
+        now = _size(rows.root / name)
+        if now != size and not (now is None and rows.hub is not None):  # not downloaded here
+            return None
     return facts
+
+
+def check_readable(rows: DatasetRows, episode: int) -> None:
+    """Quick check of one episode: it has frames, and those of its videos that are here can be opened.
+
+    Raises:
+        BrokenEpisodeError: Names the file.
+    """
+    if rows.episode_starts[episode] >= rows.episode_stops[episode]:
+        raise BrokenEpisodeError(f"episode {episode} of dataset {rows.name} has no frames")
+    for key in rows.meta.video_keys:
+        segments = rows.video_segments(key)
+        path = segments.paths[segments.file_of_episode[episode]]
+        if rows.hub is None or path.exists():
+            _check_opens(rows.local(path))
+
+
+@functools.lru_cache(4096)
+def _check_opens(path: Path) -> None:
+    try:
+        with av.open(str(path)) as container:
+            container.streams.video[0]
+    except (av.FFmpegError, IndexError) as error:
+        raise BrokenEpisodeError(
+            f"video file {path} cannot be opened ({error}); it is damaged or truncated: download the dataset "
+            "again, or make it again with the script that made it",
+            path,
+        ) from error
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.exists() else None

@@ -1,7 +1,7 @@
 """The old dataset with the new columns: labels of episodes are joined to a LeRobot dataset, and checked."""
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from datasets_scripts.annotate_episode import Annotation
 from datasets_scripts.assemble import check_dataset, video_sizes
 from datasets_scripts.columns import (
     append_columns,
-    dataset_files,
     depth_feature,
     depth_key,
     encode_flags,
     find_depth_key,
+    flagged_episodes,
     image_key,
     picture_size,
     points_features,
@@ -29,9 +29,9 @@ from datasets_scripts.columns import (
     points_visible_key,
     read_provenance,
     replacing,
-    share_file,
     write_provenance,
 )
+from datasets_scripts.copy_dataset import copy_dataset
 from datasets_scripts.dataset_card import write_card
 from datasets_scripts.dataset_rows import DatasetRows
 from datasets_scripts.quality import flags
@@ -48,6 +48,7 @@ def assemble(
     parameters: dict,
     shard_of: Callable[[int], Path],
     facts: Mapping[int, dict],
+    skipped: Sequence[dict],
 ) -> None:
     """Writes the annotated dataset.
 
@@ -58,16 +59,14 @@ def assemble(
         parameters (`dict`): What the dataset is recognised by.
         shard_of (`Callable`): Folder of an episode, by its number in the old dataset.
         facts (`Mapping[int, dict]`): Facts of the episodes to keep, by the same number, in order.
+        skipped (`Sequence[dict]`): Episodes that could not be read: `episode`, `file` and `reason`.
 
     Raises:
         OSError: If the disk is full.
         ValueError: If a file of the old dataset is damaged; names it.
     """
-    for place in dataset_files(rows.root):
-        (root / place).parent.mkdir(parents=True, exist_ok=True)
-        share = share_file if place.parts[0] == "videos" else shutil.copyfile
-        share(rows.root / place, root / place)
     kept = list(facts)
+    copy_dataset(rows, root, kept)
 
     def shard(episode: int) -> Path:
         return shard_of(kept[episode])
@@ -76,7 +75,13 @@ def assemble(
         add_depth(root, annotation, shard, list(facts.values()))
     _add_tracks(root, rows, annotation, shard)
     provenance = _provenance(rows, annotation, shard, facts)
-    provenance["annotation"] = {"parameters": parameters, "video_bytes": video_sizes(root)}
+    provenance["annotation"] = {
+        "parameters": parameters,
+        "versions": {name: version(name) for name in ("lerobot_policy_foresight", "lerobot")},
+        "skipped": list(skipped),
+        "source_episode": [] if len(kept) == rows.n_episodes else kept,
+        "video_bytes": video_sizes(root),
+    }
     write_provenance(root, provenance)
     write_card(root)
 
@@ -182,7 +187,8 @@ def check_finished(root: Path, provenance: Mapping[str, Any]) -> dict:
         provenance (`Mapping`): Its provenance.
 
     Returns:
-        `dict`: `episodes`, `frames`, `moving` (share of points), `still_episodes` (without motion).
+        `dict`: `episodes`, `frames`, `moving` (share of points), `still_episodes` (without motion), `flagged`
+        (episodes with a flag), `skipped` (episodes of the old dataset that could not be read).
 
     Raises:
         ValueError: Names the file that is missing or damaged.
@@ -197,4 +203,6 @@ def check_finished(root: Path, provenance: Mapping[str, Any]) -> dict:
         "frames": len(DatasetRows(root)),
         "moving": sum(known["n_moving"] for known in facts) / max(1, points),
         "still_episodes": [e for e, known in enumerate(facts) if not known["has_motion"]],
+        "flagged": list(flagged_episodes(provenance)),
+        "skipped": provenance["annotation"]["skipped"],
     }

@@ -15,10 +15,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from datasets_scripts.annotate_episode import Annotation, LabelMaker, annotate_shard, current_facts
+from datasets_scripts.annotate_episode import (
+    Annotation,
+    LabelMaker,
+    annotate_shard,
+    check_readable,
+    current_facts,
+)
 from datasets_scripts.annotated_dataset import assemble, check_finished
 from datasets_scripts.columns import data_files, read_provenance
-from datasets_scripts.dataset_rows import DatasetRows
+from datasets_scripts.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows, parse_episodes
 from datasets_scripts.resumable import claim_folder, lock_folder, open_folder, refuse_other, work_on_all
 
 __all__ = ["AnnotationJob", "annotate", "make_shards", "merge", "prepare"]
@@ -32,6 +38,9 @@ class AnnotationJob:
         dataset (`str`): Folder, or Hub id.
         output (`Path`): Folder of the annotated dataset.
         annotation (`Annotation`): What to add.
+        episodes (`str`, *optional*): Which episodes, such as `0:100,205`; all by default.
+        limit (`int`, *optional*): At most so many of them.
+        skip_broken (`bool`): Leave out episodes that cannot be read, and record them.
         device (`str`): Of learned sources: `"cuda"`, `"cuda:1"`, `"cpu"`, or `"auto"`.
         batch_size (`int`, *optional*): Frames at once, for sources that work frame by frame.
     """
@@ -39,6 +48,9 @@ class AnnotationJob:
     dataset: str
     output: Path
     annotation: Annotation
+    episodes: str | None = None
+    limit: int | None = None
+    skip_broken: bool = False
     device: str = "auto"
     batch_size: int | None = None
 
@@ -119,7 +131,7 @@ def merge(job: AnnotationJob) -> dict:
     """Puts the dataset together from the shards of all ranks.
 
     Returns:
-        `dict`: `episodes`, `frames`, `moving` (share of points), `still_episodes` (without motion).
+        `dict`: As [`annotated_dataset.check_finished`].
 
     Raises:
         ValueError: If an episode is missing, or a finished output is damaged or of other parameters.
@@ -143,32 +155,65 @@ class _Work:
     episodes: list[int]
     parameters: dict
 
+    def facts(self, episode: int) -> dict | None:
+        """Of a finished episode."""
+        return current_facts(self.rows, self.job.shard(episode), self.job.skip_broken)
+
 
 def _open(job: AnnotationJob) -> _Work:
     rows = DatasetRows(job.dataset, stream=True)
-    episodes = list(range(rows.n_episodes))
+    if job.output.resolve().is_relative_to(rows.root.resolve()):
+        raise ValueError(f"--output {job.output} lies inside the dataset {rows.name}; choose another folder")
+    if job.limit is not None and job.limit < 1:
+        raise ValueError(f"--limit is {job.limit}; it must be at least 1")
+    if not rows.n_episodes:
+        raise ValueError(f"dataset {rows.name} has no episodes")
+    episodes = parse_episodes(job.episodes or ":", rows.n_episodes)[: job.limit]
     name = rows.root.name if Path(job.dataset).expanduser().is_dir() else job.dataset
-    parameters = job.annotation.to_dict() | {"dataset": name, "source_sha256": _fingerprint(rows)}
+    chosen = None if len(episodes) == rows.n_episodes else episodes
+    parameters = job.annotation.to_dict() | {
+        "episodes": chosen,
+        "dataset": name,
+        "source_sha256": _fingerprint(rows),
+    }
     return _Work(job, rows, episodes, parameters)
 
 
 def _check(work: _Work) -> None:
     """What would only show after hours of work."""
-    work.job.annotation.check(work.rows, work.episodes)
+    readable = []
+    for episode in work.episodes:
+        try:
+            check_readable(work.rows, episode)
+        except BrokenEpisodeError as error:
+            if not work.job.skip_broken:
+                raise _or_skip(error) from error
+        else:
+            readable.append(episode)
+    if not readable:
+        raise ValueError(f"no episode of dataset {work.rows.name} can be read; {RESTORE}")
+    work.job.annotation.check(work.rows, readable)
 
 
 def _make(work: _Work, episodes: list[int], workers: int, name: str | None = None) -> None:
     """Makes the shards that are missing among `episodes`."""
     job, rows = work.job, work.rows
     (job.partial / "episodes").mkdir(exist_ok=True)
-    missing = [episode for episode in episodes if current_facts(rows, job.shard(episode)) is None]
+    missing = [episode for episode in episodes if work.facts(episode) is None]
     lengths = rows.episode_stops - rows.episode_starts
     total = int(lengths[episodes].sum())
     done = total - int(lengths[missing].sum())
     with tqdm(total=total, initial=done, unit="frame", desc=name) as bar:
-        jobs = [(episode, job.shard(episode)) for episode in missing]
-        for facts in work_on_all(_annotate_one, jobs, workers, _start, (job, rows)):
-            bar.update(facts["n_frames"])
+        jobs = [(episode, job.shard(episode), job.skip_broken) for episode in missing]
+        try:
+            for facts in work_on_all(_annotate_one, jobs, workers, _start, (job, rows)):
+                bar.update(facts["n_frames"])
+        except BrokenEpisodeError as error:
+            raise _or_skip(error) from error
+
+
+def _or_skip(error: BrokenEpisodeError) -> ValueError:
+    return ValueError(f"{error}; or leave such episodes out with --skip-broken")
 
 
 _maker: LabelMaker | None = None
@@ -183,14 +228,14 @@ def _start(job: AnnotationJob, rows: DatasetRows) -> None:
     _maker = LabelMaker(rows, job.annotation, job.device, job.batch_size)
 
 
-def _annotate_one(episode: int, shard: Path) -> dict:
-    return annotate_shard(_maker, episode, shard)
+def _annotate_one(episode: int, shard: Path, skip_broken: bool) -> dict:
+    return annotate_shard(_maker, episode, shard, skip_broken)
 
 
 def _merge(work: _Work) -> None:
     """Shards to dataset; beside the output first, then renamed."""
     job = work.job
-    facts = {episode: current_facts(work.rows, job.shard(episode)) for episode in work.episodes}
+    facts = {episode: work.facts(episode) for episode in work.episodes}
     missing = [episode for episode, known in facts.items() if known is None]
     if missing:
         named = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
@@ -198,10 +243,14 @@ def _merge(work: _Work) -> None:
             f"{len(missing)} of {len(facts)} episodes are not annotated yet ({named}): run the same command "
             "again to make them"
         )
-    work.rows.fetch_videos(work.episodes)
+    skipped = [{"episode": e, **known["broken"]} for e, known in facts.items() if "broken" in known]
+    facts = {episode: known for episode, known in facts.items() if "broken" not in known}
+    if not facts:
+        raise ValueError(f"no episode of dataset {work.rows.name} can be read: {skipped[0]['reason']}")
+    work.rows.fetch_videos(list(facts))
     scratch = Path(tempfile.mkdtemp(prefix="dataset-", dir=job.partial))
     try:
-        assemble(scratch / "dataset", work.rows, job.annotation, work.parameters, job.shard, facts)
+        assemble(scratch / "dataset", work.rows, job.annotation, work.parameters, job.shard, facts, skipped)
         os.replace(scratch / "dataset", job.output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

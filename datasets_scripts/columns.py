@@ -371,7 +371,7 @@ def _append_to_file(
         with replacing(path) as temporary:
             writer = None
             try:
-                for episode_index, table in _iterate_episodes(source):
+                for episode_index, table in iterate_episodes(source):
                     for key in new_keys:
                         column = _as_column(
                             key, features[key], values[key](episode_index), table.num_rows, episode_index
@@ -390,7 +390,7 @@ def _append_to_file(
                     writer.close()
 
 
-def _iterate_episodes(source: pq.ParquetFile) -> Iterator[tuple[int, pa.Table]]:
+def iterate_episodes(source: pq.ParquetFile) -> Iterator[tuple[int, pa.Table]]:
     """Yield `(episode index, rows)`, whatever the row groups of the file are."""
     pending: pa.Table | None = None
     for group in range(source.num_row_groups):
@@ -578,7 +578,7 @@ def load_info(root: str | Path) -> dict:
     """Contents of `meta/info.json` of a local LeRobot dataset.
 
     Raises:
-        ValueError: If the file is missing or damaged; names it.
+        ValueError: If the file is missing or damaged, or of another version than v3; names it.
     """
     path = Path(root) / INFO_PATH
     try:
@@ -589,4 +589,14 @@ def load_info(root: str | Path) -> dict:
         raise ValueError(f"{path} is damaged ({error}); download or create the dataset again") from error
     if not isinstance(info, dict) or "features" not in info:
         raise ValueError(f"{path} lists no features; download or create the dataset again")
+    version = str(info.get("codebase_version", "v3")).removeprefix("v")
+    if version.split(".")[0] != "3":
+        old = version.startswith(("1.", "2."))
+        remedy = (
+            "convert it with `python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=OWNER/NAME "
+            "--push-to-hub=false` (--root=DIR for a folder)"
+            if old
+            else "update lerobot_policy_foresight"
+        )
+        raise ValueError(f"{root} is a LeRobot dataset of version {version}, not 3: {remedy}")
     return info

@@ -21,7 +21,22 @@ from lerobot.utils.constants import HF_LEROBOT_HOME
 from datasets_scripts.columns import INFO_PATH, data_files, load_features
 from datasets_scripts.hub_source import HubFiles, open_hub_dataset
 
-__all__ = ["ArrowColumn", "DatasetRows", "VideoSegments", "parse_episodes"]
+__all__ = ["ArrowColumn", "BrokenEpisodeError", "DatasetRows", "VideoSegments", "parse_episodes"]
+
+
+class BrokenEpisodeError(ValueError):
+    """An episode cannot be read, and others perhaps can.
+
+    Attributes:
+        path (`Path | None`): The file that is at fault.
+    """
+
+    def __init__(self, message: str, path: Path | None = None):
+        super().__init__(message, path)  # both, so that it can be pickled
+        self.path = path
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 class ArrowColumn:
@@ -101,8 +116,8 @@ class DatasetRows:
 
     Args:
         repo_id_or_dir (`str` or `Path`): Dataset folder, or Hub id (`owner/name`, `owner/name@revision`).
-        stream (`bool`): Download each video file of a Hub dataset when `local` asks for it, not all of them
-            now.
+        stream (`bool`): Look at a video file, and download it from the Hub, when `local` asks for it; not at
+            all of them now.
 
     Attributes:
         root (`Path`): The folder.
@@ -121,6 +136,7 @@ class DatasetRows:
     def __init__(self, repo_id_or_dir: str | Path, stream: bool = False):
         self.name = str(repo_id_or_dir)
         self.root, files = _resolve_root(self.name, videos=not stream)
+        self.stream = stream
         self.hub: HubFiles | None = files if stream else None
         self._open()
         self._check_rows()
@@ -129,7 +145,7 @@ class DatasetRows:
         features = load_features(self.root)  # says clearly what is wrong with meta/info.json
         for part in ("meta/tasks.parquet", "meta/episodes"):
             if not (self.root / part).exists():  # LeRobot would go looking on the Hub
-                raise ValueError(f"dataset {self.name} lacks {self.root / part}; {_RESTORE}")
+                raise ValueError(f"dataset {self.name} lacks {self.root / part}; {RESTORE}")
         files = data_files(self.root)
         for path in files:
             _check_parquet(path)
@@ -143,7 +159,7 @@ class DatasetRows:
         ) as error:  # whatever LeRobot, datasets or Arrow raise: find the file that is at fault
             for path in [*files, *sorted((self.root / "meta").rglob("*.parquet"))]:
                 _check_parquet(path, read=True)
-            raise ValueError(f"dataset {self.name} cannot be read: {error}; {_RESTORE}") from error
+            raise ValueError(f"dataset {self.name} cannot be read: {error}; {RESTORE}") from error
         self.meta, self.features, self.fps, self._table = meta, features, meta.fps, table
         episodes = meta.episodes.data
         self.episode_starts = episodes.column("dataset_from_index").to_numpy().astype(np.int64)
@@ -159,7 +175,7 @@ class DatasetRows:
         if len(index) != promised or not np.array_equal(index, np.arange(len(index))):
             raise ValueError(
                 f"dataset {self.name}: its data files hold {len(index)} frames but meta/episodes lists "
-                f"{promised}, or their frame numbers do not count up; the dataset is incomplete: {_RESTORE}"
+                f"{promised}, or their frame numbers do not count up; the dataset is incomplete: {RESTORE}"
             )
 
     def __len__(self) -> int:
@@ -184,7 +200,7 @@ class DatasetRows:
         """Files and start times of a video feature, one entry per episode.
 
         Raises:
-            ValueError: If a file is missing or empty, unless it is to be downloaded; names it.
+            BrokenEpisodeError: If a file is missing or empty, unless videos are looked at singly; names it.
         """
         episodes = self.meta.episodes.data
         columns = [
@@ -197,24 +213,29 @@ class DatasetRows:
             self.root / self.meta.video_path.format(video_key=key, chunk_index=chunk, file_index=file)
             for chunk, file in unique
         ]
-        for path in paths:
-            there = path.exists() and path.stat().st_size > 0
-            if not there and self.hub is None:
-                raise ValueError(f"dataset {self.name}: video file {path} is missing or empty; {_RESTORE}")
+        for path in () if self.stream else paths:
+            self.local(path)
         position = {name: i for i, name in enumerate(unique)}
         return VideoSegments(
             paths, np.array([position[name] for name in names]), columns[2].astype(np.float64)
         )
 
     def local(self, path: Path) -> Path:
-        """A file of the dataset, downloaded if it is not here yet.
+        """A video file of the dataset, downloaded if it is not here yet.
 
         Raises:
-            ValueError: If the dataset has no such file.
+            BrokenEpisodeError: If there is no such file, or nothing in it; names it.
             HubError: If it has to be downloaded and the Hub cannot be reached.
         """
         if self.hub is not None and not path.exists():
-            self.hub.fetch([path.relative_to(self.root).as_posix()])
+            try:
+                self.hub.fetch([path.relative_to(self.root).as_posix()])
+            except ValueError as error:
+                raise BrokenEpisodeError(str(error), path) from error
+        if not path.exists() or path.stat().st_size == 0:
+            raise BrokenEpisodeError(
+                f"dataset {self.name}: video file {path} is missing or empty; {RESTORE}", path
+            )
         return path
 
     def fetch_videos(self, episodes: Sequence[int] | None = None) -> None:
@@ -238,7 +259,7 @@ class DatasetRows:
         self.hub.fetch(missing)
 
     def __getstate__(self) -> dict:
-        return {"name": self.name, "root": self.root, "hub": self.hub}
+        return {"name": self.name, "root": self.root, "stream": self.stream, "hub": self.hub}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -278,7 +299,7 @@ def parse_episodes(text: str, n_episodes: int) -> list[int]:
     return sorted(chosen)
 
 
-_RESTORE = "download the dataset again, or make it again with the script that made it"
+RESTORE = "download the dataset again, or make it again with the script that made it"
 
 
 def _resolve_root(name: str, videos: bool) -> tuple[Path, HubFiles | None]:
@@ -301,4 +322,4 @@ def _check_parquet(path: Path, read: bool = False) -> None:
             for group in range(file.num_row_groups if read else 0):
                 file.read_row_group(group)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"data file {path} is damaged or truncated ({error}); {_RESTORE}") from error
+        raise ValueError(f"data file {path} is damaged or truncated ({error}); {RESTORE}") from error

@@ -37,7 +37,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from datasets_scripts.columns import clean_depth, depth_limit_m, is_depth_feature, replacing
-from datasets_scripts.dataset_rows import DatasetRows
+from datasets_scripts.dataset_rows import BrokenEpisodeError, DatasetRows
 from datasets_scripts.depth_videos import DepthVideos
 
 __all__ = ["CachedFrames", "FrameDecoder", "OnDemandFrames", "depth_code_table", "open_frames"]
@@ -86,7 +86,6 @@ class FrameDecoder:
         self.is_video = feature["dtype"] == "video"
         self.limit_m = depth_limit_m(feature) if self.is_depth else np.inf
         self._depth_unit = (feature.get("info") or {}).get("depth_unit")
-        self._timestamps = rows.column("timestamp").read(range(len(rows)))
         # Nearest frame within a tenth of a frame: LeRobot's fixed 1e-4 s is finer than float32 in long files.
         self._tolerance_s = max(1e-4, 0.1 / rows.fps)
         self._segments = rows.video_segments(key) if self.is_video else None
@@ -116,7 +115,7 @@ class FrameDecoder:
             metres (pictures).
 
         Raises:
-            ValueError: If a file is damaged; names it.
+            BrokenEpisodeError: If a file is missing or damaged; names it.
         """
         return self._decode_video(rows) if self.is_video else self._decode_pictures(rows)
 
@@ -131,7 +130,7 @@ class FrameDecoder:
         episode = self.rows.episode_of(rows[0])
         path = self.rows.local(self.file_of(episode))
         start_s = float(self._segments.start_s[episode])
-        times_s = [start_s + float(t) for t in self._timestamps[rows.start : rows.stop : rows.step]]
+        times_s = [start_s + float(t) for t in self.rows.column("timestamp").read(rows)]
         try:
             if self.is_depth:
                 return self._depth_videos.read(path, times_s, self._tolerance_s)
@@ -144,9 +143,10 @@ class FrameDecoder:
                     path, times_s, self._tolerance_s, backend=self._backend, return_uint8=True
                 )
         except Exception as error:  # av, torchcodec and LeRobot each have their own
-            raise ValueError(
+            raise BrokenEpisodeError(
                 f"video file {path} cannot be decoded at {times_s[0]:.3f} s ({error}); it is damaged or "
-                "truncated: download the dataset again, or make it again with the script that made it"
+                "truncated: download the dataset again, or make it again with the script that made it",
+                path,
             ) from error
         return frames.numpy()
 
@@ -182,7 +182,8 @@ class FrameDecoder:
         files = [(path.relative_to(self.rows.root).as_posix(), *_size_and_time(path)) for path in paths]
         facts = [1, self.key, self.rows.features[self.key], len(self.rows), files]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-        for array in (self.rows.episode_starts, self._timestamps, *((segments.start_s,) if segments else ())):
+        timestamps = self.rows.column("timestamp").read(range(len(self.rows)))
+        for array in (self.rows.episode_starts, timestamps, *((segments.start_s,) if segments else ())):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
 
