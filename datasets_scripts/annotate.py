@@ -14,6 +14,7 @@ from pathlib import Path
 
 from datasets_scripts.annotate_episode import Annotation, dataset_cameras
 from datasets_scripts.annotation_job import AnnotationJob, annotate
+from datasets_scripts.annotation_plan import plan
 from datasets_scripts.columns import find_depth_key
 from datasets_scripts.dataset_rows import DatasetRows
 from datasets_scripts.depth import DEPTH_SOURCES
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave out episodes that cannot be read, and record them, instead of stopping at them",
     )
+    add("--dry-run", action="store_true", help="say what would be done, how long, how large; write nothing")
     add("--device", default="auto", help="of learned sources: cuda, cuda:1, cpu (default: a GPU if any)")
     add("--batch-size", type=int, help="frames at once, for depth models that take one at a time")
     add("--workers", type=int, help="processes (default: one per core; one with learned sources)")
@@ -108,6 +110,9 @@ def main(argv: list[str] | None = None) -> None:
         args.device,
         args.batch_size,
     )
+    if args.dry_run:
+        print(plan(job, workers))
+        return
     if args.push_to_hub:
         check_push(args.push_to_hub, args.output, args.private)
     if args.executor:

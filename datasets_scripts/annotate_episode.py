@@ -96,8 +96,12 @@ class Annotation:
         return self.depth != "sensor"
 
     def to_dict(self) -> dict:
-        """JSON form."""
-        return {**dataclasses.asdict(self), "cameras": list(self.cameras)}
+        """JSON form; models in folders and files by their names alone, wherever these lie."""
+        names = {
+            field: _name(getattr(self, field))
+            for field in ("depth", "depth_model", "align_with", "track_model")
+        }
+        return {**dataclasses.asdict(self), "cameras": list(self.cameras), **names}
 
     def check(self, rows: DatasetRows, episodes: Sequence[int]) -> None:
         """Whether a dataset can be annotated so.
@@ -160,6 +164,10 @@ class Annotation:
                     f"depth of {key} is {stored.shape[2]}x{stored.shape[1]} px and its camera's images "
                     f"are {width}x{height}: record them aligned and of one size"
                 )
+
+
+def _name(model: str | None) -> str | None:
+    return Path(model).name if model and Path(model).exists() else model
 
 
 def dataset_cameras(features: dict) -> list[str]:
@@ -316,7 +324,8 @@ class LabelMaker:
         start = 0
         with path.open("w+b") as file, DepthVideo(file, self.rows.fps, self.annotation.depth_max_m) as out:
             for metres, valid in clip.runs:
-                metres = np.where(valid, metres, np.float32(0))
+                farthest = np.float32(self.annotation.depth_max_m)  # as the video keeps it
+                metres = np.where(valid, np.minimum(metres, farthest), np.float32(0))
                 out.add(metres)
                 step = max(1, min(metres.shape[1:]) // 150)  # LeRobot thins large pictures out likewise
                 every = max(1, round(len(video) * metres[0, ::step, ::step].size / STATS_PIXELS))

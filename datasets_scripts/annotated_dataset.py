@@ -156,7 +156,10 @@ def _provenance(
     sources = next(iter(facts.values()))["sources"]
     for camera in annotation.cameras:
         if annotation.estimates_depth:
-            depth = {"source": annotation.depth, "depth_max_m": annotation.depth_max_m} | sources["depth"]
+            depth = {
+                "source": annotation.to_dict()["depth"],
+                "depth_max_m": annotation.depth_max_m,
+            } | sources["depth"]
             cameras[camera] = cameras.get(camera, {}) | {"depth": depth}
         else:
             depth = {"source": "sensor", "column": find_depth_key(rows.features, camera)}

@@ -27,7 +27,7 @@ from datasets_scripts.columns import data_files, read_provenance
 from datasets_scripts.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows, parse_episodes
 from datasets_scripts.resumable import claim_folder, lock_folder, open_folder, refuse_other, work_on_all
 
-__all__ = ["AnnotationJob", "annotate", "make_shards", "merge", "prepare"]
+__all__ = ["AnnotationJob", "annotate", "make_shards", "merge", "open_job", "prepare"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +80,10 @@ def annotate(job: AnnotationJob, workers: int = 1) -> dict:
         RuntimeError: If a worker dies.
         OSError: If the disk is full; what is finished is kept.
     """
-    work = _open(job)
+    work = open_job(job)
     if job.output.exists():
         return _confirm(work)
-    _check(work)
+    work.check()
     with claim_folder(job.partial, work.parameters):
         _make(work, work.episodes, workers)
         _merge(work)
@@ -96,11 +96,11 @@ def prepare(job: AnnotationJob) -> None:
     Raises:
         ValueError: If the dataset cannot be annotated so, or the output belongs to other parameters.
     """
-    work = _open(job)
+    work = open_job(job)
     if job.output.exists():
         _confirm(work)
     else:
-        _check(work)
+        work.check()
         open_folder(job.partial, work.parameters)
 
 
@@ -120,7 +120,7 @@ def make_shards(job: AnnotationJob, rank: int = 0, world_size: int = 1, workers:
         RuntimeError: If a worker dies.
         OSError: If the disk is full; what is finished is kept.
     """
-    work = _open(job)
+    work = open_job(job)
     if not job.output.exists():
         open_folder(job.partial, work.parameters)
         bounds = [len(work.episodes) * share // world_size for share in (rank, rank + 1)]
@@ -137,7 +137,7 @@ def merge(job: AnnotationJob) -> dict:
         ValueError: If an episode is missing, or a finished output is damaged or of other parameters.
         OSError: If the disk is full; what is finished is kept.
     """
-    work = _open(job)
+    work = open_job(job)
     if not job.output.exists():
         open_folder(job.partial, work.parameters)
         with lock_folder(job.partial):
@@ -147,20 +147,52 @@ def merge(job: AnnotationJob) -> dict:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Work:
-    """A job on its opened dataset."""
+class Work:
+    """A job on its opened dataset.
+
+    Args:
+        job (`AnnotationJob`): What to do.
+        rows (`DatasetRows`): The dataset.
+        episodes (`list[int]`): Those that are wanted.
+        parameters (`dict`): What the output is recognised by.
+    """
 
     job: AnnotationJob
     rows: DatasetRows
     episodes: list[int]
     parameters: dict
 
+    def check(self) -> list[int]:
+        """Finds what would only show after hours of work; the episodes that can be read, as far as known.
+
+        Raises:
+            ValueError: If the job cannot be done; says why.
+        """
+        readable = []
+        for episode in self.episodes:
+            try:
+                check_readable(self.rows, episode)
+            except BrokenEpisodeError as error:
+                if not self.job.skip_broken:
+                    raise _or_skip(error) from error
+            else:
+                readable.append(episode)
+        if not readable:
+            raise ValueError(f"no episode of dataset {self.rows.name} can be read; {RESTORE}")
+        self.job.annotation.check(self.rows, readable)
+        return readable
+
     def facts(self, episode: int) -> dict | None:
         """Of a finished episode."""
         return current_facts(self.rows, self.job.shard(episode), self.job.skip_broken)
 
 
-def _open(job: AnnotationJob) -> _Work:
+def open_job(job: AnnotationJob) -> Work:
+    """Opens the dataset of a job.
+
+    Raises:
+        ValueError: If it cannot be opened, or the job does not fit it.
+    """
     rows = DatasetRows(job.dataset, stream=True)
     if job.output.resolve().is_relative_to(rows.root.resolve()):
         raise ValueError(f"--output {job.output} lies inside the dataset {rows.name}; choose another folder")
@@ -176,26 +208,10 @@ def _open(job: AnnotationJob) -> _Work:
         "dataset": name,
         "source_sha256": _fingerprint(rows),
     }
-    return _Work(job, rows, episodes, parameters)
+    return Work(job, rows, episodes, parameters)
 
 
-def _check(work: _Work) -> None:
-    """What would only show after hours of work."""
-    readable = []
-    for episode in work.episodes:
-        try:
-            check_readable(work.rows, episode)
-        except BrokenEpisodeError as error:
-            if not work.job.skip_broken:
-                raise _or_skip(error) from error
-        else:
-            readable.append(episode)
-    if not readable:
-        raise ValueError(f"no episode of dataset {work.rows.name} can be read; {RESTORE}")
-    work.job.annotation.check(work.rows, readable)
-
-
-def _make(work: _Work, episodes: list[int], workers: int, name: str | None = None) -> None:
+def _make(work: Work, episodes: list[int], workers: int, name: str | None = None) -> None:
     """Makes the shards that are missing among `episodes`."""
     job, rows = work.job, work.rows
     (job.partial / "episodes").mkdir(exist_ok=True)
@@ -232,7 +248,7 @@ def _annotate_one(episode: int, shard: Path, skip_broken: bool) -> dict:
     return annotate_shard(_maker, episode, shard, skip_broken)
 
 
-def _merge(work: _Work) -> None:
+def _merge(work: Work) -> None:
     """Shards to dataset; beside the output first, then renamed."""
     job = work.job
     facts = {episode: work.facts(episode) for episode in work.episodes}
@@ -257,7 +273,7 @@ def _merge(work: _Work) -> None:
     shutil.rmtree(job.partial, ignore_errors=True)
 
 
-def _confirm(work: _Work) -> dict:
+def _confirm(work: Work) -> dict:
     """Check a finished dataset and leave it alone."""
     output = work.job.output
     provenance = read_provenance(output) if output.is_dir() else {}

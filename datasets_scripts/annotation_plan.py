@@ -1,0 +1,108 @@
+"""What an annotation would do, how long it would take and how much room, without writing anything of it."""
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from datasets_scripts.annotate_episode import LabelMaker
+from datasets_scripts.annotation_job import AnnotationJob, open_job
+from datasets_scripts.columns import dataset_files, depth_key, points_key, points_visible_key
+
+__all__ = ["plan"]
+
+TRIED_FRAMES = 48
+
+
+def plan(job: AnnotationJob, workers: int = 1) -> str:
+    """Checks a job, tries its sources on the first frames of an episode, and says what it would do.
+
+    Args:
+        job (`AnnotationJob`): What would be done.
+        workers (`int`): Processes that would do it.
+
+    Returns:
+        `str`: A few lines. Time and room are estimates: what the tried frames took, times all frames.
+
+    Raises:
+        ValueError: If the job cannot be done; says why.
+    """
+    work = open_job(job)
+    annotation, rows = job.annotation, work.rows
+    if job.output.exists():
+        return f"{job.output} is there already; nothing would be made"
+    readable = work.check()
+    lengths = (rows.episode_stops - rows.episode_starts)[readable]
+    n_frames = int(lengths.sum())
+    columns = [points_key(annotation.cameras[0]), points_visible_key(annotation.cameras[0])]
+    columns += [depth_key(camera) for camera in annotation.cameras if annotation.estimates_depth]
+    lines = [
+        f"{rows.name}: {len(readable)} of {rows.n_episodes} episodes, {n_frames} frames at {rows.fps} per "
+        "second" + (f"; {len(work.episodes) - len(readable)} cannot be read" if job.skip_broken else ""),
+        f"cameras: {', '.join(annotation.cameras)} (tracks of {annotation.cameras[0]})",
+        f"depth: {annotation.depth}; tracks: {annotation.tracks}, {annotation.n_points} points",
+        f"columns to add: {', '.join(columns)}",
+    ]
+    seconds, n_tried, opening_s, bytes_by_file = _try(work.rows, job, readable[0])
+    expected_s = seconds / n_tried * n_frames / min(workers, len(readable))
+    lines.append(
+        f"time: about {_duration(expected_s)} with {workers} workers ({n_tried} frames took {seconds:.2f} s, "
+        f"loading the sources {opening_s:.1f} s)"
+    )
+    of_labels = sum(bytes_by_file.values()) / n_tried * n_frames
+    copied = sum(
+        (rows.root / place).stat().st_size
+        for place in dataset_files(rows.root)
+        if place.parts[0] != "videos" or not _links(rows.root / place, job.output)
+    )
+    needed = 2 * of_labels + copied
+    lines.append(
+        f"disk: about {_size(of_labels + copied)} in the end, {_size(needed)} while it is put together; "
+        f"{_size(_free(job.output))} are free"
+        + ("; videos are downloaded in addition" if rows.hub is not None else "")
+    )
+    if needed > _free(job.output):
+        lines.append("this is NOT enough: free some space, or choose an --output on another disk")
+    return "\n".join(lines)
+
+
+def _try(rows, job: AnnotationJob, episode: int) -> tuple[float, int, float, dict[str, int]]:
+    """Seconds for some frames, their number, seconds to load the sources, bytes of the labels."""
+    start = time.perf_counter()
+    maker = LabelMaker(rows, job.annotation, job.device, job.batch_size)
+    opening_s = time.perf_counter() - start
+    first = int(rows.episode_starts[episode])
+    span = range(first, min(first + TRIED_FRAMES, int(rows.episode_stops[episode])))
+    taken = []
+    for _ in range(2):  # the first time is longer: files are opened, kernels chosen
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            maker.label(span, episode, Path(folder))
+            taken.append(time.perf_counter() - start)
+            sizes = {path.name: path.stat().st_size for path in Path(folder).iterdir()}
+    return min(taken), len(span), opening_s, sizes
+
+
+def _parent(output: Path) -> Path:
+    """The nearest folder above that exists."""
+    return next(folder for folder in output.resolve().parents if folder.exists())
+
+
+def _free(output: Path) -> int:
+    return shutil.disk_usage(_parent(output)).free
+
+
+def _links(path: Path, output: Path) -> bool:
+    """Whether a file can be shared rather than copied."""
+    return os.stat(path).st_dev == os.stat(_parent(output)).st_dev
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e7 else f"{n_bytes / 1e6:.2f} MB"
