@@ -153,6 +153,7 @@ def make_dataset(
     limits: tuple[tuple[float, float], ...] | None = None,
     image_prefix: str = IMAGE_PREFIX,
     extra: tuple[str, ...] = (),
+    file_per_episode: bool = False,
 ) -> SyntheticDataset:
     """Write a dataset and return what it holds.
 
@@ -179,6 +180,7 @@ def make_dataset(
         limits: Lowest and highest value of every joint; states and actions are then joint positions.
         image_prefix: What image columns' names have before the camera's.
         extra: Names of more columns, of three random numbers each.
+        file_per_episode: Give every episode files of its own.
 
     Returns:
         The formulas.
@@ -222,6 +224,11 @@ def make_dataset(
         use_videos=use_videos,
         rgb_encoder=RGBEncoderConfig(vcodec="h264", pix_fmt="yuv444p", crf=4, preset="ultrafast"),
         depth_encoder=DepthEncoderConfig(depth_max=depth_max_m),
+        **(
+            dict.fromkeys(("video_files_size_in_mb", "data_files_size_in_mb"), 1e-3)
+            if file_per_episode
+            else {}
+        ),
     )
     for e, length in enumerate(lengths):
         for t in range(length):
