@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         features = DatasetRows(options.dataset).features
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if not (inputs := policy_inputs(features)):

@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
         if len({old for old, _ in pairs}) < len(pairs):
             raise ValueError(f"a column gets two names in {' '.join(args.rename)}")
         names = rename_columns(args.dataset, args.output, dict(pairs))
-    except (ValueError, OSError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for old, new in names.items():

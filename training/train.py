@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from datasets_scripts.columns import write_json_atomic
+from datasets_scripts.hub_source import HubError
 from modeling_foresight import ForesightProcessor
 from modeling_foresight.seeds import step_seed
 from training.adapters import adapter_facts, add_lora, keep_checkpoints_small, write_adapter
@@ -380,7 +381,7 @@ def main() -> int:
         overrides += ["--data.skip_flagged", "true"]
     try:
         return train(load_config(named.config, overrides), named.resume)
-    except (ValueError, OSError, StrictDataclassError) as error:
+    except (ValueError, OSError, HubError, StrictDataclassError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

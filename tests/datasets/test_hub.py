@@ -19,6 +19,7 @@ from datasets_scripts import dataset_rows, hub_source
 from datasets_scripts.dataset_rows import DatasetRows
 from datasets_scripts.frame_cache import FrameDecoder
 from datasets_scripts.hub_source import HubError
+from datasets_scripts.inspect_dataset import main
 from datasets_scripts.push_dataset import check_push, push_dataset
 from tests.synthetic import make_dataset
 
@@ -96,6 +97,13 @@ def published(recorded, server):
 
 def videos(rows) -> list[str]:
     return sorted(path.relative_to(rows.root).as_posix() for path in rows.root.rglob("*.mp4"))
+
+
+def test_a_dataset_of_the_hub_is_inspected_and_not_changed(recorded, stand_in, capsys):
+    assert main(["you/data", "--episode", "0"]) == 0
+    assert "camera main: 64 x 48" in capsys.readouterr().out
+    assert main(["you/data", "--write-flags"]) == 1
+    assert "you/data is on the Hub: download it first" in capsys.readouterr().err
 
 
 def test_a_streamed_dataset_downloads_the_video_that_is_decoded_and_no_other(recorded, stand_in):

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 from datasets_scripts.columns import read_provenance, write_provenance
+from datasets_scripts.hub_source import HubError
 from tests.synthetic import make_dataset
 from training.checkpoints import latest_checkpoint
 from training.config import load_config
@@ -368,7 +369,7 @@ def test_no_means_no_in_yaml_too():
     ],
 )
 def test_bad_settings_are_named_before_training(config_file, dataset, tmp_path, flags, message):
-    with pytest.raises((ValueError, OSError), match=f"(?s){message}"):
+    with pytest.raises((ValueError, OSError, HubError), match=f"(?s){message}"):
         run(config_file, dataset, tmp_path / "run", *flags)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
