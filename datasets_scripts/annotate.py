@@ -1,5 +1,6 @@
-"""Add 3D tracks to a LeRobot v3 dataset that was recorded with a depth camera; no weights, no GPU.
+"""Add metric depth and 3D tracks to any LeRobot v3 dataset; with a depth camera's, no weights and no GPU.
 
+Depth comes from the dataset's own camera or from a model (`depth/`), tracks from a tracker (`tracks/`).
 Episodes are worked on side by side, each into a folder of `OUTPUT.partial/` that appears only when it is
 whole; the dataset is put together beside them and renamed to OUTPUT at the very end. Running the same command
 again continues what was interrupted and leaves a finished dataset alone. Videos are shared with the old
@@ -22,12 +23,13 @@ from datasets_scripts.executors import Resources, add_options, spread
 from datasets_scripts.push_dataset import check_push, push_dataset
 from datasets_scripts.ranks import annotate_as_rank, is_rank
 from datasets_scripts.resumable import resumable_command
+from datasets_scripts.tracks import TRACK_SOURCES
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Command-line options."""
     parser = argparse.ArgumentParser(
-        description="Add 3D tracks to a LeRobot v3 dataset that has depth.",
+        description="Add metric depth and 3D tracks to a LeRobot v3 dataset.",
         epilog="example:\n  python datasets_scripts/annotate.py --dataset YOU/DATASET "
         "--output outputs/annotated\nRun it again after an interruption to continue.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -37,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, help="folder of the dataset to make")
     add(
         "--cameras",
-        help="comma-separated, the first one gets the tracks (default: all with depth)",
+        help="comma-separated, the first one gets the tracks (default: all that have depth or can get it)",
     )
     add(
         "--depth",
@@ -47,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--depth-model", help="its weights: Hub id, folder or checkpoint file")
     add("--align-with", help="metric model that gives a relative one its scale and shift")
     add("--depth-max", type=float, default=10.0, help="farthest estimated depth kept, metres (%(default)s)")
-    add("--tracks", default="lucas-kanade", help="tracker (%(default)s)")
+    add("--tracks", default="lucas-kanade", help=f"{', '.join(TRACK_SOURCES)} (%(default)s)")
     add("--track-model", help="its weights")
     add("--n-points", type=int, default=1250, help="most points per episode (%(default)s)")
     add("--seed", type=int, default=0, help="seed of the choice of points (%(default)s)")

@@ -6,6 +6,7 @@ them and renames it to OUTPUT. Each step may be run again at any time: what is d
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -220,7 +221,7 @@ def _make(work: Work, episodes: list[int], workers: int, name: str | None = None
     total = int(lengths[episodes].sum())
     done = total - int(lengths[missing].sum())
     with tqdm(total=total, initial=done, unit="frame", desc=name) as bar:
-        jobs = [(episode, job.shard(episode), job.skip_broken) for episode in missing]
+        jobs = [(episode, job.shard(episode)) for episode in missing]
         try:
             for facts in work_on_all(_annotate_one, jobs, workers, _start, (job, rows)):
                 bar.update(facts["n_frames"])
@@ -232,20 +233,28 @@ def _or_skip(error: BrokenEpisodeError) -> ValueError:
     return ValueError(f"{error}; or leave such episodes out with --skip-broken")
 
 
-_maker: LabelMaker | None = None
+_job: tuple[AnnotationJob, DatasetRows] | None = None
 
 
 def _start(job: AnnotationJob, rows: DatasetRows) -> None:
-    """Opens the sources once per process."""
-    global _maker
+    """What a process works on."""
+    global _job
     import cv2
 
     cv2.setNumThreads(1)  # episodes run side by side
-    _maker = LabelMaker(rows, job.annotation, job.device, job.batch_size)
+    _job = (job, rows)
+    _label_maker.cache_clear()
 
 
-def _annotate_one(episode: int, shard: Path, skip_broken: bool) -> dict:
-    return annotate_shard(_maker, episode, shard, skip_broken)
+@functools.cache
+def _label_maker() -> LabelMaker:
+    """The sources, loaded at the first episode of a process: what is wrong with them is told from there."""
+    job, rows = _job
+    return LabelMaker(rows, job.annotation, job.device, job.batch_size)
+
+
+def _annotate_one(episode: int, shard: Path) -> dict:
+    return annotate_shard(_label_maker(), episode, shard, _job[0].skip_broken)
 
 
 def _merge(work: Work) -> None:

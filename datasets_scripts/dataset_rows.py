@@ -167,6 +167,7 @@ class DatasetRows:
         by_index = dict(zip(meta.tasks["task_index"], meta.tasks.index, strict=True))
         self.tasks = [str(by_index[i]) for i in range(len(by_index))]
         self._columns: dict[str, ArrowColumn] = {}
+        self._segments: dict[str, VideoSegments] = {}
 
     def _check_rows(self) -> None:
         """The index column must count the rows and the episode table must cover them."""
@@ -202,6 +203,13 @@ class DatasetRows:
         Raises:
             BrokenEpisodeError: If a file is missing or empty, unless videos are looked at singly; names it.
         """
+        if key not in self._segments:
+            self._segments[key] = self._read_segments(key)
+        for path in () if self.stream else self._segments[key].paths:
+            self.local(path)
+        return self._segments[key]
+
+    def _read_segments(self, key: str) -> VideoSegments:
         episodes = self.meta.episodes.data
         columns = [
             episodes.column(f"videos/{key}/{part}").to_numpy()
@@ -213,8 +221,6 @@ class DatasetRows:
             self.root / self.meta.video_path.format(video_key=key, chunk_index=chunk, file_index=file)
             for chunk, file in unique
         ]
-        for path in () if self.stream else paths:
-            self.local(path)
         position = {name: i for i, name in enumerate(unique)}
         return VideoSegments(
             paths, np.array([position[name] for name in names]), columns[2].astype(np.float64)

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -98,10 +99,11 @@ def refuse_other(earlier: dict, wanted: dict, what: str, folder: Path) -> None:
     """Raises a `ValueError` if work was done with other parameters; names the first that differs."""
     different = [name for name in wanted if earlier.get(name) != wanted[name]]
     if different:
-        name = different[0]
+        values = (earlier.get(different[0]), wanted[different[0]])
+        there, here = (textwrap.shorten(str(value), 60, placeholder=" ...") for value in values)
         raise ValueError(
-            f"there is {what} with other parameters ({', '.join(different)}: {earlier.get(name)} there, "
-            f"{wanted[name]} here); choose another --output, or delete {folder}"
+            f"there is {what} with other parameters ({', '.join(different)}: {there} there, {here} here); "
+            f"choose another --output, or delete {folder}"
         )
 
 

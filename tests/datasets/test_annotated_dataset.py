@@ -1,17 +1,19 @@
 """Estimated depth becomes columns that LeRobot reads; parts of a dataset; datasets that are partly broken."""
 
+import errno
 import json
 import re
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from lerobot.datasets.dataset_tools import delete_episodes, merge_datasets, split_dataset
 from lerobot.datasets.io_utils import load_stats
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts import annotate_episode
+from datasets_scripts import annotate_episode, annotated_dataset
 from datasets_scripts.annotate import main
 from datasets_scripts.columns import clean_depth, read_provenance, unpack_points
 from datasets_scripts.dataset_rows import DatasetRows
@@ -285,3 +287,59 @@ def test_an_older_format_is_named_with_the_command_that_converts_it(recorded, tm
 def test_estimated_depth_does_not_replace_a_column(annotated, tmp_path, capsys):
     assert main(command_line(annotated, tmp_path / "output")) == 1
     assert "has the column 'observation.depth.main' already" in capsys.readouterr().err
+
+
+def test_an_episode_without_frames_is_named_or_left_out(recorded, tmp_path, capsys):
+    shutil.copytree(recorded.root, tmp_path / "data")
+    path = sorted(tmp_path.glob("data/meta/episodes/*/*.parquet"))[-1]
+    table = pq.read_table(path)
+    empty = table.slice(table.num_rows - 1).to_pylist()[0]
+    empty |= {"episode_index": 4, "length": 0, "dataset_from_index": sum(LENGTHS)}
+    pq.write_table(pa.concat_tables([table, pa.Table.from_pylist([empty], schema=table.schema)]), path)
+    edit_info(tmp_path / "data", total_episodes=5)
+    arguments = command_line(tmp_path / "data", tmp_path / "output", "--episodes=3:")
+    assert main(arguments) == 1
+    assert "episode 4 of dataset" in (error := capsys.readouterr().err) and "has no frames" in error
+    assert main([*arguments, "--skip-broken"]) == 0
+    assert read_provenance(tmp_path / "output")["annotation"]["skipped"][0]["episode"] == 4
+    assert len(LeRobotDataset("local/x", root=tmp_path / "output")) == LENGTHS[3]
+
+
+class FullDisk:
+    """A file on a disk without room."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+@pytest.mark.parametrize("where", ["depth", "data"])
+def test_a_full_disk_keeps_what_is_finished(where, recorded, annotated, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    arguments = command_line(recorded.root, tmp_path / "data")
+    with monkeypatch.context() as patch:
+        if where == "depth":
+            video = annotate_episode.DepthVideo
+            patch.setattr(annotate_episode, "DepthVideo", lambda file, *rest: video(FullDisk(file), *rest))
+        else:
+            patch.setattr(annotated_dataset, "append_columns", full)
+        assert main(arguments) == 1
+    message = capsys.readouterr().err
+    assert "No space left on device" in message and "run the same command again" in message
+    assert not (tmp_path / "data").exists()
+    if where == "data":
+        assert len(list(tmp_path.glob("data.partial/episodes/0*"))) == len(LENGTHS)
+        monkeypatch.setattr(annotate_episode.LabelMaker, "label", full)  # nothing is made twice
+    assert main(arguments) == 0
+    found, wanted = (
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (tmp_path / "data", annotated)
+    )
+    assert found == wanted
