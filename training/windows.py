@@ -189,7 +189,7 @@ class ForesightWindows(Dataset):
         self.flagged = self._flagged(chosen) if config.skip_flagged else []
         if len(self.flagged) == len(chosen):
             raise ValueError(
-                f"dataset {rows.name}: all {len(chosen)} episodes chosen have a flag, such as "
+                f"dataset {rows.name}: the {len(chosen)} episodes chosen all have a flag, such as "
                 f"{self.flagged[0]}, so that skip_flagged leaves none; see why with "
                 "`python datasets_scripts/inspect_dataset.py DIR --report FILE.html`, choose another seed of "
                 "the split, or set skip_flagged to false"

@@ -283,7 +283,7 @@ def test_skipping_all_or_without_flags_is_refused(facts, cache, tmp_path):
     assert ForesightWindows(facts.root, config(cache, skip_flagged=True, missing_targets=True)).flagged == []
     root = copy_of(facts, tmp_path)
     add_flags(root, {"1": ["main/no-motion"]})
-    with pytest.raises(ValueError, match="all 1 episodes chosen have a flag, such as 1"):
+    with pytest.raises(ValueError, match="the 1 episodes chosen all have a flag, such as 1"):
         ForesightWindows(root, config(cache, skip_flagged=True, episodes=[1]))
 
 
