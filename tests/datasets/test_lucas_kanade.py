@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets_scripts.columns import moving_flags, read_provenance, unpack_points
 from datasets_scripts.dataset_rows import DatasetRows
 from datasets_scripts.frame_cache import FrameDecoder
+from datasets_scripts.measure_sources import ExactEpisodes, measure
 from datasets_scripts.record_episode import Recording
 from datasets_scripts.sampling import sample_tracks
 from datasets_scripts.simulate import simulate
@@ -61,6 +61,15 @@ def test_a_point_that_is_covered_is_lost_and_stays_where_it_was(moving_texture):
     assert (points[4:] == points[3]).all()
 
 
+def test_a_still_point_is_seen_again_when_what_covered_it_is_gone_and_a_moving_one_is_not(moving_texture):
+    video, depth = (part[[0, 1, 4, 5, 2, 3]] for part in moving_texture)
+    points, visible, confidence = track(video, depth, np.array([[0, 80.5, 12.5], [0, 52.5, 40.5]]))
+    assert visible[:, 0].tolist() == [True, True, False, False, True, True]
+    np.testing.assert_allclose(points[:, 0], np.tile([80.5, 12.5, 2.0], (FRAMES, 1)), atol=0.1)
+    assert (confidence[4:, 0] > 0.5).all()
+    assert not visible[2:, 1].any()
+
+
 def test_a_pixel_without_depth_gives_no_track(moving_texture):
     video, depth = moving_texture
     depth = depth.copy()
@@ -73,34 +82,11 @@ def test_a_pixel_without_depth_gives_no_track(moving_texture):
 def test_moving_points_are_within_a_pixel_and_a_half_over_six_steps(simulator, tmp_path):
     root = tmp_path / "dataset"
     simulate(Recording(("drawer-open-v3", "push-v3"), episodes=1, image_size=224, n_points=1250), root)
-    rows, provenance = DatasetRows(root), read_provenance(root)
-    pictures, depths = (FrameDecoder(rows, f"observation.{kind}.main") for kind in ("images", "depth"))
-    errors_px, errors_m, still_px = [], [], []
-    for episode in range(rows.n_episodes):
-        frames = range(int(rows.episode_starts[episode]), int(rows.episode_stops[episode]))
-        video = pictures.decode(frames).transpose(0, 2, 3, 1)
-        depth = depths.metres(depths.decode(frames))
-        true = unpack_points(rows.column("observation.points.main").read(frames)) * [224, 224, 1]
-        seen = rows.column("observation.points_visible.main").read(frames)
-        moving = moving_flags(provenance, episode, "main", true.shape[1])
-        for t in range(0, len(frames) - 5, 4):
-            index = np.flatnonzero(seen[t])
-            found, visible, _ = track(
-                video[t : t + 6],
-                depth[t : t + 6],
-                np.c_[np.zeros(len(index)), true[t, index, :2]],
-            )
-            wanted = true[t : t + 6, index]
-            both = visible & seen[t : t + 6, index]
-            both[0] = False
-            error = np.linalg.norm((found - wanted)[..., :2], axis=-1)
-            errors_px.append(error[both & moving[index]])
-            still_px.append(error[both & ~moving[index]])
-            errors_m.append(np.abs(found - wanted)[..., 2][both & moving[index]])
-    assert sum(map(len, errors_px)) > 1000
-    assert np.median(np.concatenate(errors_px)) <= 1.5
-    assert np.median(np.concatenate(errors_m)) <= 0.01
-    assert np.median(np.concatenate(still_px)) <= 0.2
+    errors = measure(ExactEpisodes(str(root)), [0, 1], None, open_tracker("lucas-kanade"))["tracks"]
+    assert errors["moving"]["positions"] > 1000
+    assert errors["moving"]["epe_px"]["median"] <= 1.5
+    assert errors["moving"]["epe_cm"]["median"] <= 1.5
+    assert errors["still"]["epe_px"]["median"] <= 0.2
 
 
 @pytest.mark.sim
