@@ -209,6 +209,8 @@ def open_job(job: AnnotationJob) -> Work:
         "dataset": name,
         "source_sha256": _fingerprint(rows),
     }
+    if rows.hub is not None:
+        parameters["revision"] = rows.hub.revision
     return Work(job, rows, episodes, parameters)
 
 

@@ -16,6 +16,9 @@ from huggingface_hub.errors import RevisionNotFoundError
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts import dataset_rows, hub_source
+from datasets_scripts.annotate_episode import Annotation
+from datasets_scripts.annotation_job import AnnotationJob, make_shards, merge
+from datasets_scripts.columns import read_provenance
 from datasets_scripts.dataset_rows import DatasetRows
 from datasets_scripts.frame_cache import FrameDecoder
 from datasets_scripts.hub_source import HubError
@@ -125,6 +128,16 @@ def test_a_worker_process_goes_on_with_the_same_commit(stand_in):
     before = len(stand_in)
     rows.fetch_videos()
     assert len(stand_in) == before  # what is there is not asked for again
+
+
+def test_shards_need_the_videos_of_their_cameras_and_the_merge_all(stand_in, tmp_path):
+    job = AnnotationJob("you/data", tmp_path / "output", Annotation(("main",), n_points=40))
+    make_shards(job)
+    wanted = ("videos/observation.depth.main", "videos/observation.images.main")
+    assert all(place.startswith(wanted) for place in stand_in if place.endswith("mp4"))
+    merge(job)
+    assert len(list(job.output.rglob("*.mp4"))) == 4
+    assert read_provenance(job.output)["annotation"]["parameters"]["revision"] == COMMIT
 
 
 def test_without_streaming_everything_is_there_at_once(stand_in):
