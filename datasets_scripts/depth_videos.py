@@ -39,22 +39,21 @@ class DepthVideos:
             av.FFmpegError: If the file is damaged.
         """
         container = self._container(path)
-        try:
-            stream = container.streams.video[0]
-            container.seek(round(times_s[0] / stream.time_base) - 1, stream=stream)  # to a key frame before
-            frames = []
-            for frame in container.decode(stream):
-                frames.append(frame)
-                if frame.time >= times_s[-1]:
-                    break
-        except Exception:
-            self._open.pop(path).close()  # whatever state it is in
-            raise
-        decoded_s = np.array([frame.time for frame in frames])
-        distance_s = np.abs(decoded_s - np.asarray(times_s)[:, None])  # (wanted, decoded)
-        if not frames or (distance_s.min(1) > tolerance_s).any():
-            raise ValueError(f"it has no frame within {tolerance_s:.4f} s of every time asked for")
-        return np.stack([frames[i].to_ndarray(format="gray12le") for i in distance_s.argmin(1)])
+        stream = container.streams.video[0]
+        first = round(times_s[0] / stream.time_base)
+        # A frame shown before a key frame may need the key frame before that. And where episodes were joined,
+        # decoding on from one of them loses the first frame of the next, which is a key frame.
+        for start in (first - 1, first + round(tolerance_s / stream.time_base), 0):
+            try:
+                frames = _decode(container, start, times_s[-1])
+            except Exception:
+                self._open.pop(path).close()  # whatever state it is in
+                raise
+            decoded_s = np.array([frame.time for frame in frames])
+            distance_s = np.abs(decoded_s - np.asarray(times_s)[:, None])  # (wanted, decoded)
+            if frames and (distance_s.min(1) <= tolerance_s).all():
+                return np.stack([frames[i].to_ndarray(format="gray12le") for i in distance_s.argmin(1)])
+        raise ValueError(f"it has no frame within {tolerance_s:.4f} s of every time asked for")
 
     def _container(self, path: Path) -> av.container.InputContainer:
         if self._process != os.getpid():  # a forked process shares its parent's places in the files
@@ -70,3 +69,15 @@ class DepthVideos:
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": OrderedDict()}
+
+
+def _decode(container: av.container.InputContainer, start: int, last_s: float) -> list[av.VideoFrame]:
+    """Frames from the key frame at or before `start`, in ticks, to the first one at or after `last_s`."""
+    stream = container.streams.video[0]
+    container.seek(start, stream=stream)
+    frames = []
+    for frame in container.decode(stream):
+        frames.append(frame)
+        if frame.time >= last_s:
+            break
+    return frames
