@@ -50,16 +50,18 @@ def test_grave_flags_come_first_then_what_is_unlike_the_others():
     assert found[2][1] == ["main: frames in which a point is visible 50.0% (median 90.0%)"]
 
 
-def test_the_page_shows_every_camera_and_the_worst_episodes_by_itself(dataset, tmp_path, capsys):
+def test_the_page_shows_every_camera_and_the_worst_episodes_by_itself(
+    dataset, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(label_report, "PICTURED_EPISODES", 2)
     page = tmp_path / "pages" / "labels.html"
     assert main([str(dataset), "--report", str(page)]) == 0
     text = page.read_text()
     assert "<h2>Camera main</h2>" in text and "<h2>Camera wrist</h2>" in text
     assert "3 episodes, 21 frames at 20 per second" in text and "3 of 3 episodes have one" in text
     assert "open the &lt;b&gt;drawer" in text and "<b>drawer" not in text
-    assert (
-        len(re.findall('src="data:image/webp;base64,', text)) == 2 + 2 * EPISODES
-    )  # distributions, episodes
+    pictures = len(re.findall('src="data:image/webp;base64,', text))
+    assert pictures == 2 + 2 * 2  # distributions by camera; moments and paths by episode
     assert "http" not in re.sub('base64,[^"]+', "", text) and str(tmp_path) not in text
     assert "look at episode 0: main/off-depth" in capsys.readouterr().out
     assert "flags" not in read_provenance(dataset)["episodes"]["0"]  # only looked at
@@ -125,7 +127,8 @@ def test_a_page_of_chosen_episodes_reads_those_alone(dataset, tmp_path, monkeypa
     assert read == [1, 2]
 
 
-def test_alignment_errors_of_the_annotation_are_in_the_page(dataset, tmp_path):
+def test_alignment_errors_of_the_annotation_are_in_the_page(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(label_report, "PICTURED_EPISODES", 1)
     path = dataset / "meta/foresight.json"
     content = json.loads(path.read_text())
     for episode in range(EPISODES):
