@@ -50,9 +50,7 @@ def test_grave_flags_come_first_then_what_is_unlike_the_others():
     assert found[2][1] == ["main: frames in which a point is visible 50.0% (median 90.0%)"]
 
 
-def test_the_page_shows_every_camera_and_the_worst_episodes_by_itself(
-    dataset, tmp_path, monkeypatch, capsys
-):
+def test_the_page_shows_every_camera_and_the_worst_episodes_by_itself(dataset, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(label_report, "PICTURED_EPISODES", 2)
     page = tmp_path / "pages" / "labels.html"
     assert main([str(dataset), "--report", str(page)]) == 0
