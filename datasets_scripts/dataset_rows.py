@@ -168,6 +168,7 @@ class DatasetRows:
         self.tasks = [str(by_index[i]) for i in range(len(by_index))]
         self._columns: dict[str, ArrowColumn] = {}
         self._segments: dict[str, VideoSegments] = {}
+        self._segments: dict[str, VideoSegments] = {}
 
     def _check_rows(self) -> None:
         """The index column must count the rows and the episode table must cover them."""
@@ -210,6 +211,8 @@ class DatasetRows:
         return self._segments[key]
 
     def _read_segments(self, key: str) -> VideoSegments:
+        if key in self._segments:  # asked for once per episode, of which there may be a million
+            return self._segments[key]
         episodes = self.meta.episodes.data
         columns = [
             episodes.column(f"videos/{key}/{part}").to_numpy()
@@ -222,9 +225,10 @@ class DatasetRows:
             for chunk, file in unique
         ]
         position = {name: i for i, name in enumerate(unique)}
-        return VideoSegments(
+        self._segments[key] = VideoSegments(
             paths, np.array([position[name] for name in names]), columns[2].astype(np.float64)
         )
+        return self._segments[key]
 
     def local(self, path: Path) -> Path:
         """A video file of the dataset, downloaded if it is not here yet.
