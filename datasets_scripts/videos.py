@@ -21,7 +21,12 @@ RGB_OPTIONS = {"g": "2", "crf": "18", "preset": "veryfast", "threads": "1"}
 # Coding blocks of 16 px: in pictures that fit into one block, x265's lossless mode wrote wrong pixels in a
 # third of our trials, differently at every run; with several blocks it never did, and the files grow by 1.5
 # %.
-DEPTH_OPTIONS = {"g": "2", "crf": "30", "threads": "1", "x265-params": "lossless=1:ctu=16:log-level=none"}
+# No frames that need a later one, and key frames that need nothing before them: else readers that seek lose
+# frames where episodes were joined, LeRobot's among them.
+DEPTH_OPTIONS = {
+    **{"g": "2", "crf": "30", "threads": "1"},
+    "x265-params": "lossless=1:ctu=16:bframes=0:open-gop=0:log-level=none",
+}
 MIN_DEPTH_SIDE_PX = 32
 
 # LeRobot's 12-bit logarithmic depth code: fine steps near, coarse steps far.

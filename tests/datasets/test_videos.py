@@ -8,6 +8,7 @@ import pytest
 from lerobot.configs.video import DepthEncoderConfig
 from lerobot.datasets.compute_stats import get_feature_stats
 from lerobot.datasets.depth_utils import dequantize_depth, quantize_depth
+from lerobot.datasets.video_utils import concatenate_video_files, decode_video_frames
 
 from datasets_scripts import videos
 
@@ -111,3 +112,18 @@ def test_files_are_grouped_up_to_the_size_limit(tmp_path):
         paths[-1].write_bytes(b"x" * size)
     assert list(videos._group_by_size(paths, 9)) == [(0, 2), (2, 3), (3, 4), (4, 5)]
     assert list(videos._group_by_size(paths, 100)) == [(0, 5)]
+
+
+@pytest.mark.parametrize("lengths", [(3, 5), (1, 2, 6), (4, 3, 5)])
+def test_lerobot_finds_every_frame_of_joined_episodes(lengths, tmp_path):
+    depth = np.random.default_rng(0).uniform(0.2, 3, (sum(lengths), 40, 48)).astype(np.float32)
+    paths = []
+    for episode, first in enumerate(np.cumsum([0, *lengths[:-1]])):
+        paths.append(tmp_path / f"{episode}.mp4")
+        clip = depth[first : first + lengths[episode]]
+        paths[-1].write_bytes(videos.encode_depth(clip, FPS, DEPTH_MAX))
+    joined = tmp_path / "joined.mp4"
+    concatenate_video_files(paths, joined)
+    for t, codes in enumerate(videos.depth_codes(depth, DEPTH_MAX)):
+        (read,) = decode_video_frames(joined, [t / FPS], 1e-4, backend="pyav", is_depth=True).numpy()
+        np.testing.assert_array_equal(read[0], codes)
