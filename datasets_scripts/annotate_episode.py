@@ -159,7 +159,7 @@ class Annotation:
             stored = decoder.decode(range(first, first + 1))
             check_depth_range(decoder.metres(stored, clean=False), key, decoder.limit_m)
             height, width = pictures.decode(range(first, first + 1)).shape[-2:]
-            if stored.shape[1:] != (height, width):
+            if camera == self.cameras[0] and stored.shape[1:] != (height, width):
                 raise ValueError(
                     f"depth of {key} is {stored.shape[2]}x{stored.shape[1]} px and its camera's images "
                     f"are {width}x{height}: record them aligned and of one size"

@@ -79,6 +79,7 @@ def assemble(
         "parameters": parameters,
         "versions": {name: version(name) for name in ("lerobot_policy_foresight", "lerobot")},
         "skipped": list(skipped),
+        "other_sources": _sources(facts)[1:],  # versions differ where several machines worked
         "source_episode": [] if len(kept) == rows.n_episodes else kept,
         "video_bytes": video_sizes(root),
     }
@@ -111,7 +112,8 @@ def add_depth(
             column |= place | {f"stats/{key}/{name}": value for name, value in known["stats"][key].items()}
     _add_episode_columns(root, columns)
     stats = aggregate_stats([cast_stats_to_numpy(known["stats"]) for known in facts])
-    write_stats({**(meta.stats or {}), **stats}, root)
+    # LeRobot's order is that of a set, another one in every process: the same dataset has the same bytes.
+    write_stats(dict(sorted({**(meta.stats or {}), **stats}.items())), root)
     write_info(meta.info, root)
 
 
@@ -153,7 +155,7 @@ def _provenance(
     """What is known of the labels, beside what the old dataset has on record."""
     old = read_provenance(rows.root)
     cameras = dict(old.get("cameras", {}))
-    sources = next(iter(facts.values()))["sources"]
+    sources = _sources(facts)[0]
     for camera in annotation.cameras:
         if annotation.estimates_depth:
             depth = {
@@ -180,6 +182,15 @@ def _provenance(
         episodes[str(episode)] = of_episode | {"flags": flags(of_episode)}
     kept = {name: value for name, value in old.items() if name not in ("version", "annotation")}
     return kept | {"cameras": cameras, "episodes": episodes}
+
+
+def _sources(facts: Mapping[int, dict]) -> list[dict]:
+    """What the labels were made with, each once."""
+    found: list[dict] = []
+    for known in facts.values():
+        if known["sources"] not in found:
+            found.append(known["sources"])
+    return found
 
 
 def check_finished(root: Path, provenance: Mapping[str, Any]) -> dict:

@@ -128,7 +128,8 @@ def _write_metadata(
         pq.write_table(pa.Table.from_pylist(found, schema=pq.read_schema(path)), target)
         chunk, file = update_chunk_file_indices(chunk, file, rows.meta.chunks_size)
     if all(stats):  # some writers keep none by episode
-        write_stats(json.loads((root / STATS_PATH).read_text()) | aggregate_stats(stats), root)
+        whole = json.loads((root / STATS_PATH).read_text()) | aggregate_stats(stats)
+        write_stats(dict(sorted(whole.items())), root)  # LeRobot's order differs from process to process
     n_frames = places[-1]["dataset_to_index"]
     totals = {"total_episodes": len(new), "total_frames": n_frames, "splits": {"train": f"0:{len(new)}"}}
     write_json_atomic(root / INFO_PATH, load_info(rows.root) | totals)

@@ -144,9 +144,11 @@ def _see_again(
 ) -> None:
     """Lost points whose last place looks as it did, in the image and in depth, are visible there again."""
     place = found.points[frame, index]
-    same = is_same_surface(depth_at(depth_m, place[:, :2], place[:, 2]), place[:, 2])
-    index, place = index[same], place[same]
+    z = depth_at(depth_m, place[:, :2], place[:, 2])
+    same = is_same_surface(z, place[:, 2])
+    index, place, z = index[same], place[same], z[same]
     likeness = lost.likeness(index, grey, place[:, :2])
     again = likeness > 0
+    found.points[frame, index[again], 2] = z[again]
     found.visible[frame, index[again]] = True
     found.confidence[frame, index[again]] = likeness[again]

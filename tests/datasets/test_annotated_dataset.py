@@ -130,7 +130,8 @@ def test_statistics_are_in_lerobots_places(annotated):
             assert abs(stats["max"].item() - DEPTH_MAX_M) < 0.02 or truth.max() < stats["max"].item() + 0.02
             by_episode.append(row)
     assert [row["length"] for row in by_episode] == LENGTHS
-    whole = load_stats(annotated)["observation.depth.main"]
+    assert list(stats := load_stats(annotated)) == sorted(stats)  # the same in every process
+    whole = stats["observation.depth.main"]
     assert whole["count"] == sum(LENGTHS)
     weighted = [row["stats/observation.depth.main/mean"][0][0][0] * row["length"] for row in by_episode]
     assert np.isclose(whole["mean"].item(), sum(weighted) / sum(LENGTHS))
@@ -164,6 +165,7 @@ def test_a_part_holds_its_episodes_with_all_labels_numbered_anew(annotated, part
 
 def test_statistics_of_a_part_are_those_of_its_episodes(recorded, part):
     found = load_stats(part)
+    assert list(found) == sorted(found)  # the same in every process
     assert found["index"]["max"] == LENGTHS[0] + LENGTHS[2] - 1 and found["episode_index"]["max"] == 1
     states = [[recorded.state(e, t) for t in range(LENGTHS[e])] for e in (0, 2)]
     assert np.allclose(found["observation.state"]["mean"], np.concatenate(states).mean(0), atol=1e-5)
