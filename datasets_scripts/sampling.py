@@ -265,11 +265,12 @@ def sample_tracks(
         _grid_seeds(height, width, generator),
         _random_seeds(N_RANDOM, n_frames, height, width, generator),
     ]
-    points, visible, confidence = follow(np.unique(np.concatenate(seeds), axis=0))
-    camera = fit_camera_motion(points, visible, height, width)
+    found = follow(np.unique(np.concatenate(seeds), axis=0))
+    camera = fit_camera_motion(*found[:2], height, width)
     if np.median(camera.shift_px()) <= CAMERA_SHIFT_PX:
         camera = None
-    kept = _kept(points, visible, confidence, camera)
+    kept = _kept(*found, camera)
+    del found  # as large as the clip is long
     for _ in range(RESEED_ROUNDS):
         points, visible, moving, _ = kept
         missing = round(n_points * moving_fraction) - int(moving.sum())

@@ -19,6 +19,7 @@ from datasets_scripts.tracks.lifting import depth_at, is_same_surface
 
 WINDOW_FRACTION = 21 / 224  # side of the matched window, of the image's shorter side
 PYRAMID_LEVELS = 3
+STOP = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 30, 0.05)  # px; finer costs time and gains nothing
 MAX_ERROR_FRACTION = 1.0 / 224  # a point that does not come back to within this was lost
 PATCH_PX = 9  # side of what is remembered of a lost point
 MAX_CHANGE = 3.0  # mean difference of grey levels between it and the same point seen again
@@ -120,7 +121,7 @@ def _advance(
     height, width = grey.shape
     side = min(height, width)
     window = max(7, int(side * WINDOW_FRACTION) | 1)
-    options = {"winSize": (window, window), "maxLevel": PYRAMID_LEVELS}
+    options = {"winSize": (window, window), "maxLevel": PYRAMID_LEVELS, "criteria": STOP}
     here = found.points[before, index, :2] - 0.5  # OpenCV counts from the centre of the first pixel
     there, arrived, _ = cv2.calcOpticalFlowPyrLK(grey_before, grey, here, None, **options)
     back, returned, _ = cv2.calcOpticalFlowPyrLK(grey, grey_before, there, None, **options)
