@@ -108,11 +108,12 @@ def measure(
         steps (`int`): Frames that they are followed through; 0: to the end of the episode.
 
     Returns:
-        `dict`: `frames`, `depth` and `tracks`: reports of [`DepthErrors`] and [`TrackErrors`].
+        `dict`: `frames`; `depth` and `tracks`, reports of [`DepthErrors`] and [`TrackErrors`]; `clips`, what
+        the source of depth says of each episode, such as the error of an alignment.
     """
     height, width = exact.size
     in_depth, in_tracks = DepthErrors(), TrackErrors(height, width, exact.intrinsics)
-    n_frames = 0
+    n_frames, clips = 0, {}
     for episode in episodes:
         video, true_m, true, seen, moving = exact.read(episode)
         n_frames += len(video)
@@ -120,12 +121,13 @@ def measure(
         if depth is not None:
             depth_m = np.empty_like(true_m)
             in_depth.start_clip()
-            start = 0
-            for metres, valid in depth.estimate(video, exact.rows.fps).runs:
+            start, clip = 0, depth.estimate(video, exact.rows.fps)
+            for metres, valid in clip.runs:
                 run = slice(start, start + len(metres))
                 depth_m[run] = np.where(valid, metres, 0)
                 in_depth.add(depth_m[run], true_m[run])
                 start = run.stop
+            clips[str(episode)] = clip.facts
         for first, last in windows(len(video), steps):
             asked, span = np.flatnonzero(seen[first]), slice(first, last + 1)
             if not len(asked):
@@ -139,6 +141,7 @@ def measure(
         "frames": n_frames,
         "depth": None if depth is None else in_depth.report(),
         "tracks": in_tracks.report(),
+        "clips": clips,
     }
 
 
@@ -206,6 +209,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "source": "exact" if depth is None else args.depth,
             **({} if depth is None else depth.describe()),
             "errors": errors["depth"],
+            "clips": errors["clips"],
         },
         "tracks": {"source": args.tracks, **tracker.describe(), "errors": errors["tracks"]},
     }

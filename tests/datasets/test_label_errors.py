@@ -109,7 +109,7 @@ class TenPercentTooFar:
         true_m = next(self.clips)
         assert frames.shape == (*true_m.shape, 3) and fps == 20
         far = 1.1 * true_m
-        return DepthClip([(far[:9], far[:9] > 0), (far[9:], far[9:] > 0)])
+        return DepthClip([(far[:9], far[:9] > 0), (far[9:], far[9:] > 0)], {"too_far": 0.1})
 
 
 @pytest.mark.sim
@@ -126,7 +126,7 @@ def test_sources_are_measured_on_exact_episodes(simulated_dataset, tmp_path, cap
     exact = ExactEpisodes(str(root))
     far = measure(exact, [0, 1], TenPercentTooFar(exact), open_tracker("lucas-kanade"))
     assert far["depth"]["abs_rel"] == pytest.approx(0.1, 1e-3) and far["depth"]["covered"] == 1
-    assert far["depth"]["flicker"] < 1e-6
+    assert far["depth"]["flicker"] < 1e-6 and far["clips"]["1"] == {"too_far": 0.1}
     # Tracks lie on the depth that was estimated: right in the image, a tenth too far in space.
     assert far["tracks"]["still"]["epe_px"]["median"] < 0.5
     assert far["tracks"]["still"]["epe_cm"]["median"] > 5
