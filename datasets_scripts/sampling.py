@@ -9,8 +9,8 @@ scale of 224 px, whatever the resolution of the video. A clip may have tens of t
 its size are looked at block by block, and candidates that cannot be chosen are dropped after each round.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 import cv2
 import numpy as np
@@ -192,11 +192,45 @@ def sort_tracks(
     return moving, still
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """What a choice needs to know of the tracks it is made from.
+
+    Attributes:
+        moving (`np.ndarray`): `(n,)` bool.
+        still (`np.ndarray`): `(n,)` bool.
+        start (`np.ndarray`): `(n, 2)` image fractions where each is first seen.
+        path (`np.ndarray`): `(n, 5)` mean place and weighted direction of the moving ones, 0 for the others.
+    """
+
+    moving: np.ndarray
+    still: np.ndarray
+    start: np.ndarray
+    path: np.ndarray
+
+    @classmethod
+    def of(
+        cls, points: np.ndarray, visible: np.ndarray, moving: np.ndarray, still: np.ndarray
+    ) -> "Candidates":
+        """Of tracks `(F, n, 3)` with their visibility `(F, n)`, and what [`sort_tracks`] says of them."""
+        start = points[visible.argmax(axis=0), np.arange(points.shape[1]), :2]
+        path = np.zeros((points.shape[1], 5))
+        for block in _blocks(np.flatnonzero(moving)):
+            path[block] = _path_features(points[:, block], visible[:, block])
+        return cls(moving, still, start, path)
+
+    def __add__(self, others: "Candidates") -> "Candidates":
+        """These and then the others."""
+        return Candidates(
+            *(
+                np.concatenate([getattr(self, field.name), getattr(others, field.name)])
+                for field in fields(self)
+            )
+        )
+
+
 def choose_tracks(
-    points: np.ndarray,
-    visible: np.ndarray,
-    moving: np.ndarray,
-    still: np.ndarray,
+    candidates: Candidates,
     generator: np.random.Generator,
     n_points: int = 1250,
     moving_fraction: float = 0.25,
@@ -208,10 +242,7 @@ def choose_tracks(
     keeps 256 still ones.
 
     Args:
-        points (`np.ndarray`): `(F, n, 3)` float candidate tracks.
-        visible (`np.ndarray`): `(F, n)` bool.
-        moving (`np.ndarray`): `(n,)` bool, as [`sort_tracks`] gives them, as is `still`.
-        still (`np.ndarray`): `(n,)` bool.
+        candidates (`Candidates`): Tracks to choose from.
         generator (`np.random.Generator`): Seeded per clip.
         n_points (`int`): Most tracks to keep.
         moving_fraction (`float`): Wanted share of moving ones.
@@ -219,15 +250,15 @@ def choose_tracks(
     Returns:
         `TrackChoice`: Candidates kept and which of them move.
     """
-    moving, still = np.flatnonzero(moving), np.flatnonzero(still)
+    moving, still = np.flatnonzero(candidates.moving), np.flatnonzero(candidates.still)
     wanted_moving = round(n_points * moving_fraction)
-    kept_moving = _spread_paths(points, visible, moving, wanted_moving, generator)
+    kept_moving = moving[_spread_paths(candidates.path[moving], wanted_moving, generator)]
     n_still = n_points - wanted_moving
     if len(kept_moving) < wanted_moving:
         per_moving = (1 - moving_fraction) / moving_fraction if moving_fraction else 0.0
         at_least = min(MIN_TRACKS, n_points) - len(kept_moving)
         n_still = min(n_still, max(round(per_moving * len(kept_moving)), at_least))
-    kept_still = _spread_starts(points, visible, still, n_still, generator)
+    kept_still = still[_spread_starts(candidates.start[still], n_still, generator)]
     index = np.concatenate([kept_moving, kept_still])
     flags = np.arange(len(index)) < len(kept_moving)
     order = np.argsort(index)
@@ -269,31 +300,50 @@ def sample_tracks(
     camera = fit_camera_motion(*found[:2], height, width)
     if np.median(camera.shift_px()) <= CAMERA_SHIFT_PX:
         camera = None
-    kept = _kept(*found, camera)
+    rounds = [_keep(*found, camera)]
     del found  # as large as the clip is long
+    candidates = rounds[0].candidates
     for _ in range(RESEED_ROUNDS):
-        points, visible, moving, _ = kept
-        missing = round(n_points * moving_fraction) - int(moving.sum())
-        if missing <= 0 or not moving.any():
+        missing = round(n_points * moving_fraction) - int(candidates.moving.sum())
+        if missing <= 0 or not candidates.moving.any():
             break
-        around = _seeds_around(points, np.flatnonzero(moving), 4 * missing, height, width, generator)
-        found = _kept(*follow(np.unique(around, axis=0)), camera)
-        kept = tuple(
-            np.concatenate(pair, axis=min(1, pair[0].ndim - 1)) for pair in zip(kept, found, strict=True)
-        )
-    points, visible, moving, still = kept
-    choice = choose_tracks(points, visible, moving, still, generator, n_points, moving_fraction)
-    choice = replace(choice, moving_camera=camera is not None)
-    return points[:, choice.index], visible[:, choice.index], choice
+        around = _seeds_around(rounds, 4 * missing, height, width, generator)
+        rounds.append(_keep(*follow(np.unique(around, axis=0)), camera))
+        candidates += rounds[-1].candidates
+    choice = choose_tracks(candidates, generator, n_points, moving_fraction)
+    points, visible = _gather(rounds, choice.index)
+    return points, visible, replace(choice, moving_camera=camera is not None)
 
 
-def _kept(
+@dataclass(frozen=True)
+class _Round:
+    """Tracks of one round that may be chosen; rounds stay apart, as joining them would take them twice."""
+
+    points: np.ndarray
+    visible: np.ndarray
+    candidates: Candidates
+
+
+def _keep(
     points: np.ndarray, visible: np.ndarray, confidence: np.ndarray | None, camera: CameraMotion | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Tracks that may be chosen, their visibility, and which of them move and are still."""
+) -> _Round:
+    """Drops the tracks that can never be chosen."""
     moving, still = sort_tracks(points, visible, confidence, camera)
     kept = np.flatnonzero(moving | still)
-    return points[:, kept], visible[:, kept], moving[kept], still[kept]
+    points, visible = points[:, kept], visible[:, kept]
+    return _Round(points, visible, Candidates.of(points, visible, moving[kept], still[kept]))
+
+
+def _gather(rounds: Sequence[_Round], index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points and visibility of the tracks `index` (ascending), counted through all rounds."""
+    parts, first = [], 0
+    for one in rounds:
+        n = one.visible.shape[1]
+        own = index[(index >= first) & (index < first + n)] - first
+        parts.append((one.points[:, own], one.visible[:, own]))
+        first += n
+    points, visible = zip(*parts, strict=True)
+    return np.concatenate(points, axis=1), np.concatenate(visible, axis=1)
 
 
 def _blocks(index: np.ndarray) -> Iterator[np.ndarray]:
@@ -322,14 +372,11 @@ def _path_length(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.abs(np.diff(filled, axis=0)).sum(axis=0)
 
 
-def _spread_starts(
-    points: np.ndarray, visible: np.ndarray, tracks: np.ndarray, count: int, generator: np.random.Generator
-) -> np.ndarray:
-    """Pick among `tracks` evenly over a 31x31 grid of the cells they are first seen in: `(<=count,)`."""
-    n = len(tracks)
+def _spread_starts(start: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Pick tracks evenly over a 31x31 grid of the cells they start in `(n, 2)`: indices `(<=count,)`."""
+    n = len(start)
     if n == 0 or count <= 0:
         return np.empty(0, dtype=np.int64)
-    start = points[visible.argmax(axis=0)[tracks], tracks, :2]
     cell = np.clip((start * START_CELLS).astype(np.int64), 0, START_CELLS - 1) @ np.array([1, START_CELLS])
     order = generator.permutation(n)
     # Rank of each track within its cell: take all first ones, then all second ones, and so on.
@@ -337,19 +384,16 @@ def _spread_starts(
     firsts = np.concatenate([[True], np.diff(cell[by_cell]) != 0])
     rank = np.arange(n) - np.maximum.accumulate(np.where(firsts, np.arange(n), 0))
     round_robin = by_cell[np.lexsort((generator.random(n), rank))]
-    return tracks[round_robin[:count]]
+    return round_robin[:count]
 
 
-def _spread_paths(
-    points: np.ndarray, visible: np.ndarray, tracks: np.ndarray, count: int, generator: np.random.Generator
-) -> np.ndarray:
-    """Farthest-point sampling among `tracks` on (mean position, path direction): `(<=count,)`."""
-    n = len(tracks)
+def _spread_paths(features: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Farthest-point sampling on places and directions `(n, 5)`: indices `(<=count,)`."""
+    n = len(features)
     if n <= count:
-        return tracks
+        return np.arange(n)
     if count <= 0:
         return np.empty(0, dtype=np.int64)
-    features = np.concatenate([_path_features(points[:, b], visible[:, b]) for b in _blocks(tracks)])
     chosen = np.empty(count, dtype=np.int64)
     chosen[0] = generator.integers(n)
     distance = np.full(n, np.inf)
@@ -357,7 +401,7 @@ def _spread_paths(
         distance = np.minimum(distance, ((features - features[chosen[k - 1]]) ** 2).sum(axis=-1))
         distance[chosen[:k]] = -1.0  # never twice, even among identical tracks
         chosen[k] = distance.argmax()
-    return tracks[chosen]
+    return chosen
 
 
 def _path_features(points: np.ndarray, visible: np.ndarray) -> np.ndarray:
@@ -388,16 +432,17 @@ def _random_seeds(
 
 
 def _seeds_around(
-    points: np.ndarray,
-    tracks: np.ndarray,
-    count: int,
-    height: int,
-    width: int,
-    generator: np.random.Generator,
+    rounds: Sequence[_Round], count: int, height: int, width: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Pixels near given tracks at random frames, with noise of 5 % of the image: `(count, 3)`."""
-    frame = generator.integers(0, len(points), size=count)
-    place = points[frame, tracks[generator.integers(0, len(tracks), size=count)], :2]
+    """Pixels near moving tracks at random frames, with noise of 5 % of the image: `(count, 3)`."""
+    moving = [np.flatnonzero(one.candidates.moving) for one in rounds]
+    frame = generator.integers(0, len(rounds[0].points), size=count)
+    track = generator.integers(0, sum(map(len, moving)), size=count)
+    place, first = np.empty((count, 2)), 0
+    for one, columns in zip(rounds, moving, strict=True):
+        own = (track >= first) & (track < first + len(columns))
+        place[own] = one.points[frame[own], columns[track[own] - first], :2]
+        first += len(columns)
     place = place + generator.normal(0.0, RESEED_NOISE, size=place.shape)
     row = np.clip((place[:, 1] * height).astype(np.int64), 0, height - 1)
     column = np.clip((place[:, 0] * width).astype(np.int64), 0, width - 1)

@@ -5,6 +5,7 @@ import pytest
 
 from datasets_scripts.sampling import (
     MIN_TRACKS,
+    Candidates,
     choose_tracks,
     classify_motion,
     fit_camera_motion,
@@ -31,7 +32,8 @@ def scene(n_still: int, n_moving: int, seed: int = 0) -> tuple[np.ndarray, np.nd
 
 
 def choose(points, visible, generator, **options):
-    return choose_tracks(points, visible, *sort_tracks(points, visible), generator, **options)
+    candidates = Candidates.of(points, visible, *sort_tracks(points, visible))
+    return choose_tracks(candidates, generator, **options)
 
 
 def classify_one(path: np.ndarray, seen: np.ndarray) -> tuple[bool, bool]:
