@@ -8,11 +8,13 @@ import errno
 import functools
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 import sys
 import tempfile
 import textwrap
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -153,10 +155,17 @@ def work_on_all(
 
 
 def _start_worker(start: Callable[..., None] | None, start_with: tuple) -> None:
-    """Leaves Ctrl-C to the main process, which lets the episodes under way finish."""
+    """Leaves Ctrl-C to the main process, which lets the episodes under way finish; ends when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if start is not None:
         start(*start_with)
+
+
+def _end_with_parent() -> None:
+    """Else the processes of a killed command would wait for work for ever, with their memory and GPU."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def resumable_command(main: Callable[[list[str] | None], None]) -> Callable[..., int]:
@@ -172,7 +181,7 @@ def resumable_command(main: Callable[[list[str] | None], None]) -> Callable[...,
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             advice = "; free some space and run the same command again to continue" if full else ""
-            print(f"error: cannot write the dataset: {error}{advice}", file=sys.stderr)
+            print(f"error: {error}{advice}", file=sys.stderr)
             return 1
         except (ValueError, RuntimeError) as error:
             print(f"error: {error}", file=sys.stderr)

@@ -1,10 +1,12 @@
 """Datasets with a depth camera get tracks: from the command to what the trainer reads."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -148,6 +150,23 @@ def test_an_interrupted_run_continues_to_the_same_dataset(recorded, annotated, t
     assert redone == [1, 2]
     assert contents(output) == contents(annotated)
     assert not output.with_name("data.partial").exists()
+
+
+def test_the_workers_of_a_killed_run_end_too():
+    """They would wait for work for ever, each with a model on the GPU; their output stays open until then."""
+    code = (
+        "import os, time; from datasets_scripts.resumable import work_on_all; "
+        "list(work_on_all(time.sleep, [(600,), (600,)], 2, os.write, (1, b'at work ')))"
+    )
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    with subprocess.Popen([sys.executable, "-c", code], **options) as run:
+        try:
+            assert os.read(run.stdout.fileno(), 1)
+            os.kill(run.pid, signal.SIGKILL)
+            run.communicate(timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # all of them have ended
+                os.killpg(run.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow  # the second one imports LeRobot anew
