@@ -16,8 +16,8 @@ from pathlib import Path
 from datasets_scripts.annotate_episode import Annotation, dataset_cameras
 from datasets_scripts.annotation_job import AnnotationJob, annotate
 from datasets_scripts.annotation_plan import plan
-from datasets_scripts.columns import find_depth_key
-from datasets_scripts.dataset_rows import DatasetRows
+from datasets_scripts.columns import find_depth_key, load_features
+from datasets_scripts.dataset_rows import find_dataset
 from datasets_scripts.depth import DEPTH_SOURCES
 from datasets_scripts.executors import Resources, add_options, spread
 from datasets_scripts.push_dataset import check_push, push_dataset
@@ -78,13 +78,15 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     args = build_parser().parse_args(argv)
-    features = DatasetRows(args.dataset, stream=True).features
+    features = load_features(find_dataset(args.dataset, videos=False)[0])
     cameras = [name.strip() for name in (args.cameras or "").split(",") if name.strip()]
     cameras = cameras or [
         name for name in dataset_cameras(features) if args.depth != "sensor" or find_depth_key(features, name)
     ]
     if not cameras:
-        known = ", ".join(dataset_cameras(features)) or "no camera"
+        known = ", ".join(dataset_cameras(features))
+        if not known:
+            raise ValueError(f"dataset {args.dataset} has no camera; its columns are {', '.join(features)}")
         raise ValueError(
             f"no camera of {args.dataset} has depth ({known}): record it with a depth camera, or estimate it "
             f"with --depth {DEPTH_SOURCES[1]}"

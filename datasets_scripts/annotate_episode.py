@@ -3,6 +3,8 @@
 import dataclasses
 import errno
 import functools
+import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +18,10 @@ from datasets_scripts.columns import (
     IMAGE_PREFIX,
     check_depth_range,
     clean_depth,
+    dataset_files,
     depth_key,
     find_depth_key,
-    image_key,
+    find_image_key,
     is_label_key,
     pack_points,
     picture_size,
@@ -26,7 +29,7 @@ from datasets_scripts.columns import (
     write_json_atomic,
 )
 from datasets_scripts.dataset_rows import BrokenEpisodeError, DatasetRows
-from datasets_scripts.depth import check_depth_source, open_depth
+from datasets_scripts.depth import DEPTH_SOURCES, check_depth_source, open_depth
 from datasets_scripts.depth_videos import DepthVideos
 from datasets_scripts.frame_cache import FrameDecoder, depth_code_table
 from datasets_scripts.quality import DepthMeter, TrackMeter
@@ -48,6 +51,7 @@ LIMITS = (-2.0, 3.0)  # image fractions beyond which a position is cut, as for e
 RUN_FRAMES, RUN_BYTES = 64, 64e6  # decoded at once: the fewer of the two
 HELD_BYTES = 256e6  # decoded frames of one column that are kept; short episodes are decoded once
 STATS_PIXELS = 1e7  # of an episode's depth that its statistics are made of
+FINGERPRINT_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +100,13 @@ class Annotation:
         return self.depth != "sensor"
 
     def to_dict(self) -> dict:
-        """JSON form; models in folders and files by their names alone, wherever these lie."""
-        names = {
-            field: _name(getattr(self, field))
-            for field in ("depth", "depth_model", "align_with", "track_model")
-        }
-        return {**dataclasses.asdict(self), "cameras": list(self.cameras), **names}
+        """JSON form; models in folders and files by name and content, wherever these lie."""
+        values = {**dataclasses.asdict(self), "cameras": list(self.cameras)}
+        for name in ("depth", "depth_model", "align_with", "track_model"):
+            path = Path(values[name] or "")
+            if values[name] and values[name] not in DEPTH_SOURCES and path.exists():
+                values |= {name: path.absolute().name, f"{name}_sha256": _fingerprint(path)}
+        return values
 
     def check(self, rows: DatasetRows, episodes: Sequence[int]) -> None:
         """Whether a dataset can be annotated so.
@@ -138,7 +143,7 @@ class Annotation:
                 f"dataset {rows.name} has the column '{depth_key(camera)}' already: use it with --depth "
                 "sensor, or remove it with lerobot-edit-dataset"
             )
-        height, width = picture_size(rows.features[image_key(camera)])
+        height, width = picture_size(rows.features[find_image_key(rows.features, camera)])
         if min(height, width) < MIN_DEPTH_SIDE_PX:
             raise ValueError(
                 f"images of camera '{camera}' are {width}x{height} px, and depth videos need "
@@ -153,7 +158,9 @@ class Annotation:
                 f"needs (a feature with is_depth_map, such as 'observation.depth.{camera}'): record it "
                 "with a depth camera, estimate it with another --depth, or leave it out with --cameras"
             )
-        decoder, pictures = FrameDecoder(rows, key), FrameDecoder(rows, image_key(camera))
+        decoder, pictures = (
+            FrameDecoder(rows, name) for name in (key, find_image_key(rows.features, camera))
+        )
         for episode in {episodes[0], episodes[len(episodes) // 2], episodes[-1]}:
             first = int(rows.episode_starts[episode])
             stored = decoder.decode(range(first, first + 1))
@@ -166,17 +173,23 @@ class Annotation:
                 )
 
 
-def _name(model: str | None) -> str | None:
-    return Path(model).name if model and Path(model).exists() else model
+def _fingerprint(model: Path) -> str:
+    """Of a model's files: sizes, beginnings and ends, which differ between two trainings of a network."""
+    digest = hashlib.sha256()
+    for path in [model] if model.is_file() else [model / place for place in dataset_files(model)]:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(f"{path.name} {size} ".encode())
+            for place in (0, max(0, size - FINGERPRINT_BYTES)):
+                file.seek(place)
+                digest.update(file.read(FINGERPRINT_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def dataset_cameras(features: dict) -> list[str]:
-    """RGB cameras of a dataset by name, in its order."""
-    return [
-        key.removeprefix(IMAGE_PREFIX)
-        for key, feature in features.items()
-        if key.startswith(IMAGE_PREFIX) and not is_label_key(key, feature)
-    ]
+    """RGB cameras of a dataset by name, in its order; columns without the prefix are cameras of that name."""
+    names = (key.removeprefix(IMAGE_PREFIX) for key in features)
+    return [n for n in dict.fromkeys(names) if find_image_key(features, n) and not is_label_key(n)]
 
 
 class EpisodeFrames(Sequence):
@@ -243,7 +256,7 @@ class LabelMaker:
             annotation.depth, annotation.depth_model, annotation.align_with, device, batch_size
         )
         self.tracker = open_tracker(annotation.tracks, annotation.track_model, device)
-        keys = [image_key(camera) for camera in annotation.cameras]
+        keys = [find_image_key(rows.features, camera) for camera in annotation.cameras]
         if self.depth is None:
             keys += [find_depth_key(rows.features, camera) for camera in annotation.cameras]
         self.decoders = {key: FrameDecoder(rows, key) for key in keys}
@@ -289,7 +302,7 @@ class LabelMaker:
         return facts
 
     def _video(self, camera: str, span: range) -> EpisodeFrames:
-        decoder = self.decoders[image_key(camera)]
+        decoder = self.decoders[find_image_key(self.rows.features, camera)]
 
         def read(frames: range) -> np.ndarray:
             return decoder.decode(span[frames.start : frames.stop]).transpose(0, 2, 3, 1)

@@ -21,8 +21,8 @@ from datasets_scripts.columns import (
     depth_key,
     encode_flags,
     find_depth_key,
+    find_image_key,
     flagged_episodes,
-    image_key,
     picture_size,
     points_features,
     points_key,
@@ -103,7 +103,8 @@ def add_depth(
     columns: list[dict[str, Any]] = [{} for _ in facts]
     for camera in annotation.cameras:
         key = depth_key(camera)
-        meta.info.features[key] = depth_feature(*picture_size(meta.features[image_key(camera)]))
+        pictures = meta.features[find_image_key(meta.features, camera)]
+        meta.info.features[key] = depth_feature(*picture_size(pictures))
         paths = [shard(episode) / f"{key}.mp4" for episode in range(len(facts))]
         places = join_videos(meta, key, paths, [known["n_frames"] for known in facts])
         meta.features[key]["info"]["depth_unit"] = "m"
@@ -133,7 +134,7 @@ def _add_episode_columns(root: Path, columns: Sequence[dict[str, Any]]) -> None:
 
 def _add_tracks(root: Path, rows: DatasetRows, annotation: Annotation, shard: Callable[[int], Path]) -> None:
     camera = annotation.cameras[0]
-    height, width = picture_size(rows.features[image_key(camera)])
+    height, width = picture_size(rows.features[find_image_key(rows.features, camera)])
     append_columns(
         root,
         points_features(camera, annotation.n_points, height, width),

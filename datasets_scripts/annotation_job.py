@@ -202,7 +202,9 @@ def open_job(job: AnnotationJob) -> Work:
     if not rows.n_episodes:
         raise ValueError(f"dataset {rows.name} has no episodes")
     episodes = parse_episodes(job.episodes or ":", rows.n_episodes)[: job.limit]
-    name = rows.root.name if Path(job.dataset).expanduser().is_dir() else job.dataset
+    # Without the revision, which is a parameter of its own: an unfinished run whose branch has moved on
+    # continues when its commit is named.
+    name = rows.root.name if Path(job.dataset).expanduser().is_dir() else job.dataset.partition("@")[0]
     chosen = None if len(episodes) == rows.n_episodes else episodes
     parameters = job.annotation.to_dict() | {
         "episodes": chosen,

@@ -6,9 +6,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+
 from datasets_scripts.annotate_episode import LabelMaker
 from datasets_scripts.annotation_job import AnnotationJob, open_job
 from datasets_scripts.columns import dataset_files, depth_key, points_key, points_visible_key
+from datasets_scripts.dataset_rows import DatasetRows
+from datasets_scripts.shards import ARRAYS
 
 __all__ = ["plan"]
 
@@ -44,21 +49,21 @@ def plan(job: AnnotationJob, workers: int = 1) -> str:
         f"depth: {annotation.depth}; tracks: {annotation.tracks}, {annotation.n_points} points",
         f"columns to add: {', '.join(columns)}",
     ]
-    seconds, n_tried, opening_s, bytes_by_file = _try(work.rows, job, readable[0])
+    seconds, n_tried, opening_s, *n_bytes = _try(work.rows, job, readable[0])
     expected_s = seconds / n_tried * n_frames / min(workers, len(readable))
     lines.append(
         f"time: about {_duration(expected_s)} with {workers} workers ({n_tried} frames took {seconds:.2f} s, "
         f"loading the sources {opening_s:.1f} s)"
     )
-    of_labels = sum(bytes_by_file.values()) / n_tried * n_frames
+    in_shards, in_the_end = (sizes / n_tried * n_frames for sizes in n_bytes)
     copied = sum(
         (rows.root / place).stat().st_size
         for place in dataset_files(rows.root)
         if place.parts[0] != "videos" or not _links(rows.root / place, job.output)
     )
-    needed = 2 * of_labels + copied
+    needed = in_shards + in_the_end + copied
     lines.append(
-        f"disk: about {_size(of_labels + copied)} in the end, {_size(needed)} while it is put together; "
+        f"disk: about {_size(in_the_end + copied)} in the end, {_size(needed)} while it is put together; "
         f"{_size(_free(job.output))} are free"
         + ("; videos are downloaded in addition" if rows.hub is not None else "")
     )
@@ -67,8 +72,8 @@ def plan(job: AnnotationJob, workers: int = 1) -> str:
     return "\n".join(lines)
 
 
-def _try(rows, job: AnnotationJob, episode: int) -> tuple[float, int, float, dict[str, int]]:
-    """Seconds for some frames, their number, seconds to load the sources, bytes of the labels."""
+def _try(rows: DatasetRows, job: AnnotationJob, episode: int) -> tuple[float, int, float, int, int]:
+    """Seconds for some frames, their number, seconds to load the sources, bytes in a shard and in the end."""
     start = time.perf_counter()
     maker = LabelMaker(rows, job.annotation, job.device, job.batch_size)
     opening_s = time.perf_counter() - start
@@ -81,7 +86,10 @@ def _try(rows, job: AnnotationJob, episode: int) -> tuple[float, int, float, dic
             maker.label(span, episode, Path(folder))
             taken.append(time.perf_counter() - start)
             sizes = {path.name: path.stat().st_size for path in Path(folder).iterdir()}
-    return min(taken), len(span), opening_s, sizes
+            with np.load(Path(folder, ARRAYS)) as arrays:
+                columns = [len(pa.compress(arrays[name], "zstd")) for name in ("points", "visible")]
+    in_shard = sum(sizes.values())
+    return min(taken), len(span), opening_s, in_shard, in_shard - sizes[ARRAYS] + sum(columns)
 
 
 def _parent(output: Path) -> Path:

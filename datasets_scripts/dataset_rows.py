@@ -21,7 +21,14 @@ from lerobot.utils.constants import HF_LEROBOT_HOME
 from datasets_scripts.columns import INFO_PATH, data_files, load_features
 from datasets_scripts.hub_source import HubFiles, open_hub_dataset
 
-__all__ = ["ArrowColumn", "BrokenEpisodeError", "DatasetRows", "VideoSegments", "parse_episodes"]
+__all__ = [
+    "ArrowColumn",
+    "BrokenEpisodeError",
+    "DatasetRows",
+    "VideoSegments",
+    "find_dataset",
+    "parse_episodes",
+]
 
 
 class BrokenEpisodeError(ValueError):
@@ -135,7 +142,7 @@ class DatasetRows:
 
     def __init__(self, repo_id_or_dir: str | Path, stream: bool = False):
         self.name = str(repo_id_or_dir)
-        self.root, files = _resolve_root(self.name, videos=not stream)
+        self.root, files = find_dataset(self.name, videos=not stream)
         self.stream = stream
         self.hub: HubFiles | None = files if stream else None
         self._open()
@@ -167,7 +174,6 @@ class DatasetRows:
         by_index = dict(zip(meta.tasks["task_index"], meta.tasks.index, strict=True))
         self.tasks = [str(by_index[i]) for i in range(len(by_index))]
         self._columns: dict[str, ArrowColumn] = {}
-        self._segments: dict[str, VideoSegments] = {}
         self._segments: dict[str, VideoSegments] = {}
 
     def _check_rows(self) -> None:
@@ -204,15 +210,13 @@ class DatasetRows:
         Raises:
             BrokenEpisodeError: If a file is missing or empty, unless videos are looked at singly; names it.
         """
-        if key not in self._segments:
+        if key not in self._segments:  # asked for once per episode, of which there may be a million
             self._segments[key] = self._read_segments(key)
         for path in () if self.stream else self._segments[key].paths:
             self.local(path)
         return self._segments[key]
 
     def _read_segments(self, key: str) -> VideoSegments:
-        if key in self._segments:  # asked for once per episode, of which there may be a million
-            return self._segments[key]
         episodes = self.meta.episodes.data
         columns = [
             episodes.column(f"videos/{key}/{part}").to_numpy()
@@ -225,10 +229,9 @@ class DatasetRows:
             for chunk, file in unique
         ]
         position = {name: i for i, name in enumerate(unique)}
-        self._segments[key] = VideoSegments(
+        return VideoSegments(
             paths, np.array([position[name] for name in names]), columns[2].astype(np.float64)
         )
-        return self._segments[key]
 
     def local(self, path: Path) -> Path:
         """A video file of the dataset, downloaded if it is not here yet.
@@ -312,8 +315,20 @@ def parse_episodes(text: str, n_episodes: int) -> list[int]:
 RESTORE = "download the dataset again, or make it again with the script that made it"
 
 
-def _resolve_root(name: str, videos: bool) -> tuple[Path, HubFiles | None]:
-    """Folder of a dataset; one of the Hub is downloaded, unless LeRobot has recorded it on this machine."""
+def find_dataset(name: str, videos: bool) -> tuple[Path, HubFiles | None]:
+    """Folder of a dataset; one of the Hub is downloaded, unless LeRobot has recorded it on this machine.
+
+    Args:
+        name (`str`): Folder, or Hub id.
+        videos (`bool`): Whether to download the videos too.
+
+    Returns:
+        `tuple`: The folder; and, of a dataset of the Hub, its files there.
+
+    Raises:
+        ValueError: If there is no such dataset.
+        HubError: If the Hub cannot be reached.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve(), None

@@ -37,7 +37,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from datasets_scripts.columns import clean_depth, depth_limit_m, is_depth_feature, replacing
-from datasets_scripts.dataset_rows import BrokenEpisodeError, DatasetRows
+from datasets_scripts.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows
 from datasets_scripts.depth_videos import DepthVideos
 
 __all__ = ["CachedFrames", "FrameDecoder", "OnDemandFrames", "depth_code_table", "open_frames"]
@@ -163,7 +163,13 @@ class FrameDecoder:
 
     def _decode_pictures(self, rows: range) -> np.ndarray:
         stored = self.rows.column(self.key).read(rows)
-        return np.stack([self._decode_picture(picture) for picture in stored])
+        try:
+            return np.stack([self._decode_picture(picture) for picture in stored])
+        except Exception as error:  # of Pillow, of many kinds; missing pictures
+            raise BrokenEpisodeError(
+                f"dataset {self.rows.name}: a picture of '{self.key}' among frames {rows[0]} to {rows[-1]} "
+                f"cannot be decoded ({error}); {RESTORE}"
+            ) from error
 
     def _decode_picture(self, picture: dict) -> np.ndarray:
         source = picture["bytes"]

@@ -95,9 +95,10 @@ def open_hub_dataset(name: str, videos: bool = True) -> tuple[Path, HubFiles]:
 
 def _download_metadata(repo_id: str, revisions: Sequence[str]) -> str:
     """Folder of the first revision that there is."""
+    wanted = ["meta/*", "README.md"]  # the card says under which licence it is
     for revision in revisions:
         try:
-            return snapshot_download(repo_id, allow_patterns=["meta/*"], **_of_datasets(revision))
+            return snapshot_download(repo_id, allow_patterns=wanted, **_of_datasets(revision))
         except (RevisionNotFoundError, LocalEntryNotFoundError):  # not there, or not in the cache
             if revision == revisions[-1]:
                 raise

@@ -6,6 +6,7 @@ from lerobot.datasets.dataset_tools import remove_feature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts.annotate import main
+from datasets_scripts.annotate_episode import Annotation
 from datasets_scripts.columns import read_provenance
 from datasets_scripts.depth import open_depth
 from tests.datasets.test_depth_sources import save_network
@@ -49,3 +50,13 @@ def test_the_stock_reader_reads_what_two_joined_models_give(recorded, tmp_path):
     models = provenance["cameras"]["main"]["depth"]["models"]
     assert [model["is_metric"] for model in models] == [False, True]
     assert provenance["episodes"]["1"]["main"]["depth"]["key_frames"] == 3
+
+
+def test_models_of_one_name_are_told_apart(tmp_path):
+    for folder, weights in (("a", b"0" * 10), ("b", b"0" * 10), ("c", b"0" * 9 + b"1")):
+        (tmp_path / folder / "model").mkdir(parents=True)
+        (tmp_path / folder / "model" / "model.safetensors").write_bytes(weights)
+    one, copy, other = (
+        Annotation(("main",), depth=str(tmp_path / folder / "model")).to_dict() for folder in "abc"
+    )
+    assert one == copy != other and one["depth"] == other["depth"] == "model"

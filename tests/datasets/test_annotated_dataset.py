@@ -199,6 +199,31 @@ def test_pictures_instead_of_videos_get_depth_videos(tmp_path):
     assert np.abs(depth - depth_of(image))[:, 2:][depth_of(image)[:, 2:] < DEPTH_MAX_M].max() < 2e-3
 
 
+def test_a_camera_is_found_by_the_name_of_its_column_too(tmp_path):
+    options = {"depth": False, "tracks": False, "image_prefix": "", "cameras": ("image",)}
+    facts = make_dataset(tmp_path / "data", frames=[5], size=(48, 64), **options)
+    assert main(command_line(facts.root, tmp_path / "output")) == 0
+    item = LeRobotDataset("local/x", root=tmp_path / "output", depth_output_unit="m")[4]
+    assert {"image", "observation.depth.image", "observation.points.image"} <= set(item)
+
+
+def test_a_picture_that_cannot_be_decoded_is_left_out_like_a_video(tmp_path, capsys):
+    options = {"depth": False, "tracks": False, "use_videos": False, "cameras": ("main",), "size": (48, 64)}
+    facts = make_dataset(tmp_path / "data", frames=[3, 4], **options)
+    (path,) = facts.root.glob("data/*/*.parquet")
+    table = pq.read_table(path)
+    found = table.to_pylist()
+    found[1]["observation.images.main"]["bytes"] = b"no picture"
+    pq.write_table(pa.Table.from_pylist(found, schema=table.schema), path)
+    arguments = command_line(facts.root, tmp_path / "output")
+    assert main(arguments) == 1
+    assert re.search(r"a picture of 'observation.images.main' .*--skip-broken", capsys.readouterr().err)
+    assert main([*arguments, "--skip-broken"]) == 0
+    assert [known["episode"] for known in read_provenance(tmp_path / "output")["annotation"]["skipped"]] == [
+        0
+    ]
+
+
 def truncate_video(root, camera: str, number: int):
     path = sorted(root.glob(f"videos/observation.images.{camera}/*/*.mp4"))[number]
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -17,7 +17,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts import dataset_rows, hub_source
 from datasets_scripts.annotate_episode import Annotation
-from datasets_scripts.annotation_job import AnnotationJob, make_shards, merge
+from datasets_scripts.annotation_job import AnnotationJob, make_shards, merge, open_job
 from datasets_scripts.columns import read_provenance
 from datasets_scripts.dataset_rows import DatasetRows
 from datasets_scripts.frame_cache import FrameDecoder
@@ -138,6 +138,15 @@ def test_shards_need_the_videos_of_their_cameras_and_the_merge_all(stand_in, tmp
     merge(job)
     assert len(list(job.output.rglob("*.mp4"))) == 4
     assert read_provenance(job.output)["annotation"]["parameters"]["revision"] == COMMIT
+
+
+def test_an_unfinished_run_continues_when_its_commit_is_named(stand_in, tmp_path):
+    """As is needed when the branch has moved on since."""
+    first, later = (
+        open_job(AnnotationJob(name, tmp_path / "output", Annotation(("main",)))).parameters
+        for name in ("you/data", f"you/data@{COMMIT}")
+    )
+    assert first == later and first["revision"] == COMMIT
 
 
 def test_without_streaming_everything_is_there_at_once(stand_in):
