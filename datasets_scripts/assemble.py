@@ -48,7 +48,6 @@ class Layout:
 def assemble_dataset(
     root: Path,
     layout: Layout,
-    repo_id: str,
     shard_of: Callable[[int], Path],
     facts: Sequence[dict],
 ) -> None:
@@ -57,7 +56,6 @@ def assemble_dataset(
     Args:
         root (`Path`): Folder to create.
         layout (`Layout`): Columns and their form.
-        repo_id (`str`): Name the dataset carries in messages.
         shard_of (`Callable`): Folder of an episode.
         facts (`Sequence[dict]`): Facts of every episode, in order: `n_frames`, `instruction` and `stats`.
 
@@ -69,7 +67,7 @@ def assemble_dataset(
     from lerobot.datasets.io_utils import write_info
 
     meta = LeRobotDatasetMetadata.create(
-        repo_id, layout.fps, dict(layout.features), robot_type=layout.robot_type, root=root, use_videos=True
+        root.name, layout.fps, dict(layout.features), robot_type=layout.robot_type, root=root, use_videos=True
     )
     lengths = [episode["n_frames"] for episode in facts]
     videos = {}

@@ -75,7 +75,7 @@ class Archive(Protocol):
         ...
 
 
-def convert(archive: Archive, output: Path, workers: int = 1, repo_id: str | None = None) -> dict[str, int]:
+def convert(archive: Archive, output: Path, workers: int = 1) -> dict[str, int]:
     """Make the dataset, or continue or confirm it.
 
     Args:
@@ -83,7 +83,6 @@ def convert(archive: Archive, output: Path, workers: int = 1, repo_id: str | Non
         output (`Path`): Folder of the finished dataset.
         workers (`int`): Processes; with 1 everything happens in this one. The result does not depend on it,
             up to the compression noise of the RGB videos.
-        repo_id (`str`, *optional*): Name of the dataset; the folder's name by default.
 
     Returns:
         `dict`: `episodes`, `frames`, `tasks`, `bytes`.
@@ -98,11 +97,11 @@ def convert(archive: Archive, output: Path, workers: int = 1, repo_id: str | Non
         return _confirm(output, archive)
     partial = output.with_name(output.name + ".partial")
     with claim_folder(partial, archive.parameters):
-        _make(output, partial, archive, workers, repo_id or output.name)
+        _make(output, partial, archive, workers)
     return _confirm(output, archive)
 
 
-def _make(output: Path, partial: Path, archive: Archive, workers: int, repo_id: str) -> None:
+def _make(output: Path, partial: Path, archive: Archive, workers: int) -> None:
     """Converts the episodes that are not done yet, then puts the dataset together."""
 
     def shard_of(episode: int) -> Path:
@@ -123,7 +122,7 @@ def _make(output: Path, partial: Path, archive: Archive, workers: int, repo_id: 
     scratch = Path(tempfile.mkdtemp(prefix="dataset-", dir=partial))
     try:
         root = scratch / "dataset"
-        assemble_dataset(root, archive.layout, repo_id, shard_of, facts)
+        assemble_dataset(root, archive.layout, shard_of, facts)
         write_provenance(root, _provenance(archive, facts, root))
         output.parent.mkdir(parents=True, exist_ok=True)
         os.replace(root, output)
@@ -204,7 +203,6 @@ def converter_parser(description: str, example: str, source_help: str) -> argpar
     add("--output", type=Path, required=True, help="folder of the dataset to make")
     add("--limit", type=int, help="convert the first so many episodes only, for a try")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
-    add("--repo-id", default=None, help="name of the dataset (default: name of the folder)")
     return parser
 
 

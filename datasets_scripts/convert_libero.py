@@ -22,10 +22,11 @@ already. LIBERO's own loader takes the rows as they are, and so does this one; `
 the command that follows it and drops the last frame.
 """
 
+import contextlib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,8 @@ class LiberoArchive:
             if shape != (n_frames, *tail):
                 raise ValueError(f"{path}: {key} of {demo} is {shape}, expected {(n_frames, *tail)}")
         for camera, key in CAMERAS.items():
+            if (dtype := group[f"obs/{key}"].dtype) != np.uint8:
+                raise ValueError(f"{path}: {key} of {demo} is {dtype}, expected uint8")
             size = group[f"obs/{key}"].shape[1:3]
             if self._sizes.setdefault(camera, size) != size:
                 raise ValueError(
@@ -149,13 +152,10 @@ class LiberoArchive:
         name, demo = self._demos[episode]
         path = self._root / name
         with _opened(path) as file:
-            try:
-                group = file["data"][demo]
-                images = {camera: group[f"obs/{key}"][()] for camera, key in CAMERAS.items()}
-                pose, fingers = group["obs/ee_states"][()], group["obs/gripper_states"][()]
-                actions = group["actions"][()]
-            except (OSError, KeyError) as error:
-                raise ValueError(f"{path}: {demo} cannot be read ({error}); {UNPACK}") from error
+            group = file["data"][demo]
+            images = {camera: group[f"obs/{key}"][()] for camera, key in CAMERAS.items()}
+            pose, fingers = group["obs/ee_states"][()], group["obs/gripper_states"][()]
+            actions = group["actions"][()]
         for key, values in (("ee_states", pose), ("gripper_states", fingers), ("actions", actions)):
             if not np.isfinite(values).all():
                 raise ValueError(f"{path}: {key} of {demo} holds values that are not finite")
@@ -193,8 +193,9 @@ def _demo_files(source: Path) -> list[Path]:
     return paths
 
 
-def _opened(path: Path) -> Any:
-    """An HDF5 file, open for reading."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An HDF5 file, open for reading; what goes wrong inside it names the file."""
     try:
         import h5py
     except ImportError:
@@ -202,9 +203,12 @@ def _opened(path: Path) -> Any:
             "LIBERO's files need h5py: pip install 'lerobot_policy_foresight[convert]'"
         ) from None
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path} is no HDF5 file, or it is truncated ({error}); {UNPACK}") from error
+        with h5py.File(path, "r") as file:
+            yield file
+    except ValueError:
+        raise  # says what is wrong
+    except Exception as error:  # a damaged file makes HDF5 raise nearly anything
+        raise ValueError(f"{path} is no HDF5 file, or it is damaged ({error!r}); {UNPACK}") from error
 
 
 def _text(value: str | bytes) -> str:
@@ -242,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     archive = LiberoArchive(args.source, args.next_action, args.limit)
-    report(args.output, convert(archive, args.output, args.workers, args.repo_id))
+    report(args.output, convert(archive, args.output, args.workers))
 
 
 if __name__ == "__main__":

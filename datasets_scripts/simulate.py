@@ -36,9 +36,7 @@ from datasets_scripts.resumable import claim_folder, refuse_other, resumable_com
 from datasets_scripts.shards import ARRAYS, read_facts
 
 
-def simulate(
-    recording: Recording, output: Path, workers: int = 1, repo_id: str | None = None
-) -> dict[str, float]:
+def simulate(recording: Recording, output: Path, workers: int = 1) -> dict[str, float]:
     """Make the dataset, or continue or confirm it.
 
     Args:
@@ -46,7 +44,6 @@ def simulate(
         output (`Path`): Folder of the finished dataset.
         workers (`int`): Processes; with 1 everything happens in this one. The result does not depend on it,
             up to the compression noise of the RGB videos (x264 is not always repeatable to the bit).
-        repo_id (`str`, *optional*): Name of the dataset; the folder's name by default.
 
     Returns:
         `dict`: `episodes`, `frames`, `attempts`, `failures`, `record_s`, `assemble_s`, `bytes`.
@@ -61,12 +58,10 @@ def simulate(
         return _confirm(output, recording)
     partial = output.with_name(output.name + ".partial")
     with claim_folder(partial, recording.to_dict()):
-        return _make(output, partial, recording, workers, repo_id)
+        return _make(output, partial, recording, workers)
 
 
-def _make(
-    output: Path, partial: Path, recording: Recording, workers: int, repo_id: str | None
-) -> dict[str, float]:
+def _make(output: Path, partial: Path, recording: Recording, workers: int) -> dict[str, float]:
     """Records the episodes that are not done yet, then puts the dataset together."""
     started = time.monotonic()
 
@@ -98,7 +93,7 @@ def _make(
         )
     scratch = Path(tempfile.mkdtemp(prefix="dataset-", dir=partial))
     try:
-        _assemble(scratch / "dataset", recording, repo_id or output.name, shard_of, whole)
+        _assemble(scratch / "dataset", recording, shard_of, whole)
         output.parent.mkdir(parents=True, exist_ok=True)
         os.replace(scratch / "dataset", output)
     finally:
@@ -135,10 +130,10 @@ def _close_simulator() -> None:
 
 
 def _assemble(
-    root: Path, recording: Recording, repo_id: str, shard_of: Callable[[int], Path], facts: Sequence[dict]
+    root: Path, recording: Recording, shard_of: Callable[[int], Path], facts: Sequence[dict]
 ) -> None:
     """Writes the dataset from shards: recorded columns, points, provenance."""
-    assemble_dataset(root, recording.layout(), repo_id, shard_of, facts)
+    assemble_dataset(root, recording.layout(), shard_of, facts)
     flow_camera = recording.cameras[0]
     new = points_features(flow_camera, recording.n_points, recording.image_size, recording.image_size)
     append_columns(root, new, point_values(shard_of, flow_camera))
@@ -251,7 +246,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--retries", type=int, default=default.retries, help="new starts after a failure (%(default)s)")
     add("--quality", choices=QUALITIES, default=default.quality, help="rendering (%(default)s)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
-    add("--repo-id", default=None, help="name of the dataset (default: name of the folder)")
     return parser
 
 
@@ -273,7 +267,7 @@ def main(argv: list[str] | None = None) -> None:
         retries=args.retries,
         quality=args.quality,
     )
-    summary = simulate(recording, args.output, args.workers, args.repo_id)
+    summary = simulate(recording, args.output, args.workers)
     with contextlib.suppress(BrokenPipeError):
         print(
             f"{args.output}: {summary['episodes']} episodes, {summary['frames']} frames, "

@@ -201,6 +201,10 @@ def attribute(name, value):
             replaced("data/demo_0/obs/agentview_rgb", np.zeros((4, 64, 64, 3), np.uint8)),
             r"agentview_rgb of demo_0 is \(64, 64\) px",
         ),
+        (
+            replaced("data/demo_0/obs/agentview_rgb", np.zeros((4, SIDE, SIDE, 3))),
+            "agentview_rgb of demo_0 is float64, expected uint8",
+        ),
         (attribute("problem_info", "{}"), "has no language"),
         (attribute("problem_info", json.dumps({"language_instruction": ' "" '})), "has no language"),
     ],
@@ -227,7 +231,7 @@ def test_what_is_no_archive_of_libero_is_refused(suite, tmp_path, capsys):
     assert "--limit is 0" in refused(suite, "--limit=0")
     copy = shutil.copytree(suite, tmp_path / "libero_goal")
     path = copy / NAMES[0]
-    path.write_bytes(path.read_bytes()[:3000])
-    assert f"{NAMES[0]} is no HDF5 file, or it is truncated" in refused(copy)
-    path.write_bytes(b"<html>not found</html>")
-    assert f"{NAMES[0]} is no HDF5 file, or it is truncated" in refused(copy)
+    whole = path.read_bytes()
+    for damaged in (whole[:3000], bytes(4).join(whole.rsplit(b"SNOD", 1)), b"<html>not found</html>"):
+        path.write_bytes(damaged)
+        assert f"{NAMES[0]} is no HDF5 file, or it is damaged" in refused(copy)
