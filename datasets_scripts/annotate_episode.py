@@ -419,8 +419,8 @@ def annotate_shard(maker: LabelMaker, episode: int, folder: Path, skip_broken: b
             for unfinished in scratch.iterdir():
                 unfinished.unlink()
             place = None if error.path is None else error.path.relative_to(rows.root).as_posix()
-            reason = str(error).replace(f"{rows.root}/", "").removeprefix(f"dataset {rows.name}: ")
-            facts = {"n_frames": len(span), "broken": {"file": place, "reason": reason}}
+            broken = {"file": place, "reason": rows.without_folder(error)}
+            facts = {"n_frames": len(span), "broken": broken}
         files = [d.file_of(episode) for d in maker.decoders.values() if d.is_video]
         files += [rows.root / facts["broken"]["file"]] if facts.get("broken", {}).get("file") else []
         facts["videos"] = {path.relative_to(rows.root).as_posix(): _size(path) for path in files}

@@ -251,6 +251,10 @@ class DatasetRows:
             )
         return path
 
+    def without_folder(self, error: Exception) -> str:
+        """Message of an error without the dataset's folder: it goes into files that are published."""
+        return str(error).replace(f"{self.root}/", "").removeprefix(f"dataset {self.name}: ")
+
     def fetch_videos(self, episodes: Sequence[int] | None = None) -> None:
         """Downloads all video files of some episodes that are not here yet, several side by side.
 

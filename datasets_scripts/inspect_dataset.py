@@ -106,6 +106,9 @@ def inspect(args: argparse.Namespace) -> list[str]:
         raise ValueError("--episodes says which episodes --report reads; without it give --episode")
     if args.report or args.picture:
         import_matplotlib()  # before the work
+    for path in filter(None, (args.report, args.picture, args.output)):
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; name the file to write")
     dataset = LabelledDataset(args.dataset)
     problems = []
     if args.write_flags:

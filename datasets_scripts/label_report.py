@@ -30,7 +30,7 @@ ORDINARY_EPISODES = 2  # pictured besides
 MOMENTS = 5
 STANDS_OUT = 3.0  # deviations from the median
 PARALLEL_FRAMES = 4000  # from which on other processes are worth the time they take to start
-SAVE_EVERY = 100  # episodes measured for `--write-flags`
+SAVES, SAVE_EVERY = 50, 100  # so often at the most, and after so many episodes, `--write-flags` saves
 
 
 @dataclass
@@ -154,10 +154,11 @@ def write_flags(dataset: LabelledDataset, workers: int = 1) -> dict[int, list[st
         raise ValueError(f"flags are written into a folder, and {rows.name} is on the Hub: download it first")
     episodes = dataset.provenance.setdefault("episodes", {})
     missing = [e for e in range(rows.n_episodes) if not _is_measured(dataset, episodes.get(str(e), {}))]
+    save_every = max(SAVE_EVERY, len(missing) // SAVES)
     for count, one in enumerate(_read_episodes(dataset, missing, workers), 1):
         episode = str(one["episode"])
         episodes[episode] = _with(episodes.get(episode, {}), one["facts"])
-        if count % SAVE_EVERY == 0:
+        if count % save_every == 0:
             _save(dataset)
     raised = {}
     for episode in range(rows.n_episodes):
@@ -177,11 +178,14 @@ def _save(dataset: LabelledDataset) -> None:
 
 def _is_measured(dataset: LabelledDataset, facts: Mapping[str, Any]) -> bool:
     """Whether all labels of an episode have figures; one that could not be read has none."""
+    labels = dataset.labels()
+    if not any(labels.values()):  # then reading it tells whether its files are whole
+        return facts.get("flags") == []
     return all(
         not facts.get(camera, {}).get("problem")
         and ("depth" not in kinds or "valid_share" in facts.get(camera, {}).get("depth", {}))
         and ("tracks" not in kinds or "motion_px" in facts.get(camera, {}))
-        for camera, kinds in dataset.labels().items()
+        for camera, kinds in labels.items()
     )
 
 
@@ -334,6 +338,5 @@ def _pictures(episode: Episode, reasons: list[str] | None) -> dict[str, Any]:
             if camera.points is not None and camera.visible.any()
         ]
     except ValueError as error:
-        where = f"{episode.rows.root}/"
-        return shown | {"sheet": None, "motions": [], "error": str(error).replace(where, "")}
+        return shown | {"sheet": None, "motions": [], "error": episode.rows.without_folder(error)}
     return shown | {"sheet": sheet, "motions": motions, "error": None}

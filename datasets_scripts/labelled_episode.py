@@ -199,8 +199,7 @@ def measure(episode: Episode, most_chunks: int | None = None) -> dict[str, Measu
             else:
                 episode.read(camera.image_key, episode.length - 1)  # tells whether the file is whole
         except ValueError as error:
-            # Without the folder: it goes into files that are published.
-            own.problem = str(error).replace(f"{episode.rows.root}/", "")
+            own.problem = episode.rows.without_folder(error)
     return found
 
 

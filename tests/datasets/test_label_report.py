@@ -117,6 +117,18 @@ def test_a_truncated_video_is_named_flagged_and_the_rest_is_shown(tmp_path, caps
     )
 
 
+def test_a_missing_video_is_flagged_without_any_label_too(tmp_path, capsys):
+    options = {"cameras": ("main",), "depth": False, "tracks": False}
+    root = make_dataset(tmp_path / "plain", episodes=2, frames=3, **options).root
+    for video in root.glob("videos/*/*/*.mp4"):
+        video.unlink()
+    assert main([str(root), "--write-flags"]) == 0
+    assert "2 have a flag" in capsys.readouterr().out
+    facts = read_provenance(root)["episodes"]["1"]
+    assert facts["flags"] == ["main/unreadable"]
+    assert facts["main"]["problem"].startswith("video file videos/observation.images.main")
+
+
 def test_a_page_of_chosen_episodes_reads_those_alone(dataset, tmp_path, monkeypatch):
     read, genuine = [], label_report._measure_one
     monkeypatch.setattr(label_report, "_measure_one", lambda e: read.append(e) or genuine(e))
