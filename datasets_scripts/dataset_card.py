@@ -33,7 +33,10 @@ TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
 SOURCE_MARK = "<!-- below: the card of the dataset that was annotated -->"
 NAMED_EPISODES = 12  # of a flag, before "and n more"
 # The Hub's words for sizes, in rows.
-SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
+SIZES = (
+    *((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M")),
+    *((1e8, "10M<n<100M"), (1e9, "100M<n<1B"), (float("inf"), "1B<n<10B")),
+)
 
 
 def write_card(root: str | Path, repo_id: str | None = None) -> None:
@@ -114,7 +117,7 @@ def _metadata(info: Mapping, old: Mapping[str, Any], source: str) -> DatasetCard
         **old,
         "tags": list(tags),
         "task_categories": list(dict.fromkeys([*_as_list(old.get("task_categories")), "robotics"])),
-        "size_categories": [next((word for n, word in SIZES if info["total_frames"] < n), "n>10M")],
+        "size_categories": [next(word for n, word in SIZES if info["total_frames"] < n)],
     }
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         data["source_datasets"] = [source]
