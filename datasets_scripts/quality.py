@@ -39,6 +39,7 @@ MAX_FLICKER = 0.05
 MIN_POINTS = 32
 MIN_VISIBLE_SHARE = 0.4  # every single track is visible for 0.3 or more
 MAX_OFF_DEPTH_SHARE = 0.3
+MAX_MOVING_SHARE = 0.9  # a quarter is wanted
 
 # Every flag, in the order in which episodes are worth a look.
 FLAGS = {
@@ -52,6 +53,8 @@ FLAGS = {
     "few-tracks": f"fewer than {MIN_POINTS} points could be tracked",
     "tracks-hidden": f"points are visible in less than {MIN_VISIBLE_SHARE:.0%} of the frames",
     "no-motion": "no point moves",
+    "all-moves": f"more than {MAX_MOVING_SHARE:.0%} of the points move, as before a camera on the wrist, "
+    "which soon loses what stands still: name a camera that stands first, with --cameras",
 }
 
 # What a person wants to compare between episodes: key, wording, whether large is bad (None: neither).
@@ -224,6 +227,7 @@ def _track_flags(known: Mapping[str, Any]) -> set[str]:
         "few-tracks": n_points < MIN_POINTS,
         "tracks-hidden": n_points > 0 and known.get("visible_share", 1.0) < MIN_VISIBLE_SHARE,
         "no-motion": known.get("n_moving") == 0,
+        "all-moves": (known.get("n_moving") or 0) > MAX_MOVING_SHARE * n_points,
     }
     return {word for word, raised in tests.items() if raised}
 

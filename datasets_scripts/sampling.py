@@ -26,6 +26,9 @@ MIN_CONFIDENCE = 0.5  # mean over the frames in which a track is visible
 MAX_JUMP_FRACTION = 0.1
 CAMERA_SHIFT_PX = 2.0  # median over the clip, from which on its camera counts as moving
 MIN_COMMON_TRACKS, MIN_COMMON_FRACTION = 12, 0.3  # that a frame and its reference need
+RANSAC_TRACKS = 250  # tried; all tracks then refine what they found
+REFINEMENTS = 3
+NEAREST_M = 0.01  # nothing is divided by less
 START_CELLS = 31
 GRID_SIDE = 40
 N_RANDOM = 800
@@ -56,37 +59,76 @@ class TrackChoice:
 
 @dataclass(frozen=True)
 class CameraMotion:
-    """What a moving camera does to all tracks of a clip alike.
+    """Where the first frame's camera stands as seen from the others.
+
+    Positions are (x z, y z, z), x and y from the centre of the image in units of 224 px: in them whatever a
+    camera does is one affine map of all that stands still, near or far, and its focal length need not be
+    known.
 
     Attributes:
-        similarity (`np.ndarray`): `(F, 2, 3)` float64, from a frame's positions to where the first frame's
-            camera would see them, in px.
-        approach_m (`np.ndarray`): `(F,)` float64, how much farther things are than in the first frame.
-        scale_px (`np.ndarray`): `(2,)` px of the image's width and height; the shorter one is 224.
+        to_first (`np.ndarray`): `(F, 3, 4)` float64, from a frame's positions to the first frame's.
+        size (`np.ndarray`): `(2,)` width and height of the image; the shorter one is 1.
     """
 
-    similarity: np.ndarray
-    approach_m: np.ndarray
-    scale_px: np.ndarray
+    to_first: np.ndarray
+    size: np.ndarray
 
-    def shift_px(self) -> np.ndarray:
-        """How far the image is moved in each frame, `(F,)`: mean over its corners and its centre."""
-        places = np.array([[0, 0], [1, 0], [0, 1], [1, 1], [0.5, 0.5]]) * self.scale_px
-        moved = places @ self.similarity[..., :2].swapaxes(1, 2) + self.similarity[:, None, :, 2]
-        return np.linalg.norm(moved - places, axis=-1).mean(axis=1)
+    def remove(self, points: np.ndarray, visible: np.ndarray) -> np.ndarray:
+        """Ways of tracks as a camera that stays where it was in the first frame would see them.
 
-    def remove(self, points: np.ndarray) -> np.ndarray:
-        """Tracks `(F, n, 3)` as a camera that stays where it was in the first frame would see them."""
-        place = (points[..., :2] * self.scale_px) @ self.similarity[..., :2].swapaxes(1, 2)
-        place = (place + self.similarity[:, None, :, 2]) / self.scale_px
-        return np.concatenate([place, points[..., 2:] - self.approach_m[:, None, None]], axis=-1)
+        Args:
+            points (`np.ndarray`): `(F, n, 3)` float tracks.
+            visible (`np.ndarray`): `(F, n)` bool.
+
+        Returns:
+            `np.ndarray`: `(F, n, 3)`: x and y as image fractions at the median depth that a track is seen at
+            (the first camera may stand beyond the point), z in metres.
+        """
+        place = _in_space(points, self.size) @ self.to_first[..., :3].swapaxes(1, 2)
+        place += self.to_first[:, None, :, 3]
+        seen_at_m = _seen_quantile(points[..., 2], visible | ~visible.any(axis=0), 0.5)
+        place[..., :2] /= np.maximum(seen_at_m, NEAREST_M)[:, None] * self.size
+        return place
+
+
+def _in_space(points: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Tracks `(..., 3)` as (x z, y z, z), float64; see [`CameraMotion`]."""
+    place = (points[..., :2] - 0.5) * size * points[..., 2:]
+    return np.concatenate([place, points[..., 2:]], axis=-1).astype(np.float64)
+
+
+def camera_shift_px(points: np.ndarray, visible: np.ndarray, height: int, width: int) -> np.ndarray:
+    """How far the image has moved in each frame, at 224 px, if it moves as a whole.
+
+    Per frame the similarity that most tracks follow, by RANSAC; the shift is the mean over the corners and
+    the centre of the image.
+
+    Args:
+        points (`np.ndarray`): `(F, n, 3)` float tracks.
+        visible (`np.ndarray`): `(F, n)` bool.
+        height (`int`): Rows of the image.
+        width (`int`): Columns of the image.
+
+    Returns:
+        `np.ndarray`: `(F,)` px.
+    """
+    scale_px = REFERENCE_PX * np.array([width, height]) / min(height, width)
+
+    def fit(frame: int, reference: int, common: np.ndarray) -> np.ndarray | None:
+        here, there = (points[index, common, :2] * scale_px for index in (frame, reference))
+        return cv2.estimateAffinePartial2D(here, there, ransacReprojThreshold=STILL_PX)[0]
+
+    similarity = _chain(visible, 2, fit)
+    places = np.array([[0, 0], [1, 0], [0, 1], [1, 1], [0.5, 0.5]]) * scale_px
+    moved = places @ similarity[:, :2, :2].swapaxes(1, 2) + similarity[:, None, :2, 2]
+    return np.linalg.norm(moved - places, axis=-1).mean(axis=1)
 
 
 def fit_camera_motion(points: np.ndarray, visible: np.ndarray, height: int, width: int) -> CameraMotion:
-    """Per frame the similarity that most tracks follow, by RANSAC, and the change of depth they share.
+    """The motion of the camera that most tracks agree with, by RANSAC, frame by frame.
 
-    Frames are compared with the first one while enough tracks are seen in both, then with the last frame for
-    which that held, so that errors do not add up where the camera stays.
+    A similarity of the image would do for a camera that turns; where it travels, near things pass by faster
+    than far ones, which the depth of the tracks accounts for.
 
     Args:
         points (`np.ndarray`): `(F, n, 3)` float tracks.
@@ -94,26 +136,58 @@ def fit_camera_motion(points: np.ndarray, visible: np.ndarray, height: int, widt
         height (`int`): Rows of the image.
         width (`int`): Columns of the image.
     """
-    scale_px = REFERENCE_PX * np.array([width, height]) / min(height, width)
-    similarity = np.tile(np.eye(3), (len(points), 1, 1))
-    approach_m = np.zeros(len(points))
+    size = np.array([width, height]) / min(height, width)
+
+    def fit(frame: int, reference: int, common: np.ndarray) -> np.ndarray | None:
+        tracks = np.flatnonzero(common)
+        here, there = (_in_space(points[index, tracks], size) for index in (frame, reference))
+        few = slice(None, None, -(-len(tracks) // RANSAC_TRACKS))
+        tolerance = STILL_PX / REFERENCE_PX
+        fitted = cv2.estimateAffine3D(
+            here[few].copy(),
+            there[few].copy(),
+            ransacThreshold=tolerance * np.median(there[:, 2]),
+            confidence=0.99,
+        )[1]
+        for _ in range(REFINEMENTS if fitted is not None else 0):
+            off = np.linalg.norm(here @ fitted[:, :3].T + fitted[:, 3] - there, axis=-1)
+            agree = off < tolerance * there[:, 2]
+            if agree.sum() < MIN_COMMON_TRACKS:
+                return None
+            known = np.c_[here[agree], np.ones(agree.sum())]
+            fitted = np.linalg.lstsq(known, there[agree], rcond=None)[0].T
+        return fitted
+
+    return CameraMotion(_chain(visible, 3, fit)[:, :3], size)
+
+
+def _chain(
+    visible: np.ndarray, n: int, fit: Callable[[int, int, np.ndarray], np.ndarray | None]
+) -> np.ndarray:
+    """Maps from every frame to the first one, `(F, n + 1, n + 1)`.
+
+    Frames are compared with the first one while enough tracks are seen in both, then with the last frame for
+    which that held, so that errors do not add up where the camera stays.
+
+    Args:
+        visible (`np.ndarray`): `(F, tracks)` bool.
+        n (`int`): Dimensions of a position.
+        fit (`Callable`): From a frame, its reference and the tracks seen in both, `(tracks,)` bool, to the
+            `(n, n + 1)` map between them, or `None`.
+    """
+    maps = np.tile(np.eye(n + 1), (len(visible), 1, 1))
     reference = 0
-    for frame in range(1, len(points)):
+    for frame in range(1, len(visible)):
         common = visible[reference] & visible[frame]
         if common.sum() < max(MIN_COMMON_TRACKS, MIN_COMMON_FRACTION * visible[reference].sum()):
             reference = frame - 1
             common = visible[reference] & visible[frame]
-        fitted = None
-        if common.sum() >= MIN_COMMON_TRACKS:
-            here, there = (points[index, common, :2] * scale_px for index in (frame, reference))
-            fitted, agree = cv2.estimateAffinePartial2D(here, there, ransacReprojThreshold=STILL_PX)
+        fitted = fit(frame, reference, common) if common.sum() >= MIN_COMMON_TRACKS else None
         if fitted is None:  # nothing to go by: as in the frame before
-            similarity[frame], approach_m[frame] = similarity[frame - 1], approach_m[frame - 1]
-            continue
-        similarity[frame] = similarity[reference] @ np.vstack([fitted, [0, 0, 1]])
-        farther = (points[frame, common, 2] - points[reference, common, 2])[agree[:, 0] > 0]
-        approach_m[frame] = approach_m[reference] + np.median(farther)
-    return CameraMotion(similarity[:, :2], approach_m, scale_px)
+            maps[frame] = maps[frame - 1]
+        else:
+            maps[frame] = maps[reference] @ np.vstack([fitted, maps[0, -1]])
+    return maps
 
 
 def usable_tracks(points: np.ndarray, visible: np.ndarray) -> np.ndarray:
@@ -187,7 +261,7 @@ def sort_tracks(
         if confidence is not None:
             trust = (confidence[:, block] * seen).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
             usable &= trust >= MIN_CONFIDENCE
-        kinds = classify_motion(path if camera is None else camera.remove(path), seen)
+        kinds = classify_motion(path if camera is None else camera.remove(path, seen), seen)
         moving[block], still[block] = (kind & usable for kind in kinds)
     return moving, still
 
@@ -276,7 +350,8 @@ def sample_tracks(
 
     Candidates are a jittered 40x40 grid in frame 0 and 800 pixels at random frames; while too few of them
     move, up to three more rounds look around the moving ones. If the similarity that most of the first ones
-    follow moves the image by more than 2 px in the median, motion is measured with it removed.
+    follow moves the image by more than 2 px in the median, the camera moves, and motion is measured with that
+    of the camera removed.
 
     Args:
         follow (`Callable`): From pixels `(m, 3)` int64 (frame, row, column) to their tracks `(F, n, 3)`,
@@ -297,9 +372,9 @@ def sample_tracks(
         _random_seeds(N_RANDOM, n_frames, height, width, generator),
     ]
     found = follow(np.unique(np.concatenate(seeds), axis=0))
-    camera = fit_camera_motion(*found[:2], height, width)
-    if np.median(camera.shift_px()) <= CAMERA_SHIFT_PX:
-        camera = None
+    camera = None
+    if np.median(camera_shift_px(*found[:2], height, width)) > CAMERA_SHIFT_PX:
+        camera = fit_camera_motion(*found[:2], height, width)
     rounds = [_keep(*found, camera)]
     del found  # as large as the clip is long
     candidates = rounds[0].candidates

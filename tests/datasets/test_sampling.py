@@ -6,6 +6,7 @@ import pytest
 from datasets_scripts.sampling import (
     MIN_TRACKS,
     Candidates,
+    camera_shift_px,
     choose_tracks,
     classify_motion,
     fit_camera_motion,
@@ -146,33 +147,48 @@ def test_the_choice_depends_on_the_seed_alone():
 HEIGHT, WIDTH = 48, 64
 
 
-def panned(points: np.ndarray) -> np.ndarray:
-    """The same tracks, seen by a camera that pans, rolls and approaches; it stays still at first."""
-    time = np.linspace(-0.3, 1, FRAMES).clip(0)
-    angle, scale = 0.2 * time, 1 + 0.1 * time
-    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])  # (2, 2, F)
-    size = np.array([WIDTH, HEIGHT])
-    place = np.einsum("ijf,fnj->fni", turn, (points[..., :2] - 0.5) * size) / size + 0.5
-    place += time[:, None, None] * [0.15, -0.1]
-    return np.concatenate([place, points[..., 2:] - 0.3 * time[:, None, None]], axis=-1)
+FOCAL = 0.9  # of the shorter side
 
 
-def test_what_a_moving_camera_does_to_all_tracks_is_removed():
-    points, visible = scene(600, 150)
-    seen = panned(points)
-    visible &= ((seen[..., :2] >= 0) & (seen[..., :2] < 1)).all(axis=-1)
-    camera = fit_camera_motion(seen, visible, HEIGHT, WIDTH)
-    np.testing.assert_allclose(camera.remove(seen)[visible], points[visible], atol=2e-3)
-    assert np.median(camera.shift_px()) > 10 and camera.shift_px()[0] == 0
+def travelled(points: np.ndarray, way_m: np.ndarray, turn_rad: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """The same tracks and which of them are seen, by a camera that travels, turns and rolls on its way.
+
+    It stays where it is during the first quarter.
+    """
+    time = np.linspace(-0.33, 1, FRAMES).clip(0)
+    size = np.array([WIDTH, HEIGHT]) / HEIGHT
+    z = points[..., 2:]
+    world = np.concatenate([(points[..., :2] - 0.5) * size / FOCAL * z, z], axis=-1)
+    world = world - time[:, None, None] * way_m
+    roll, yaw = 2 * turn_rad * time, turn_rad * time
+    zero, one = np.zeros(FRAMES), np.ones(FRAMES)
+    rolled = [[np.cos(roll), -np.sin(roll), zero], [np.sin(roll), np.cos(roll), zero], [zero, zero, one]]
+    turned = [[np.cos(yaw), zero, -np.sin(yaw)], [zero, one, zero], [np.sin(yaw), zero, np.cos(yaw)]]
+    x, y, z = np.einsum("ijf,jkf,fnk->ifn", np.array(rolled), np.array(turned), world)
+    seen = np.stack([FOCAL * x / z / size[0] + 0.5, FOCAL * y / z / size[1] + 0.5, z], axis=-1)
+    return seen, ((seen[..., :2] >= 0) & (seen[..., :2] < 1)).all(axis=-1) & (z > 0.05)
+
+
+def test_near_and_far_things_stand_still_before_a_camera_that_travels():
+    points, _ = scene(600, 150)
+    seen, visible = travelled(points, np.array([0.1, -0.05, 0.2]), turn_rad=0.1)
+    assert np.median(camera_shift_px(seen, visible, HEIGHT, WIDTH)) > 5
+    moving, still = sort_tracks(seen, visible)
+    assert still[:600].mean() < 0.1
+    moving, still = sort_tracks(seen, visible, None, fit_camera_motion(seen, visible, HEIGHT, WIDTH))
+    usable = usable_tracks(seen, visible)
+    assert usable.sum() > 600
+    assert still[:600][usable[:600]].all() and not moving[:600].any()
+    assert moving[600:][usable[600:]].mean() > 0.95
 
 
 def test_the_camera_is_followed_when_nothing_of_the_first_frame_is_left():
     draw = np.random.default_rng(0)
-    points = np.repeat(draw.uniform([0, 0, 1], [4, 1, 1.01], (1, 2000, 3)), FRAMES, axis=0)
-    seen = points - np.linspace(0, 3, FRAMES)[:, None, None] * [1, 0, 0]
-    visible = (seen[..., 0] >= 0) & (seen[..., 0] < 1)
-    camera = fit_camera_motion(seen, visible, HEIGHT, WIDTH)
-    np.testing.assert_allclose(camera.remove(seen), points, atol=1e-4)
+    points = np.repeat(draw.uniform([0, 0, 1], [4, 1, 1.5], (1, 2000, 3)), FRAMES, axis=0)
+    seen, visible = travelled(points, np.array([4.0, 0, 0]))
+    assert not visible[[0, -1]].all(axis=0).any()
+    removed = fit_camera_motion(seen, visible, HEIGHT, WIDTH).remove(seen, visible)
+    assert np.abs(removed - removed[0])[visible].max() < 1e-4
 
 
 @pytest.mark.parametrize("pan", [False, True])
@@ -184,8 +200,7 @@ def test_a_moving_camera_is_noticed_and_does_not_make_everything_move(pan):
         points = np.tile(np.c_[start, np.ones(len(start))], (FRAMES, 1, 1))
         time = (np.arange(FRAMES)[:, None] - pixels[:, 0]) / FRAMES
         points[..., 1] -= 0.3 * np.where(on_square, time, 0)
-        seen = panned(points) if pan else points
-        return seen, ((seen[..., :2] >= 0) & (seen[..., :2] < 1)).all(axis=-1), None
+        return *travelled(points, np.array([0.15, -0.1, 0.1]) * pan, 0.1 * pan), None
 
     _, visible, choice = sample_tracks(follow, (FRAMES, HEIGHT, WIDTH), np.random.default_rng(0), 400)
     assert choice.moving_camera == pan
