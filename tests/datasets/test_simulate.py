@@ -248,28 +248,30 @@ def test_simulated_dataset_passes_stock_split_delete_and_merge(stored, tmp_path)
         assert np.abs(depth - depth_of(expected, "main")[-1]).max() < 1e-3
 
 
-def test_workers_do_not_change_the_result(tiny_dataset, tiny_recording, tmp_path):
-    simulate(tiny_recording, tmp_path / "dataset", workers=2)
-    assert_same_dataset(tmp_path / "dataset", tiny_dataset)
-
-
-def test_interrupted_run_continues_to_the_same_dataset(tiny_dataset, tiny_recording, tmp_path, monkeypatch):
+def test_interrupted_run_continues_and_workers_do_not_change_the_result(
+    tiny_dataset, tiny_recording, tmp_path, monkeypatch
+):
     output = tmp_path / "dataset"
-    recorded = []
-    whole = record_episode.render_episode
+    tries, started = [], []
+    render, record_all = record_episode.render_episode, command_file._record_all
 
-    def interrupted(sim, recording, start_seed, *rest):
-        recorded.append(start_seed)
-        if len(recorded) == 2:
+    def interrupted(*args):
+        tries.append(args)
+        if len(tries) == 2:
             raise KeyboardInterrupt
-        return whole(sim, recording, start_seed, *rest)
+        return render(*args)
 
-    monkeypatch.setattr(record_episode, "render_episode", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    def noted(recording, jobs, workers):
+        started.append([episode for episode, _ in jobs])
+        return record_all(recording, jobs, workers)
+
+    monkeypatch.setattr(command_file, "_record_all", noted)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(record_episode, "render_episode", interrupted)
         simulate(tiny_recording, output)
     assert not output.exists()
-    simulate(tiny_recording, output)
-    assert len(recorded) == 4  # the first episode was kept: one interrupted, three wanted
+    simulate(tiny_recording, output, workers=2)
+    assert started == [[0, 1, 2], [1, 2]]  # the first episode was kept
     assert_same_dataset(output, tiny_dataset)
     assert not output.with_name("dataset.partial").exists()
 
@@ -287,28 +289,22 @@ def test_truncated_shard_is_recorded_again(tiny_dataset, tiny_recording, tmp_pat
     assert_same_dataset(tmp_path / "dataset", tiny_dataset)
 
 
-@pytest.mark.parametrize("where", ["episode", "assembly", "last step"])
-def test_full_disk_leaves_nothing_that_passes_for_whole(
-    where, tiny_dataset, tiny_recording, tmp_path, monkeypatch, capsys
-):
+def test_full_disk_leaves_nothing_that_passes_for_whole(tiny_dataset, tmp_path, monkeypatch, capsys):
     output = tmp_path / "dataset"
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
 
-    with monkeypatch.context() as patch:
-        if where == "episode":
-            patch.setattr(record_episode.np, "savez_compressed", full)
-        elif where == "assembly":
-            patch.setattr(command_file, "append_columns", full)
-        else:
-            patch.setattr(command_file, "write_provenance", full)
-        assert main(command(output)) == 1
-    message = capsys.readouterr().err
-    assert "No space left on device" in message
-    assert "free some space and run the same command again" in message
-    assert "Traceback" not in message
-    assert not output.exists()
+    steps = [(np, "savez_compressed"), (command_file, "append_columns"), (command_file, "write_provenance")]
+    for place, name in steps:  # recording, assembly, the last step of all
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, full)
+            assert main(command(output)) == 1
+        message = capsys.readouterr().err
+        assert "No space left on device" in message
+        assert "free some space and run the same command again" in message
+        assert "Traceback" not in message
+        assert not output.exists()
     assert main(command(output)) == 0
     assert_same_dataset(output, tiny_dataset)
 
