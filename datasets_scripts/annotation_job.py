@@ -28,7 +28,7 @@ from datasets_scripts.columns import data_files, read_provenance
 from datasets_scripts.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows, parse_episodes
 from datasets_scripts.resumable import claim_folder, lock_folder, open_folder, refuse_other, work_on_all
 
-__all__ = ["AnnotationJob", "annotate", "make_shards", "merge", "open_job", "prepare"]
+__all__ = ["AnnotationJob", "annotate", "confirm", "make_shards", "merge", "open_job", "prepare"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +83,12 @@ def annotate(job: AnnotationJob, workers: int = 1) -> dict:
     """
     work = open_job(job)
     if job.output.exists():
-        return _confirm(work)
+        return confirm(work)
     work.check()
     with claim_folder(job.partial, work.parameters):
         _make(work, work.episodes, workers)
         _merge(work)
-    return _confirm(work)
+    return confirm(work)
 
 
 def prepare(job: AnnotationJob) -> None:
@@ -99,7 +99,7 @@ def prepare(job: AnnotationJob) -> None:
     """
     work = open_job(job)
     if job.output.exists():
-        _confirm(work)
+        confirm(work)
     else:
         work.check()
         open_folder(job.partial, work.parameters)
@@ -144,7 +144,7 @@ def merge(job: AnnotationJob) -> dict:
         with lock_folder(job.partial):
             if not job.output.exists():
                 _merge(work)
-    return _confirm(work)
+    return confirm(work)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,8 +286,15 @@ def _merge(work: Work) -> None:
     shutil.rmtree(job.partial, ignore_errors=True)
 
 
-def _confirm(work: Work) -> dict:
-    """Check a finished dataset and leave it alone."""
+def confirm(work: Work) -> dict:
+    """Checks a finished dataset and leaves it alone.
+
+    Returns:
+        `dict`: As [`annotated_dataset.check_finished`].
+
+    Raises:
+        ValueError: If it is damaged, of other parameters, or was not made by this script.
+    """
     output = work.job.output
     provenance = read_provenance(output) if output.is_dir() else {}
     if "annotation" not in provenance:

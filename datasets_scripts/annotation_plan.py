@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from datasets_scripts.annotate_episode import LabelMaker
-from datasets_scripts.annotation_job import AnnotationJob, open_job
+from datasets_scripts.annotation_job import AnnotationJob, confirm, open_job
 from datasets_scripts.columns import dataset_files, depth_key, points_key, points_visible_key
 from datasets_scripts.dataset_rows import DatasetRows
 from datasets_scripts.shards import ARRAYS
@@ -36,6 +36,7 @@ def plan(job: AnnotationJob, workers: int = 1) -> str:
     work = open_job(job)
     annotation, rows = job.annotation, work.rows
     if job.output.exists():
+        confirm(work)
         return f"{job.output} is there already; nothing would be made"
     readable = work.check()
     lengths = (rows.episode_stops - rows.episode_starts)[readable]

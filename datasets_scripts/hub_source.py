@@ -87,7 +87,11 @@ def open_hub_dataset(name: str, videos: bool = True) -> tuple[Path, HubFiles]:
     repo_id, _, revision = name.partition("@")
     with explain_hub_errors(repo_id):
         root = Path(_download_metadata(repo_id, [revision] if revision else [CODEBASE_VERSION, "main"]))
-        load_features(root)  # what is wrong with the dataset is said before more is downloaded
+        try:
+            load_features(root)  # what is wrong with the dataset is said before more is downloaded
+        except ValueError as error:  # names the folder in the cache
+            wording = str(error).replace(str(root), f"dataset {repo_id}").replace("OWNER/NAME", repo_id)
+            raise ValueError(wording) from None
         wanted = ["data/*", *(["videos/*"] if videos else [])]
         snapshot_download(repo_id, allow_patterns=wanted, **_of_datasets(root.name))
     return root, HubFiles(repo_id, root.name)

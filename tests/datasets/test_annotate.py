@@ -199,6 +199,9 @@ def test_a_finished_dataset_is_left_alone(recorded, annotated, capsys):
     assert "3 episodes" in capsys.readouterr().out
     assert main(command_line(recorded, annotated, "--seed=1")) == 1
     assert "other parameters (seed" in capsys.readouterr().err
+    assert main(command_line(recorded, annotated, "--dry-run")) == 0
+    assert "is there already" in capsys.readouterr().out
+    assert main(command_line(recorded, annotated, "--dry-run", "--seed=1")) == 1
 
 
 @pytest.mark.parametrize(

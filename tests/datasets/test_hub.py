@@ -149,6 +149,21 @@ def test_an_unfinished_run_continues_when_its_commit_is_named(stand_in, tmp_path
     assert first == later and first["revision"] == COMMIT
 
 
+def test_an_older_dataset_of_the_hub_is_named_with_what_converts_it(stand_in, cache, monkeypatch):
+    download = hub_source.snapshot_download
+
+    def older(*args, **options):
+        root = download(*args, **options)
+        info = cache / COMMIT / "meta" / "info.json"
+        info.write_text(info.read_text().replace('"v3.0"', '"v2.1"'))
+        return root
+
+    monkeypatch.setattr(hub_source, "snapshot_download", older)
+    with pytest.raises(ValueError, match="dataset you/data is .* 2.1, .* --repo-id=you/data") as caught:
+        DatasetRows("you/data", stream=True)
+    assert str(cache) not in str(caught.value)
+
+
 def test_without_streaming_everything_is_there_at_once(stand_in):
     rows = DatasetRows("you/data")
     assert rows.hub is None and len(videos(rows)) == 4
