@@ -53,8 +53,8 @@ FLAGS = {
     "few-tracks": f"fewer than {MIN_POINTS} points could be tracked",
     "tracks-hidden": f"points are visible in less than {MIN_VISIBLE_SHARE:.0%} of the frames",
     "no-motion": "no point moves",
-    "all-moves": f"more than {MAX_MOVING_SHARE:.0%} of the points move, as before a camera on the wrist, "
-    "which soon loses what stands still: name a camera that stands first, with --cameras",
+    "all-moves": f"more than {MAX_MOVING_SHARE:.0%} of the points move, as where a camera moves too "
+    "fast for the tracker: name one that stands still first, with --cameras",
 }
 
 # What a person wants to compare between episodes: key, wording, whether large is bad (None: neither).

@@ -190,19 +190,23 @@ def _chain(
     return maps
 
 
-def usable_tracks(points: np.ndarray, visible: np.ndarray) -> np.ndarray:
+def usable_tracks(points: np.ndarray, visible: np.ndarray, steady: np.ndarray | None = None) -> np.ndarray:
     """Tracks that are seen long enough and never jump.
 
     Args:
         points (`np.ndarray`): `(F, n, 3)` float tracks.
         visible (`np.ndarray`): `(F, n)` bool.
+        steady (`np.ndarray`, *optional*): `(F, n, 3)`, the same with the camera's motion removed.
 
     Returns:
         `np.ndarray`: `(n,)` bool: visible in at least 30 % of the frames and moving at most 10 % of the image
-        between two frames.
+        between two frames; before a camera that moves, moving so either in the image, as what the camera
+        carries, or in `steady` while it is seen, as the scene.
     """
-    steps = np.linalg.norm(np.diff(points[..., :2], axis=0), axis=-1)  # (F-1, n)
-    largest = steps.max(axis=0, initial=0.0)
+    largest = np.linalg.norm(np.diff(points[..., :2], axis=0), axis=-1).max(axis=0, initial=0.0)  # (n,)
+    if steady is not None:
+        steps = np.linalg.norm(np.diff(steady[..., :2], axis=0), axis=-1) * (visible[1:] & visible[:-1])
+        largest = np.minimum(largest, steps.max(axis=0, initial=0.0))
     return (visible.mean(axis=0) >= MIN_VISIBLE_FRACTION) & (largest <= MAX_JUMP_FRACTION)
 
 
@@ -257,11 +261,12 @@ def sort_tracks(
     moving, still = np.zeros((2, points.shape[1]), bool)
     for block in _blocks(np.arange(points.shape[1])):
         path, seen = points[:, block], visible[:, block]
-        usable = usable_tracks(path, seen)
+        steady = None if camera is None else camera.remove(path, seen)
+        usable = usable_tracks(path, seen, steady)
         if confidence is not None:
             trust = (confidence[:, block] * seen).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
             usable &= trust >= MIN_CONFIDENCE
-        kinds = classify_motion(path if camera is None else camera.remove(path, seen), seen)
+        kinds = classify_motion(path if steady is None else steady, seen)
         moving[block], still[block] = (kind & usable for kind in kinds)
     return moving, still
 

@@ -87,6 +87,18 @@ def test_rarely_seen_and_jumping_tracks_are_not_usable():
     assert usable_tracks(points, visible).tolist() == [False, True, False, True]
 
 
+def test_before_a_fast_camera_neither_the_scene_nor_what_the_camera_carries_jumps():
+    seen, visible = scene(3, 0)
+    steady = seen.copy()
+    pan = np.linspace(0, 3, FRAMES)  # more than a tenth of the image per frame
+    seen[:, 0, 0], steady[:, 1, 0] = -pan, pan  # of the scene; of the gripper
+    seen[:, 2, 0], steady[:, 2, 0] = -pan, (-1.0) ** np.arange(FRAMES)  # neither: lost
+    visible[8:, 0] = False
+    steady[8:, 0, 0] = np.arange(FRAMES - 8)  # where it may be while hidden does not matter
+    assert usable_tracks(seen, visible, steady).tolist() == [True, True, False]
+    assert usable_tracks(seen, visible).tolist() == [False, True, False]
+
+
 def test_a_quarter_of_the_chosen_tracks_moves():
     points, visible = scene(1500, 700)
     choice = choose(points, visible, np.random.default_rng(0))
