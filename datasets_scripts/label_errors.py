@@ -7,8 +7,9 @@
 | `delta_125` | share of those pixels with max(d / t, t / d) < 1.25 |
 | `covered` | share of the pixels with truth that have depth |
 | `flicker` | mean change of d / t from frame to frame at a pixel; 0 for any steady error |
-| `epe_px` | distance in the image at 224 px, of points that are visible and seen as visible |
-| `epe_cm` | distance in space of the same points |
+| `epe_px` | distance in the image at 224 px of points that are visible and seen as visible; all frames |
+| `epe_px_last` | the same in the last frame, which is the hardest |
+| `epe_cm` | distance in space of the same points as `epe_px` |
 | `visibility_accuracy` | share of points whose visibility is right |
 | `found` | share of the visible points that are seen as visible |
 """
@@ -96,7 +97,7 @@ class TrackErrors:
         true_visible: np.ndarray,
         moving: np.ndarray,
     ) -> None:
-        """Take in some frames of some tracks; leave out those in which the truth was given.
+        """Take in successive frames of some tracks; leave out those in which the truth was given.
 
         Args:
             points (`np.ndarray`): `(F, n, 3)` x, y as image fractions, z in metres.
@@ -122,6 +123,7 @@ class TrackErrors:
             kind.n_right += int(np.count_nonzero(seen == truly))
             kind.n_visible += int(np.count_nonzero(truly))
             kind.px.append(epe_px[:, columns][seen & truly].astype(np.float32))
+            kind.px_last.append(epe_px[-1, columns][seen[-1] & truly[-1]].astype(np.float32))
             if epe_cm is not None:
                 kind.cm.append(epe_cm[:, columns][seen & truly].astype(np.float32))
 
@@ -146,13 +148,17 @@ class _Kind:
     def __init__(self):
         self.n = self.n_right = self.n_visible = 0
         self.px: list[np.ndarray] = []
+        self.px_last: list[np.ndarray] = []
         self.cm: list[np.ndarray] = []
 
     def report(self) -> dict[str, Any]:
-        px, cm = (np.concatenate([np.zeros(0, np.float32), *errors]) for errors in (self.px, self.cm))
+        px, last, cm = (
+            np.concatenate([np.zeros(0, np.float32), *errors]) for errors in (self.px, self.px_last, self.cm)
+        )
         return {
             "positions": self.n_visible,
             "epe_px": _spread(px),
+            "epe_px_last": _spread(last),
             "epe_cm": _spread(cm),
             "visibility_accuracy": _rounded(self.n_right / self.n) if self.n else None,
             "found": _rounded(len(px) / self.n_visible) if self.n_visible else None,

@@ -164,15 +164,15 @@ def as_markdown(report: dict[str, Any]) -> str:
         ]
     lines += [
         f"Points followed through {steps} on {report['depth']['source']} depth; distances as median / mean "
-        "/ 90 %, in px at 224 px.",
+        "/ 90 %, in px at 224 px. A point that moves anywhere in its episode counts as moving.",
         "",
-        "| tracks | points | positions | px | cm | visibility right | found |",
-        "|---|---|---|---|---|---|---|",
+        "| tracks | points | positions | px, all steps | px, last step | cm | visibility right | found |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for kind, errors in report["tracks"]["errors"].items():
         spreads = [
             "-" if errors[name] is None else " / ".join(str(value) for value in errors[name].values())
-            for name in ("epe_px", "epe_cm")
+            for name in ("epe_px", "epe_px_last", "epe_cm")
         ]
         lines.append(
             f"| {report['tracks']['source']} | {kind} | {errors['positions']} | {' | '.join(spreads)} | "
@@ -189,6 +189,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.steps < 0:
         raise ValueError(f"--steps is {args.steps}; it must be 0 (to the end) or more")
+    if args.output.suffix == ".md" or args.output.is_dir():
+        raise ValueError(f"--output {args.output} must be a JSON file; tables go to a .md file beside it")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     exact = ExactEpisodes(args.dataset, args.camera)
     episodes = range(exact.rows.n_episodes)
     if args.episodes:
@@ -213,7 +216,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         },
         "tracks": {"source": args.tracks, **tracker.describe(), "errors": errors["tracks"]},
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     write_json_atomic(args.output, report)
     with replacing(args.output.with_suffix(".md")) as temporary:
         temporary.write_text(as_markdown(report))

@@ -32,6 +32,7 @@ SIZES = {
     "model_resolution": (384, 512),
     "upsample_factor": 4,
 }
+FARTHEST_M = 100.0  # the network multiplies depth from frame to frame: that of a lost point can run away
 DENSE_ONLY = "upsample_transformer."  # parameters that tracks of single points do not use
 
 
@@ -104,6 +105,6 @@ class Delta:
             backward_tracking=True,
         )
         places = scale.to_image(found["trajs_uv"][0])
-        z = found["trajs_depth"][0].float().cpu().numpy()
+        z = found["trajs_depth"][0].float().clamp(0, FARTHEST_M).cpu().numpy()
         visible, confidence = found["vis"][0].cpu().numpy(), found["conf"][0].float().cpu().numpy()
         return np.concatenate([places, z], axis=-1), visible, confidence

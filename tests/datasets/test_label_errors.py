@@ -67,12 +67,14 @@ def test_distances_are_in_px_at_224_and_in_space_moving_and_still_apart():
     true[..., :2], true[..., 2] = 0.5, 2.0
     found = true.copy()
     found[:, 0, 0] += 1 / WIDTH  # a pixel to the right: 224 / 6 px at 224 px, 2 m / 20 in space
+    found[-1, 0, 0] += 1 / WIDTH
     found[:, 1, 2] += 0.03
     errors = TrackErrors(HEIGHT, WIDTH, INTRINSICS)
     visible = np.ones((FRAMES, 3), bool)
     errors.add(found, visible, true, visible, np.array([True, False, False]))
     report = errors.report()
     assert report["moving"]["epe_px"]["median"] == pytest.approx(224 / HEIGHT, 1e-3)
+    assert report["moving"]["epe_px_last"]["median"] == pytest.approx(2 * 224 / HEIGHT, 1e-3)
     assert report["moving"]["epe_cm"]["median"] == pytest.approx(100 * 2.0 / FOCAL, 1e-3)
     assert report["still"]["epe_px"]["mean"] == 0
     assert report["still"]["epe_cm"]["mean"] == pytest.approx(3 / 2, 1e-3)
@@ -138,3 +140,5 @@ def test_a_camera_without_exact_tracks_is_refused(simulated_dataset, tmp_path, c
     assert main(["--dataset", str(simulated_dataset.root), "--camera", "wrist", "--output", output]) == 1
     assert "tracks of main, not of 'wrist'" in capsys.readouterr().err
     assert not (tmp_path / "errors.json").exists()
+    assert main(["--dataset", str(simulated_dataset.root), "--output", str(tmp_path / "errors.md")]) == 1
+    assert "must be a JSON file" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from datasets_scripts.columns import pack_points
 from datasets_scripts.tracks import check_track_source, learned, open_tracker
 from datasets_scripts.tracks.lifting import fill_holes, lift_tracks
 
@@ -153,6 +154,14 @@ def test_points_without_depth_are_visible_nowhere(source, projects, clip):
     depth[:, :, :] = 0
     _, visible, _ = open_tracker(source, projects, "cpu").track(video, depth, np.array([[3, 20.0, 10.0]]))
     assert not visible.any()
+
+
+def test_depth_that_runs_away_from_a_lost_point_can_be_stored(projects, clip):
+    video, depth = clip
+    points, _, _ = open_tracker("delta", projects, "cpu").track(
+        video, 1e6 * depth, np.array([[3, 20.0, 10.0]])
+    )
+    assert pack_points(points).max() <= 100
 
 
 @pytest.mark.parametrize("source", LEARNED)
