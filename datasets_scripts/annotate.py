@@ -78,6 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     args = build_parser().parse_args(argv)
+    for name in ("workers", "batch_size"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
     features = load_features(find_dataset(args.dataset, videos=False)[0])
     cameras = [name.strip() for name in (args.cameras or "").split(",") if name.strip()]
     cameras = cameras or [

@@ -52,7 +52,8 @@ class Resources:
     sbatch: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name, least in (("tasks", 1), ("workers", 1), ("cpus_per_task", 1), ("gpus_per_task", 0)):
+        least_of = {"tasks": 1, "workers": 1, "cpus_per_task": 1, "mem_per_cpu_gb": 1, "gpus_per_task": 0}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")

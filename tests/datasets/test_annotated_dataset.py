@@ -287,6 +287,8 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(recorded, tmp_path, 
     [
         (["--episodes=4"], "names none of the episodes 0 to 3"),
         (["--limit=0"], "--limit is 0"),
+        (["--workers=-1"], "--workers is -1"),
+        (["--batch-size=0"], "--batch-size is 0"),
         (["--depth-max=0"], "--depth-max is 0 m"),
         (["--output={data}/videos/x"], "lies inside the dataset"),
         (["--output={data}"], "lies inside the dataset|not made by this script"),
