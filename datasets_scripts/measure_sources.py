@@ -48,7 +48,7 @@ class ExactEpisodes:
         camera (`str`, *optional*): Which one; the first with tracks by default.
 
     Raises:
-        ValueError: If depth or tracks are missing; names them.
+        ValueError: If depth or tracks are missing, or the tracks were estimated themselves; names them.
     """
 
     def __init__(self, dataset: str, camera: str | None = None):
@@ -74,6 +74,11 @@ class ExactEpisodes:
         facts = self._provenance.get("cameras", {}).get(self.camera, {})
         self.intrinsics = facts.get("intrinsics")
         self.made_by = {name: facts.get(name, {}).get("source") for name in ("depth", "tracks")}
+        if self.made_by["tracks"] in TRACK_SOURCES:
+            raise ValueError(
+                f"tracks of dataset {self.rows.name} are estimates of {self.made_by['tracks']}, which nothing "
+                "can be measured against: exact ones come from simulate.py"
+            )
 
     def read(self, episode: int) -> tuple[np.ndarray, ...]:
         """Images `(F, H, W, 3)`, depth `(F, H, W)` m, points `(F, n, 3)`, visible `(F, n)`, moving `(n,)`."""

@@ -1,6 +1,7 @@
 """Errors of labels against the truth: known errors give known figures."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -142,3 +143,14 @@ def test_a_camera_without_exact_tracks_is_refused(simulated_dataset, tmp_path, c
     assert not (tmp_path / "errors.json").exists()
     assert main(["--dataset", str(simulated_dataset.root), "--output", str(tmp_path / "errors.md")]) == 1
     assert "must be a JSON file" in capsys.readouterr().err
+
+
+@pytest.mark.sim
+def test_estimated_tracks_are_not_taken_for_the_truth(simulated_dataset, tmp_path):
+    root = tmp_path / "dataset"
+    shutil.copytree(simulated_dataset.root, root)
+    facts = json.loads((root / "meta/foresight.json").read_text())
+    facts["cameras"]["main"]["tracks"]["source"] = "lucas-kanade"
+    (root / "meta/foresight.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="estimates of lucas-kanade"):
+        ExactEpisodes(str(root))
