@@ -76,8 +76,8 @@ class ExactEpisodes:
         self.made_by = {name: facts.get(name, {}).get("source") for name in ("depth", "tracks")}
         if self.made_by["tracks"] in TRACK_SOURCES:
             raise ValueError(
-                f"tracks of dataset {self.rows.name} are estimates of {self.made_by['tracks']}, which nothing "
-                "can be measured against: exact ones come from simulate.py"
+                f"tracks of dataset {self.rows.name} are estimates of {self.made_by['tracks']}, which "
+                "nothing can be measured against: exact ones come from simulate.py"
             )
 
     def read(self, episode: int) -> tuple[np.ndarray, ...]:
