@@ -18,7 +18,6 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -230,21 +229,14 @@ class OnDemandFrames:
         """Frames `rows` of a feature as `FrameDecoder.decode` gives them."""
         return self.decoders[key].decode(rows)
 
-    def read_many(self, requests: dict[str, range]) -> dict[str, np.ndarray]:
-        """Several features at once, as `read` gives them."""
-        return self._in_threads(self.read, requests)
-
     def read_many_stored(self, requests: dict[str, range]) -> dict[str, np.ndarray]:
-        """Several features at once, as `read_stored` gives them."""
-        return self._in_threads(self.read_stored, requests)
-
-    def _in_threads(self, read: Callable, requests: dict[str, range]) -> dict[str, np.ndarray]:
-        """Decoding releases the GIL, so threads help."""
+        """Several features at once, as `read_stored` gives them; decoding releases the GIL, so threads help."""
         if len(requests) < 2:
-            return {key: read(key, rows) for key, rows in requests.items()}
+            return {key: self.read_stored(key, rows) for key, rows in requests.items()}
         if self._pool is None or self._pool[0] != os.getpid():  # threads do not survive a fork
             self._pool = (os.getpid(), ThreadPoolExecutor(max_workers=len(self.decoders)))
-        return dict(zip(requests, self._pool[1].map(read, requests, requests.values()), strict=True))
+        frames = self._pool[1].map(self.read_stored, requests, requests.values())
+        return dict(zip(requests, frames, strict=True))
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_pool": None}
@@ -287,10 +279,6 @@ class CachedFrames:
             # A plain array over the map: slicing np.memmap itself costs several microseconds more.
             self._maps[key] = np.asarray(np.load(self.files[key], mmap_mode="r"))
         return self._maps[key][rows.start : rows.stop : rows.step]
-
-    def read_many(self, requests: dict[str, range]) -> dict[str, np.ndarray]:
-        """Several features at once, as `read` gives them."""
-        return {key: self.read(key, rows) for key, rows in requests.items()}
 
     def read_many_stored(self, requests: dict[str, range]) -> dict[str, np.ndarray]:
         """Several features at once, as `read_stored` gives them."""

@@ -353,7 +353,7 @@ class ForesightWindows(Dataset):
         config = self.config
         n_frames = config.history_length + config.lookahead_frames
         keys = [*self._image_keys.values(), *self._depth_keys.values()]
-        read = self.frames.read_many(dict.fromkeys(keys, frame_rows))
+        read = self.frames.read_many_stored(dict.fromkeys(keys, frame_rows))
         images, depth = {}, {}
         for view in config.views:
             size = self.view_sizes[view]
@@ -367,7 +367,10 @@ class ForesightWindows(Dataset):
                 d_x, d_y = shifts[view]
                 height, width = self.depth_sizes[view]
                 d_x, d_y = round(d_x * width / size[1]), round(d_y * height / size[0])
-                depth[view] = _shift_into(n_frames, read[self._depth_keys[view]], d_x, d_y)
+                key = self._depth_keys[view]
+                # Moved as stored, in half the bytes. Frames past the end are 0, which is invalid as a code too.
+                moved = _shift_into(n_frames, read[key], d_x, d_y)
+                depth[view] = torch.from_numpy(self.frames.decoders[key].metres(moved.numpy()))
         return {
             "images": images,
             "depth": depth,
