@@ -230,7 +230,7 @@ class OnDemandFrames:
         return self.decoders[key].decode(rows)
 
     def read_many_stored(self, requests: dict[str, range]) -> dict[str, np.ndarray]:
-        """Several features at once, as `read_stored` gives them; decoding releases the GIL, so threads help."""
+        """Several features at once, as `read_stored` gives them; in threads: decoding releases the GIL."""
         if len(requests) < 2:
             return {key: self.read_stored(key, rows) for key, rows in requests.items()}
         if self._pool is None or self._pool[0] != os.getpid():  # threads do not survive a fork

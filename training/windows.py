@@ -368,7 +368,7 @@ class ForesightWindows(Dataset):
                 height, width = self.depth_sizes[view]
                 d_x, d_y = round(d_x * width / size[1]), round(d_y * height / size[0])
                 key = self._depth_keys[view]
-                # Moved as stored, in half the bytes. Frames past the end are 0, which is invalid as a code too.
+                # Moved as stored, in half the bytes. Frames past the end are 0, an invalid code too.
                 moved = _shift_into(n_frames, read[key], d_x, d_y)
                 depth[view] = torch.from_numpy(self.frames.decoders[key].metres(moved.numpy()))
         return {
