@@ -26,6 +26,18 @@ def frame_cache_of_the_tests(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def normal_scheduling():
+    """Undoes what the SVT-AV1 encoder, which LeRobot's tools use, does to the thread that calls it as root.
+
+    It becomes a real-time thread, and so do all that it starts from then on: torch's wait for each other by
+    spinning, and on a machine of two cores nothing else may ever run again.
+    """
+    yield
+    if hasattr(os, "sched_setscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 @pytest.fixture(scope="session")
 def simulator():
     """Skips where MuJoCo cannot render here."""
