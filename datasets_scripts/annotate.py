@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from datasets_scripts.annotate_episode import Annotation, dataset_cameras
-from datasets_scripts.annotation_job import AnnotationJob, annotate
+from datasets_scripts.annotation_job import AnnotationJob, annotate, check
 from datasets_scripts.annotation_plan import plan
 from datasets_scripts.columns import find_depth_key, load_features
 from datasets_scripts.dataset_rows import find_dataset
@@ -121,8 +121,11 @@ def main(argv: list[str] | None = None) -> None:
         print(plan(job, workers))
         return
     if args.push_to_hub:
+        check(job)  # before a repository is made for nothing
         check_push(args.push_to_hub, args.output, args.private)
     if args.executor:
+        if args.executor == "local":
+            args.workers = workers
         resources = Resources(**{field.name: getattr(args, field.name) for field in fields(Resources)})
         summary = spread(job, args.executor, resources, args.push_to_hub)
     else:

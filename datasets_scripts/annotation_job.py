@@ -28,7 +28,7 @@ from datasets_scripts.columns import data_files, read_provenance
 from datasets_scripts.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows, parse_episodes
 from datasets_scripts.resumable import claim_folder, lock_folder, open_folder, refuse_other, work_on_all
 
-__all__ = ["AnnotationJob", "annotate", "confirm", "make_shards", "merge", "open_job", "prepare"]
+__all__ = ["AnnotationJob", "annotate", "check", "confirm", "make_shards", "merge", "open_job", "prepare"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +91,8 @@ def annotate(job: AnnotationJob, workers: int = 1) -> dict:
     return confirm(work)
 
 
-def prepare(job: AnnotationJob) -> None:
-    """Checks everything that can be checked before work, and makes the folder of unfinished work.
+def check(job: AnnotationJob) -> "Work":
+    """Checks everything that can be checked before work; writes nothing.
 
     Raises:
         ValueError: If the dataset cannot be annotated so, or the output belongs to other parameters.
@@ -102,6 +102,17 @@ def prepare(job: AnnotationJob) -> None:
         confirm(work)
     else:
         work.check()
+    return work
+
+
+def prepare(job: AnnotationJob) -> None:
+    """Checks as [`check`], and makes the folder of unfinished work.
+
+    Raises:
+        ValueError: As [`check`].
+    """
+    work = check(job)
+    if not job.output.exists():
         open_folder(job.partial, work.parameters)
 
 

@@ -7,16 +7,13 @@ Source: Karaev et al. 2024, CoTracker3: Simpler and Better Point Tracking by Pse
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from datasets_scripts.depth.gpu import pick_device
 from datasets_scripts.tracks.learned import (
+    LearnedTracker,
     PixelScale,
-    check_checkpoint,
-    describe,
     load_weights,
     resize,
     track_in_chunks,
@@ -30,7 +27,7 @@ SUPPORT_SIDE = 6  # a grid of points that are followed along with the others, fo
 SUPPORT_MARGIN = 1 / 64  # of the network's width
 
 
-class CoTracker3:
+class CoTracker3(LearnedTracker):
     """The offline tracker.
 
     Args:
@@ -41,32 +38,17 @@ class CoTracker3:
         ValueError: If package or file is missing or damaged; says what to do.
     """
 
+    name, model_name, package = "CoTracker", "CoTracker3 offline", "cotracker"
+    licence = "cc-by-nc-4.0"
+    remedy = "pip install git+https://github.com/facebookresearch/co-tracker (non-commercial licence)"
+
     def __init__(self, checkpoint: str, device: str = "auto"):
-        self.check(checkpoint)
-        self.checkpoint, self.device = checkpoint, pick_device(device)
+        super().__init__(checkpoint, device)
         from cotracker.models.build_cotracker import build_cotracker
 
         self.model = build_cotracker(None, offline=True, window_len=WINDOW)
         load_weights(self.model, checkpoint)
         self.model.to(self.device).eval()
-
-    @staticmethod
-    def check(checkpoint: str | None) -> None:
-        """Whether it can be opened; the weights are not read.
-
-        Raises:
-            ValueError: If package or file is missing.
-        """
-        check_checkpoint(
-            "cotracker",
-            checkpoint,
-            "CoTracker",
-            "pip install git+https://github.com/facebookresearch/co-tracker (non-commercial licence)",
-        )
-
-    def describe(self) -> dict[str, Any]:
-        """Checkpoint, its hash, licence, package."""
-        return describe("CoTracker3 offline", self.checkpoint, "cc-by-nc-4.0", "cotracker")
 
     def track(
         self, video: Sequence[np.ndarray], depth_m: Sequence[np.ndarray], queries: np.ndarray

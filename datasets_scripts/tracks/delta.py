@@ -7,16 +7,13 @@ Source: Ngo et al. 2025, DELTA: Dense Efficient Long-range 3D Tracking for Any v
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from datasets_scripts.depth.gpu import pick_device
 from datasets_scripts.tracks.learned import (
+    LearnedTracker,
     PixelScale,
-    check_checkpoint,
-    describe,
     load_weights,
     resize,
     track_in_chunks,
@@ -36,7 +33,7 @@ FARTHEST_M = 100.0  # the network multiplies depth from frame to frame: that of 
 DENSE_ONLY = "upsample_transformer."  # parameters that tracks of single points do not use
 
 
-class Delta:
+class Delta(LearnedTracker):
     """The 3D tracker.
 
     Args:
@@ -47,9 +44,15 @@ class Delta:
         ValueError: If package or file is missing or damaged; says what to do.
     """
 
+    name, model_name, package = "DELTA", "DELTA", "densetrack3d"
+    licence = "Snap Inc., non-commercial research only"
+    remedy = (
+        "clone github.com/snap-research/DELTA_densetrack3d, install jaxtyping, and add the folder to "
+        "PYTHONPATH (research licence)"
+    )
+
     def __init__(self, checkpoint: str, device: str = "auto"):
-        self.check(checkpoint)
-        self.checkpoint, self.device = checkpoint, pick_device(device)
+        super().__init__(checkpoint, device)
         try:
             from densetrack3d.models.densetrack3d.densetrack3d import DenseTrack3D
             from densetrack3d.models.predictor.predictor import Predictor3D
@@ -58,26 +61,6 @@ class Delta:
         model = DenseTrack3D(**SIZES)
         load_weights(model, checkpoint, unused=DENSE_ONLY)
         self.predictor = Predictor3D(model=model).to(self.device).eval()
-
-    @staticmethod
-    def check(checkpoint: str | None) -> None:
-        """Whether it can be opened; the weights are not read.
-
-        Raises:
-            ValueError: If package or file is missing.
-        """
-        check_checkpoint(
-            "densetrack3d",
-            checkpoint,
-            "DELTA",
-            "clone github.com/snap-research/DELTA_densetrack3d, install jaxtyping, and add the folder to "
-            "PYTHONPATH (research licence)",
-        )
-
-    def describe(self) -> dict[str, Any]:
-        """Checkpoint, its hash, licence, package."""
-        licence = "Snap Inc., non-commercial research only"
-        return describe("DELTA", self.checkpoint, licence, "densetrack3d")
 
     def track(
         self, video: Sequence[np.ndarray], depth_m: Sequence[np.ndarray], queries: np.ndarray

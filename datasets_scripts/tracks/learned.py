@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from datasets_scripts.depth.gpu import pick_device
 from datasets_scripts.depth.source import hash_file
 
 CHUNK_FRAMES, OVERLAP_FRAMES = 128, 16
@@ -116,20 +117,53 @@ class _Tracks:
                 known[rows, columns] = np.where(mask, value, known[rows, columns])
 
 
-def check_checkpoint(package: str, checkpoint: str | None, project: str, remedy: str) -> None:
-    """Whether a project can be imported and its weights are there.
+class LearnedTracker:
+    """A tracker from the user's own copy of its project; a source adds `track` and says what it is.
+
+    Args:
+        checkpoint (`str`): File of its weights.
+        device (`str`): `"auto"`: a GPU if there is one.
 
     Raises:
-        ValueError: If not; says what to do.
+        ValueError: If package or file is missing; says what to do.
     """
-    if importlib.util.find_spec(package) is None:
-        raise ValueError(f"{project} is not installed: {remedy}")
-    if not checkpoint:
-        raise ValueError(
-            f"{project} needs its weights: --track-model FILE.pth; its README says where to get them"
-        )
-    if not Path(checkpoint).is_file():
-        raise ValueError(f"there is no checkpoint {checkpoint}; the README of {project} says where to get it")
+
+    name: str  # of the project
+    model_name: str
+    licence: str
+    package: str  # that is imported
+    remedy: str  # how to get the project
+
+    def __init__(self, checkpoint: str, device: str = "auto"):
+        self.check(checkpoint)
+        self.checkpoint, self.device = checkpoint, pick_device(device)
+
+    @classmethod
+    def check(cls, checkpoint: str | None) -> None:
+        """Whether it can be opened; the weights are not read.
+
+        Raises:
+            ValueError: If package or file is missing; says what to do.
+        """
+        if importlib.util.find_spec(cls.package) is None:
+            raise ValueError(f"{cls.name} is not installed: {cls.remedy}")
+        if not checkpoint:
+            raise ValueError(
+                f"{cls.name} needs its weights: --track-model FILE.pth; its README says where to get them"
+            )
+        if not Path(checkpoint).is_file():
+            raise ValueError(
+                f"there is no checkpoint {checkpoint}; the README of {cls.name} says where to get it"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Checkpoint, its hash, licence, package."""
+        return {
+            "model": f"{self.model_name}: {Path(self.checkpoint).name}",
+            "revision": f"sha256:{hash_file(Path(self.checkpoint))}",
+            "licence": self.licence,
+            "package": f"{self.package}, torch {torch.__version__}",
+        }
 
 
 def load_weights(model: torch.nn.Module, checkpoint: str, unused: str = "") -> None:
@@ -198,13 +232,3 @@ class PixelScale:
     def to_image(self, places: torch.Tensor) -> np.ndarray:
         """Places `(..., 2)` -> the same, float32."""
         return (places.float().cpu().numpy() / self.factor + 0.5).astype(np.float32)
-
-
-def describe(model: str, checkpoint: str, licence: str, package: str) -> dict[str, Any]:
-    """Facts of a learned tracker for the provenance."""
-    return {
-        "model": f"{model}: {Path(checkpoint).name}",
-        "revision": f"sha256:{hash_file(Path(checkpoint))}",
-        "licence": licence,
-        "package": f"{package}, torch {torch.__version__}",
-    }

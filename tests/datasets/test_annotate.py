@@ -223,6 +223,14 @@ def test_what_cannot_be_annotated_is_refused(dataset, options, message, tmp_path
     assert not (tmp_path / "output").exists() and not (tmp_path / "output.partial").exists()
 
 
+def test_no_repository_is_made_for_what_cannot_be_annotated(recorded, tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("datasets_scripts.annotate.check_push", lambda *args: asked.append(args))
+    options = ["--push-to-hub=me/data", "--cameras=main,top"]
+    assert main(command_line(recorded, tmp_path / "output", *options)) == 1
+    assert "no camera 'top'" in capsys.readouterr().err and not asked
+
+
 def test_a_damaged_shard_is_made_again(recorded, annotated, tmp_path, monkeypatch):
     output = tmp_path / "data"
     with monkeypatch.context() as patch:

@@ -5,6 +5,7 @@ import pytest
 from lerobot.datasets.dataset_tools import remove_feature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+from datasets_scripts import annotate
 from datasets_scripts.annotate import main
 from datasets_scripts.annotate_episode import Annotation
 from datasets_scripts.columns import read_provenance
@@ -60,3 +61,17 @@ def test_models_of_one_name_are_told_apart(tmp_path):
         Annotation(("main",), depth=str(tmp_path / folder / "model")).to_dict() for folder in "abc"
     )
     assert one == copy != other and one["depth"] == other["depth"] == "model"
+
+
+def test_an_executor_of_this_machine_loads_one_model_unless_told_otherwise(recorded, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(annotate, "spread", lambda job, executor, resources, push: given.append(resources))
+    depth = save_network(tmp_path / "metric", "metric")
+    options = [
+        f"--dataset={recorded}",
+        f"--output={tmp_path / 'out'}",
+        f"--depth={depth}",
+        "--executor=local",
+    ]
+    assert main(options) == main([*options, "--workers=3"]) == 0
+    assert [resources.workers for resources in given] == [1, 3]
