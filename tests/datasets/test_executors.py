@@ -6,15 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dill
 import pytest
 
 from datasets_scripts import executors
 from datasets_scripts.annotate import main
 from datasets_scripts.columns import data_files
 from tests.synthetic import make_dataset
-
-pytest.importorskip("datatrove")
-dill = pytest.importorskip("dill")
 
 
 @pytest.fixture(scope="module")
