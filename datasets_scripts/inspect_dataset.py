@@ -77,8 +77,9 @@ def _describe_points(camera: Camera, own: Measures, problems: list[str]) -> str:
     if own.tracks is None:
         return "  tracks  none"
     known, hidden = own.tracks.facts(), int(np.count_nonzero(~own.tracks.real))
+    moving = "unknown how many" if known["n_moving"] is None else known["n_moving"]
     line = (
-        f"  tracks  {known['n_points']} points ({hidden} never visible), {known['n_moving']} moving, "
+        f"  tracks  {known['n_points']} points ({hidden} never visible), {moving} moving, "
         f"visible in {known['visible_share']:.1%} of the frames"
     )
     if not known["n_points"]:

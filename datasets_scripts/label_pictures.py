@@ -68,7 +68,9 @@ def draw_episode(episode: Episode, moments: int):
     if any(camera.depth_key for camera in episode.cameras):
         caption = "Depth: grey is unknown."
     if any(camera.points is not None for camera in episode.cameras):
-        caption += f" Tracks: still points grey, moving ones with their last {TRAIL_STEPS - 1} steps."
+        steps = f"with their last {TRAIL_STEPS - 1} steps"
+        recorded = all(camera.moving is not None for camera in episode.cameras if camera.points is not None)
+        caption += f" Tracks: still points grey, moving ones {steps}." if recorded else f" Tracks {steps}."
     figure.text(left / width, 0.1 / height, caption.strip(), fontsize=7.5)
     return figure
 
@@ -101,7 +103,9 @@ def _trails(camera: Camera, t: int) -> Flow:
     past = range(t, max(t - TRAIL_STEPS, -1), -1)
     shown = camera.visible[past].copy()
     shown[:, ~shown[0]] = False  # hidden now
-    return Flow(camera.points[past], shown, camera.moving)
+    # Where it is not recorded which points move, all have a trail: what moves is seen then.
+    moving = np.ones(shown.shape[1], bool) if camera.moving is None else camera.moving
+    return Flow(camera.points[past], shown, moving)
 
 
 def draw_motion(episode: Episode, camera: Camera):
@@ -151,7 +155,8 @@ def draw_distributions(
 
     Args:
         depth_counts (`np.ndarray`, *optional*): Pixels between `DEPTH_EDGES_M`.
-        motion_px, shares, moving (`np.ndarray`): `(n,)`, of all points as `TrackMeter` has them.
+        motion_px, shares (`np.ndarray`): `(n,)`, of all points as `TrackMeter` has them.
+        moving (`np.ndarray`): `(n,)` float, 1 for a point labelled moving, NaN where that is not recorded.
         errors (`Sequence[float]`): Relative alignment error of every episode that has one.
 
     Returns:
@@ -191,17 +196,27 @@ def _draw_depths(axis, counts: np.ndarray) -> None:
     axis.set_xlabel("depth (m)"), axis.set_ylabel("pixels (%)")
 
 
+def _stack_kinds(axis, values: np.ndarray, moving: np.ndarray, edges: np.ndarray) -> None:
+    """Histogram of a value of points: still ones, moving ones, and those of which it is not recorded."""
+    kinds = {
+        "still": (moving == 0, "0.65"),
+        "moving": (moving == 1, "tab:orange"),
+        "motion not recorded": (np.isnan(moving), "tab:olive"),
+    }
+    groups = [(values[chosen], colour, name) for name, (chosen, colour) in kinds.items() if chosen.any()]
+    values, colours, names = zip(*groups, strict=True)
+    axis.hist(values, edges, stacked=True, color=colours, label=names)
+
+
 def _draw_motions(axis, motion_px: np.ndarray, moving: np.ndarray) -> None:
     edges = np.geomspace(0.1, 1000, 41)
-    groups = [motion_px[~moving].clip(0.1, 999), motion_px[moving].clip(0.1, 999)]
-    axis.hist(groups, edges, stacked=True, color=["0.65", "tab:orange"], label=["still", "moving"])
+    _stack_kinds(axis, motion_px.clip(0.1, 999), moving, edges)
     axis.set_xscale("log"), plain_ticks(axis.xaxis, (1,)), axis.legend(fontsize=7, frameon=False)
     axis.set_xlabel("range of motion of a point (px at 224 px)"), axis.set_ylabel("points")
 
 
 def _draw_shares(axis, shares: np.ndarray, moving: np.ndarray) -> None:
-    groups = [100 * shares[~moving], 100 * shares[moving]]
-    axis.hist(groups, np.linspace(0, 100, 21), stacked=True, color=["0.65", "tab:orange"])
+    _stack_kinds(axis, 100 * shares, moving, np.linspace(0, 100, 21))
     axis.set_xlabel("frames in which a point is visible (%)"), axis.set_ylabel("points")
 
 

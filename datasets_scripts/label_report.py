@@ -16,7 +16,7 @@ from tqdm import tqdm
 from datasets_scripts.columns import PROVENANCE_PATH, replacing, write_provenance
 from datasets_scripts.label_pictures import draw_distributions, draw_episode, draw_motion, to_page
 from datasets_scripts.labelled_episode import CHUNK, Episode, LabelledDataset, measure
-from datasets_scripts.quality import FLAGS, MEASURES, flags, flatten, summarise
+from datasets_scripts.quality import FLAGS, MEASURES, TrackMeter, flags, flatten, summarise
 from datasets_scripts.resumable import work_on_all
 
 __all__ = ["Survey", "survey_labels", "worst_first", "write_flags", "write_report"]
@@ -35,7 +35,7 @@ SAVES, SAVE_EVERY = 50, 100  # so often at the most, and after so many episodes,
 
 @dataclass
 class Points:
-    """All points of a camera in the episodes read, `(n,)` each, as `TrackMeter` has them."""
+    """All points of a camera in the episodes read, `(n,)` each, as `draw_distributions` wants them."""
 
     motion_px: list[np.ndarray] = field(default_factory=list)
     shares: list[np.ndarray] = field(default_factory=list)
@@ -77,10 +77,16 @@ def _measure_one(number: int) -> dict[str, Any]:
         "facts": {camera: own.facts() for camera, own in found.items()},
         "depth": {camera: own.depth.counts for camera, own in found.items() if own.depth is not None},
         "points": {
-            camera: (own.motion_px[own.real], own.shares[own.real], own.moving[own.real])
+            camera: (own.motion_px[own.real], own.shares[own.real], _moving(own))
             for camera, own in tracks.items()
         },
     }
+
+
+def _moving(own: TrackMeter) -> np.ndarray:
+    """Of the points that are seen: 1 for those that move, NaN where that is not recorded."""
+    unknown = np.full(int(own.real.sum()), np.nan)
+    return unknown if own.moving is None else own.moving[own.real].astype(float)
 
 
 def _read_episodes(dataset: LabelledDataset, chosen: Sequence[int], workers: int) -> Iterator[dict[str, Any]]:
@@ -309,9 +315,7 @@ def _camera_sections(dataset: LabelledDataset, survey: Survey) -> Iterator[dict[
             for facts in survey.episodes.values()
             if facts.get(camera, {}).get("depth", {}).get("error") is not None
         ]
-        figure = draw_distributions(
-            survey.depth_counts.get(camera), joined[0], joined[1], joined[2].astype(bool), errors
-        )
+        figure = draw_distributions(survey.depth_counts.get(camera), *joined, errors)
         rows = [
             (wording, *(form.format(row[name]) for name in ("median", "min", "max")), row["worst"])
             for key, wording, form, _ in MEASURES

@@ -41,7 +41,8 @@ class Camera:
         intrinsics (`dict`, *optional*): fx, fy, cx, cy in pixels from the image's outer edge, height, width.
         points (`np.ndarray`, *optional*): `(F, n, 3)` x, y as image fractions, z in metres.
         visible (`np.ndarray`, *optional*): Boolean `(F, n)`.
-        moving (`np.ndarray`, *optional*): Boolean `(n,)`.
+        moving (`np.ndarray`, *optional*): Boolean `(n,)`; `None` where it is not recorded which points move,
+            as after LeRobot's own tools, which leave `meta/foresight.json` behind.
     """
 
     name: str
@@ -131,7 +132,9 @@ class Episode:
         if {points_key(name), points_visible_key(name)} <= set(rows.features):
             camera.points = unpack_points(rows.column(points_key(name)).read(whole))
             camera.visible = rows.column(points_visible_key(name)).read(whole)
-            camera.moving = moving_flags(dataset.provenance, self.number, name, camera.visible.shape[1])
+            known = dataset.provenance.get("episodes", {}).get(str(self.number), {}).get(name, {})
+            if "moving" in known:
+                camera.moving = moving_flags(dataset.provenance, self.number, name, camera.visible.shape[1])
         return camera
 
     def read(self, key: str, first: int, count: int = 1) -> np.ndarray:

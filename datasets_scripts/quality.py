@@ -15,7 +15,8 @@ in `meta/foresight.json`, per episode and camera:
 | `depth.error`, `depth.fallback` | of the joined depth models, by their source (`depth/estimators.py`) |
 | `problem` | why the camera's files could not be read |
 
-A figure that cannot be had is `None`. The thresholds of the flags are our choice, not the paper's.
+A figure that cannot be had is `None`, such as `n_moving` where it is not recorded which points move. The
+thresholds of the flags are our choice, not the paper's.
 """
 
 from collections.abc import Mapping
@@ -146,18 +147,19 @@ class TrackMeter:
     Args:
         points (`np.ndarray`): `(F, n, 3)` x, y as image fractions, z in metres; padding is never visible.
         visible (`np.ndarray`): `(F, n)` bool.
-        moving (`np.ndarray`): `(n,)` bool, points labelled moving.
+        moving (`np.ndarray`, *optional*): `(n,)` bool, points labelled moving; `None` if that is not known.
 
     Attributes:
         real (`np.ndarray`): `(n,)` bool, points that are seen at least once.
+        moving (`np.ndarray`, *optional*): `(n,)` bool, those among them that are labelled moving.
         motion_px (`np.ndarray`): `(n,)` diagonal of the box their visible positions fill, px at 224 px.
         shares (`np.ndarray`): `(n,)` share of frames in which a point is visible.
     """
 
-    def __init__(self, points: np.ndarray, visible: np.ndarray, moving: np.ndarray):
+    def __init__(self, points: np.ndarray, visible: np.ndarray, moving: np.ndarray | None):
         self._points, self._visible = points, visible
         self.real = visible.any(0)
-        self.moving = moving & self.real
+        self.moving = None if moving is None else moving & self.real
         self.shares = visible.mean(0) if len(visible) else np.zeros(visible.shape[1])
         mask = visible | ~self.real
         sides = []
@@ -177,10 +179,10 @@ class TrackMeter:
 
     def facts(self) -> dict[str, Any]:
         """The figures of tracks that the top of this file lists; JSON-able."""
-        moving = self.motion_px[self.moving]
+        moving = np.zeros(0) if self.moving is None else self.motion_px[self.moving]
         return {
             "n_points": int(self.real.sum()),
-            "n_moving": int(self.moving.sum()),
+            "n_moving": None if self.moving is None else int(self.moving.sum()),
             "visible_share": round(float(self.shares[self.real].mean()), 4) if self.real.any() else 0.0,
             "motion_px": round(float(np.median(moving)), 2) if moving.size else None,
             "off_depth_share": round(self._misses / self._compared, 4) if self._compared else None,
@@ -235,7 +237,7 @@ def _track_flags(known: Mapping[str, Any]) -> set[str]:
 def flatten(known: Mapping[str, Any]) -> dict[str, Any]:
     """Facts of one camera and episode by the keys of `MEASURES`; what is not known is left out."""
     values = {**known, **{f"depth.{key}": value for key, value in (known.get("depth") or {}).items()}}
-    if known.get("n_points"):
+    if known.get("n_points") and known.get("n_moving") is not None:
         values["moving_share"] = known["n_moving"] / known["n_points"]
     keys = [key for key, *_ in MEASURES]
     return {key: values[key] for key in keys if isinstance(values.get(key), int | float)}

@@ -108,7 +108,8 @@ def _log_points(recording, camera: "Camera", t: int, size: tuple[int, int]) -> N
     import rerun as rr
 
     shown = camera.visible[t]
-    points, colours = camera.points[t, shown], np.where(camera.moving[shown, None], MOVING, STILL)
+    moving = np.zeros_like(shown) if camera.moving is None else camera.moving
+    points, colours = camera.points[t, shown], np.where(moving[shown, None], MOVING, STILL)
     height, width = size
     pixels = points[:, :2] * (width, height)  # Rerun counts from the image's outer edge, too
     recording.log(f"{camera.name}/lens/points", rr.Points2D(pixels, colors=colours, radii=0.8))

@@ -8,8 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+from lerobot.datasets.dataset_tools import delete_episodes
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
 
+from datasets_scripts.columns import read_provenance
 from datasets_scripts.inspect_dataset import main
 from datasets_scripts.label_pictures import _trails
 from datasets_scripts.labelled_episode import Episode, LabelledDataset
@@ -55,6 +58,19 @@ def test_the_report_counts_what_the_dataset_holds(facts, capsys):
     assert f"visible in {np.mean(real):.1%} of the frames" in said.out
     assert "camera wrist: 36 x 40" in said.out and "tracks  none" in said.out
     assert "depth and tracks do not belong together" in said.err
+
+
+def test_after_lerobots_tools_it_is_unknown_which_points_move_and_not_none(facts, tmp_path, capsys):
+    dataset = LeRobotDataset("local/synthetic", root=facts.root)
+    delete_episodes(dataset, [0], output_dir=tmp_path / "shorter", repo_id="local/shorter")
+    options = ["--report", str(tmp_path / "a.html"), "--output", str(tmp_path / "a.rrd"), "--write-flags"]
+    main([str(tmp_path / "shorter"), *options])
+    said = capsys.readouterr().out
+    assert "56 points (4 never visible), unknown how many moving" in said
+    facts = read_provenance(tmp_path / "shorter")["episodes"]["0"]
+    assert facts["main"]["n_moving"] is None and facts["flags"] == ["main/off-depth"]
+    assert "range of motion of moving points" not in (tmp_path / "a.html").read_text()
+    assert "/main/lens/points" in recorded(tmp_path / "a.rrd")
 
 
 @pytest.mark.sim
