@@ -79,8 +79,10 @@ def rgb_target(pixel_values: Tensor, patch_size: int) -> Tensor:
         `torch.Tensor`: float32 `(..., N, patch_size**2 * 3)`.
     """
     patches = patchify(pixel_values.float(), patch_size)
-    mean, std = patches.mean(-1, keepdim=True), patches.std(-1, keepdim=True)
-    return (patches - mean) / (std + 1e-6)
+    centred = patches - patches.mean(-1, keepdim=True)
+    # Several times as fast as `std` on a CPU.
+    variance = centred.square().sum(-1, keepdim=True) / (centred.shape[-1] - 1)
+    return centred / (variance.sqrt() + 1e-6)
 
 
 def depth_statistics(depth: Tensor, patch_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -130,10 +132,24 @@ def depth_loss(prediction: Tensor, depth: Tensor, mask: Tensor, patch_size: int)
         mask (`torch.Tensor`): Boolean `(B, T, V)`: real frames of present views.
         patch_size (`int`): Side of a patch in pixels.
     """
+    square, count = _depth_error(prediction, depth, mask, patch_size)
+    return _mean_per_view(square, count)
+
+
+def _depth_error(prediction: Tensor, depth: Tensor, mask: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
+    """Sum of squared errors `(B, T, V)` over the valid pixels of a frame's present views, and their number.
+
+    Sums of whole frames keep the large arrays few: memory, not arithmetic, is what these losses take.
+    """
     target, valid = depth_target(depth, patch_size)
     valid = valid & mask[..., None, None]
-    error = (prediction.float() - target) ** 2
-    return sum(masked_mean(error[:, :, v], valid[:, :, v]) for v in range(error.shape[2]))
+    error = torch.where(valid, prediction.float() - target, 0.0)
+    return error.square().sum((-2, -1)), valid.sum((-2, -1))
+
+
+def _mean_per_view(square: Tensor, count: Tensor) -> Tensor:
+    """`(B, T, V)` sums and numbers of elements -> mean over the elements of each view, summed over views."""
+    return (square.sum((0, 1)) / count.sum((0, 1)).clamp(min=1)).sum()
 
 
 def future_loss(
@@ -156,17 +172,15 @@ def future_loss(
         mask (`torch.Tensor`): Boolean `(B, T', V)`: both frames real, view present.
         patch_size (`int`): Side of a patch in pixels.
     """
-    errors = [(rgb.float() - rgb_target(pixel_values, patch_size)) ** 2]
-    masks = [mask[..., None, None].expand_as(errors[0])]
+    error = rgb.float() - rgb_target(pixel_values, patch_size)
+    square = torch.where(mask, error.square().sum((-2, -1)), 0.0)
+    count = mask * error[0, 0, 0].numel()
     if depth_prediction is not None and depth is None:
-        errors.append(0 * depth_prediction.float())
-        masks.append(torch.zeros_like(errors[1], dtype=torch.bool))
+        square = square + 0 * depth_prediction.float().sum()
     elif depth_prediction is not None:
-        target, valid = depth_target(depth, patch_size)
-        errors.append((depth_prediction.float() - target) ** 2)
-        masks.append(valid & mask[..., None, None])
-    error, mask = torch.cat(errors, dim=-1), torch.cat(masks, dim=-1)
-    return sum(masked_mean(error[:, :, v], mask[:, :, v]) for v in range(error.shape[2]))
+        squares, counts = _depth_error(depth_prediction, depth, mask, patch_size)
+        square, count = square + squares, count + counts
+    return _mean_per_view(square, count)
 
 
 def flow_loss(prediction: Tensor, track: Tensor, weight: Tensor) -> Tensor:
