@@ -64,9 +64,13 @@ from .transformer import ForesightBlock
 
 ALL_QUERIES = (Kind.FLOW, Kind.ACTION, Kind.FUTURE, Kind.PROGRESS)
 # What a checkpoint holds beyond the trunk, and beyond a policy with `auxiliary_heads=False`.
-HEADS = r"^(depth_decoder|image_decoder|flow_decoder|action_encoder|action_decoder|progress_decoder)\."
+# `timm_model.`: with a timm tower in the model, transformers puts this before names that the model lacks.
+HEADS = (
+    r"^(timm_model\.)?"
+    r"(depth_decoder|image_decoder|flow_decoder|action_encoder|action_decoder|progress_decoder)\."
+)
 AUXILIARY_WEIGHTS = [
-    r"^(depth_decoder|image_decoder|flow_decoder|action_encoder|progress_decoder)\.",
+    r"^(timm_model\.)?(depth_decoder|image_decoder|flow_decoder|action_encoder|progress_decoder)\.",
     r"^(model\.)?(future_queries|progress_query|flow_query|embed_flow_points)\.",
 ]
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoModel, TimmWrapperConfig
 from transformers.utils import logging
 
-from modeling_foresight import ForesightForActionPrediction, export_with_code
+from modeling_foresight import ForesightForActionPrediction, ForesightModel, export_with_code
 from tests.tiny import tiny_config, tiny_inputs, tiny_processor, tiny_targets
 
 
@@ -92,6 +92,18 @@ def test_a_policy_without_auxiliary_heads_acts_the_same(checkpoint, model, input
     again = AutoModel.from_pretrained(tmp_path)
     assert again.config.auxiliary_heads is False and count(again) == count(actor)
     torch.testing.assert_close(again.predict_action(**inputs), action, rtol=0, atol=1e-6)
+
+
+def test_with_a_timm_tower_too_auxiliary_heads_may_be_left_out(tmp_path):
+    # transformers then renames what the model has no place for, so that it has to be known by both names.
+    sizes = {"img_size": 40, "patch_size": 10, "embed_dim": 40, "depth": 1, "num_heads": 2}
+    timm = {"architecture": "vit_tiny_patch16_224", "do_pooling": False, "model_args": sizes}
+    whole = ForesightForActionPrediction(tiny_config(vision_config=TimmWrapperConfig(**timm))).eval()
+    whole.save_pretrained(tmp_path)
+    actor = AutoModel.from_pretrained(tmp_path, auxiliary_heads=False)
+    inputs = tiny_inputs(whole.config)
+    torch.testing.assert_close(actor.predict_action(**inputs), whole.predict_action(**inputs))
+    ForesightModel.from_pretrained(tmp_path)  # the trunk alone
 
 
 def test_loading_without_auxiliary_heads_reports_nothing(checkpoint, tmp_path, caplog):
