@@ -19,7 +19,7 @@ THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 export HF_HUB_OFFLINE = 1
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup quickstart quickstart-mini test test-slow test-common quality style benchmark benchmark-gpu constraints clean
+.PHONY: help setup quickstart quickstart-mini metaworld-tiny sample-data test test-slow test-common quality style benchmark benchmark-gpu constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -62,6 +62,30 @@ quickstart-mini: TRAIN_FLAGS = --train.steps 4
 quickstart-mini: setup ## the same steps in miniature, always from the start: does it all fit together?
 	rm -rf outputs/quickstart-mini
 	$(quickstart_steps)
+
+# The ten tasks of the shipped checkpoint. Where only a spot in the picture shows the goal, more demonstrations.
+METAWORLD_GOALS = reach-v3,push-v3,pick-place-v3
+METAWORLD_OBJECTS = drawer-open-v3,drawer-close-v3,button-press-topdown-v3,door-open-v3,door-close-v3,window-open-v3,window-close-v3
+METAWORLD = outputs/metaworld-tiny
+METAWORLD_RUN = $(METAWORLD)/seed$(SEED)
+
+metaworld-tiny: setup ## the shipped checkpoint, made again: ten tasks in one policy (two hours; SEED=1: another training)
+	$(PY) datasets_scripts/simulate.py --tasks $(METAWORLD_GOALS) --episodes 200 --image-size 96 --stride 4 \
+		--noise 0.1 --seed 0 --output $(METAWORLD)/metaworld-goals
+	$(PY) datasets_scripts/simulate.py --tasks $(METAWORLD_OBJECTS) --episodes 60 --image-size 96 --stride 4 \
+		--noise 0.2 --seed 0 --output $(METAWORLD)/metaworld-objects
+	.venv/bin/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		--num_cpu_threads_per_process $(THREADS) training/train.py --config training/configs/metaworld_tiny.yaml \
+		--output $(METAWORLD_RUN)/training --export $(METAWORLD_RUN)/model --seed $(SEED) --resume
+	$(PY) training/evaluate.py --checkpoint $(METAWORLD_RUN)/model --tasks $(METAWORLD_OBJECTS),$(METAWORLD_GOALS) \
+		--episodes 40 --seed 10000 --output $(METAWORLD_RUN)/eval.json --video $(METAWORLD_RUN)/rollout.mp4
+	$(PY) training/visualize.py --checkpoint $(METAWORLD_RUN)/model --dataset hub_cards/sample_data/metaworld \
+		--output $(METAWORLD_RUN)/foresight.png
+	$(PY) hub_cards/build.py $(METAWORLD_RUN)
+
+sample-data: setup ## the shipped sample dataset, made again in outputs/sample_data: one demonstration of each of the ten tasks
+	$(PY) datasets_scripts/simulate.py --tasks $(METAWORLD_OBJECTS),$(METAWORLD_GOALS) --episodes 1 --image-size 96 \
+		--stride 4 --noise 0.1 --seed 4242 --n-points 400 --output outputs/sample_data/metaworld
 
 test: setup ## the quick tests (PYTEST_FLAGS="-k mask" picks some)
 	$(PY) -m pytest -m "not slow and not network" $(PYTEST_FLAGS)
