@@ -17,6 +17,8 @@ THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 
 # Only `setup` and `test-common` use the network, for packages: nothing that make runs fetches models or data.
 export HF_HUB_OFFLINE = 1
+# Where this is set, as in some containers, every process compiles all of PyTorch anew: 2 s each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := setup
 .PHONY: help setup quickstart quickstart-mini metaworld-tiny sample-data test test-slow test-common quality style benchmark benchmark-gpu constraints clean
@@ -87,8 +89,8 @@ sample-data: setup ## the shipped sample dataset, made again in outputs/sample_d
 	$(PY) datasets_scripts/simulate.py --tasks $(METAWORLD_OBJECTS),$(METAWORLD_GOALS) --episodes 1 --image-size 96 \
 		--stride 4 --noise 0.1 --seed 4242 --n-points 400 --output outputs/sample_data/metaworld
 
-test: setup ## the quick tests (PYTEST_FLAGS="-k mask" picks some)
-	$(PY) -m pytest -m "not slow and not network" $(PYTEST_FLAGS)
+test: setup ## the quick tests, on all cores (PYTEST_FLAGS="-k mask" picks some, "-n 0" takes one process)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not network" -n $(THREADS) --dist worksteal $(PYTEST_FLAGS)
 
 test-slow: setup ## the tests that take minutes
 	$(PY) -m pytest -m "slow and not network" $(PYTEST_FLAGS)

@@ -31,6 +31,7 @@ def model_sizes(small: bool, **token_ids: int) -> dict:
         "vision_config": ViTConfig(**tower, image_size=32, patch_size=16),
         "image_size": 32,
         "patch_size": 16,
+        "history_length": 4,
         "hidden_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,

@@ -3,11 +3,23 @@
 import dataclasses
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
+
+# What Hugging Face's libraries keep of datasets, metrics and code that exist for one test only stays out of the
+# user's caches, and processes of pytest-xdist do not meet there. Set here, because it is read on import.
+CACHES = tempfile.TemporaryDirectory(prefix="foresight-tests-", ignore_cleanup_errors=True)
+for name in ("DATASETS", "EVALUATE", "METRICS", "MODULES"):
+    os.environ[f"HF_{name}_CACHE"] = f"{CACHES.name}/{name.lower()}"
+
+
+def pytest_unconfigure():
+    CACHES.cleanup()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +66,16 @@ def simulator():
 
 @pytest.fixture(scope="session")
 def simulated_dataset(simulator, tmp_path_factory) -> SimulatedDataset:
-    """Two drawer-open demonstrations, 64 px, 300 points, simulated once per session."""
+    """Two drawer-open demonstrations, 64 px, 300 points, simulated once for all processes of pytest-xdist."""
     from datasets_scripts.record_episode import Recording
     from datasets_scripts.simulate import simulate
 
-    root = tmp_path_factory.mktemp("simulated") / "dataset"
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    root = shared / "simulated" / "dataset"
+    root.parent.mkdir(exist_ok=True)
     recording = Recording(("drawer-open-v3",), episodes=2, image_size=64, n_points=300)
-    simulate(recording, root)
+    with FileLock(f"{root}.lock"):
+        simulate(recording, root)  # leaves a finished dataset as it is
     return SimulatedDataset(root, recording)

@@ -1,6 +1,6 @@
 """The method, its baselines and its ablations: tokens, parameters, masks and one training step of each."""
 
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -199,9 +199,11 @@ def test_a_policy_that_only_acts_refuses_to_train():
         model(**tiny_batch(whole))
 
 
-def test_the_table_of_variants_is_one_command():
-    command = [sys.executable, "-m", "modeling_foresight", "--presets", "grmg", "foresight_3d_pretrain"]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+def test_the_table_of_variants_is_one_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["-m", "--presets", "grmg", "foresight_3d_pretrain"])
+    monkeypatch.delitem(sys.modules, "modeling_foresight.__main__")
+    runpy.run_module("modeling_foresight", run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:4] == ["grmg", "450", "44", "48,596,936"]
     assert lines[2].split()[:3] == ["foresight_3d_pretrain", "320", "31"] and "- " in lines[2]
 
