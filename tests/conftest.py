@@ -11,8 +11,8 @@ from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
 
-# What Hugging Face's libraries keep of datasets, metrics and code that exist for one test only stays out of the
-# user's caches, and processes of pytest-xdist do not meet there. Set here, because it is read on import.
+# What Hugging Face's libraries keep of datasets, metrics and code that exist for one test only stays out of
+# the user's caches, and processes of pytest-xdist do not meet there. They read it when they are imported.
 CACHES = tempfile.TemporaryDirectory(prefix="foresight-tests-", ignore_cleanup_errors=True)
 for name in ("DATASETS", "EVALUATE", "METRICS", "MODULES"):
     os.environ[f"HF_{name}_CACHE"] = f"{CACHES.name}/{name.lower()}"
