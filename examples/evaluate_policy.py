@@ -1,0 +1,58 @@
+"""Measures a policy: its success in closed loop in MetaWorld, and its errors on recorded episodes.
+
+python examples/evaluate_policy.py --checkpoint ORG/NAME --dataset YOU/DATASET --tasks drawer-open-v3,reach-v3
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+
+from training import evaluate
+from training.checkpoint_folder import load_checkpoint
+from training.config import DataConfig, RunConfig
+from training.data import window_config
+from training.metrics import evaluate_open_loop, format_open_loop
+from training.windows import ConcatWindows, ForesightWindows, collate_windows
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--checkpoint", default=str(REPOSITORY / "hub_cards/models/3d-foresight-metaworld-tiny")
+    )
+    parser.add_argument("--dataset", default=str(REPOSITORY / "hub_cards/sample_data/metaworld"))
+    parser.add_argument("--tasks", default="drawer-open-v3", help="or 'none' (%(default)s)")
+    parser.add_argument(
+        "--episodes", type=int, default=2, help="per task (%(default)s; 20 or more to report)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("outputs/eval.json"))
+    args = parser.parse_args()
+
+    # A robot or simulator of your own: the loop of streaming_control.py, once per episode.
+    if args.tasks != "none":
+        options = ["--checkpoint", args.checkpoint, "--tasks", args.tasks, "--episodes", str(args.episodes)]
+        if code := evaluate.main([*options, "--output", str(args.output)]):  # prints success per task
+            sys.exit(code)
+        results = json.loads(args.output.read_text())  # what hub_cards/build.py makes the card's tables of
+        print(f"seeds {results['seeds']['first']} to {results['seeds']['last']}, commit {results['commit']}")
+
+    # Only what the dataset has is measured: no depth or tracks, no depth or flow errors.
+    model, processor = load_checkpoint(args.checkpoint)
+    wanted = window_config(model.config, RunConfig(data=DataConfig(missing_targets=True))).for_evaluation()
+    windows = ConcatWindows([ForesightWindows(args.dataset, wanted)])
+    loader = DataLoader(windows, batch_size=32, collate_fn=collate_windows)
+    print(f"{len(windows)} windows of {Path(args.dataset).name}; in brackets, what trivial predictors reach")
+    print(format_open_loop(evaluate_open_loop(model, processor, loader)))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"error: {error}")

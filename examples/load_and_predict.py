@@ -1,0 +1,69 @@
+"""Loads a policy and shows what it predicts at one recorded moment: actions, 3D flow, a picture of all.
+
+python examples/load_and_predict.py --checkpoint ORG/NAME --dataset YOU/DATASET --window 40
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoProcessor
+
+import modeling_foresight  # noqa: F401 - registers the model with the Auto classes
+from datasets_scripts.pictures import save_png
+from training.config import DataConfig, RunConfig
+from training.data import window_config
+from training.visualize import draw, foresee
+from training.windows import ForesightWindows
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", default=REPOSITORY / "hub_cards/models/3d-foresight-metaworld-tiny")
+    parser.add_argument("--dataset", default=REPOSITORY / "hub_cards/sample_data/metaworld")
+    parser.add_argument("--window", type=int, default=10, help="which moment of the dataset (%(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("outputs/foresight.png"), help="the picture")
+    args = parser.parse_args()
+
+    model = AutoModel.from_pretrained(args.checkpoint).eval()
+    processor = AutoProcessor.from_pretrained(args.checkpoint)
+    # Windows as in training, with the labels that the dataset has: the picture shows them beside predictions.
+    wanted = window_config(model.config, RunConfig(data=DataConfig(missing_targets=True)))
+    windows = ForesightWindows(args.dataset, wanted.for_evaluation())
+    sample = windows[args.window]
+
+    # What a robot knows: T images of every camera (T, 3, H, W), the instruction, T states.
+    now = slice(model.config.history_length)
+    images = {view: frames[now] for view, frames in sample["images"].items()}
+    batch = processor(images, sample["task"], sample["state"])
+    with torch.no_grad():
+        actions = model.predict_action(**batch)  # (1, K, A) normalised
+    predicted = processor.decode_actions(actions, sample["state"][None, -1])[0]  # the dataset's units
+    recorded = sample["actions"][model.config.history_length - 1]  # (K, A): from the newest frame on
+    print(f"“{sample['task']}”, window {args.window} of {len(windows)}")
+    for step, pair in enumerate(zip(predicted.tolist(), recorded.tolist(), strict=True)):
+        ours, theirs = (" ".join(f"{value:6.2f}" for value in action) for action in pair)
+        print(f"action {step}: predicted {ours}   recorded {theirs}")
+
+    view = model.config.views[0]
+    moment = foresee(model, processor, windows, [args.window], view)[0]
+    for name, flow in zip(("recorded", "predicted"), moment.flow or (), strict=False):  # points: (L, P, 3)
+        known = flow.moving & flow.shown.all(0)
+        path = np.linalg.norm(flow.points[-1, known, :2] - flow.points[0, known, :2], axis=-1)
+        share = path.sum() / max(1, len(path))
+        print(f"{name} flow: {known.sum()} points move, by {share:.1%} of the image in the mean")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    save_png(args.output, draw([moment], f"“{sample['task']}”, {view} camera", ""))
+    print(f"wrote {args.output}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"error: {error}")

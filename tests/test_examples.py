@@ -1,0 +1,89 @@
+"""The scripts in `examples/` run as they stand, with the shipped policy and sample, and say what they found."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+SHIPPED = [EXAMPLES.parent / "hub_cards" / name for name in ("models", "sample_data")]
+needs_shipped = pytest.mark.skipif(not all(p.is_dir() for p in SHIPPED), reason="nothing is shipped yet")
+
+
+@pytest.fixture
+def run_example(tmp_path, monkeypatch, capsys):
+    """Runs an example in an empty folder, as `python examples/NAME.py OPTIONS` does; returns what it prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *options: str) -> str:
+        monkeypatch.setattr("sys.argv", [str(EXAMPLES / f"{name}.py"), *options])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_every_example_is_run_here():
+    here = Path(__file__).read_text()
+    missing = [path.stem for path in EXAMPLES.glob("*.py") if f'run_example("{path.stem}"' not in here]
+    assert not missing
+
+
+@needs_shipped
+def test_loading_and_predicting_prints_actions_and_draws_the_rest(run_example):
+    printed = run_example("load_and_predict")
+    actions = re.findall(r"^action \d: predicted +(.+?)   recorded (.+)$", printed, re.MULTILINE)
+    assert len(actions) == 5 and all(len(side.split()) == 4 for pair in actions for side in pair)
+    assert len(re.findall(r"^(?:recorded|predicted) flow: \d+ points move", printed, re.MULTILINE)) == 2
+    assert Path("outputs/foresight.png").read_bytes().startswith(b"\x89PNG")
+
+
+@needs_shipped
+def test_the_control_loop_acts_in_simulation(run_example, simulator):
+    printed = run_example("streaming_control", "--steps", "4")
+    assert re.search(r"drawer-open-v3, seed 10000: no success after 4 actions, [\d.]+ ms each", printed)
+
+
+@needs_shipped
+def test_annotating_gives_the_sample_tracks(run_example):
+    printed = run_example("annotate_dataset", "--limit", "1")
+    frames, points, moving = map(
+        int, re.search(r"episode 0: (\d+) frames, (\d+) points of camera main, (\d+) move", printed).groups()
+    )
+    assert frames > 5 and points > moving > 0
+
+
+@needs_shipped
+@pytest.mark.slow
+def test_adapting_the_policy_makes_its_errors_on_the_sample_comparable(run_example):
+    printed = run_example("finetune_lora", "--steps", "4")
+    assert re.findall(r"^(\w+): next action is \d\.\d+ off", printed, re.MULTILINE) == ["base", "adapter"]
+    assert Path("outputs/lora/model/adapter_model.safetensors").is_file()
+
+
+def test_converting_shows_the_policy_and_what_is_fresh(run_example):
+    printed = run_example("convert_grmg")
+    assert "['action', 'future_rgb', 'progress']" in printed
+    assert "fresh in 3D Foresight: depth_decoder, flow_decoder" in printed
+
+
+@needs_shipped
+def test_recorded_episodes_need_no_simulator(run_example):
+    printed = run_example("evaluate_policy", "--tasks", "none")
+    assert "flow moving: x_px" in printed and "actions first: l1_mean" in printed
+
+
+@needs_shipped
+@pytest.mark.slow
+def test_success_is_measured_in_closed_loop(run_example, simulator):
+    printed = run_example("evaluate_policy", "--tasks", "drawer-open-v3", "--episodes", "2")
+    assert re.search(r"drawer-open-v3: \d/2 = .* \(95 % interval", printed)
+    assert len(json.loads(Path("outputs/eval.json").read_text())["episodes"]) == 2
+
+
+def test_what_does_not_exist_is_one_line_and_exit_code_1(run_example):
+    with pytest.raises(SystemExit) as stopped:
+        run_example("load_and_predict", "--checkpoint", "nowhere/at/all")
+    assert str(stopped.value).startswith("error: ")
