@@ -1,4 +1,4 @@
-"""The scripts in `examples/` run as they stand, with the shipped policy and sample, and say what they found."""
+"""Scripts in `examples/` run as they stand, with the shipped policy and sample, and print what they found."""
 
 import json
 import re
@@ -14,7 +14,7 @@ needs_shipped = pytest.mark.skipif(not all(p.is_dir() for p in SHIPPED), reason=
 
 @pytest.fixture
 def run_example(tmp_path, monkeypatch, capsys):
-    """Runs an example in an empty folder, as `python examples/NAME.py OPTIONS` does; returns what it prints."""
+    """Runs `python examples/NAME.py OPTIONS` in an empty folder and returns what it prints."""
     monkeypatch.chdir(tmp_path)
 
     def run(name: str, *options: str) -> str:
