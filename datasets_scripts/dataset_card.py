@@ -1,9 +1,10 @@
-"""Writes the card (README.md) of an annotated dataset from its metadata; no figure of it is typed.
+"""Writes the card (README.md) of an annotated or simulated dataset from its metadata; no figure is typed.
 
 The card of the dataset it was made from stays below it, and its metadata stays where ours says nothing.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -27,10 +28,11 @@ from datasets_scripts.columns import (
 )
 from datasets_scripts.quality import FLAGS, MEASURES, summarise
 
-__all__ = ["build_card", "write_card"]
+__all__ = ["build_card", "label_licences", "write_card"]
 
 TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
 SOURCE_MARK = "<!-- below: the card of the dataset that was annotated -->"
+FREE = {"apache-2.0", "mit", "bsd-3-clause", "not stated"}  # of label models; all others limit the use
 NAMED_EPISODES = 12  # of a flag, before "and n more"
 # The Hub's words for sizes, in rows.
 SIZES = (
@@ -39,28 +41,32 @@ SIZES = (
 )
 
 
-def write_card(root: str | Path, repo_id: str | None = None) -> None:
-    """Writes `README.md` of an annotated dataset; writing it again gives the same.
+def write_card(root: str | Path, repo_id: str | None = None, licence: str | None = None) -> None:
+    """Writes `README.md` of a dataset; writing it again gives the same.
 
     Args:
         root (`str` or `Path`): Dataset folder with `meta/info.json` and `meta/foresight.json`.
         repo_id (`str`, *optional*): Hub id under which it will be found; a local folder if omitted.
+        licence (`str`, *optional*): The Hub's name of its licence; by default what the card says that is
+            there, and Apache-2.0 for what our simulation made. Those of label models that are not free for
+            every use join it.
 
     Raises:
         ValueError: If the metadata is missing or damaged; names the file.
     """
     path = Path(root) / "README.md"
-    text = str(build_card(root, repo_id))
+    text = str(build_card(root, repo_id, licence))
     with replacing(path) as temporary:
         temporary.write_text(text)
 
 
-def build_card(root: str | Path, repo_id: str | None = None) -> DatasetCard:
+def build_card(root: str | Path, repo_id: str | None = None, licence: str | None = None) -> DatasetCard:
     """The card as `write_card` writes it."""
     root = Path(root)
     info, provenance = load_info(root), read_provenance(root)
     old_data, old_text = _old_card(root / "README.md")
     annotation, episodes = provenance.get("annotation", {}), provenance.get("episodes", {})
+    simulation = provenance.get("simulation", {})
     made_with = annotation.get("parameters", {})
     source = str(made_with.get("dataset", ""))
     flags = list(_flag_rows(provenance))
@@ -68,15 +74,23 @@ def build_card(root: str | Path, repo_id: str | None = None) -> DatasetCard:
     labels = list(provenance.get("cameras", {}).items())
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     content = environment.from_string(TEMPLATE.read_text()).render(
-        card_data=_metadata(info, old_data, source).to_yaml(),
+        card_data=_metadata(info, old_data, source, _terms(old_data, provenance, licence)).to_yaml(),
         name=source or repo_id or "dataset",
         added="3D point tracks" if made_with.get("depth") == "sensor" else "metric depth and 3D point tracks",
         chosen=_chosen(annotation),
         info={"robot_type": None, **info},
         cameras=", ".join(f"`{camera}`" for camera in _rgb_cameras(info["features"])) or "none",
         columns=cameras,
-        parameters=list(_parameters(annotation, labels)),
-        licences=sorted(set(_licences(provenance.get("cameras", {})))),
+        parameters=[
+            *((f"simulation: {key}", value) for key, value in _leaves(simulation.get("parameters", {}))),
+            *_parameters(
+                {"versions": {**annotation.get("versions", {}), **simulation.get("versions", {})}}, labels
+            ),
+        ],
+        is_simulated=bool(simulation),
+        is_annotated=bool(annotation),
+        tasks=sorted(Counter(facts["task"] for facts in episodes.values() if "task" in facts).items()),
+        licences=sorted(set(label_licences(provenance.get("cameras", {})))),
         quality=list(_quality_rows(episodes)),
         flagged=len(flagged_episodes(provenance)),
         flags=flags,
@@ -110,11 +124,27 @@ def _old_card(path: Path) -> tuple[dict, str]:
     return data if isinstance(data, dict) else {}, text.strip() + "\n" if text.strip() else ""
 
 
-def _metadata(info: Mapping, old: Mapping[str, Any], source: str) -> DatasetCardData:
+def _terms(old: Mapping[str, Any], provenance: Mapping[str, Any], licence: str | None) -> dict[str, Any]:
+    """`license` of the metadata: the dataset's own, and that of each label model that limits its use."""
+    own = [licence] if licence else _as_list(old.get("license"))
+    if not own and "simulation" in provenance:
+        own = ["apache-2.0"]
+    if not own:
+        return {}
+    of_labels = {stated for _, stated in label_licences(provenance.get("cameras", {}))}
+    limits = sorted({stated if stated.startswith("cc-") else "other" for stated in of_labels - FREE})
+    terms = list(dict.fromkeys([*own, *limits]))
+    return {"license": terms if len(terms) > 1 else terms[0]}
+
+
+def _metadata(
+    info: Mapping, old: Mapping[str, Any], source: str, terms: Mapping[str, Any]
+) -> DatasetCardData:
     tags = dict.fromkeys([*_as_list(old.get("tags")), "LeRobot", "depth", "point-tracking", "foresight"])
     data = {
         "configs": [{"config_name": "default", "data_files": "data/*/*.parquet"}],
         **old,
+        **terms,
         "tags": list(tags),
         "task_categories": list(dict.fromkeys([*_as_list(old.get("task_categories")), "robotics"])),
         "size_categories": [next(word for n, word in SIZES if info["total_frames"] < n)],
@@ -205,17 +235,17 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path.replace("_", " "), text.replace("|", "\\|")
 
 
-def _licences(value: Any, name: str = "model") -> Iterator[tuple[str, str]]:
+def label_licences(value: Any, name: str = "model") -> Iterator[tuple[str, str]]:
     """Every model of the provenance that states a licence."""
     if isinstance(value, list):
         for inner in value:
-            yield from _licences(inner, name)
+            yield from label_licences(inner, name)
     if isinstance(value, Mapping):
         for key in ("licence", "license"):
             if isinstance(value.get(key), str):
                 yield str(value.get("model") or value.get("name") or name), value[key]
         for key, inner in value.items():
-            yield from _licences(inner, key)
+            yield from label_licences(inner, key)
 
 
 def _quality_rows(episodes: Mapping[str, Mapping]) -> Iterator[dict[str, str]]:

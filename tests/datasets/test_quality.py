@@ -186,7 +186,8 @@ def test_the_card_of_the_source_stays_below_and_its_metadata_too(annotated):
     write_card(annotated)
     assert (annotated / "README.md").read_text() == once
     card = DatasetCard(once)
-    assert card.data.license == "cc-by-4.0" and card.data.to_dict()["mine"] == 7
+    assert card.data.license == ["cc-by-4.0", "cc-by-nc-4.0"]  # the source's, and the tracker's
+    assert card.data.to_dict()["mine"] == 7
     assert {"aloha", "depth"} <= set(card.data.tags)
     assert once.endswith("# Drawer\n\nIn a kitchen.\n") and once.count("# Drawer") == 1
 

@@ -1,0 +1,169 @@
+"""Gathers what a run measured into the folder that will be published: `evaluation/*.json` and pictures.
+
+From then on the folder speaks for itself: `card.py` writes the card from it, `check.py` compares the two.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from datasets_scripts.columns import replacing, write_json_atomic
+from hub_cards.licences import parts_of_run
+from training.checkpoint_folder import read_run_config, read_summary
+from training.config import RunConfig
+from training.run_facts import portable_path
+
+__all__ = ["collect", "read_json"]
+
+TRAIN = (
+    "accelerate launch training/train.py --config training/configs/quickstart.yaml --dataset {0}/dataset "
+    "--output {0}/training --export {0}/model"
+)
+EVALUATE = (
+    "python training/evaluate.py --checkpoint {0}/model --tasks drawer-open-v3 --output {0}/eval.json "
+    "--video {0}/rollout.mp4"
+)
+VISUALIZE = (
+    "python training/visualize.py --checkpoint {0}/model --dataset {0}/dataset --output {0}/foresight.png"
+)
+# What a card needs, and how to get it; {0} is the run's folder.
+NEEDED = {"training/summary.json": TRAIN, "eval.json": EVALUATE, "foresight.png": VISUALIZE}
+PICTURES = ("foresight.png", "rollout.mp4")
+# What of a base's configuration the card of an adapter speaks of; a model has its own config.json.
+OF_BASE = (
+    "views",
+    "objectives",
+    "history_length",
+    "chunk_size",
+    "action_dim",
+    "state_dim",
+    "action_codec",
+    "image_size",
+)
+
+
+def collect(run: Path, seed_evaluations: Sequence[Path] = (), open_loop: bool = False) -> None:
+    """Copies figures and pictures of a run into its `model/`.
+
+    Args:
+        run (`Path`): Folder with `model/`, `training/summary.json`, `eval.json`, `foresight.png` and, if
+            there is one, `rollout.mp4`.
+        seed_evaluations (`Sequence[Path]`): What `training/evaluate.py` wrote for the same training with
+            other seeds; `eval-*.json` of the run are added to them.
+        open_loop (`bool`): Whether a policy may go without `eval.json`.
+
+    Raises:
+        ValueError: If a figure is missing or does not belong to the model; names the file and the command
+            that makes it.
+    """
+    model = run / "model"
+    adapter = (model / "adapter_config.json").is_file()
+    summary_place = "training/summary.json"
+    needed = {f"model/{'adapter_config.json' if adapter else 'config.json'}": TRAIN, **NEEDED}
+    if open_loop and not (run / "eval.json").is_file():
+        del needed["eval.json"]
+    missing = [name for name in needed if not (run / name).is_file()]
+    if missing == ["eval.json"]:  # a model that only foresees cannot be tried
+        acts = "action" in read_json(run / summary_place).get("objectives", ["action"])
+        missing = ["eval.json"] if acts else []
+    if missing:
+        raise ValueError(
+            "\n".join(
+                f"{run / name} is missing; make it with:\n  {needed[name].format(run)}" for name in missing
+            )
+            + (
+                "\n(a policy that cannot be tried in MetaWorld gets a card that says so with --open-loop)"
+                if "eval.json" in missing
+                else ""
+            )
+        )
+    summary = read_json(run / summary_place)
+    evaluation = read_json(run / "eval.json") if (run / "eval.json").is_file() else None
+    _check_figures(run, summary, evaluation)
+    seeds = {}
+    for path in sorted({*run.glob("eval-*.json"), *seed_evaluations}):
+        other = _of_other_seed(path, evaluation, summary)
+        seeds[f"eval-seed{other['training']['seed']}.json"] = other
+
+    folder = model / "evaluation"
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("eval*.json"):
+        old.unlink()
+    write_json_atomic(folder / "training.json", _with_facts(summary, _settings(run, model), adapter))
+    for name, content in {**({"eval.json": evaluation} if evaluation else {}), **seeds}.items():
+        write_json_atomic(folder / name, content)
+    for name in PICTURES:
+        if (run / name).is_file():
+            with replacing(model / name) as temporary:
+                shutil.copyfile(run / name, temporary)
+
+
+def _check_figures(run: Path, summary: Mapping, evaluation: Mapping | None) -> None:
+    if not (summary.get("validation") or (evaluation or {}).get("open_loop")):
+        raise ValueError(
+            f"{run}/training/summary.json has no figures of held-out episodes (data.val_fraction 0?): "
+            f"train with some, or measure them with:\n  {EVALUATE.format(run)} --dataset {run}/dataset"
+        )
+    if evaluation is not None:
+        measured = (run / evaluation["checkpoint"]["path"]).resolve()
+        if measured != (run / "model").resolve():
+            raise ValueError(
+                f"{run}/eval.json measures {evaluation['checkpoint']['path']}, not {run}/model; "
+                f"measure again with:\n  {EVALUATE.format(run)}"
+            )
+
+
+def _of_other_seed(path: Path, evaluation: Mapping | None, summary: Mapping) -> dict:
+    """An evaluation with what its training was; refused if the two cannot stand beside each other."""
+    other = read_json(path)
+    trained = read_summary((path.parent / other["checkpoint"]["path"]).resolve())
+    if not trained:
+        raise ValueError(
+            f"{path} measures {other['checkpoint']['path']}, but the summary.json of its training is not "
+            "beside that: keep the file where evaluate.py wrote it, with the run"
+        )
+    if evaluation is None:
+        raise ValueError(f"{path} has nothing to stand beside: evaluate this run too (eval.json)")
+    for what, here, there in (
+        ("tasks", sorted(evaluation["tasks"]), sorted(other["tasks"])),
+        ("starts", evaluation["seeds"]["first"], other["seeds"]["first"]),
+        ("episodes", evaluation["mean"]["episodes"], other["mean"]["episodes"]),
+        ("settings", evaluation["settings"], other["settings"]),
+        ("steps of training", summary["steps"], trained["steps"]),
+    ):
+        if here != there:
+            raise ValueError(f"{path} has other {what} ({there}) than eval.json ({here}): evaluate alike")
+    if trained["seed"] == summary["seed"]:
+        raise ValueError(f"{path} is of a training with the same seed, {summary['seed']}: train with another")
+    kept = ("seed", "steps", "train_seconds", "command", "date", "commit")
+    return {**other, "training": {name: trained[name] for name in kept}}
+
+
+def _settings(run: Path, model: Path) -> RunConfig | None:
+    return read_run_config(model) if (run / "training" / "config.yaml").is_file() else None
+
+
+def _with_facts(summary: Mapping, run: RunConfig | None, adapter: bool) -> dict:
+    """The summary with what the card says of licences, and of the base, which another machine may lack."""
+    facts = {**summary, "licences": parts_of_run(run, summary)}
+    if run is not None and run.init_from:
+        folder = Path(run.init_from).exists() or run.init_from.count("/") != 1
+        facts["base"] = {"name": portable_path(run.init_from), "is_folder": folder}
+        facts["base"]["revision"] = summary.get("init_revision")
+    if adapter:
+        if run is None:
+            raise ValueError("the run's training/config.yaml is missing; it says which base the adapter has")
+        from training.starting_model import starting_config
+
+        base = starting_config(run).to_dict()
+        facts["config"] = {name: base[name] for name in OF_BASE}
+    return facts
+
+
+def read_json(path: Path) -> dict:
+    """Raises `ValueError` that names a damaged file."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and make it again") from None

@@ -1,0 +1,110 @@
+"""The licence of weights, from the licences of what they were made of.
+
+Weights carry on the terms of the pretrained towers inside them, of the model that a run started from, and of
+the models that made the labels. To our knowledge; it is no legal advice, and what is not known is asked for.
+"""
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+
+from datasets_scripts.dataset_card import label_licences
+from training.config import RunConfig
+from training.run_facts import portable_path
+
+__all__ = ["OWN", "RESEARCH_ONLY", "base_licence", "derive_licence", "parts_of_run"]
+
+OWN = "apache-2.0"  # of what the project itself adds
+RESEARCH_ONLY = "other"  # the Hub's word for a licence that has none of its own there
+# Pretrained towers; where the page of a tower on the Hub and the authors' release differ, the stricter.
+TOWERS = {"facebook/vit-mae-*": "cc-by-nc-4.0", "openai/clip-*": "mit"}
+PERMISSIVE = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "isc", "unlicense"}
+
+
+def parts_of_run(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict[str, str | None]]:
+    """What a run's weights were made of.
+
+    Args:
+        run (`RunConfig`, *optional*): The run's settings; towers and base are unknown without them.
+        summary (`Mapping`): The run's `summary.json`.
+
+    Returns:
+        `list[dict]`: `what`, `name` and `licence` of each part; a licence that is not known is `None`.
+    """
+    parts = []
+    if run is None:
+        parts.append({"what": "the run's settings (config.yaml)", "name": "not found", "licence": None})
+    elif run.init_from:
+        name, licence = portable_path(run.init_from), base_licence(run.init_from, run.init_revision)
+        parts.append({"what": "base model", "name": name, "licence": licence})
+    else:
+        for tower in ("text", "vision"):
+            if name := getattr(run.towers, tower):
+                known = (licence for pattern, licence in TOWERS.items() if fnmatchcase(name, pattern))
+                parts.append(
+                    {"what": f"{tower} tower", "name": portable_path(name), "licence": next(known, None)}
+                )
+    for dataset in summary["datasets"]:
+        for name, licence in sorted(set(label_licences(dataset.get("labels", {})))):
+            known = None if licence == "not stated" else licence
+            parts.append({"what": f"labels of {dataset['name']}", "name": name, "licence": known})
+    return parts
+
+
+def base_licence(source: str, revision: str | None = None) -> str | None:
+    """What the card of a model says, in a folder or on the Hub; `None` if there is no card or no licence."""
+    place = Path(source) / "README.md" if Path(source).is_dir() else source
+    try:
+        return ModelCard.load(place, ignore_metadata_errors=True).data.license
+    except Exception:  # the Hub's client, YAML and files raise types of their own; all mean: not known
+        return None
+
+
+def derive_licence(parts: Iterable[Mapping[str, Any]], chosen: str | None = None) -> dict[str, str]:
+    """The licence for a card's metadata.
+
+    Args:
+        parts (`Iterable[Mapping]`): As [`parts_of_run`] gives them.
+        chosen (`str`, *optional*): The user's choice, where it is not known or may be stricter.
+
+    Returns:
+        `dict`: `license`, and `license_name` if that is `other`.
+
+    Raises:
+        ValueError: If it is not known and none is chosen, or the chosen one allows more than a part does;
+            names the part.
+    """
+    parts = list(parts)
+    strict = [part for part in parts if part["licence"] not in {None, *PERMISSIVE}]
+    unclear = [part for part in parts if part["licence"] is None]
+    kinds = {part["licence"] for part in strict}
+    if chosen:
+        if strict and chosen in PERMISSIVE:
+            raise ValueError(
+                f"--license {chosen} allows more than {_describe(strict[0])}: choose one that does not, "
+                "for example cc-by-nc-4.0, or train without that part"
+            )
+        named = {"license_name": "see-the-card"} if chosen == RESEARCH_ONLY else {}
+        return {"license": chosen, **named}
+    if unclear:
+        raise ValueError(
+            f"the licence of these weights is not known, because that of {_describe(unclear[0])} is not: "
+            "find it out and give --license, for example --license apache-2.0 or cc-by-nc-4.0"
+        )
+    if not kinds:
+        return {"license": OWN}
+    if kinds == {"cc-by-nc-4.0"}:
+        return {"license": "cc-by-nc-4.0"}
+    if any("research" in kind for kind in kinds):
+        return {"license": RESEARCH_ONLY, "license_name": "research-only"}
+    raise ValueError(
+        f"the weights join terms that differ ({'; '.join(map(_describe, strict))}): choose one that all of "
+        "them allow, with --license"
+    )
+
+
+def _describe(part: Mapping[str, Any]) -> str:
+    return f"{part['what']}, {part['name']} ({part['licence'] or 'licence unknown'})"
