@@ -1,30 +1,49 @@
-"""Refuses a folder that should not be published: one line per problem, with its remedy."""
+"""Refuses a folder that should not be published: one line per problem, with its remedy.
+
+It would not load; its weights do not match its configuration; statistics or the processor are missing; the
+card is missing, has places without figures, or other figures than `evaluation/`; it holds pickles or code that
+is not ours; the Hub would reject its metadata; its stored sample gives other outputs. A folder with files that
+could run code is not loaded.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hub_cards.check_card import check_card
+from hub_cards.check_files import check_files
+from hub_cards.check_loading import check_adapter, check_dataset, check_model
+
 __all__ = ["check_folder", "main"]
 
-EXAMPLE = "example: python hub_cards/check.py outputs/quickstart/model"
+EXAMPLE = """example:
+  python hub_cards/check.py outputs/quickstart/model hub_cards/models/*"""
 
 
 def check_folder(folder: str | Path) -> list[str]:
     """What is wrong with a folder that is to be published.
 
     Args:
-        folder (`str` or `Path`): A model as `train.py` exports it, an adapter, or a LeRobot dataset.
+        folder (`str` or `Path`): A model as `train.py` exports it, an adapter, or a LeRobot dataset, with its
+            card. An adapter's base is loaded too, from the Hub if it is not in the cache.
 
     Returns:
         `list[str]`: One line per problem, with its remedy; empty if there is none.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        return [f"{folder} is no folder: give the one that train.py exports, or a dataset's"]
-    if not (folder / "README.md").is_file():
-        return [f"README.md is missing: write the card with hub_cards/build.py, for {folder}"]
-    return []
+    kinds = {
+        "adapter_config.json": check_adapter,
+        "config.json": check_model,
+        "meta/info.json": check_dataset,
+    }
+    own = next((check for name, check in kinds.items() if (folder / name).is_file()), None)
+    if own is None:
+        return [f"no {', '.join(kinds)}: give the folder of a model that train.py exports, or of a dataset"]
+    problems = check_files(folder)
+    if not problems:  # else loading might run something
+        problems += own(folder)
+    return [" ".join(problem.split()) for problem in problems + check_card(folder)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problems = check_folder(folder)
         failed = failed or bool(problems)
         for problem in problems:
-            print(f"{folder}: {problem}", file=sys.stderr)
+            print(f"error: {folder}: {problem}", file=sys.stderr)
         if not problems:
             print(f"{folder}: fit to publish")
     return int(failed)

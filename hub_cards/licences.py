@@ -15,12 +15,26 @@ from datasets_scripts.dataset_card import label_licences
 from training.config import RunConfig
 from training.run_facts import portable_path
 
-__all__ = ["OWN", "RESEARCH_ONLY", "base_licence", "derive_licence", "parts_of_run"]
+__all__ = ["HUB_LICENCES", "OWN", "RESEARCH_ONLY", "base_licence", "derive_licence", "parts_of_run"]
 
 OWN = "apache-2.0"  # of what the project itself adds
 RESEARCH_ONLY = "other"  # the Hub's word for a licence that has none of its own there
 # Pretrained towers; where the page of a tower on the Hub and the authors' release differ, the stricter.
 TOWERS = {"facebook/vit-mae-*": "cc-by-nc-4.0", "openai/clip-*": "mit"}
+# https://huggingface.co/docs/hub/repositories-licenses, and those that the Hub has taken up since.
+_NAMES = """
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
+bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda
+cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0
+cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0
+cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0
+etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research
+intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0
+postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
+fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 grok2-community
+gemma unknown other
+"""
+HUB_LICENCES = frozenset(_NAMES.split())
 PERMISSIVE = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "isc", "unlicense"}
 
 

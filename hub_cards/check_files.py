@@ -1,0 +1,54 @@
+"""Files that a published folder must not hold: what could run code, and what is no file of its own."""
+
+import zipfile
+from pathlib import Path
+
+import modeling_foresight
+
+__all__ = ["check_files"]
+
+PICKLED = {
+    *(".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5"),
+}
+PROGRAMS = {".so", ".dll", ".dylib", ".exe", ".sh", ".bat", ".pyc", ".pyd", ".whl"}
+# What files begin with, whatever they are called. A length opens a safetensors file, which may look alike.
+PICKLE, PROGRAM = tuple(b"\x80" + bytes([n]) for n in range(2, 6)), (b"\x7fELF", b"MZ", b"#!")
+CODE = Path(modeling_foresight.__file__).parent
+
+
+def check_files(folder: Path) -> list[str]:
+    """One line per file that may not be published."""
+    problems = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_symlink():
+            problems.append(f"{name} is a link, which the Hub cannot hold: put the file in its place")
+        elif path.is_file():
+            problems += [f"{name} {what}" for what in _why_not(path)]
+    return problems
+
+
+def _why_not(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head.startswith(b"version https://git-lfs"):
+        return ["is a pointer of Git LFS, not the file: run `git lfs pull`"]
+    if path.suffix == ".py":
+        own = CODE / path.name
+        if own.is_file() and own.read_bytes() == path.read_bytes():
+            return []
+        return ["is code, and not that of modeling_foresight: export the model again, or remove the file"]
+    if path.suffix == ".safetensors":
+        return []  # holds numbers only; whether it can be read is for loading to say
+    if path.suffix in PROGRAMS or head.startswith(PROGRAM):
+        return ["is a program: remove it"]
+    if path.suffix in PICKLED or head.startswith(PICKLE) or _zips_a_pickle(path, head):
+        return ["may run code when it is loaded (a pickle): save it as safetensors or JSON, or remove it"]
+    return []
+
+
+def _zips_a_pickle(path: Path, head: bytes) -> bool:
+    if not head.startswith(b"PK"):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith(".pkl") for name in archive.namelist())
