@@ -1,9 +1,9 @@
 """Refuses a folder that should not be published: one line per problem, with its remedy.
 
 It would not load; its weights do not match its configuration; statistics or the processor are missing; the
-card is missing, has places without figures, or other figures than `evaluation/`; it holds pickles or code that
-is not ours; the Hub would reject its metadata; its stored sample gives other outputs. A folder with files that
-could run code is not loaded.
+card is missing, has places without figures, or other figures than `evaluation/`; it holds pickles or foreign
+code; the Hub would reject its metadata; its stored sample gives other outputs. A folder with files that could
+run code is not loaded.
 """
 
 import argparse

@@ -465,15 +465,18 @@ def _send(values: Tensor, device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _constant(values: tuple, device: torch.device) -> Tensor:
-    """A tensor of numbers or booleans that is copied to its device once."""
+def _constant(values: tuple, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A tensor of numbers or booleans that is copied to its device once.
+
+    The type is named, because the cache takes `(0.0, 1.0)` and `(False, True)` for the same.
+    """
     with torch.inference_mode(False):
-        return torch.tensor(values, device=device)
+        return torch.tensor(values, device=device, dtype=dtype)
 
 
 def _entries(indices: list[int], like: Tensor) -> Tensor:
     """Boolean `(A,)`, true at `indices`."""
-    return _constant(tuple(i in indices for i in range(like.shape[-1])), like.device)
+    return _constant(tuple(i in indices for i in range(like.shape[-1])), like.device, torch.bool)
 
 
 def _statistics(name: str, stats: dict, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -4,119 +4,23 @@ import copy
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
-import torch
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from hub_cards.build import main
-from modeling_foresight import ForesightForActionPrediction
-from tests.tiny import tiny_config, tiny_processor
+from hub_cards.latency import main as latency
+from tests.hub.finished_run import TASK, evaluation, make_run, summary, validation
+from training.config import RunConfig, TowerConfig, save_config
 from training.run_facts import describe_run
-
-TASK = "drawer-open-v3"
-RUN = {"train.py": ["--seed", "3"], "evaluate.py": ["--episodes", "20"]}
-
-
-def validation():
-    def patches(model, mean, **more):
-        return {
-            view: {"model": {"mse": model}, "mean": {"mse": mean}, **{k: {"mse": v} for k, v in more.items()}}
-            for view in ("main", "wrist")
-        }
-
-    flow = {"x_px": 0.51, "y_px": 0.62, "xy_px": 0.913, "xy_rmse": 0.01}
-    worse = {name: 2 * value for name, value in flow.items()}
-    return {
-        "windows": 97,
-        "losses": {"total": 0.2},
-        "depth": patches(0.2101, 0.5),
-        "future_rgb": patches(0.3, 0.6, current=0.4),
-        "future_depth": patches(0.3, 0.6, current=0.25),
-        "flow": {
-            "moving": {
-                "model": {**flow, "z_m": 0.0123, "z_rmse_m": 0.02},
-                "stay_put": worse,
-                "mean": {**worse, "z_m": 0.3, "z_rmse_m": 0.4},
-            }
-        },
-        "actions": {
-            name: {"model": {"l1": [0.1] * 4, "l1_mean": 0.1}, "mean": {"l1": [0.4] * 4, "l1_mean": 0.4}}
-            for name in ("chunk", "first")
-        },
-        "progress": {"all": {"model": {"mae": 0.05}, "mean": {"mae": 0.25}}},
-    }
-
-
-def summary():
-    return {
-        **describe_run("training/train.py", RUN["train.py"]),
-        "seed": 3,
-        "steps": 1234,
-        "train_seconds": 90.0,
-        "datasets": [
-            {
-                "name": "someone/demos",
-                "train_episodes": 45,
-                "train_windows": 1111,
-                "validation_episodes": [4, 9, 11],
-                "fps": 20,
-                "tasks": ["Open a drawer"],
-                "labels": {"main": {"depth": {"source": "mujoco"}, "tracks": {"source": "rigid bodies"}}},
-            }
-        ],
-        "parameters": 987654,
-        "trained_parameters": 987000,
-        "objectives": ["action", "depth", "future", "flow", "progress"],
-        "processes": 1,
-        "device": "cpu",
-        "mixed_precision": "bf16",
-        "validation": validation(),
-    }
-
-
-def evaluation(tasks=(TASK,)):
-    figures = {"success_rate": 0.95, "successes": 19, "episodes": 20, "ci95": [0.7639, 0.9911]}
-    return {
-        "version": 1,
-        "benchmark": "MetaWorld",
-        "checkpoint": {"path": "model", "revision": None},
-        "tasks": {task: dict(figures) for task in tasks},
-        "mean": dict(figures),
-        "seeds": {"first": 10000, "last": 10019, "checked_against": "50 demonstrations of dataset"},
-        "settings": {
-            "control_hz": 20.0,
-            "stride": 4,
-            "execute_steps": 1,
-            "max_steps": 125,
-            "max_simulation_steps": 500,
-            "render_quality": "fast",
-            "image_size": 48,
-        },
-        "timing": {
-            "wall_s": 60.0,
-            "parallel_environments": 2,
-            "policy_ms": {"median": 12.34, "p90": 20.0, "count": 400},
-        },
-        "episodes": [],
-        **describe_run("training/evaluate.py", RUN["evaluate.py"]),
-    }
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run; the model is real, the figures are made up."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    config = tiny_config(action_dim=4, binary_action_indices=(), state_dim=4, binary_state_indices=())
-    torch.manual_seed(0)
-    ForesightForActionPrediction(config).save_pretrained(folder / "model")
-    tiny_processor(config).save_pretrained(folder / "model")
-    (folder / "training").mkdir()
-    (folder / "training" / "summary.json").write_text(json.dumps(summary()))
-    (folder / "eval.json").write_text(json.dumps(evaluation()))
-    (folder / "foresight.png").write_bytes(b"a picture")
-    (folder / "rollout.mp4").write_bytes(b"a film")
-    return folder
+    """A finished run; read only."""
+    return make_run(tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture
@@ -142,15 +46,16 @@ def test_the_card_shows_every_figure_with_how_it_was_obtained(folder):
     assert main([str(folder)]) == 0
     text = (folder / "README.md").read_text()
     assert f"| {TASK} | Open a drawer | **95 %** | 19 of 20 | 76.4 to 99.1 % |" in text
-    assert "| depth, main | squared, per-patch normalised | **0.210** | 0.500 |  |" in text
+    assert "| depth, main | squared, per-patch normalised | **0.210** | 0.500 | – |" in text
     assert "| future image, wrist | squared, per-patch normalised | **0.300** | 0.600 | 0.400 |" in text
     assert "| flow, moving points: x and y | pixels, distance | **0.913** | 1.83 | 1.83 |" in text
-    assert "| flow, moving points: z | mm | **12.3** | 300 |  |" in text
+    assert "| flow, moving points: z | mm | **12.3** | 300 | – |" in text
     assert "starts 10000 to\n10019 (none of them among the 50 demonstrations of dataset)" in text
     for command in ("python training/train.py --seed 3", "python training/evaluate.py --episodes 20"):
         assert f"\n{command}\n" in text
     assert "1.5 minutes" in text and "987,654" in text and "45 episodes of `someone/demos`" in text
     assert describe_run()["hardware"]["cpu"] in text
+    assert "| float32 | 4.32 ms | 5 ms | 50 | " in text  # the control step
     assert "{{" not in text and "{%" not in text
 
 
@@ -199,7 +104,6 @@ def test_several_tasks_have_a_row_and_an_entry_each_and_one_for_all(folder):
         ("model/config.json", "train.py"),
         ("training/summary.json", "train.py"),
         ("eval.json", "evaluate.py"),
-        ("rollout.mp4", "evaluate.py"),
         ("foresight.png", "visualize.py"),
     ],
 )
@@ -213,7 +117,7 @@ def test_a_missing_measurement_is_refused_with_the_command_that_makes_it(folder,
 
 def test_everything_that_is_missing_is_named_at_once(tmp_path, capsys):
     assert main([str(tmp_path)]) == 1
-    assert capsys.readouterr().err.count("is missing") == 5
+    assert capsys.readouterr().err.count("is missing") == 4
 
 
 @pytest.mark.parametrize(
@@ -283,3 +187,178 @@ def test_the_card_of_a_model_without_depth_that_acts_in_local_deltas_says_so(fol
     assert "predict_action(**inputs), state[None])" in card
     for absent in ("| depth, ", "RGB and depth", "Depth labels", "moving points: z"):
         assert absent not in card
+
+
+def test_results_are_written_for_the_leaderboards_of_the_hub_too(folder):
+    (folder / "eval.json").write_text(json.dumps(evaluation((TASK, "door-open-v3"))))
+    assert main([str(folder)]) == 0
+    content = yaml.safe_load((folder / "model" / ".eval_results" / "metaworld.yaml").read_text())
+    first, _, last = parse_eval_result_entries(content)
+    assert (first.dataset_id, first.task_id, first.value) == ("lerobot/metaworld_mt50", TASK, 95.0)
+    assert "20 unseen starts" in first.notes and "--episodes 20" in first.notes and last.task_id == "all"
+
+
+def other_seed(folder, **changes):
+    """The same training and evaluation with seed 4, in a run of its own beside `folder`."""
+    run = folder.with_name("seed4")
+    (run / "training").mkdir(parents=True)
+    (run / "model").mkdir()
+    (run / "training" / "config.yaml").write_text((folder / "training" / "config.yaml").read_text())
+    (run / "training" / "summary.json").write_text(json.dumps(summary() | {"seed": 4} | changes))
+    measured = evaluation()
+    worse = {"success_rate": 0.5, "successes": 10, "episodes": 20, "ci95": [0.2993, 0.7007]}
+    measured |= {"tasks": {TASK: worse}, "mean": worse}
+    (run / "eval.json").write_text(json.dumps(measured))
+    return run / "eval.json"
+
+
+def test_another_training_seed_gets_a_column_and_its_own_commands(folder):
+    assert main([str(folder), "--seed-eval", str(other_seed(folder))]) == 0
+    text = (folder / "README.md").read_text()
+    assert "| 95 % interval | training seed 4 |" in text
+    assert "| 76.4 to 99.1 % | 50 % (10 of 20; 29.9 to 70.1 %) |" in text
+    assert "Training seed 4 (1,234 steps, 1.5 minutes)" in text
+    (result,) = ModelCard.load(folder / "README.md").data.eval_results
+    assert result.metric_value == 0.95  # of the weights that are here
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"), [({"seed": 3}, "same seed, 3"), ({"steps": 9}, "other steps of training")]
+)
+def test_an_evaluation_that_is_not_of_the_same_training_is_no_column(folder, capsys, changes, reason):
+    assert main([str(folder), "--seed-eval", str(other_seed(folder, **changes))]) == 1
+    assert reason in capsys.readouterr().err
+
+
+def test_a_policy_that_was_never_tried_needs_open_loop_and_then_says_so(folder, capsys):
+    (folder / "eval.json").unlink()
+    assert main([str(folder)]) == 1
+    assert "--open-loop" in capsys.readouterr().err
+    assert main([str(folder), "--open-loop"]) == 0
+    card = ModelCard.load(folder / "README.md")
+    assert "**Success in closed loop was not measured.**" in card.text
+    assert {result.metric_type for result in card.data.eval_results} == {"error"}
+    assert not (folder / "model" / ".eval_results").exists()
+
+
+def test_a_pretrained_model_is_no_policy_and_its_card_shows_what_it_foresees(folder):
+    path = folder / "model" / "config.json"
+    config = json.loads(path.read_text()) | {"objectives": ["depth", "future", "flow"]}
+    path.write_text(json.dumps(config))
+    (folder / "training" / "summary.json").write_text(
+        json.dumps(summary() | {"objectives": config["objectives"]})
+    )
+    (folder / "eval.json").unlink()
+    assert main([str(folder)]) == 0
+    text = (folder / "README.md").read_text()
+    assert "# 3D Foresight, pretrained: someone/demos" in text and "It does not act" in text
+    assert "| depth, main | squared, per-patch normalised | **0.210** |" in text
+    for absent in ("predict_action", "How fast", "keeps a robot from harm"):
+        assert absent not in text
+
+
+@pytest.fixture
+def adapter(folder):
+    """The run of an adapter on the policy `someone/base`."""
+    base = folder / "base"
+    (folder / "model").rename(base)
+    (folder / "model" / "evaluation").mkdir(parents=True)
+    shutil.copy(base / "evaluation" / "latency.json", folder / "model" / "evaluation")
+    (folder / "model" / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "someone/base", "revision": "0123abc"})
+    )
+    # The base lies at hand while the adapter is trained; its licence is that of its card.
+    (base / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n\n# Base\n")
+    save_config(RunConfig(init_from=str(base)), folder / "training" / "config.yaml")
+    content = summary() | {"trained_parameters": 12345, "lora": {"r": 8}}
+    (folder / "training" / "summary.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_card_of_an_adapter_names_its_base_and_inherits_its_licence(adapter):
+    assert main([str(adapter), "--repo-id", "someone/adapter"]) == 0
+    card = ModelCard.load(adapter / "model" / "README.md")
+    assert (card.data.base_model, card.data.library_name) == ("someone/base", "peft")
+    assert card.data.license == "cc-by-nc-4.0"
+    assert 'AutoModel.from_pretrained("someone/base", revision="0123abc")' in card.text
+    assert 'PeftModel.from_pretrained(base, "someone/adapter")' in card.text
+    assert "12,345 of 987,654 parameters" in card.text and "| LoRA rank | 8 |" in card.text
+
+
+def test_a_base_that_is_a_folder_is_no_base_model_of_the_hub(adapter):
+    (adapter / "model" / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(adapter / "base"), "revision": None})
+    )
+    assert main([str(adapter)]) == 0
+    assert ModelCard.load(adapter / "README.md").data.base_model is None
+
+
+@pytest.mark.parametrize(
+    ("text", "vision", "licence"),
+    [
+        (None, None, "apache-2.0"),
+        ("openai/clip-vit-base-patch32", None, "apache-2.0"),
+        ("openai/clip-vit-base-patch32", "facebook/vit-mae-base", "cc-by-nc-4.0"),
+    ],
+)
+def test_the_licence_is_that_of_the_strictest_tower(folder, text, vision, licence):
+    save_config(RunConfig(towers=TowerConfig(text=text, vision=vision)), folder / "training" / "config.yaml")
+    assert main([str(folder)]) == 0
+    assert ModelCard.load(folder / "README.md").data.license == licence
+
+
+def labelled_by(folder, licence):
+    content = summary()
+    content["datasets"][0]["labels"]["main"]["tracks"]["model"] = {"name": "tracker", "licence": licence}
+    (folder / "training" / "summary.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("stated", "licence"),
+    [("cc-by-nc-4.0", "cc-by-nc-4.0"), ("Snap Inc., non-commercial research only", "other")],
+)
+def test_labels_hand_on_the_licence_of_the_model_that_made_them(folder, stated, licence):
+    labelled_by(folder, stated)
+    assert main([str(folder)]) == 0
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.license == licence and f"| labels of someone/demos | tracker | {stated} |" in card.text
+
+
+def test_a_licence_that_is_not_known_is_asked_for(folder, capsys):
+    labelled_by(folder, "not stated")
+    assert main([str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert "tracker" in error and "--license" in error and not (folder / "README.md").exists()
+    assert main([str(folder), "--license", "mit"]) == 0
+    assert ModelCard.load(folder / "README.md").data.license == "mit"
+
+
+def test_a_licence_that_allows_more_than_a_part_does_is_refused(folder, capsys):
+    labelled_by(folder, "cc-by-nc-4.0")
+    assert main([str(folder), "--license", "apache-2.0"]) == 1
+    assert "allows more than labels of someone/demos, tracker (cc-by-nc-4.0)" in capsys.readouterr().err
+
+
+def test_the_card_cites_what_the_citation_file_names(folder):
+    root = Path(__file__).resolve().parents[2]
+    (paper,) = yaml.safe_load((root / "CITATION.cff").read_text())["references"]
+    assert main([str(folder)]) == 0
+    text = (folder / "README.md").read_text()
+    authors = " and ".join(f"{a['family-names']}, {a['given-names']}" for a in paper["authors"])
+    for part in (paper["title"], authors, str(paper["year"]), paper["url"]):
+        assert part in text
+
+
+def test_the_control_step_is_measured_on_this_machine_and_joins_what_others_measured(folder):
+    path = folder / "model" / "evaluation" / "latency.json"
+    others = json.loads(path.read_text())
+    others["measurements"][0]["hardware"] = "another machine"
+    path.write_text(json.dumps(others))
+    options = ["--threads", "1", "--warmup", "1", "--repeats", "3"]
+    for _ in range(2):  # the second replaces the first
+        assert latency([str(folder / "model"), *options]) == 0
+    old, new = json.loads(path.read_text())["measurements"]
+    assert (old["hardware"], new["hardware"]) == ("another machine", describe_run()["hardware"]["cpu"])
+    assert new["count"] == 3 and 0 < new["median_ms"] <= new["p90_ms"]
+    assert main([str(folder)]) == 0
+    assert "another machine, 1 of 2 cores" in (folder / "README.md").read_text()

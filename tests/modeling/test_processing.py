@@ -471,6 +471,15 @@ def test_another_number_of_instructions_than_samples_is_refused(processor):
         processor({"main": pixels(2)}, list(TASKS))
 
 
+def test_statistics_of_standardised_data_are_not_taken_for_flags(config):
+    # Zeros and ones equal False and True, also as keys of a cache.
+    stats = {"mean": [0.0] * 11, "std": [1.0] * 11, "min": [0.0] * 11, "max": [1.0] * 11}
+    processor = tiny_processor(tiny_config(binary_state_indices=()), state_stats=stats)
+    state = np.linspace(-1, 1, 11, dtype=np.float32)
+    out = processor({"main": pixels()}, TASKS[0], state)["state"]
+    torch.testing.assert_close(out[0, -1], torch.from_numpy(state))
+
+
 def test_a_state_of_another_size_is_refused(processor):
     with pytest.raises(ValueError, match=r"state has 8 entries .*expected 11"):
         processor({"main": pixels()}, TASKS[0], np.zeros(8))
