@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import DatasetCard, ModelCard, RepoCard
+from huggingface_hub import DatasetCard, ModelCard, RepoCard, metadata_load
 
 from datasets_scripts.columns import read_provenance
 from datasets_scripts.dataset_card import SOURCE_MARK
@@ -33,7 +33,7 @@ def check_card(folder: Path) -> list[str]:
     try:
         text = path.read_text()
         card = (DatasetCard if is_dataset else ModelCard)(text)
-        metadata = card.data.to_dict()
+        metadata = metadata_load(path) or {}  # as it stands there; `card.data` repairs some of it
     except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         return [f"the Hub would reject the card's metadata ({' '.join(str(error).split())[:200]}): {BUILD}"]
     body = card.text.split(SOURCE_MARK)[0]  # below it stands what another wrote

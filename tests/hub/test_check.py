@@ -1,0 +1,309 @@
+"""The checker: what the repository ships passes; what must not be published is named, and why."""
+
+import json
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import get_peft_model
+from safetensors.torch import load_file, save_file
+
+from hub_cards.build import main as build
+from hub_cards.check import check_folder, main
+from hub_cards.check_card import check_card
+from modeling_foresight import ForesightForActionPrediction
+from modeling_foresight.exporting import export_with_code
+from modeling_foresight.lora import lora_config
+from tests.hub.finished_run import latency, make_run, stats, summary
+from tests.tiny import tiny_config, tiny_processor
+from training.adapters import adapter_facts, write_adapter
+from training.config import RunConfig, save_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted(path.parent for path in (ROOT / "hub_cards").glob("*/*/README.md"))
+SAMPLE = ROOT / "hub_cards" / "sample_data" / "metaworld"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A model's folder with its card; read only."""
+    run = make_run(tmp_path_factory.mktemp("built") / "run")
+    assert build([str(run)]) == 0
+    return run / "model"
+
+
+@pytest.fixture
+def folder(built, tmp_path):
+    return shutil.copytree(built, tmp_path / "model")
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_card(folder, old, new):
+    card = folder / "README.md"
+    assert old in card.read_text()
+    card.write_text(card.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda path: path.name)
+def test_what_the_repository_ships_is_fit_to_publish(folder):
+    assert check_folder(folder) == []
+
+
+def test_a_finished_model_passes_with_exit_code_0(folder, capsys):
+    assert main([str(folder)]) == 0
+    assert capsys.readouterr().out == f"{folder}: fit to publish\n"
+
+
+def test_a_problem_is_one_line_with_its_remedy_and_exit_code_1(folder, capsys):
+    (folder / "model.safetensors").unlink()
+    assert main([str(folder), str(folder)]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert (
+        first
+        == second
+        == (
+            f"error: {folder}: model.safetensors is missing, the weights: export the model again with "
+            "training/train.py"
+        )
+    )
+
+
+def test_prose_of_ones_own_may_be_added_to_a_card(folder):
+    edit_card(folder, "## Limits", "## What we used it for\n\nOpening drawers.\n\n## Limits")
+    assert check_card(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda w: w.pop("model.embed_state.weight", None) or w.popitem(), "the weights lack "),
+        (lambda w: w.update(stranger=torch.ones(1)), "beyond the configuration, stranger"),
+        (
+            lambda w: w.update({max(w): torch.ones(3, 5)}),
+            "the weights have another shape for ",
+        ),
+        (lambda w: w[max(w)].fill_(float("nan")), "the weights are not finite in "),
+    ],
+)
+def test_weights_that_do_not_match_the_configuration(folder, change, reason):
+    edit_weights(folder, change)
+    (problem,) = check_folder(folder)
+    assert reason in problem
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x10\x00", "model.safetensors cannot be read"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "run `git lfs pull`"),
+    ],
+)
+def test_weights_that_are_damaged_or_elsewhere(folder, content, reason):
+    (folder / "model.safetensors").write_bytes(content)
+    (problem,) = check_folder(folder)
+    assert reason in problem
+
+
+def test_a_folder_without_a_processor(folder):
+    (folder / "processor_config.json").unlink()
+    (problem,) = check_folder(folder)
+    assert problem.startswith("processor_config.json is missing")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"action_stats": None}, "has no action_stats"),
+        ({"state_stats": stats(3)}, "state_stats of processor_config.json are not 4 finite numbers"),
+        (
+            {"views": ["front", "wrist"]},
+            "views is ['front', 'wrist'] in processor_config.json and ['main', 'wrist']",
+        ),
+    ],
+)
+def test_a_processor_without_statistics_or_of_another_model(folder, changes, reason):
+    edit_json(folder / "processor_config.json", **changes)
+    assert any(reason in problem for problem in check_folder(folder))
+
+
+def test_a_policy_of_lerobot_without_its_pipelines(folder):
+    edit_json(folder / "config.json", type="foresight")
+    (problem,) = check_folder(folder)
+    assert "policy_preprocessor.json" in problem and "python -m lerobot_policy_foresight" in problem
+
+
+def test_a_card_that_is_missing_or_says_nothing(folder):
+    card = folder / "README.md"
+    card.write_text("---\nlicense: mit\n---\n")
+    assert "README.md says nothing" in check_card(folder)[0]
+    card.unlink()
+    assert check_card(folder) == ["README.md is missing, the card: write it with hub_cards/build.py"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("**95 %**", "**99 %**", "other figures for 'drawer-open-v3'"),
+        ("4.32 ms", "1.2 ms", "README.md has other figures"),
+        ("value: 0.95", "value: 0.99", "model-index differs"),
+        ("19 of 20", "", "an empty cell in the row of 'drawer-open-v3'"),
+        ("## Limits", "TODO: more tasks.", "never filled in (TODO)"),
+        ("## Limits", "[More Information Needed]", "never filled in ([More Information Needed])"),
+        ("\n| drawer-open", "\n| push-v3 | Push | 1 | 1 | 1 |\n| drawer-open", "for 'push-v3' that nothing"),
+        ("(foresight.png)", "(beautiful.png)", "shows beautiful.png, which is not there"),
+    ],
+)
+def test_a_card_with_figures_that_nobody_measured(folder, old, new, reason):
+    edit_card(folder, old, new)
+    assert any(reason in problem for problem in check_card(folder))
+
+
+def test_figures_whose_source_is_not_there(folder):
+    shutil.rmtree(folder / "evaluation")
+    (problem,) = check_card(folder)
+    assert "evaluation/training.json is missing" in problem
+
+
+def test_results_for_machines_that_are_missing_or_others(folder):
+    path = folder / ".eval_results" / "metaworld.yaml"
+    entries = yaml.safe_load(path.read_text())
+    entries[0]["value"] = 100.0
+    path.write_text(yaml.safe_dump(entries))
+    assert ".eval_results differs from evaluation/eval.json" in check_card(folder)[0]
+    path.unlink()
+    assert ".eval_results is missing" in check_card(folder)[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("license: apache-2.0", "license: free", "license: 'free'"),
+        ("license: apache-2.0\n", "", "names no licence"),
+        ("- someone/demos", "- some one/demos", "datasets: 'some one/demos'"),
+        ("tags:\n", "tags: robotics\nmore:\n", "tags: 'robotics'"),
+        ("pipeline_tag: robotics", "pipeline_tag: [", "would reject the card's metadata"),
+    ],
+)
+def test_metadata_that_the_hub_would_reject(folder, old, new, reason):
+    edit_card(folder, old, new)
+    assert any(reason in problem for problem in check_card(folder))
+
+
+class Bomb:
+    """Its pickle makes a file where it is loaded."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return Path.touch, (self.place,)
+
+
+@pytest.mark.parametrize("name", ["extra.pt", "notes.dat", "archive"])
+def test_pickles_are_found_by_what_they_are_and_not_loaded(folder, tmp_path, name):
+    bomb = pickle.dumps(Bomb(tmp_path / "exploded"))
+    if name == "archive":  # as torch.save writes it
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("archive/data.pkl", bomb)
+    else:
+        (folder / name).write_bytes(bomb)
+    (problem,) = check_folder(folder)
+    assert problem.startswith(f"{name} may run code when it is loaded (a pickle)")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_code_and_programs_that_are_not_the_projects(folder):
+    (folder / "losses.py").write_text("import os\n")
+    (folder / "run").write_bytes(b"#!/bin/sh\n")
+    (folder / "weights.json").symlink_to(folder / "config.json")
+    assert [problem.split(",")[0] for problem in check_folder(folder)] == [
+        "losses.py is code",
+        "run is a program: remove it",
+        "weights.json is a link",
+    ]
+
+
+def test_the_projects_own_code_may_be_published(folder):
+    config = tiny_config(action_dim=4, binary_action_indices=(), state_dim=4, binary_state_indices=())
+    processor = tiny_processor(config, action_stats=stats(4), state_stats=stats(4))
+    export_with_code(ForesightForActionPrediction(config), processor, folder)
+    assert (folder / "streaming.py").is_file() and check_folder(folder) == []
+
+
+def test_a_folder_that_holds_nothing_of_ours(tmp_path):
+    (problem,) = check_folder(tmp_path / "nowhere")
+    assert problem.startswith("no adapter_config.json, config.json, meta/info.json")
+
+
+def test_a_configuration_that_is_no_json(folder):
+    (folder / "config.json").write_text("{")
+    assert "the model does not load" in check_folder(folder)[0]
+
+
+@pytest.fixture
+def adapter(built, tmp_path):
+    """A run that adapted `built`, a folder of this machine."""
+    run, model = tmp_path / "run", ForesightForActionPrediction.from_pretrained(built)
+    facts = adapter_facts(model)
+    (run / "training").mkdir(parents=True)
+    write_adapter(get_peft_model(model, lora_config(model, r=2)), run / "model", facts)
+    for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(built / name, run / "model" / name)
+    (run / "model" / "evaluation").mkdir()
+    (run / "model" / "evaluation" / "latency.json").write_text(json.dumps(latency()))
+    save_config(RunConfig(init_from=str(built)), run / "training" / "config.yaml")
+    (run / "training" / "summary.json").write_text(json.dumps(summary() | {"lora": {"r": 2}}))
+    (run / "foresight.png").write_bytes(b"a picture")
+    assert build([str(run), "--open-loop"]) == 0
+    return run / "model"
+
+
+def test_an_adapter_on_a_folder_needs_a_base_that_others_have(adapter, built):
+    (problem,) = check_folder(adapter)
+    assert problem.startswith(f"its base '{built}' is a folder of this machine: publish the base")
+
+
+def test_an_adapter_whose_base_cannot_be_had(adapter):
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path="someone/base")
+    assert any("the adapter does not load: " in problem for problem in check_folder(adapter))
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return shutil.copytree(SAMPLE, tmp_path / "dataset")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda root: next(root.rglob("*.mp4")).unlink(), "videos are missing: videos/"),
+        (lambda root: (root / "meta/stats.json").unlink(), "lacks observation.state and action"),
+        (lambda root: edit_json(root / "meta/info.json", total_frames=7), "has 230 frames"),
+        (lambda root: shutil.rmtree(root / "data"), "has no data files"),
+        (lambda root: (root / "meta" / "cache.pkl").write_bytes(b""), "meta/cache.pkl may run code"),
+    ],
+)
+def test_a_dataset_that_is_not_whole(dataset, spoil, reason):
+    spoil(dataset)
+    assert any(reason in problem for problem in check_folder(dataset))
+
+
+def test_a_dataset_whose_card_is_missing_or_has_other_figures(dataset):
+    edit_card(dataset, "| push-v3 | 1 |", "| push-v3 | 900 |")
+    (problem,) = check_card(dataset)
+    assert "other figures for 'push-v3'" in problem
+    (dataset / "README.md").unlink()
+    assert "README.md is missing" in check_card(dataset)[0]
