@@ -172,7 +172,8 @@ class RunConfig:
         export (`str`, *optional*): Folder of the finished model and processor; `OUTPUT/model` by default.
         seed (`int`): Seed of weights, data order, augmentation, dropout and noise.
         init_from (`str`, *optional*): Folder or Hub id of a trained 3D Foresight model to start from. Its
-            config and tokenizer are used; `model` may only change loss weights and dropout.
+            config, towers and tokenizer are used. `model` may change loss weights, dropout, objectives and
+            views; what it lacks of those starts fresh, such as actions after pretraining on video.
         init_revision (`str`, *optional*): Commit, branch or tag of `init_from` on the Hub.
         model (`dict`): Fields of `ForesightConfig`; `preset: grmg` stands for those of a variant (see
             `python -m modeling_foresight`). Sizes of state and action and the vocabulary of a `small`

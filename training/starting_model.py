@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
 from transformers.utils import find_adapter_config_file
 
@@ -17,9 +18,12 @@ from training.data import RunData
 
 __all__ = ["build_model", "starting_config"]
 
+# Fields of the config that belong to a robot, not to the model.
+ROBOT = ("action_dim", "binary_action_indices", "state_dim", "binary_state_indices")
+
 
 def starting_config(config: RunConfig) -> ForesightConfig:
-    """The model's config as far as the data need it: that of `init_from`, or the one of the run.
+    """The model's config as far as the data need it: that of `init_from`, changed by `model`, or the run's.
 
     Raises:
         ValueError: If `init_from` is an adapter.
@@ -30,8 +34,31 @@ def starting_config(config: RunConfig) -> ForesightConfig:
                 f"init_from={config.init_from} is an adapter, not a model: continue its run with --resume, "
                 "or start from the merged model that --lora.merge true exports"
             )
-        return AutoConfig.from_pretrained(config.init_from, revision=config.init_revision, **config.model)
+        source = {"pretrained_model_name_or_path": config.init_from, "revision": config.init_revision}
+        fields = dict(config.model)
+        if learns_to_act(AutoConfig.from_pretrained(**source), fields):
+            defaults = ForesightConfig()  # of video pretraining they say nothing; the data correct them
+            fields = {name: getattr(defaults, name) for name in ROBOT} | fields
+        return AutoConfig.from_pretrained(**source, **fields)
     return ForesightConfig(**config.model)
+
+
+def learns_to_act(base: ForesightConfig, fields: dict) -> bool:
+    """Whether `fields` of the config add actions to a base that was trained without."""
+    return "action" in fields.get("objectives", ()) and not base.has("action")
+
+
+def robot_sizes(fields: dict, data: RunData) -> dict:
+    """Fields of the config, with the sizes of the robot that they leave open as the dataset has them."""
+    fields = dict(fields)
+    if data.train.action_dim:
+        fields.setdefault("action_dim", data.train.action_dim)
+        if fields.get("action_codec") != "local_delta":  # whose entries are fixed
+            fields.setdefault("binary_action_indices", [])
+    fields.setdefault("state_dim", data.train.state_dim)
+    if fields.get("action_codec") != "local_delta":
+        fields.setdefault("binary_state_indices", [])
+    return fields
 
 
 def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
@@ -53,15 +80,8 @@ def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPre
         fields["text_config"] = {**fields.get("text_config", {}), "vocab_size": len(tokenizer), **special}
     else:
         tokenizer = AutoTokenizer.from_pretrained(config.towers.tokenizer)
-    # Sizes of a robot that the config leaves open are the dataset's.
-    if data.train.action_dim:
-        fields.setdefault("action_dim", data.train.action_dim)
-        if fields.get("action_codec") != "local_delta":  # whose entries are fixed
-            fields.setdefault("binary_action_indices", [])
-    fields.setdefault("state_dim", data.train.state_dim)
-    if fields.get("action_codec") != "local_delta":
-        fields.setdefault("binary_state_indices", [])
     attention = config.train.attn_implementation
+    fields = robot_sizes(fields, data)
     model_config = ForesightConfig(**fields, fps=data.fps, attn_implementation=attention)
     if config.towers.text or config.towers.vision:
         model = ForesightForActionPrediction.from_encoder_checkpoints(
@@ -75,17 +95,33 @@ def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPre
 def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
     """The trained model of `init_from` and a processor for this run's data.
 
+    Objectives and views that the base lacks start fresh, such as the actions after pretraining on video.
+
     Raises:
         ValueError: If the model was made for another size of action or state than the data have, or its
             statistics are asked for and do not fit.
     """
     source = {"pretrained_model_name_or_path": config.init_from, "revision": config.init_revision}
-    model = AutoModel.from_pretrained(
-        **source,
-        dtype=torch.float32,
-        attn_implementation=config.train.attn_implementation,
-        **config.model,
-    )
+    base, wanted = AutoConfig.from_pretrained(**source), starting_config(config)
+    acts_now = learns_to_act(base, config.model)
+    if acts_now and config.data.statistics == "model":
+        raise ValueError(
+            f"data.statistics=model: {config.init_from} was trained without actions and has no statistics of "
+            "them: use data.statistics=dataset"
+        )
+    shared = min(len(base.views), len(wanted.views))
+    if len(base.views) != len(wanted.views) and base.views[:shared] != wanted.views[:shared]:
+        raise ValueError(
+            f"{config.init_from} has the views {base.views}, model.views are {wanted.views}: views are added "
+            "and left out at the end"
+        )
+    options = {"attn_implementation": config.train.attn_implementation}
+    if (base.objectives, base.views) == (wanted.objectives, wanted.views):
+        model = AutoModel.from_pretrained(**source, dtype=torch.float32, **options, **config.model)
+    else:
+        fields = robot_sizes(config.model, data) if acts_now else config.model
+        model = AutoModel.from_config(AutoConfig.from_pretrained(**source, **fields), **options)
+        fill_from(model, AutoModel.from_pretrained(**source, dtype=torch.float32))
     for name in ("action", "state"):
         here, there = getattr(data.train, f"{name}_dim"), getattr(model.config, f"{name}_dim")
         if here and there and here != there:
@@ -102,6 +138,26 @@ def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPredi
     else:
         _check_motion(config, data, processor)
     return model, processor
+
+
+def fill_from(model: ForesightForActionPrediction, base: ForesightForActionPrediction) -> None:
+    """Copies the weights of `base` into a model with other parts, and says which start fresh.
+
+    Raises:
+        ValueError: If parts that both have differ in size.
+    """
+    ours, theirs = model.state_dict(), base.state_dict()
+    shared = [name for name in theirs if name in ours]
+    if wrong := [name for name in shared if ours[name].shape != theirs[name].shape]:
+        raise ValueError(
+            f"init_from={base.name_or_path} has {wrong[0]} of size {tuple(theirs[wrong[0]].shape)}, this run "
+            f"{tuple(ours[wrong[0]].shape)}: objectives and views can change, sizes cannot"
+        )
+    model.load_state_dict({name: theirs[name] for name in shared}, strict=False)
+    for what, names in (("starts fresh", ours.keys() - theirs), ("is left out", theirs.keys() - ours)):
+        parts = sorted({name.removeprefix("model.").split(".")[0] for name in names})
+        if parts:
+            PartialState().print(f"beside the weights of {base.name_or_path} {what}: {', '.join(parts)}")
 
 
 def _check_motion(config: RunConfig, data: RunData, processor: ForesightProcessor) -> None:

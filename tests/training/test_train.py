@@ -293,6 +293,37 @@ def test_training_starts_from_a_trained_model_and_keeps_its_processor(config_fil
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_actions_and_a_camera_are_added_to_what_was_pretrained_on_video(
+    config_file, dataset, tmp_path, capsys
+):
+    video = ["--model.objectives", "[depth, future, flow]", "--model.views", "[front]", "--train.steps", "1"]
+    none = ["--data.state_key", "null", "--model.state_dim", "0", "--model.binary_state_indices", "[]"]
+    run(config_file, dataset, tmp_path / "video", *video, *none)
+    base = ["--dataset", str(dataset), "--init_from", str(tmp_path / "video" / "model")]
+    base += ["--model.objectives", "[action, depth, future, flow, progress]", "--train.steps", "1"]
+
+    def finetune(name: str, *flags: str) -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        train(load_config(None, [*base, "--output", str(tmp_path / name), *flags]), False)
+
+    finetune("robot", "--model.views", "[front, side]", "--train.learning_rate", "0.0")
+    before, after = weights(tmp_path / "video"), weights(tmp_path / "robot")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    model = AutoModel.from_pretrained(tmp_path / "robot" / "model")
+    processor = AutoProcessor.from_pretrained(tmp_path / "robot" / "model")
+    assert (model.config.action_dim, model.config.state_dim) == (4, 3)
+    assert len(processor.action_stats["mean"]) == 4 and len(processor.state_stats["mean"]) == 3
+    printed = capsys.readouterr().out
+    assert "starts fresh: action_decoder, action_encoder, action_query, embed_state, embed_views" in printed
+    for flags, message in (
+        (["--model.views", "[side, front]"], "views are added and left out at the end"),
+        (["--model.num_latents", "3"], "objectives and views can change, sizes cannot"),
+        (["--data.statistics", "model"], "has no statistics of them: use data.statistics=dataset"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            finetune("refused", "--data.missing_targets", "true", *flags)
+
+
 def test_sigterm_saves_and_a_resumed_run_finishes(config_file, dataset, tmp_path, monkeypatch, capsys):
     output = tmp_path / "run"
     flags = ["--train.checkpoint_every", "0"]
