@@ -83,6 +83,17 @@ def test_success_is_measured_in_closed_loop(run_example, simulator):
     assert len(json.loads(Path("outputs/eval.json").read_text())["episodes"]) == 2
 
 
+@pytest.mark.parametrize("page", ["data_format"])
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hub_cards").symlink_to(EXAMPLES.parent / "hub_cards")
+    blocks = re.findall(
+        r"```python\n(.*?)```", (EXAMPLES.parent / "docs" / f"{page}.md").read_text(), re.DOTALL
+    )
+    assert len(blocks) > 1
+    exec(compile("\n".join(blocks), page, "exec"), {})
+
+
 def test_what_does_not_exist_is_one_line_and_exit_code_1(run_example):
     with pytest.raises(SystemExit) as stopped:
         run_example("load_and_predict", "--checkpoint", "nowhere/at/all")
