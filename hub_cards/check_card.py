@@ -12,6 +12,7 @@ from datasets_scripts.columns import read_provenance
 from datasets_scripts.dataset_card import SOURCE_MARK
 from datasets_scripts.dataset_card import build_card as build_dataset_card
 from hub_cards.card import build_card, read_evidence
+from hub_cards.evidence import same_weights
 from hub_cards.licences import HUB_LICENCES, derive_licence
 from hub_cards.results import eval_results, read_eval_results
 
@@ -125,6 +126,10 @@ def _check_model(folder: Path, card: ModelCard, body: str) -> list[str]:
     if written != expected:
         what = "is missing" if written == [] else "differs from evaluation/eval.json"
         problems.append(f".eval_results {what}: {BUILD}")
+    if evidence["evaluation"] and not same_weights(evidence["evaluation"], folder):
+        problems.append(
+            "evaluation/eval.json measured other weights than those here: run training/evaluate.py again"
+        )
     if (
         evidence["evaluation"] is None
         and "Success in closed loop was" not in body

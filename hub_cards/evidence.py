@@ -10,11 +10,11 @@ from pathlib import Path
 
 from datasets_scripts.columns import replacing, write_json_atomic
 from hub_cards.licences import parts_of_run
-from training.checkpoint_folder import read_run_config, read_summary
+from training.checkpoint_folder import read_run_config, read_summary, weights_digest
 from training.config import RunConfig
 from training.run_facts import portable_path
 
-__all__ = ["collect", "read_json"]
+__all__ = ["collect", "read_json", "same_weights"]
 
 TRAIN = (
     "accelerate launch training/train.py --config training/configs/quickstart.yaml --dataset {0}/dataset "
@@ -112,6 +112,17 @@ def _check_figures(run: Path, summary: Mapping, evaluation: Mapping | None) -> N
                 f"{run}/eval.json measures {evaluation['checkpoint']['path']}, not {run}/model; "
                 f"measure again with:\n  {EVALUATE.format(run)}"
             )
+        if not same_weights(evaluation, run / "model"):
+            raise ValueError(
+                f"{run}/eval.json measured weights that {run}/model had before it was exported again; "
+                f"measure again with:\n  {EVALUATE.format(run)}"
+            )
+
+
+def same_weights(evaluation: Mapping, model: Path) -> bool:
+    """Whether a folder still has the weights that were evaluated; true where the evaluation does not tell."""
+    measured = evaluation["checkpoint"].get("weights_sha256")
+    return measured is None or measured == weights_digest(model)
 
 
 def _of_other_seed(path: Path, evaluation: Mapping | None, summary: Mapping) -> dict:

@@ -1,15 +1,17 @@
 """What a trained model's folder (or Hub repo) and the run beside it hold."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from transformers.utils import find_adapter_config_file
 
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from training.config import RunConfig, load_config
 
-__all__ = ["load_checkpoint", "read_run_config", "read_summary"]
+__all__ = ["load_checkpoint", "read_run_config", "read_summary", "weights_digest"]
 
 ADAPTER_CONFIG = "adapter_config.json"  # peft's name
 
@@ -62,6 +64,24 @@ def load_checkpoint(
     except Exception as error:  # safetensors, hub and tokenizer libraries raise types of their own
         raise ValueError(f"checkpoint {source} cannot be loaded: {error}") from error
     return model.to(device).eval(), processor
+
+
+def weights_digest(folder: str | Path) -> str:
+    """SHA-256 of the weights by name, dtype, shape and content, however many files they are split into.
+
+    Args:
+        folder (`str` or `Path`): Folder with `model*.safetensors` or `adapter_model.safetensors`.
+    """
+    lines = []
+    for pattern in ("model*.safetensors", "adapter_model.safetensors"):
+        for path in Path(folder).glob(pattern):
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118  no dict
+                    value = file.get_tensor(name)
+                    content = value.contiguous().flatten().view(torch.uint8).numpy()
+                    digest = hashlib.sha256(content).hexdigest()
+                    lines.append(f"{name} {value.dtype} {tuple(value.shape)} {digest}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def _run_folder(checkpoint: str | Path) -> Path | None:

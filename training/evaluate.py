@@ -99,7 +99,7 @@ def evaluate(args: argparse.Namespace) -> dict:
 
 def _measure(args: argparse.Namespace, tasks: list[str], model, processor) -> dict:
     """The evaluation proper; see [`evaluate`]."""
-    from training.checkpoint_folder import read_summary
+    from training.checkpoint_folder import read_summary, weights_digest
     from training.run_facts import describe_run, portable_path
 
     demonstrations = _find_demonstrations(args)
@@ -109,15 +109,16 @@ def _measure(args: argparse.Namespace, tasks: list[str], model, processor) -> di
     trials = list(itertools.product(tasks, seeds))
     film = MAX_FILMED if args.video else 0
     episodes, timing = _roll_out(model, processor, trials, settings, args.num_envs, film)
-    source = args.checkpoint
+    source, digest = args.checkpoint, None
     if Path(source).is_dir():
-        source = portable_path(source, args.output.parent)
+        source, digest = portable_path(source, args.output.parent), weights_digest(source)
     results = {
         "version": 1,
         "benchmark": "MetaWorld",
         "checkpoint": {
             "path": source,
             "revision": args.revision or getattr(model.config, "_commit_hash", None),
+            "weights_sha256": digest,
         },
         "tasks": {task: _success_rate([e for e in episodes if e.task == task]) for task in tasks},
         "mean": _success_rate(episodes),

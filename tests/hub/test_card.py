@@ -163,6 +163,14 @@ def test_an_evaluation_of_another_model_is_refused(folder, capsys):
     assert "../other/model" in capsys.readouterr().err
 
 
+def test_an_evaluation_of_weights_that_were_exported_before_is_refused(folder, capsys):
+    content = copy.deepcopy(evaluation())
+    content["checkpoint"]["weights_sha256"] = "0" * 64
+    (folder / "eval.json").write_text(json.dumps(content))
+    assert main([str(folder)]) == 1
+    assert "had before it was exported again" in capsys.readouterr().err
+
+
 def test_a_damaged_file_is_named(folder, capsys):
     (folder / "eval.json").write_text('{"version": 1')
     assert main([str(folder)]) == 1

@@ -21,6 +21,7 @@ from modeling_foresight.lora import lora_config
 from tests.hub.finished_run import latency, make_run, stats, summary
 from tests.tiny import tiny_config, tiny_processor
 from training.adapters import adapter_facts, write_adapter
+from training.checkpoint_folder import weights_digest
 from training.config import RunConfig, save_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,6 +176,16 @@ def test_figures_whose_source_is_not_there(folder):
     shutil.rmtree(folder / "evaluation")
     (problem,) = check_card(folder)
     assert "evaluation/training.json is missing" in problem
+
+
+def test_figures_of_weights_that_were_there_before(folder):
+    path = folder / "evaluation" / "eval.json"
+    facts = json.loads(path.read_text())["checkpoint"]
+    edit_json(path, checkpoint=facts | {"weights_sha256": weights_digest(folder)})
+    assert check_card(folder) == []
+    edit_weights(folder, lambda weights: weights[max(weights)].add_(1))
+    (problem,) = check_card(folder)
+    assert problem.startswith("evaluation/eval.json measured other weights")
 
 
 def test_results_for_machines_that_are_missing_or_others(folder):
