@@ -48,8 +48,9 @@ define quickstart_steps
 	@echo "== 4/5 drawing what it foresees: $(OUTPUT)/foresight.png"
 	$(PY) training/visualize.py --checkpoint $(OUTPUT)/model --dataset $(OUTPUT)/dataset \
 		--output $(OUTPUT)/foresight.png
-	@echo "== 5/5 writing its model card: $(OUTPUT)/README.md"
+	@echo "== 5/5 writing its model card: $(OUTPUT)/README.md; is the folder fit to publish?"
 	$(PY) hub_cards/build.py $(OUTPUT)
+	$(PY) hub_cards/check.py $(OUTPUT)/model
 	@echo "== done: open $(OUTPUT)/foresight.png, $(OUTPUT)/rollout.mp4 and $(OUTPUT)/README.md"
 endef
 
