@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets_scripts.columns import replacing
+from datasets_scripts.columns import read_provenance, replacing
 from hub_cards.card import build_card, read_evidence
 from hub_cards.evidence import collect
 from hub_cards.latency import PLACE as LATENCY
@@ -76,6 +76,11 @@ def _build_dataset(args: argparse.Namespace) -> list[Path]:
 
     own = (args.folder / "meta" / "info.json").is_file()
     folder = args.folder if own else args.folder / "dataset"
+    if not read_provenance(folder):
+        raise ValueError(
+            f"{folder} has no meta/foresight.json, so it is not known how its labels were made: annotate or "
+            "simulate it with datasets_scripts/. LeRobot writes the card of a dataset without labels"
+        )
     write_card(folder, args.repo_id, args.license)
     return [folder / "README.md"]
 

@@ -166,7 +166,7 @@ def _differences(body: str, fresh: str) -> Iterator[str]:
         for row in rows:
             if row not in known:
                 yield f"README.md has other figures for {row[0]!r} than evaluation/ and config.json: {BUILD}"
-        for row in known:
+        for row in known if any(header) else ():  # a table without a header may be anybody's
             if row[0] not in {one[0] for one in rows}:
                 yield f"README.md has figures for {row[0]!r} that nothing in evaluation/ measured: {BUILD}"
 

@@ -22,7 +22,9 @@ def check_files(folder: Path) -> list[str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_symlink():
-            problems.append(f"{name} is a link, which the Hub cannot hold: put the file in its place")
+            problems.append(
+                f"{name} is a link: copy the folder with `cp -rL`, so that it holds the files themselves"
+            )
         elif path.is_file():
             problems += [f"{name} {what}" for what in _why_not(path)]
     return problems

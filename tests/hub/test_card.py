@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub import DatasetCard, ModelCard, parse_eval_result_entries
 
 from hub_cards.build import main
 from hub_cards.latency import main as latency
@@ -370,3 +370,28 @@ def test_the_control_step_is_measured_on_this_machine_and_joins_what_others_meas
     assert new["count"] == 3 and 0 < new["median_ms"] <= new["p90_ms"]
     assert main([str(folder)]) == 0
     assert "another machine, 1 of 2 cores" in (folder / "README.md").read_text()
+
+
+def simulated(root):
+    """What simulate.py leaves of a dataset in `meta/`, as far as a card needs it."""
+    shipped = Path(__file__).resolve().parents[2] / "hub_cards" / "sample_data" / "metaworld"
+    shutil.copytree(shipped / "meta", root / "meta")
+    return root
+
+
+def test_the_dataset_of_a_run_gets_a_card_that_says_what_is_exact(folder):
+    root = simulated(folder / "dataset")
+    assert main([str(folder), "--kind", "dataset", "--repo-id", "someone/demos"]) == 0
+    card = DatasetCard.load(root / "README.md")
+    assert card.data.license == "apache-2.0" and card.data.task_categories == ["robotics"]
+    assert "# 10 MetaWorld tasks with exact depth and 3D tracks" in card.text
+    assert "| push-v3 | 1 |" in card.text and "| simulation: seed | 4242 |" in card.text
+    assert "| `observation.depth.main` | depth along the optical axis" in card.text
+    assert 'LeRobotDataset("someone/demos", depth_output_unit="m")' in card.text
+    assert "without a ground truth" not in card.text and "hard links" not in card.text
+
+
+def test_a_dataset_whose_labels_have_no_history_gets_no_card(folder, capsys):
+    (simulated(folder / "dataset") / "meta" / "foresight.json").unlink()
+    assert main([str(folder / "dataset")]) == 1
+    assert "has no meta/foresight.json" in capsys.readouterr().err
