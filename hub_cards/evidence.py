@@ -120,9 +120,10 @@ def _check_figures(run: Path, summary: Mapping, evaluation: Mapping | None) -> N
 
 
 def same_weights(evaluation: Mapping, model: Path) -> bool:
-    """Whether a folder still has the weights that were evaluated; true where the evaluation does not tell."""
+    """Whether a folder still has the weights that were evaluated; true where one of the two is unknown."""
     measured = evaluation["checkpoint"].get("weights_sha256")
-    return measured is None or measured == weights_digest(model)
+    known = measured is not None and any(model.glob("*model*.safetensors"))
+    return not known or measured == weights_digest(model)
 
 
 def _of_other_seed(path: Path, evaluation: Mapping | None, summary: Mapping) -> dict:
