@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets_scripts.columns import read_provenance, replacing
-from hub_cards.card import build_card, read_evidence
-from hub_cards.evidence import collect
 from hub_cards.latency import PLACE as LATENCY
-from hub_cards.results import write_eval_results
 
-__all__ = ["build_card", "main"]
+# What loads transformers is imported where it is needed, so that --help answers at once.
+__all__ = ["main"]
 
 EXAMPLE = """examples:
   python hub_cards/build.py outputs/quickstart                 # a run: fills outputs/quickstart/model
@@ -86,6 +84,10 @@ def _build_dataset(args: argparse.Namespace) -> list[Path]:
 
 
 def _build_model(args: argparse.Namespace) -> list[Path]:
+    from hub_cards.card import build_card, read_evidence
+    from hub_cards.evidence import collect
+    from hub_cards.results import write_eval_results
+
     places = [args.folder]
     is_run = not any((args.folder / f"{name}config.json").is_file() for name in ("", "adapter_"))
     if is_run:

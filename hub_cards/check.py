@@ -11,10 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hub_cards.check_card import check_card
-from hub_cards.check_files import check_files
-from hub_cards.check_loading import check_adapter, check_dataset, check_model
-
 __all__ = ["check_folder", "main"]
 
 EXAMPLE = """example:
@@ -31,6 +27,11 @@ def check_folder(folder: str | Path) -> list[str]:
     Returns:
         `list[str]`: One line per problem, with its remedy; empty if there is none.
     """
+    # Here, because they load transformers: --help answers at once.
+    from hub_cards.check_card import check_card
+    from hub_cards.check_files import check_files
+    from hub_cards.check_loading import check_adapter, check_dataset, check_model
+
     folder = Path(folder)
     kinds = {
         "adapter_config.json": check_adapter,
