@@ -94,6 +94,18 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatc
     exec(compile("\n".join(blocks), page, "exec"), {})
 
 
+def test_messages_in_the_troubleshooting_page_are_those_of_the_code():
+    page = (EXAMPLES.parent / "docs" / "troubleshooting.md").read_text()
+    folders = ("datasets_scripts", "modeling_foresight", "training", "lerobot_policy_foresight", "hub_cards")
+    files = [path for folder in folders for path in (EXAMPLES.parent / folder).rglob("*.py")]
+    code = re.sub(r'"\s*\n\s*f?"', "", "".join(path.read_text() for path in files))
+    symptoms = " ".join(re.findall(r"^\| (.+?) \| ", page, re.MULTILINE))
+    quoted = [text for text in re.findall(r"`([^`]+)`", symptoms) if " " in text]
+    of_others = {"Cannot initialize a EGL device display", "Could not load libtorchcodec"}
+    assert len(quoted) > 20
+    assert {text for text in quoted if text not in code} == of_others
+
+
 def test_what_does_not_exist_is_one_line_and_exit_code_1(run_example):
     with pytest.raises(SystemExit) as stopped:
         run_example("load_and_predict", "--checkpoint", "nowhere/at/all")

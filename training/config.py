@@ -67,7 +67,8 @@ class DataConfig:
     """
 
     datasets: list[DatasetSource] = dataclasses.field(default_factory=list)
-    mixture: str | list[float] = "natural"
+    # The list comes first: draccus takes the first type that fits, and everything fits a string.
+    mixture: list[float] | str = "natural"
     val_fraction: float = 0.1
     random_shift: float = 0.05
     p_moving: float = 0.5
@@ -158,7 +159,7 @@ class LoraOptions:
     r: int = 0
     alpha: float | None = None
     dropout: float = 0.0
-    target_modules: str | list[str] | None = None
+    target_modules: list[str] | str | None = None  # in this order, as data.mixture
     modules_to_save: list[str] | None = None
     merge: bool = False
 

@@ -373,6 +373,13 @@ def test_no_means_no_in_yaml_too():
     assert load_config(None, ["--train.mixed_precision", "no"]).train.mixed_precision == "no"
 
 
+def test_lists_stay_lists_where_text_would_do():
+    lora = ["--init_from", "me/base", "--lora.r", "4", "--lora.target_modules", "[q_proj, v_proj]"]
+    run = load_config(None, [*lora, "--data.mixture", "[1, 2.5]"])
+    assert (run.data.mixture, run.lora.target_modules) == ([1.0, 2.5], ["q_proj", "v_proj"])
+    assert load_config(None, ["--data.mixture", "sqrt"]).data.mixture == "sqrt"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
