@@ -294,7 +294,7 @@ def open_frames(
     """Choose and open the frame reader of a dataset.
 
     Args:
-        rows (`DatasetRows`): The dataset.
+        rows (`DatasetRows`): The dataset; of one with `stream` nothing is cached and no file looked at yet.
         keys (`list[str]`): Image and depth features that will be read.
         frame_cache (`str`): `"off"` decodes on demand; a folder holds the cache; `"auto"` caches under
             `$FORESIGHT_CACHE` or `~/.cache/foresight` unless that would take more than 32 GiB or half of the
@@ -304,9 +304,10 @@ def open_frames(
     Returns:
         `CachedFrames` or `OnDemandFrames`.
     """
-    if frame_cache in ("off", "False") or not keys:  # YAML takes a bare `off` for false
+    if frame_cache in ("off", "False") or rows.stream or not keys:  # YAML takes a bare `off` for false
         on_demand = OnDemandFrames(rows, keys)
-        on_demand.check_files()
+        if not rows.stream:
+            on_demand.check_files()
         return on_demand
     if frame_cache == "auto":
         base = Path(os.environ.get("FORESIGHT_CACHE") or "~/.cache/foresight").expanduser()

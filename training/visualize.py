@@ -1,9 +1,4 @@
-"""What a checkpoint foresees beside what happened: depth, future and 3D flow of a held-out episode.
-
-The model predicts RGB and depth normalised per patch (zero mean, unit deviation), so level and contrast of a
-patch are not part of the prediction. For display they are taken from the *current* frame: its pixels, and for
-depth its recorded depth. What a prediction shows by itself is the structure inside the patches.
-"""
+"""What a checkpoint foresees beside what happened, drawn: depth, future and 3D flow of a held-out episode."""
 
 import sys
 from pathlib import Path
@@ -21,56 +16,18 @@ import numpy as np
 import torch
 
 from datasets_scripts.dataset_rows import DatasetRows
-from datasets_scripts.pictures import (
-    Flow,
-    add_depth_scale,
-    depth_range,
-    draw_depth,
-    draw_flow,
-    import_matplotlib,
-    save_png,
-)
-from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
-from modeling_foresight.losses import depth_statistics, patchify, unpatchify
+from datasets_scripts.pictures import add_depth_scale, draw_depth, draw_flow, import_matplotlib, save_png
+from modeling_foresight import ForesightForActionPrediction
 from training.checkpoint_folder import load_checkpoint, read_run_config
 from training.config import DatasetSource
 from training.data import window_config
+from training.foresee import Moment, depth_limits, foresee
 from training.video import write_video
-from training.windows import ForesightWindows, collate_windows, split_episodes
+from training.windows import ForesightWindows, split_episodes
 
 EXAMPLE = """example:
   python training/visualize.py --checkpoint outputs/quickstart/model --dataset outputs/quickstart/dataset \\
       --output foresight.png --moments 4 --mp4 foresight.mp4"""
-MODEL_INPUTS = (
-    "pixel_values",
-    "input_ids",
-    "attention_mask",
-    "state",
-    "frame_mask",
-    "view_mask",
-    "goal_pixel_values",
-    "goal_mask",
-    "track_start",
-)
-
-
-@dataclasses.dataclass
-class Moment:
-    """All pictures of one moment; images `(H, W, 3)` float in [0, 1], depth `(H, W)` metres, NaN = unknown.
-
-    Attributes:
-        frame (`int`): Number of the frame in its episode.
-        camera (`np.ndarray`): What the camera saw.
-        depth, future_rgb, future_depth (`tuple`, *optional*): Truth and prediction.
-        flow (`tuple[Flow, Flow]`, *optional*): Truth and prediction.
-    """
-
-    frame: int
-    camera: np.ndarray
-    depth: tuple[np.ndarray, np.ndarray] | None = None
-    future_rgb: tuple[np.ndarray, np.ndarray] | None = None
-    future_depth: tuple[np.ndarray, np.ndarray] | None = None
-    flow: tuple[Flow, Flow] | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,95 +74,10 @@ def visualize(args: argparse.Namespace) -> None:
     print(f"wrote {args.output}: {title}, frames {', '.join(str(m.frame) for m in moments)}")
     if args.mp4:
         every = foresee(model, processor, windows, list(range(last + 1)), view, start)
-        limits = _depth_limits(every)
+        limits = depth_limits(every)
         pictures = (to_pixels(draw([moment], title, caption, limits)) for moment in every)
         write_video(args.mp4, pictures, max(1, windows.rows.fps / windows.config.frame_stride / 4))
         print(f"wrote {args.mp4}: all {len(every)} moments at a quarter of the speed")
-
-
-def foresee(
-    model: ForesightForActionPrediction,
-    processor: ForesightProcessor,
-    windows: ForesightWindows,
-    chosen: Sequence[int],
-    view: str,
-    first_row: int = 0,
-    batch_size: int = 16,
-) -> list[Moment]:
-    """Predictions for the newest frame of some windows, undone to pictures, beside the truth.
-
-    Args:
-        model (`ForesightForActionPrediction`): In evaluation mode; a head that is off leaves its field empty.
-        processor (`ForesightProcessor`): Its processor.
-        windows (`ForesightWindows`): Windows with lookahead frames for the future's truth.
-        chosen (`Sequence[int]`): Their numbers.
-        view (`str`): Camera; flow is only there for the model's first one.
-        first_row (`int`): Global number of the episode's first frame.
-        batch_size (`int`): Windows per forward pass.
-    """
-    moments: list[Moment] = []
-    for begin in range(0, len(chosen), batch_size):
-        samples = [windows[i] for i in chosen[begin : begin + batch_size]]
-        raw = collate_windows(samples)
-        batch = processor.prepare_batch(raw, model.device, model.config.history_length)
-        with torch.no_grad():
-            output = model(**{name: batch[name] for name in MODEL_INPUTS if name in batch})
-        for i, sample in enumerate(samples):
-            moments.append(_moment(model, processor, batch, output, sample, i, view, first_row))
-    return moments
-
-
-def _moment(model, processor, batch, output, sample: dict, i: int, view: str, first_row: int) -> Moment:
-    """Sample `i` of a batch, newest frame of the window."""
-    config = model.config
-    v, newest, patch = list(config.views).index(view), config.history_length - 1, config.patch_size
-    pixels = batch["pixel_values"][i, newest, v]  # (3, H, W) normalised
-    moment = Moment(int(sample["index"]) - first_row, _to_rgb(pixels, processor))
-    depth = batch["depth"][i, newest, v] if "depth" in batch else None  # (H, W) metres
-    if config.has("depth"):
-        moment.depth = _known(depth), _undo_depth(output.depth[i, newest, v], depth, patch)
-    if config.has("future"):
-        later = torch.cat([batch["pixel_values"], batch["lookahead_pixel_values"]], dim=1)
-        truth = later[i, newest + config.future_shift, v]
-        predicted = _undo_rgb(output.future_rgb[i, newest, v], pixels, patch)
-        moment.future_rgb = _to_rgb(truth, processor), _to_rgb(predicted, processor)
-        if depth is not None and output.future_depth is not None:
-            later = torch.cat([batch["depth"], batch["lookahead_depth"]], dim=1)
-            truth = _known(later[i, newest + config.future_shift, v])
-            moment.future_depth = truth, _undo_depth(output.future_depth[i, newest, v], depth, patch)
-    if config.has("flow") and v == 0:
-        shown = sample["track_weight"][newest].numpy() > 0
-        moving = sample["track_moving"][newest].numpy()
-        predicted = output.flow[i, newest].float().cpu().numpy()
-        truth = sample["track"][newest, ..., : config.flow_dim].numpy()
-        moment.flow = Flow(truth, shown, moving), Flow(predicted, shown, moving)
-    return moment
-
-
-def _undo_rgb(prediction: torch.Tensor, current: torch.Tensor, patch: int) -> torch.Tensor:
-    """Normalised patches `(N, p * p * 3)` -> `(3, H, W)` with the current frame's patch statistics."""
-    patches = patchify(current, patch)
-    mean, std = patches.mean(-1, keepdim=True), patches.std(-1, keepdim=True)
-    return unpatchify(prediction.float() * (std + 1e-6) + mean, patch, 3)
-
-
-def _undo_depth(prediction: torch.Tensor, current: torch.Tensor, patch: int) -> np.ndarray:
-    """Normalised patches `(N, p * p)` -> `(H, W)` metres with the current frame's patch statistics."""
-    _, valid, mean, deviation = depth_statistics(current, patch)
-    metres = prediction.float() * deviation + mean
-    metres = torch.where(valid.any(-1, keepdim=True), metres, torch.full_like(metres, torch.nan))
-    return unpatchify(metres, patch, 1)[0].cpu().numpy()
-
-
-def _known(depth: torch.Tensor) -> np.ndarray:
-    """`(H, W)` metres with NaN where invalid."""
-    return torch.where(depth > 0, depth, torch.full_like(depth, torch.nan)).cpu().numpy()
-
-
-def _to_rgb(pixels: torch.Tensor, processor: ForesightProcessor) -> np.ndarray:
-    """Normalised `(3, H, W)` -> `(H, W, 3)` in [0, 1]."""
-    mean, std = (pixels.new_tensor(x)[:, None, None] for x in (processor.image_mean, processor.image_std))
-    return (pixels * std + mean).clamp(0, 1).movedim(0, -1).cpu().numpy()
 
 
 def draw(
@@ -228,7 +100,7 @@ def draw(
     """
     figure_type, canvas_type = import_matplotlib()
     first = moments[0]
-    flow_label = "2D flow" if first.flow is not None and first.flow[0].points.shape[-1] == 2 else "3D flow"
+    flow_label = "2D flow" if first.flow is not None and first.flow[1].points.shape[-1] == 2 else "3D flow"
     columns: list[tuple[str, str, int]] = [("camera", "camera", 0)]
     for name, label in (
         ("depth", "depth"),
@@ -238,7 +110,7 @@ def draw(
     ):
         if getattr(first, name) is not None:
             columns += [(name, f"{label}\n{which}", i) for i, which in enumerate(("recorded", "predicted"))]
-    limits = depth_limits_m or _depth_limits(moments)
+    limits = depth_limits_m or depth_limits(moments)
     caption = "\n".join(textwrap.wrap(caption, 24 * len(columns)))
     bottom = 0.35 + 0.16 * (caption.count("\n") + 1)
     height = 1.55 * len(moments) + 0.85 + bottom
@@ -254,27 +126,21 @@ def draw(
             axis.set_xticks([]), axis.set_yticks([])
             if moment is first:
                 axis.set_title(label, fontsize=9)
-            if name in ("depth", "future_depth"):
-                colours = draw_depth(axis, getattr(moment, name)[which], limits)
+            picture = moment.camera if name == "camera" else getattr(moment, name)[which]
+            if picture is None:  # not recorded
+                axis.set_facecolor("0.6")
+            elif name in ("depth", "future_depth"):
+                colours = draw_depth(axis, picture, limits)
             elif name == "flow":
-                colours = draw_flow(axis, moment.camera, moment.flow[which], limits) or colours
+                colours = draw_flow(axis, moment.camera, picture, limits) or colours
             else:
-                axis.imshow(moment.camera if name == "camera" else moment.future_rgb[which])
+                axis.imshow(picture)
         row[0].set_ylabel(f"frame {moment.frame}", fontsize=9)
     if colours is not None:
         add_depth_scale(figure, colours, (0.945, bottom / height, 0.01, 1 - (0.8 + bottom) / height))
     figure.suptitle(title, fontsize=10, y=1 - 0.12 / height, va="top")
     figure.text(0.05, 0.12 / height, caption, fontsize=7.5, va="bottom")
     return figure
-
-
-def _depth_limits(moments: Sequence[Moment]) -> tuple[float, float]:
-    """Range of depth over all moments, without the outermost 2 % at both ends; metres."""
-    maps = [pair[0].ravel() for m in moments for pair in (m.depth, m.future_depth) if pair is not None]
-    flows = [m.flow[0] for m in moments if m.flow is not None and m.flow[0].points.shape[-1] == 3]
-    maps += [flow.points[..., 2][flow.shown] for flow in flows]
-    values = np.concatenate(maps) if maps else np.zeros(0)
-    return depth_range(values)
 
 
 def _caption(model: ForesightForActionPrediction, fps: float) -> str:

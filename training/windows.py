@@ -76,7 +76,8 @@ class ForesightWindows(Dataset):
     draw)`, in whatever process they run.
 
     Args:
-        repo_id_or_dir (`str` or `Path`): Dataset folder or Hub id.
+        dataset (`str`, `Path` or `DatasetRows`): Dataset folder or Hub id; or the dataset, opened: one with
+            `stream` has only the videos of the chosen episodes looked at, without a frame cache.
         config (`WindowConfig`): What a window holds.
 
     Attributes:
@@ -92,9 +93,9 @@ class ForesightWindows(Dataset):
         ValueError: If the dataset cannot serve the configuration; names the thing and the remedy.
     """
 
-    def __init__(self, repo_id_or_dir: str | Path, config: WindowConfig):
+    def __init__(self, dataset: str | Path | DatasetRows, config: WindowConfig):
         self.config = config
-        self.rows = DatasetRows(repo_id_or_dir)
+        self.rows = dataset if isinstance(dataset, DatasetRows) else DatasetRows(dataset)
         cameras = {view: config.cameras.get(view, view) for view in config.views}
         self.cameras = {view: camera for view, camera in cameras.items() if camera is not None}
         if not self.cameras:

@@ -15,8 +15,8 @@ from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.losses import depth_target, rgb_target
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
-from training import visualize
-from training.visualize import draw, foresee, main
+from training.foresee import _undo_depth, _undo_rgb, depth_limits, foresee
+from training.visualize import draw, main
 from training.windows import ForesightWindows, WindowConfig
 
 pytest.importorskip("matplotlib")
@@ -111,9 +111,9 @@ def test_perfect_predictions_of_the_present_are_drawn_as_the_present():
     patch, side = 8, 40
     pixels, depth = torch.randn(3, side, side), 0.5 + torch.rand(side, side)
     depth[:patch, :patch] = 0  # a patch without depth stays unknown
-    undone = visualize._undo_rgb(rgb_target(pixels, patch), pixels, patch)
+    undone = _undo_rgb(rgb_target(pixels, patch), pixels, patch)
     torch.testing.assert_close(undone, pixels, atol=1e-4, rtol=1e-4)
-    undone = visualize._undo_depth(depth_target(depth, patch)[0], depth, patch)
+    undone = _undo_depth(depth_target(depth, patch)[0], depth, patch)
     assert np.isnan(undone[:patch, :patch]).all()
     known = depth.numpy() > 0
     np.testing.assert_allclose(undone[known], depth.numpy()[known], atol=1e-5)
@@ -204,7 +204,7 @@ def test_without_matplotlib_the_extra_is_named(checkpoint, dataset, tmp_path, ca
 def test_depth_colours_span_what_is_there(dataset, model):
     windows = windows_of(dataset, model.config)
     moments = foresee(model, tiny_processor(model.config), windows, [0], "main")
-    near, far = visualize._depth_limits(moments)
+    near, far = depth_limits(moments)
     assert 0.4 < near < far < 2
     blind = dataclasses.replace(moments[0], depth=None, future_depth=None, flow=None)
-    assert visualize._depth_limits([blind]) == (0.1, 1.0)
+    assert depth_limits([blind]) == (0.1, 1.0)

@@ -1,0 +1,233 @@
+"""What a checkpoint predicts for the frames of an episode, undone to pictures, beside what happened.
+
+The model predicts RGB and depth normalised per patch (zero mean, unit deviation), so level and contrast of a
+patch are not part of the prediction. For display they are taken from the *current* frame: its pixels, and for
+depth its recorded depth. What a prediction shows by itself is the structure inside the patches.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from datasets_scripts.pictures import Flow, depth_range
+from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
+from modeling_foresight.losses import depth_statistics, patchify, unpatchify
+from training.windows import ForesightWindows, collate_windows
+
+__all__ = ["Moment", "Prediction", "depth_limits", "foresee", "predict_windows"]
+
+MODEL_INPUTS = (
+    "pixel_values",
+    "input_ids",
+    "attention_mask",
+    "state",
+    "frame_mask",
+    "view_mask",
+    "goal_pixel_values",
+    "goal_mask",
+    "track_start",
+)
+# Where it is not recorded what moves: points that go farther than this share of the picture.
+SHOWN_MOTION = 0.01
+
+
+@dataclasses.dataclass
+class Moment:
+    """All pictures of one view at one moment; images `(H, W, 3)` float in [0, 1], depth `(H, W)` metres.
+
+    Pairs are truth and prediction; depth is NaN where it is unknown. `None` stands for a pair whose objective
+    is off, for a truth that was not recorded, and for a prediction that cannot be undone without it.
+
+    Attributes:
+        frame (`int`): Number of the frame in its episode.
+        camera (`np.ndarray`): What the camera saw.
+        depth, future_rgb, future_depth (`tuple`, *optional*): Truth and prediction.
+        flow (`tuple[Flow | None, Flow]`, *optional*): Truth and prediction, of the model's first view.
+    """
+
+    frame: int
+    camera: np.ndarray
+    depth: tuple[np.ndarray | None, np.ndarray | None] | None = None
+    future_rgb: tuple[np.ndarray | None, np.ndarray] | None = None
+    future_depth: tuple[np.ndarray | None, np.ndarray | None] | None = None
+    flow: tuple[Flow | None, Flow] | None = None
+
+
+@dataclasses.dataclass
+class Prediction:
+    """What the model gives for the newest frame of a window.
+
+    Attributes:
+        frame (`int`): Number of the frame in its episode.
+        views (`dict[str, Moment]`): Pictures of every view that the dataset has.
+        actions (`tuple`, *optional*): Recorded and predicted chunk `(K, A)` float32 in the dataset's units
+            (`local_delta`: the codec's); recorded steps past the episode's end are NaN, and `None` stands for
+            a dataset without such actions.
+        progress (`tuple[float, float]`, *optional*): True and predicted share of the episode that is done.
+    """
+
+    frame: int
+    views: dict[str, Moment]
+    actions: tuple[np.ndarray | None, np.ndarray] | None = None
+    progress: tuple[float, float] | None = None
+
+
+def foresee(
+    model: ForesightForActionPrediction,
+    processor: ForesightProcessor,
+    windows: ForesightWindows,
+    chosen: Sequence[int],
+    view: str,
+    first_row: int = 0,
+    batch_size: int = 16,
+) -> list[Moment]:
+    """Pictures of one view; see [`predict_windows`]."""
+    predictions = predict_windows(model, processor, windows, chosen, [view], first_row, batch_size=batch_size)
+    return [prediction.views[view] for prediction in predictions]
+
+
+def predict_windows(
+    model: ForesightForActionPrediction,
+    processor: ForesightProcessor,
+    windows: ForesightWindows,
+    chosen: Sequence[int],
+    views: Sequence[str] | None = None,
+    first_row: int = 0,
+    instruction: str | None = None,
+    batch_size: int = 16,
+) -> Iterator[Prediction]:
+    """Predictions for the newest frame of some windows, undone to pictures, beside the truth.
+
+    Args:
+        model (`ForesightForActionPrediction`): In evaluation mode; a head that is off leaves its field empty.
+        processor (`ForesightProcessor`): Its processor.
+        windows (`ForesightWindows`): Windows with lookahead frames for the future's truth.
+        chosen (`Sequence[int]`): Their numbers.
+        views (`Sequence[str]`, *optional*): Cameras; all of the model's that the dataset has by default. Flow
+            is only there for the model's first one.
+        first_row (`int`): Global number of the episode's first frame.
+        instruction (`str`, *optional*): Said to the model in place of the recorded one.
+        batch_size (`int`): Windows per forward pass.
+    """
+    views = [view for view in views or model.config.views if view in windows.cameras]
+    for begin in range(0, len(chosen), batch_size):
+        samples = [windows[i] for i in chosen[begin : begin + batch_size]]
+        raw = collate_windows(samples)
+        if instruction is not None:
+            raw["task"] = [instruction] * len(samples)
+        batch = processor.prepare_batch(raw, model.device, model.config.history_length)
+        with torch.no_grad():
+            output = model(**{name: batch[name] for name in MODEL_INPUTS if name in batch})
+        for i, sample in enumerate(samples):
+            frame = int(sample["index"]) - first_row
+            yield Prediction(
+                frame,
+                {view: _moment(model, processor, batch, output, sample, i, view, frame) for view in views},
+                _actions(model, processor, output, sample, i),
+                _progress(model, output, sample, i),
+            )
+
+
+def _actions(model, processor, output, sample: dict, i: int):
+    """Recorded and predicted chunk of sample `i`, newest frame."""
+    if output.actions is None:
+        return None
+    newest, binary = model.config.history_length - 1, list(model.config.binary_action_indices)
+    chunk = output.actions[i, newest].float().clone()  # (K, A); logits at binary entries
+    chunk[:, binary] = chunk[:, binary].sigmoid()
+    predicted = processor.denormalise_actions(chunk).cpu().numpy()
+    if "actions" not in sample:
+        return None, predicted
+    exists = sample["action_mask"][newest][:, None].numpy()
+    return np.where(exists, sample["actions"][newest].numpy(), np.nan), predicted
+
+
+def _progress(model, output, sample: dict, i: int):
+    newest = model.config.history_length - 1
+    if output.progress is None:
+        return None
+    return float(sample["progress"][newest]), float(output.progress[i, newest])
+
+
+def _moment(model, processor, batch, output, sample: dict, i: int, view: str, frame: int) -> Moment:
+    """Sample `i` of a batch, newest frame of the window."""
+    config = model.config
+    v, newest, patch = list(config.views).index(view), config.history_length - 1, config.patch_size
+    pixels = batch["pixel_values"][i, newest, v]  # (3, H, W) normalised
+    moment = Moment(frame, _to_rgb(pixels, processor))
+    depth = batch["depth"][i, newest, v] if view in sample["depth"] else None  # (H, W) metres
+    if config.has("depth"):
+        moment.depth = _known(depth), _undo_depth(output.depth[i, newest, v], depth, patch)
+    if config.has("future"):
+        ahead = newest + config.future_shift
+        exists = bool(sample["frame_mask"][ahead])
+        later = torch.cat([batch["pixel_values"], batch["lookahead_pixel_values"]], dim=1)
+        predicted = _undo_rgb(output.future_rgb[i, newest, v], pixels, patch)
+        truth = _to_rgb(later[i, ahead, v], processor) if exists else None
+        moment.future_rgb = truth, _to_rgb(predicted, processor)
+        if output.future_depth is not None:
+            truth = None
+            if depth is not None and exists:
+                truth = torch.cat([batch["depth"], batch["lookahead_depth"]], dim=1)[i, ahead, v]
+            undone = _undo_depth(output.future_depth[i, newest, v], depth, patch)
+            moment.future_depth = _known(truth), undone
+    if config.has("flow") and v == 0:
+        moment.flow = _flow(config, sample, output.flow[i, newest].float().cpu().numpy(), newest)
+    return moment
+
+
+def _flow(config, sample: dict, predicted: np.ndarray, newest: int) -> tuple[Flow | None, Flow]:
+    """True flow, and the predicted one `(L, P, 3)` at the points that are shown of it."""
+    shown = sample["track_weight"][newest].numpy() > 0
+    if not shown.any():  # no tracks: points start on the grid
+        return None, Flow(predicted, np.ones_like(shown), _moves(predicted))
+    truth = sample["track"][newest, ..., : config.flow_dim].numpy()
+    moving = sample["track_moving"][newest].numpy()
+    moving = moving if moving.any() else _moves(truth)  # flags may be lost, as after LeRobot's own tools
+    return Flow(truth, shown, moving), Flow(predicted, shown, moving)
+
+
+def _moves(points: np.ndarray) -> np.ndarray:
+    """Which of the points `(L, P, 2 or 3)` leave their place in the picture: boolean `(P,)`."""
+    return np.linalg.norm(points[..., :2] - points[:1, :, :2], axis=-1).max(0) > SHOWN_MOTION
+
+
+def _undo_rgb(prediction: torch.Tensor, current: torch.Tensor, patch: int) -> torch.Tensor:
+    """Normalised patches `(N, p * p * 3)` -> `(3, H, W)` with the current frame's patch statistics."""
+    patches = patchify(current, patch)
+    mean, std = patches.mean(-1, keepdim=True), patches.std(-1, keepdim=True)
+    return unpatchify(prediction.float() * (std + 1e-6) + mean, patch, 3)
+
+
+def _undo_depth(prediction: torch.Tensor, current: torch.Tensor | None, patch: int) -> np.ndarray | None:
+    """Normalised patches `(N, p * p)` -> `(H, W)` metres with the current frame's patch statistics."""
+    if current is None:
+        return None
+    _, valid, mean, deviation = depth_statistics(current, patch)
+    metres = prediction.float() * deviation + mean
+    metres = torch.where(valid.any(-1, keepdim=True), metres, torch.full_like(metres, torch.nan))
+    return unpatchify(metres, patch, 1)[0].cpu().numpy()
+
+
+def _known(depth: torch.Tensor | None) -> np.ndarray | None:
+    """`(H, W)` metres with NaN where invalid."""
+    if depth is None:
+        return None
+    return torch.where(depth > 0, depth, torch.full_like(depth, torch.nan)).cpu().numpy()
+
+
+def _to_rgb(pixels: torch.Tensor, processor: ForesightProcessor) -> np.ndarray:
+    """Normalised `(3, H, W)` -> `(H, W, 3)` in [0, 1]."""
+    mean, std = (pixels.new_tensor(x)[:, None, None] for x in (processor.image_mean, processor.image_std))
+    return (pixels * std + mean).clamp(0, 1).movedim(0, -1).cpu().numpy()
+
+
+def depth_limits(moments: Sequence[Moment]) -> tuple[float, float]:
+    """Range of true depth over all moments, without the outermost 2 % at both ends; metres."""
+    pairs = [pair for m in moments for pair in (m.depth, m.future_depth) if pair is not None]
+    maps = [truth.ravel() for truth, _ in pairs if truth is not None]
+    flows = [truth or predicted for truth, predicted in (m.flow for m in moments if m.flow is not None)]
+    maps += [flow.points[..., 2][flow.shown] for flow in flows if flow.points.shape[-1] == 3]
+    return depth_range(np.concatenate(maps) if maps else np.zeros(0))
