@@ -9,6 +9,7 @@ IMAGE_SIZE = 96
 OUTPUT = outputs/quickstart
 TRAIN_FLAGS =
 PYTEST_FLAGS =
+SPACE_FLAGS =
 
 PY = .venv/bin/python
 UV = $(shell command -v uv || echo .venv/bin/uv)
@@ -21,7 +22,7 @@ export HF_HUB_OFFLINE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup quickstart quickstart-mini metaworld-tiny sample-data test test-slow test-common quality style benchmark benchmark-gpu constraints clean
+.PHONY: help setup quickstart quickstart-mini metaworld-tiny sample-data test test-slow test-common quality style space benchmark benchmark-gpu constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -108,6 +109,10 @@ quality: setup ## check lint, format and spelling; change nothing
 style: setup ## repair lint and format where a tool can
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
+
+space: export HF_HUB_OFFLINE = 0
+space: setup ## look through the shipped checkpoint's eyes in the browser (SPACE_FLAGS="--checkpoint DIR --dataset DIR")
+	$(PY) hub_cards/space/app.py $(SPACE_FLAGS)
 
 benchmark-gpu: setup ## on a GPU: tests marked gpu; control step, training step and depth sources at true size
 	$(PY) -m pytest -m gpu

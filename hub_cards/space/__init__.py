@@ -1,0 +1,1 @@
+"""The Space: a checkpoint's foresight over an episode, in the browser."""

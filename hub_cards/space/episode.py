@@ -1,0 +1,308 @@
+"""One episode through the eyes of one checkpoint: found, fitted together, predicted once, kept.
+
+Checkpoint and dataset need not have been made for each other. What they do not share is left out and said in
+a note: cameras are matched by name and then in order, and a state or an action of another size is not used.
+"""
+
+import dataclasses
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from datasets_scripts.columns import (
+    IMAGE_PREFIX,
+    find_depth_key,
+    is_depth_feature,
+    points_key,
+    read_provenance,
+)
+from datasets_scripts.dataset_rows import DatasetRows
+from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
+from training.checkpoint_folder import load_checkpoint, read_run_config
+from training.data import window_config
+from training.foresee import Prediction, depth_limits, predict_windows
+from training.windows import ForesightWindows
+
+__all__ = ["Choice", "EpisodeView", "episode_choices", "load", "look", "match_cameras", "open_dataset"]
+
+MAX_MOMENTS = 120  # of a longer episode every second, third, ... frame is predicted
+KEPT_EPISODES = 4
+BATCH = 8  # windows per forward pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What somebody wants to look at.
+
+    Attributes:
+        checkpoint (`str`): Folder or Hub id of a model or adapter.
+        dataset (`str`): Folder or Hub id of a LeRobot dataset.
+        episode (`int`): Its number.
+        instruction (`str`): What the model is told; empty for what was recorded.
+        cameras (`str`): Such as `main=front, wrist=none`; empty to match them by name and order.
+    """
+
+    checkpoint: str
+    dataset: str
+    episode: int = 0
+    instruction: str = ""
+    cameras: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeView:
+    """An episode with everything predicted; M moments.
+
+    Attributes:
+        choice (`Choice`): What was asked for.
+        predictions (`list[Prediction]`): One per moment.
+        config (`ForesightConfig`): The model's.
+        task (`str`): Recorded instruction.
+        cameras (`dict[str, str | None]`): Dataset camera of every view.
+        fps (`float`): Of the dataset's frames.
+        stride (`int`): Frames of the dataset per step of the model.
+        action_names (`list[str]`): One per entry.
+        limits_m (`dict[str, tuple[float, float]]`): Range of the depth colours by view.
+        intrinsics (`dict[str, float]`, *optional*): fx, fy, cx, cy of the first view as shares of its width
+            and height.
+        notes (`list[str]`): What checkpoint and dataset do not share.
+    """
+
+    choice: Choice
+    predictions: list[Prediction]
+    config: ForesightConfig
+    task: str
+    cameras: dict[str, str | None]
+    fps: float
+    stride: int
+    action_names: list[str]
+    limits_m: dict[str, tuple[float, float]]
+    intrinsics: dict[str, float] | None
+    notes: list[str]
+
+
+@functools.lru_cache(maxsize=2)
+def load(checkpoint: str) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
+    """Model and processor, the last two kept.
+
+    Raises:
+        ValueError: If there is no such checkpoint; names it.
+    """
+    if not checkpoint.strip():
+        raise ValueError("no checkpoint is named: give a folder, or a Hub id such as owner/name")
+    return load_checkpoint(checkpoint.strip())
+
+
+@functools.lru_cache(maxsize=4)
+def open_dataset(dataset: str) -> DatasetRows:
+    """A dataset without its videos, which are fetched episode by episode.
+
+    Raises:
+        ValueError: If there is no such dataset; names it.
+        HubError: If the Hub cannot be reached.
+    """
+    if not dataset.strip():
+        raise ValueError("no dataset is named: give a folder, or a Hub id such as lerobot/pusht")
+    return DatasetRows(dataset.strip(), stream=True)
+
+
+def episode_choices(rows: DatasetRows) -> list[tuple[str, int]]:
+    """What to call every episode, and its number."""
+    tasks = rows.column("task_index")
+    choices = []
+    for episode, (start, stop) in enumerate(zip(rows.episode_starts, rows.episode_stops, strict=True)):
+        task = rows.tasks[int(tasks.read(range(start, start + 1))[0])]
+        choices.append((f"{episode}: {task} ({stop - start} frames)", episode))
+    return choices
+
+
+def match_cameras(views: Sequence[str], features: Mapping[str, dict], given: str = "") -> dict:
+    """Which camera of a dataset each view of a model looks through.
+
+    Args:
+        views (`Sequence[str]`): The model's.
+        features (`Mapping`): LeRobot features.
+        given (`str`): Such as `main=front, wrist=none`; views that it leaves out are matched by name, and
+            then in the dataset's order.
+
+    Returns:
+        `dict[str, str | None]`: Camera by view; `None` where there is none left.
+
+    Raises:
+        ValueError: If the dataset has no cameras, or there is no such view or camera; names what there is.
+    """
+    pictures = [key for key, feature in features.items() if feature["dtype"] in ("image", "video")]
+    known = [key.removeprefix(IMAGE_PREFIX) for key in pictures if not is_depth_feature(features[key])]
+    if not known:
+        raise ValueError("the dataset has no cameras, and nothing can be foreseen without one")
+    matched: dict[str, str | None] = {}
+    for part in filter(None, (part.strip() for part in given.split(","))):
+        view, _, camera = (piece.strip() for piece in part.partition("="))
+        if view not in views or (camera not in known and camera != "none"):
+            raise ValueError(
+                f"cameras: '{part}' should be VIEW=CAMERA, with a view of the checkpoint "
+                f"({', '.join(views)}) and a camera of the dataset ({', '.join(known)}, or none)"
+            )
+        matched[view] = None if camera == "none" else camera
+    rest = [camera for camera in known if camera not in matched.values()]
+    open_views = [view for view in views if view not in matched]
+    for view in open_views:
+        if view in rest:
+            matched[view] = view
+            rest.remove(view)
+    for view in open_views:
+        if view not in matched:
+            matched[view] = rest.pop(0) if rest else None
+    if not any(matched.values()):
+        raise ValueError("cameras: at least one view needs a camera")
+    return {view: matched[view] for view in views}
+
+
+_views: OrderedDict[Choice, EpisodeView] = OrderedDict()
+_one_at_a_time = threading.Lock()
+
+
+def look(choice: Choice, report: Callable[[float], None] | None = None) -> EpisodeView:
+    """Everything that a checkpoint foresees in an episode; the last few are kept.
+
+    Args:
+        choice (`Choice`): What to look at.
+        report (`Callable`, *optional*): Called with the share that is done.
+
+    Raises:
+        ValueError: If the checkpoint, the dataset, the episode or the cameras cannot be had; says why.
+        HubError: If the Hub cannot be reached.
+    """
+    with _one_at_a_time:  # visitors of a page ask for the same
+        if choice not in _views:
+            view = _predict(choice, report)
+            _views[choice] = view
+            while len(_views) > KEPT_EPISODES:
+                _views.popitem(last=False)
+        _views.move_to_end(choice)
+        return _views[choice]
+
+
+def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeView:
+    model, processor = load(choice.checkpoint)
+    rows = open_dataset(choice.dataset)
+    config, run = model.config, read_run_config(choice.checkpoint)
+    if not 0 <= choice.episode < rows.n_episodes:
+        raise ValueError(
+            f"dataset {rows.name} has no episode {choice.episode}: choose 0 to {rows.n_episodes - 1}"
+        )
+    cameras = match_cameras(config.views, rows.features, choice.cameras)
+    notes = [
+        f"The dataset has no camera for the view “{view}”." for view, camera in cameras.items() if not camera
+    ] + [
+        f"The view “{view}” looks through the camera “{camera}”."
+        for view, camera in cameras.items()
+        if camera and camera != view
+    ]
+    stride = max(1, round(rows.fps / config.fps)) if config.fps else 1
+    wanted = window_config(config, run).for_evaluation([choice.episode])
+    wanted = dataclasses.replace(
+        wanted,
+        cameras=cameras,
+        frame_stride=stride,
+        lookahead=config.has("future"),
+        p_moving=1.0,  # show what moves
+        skip_flagged=False,  # the episode was asked for
+        missing_targets=True,
+        frame_cache="off",
+        **_shared_numbers(config, wanted, rows, notes),
+    )
+    windows = ForesightWindows(rows, wanted)
+    _note_labels(config, rows, cameras, notes)
+    chosen = range(0, len(windows), -(-len(windows) // MAX_MOMENTS))
+    predictions = []
+    for prediction in predict_windows(
+        model,
+        processor,
+        windows,
+        chosen,
+        first_row=int(rows.episode_starts[choice.episode]),
+        instruction=choice.instruction or None,
+        batch_size=BATCH,
+    ):
+        predictions.append(prediction)
+        if report:
+            report(len(predictions) / len(chosen))
+    return EpisodeView(
+        choice,
+        predictions,
+        config,
+        windows[0]["task"],
+        cameras,
+        rows.fps,
+        stride,
+        _action_names(rows.features.get(wanted.action_key, {}), config),
+        {view: depth_limits([p.views[view] for p in predictions]) for view in predictions[0].views},
+        _intrinsics(rows.root, cameras[config.views[0]]),
+        notes,
+    )
+
+
+def _shared_numbers(config: ForesightConfig, wanted, rows: DatasetRows, notes: list[str]) -> dict:
+    """State and actions only where model and dataset mean the same number of entries."""
+    given = {}
+
+    def size(key: str | None) -> int:
+        return int(np.prod(rows.features[key]["shape"])) if key in rows.features else 0
+
+    state = size(wanted.state_key)
+    if config.state_dim and state != config.state_dim:
+        has = f"has {state} entries" if state else "is missing"
+        notes.append(
+            f"The checkpoint reads a state of {config.state_dim} numbers; the dataset's {has}: the model is "
+            "asked without it."
+        )
+        given["state_key"] = None
+    actions = size(wanted.action_key)
+    if config.has("action") and config.action_codec == "recorded" and actions != config.action_dim:
+        has = f"have {actions} entries" if actions else "are missing"
+        notes.append(
+            f"The checkpoint predicts actions of {config.action_dim} numbers; the dataset's {has}: there is "
+            "nothing to compare with."
+        )
+        given["objectives"] = [name for name in wanted.objectives if name != "action"]
+    return given
+
+
+def _note_labels(config: ForesightConfig, rows: DatasetRows, cameras: Mapping, notes: list[str]) -> None:
+    """Labels that the model could be compared with and the dataset lacks."""
+    blind = [view for view, camera in cameras.items() if camera and not find_depth_key(rows.features, camera)]
+    if blind and config.has_depth_decoder:
+        notes.append(
+            f"No depth was recorded for {' and '.join(blind)}: the model predicts it normalised per patch; "
+            "there is nothing to scale it by."
+        )
+    flow_camera = cameras[config.views[0]]
+    if config.has("flow") and flow_camera and points_key(flow_camera) not in rows.features:
+        notes.append(
+            f"No 3D tracks were recorded for {config.views[0]}: predicted flow starts on a grid, and points "
+            "that should move more than 1 % of the picture are drawn as moving."
+        )
+
+
+def _action_names(feature: Mapping, config: ForesightConfig) -> list[str]:
+    """Names of the action's entries, as far as the dataset has them; LeRobot's form of them varies."""
+    names = feature.get("names") or []
+    if isinstance(names, Mapping):
+        (names, *_) = names.values() or ([],)
+    if len(names) == config.action_dim and config.action_codec == "recorded":
+        return [str(name) for name in names]
+    return [f"action {i}" for i in range(config.action_dim)]
+
+
+def _intrinsics(root: Path, camera: str | None) -> dict[str, float] | None:
+    """Focal lengths and centre of a camera, as shares of its width and height."""
+    known = read_provenance(root).get("cameras", {}).get(camera, {}).get("intrinsics")
+    if not known:
+        return None
+    sides = {"fx": "width", "cx": "width", "fy": "height", "cy": "height"}
+    return {name: known[name] / known[side] for name, side in sides.items()}

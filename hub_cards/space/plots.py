@@ -1,0 +1,233 @@
+"""Plots that can be turned and read: the scene with its flow in 3D, and actions over the episode."""
+
+import numpy as np
+import plotly.graph_objects as go
+from PIL import Image
+from plotly.subplots import make_subplots
+
+from datasets_scripts.pictures import Flow
+from hub_cards.space.episode import EpisodeView
+from training.foresee import Moment
+
+__all__ = ["CLOUDS", "actions_figure", "scene_figure"]
+
+RECORDED, PREDICTED, OTHER = "#3b82f6", "#f97316", "#9ca3af"
+CLOUD_POINTS = 9216  # of a depth map, at most
+BACKGROUND = 1.8  # times the median depth: what is farther is not drawn
+# What the cloud of points is made of: fields of `Moment` for colours and depth, and which one of the pair.
+CLOUDS = {
+    "now": ("camera", "depth", 0),
+    "now, predicted": ("camera", "depth", 1),
+    "ahead": ("future_rgb", "future_depth", 0),
+    "ahead, predicted": ("future_rgb", "future_depth", 1),
+}
+# Without them a camera is drawn as wide as it is far: 53 degrees.
+ASSUMED_INTRINSICS = {"fx": 1.0, "fy": 1.0, "cx": 0.5, "cy": 0.5}
+
+
+def scene_figure(view: EpisodeView, number: int, cloud: str) -> go.Figure:
+    """The first view's scene in metres, seen from beside its camera, with recorded and predicted flow.
+
+    Args:
+        view (`EpisodeView`): An episode.
+        number (`int`): Of the moment.
+        cloud (`str`): What the cloud of coloured points shows; one of `CLOUDS`.
+
+    Returns:
+        `plotly.graph_objects.Figure`: x to the right, y away from the camera, z up.
+    """
+    moment = view.predictions[number].views.get(view.config.views[0])
+    figure, missing = go.Figure(), []
+    if moment is not None:
+        missing += _add_cloud(figure, view, moment, cloud)
+        missing += _add_flow(figure, view, moment)
+    if view.intrinsics is None and figure.data:
+        missing.append("camera intrinsics unknown: 53° assumed")
+    axis = {
+        "title": "",
+        "showbackground": False,
+        "gridcolor": "rgba(128,128,128,0.25)",
+        "zeroline": False,
+        "nticks": 5,
+    }
+    figure.update_layout(
+        height=430,
+        margin={"l": 0, "r": 0, "t": 0, "b": 0},
+        paper_bgcolor="rgba(0,0,0,0)",
+        font={"color": "#808080", "size": 10},
+        legend={"orientation": "h", "x": 0, "y": 1.0, "font": {"size": 12}},
+        uirevision="keep",  # the point of view that somebody has chosen
+        annotations=[
+            {
+                "text": "<br>".join(missing),
+                "showarrow": False,
+                "xref": "paper",
+                "yref": "paper",
+                "x": 0.5,
+                "y": 0.0,
+                "yanchor": "bottom",
+                "font": {"size": 12},
+            }
+        ],
+        scene={
+            "aspectmode": "data",
+            "uirevision": "keep",
+            "xaxis": axis,
+            "yaxis": axis,
+            "zaxis": axis,
+            "camera": {
+                "eye": {"x": 0.55, "y": -1.25, "z": 0.55},
+                "center": {"x": 0, "y": 0, "z": -0.1},
+            },
+        },
+    )
+    return figure
+
+
+def _in_space(view: EpisodeView, xy: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Image fractions `(..., 2)` and depth `(...)` -> `(..., 3)` metres: right, away, up."""
+    k = view.intrinsics or ASSUMED_INTRINSICS
+    right = (xy[..., 0] - k["cx"]) / k["fx"] * z
+    down = (xy[..., 1] - k["cy"]) / k["fy"] * z
+    return np.stack([right, z, -down], axis=-1)
+
+
+def _add_cloud(figure: go.Figure, view: EpisodeView, moment: Moment, cloud: str) -> list[str]:
+    """Coloured points of a depth map; returns what is missing."""
+    colour_field, depth_field, which = CLOUDS[cloud]
+    pair = getattr(moment, depth_field)
+    colours = moment.camera if colour_field == "camera" else moment.future_rgb and moment.future_rgb[which]
+    if pair is None:
+        return [f"no points: this checkpoint predicts no {depth_field.replace('_', ' ')}"]
+    if pair[which] is None or colours is None:
+        return ["no points: no depth was recorded here"]
+    depth = pair[which]
+    height, width = depth.shape
+    step = max(1, round((height * width / CLOUD_POINTS) ** 0.5))
+    rows, columns = np.mgrid[0:height:step, 0:width:step]
+    z = depth[rows, columns]
+    known = np.isfinite(z) & (z > 0)
+    if known.any():  # a far background would make the scene small
+        known &= z <= BACKGROUND * np.median(z[known])
+    xy = np.stack([(columns + 0.5) / width, (rows + 0.5) / height], axis=-1)
+    points = _in_space(view, xy[known], z[known]).astype(np.float32)
+    marker = {"size": 3, "opacity": 1, **_palette(colours[rows, columns], known)}
+    figure.add_scatter3d(
+        **dict(zip("xyz", points.T, strict=True)),
+        mode="markers",
+        marker=marker,
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    return []
+
+
+def _palette(picture: np.ndarray, chosen: np.ndarray) -> dict:
+    """Colours of the chosen pixels of `(h, w, 3)` as numbers of a scale: a text for each is slow to send."""
+    pixels = Image.fromarray((255 * np.clip(picture, 0, 1)).round().astype(np.uint8)).quantize(256)
+    colours = np.asarray(pixels.getpalette()).reshape(-1, 3)
+    last = max(1, len(colours) - 1)
+    scale = [(i / last, f"rgb({r},{g},{b})") for i, (r, g, b) in enumerate(colours)]
+    scale = scale if len(scale) > 1 else [*scale, (1, scale[0][1])]
+    return {"color": np.asarray(pixels)[chosen], "colorscale": scale, "cmin": 0, "cmax": last}
+
+
+def _add_flow(figure: go.Figure, view: EpisodeView, moment: Moment) -> list[str]:
+    """Trails of moving points; returns what is missing."""
+    if moment.flow is None:
+        return ["no flow: this checkpoint predicts none"]
+    if view.config.flow_dim == 2:
+        return ["this checkpoint predicts flow in the image only, not in space"]
+    truth, predicted = moment.flow
+    shown = [("predicted flow", predicted, PREDICTED)]
+    if truth is not None:
+        shown.insert(0, ("recorded flow", truth, RECORDED))
+    for name, flow, colour in shown:
+        trails = _trails(view, flow)
+        figure.add_scatter3d(
+            **dict(zip("xyz", trails.T, strict=True)),
+            mode="lines",
+            line={"color": colour, "width": 6},
+            name=name,
+            hoverinfo="skip",
+        )
+    return [] if truth is not None else ["no tracks were recorded"]
+
+
+def _trails(view: EpisodeView, flow: Flow) -> np.ndarray:
+    """Ways of the moving points, `(m, 3)` metres, with NaN between two of them."""
+    points = _in_space(view, flow.points[..., :2], flow.points[..., 2])  # (L, P, 3)
+    points = np.where(flow.shown[..., None], points, np.nan)[:, flow.moving]
+    gap = np.full((1, *points.shape[1:]), np.nan)
+    return np.concatenate([points, gap]).swapaxes(0, 1).reshape(-1, 3).astype(np.float32)
+
+
+def actions_figure(view: EpisodeView, number: int, usual: EpisodeView | None = None) -> go.Figure:
+    """Recorded and predicted actions over the episode; at the moment, the whole predicted chunk.
+
+    Args:
+        view (`EpisodeView`): An episode.
+        number (`int`): Of the moment.
+        usual (`EpisodeView`, *optional*): The same with the recorded instruction, to compare with.
+
+    Returns:
+        `plotly.graph_objects.Figure`: One row per entry of the action.
+    """
+    names = view.action_names if view.config.has("action") else []
+    figure = make_subplots(
+        rows=max(1, len(names)), cols=1, shared_xaxes=True, vertical_spacing=0.12 / max(2, len(names))
+    )
+    frames = np.array([prediction.frame for prediction in view.predictions])
+    for row, name in enumerate(names, start=1):
+        _add_entry(figure, view, number, usual, row, frames)
+        figure.update_yaxes(title={"text": name, "font": {"size": 11}}, row=row, col=1)
+    figure.update_xaxes(range=[frames[0] - 0.5, frames[-1] + view.config.chunk_size * view.stride])
+    figure.update_xaxes(title="frame", row=max(1, len(names)), col=1)
+    figure.update_xaxes(gridcolor="rgba(128,128,128,0.2)", zeroline=False)
+    figure.update_yaxes(gridcolor="rgba(128,128,128,0.2)", zeroline=False, nticks=4)
+    if names:
+        figure.add_vline(x=int(frames[number]), line={"color": "#808080", "width": 1, "dash": "dot"})
+    else:
+        figure.add_annotation(text="this checkpoint predicts no actions", showarrow=False)
+    figure.update_layout(
+        height=max(200, 90 + 80 * len(names)),
+        margin={"l": 60, "r": 10, "t": 30, "b": 40},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": "#808080", "size": 11},
+        legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 12}},
+        uirevision="keep",
+    )
+    return figure
+
+
+def _add_entry(figure: go.Figure, view: EpisodeView, number: int, usual, row: int, frames) -> None:
+    """Lines of one entry of the action."""
+    first = row == 1
+    entry = row - 1
+
+    def line(name: str, values, colour: str, x=frames, **style) -> None:
+        mode = style.pop("mode", "lines")
+        figure.add_scatter(
+            x=x,
+            y=values,
+            name=name,
+            legendgroup=name,
+            showlegend=first,
+            mode=mode,
+            line={"color": colour, "width": 2, **style},
+            marker={"size": 5},
+            row=row,
+            col=1,
+        )
+
+    recorded, predicted = zip(*(prediction.actions for prediction in view.predictions), strict=True)
+    if recorded[0] is not None:
+        line("recorded", [chunk[0, entry] for chunk in recorded], RECORDED)
+    if usual is not None:
+        chunks = [prediction.actions[1] for prediction in usual.predictions]
+        line("predicted, recorded words", [chunk[0, entry] for chunk in chunks], OTHER, dash="dot")
+    line("predicted", [chunk[0, entry] for chunk in predicted], PREDICTED)
+    chunk = predicted[number][:, entry]
+    ahead = frames[number] + view.stride * np.arange(len(chunk))
+    line("chunk predicted now", chunk, "#b91c1c", x=ahead, mode="lines+markers")

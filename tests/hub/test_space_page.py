@@ -1,0 +1,183 @@
+"""The Space's page: its handlers in this process, and the page itself in a headless Chromium."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_foresight import ForesightForActionPrediction
+from tests.tiny import tiny_config, tiny_processor
+
+pytest.importorskip("gradio")
+pytest.importorskip("plotly")
+pytest.importorskip("matplotlib")
+from hub_cards.space import app as space
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLE = ROOT / "hub_cards" / "sample_data" / "metaworld"
+OTHER_WORDS = "Push and close a drawer"
+# Software rendering of WebGL, for the scene in 3D.
+CHROMIUM_FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+PATIENCE_MS = 120_000
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """An untrained model with every part that fits the sample dataset."""
+    folder = tmp_path_factory.mktemp("space") / "model"
+    torch.manual_seed(0)
+    config = tiny_config(action_dim=4, binary_action_indices=(3,), state_dim=4, binary_state_indices=())
+    model = ForesightForActionPrediction(config)
+    model.save_pretrained(folder)
+    tiny_processor(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def page_app(checkpoint):
+    return space.build_app(checkpoint, str(SAMPLE))
+
+
+@pytest.fixture(scope="module")
+def handlers(page_app):
+    """The page's Python functions by name; what they give, by the name of its place on the page."""
+
+    def call(name, *arguments):
+        function = next(block.fn for block in page_app.fns.values() if block.name == name)
+        given = function(*arguments)
+        return {part.elem_id or type(part).__name__: value for part, value in given.items()}
+
+    return call
+
+
+def test_opening_fills_the_page_and_other_words_are_compared_with_the_recorded_ones(handlers, checkpoint):
+    page = handlers("on_open", checkpoint, str(SAMPLE), "", "now")
+    assert page["cameras"] == "main=main, wrist=wrist"
+    assert "moments" in page["banner"] and "error" not in page["banner"]
+    assert page["pictures"].count("<img") == 16 and '"data"' in page["scene"]
+    assert page["episode"].value == 0 and len(page["episode"].choices) == 10
+    shown = page["State"]
+    other = handlers("on_words", shown, OTHER_WORDS, 3, "now")
+    assert "next actions differ by" in other["banner"] and OTHER_WORDS in other["banner"]
+    assert "recorded words" in other["actions"] and "recorded words" not in page["actions"]
+    back = handlers("on_episode", other["State"], 1, "now")
+    assert back["State"].instruction == ""  # another episode has words of its own
+    assert back["words"].value == "Push and close a drawer"
+
+
+def test_a_name_that_leads_nowhere_changes_nothing_but_the_message(handlers, checkpoint):
+    for names, said in (
+        (("nobody/<b>nothing</b>", str(SAMPLE)), "nobody/&lt;b&gt;nothing"),
+        ((checkpoint, "no/such/thing"), "dataset no/such/thing is neither a folder nor a Hub id"),
+    ):
+        page = handlers("on_open", *names, "", "now")
+        assert list(page) == ["banner"]
+        assert 'role="alert"' in page["banner"] and said in page["banner"]
+
+
+def test_the_command_names_what_is_missing(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(space, "HERE", tmp_path / "space")
+    assert space.main([]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "--checkpoint" in error
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(page_app):
+    _, address, _ = page_app.launch(prevent_thread_lock=True, quiet=True, **space.launch_options())
+    yield address
+    page_app.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """The page with its first episode; fails at the end if it complained or asked another machine."""
+    page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    page.set_default_timeout(PATIENCE_MS)
+    complaints, outside = [], []
+    page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("response", lambda answer: answer.status >= 400 and complaints.append(answer.url))
+    page.on(
+        "request",
+        lambda request: (
+            request.url.startswith(("http", "ws"))
+            and not request.url.startswith(address)
+            and outside.append(request.url)
+        ),
+    )
+    page.goto(address)
+    page.wait_for_selector("#pictures img", state="attached")
+    page.wait_for_selector("#scene canvas", state="attached")
+    page.wait_for_selector("#actions .main-svg", state="attached")
+    yield page
+    page.close()
+    assert not complaints
+    assert not outside
+
+
+def sources(page) -> list[str]:
+    return page.eval_on_selector_all("#pictures img", "images => images.map(image => image.src)")
+
+
+@pytest.mark.slow
+def test_scrubbing_changes_pictures_and_plots_and_keeps_the_point_of_view(page):
+    before = sources(page)
+    widths = page.eval_on_selector_all("#pictures img", "images => images.map(i => i.naturalWidth)")
+    assert len(before) == 16 and min(widths) > 0
+    frame = page.get_attribute("#pictures .moment", "data-frame")
+    page.evaluate(
+        "Plotly.relayout(document.querySelector('#scene .plot'), {'scene.camera.eye': {x: 2, y: 1, z: 0.5}})"
+    )
+    page.fill("#moment input[type=number]", "2")
+    page.press("#moment input[type=number]", "Enter")
+    page.wait_for_function(
+        "frame => document.querySelector('#pictures .moment').dataset.frame !== frame", arg=frame
+    )
+    assert all(a != b for a, b in zip(before, sources(page), strict=True))
+    shown = int(page.get_attribute("#pictures .moment", "data-frame"))
+    page.wait_for_function(
+        "frame => document.querySelector('#actions .plot').layout.shapes[0].x0 === frame", arg=shown
+    )
+    eye = page.evaluate("() => document.querySelector('#scene .plot')._fullLayout.scene.camera.eye")
+    assert eye == {"x": 2, "y": 1, "z": 0.5}
+
+
+@pytest.mark.slow
+def test_another_instruction_is_predicted_and_compared(page):
+    page.fill("#words input", OTHER_WORDS)
+    page.press("#words input", "Enter")
+    page.wait_for_selector("#banner >> text=next actions differ by", state="attached")
+    names = page.evaluate("() => document.querySelector('#actions .plot').data.map(line => line.name)")
+    assert "predicted, recorded words" in names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("box", "name", "said"),
+    [
+        ("#checkpoint", "nobody/nothing", "checkpoint nobody/nothing cannot be loaded"),
+        ("#dataset", "no/such/thing", "dataset no/such/thing is neither a folder nor a Hub id"),
+    ],
+)
+def test_bad_ids_give_a_readable_message_and_the_pictures_stay(page, box, name, said):
+    before = sources(page)
+    page.fill(f"{box} textarea, {box} input", name)
+    page.click("#open")
+    page.wait_for_selector("#banner [role=alert]", state="attached")
+    text = page.inner_text("#banner")
+    assert said in text and "Traceback" not in text
+    assert sources(page) == before
