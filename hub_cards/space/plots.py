@@ -43,19 +43,12 @@ def scene_figure(view: EpisodeView, number: int, cloud: str) -> go.Figure:
         missing += _add_flow(figure, view, moment)
     if view.intrinsics is None and figure.data:
         missing.append("camera intrinsics unknown: 53° assumed")
-    axis = {
-        "title": "",
-        "showbackground": False,
-        "gridcolor": "rgba(128,128,128,0.25)",
-        "zeroline": False,
-        "nticks": 5,
-    }
     figure.update_layout(
         height=430,
-        margin={"l": 0, "r": 0, "t": 0, "b": 0},
+        margin={"l": 0, "r": 0, "t": 24, "b": 0},
         paper_bgcolor="rgba(0,0,0,0)",
         font={"color": "#808080", "size": 10},
-        legend={"orientation": "h", "x": 0, "y": 1.0, "font": {"size": 12}},
+        legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 12}},
         uirevision="keep",  # the point of view that somebody has chosen
         annotations=[
             {
@@ -72,12 +65,10 @@ def scene_figure(view: EpisodeView, number: int, cloud: str) -> go.Figure:
         scene={
             "aspectmode": "data",
             "uirevision": "keep",
-            "xaxis": axis,
-            "yaxis": axis,
-            "zaxis": axis,
+            **dict.fromkeys(("xaxis", "yaxis", "zaxis"), {"visible": False}),
             "camera": {
                 "eye": {"x": 0.55, "y": -1.25, "z": 0.55},
-                "center": {"x": 0, "y": 0, "z": -0.1},
+                "center": {"x": 0, "y": 0, "z": 0},
             },
         },
     )
