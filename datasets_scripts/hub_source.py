@@ -26,10 +26,10 @@ from lerobot.utils.constants import HF_LEROBOT_HUB_CACHE
 
 from datasets_scripts.columns import load_features
 
-__all__ = ["HubError", "HubFiles", "explain_hub_errors", "open_hub_dataset"]
+__all__ = ["LOG_IN", "HubError", "HubFiles", "explain_hub_errors", "open_hub_dataset"]
 
 DOWNLOADS_AT_ONCE = 8
-_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 class HubError(RuntimeError):
@@ -114,50 +114,59 @@ def _of_datasets(revision: str) -> dict:
 
 
 @contextlib.contextmanager
-def explain_hub_errors(repo_id: str) -> Iterator[None]:
+def explain_hub_errors(repo_id: str, repo_type: str = "dataset") -> Iterator[None]:
     """Turns what the Hub's client raises into one line with the remedy, without addresses or tokens.
 
+    Args:
+        repo_id (`str`): `owner/name` of what is asked for.
+        repo_type (`str`): `dataset` or `model`.
+
     Raises:
-        ValueError: If the dataset or a file of it is not there, or may not be had with this token.
-        HubError: If the Hub cannot be reached, or fails.
+        ValueError: If the repository or a file of it is not there, or may not be had with this token.
+        HubError: If the Hub cannot be reached, refuses, or fails.
     """
     # What is raised forgets its cause: logs show a cause with the values of its variables, tokens among them.
     token = "this token may not see it" if get_token() else "no token is set"
+    what = f"{repo_type} {repo_id}"
     try:
         yield
+    except HubError:
+        raise  # explained already
     except GatedRepoError:
-        raise ValueError(
-            f"dataset {repo_id} is gated: accept its terms on its page, then {_LOG_IN}"
-        ) from None
+        raise ValueError(f"{what} is gated: accept its terms on its page, then {LOG_IN}") from None
     except RepositoryNotFoundError:
         raise ValueError(
-            f"the Hub has no dataset {repo_id}, or it is private and {token}: check the name, or {_LOG_IN}"
+            f"the Hub has no {what}, or it is private and {token}: check the name, or {LOG_IN}"
         ) from None
     except RevisionNotFoundError:
-        raise ValueError(
-            f"dataset {repo_id} has no such revision on the Hub; leave it out, or name one"
-        ) from None
+        raise ValueError(f"{what} has no such revision on the Hub; leave it out, or name one") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, ConnectionError, RuntimeError) as error:
-        raise HubError(_why_not(repo_id, error)) from None
+        raise HubError(_why_not(what, error)) from None
 
 
-def _why_not(repo_id: str, error: Exception) -> str:
+def _why_not(what: str, error: Exception) -> str:
     """What keeps us from the Hub, by the first cause that tells."""
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):
         return (
-            f"dataset {repo_id} is not in the cache, or not all of it, and HF_HUB_OFFLINE forbids downloads: "
+            f"{what} is not in the cache, or not all of it, and HF_HUB_OFFLINE forbids downloads: "
             "unset it, or name a folder"
         )
-    answers = [cause.response.status_code for cause in chain if isinstance(cause, HfHubHTTPError)]
+    refusals = [cause for cause in chain if isinstance(cause, HfHubHTTPError)]
+    answers = [cause.response.status_code for cause in refusals]
     if 401 in answers:
-        return f"the Hub refuses the token for dataset {repo_id} (HTTP 401), it may have expired: {_LOG_IN}"
+        return f"the Hub refuses the token for {what} (HTTP 401), it may have expired: {LOG_IN}"
     if 403 in answers:
-        return f"this token may not do that with dataset {repo_id} (HTTP 403): {_LOG_IN}"
+        return (
+            f"this token may not do that with {what} (HTTP 403): {LOG_IN}, with a token that has the role "
+            "write and belongs to its owner"
+        )
+    if answers and answers[0] < 500 and answers[0] not in (408, 429):
+        told = refusals[0].server_message or "no reason given"
+        return f"the Hub refuses that with {what} (HTTP {answers[0]}: {told})"
     cause = f"HTTP {answers[0]}" if answers else f"{type(chain[-1]).__name__}: {chain[-1]}"
     return (
-        f"the Hub cannot be reached for dataset {repo_id} ({cause}): check the connection and run the same "
-        "command again"
+        f"the Hub cannot be reached for {what} ({cause}): check the connection and run the same command again"
     )

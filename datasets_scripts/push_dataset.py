@@ -1,16 +1,14 @@
 """A finished dataset goes to the Hugging Face Hub, where LeRobot finds it by its name."""
 
-import contextlib
 from collections.abc import Collection
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import RevisionNotFoundError
+from huggingface_hub import HfApi
 from lerobot.datasets.dataset_metadata import CODEBASE_VERSION
 
 from datasets_scripts.columns import dataset_files, read_provenance
 from datasets_scripts.dataset_card import write_card
-from datasets_scripts.hub_source import explain_hub_errors
+from datasets_scripts.hub_upload import commit_files, make_repo, move_tag, remote_files, require_token
 
 __all__ = ["check_push", "push_dataset"]
 
@@ -28,20 +26,14 @@ def check_push(repo_id: str, output: Path, private: bool | None = None) -> None:
         ValueError: If there is no token, or the repository holds files of another dataset.
         HubError: If the token may not write there, or the Hub cannot be reached.
     """
-    if get_token() is None:
-        raise ValueError(
-            "--push-to-hub needs a token that may write: log in with `hf auth login`, or set HF_TOKEN"
-        )
-    api = HfApi()
-    with explain_hub_errors(repo_id):
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        api.auth_check(repo_id, repo_type="dataset", write=True)  # the repository may be somebody else's
-        there = api.list_repo_files(repo_id, repo_type="dataset")
+    require_token("--push-to-hub")
+    make_repo(repo_id, "dataset", private)
+    there = remote_files(repo_id, "dataset")
     _refuse_strangers(repo_id, there, _places(output) if output.exists() else [])
 
 
 def push_dataset(root: Path, repo_id: str) -> str:
-    """Uploads a dataset into its repository; run again after an interruption, it continues.
+    """Uploads a dataset into its repository in one commit; run again after an interruption, it continues.
 
     Args:
         root (`Path`): The finished dataset; its `README.md` becomes the card, and will name the repository.
@@ -54,23 +46,13 @@ def push_dataset(root: Path, repo_id: str) -> str:
         ValueError: If the repository holds files that are none of this dataset.
         HubError: If the Hub refuses, or cannot be reached.
     """
-    api = HfApi()
-    with explain_hub_errors(repo_id):
-        _refuse_strangers(repo_id, api.list_repo_files(repo_id, repo_type="dataset"), _places(root))
-        if "annotation" in read_provenance(root):
-            write_card(root, repo_id)
-        api.upload_folder(
-            repo_id=repo_id,
-            folder_path=root,
-            repo_type="dataset",
-            ignore_patterns=[".*", "**/.*"],
-            commit_message="Annotated dataset",
-        )
-        # LeRobot opens the commit that carries the tag of its format.
-        with contextlib.suppress(RevisionNotFoundError):
-            api.delete_tag(repo_id, tag=CODEBASE_VERSION, repo_type="dataset")
-        api.create_tag(repo_id, tag=CODEBASE_VERSION, repo_type="dataset")
-    return f"{api.endpoint}/datasets/{repo_id}"
+    _refuse_strangers(repo_id, remote_files(repo_id, "dataset"), _places(root))
+    if "annotation" in read_provenance(root):
+        write_card(root, repo_id)
+    files = {place: root / place for place in _places(root)}
+    commit = commit_files(repo_id, "dataset", files, "Annotated dataset")
+    move_tag(repo_id, "dataset", CODEBASE_VERSION, commit)  # LeRobot opens the commit that carries it
+    return f"{HfApi().endpoint}/datasets/{repo_id}"
 
 
 def _places(root: Path) -> list[str]:

@@ -1,16 +1,21 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
 """A policy with the code that runs it, for machines where this package is not installed."""
 
+import json
+import shutil
+import sys
 from pathlib import Path
+
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from .configuration_foresight import ForesightConfig
 from .modeling_foresight import ForesightForActionPrediction
 from .processing_foresight import ForesightProcessor
 
-AUTO_CLASSES = {
-    ForesightConfig: "AutoConfig",
-    ForesightForActionPrediction: "AutoModel",
-    ForesightProcessor: "AutoProcessor",
+# What `save_pretrained` writes, and the classes that read it.
+AUTO_MAPS = {
+    "config.json": {"AutoConfig": ForesightConfig, "AutoModel": ForesightForActionPrediction},
+    "processor_config.json": {"AutoProcessor": ForesightProcessor},
 }
 
 
@@ -46,17 +51,31 @@ def export_with_code(
                 f"export_with_code takes a {wanted.__name__}, not a {type(given).__name__}. Unwrap it first: "
                 "merge_and_unload() for adapters, accelerator.unwrap_model(...) for distributed training."
             )
-    try:
-        for cls, auto_class in AUTO_CLASSES.items():
-            cls.register_for_auto_class(auto_class)
-        model.save_pretrained(folder, **options)
-        processor.save_pretrained(folder)
-    finally:
-        # Otherwise every later `save_pretrained` would write code, or name code that it does not write.
-        for cls in AUTO_CLASSES:
-            cls._auto_class = None
-        for part in (model.config, processor):
-            vars(part).pop("auto_map", None)
+    model.save_pretrained(folder, **options)
+    processor.save_pretrained(folder)
+    add_code(folder)
 
 
-__all__ = ["export_with_code"]
+def add_code(folder: str | Path) -> None:
+    """Adds the Python files to a folder with a model and its processor; its JSON files name the classes.
+
+    Args:
+        folder (`str` or `Path`): What `save_pretrained` or `train.py` wrote.
+
+    Raises:
+        FileNotFoundError: If `config.json` or `processor_config.json` is missing.
+    """
+    folder = Path(folder)
+    for name, classes in AUTO_MAPS.items():
+        content = json.loads((folder / name).read_text())
+        content["auto_map"] = {
+            auto: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for auto, cls in classes.items()
+        }
+        (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        for cls in classes.values():
+            own = sys.modules[cls.__module__].__file__
+            for file in (own, *get_relative_import_files(own)):
+                shutil.copyfile(file, folder / Path(file).name)
+
+
+__all__ = ["add_code", "export_with_code"]

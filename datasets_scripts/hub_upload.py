@@ -1,0 +1,237 @@
+"""Files go to a repository of the Hugging Face Hub in one commit: all of them, or none.
+
+Connections fail. Requests are repeated after growing pauses; a commit whose answer was lost is looked for
+before it is sent again, and one that would come on top of somebody else's is refused by the Hub.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+
+import httpx
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.hf_api import RepoFile
+
+from datasets_scripts.hub_source import LOG_IN, HubError, explain_hub_errors
+
+__all__ = [
+    "commit_files",
+    "differing",
+    "make_repo",
+    "move_tag",
+    "patiently",
+    "remote_files",
+    "require_token",
+]
+
+PAUSES_S = (1, 2, 4, 8, 16, 32)
+LONGEST_PAUSE_S = 300  # that the Hub may ask for
+TRANSIENT = {408, 429, 500, 502, 503, 504}
+CONFLICT = {409, 412}
+
+
+def require_token(who: str) -> None:
+    """Raises `ValueError` if there is no token; `who` needs it."""
+    if get_token() is None:
+        raise ValueError(f"{who} needs a token that may write: {LOG_IN}")
+
+
+def make_repo(repo_id: str, repo_type: str, private: bool | None) -> None:
+    """Makes a repository unless it is there, and finds out whether we may write into it.
+
+    Args:
+        repo_id (`str`): `owner/name`.
+        repo_type (`str`): `model` or `dataset`.
+        private (`bool`, *optional*): Of one that is made; the Hub's default is public, or what an
+            organisation has chosen.
+
+    Raises:
+        HubError: If the token may not, or the Hub cannot be reached.
+    """
+    api = HfApi()
+    with explain_hub_errors(repo_id, repo_type):
+        patiently(lambda: api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True))
+        patiently(lambda: api.auth_check(repo_id, repo_type=repo_type, write=True))  # it may be another's
+
+
+def remote_files(repo_id: str, repo_type: str, revision: str = "main") -> dict[str, RepoFile]:
+    """Files of a commit, branch or tag by their place."""
+    api = HfApi()
+    with explain_hub_errors(repo_id, repo_type):
+        tree = patiently(
+            lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=revision, repo_type=repo_type))
+        )
+    return {file.path: file for file in tree if isinstance(file, RepoFile)}
+
+
+def commit_files(
+    repo_id: str,
+    repo_type: str,
+    files: Mapping[str, Path],
+    message: str,
+    revision: str = "main",
+    delete: Collection[str] = (),
+) -> str:
+    """Uploads files and commits them at once; without a difference there is no commit.
+
+    What was uploaded before an interruption is not uploaded again; until the commit nobody sees any of it.
+
+    Args:
+        repo_id (`str`): `owner/name` of a repository that is there.
+        repo_type (`str`): `model` or `dataset`.
+        files (`Mapping[str, Path]`): Place in the repository -> file.
+        message (`str`): Title of the commit.
+        revision (`str`): Branch.
+        delete (`Collection[str]`): Places that the same commit empties.
+
+    Returns:
+        `str`: The commit that has exactly these files.
+
+    Raises:
+        HubError: If the Hub cannot be reached or refuses, or somebody else committed meanwhile; nothing of
+            ours is to be seen then.
+    """
+    api = HfApi()
+
+    def head() -> str:
+        return patiently(lambda: api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha)
+
+    def is_published(commit: str) -> bool:
+        there = remote_files(repo_id, repo_type, commit)
+        return not set(delete) & set(there) and not list(differing(files, there))
+
+    with explain_hub_errors(repo_id, repo_type):
+        parent = head()
+        if is_published(parent):
+            return parent
+        operations = [CommitOperationDelete(place) for place in delete]
+        operations += [CommitOperationAdd(place, path) for place, path in files.items()]
+        for pause in (*PAUSES_S, None):
+            try:
+                commit = api.create_commit(
+                    repo_id,
+                    operations,
+                    commit_message=message,
+                    repo_type=repo_type,
+                    revision=revision,
+                    parent_commit=parent,
+                ).oid
+                break
+            except Exception as error:
+                if not (_is_transient(error) or _answers(error) & CONFLICT):
+                    raise
+                now = head()
+                if now != parent and is_published(now):  # it was carried out, its answer lost
+                    commit = now
+                    break
+                if now != parent:
+                    raise HubError(
+                        f"somebody else committed to {repo_type} {repo_id} meanwhile; nothing of ours is in "
+                        "it: look at what came, then run the same command again"
+                    ) from None
+                if pause is None or not _is_transient(error):
+                    raise
+                _wait(pause, error)
+        if wrong := list(differing(files, remote_files(repo_id, repo_type, commit))):
+            raise HubError(
+                f"commit {commit} of {repo_type} {repo_id} lacks {wrong[0]} as it is here: does a .gitignore "
+                "there hide it?"
+            )
+    return commit
+
+
+def differing(files: Mapping[str, Path], there: Mapping[str, RepoFile]) -> Iterator[str]:
+    """Places where the Hub has other contents than ours, or none, by their digests."""
+    for place, path in files.items():
+        known = there.get(place)
+        if known is None or known.size != path.stat().st_size:
+            yield place
+        elif known.lfs is not None:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != known.lfs.sha256:
+                    yield place
+        else:
+            content = path.read_bytes()
+            if hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() != known.blob_id:
+                yield place
+
+
+def move_tag(repo_id: str, repo_type: str, tag: str, commit: str) -> None:
+    """Makes a tag point to a commit, wherever it pointed before.
+
+    Raises:
+        HubError: If the Hub cannot be reached or refuses.
+    """
+    api = HfApi()
+
+    def target() -> str | None:
+        tags = patiently(lambda: api.list_repo_refs(repo_id, repo_type=repo_type)).tags
+        return next((one.target_commit for one in tags if one.name == tag), None)
+
+    def move() -> None:  # may be repeated, wherever it was interrupted
+        old = target()
+        if old not in (None, commit):
+            api.delete_tag(repo_id, tag=tag, repo_type=repo_type)
+        if old != commit:
+            api.create_tag(repo_id, tag=tag, revision=commit, repo_type=repo_type)
+
+    with explain_hub_errors(repo_id, repo_type):
+        patiently(move)
+
+
+def patiently[T](request: Callable[[], T]) -> T:
+    """Carries out a request that may be repeated, again and again while the connection fails.
+
+    Args:
+        request (`Callable`): Whose second call does no harm.
+
+    Returns:
+        What the request returns. What it raises at last, or for another reason, is raised.
+    """
+    for pause in PAUSES_S:
+        try:
+            return request()
+        except Exception as error:
+            if not _is_transient(error):
+                raise
+            _wait(pause, error)
+    return request()
+
+
+def _wait(pause: float, error: Exception) -> None:
+    asked = [
+        float(cause.response.headers["Retry-After"])
+        for cause in _chain(error)
+        if isinstance(cause, HfHubHTTPError) and cause.response.headers.get("Retry-After", "").isdigit()
+    ]
+    pause = min(max([pause, *asked]), LONGEST_PAUSE_S)
+    answers = sorted(_answers(error))
+    what = f"HTTP {answers[0]}" if answers else type(_chain(error)[-1]).__name__
+    print(f"the connection to the Hub failed ({what}); trying again in {pause:g} s", file=sys.stderr)
+    time.sleep(pause)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and its causes."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    return chain
+
+
+def _answers(error: Exception) -> set[int]:
+    return {cause.response.status_code for cause in _chain(error) if isinstance(cause, HfHubHTTPError)}
+
+
+def _is_transient(error: Exception) -> bool:
+    """Whether trying again may help; half an answer is no JSON."""
+    passing = (httpx.TransportError, ConnectionError, TimeoutError, json.JSONDecodeError)
+    if answers := _answers(error):
+        return bool(answers & TRANSIENT)
+    return any(
+        isinstance(cause, passing) and not isinstance(cause, OfflineModeIsEnabled) for cause in _chain(error)
+    )
