@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from datasets_scripts.columns import data_files, load_info, read_provenance
 from hub_cards.card import is_folder
+from hub_cards.sample import SAMPLE, check_sample
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.streaming import SHARED
 from training.checkpoint_folder import load_checkpoint
@@ -45,7 +46,8 @@ def check_model(folder: Path) -> list[str]:
     broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         problems.append(f"the weights are not finite in {_some(broken)}: train again")
-    return problems + _check_processor(folder, model.config) + _check_lerobot(folder) + _check_sample(folder)
+    problems += _check_processor(folder, model.config) + _check_lerobot(folder)
+    return problems or _check_sample(folder)
 
 
 def check_adapter(folder: Path) -> list[str]:
@@ -65,7 +67,8 @@ def check_adapter(folder: Path) -> list[str]:
             model, _ = load_checkpoint(folder)
     except ValueError as error:
         return [*problems, f"the adapter does not load: {_short(error)}"]
-    return problems + _check_processor(folder, model.config) + _check_sample(folder)
+    problems += _check_processor(folder, model.config)
+    return problems or _check_sample(folder)
 
 
 def check_dataset(folder: Path) -> list[str]:
@@ -185,6 +188,11 @@ def _check_lerobot(folder: Path) -> list[str]:
 
 
 def _check_sample(folder: Path) -> list[str]:
+    try:
+        if (folder / SAMPLE).is_file():  # publish.py writes one where there is none
+            check_sample(folder)
+    except ValueError as error:
+        return [str(error)]
     return []
 
 

@@ -147,7 +147,7 @@ def _staged(folder: Path, repo_id: str, kind: str, code: bool) -> Iterator[Path]
 def _places(folder: Path) -> list[Path]:
     """What belongs to a repository: no hidden files but the results for machines, no compiled code."""
     places = [place for place in dataset_files(folder) if "__pycache__" not in place.parts]
-    return places + sorted(path.relative_to(folder) for path in folder.glob(".eval_results/*.yaml"))
+    return sorted([*places, *(path.relative_to(folder) for path in folder.glob(".eval_results/*.yaml"))])
 
 
 def _address(card: str, folder: Path, repo_id: str, code: bool) -> str:

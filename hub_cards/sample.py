@@ -3,9 +3,14 @@
 `sample.safetensors` holds a window (`images.VIEW` uint8 `(T, H, W, 3)`, `state` and `goal_image` where the
 model takes them; the instruction is metadata) and outputs for its newest frame (`output.*` float32, as
 `ForesightOutput` has them; `output.commands` is the action chunk in the dataset's units). The pictures are
-noise from a fixed seed: they come from no dataset, so no licence follows them.
+noise from a fixed seed: they come from no dataset, so no licence follows them. publish.py writes it for a
+folder that has none.
 """
 
+import argparse
+import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,14 +22,15 @@ from datasets_scripts.columns import replacing
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from training.checkpoint_folder import load_checkpoint, weights_digest
 
-__all__ = ["SAMPLE", "check_sample", "write_sample"]
+__all__ = ["SAMPLE", "check_sample", "main", "write_sample"]
 
 SAMPLE = "sample.safetensors"
+KEY = "foresight"  # of the metadata: one, for safetensors writes several in any order
 INSTRUCTION = "open the drawer"
 OUTPUTS = ("actions", "depth", "future_rgb", "future_depth", "flow", "progress")
 # Of the largest value of an output. Another processor rounds otherwise; other weights differ by far more.
 TOLERANCE = 1e-3
-AGAIN = "if they are as they should be, write it anew with hub_cards/build.py"
+AGAIN = "if they are as they should be, write it anew with hub_cards/sample.py"
 
 
 def write_sample(folder: str | Path) -> None:
@@ -39,9 +45,9 @@ def write_sample(folder: str | Path) -> None:
     model, processor = load_checkpoint(folder)
     inputs = _draw_window(model, processor)
     tensors = inputs | _outputs(model, processor, inputs, INSTRUCTION)
-    metadata = {"instruction": INSTRUCTION, "weights_sha256": weights_digest(folder)}
+    facts = {"instruction": INSTRUCTION, "weights_sha256": weights_digest(folder)}
     with replacing(Path(folder) / SAMPLE) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        save_file(tensors, temporary, metadata={KEY: json.dumps(facts)})
 
 
 def check_sample(folder: str | Path) -> None:
@@ -56,14 +62,15 @@ def check_sample(folder: str | Path) -> None:
     """
     path = Path(folder) / SAMPLE
     if not path.is_file():
-        raise ValueError(f"{SAMPLE} is missing: hub_cards/build.py writes it")
+        raise ValueError(f"{SAMPLE} is missing: write it with hub_cards/sample.py")
     try:
         with safe_open(path, framework="pt") as file:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
-            instruction, digest = (file.metadata()[key] for key in ("instruction", "weights_sha256"))
+            facts = json.loads(file.metadata()[KEY])
+            instruction, digest = facts["instruction"], facts["weights_sha256"]
     except Exception as error:  # safetensors raises a type of its own; metadata may be None
         raise ValueError(
-            f"{SAMPLE} cannot be read ({error}): write it anew with hub_cards/build.py"
+            f"{SAMPLE} cannot be read ({error}): write it anew with hub_cards/sample.py"
         ) from error
     if digest != weights_digest(folder):
         raise ValueError(f"{SAMPLE} was made with other weights than those beside it: {AGAIN}")
@@ -130,3 +137,25 @@ def _outputs(
         newest = None if state is None else state[-1:]
         outputs["commands"] = processor.decode_actions(model.predict_action(**inputs), newest)[0]
     return {f"output.{name}": value.float().contiguous() for name, value in outputs.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python hub_cards/sample.py outputs/quickstart/model",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="model or adapter")
+    args = parser.parse_args(arguments)
+    try:
+        write_sample(args.folder)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {args.folder / SAMPLE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

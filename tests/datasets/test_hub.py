@@ -1,11 +1,8 @@
 """Datasets of the Hub are read file by file, and finished ones are pushed: with a stand-in, and over HTTP.
 
-The tests over HTTP start the server that FORESIGHT_HUB_SERVER names (a Python file with a class `HubServer`
-that speaks the Hub's API on this machine) and are skipped without it.
+The tests over HTTP are skipped without the server of `tests/hub_server.py`.
 """
 
-import importlib.util
-import os
 import pickle
 import shutil
 
@@ -24,6 +21,7 @@ from datasets_scripts.frame_cache import FrameDecoder
 from datasets_scripts.hub_source import HubError
 from datasets_scripts.inspect_dataset import main
 from datasets_scripts.push_dataset import check_push, push_dataset
+from tests.hub_server import running_hub
 from tests.synthetic import make_dataset
 
 MAIN = "videos/observation.images.main/chunk-000/file-000.mp4"
@@ -74,19 +72,7 @@ def stand_in(recorded, cache, monkeypatch):
 @pytest.fixture
 def server(cache, monkeypatch):
     """A Hub on this machine, as its client sees it."""
-    path = os.environ.get("FORESIGHT_HUB_SERVER")
-    if not path:
-        pytest.skip("FORESIGHT_HUB_SERVER names no server")
-    spec = importlib.util.spec_from_file_location("hub_server", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with module.HubServer() as hub:
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", "hf_test")
+    with running_hub(monkeypatch) as hub:
         yield hub
 
 
