@@ -21,24 +21,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
 
 from datasets_scripts.columns import dataset_files, read_provenance, share_file, write_json_atomic
-from datasets_scripts.dataset_card import write_card
-from datasets_scripts.hub_source import HubError, explain_hub_errors
-from datasets_scripts.hub_upload import (
-    commit_files,
-    differing,
-    make_repo,
-    move_tag,
-    patiently,
-    remote_files,
-    require_token,
-)
-from hub_cards.card import is_folder
 from hub_cards.check import check_folder
-from hub_cards.evidence import read_json
-from hub_cards.pull import verify_download
-from hub_cards.sample import SAMPLE, write_sample
-from modeling_foresight.exporting import add_code
-from training.adapters import FACTS
 from training.run_facts import portable_path
 
 __all__ = ["main", "publish"]
@@ -84,6 +67,12 @@ def publish(
         ValueError: If the folder, its card, the name or the rights will not do; one line per problem.
         HubError: If the Hub cannot be reached, or refuses.
     """
+    # Here and below, because they load LeRobot or transformers: --help answers at once.
+    from datasets_scripts.hub_upload import move_tag
+    from hub_cards.evidence import read_json
+    from hub_cards.pull import verify_download
+    from hub_cards.sample import SAMPLE, write_sample
+
     folder = Path(folder)
     kind = next((kind for name, kind in KINDS.items() if (folder / name).is_file()), None)
     if kind is None:
@@ -125,6 +114,9 @@ def publish(
 @contextmanager
 def _staged(folder: Path, repo_id: str, kind: str, code: bool) -> Iterator[Path]:
     """The folder as it will be on the Hub: what is checked is what is sent."""
+    from datasets_scripts.dataset_card import write_card
+    from modeling_foresight.exporting import add_code
+
     beside = folder.resolve().parent  # there, large files need no copy
     where = beside if os.access(beside, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".publish-", dir=where) as name:
@@ -157,7 +149,7 @@ def _address(card: str, folder: Path, repo_id: str, code: bool) -> str:
         rf"(--policy\.path=|from_pretrained\((?:base, )?\")(?:{here})(?=[\s\"`])", rf"\g<1>{repo_id}", card
     )
     if code:
-        card = re.sub(r"^import modeling_foresight .*\n", "", card, flags=re.MULTILINE)
+        card = re.sub(r"^import modeling_foresight .*\n\n?", "", card, flags=re.MULTILINE)
         card = card.replace(
             f'from_pretrained("{repo_id}"', f'from_pretrained("{repo_id}", trust_remote_code=True'
         )
@@ -170,6 +162,12 @@ def _pin_base(stage: Path, public: bool, dry_run: bool) -> None:
     Raises:
         ValueError: If the base is a folder, is not on the Hub, or is private and the adapter is to be public.
     """
+    from datasets_scripts.hub_source import explain_hub_errors
+    from datasets_scripts.hub_upload import patiently
+    from hub_cards.card import is_folder
+    from hub_cards.evidence import read_json
+    from training.adapters import FACTS
+
     path = stage / "adapter_config.json"
     config = read_json(path)
     base, revision = config.get("base_model_name_or_path") or "", config.get("revision")
@@ -224,6 +222,17 @@ def _send(
     replace: bool,
 ) -> str:
     """Everything that might forbid the commit is found out before the first file goes."""
+    from datasets_scripts.hub_source import explain_hub_errors
+    from datasets_scripts.hub_upload import (
+        commit_files,
+        differing,
+        make_repo,
+        move_tag,
+        patiently,
+        remote_files,
+        require_token,
+    )
+
     if constants.HF_HUB_OFFLINE:
         raise ValueError("HF_HUB_OFFLINE forbids to publish: unset it")
     require_token("publishing")
@@ -282,6 +291,8 @@ def _validate_card(card: str, repo_type: str) -> None:
     Raises:
         ValueError: With what the Hub says of it.
     """
+    from datasets_scripts.hub_upload import patiently
+
     url, content = f"{HfApi().endpoint}/api/validate-yaml", {"content": card, "repoType": repo_type}
 
     def ask():
@@ -312,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         publish(**vars(args))
-    except (ValueError, OSError, HubError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1
     return 0

@@ -13,7 +13,7 @@ from tests.hub.finished_run import make_run
 
 VARIANTS = {
     "all": {},
-    "goal": {"goal_image": True, "objectives": ["action", "progress"], "state_dim": 0},
+    "goal": {"goal_image": True, "objectives": ["action", "progress"]},
     "binary": {"binary_action_indices": (3,), "binary_state_indices": (2,)},
     "video": {"objectives": ["depth", "future", "flow"]},
 }
