@@ -133,9 +133,14 @@ class ForesightModel(ForesightPreTrainedModel):
         return [encoder.tower for frozen, encoder in encoders if frozen and encoder is not None]
 
     def freeze_towers(self) -> None:
-        """Fixes the towers that the config calls frozen: no gradient, evaluation mode."""
+        """Fixes frozen towers (no gradient, evaluation mode) and what never runs (no gradient)."""
         for tower in self._frozen_towers():
             tower.requires_grad_(False).eval()
+        # timm keeps layers for what it would pool. They never get a gradient, which DDP would wait for.
+        timm_model = getattr(self.vision_encoder and self.vision_encoder.tower, "timm_model", None)
+        for name in ("attn_pool", "fc_norm", "head"):
+            if (unused := getattr(timm_model, name, None)) is not None:
+                unused.requires_grad_(False)
 
     def train(self, mode: bool = True):
         """Sets training mode; frozen towers stay in evaluation mode."""

@@ -29,7 +29,7 @@ from modeling_foresight.encoders import (
     take_entries,
     unit_length,
 )
-from tests.tiny import TASKS, tiny_config, tiny_inputs, tiny_tokenizer
+from tests.tiny import TASKS, tiny_batch, tiny_config, tiny_inputs, tiny_tokenizer
 
 IMAGES, SIDE, WIDTH = 3, 40, 40
 
@@ -366,6 +366,17 @@ def test_a_timm_checkpoint_becomes_the_vision_tower(images, tmp_path, vision_con
         assert torch.equal(ours, theirs)
     assert model.config.vision_config.model_type == "timm_wrapper"
     assert model.model.vision_encoder(images)[1].isfinite().all()
+
+
+def test_every_parameter_of_a_timm_tower_that_is_trained_learns(tmp_path):
+    # One that gets no gradient stops training in several processes.
+    config = tiny_config(
+        vision_config=timm_vit_config(class_token=False, global_pool="avg"), freeze_vision=False
+    )
+    ForesightForActionPrediction(config).save_pretrained(tmp_path)
+    model = ForesightForActionPrediction.from_pretrained(tmp_path)  # which makes every weight trainable
+    model(**tiny_batch(config)).loss.backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def test_a_given_config_is_not_changed_by_loading_towers(text_checkpoint):
