@@ -15,7 +15,8 @@ import modeling_foresight  # noqa: F401 - registers the model with the Auto clas
 from datasets_scripts.pictures import save_png
 from training.config import DataConfig, RunConfig
 from training.data import window_config
-from training.visualize import draw, foresee
+from training.foresee import foresee
+from training.visualize import draw
 from training.windows import ForesightWindows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -53,6 +54,8 @@ def main() -> None:
     view = model.config.views[0]
     moment = foresee(model, processor, windows, [args.window], view)[0]
     for name, flow in zip(("recorded", "predicted"), moment.flow or (), strict=False):  # points: (L, P, 3)
+        if flow is None:  # the dataset has no tracks
+            continue
         known = flow.moving & flow.shown.all(0)
         path = np.linalg.norm(flow.points[-1, known, :2] - flow.points[0, known, :2], axis=-1)
         share = path.sum() / max(1, len(path))

@@ -6,6 +6,9 @@ import runpy
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
+
+from tests.hub_server import running_hub
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SHIPPED = [EXAMPLES.parent / "hub_cards" / name for name in ("models", "sample_data")]
@@ -81,6 +84,20 @@ def test_success_is_measured_in_closed_loop(run_example, simulator):
     printed = run_example("evaluate_policy", "--tasks", "drawer-open-v3", "--episodes", "2")
     assert re.search(r"drawer-open-v3: \d/2 = .* \(95 % interval", printed)
     assert len(json.loads(Path("outputs/eval.json").read_text())["episodes"]) == 2
+
+
+def test_publishing_lists_the_files_and_sends_nothing_unless_told(run_example):
+    printed = run_example(
+        "publish_model", "--folder", str(SHIPPED[1] / "metaworld"), "--repo-id", "you/sample"
+    )
+    assert "meta/info.json" in printed and "published" not in printed
+
+
+def test_what_is_published_is_downloaded_and_compared(run_example, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    sample = ["--folder", str(SHIPPED[1] / "metaworld"), "--repo-id", "org/sample"]
+    with running_hub(monkeypatch):
+        assert "downloaded and compared" in run_example("publish_model", *sample, "--send")
 
 
 @pytest.mark.parametrize("page", ["data_format"])
