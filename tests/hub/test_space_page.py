@@ -1,5 +1,6 @@
 """The Space's page: its handlers in this process, and the page itself in a headless Chromium."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ OTHER_WORDS = "Push and close a drawer"
 # Software rendering of WebGL, for the scene in 3D.
 CHROMIUM_FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 PATIENCE_MS = 120_000
+POINT_OF_VIEW = "document.querySelector('#scene .plot')._fullLayout.scene.camera.eye"
 
 
 @pytest.fixture(scope="module")
@@ -133,15 +135,34 @@ def sources(page) -> list[str]:
     return page.eval_on_selector_all("#pictures img", "images => images.map(image => image.src)")
 
 
+def point_of_view(page) -> dict:
+    return page.evaluate(POINT_OF_VIEW)
+
+
+def drag(page, target: str) -> None:
+    page.locator(target).scroll_into_view_if_needed()
+    box = page.locator(target).bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 80, y + 20, steps=4)
+    page.mouse.up()
+
+
 @pytest.mark.slow
 def test_scrubbing_changes_pictures_and_plots_and_keeps_the_point_of_view(page):
     before = sources(page)
     widths = page.eval_on_selector_all("#pictures img", "images => images.map(i => i.naturalWidth)")
     assert len(before) == 16 and min(widths) > 0
     frame = page.get_attribute("#pictures .moment", "data-frame")
-    page.evaluate(
-        "Plotly.relayout(document.querySelector('#scene .plot'), {'scene.camera.eye': {x: 2, y: 1, z: 0.5}})"
+    at_first = point_of_view(page)
+    drag(page, "#scene .plot")
+    page.wait_for_function(
+        f"JSON.stringify({POINT_OF_VIEW}) !== '{json.dumps(at_first, separators=(',', ':'))}'"
     )
+    turned = point_of_view(page)
+    assert turned != at_first
+    page.evaluate("window.scene_before = document.querySelector('#scene .plot').data")
     page.fill("#moment input[type=number]", "2")
     page.press("#moment input[type=number]", "Enter")
     page.wait_for_function(
@@ -152,8 +173,8 @@ def test_scrubbing_changes_pictures_and_plots_and_keeps_the_point_of_view(page):
     page.wait_for_function(
         "frame => document.querySelector('#actions .plot').layout.shapes[0].x0 === frame", arg=shown
     )
-    eye = page.evaluate("() => document.querySelector('#scene .plot')._fullLayout.scene.camera.eye")
-    assert eye == {"x": 2, "y": 1, "z": 0.5}
+    page.wait_for_function("document.querySelector('#scene .plot').data !== window.scene_before")
+    assert point_of_view(page) == turned
 
 
 @pytest.mark.slow
