@@ -38,6 +38,7 @@ def main() -> None:
     if code := train(run, resume=True):  # a finished run is left alone, an interrupted one goes on
         sys.exit(code)
 
+    # The sample shows tasks that the shipped base knows: a try gains nothing there, your robot's data do.
     for name, checkpoint in {"base": args.base, "adapter": run.export}.items():
         model, processor = load_checkpoint(checkpoint)  # an adapter is merged into its base
         held_out = evaluation_loader(RunData(run, model.config).val, batch_size=16)

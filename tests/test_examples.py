@@ -73,17 +73,12 @@ def test_converting_shows_the_policy_and_what_is_fresh(run_example):
 
 
 @needs_shipped
-def test_recorded_episodes_need_no_simulator(run_example):
-    printed = run_example("evaluate_policy", "--tasks", "none")
-    assert "flow moving: x_px" in printed and "actions first: l1_mean" in printed
-
-
-@needs_shipped
 @pytest.mark.slow
-def test_success_is_measured_in_closed_loop(run_example, simulator):
+def test_success_is_measured_in_closed_loop_and_errors_on_recorded_episodes(run_example, simulator):
     printed = run_example("evaluate_policy", "--tasks", "drawer-open-v3", "--episodes", "2")
     assert re.search(r"drawer-open-v3: \d/2 = .* \(95 % interval", printed)
     assert len(json.loads(Path("outputs/eval.json").read_text())["episodes"]) == 2
+    assert "flow moving: x_px" in printed and "actions first: l1_mean" in printed
 
 
 def test_publishing_lists_the_files_and_sends_nothing_unless_told(run_example):
