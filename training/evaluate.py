@@ -176,15 +176,11 @@ def _roll_out(
 
 def _success_rate(episodes: list) -> dict:
     """Success rate with its 95 % Wilson interval."""
-    from training.metrics import wilson_interval
+    from training.metrics import load_metric
 
-    successes = sum(episode.success for episode in episodes)
-    return {
-        "success_rate": successes / len(episodes),
-        "successes": successes,
-        "episodes": len(episodes),
-        "ci95": [round(bound, 4) for bound in wilson_interval(successes, len(episodes))],
-    }
+    figures = load_metric("success_rate").compute(predictions=[int(e.success) for e in episodes])
+    interval = figures.pop("interval")
+    return {**figures, "ci95": [round(bound, 4) for bound in interval]}
 
 
 def open_loop(checkpoint: str, model, processor, dataset: str, batch_size: int = 32) -> dict:
@@ -197,7 +193,8 @@ def open_loop(checkpoint: str, model, processor, dataset: str, batch_size: int =
         batch_size (`int`): Windows per forward pass.
 
     Returns:
-        `dict`: `dataset` (name), `episodes` (held out) and `metrics` of `evaluate_open_loop`.
+        `dict`: `dataset` (name), `episodes` (held out), `metrics` of `evaluate_open_loop` and `real_units` of
+        `measure_in_real_units`.
 
     Raises:
         ValueError: If it is unknown which episodes the run held out, or it held out none.
@@ -205,6 +202,7 @@ def open_loop(checkpoint: str, model, processor, dataset: str, batch_size: int =
     from training.checkpoint_folder import read_run_config
     from training.data import RunData, evaluation_loader
     from training.metrics import evaluate_open_loop, fit_baselines
+    from training.real_units import measure_in_real_units
 
     run = read_run_config(checkpoint)
     known = [source for source in run.data.datasets if Path(source.path).name == Path(dataset).name]
@@ -221,11 +219,18 @@ def open_loop(checkpoint: str, model, processor, dataset: str, batch_size: int =
         raise ValueError(f"the run that made {checkpoint} held no episodes back (data.val_fraction is 0)")
     train = tqdm(evaluation_loader(data.train_plain, batch_size), desc="trivial predictors", unit="batch")
     baselines = fit_baselines(train, processor, model.config, model.device)
+    camera = data.describe()[0]["labels"].get(model.config.views[0], {})
+    intrinsics = (
+        {name: camera["intrinsics"][name] for name in ("fx", "fy", "cx", "cy")}
+        if "intrinsics" in camera
+        else None
+    )
     held_out = tqdm(evaluation_loader(data.val, batch_size), desc="held-out episodes", unit="batch")
     return {
         "dataset": Path(dataset).name if Path(dataset).is_dir() else dataset,
         "episodes": data.describe()[0]["validation_episodes"],
         "metrics": evaluate_open_loop(model, processor, held_out, baselines),
+        "real_units": measure_in_real_units(model, processor, data.val.datasets[0], intrinsics),
     }
 
 

@@ -18,8 +18,9 @@ Masks (padding, absent views, invalid depth, unsupervised points, actions past t
 everywhere. Sums are kept in float64.
 """
 
-import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,33 +28,36 @@ from torch import Tensor
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.losses import depth_target, masked_mean, rgb_target
 
+if TYPE_CHECKING:
+    import evaluate
+
 __all__ = [
     "evaluate_open_loop",
     "fit_baselines",
     "flatten_metrics",
     "flow_errors",
     "format_open_loop",
-    "wilson_interval",
+    "load_metric",
 ]
 
+HUB_METRICS = Path(__file__).with_name("hub_metrics")
 
-def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % Wilson score interval of a success rate (Wilson 1927); it stays sensible at 0 and at 100 %.
+
+def load_metric(name: str) -> "evaluate.EvaluationModule":
+    """One of the project's `evaluate` metrics, ready for `add_batch` and `compute`; nothing is downloaded.
 
     Args:
-        successes (`int`): Successful trials.
-        trials (`int`): All trials, at least one.
-        z (`float`): Quantile of the normal distribution.
+        name (`str`): A folder of `training/hub_metrics`; docs/metrics.md lists them.
 
     Raises:
-        ValueError: If the counts make no sense.
+        ValueError: If there is none of that name; lists those there are.
     """
-    if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(f"{successes} successes in {trials} trials have no interval")
-    rate, spread = successes / trials, z * z / trials
-    centre = (rate + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / trials + spread / (4 * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    import evaluate  # here: it is slow to import, and only measuring needs it
+
+    known = sorted(path.name for path in HUB_METRICS.iterdir() if (path / f"{path.name}.py").is_file())
+    if name not in known:
+        raise ValueError(f"there is no metric {name!r}; there are {', '.join(known)}")
+    return evaluate.load(str(HUB_METRICS / name), keep_in_memory=True)
 
 
 class _Mean:

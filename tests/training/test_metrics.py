@@ -16,7 +16,6 @@ from training.metrics import (
     flatten_metrics,
     flow_errors,
     format_open_loop,
-    wilson_interval,
 )
 
 BATCH, HEIGHT, WIDTH = 3, 30, 60
@@ -75,24 +74,6 @@ def raw_batch(config, seed=0, batch=BATCH):
         "progress": rand(frames),
         "task": [TASKS[i % len(TASKS)] for i in range(batch)],
     }
-
-
-def test_wilson_interval_is_the_published_one():
-    # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29
-    for successes, trials, low, high in (
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ):
-        assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=1e-4)
-
-
-def test_wilson_interval_refuses_impossible_counts():
-    with pytest.raises(ValueError, match="0 trials"):
-        wilson_interval(0, 0)
-    with pytest.raises(ValueError, match="5 successes in 4"):
-        wilson_interval(5, 4)
 
 
 def test_errors_add_up_to_the_losses_of_the_model(config, model, processor):

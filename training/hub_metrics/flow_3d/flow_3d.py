@@ -1,0 +1,122 @@
+"""End-point errors of 3D flow (x, y in the image, metric depth), as an `evaluate` metric."""
+
+import datasets
+import evaluate
+import numpy as np
+
+_DESCRIPTION = (
+    "End-point errors of 3D flow in pixels and in centimetres, for points that move and that do not."
+)
+_KWARGS_DESCRIPTION = """
+An example is the future of one point: L steps of x, y, z, where x and y are fractions of the image's width
+and height and z is the depth in metres. Steps with a NaN in the truth are unknown and not compared. A point
+moves if its known steps lie farther than `moving_above_px` from the first known one.
+
+Means over all known steps of all points:
+
+- `epe_px`: sqrt(((x - x') width)^2 + ((y - y') height)^2), pixels
+- `z_cm`: |z - z'|, centimetres
+- `epe_cm`, with intrinsics only: distance in space of ((x width - cx) z / fx, (y height - cy) z / fy, z),
+  centimetres in the camera's frame (x right, y down, z forward; pixel centres at i + 0.5)
+- each of them with `_moving` and `_still`, as far as there are such points
+- `points`, `points_moving`: numbers of points with a known step
+
+Args:
+    predictions: trajectories `(L, 3)`, or `(L, 2)` without z; float.
+    references: true trajectories of the same shapes.
+    width, height (`float`): The image's size in pixels.
+    fx, fy, cx, cy (`float`, *optional*): Intrinsics of the camera in pixels of that image.
+    moving_above_px (`float`): 1 by default.
+
+Raises:
+    ValueError: If shapes differ, some but not all intrinsics are given, or nothing is known.
+
+Example:
+    >>> metric = evaluate.load("training/hub_metrics/flow_3d")
+    >>> metric.compute(predictions=[[[0.5, 0.5, 1.0], [0.53, 0.5, 1.0]]],
+    ...                references=[[[0.5, 0.5, 1.0], [0.50, 0.5, 1.1]]], width=100, height=100)
+    epe_px 1.5 (of 0 and 3), z_cm 5.0 (of 0 and 10), still
+"""
+_CITATION = """@inproceedings{vedula1999scene,
+  title     = {Three-Dimensional Scene Flow},
+  author    = {Vedula, Sundar and Baker, Simon and Rander, Peter and Collins, Robert and Kanade, Takeo},
+  booktitle = {International Conference on Computer Vision},
+  year      = {1999}
+}"""
+
+
+class Flow3D(evaluate.Metric):
+    """See `inputs_description`."""
+
+    def _info(self):
+        trajectory = datasets.Sequence(datasets.Sequence(datasets.Value("float32")))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features({"predictions": trajectory, "references": trajectory}),
+        )
+
+    def _compute(
+        self,
+        predictions,
+        references,
+        width=None,
+        height=None,
+        fx=None,
+        fy=None,
+        cx=None,
+        cy=None,
+        moving_above_px=1.0,
+    ):
+        if not width or not height:
+            raise ValueError("flow_3d needs width and height, the image's size in pixels")
+        intrinsics = {"fx": fx, "fy": fy, "cx": cx, "cy": cy}
+        missing = [name for name, value in intrinsics.items() if value is None]
+        if 0 < len(missing) < 4:
+            raise ValueError(f"of the intrinsics {', '.join(missing)} are missing: give all four, or none")
+        p, t = _stack(predictions), _stack(references)  # (M, L, 2 or 3)
+        if p.shape != t.shape or p.ndim != 3 or p.shape[-1] not in (2, 3):
+            raise ValueError(
+                f"predictions have shape {p.shape} and references {t.shape}; both must be (points, steps, "
+                "3), or (points, steps, 2) without z"
+            )
+        known = np.isfinite(t).all(-1)  # (M, L)
+        if not known.any():
+            raise ValueError("no step of any point is known: nothing to compare")
+        if not np.isfinite(p[known]).all():
+            raise ValueError("predictions are not finite where the truth is known")
+        size = np.array([width, height], dtype=np.float64)
+        kept, first = known.any(1), known.argmax(1)
+        start = t[np.arange(len(t)), first][:, None, :2]
+        away = np.linalg.norm((t[..., :2] - start) * size, axis=-1)
+        moving = np.where(known, away, 0).max(1) > moving_above_px
+        errors = {"epe_px": np.linalg.norm((p - t)[..., :2] * size, axis=-1)}
+        if p.shape[-1] == 3:
+            errors["z_cm"] = 100 * np.abs(p - t)[..., 2]
+            if not missing:
+                focal, centre = np.array([fx, fy]), np.array([cx, cy])
+                space = [
+                    np.concatenate([(q[..., :2] * size - centre) / focal * q[..., 2:], q[..., 2:]], -1)
+                    for q in (p, t)
+                ]
+                errors["epe_cm"] = 100 * np.linalg.norm(space[0] - space[1], axis=-1)
+        result = {}
+        for name, error in errors.items():
+            for group, mask in (
+                ("", known),
+                ("_moving", known & moving[:, None]),
+                ("_still", known & ~moving[:, None]),
+            ):
+                if mask.any():
+                    result[name + group] = float(error[mask].mean())
+        return {**result, "points": int(kept.sum()), "points_moving": int((moving & kept).sum())}
+
+
+def _stack(trajectories) -> np.ndarray:
+    try:
+        return np.stack(
+            [np.stack([np.asarray(step, dtype=np.float64) for step in one]) for one in trajectories]
+        )
+    except ValueError as error:
+        raise ValueError(f"all trajectories must have the same steps and coordinates: {error}") from None

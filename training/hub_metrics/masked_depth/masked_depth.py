@@ -1,0 +1,83 @@
+"""Errors of metric depth maps where the truth is known, as an `evaluate` metric."""
+
+import datasets
+import evaluate
+import numpy as np
+
+_DESCRIPTION = "Errors of metric depth over the pixels where the true depth is known."
+_KWARGS_DESCRIPTION = """
+With prediction d and truth t over all N pixels, of all maps together, where both are finite and positive:
+
+- `abs_rel`: 1/N sum |d - t| / t
+- `rmse_m`: sqrt(1/N sum (d - t)^2), metres
+- `delta_1`, `delta_2`, `delta_3`: share of pixels with max(d / t, t / d) < 1.25, 1.25^2, 1.25^3
+- `covered`: N divided by the number of pixels with truth; below 1 if predictions are missing
+- `pixels`: N
+
+Args:
+    predictions: depth maps `(H, W)`, float, metres along the optical axis; 0 or NaN where there is none.
+    references: true depth of the same shapes and unit; 0 or NaN where it is unknown.
+
+Raises:
+    ValueError: If a map and its truth differ in shape, or no pixel can be compared.
+
+Example:
+    >>> metric = evaluate.load("training/hub_metrics/masked_depth")
+    >>> metric.compute(predictions=[[[1.1, 2.0], [3.0, 0.0]]], references=[[[1.0, 2.0], [2.0, 5.0]]])
+    abs_rel 0.2 (of 0.1, 0, 0.5), delta_1 2/3, covered 0.75
+"""
+_CITATION = """@inproceedings{eigen2014depth,
+  title     = {Depth Map Prediction from a Single Image using a Multi-Scale Deep Network},
+  author    = {Eigen, David and Puhrsch, Christian and Fergus, Rob},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2014}
+}"""
+
+
+class MaskedDepth(evaluate.Metric):
+    """See `inputs_description`."""
+
+    def _info(self):
+        image = datasets.Sequence(datasets.Sequence(datasets.Value("float32")))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features({"predictions": image, "references": image}),
+        )
+
+    def _compute(self, predictions, references):
+        n = n_true = close_1 = close_2 = close_3 = 0
+        relative = squared = 0.0
+        for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+            d, t = _image(prediction), _image(reference)
+            if d.shape != t.shape:
+                raise ValueError(f"map {i}: the prediction has shape {d.shape}, its truth {t.shape}")
+            known = np.isfinite(t) & (t > 0)
+            both = known & np.isfinite(d) & (d > 0)
+            d, t = d[both], t[both]
+            ratio = np.maximum(d / t, t / d)
+            n, n_true = n + d.size, n_true + int(known.sum())
+            relative += float((np.abs(d - t) / t).sum())
+            squared += float(((d - t) ** 2).sum())
+            close_1 += int((ratio < 1.25).sum())
+            close_2 += int((ratio < 1.25**2).sum())
+            close_3 += int((ratio < 1.25**3).sum())
+        if not n:
+            raise ValueError(
+                "no pixel has both a predicted and a true depth: nothing to compare (metres, 0 or NaN where "
+                "unknown)"
+            )
+        return {
+            "abs_rel": relative / n,
+            "rmse_m": (squared / n) ** 0.5,
+            "delta_1": close_1 / n,
+            "delta_2": close_2 / n,
+            "delta_3": close_3 / n,
+            "covered": n / n_true,
+            "pixels": n,
+        }
+
+
+def _image(values) -> np.ndarray:
+    return np.stack([np.asarray(row, dtype=np.float64) for row in values])

@@ -1,0 +1,78 @@
+"""Errors of predicted robot actions, as an `evaluate` metric."""
+
+import datasets
+import evaluate
+import numpy as np
+
+_DESCRIPTION = (
+    "Mean absolute error of robot actions per dimension, and accuracy of binary ones such as a gripper."
+)
+_KWARGS_DESCRIPTION = """
+Over all M actions whose truth is known:
+
+- `l1`: mean |p - t| of each regressed dimension, in the actions' own units, a list in the dimensions' order
+- `l1_mean`: the mean of `l1`
+- `binary_accuracy`, with `binary_indices`: share of actions whose sides of `threshold` agree, a list, one
+  entry per binary dimension; `binary_accuracy_mean` their mean
+- `actions`: M
+
+Args:
+    predictions: actions `(A,)`, float; the steps of a chunk are actions of their own.
+    references: true actions `(A,)`. An action with a NaN in it is padding and not compared.
+    binary_indices (`list[int]`): Dimensions that are one of two values; none by default.
+    threshold (`float`): Between those two values; 0.5 by default (0 for a gripper of -1 and 1).
+
+Raises:
+    ValueError: If shapes differ, an index does not exist, or no action is known.
+
+Example:
+    >>> metric = evaluate.load("training/hub_metrics/robot_action")
+    >>> metric.compute(predictions=[[0.0, 1.0], [0.5, 0.2]], references=[[0.25, 1.0], [0.0, 1.0]],
+    ...                binary_indices=[1])
+    l1 [0.375], l1_mean 0.375, binary_accuracy [0.5], actions 2
+"""
+
+
+class RobotAction(evaluate.Metric):
+    """See `inputs_description`."""
+
+    def _info(self):
+        action = datasets.Sequence(datasets.Value("float32"))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features({"predictions": action, "references": action}),
+        )
+
+    def _compute(self, predictions, references, binary_indices=(), threshold=0.5):
+        p, t = _stack(predictions), _stack(references)  # (M, A)
+        if p.shape != t.shape or p.ndim != 2:
+            raise ValueError(
+                f"predictions have shape {p.shape} and references {t.shape}; both must be "
+                "(actions, dimensions)"
+            )
+        size = p.shape[1]
+        binary = [int(i) for i in binary_indices]
+        if wrong := [i for i in binary if not 0 <= i < size]:
+            raise ValueError(f"binary_indices has {wrong}, but actions have {size} dimensions")
+        known = np.isfinite(t).all(1)
+        if not known.any():
+            raise ValueError("no action is known: nothing to compare")
+        p, t = p[known], t[known]
+        result = {"actions": len(p)}
+        regressed = [i for i in range(size) if i not in binary]
+        if regressed:
+            l1 = np.abs(p - t)[:, regressed].mean(0)
+            result |= {"l1": l1.tolist(), "l1_mean": float(l1.mean())}
+        if binary:
+            agree = ((p > threshold) == (t > threshold))[:, binary].mean(0)
+            result |= {"binary_accuracy": agree.tolist(), "binary_accuracy_mean": float(agree.mean())}
+        return result
+
+
+def _stack(actions) -> np.ndarray:
+    try:
+        return np.stack([np.asarray(one, dtype=np.float64) for one in actions])
+    except ValueError as error:
+        raise ValueError(f"all actions must have the same number of dimensions: {error}") from None

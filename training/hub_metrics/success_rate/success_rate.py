@@ -1,0 +1,67 @@
+"""Success rate of episodes with Wilson's interval, as an `evaluate` metric."""
+
+import math
+from statistics import NormalDist
+
+import datasets
+import evaluate
+
+_DESCRIPTION = "Share of episodes that succeeded, with Wilson's score interval."
+_KWARGS_DESCRIPTION = """
+With s successes in n episodes, p = s / n and z the normal quantile of the confidence (1.96 for 95 %):
+
+- `success_rate`: p
+- `interval`: [c - h, c + h] with c = (p + z^2 / 2n) / (1 + z^2 / n) and
+  h = z / (1 + z^2 / n) sqrt(p (1 - p) / n + z^2 / 4n^2); it stays sensible at 0 and at 1
+- `successes`: s, `episodes`: n
+
+Args:
+    predictions: outcomes, one per episode: positive if it succeeded, else 0.
+    confidence (`float`): 0.95 by default.
+
+Raises:
+    ValueError: If there is no episode, or the confidence does not lie between 0 and 1.
+
+Example:
+    >>> metric = evaluate.load("training/hub_metrics/success_rate")
+    >>> metric.compute(predictions=[1] * 19 + [0])
+    success_rate 0.95, interval [0.7639, 0.9911], successes 19, episodes 20
+"""
+_CITATION = """@article{wilson1927probable,
+  title   = {Probable Inference, the Law of Succession, and Statistical Inference},
+  author  = {Wilson, Edwin B.},
+  journal = {Journal of the American Statistical Association},
+  volume  = {22},
+  number  = {158},
+  year    = {1927}
+}"""
+
+
+class SuccessRate(evaluate.Metric):
+    """See `inputs_description`."""
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features({"predictions": datasets.Value("int32")}),
+        )
+
+    def _compute(self, predictions, confidence=0.95):
+        if not 0 < confidence < 1:
+            raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")
+        n = len(predictions)
+        if not n:
+            raise ValueError("no episode: a success rate needs at least one")
+        successes = sum(int(outcome) > 0 for outcome in predictions)
+        z = NormalDist().inv_cdf(0.5 + confidence / 2)
+        rate, spread = successes / n, z * z / n
+        centre = (rate + spread / 2) / (1 + spread)
+        half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / n + spread / (4 * n))
+        return {
+            "success_rate": rate,
+            "interval": [max(0.0, centre - half), min(1.0, centre + half)],
+            "successes": successes,
+            "episodes": n,
+        }

@@ -1,0 +1,60 @@
+"""How many instructions of a chain succeed in a row, as an `evaluate` metric (CALVIN's protocol)."""
+
+import datasets
+import evaluate
+import numpy as np
+
+_DESCRIPTION = (
+    "Success of 1, 2, ... instructions in a row, and the average length of a chain (CALVIN's Avg. Len.)."
+)
+_KWARGS_DESCRIPTION = """
+A chain of instructions ends at its first failure. Over all n chains:
+
+- `1_in_a_row` ... `5_in_a_row`: share of chains with at least so many successes from the beginning
+- `avg_len`: mean number of successes from the beginning, the sum of those shares
+- `avg_len_se`: its standard error, sample deviation / sqrt(n); absent for a single chain
+- `chains`: n
+
+Args:
+    predictions: number of successes from the beginning of each chain, 0 to `chain_length`.
+    chain_length (`int`): 5 by default, as in CALVIN.
+
+Raises:
+    ValueError: If there is no chain, or a number lies outside of 0 to `chain_length`.
+
+Example:
+    >>> metric = evaluate.load("training/hub_metrics/task_chain")
+    >>> metric.compute(predictions=[5, 2, 0, 1])
+    1_in_a_row 0.75, 2_in_a_row 0.5, 3_in_a_row 0.25, 4_in_a_row 0.25, 5_in_a_row 0.25, avg_len 2.0, chains 4
+"""
+_CITATION = """@article{mees2022calvin,
+  title   = {CALVIN: A Benchmark for Language-Conditioned Policy Learning for Long-Horizon Robot
+             Manipulation Tasks},
+  author  = {Mees, Oier and Hermann, Lukas and Rosete-Beas, Erick and Burgard, Wolfram},
+  journal = {IEEE Robotics and Automation Letters},
+  year    = {2022}
+}"""
+
+
+class TaskChain(evaluate.Metric):
+    """See `inputs_description`."""
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features({"predictions": datasets.Value("int32")}),
+        )
+
+    def _compute(self, predictions, chain_length=5):
+        lengths = np.asarray(predictions, dtype=np.int64)
+        if not lengths.size:
+            raise ValueError("no chain: give the number of successes of at least one")
+        if wrong := sorted({int(n) for n in lengths if not 0 <= n <= chain_length}):
+            raise ValueError(f"chains of {wrong} successes, but a chain has {chain_length} instructions")
+        result = {f"{k}_in_a_row": float((lengths >= k).mean()) for k in range(1, chain_length + 1)}
+        result |= {"avg_len": float(lengths.mean()), "chains": int(lengths.size)}
+        if lengths.size > 1:
+            result["avg_len_se"] = float(lengths.std(ddof=1) / lengths.size**0.5)
+        return result
