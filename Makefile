@@ -82,7 +82,7 @@ metaworld-tiny: setup ## the shipped checkpoint, made again: ten tasks in one po
 		--num_cpu_threads_per_process $(THREADS) training/train.py --config training/configs/metaworld_tiny.yaml \
 		--output $(METAWORLD_RUN)/training --export $(METAWORLD_RUN)/model --seed $(SEED) --resume
 	$(PY) training/evaluate.py --checkpoint $(METAWORLD_RUN)/model --tasks $(METAWORLD_OBJECTS),$(METAWORLD_GOALS) \
-		--episodes 40 --seed 10000 --output $(METAWORLD_RUN)/eval.json --video $(METAWORLD_RUN)/rollout.mp4
+		--episodes 20 --seed 10000 --output $(METAWORLD_RUN)/eval.json --video $(METAWORLD_RUN)/rollout.mp4
 	$(PY) training/visualize.py --checkpoint $(METAWORLD_RUN)/model --dataset hub_cards/sample_data/metaworld \
 		--output $(METAWORLD_RUN)/foresight.png
 	$(PY) hub_cards/build.py $(METAWORLD_RUN)

@@ -11,8 +11,7 @@ from huggingface_hub import constants
 from tests.hub_server import running_hub
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-SHIPPED = [EXAMPLES.parent / "hub_cards" / name for name in ("models", "sample_data")]
-needs_shipped = pytest.mark.skipif(not all(p.is_dir() for p in SHIPPED), reason="nothing is shipped yet")
+SAMPLE = EXAMPLES.parent / "hub_cards" / "sample_data" / "metaworld"
 
 
 @pytest.fixture
@@ -34,7 +33,6 @@ def test_every_example_is_run_here():
     assert not missing
 
 
-@needs_shipped
 def test_loading_and_predicting_prints_actions_and_draws_the_rest(run_example):
     printed = run_example("load_and_predict")
     actions = re.findall(r"^action \d: predicted +(.+?)   recorded (.+)$", printed, re.MULTILINE)
@@ -43,13 +41,11 @@ def test_loading_and_predicting_prints_actions_and_draws_the_rest(run_example):
     assert Path("outputs/foresight.png").read_bytes().startswith(b"\x89PNG")
 
 
-@needs_shipped
 def test_the_control_loop_acts_in_simulation(run_example, simulator):
     printed = run_example("streaming_control", "--steps", "4")
     assert re.search(r"drawer-open-v3, seed 10000: no success after 4 actions, [\d.]+ ms each", printed)
 
 
-@needs_shipped
 def test_annotating_gives_the_sample_tracks(run_example):
     printed = run_example("annotate_dataset", "--limit", "1")
     frames, points, moving = map(
@@ -58,7 +54,6 @@ def test_annotating_gives_the_sample_tracks(run_example):
     assert frames > 5 and points > moving > 0
 
 
-@needs_shipped
 @pytest.mark.slow
 def test_adapting_the_policy_makes_its_errors_on_the_sample_comparable(run_example):
     printed = run_example("finetune_lora", "--steps", "4")
@@ -72,7 +67,6 @@ def test_converting_shows_the_policy_and_what_is_fresh(run_example):
     assert "fresh in 3D Foresight: depth_decoder, flow_decoder" in printed
 
 
-@needs_shipped
 @pytest.mark.slow
 def test_success_is_measured_in_closed_loop_and_errors_on_recorded_episodes(run_example, simulator):
     printed = run_example("evaluate_policy", "--tasks", "drawer-open-v3", "--episodes", "2")
@@ -82,15 +76,13 @@ def test_success_is_measured_in_closed_loop_and_errors_on_recorded_episodes(run_
 
 
 def test_publishing_lists_the_files_and_sends_nothing_unless_told(run_example):
-    printed = run_example(
-        "publish_model", "--folder", str(SHIPPED[1] / "metaworld"), "--repo-id", "you/sample"
-    )
+    printed = run_example("publish_model", "--folder", str(SAMPLE), "--repo-id", "you/sample")
     assert "meta/info.json" in printed and "published" not in printed
 
 
 def test_what_is_published_is_downloaded_and_compared(run_example, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    sample = ["--folder", str(SHIPPED[1] / "metaworld"), "--repo-id", "org/sample"]
+    sample = ["--folder", str(SAMPLE), "--repo-id", "org/sample"]
     with running_hub(monkeypatch):
         assert "downloaded and compared" in run_example("publish_model", *sample, "--send")
 

@@ -332,24 +332,24 @@ def _check_robot(config) -> None:
             raise ValueError(f"the checkpoint has {name} {getattr(config, name)}, MetaWorld's robot {size}")
 
 
-def _find_demonstrations(args: argparse.Namespace) -> Path | None:
-    """The training data, if it is at hand: named, in the run's settings, or beside the model."""
+def _find_demonstrations(args: argparse.Namespace) -> list[Path]:
+    """The training data as far as it is at hand: named, in the run's settings, or beside the model."""
     from training.checkpoint_folder import read_run_config
 
     named = (
         [args.dataset] if args.dataset else [s.path for s in read_run_config(args.checkpoint).data.datasets]
     )
     beside = Path(args.checkpoint).resolve().parent / "dataset"
-    return next((p for p in map(Path, [*named, beside]) if (p / "meta" / "info.json").is_file()), None)
+    return [p for p in dict.fromkeys(map(Path, [*named, beside])) if (p / "meta" / "info.json").is_file()]
 
 
-def _settings(args: argparse.Namespace, config, summary: dict, demonstrations: Path | None) -> dict:
+def _settings(args: argparse.Namespace, config, summary: dict, demonstrations: list[Path]) -> dict:
     """How the loop runs; what the command leaves open follows the training data."""
     features, fps = {}, getattr(config, "fps", None)
-    if demonstrations is not None:
+    if demonstrations:
         from datasets_scripts.columns import image_key, load_features
 
-        features = load_features(demonstrations).get(image_key(config.views[0]), {})
+        features = load_features(demonstrations[0]).get(image_key(config.views[0]), {})
     stride = args.stride
     if stride is None:
         stride = round(SIMULATION_HZ / fps) if fps else 4
@@ -384,19 +384,21 @@ def _settings(args: argparse.Namespace, config, summary: dict, demonstrations: P
     }
 
 
-def _check_unseen(tasks: list[str], seeds: range, demonstrations: Path | None) -> dict:
+def _check_unseen(tasks: list[str], seeds: range, demonstrations: list[Path]) -> dict:
     """Refuses starts that were demonstrated, as far as the demonstrations tell their seeds."""
-    if demonstrations is None:
-        return {"checked_against": None}
-    known = read_provenance(demonstrations).get("episodes", {}).values()
-    shown = {(facts.get("task"), facts["seed"]) for facts in known if "seed" in facts}
-    seen = sorted({seed for task in tasks for seed in seeds if (task, seed) in shown})
-    if seen:
-        raise ValueError(
-            f"the dataset {demonstrations.name} has demonstrations from the starts {seen[:5]}: choose "
-            "another --seed"
-        )
-    return {"checked_against": f"{len(shown)} demonstrations of {demonstrations.name}" if shown else None}
+    counted = []
+    for dataset in demonstrations:
+        known = read_provenance(dataset).get("episodes", {}).values()
+        shown = {(facts.get("task"), facts["seed"]) for facts in known if "seed" in facts}
+        seen = sorted({seed for task in tasks for seed in seeds if (task, seed) in shown})
+        if seen:
+            raise ValueError(
+                f"the dataset {dataset.name} has demonstrations from the starts {seen[:5]}: choose another "
+                "--seed"
+            )
+        if shown:
+            counted.append(f"{len(shown)} demonstrations of {dataset.name}")
+    return {"checked_against": " and ".join(counted) or None}
 
 
 def _spread(durations_s: Sequence[float]) -> dict:

@@ -269,6 +269,18 @@ def test_starts_that_were_demonstrated_are_refused(run, tmp_path):
     assert done.results is None
 
 
+def test_starts_of_every_dataset_of_a_mixture_count(tmp_path):
+    for name, seed in (("goals", 10003), ("objects", 10007)):
+        (tmp_path / name / "meta").mkdir(parents=True)
+        (tmp_path / name / "meta" / "info.json").write_text('{"features": {}}')
+        write_provenance(tmp_path / name, {"episodes": {"0": {"task": TASK, "seed": seed}}})
+    both = [tmp_path / "goals", tmp_path / "objects"]
+    with pytest.raises(ValueError, match=r"objects has demonstrations from the starts \[10007\]"):
+        evaluate._check_unseen([TASK], range(10005, 10010), both)
+    checked = evaluate._check_unseen([TASK], range(10010, 10020), both)
+    assert checked == {"checked_against": "1 demonstrations of goals and 1 demonstrations of objects"}
+
+
 def test_an_interrupted_evaluation_writes_nothing(run, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
