@@ -100,8 +100,10 @@ def evaluate(args: argparse.Namespace) -> dict:
 def _measure(args: argparse.Namespace, tasks: list[str], model, processor) -> dict:
     """The evaluation proper; see [`evaluate`]."""
     from training.checkpoint_folder import read_summary, weights_digest
+    from training.metrics import load_metric
     from training.run_facts import describe_run, portable_path
 
+    metric = load_metric("success_rate")  # before the episodes: the cache of such scripts may be read-only
     demonstrations = _find_demonstrations(args)
     settings = _settings(args, model.config, read_summary(args.checkpoint), demonstrations)
     seeds = range(args.seed, args.seed + args.episodes)
@@ -120,8 +122,8 @@ def _measure(args: argparse.Namespace, tasks: list[str], model, processor) -> di
             "revision": args.revision or getattr(model.config, "_commit_hash", None),
             "weights_sha256": digest,
         },
-        "tasks": {task: _success_rate([e for e in episodes if e.task == task]) for task in tasks},
-        "mean": _success_rate(episodes),
+        "tasks": {task: _success_rate(metric, [e for e in episodes if e.task == task]) for task in tasks},
+        "mean": _success_rate(metric, episodes),
         "seeds": {"first": seeds[0], "last": seeds[-1], **checked},
         "settings": settings,
         "timing": timing,
@@ -131,10 +133,12 @@ def _measure(args: argparse.Namespace, tasks: list[str], model, processor) -> di
         ],
         **describe_run("training/evaluate.py", args.given),
     }
+    if args.dataset or args.video:
+        write_json_atomic(args.output, results)  # what fails from here on must not cost the results
     if args.dataset:
         results["open_loop"] = open_loop(args.checkpoint, model, processor, args.dataset)
     if args.video:
-        write_json_atomic(args.output, results)  # a film that fails must not cost the results
+        write_json_atomic(args.output, results)
         _film(args.video, episodes[:MAX_FILMED], len(tasks) > 1, settings["control_hz"])
     return results
 
@@ -174,11 +178,9 @@ def _roll_out(
     }
 
 
-def _success_rate(episodes: list) -> dict:
-    """Success rate with its 95 % Wilson interval."""
-    from training.metrics import load_metric
-
-    figures = load_metric("success_rate").compute(predictions=[int(e.success) for e in episodes])
+def _success_rate(metric, episodes: list) -> dict:
+    """Success rate with its 95 % Wilson interval, by the metric `success_rate`."""
+    figures = metric.compute(predictions=[int(e.success) for e in episodes])
     interval = figures.pop("interval")
     return {**figures, "ci95": [round(bound, 4) for bound in interval]}
 

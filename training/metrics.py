@@ -18,6 +18,7 @@ Masks (padding, absent views, invalid depth, unsupervised points, actions past t
 everywhere. Sums are kept in float64.
 """
 
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,8 @@ HUB_METRICS = Path(__file__).with_name("hub_metrics")
 def load_metric(name: str) -> "evaluate.EvaluationModule":
     """One of the project's `evaluate` metrics, ready for `add_batch` and `compute`; nothing is downloaded.
 
+    What is added is kept in memory; `compute` without anything is a `ValueError` that says so.
+
     Args:
         name (`str`): A folder of `training/hub_metrics`; docs/metrics.md lists them.
 
@@ -57,7 +60,17 @@ def load_metric(name: str) -> "evaluate.EvaluationModule":
     known = sorted(path.name for path in HUB_METRICS.iterdir() if (path / f"{path.name}.py").is_file())
     if name not in known:
         raise ValueError(f"there is no metric {name!r}; there are {', '.join(known)}")
-    return evaluate.load(str(HUB_METRICS / name), keep_in_memory=True)
+    metric = evaluate.load(str(HUB_METRICS / name), keep_in_memory=True)
+    compute = metric.compute
+
+    @functools.wraps(compute)
+    def checked(**inputs):
+        if not len(metric) and all(inputs.get(feature) is None for feature in metric.features):
+            raise ValueError(f"{name}: nothing was added that it could compute from")  # fails obscurely there
+        return compute(**inputs)
+
+    metric.compute = checked
+    return metric
 
 
 class _Mean:

@@ -17,6 +17,9 @@ from training.windows import ForesightWindows
 
 __all__ = ["measure_in_real_units"]
 
+# `evaluate` makes Python numbers of what it compares: some 650 bytes for a pixel of RGB-D and its truth.
+MAX_PIXELS = 2_000_000
+
 
 def measure_in_real_units(
     model: ForesightForActionPrediction,
@@ -33,7 +36,8 @@ def measure_in_real_units(
         windows (`ForesightWindows`): Held-out windows; only what they have labels for is measured.
         intrinsics (`dict`, *optional*): `fx`, `fy`, `cx`, `cy` of the flow view in pixels of its recorded
             size, for errors in space.
-        count (`int`): Windows, evenly spread; all if there are fewer.
+        count (`int`): Windows, evenly spread; all if there are fewer, and fewer if pictures are large (39 at
+            224 px).
 
     Returns:
         `dict`: `windows`, and as far as they can be told: `robot_action` (the chunk's actions), `flow_3d`,
@@ -43,6 +47,7 @@ def measure_in_real_units(
     windows = ForesightWindows(
         windows.rows.root, dataclasses.replace(windows.config, lookahead=has_future, p_moving=0.5)
     )
+    count = max(1, min(count, MAX_PIXELS // config.image_size**2))
     chosen = np.unique(np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int))
     action, flow = load_metric("robot_action"), load_metric("flow_3d")
     depth = {view: load_metric("masked_depth") for view in config.views}

@@ -281,6 +281,22 @@ def test_starts_of_every_dataset_of_a_mixture_count(tmp_path):
     assert checked == {"checked_against": "1 demonstrations of goals and 1 demonstrations of objects"}
 
 
+def test_a_metric_that_cannot_be_loaded_costs_no_episodes(run, monkeypatch):
+    def read_only(name):
+        raise PermissionError(f"the cache of {name} is read-only")
+
+    monkeypatch.setattr("training.metrics.load_metric", read_only)
+    run.opened = None
+    done = run("--episodes", "1")
+    assert done.code == 1 and "read-only" in done.err and run.opened is None
+
+
+def test_what_fails_after_the_episodes_does_not_cost_their_results(run, tmp_path):
+    done = run("--episodes", "7", "--seed", "7", "--dataset", str(tmp_path / "unknown"))
+    assert done.code == 1 and "unknown is not among the data of the run" in done.err
+    assert done.results["mean"]["successes"] == 6 and "open_loop" not in done.results
+
+
 def test_an_interrupted_evaluation_writes_nothing(run, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt

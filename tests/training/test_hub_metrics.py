@@ -153,7 +153,7 @@ def test_chains_count_successes_from_the_beginning(metric):
     assert [figures[f"{k}_in_a_row"] for k in range(1, 6)] == [0.75, 0.5, 0.25, 0.25, 0.25]
     assert figures["avg_len"] == sum(figures[f"{k}_in_a_row"] for k in range(1, 6)) == 2.0
     assert figures["avg_len_se"] == pytest.approx(np.std([5, 2, 0, 1], ddof=1) / 2)
-    with pytest.raises(ValueError, match=r"chains of \[6\] successes, but a chain has 5"):
+    with pytest.raises(ValueError, match=r"chains of \[6.0\] successes, but a chain has 5"):
         metric["task_chain"].compute(predictions=[6])
 
 
@@ -170,6 +170,43 @@ def test_nothing_to_compare_is_an_error_and_no_nan(metric, name, nothing):
     options = {"width": 4, "height": 4} if name == "flow_3d" else {}
     with pytest.raises(ValueError, match="nothing to compare"):
         metric[name].compute(predictions=nothing, references=nothing, **options)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_loop_over_no_batches_is_an_error(metric, name):
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"{name}: nothing was added"):
+            metric[name].compute()
+
+
+@pytest.mark.parametrize("name", ["flow_3d", "future_rgbd", "masked_depth", "robot_action"])
+def test_an_empty_batch_is_an_error(metric, name):
+    options = {"width": 4, "height": 4} if name == "flow_3d" else {}
+    with pytest.raises(ValueError, match="nothing to compare"):
+        metric[name].compute(predictions=[], references=[], **options)
+
+
+@pytest.mark.parametrize(
+    "name, known",
+    [
+        ("flow_3d", [[[0.5, 0.5, 1.0]]]),
+        ("future_rgbd", [[[[0.5, 0.5, 0.5]]]]),
+        ("robot_action", [[1.0, 0.0]]),
+    ],
+)
+def test_a_prediction_that_is_nan_is_an_error_and_no_figure(metric, name, known):
+    options = {"width": 4, "height": 4} if name == "flow_3d" else {}
+    broken = (np.array(known) * NAN).tolist()
+    with pytest.raises(ValueError, match="not finite where the truth is known"):
+        metric[name].compute(predictions=broken, references=known, **options)
+
+
+@pytest.mark.parametrize("outcome", [0.9, -1, NAN])
+def test_outcomes_that_cannot_be_are_refused(metric, outcome):
+    with pytest.raises(ValueError, match="outcomes are whole numbers"):
+        metric["success_rate"].compute(predictions=[1, outcome])
+    with pytest.raises(ValueError, match="0 to 5 successes"):
+        metric["task_chain"].compute(predictions=[1, outcome])
 
 
 def test_no_episode_is_an_error(metric):

@@ -75,6 +75,8 @@ class Flow3D(evaluate.Metric):
         missing = [name for name, value in intrinsics.items() if value is None]
         if 0 < len(missing) < 4:
             raise ValueError(f"of the intrinsics {', '.join(missing)} are missing: give all four, or none")
+        if not len(references):
+            raise ValueError("no point was given: nothing to compare")
         p, t = _stack(predictions), _stack(references)  # (M, L, 2 or 3)
         if p.shape != t.shape or p.ndim != 3 or p.shape[-1] not in (2, 3):
             raise ValueError(

@@ -21,8 +21,8 @@ Args:
         an unknown depth.
 
 Raises:
-    ValueError: If shapes differ, colours of the truth leave [0, 1] (bytes need a division by 255), or nothing
-        can be compared.
+    ValueError: If shapes differ, colours of the truth leave [0, 1] (bytes need a division by 255),
+        predicted ones are not finite, or nothing can be compared.
 
 Example:
     >>> metric = evaluate.load("training/hub_metrics/future_rgbd")
@@ -58,6 +58,8 @@ class FutureRGBD(evaluate.Metric):
             colours, truth = p[known][:, :3], t[known][:, :3]
             if truth.size and (truth.min() < -1e-3 or truth.max() > 1.001):
                 raise ValueError(f"frame {i}: colours of the truth leave [0, 1]; divide bytes by 255")
+            if not np.isfinite(colours).all():
+                raise ValueError(f"frame {i}: predicted colours are not finite where the truth is known")
             frames, n = frames + 1, n + truth.size
             absolute += float(np.abs(colours - truth).sum())
             squared += float(((colours - truth) ** 2).sum())
@@ -84,4 +86,4 @@ class FutureRGBD(evaluate.Metric):
 
 
 def _frame(values) -> np.ndarray:
-    return np.stack([np.stack([np.asarray(pixel, dtype=np.float64) for pixel in row]) for row in values])
+    return np.asarray(values, dtype=np.float64)

@@ -80,4 +80,4 @@ class MaskedDepth(evaluate.Metric):
 
 
 def _image(values) -> np.ndarray:
-    return np.stack([np.asarray(row, dtype=np.float64) for row in values])
+    return np.asarray(values, dtype=np.float64)

@@ -23,7 +23,8 @@ Args:
     threshold (`float`): Between those two values; 0.5 by default (0 for a gripper of -1 and 1).
 
 Raises:
-    ValueError: If shapes differ, an index does not exist, or no action is known.
+    ValueError: If shapes differ, an index does not exist, no action is known, or a prediction
+        for a known one is not finite.
 
 Example:
     >>> metric = evaluate.load("training/hub_metrics/robot_action")
@@ -46,6 +47,8 @@ class RobotAction(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, binary_indices=(), threshold=0.5):
+        if not len(references):
+            raise ValueError("no action was given: nothing to compare")
         p, t = _stack(predictions), _stack(references)  # (M, A)
         if p.shape != t.shape or p.ndim != 2:
             raise ValueError(
@@ -60,6 +63,8 @@ class RobotAction(evaluate.Metric):
         if not known.any():
             raise ValueError("no action is known: nothing to compare")
         p, t = p[known], t[known]
+        if not np.isfinite(p).all():
+            raise ValueError("predictions are not finite where the truth is known")
         result = {"actions": len(p)}
         regressed = [i for i in range(size) if i not in binary]
         if regressed:

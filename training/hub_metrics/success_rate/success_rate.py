@@ -16,11 +16,12 @@ With s successes in n episodes, p = s / n and z the normal quantile of the confi
 - `successes`: s, `episodes`: n
 
 Args:
-    predictions: outcomes, one per episode: positive if it succeeded, else 0.
+    predictions: outcomes, one per episode: True, 1 or more (tasks solved in a row) if it succeeded, else 0.
     confidence (`float`): 0.95 by default.
 
 Raises:
-    ValueError: If there is no episode, or the confidence does not lie between 0 and 1.
+    ValueError: If there is no episode, an outcome is no whole number from 0, or the confidence does not lie
+        between 0 and 1.
 
 Example:
     >>> metric = evaluate.load("training/hub_metrics/success_rate")
@@ -45,7 +46,8 @@ class SuccessRate(evaluate.Metric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features({"predictions": datasets.Value("int32")}),
+            # As integers, a rate of 0.9 would be stored as a failure.
+            features=datasets.Features({"predictions": datasets.Value("float32")}),
         )
 
     def _compute(self, predictions, confidence=0.95):
@@ -54,7 +56,9 @@ class SuccessRate(evaluate.Metric):
         n = len(predictions)
         if not n:
             raise ValueError("no episode: a success rate needs at least one")
-        successes = sum(int(outcome) > 0 for outcome in predictions)
+        if wrong := [outcome for outcome in predictions if not (outcome >= 0 and outcome % 1 == 0)]:
+            raise ValueError(f"outcomes are whole numbers, 0 for a failure, not {wrong[:3]}")
+        successes = sum(outcome > 0 for outcome in predictions)
         z = NormalDist().inv_cdf(0.5 + confidence / 2)
         rate, spread = successes / n, z * z / n
         centre = (rate + spread / 2) / (1 + spread)

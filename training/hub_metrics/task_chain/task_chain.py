@@ -44,15 +44,19 @@ class TaskChain(evaluate.Metric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features({"predictions": datasets.Value("int32")}),
+            # As integers, 2.7 would be stored as 2.
+            features=datasets.Features({"predictions": datasets.Value("float32")}),
         )
 
     def _compute(self, predictions, chain_length=5):
-        lengths = np.asarray(predictions, dtype=np.int64)
+        lengths = np.asarray(predictions, dtype=np.float64)
         if not lengths.size:
             raise ValueError("no chain: give the number of successes of at least one")
-        if wrong := sorted({int(n) for n in lengths if not 0 <= n <= chain_length}):
-            raise ValueError(f"chains of {wrong} successes, but a chain has {chain_length} instructions")
+        if len(wrong := np.unique(lengths[~np.isin(lengths, range(chain_length + 1))])):
+            raise ValueError(
+                f"chains of {wrong[:3].tolist()} successes, but a chain has {chain_length} instructions, so "
+                f"0 to {chain_length} successes"
+            )
         result = {f"{k}_in_a_row": float((lengths >= k).mean()) for k in range(1, chain_length + 1)}
         result |= {"avg_len": float(lengths.mean()), "chains": int(lengths.size)}
         if lengths.size > 1:
