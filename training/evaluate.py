@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = evaluate(args)
         write_json_atomic(args.output, results)
     except KeyboardInterrupt:
-        print("interrupted: no results written", file=sys.stderr)
+        print("interrupted: the results are not written, or not complete", file=sys.stderr)
         return 130
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from training.metrics import format_open_loop
 
         print(format_open_loop(results["open_loop"]["metrics"]))
+        print("in real units, newest frames of windows:")
+        print(format_open_loop(results["open_loop"]["real_units"]))
     return 0
 
 
@@ -108,6 +110,7 @@ def _measure(args: argparse.Namespace, tasks: list[str], model, processor) -> di
     settings = _settings(args, model.config, read_summary(args.checkpoint), demonstrations)
     seeds = range(args.seed, args.seed + args.episodes)
     checked = _check_unseen(tasks, seeds, demonstrations)
+    recorded = held_out_data(args.checkpoint, model.config, args.dataset) if args.dataset else None
     trials = list(itertools.product(tasks, seeds))
     film = MAX_FILMED if args.video else 0
     episodes, timing = _roll_out(model, processor, trials, settings, args.num_envs, film)
@@ -135,8 +138,8 @@ def _measure(args: argparse.Namespace, tasks: list[str], model, processor) -> di
     }
     if args.dataset or args.video:
         write_json_atomic(args.output, results)  # what fails from here on must not cost the results
-    if args.dataset:
-        results["open_loop"] = open_loop(args.checkpoint, model, processor, args.dataset)
+    if recorded is not None:
+        results["open_loop"] = open_loop(model, processor, recorded)
     if args.video:
         write_json_atomic(args.output, results)
         _film(args.video, episodes[:MAX_FILMED], len(tasks) > 1, settings["control_hz"])
@@ -185,26 +188,22 @@ def _success_rate(metric, episodes: list) -> dict:
     return {**figures, "ci95": [round(bound, 4) for bound in interval]}
 
 
-def open_loop(checkpoint: str, model, processor, dataset: str, batch_size: int = 32) -> dict:
-    """Errors on a dataset's held-out episodes, split from the others as the training run did.
+def held_out_data(checkpoint: str, config, dataset: str):
+    """A dataset, split as the run split it that made the checkpoint.
 
     Args:
         checkpoint (`str`): Where the model comes from; the run's settings are looked up beside it.
-        model, processor: The policy.
+        config (`ForesightConfig`): The model's.
         dataset (`str`): Folder or Hub id.
-        batch_size (`int`): Windows per forward pass.
 
     Returns:
-        `dict`: `dataset` (name), `episodes` (held out), `metrics` of `evaluate_open_loop` and `real_units` of
-        `measure_in_real_units`.
+        `RunData`: Of this one dataset; `val` are the windows of the episodes that the run held out.
 
     Raises:
         ValueError: If it is unknown which episodes the run held out, or it held out none.
     """
     from training.checkpoint_folder import read_run_config
-    from training.data import RunData, evaluation_loader
-    from training.metrics import evaluate_open_loop, fit_baselines
-    from training.real_units import measure_in_real_units
+    from training.data import RunData
 
     run = read_run_config(checkpoint)
     known = [source for source in run.data.datasets if Path(source.path).name == Path(dataset).name]
@@ -216,21 +215,38 @@ def open_loop(checkpoint: str, model, processor, dataset: str, batch_size: int =
     source = known[0]
     source.path = dataset
     run.data.datasets = [source]
-    data = RunData(run, model.config)
+    data = RunData(run, config)
     if data.val is None:
         raise ValueError(f"the run that made {checkpoint} held no episodes back (data.val_fraction is 0)")
+    return data
+
+
+def open_loop(model, processor, data, batch_size: int = 32) -> dict:
+    """Errors on the held-out episodes of a dataset.
+
+    Args:
+        model, processor: The policy.
+        data (`RunData`): From [`held_out_data`].
+        batch_size (`int`): Windows per forward pass.
+
+    Returns:
+        `dict`: `dataset` (name), `episodes` (held out), `metrics` of `evaluate_open_loop` and `real_units` of
+        `measure_in_real_units`.
+    """
+    from training.data import evaluation_loader
+    from training.metrics import evaluate_open_loop, fit_baselines
+    from training.real_units import measure_in_real_units
+
     train = tqdm(evaluation_loader(data.train_plain, batch_size), desc="trivial predictors", unit="batch")
     baselines = fit_baselines(train, processor, model.config, model.device)
-    camera = data.describe()[0]["labels"].get(model.config.views[0], {})
-    intrinsics = (
-        {name: camera["intrinsics"][name] for name in ("fx", "fy", "cx", "cy")}
-        if "intrinsics" in camera
-        else None
-    )
+    facts = data.describe()[0]
+    intrinsics = facts["labels"].get(model.config.views[0], {}).get("intrinsics")
+    if intrinsics is not None:
+        intrinsics = {name: intrinsics[name] for name in ("fx", "fy", "cx", "cy")}
     held_out = tqdm(evaluation_loader(data.val, batch_size), desc="held-out episodes", unit="batch")
     return {
-        "dataset": Path(dataset).name if Path(dataset).is_dir() else dataset,
-        "episodes": data.describe()[0]["validation_episodes"],
+        "dataset": facts["name"],
+        "episodes": facts["validation_episodes"],
         "metrics": evaluate_open_loop(model, processor, held_out, baselines),
         "real_units": measure_in_real_units(model, processor, data.val.datasets[0], intrinsics),
     }

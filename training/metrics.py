@@ -212,15 +212,20 @@ def flatten_metrics(metrics: Mapping, prefix: str = "") -> dict[str, float]:
 
 
 def format_open_loop(metrics: Mapping) -> str:
-    """A few lines for people: each error of the model, and in brackets those of the trivial predictors."""
-    lines = ["losses: " + ", ".join(f"{name} {loss:.4g}" for name, loss in metrics["losses"].items())]
+    """A few lines for people: each error of the model, and in brackets those of the trivial predictors.
+
+    Args:
+        metrics (`Mapping`): What `evaluate_open_loop` or `measure_in_real_units` gives.
+    """
+    losses = ", ".join(f"{name} {loss:.4g}" for name, loss in metrics.get("losses", {}).items())
+    lines = [f"losses: {losses}"] if losses else []
     for section, groups in metrics.items():
         if section in ("losses", "windows"):
             continue
         for group, predictors in groups.items():
             parts = []
             for metric, value in predictors["model"].items():
-                if not isinstance(value, list):
+                if isinstance(value, float):  # neither a list nor a count
                     others = [f"{who} {m[metric]:.4g}" for who, m in predictors.items() if who != "model"
                               and metric in m]  # fmt: skip
                     parts.append(f"{metric} {value:.4g}" + (f" ({', '.join(others)})" if others else ""))

@@ -1,17 +1,23 @@
 """What a model predicts for held-out windows, undone to metres, pixels and commands, in the hub's metrics.
 
 The model predicts pictures and depth normalised per patch; undone, a patch has the level and contrast of the
-current frame (see foresee.py). So `depth` here says how well the structure inside the patches is known, and
-not how well a depth camera could be replaced.
+current frame (see foresee.py). So depth here says how well the structure inside the patches is known, and
+not how well a depth camera could be replaced. Each prediction therefore stands beside one that needs no
+model: `patch_mean`, the recorded mean depth of each patch; `current`, the current frame repeated; `stay_put`,
+points that stay where they are.
 """
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
-from training.foresee import Moment, predict_windows
+from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
+from modeling_foresight.losses import depth_statistics, unpatchify
+from training.foresee import Moment, Prediction, predict_windows
 from training.metrics import load_metric
 from training.windows import ForesightWindows
 
@@ -20,6 +26,9 @@ __all__ = ["measure_in_real_units"]
 # `evaluate` makes Python numbers of what it compares: some 650 bytes for a pixel of RGB-D and its truth.
 MAX_PIXELS = 2_000_000
 
+# Metric, group and predictor, and several examples for it: predictions and references.
+Examples = tuple[tuple[str, str, str], np.ndarray, np.ndarray]
+
 
 def measure_in_real_units(
     model: ForesightForActionPrediction,
@@ -27,7 +36,7 @@ def measure_in_real_units(
     windows: ForesightWindows,
     intrinsics: dict[str, float] | None = None,
     count: int = 256,
-) -> dict[str, dict]:
+) -> dict[str, Any]:
     """Figures of the hub's metrics (docs/metrics.md) over the newest frames of windows.
 
     Args:
@@ -40,8 +49,9 @@ def measure_in_real_units(
             224 px).
 
     Returns:
-        `dict`: `windows`, and as far as they can be told: `robot_action` (the chunk's actions), `flow_3d`,
-        `masked_depth` and `future_rgbd`, both by view.
+        `dict`: `windows`, how many, and `{metric: {group: {predictor: figures}}}` as far as they can be told:
+        `robot_action` (group `chunk`, all its actions), `flow_3d`, `masked_depth` and `future_rgbd` (groups
+        are views).
     """
     config, has_future = model.config, model.config.has("future")
     windows = ForesightWindows(
@@ -49,43 +59,77 @@ def measure_in_real_units(
     )
     count = max(1, min(count, MAX_PIXELS // config.image_size**2))
     chosen = np.unique(np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int))
-    action, flow = load_metric("robot_action"), load_metric("flow_3d")
-    depth = {view: load_metric("masked_depth") for view in config.views}
-    future = {view: load_metric("future_rgbd") for view in config.views}
-    predictions = predict_windows(model, processor, windows, chosen.tolist())
-    for one in tqdm(predictions, total=len(chosen), desc="in real units", unit="window"):
-        if one.actions and one.actions[0] is not None:
-            action.add_batch(references=one.actions[0], predictions=one.actions[1])
-        for view, moment in one.views.items():
-            _add_pictures(depth[view], future[view], moment)
-            if moment.flow and moment.flow[0] is not None:
-                truth, predicted = moment.flow
-                known = np.where(truth.shown[..., None], truth.points, np.nan)
-                flow.add_batch(references=known.swapaxes(0, 1), predictions=predicted.points.swapaxes(0, 1))
     height, width = windows.view_sizes[config.views[0]]
-    result = {
-        "robot_action": _compute(action, binary_indices=list(config.binary_action_indices)),
-        "flow_3d": _compute(flow, width=width, height=height, **(intrinsics or {})),
-        "masked_depth": {view: _compute(metric) for view, metric in depth.items()},
-        "future_rgbd": {view: _compute(metric) for view, metric in future.items()},
+    options = {
+        "flow_3d": {"width": width, "height": height, **(intrinsics or {})},
+        "robot_action": _grippers(processor, config),
     }
-    for name in ("masked_depth", "future_rgbd"):
-        result[name] = {view: figures for view, figures in result[name].items() if figures}
-    return {"windows": len(chosen), **{name: figures for name, figures in result.items() if figures}}
+    metrics: dict[tuple[str, str, str], Any] = {}
+    predictions = predict_windows(model, processor, windows, chosen.tolist())
+    for prediction in tqdm(predictions, total=len(chosen), desc="in real units", unit="window"):
+        for place, predicted, truth in _examples(prediction, config.patch_size):
+            if np.isfinite(truth).any():  # a metric without anything to compare is an error
+                if place not in metrics:
+                    metrics[place] = load_metric(place[0])
+                metrics[place].add_batch(predictions=predicted, references=truth)
+    result: dict[str, Any] = {"windows": len(chosen)}
+    for (name, group, predictor), metric in metrics.items():
+        figures = metric.compute(**options.get(name, {}))
+        result.setdefault(name, {}).setdefault(group, {})[predictor] = figures
+    return result
 
 
-def _add_pictures(depth, future, moment: Moment) -> None:
-    if moment.depth and all(part is not None for part in moment.depth):
-        depth.add(references=moment.depth[0], predictions=moment.depth[1])
-    if moment.future_rgb and moment.future_rgb[0] is not None:
-        pictures = []
-        for rgb, metres in zip(moment.future_rgb, moment.future_depth or (None, None), strict=True):
-            # A depth that is not there is unknown, never a reason to leave the colours out.
-            layer = np.full(rgb.shape[:2], np.nan) if metres is None else metres
-            pictures.append(np.dstack([rgb, layer]))
-        future.add(references=pictures[0], predictions=pictures[1])
+def _examples(prediction: Prediction, patch: int) -> Iterator[Examples]:
+    if prediction.actions is not None and prediction.actions[0] is not None:
+        recorded, predicted = prediction.actions  # (K, A)
+        yield ("robot_action", "chunk", "model"), predicted, recorded
+    for view, moment in prediction.views.items():
+        yield from _flow(view, moment)
+        yield from _depth(view, moment, patch)
+        yield from _future(view, moment)
 
 
-def _compute(metric, **options) -> dict | None:
-    """Figures of a metric; `None` if there was nothing to compare."""
-    return metric.compute(**options) if len(metric) else None
+def _flow(view: str, moment: Moment) -> Iterator[Examples]:
+    if moment.flow is None or moment.flow[0] is None:
+        return
+    truth, predicted = moment.flow
+    shown = truth.shown & truth.shown[:1]  # (L, P); where a point starts must be known to let it stay there
+    known = np.where(shown[..., None], truth.points, np.nan).swapaxes(0, 1)  # (P, L, 3)
+    yield ("flow_3d", view, "model"), predicted.points.swapaxes(0, 1), known
+    yield ("flow_3d", view, "stay_put"), np.broadcast_to(known[:, :1], known.shape), known
+
+
+def _depth(view: str, moment: Moment, patch: int) -> Iterator[Examples]:
+    if moment.depth is None or moment.depth[0] is None:
+        return
+    truth, predicted = moment.depth  # (H, W), NaN where unknown
+    yield ("masked_depth", view, "model"), predicted[None], truth[None]
+    _, valid, mean, _ = depth_statistics(torch.from_numpy(truth), patch)
+    flat = unpatchify(mean.expand(valid.shape), patch, 1).numpy()  # (1, H, W)
+    yield ("masked_depth", view, "patch_mean"), flat, truth[None]
+
+
+def _future(view: str, moment: Moment) -> Iterator[Examples]:
+    if moment.future_rgb is None or moment.future_rgb[0] is None:
+        return
+    colours, metres = moment.future_rgb, moment.future_depth or (None, None)
+    depth_now = moment.depth[0] if moment.depth is not None else None
+    if metres[0] is not None and depth_now is not None:
+        # Both predictors on the same pixels: what is unknown now can be neither undone nor repeated.
+        known = np.isfinite(metres[1]) & np.isfinite(depth_now)
+        metres = np.where(known, metres[0], np.nan), metres[1]
+    truth, predicted = (_picture(*pair) for pair in zip(colours, metres, strict=True))
+    yield ("future_rgbd", view, "model"), predicted[None], truth[None]
+    yield ("future_rgbd", view, "current"), _picture(moment.camera, depth_now)[None], truth[None]
+
+
+def _picture(rgb: np.ndarray, metres: np.ndarray | None) -> np.ndarray:
+    """`(H, W, 4)`; a depth that is not there is unknown, never a reason to leave the colours out."""
+    return np.dstack([rgb, np.full(rgb.shape[:2], np.nan) if metres is None else metres])
+
+
+def _grippers(processor: ForesightProcessor, config: ForesightConfig) -> dict[str, list]:
+    """The binary entries of an action, and what lies half way between the two values of each."""
+    binary = list(config.binary_action_indices)
+    ends = [processor.denormalise_actions(torch.full((config.action_dim,), side)) for side in (0.0, 1.0)]
+    return {"binary_indices": binary, "threshold": [float(sum(end[i] for end in ends)) / 2 for i in binary]}

@@ -14,6 +14,7 @@ import torch
 
 from datasets_scripts.columns import write_provenance
 from modeling_foresight import ForesightForActionPrediction, ForesightStream
+from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training import evaluate
 from training.checkpoint_folder import load_checkpoint
@@ -291,9 +292,50 @@ def test_a_metric_that_cannot_be_loaded_costs_no_episodes(run, monkeypatch):
     assert done.code == 1 and "read-only" in done.err and run.opened is None
 
 
-def test_what_fails_after_the_episodes_does_not_cost_their_results(run, tmp_path):
-    done = run("--episodes", "7", "--seed", "7", "--dataset", str(tmp_path / "unknown"))
-    assert done.code == 1 and "unknown is not among the data of the run" in done.err
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("recorded") / "demos"
+    sizes = {"size": (SIDE, SIDE), "state_dim": 4, "action_dim": 4}
+    return make_dataset(root, episodes=2, frames=8, use_videos=False, **sizes).root
+
+
+def trained_on(checkpoint, folder, dataset):
+    """A copy of the checkpoint in a run that trained on one half of a dataset."""
+    shutil.copytree(checkpoint, folder / "model")
+    data = {"datasets": [{"path": str(dataset)}], "val_fraction": 0.5, "frame_cache": "off"}
+    (folder / "config.yaml").write_text(json.dumps({"data": data}))
+    return folder / "model"
+
+
+def test_held_out_episodes_are_measured_in_the_losses_and_in_real_units(run, checkpoint, demos, tmp_path):
+    model = trained_on(checkpoint, tmp_path / "run", demos)
+    done = run("--episodes", "1", "--dataset", str(demos), checkpoint=model)
+    assert done.code == 0, done.err
+    recorded = done.results["open_loop"]
+    assert (recorded["dataset"], len(recorded["episodes"])) == ("demos", 1)
+    assert {"losses", "flow", "actions"} <= recorded["metrics"].keys()
+    errors = recorded["real_units"]["flow_3d"]["main"]
+    assert errors["model"]["epe_px"] > 0 and f"epe_px {errors['model']['epe_px']:.4g} (stay_put" in done.out
+    json.loads(run.output.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_a_dataset_that_the_run_did_not_split_is_refused_before_anything_is_simulated(
+    run, checkpoint, tmp_path
+):
+    model, run.opened = trained_on(checkpoint, tmp_path / "run", tmp_path / "demos"), None
+    done = run("--episodes", "1", "--dataset", str(tmp_path / "others"), checkpoint=model)
+    assert done.code == 1 and "others is not among the data of the run" in done.err
+    assert done.results is None and run.opened is None
+
+
+def test_what_fails_after_the_episodes_does_not_cost_them(run, checkpoint, demos, tmp_path, monkeypatch):
+    def out_of_memory(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    model = trained_on(checkpoint, tmp_path / "run", demos)
+    monkeypatch.setattr("training.metrics.fit_baselines", out_of_memory)
+    done = run("--episodes", "7", "--seed", "7", "--dataset", str(demos), checkpoint=model)
+    assert done.code == 1 and "out of memory" in done.err
     assert done.results["mean"]["successes"] == 6 and "open_loop" not in done.results
 
 

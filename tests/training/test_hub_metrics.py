@@ -5,16 +5,8 @@ import math
 import evaluate
 import numpy as np
 import pytest
-import torch
 
-from modeling_foresight import ForesightForActionPrediction
-from tests.synthetic import make_dataset
-from tests.tiny import tiny_config, tiny_processor
-from training.config import RunConfig
-from training.data import window_config
 from training.metrics import HUB_METRICS, load_metric
-from training.real_units import measure_in_real_units
-from training.windows import ForesightWindows
 
 NAN = float("nan")
 ALL = ("flow_3d", "future_rgbd", "masked_depth", "robot_action", "success_rate", "task_chain")
@@ -130,6 +122,16 @@ def test_actions_per_dimension_grippers_apart_and_padding_left_out(metric):
         metric["robot_action"].compute(predictions=[[0.0] * 3], references=[[0.0] * 3], binary_indices=[3])
 
 
+def test_each_gripper_has_its_own_two_values(metric):
+    figures = metric["robot_action"].compute(
+        predictions=[[0.04, -1.0], [0.0, 1.0]],
+        references=[[0.0, -1.0], [0.04, 1.0]],
+        binary_indices=[0, 1],
+        threshold=[0.02, 0.0],
+    )
+    assert figures["binary_accuracy"] == [0.0, 1.0]
+
+
 def test_success_has_wilsons_interval(metric):
     # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29
     for successes, trials, interval in (
@@ -231,28 +233,3 @@ def test_metrics_combine():
         predictions=[5, 2, 0, 1]
     )  # the first instruction, with its interval, and the chain
     assert (figures["success_rate"], figures["avg_len"]) == (0.75, 2.0)
-
-
-def test_what_a_model_predicts_is_measured_in_real_units(tmp_path):
-    robot = {"action_dim": 4, "binary_action_indices": (3,), "state_dim": 3, "binary_state_indices": ()}
-    config = tiny_config(**robot)
-    dataset = make_dataset(
-        tmp_path / "data", episodes=1, frames=9, size=(40, 40), use_videos=False, state_dim=3, action_dim=4
-    )
-    torch.manual_seed(0)
-    model, processor = ForesightForActionPrediction(config).eval(), tiny_processor(config)
-    windows = ForesightWindows(dataset.root, window_config(config, RunConfig()).for_evaluation([0]))
-    intrinsics = {"fx": 30.0, "fy": 30.0, "cx": 20.0, "cy": 20.0}
-
-    figures = measure_in_real_units(model, processor, windows, intrinsics)
-
-    newest = [int(windows[i]["index"]) for i in range(len(windows))]
-    assert figures["windows"] == len(newest)
-    assert figures["robot_action"]["actions"] == sum(min(config.chunk_size, 9 - i) for i in newest)
-    assert len(figures["robot_action"]["l1"]) == 3 and len(figures["robot_action"]["binary_accuracy"]) == 1
-    assert figures["flow_3d"]["epe_cm"] > 0 and figures["flow_3d"]["epe_px"] > 0
-    assert figures["masked_depth"].keys() == figures["future_rgbd"].keys() == {"main", "wrist"}
-    assert 0 < figures["masked_depth"]["wrist"]["delta_1"] <= 1
-    # The episode's last frames have no future.
-    assert figures["future_rgbd"]["main"]["frames"] == sum(i + config.future_shift < 9 for i in newest)
-    assert figures["future_rgbd"]["main"]["depth_rmse_m"] > 0

@@ -20,7 +20,8 @@ Args:
     predictions: actions `(A,)`, float; the steps of a chunk are actions of their own.
     references: true actions `(A,)`. An action with a NaN in it is padding and not compared.
     binary_indices (`list[int]`): Dimensions that are one of two values; none by default.
-    threshold (`float`): Between those two values; 0.5 by default (0 for a gripper of -1 and 1).
+    threshold (`float` or `list[float]`): Between those two values, of all or of each; 0.5 by default (0 for a
+        gripper of -1 and 1).
 
 Raises:
     ValueError: If shapes differ, an index does not exist, no action is known, or a prediction
@@ -71,7 +72,7 @@ class RobotAction(evaluate.Metric):
             l1 = np.abs(p - t)[:, regressed].mean(0)
             result |= {"l1": l1.tolist(), "l1_mean": float(l1.mean())}
         if binary:
-            agree = ((p > threshold) == (t > threshold))[:, binary].mean(0)
+            agree = ((p[:, binary] > threshold) == (t[:, binary] > threshold)).mean(0)
             result |= {"binary_accuracy": agree.tolist(), "binary_accuracy_mean": float(agree.mean())}
         return result
 
