@@ -44,13 +44,16 @@ __all__ = [
 HUB_METRICS = Path(__file__).with_name("hub_metrics")
 
 
-def load_metric(name: str) -> "evaluate.EvaluationModule":
+def load_metric(name: str, config_name: str | None = None, **options) -> "evaluate.EvaluationModule":
     """One of the project's `evaluate` metrics, ready for `add_batch` and `compute`; nothing is downloaded.
 
-    What is added is kept in memory; `compute` without anything is a `ValueError` that says so.
+    What is added is kept in memory, unless several processes share it (`num_process`); `compute` without
+    anything is a `ValueError` that says so.
 
     Args:
         name (`str`): A folder of `training/hub_metrics`; docs/metrics.md lists them.
+        config_name (`str`, *optional*): Prefix of its inputs, so that it can be combined with others.
+        options: Of the metric, or of `evaluate.load`.
 
     Raises:
         ValueError: If there is none of that name; lists those there are.
@@ -60,7 +63,8 @@ def load_metric(name: str) -> "evaluate.EvaluationModule":
     known = sorted(path.name for path in HUB_METRICS.iterdir() if (path / f"{path.name}.py").is_file())
     if name not in known:
         raise ValueError(f"there is no metric {name!r}; there are {', '.join(known)}")
-    metric = evaluate.load(str(HUB_METRICS / name), keep_in_memory=True)
+    options.setdefault("keep_in_memory", options.get("num_process", 1) == 1)
+    metric = evaluate.load(str(HUB_METRICS / name), config_name, **options)
     compute = metric.compute
 
     @functools.wraps(compute)

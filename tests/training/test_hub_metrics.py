@@ -1,6 +1,10 @@
 """The `evaluate` metrics against figures worked out by hand."""
 
+import doctest
 import math
+import re
+import socket
+import threading
 
 import evaluate
 import numpy as np
@@ -22,6 +26,27 @@ def test_every_metric_loads_from_its_folder_and_says_what_it_is(metric):
     for one in metric.values():
         for told in ("Args:", "Raises:", "Example:"):
             assert told in one.inputs_description
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_example_of_a_metric_is_true_and_needs_no_network(name, monkeypatch):
+    def connect(*_):
+        raise AssertionError("a metric asks for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.chdir(HUB_METRICS.parents[1])
+    told = evaluate.load(f"training/hub_metrics/{name}").inputs_description
+    example = doctest.DocTestParser().get_doctest(told, {}, name, None, None)
+    assert doctest.DocTestRunner(verbose=False).run(example) == (0, len(example.examples))
+
+
+def test_the_code_of_the_page_runs(monkeypatch, capsys):
+    root = HUB_METRICS.parents[1]
+    monkeypatch.chdir(root)
+    blocks = re.findall(r"```python\n(.*?)```", (root / "docs" / "metrics.md").read_text(), re.DOTALL)
+    exec(compile("\n".join(blocks), "docs/metrics.md", "exec"), {})
+    rate, chains, action = capsys.readouterr().out.splitlines()
+    assert "'success_rate': 0.95" in rate and chains == "2.0" and float(action) == pytest.approx(0.05)
 
 
 def test_another_name_is_refused_with_those_there_are():
@@ -101,7 +126,8 @@ def test_future_frames_with_and_without_depth(metric):
     assert (figures["depth_abs_rel"], figures["depth_rmse_m"]) == (0.5, 1.0)
     same = [[[[0.1, 0.2, 0.3]]]]
     figures = metric["future_rgbd"].compute(predictions=same, references=same)
-    assert figures["psnr_db"] == math.inf and "depth_abs_rel" not in figures
+    # No infinity: it would be no JSON.
+    assert figures["rgb_mse"] == 0 and not {"psnr_db", "depth_abs_rel"} & figures.keys()
 
 
 def test_bytes_are_no_colours_from_0_to_1(metric):
@@ -225,6 +251,58 @@ def test_batches_give_what_all_at_once_gives(metric):
     for part in (slice(0, 3), slice(3, 7)):
         metric["masked_depth"].add_batch(predictions=predicted[part], references=truth[part])
     assert metric["masked_depth"].compute() == pytest.approx(whole)
+
+
+def test_several_processes_share_one_result(tmp_path):
+    # Processes meet by locks on files, which two instances in one process respect just as well.
+    draw = np.random.default_rng(0)
+    truth, predicted = draw.uniform(1, 2, (2, 6, 4, 5)).astype(np.float32)
+    results = {}
+
+    def process(rank):
+        shared = {"num_process": 2, "process_id": rank, "experiment_id": "both", "cache_dir": str(tmp_path)}
+        part = load_metric("masked_depth", **shared)
+        part.add_batch(predictions=predicted[rank::2], references=truth[rank::2])
+        results[rank] = part.compute()
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    whole = load_metric("masked_depth").compute(predictions=predicted, references=truth)
+    assert results == {0: pytest.approx(whole), 1: None}
+
+
+def test_metrics_of_different_things_combine_each_with_its_own_inputs_and_options():
+    combined = evaluate.combine(
+        {
+            "depth": load_metric("masked_depth", "depth"),
+            "flow": load_metric("flow_3d", "flow", width=100, height=50),
+            "action": load_metric("robot_action", "action", binary_indices=[1], threshold=0.0),
+            "chain": load_metric("task_chain", "chain", chain_length=2),
+        },
+        force_prefix=True,
+    )
+    for near in (0.5, 1.0):
+        combined.add_batch(
+            depth_predictions=[[[near]]],
+            depth_references=[[[1.0]]],
+            flow_predictions=[[[near, 0.5, 1.0]]],
+            flow_references=[[[1.0, 0.5, 1.0]]],
+            action_predictions=[[0.0, near]],
+            action_references=[[near, -1.0]],
+            chain_predictions=[int(near)],
+        )
+    figures = combined.compute()
+    assert (figures["depth_abs_rel"], figures["flow_epe_px"], figures["action_l1"]) == (0.25, 25, [0.75])
+    assert (figures["action_binary_accuracy"], figures["chain_avg_len"]) == ([0.0], 0.5)
+    assert "chain_3_in_a_row" not in figures
+
+
+def test_an_option_that_does_not_exist_is_refused(metric):
+    with pytest.raises(TypeError, match="chain_size"):
+        metric["task_chain"].compute(predictions=[1], chain_size=4)
 
 
 def test_metrics_combine():

@@ -31,11 +31,16 @@ Args:
 Raises:
     ValueError: If shapes differ, some but not all intrinsics are given, or nothing is known.
 
+`evaluate.load(PATH, "main")` calls the inputs `main_predictions` and `main_references`; options go to
+`evaluate.load` as well as to `compute`. So metrics of different things combine.
+
 Example:
+    >>> import evaluate
     >>> metric = evaluate.load("training/hub_metrics/flow_3d")
-    >>> metric.compute(predictions=[[[0.5, 0.5, 1.0], [0.53, 0.5, 1.0]]],
-    ...                references=[[[0.5, 0.5, 1.0], [0.50, 0.5, 1.1]]], width=100, height=100)
-    epe_px 1.5 (of 0 and 3), z_cm 5.0 (of 0 and 10), still
+    >>> figures = metric.compute(predictions=[[[0.5, 0.5, 1.0], [0.75, 0.5, 1.0]]],
+    ...                          references=[[[0.5, 0.5, 1.0], [0.50, 0.5, 1.5]]], width=64, height=48)
+    >>> figures["epe_px"], figures["z_cm"], figures["points_moving"]  # 0 and 16 px, 0 and 50 cm; it stands
+    (8.0, 25.0, 0)
 """
 _CITATION = """@inproceedings{vedula1999scene,
   title     = {Three-Dimensional Scene Flow},
@@ -43,76 +48,81 @@ _CITATION = """@inproceedings{vedula1999scene,
   booktitle = {International Conference on Computer Vision},
   year      = {1999}
 }"""
+_OPTIONS = ("width", "height", "fx", "fy", "cx", "cy", "moving_above_px")
+
+
+def end_point_errors(
+    predictions, references, width=None, height=None, fx=None, fy=None, cx=None, cy=None, moving_above_px=1.0
+) -> dict:
+    """The figures from plain arrays; see `inputs_description`."""
+    if not width or not height:
+        raise ValueError("flow_3d needs width and height, the image's size in pixels")
+    intrinsics = {"fx": fx, "fy": fy, "cx": cx, "cy": cy}
+    missing = [name for name, value in intrinsics.items() if value is None]
+    if 0 < len(missing) < 4:
+        raise ValueError(f"of the intrinsics {', '.join(missing)} are missing: give all four, or none")
+    if not len(references):
+        raise ValueError("no point was given: nothing to compare")
+    p, t = _stack(predictions), _stack(references)  # (M, L, 2 or 3)
+    if p.shape != t.shape or p.ndim != 3 or p.shape[-1] not in (2, 3):
+        raise ValueError(
+            f"predictions have shape {p.shape} and references {t.shape}; both must be (points, steps, "
+            "3), or (points, steps, 2) without z"
+        )
+    known = np.isfinite(t).all(-1)  # (M, L)
+    if not known.any():
+        raise ValueError("no step of any point is known: nothing to compare")
+    if not np.isfinite(p[known]).all():
+        raise ValueError("predictions are not finite where the truth is known")
+    size = np.array([width, height], dtype=np.float64)
+    kept, first = known.any(1), known.argmax(1)
+    start = t[np.arange(len(t)), first][:, None, :2]
+    away = np.linalg.norm((t[..., :2] - start) * size, axis=-1)
+    moving = np.where(known, away, 0).max(1) > moving_above_px
+    errors = {"epe_px": np.linalg.norm((p - t)[..., :2] * size, axis=-1)}
+    if p.shape[-1] == 3:
+        errors["z_cm"] = 100 * np.abs(p - t)[..., 2]
+        if not missing:
+            focal, centre = np.array([fx, fy]), np.array([cx, cy])
+            space = [
+                np.concatenate([(q[..., :2] * size - centre) / focal * q[..., 2:], q[..., 2:]], -1)
+                for q in (p, t)
+            ]
+            errors["epe_cm"] = 100 * np.linalg.norm(space[0] - space[1], axis=-1)
+    result = {}
+    for name, error in errors.items():
+        for group, mask in (
+            ("", known),
+            ("_moving", known & moving[:, None]),
+            ("_still", known & ~moving[:, None]),
+        ):
+            if mask.any():
+                result[name + group] = float(error[mask].mean())
+    return {**result, "points": int(kept.sum()), "points_moving": int((moving & kept).sum())}
 
 
 class Flow3D(evaluate.Metric):
     """See `inputs_description`."""
 
+    def __init__(self, *args, **kwargs):
+        self.options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
+        super().__init__(*args, **kwargs)
+
     def _info(self):
+        prefix = "" if self.config_name == "default" else f"{self.config_name}_"
         trajectory = datasets.Sequence(datasets.Sequence(datasets.Value("float32")))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features({"predictions": trajectory, "references": trajectory}),
+            features=datasets.Features(
+                {f"{prefix}predictions": trajectory, f"{prefix}references": trajectory}
+            ),
         )
 
-    def _compute(
-        self,
-        predictions,
-        references,
-        width=None,
-        height=None,
-        fx=None,
-        fy=None,
-        cx=None,
-        cy=None,
-        moving_above_px=1.0,
-    ):
-        if not width or not height:
-            raise ValueError("flow_3d needs width and height, the image's size in pixels")
-        intrinsics = {"fx": fx, "fy": fy, "cx": cx, "cy": cy}
-        missing = [name for name, value in intrinsics.items() if value is None]
-        if 0 < len(missing) < 4:
-            raise ValueError(f"of the intrinsics {', '.join(missing)} are missing: give all four, or none")
-        if not len(references):
-            raise ValueError("no point was given: nothing to compare")
-        p, t = _stack(predictions), _stack(references)  # (M, L, 2 or 3)
-        if p.shape != t.shape or p.ndim != 3 or p.shape[-1] not in (2, 3):
-            raise ValueError(
-                f"predictions have shape {p.shape} and references {t.shape}; both must be (points, steps, "
-                "3), or (points, steps, 2) without z"
-            )
-        known = np.isfinite(t).all(-1)  # (M, L)
-        if not known.any():
-            raise ValueError("no step of any point is known: nothing to compare")
-        if not np.isfinite(p[known]).all():
-            raise ValueError("predictions are not finite where the truth is known")
-        size = np.array([width, height], dtype=np.float64)
-        kept, first = known.any(1), known.argmax(1)
-        start = t[np.arange(len(t)), first][:, None, :2]
-        away = np.linalg.norm((t[..., :2] - start) * size, axis=-1)
-        moving = np.where(known, away, 0).max(1) > moving_above_px
-        errors = {"epe_px": np.linalg.norm((p - t)[..., :2] * size, axis=-1)}
-        if p.shape[-1] == 3:
-            errors["z_cm"] = 100 * np.abs(p - t)[..., 2]
-            if not missing:
-                focal, centre = np.array([fx, fy]), np.array([cx, cy])
-                space = [
-                    np.concatenate([(q[..., :2] * size - centre) / focal * q[..., 2:], q[..., 2:]], -1)
-                    for q in (p, t)
-                ]
-                errors["epe_cm"] = 100 * np.linalg.norm(space[0] - space[1], axis=-1)
-        result = {}
-        for name, error in errors.items():
-            for group, mask in (
-                ("", known),
-                ("_moving", known & moving[:, None]),
-                ("_still", known & ~moving[:, None]),
-            ):
-                if mask.any():
-                    result[name + group] = float(error[mask].mean())
-        return {**result, "points": int(kept.sum()), "points_moving": int((moving & kept).sum())}
+    def _compute(self, **given):
+        inputs = [given.pop(name) for name in self.features]
+        return end_point_errors(*inputs, **(self.options | given))
 
 
 def _stack(trajectories) -> np.ndarray:

@@ -10,7 +10,7 @@ An example is one frame. Over all known values of all frames together:
 
 - `rgb_mae`: mean |p - t| of the three channels, range [0, 1]
 - `rgb_mse`: mean (p - t)^2
-- `psnr_db`: -10 log10(`rgb_mse`); infinite for equal pictures
+- `psnr_db`: -10 log10(`rgb_mse`); absent for equal pictures, where it is infinite
 - `depth_abs_rel`: mean |p - t| / t, and `depth_rmse_m`: sqrt(mean (p - t)^2), metres; with depth only, over
   pixels where both are finite and positive
 - `frames`
@@ -24,66 +24,83 @@ Raises:
     ValueError: If shapes differ, colours of the truth leave [0, 1] (bytes need a division by 255),
         predicted ones are not finite, or nothing can be compared.
 
+`evaluate.load(PATH, "main")` calls the inputs `main_predictions` and `main_references`, so that metrics of
+different things combine.
+
 Example:
+    >>> import evaluate
     >>> metric = evaluate.load("training/hub_metrics/future_rgbd")
-    >>> metric.compute(predictions=[[[[0.5, 0.5, 0.5, 1.0]]]], references=[[[[0.5, 0.5, 0.2, 2.0]]]])
-    rgb_mae 0.1, rgb_mse 0.03, psnr_db 15.23, depth_abs_rel 0.5, depth_rmse_m 1.0
+    >>> figures = metric.compute(predictions=[[[[0.5, 0.5, 0.5, 1.0]]]],
+    ...                          references=[[[[0.5, 0.5, 0.2, 2.0]]]])
+    >>> round(figures["rgb_mae"], 4), round(figures["psnr_db"], 2), figures["depth_abs_rel"]
+    (0.1, 15.23, 0.5)
 """
+
+
+def frame_errors(predictions, references) -> dict:
+    """The figures from plain arrays; see `inputs_description`."""
+    n = n_depth = frames = 0
+    absolute = squared = relative = squared_m = 0.0
+    has_depth = False
+    for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+        p, t = _frame(prediction), _frame(reference)
+        if p.shape != t.shape or p.shape[-1] not in (3, 4):
+            raise ValueError(
+                f"frame {i}: the prediction has shape {p.shape}, its truth {t.shape}; both must be "
+                "(H, W, 3) or (H, W, 4)"
+            )
+        known = np.isfinite(t[..., :3]).all(-1)
+        colours, truth = p[known][:, :3], t[known][:, :3]
+        if truth.size and (truth.min() < -1e-3 or truth.max() > 1.001):
+            raise ValueError(f"frame {i}: colours of the truth leave [0, 1]; divide bytes by 255")
+        if not np.isfinite(colours).all():
+            raise ValueError(f"frame {i}: predicted colours are not finite where the truth is known")
+        frames, n = frames + 1, n + truth.size
+        absolute += float(np.abs(colours - truth).sum())
+        squared += float(((colours - truth) ** 2).sum())
+        if p.shape[-1] == 4:
+            has_depth = True
+            d, m = p[..., 3], t[..., 3]
+            both = np.isfinite(d) & np.isfinite(m) & (d > 0) & (m > 0)
+            d, m = d[both], m[both]
+            n_depth += d.size
+            relative += float((np.abs(d - m) / m).sum())
+            squared_m += float(((d - m) ** 2).sum())
+    if not n:
+        raise ValueError("no pixel has a known colour: nothing to compare")
+    mse = squared / n
+    result = {
+        "rgb_mae": absolute / n,
+        "rgb_mse": mse,
+        "frames": frames,
+    }
+    if mse:
+        result["psnr_db"] = float(-10 * np.log10(mse))
+    if has_depth and n_depth:
+        result |= {"depth_abs_rel": relative / n_depth, "depth_rmse_m": (squared_m / n_depth) ** 0.5}
+    return result
 
 
 class FutureRGBD(evaluate.Metric):
     """See `inputs_description`."""
 
     def _info(self):
+        prefix = "" if self.config_name == "default" else f"{self.config_name}_"
         frame = datasets.Sequence(datasets.Sequence(datasets.Sequence(datasets.Value("float32"))))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation="",
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features({"predictions": frame, "references": frame}),
+            features=datasets.Features({f"{prefix}predictions": frame, f"{prefix}references": frame}),
         )
 
-    def _compute(self, predictions, references):
-        n = n_depth = frames = 0
-        absolute = squared = relative = squared_m = 0.0
-        has_depth = False
-        for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-            p, t = _frame(prediction), _frame(reference)
-            if p.shape != t.shape or p.shape[-1] not in (3, 4):
-                raise ValueError(
-                    f"frame {i}: the prediction has shape {p.shape}, its truth {t.shape}; both must be "
-                    "(H, W, 3) or (H, W, 4)"
-                )
-            known = np.isfinite(t[..., :3]).all(-1)
-            colours, truth = p[known][:, :3], t[known][:, :3]
-            if truth.size and (truth.min() < -1e-3 or truth.max() > 1.001):
-                raise ValueError(f"frame {i}: colours of the truth leave [0, 1]; divide bytes by 255")
-            if not np.isfinite(colours).all():
-                raise ValueError(f"frame {i}: predicted colours are not finite where the truth is known")
-            frames, n = frames + 1, n + truth.size
-            absolute += float(np.abs(colours - truth).sum())
-            squared += float(((colours - truth) ** 2).sum())
-            if p.shape[-1] == 4:
-                has_depth = True
-                d, m = p[..., 3], t[..., 3]
-                both = np.isfinite(d) & np.isfinite(m) & (d > 0) & (m > 0)
-                d, m = d[both], m[both]
-                n_depth += d.size
-                relative += float((np.abs(d - m) / m).sum())
-                squared_m += float(((d - m) ** 2).sum())
-        if not n:
-            raise ValueError("no pixel has a known colour: nothing to compare")
-        mse = squared / n
-        result = {
-            "rgb_mae": absolute / n,
-            "rgb_mse": mse,
-            "psnr_db": float("inf") if mse == 0 else float(-10 * np.log10(mse)),
-            "frames": frames,
-        }
-        if has_depth and n_depth:
-            result |= {"depth_abs_rel": relative / n_depth, "depth_rmse_m": (squared_m / n_depth) ** 0.5}
-        return result
+    def _compute(self, **given):
+        inputs = [given.pop(name) for name in self.features]
+        return frame_errors(*inputs, **given)
 
 
 def _frame(values) -> np.ndarray:
-    return np.asarray(values, dtype=np.float64)
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except ValueError:
+        raise ValueError("rows or pixels of one frame differ in length") from None

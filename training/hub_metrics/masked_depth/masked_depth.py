@@ -21,10 +21,16 @@ Args:
 Raises:
     ValueError: If a map and its truth differ in shape, or no pixel can be compared.
 
+`evaluate.load(PATH, "main")` calls the inputs `main_predictions` and `main_references`, so that metrics of
+different things combine.
+
 Example:
+    >>> import evaluate
     >>> metric = evaluate.load("training/hub_metrics/masked_depth")
-    >>> metric.compute(predictions=[[[1.1, 2.0], [3.0, 0.0]]], references=[[[1.0, 2.0], [2.0, 5.0]]])
-    abs_rel 0.2 (of 0.1, 0, 0.5), delta_1 2/3, covered 0.75
+    >>> figures = metric.compute(predictions=[[[1.5, 2.0], [3.0, 0.0]]],
+    ...                          references=[[[1.0, 2.0], [4.0, 5.0]]])
+    >>> figures["abs_rel"], figures["delta_1"] == 1 / 3, figures["covered"]  # errors of 1/2, 0 and 1/4
+    (0.25, True, 0.75)
 """
 _CITATION = """@inproceedings{eigen2014depth,
   title     = {Depth Map Prediction from a Single Image using a Multi-Scale Deep Network},
@@ -34,50 +40,60 @@ _CITATION = """@inproceedings{eigen2014depth,
 }"""
 
 
+def depth_errors(predictions, references) -> dict:
+    """The figures from plain arrays; see `inputs_description`."""
+    n = n_true = close_1 = close_2 = close_3 = 0
+    relative = squared = 0.0
+    for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+        d, t = _image(prediction), _image(reference)
+        if d.shape != t.shape:
+            raise ValueError(f"map {i}: the prediction has shape {d.shape}, its truth {t.shape}")
+        known = np.isfinite(t) & (t > 0)
+        both = known & np.isfinite(d) & (d > 0)
+        d, t = d[both], t[both]
+        ratio = np.maximum(d / t, t / d)
+        n, n_true = n + d.size, n_true + int(known.sum())
+        relative += float((np.abs(d - t) / t).sum())
+        squared += float(((d - t) ** 2).sum())
+        close_1 += int((ratio < 1.25).sum())
+        close_2 += int((ratio < 1.25**2).sum())
+        close_3 += int((ratio < 1.25**3).sum())
+    if not n:
+        raise ValueError(
+            "no pixel has both a predicted and a true depth: nothing to compare (metres, 0 or NaN where "
+            "unknown)"
+        )
+    return {
+        "abs_rel": relative / n,
+        "rmse_m": (squared / n) ** 0.5,
+        "delta_1": close_1 / n,
+        "delta_2": close_2 / n,
+        "delta_3": close_3 / n,
+        "covered": n / n_true,
+        "pixels": n,
+    }
+
+
 class MaskedDepth(evaluate.Metric):
     """See `inputs_description`."""
 
     def _info(self):
+        prefix = "" if self.config_name == "default" else f"{self.config_name}_"
         image = datasets.Sequence(datasets.Sequence(datasets.Value("float32")))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features({"predictions": image, "references": image}),
+            features=datasets.Features({f"{prefix}predictions": image, f"{prefix}references": image}),
         )
 
-    def _compute(self, predictions, references):
-        n = n_true = close_1 = close_2 = close_3 = 0
-        relative = squared = 0.0
-        for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-            d, t = _image(prediction), _image(reference)
-            if d.shape != t.shape:
-                raise ValueError(f"map {i}: the prediction has shape {d.shape}, its truth {t.shape}")
-            known = np.isfinite(t) & (t > 0)
-            both = known & np.isfinite(d) & (d > 0)
-            d, t = d[both], t[both]
-            ratio = np.maximum(d / t, t / d)
-            n, n_true = n + d.size, n_true + int(known.sum())
-            relative += float((np.abs(d - t) / t).sum())
-            squared += float(((d - t) ** 2).sum())
-            close_1 += int((ratio < 1.25).sum())
-            close_2 += int((ratio < 1.25**2).sum())
-            close_3 += int((ratio < 1.25**3).sum())
-        if not n:
-            raise ValueError(
-                "no pixel has both a predicted and a true depth: nothing to compare (metres, 0 or NaN where "
-                "unknown)"
-            )
-        return {
-            "abs_rel": relative / n,
-            "rmse_m": (squared / n) ** 0.5,
-            "delta_1": close_1 / n,
-            "delta_2": close_2 / n,
-            "delta_3": close_3 / n,
-            "covered": n / n_true,
-            "pixels": n,
-        }
+    def _compute(self, **given):
+        inputs = [given.pop(name) for name in self.features]
+        return depth_errors(*inputs, **given)
 
 
 def _image(values) -> np.ndarray:
-    return np.asarray(values, dtype=np.float64)
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except ValueError:
+        raise ValueError("rows of one map differ in length") from None

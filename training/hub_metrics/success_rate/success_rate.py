@@ -23,10 +23,15 @@ Raises:
     ValueError: If there is no episode, an outcome is no whole number from 0, or the confidence does not lie
         between 0 and 1.
 
+`evaluate.load(PATH, "main")` calls the inputs `main_predictions`; options go to
+`evaluate.load` as well as to `compute`. So metrics of different things combine.
+
 Example:
+    >>> import evaluate
     >>> metric = evaluate.load("training/hub_metrics/success_rate")
-    >>> metric.compute(predictions=[1] * 19 + [0])
-    success_rate 0.95, interval [0.7639, 0.9911], successes 19, episodes 20
+    >>> figures = metric.compute(predictions=[1] * 19 + [0])
+    >>> figures["success_rate"], [round(bound, 4) for bound in figures["interval"]]
+    (0.95, [0.7639, 0.9911])
 """
 _CITATION = """@article{wilson1927probable,
   title   = {Probable Inference, the Law of Succession, and Statistical Inference},
@@ -36,36 +41,48 @@ _CITATION = """@article{wilson1927probable,
   number  = {158},
   year    = {1927}
 }"""
+_OPTIONS = ("confidence",)
+
+
+def success_rate(predictions, confidence=0.95) -> dict:
+    """The figures from plain numbers; see `inputs_description`."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")
+    n = len(predictions)
+    if not n:
+        raise ValueError("no episode: a success rate needs at least one")
+    if wrong := [outcome for outcome in predictions if not (outcome >= 0 and outcome % 1 == 0)]:
+        raise ValueError(f"outcomes are whole numbers, 0 for a failure, not {wrong[:3]}")
+    successes = sum(outcome > 0 for outcome in predictions)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    rate, spread = successes / n, z * z / n
+    centre = (rate + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / n + spread / (4 * n))
+    return {
+        "success_rate": rate,
+        "interval": [max(0.0, centre - half), min(1.0, centre + half)],
+        "successes": successes,
+        "episodes": n,
+    }
 
 
 class SuccessRate(evaluate.Metric):
     """See `inputs_description`."""
 
+    def __init__(self, *args, **kwargs):
+        self.options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
+        super().__init__(*args, **kwargs)
+
     def _info(self):
+        prefix = "" if self.config_name == "default" else f"{self.config_name}_"
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
             # As integers, a rate of 0.9 would be stored as a failure.
-            features=datasets.Features({"predictions": datasets.Value("float32")}),
+            features=datasets.Features({f"{prefix}predictions": datasets.Value("float32")}),
         )
 
-    def _compute(self, predictions, confidence=0.95):
-        if not 0 < confidence < 1:
-            raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")
-        n = len(predictions)
-        if not n:
-            raise ValueError("no episode: a success rate needs at least one")
-        if wrong := [outcome for outcome in predictions if not (outcome >= 0 and outcome % 1 == 0)]:
-            raise ValueError(f"outcomes are whole numbers, 0 for a failure, not {wrong[:3]}")
-        successes = sum(outcome > 0 for outcome in predictions)
-        z = NormalDist().inv_cdf(0.5 + confidence / 2)
-        rate, spread = successes / n, z * z / n
-        centre = (rate + spread / 2) / (1 + spread)
-        half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / n + spread / (4 * n))
-        return {
-            "success_rate": rate,
-            "interval": [max(0.0, centre - half), min(1.0, centre + half)],
-            "successes": successes,
-            "episodes": n,
-        }
+    def _compute(self, **given):
+        inputs = [given.pop(name) for name in self.features]
+        return success_rate(*inputs, **(self.options | given))

@@ -22,10 +22,15 @@ Args:
 Raises:
     ValueError: If there is no chain, or a number lies outside of 0 to `chain_length`.
 
+`evaluate.load(PATH, "main")` calls the inputs `main_predictions`; options go to
+`evaluate.load` as well as to `compute`. So metrics of different things combine.
+
 Example:
+    >>> import evaluate
     >>> metric = evaluate.load("training/hub_metrics/task_chain")
-    >>> metric.compute(predictions=[5, 2, 0, 1])
-    1_in_a_row 0.75, 2_in_a_row 0.5, 3_in_a_row 0.25, 4_in_a_row 0.25, 5_in_a_row 0.25, avg_len 2.0, chains 4
+    >>> figures = metric.compute(predictions=[5, 2, 0, 1])
+    >>> figures["1_in_a_row"], figures["2_in_a_row"], figures["avg_len"]
+    (0.75, 0.5, 2.0)
 """
 _CITATION = """@article{mees2022calvin,
   title   = {CALVIN: A Benchmark for Language-Conditioned Policy Learning for Long-Horizon Robot
@@ -34,31 +39,43 @@ _CITATION = """@article{mees2022calvin,
   journal = {IEEE Robotics and Automation Letters},
   year    = {2022}
 }"""
+_OPTIONS = ("chain_length",)
+
+
+def chain_lengths(predictions, chain_length=5) -> dict:
+    """The figures from plain numbers; see `inputs_description`."""
+    lengths = np.asarray(predictions, dtype=np.float64)
+    if not lengths.size:
+        raise ValueError("no chain: give the number of successes of at least one")
+    if len(wrong := np.unique(lengths[~np.isin(lengths, range(chain_length + 1))])):
+        raise ValueError(
+            f"chains of {wrong[:3].tolist()} successes, but a chain has {chain_length} instructions, so "
+            f"0 to {chain_length} successes"
+        )
+    result = {f"{k}_in_a_row": float((lengths >= k).mean()) for k in range(1, chain_length + 1)}
+    result |= {"avg_len": float(lengths.mean()), "chains": int(lengths.size)}
+    if lengths.size > 1:
+        result["avg_len_se"] = float(lengths.std(ddof=1) / lengths.size**0.5)
+    return result
 
 
 class TaskChain(evaluate.Metric):
     """See `inputs_description`."""
 
+    def __init__(self, *args, **kwargs):
+        self.options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
+        super().__init__(*args, **kwargs)
+
     def _info(self):
+        prefix = "" if self.config_name == "default" else f"{self.config_name}_"
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
             # As integers, 2.7 would be stored as 2.
-            features=datasets.Features({"predictions": datasets.Value("float32")}),
+            features=datasets.Features({f"{prefix}predictions": datasets.Value("float32")}),
         )
 
-    def _compute(self, predictions, chain_length=5):
-        lengths = np.asarray(predictions, dtype=np.float64)
-        if not lengths.size:
-            raise ValueError("no chain: give the number of successes of at least one")
-        if len(wrong := np.unique(lengths[~np.isin(lengths, range(chain_length + 1))])):
-            raise ValueError(
-                f"chains of {wrong[:3].tolist()} successes, but a chain has {chain_length} instructions, so "
-                f"0 to {chain_length} successes"
-            )
-        result = {f"{k}_in_a_row": float((lengths >= k).mean()) for k in range(1, chain_length + 1)}
-        result |= {"avg_len": float(lengths.mean()), "chains": int(lengths.size)}
-        if lengths.size > 1:
-            result["avg_len_se"] = float(lengths.std(ddof=1) / lengths.size**0.5)
-        return result
+    def _compute(self, **given):
+        inputs = [given.pop(name) for name in self.features]
+        return chain_lengths(*inputs, **(self.options | given))
