@@ -8,6 +8,7 @@ points that stay where they are.
 """
 
 import dataclasses
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,17 +66,22 @@ def measure_in_real_units(
         "robot_action": _grippers(processor, config),
     }
     metrics: dict[tuple[str, str, str], Any] = {}
-    predictions = predict_windows(model, processor, windows, chosen.tolist())
-    for prediction in tqdm(predictions, total=len(chosen), desc="in real units", unit="window"):
-        for place, predicted, truth in _examples(prediction, config.patch_size):
-            if np.isfinite(truth).any():  # a metric without anything to compare is an error
-                if place not in metrics:
-                    metrics[place] = load_metric(place[0])
-                metrics[place].add_batch(predictions=predicted, references=truth)
     result: dict[str, Any] = {"windows": len(chosen)}
-    for (name, group, predictor), metric in metrics.items():
-        figures = metric.compute(**options.get(name, {}))
-        result.setdefault(name, {}).setdefault(group, {})[predictor] = figures
+    predictions = predict_windows(model, processor, windows, chosen.tolist())
+    # On disk: what `evaluate` keeps in memory it pickles once more, to hash it.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        for prediction in tqdm(predictions, total=len(chosen), desc="in real units", unit="window"):
+            for place, predicted, truth in _examples(prediction, config.patch_size):
+                if not np.isfinite(truth).any():  # a metric without anything to compare is an error
+                    continue
+                if place not in metrics:
+                    files = {"cache_dir": folder, "experiment_id": "-".join(place), "keep_in_memory": False}
+                    metrics[place] = load_metric(place[0], **files)
+                # As lists: of an array of pixels, `evaluate` would take up every pixel by itself.
+                metrics[place].add_batch(predictions=predicted.tolist(), references=truth.tolist())
+        for (name, group, predictor), metric in metrics.items():
+            figures = metric.compute(**options.get(name, {}))
+            result.setdefault(name, {}).setdefault(group, {})[predictor] = figures
     return result
 
 
