@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
-from hub_cards.evidence import read_json
+from hub_cards.evidence import is_folder, read_json
 from hub_cards.licences import derive_licence
 from hub_cards.results import model_index
 from hub_cards.rows import (
@@ -93,11 +93,6 @@ def read_evidence(folder: Path) -> dict:
         "latency": optional("latency.json"),
         "base": base,
     }
-
-
-def is_folder(name: str) -> bool:
-    """Whether a base's name is a place of some machine rather than a Hub id."""
-    return Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/", "~"))
 
 
 def _fill(folder: Path, evidence: Mapping, source: str, licence: str | None) -> ModelCard:

@@ -14,7 +14,7 @@ from training.checkpoint_folder import read_run_config, read_summary, weights_di
 from training.config import RunConfig
 from training.run_facts import portable_path
 
-__all__ = ["collect", "read_json", "same_weights"]
+__all__ = ["collect", "is_folder", "read_json", "same_weights"]
 
 TRAIN = (
     "accelerate launch training/train.py --config training/configs/quickstart.yaml --dataset {0}/dataset "
@@ -160,8 +160,7 @@ def _with_facts(summary: Mapping, run: RunConfig | None, adapter: bool) -> dict:
     """The summary with what the card says of licences, and of the base, which another machine may lack."""
     facts = {**summary, "licences": parts_of_run(run, summary)}
     if run is not None and run.init_from:
-        folder = Path(run.init_from).exists() or run.init_from.count("/") != 1
-        facts["base"] = {"name": portable_path(run.init_from), "is_folder": folder}
+        facts["base"] = {"name": portable_path(run.init_from), "is_folder": is_folder(run.init_from)}
         facts["base"]["revision"] = summary.get("init_revision")
     if adapter:
         if run is None:
@@ -171,6 +170,11 @@ def _with_facts(summary: Mapping, run: RunConfig | None, adapter: bool) -> dict:
         base = starting_config(run).to_dict()
         facts["config"] = {name: base[name] for name in OF_BASE}
     return facts
+
+
+def is_folder(name: str) -> bool:
+    """Whether a base's name is a place of some machine rather than a Hub id."""
+    return Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/", "~"))
 
 
 def read_json(path: Path) -> dict:

@@ -164,8 +164,7 @@ def _pin_base(stage: Path, public: bool, dry_run: bool) -> None:
     """
     from datasets_scripts.hub_source import explain_hub_errors
     from datasets_scripts.hub_upload import patiently
-    from hub_cards.card import is_folder
-    from hub_cards.evidence import read_json
+    from hub_cards.evidence import is_folder, read_json
     from training.adapters import FACTS
 
     path = stage / "adapter_config.json"

@@ -7,7 +7,7 @@ every error here comes with those of the predictors that need no model:
 | --- | --- | --- |
 | current depth | squared, normalised per patch | `mean`: training mean of each pixel's normalised value |
 | future RGB, future depth | the same, apart | `mean`; `current`: the current frame repeated |
-| flow | pixels, fractions, metres | `mean` displacement and z per node and step; `stay_put` (x, y) |
+| flow | pixels, fractions, metres | `mean` displacement and z per node and step; `stay_put`, z as labelled now |
 | actions | the raw batch's | `mean` per step of the chunk |
 | progress | [0, 1] | `mean` |
 
@@ -405,9 +405,11 @@ def _compare_flow(table, raw, batch, predicted, track, weight, view, baselines) 
     height, width = raw["images"][view].shape[-2:]
     size_px = track.new_tensor([width, height])
     start = batch["track_start"].float()[:, :, None].expand_as(track[..., :2])  # (B, T, L, P, 2)
+    z_now = track[:, :, :1, :, 2].expand_as(weight) if predicted.shape[-1] == 3 else None
+    z_known = weight[:, :, :1] > 0  # a point whose depth now has no label cannot be said to keep it
     has_z = predicted.shape[-1] == 3
     z = predicted[..., 2].float() if has_z else None
-    predictors = {"model": (predicted[..., :2].float(), z), "stay_put": (start, None)}
+    predictors = {"model": (predicted[..., :2].float(), z), "stay_put": (start, z_now)}
     if "flow_displacement" in baselines:
         z = baselines.get("flow_z") if has_z else None
         predictors["mean"] = start + baselines["flow_displacement"], z
@@ -424,5 +426,6 @@ def _compare_flow(table, raw, batch, predicted, track, weight, view, baselines) 
             table.add("flow", group, predictor, "xy_px", error_px.norm(dim=-1), w)
             table.add("flow", group, predictor, "xy_rmse", error_xy**2, w[..., None])
             if error_z is not None:
+                w = w * z_known
                 table.add("flow", group, predictor, "z_m", error_z, w)
                 table.add("flow", group, predictor, "z_rmse_m", error_z**2, w)

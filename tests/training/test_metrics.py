@@ -184,12 +184,26 @@ def test_a_world_that_stands_still_is_predicted_by_repeating_it(config, model, p
         for view in config.views:
             raw[group][view][:] = raw[group][view][:, :1].clone()
     raw["track"][..., :2] = raw["track_start"][:, :, None]
+    raw["track"][..., 2] = raw["track"][:, :, :1, :, 2].clone()
     metrics = evaluate_open_loop(model, processor, [raw])
     for view in config.views:
         assert metrics["future_rgb"][view]["current"]["mse"] == pytest.approx(0, abs=1e-9)
         assert metrics["future_depth"][view]["current"]["mse"] == pytest.approx(0, abs=1e-9)
     assert metrics["flow"]["all"]["stay_put"]["xy_px"] == pytest.approx(0, abs=1e-6)
-    assert "z_m" not in metrics["flow"]["all"]["stay_put"]
+    assert metrics["flow"]["all"]["stay_put"]["z_m"] == pytest.approx(0, abs=1e-6)
+
+
+def test_points_that_stay_put_keep_the_depth_that_is_labelled_now(config, model, processor):
+    raw = raw_batch(config)
+    raw["track"][..., 2] = 1.0
+    raw["track"][:, :, 1:, :, 2] = 1.2
+    steps = config.flow_length
+    figures = evaluate_open_loop(model, processor, [raw])["flow"]["all"]["stay_put"]
+    assert figures["z_m"] == pytest.approx(0.2 * (steps - 1) / steps, rel=1e-4)
+    raw["track_weight"][:, :, 0, ::2] = 0  # not known now: neither predictor is asked for their depth
+    raw["track"][:, :, 0, ::2, 2] = float("nan")
+    again = evaluate_open_loop(model, processor, [raw])["flow"]["all"]["stay_put"]
+    assert again["z_m"] == pytest.approx(figures["z_m"], rel=1e-4)
 
 
 def test_flow_is_measured_in_pixels_of_the_recording_and_for_moving_points_apart(config, model, processor):
