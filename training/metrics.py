@@ -7,7 +7,7 @@ every error here comes with those of the predictors that need no model:
 | --- | --- | --- |
 | current depth | squared, normalised per patch | `mean`: training mean of each pixel's normalised value |
 | future RGB, future depth | the same, apart | `mean`; `current`: the current frame repeated |
-| flow | pixels, fractions, metres | `mean` displacement and z per node and step; `stay_put`, z as labelled now |
+| flow | pixels, fractions, metres | `mean` displacement and z per node and step; `stay_put`, z as labelled |
 | actions | the raw batch's | `mean` per step of the chunk |
 | progress | [0, 1] | `mean` |
 
