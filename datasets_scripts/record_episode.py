@@ -43,6 +43,9 @@ class Recording:
         seed (`int`): Seed of starts, action noise and choice of points.
         noise (`float`): Standard deviation of the noise on the expert's executed actions, which lie in [-1,
             1]; the stored action is the one without noise.
+        detour (`int`): Most frames at the start in which one random motion of the hand is executed in place
+            of the expert's; the stored action stays the expert's. Without it a demonstration's hand soon lies
+            on the way to the goal, and a policy learns to look at the hand instead of the goal.
         n_points (`int`): Tracked points per episode.
         cameras (`tuple[str, ...]`): Cameras; tracks are made for the first.
         depth_max (`float`): Farthest depth kept, in metres.
@@ -57,6 +60,7 @@ class Recording:
     stride: int = 4
     seed: int = 0
     noise: float = 0.1
+    detour: int = 0
     n_points: int = 1250
     cameras: tuple[str, ...] = ("main", "wrist")
     depth_max: float = 4.0
@@ -79,6 +83,11 @@ class Recording:
             raise ValueError(f"--image-size is {self.image_size}; video needs an even size of at least 32 px")
         if not 0 <= self.noise <= 2:
             raise ValueError(f"--noise is {self.noise}; actions lie in [-1, 1], so use 0 to 2")
+        if not 0 <= self.detour * self.stride < self.max_steps:
+            raise ValueError(
+                f"--detour is {self.detour} frames of {self.stride} simulation steps; the expert has "
+                f"{self.max_steps} steps in all, so give 0 or a few"
+            )
         if not 0.1 <= self.depth_max <= 50:
             raise ValueError(f"--depth-max is {self.depth_max}; give metres between 0.1 and 50")
         if not self.stride <= self.max_steps <= MAX_STEPS:
@@ -194,6 +203,9 @@ def plan_episode(
     """
     sim.reset(start_seed)
     labels, executed = [], []
+    detour, motion = 0, np.zeros(3)
+    if recording.detour:
+        detour, motion = generator.integers(recording.detour + 1), generator.uniform(-1.0, 1.0, size=3)
     succeeded_at: int | None = None
     while True:
         if succeeded_at is None:
@@ -202,7 +214,8 @@ def plan_episode(
         elif len(labels) >= succeeded_at + FRAMES_AFTER_SUCCESS or sim.steps_left < recording.stride:
             return np.stack(labels), np.stack(executed)
         label = sim.expert_action()
-        noisy = label + generator.normal(0.0, recording.noise, size=label.shape)
+        intended = np.append(motion, label[3:]) if len(labels) < detour else label
+        noisy = intended + generator.normal(0.0, recording.noise, size=label.shape)
         labels.append(label)
         executed.append(np.clip(noisy, -1.0, 1.0).astype(np.float32))
         if sim.step(executed[-1], recording.stride) and succeeded_at is None:

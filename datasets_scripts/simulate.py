@@ -232,6 +232,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=default.seed, help="seed of starts, noise and points (%(default)s)")
     add("--noise", type=float, default=default.noise, help="noise on the expert's actions (%(default)s)")
+    add(
+        "--detour",
+        type=int,
+        default=default.detour,
+        help="frames at the start, at most, of a random motion instead of the expert's (%(default)s)",
+    )
     add("--n-points", type=int, default=default.n_points, help="tracked points per episode (%(default)s)")
     add("--cameras", default=",".join(default.cameras), help="the first one gets the tracks (%(default)s)")
     add(
@@ -260,6 +266,7 @@ def main(argv: list[str] | None = None) -> None:
         stride=args.stride,
         seed=args.seed,
         noise=args.noise,
+        detour=args.detour,
         n_points=args.n_points,
         cameras=tuple(check_cameras([name.strip() for name in args.cameras.split(",") if name.strip()])),
         depth_max=args.depth_max,

@@ -23,7 +23,7 @@ from datasets_scripts.columns import (
 )
 from datasets_scripts.exact_tracks import RigidClip, follow_pixels
 from datasets_scripts.metaworld_env import MetaWorldSim
-from datasets_scripts.record_episode import FRAMES_AFTER_SUCCESS, Recording
+from datasets_scripts.record_episode import FRAMES_AFTER_SUCCESS, Recording, plan_episode
 from datasets_scripts.shards import read_facts
 from datasets_scripts.simulate import main, simulate
 
@@ -367,6 +367,8 @@ def test_foreign_folder_is_refused(tmp_path, capsys):
         ({"n_points": 1}, "at least 2 points"),
         ({"image_size": 33}, "even size"),
         ({"noise": -1}, "--noise is -1"),
+        ({"detour": -1}, "--detour is -1"),
+        ({"detour": 125}, "--detour is 125 frames"),
         ({"depth_max": 0}, "--depth-max is 0"),
         ({"max_steps": 501}, "--max-steps is 501"),
     ],
@@ -377,6 +379,25 @@ def test_bad_options_give_one_message_and_exit_code_1(tmp_path, capsys, changes,
     assert error.startswith("error: ")
     assert message in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_detour_moves_the_hand_at_the_start_and_labels_stay_the_experts(simulator):
+    sim = MetaWorldSim("reach-v3", image_size=16)
+    recording = Recording(("reach-v3",), noise=0.0, detour=6, **TINY)
+    lengths = set()
+    for seed in range(8):
+        labels, executed = plan_episode(sim, recording, seed, np.random.default_rng(seed))
+        away = np.flatnonzero((labels != executed).any(1))
+        assert away.tolist() == list(range(len(away))), "only the start is disturbed"
+        assert (executed[: len(away)] == executed[0]).all(), "by one motion"
+        assert (labels[:, 3] == executed[:, 3]).all(), "the gripper is the expert's"
+        lengths.add(len(away))
+        sim.reset(seed)
+        for label, action in zip(labels, executed, strict=True):
+            np.testing.assert_array_equal(label, sim.expert_action())
+            sim.step(action, recording.stride)
+    sim.close()
+    assert len(lengths) > 1 and max(lengths) <= 6
 
 
 def test_expert_that_cannot_succeed_is_reported(simulator, tmp_path, capsys):
