@@ -74,8 +74,6 @@ METAWORLD = outputs/metaworld-tiny
 METAWORLD_RUN = $(METAWORLD)/seed$(SEED)
 
 metaworld-tiny: setup ## the shipped checkpoint, made again: ten tasks in one policy (two hours; SEED=1: another training)
-	$(PY) datasets_scripts/simulate.py --tasks $(METAWORLD_GOALS) --episodes 300 --image-size 96 --stride 4 \
-		--noise 0.3 --seed 1 --output $(METAWORLD)/metaworld-goals-noisy
 	$(PY) datasets_scripts/simulate.py --tasks $(METAWORLD_GOALS) --episodes 200 --image-size 96 --stride 4 \
 		--noise 0.1 --seed 0 --output $(METAWORLD)/metaworld-goals
 	$(PY) datasets_scripts/simulate.py --tasks $(METAWORLD_OBJECTS) --episodes 60 --image-size 96 --stride 4 \
