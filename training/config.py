@@ -115,6 +115,8 @@ class TrainConfig:
         attn_implementation (`str`): `sdpa`, `eager` or, on a GPU, `flex_attention`. On CPUs eager is faster
             with bf16.
         gradient_checkpointing (`bool`): Trade time for memory in the transformer.
+        standardise_tokens (`bool`): Start a fresh model with image tokens in which differences between images
+            stand out (`token_init.py`): towers without pretrained weights are looked at much sooner.
         log_every, val_every, checkpoint_every (`int`): Steps between log lines, validations and checkpoints;
             0 for the last two means only at the end.
         val_windows (`int`): Validation windows looked at during training; the end looks at all.
@@ -134,6 +136,7 @@ class TrainConfig:
     mixed_precision: str = "no"
     attn_implementation: str = "sdpa"
     gradient_checkpointing: bool = False
+    standardise_tokens: bool = False
     log_every: int = 50
     val_every: int = 500
     checkpoint_every: int = 500

@@ -15,6 +15,7 @@ from modeling_foresight import (
 from modeling_foresight.processing_foresight import STILL
 from training.config import RunConfig
 from training.data import RunData
+from training.token_init import standardise_tokens
 
 __all__ = ["build_model", "starting_config"]
 
@@ -64,6 +65,11 @@ def robot_sizes(fields: dict, data: RunData) -> dict:
 def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
     """The policy and its processor: from `init_from`, or fresh on the towers that the config names."""
     if config.init_from:
+        if config.train.standardise_tokens:
+            raise ValueError(
+                "train.standardise_tokens is for models that start fresh; it would change what "
+                f"{config.init_from} has learned: leave it out"
+            )
         return load_base(config, data)
     fields = dict(config.model)
     if fields.pop("fps", None) not in (None, data.fps):
@@ -89,7 +95,10 @@ def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPre
         )
     else:
         model = ForesightForActionPrediction(model_config)
-    return model, ForesightProcessor.from_config(model.config, tokenizer, **dataset_statistics(data))
+    processor = ForesightProcessor.from_config(model.config, tokenizer, **dataset_statistics(data))
+    if config.train.standardise_tokens:
+        standardise_tokens(model, processor, data)
+    return model, processor
 
 
 def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPrediction, ForesightProcessor]:

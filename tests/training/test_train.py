@@ -25,8 +25,10 @@ from datasets_scripts.hub_source import HubError
 from tests.synthetic import make_dataset
 from training.checkpoints import latest_checkpoint
 from training.config import load_config
+from training.data import RunData
+from training.starting_model import build_model, starting_config
 from training.train import main, train
-from training.windows import split_episodes
+from training.windows import collate_windows, split_episodes
 
 REPO = Path(__file__).parents[2]
 STEPS, BATCH = 6, 4
@@ -291,6 +293,13 @@ def test_training_starts_from_a_trained_model_and_keeps_its_processor(config_fil
     )
     first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
     assert all(torch.equal(first[name], second[name]) for name in first)
+    with pytest.raises(ValueError, match="standardise_tokens is for models that start fresh"):
+        train(
+            load_config(
+                None, [*flags, "--output", str(tmp_path / "third"), "--train.standardise_tokens", "true"]
+            ),
+            False,
+        )
 
 
 def test_actions_and_a_camera_are_added_to_what_was_pretrained_on_video(
@@ -322,6 +331,31 @@ def test_actions_and_a_camera_are_added_to_what_was_pretrained_on_video(
     ):
         with pytest.raises(ValueError, match=message):
             finetune("refused", "--data.missing_targets", "true", *flags)
+
+
+def test_image_tokens_of_a_fresh_model_differ_between_images_from_the_first_step(config_file, dataset):
+    flags = ["--dataset", str(dataset), "--data.random_shift", "0", "--data.num_workers", "0"]
+
+    def tokens(*more):
+        torch.manual_seed(0)
+        config = load_config(config_file, [*flags, *more])
+        data = RunData(config, starting_config(config))
+        model, processor = build_model(config, data)
+        raw = collate_windows([data.train[i] for i in range(len(data.train))])
+        batch = processor.prepare_batch(raw, history_length=3)
+        with torch.no_grad():
+            made = model.model.embed_images(*model.model.encode_images(batch["pixel_values"]))
+        return made[batch["frame_mask"]]  # (frames, views, latents + CLS, width)
+
+    plain, made = tokens(), tokens("--train.standardise_tokens", "true")
+    for view in range(2):
+        for part in (slice(None, -1), slice(-1, None)):
+            std, mean = torch.std_mean(made[:, view, part].flatten(0, 1), dim=0)
+            torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-3, rtol=0)
+            torch.testing.assert_close(std, torch.ones_like(std), atol=1e-2, rtol=0)
+        # What is left are differences between images: without it they drown in what all images share.
+        assert made[:, view, -1].mean(0).square().mean() < 0.1 * made[:, view, -1].var(0).mean()
+        assert plain[:, view, -1].mean(0).square().mean() > plain[:, view, -1].var(0).mean()
 
 
 def test_sigterm_saves_and_a_resumed_run_finishes(config_file, dataset, tmp_path, monkeypatch, capsys):

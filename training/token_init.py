@@ -1,0 +1,46 @@
+"""Initial values that depend on data: image tokens of a fresh model tell images apart from the first step."""
+
+import numpy as np
+import torch
+
+from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
+from training.data import RunData
+from training.windows import collate_windows
+
+__all__ = ["standardise_tokens"]
+
+
+@torch.no_grad()
+def standardise_tokens(
+    model: ForesightForActionPrediction, processor: ForesightProcessor, data: RunData, windows: int = 256
+) -> None:
+    """Scales and shifts each view's projections: their outputs have mean 0 and deviation 1 over images.
+
+    In a scene that hardly changes, what all images share is ten to fifty times as large as what differs,
+    and the LayerNorm after the projections keeps it so: a tower that starts fresh then needs hundreds to
+    thousands of steps until actions depend on what it sees. LSUV (Mishkin & Matas 2016) is the same idea for
+    every layer.
+
+    Args:
+        model (`ForesightForActionPrediction`): Changed in place.
+        processor (`ForesightProcessor`): Its processor.
+        data (`RunData`): Where the images come from.
+        windows (`int`): How many windows to look at, drawn with the same seed in every process.
+    """
+    chosen = np.random.default_rng(0).permutation(len(data.train))[:windows]
+    raw = collate_windows([data.train[int(i)] for i in np.sort(chosen)])
+    batch = processor.prepare_batch(raw, history_length=model.config.history_length)
+    policy = model.model
+    cls, patches = policy.encode_images(batch["pixel_values"])
+    latents = policy._resample(patches)
+    for view, projection in enumerate(policy.embed_views):
+        shown = batch["view_mask"][..., view]
+        present = batch["frame_mask"] & (shown if shown.ndim == 2 else shown[:, None])
+        if not present.any():
+            continue
+        for linear, features in ((projection.latents, latents), (projection.cls, cls)):
+            tokens = linear(features[:, :, view][present]).flatten(0, -2)
+            std, mean = torch.std_mean(tokens, dim=0)
+            std = std.clamp_min(1e-3 * tokens.square().mean().sqrt())
+            linear.weight /= std[:, None]
+            linear.bias.copy_((linear.bias - mean) / std)
