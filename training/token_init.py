@@ -16,7 +16,7 @@ def standardise_tokens(
 ) -> None:
     """Scales and shifts each view's projections: their outputs have mean 0 and deviation 1 over images.
 
-    In a scene that hardly changes, what all images share is ten to fifty times as large as what differs,
+    In a scene that hardly changes, what all images share is four to fifty times as large as what differs,
     and the LayerNorm after the projections keeps it so: a tower that starts fresh then needs hundreds to
     thousands of steps until actions depend on what it sees. LSUV (Mishkin & Matas 2016) is the same idea for
     every layer.
