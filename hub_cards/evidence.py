@@ -148,8 +148,24 @@ def _of_other_seed(path: Path, evaluation: Mapping | None, summary: Mapping) -> 
             raise ValueError(f"{path} has other {what} ({there}) than eval.json ({here}): evaluate alike")
     if trained["seed"] == summary["seed"]:
         raise ValueError(f"{path} is of a training with the same seed, {summary['seed']}: train with another")
-    kept = ("seed", "steps", "train_seconds", "command", "date", "commit")
-    return {**other, "training": {name: trained[name] for name in kept}}
+    base = _base(_settings(path.parent, (path.parent / other["checkpoint"]["path"]).resolve()), trained)
+    return {**other, "training": _made(trained) | base}
+
+
+def _made(summary: Mapping) -> dict:
+    """How weights were made, as far as a card tells it of trainings other than its own."""
+    return {name: summary[name] for name in ("seed", "steps", "train_seconds", "command", "date", "commit")}
+
+
+def _base(run: RunConfig | None, summary: Mapping) -> dict:
+    """`base`: what a run started from, and how that was made if its run lies beside it; empty without one."""
+    if run is None or not run.init_from:
+        return {}
+    facts = {"name": portable_path(run.init_from), "is_folder": is_folder(run.init_from)}
+    facts["revision"] = summary.get("init_revision")
+    if made := read_summary(run.init_from):
+        facts["training"] = _made(made)
+    return {"base": facts}
 
 
 def _settings(run: Path, model: Path) -> RunConfig | None:
@@ -158,10 +174,7 @@ def _settings(run: Path, model: Path) -> RunConfig | None:
 
 def _with_facts(summary: Mapping, run: RunConfig | None, adapter: bool) -> dict:
     """The summary with what the card says of licences, and of the base, which another machine may lack."""
-    facts = {**summary, "licences": parts_of_run(run, summary)}
-    if run is not None and run.init_from:
-        facts["base"] = {"name": portable_path(run.init_from), "is_folder": is_folder(run.init_from)}
-        facts["base"]["revision"] = summary.get("init_revision")
+    facts = {**summary, "licences": parts_of_run(run, summary), **_base(run, summary)}
     if adapter:
         if run is None:
             raise ValueError("the run's training/config.yaml is missing; it says which base the adapter has")

@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from datasets_scripts.dataset_card import label_licences
+from training.checkpoint_folder import read_run_config, read_summary
 from training.config import RunConfig
 from training.run_facts import portable_path
 
@@ -53,7 +54,11 @@ def parts_of_run(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict
         parts.append({"what": "the run's settings (config.yaml)", "name": "not found", "licence": None})
     elif run.init_from:
         name, licence = portable_path(run.init_from), base_licence(run.init_from, run.init_revision)
-        parts.append({"what": "base model", "name": name, "licence": licence})
+        made = {} if licence else read_summary(run.init_from)
+        if made:  # a stage of the same training, without a card of its own
+            parts += parts_of_run(read_run_config(run.init_from), made)
+        else:
+            parts.append({"what": "base model", "name": name, "licence": licence})
     else:
         for tower in ("text", "vision"):
             if name := getattr(run.towers, tower):
@@ -65,7 +70,7 @@ def parts_of_run(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict
         for name, licence in sorted(set(label_licences(dataset.get("labels", {})))):
             known = None if licence == "not stated" else licence
             parts.append({"what": f"labels of {dataset['name']}", "name": name, "licence": known})
-    return parts
+    return [part for i, part in enumerate(parts) if part not in parts[:i]]
 
 
 def base_licence(source: str, revision: str | None = None) -> str | None:

@@ -97,7 +97,7 @@ def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPre
         model = ForesightForActionPrediction(model_config)
     processor = ForesightProcessor.from_config(model.config, tokenizer, **dataset_statistics(data))
     if config.train.standardise_tokens:
-        standardise_tokens(model, processor, data)
+        standardise_tokens(model, processor, data, config.data.mixture)
     return model, processor
 
 

@@ -1,10 +1,12 @@
 """Initial values that depend on data: image tokens of a fresh model tell images apart from the first step."""
 
-import numpy as np
+from collections.abc import Sequence
+
 import torch
 
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from training.data import RunData
+from training.window_sampler import WindowSampler
 from training.windows import collate_windows
 
 __all__ = ["standardise_tokens"]
@@ -12,7 +14,11 @@ __all__ = ["standardise_tokens"]
 
 @torch.no_grad()
 def standardise_tokens(
-    model: ForesightForActionPrediction, processor: ForesightProcessor, data: RunData, windows: int = 256
+    model: ForesightForActionPrediction,
+    processor: ForesightProcessor,
+    data: RunData,
+    mixture: str | Sequence[float] = "natural",
+    windows: int = 256,
 ) -> None:
     """Scales and shifts each view's projections: their outputs have mean 0 and deviation 1 over images.
 
@@ -25,10 +31,12 @@ def standardise_tokens(
         model (`ForesightForActionPrediction`): Changed in place.
         processor (`ForesightProcessor`): Its processor.
         data (`RunData`): Where the images come from.
-        windows (`int`): How many windows to look at, drawn with the same seed in every process.
+        mixture (`str` or `Sequence[float]`): Shares of the datasets, as in training; see
+            [`WindowSampler`].
+        windows (`int`): How many windows to look at, the same ones in every process.
     """
-    chosen = np.random.default_rng(0).permutation(len(data.train))[:windows]
-    raw = collate_windows([data.train[int(i)] for i in np.sort(chosen)])
+    chosen = next(iter(WindowSampler(data.train.sizes, windows, mixture=mixture, steps=1)))
+    raw = collate_windows([data.train[i] for i in sorted(chosen)])
     batch = processor.prepare_batch(raw, history_length=model.config.history_length)
     policy = model.model
     cls, patches = policy.encode_images(batch["pixel_values"])

@@ -301,6 +301,21 @@ def test_a_base_that_is_a_folder_is_no_base_model_of_the_hub(adapter):
     assert ModelCard.load(adapter / "README.md").data.base_model is None
 
 
+def test_a_stage_of_the_same_training_is_told_with_its_command_and_hands_on_its_licence(folder):
+    stage = folder / "stage"
+    (stage / "training").mkdir(parents=True)
+    shutil.copytree(folder / "model", stage / "model")
+    towers = TowerConfig(vision="facebook/vit-mae-base")
+    save_config(RunConfig(towers=towers), stage / "training" / "config.yaml")
+    made = summary() | {"steps": 77, "command": "accelerate launch training/train.py --train.steps 77"}
+    (stage / "training" / "summary.json").write_text(json.dumps(made))
+    save_config(RunConfig(init_from=str(stage / "model")), folder / "training" / "config.yaml")
+    assert main([str(folder)]) == 0
+    card = ModelCard.load(folder / "model" / "README.md")
+    assert "That was made in 77 steps" in card.text and made["command"] in card.text
+    assert card.data.license == "cc-by-nc-4.0" and card.data.base_model is None
+
+
 @pytest.mark.parametrize(
     ("text", "vision", "licence"),
     [
