@@ -416,7 +416,8 @@ def _check_unseen(tasks: list[str], seeds: range, demonstrations: list[Path]) ->
             )
         if shown:
             counted.append(f"{len(shown)} demonstrations of {dataset.name}")
-    return {"checked_against": " and ".join(counted) or None}
+    *others, last = counted or [None]
+    return {"checked_against": f"{', '.join(others)} and {last}" if others else last}
 
 
 def _spread(durations_s: Sequence[float]) -> dict:
