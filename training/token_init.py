@@ -33,9 +33,10 @@ def standardise_tokens(
         data (`RunData`): Where the images come from.
         mixture (`str` or `Sequence[float]`): Shares of the datasets, as in training; see
             [`WindowSampler`].
-        windows (`int`): How many windows to look at, the same ones in every process.
+        windows (`int`): How many windows to look at, or all if there are fewer; the same in every process.
     """
-    chosen = next(iter(WindowSampler(data.train.sizes, windows, mixture=mixture, steps=1)))
+    count = min(windows, len(data.train))
+    chosen = next(iter(WindowSampler(data.train.sizes, count, mixture=mixture, steps=1)))
     raw = collate_windows([data.train[i] for i in sorted(chosen)])
     batch = processor.prepare_batch(raw, history_length=model.config.history_length)
     policy = model.model
