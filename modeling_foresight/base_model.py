@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, find_adapter_con
 
 from .configuration_foresight import ForesightConfig
 from .decoders import FlowDecoder, PatchDecoder
-from .encoders import PerceiverResampler, SpatialReadout, sincos_2d
+from .encoders import PerceiverResampler, SpatialReadout, chooses_attention, sincos_2d
 from .transformer import ForesightAttention, ForesightBlock
 
 LIBRARY_ARGUMENTS = frozenset(TransformersKwargs.__annotations__)
@@ -189,8 +189,8 @@ class ForesightPreTrainedModel(PreTrainedModel):
         """As in `transformers`: `sdpa`, `eager` or `flex_attention`, for the whole model."""
         if isinstance(attn_implementation, str):  # as the towers are built
             tower = "sdpa" if attn_implementation == "flex_attention" else attn_implementation
-            is_timm = self.config.vision_config.model_type == "timm_wrapper"
-            parts = {"text_config": tower, "vision_config": "eager" if is_timm else tower}
+            vision = tower if chooses_attention(self.config.vision_config) else "eager"
+            parts = {"text_config": tower, "vision_config": vision}
             attn_implementation = {"": attn_implementation, **parts}
         super().set_attn_implementation(attn_implementation, **kwargs)
         self._choose_attention_kernels()

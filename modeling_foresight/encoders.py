@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
+    MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     CLIPTextModelWithProjection,
@@ -51,10 +52,16 @@ def build_vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
     if config.model_type == "vit":
         _spare_flex(config)
         return ViTModel._from_config(config, add_pooling_layer=False)
-    if config.model_type == "timm_wrapper":  # it refuses any other; timm's kernels are chosen by `fused_attn`
+    if not chooses_attention(config):
         config._attn_implementation = "eager"
     _spare_flex(config)
     return AutoModel.from_config(config)
+
+
+def chooses_attention(config: PreTrainedConfig) -> bool:
+    """Whether a tower takes `sdpa`: timm's has kernels of its own (`fused_attn`), a ResNet no attention."""
+    tower = MODEL_MAPPING.get(type(config), None)
+    return config.model_type != "timm_wrapper" and getattr(tower, "_supports_sdpa", True)
 
 
 def _spare_flex(config: PreTrainedConfig) -> None:
@@ -364,6 +371,7 @@ __all__ = [
     "VisionEncoder",
     "all_rows",
     "build_vision_tower",
+    "chooses_attention",
     "flow_grid_points",
     "load_text_tower",
     "load_vision_tower",
