@@ -478,6 +478,8 @@ def read_provenance(root: str | Path) -> dict:
         return {}
     try:
         provenance = json.loads(path.read_text())
+        if not isinstance(provenance, dict):
+            raise ValueError("it holds no JSON object")
     except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}); annotate the dataset again or delete the file"

@@ -35,9 +35,12 @@ CONFLICT = {409, 412}
 
 
 def require_token(who: str) -> None:
-    """Raises `ValueError` if there is no token; `who` needs it."""
-    if get_token() is None:
+    """Raises `ValueError` if there is no token, or something that can be none; `who` needs it."""
+    token = get_token()
+    if token is None:
         raise ValueError(f"{who} needs a token that may write: {LOG_IN}")
+    if not (token.isascii() and token.isprintable()):
+        raise ValueError(f"{who} needs a token, and what is set has characters that no token has: {LOG_IN}")
 
 
 def make_repo(repo_id: str, repo_type: str, private: bool | None) -> None:

@@ -91,7 +91,13 @@ def _build_model(args: argparse.Namespace) -> list[Path]:
     places = [args.folder]
     is_run = not any((args.folder / f"{name}config.json").is_file() for name in ("", "adapter_"))
     if is_run:
-        collect(args.folder, args.seed_eval, args.open_loop)
+        try:
+            collect(args.folder, args.seed_eval, args.open_loop)
+        except KeyError as error:
+            raise ValueError(
+                f"a figure is missing from what {args.folder} measured: {error}; it was written by another "
+                "version: run training and evaluation again"
+            ) from error
         places.append(args.folder / "model")
     elif args.seed_eval or args.open_loop:
         raise ValueError("--seed-eval and --open-loop are for a run's folder, the one that holds model/")

@@ -97,12 +97,11 @@ def read_evidence(folder: Path) -> dict:
 
 def _fill(folder: Path, evidence: Mapping, source: str, licence: str | None) -> ModelCard:
     config, summary, evaluation = (evidence[name] for name in ("config", "summary", "evaluation"))
-    validation = summary.get("validation") or evaluation["open_loop"]["metrics"]
+    validation, episodes = _held_out(folder, summary, evaluation)
     local = config.get("action_codec") == "local_delta"
     foresight = foresight_rows(validation, "2 cm or 0.05 rad" if local else "data units")
     tasks = list(evaluation["tasks"]) if evaluation else []
     instructions = _instructions(tasks)
-    episodes = sum(len(dataset["validation_episodes"]) for dataset in summary["datasets"])
     name = _name(evidence, tasks)
     parts = summary.get(
         "licences", [{"what": "what the weights were made of", "name": "unknown", "licence": None}]
@@ -131,7 +130,7 @@ def _fill(folder: Path, evidence: Mapping, source: str, licence: str | None) -> 
         summary=summary,
         evaluation=evaluation,
         seeds=evidence["seeds"],
-        latency=latency_rows(evidence["latency"]) if evidence["latency"] else [],
+        latency=latency_rows(evidence["latency"]) if evidence["latency"] is not None else [],
         base=base,
         acts="action" in config["objectives"],
         validation=validation,
@@ -158,6 +157,18 @@ def _fill(folder: Path, evidence: Mapping, source: str, licence: str | None) -> 
         conditions=conditions,
     )
     return ModelCard(content)
+
+
+def _held_out(folder: Path, summary: Mapping, evaluation: Mapping | None) -> tuple[Mapping, int]:
+    """Errors on held-out episodes, and how many of them: of the training, or of an evaluation after it."""
+    if summary.get("validation"):
+        return summary["validation"], sum(len(data["validation_episodes"]) for data in summary["datasets"])
+    if not (evaluation or {}).get("open_loop"):
+        raise ValueError(
+            f"nothing in {folder}/evaluation has figures of held-out episodes: run hub_cards/build.py on the "
+            "run's folder, which says how to measure them"
+        )
+    return evaluation["open_loop"]["metrics"], len(evaluation["open_loop"]["episodes"])
 
 
 def _name(evidence: Mapping, tasks: Sequence[str]) -> str:

@@ -19,9 +19,12 @@ from hub_cards.results import eval_results, read_eval_results
 __all__ = ["check_card", "check_metadata"]
 
 BUILD = "write it with hub_cards/build.py"
+# In small letters "todo" is Spanish for everything, as an instruction may have it.
 PLACEHOLDER = re.compile(
-    r"\b(?:TODO|TBD|FIXME|XXX)\b|\[(?:More Information Needed|optional)\]|\{\{|\{%|\bn/a\b", re.IGNORECASE
+    r"\b(?:TODO|TBD|FIXME|XXX)\b|(?i:\[(?:more information needed|optional)\]|\bn/a\b)|\{\{|\{%"
 )
+# First words of the tables that hold measurements; a card may have tables of its own beside them.
+MEASURED = {"task", "prediction", "hardware"}
 HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
 
 
@@ -61,7 +64,7 @@ def check_metadata(metadata: Mapping[str, Any], repo_type: str) -> list[str]:
     if not metadata.get("license"):
         problems.append(f"the card names no licence: {BUILD}, with --license if it asks for one")
     for licence in _as_list(metadata.get("license")):
-        if licence not in HUB_LICENCES:
+        if not isinstance(licence, str) or licence not in HUB_LICENCES:
             wrong("license", licence, "one of the Hub's identifiers, such as apache-2.0, or other")
     for key in ("base_model", "datasets") if repo_type == "model" else ():
         for name in _as_list(metadata.get(key)):
@@ -76,10 +79,15 @@ def check_metadata(metadata: Mapping[str, Any], repo_type: str) -> list[str]:
             wrong(key, metadata[key], "a word")
     if repo_type == "model" and metadata.get("pipeline_tag") != "robotics":
         wrong("pipeline_tag", metadata.get("pipeline_tag"), "robotics")
-    for result in metadata.get("model-index", [{}])[0].get("results", []):
-        kind = result["dataset"]["type"]
-        if not HUB_ID.fullmatch(kind):
-            wrong("model-index: dataset type", kind, "an id")
+    try:
+        models = metadata.get("model-index") or []
+        kinds = [result["dataset"]["type"] for model in models for result in model["results"]]
+    except (TypeError, KeyError):
+        wrong("model-index", metadata["model-index"], "a list of models, each with results on a dataset")
+    else:
+        for kind in kinds:
+            if not HUB_ID.fullmatch(str(kind)):
+                wrong("model-index: dataset type", kind, "an id")
     return problems
 
 
@@ -108,7 +116,7 @@ def _check_model(folder: Path, card: ModelCard, body: str) -> list[str]:
         evidence = read_evidence(folder)
     except ValueError as error:
         return [f"the card's figures have no source: {error}"]
-    licence = _as_list(card.data.license)[0] if card.data.license else None
+    licence = next((one for one in _as_list(card.data.license) if isinstance(one, str)), None)
     problems = []
     try:
         derive_licence(evidence["summary"].get("licences", ()), licence)
@@ -121,12 +129,16 @@ def _check_model(folder: Path, card: ModelCard, body: str) -> list[str]:
     expected = eval_results(evidence["evaluation"]) if evidence["evaluation"] else []
     try:
         written = read_eval_results(folder)
-    except yaml.YAMLError:
+    except ValueError:
         written = None
     if written != expected:
         what = "is missing" if written == [] else "differs from evaluation/eval.json"
         problems.append(f".eval_results {what}: {BUILD}")
-    if evidence["evaluation"] and not same_weights(evidence["evaluation"], folder):
+    try:
+        known = evidence["evaluation"] is None or same_weights(evidence["evaluation"], folder)
+    except ValueError:
+        known = True  # damaged weights, which is for loading to say
+    if not known:
         problems.append(
             "evaluation/eval.json measured other weights than those here: run training/evaluate.py again"
         )
@@ -142,6 +154,10 @@ def _check_model(folder: Path, card: ModelCard, body: str) -> list[str]:
 def _check_dataset(folder: Path, body: str) -> list[str]:
     try:
         if not read_provenance(folder):
+            if "datasets_scripts/dataset_card.py" in body:
+                return [
+                    "the card's figures have no source: meta/foresight.json is missing: copy the folder again"
+                ]
             return []  # nothing that we made; the card is somebody's own
         return list(_differences(body, build_dataset_card(folder).text.split(SOURCE_MARK)[0]))
     except ValueError as error:
@@ -169,6 +185,9 @@ def _differences(body: str, fresh: str) -> Iterator[str]:
         for row in known if any(header) else ():  # a table without a header may be anybody's
             if row[0] not in {one[0] for one in rows}:
                 yield f"README.md has figures for {row[0]!r} that nothing in evaluation/ measured: {BUILD}"
+    for header in there.keys() - measured.keys():
+        if header[0] in MEASURED and measured:
+            yield f"README.md has a table of {header[0]!r} that nothing in evaluation/ measured: {BUILD}"
 
 
 def _tables(text: str) -> dict[tuple[str, ...], list[tuple[str, ...]]]:

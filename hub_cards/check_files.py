@@ -1,6 +1,8 @@
 """Files that a published folder must not hold: what could run code, and what is no file of its own."""
 
+import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import modeling_foresight
@@ -27,7 +29,19 @@ def check_files(folder: Path) -> list[str]:
             )
         elif path.is_file():
             problems += [f"{name} {what}" for what in _why_not(path)]
-    return problems
+    return problems + [problem for path in sorted(folder.glob("*.json")) for problem in _foreign_code(path)]
+
+
+def _foreign_code(path: Path) -> Iterator[str]:
+    """`auto_map` names what `trust_remote_code=True` runs: a file beside it, or one of another repository."""
+    try:
+        classes = json.loads(path.read_text())["auto_map"].values()
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return  # no code is named; whether the file can be read is for loading to say
+    names = [name for value in classes for name in (value if isinstance(value, list) else [value]) if name]
+    for name in map(str, names):
+        if "--" in name or not (path.parent / f"{name.partition('.')[0]}.py").is_file():
+            yield f"{path.name} takes code from elsewhere (auto_map: {name}): export the model again"
 
 
 def _why_not(path: Path) -> list[str]:
@@ -52,5 +66,8 @@ def _why_not(path: Path) -> list[str]:
 def _zips_a_pickle(path: Path, head: bytes) -> bool:
     if not head.startswith(b"PK"):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith(".pkl") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False

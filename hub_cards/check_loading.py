@@ -12,7 +12,7 @@ from safetensors import safe_open
 from transformers.utils import logging
 
 from datasets_scripts.columns import data_files, load_info, read_provenance
-from hub_cards.evidence import is_folder
+from hub_cards.evidence import is_folder, read_json
 from hub_cards.sample import SAMPLE, check_sample
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.streaming import SHARED
@@ -53,9 +53,9 @@ def check_model(folder: Path) -> list[str]:
 def check_adapter(folder: Path) -> list[str]:
     """Adapter, its base, and the processor."""
     try:
-        config = json.loads((folder / "adapter_config.json").read_text())
+        config = read_json(folder / "adapter_config.json")
     except ValueError as error:
-        return [f"adapter_config.json is damaged: {_short(error)}: {EXPORT}"]
+        return [f"{_short(error)}: {EXPORT}"]
     base, problems = config.get("base_model_name_or_path") or "", []
     if is_folder(base):
         problems.append(
@@ -72,7 +72,7 @@ def check_adapter(folder: Path) -> list[str]:
 
 
 def check_dataset(folder: Path) -> list[str]:
-    """Metadata, statistics, rows and video files of a LeRobot dataset, and its first frame."""
+    """Metadata, statistics, rows and video files of a LeRobot dataset, and its first and last frame."""
     import pyarrow.parquet as pq
 
     try:
@@ -81,12 +81,14 @@ def check_dataset(folder: Path) -> list[str]:
     except (ValueError, OSError) as error:
         return [_short(error)]
     problems = []
-    if rows != info["total_frames"]:
-        problems.append(
-            f"data/ has {rows} frames, meta/info.json says {info['total_frames']}: make or download it again"
-        )
+    said = info.get("total_frames")
+    if rows != said:
+        problems.append(f"data/ has {rows} frames, meta/info.json says {said}: make or download it again")
     path = folder / "meta" / "stats.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        known = read_json(path) if path.is_file() else {}
+    except ValueError:
+        known = {}
     lacking = [key for key in info["features"] if key in ("action", "observation.state") and key not in known]
     if lacking:
         problems.append(
@@ -95,13 +97,17 @@ def check_dataset(folder: Path) -> list[str]:
     episodes = sorted((folder / "meta" / "episodes").glob("*/*.parquet"))
     if not episodes or not (folder / "meta" / "tasks.parquet").is_file():
         return [*problems, "meta/episodes or meta/tasks.parquet is missing: make or download it again"]
-    missing = sorted({name for path in episodes for name in _videos(pq.read_table(path), info, folder)})
+    try:
+        missing = sorted({name for path in episodes for name in _videos(pq.read_table(path), info, folder)})
+    except (ValueError, OSError) as error:  # Arrow's are these
+        return [*problems, f"meta/episodes cannot be read: {_short(error)}: make or download it again"]
     if missing:
         return [*problems, f"videos are missing: {_some(missing)}: make or download it again"]
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     try:
-        LeRobotDataset("local/check", root=folder)[0]
+        dataset = LeRobotDataset("local/check", root=folder)
+        dataset[0], dataset[len(dataset) - 1]  # a file that was cut off lacks its end
     except Exception as error:  # LeRobot, its decoders and Arrow raise types of their own
         problems.append(f"LeRobot does not read it: {_short(error)}: make or download it again")
     return problems
@@ -123,18 +129,27 @@ def _check_weight_files(folder: Path) -> list[str]:
     """The files that hold the weights: there, and whole."""
     names, index = ["model.safetensors"], folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(read_json(index)["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            return [f"{index.name} does not say which file holds what ({_short(error)}): {EXPORT}"]
     problems = []
     for name in names:
         if not (folder / name).is_file():
             problems.append(f"{name} is missing, the weights: {EXPORT}")
-            continue
-        try:
-            with safe_open(folder / name, framework="pt") as file:
-                file.keys()
-        except Exception as error:  # safetensors raises a type of its own, and OSError
-            problems.append(f"{name} cannot be read ({_short(error)}): copy it again, or {EXPORT}")
+        elif damage := _damage(folder / name):
+            problems.append(f"{name} cannot be read ({damage}): copy it again, or {EXPORT}")
     return problems
+
+
+def _damage(path: Path) -> str:
+    """Why a safetensors file cannot be opened; empty if it can."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            file.keys()
+    except Exception as error:  # safetensors raises a type of its own, and OSError
+        return _short(error)
+    return ""
 
 
 def _check_processor(folder: Path, config) -> list[str]:
@@ -175,16 +190,17 @@ def _check_lerobot(folder: Path) -> list[str]:
     """The pipelines of a folder that says it is a policy of LeRobot, and the files they name."""
     if "type" not in json.loads((folder / "config.json").read_text()):
         return []
-    missing = []
+    bad = []
     for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
-        if not (folder / name).is_file():
-            missing.append(name)
+        try:
+            steps = read_json(folder / name)["steps"]
+            states = [step["state_file"] for step in steps if "state_file" in step]
+        except (OSError, ValueError, KeyError, TypeError):
+            bad.append(name)
             continue
-        steps = json.loads((folder / name).read_text()).get("steps", [])
-        states = [step["state_file"] for step in steps if "state_file" in step]
-        missing += [state for state in states if not (folder / state).is_file()]
+        bad += [state for state in states if _damage(folder / state)]
     remedy = "write them with `python -m lerobot_policy_foresight FOLDER`"
-    return [f"LeRobot's files are missing: {_some(missing)}: {remedy}"] if missing else []
+    return [f"LeRobot's files are missing or damaged: {_some(bad)}: {remedy}"] if bad else []
 
 
 def _check_sample(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets_scripts.columns import replacing, write_json_atomic
-from hub_cards.licences import parts_of_run
+from hub_cards.licences import parts_of_run, stage_before
 from training.checkpoint_folder import read_run_config, read_summary, weights_digest
 from training.config import RunConfig
 from training.run_facts import portable_path
@@ -163,8 +163,8 @@ def _base(run: RunConfig | None, summary: Mapping) -> dict:
         return {}
     facts = {"name": portable_path(run.init_from), "is_folder": is_folder(run.init_from)}
     facts["revision"] = summary.get("init_revision")
-    if made := read_summary(run.init_from):
-        facts["training"] = _made(made)
+    if stage := stage_before(run):
+        facts["training"] = _made(stage[1])
     return {"base": facts}
 
 
@@ -193,6 +193,9 @@ def is_folder(name: str) -> bool:
 def read_json(path: Path) -> dict:
     """Raises `ValueError` that names a damaged file."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and make it again") from None
+    return content

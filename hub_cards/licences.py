@@ -9,14 +9,22 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, hf_hub_download
 
 from datasets_scripts.dataset_card import label_licences
 from training.checkpoint_folder import read_run_config, read_summary
 from training.config import RunConfig
 from training.run_facts import portable_path
 
-__all__ = ["HUB_LICENCES", "OWN", "RESEARCH_ONLY", "base_licence", "derive_licence", "parts_of_run"]
+__all__ = [
+    "HUB_LICENCES",
+    "OWN",
+    "RESEARCH_ONLY",
+    "base_licence",
+    "derive_licence",
+    "parts_of_run",
+    "stage_before",
+]
 
 OWN = "apache-2.0"  # of what the project itself adds
 RESEARCH_ONLY = "other"  # the Hub's word for a licence that has none of its own there
@@ -37,6 +45,9 @@ gemma unknown other
 """
 HUB_LICENCES = frozenset(_NAMES.split())
 PERMISSIVE = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "isc", "unlicense"}
+# Words of a licence that forbids commerce, and of one that forbids more.
+RESEARCH = ("research",)
+NONCOMMERCIAL = ("-nc", "noncommercial", "non-commercial", *RESEARCH)
 
 
 def parts_of_run(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict[str, str | None]]:
@@ -54,9 +65,9 @@ def parts_of_run(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict
         parts.append({"what": "the run's settings (config.yaml)", "name": "not found", "licence": None})
     elif run.init_from:
         name, licence = portable_path(run.init_from), base_licence(run.init_from, run.init_revision)
-        made = {} if licence else read_summary(run.init_from)
-        if made:  # a stage of the same training, without a card of its own
-            parts += parts_of_run(read_run_config(run.init_from), made)
+        stage = None if licence else stage_before(run)
+        if stage:  # of the same training, without a card of its own
+            parts += parts_of_run(*stage)
         else:
             parts.append({"what": "base model", "name": name, "licence": licence})
     else:
@@ -73,13 +84,31 @@ def parts_of_run(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict
     return [part for i, part in enumerate(parts) if part not in parts[:i]]
 
 
+def stage_before(run: RunConfig) -> tuple[RunConfig, dict] | None:
+    """Settings and summary of the run that made what a run started from, if they lie beside it.
+
+    Not if they are those of the run itself, whose export took the place of what it started from.
+    """
+    made = read_summary(run.init_from)
+    stage = read_run_config(run.init_from) if made else run
+    return None if stage.init_from == run.init_from else (stage, made)
+
+
 def base_licence(source: str, revision: str | None = None) -> str | None:
-    """What the card of a model says, in a folder or on the Hub; `None` if there is no card or no licence."""
-    place = Path(source) / "README.md" if Path(source).is_dir() else source
+    """What the card of a model says, in a folder or on the Hub; `None` if there is no card or no licence.
+
+    Args:
+        source (`str`): Folder or Hub id.
+        revision (`str`, *optional*): Commit, branch or tag of a Hub id.
+    """
     try:
-        return ModelCard.load(place, ignore_metadata_errors=True).data.license
+        here = Path(source) / "README.md"
+        place = here if Path(source).is_dir() else hf_hub_download(source, "README.md", revision=revision)
+        data = ModelCard.load(place, ignore_metadata_errors=True).data
+        licence = data.get("license_name", data.license) if data.license == RESEARCH_ONLY else data.license
     except Exception:  # the Hub's client, YAML and files raise types of their own; all mean: not known
         return None
+    return licence if isinstance(licence, str) else None  # of several, which holds for the weights?
 
 
 def derive_licence(parts: Iterable[Mapping[str, Any]], chosen: str | None = None) -> dict[str, str]:
@@ -101,11 +130,20 @@ def derive_licence(parts: Iterable[Mapping[str, Any]], chosen: str | None = None
     unclear = [part for part in parts if part["licence"] is None]
     kinds = {part["licence"] for part in strict}
     if chosen:
-        if strict and chosen in PERMISSIVE:
+        if chosen not in HUB_LICENCES:
             raise ValueError(
-                f"--license {chosen} allows more than {_describe(strict[0])}: choose one that does not, "
-                "for example cc-by-nc-4.0, or train without that part"
+                f"--license {chosen} is no name that the Hub knows: give one of "
+                "https://huggingface.co/docs/hub/repositories-licenses, such as apache-2.0, or other"
             )
+        for part in strict:
+            limits = [words for words in (RESEARCH, NONCOMMERCIAL) if _has(part["licence"], words)]
+            keeps = chosen == RESEARCH_ONLY or all(_has(chosen, words) for words in limits)
+            if chosen in PERMISSIVE or not keeps:
+                example = RESEARCH_ONLY if RESEARCH in limits else "cc-by-nc-4.0"
+                raise ValueError(
+                    f"--license {chosen} allows more than {_describe(part)}: choose one that does not, "
+                    f"for example {example}, or train without that part"
+                )
         named = {"license_name": "see-the-card"} if chosen == RESEARCH_ONLY else {}
         return {"license": chosen, **named}
     if unclear:
@@ -115,14 +153,18 @@ def derive_licence(parts: Iterable[Mapping[str, Any]], chosen: str | None = None
         )
     if not kinds:
         return {"license": OWN}
-    if kinds == {"cc-by-nc-4.0"}:
-        return {"license": "cc-by-nc-4.0"}
+    if len(kinds) == 1 and kinds <= HUB_LICENCES - {RESEARCH_ONLY, "unknown"}:
+        return {"license": kinds.pop()}
     if any("research" in kind for kind in kinds):
         return {"license": RESEARCH_ONLY, "license_name": "research-only"}
     raise ValueError(
-        f"the weights join terms that differ ({'; '.join(map(_describe, strict))}): choose one that all of "
-        "them allow, with --license"
+        f"the licence does not follow from {'; '.join(map(_describe, strict))}: choose one that all of the "
+        "parts allow, with --license"
     )
+
+
+def _has(licence: str, words: Iterable[str]) -> bool:
+    return any(word in licence for word in words)
 
 
 def _describe(part: Mapping[str, Any]) -> str:

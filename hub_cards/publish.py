@@ -31,6 +31,8 @@ EXAMPLE = """examples:
   python hub_cards/publish.py outputs/quickstart/model --repo-id YOU/DRAWER-POLICY --tag v1 --pull
   python hub_cards/publish.py outputs/annotated --repo-id YOU/DATASET --public"""
 KINDS = {"adapter_config.json": "adapter", "config.json": "model", "meta/info.json": "dataset"}
+# Stricter than git, which would find out when the commit is there and its tag cannot be.
+REFERENCE = re.compile(r"(?!.*(?:\.\.|//|/\.|\.lock(?:/|$)))\w(?:[\w./+-]*[\w+-])?", re.ASCII)
 OF_THE_HUB = {".gitattributes"}  # in every repository
 COPIED_BYTES = 1 << 20  # smaller files are copied, for some are rewritten; larger ones get a second name
 
@@ -88,6 +90,9 @@ def publish(
         repo_id = ""
     if repo_id.count("/") != 1:
         raise ValueError("--repo-id is owner/name, of letters, digits, - _ and .")
+    for option, name in {"--revision": revision, "--tag": tag}.items():
+        if name is not None and not REFERENCE.fullmatch(name):
+            raise ValueError(f"{option} {name!r} is no name for git: letters, digits, - _ . and / make one")
     repo_type = "dataset" if kind == "dataset" else "model"
     with _staged(folder, repo_id, kind, code) as stage:
         if kind == "adapter":
@@ -143,11 +148,18 @@ def _places(folder: Path) -> list[Path]:
 
 
 def _address(card: str, folder: Path, repo_id: str, code: bool) -> str:
-    """The card with examples that load from the Hub, not from the folder it was written for."""
-    here = "|".join(re.escape(name) for name in {"model", portable_path(folder), str(folder)})
-    card = re.sub(
-        rf"(--policy\.path=|from_pretrained\((?:base, )?\")(?:{here})(?=[\s\"`])", rf"\g<1>{repo_id}", card
-    )
+    """The card with examples that load from the Hub, not from the place it was written for.
+
+    That place is where the card's first example has its processor from; of a pretrained model, the model.
+    """
+    examples, heading, rest = card.partition("\n## How it was trained\n")  # there, commands are a record
+    named = [
+        re.search(rf'Auto{what}\.from_pretrained\("([^"]+)"', examples) for what in ("Processor", "Model")
+    ]
+    places = {"model", portable_path(folder), str(folder), *[found[1] for found in named if found][:1]}
+    here = "|".join(map(re.escape, places))
+    load = r"--policy\.path=|from_pretrained\((?:base, )?\"|\.yaml --init_from "
+    card = re.sub(rf"({load})(?:{here})(?=[\s\"`])", rf"\g<1>{repo_id}", examples) + heading + rest
     if code:
         card = re.sub(r"^import modeling_foresight .*\n\n?", "", card, flags=re.MULTILINE)
         card = card.replace(

@@ -19,7 +19,7 @@ def verify_download(repo_id: str, repo_type: str, commit: str, files: Mapping[st
     """Downloads a commit into a fresh cache, compares every file, loads it and runs it.
 
     The client compares sizes only; a digest finds a flipped bit too. A model or an adapter must give the
-    outputs of its `sample.safetensors`, a dataset its first frame.
+    outputs of its `sample.safetensors`, a dataset its first and last frame.
 
     Args:
         repo_id (`str`): `owner/name`.

@@ -58,9 +58,10 @@ def _by_task(evaluation: Mapping) -> dict[str, Mapping]:
 
 def eval_results(evaluation: Mapping) -> list[dict]:
     """The same as the entries of `.eval_results/<benchmark>.yaml`; success is in percent there."""
+    commit = f"commit {evaluation['commit']}; " if evaluation["commit"] else ""  # none outside of a checkout
     notes = (
         "success in percent of {episodes} unseen starts, 95 % Wilson interval {low:.1f} to {high:.1f}; "
-        f"commit {evaluation['commit']}; {evaluation['command']}"
+        f"{commit}{evaluation['command']}"
     )
     return eval_result_entries_to_yaml(
         [
@@ -90,8 +91,16 @@ def write_eval_results(folder: Path, evaluation: Mapping | None) -> None:
 
 
 def read_eval_results(folder: Path) -> list[dict]:
-    """The entries of all files in `.eval_results/`."""
+    """The entries of all files in `.eval_results/`.
+
+    Raises:
+        ValueError: If a file holds something else; names it.
+    """
     entries = []
     for path in sorted((folder / FOLDER).glob("*.yaml")):
-        entries += yaml.safe_load(path.read_text()) or []
+        try:
+            found = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        entries += found if isinstance(found, list) else [found]
     return entries

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers.utils import find_adapter_config_file
 
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
@@ -71,17 +71,28 @@ def weights_digest(folder: str | Path) -> str:
 
     Args:
         folder (`str` or `Path`): Folder with `model*.safetensors` or `adapter_model.safetensors`.
+
+    Raises:
+        ValueError: If a file is damaged; names it.
     """
     lines = []
     for pattern in ("model*.safetensors", "adapter_model.safetensors"):
         for path in Path(folder).glob(pattern):
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  no dict
-                    value = file.get_tensor(name)
-                    content = value.contiguous().flatten().view(torch.uint8).numpy()
-                    digest = hashlib.sha256(content).hexdigest()
-                    lines.append(f"{name} {value.dtype} {tuple(value.shape)} {digest}")
+            try:
+                lines += _tensor_digests(path)
+            except SafetensorError as error:
+                raise ValueError(f"{path} is damaged: {error}; copy it again, or export the model") from None
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _tensor_digests(path: Path) -> list[str]:
+    lines = []
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  no dict
+            value = file.get_tensor(name)
+            digest = hashlib.sha256(value.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
+            lines.append(f"{name} {value.dtype} {tuple(value.shape)} {digest}")
+    return lines
 
 
 def _run_folder(checkpoint: str | Path) -> Path | None:

@@ -150,9 +150,10 @@ def test_a_run_without_held_out_episodes_is_refused_unless_evaluate_measured_the
     (folder / "training" / "summary.json").write_text(json.dumps(content))
     assert main([str(folder)]) == 1
     assert "--dataset" in capsys.readouterr().err
-    measured = evaluation() | {"open_loop": {"metrics": validation()}}
+    measured = evaluation() | {"open_loop": {"metrics": validation(), "episodes": [1, 2, 7, 8, 9]}}
     (folder / "eval.json").write_text(json.dumps(measured))
     assert main([str(folder)]) == 0
+    assert "97 windows of 5 held-out episodes" in (folder / "README.md").read_text()
 
 
 def test_an_evaluation_of_another_model_is_refused(folder, capsys):
@@ -171,10 +172,14 @@ def test_an_evaluation_of_weights_that_were_exported_before_is_refused(folder, c
     assert "had before it was exported again" in capsys.readouterr().err
 
 
-def test_a_damaged_file_is_named(folder, capsys):
-    (folder / "eval.json").write_text('{"version": 1')
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [('{"version": 1', "eval.json is damaged"), ("[]", "eval.json is damaged"), ("{}", "'checkpoint'")],
+)
+def test_a_damaged_file_is_named(folder, capsys, content, reason):
+    (folder / "eval.json").write_text(content)
     assert main([str(folder)]) == 1
-    assert "eval.json is damaged" in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
 
 
 def test_the_card_of_a_model_without_depth_that_acts_in_local_deltas_says_so(folder):
@@ -316,6 +321,34 @@ def test_a_stage_of_the_same_training_is_told_with_its_command_and_hands_on_its_
     assert card.data.license == "cc-by-nc-4.0" and card.data.base_model is None
 
 
+def test_a_run_whose_export_took_the_place_of_its_start_is_no_stage_of_its_own(folder, capsys):
+    save_config(RunConfig(init_from=str(folder / "model")), folder / "training" / "config.yaml")
+    assert main([str(folder)]) == 1
+    assert "that of base model, model (licence unknown) is not" in capsys.readouterr().err
+    assert main([str(folder), "--license", "mit"]) == 0
+    assert "That was made in" not in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("stated", "licence"),
+    [
+        ("license: cc-by-nc-sa-4.0", "cc-by-nc-sa-4.0"),
+        ("license: other\nlicense_name: research-only", "other"),
+        ("license: [mit, cc-by-nc-4.0]", None),
+    ],
+)
+def test_what_the_card_of_the_base_says_is_handed_on_or_asked_for(folder, capsys, stated, licence):
+    base = folder / "base"
+    base.mkdir()
+    (base / "README.md").write_text(f"---\n{stated}\n---\n\n# Base\n")
+    save_config(RunConfig(init_from=str(base)), folder / "training" / "config.yaml")
+    assert main([str(folder)]) == (licence is None)
+    if licence is None:
+        assert "--license" in capsys.readouterr().err
+    else:
+        assert ModelCard.load(folder / "README.md").data.license == licence
+
+
 @pytest.mark.parametrize(
     ("text", "vision", "licence"),
     [
@@ -358,8 +391,12 @@ def test_a_licence_that_is_not_known_is_asked_for(folder, capsys):
 
 def test_a_licence_that_allows_more_than_a_part_does_is_refused(folder, capsys):
     labelled_by(folder, "cc-by-nc-4.0")
-    assert main([str(folder), "--license", "apache-2.0"]) == 1
-    assert "allows more than labels of someone/demos, tracker (cc-by-nc-4.0)" in capsys.readouterr().err
+    for chosen in ("apache-2.0", "gpl-3.0"):
+        assert main([str(folder), "--license", chosen]) == 1
+        assert "allows more than labels of someone/demos, tracker (cc-by-nc-4.0)" in capsys.readouterr().err
+    assert main([str(folder), "--license", "cc-by-nc-sa-4.0"]) == 0
+    assert main([str(folder), "--license", "cc-nc"]) == 1
+    assert "is no name that the Hub knows" in capsys.readouterr().err
 
 
 def test_the_card_cites_what_the_citation_file_names(folder):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from hub_cards.build import main as build
 from hub_cards.check import check_folder, main
-from hub_cards.check_card import check_card
+from hub_cards.check_card import check_card, check_metadata
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.exporting import export_with_code
 from modeling_foresight.lora import lora_config
@@ -145,6 +145,21 @@ def test_a_policy_of_lerobot_without_its_pipelines(folder):
     edit_json(folder / "config.json", type="foresight")
     (problem,) = check_folder(folder)
     assert "policy_preprocessor.json" in problem and "python -m lerobot_policy_foresight" in problem
+    (folder / "policy_preprocessor.json").write_text('{"steps": [')
+    (folder / "policy_postprocessor.json").write_text('{"steps": [{"state_file": "stats.safetensors"}]}')
+    (folder / "stats.safetensors").write_bytes(b"")
+    (problem,) = check_folder(folder)
+    assert "damaged: policy_preprocessor.json, stats.safetensors" in problem
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "evaluation/eval.json", "evaluation/training.json", "evaluation/latency.json"]
+)
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"a', "\ufeff"])
+def test_a_file_that_holds_something_else_is_a_problem_in_a_line(folder, name, content):
+    (folder / name).write_text(content)
+    problems = check_folder(folder)
+    assert problems and not any("\n" in problem for problem in problems)
 
 
 def test_a_card_that_is_missing_or_says_nothing(folder):
@@ -171,6 +186,17 @@ def test_a_card_that_is_missing_or_says_nothing(folder):
 def test_a_card_with_figures_that_nobody_measured(folder, old, new, reason):
     edit_card(folder, old, new)
     assert any(reason in problem for problem in check_card(folder))
+
+
+def test_a_word_of_an_instruction_is_no_place_left_open(folder):
+    edit_card(folder, "## Limits", "abrir todo\n\n## Limits")
+    assert check_card(folder) == []
+
+
+def test_a_table_of_figures_whose_source_is_gone(folder):
+    (folder / "evaluation" / "latency.json").unlink()
+    (problem,) = check_card(folder)
+    assert "a table of 'hardware' that nothing in evaluation/ measured" in problem
 
 
 def test_figures_whose_source_is_not_there(folder):
@@ -206,12 +232,19 @@ def test_results_for_machines_that_are_missing_or_others(folder):
         ("license: apache-2.0\n", "", "names no licence"),
         ("- someone/demos", "- some one/demos", "datasets: 'some one/demos'"),
         ("tags:\n", "tags: robotics\nmore:\n", "tags: 'robotics'"),
+        ("license: apache-2.0", "license: {a: b}", "license: {'a': 'b'}"),
         ("pipeline_tag: robotics", "pipeline_tag: [", "would reject the card's metadata"),
     ],
 )
 def test_metadata_that_the_hub_would_reject(folder, old, new, reason):
     edit_card(folder, old, new)
     assert any(reason in problem for problem in check_card(folder))
+
+
+@pytest.mark.parametrize("index", [None, [], {}, "x", [{"results": None}], [{"results": [{}]}]])
+def test_a_model_index_of_another_shape_is_a_problem_or_none(index):
+    problems = check_metadata({"license": "mit", "model-index": index}, "dataset")
+    assert bool(problems) == bool(index)
 
 
 class Bomb:
@@ -245,6 +278,15 @@ def test_code_and_programs_that_are_not_the_projects(folder):
         "losses.py is code",
         "run is a program",
         "weights.json is a link",
+    ]
+
+
+def test_code_of_another_repository_is_named(folder):
+    edit_json(folder / "config.json", auto_map={"AutoModel": "someone/else--modeling.Model"})
+    edit_json(folder / "processor_config.json", auto_map={"AutoProcessor": "processing_foresight.Gone"})
+    assert [problem.split(":")[0] for problem in check_folder(folder)] == [
+        "config.json takes code from elsewhere (auto_map",
+        "processor_config.json takes code from elsewhere (auto_map",
     ]
 
 
@@ -306,6 +348,13 @@ def dataset(tmp_path):
         (lambda root: edit_json(root / "meta/info.json", total_frames=7), "has 230 frames"),
         (lambda root: shutil.rmtree(root / "data"), "has no data files"),
         (lambda root: (root / "meta" / "cache.pkl").write_bytes(b""), "meta/cache.pkl may run code"),
+        (lambda root: (root / "meta/stats.json").write_text("[1"), "lacks observation.state and action"),
+        (
+            lambda root: next(root.glob("meta/episodes/*/*")).write_bytes(b"PK"),
+            "meta/episodes cannot be read",
+        ),
+        (lambda root: (root / "meta/foresight.json").write_text("[]"), "foresight.json is damaged"),
+        (lambda root: (root / "meta/foresight.json").unlink(), "meta/foresight.json is missing"),
     ],
 )
 def test_a_dataset_that_is_not_whole(dataset, spoil, reason):

@@ -122,6 +122,8 @@ def test_a_folder_without_weights_is_refused_with_every_problem_on_a_line(folder
         (["--repo-id", "policy"], "--repo-id is owner/name"),
         (["--repo-id", "org/a policy"], "--repo-id is owner/name"),
         (["--repo-id", REPO], "HF_HUB_OFFLINE forbids to publish"),
+        (["--repo-id", REPO, "--tag", "v 1"], "--tag 'v 1' is no name for git"),
+        (["--repo-id", REPO, "--revision", "next.lock"], "--revision 'next.lock' is no name for git"),
     ],
 )
 def test_what_cannot_work_is_said_in_a_line(built, capsys, options, message):
@@ -154,6 +156,15 @@ def test_everything_arrives_in_one_commit_in_a_private_repository(built, hub, ca
     assert f"published: {hub.endpoint}/{REPO}/commit/{commit.commit_id}" in out.out
     assert "downloaded and compared: 13 files" in out.out
     assert "hf_test" not in out.out + out.err
+
+
+@pytest.mark.parametrize("written_for", ["hub_cards/models/tiny", "somebody/else"])
+def test_every_example_of_the_card_loads_from_where_it_is_published(folder, hub, unchecked, written_for):
+    assert build([str(folder), "--repo-id", written_for]) == 0
+    assert publish(folder, "--code") == 0
+    text = ModelCard.load(REPO).text
+    assert written_for not in text and f"lora_custom.yaml --init_from {REPO} " in text
+    assert text.count(f'from_pretrained("{REPO}", trust_remote_code=True)') == 2
 
 
 def test_publishing_the_same_again_makes_no_commit(built, hub, unchecked):
@@ -224,6 +235,7 @@ def test_a_commit_of_somebody_else_meanwhile_is_not_overwritten(built, hub, unch
         ("hf_read", "may not do that with model org/policy (HTTP 403)"),
         ("hf_other", "may not do that with model org/policy (HTTP 403)"),
         ("hf_wrong", "(HTTP 401)"),
+        ("hf_wr\xf6ng", "has characters that no token has"),
     ],
 )
 def test_without_rights_nothing_is_made(built, hub, unchecked, monkeypatch, tmp_path, capsys, token, message):
