@@ -335,6 +335,10 @@ def test_an_adapter_whose_base_cannot_be_had(adapter):
     assert any("the adapter does not load: " in problem for problem in check_folder(adapter))
 
 
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 @pytest.fixture
 def dataset(tmp_path):
     return shutil.copytree(SAMPLE, tmp_path / "dataset")
@@ -352,6 +356,10 @@ def dataset(tmp_path):
         (
             lambda root: next(root.glob("meta/episodes/*/*")).write_bytes(b"PK"),
             "meta/episodes cannot be read",
+        ),
+        (
+            lambda root: halve(next(root.glob("videos/observation.images.main/*/*"))),
+            "LeRobot does not read it",
         ),
         (lambda root: (root / "meta/foresight.json").write_text("[]"), "foresight.json is damaged"),
         (lambda root: (root / "meta/foresight.json").unlink(), "meta/foresight.json is missing"),
