@@ -5,7 +5,6 @@ A step is what a robot waits for: images are prepared, the new ones encoded, and
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -52,9 +51,16 @@ def measure_latency(
     """
     import torch
 
+    from hub_cards.evidence import read_json
     from training.checkpoint_folder import load_checkpoint
     from training.run_facts import describe_run
 
+    path = Path(folder) / PLACE
+    if not Path(folder).is_dir():
+        raise ValueError(
+            f"{folder} is no folder: of a model on the Hub, `hf download ID --local-dir DIR` first"
+        )
+    known = read_json(path).get("measurements", []) if path.is_file() else []
     model, processor = load_checkpoint(folder, device)
     if not model.config.has("action"):
         raise ValueError(f"{folder} has no action head: it has no control step to measure")
@@ -79,8 +85,6 @@ def measure_latency(
             rows.append(row)
     finally:
         torch.set_num_threads(before)
-    path = Path(folder) / PLACE
-    known = json.loads(path.read_text())["measurements"] if path.is_file() else []
     kept = [old for old in known if not any(_key(old) == _key(row) for row in rows)]
     path.parent.mkdir(exist_ok=True)
     write_json_atomic(path, {"version": 1, "measurements": kept + rows})

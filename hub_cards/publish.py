@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -137,7 +137,8 @@ def _staged(folder: Path, repo_id: str, kind: str, code: bool) -> Iterator[Path]
         elif card.is_file():
             card.write_text(_address(card.read_text(), folder, repo_id, code))
         if code:
-            add_code(stage)
+            with suppress(FileNotFoundError, ValueError, TypeError):  # what lacks then, the check will say
+                add_code(stage)
         yield stage
 
 

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dataset = args.dataset or _shipped("sample_data", "meta/info.json")
         app = build_app(checkpoint, dataset)
         app.launch(server_name=args.host, server_port=args.port, **launch_options())
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, OverflowError) as error:  # the last for a port beyond 65535
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

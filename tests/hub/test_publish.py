@@ -116,6 +116,12 @@ def test_a_folder_without_weights_is_refused_with_every_problem_on_a_line(folder
     assert "error: model.safetensors is missing, the weights: export" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_take_the_code_is_refused_for_what_it_lacks(folder, capsys):
+    (folder / "processor_config.json").unlink()
+    assert publish(folder, "--code") == 1
+    assert "error: processor_config.json is missing, without which" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
