@@ -98,7 +98,8 @@ class ForesightConfig(_ModelOptions):
             `--dataset.depth_output_unit`. What cannot be in this unit is refused.
         attn_implementation (`str`): `"sdpa"`, `"eager"` (faster with bfloat16 on a CPU) or
             `"flex_attention"`.
-        dtype (`str`): `"bfloat16"` or `"float16"` for mixed precision in training.
+        dtype (`str`): `"bfloat16"` or `"float16"` for mixed precision in training; on a CPU without kernels
+            for bfloat16 it is float32 all the same.
         fast_reading (`bool`): Have `lerobot-train` read the dataset our way (`fast_reading.py`): the same
             items, many times faster.
         frame_cache (`str`): Where that keeps decoded frames: `"auto"` (`$FORESIGHT_CACHE`, or

@@ -9,7 +9,7 @@ undone here with the statistics that the processor keeps: those of the pipeline.
 import json
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 from transformers import AutoTokenizer
+from transformers.utils import logging
 
 from modeling_foresight import ForesightConfig as ModelConfig
 from modeling_foresight import (
@@ -28,6 +29,7 @@ from modeling_foresight import (
     build_small_tokenizer,
 )
 from modeling_foresight.lora import TOP_LEVEL, TOWERS, lora_config
+from modeling_foresight.precision import NO_BFLOAT16, has_bfloat16
 from modeling_foresight.seeds import step_seed
 
 from .batches import BatchReader, read_tasks, to_uint8
@@ -36,6 +38,8 @@ from .configuration_foresight import ForesightConfig
 from .fast_reading import read_fast
 
 __all__ = ["ForesightPolicy"]
+
+logger = logging.get_logger(__name__)
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
 NORMALISER_EPS = 1e-8  # LeRobot divides by std + eps and multiplies by std
@@ -257,8 +261,16 @@ class ForesightPolicy(PreTrainedPolicy):
         """
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction={reduction!r} is unknown; choose 'mean' or 'none'.")
-        with self._seeded():
+        with self._seeded(), self._precision():
             return self._losses(batch, reduction)
+
+    def _precision(self) -> AbstractContextManager:
+        """Takes back Accelerate's bfloat16 where it only costs time."""
+        device = self.model.device
+        if has_bfloat16(device) or not torch.is_autocast_enabled(device.type):
+            return nullcontext()
+        logger.warning_once(NO_BFLOAT16)
+        return torch.autocast(device.type, enabled=False)
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:

@@ -111,7 +111,7 @@ class TrainConfig:
         warmup_steps (`int`): Linear warm-up.
         betas (`list[float]`), weight_decay (`float`): AdamW.
         max_grad_norm (`float`): Gradients are clipped to this global norm.
-        mixed_precision (`str`): `no` or `bf16`.
+        mixed_precision (`str`): `no` or `bf16`; on a CPU without kernels for bf16 it is `no` all the same.
         attn_implementation (`str`): `sdpa`, `eager` or, on a GPU, `flex_attention`. On CPUs eager is faster
             with bf16.
         gradient_checkpointing (`bool`): Trade time for memory in the transformer.

@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
 from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import DataLoader
@@ -24,6 +24,7 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 from datasets_scripts.columns import write_json_atomic
 from datasets_scripts.hub_source import HubError
 from modeling_foresight import ForesightProcessor
+from modeling_foresight.precision import NO_BFLOAT16, has_bfloat16
 from modeling_foresight.seeds import step_seed
 from training.adapters import adapter_facts, add_lora, keep_checkpoints_small, write_adapter
 from training.checkpoints import (
@@ -64,13 +65,16 @@ def train(config: RunConfig, resume: bool) -> int:
         ValueError: If config, data and run folder do not fit together.
     """
     options, output = config.train, Path(config.output)
+    in_vain = options.mixed_precision == "bf16" and not has_bfloat16(PartialState().device)
     accelerator = Accelerator(
-        mixed_precision=options.mixed_precision,
+        mixed_precision="no" if in_vain else options.mixed_precision,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         step_scheduler_with_optimizer=False,
         log_with=options.tracker,
         project_config=ProjectConfiguration(project_dir=str(output)),
     )
+    if in_vain:
+        accelerator.print(NO_BFLOAT16)
     with own_run_folder(accelerator, output):
         return run_training(accelerator, config, resume)
 
@@ -217,7 +221,7 @@ def run_training(accelerator: Accelerator, config: RunConfig, resume: bool) -> i
             "objectives": list(plain.config.objectives),
             "processes": accelerator.num_processes,
             "device": accelerator.device.type,
-            "mixed_precision": options.mixed_precision,
+            "mixed_precision": accelerator.mixed_precision,
             **describe_start(config, facts),
             "validation": final,
         }

@@ -80,6 +80,24 @@ def test_lerobots_sample_weighting_and_held_out_episodes_work(facts, tmp_path, c
     assert weights(tmp_path / "run" / "checkpoints" / "last")
 
 
+def test_bfloat16_is_float32_where_it_has_no_kernels(facts, tmp_path, monkeypatch, capfd):
+    def trained(name, dtype, has_kernels):
+        monkeypatch.setattr(
+            "lerobot_policy_foresight.modeling_foresight.has_bfloat16", lambda device: has_kernels
+        )
+        options = [*run_options(facts.root, tmp_path / name), "--policy.scheduler_warmup_steps=0"]
+        lerobot_train(*policy_options(small_model()), *options, f"--policy.dtype={dtype}")
+        return weights(tmp_path / name / "checkpoints" / "last")
+
+    expected = trained("float32", "float32", has_kernels=False)
+    assert "training in float32" not in capfd.readouterr().err
+    without = trained("without", "bfloat16", has_kernels=False)
+    assert "training in float32" in capfd.readouterr().err
+    assert all(torch.equal(expected[name], without[name]) for name in expected)
+    rounded = trained("with", "bfloat16", has_kernels=True)
+    assert any(not torch.equal(expected[name], rounded[name]) for name in expected)
+
+
 # `lerobot-train` of every process, which then leaves its weights.
 PROCESS = """
 import os, sys

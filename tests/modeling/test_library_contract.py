@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from transformers import TimmWrapperConfig
+from transformers import AutoModel, ResNetConfig, TimmWrapperConfig
 
 from modeling_foresight import ForesightForActionPrediction, ForesightModel
 from modeling_foresight.lora import lora_config
@@ -138,6 +138,22 @@ def test_every_part_follows_the_attention_implementation(tower):
     model.set_attn_implementation("sdpa")
     assert fused(model) == {True} == fused(build(config, attn_implementation="sdpa"))
     assert model.model.text_encoder.tower.config._attn_implementation == "sdpa"
+
+
+def test_a_tower_without_attention_leaves_the_choice_to_the_rest(tmp_path):
+    tower = ResNetConfig(embedding_size=8, hidden_sizes=[8, 20], depths=[1, 1], layer_type="basic")
+    config = tiny_config(vision_config=tower)
+    model, inputs = build(config), tiny_inputs(config)
+    model.save_pretrained(tmp_path)
+    expected = model.predict_action(**inputs)
+    for chosen in ("sdpa", "eager"):
+        loaded = AutoModel.from_pretrained(tmp_path, attn_implementation=chosen).eval()
+        model.set_attn_implementation(chosen)
+        for policy in (model, loaded):
+            vision, text = policy.model.vision_encoder.tower, policy.model.text_encoder.tower
+            assert (policy.config._attn_implementation, text.config._attn_implementation) == (chosen, chosen)
+            assert vision.config._attn_implementation == "eager"
+            torch.testing.assert_close(policy.predict_action(**inputs), expected)
 
 
 def test_flex_attention_says_that_it_cannot_drop_out():

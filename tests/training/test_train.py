@@ -275,8 +275,14 @@ def test_gradient_accumulation_gives_the_update_of_the_whole_batch(config_file, 
     assert abs(first - second) < 1e-3 * first
 
 
-def test_bfloat16_keeps_float32_weights(config_file, dataset, tmp_path):
+@pytest.mark.parametrize(("has_kernels", "taken"), [(True, "bf16"), (False, "no")])
+def test_bfloat16_is_for_where_it_has_kernels_and_keeps_float32_weights(
+    config_file, dataset, tmp_path, monkeypatch, capsys, has_kernels, taken
+):
+    monkeypatch.setattr("training.train.has_bfloat16", lambda device: has_kernels)
     run(config_file, dataset, tmp_path / "run", "--train.mixed_precision", "bf16", "--train.steps", "2")
+    assert ("training in float32" in capsys.readouterr().out) != has_kernels
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["mixed_precision"] == taken
     assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float32}
     assert all(
         torch.isfinite(torch.tensor(line["loss"])) for line in log_lines(tmp_path / "run") if "loss" in line
