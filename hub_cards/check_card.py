@@ -116,7 +116,8 @@ def _check_model(folder: Path, card: ModelCard, body: str) -> list[str]:
         evidence = read_evidence(folder)
     except ValueError as error:
         return [f"the card's figures have no source: {error}"]
-    licence = next((one for one in _as_list(card.data.license) if isinstance(one, str)), None)
+    of_the_hub = (one for one in _as_list(card.data.license) if isinstance(one, str) and one in HUB_LICENCES)
+    licence = next(of_the_hub, None)  # of any other, check_metadata tells
     problems = []
     try:
         derive_licence(evidence["summary"].get("licences", ()), licence)
