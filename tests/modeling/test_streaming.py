@@ -257,7 +257,8 @@ def test_a_policy_without_auxiliary_heads_streams_the_same_actions(tmp_path):
     for _ in range(7):
         images, state = {"main": draw_image(rng), "wrist": draw_image(rng)}, draw_state(rng, 11)
         first, second = (stream.step_chunk(images, state) for stream in streams)
-        torch.testing.assert_close(first, second, rtol=0, atol=0)
+        # Not to the bit: some CPUs round by where weights lie in memory, and loaded ones lie elsewhere.
+        torch.testing.assert_close(first, second, **EXACT)
 
 
 def test_features_of_a_text_tower_elsewhere_stand_in_for_the_instruction():
