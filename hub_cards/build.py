@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "folder",
         type=Path,
-        help="run with model/, training/, eval.json and pictures; or a model, adapter or dataset itself",
+        help="run with model/, eval.json and pictures: train.py's --output, or a folder with that as "
+        "training/; or a model, adapter or dataset itself",
     )
     parser.add_argument(
         "--kind",

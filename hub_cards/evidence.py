@@ -10,25 +10,25 @@ from pathlib import Path
 
 from datasets_scripts.columns import replacing, write_json_atomic
 from hub_cards.licences import parts_of_run, stage_before
-from training.checkpoint_folder import read_run_config, read_summary, weights_digest
-from training.config import RunConfig
+from training.checkpoint_folder import read_run_config, read_summary, run_folder, weights_digest
+from training.config import RunConfig, load_config
 from training.run_facts import portable_path
 
 __all__ = ["collect", "is_folder", "read_json", "same_weights"]
 
+# What makes what a card needs; in braces the run, the folder of its training and its (first) dataset.
 TRAIN = (
-    "accelerate launch training/train.py --config training/configs/quickstart.yaml --dataset {0}/dataset "
-    "--output {0}/training --export {0}/model"
+    "accelerate launch training/train.py --config training/configs/quickstart.yaml --dataset {data} "
+    "--output {trained} --export {run}/model"
 )
+RESUME = "accelerate launch training/train.py --config {trained}/config.yaml --resume"
 EVALUATE = (
-    "python training/evaluate.py --checkpoint {0}/model --tasks drawer-open-v3 --output {0}/eval.json "
-    "--video {0}/rollout.mp4"
+    "python training/evaluate.py --checkpoint {run}/model --tasks drawer-open-v3 --output {run}/eval.json "
+    "--video {run}/rollout.mp4"
 )
 VISUALIZE = (
-    "python training/visualize.py --checkpoint {0}/model --dataset {0}/dataset --output {0}/foresight.png"
+    "python training/visualize.py --checkpoint {run}/model --dataset {data} --output {run}/foresight.png"
 )
-# What a card needs, and how to get it; {0} is the run's folder.
-NEEDED = {"training/summary.json": TRAIN, "eval.json": EVALUATE, "foresight.png": VISUALIZE}
 PICTURES = ("foresight.png", "rollout.mp4")
 # What of a base's configuration the card of an adapter speaks of; a model has its own config.json.
 OF_BASE = (
@@ -47,8 +47,8 @@ def collect(run: Path, seed_evaluations: Sequence[Path] = (), open_loop: bool = 
     """Copies figures and pictures of a run into its `model/`.
 
     Args:
-        run (`Path`): Folder with `model/`, `training/summary.json`, `eval.json`, `foresight.png` and, if
-            there is one, `rollout.mp4`.
+        run (`Path`): Folder with `model/`, `eval.json`, `foresight.png` and, if there is one, `rollout.mp4`.
+            `summary.json` and `config.yaml` of the training are in it, or in its `training/`.
         seed_evaluations (`Sequence[Path]`): What `training/evaluate.py` wrote for the same training with
             other seeds; `eval-*.json` of the run are added to them.
         open_loop (`bool`): Whether a policy may go without `eval.json`.
@@ -59,28 +59,35 @@ def collect(run: Path, seed_evaluations: Sequence[Path] = (), open_loop: bool = 
     """
     model = run / "model"
     adapter = (model / "adapter_config.json").is_file()
-    summary_place = "training/summary.json"
-    needed = {f"model/{'adapter_config.json' if adapter else 'config.json'}": TRAIN, **NEEDED}
-    if open_loop and not (run / "eval.json").is_file():
-        del needed["eval.json"]
-    missing = [name for name in needed if not (run / name).is_file()]
-    if missing == ["eval.json"]:  # a model that only foresees cannot be tried
-        acts = "action" in read_json(run / summary_place).get("objectives", ["action"])
-        missing = ["eval.json"] if acts else []
+    trained, places = _training(run)
+    make = RESUME if (trained / "config.yaml").is_file() else TRAIN
+    needed = {
+        model / ("adapter_config.json" if adapter else "config.json"): make,
+        trained / "summary.json": make,
+        run / "eval.json": EVALUATE,
+        run / "foresight.png": VISUALIZE,
+    }
+    tried = run / "eval.json"
+    if open_loop and not tried.is_file():
+        del needed[tried]
+    missing = [path for path in needed if not path.is_file()]
+    if missing == [tried]:  # a model that only foresees cannot be tried
+        acts = "action" in read_json(trained / "summary.json").get("objectives", ["action"])
+        missing = [tried] if acts else []
     if missing:
         raise ValueError(
             "\n".join(
-                f"{run / name} is missing; make it with:\n  {needed[name].format(run)}" for name in missing
+                f"{path} is missing; make it with:\n  {needed[path].format(**places)}" for path in missing
             )
             + (
                 "\n(a policy that cannot be tried in MetaWorld gets a card that says so with --open-loop)"
-                if "eval.json" in missing
+                if tried in missing
                 else ""
             )
         )
-    summary = read_json(run / summary_place)
-    evaluation = read_json(run / "eval.json") if (run / "eval.json").is_file() else None
-    _check_figures(run, summary, evaluation)
+    summary = read_json(trained / "summary.json")
+    evaluation = read_json(tried) if tried.is_file() else None
+    _check_figures(places, summary, evaluation)
     seeds = {}
     for path in sorted({*run.glob("eval-*.json"), *seed_evaluations}):
         other = _of_other_seed(path, evaluation, summary)
@@ -90,7 +97,7 @@ def collect(run: Path, seed_evaluations: Sequence[Path] = (), open_loop: bool = 
     folder.mkdir(exist_ok=True)
     for old in folder.glob("eval*.json"):
         old.unlink()
-    write_json_atomic(folder / "training.json", _with_facts(summary, _settings(run, model), adapter))
+    write_json_atomic(folder / "training.json", _with_facts(summary, _settings(model), adapter))
     for name, content in {**({"eval.json": evaluation} if evaluation else {}), **seeds}.items():
         write_json_atomic(folder / name, content)
     for name in PICTURES:
@@ -99,23 +106,34 @@ def collect(run: Path, seed_evaluations: Sequence[Path] = (), open_loop: bool = 
                 shutil.copyfile(run / name, temporary)
 
 
-def _check_figures(run: Path, summary: Mapping, evaluation: Mapping | None) -> None:
+def _training(run: Path) -> tuple[Path, dict[str, str | Path]]:
+    """Folder of the run's training, and the places that the commands name."""
+    trained = run if (run / "config.yaml").is_file() else run / "training"
+    settings = trained / "config.yaml"
+    datasets = load_config(settings, []).data.datasets if settings.is_file() else []
+    data = datasets[0].path if datasets else run / "dataset"
+    return trained, {"run": run, "trained": trained, "data": data}
+
+
+def _check_figures(places: Mapping[str, str | Path], summary: Mapping, evaluation: Mapping | None) -> None:
+    run = Path(places["run"])
+    again = EVALUATE.format(**places)
     if not (summary.get("validation") or (evaluation or {}).get("open_loop")):
         raise ValueError(
-            f"{run}/training/summary.json has no figures of held-out episodes (data.val_fraction 0?): "
-            f"train with some, or measure them with:\n  {EVALUATE.format(run)} --dataset {run}/dataset"
+            f"{places['trained']}/summary.json has no figures of held-out episodes (data.val_fraction 0?): "
+            f"train with some, or measure them with:\n  {again} --dataset {places['data']}"
         )
     if evaluation is not None:
         measured = (run / evaluation["checkpoint"]["path"]).resolve()
         if measured != (run / "model").resolve():
             raise ValueError(
                 f"{run}/eval.json measures {evaluation['checkpoint']['path']}, not {run}/model; "
-                f"measure again with:\n  {EVALUATE.format(run)}"
+                f"measure again with:\n  {again}"
             )
         if not same_weights(evaluation, run / "model"):
             raise ValueError(
                 f"{run}/eval.json measured weights that {run}/model had before it was exported again; "
-                f"measure again with:\n  {EVALUATE.format(run)}"
+                f"measure again with:\n  {again}"
             )
 
 
@@ -148,7 +166,7 @@ def _of_other_seed(path: Path, evaluation: Mapping | None, summary: Mapping) -> 
             raise ValueError(f"{path} has other {what} ({there}) than eval.json ({here}): evaluate alike")
     if trained["seed"] == summary["seed"]:
         raise ValueError(f"{path} is of a training with the same seed, {summary['seed']}: train with another")
-    base = _base(_settings(path.parent, (path.parent / other["checkpoint"]["path"]).resolve()), trained)
+    base = _base(_settings((path.parent / other["checkpoint"]["path"]).resolve()), trained)
     return {**other, "training": _made(trained) | base}
 
 
@@ -168,8 +186,8 @@ def _base(run: RunConfig | None, summary: Mapping) -> dict:
     return {"base": facts}
 
 
-def _settings(run: Path, model: Path) -> RunConfig | None:
-    return read_run_config(model) if (run / "training" / "config.yaml").is_file() else None
+def _settings(model: Path) -> RunConfig | None:
+    return read_run_config(model) if run_folder(model) else None
 
 
 def _with_facts(summary: Mapping, run: RunConfig | None, adapter: bool) -> dict:
@@ -177,7 +195,7 @@ def _with_facts(summary: Mapping, run: RunConfig | None, adapter: bool) -> dict:
     facts = {**summary, "licences": parts_of_run(run, summary), **_base(run, summary)}
     if adapter:
         if run is None:
-            raise ValueError("the run's training/config.yaml is missing; it says which base the adapter has")
+            raise ValueError("the run's config.yaml is missing; it says which base the adapter has")
         from training.starting_model import starting_config
 
         base = starting_config(run).to_dict()

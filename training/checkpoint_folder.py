@@ -11,7 +11,7 @@ from transformers.utils import find_adapter_config_file
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from training.config import RunConfig, load_config
 
-__all__ = ["load_checkpoint", "read_run_config", "read_summary", "weights_digest"]
+__all__ = ["load_checkpoint", "read_run_config", "read_summary", "run_folder", "weights_digest"]
 
 ADAPTER_CONFIG = "adapter_config.json"  # peft's name
 
@@ -95,7 +95,7 @@ def _tensor_digests(path: Path) -> list[str]:
     return lines
 
 
-def _run_folder(checkpoint: str | Path) -> Path | None:
+def run_folder(checkpoint: str | Path) -> Path | None:
     """The run that made a local checkpoint: around it, or in `training/` beside it (`make quickstart`)."""
     parent = Path(checkpoint).resolve().parent
     for folder in (parent, parent / "training"):
@@ -106,7 +106,7 @@ def _run_folder(checkpoint: str | Path) -> Path | None:
 
 def read_summary(checkpoint: str | Path) -> dict:
     """`summary.json` of the run that made a local checkpoint; empty if it is not beside it."""
-    folder = _run_folder(checkpoint)
+    folder = run_folder(checkpoint)
     return _read_json(folder / "summary.json") if folder and (folder / "summary.json").is_file() else {}
 
 
@@ -115,7 +115,7 @@ def read_run_config(checkpoint: str | Path) -> RunConfig:
 
     The split into training and validation episodes follows from them.
     """
-    folder = _run_folder(checkpoint)
+    folder = run_folder(checkpoint)
     return load_config(folder / "config.yaml", []) if folder else RunConfig()
 
 

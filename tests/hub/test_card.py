@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCard, ModelCard, parse_eval_result_entries
 from hub_cards.build import main
 from hub_cards.latency import main as latency
 from tests.hub.finished_run import TASK, evaluation, make_run, summary, validation
-from training.config import RunConfig, TowerConfig, save_config
+from training.config import DataConfig, DatasetSource, RunConfig, TowerConfig, save_config
 from training.run_facts import describe_run
 
 
@@ -113,6 +113,24 @@ def test_a_missing_measurement_is_refused_with_the_command_that_makes_it(folder,
     error = capsys.readouterr().err
     assert error.startswith("error: ") and f"{folder / lost} is missing" in error and command in error
     assert not (folder / "README.md").exists()
+
+
+def test_a_run_as_train_leaves_it_has_its_summary_beside_the_model(folder, capsys):
+    for name in ("config.yaml", "summary.json"):
+        (folder / "training" / name).rename(folder / name)
+    (folder / "training").rmdir()
+    save_config(RunConfig(data=DataConfig(datasets=[DatasetSource("me/demos")])), folder / "config.yaml")
+    picture, seen = (folder / "foresight.png").rename(folder / "p"), (folder / "summary.json").read_text()
+    (folder / "summary.json").unlink()
+    assert main([str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert f"train.py --config {folder}/config.yaml --resume" in error
+    assert f"visualize.py --checkpoint {folder}/model --dataset me/demos" in error
+    assert "quickstart.yaml" not in error
+    picture.rename(folder / "foresight.png")
+    (folder / "summary.json").write_text(seen)
+    assert main([str(folder)]) == 0
+    assert "1,234" in (folder / "model" / "README.md").read_text()
 
 
 def test_everything_that_is_missing_is_named_at_once(tmp_path, capsys):
