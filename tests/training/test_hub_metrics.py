@@ -109,6 +109,7 @@ def test_flow_of_two_coordinates_has_no_depth_error(metric):
     [
         ({}, "needs width and height"),
         ({"width": 10, "height": 10, "fx": 5}, "fy, cx, cy are missing: give all four"),
+        ({"width": 10, "height": 10, "fx": 0, "fy": 1, "cx": 5, "cy": 5}, "fx is 0; it must be above 0"),
     ],
 )
 def test_flow_needs_the_size_and_whole_intrinsics(metric, options, message):
@@ -123,11 +124,18 @@ def test_future_frames_with_and_without_depth(metric):
     assert figures["rgb_mae"] == pytest.approx(0.1, rel=1e-5)
     assert figures["rgb_mse"] == pytest.approx(0.03, rel=1e-5)
     assert figures["psnr_db"] == pytest.approx(15.2288, rel=1e-4)
-    assert (figures["depth_abs_rel"], figures["depth_rmse_m"]) == (0.5, 1.0)
+    assert (figures["depth_abs_rel"], figures["depth_rmse_m"], figures["depth_covered"]) == (0.5, 1.0, 1.0)
     same = [[[[0.1, 0.2, 0.3]]]]
     figures = metric["future_rgbd"].compute(predictions=same, references=same)
     # No infinity: it would be no JSON.
-    assert figures["rgb_mse"] == 0 and not {"psnr_db", "depth_abs_rel"} & figures.keys()
+    assert figures["rgb_mse"] == 0 and not {"psnr_db", "depth_abs_rel", "depth_covered"} & figures.keys()
+
+
+def test_future_depth_that_is_not_predicted_shows_in_what_is_covered(metric):
+    truth = [[[[0.5, 0.5, 0.5, metres] for metres in (1.0, 2.0, 4.0, 0.0)]]]
+    holes = [[[[0.5, 0.5, 0.5, metres] for metres in (NAN, 1.0, 0.0, 3.0)]]]
+    figures = metric["future_rgbd"].compute(predictions=holes, references=truth)
+    assert (figures["depth_abs_rel"], figures["depth_covered"]) == (0.5, pytest.approx(1 / 3))
 
 
 def test_bytes_are_no_colours_from_0_to_1(metric):
@@ -156,6 +164,10 @@ def test_each_gripper_has_its_own_two_values(metric):
         threshold=[0.02, 0.0],
     )
     assert figures["binary_accuracy"] == [0.0, 1.0]
+    with pytest.raises(ValueError, match="threshold has 3 values for 2 binary_indices"):
+        metric["robot_action"].compute(
+            predictions=[[0.0, 1.0]], references=[[0.0, 1.0]], binary_indices=[0, 1], threshold=[0.0] * 3
+        )
 
 
 def test_success_has_wilsons_interval(metric):
@@ -303,6 +315,8 @@ def test_metrics_of_different_things_combine_each_with_its_own_inputs_and_option
 def test_an_option_that_does_not_exist_is_refused(metric):
     with pytest.raises(TypeError, match="chain_size"):
         metric["task_chain"].compute(predictions=[1], chain_size=4)
+    with pytest.raises(TypeError, match="robot_action has no option limit: binary_indices, threshold"):
+        load_metric("robot_action", limit=0.0)
 
 
 def test_metrics_combine():

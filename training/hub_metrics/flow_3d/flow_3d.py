@@ -1,5 +1,7 @@
 """End-point errors of 3D flow (x, y in the image, metric depth), as an `evaluate` metric."""
 
+import inspect
+
 import datasets
 import evaluate
 import numpy as np
@@ -29,7 +31,8 @@ Args:
     moving_above_px (`float`): 1 by default.
 
 Raises:
-    ValueError: If shapes differ, some but not all intrinsics are given, or nothing is known.
+    ValueError: If shapes differ, a size or focal length is not above 0, some but not all intrinsics are
+        given, a prediction is not finite where the truth is known, or nothing is known.
 
 `evaluate.load(PATH, "main")` calls the inputs `main_predictions` and `main_references`; options go to
 `evaluate.load` as well as to `compute`. So metrics of different things combine.
@@ -61,6 +64,9 @@ def end_point_errors(
     missing = [name for name, value in intrinsics.items() if value is None]
     if 0 < len(missing) < 4:
         raise ValueError(f"of the intrinsics {', '.join(missing)} are missing: give all four, or none")
+    for name, value in {"width": width, "height": height, "fx": fx, "fy": fy}.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{name} is {value}; it must be above 0, in pixels")
     if not len(references):
         raise ValueError("no point was given: nothing to compare")
     p, t = _stack(predictions), _stack(references)  # (M, L, 2 or 3)
@@ -106,6 +112,9 @@ class Flow3D(evaluate.Metric):
 
     def __init__(self, *args, **kwargs):
         self.options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
+        if unknown := kwargs.keys() - inspect.signature(evaluate.Metric).parameters.keys():
+            # The base class would take it without a word, and the figures would be of the default.
+            raise TypeError(f"flow_3d has no option {', '.join(sorted(unknown))}: {', '.join(_OPTIONS)}")
         super().__init__(*args, **kwargs)
 
     def _info(self):

@@ -13,6 +13,7 @@ An example is one frame. Over all known values of all frames together:
 - `psnr_db`: -10 log10(`rgb_mse`); absent for equal pictures, where it is infinite
 - `depth_abs_rel`: mean |p - t| / t, and `depth_rmse_m`: sqrt(mean (p - t)^2), metres; with depth only, over
   pixels where both are finite and positive
+- `depth_covered`: their share of the pixels with true depth; below 1 if predictions are missing
 - `frames`
 
 Args:
@@ -39,9 +40,8 @@ Example:
 
 def frame_errors(predictions, references) -> dict:
     """The figures from plain arrays; see `inputs_description`."""
-    n = n_depth = frames = 0
+    n = n_depth = n_true = frames = 0
     absolute = squared = relative = squared_m = 0.0
-    has_depth = False
     for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
         p, t = _frame(prediction), _frame(reference)
         if p.shape != t.shape or p.shape[-1] not in (3, 4):
@@ -59,11 +59,11 @@ def frame_errors(predictions, references) -> dict:
         absolute += float(np.abs(colours - truth).sum())
         squared += float(((colours - truth) ** 2).sum())
         if p.shape[-1] == 4:
-            has_depth = True
             d, m = p[..., 3], t[..., 3]
-            both = np.isfinite(d) & np.isfinite(m) & (d > 0) & (m > 0)
+            measured = np.isfinite(m) & (m > 0)
+            both = measured & np.isfinite(d) & (d > 0)
             d, m = d[both], m[both]
-            n_depth += d.size
+            n_depth, n_true = n_depth + d.size, n_true + int(measured.sum())
             relative += float((np.abs(d - m) / m).sum())
             squared_m += float(((d - m) ** 2).sum())
     if not n:
@@ -76,7 +76,9 @@ def frame_errors(predictions, references) -> dict:
     }
     if mse:
         result["psnr_db"] = float(-10 * np.log10(mse))
-    if has_depth and n_depth:
+    if n_true:
+        result["depth_covered"] = n_depth / n_true
+    if n_depth:
         result |= {"depth_abs_rel": relative / n_depth, "depth_rmse_m": (squared_m / n_depth) ** 0.5}
     return result
 

@@ -1,5 +1,7 @@
 """Errors of predicted robot actions, as an `evaluate` metric."""
 
+import inspect
+
 import datasets
 import evaluate
 import numpy as np
@@ -45,7 +47,7 @@ def action_errors(predictions, references, binary_indices=(), threshold=0.5) -> 
     if not len(references):
         raise ValueError("no action was given: nothing to compare")
     p, t = _stack(predictions), _stack(references)  # (M, A)
-    if p.shape != t.shape or p.ndim != 2:
+    if p.shape != t.shape or p.ndim != 2 or not p.size:
         raise ValueError(
             f"predictions have shape {p.shape} and references {t.shape}; both must be (actions, dimensions)"
         )
@@ -53,6 +55,11 @@ def action_errors(predictions, references, binary_indices=(), threshold=0.5) -> 
     binary = [int(i) for i in binary_indices]
     if wrong := [i for i in binary if not 0 <= i < size]:
         raise ValueError(f"binary_indices has {wrong}, but actions have {size} dimensions")
+    if np.size(threshold) not in (1, len(binary)):
+        raise ValueError(
+            f"threshold has {np.size(threshold)} values for {len(binary)} binary_indices: give one for all, "
+            "or one for each"
+        )
     known = np.isfinite(t).all(1)
     if not known.any():
         raise ValueError("no action is known: nothing to compare")
@@ -75,6 +82,9 @@ class RobotAction(evaluate.Metric):
 
     def __init__(self, *args, **kwargs):
         self.options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
+        if unknown := kwargs.keys() - inspect.signature(evaluate.Metric).parameters.keys():
+            # The base class would take it without a word, and the figures would be of the default.
+            raise TypeError(f"robot_action has no option {', '.join(sorted(unknown))}: {', '.join(_OPTIONS)}")
         super().__init__(*args, **kwargs)
 
     def _info(self):

@@ -1,5 +1,6 @@
 """Success rate of episodes with Wilson's interval, as an `evaluate` metric."""
 
+import inspect
 import math
 from statistics import NormalDist
 
@@ -71,6 +72,9 @@ class SuccessRate(evaluate.Metric):
 
     def __init__(self, *args, **kwargs):
         self.options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
+        if unknown := kwargs.keys() - inspect.signature(evaluate.Metric).parameters.keys():
+            # The base class would take it without a word, and the figures would be of the default.
+            raise TypeError(f"success_rate has no option {', '.join(sorted(unknown))}: {', '.join(_OPTIONS)}")
         super().__init__(*args, **kwargs)
 
     def _info(self):

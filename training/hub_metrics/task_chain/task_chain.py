@@ -1,5 +1,7 @@
 """How many instructions of a chain succeed in a row, as an `evaluate` metric (CALVIN's protocol)."""
 
+import inspect
+
 import datasets
 import evaluate
 import numpy as np
@@ -64,6 +66,9 @@ class TaskChain(evaluate.Metric):
 
     def __init__(self, *args, **kwargs):
         self.options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
+        if unknown := kwargs.keys() - inspect.signature(evaluate.Metric).parameters.keys():
+            # The base class would take it without a word, and the figures would be of the default.
+            raise TypeError(f"task_chain has no option {', '.join(sorted(unknown))}: {', '.join(_OPTIONS)}")
         super().__init__(*args, **kwargs)
 
     def _info(self):
