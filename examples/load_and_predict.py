@@ -36,6 +36,8 @@ def main() -> None:
     # Windows as in training, with the labels that the dataset has: the picture shows them beside predictions.
     wanted = window_config(model.config, RunConfig(data=DataConfig(missing_targets=True)))
     windows = ForesightWindows(args.dataset, wanted.for_evaluation())
+    if not 0 <= args.window < len(windows):
+        raise ValueError(f"--window {args.window}: {args.dataset} has windows 0 to {len(windows) - 1}")
     sample = windows[args.window]
 
     # What a robot knows: T images of every camera (T, 3, H, W), the instruction, T states.

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from transformers import AutoModel, AutoProcessor
 
 import modeling_foresight  # noqa: F401 - registers the model with the Auto classes
@@ -30,6 +31,8 @@ def main() -> None:
     # Acting needs no depth, future and flow heads: they are not even loaded.
     model = AutoModel.from_pretrained(args.checkpoint, auxiliary_heads=False).eval()
     processor = AutoProcessor.from_pretrained(args.checkpoint)
+    if model.num_parameters() < 20_000_000:  # more threads would wait for each other: docs/performance.md
+        torch.set_num_threads(1)
     robot = MetaWorldSim(args.task, cameras=model.config.views, image_size=model.config.image_size)
     robot.reset(args.seed)
     hold = round(SIMULATION_HZ / model.config.fps)  # simulation steps for which an action is held

@@ -114,3 +114,9 @@ def test_what_does_not_exist_is_one_line_and_exit_code_1(run_example):
     with pytest.raises(SystemExit) as stopped:
         run_example("load_and_predict", "--checkpoint", "nowhere/at/all")
     assert str(stopped.value).startswith("error: ")
+
+
+def test_a_window_that_the_dataset_does_not_have_is_refused_with_those_it_has(run_example):
+    with pytest.raises(SystemExit) as stopped:
+        run_example("load_and_predict", "--window", "100000")
+    assert re.search(r"error: --window 100000: .* has windows 0 to \d+$", str(stopped.value))
