@@ -51,7 +51,8 @@ def main() -> None:
             f"episode {episode}: {len(points)} frames, {visible.any(0).sum()} points of camera {camera}, "
             f"{moving.sum()} move; flags: {', '.join(doubtful.get(episode, ['none']))}"
         )
-    print(f"look at them: python datasets_scripts/inspect_dataset.py {args.output} --report labels.html")
+    look = f"python datasets_scripts/inspect_dataset.py {args.output} --report {args.output}.html"
+    print(f"look at them: {look}")
 
 
 def without_tracks(sample: Path, output: Path) -> Path:

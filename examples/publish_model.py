@@ -29,7 +29,8 @@ def main() -> None:
 
     # Loads, has statistics and a card whose figures were measured, holds nothing that could run code, ...
     if problems := check_folder(args.folder):
-        raise ValueError("\n".join(problems))  # publish would refuse it too
+        # publish would refuse it too
+        raise ValueError("\n".join(f"{args.folder}: {problem}" for problem in problems))
     # One commit, so that nobody ever sees half of it; downloaded again and compared file by file.
     commit = publish(args.folder, args.repo_id, dry_run=not args.send, pull=args.send)
     if commit and (Path(args.folder) / "config.json").is_file():
