@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import DataLoader
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
@@ -65,7 +65,9 @@ def train(config: RunConfig, resume: bool) -> int:
         ValueError: If config, data and run folder do not fit together.
     """
     options, output = config.train, Path(config.output)
-    in_vain = options.mixed_precision == "bf16" and not has_bfloat16(PartialState().device)
+    # As Accelerator would make it: one that does not know of the CPU leaves every process on its own there.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    in_vain = options.mixed_precision == "bf16" and not has_bfloat16(state.device)
     accelerator = Accelerator(
         mixed_precision="no" if in_vain else options.mixed_precision,
         gradient_accumulation_steps=options.gradient_accumulation_steps,

@@ -385,19 +385,22 @@ def test_sigterm_saves_and_a_resumed_run_finishes(config_file, dataset, tmp_path
     assert steps == list(range(1, STEPS + 1))
 
 
-def test_two_processes_share_every_batch_and_learn_as_one(config_file, dataset, tmp_path):
+def run_twofold(arguments: list[str]) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     launch += ["--main_process_port", "0"]
-    # Progress has a target in every frame, so that the mean of the halves' means is the mean of the batch.
-    flags = ["--model.objectives", "[progress]", "--train.steps", "3", "--train.warmup_steps", "0"]
-    for dropout in ("embd_pdrop", "attention_dropout", "resid_pdrop"):  # its draws differ between processes
-        flags += [f"--model.{dropout}", "0.0"]
-    arguments = command(config_file, dataset, tmp_path / "two", *flags)
     result = subprocess.run(
         [*launch, *arguments], env=environment(), capture_output=True, text=True, timeout=240
     )
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_two_processes_share_every_batch_and_learn_as_one(config_file, dataset, tmp_path):
+    # Progress has a target in every frame, so that the mean of the halves' means is the mean of the batch.
+    flags = ["--model.objectives", "[progress]", "--train.steps", "3", "--train.warmup_steps", "0"]
+    for dropout in ("embd_pdrop", "attention_dropout", "resid_pdrop"):  # its draws differ between processes
+        flags += [f"--model.{dropout}", "0.0"]
+    run_twofold(command(config_file, dataset, tmp_path / "two", *flags))
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
 
     run(config_file, dataset, tmp_path / "one", *flags)
@@ -407,6 +410,12 @@ def test_two_processes_share_every_batch_and_learn_as_one(config_file, dataset, 
     )
     assert len(two) == 3 and two[0] != two[1]
     assert two == pytest.approx(one, rel=1e-3)
+
+
+def test_two_processes_are_one_run_in_bf16_too(config_file, dataset, tmp_path):
+    flags = ["--train.mixed_precision", "bf16", "--train.attn_implementation", "eager", "--train.steps", "1"]
+    run_twofold(command(config_file, dataset, tmp_path / "two", *flags))
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
 
 
 def test_no_means_no_in_yaml_too():
