@@ -69,7 +69,6 @@ class RunLog:
         self.bar.set_postfix(
             {name: f"{value:.3g}" for name, value in {**means, **extra}.items() if name != "grad_norm"}
         )
-        self.bar.update(step - self.bar.n)
         self.sums, self.counts, self.times = {}, {}, {"data_s": 0.0}
         self.since, self.since_step = time.perf_counter(), step
 

@@ -176,6 +176,7 @@ def run_training(accelerator: Accelerator, config: RunConfig, resume: bool) -> i
                 optimizer.zero_grad()
             log.add({"loss": outputs.loss.detach(), **outputs.losses})
         scheduler.step()
+        log.bar.update()
         done = step + 1
         if done % options.log_every == 0 or done == options.steps:
             extra = flow_errors(outputs.flow.detach(), raw) if outputs.flow is not None else {}
