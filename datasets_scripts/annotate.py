@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="OWNER/NAME",
         help="upload the finished dataset; needs a token that may write",
     )
-    add("--private", action="store_true", default=None, help="let a repository that is made be private")
+    add("--public", action="store_true", help="let a repository that is made be public (default: private)")
     add_options(parser)
     return parser
 
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args.push_to_hub:
         check(job)  # before a repository is made for nothing
-        check_push(args.push_to_hub, args.output, args.private)
+        check_push(args.push_to_hub, args.output, not args.public)
     if args.executor:
         if args.executor == "local":
             args.workers = workers

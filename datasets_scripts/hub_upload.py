@@ -43,14 +43,13 @@ def require_token(who: str) -> None:
         raise ValueError(f"{who} needs a token, and what is set has characters that no token has: {LOG_IN}")
 
 
-def make_repo(repo_id: str, repo_type: str, private: bool | None) -> None:
+def make_repo(repo_id: str, repo_type: str, private: bool) -> None:
     """Makes a repository unless it is there, and finds out whether we may write into it.
 
     Args:
         repo_id (`str`): `owner/name`.
         repo_type (`str`): `model` or `dataset`.
-        private (`bool`, *optional*): Of one that is made; the Hub's default is public, or what an
-            organisation has chosen.
+        private (`bool`): Whether one that is made is; one that is there stays as it is.
 
     Raises:
         HubError: If the token may not, or the Hub cannot be reached.

@@ -13,14 +13,13 @@ from datasets_scripts.hub_upload import commit_files, make_repo, move_tag, remot
 __all__ = ["check_push", "push_dataset"]
 
 
-def check_push(repo_id: str, output: Path, private: bool | None = None) -> None:
+def check_push(repo_id: str, output: Path, private: bool = True) -> None:
     """Finds out before long work whether a dataset can be pushed, and makes its repository.
 
     Args:
         repo_id (`str`): `owner/name`.
         output (`Path`): The dataset, which need not exist yet.
-        private (`bool`, *optional*): Of a repository that is made; the Hub's default is public, or what an
-            organisation has chosen.
+        private (`bool`): Whether a repository that is made is; one that is there stays as it is.
 
     Raises:
         ValueError: If there is no token, or the repository holds files of another dataset.

@@ -13,6 +13,7 @@ from huggingface_hub.errors import RevisionNotFoundError
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts import dataset_rows, hub_source
+from datasets_scripts.annotate import main as annotate
 from datasets_scripts.annotate_episode import Annotation
 from datasets_scripts.annotation_job import AnnotationJob, make_shards, merge, open_job
 from datasets_scripts.columns import read_provenance
@@ -93,6 +94,15 @@ def test_a_dataset_of_the_hub_is_inspected_and_not_changed(recorded, stand_in, c
     assert "camera main: 64 x 48" in capsys.readouterr().out
     assert main(["you/data", "--write-flags"]) == 1
     assert "you/data is on the Hub: download it first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--public"]])
+def test_an_annotated_dataset_is_private_on_the_hub_unless_told_otherwise(
+    recorded, server, tmp_path, options
+):
+    work = [f"--dataset={recorded.root}", f"--output={tmp_path / 'data'}", "--n-points=8", "--workers=1"]
+    assert annotate([*work, "--push-to-hub=tester/data", *options]) == 0
+    assert HfApi().dataset_info("tester/data").private is not bool(options)
 
 
 def test_a_streamed_dataset_downloads_the_video_that_is_decoded_and_no_other(recorded, stand_in):
