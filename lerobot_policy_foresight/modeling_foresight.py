@@ -351,8 +351,9 @@ class ForesightPolicy(PreTrainedPolicy):
             if OBS_STATE not in batch:
                 raise ValueError(f"The observation lacks {OBS_STATE!r}, which the policy was trained with.")
             state = self._restore("state", batch[OBS_STATE])
-        self._follow(read_tasks(batch, robots))
-        chunk = self._stream.step_chunk(images, state, again=again)
+        with self._precision():  # lerobot-train evaluates in that of training
+            self._follow(read_tasks(batch, robots))
+            chunk = self._stream.step_chunk(images, state, again=again)
         return self._normalise_actions(chunk.to(self.model.device))
 
     def select_action(self, batch: dict, **kwargs) -> Tensor:

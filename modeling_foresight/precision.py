@@ -5,7 +5,7 @@ import torch
 
 __all__ = ["NO_BFLOAT16", "has_bfloat16"]
 
-NO_BFLOAT16 = "this CPU has no kernels for bfloat16: training in float32, which is many times faster here"
+NO_BFLOAT16 = "this CPU has no kernels for bfloat16: computing in float32, which is many times faster here"
 
 
 def has_bfloat16(device: torch.device) -> bool:

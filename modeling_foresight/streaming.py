@@ -142,7 +142,8 @@ class ForesightStream:
             raise ValueError("The model was moved or cast after this stream was made: make a new one.")
         if self._graph is not None and self._weights != self._where_weights_are():
             self._graph = None  # an adapter was merged, say: the graph still reads where weights were
-        self._language[rows] = self.model.model.embed_text(text_features.to(device))
+        language = self.model.model.embed_text(text_features.to(device))
+        self._language[rows] = language.to(self._language.dtype)  # another one under autocast
         self._count[rows] = 0
         # What is masked must be finite all the same: a NaN of the last episode would come back as 0 * NaN.
         for buffer in (self._images, self._states, self._seen, self._goal_mask, self._goal):
@@ -168,7 +169,8 @@ class ForesightStream:
         pixels = self.processor.read_images(image, self.processor.views[0], self.single)
         pixels = self._one_frame(pixels, len(rows), "goal image")
         pixels = self.processor.normalise_images(pixels.to(self.model.device))
-        self._goal[rows] = self.model.model.embed_goal_image(*self.model.model.encode_images(pixels))
+        goal = self.model.model.embed_goal_image(*self.model.model.encode_images(pixels))
+        self._goal[rows] = goal.to(self._goal.dtype)
         self._goal_mask[rows] = True
 
     def step(self, images: dict, state=None, envs: Sequence[int] | None = None, view_mask=None) -> Tensor:

@@ -273,9 +273,17 @@ def test_lerobot_eval_gives_what_training_evaluate_gives(simulator, folder, tmp_
 
 
 @pytest.mark.sim
-def test_lerobot_train_evaluates_the_policy_while_it_trains(simulated_dataset, tmp_path, episodes):
+@pytest.mark.parametrize("has_kernels", [True, False])
+def test_lerobot_train_evaluates_the_policy_while_it_trains(
+    simulated_dataset, tmp_path, monkeypatch, episodes, has_kernels
+):
+    # LeRobot evaluates in the precision of training.
+    monkeypatch.setattr(
+        "lerobot_policy_foresight.modeling_foresight.has_bfloat16", lambda device: has_kernels
+    )
     lerobot_train(
         *run_options(simulated_dataset.root, tmp_path / "run"),
+        "--policy.dtype=bfloat16",
         *policy_options(small_model(history_length=2, future_shift=1)),
         "--env.type=foresight_metaworld",
         "--env.task=drawer-open-v3",

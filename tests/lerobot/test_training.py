@@ -90,9 +90,9 @@ def test_bfloat16_is_float32_where_it_has_no_kernels(facts, tmp_path, monkeypatc
         return weights(tmp_path / name / "checkpoints" / "last")
 
     expected = trained("float32", "float32", has_kernels=False)
-    assert "training in float32" not in capfd.readouterr().err
+    assert "computing in float32" not in capfd.readouterr().err
     without = trained("without", "bfloat16", has_kernels=False)
-    assert "training in float32" in capfd.readouterr().err
+    assert "computing in float32" in capfd.readouterr().err
     assert all(torch.equal(expected[name], without[name]) for name in expected)
     rounded = trained("with", "bfloat16", has_kernels=True)
     assert any(not torch.equal(expected[name], rounded[name]) for name in expected)

@@ -333,6 +333,20 @@ def test_a_stream_made_in_inference_mode_goes_on_outside_of_it():
         act(stream, 2)
 
 
+def test_mixed_precision_around_a_stream_costs_digits_only():
+    model, processor = build(goal_image=True)
+    actions = {}
+    for enabled in (False, True):
+        stream = ForesightStream(model, processor)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            stream.reset(TASKS[0])
+            stream.set_goal(FRAME)
+            actions[enabled] = act(stream, seed=7)
+    assert actions[True].dtype == torch.float32
+    assert not torch.equal(actions[True], actions[False])
+    torch.testing.assert_close(actions[True], actions[False], rtol=0.1, atol=0.1)
+
+
 def test_robots_may_be_named_by_booleans():
     model, processor = build()
     stream = ForesightStream(model, processor, num_envs=3)

@@ -281,7 +281,7 @@ def test_bfloat16_is_for_where_it_has_kernels_and_keeps_float32_weights(
 ):
     monkeypatch.setattr("training.train.has_bfloat16", lambda device: has_kernels)
     run(config_file, dataset, tmp_path / "run", "--train.mixed_precision", "bf16", "--train.steps", "2")
-    assert ("training in float32" in capsys.readouterr().out) != has_kernels
+    assert ("computing in float32" in capsys.readouterr().out) != has_kernels
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["mixed_precision"] == taken
     assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float32}
     assert all(
