@@ -481,6 +481,7 @@ def test_a_dataset_without_labels_is_refused_with_the_command_that_adds_them(
         tracks=False,
     ).root
     monkeypatch.setattr(sys, "argv", command(config_file, plain, tmp_path / "run"))
+    capsys.readouterr()  # progress bars of the writer
     assert main() == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "observation.depth.front" in said
