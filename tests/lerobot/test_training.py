@@ -1,5 +1,6 @@
 """Runs of both trainers as a user has them: what is exported, resumed, run by two processes."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -89,6 +90,7 @@ def test_bfloat16_is_float32_where_it_has_no_kernels(facts, tmp_path, monkeypatc
         lerobot_train(*policy_options(small_model()), *options, f"--policy.dtype={dtype}")
         return weights(tmp_path / name / "checkpoints" / "last")
 
+    logging.Logger.warning_once.cache_clear()  # another test may have been told
     expected = trained("float32", "float32", has_kernels=False)
     assert "computing in float32" not in capfd.readouterr().err
     without = trained("without", "bfloat16", has_kernels=False)
