@@ -107,7 +107,7 @@ test-slow: setup ## the tests that take minutes
 
 test-common: setup ## the common model tests of transformers, fetched once for the installed version
 	$(PY) scripts/fetch_common_tests.py
-	RUN_SLOW=1 $(PY) -m pytest -m common tests/modeling/test_transformers_common.py --no-header $(PYTEST_FLAGS)
+	RUN_SLOW=1 $(PY) -m pytest -m common tests/modeling_foresight/test_transformers_common.py --no-header $(PYTEST_FLAGS)
 
 quality: setup ## check lint, format and spelling; change nothing
 	.venv/bin/ruff check

@@ -19,10 +19,10 @@ import torch
 from _measure import describe_machine, memory_mb
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts.annotate_episode import Annotation
-from datasets_scripts.annotation_job import AnnotationJob, annotate
+from datasets_scripts.annotation.episode import Annotation
+from datasets_scripts.annotation.job import AnnotationJob, annotate
 from datasets_scripts.columns import depth_feature, depth_key, image_key
-from datasets_scripts.videos import lerobot_depth_encoder
+from datasets_scripts.storage.video_writing import lerobot_depth_encoder
 
 CAMERA = "main"
 WALL_M, PATCH_M, DEPTH_MAX_M = 1.5, 1.0, 4.0

@@ -24,9 +24,9 @@ import torch
 import yaml
 from _measure import describe_machine, print_table, write_csv
 
-from datasets_scripts.dataset_rows import DatasetRows
+from datasets_scripts.storage.rows import DatasetRows
 from training.config import DataConfig, RunConfig, load_config
-from training.windows import split_episodes
+from training.windows.dataset import split_episodes
 
 ROOT = Path(__file__).resolve().parents[1]
 LAST = 100  # steps that the loss at the end is a mean of
@@ -223,7 +223,7 @@ def held_out_losses(folder: Path, config: RunConfig) -> dict[str, float]:
     from accelerate import Accelerator
     from transformers import AutoModel, AutoProcessor
 
-    from training.data import RunData, evaluation_loader
+    from training.run_data import RunData, evaluation_loader
     from training.train import validate
 
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)

@@ -13,16 +13,16 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from datasets_scripts.annotate_episode import Annotation, dataset_cameras
-from datasets_scripts.annotation_job import AnnotationJob, annotate, check
-from datasets_scripts.annotation_plan import plan
+from datasets_scripts.annotation.episode import Annotation, dataset_cameras
+from datasets_scripts.annotation.executors import Resources, add_options, spread
+from datasets_scripts.annotation.job import AnnotationJob, annotate, check
+from datasets_scripts.annotation.plan import plan
+from datasets_scripts.annotation.push import check_push, push_dataset
+from datasets_scripts.annotation.ranks import annotate_as_rank, is_rank
 from datasets_scripts.columns import find_depth_key, load_features
-from datasets_scripts.dataset_rows import find_dataset
 from datasets_scripts.depth import DEPTH_SOURCES
-from datasets_scripts.executors import Resources, add_options, spread
-from datasets_scripts.push_dataset import check_push, push_dataset
-from datasets_scripts.ranks import annotate_as_rank, is_rank
-from datasets_scripts.resumable import resumable_command
+from datasets_scripts.storage.resumable import resumable_command
+from datasets_scripts.storage.rows import find_dataset
 from datasets_scripts.tracks import TRACK_SOURCES
 
 

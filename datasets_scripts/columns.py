@@ -1,7 +1,7 @@
 """Depth and track columns of a LeRobot v3 dataset: names, dtypes, units, checks, storage, provenance.
 
 This file is the contract between those who make labels (`simulate.py`, `annotate.py`) and those who read them
-(`training/windows.py`, the viewer, the cards). It knows files and arrays, and nothing of models or
+(`training/windows/dataset.py`, the viewer, the cards). It knows files and arrays, and nothing of models or
 simulators.
 
 | key | dtype, shape per frame | meaning |

@@ -27,9 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets_scripts.assemble import Layout
 from datasets_scripts.columns import depth_feature, depth_key, image_key
-from datasets_scripts.convert import (
+from datasets_scripts.conversion.job import (
     Demonstration,
     convert,
     converter_parser,
@@ -37,7 +36,8 @@ from datasets_scripts.convert import (
     report,
     vector_feature,
 )
-from datasets_scripts.resumable import resumable_command
+from datasets_scripts.storage.assemble import Layout
+from datasets_scripts.storage.resumable import resumable_command
 
 __all__ = ["CalvinArchive", "main"]
 

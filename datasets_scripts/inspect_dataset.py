@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from datasets_scripts.columns import picture_size
-from datasets_scripts.dataset_rows import parse_episodes
-from datasets_scripts.label_pictures import draw_episode
-from datasets_scripts.label_report import survey_labels, worst_first, write_flags, write_report
-from datasets_scripts.labelled_episode import Camera, Episode, LabelledDataset, Measures, measure
-from datasets_scripts.pictures import import_matplotlib, save_png
-from datasets_scripts.quality import FAR_FROM_DEPTH, MAX_OFF_DEPTH_SHARE
-from datasets_scripts.rerun_recording import record_episode
+from datasets_scripts.inspection.label_pictures import draw_episode
+from datasets_scripts.inspection.labelled_episode import Camera, Episode, LabelledDataset, Measures, measure
+from datasets_scripts.inspection.pictures import import_matplotlib, save_png
+from datasets_scripts.inspection.quality import FAR_FROM_DEPTH, MAX_OFF_DEPTH_SHARE
+from datasets_scripts.inspection.report import survey_labels, worst_first, write_flags, write_report
+from datasets_scripts.inspection.rerun_recording import record_episode
+from datasets_scripts.storage.rows import parse_episodes
 
 EXAMPLE = """examples:
   python datasets_scripts/inspect_dataset.py outputs/quickstart/dataset --report labels.html

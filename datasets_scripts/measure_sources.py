@@ -26,10 +26,10 @@ from datasets_scripts.columns import (
     unpack_points,
     write_json_atomic,
 )
-from datasets_scripts.dataset_rows import DatasetRows, parse_episodes
 from datasets_scripts.depth import DEPTH_SOURCES, check_depth_source, open_depth
-from datasets_scripts.frame_cache import FrameDecoder
-from datasets_scripts.label_errors import DepthErrors, TrackErrors
+from datasets_scripts.inspection.label_errors import DepthErrors, TrackErrors
+from datasets_scripts.storage.frame_cache import FrameDecoder
+from datasets_scripts.storage.rows import DatasetRows, parse_episodes
 from datasets_scripts.tracks import TRACK_SOURCES, check_track_source, open_tracker
 
 EXAMPLE = """examples:

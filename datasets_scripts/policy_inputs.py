@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("dataset", help="folder or Hub id of a LeRobot v3 dataset")
     options = parser.parse_args(argv)
-    from datasets_scripts.dataset_rows import DatasetRows
+    from datasets_scripts.storage.rows import DatasetRows
 
     try:
         features = DatasetRows(options.dataset).features

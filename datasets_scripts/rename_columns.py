@@ -59,7 +59,7 @@ def rename_columns(source: str | Path, output: str | Path, names: Mapping[str, s
         ValueError: If the output exists, the dataset is damaged, or a name is unknown, taken or not allowed.
         OSError: If the disk is full; nothing is left behind.
     """
-    from datasets_scripts.dataset_rows import DatasetRows  # LeRobot's imports take seconds
+    from datasets_scripts.storage.rows import DatasetRows  # LeRobot's imports take seconds
 
     output = Path(output)
     if output.exists():

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from datasets_scripts.assemble import assemble_dataset, check_dataset, video_sizes
 from datasets_scripts.columns import (
     append_columns,
     encode_flags,
@@ -30,10 +29,11 @@ from datasets_scripts.columns import (
     read_provenance,
     write_provenance,
 )
-from datasets_scripts.metaworld_env import QUALITIES, MetaWorldSim, check_cameras, resolve_tasks
-from datasets_scripts.record_episode import Recording, point_values, record_shard
-from datasets_scripts.resumable import claim_folder, refuse_other, resumable_command, work_on_all
-from datasets_scripts.shards import ARRAYS, read_facts
+from datasets_scripts.simulation.metaworld import QUALITIES, MetaWorldSim, check_cameras, resolve_tasks
+from datasets_scripts.simulation.recording import Recording, point_values, record_shard
+from datasets_scripts.storage.assemble import assemble_dataset, check_dataset, video_sizes
+from datasets_scripts.storage.resumable import claim_folder, refuse_other, resumable_command, work_on_all
+from datasets_scripts.storage.shards import ARRAYS, read_facts
 
 
 def simulate(recording: Recording, output: Path, workers: int = 1) -> dict[str, float]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from lerobot.datasets.dataset_tools import remove_feature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts.annotate_episode import Annotation
-from datasets_scripts.annotation_job import AnnotationJob, annotate
+from datasets_scripts.annotation.episode import Annotation
+from datasets_scripts.annotation.job import AnnotationJob, annotate
 from datasets_scripts.columns import (
     flagged_episodes,
     moving_flags,
@@ -20,7 +20,7 @@ from datasets_scripts.columns import (
     read_provenance,
     unpack_points,
 )
-from datasets_scripts.dataset_rows import DatasetRows
+from datasets_scripts.storage.rows import DatasetRows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

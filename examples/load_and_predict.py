@@ -12,12 +12,12 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 import modeling_foresight  # noqa: F401 - registers the model with the Auto classes
-from datasets_scripts.pictures import save_png
+from datasets_scripts.inspection.pictures import save_png
 from training.config import DataConfig, RunConfig
-from training.data import window_config
-from training.foresee import foresee
+from training.evaluation.predictions import foresee
+from training.run_data import window_config
 from training.visualize import draw
-from training.windows import ForesightWindows
+from training.windows.dataset import ForesightWindows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 import modeling_foresight  # noqa: F401 - registers the model with the Auto classes
-from datasets_scripts.metaworld_env import SIMULATION_HZ, MetaWorldSim
+from datasets_scripts.simulation.metaworld import SIMULATION_HZ, MetaWorldSim
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

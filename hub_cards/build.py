@@ -71,7 +71,7 @@ def _is_dataset(args: argparse.Namespace) -> bool:
 
 
 def _build_dataset(args: argparse.Namespace) -> list[Path]:
-    from datasets_scripts.dataset_card import write_card
+    from datasets_scripts.inspection.dataset_card import write_card
 
     own = (args.folder / "meta" / "info.json").is_file()
     folder = args.folder if own else args.folder / "dataset"
@@ -85,9 +85,9 @@ def _build_dataset(args: argparse.Namespace) -> list[Path]:
 
 
 def _build_model(args: argparse.Namespace) -> list[Path]:
-    from hub_cards.card import build_card, read_evidence
-    from hub_cards.evidence import collect
-    from hub_cards.results import write_eval_results
+    from hub_cards.cards.card import build_card, read_evidence
+    from hub_cards.cards.evidence import collect
+    from hub_cards.cards.results import write_eval_results
 
     places = [args.folder]
     is_run = not any((args.folder / f"{name}config.json").is_file() for name in ("", "adapter_"))

@@ -28,9 +28,9 @@ def check_folder(folder: str | Path) -> list[str]:
         `list[str]`: One line per problem, with its remedy; empty if there is none.
     """
     # Here, because they load transformers: --help answers at once.
-    from hub_cards.check_card import check_card
-    from hub_cards.check_files import check_files
-    from hub_cards.check_loading import check_adapter, check_dataset, check_model
+    from hub_cards.checks.card import check_card
+    from hub_cards.checks.files import check_files
+    from hub_cards.checks.loading import check_adapter, check_dataset, check_model
 
     folder = Path(folder)
     kinds = {

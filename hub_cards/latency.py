@@ -51,7 +51,7 @@ def measure_latency(
     """
     import torch
 
-    from hub_cards.evidence import read_json
+    from hub_cards.cards.evidence import read_json
     from training.checkpoint_folder import load_checkpoint
     from training.run_facts import describe_run
 

@@ -60,7 +60,7 @@ def publish(
         code (`bool`): Whether a model brings the Python files that run it (`trust_remote_code=True`).
         replace (`bool`): Whether the commit removes what the branch holds and the folder does not.
         dry_run (`bool`): Whether to stop after checks and list of files; nothing is sent then.
-        pull (`bool`): Whether to download what was published and compare it (`hub_cards/pull.py`).
+        pull (`bool`): Whether to download what was published and compare it (`hub_cards/hub/pull.py`).
 
     Returns:
         `str`: The commit; nothing for a dry run.
@@ -70,9 +70,9 @@ def publish(
         HubError: If the Hub cannot be reached, or refuses.
     """
     # Here and below, because they load LeRobot or transformers: --help answers at once.
-    from datasets_scripts.hub_upload import move_tag
-    from hub_cards.evidence import read_json
-    from hub_cards.pull import verify_download
+    from datasets_scripts.storage.hub_upload import move_tag
+    from hub_cards.cards.evidence import read_json
+    from hub_cards.hub.pull import verify_download
     from hub_cards.sample import SAMPLE, write_sample
 
     folder = Path(folder)
@@ -119,7 +119,7 @@ def publish(
 @contextmanager
 def _staged(folder: Path, repo_id: str, kind: str, code: bool) -> Iterator[Path]:
     """The folder as it will be on the Hub: what is checked is what is sent."""
-    from datasets_scripts.dataset_card import write_card
+    from datasets_scripts.inspection.dataset_card import write_card
     from modeling_foresight.exporting import add_code
 
     beside = folder.resolve().parent  # there, large files need no copy
@@ -175,9 +175,9 @@ def _pin_base(stage: Path, public: bool, dry_run: bool) -> None:
     Raises:
         ValueError: If the base is a folder, is not on the Hub, or is private and the adapter is to be public.
     """
-    from datasets_scripts.hub_source import explain_hub_errors
-    from datasets_scripts.hub_upload import patiently
-    from hub_cards.evidence import is_folder, read_json
+    from datasets_scripts.storage.hub_download import explain_hub_errors
+    from datasets_scripts.storage.hub_upload import patiently
+    from hub_cards.cards.evidence import is_folder, read_json
     from training.adapters import FACTS
 
     path = stage / "adapter_config.json"
@@ -234,8 +234,8 @@ def _send(
     replace: bool,
 ) -> str:
     """Everything that might forbid the commit is found out before the first file goes."""
-    from datasets_scripts.hub_source import explain_hub_errors
-    from datasets_scripts.hub_upload import (
+    from datasets_scripts.storage.hub_download import explain_hub_errors
+    from datasets_scripts.storage.hub_upload import (
         commit_files,
         differing,
         make_repo,
@@ -303,7 +303,7 @@ def _validate_card(card: str, repo_type: str) -> None:
     Raises:
         ValueError: With what the Hub says of it.
     """
-    from datasets_scripts.hub_upload import patiently
+    from datasets_scripts.storage.hub_upload import patiently
 
     url, content = f"{HfApi().endpoint}/api/validate-yaml", {"content": card, "repoType": repo_type}
 

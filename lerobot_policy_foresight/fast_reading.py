@@ -27,8 +27,8 @@ from lerobot.datasets.depth_utils import MM_PER_METRE
 from lerobot.utils.constants import DEFAULT_FEATURES
 from torch import Tensor
 
-from datasets_scripts.dataset_rows import ArrowColumn, DatasetRows
-from datasets_scripts.frame_cache import FrameDecoder, open_frames
+from datasets_scripts.storage.frame_cache import FrameDecoder, open_frames
+from datasets_scripts.storage.rows import ArrowColumn, DatasetRows
 
 from .batches import BatchReader
 
@@ -46,7 +46,7 @@ def read_fast(dataset_meta, batches: BatchReader, frame_cache: str = "auto") -> 
         dataset_meta (`LeRobotDatasetMetadata`): The object that the dataset itself holds.
         batches (`BatchReader`): Knows the columns and what becomes of them. If the dataset lacks one, as
             under `--rename_map`, nothing is done.
-        frame_cache (`str`): `"auto"`, `"off"` or a folder; see `datasets_scripts.frame_cache.open_frames`.
+        frame_cache (`str`): `"auto"`, `"off"` or a folder; see `storage.frame_cache.open_frames`.
     """
     if set(batches.columns) <= set(dataset_meta.features):
         setattr(dataset_meta, MARK, _Mark(batches, frame_cache))
@@ -130,7 +130,7 @@ class FastItems:
     Args:
         reader (`DatasetReader`): LeRobot's own, loaded: its table, windows, episodes, settings.
         columns (`Sequence[str]`): Columns of the items beside LeRobot's own (`index`, `timestamp`, ...).
-        frame_cache (`str`): See `datasets_scripts.frame_cache.open_frames`.
+        frame_cache (`str`): See `datasets_scripts.storage.frame_cache.open_frames`.
 
     Raises:
         ValueError: If the dataset has something that only LeRobot can read, or is incomplete; names it.

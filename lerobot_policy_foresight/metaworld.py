@@ -20,8 +20,9 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
-# datasets_scripts.metaworld_env is imported where it is used: it chooses MuJoCo's renderer, and LeRobot
-# imports this module for every command, those with another environment too.
+# The simulator is imported where it is used: it chooses MuJoCo's renderer, and LeRobot imports this module
+# for every command, also for those with another environment.
+
 
 __all__ = ["ForesightMetaWorldConfig", "MetaWorldEnv"]
 
@@ -59,7 +60,7 @@ class ForesightMetaWorldConfig(EnvConfig):
     depth: bool = False
 
     def __post_init__(self):
-        from datasets_scripts.metaworld_env import (
+        from datasets_scripts.simulation.metaworld import (
             ACTION_DIM,
             MAX_STEPS,
             QUALITIES,
@@ -122,7 +123,7 @@ class ForesightMetaWorldConfig(EnvConfig):
         """
         from lerobot.envs.utils import _LazyAsyncVectorEnv, freeze_after_episode_end
 
-        from datasets_scripts.metaworld_env import resolve_tasks
+        from datasets_scripts.simulation.metaworld import resolve_tasks
 
         def side_by_side(task: str) -> gym.vector.VectorEnv:
             factories = [functools.partial(MetaWorldEnv, task, **self.gym_kwargs)] * n_envs
@@ -176,7 +177,12 @@ class MetaWorldEnv(gym.Env):
         fps: int = 20,
         episode_length: int = 500,
     ):
-        from datasets_scripts.metaworld_env import ACTION_DIM, SIMULATION_HZ, STATE_DIM, task_descriptions
+        from datasets_scripts.simulation.metaworld import (
+            ACTION_DIM,
+            SIMULATION_HZ,
+            STATE_DIM,
+            task_descriptions,
+        )
 
         self.task, self.task_description = task, task_descriptions()[task]
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}
@@ -204,7 +210,7 @@ class MetaWorldEnv(gym.Env):
         """Starts an episode; the same seed gives the same start, and without one it is random."""
         super().reset(seed=seed)
         if self._sim is None:
-            from datasets_scripts.metaworld_env import MetaWorldSim
+            from datasets_scripts.simulation.metaworld import MetaWorldSim
 
             self._sim = MetaWorldSim(self.task, self._cameras, self._image_size, self._quality)
         self._sim.reset(int(self.np_random.integers(2**31)) if seed is None else seed)
@@ -248,6 +254,6 @@ class MetaWorldEnv(gym.Env):
         return observation
 
     def _info(self, success: bool) -> dict:
-        from datasets_scripts.metaworld_env import MAX_STEPS
+        from datasets_scripts.simulation.metaworld import MAX_STEPS
 
         return {"is_success": success, "simulation_steps": MAX_STEPS - self._sim.steps_left}

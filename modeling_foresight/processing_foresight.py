@@ -5,7 +5,7 @@ THE SCHEMA OF A BATCH. B samples, T frames (oldest first, padding at the end), V
 window, K actions per chunk, L flow steps, P flow points, A action size. `h, w` may differ between views;
 H = W = `config.image_size`. Keys marked * are optional; a missing target only switches off its loss.
 
-A *raw* batch is what a data loader or a robot has (`training/windows.py` and
+A *raw* batch is what a data loader or a robot has (`training/windows/dataset.py` and
 [`ForesightProcessor.__call__`] make it):
 
 - `images`: dict view -> uint8 `(B, T + F, 3, h, w)`. RGB as recorded; the last F frames are targets only.

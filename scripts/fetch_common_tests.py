@@ -2,7 +2,8 @@
 """Unpacks the common model tests of the installed `transformers` into build/, for `make test-common`.
 
 Only the source distribution holds them, and they change with every release: they are fetched for the
-installed version and never kept in this repository. `tests/modeling/test_transformers_common.py` runs them.
+installed version and never kept in this repository.
+`tests/modeling_foresight/test_transformers_common.py` runs them.
 
     python scripts/fetch_common_tests.py
 """

@@ -27,7 +27,7 @@ class SimulatedDataset:
     """A small dataset made by `simulate.py` itself; read only."""
 
     root: Path
-    recording: object  # datasets_scripts.record_episode.Recording
+    recording: object  # datasets_scripts.simulation.recording.Recording
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -56,7 +56,7 @@ def simulator():
     for package in ("mujoco", "metaworld"):
         if importlib.util.find_spec(package) is None:  # importing MuJoCo would settle its renderer
             pytest.skip(f"{package} is not installed")
-    from datasets_scripts.metaworld_env import MetaWorldSim
+    from datasets_scripts.simulation.metaworld import MetaWorldSim
 
     try:
         MetaWorldSim("reach-v3", image_size=16).close()
@@ -67,8 +67,8 @@ def simulator():
 @pytest.fixture(scope="session")
 def simulated_dataset(simulator, tmp_path_factory) -> SimulatedDataset:
     """Two drawer-open demonstrations, 64 px, 300 points, simulated once for all processes of pytest-xdist."""
-    from datasets_scripts.record_episode import Recording
     from datasets_scripts.simulate import simulate
+    from datasets_scripts.simulation.recording import Recording
 
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

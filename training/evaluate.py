@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from datasets_scripts.columns import read_provenance, write_json_atomic
-from datasets_scripts.metaworld_env import (
+from datasets_scripts.simulation.metaworld import (
     ACTION_DIM,
     CAMERAS,
     MAX_STEPS,
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"(95 % interval {low:.1%} to {high:.1%})"
         )
     if "open_loop" in results:
-        from training.metrics import format_open_loop
+        from training.evaluation.open_loop import format_open_loop
 
         print(format_open_loop(results["open_loop"]["metrics"]))
         print("in real units, newest frames of windows:")
@@ -102,7 +102,7 @@ def evaluate(args: argparse.Namespace) -> dict:
 def _measure(args: argparse.Namespace, tasks: list[str], model, processor) -> dict:
     """The evaluation proper; see [`evaluate`]."""
     from training.checkpoint_folder import read_summary, weights_digest
-    from training.metrics import load_metric
+    from training.evaluation.open_loop import load_metric
     from training.run_facts import describe_run, portable_path
 
     metric = load_metric("success_rate")  # before the episodes: the cache of such scripts may be read-only
@@ -151,8 +151,8 @@ def _roll_out(
 ) -> tuple:
     """Runs all trials under a progress bar; gives the episodes and the `timing` entry of the results."""
     from modeling_foresight import ForesightStream
-    from training.rollout import run_episodes
-    from training.simulation_pool import SimulationPool
+    from training.evaluation.closed_loop import run_episodes
+    from training.evaluation.simulation_pool import SimulationPool
 
     size, views = min(num_envs, len(trials)), model.config.views
     stream = ForesightStream(model, processor, num_envs=size)
@@ -203,7 +203,7 @@ def held_out_data(checkpoint: str, config, dataset: str):
         ValueError: If it is unknown which episodes the run held out, or it held out none.
     """
     from training.checkpoint_folder import read_run_config
-    from training.data import RunData
+    from training.run_data import RunData
 
     run = read_run_config(checkpoint)
     known = [source for source in run.data.datasets if Path(source.path).name == Path(dataset).name]
@@ -233,9 +233,9 @@ def open_loop(model, processor, data, batch_size: int = 32) -> dict:
         `dict`: `dataset` (name), `episodes` (held out), `metrics` of `evaluate_open_loop` and `real_units` of
         `measure_in_real_units`.
     """
-    from training.data import evaluation_loader
-    from training.metrics import evaluate_open_loop, fit_baselines
-    from training.real_units import measure_in_real_units
+    from training.evaluation.open_loop import evaluate_open_loop, fit_baselines
+    from training.evaluation.real_units import measure_in_real_units
+    from training.run_data import evaluation_loader
 
     train = tqdm(evaluation_loader(data.train_plain, batch_size), desc="trivial predictors", unit="batch")
     baselines = fit_baselines(train, processor, model.config, model.device)
@@ -429,7 +429,7 @@ def _spread(durations_s: Sequence[float]) -> dict:
 
 
 def _film(path: Path, episodes: list, name_tasks: bool, fps: float) -> None:
-    from training.video import rollout_grid, write_video
+    from training.evaluation.videos import rollout_grid, write_video
 
     captions = [f"{e.task + ' ' if name_tasks else ''}{e.seed}" for e in episodes]
     grid = rollout_grid([e.frames for e in episodes], captions, [e.success for e in episodes])

@@ -8,10 +8,16 @@ import numpy as np
 from torch.utils.data import DataLoader, Subset
 
 from datasets_scripts.columns import PROVENANCE_PATH, find_image_key, image_key, read_provenance
-from datasets_scripts.dataset_rows import DatasetRows
+from datasets_scripts.storage.rows import DatasetRows
 from modeling_foresight import ForesightConfig
 from training.config import RunConfig
-from training.windows import ConcatWindows, ForesightWindows, WindowConfig, collate_windows, split_episodes
+from training.windows.dataset import (
+    ConcatWindows,
+    ForesightWindows,
+    WindowConfig,
+    collate_windows,
+    split_episodes,
+)
 
 __all__ = ["RunData", "dataset_facts", "evaluation_loader", "window_config"]
 

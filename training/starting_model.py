@@ -14,7 +14,7 @@ from modeling_foresight import (
 )
 from modeling_foresight.processing_foresight import STILL
 from training.config import RunConfig
-from training.data import RunData
+from training.run_data import RunData
 from training.token_init import standardise_tokens
 
 __all__ = ["build_model", "starting_config"]

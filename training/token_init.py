@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
-from training.data import RunData
-from training.window_sampler import WindowSampler
-from training.windows import collate_windows
+from training.run_data import RunData
+from training.windows.dataset import collate_windows
+from training.windows.sampler import WindowSampler
 
 __all__ = ["standardise_tokens"]
 

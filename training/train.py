@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from datasets_scripts.columns import write_json_atomic
-from datasets_scripts.hub_source import HubError
+from datasets_scripts.storage.hub_download import HubError
 from modeling_foresight import ForesightProcessor
 from modeling_foresight.precision import NO_BFLOAT16, has_bfloat16
 from modeling_foresight.seeds import step_seed
@@ -35,18 +35,18 @@ from training.checkpoints import (
     write_export,
 )
 from training.config import RunConfig, load_config, save_config
-from training.data import RunData, dataset_facts, evaluation_loader
-from training.metrics import (
+from training.evaluation.open_loop import (
     evaluate_open_loop,
     fit_baselines,
     flatten_metrics,
     flow_errors,
     format_open_loop,
 )
+from training.run_data import RunData, dataset_facts, evaluation_loader
 from training.run_facts import describe_run, portable_path
 from training.run_log import RunLog
 from training.starting_model import build_model, starting_config
-from training.windows import WindowSampler, collate_windows
+from training.windows.dataset import WindowSampler, collate_windows
 
 DATASETS = "datasets.json"  # in the run folder: what it was trained on
 

@@ -15,15 +15,21 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from datasets_scripts.dataset_rows import DatasetRows
-from datasets_scripts.pictures import add_depth_scale, draw_depth, draw_flow, import_matplotlib, save_png
+from datasets_scripts.inspection.pictures import (
+    add_depth_scale,
+    draw_depth,
+    draw_flow,
+    import_matplotlib,
+    save_png,
+)
+from datasets_scripts.storage.rows import DatasetRows
 from modeling_foresight import ForesightForActionPrediction
 from training.checkpoint_folder import load_checkpoint, read_run_config
 from training.config import DatasetSource
-from training.data import window_config
-from training.foresee import Moment, depth_limits, foresee
-from training.video import write_video
-from training.windows import ForesightWindows, split_episodes
+from training.evaluation.predictions import Moment, depth_limits, foresee
+from training.evaluation.videos import write_video
+from training.run_data import window_config
+from training.windows.dataset import ForesightWindows, split_episodes
 
 EXAMPLE = """example:
   python training/visualize.py --checkpoint outputs/quickstart/model --dataset outputs/quickstart/dataset \\

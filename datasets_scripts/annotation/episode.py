@@ -28,15 +28,20 @@ from datasets_scripts.columns import (
     points_key,
     write_json_atomic,
 )
-from datasets_scripts.dataset_rows import BrokenEpisodeError, DatasetRows
 from datasets_scripts.depth import DEPTH_SOURCES, check_depth_source, open_depth
-from datasets_scripts.depth_videos import DepthVideos
-from datasets_scripts.frame_cache import FrameDecoder, depth_code_table
-from datasets_scripts.quality import DepthMeter, TrackMeter
-from datasets_scripts.sampling import sample_tracks
-from datasets_scripts.shards import ARRAYS, FACTS, read_facts
+from datasets_scripts.inspection.quality import DepthMeter, TrackMeter
+from datasets_scripts.storage.depth_videos import DepthVideos
+from datasets_scripts.storage.frame_cache import FrameDecoder, depth_code_table
+from datasets_scripts.storage.rows import BrokenEpisodeError, DatasetRows
+from datasets_scripts.storage.shards import ARRAYS, FACTS, read_facts
+from datasets_scripts.storage.video_writing import (
+    MIN_DEPTH_SIDE_PX,
+    DepthVideo,
+    lerobot_depth_encoder,
+    video_stats,
+)
 from datasets_scripts.tracks import check_track_source, open_tracker
-from datasets_scripts.videos import MIN_DEPTH_SIDE_PX, DepthVideo, lerobot_depth_encoder, video_stats
+from datasets_scripts.tracks.sampling import sample_tracks
 
 __all__ = [
     "Annotation",

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from datasets_scripts.annotation_job import AnnotationJob, make_shards, merge, prepare
-from datasets_scripts.push_dataset import push_dataset
+from datasets_scripts.annotation.job import AnnotationJob, make_shards, merge, prepare
+from datasets_scripts.annotation.push import push_dataset
 
 __all__ = ["EXECUTORS", "Resources", "add_options", "spread"]
 

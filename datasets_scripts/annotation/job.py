@@ -16,17 +16,23 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from datasets_scripts.annotate_episode import (
+from datasets_scripts.annotation.episode import (
     Annotation,
     LabelMaker,
     annotate_shard,
     check_readable,
     current_facts,
 )
-from datasets_scripts.annotated_dataset import assemble, check_finished
+from datasets_scripts.annotation.merging import assemble, check_finished
 from datasets_scripts.columns import data_files, read_provenance
-from datasets_scripts.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows, parse_episodes
-from datasets_scripts.resumable import claim_folder, lock_folder, open_folder, refuse_other, work_on_all
+from datasets_scripts.storage.resumable import (
+    claim_folder,
+    lock_folder,
+    open_folder,
+    refuse_other,
+    work_on_all,
+)
+from datasets_scripts.storage.rows import RESTORE, BrokenEpisodeError, DatasetRows, parse_episodes
 
 __all__ = ["AnnotationJob", "annotate", "check", "confirm", "make_shards", "merge", "open_job", "prepare"]
 

@@ -13,8 +13,7 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.io_utils import cast_stats_to_numpy, write_info, write_stats
 from lerobot.datasets.utils import DEFAULT_VIDEO_PATH
 
-from datasets_scripts.annotate_episode import Annotation
-from datasets_scripts.assemble import check_dataset, video_sizes
+from datasets_scripts.annotation.episode import Annotation
 from datasets_scripts.columns import (
     append_columns,
     depth_feature,
@@ -31,12 +30,13 @@ from datasets_scripts.columns import (
     replacing,
     write_provenance,
 )
-from datasets_scripts.copy_dataset import copy_dataset
-from datasets_scripts.dataset_card import write_card
-from datasets_scripts.dataset_rows import DatasetRows
-from datasets_scripts.quality import flags
-from datasets_scripts.shards import ARRAYS
-from datasets_scripts.videos import join_videos, lerobot_depth_encoder
+from datasets_scripts.inspection.dataset_card import write_card
+from datasets_scripts.inspection.quality import flags
+from datasets_scripts.storage.assemble import check_dataset, video_sizes
+from datasets_scripts.storage.dataset_copy import copy_dataset
+from datasets_scripts.storage.rows import DatasetRows
+from datasets_scripts.storage.shards import ARRAYS
+from datasets_scripts.storage.video_writing import join_videos, lerobot_depth_encoder
 
 __all__ = ["assemble", "check_finished"]
 

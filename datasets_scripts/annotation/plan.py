@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from datasets_scripts.annotate_episode import LabelMaker
-from datasets_scripts.annotation_job import AnnotationJob, confirm, open_job
+from datasets_scripts.annotation.episode import LabelMaker
+from datasets_scripts.annotation.job import AnnotationJob, confirm, open_job
 from datasets_scripts.columns import dataset_files, depth_key, points_key, points_visible_key
-from datasets_scripts.dataset_rows import DatasetRows
-from datasets_scripts.shards import ARRAYS
+from datasets_scripts.storage.rows import DatasetRows
+from datasets_scripts.storage.shards import ARRAYS
 
 __all__ = ["plan"]
 

@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import os
 
-from datasets_scripts.annotation_job import AnnotationJob, make_shards, merge, prepare
+from datasets_scripts.annotation.job import AnnotationJob, make_shards, merge, prepare
 
 __all__ = ["annotate_as_rank", "is_rank"]
 

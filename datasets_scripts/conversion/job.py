@@ -19,10 +19,10 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
-from datasets_scripts.assemble import Layout, assemble_dataset, check_dataset, video_sizes
 from datasets_scripts.columns import read_provenance, write_provenance
-from datasets_scripts.resumable import claim_folder, refuse_other, work_on_all
-from datasets_scripts.shards import read_facts, write_shard
+from datasets_scripts.storage.assemble import Layout, assemble_dataset, check_dataset, video_sizes
+from datasets_scripts.storage.resumable import claim_folder, refuse_other, work_on_all
+from datasets_scripts.storage.shards import read_facts, write_shard
 
 __all__ = [
     "Archive",

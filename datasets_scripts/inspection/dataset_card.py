@@ -26,7 +26,7 @@ from datasets_scripts.columns import (
     read_provenance,
     replacing,
 )
-from datasets_scripts.quality import FLAGS, MEASURES, summarise
+from datasets_scripts.inspection.quality import FLAGS, MEASURES, summarise
 
 __all__ = ["build_card", "label_licences", "write_card"]
 
@@ -119,7 +119,7 @@ def _old_card(path: Path) -> tuple[dict, str]:
     text = content[head.end() :] if head else content
     if SOURCE_MARK in text:
         text = text.split(SOURCE_MARK, 1)[1]
-    elif "datasets_scripts/dataset_card.py" in text:
+    elif "datasets_scripts/inspection/dataset_card.py" in text:
         text = ""  # ours, and the source had none
     return data if isinstance(data, dict) else {}, text.strip() + "\n" if text.strip() else ""
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets_scripts.columns import picture_size
-from datasets_scripts.labelled_episode import Camera, Episode
-from datasets_scripts.pictures import (
+from datasets_scripts.inspection.labelled_episode import Camera, Episode
+from datasets_scripts.inspection.pictures import (
     Flow,
     add_depth_scale,
     depth_range,
@@ -19,7 +19,7 @@ from datasets_scripts.pictures import (
     import_matplotlib,
     plain_ticks,
 )
-from datasets_scripts.quality import DEPTH_EDGES_M, TrackMeter
+from datasets_scripts.inspection.quality import DEPTH_EDGES_M, TrackMeter
 
 __all__ = ["draw_distributions", "draw_episode", "draw_motion", "to_page"]
 

@@ -21,9 +21,9 @@ from datasets_scripts.columns import (
     read_provenance,
     unpack_points,
 )
-from datasets_scripts.dataset_rows import DatasetRows
-from datasets_scripts.frame_cache import OnDemandFrames
-from datasets_scripts.quality import DepthMeter, TrackMeter
+from datasets_scripts.inspection.quality import DepthMeter, TrackMeter
+from datasets_scripts.storage.frame_cache import OnDemandFrames
+from datasets_scripts.storage.rows import DatasetRows
 
 __all__ = ["Camera", "Episode", "LabelledDataset", "Measures", "measure"]
 

@@ -14,14 +14,14 @@ from jinja2 import Environment, StrictUndefined
 from tqdm import tqdm
 
 from datasets_scripts.columns import PROVENANCE_PATH, replacing, write_provenance
-from datasets_scripts.label_pictures import draw_distributions, draw_episode, draw_motion, to_page
-from datasets_scripts.labelled_episode import CHUNK, Episode, LabelledDataset, measure
-from datasets_scripts.quality import FLAGS, MEASURES, TrackMeter, flags, flatten, summarise
-from datasets_scripts.resumable import work_on_all
+from datasets_scripts.inspection.label_pictures import draw_distributions, draw_episode, draw_motion, to_page
+from datasets_scripts.inspection.labelled_episode import CHUNK, Episode, LabelledDataset, measure
+from datasets_scripts.inspection.quality import FLAGS, MEASURES, TrackMeter, flags, flatten, summarise
+from datasets_scripts.storage.resumable import work_on_all
 
 __all__ = ["Survey", "survey_labels", "worst_first", "write_flags", "write_report"]
 
-TEMPLATE = Path(__file__).with_name("label_report_template.html")
+TEMPLATE = Path(__file__).with_name("report_template.html")
 SAMPLED_EPISODES = 32
 SAMPLED_CHUNKS = 32  # of an episode, 32 frames each
 LISTED_EPISODES = 12  # to look at first

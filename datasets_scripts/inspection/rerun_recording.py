@@ -13,7 +13,7 @@ import numpy as np
 from datasets_scripts.columns import replacing
 
 if TYPE_CHECKING:
-    from datasets_scripts.labelled_episode import Camera, Episode
+    from datasets_scripts.inspection.labelled_episode import Camera, Episode
 
 __all__ = ["points_in_space", "record_episode"]
 

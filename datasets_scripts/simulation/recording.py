@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from datasets_scripts.assemble import Layout
 from datasets_scripts.columns import (
     DEPTH_LIMIT_MARGIN_M,
     depth_feature,
@@ -22,10 +21,17 @@ from datasets_scripts.columns import (
     points_key,
     points_visible_key,
 )
-from datasets_scripts.exact_tracks import RigidClip, make_tracks
-from datasets_scripts.metaworld_env import ACTION_DIM, MAX_STEPS, SIMULATION_HZ, STATE_DIM, MetaWorldSim
-from datasets_scripts.shards import ARRAYS, write_shard
-from datasets_scripts.videos import MIN_DEPTH_SIDE_PX
+from datasets_scripts.simulation.exact_tracks import RigidClip, make_tracks
+from datasets_scripts.simulation.metaworld import (
+    ACTION_DIM,
+    MAX_STEPS,
+    SIMULATION_HZ,
+    STATE_DIM,
+    MetaWorldSim,
+)
+from datasets_scripts.storage.assemble import Layout
+from datasets_scripts.storage.shards import ARRAYS, write_shard
+from datasets_scripts.storage.video_writing import MIN_DEPTH_SIDE_PX
 
 # Stored after the first success, so that the last frames before it still have a future to predict.
 FRAMES_AFTER_SUCCESS = 3

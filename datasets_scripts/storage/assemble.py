@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from datasets_scripts.columns import data_files, write_json_atomic
-from datasets_scripts.shards import ARRAYS
-from datasets_scripts.videos import join_videos, lerobot_depth_encoder, lerobot_rgb_encoder
+from datasets_scripts.storage.shards import ARRAYS
+from datasets_scripts.storage.video_writing import join_videos, lerobot_depth_encoder, lerobot_rgb_encoder
 
 __all__ = ["Layout", "assemble_dataset", "check_dataset", "video_sizes"]
 

@@ -26,7 +26,7 @@ from datasets_scripts.columns import (
     share_file,
     write_json_atomic,
 )
-from datasets_scripts.dataset_rows import DatasetRows
+from datasets_scripts.storage.rows import DatasetRows
 
 __all__ = ["copy_dataset"]
 

@@ -36,8 +36,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from datasets_scripts.columns import clean_depth, depth_limit_m, is_depth_feature, replacing
-from datasets_scripts.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows
-from datasets_scripts.depth_videos import DepthVideos
+from datasets_scripts.storage.depth_videos import DepthVideos
+from datasets_scripts.storage.rows import RESTORE, BrokenEpisodeError, DatasetRows
 
 __all__ = ["CachedFrames", "FrameDecoder", "OnDemandFrames", "depth_code_table", "open_frames"]
 

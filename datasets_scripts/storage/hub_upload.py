@@ -16,7 +16,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 
-from datasets_scripts.hub_source import LOG_IN, HubError, explain_hub_errors
+from datasets_scripts.storage.hub_download import LOG_IN, HubError, explain_hub_errors
 
 __all__ = [
     "commit_files",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets_scripts.videos import encode_depth, encode_rgb, video_stats
+from datasets_scripts.storage.video_writing import encode_depth, encode_rgb, video_stats
 
 __all__ = ["ARRAYS", "read_facts", "write_shard"]
 

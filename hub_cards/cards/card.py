@@ -6,10 +6,10 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
-from hub_cards.evidence import is_folder, read_json
-from hub_cards.licences import derive_licence
-from hub_cards.results import model_index
-from hub_cards.rows import (
+from hub_cards.cards.evidence import is_folder, read_json
+from hub_cards.cards.licences import derive_licence
+from hub_cards.cards.results import model_index
+from hub_cards.cards.rows import (
     closed_loop_rows,
     conditions,
     foresight_rows,
@@ -22,7 +22,7 @@ from training.run_facts import portable_path
 
 __all__ = ["build_card", "read_evidence"]
 
-TEMPLATES = Path(__file__).with_name("templates")
+TEMPLATES = Path(__file__).parents[1] / "templates"
 OBJECTIVES = {
     "depth": "the depth of what it sees",
     "future": "what it will see (RGB and depth)",
@@ -191,7 +191,7 @@ def _title(evidence: Mapping, wordings: Sequence[str]) -> str:
 
 
 def _instructions(tasks: Sequence[str]) -> dict[str, str]:
-    from datasets_scripts.metaworld_env import task_descriptions
+    from datasets_scripts.simulation.metaworld import task_descriptions
 
     known = task_descriptions() if tasks else {}
     return {task: known.get(task, task) for task in tasks}

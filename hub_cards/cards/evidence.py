@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets_scripts.columns import replacing, write_json_atomic
-from hub_cards.licences import parts_of_run, stage_before
+from hub_cards.cards.licences import parts_of_run, stage_before
 from training.checkpoint_folder import read_run_config, read_summary, run_folder, weights_digest
 from training.config import RunConfig, load_config
 from training.run_facts import portable_path

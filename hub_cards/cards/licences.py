@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, hf_hub_download
 
-from datasets_scripts.dataset_card import label_licences
+from datasets_scripts.inspection.dataset_card import label_licences
 from training.checkpoint_folder import read_run_config, read_summary
 from training.config import RunConfig
 from training.run_facts import portable_path

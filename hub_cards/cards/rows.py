@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datasets_scripts.dataset_card import label_licences
+from datasets_scripts.inspection.dataset_card import label_licences
 
 __all__ = [
     "closed_loop_rows",

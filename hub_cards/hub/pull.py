@@ -7,9 +7,9 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from datasets_scripts.hub_source import explain_hub_errors
-from datasets_scripts.hub_upload import patiently
-from hub_cards.check_loading import check_dataset
+from datasets_scripts.storage.hub_download import explain_hub_errors
+from datasets_scripts.storage.hub_upload import patiently
+from hub_cards.checks.loading import check_dataset
 from hub_cards.sample import check_sample
 
 __all__ = ["verify_download"]

@@ -20,12 +20,12 @@ from datasets_scripts.columns import (
     points_key,
     read_provenance,
 )
-from datasets_scripts.dataset_rows import DatasetRows
+from datasets_scripts.storage.rows import DatasetRows
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from training.checkpoint_folder import load_checkpoint, read_run_config
-from training.data import window_config
-from training.foresee import Prediction, depth_limits, predict_windows
-from training.windows import ForesightWindows
+from training.evaluation.predictions import Prediction, depth_limits, predict_windows
+from training.run_data import window_config
+from training.windows.dataset import ForesightWindows
 
 __all__ = ["Choice", "EpisodeView", "episode_choices", "load", "look", "match_cameras", "open_dataset"]
 

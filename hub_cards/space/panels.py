@@ -9,9 +9,9 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from datasets_scripts.pictures import Flow, draw_flow, import_matplotlib
+from datasets_scripts.inspection.pictures import Flow, draw_flow, import_matplotlib
 from hub_cards.space.episode import EpisodeView
-from training.foresee import Moment
+from training.evaluation.predictions import Moment
 
 __all__ = ["depth_colours", "moment_html", "picture_address", "scale_ticks"]
 

@@ -5,9 +5,9 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.subplots import make_subplots
 
-from datasets_scripts.pictures import Flow
+from datasets_scripts.inspection.pictures import Flow
 from hub_cards.space.episode import EpisodeView
-from training.foresee import Moment
+from training.evaluation.predictions import Moment
 
 __all__ = ["CLOUDS", "actions_figure", "scene_figure"]
 

@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts import annotation_job as command
 from datasets_scripts import rename_columns
 from datasets_scripts.annotate import main
-from datasets_scripts.annotate_episode import Annotation
-from datasets_scripts.annotation_job import AnnotationJob, annotate
+from datasets_scripts.annotation import job as command
+from datasets_scripts.annotation.episode import Annotation
+from datasets_scripts.annotation.job import AnnotationJob, annotate
 from datasets_scripts.columns import moving_flags, read_provenance, unpack_points
-from datasets_scripts.dataset_rows import DatasetRows
+from datasets_scripts.storage.rows import DatasetRows
 from tests.synthetic import make_dataset
-from training.windows import ForesightWindows, WindowConfig
+from training.windows.dataset import ForesightWindows, WindowConfig
 
 WANTED = Annotation(("main", "wrist"), n_points=80)
 
@@ -155,7 +155,7 @@ def test_an_interrupted_run_continues_to_the_same_dataset(recorded, annotated, t
 def test_the_workers_of_a_killed_run_end_too():
     """They would wait for work for ever, each with a model on the GPU; their output stays open until then."""
     code = (
-        "import os, time; from datasets_scripts.resumable import work_on_all; "
+        "import os, time; from datasets_scripts.storage.resumable import work_on_all; "
         "list(work_on_all(time.sleep, [(600,), (600,)], 2, os.write, (1, b'at work ')))"
     )
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "start_new_session": True}

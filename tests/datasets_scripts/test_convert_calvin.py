@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts import convert as flow
 from datasets_scripts.columns import clean_depth, read_provenance
-from datasets_scripts.convert import convert
+from datasets_scripts.conversion import job as flow
+from datasets_scripts.conversion.job import convert
 from datasets_scripts.convert_calvin import CalvinArchive, main
-from datasets_scripts.dataset_rows import DatasetRows
-from training.windows import ForesightWindows, WindowConfig
+from datasets_scripts.storage.rows import DatasetRows
+from training.windows.dataset import ForesightWindows, WindowConfig
 
 SEGMENTS = [(103, 109), (106, 112), (120, 125)]  # the first two overlap, as in CALVIN
 WORDS = ["open the drawer", "push the red block to the left", "open the drawer"]

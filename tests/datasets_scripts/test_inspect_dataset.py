@@ -14,9 +14,9 @@ from PIL import Image
 
 from datasets_scripts.columns import read_provenance
 from datasets_scripts.inspect_dataset import main
-from datasets_scripts.label_pictures import _trails
-from datasets_scripts.labelled_episode import Episode, LabelledDataset
-from datasets_scripts.rerun_recording import points_in_space
+from datasets_scripts.inspection.label_pictures import _trails
+from datasets_scripts.inspection.labelled_episode import Episode, LabelledDataset
+from datasets_scripts.inspection.rerun_recording import points_in_space
 from tests.synthetic import SyntheticDataset, make_dataset
 
 FRAMES = 7

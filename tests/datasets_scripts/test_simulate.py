@@ -12,7 +12,6 @@ import pytest
 from lerobot.datasets.dataset_tools import delete_episodes, merge_datasets, split_dataset
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts import record_episode
 from datasets_scripts import simulate as command_file
 from datasets_scripts.columns import (
     clean_depth,
@@ -21,11 +20,12 @@ from datasets_scripts.columns import (
     unpack_points,
     validate_columns,
 )
-from datasets_scripts.exact_tracks import RigidClip, follow_pixels
-from datasets_scripts.metaworld_env import MetaWorldSim
-from datasets_scripts.record_episode import FRAMES_AFTER_SUCCESS, Recording, plan_episode
-from datasets_scripts.shards import read_facts
 from datasets_scripts.simulate import main, simulate
+from datasets_scripts.simulation import recording as record_episode
+from datasets_scripts.simulation.exact_tracks import RigidClip, follow_pixels
+from datasets_scripts.simulation.metaworld import MetaWorldSim
+from datasets_scripts.simulation.recording import FRAMES_AFTER_SUCCESS, Recording, plan_episode
+from datasets_scripts.storage.shards import read_facts
 
 pytestmark = pytest.mark.sim
 

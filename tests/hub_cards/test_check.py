@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from hub_cards.build import main as build
 from hub_cards.check import check_folder, main
-from hub_cards.check_card import check_card, check_metadata
+from hub_cards.checks.card import check_card, check_metadata
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.exporting import export_with_code
 from modeling_foresight.lora import lora_config
-from tests.hub.finished_run import latency, make_run, stats, summary
+from tests.hub_cards.finished_run import latency, make_run, stats, summary
 from tests.tiny import tiny_config, tiny_processor
 from training.adapters import adapter_facts, write_adapter
 from training.checkpoint_folder import weights_digest

@@ -19,15 +19,15 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from peft import get_peft_model
 from transformers import AutoModel
 
-from datasets_scripts import hub_upload
+from datasets_scripts.storage import hub_upload
 from hub_cards.build import main as build
 from hub_cards.publish import main
 from hub_cards.sample import SAMPLE, write_sample
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.lora import lora_config
-from tests.hub.finished_run import latency, make_run, summary
+from tests.hub_cards.finished_run import latency, make_run, summary
 from tests.hub_server import running_hub
-from tests.modeling.test_hub_export import site_packages_without_this_project
+from tests.modeling_foresight.test_hub_export import site_packages_without_this_project
 from training.adapters import adapter_facts, write_adapter
 from training.checkpoint_folder import load_checkpoint
 from training.config import RunConfig, save_config

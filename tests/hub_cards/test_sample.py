@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from hub_cards.check import check_folder
 from hub_cards.sample import SAMPLE, check_sample, main, write_sample
 from modeling_foresight import ForesightForActionPrediction
-from tests.hub.finished_run import make_run
+from tests.hub_cards.finished_run import make_run
 
 VARIANTS = {
     "all": {},

@@ -15,7 +15,13 @@ from lerobot_policy_foresight import metaworld
 from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
 from lerobot_policy_foresight.metaworld import ForesightMetaWorldConfig, MetaWorldEnv
 from modeling_foresight import ForesightForActionPrediction
-from tests.lerobot.miniature import lerobot_eval, lerobot_train, policy_options, run_options, small_model
+from tests.lerobot_policy_foresight.miniature import (
+    lerobot_eval,
+    lerobot_train,
+    policy_options,
+    run_options,
+    small_model,
+)
 from tests.tiny import tiny_config, tiny_processor
 from training import evaluate
 
@@ -80,7 +86,7 @@ def test_environment_keeps_gymnasiums_rules(simulator):
 
 @pytest.mark.sim
 def test_environment_shows_what_training_evaluate_shows(simulator):
-    from datasets_scripts.metaworld_env import MetaWorldSim
+    from datasets_scripts.simulation.metaworld import MetaWorldSim
 
     env = MetaWorldEnv(TASK, **make(depth=True).gym_kwargs)
     with MetaWorldSim(TASK, image_size=SIDE) as sim:

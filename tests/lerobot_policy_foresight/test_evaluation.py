@@ -4,7 +4,7 @@ import pytest
 
 from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
 from modeling_foresight import ForesightForActionPrediction
-from tests.lerobot.miniature import lerobot_eval
+from tests.lerobot_policy_foresight.miniature import lerobot_eval
 from tests.tiny import tiny_config, tiny_processor
 
 STEPS = 3

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from lerobot_policy_foresight import ForesightConfig
 from lerobot_policy_foresight.fast_reading import MARK, FastItems, check_same, read_fast
-from tests.lerobot.miniature import small_model
+from tests.lerobot_policy_foresight.miniature import small_model
 from tests.synthetic import make_dataset
 
 LENGTHS = [6, 5, 7]

@@ -10,7 +10,13 @@ import torch
 
 from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
 from modeling_foresight import ForesightForActionPrediction, ForesightStream
-from tests.lerobot.miniature import lerobot_eval, lerobot_train, policy_options, run_options, small_model
+from tests.lerobot_policy_foresight.miniature import (
+    lerobot_eval,
+    lerobot_train,
+    policy_options,
+    run_options,
+    small_model,
+)
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 

@@ -9,7 +9,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
 from datasets_scripts.policy_inputs import main as print_inputs
-from tests.lerobot.miniature import lerobot_train, run_options
+from tests.lerobot_policy_foresight.miniature import lerobot_train, run_options
 from tests.synthetic import make_dataset
 
 # A small ACT; its pretrained image encoder would be downloaded.

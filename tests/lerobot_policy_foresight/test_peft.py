@@ -19,7 +19,7 @@ from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
 from lerobot_policy_foresight.modeling_foresight import ForesightPolicy
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.lora import lora_config
-from tests.lerobot.miniature import lerobot_train, observation, run_options
+from tests.lerobot_policy_foresight.miniature import lerobot_train, observation, run_options
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 

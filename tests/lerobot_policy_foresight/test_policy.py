@@ -23,7 +23,7 @@ from lerobot_policy_foresight import ForesightConfig
 from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
 from lerobot_policy_foresight.lerobot_version import TESTED_LEROBOT
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
-from tests.lerobot.miniature import (
+from tests.lerobot_policy_foresight.miniature import (
     assert_same_actions,
     lerobot_train,
     load_policy,
@@ -35,7 +35,7 @@ from tests.lerobot.miniature import (
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training.config import TrainConfig
-from training.windows import ForesightWindows, WindowConfig, collate_windows
+from training.windows.dataset import ForesightWindows, WindowConfig, collate_windows
 
 # Initial weights with which a fresh model's action depends on what it sees.
 ATTENTIVE = {"initializer_range": 0.3, "embedding_initializer_range": 0.02}

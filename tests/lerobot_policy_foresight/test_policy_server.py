@@ -16,8 +16,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from tests.lerobot.fakearm import FakeArmConfig
-from tests.lerobot.test_rollout import TASK, sent_actions, write_folder
+from tests.lerobot_policy_foresight.fakearm import FakeArmConfig
+from tests.lerobot_policy_foresight.test_rollout import TASK, sent_actions, write_folder
 
 pytest.importorskip("grpc", reason="extra async")
 WAIT_S = 30  # for what takes milliseconds

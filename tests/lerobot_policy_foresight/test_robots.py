@@ -25,7 +25,7 @@ from transformers import AutoModel, AutoProcessor
 from datasets_scripts.rename_columns import rename_columns
 from lerobot_policy_foresight import ForesightConfig
 from lerobot_policy_foresight.column_names import check_column_names
-from tests.lerobot.miniature import (
+from tests.lerobot_policy_foresight.miniature import (
     assert_same_actions,
     lerobot_train,
     policy_options,

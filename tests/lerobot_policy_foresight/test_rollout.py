@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoProcessor
 
 from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
 from modeling_foresight import ForesightForActionPrediction
-from tests.lerobot.fakearm import FakeArm
+from tests.lerobot_policy_foresight.fakearm import FakeArm
 from tests.tiny import tiny_config, tiny_processor
 
 JOINTS = 5

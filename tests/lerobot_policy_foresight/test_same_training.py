@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 
 from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
 from modeling_foresight import ForesightForActionPrediction
-from tests.lerobot.miniature import lerobot_train, run_options
+from tests.lerobot_policy_foresight.miniature import lerobot_train, run_options
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training.config import load_config
-from training.data import RunData
+from training.run_data import RunData
 from training.starting_model import starting_config
 from training.train import train
-from training.windows import WindowSampler
+from training.windows.dataset import WindowSampler
 
 STEPS, BATCH, SEED, LR, WARMUP = 8, 4, 3, 1e-3, 2
 LOSSES = ("depth", "future", "flow", "kl", "action", "gripper", "progress")

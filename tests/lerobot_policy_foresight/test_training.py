@@ -16,7 +16,7 @@ from transformers import AutoModel
 
 from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor, export_with_code
-from tests.lerobot.miniature import (
+from tests.lerobot_policy_foresight.miniature import (
     assert_same_actions,
     lerobot_train,
     policy_options,

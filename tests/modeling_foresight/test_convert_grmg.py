@@ -20,7 +20,7 @@ from modeling_foresight.convert_grmg_checkpoint import main
 from modeling_foresight.encoders import sincos_2d
 from modeling_foresight.grmg_config import Facts, heads_of
 from modeling_foresight.grmg_names import IGNORED, NEW_IN_3D, POSITIONS, table_rows
-from tests.modeling.grmg_reference import FULL, PRETRAINING, GrmgReference, Sizes
+from tests.modeling_foresight.grmg_reference import FULL, PRETRAINING, GrmgReference, Sizes
 from tests.tiny import tiny_config, tiny_tokenizer
 
 BATCH = 2

@@ -10,7 +10,7 @@ from modeling_foresight import ForesightConfig, ForesightForActionPrediction
 from modeling_foresight.__main__ import describe_variant
 from modeling_foresight.attention_mask import allowed_pairs, build_layout
 from modeling_foresight.configuration_foresight import PRESETS
-from tests.modeling.test_attention_mask import FORESIGHT_TABLE, gr_mg_mask, mask_by_table
+from tests.modeling_foresight.test_attention_mask import FORESIGHT_TABLE, gr_mg_mask, mask_by_table
 from tests.tiny import tiny_batch, tiny_config
 
 GRMG_TRAINED = 48_596_936  # the published policy without its frozen towers

@@ -8,14 +8,14 @@ import yaml
 from accelerate.state import AcceleratorState
 from transformers import AutoProcessor
 
-from datasets_scripts.convert import convert
+from datasets_scripts.conversion.job import convert
 from datasets_scripts.convert_calvin import CalvinArchive
 from datasets_scripts.convert_libero import LiberoArchive
 from modeling_foresight import ForesightConfig
-from tests.datasets import test_convert_calvin, test_convert_libero
+from tests.datasets_scripts import test_convert_calvin, test_convert_libero
 from tests.training.test_train import TINY
 from training.config import load_config
-from training.data import RunData
+from training.run_data import RunData
 from training.train import train
 
 COMMON = {

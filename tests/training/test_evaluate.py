@@ -18,10 +18,10 @@ from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training import evaluate
 from training.checkpoint_folder import load_checkpoint
-from training.rollout import run_episodes
+from training.evaluation.closed_loop import run_episodes
+from training.evaluation.simulation_pool import SimulationPool
+from training.evaluation.videos import rollout_grid, write_video
 from training.run_facts import portable_command, portable_path
-from training.simulation_pool import SimulationPool
-from training.video import rollout_grid, write_video
 
 ROOT = Path(evaluate.__file__).parents[1]
 TASK = "drawer-open-v3"
@@ -184,7 +184,7 @@ def run(checkpoint, tmp_path, monkeypatch, capsys):
         def step(self, worker, action, repeat):
             super().step(worker, [self.state[worker].seed], repeat)
 
-    monkeypatch.setattr("training.simulation_pool.SimulationPool", Pool)
+    monkeypatch.setattr("training.evaluation.simulation_pool.SimulationPool", Pool)
     output = tmp_path / "results" / "eval.json"
 
     def run(*options, checkpoint=checkpoint, tasks=TASK):
@@ -286,7 +286,7 @@ def test_a_metric_that_cannot_be_loaded_costs_no_episodes(run, monkeypatch):
     def read_only(name):
         raise PermissionError(f"the cache of {name} is read-only")
 
-    monkeypatch.setattr("training.metrics.load_metric", read_only)
+    monkeypatch.setattr("training.evaluation.open_loop.load_metric", read_only)
     run.opened = None
     done = run("--episodes", "1")
     assert done.code == 1 and "read-only" in done.err and run.opened is None
@@ -333,7 +333,7 @@ def test_what_fails_after_the_episodes_does_not_cost_them(run, checkpoint, demos
         raise RuntimeError("out of memory")
 
     model = trained_on(checkpoint, tmp_path / "run", demos)
-    monkeypatch.setattr("training.metrics.fit_baselines", out_of_memory)
+    monkeypatch.setattr("training.evaluation.open_loop.fit_baselines", out_of_memory)
     done = run("--episodes", "7", "--seed", "7", "--dataset", str(demos), checkpoint=model)
     assert done.code == 1 and "out of memory" in done.err
     assert done.results["mean"]["successes"] == 6 and "open_loop" not in done.results
@@ -343,7 +343,7 @@ def test_an_interrupted_evaluation_writes_nothing(run, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.rollout.run_episodes", interrupted)
+    monkeypatch.setattr("training.evaluation.closed_loop.run_episodes", interrupted)
     done = run("--episodes", "2")
     assert done.code == 130 and done.results is None and "interrupted" in done.err
     assert not run.output.parent.exists()

@@ -21,14 +21,14 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 from datasets_scripts.columns import read_provenance, write_provenance
-from datasets_scripts.hub_source import HubError
+from datasets_scripts.storage.hub_download import HubError
 from tests.synthetic import make_dataset
 from training.checkpoints import latest_checkpoint
 from training.config import load_config
-from training.data import RunData
+from training.run_data import RunData
 from training.starting_model import build_model, starting_config
 from training.train import main, train
-from training.windows import collate_windows, split_episodes
+from training.windows.dataset import collate_windows, split_episodes
 
 REPO = Path(__file__).parents[2]
 STEPS, BATCH = 6, 4

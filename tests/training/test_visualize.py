@@ -15,9 +15,9 @@ from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.losses import depth_target, rgb_target
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
-from training.foresee import _undo_depth, _undo_rgb, depth_limits, foresee
+from training.evaluation.predictions import _undo_depth, _undo_rgb, depth_limits, foresee
 from training.visualize import draw, main
-from training.windows import ForesightWindows, WindowConfig
+from training.windows.dataset import ForesightWindows, WindowConfig
 
 pytest.importorskip("matplotlib")
 

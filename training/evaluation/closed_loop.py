@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from modeling_foresight.streaming import ForesightStream
-from training.simulation_pool import SimulationPool
+from training.evaluation.simulation_pool import SimulationPool
 
 __all__ = ["Episode", "Timing", "run_episodes"]
 

@@ -51,7 +51,7 @@ def load_metric(name: str, config_name: str | None = None, **options) -> "evalua
     anything is a `ValueError` that says so.
 
     Args:
-        name (`str`): A folder of `training/hub_metrics`; docs/metrics.md lists them.
+        name (`str`): A folder of `training/evaluation/hub_metrics`; docs/metrics.md lists them.
         config_name (`str`, *optional*): Prefix of its inputs, so that it can be combined with others.
         options: Of the metric, or of `evaluate.load`.
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from datasets_scripts.pictures import Flow, depth_range
+from datasets_scripts.inspection.pictures import Flow, depth_range
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.losses import depth_statistics, patchify, unpatchify
-from training.windows import ForesightWindows, collate_windows
+from training.windows.dataset import ForesightWindows, collate_windows
 
 __all__ = ["Moment", "Prediction", "depth_limits", "foresee", "predict_windows"]
 

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.losses import depth_statistics, unpatchify
-from training.foresee import Moment, Prediction, predict_windows
-from training.metrics import load_metric
-from training.windows import ForesightWindows
+from training.evaluation.open_loop import load_metric
+from training.evaluation.predictions import Moment, Prediction, predict_windows
+from training.windows.dataset import ForesightWindows
 
 __all__ = ["measure_in_real_units"]
 

@@ -102,7 +102,7 @@ def _work(connection, cameras: tuple[str, ...], image_size: int, quality: str) -
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     # The processes share the cores already; the software renderer must not start threads for each of them.
     os.environ.setdefault("LP_NUM_THREADS", "0")
-    from datasets_scripts.metaworld_env import MAX_STEPS, MetaWorldSim
+    from datasets_scripts.simulation.metaworld import MAX_STEPS, MetaWorldSim
 
     sim = None
     try:

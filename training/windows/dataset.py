@@ -47,15 +47,15 @@ from datasets_scripts.columns import (
     read_provenance,
     validate_columns,
 )
-from datasets_scripts.dataset_rows import DatasetRows
-from datasets_scripts.frame_cache import open_frames
+from datasets_scripts.storage.frame_cache import open_frames
+from datasets_scripts.storage.rows import DatasetRows
 from modeling_foresight.action_codec import ACTION_SIZE, GRIPPER, encode_local_delta
 from modeling_foresight.flow_targets import blank_flow_targets, build_flow_targets
-from training.augmentation import draw_shift, shift_fraction, shift_frames, shift_px
-from training.mixture import ConcatWindows, collate_windows
-from training.slicing import action_chunks, goal_rows, progress, window_starts
-from training.window_config import WindowConfig, split_episodes
-from training.window_sampler import WindowSampler
+from training.windows.augmentation import draw_shift, shift_fraction, shift_frames, shift_px
+from training.windows.mixture import ConcatWindows, collate_windows
+from training.windows.sampler import WindowSampler
+from training.windows.settings import WindowConfig, split_episodes
+from training.windows.slicing import action_chunks, goal_rows, progress, window_starts
 
 __all__ = [
     "ConcatWindows",

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 if TYPE_CHECKING:  # windows.py offers this module's names
-    from training.windows import ForesightWindows
+    from training.windows.dataset import ForesightWindows
 
 __all__ = ["ConcatWindows", "collate_windows"]
 

@@ -40,7 +40,7 @@ class WindowConfig:
         episodes (`list[int]`, *optional*): Episodes used; all if omitted.
         frame_cache (`str`): `"auto"`, `"off"`, or a folder; see `frame_cache.open_frames`.
         seed (`int`): Seed of augmentation and of the choice of points.
-        skip_flagged (`bool`): Leave out episodes that have a flag (`datasets_scripts/quality.py`) of a camera
+        skip_flagged (`bool`): Leave out episodes that have a flag (`inspection.quality`) of a camera
             that is used.
         missing_targets (`bool`): Deliver masked zeros for label columns that the dataset lacks (mixtures),
             rather than refuse it.

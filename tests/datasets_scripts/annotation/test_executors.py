@@ -9,8 +9,8 @@ from pathlib import Path
 import dill
 import pytest
 
-from datasets_scripts import executors
 from datasets_scripts.annotate import main
+from datasets_scripts.annotation import executors
 from datasets_scripts.columns import data_files
 from tests.synthetic import make_dataset
 

@@ -13,12 +13,13 @@ from lerobot.datasets.dataset_tools import delete_episodes, merge_datasets, spli
 from lerobot.datasets.io_utils import load_stats
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts import annotate_episode, annotated_dataset
 from datasets_scripts.annotate import main
+from datasets_scripts.annotation import episode as annotate_episode
+from datasets_scripts.annotation import merging as annotated_dataset
 from datasets_scripts.columns import clean_depth, read_provenance, unpack_points
-from datasets_scripts.dataset_rows import DatasetRows
 from datasets_scripts.depth.source import DepthClip
-from datasets_scripts.frame_cache import FrameDecoder
+from datasets_scripts.storage.frame_cache import FrameDecoder
+from datasets_scripts.storage.rows import DatasetRows
 from tests.synthetic import make_dataset
 
 DEPTH_MAX_M, LENGTHS = 4.0, [12, 9, 7, 10]

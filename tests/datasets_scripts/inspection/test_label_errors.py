@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from datasets_scripts.depth.source import DepthClip
-from datasets_scripts.label_errors import DepthErrors, TrackErrors
+from datasets_scripts.inspection.label_errors import DepthErrors, TrackErrors
 from datasets_scripts.measure_sources import ExactEpisodes, main, measure, windows
 from datasets_scripts.tracks import open_tracker
 

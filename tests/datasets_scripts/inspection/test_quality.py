@@ -7,8 +7,8 @@ import pytest
 from huggingface_hub import DatasetCard
 
 from datasets_scripts.columns import flagged_episodes, read_provenance, write_provenance
-from datasets_scripts.dataset_card import write_card
-from datasets_scripts.quality import DepthMeter, TrackMeter, flags, summarise
+from datasets_scripts.inspection.dataset_card import write_card
+from datasets_scripts.inspection.quality import DepthMeter, TrackMeter, flags, summarise
 from tests.synthetic import make_dataset
 
 FRAMES, HEIGHT, WIDTH, POINTS = 9, 40, 56, 64

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from datasets_scripts.exact_tracks import RigidClip, depth_test, follow_pixels, make_tracks
+from datasets_scripts.simulation.exact_tracks import RigidClip, depth_test, follow_pixels, make_tracks
 
 FRAMES, HEIGHT, WIDTH, FOCAL = 7, 20, 30, 25.0
 

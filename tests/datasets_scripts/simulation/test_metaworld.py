@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from datasets_scripts.metaworld_env import (
+from datasets_scripts.simulation.metaworld import (
     MAX_STEPS,
     MetaWorldSim,
     check_cameras,

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from lerobot.datasets.video_utils import decode_video_frames
 
-from datasets_scripts.dataset_rows import DatasetRows
-from datasets_scripts.depth_videos import DepthVideos
-from datasets_scripts.frame_cache import FrameDecoder
-from datasets_scripts.videos import encode_depth
+from datasets_scripts.storage.depth_videos import DepthVideos
+from datasets_scripts.storage.frame_cache import FrameDecoder
+from datasets_scripts.storage.rows import DatasetRows
+from datasets_scripts.storage.video_writing import encode_depth
 from tests.synthetic import make_dataset
 
 FPS = 20

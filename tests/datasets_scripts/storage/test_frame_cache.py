@@ -3,9 +3,9 @@ import shutil
 
 import pytest
 
-from datasets_scripts import frame_cache
-from datasets_scripts.dataset_rows import DatasetRows
-from datasets_scripts.frame_cache import CachedFrames, OnDemandFrames, open_frames
+from datasets_scripts.storage import frame_cache
+from datasets_scripts.storage.frame_cache import CachedFrames, OnDemandFrames, open_frames
+from datasets_scripts.storage.rows import DatasetRows
 from tests.synthetic import make_dataset
 from training.config import load_config
 

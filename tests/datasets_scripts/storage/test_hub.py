@@ -12,16 +12,17 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RevisionNotFoundError
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts import dataset_rows, hub_source
 from datasets_scripts.annotate import main as annotate
-from datasets_scripts.annotate_episode import Annotation
-from datasets_scripts.annotation_job import AnnotationJob, make_shards, merge, open_job
+from datasets_scripts.annotation.episode import Annotation
+from datasets_scripts.annotation.job import AnnotationJob, make_shards, merge, open_job
+from datasets_scripts.annotation.push import check_push, push_dataset
 from datasets_scripts.columns import read_provenance
-from datasets_scripts.dataset_rows import DatasetRows
-from datasets_scripts.frame_cache import FrameDecoder
-from datasets_scripts.hub_source import HubError
 from datasets_scripts.inspect_dataset import main
-from datasets_scripts.push_dataset import check_push, push_dataset
+from datasets_scripts.storage import hub_download as hub_source
+from datasets_scripts.storage import rows as dataset_rows
+from datasets_scripts.storage.frame_cache import FrameDecoder
+from datasets_scripts.storage.hub_download import HubError
+from datasets_scripts.storage.rows import DatasetRows
 from tests.hub_server import running_hub
 from tests.synthetic import make_dataset
 

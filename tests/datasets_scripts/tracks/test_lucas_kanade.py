@@ -4,13 +4,13 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets_scripts.dataset_rows import DatasetRows
-from datasets_scripts.frame_cache import FrameDecoder
 from datasets_scripts.measure_sources import ExactEpisodes, measure
-from datasets_scripts.record_episode import Recording
-from datasets_scripts.sampling import sample_tracks
 from datasets_scripts.simulate import simulate
+from datasets_scripts.simulation.recording import Recording
+from datasets_scripts.storage.frame_cache import FrameDecoder
+from datasets_scripts.storage.rows import DatasetRows
 from datasets_scripts.tracks import open_tracker
+from datasets_scripts.tracks.sampling import sample_tracks
 
 track = open_tracker("lucas-kanade").track
 SIDE, FRAMES = 96, 6

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from datasets_scripts.sampling import (
+from datasets_scripts.tracks.sampling import (
     MIN_TRACKS,
     Candidates,
     camera_shift_px,
@@ -233,6 +233,6 @@ def test_blocks_of_tracks_give_what_all_at_once_gives(monkeypatch):
     visible &= np.random.default_rng(0).random(visible.shape) < 0.8
     made = []
     for size in (37, 10_000):
-        monkeypatch.setattr("datasets_scripts.sampling.BLOCK_TRACKS", size)
+        monkeypatch.setattr("datasets_scripts.tracks.sampling.BLOCK_TRACKS", size)
         made.append(choose(points, visible, np.random.default_rng(0), n_points=300))
     assert (made[0].index == made[1].index).all() and (made[0].moving == made[1].moving).all()

@@ -10,7 +10,7 @@ import evaluate
 import numpy as np
 import pytest
 
-from training.metrics import HUB_METRICS, load_metric
+from training.evaluation.open_loop import HUB_METRICS, load_metric
 
 NAN = float("nan")
 ALL = ("flow_3d", "future_rgbd", "masked_depth", "robot_action", "success_rate", "task_chain")
@@ -35,7 +35,7 @@ def test_the_example_of_a_metric_is_true_and_needs_no_network(name, monkeypatch)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     monkeypatch.chdir(HUB_METRICS.parents[1])
-    told = evaluate.load(f"training/hub_metrics/{name}").inputs_description
+    told = evaluate.load(f"training/evaluation/hub_metrics/{name}").inputs_description
     example = doctest.DocTestParser().get_doctest(told, {}, name, None, None)
     assert doctest.DocTestRunner(verbose=False).run(example) == (0, len(example.examples))
 

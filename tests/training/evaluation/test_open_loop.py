@@ -10,7 +10,7 @@ import torch
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.losses import depth_target
 from tests.tiny import TASKS, tiny_config, tiny_processor
-from training.metrics import (
+from training.evaluation.open_loop import (
     evaluate_open_loop,
     fit_baselines,
     flatten_metrics,

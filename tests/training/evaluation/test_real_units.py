@@ -10,11 +10,11 @@ from modeling_foresight import ForesightForActionPrediction
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training.config import DataConfig, RunConfig
-from training.data import window_config
-from training.foresee import predict_windows
-from training.metrics import format_open_loop
-from training.real_units import measure_in_real_units
-from training.windows import ForesightWindows
+from training.evaluation.open_loop import format_open_loop
+from training.evaluation.predictions import predict_windows
+from training.evaluation.real_units import measure_in_real_units
+from training.run_data import window_config
+from training.windows.dataset import ForesightWindows
 
 EPISODES, FRAMES, SIDE, STATE, ACTION = 2, 9, 40, 4, 4
 GRIPPER = 3

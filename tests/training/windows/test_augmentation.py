@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.augmentation import draw_shift, shift_fraction, shift_frames, shift_px
+from training.windows.augmentation import draw_shift, shift_fraction, shift_frames, shift_px
 
 HEIGHT, WIDTH, PADDING = 9, 12, 3
 

@@ -22,7 +22,7 @@ from datasets_scripts.columns import (
 from modeling_foresight.action_codec import to_simulator_action
 from modeling_foresight.flow_targets import build_flow_targets
 from tests.synthetic import make_dataset
-from training.windows import (
+from training.windows.dataset import (
     ConcatWindows,
     ForesightWindows,
     WindowConfig,

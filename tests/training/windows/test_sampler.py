@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from training.window_sampler import SCHEDULE_BLOCK, WindowSampler
+from training.windows.sampler import SCHEDULE_BLOCK, WindowSampler
 
 WINDOWS, BATCH = 23, 6
 

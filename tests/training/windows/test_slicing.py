@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.slicing import GOAL_WITHIN_FRAMES, action_chunks, goal_rows, progress, window_starts
+from training.windows.slicing import GOAL_WITHIN_FRAMES, action_chunks, goal_rows, progress, window_starts
 
 T, K, A = 4, 3, 2
 

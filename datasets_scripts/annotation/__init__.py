@@ -1,0 +1,1 @@
+"""The annotation job: one episode, shards, workers, merging, dry run."""

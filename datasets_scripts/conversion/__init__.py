@@ -1,0 +1,1 @@
+"""Other projects' archives as LeRobot v3 datasets."""

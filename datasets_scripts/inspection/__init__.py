@@ -1,0 +1,1 @@
+"""What labels look like: quality, errors against truth, report, pictures, Rerun, dataset card."""

@@ -1,0 +1,1 @@
+"""Simulators, recording an episode in one, and exact tracks."""

@@ -1,0 +1,1 @@
+"""Model cards, filled in from what a run measured."""

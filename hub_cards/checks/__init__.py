@@ -1,0 +1,1 @@
+"""What a folder must fulfill before it is published."""

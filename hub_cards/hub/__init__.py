@@ -1,0 +1,1 @@
+"""Uploading to the Hub and comparing what comes back."""

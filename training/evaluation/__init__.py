@@ -1,0 +1,1 @@
+"""Predictions in real units, open-loop errors, closed-loop success, figures."""
