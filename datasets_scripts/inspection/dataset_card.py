@@ -30,6 +30,8 @@ from datasets_scripts.inspection.quality import FLAGS, MEASURES, summarise
 
 __all__ = ["build_card", "label_licences", "write_card"]
 
+# Closes every card that the template makes; the path before it may change between versions.
+OUR_CARD = "dataset_card.py` of `lerobot_policy_foresight`"
 TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
 SOURCE_MARK = "<!-- below: the card of the dataset that was annotated -->"
 FREE = {"apache-2.0", "mit", "bsd-3-clause", "not stated"}  # of label models; all others limit the use
@@ -119,7 +121,7 @@ def _old_card(path: Path) -> tuple[dict, str]:
     text = content[head.end() :] if head else content
     if SOURCE_MARK in text:
         text = text.split(SOURCE_MARK, 1)[1]
-    elif "datasets_scripts/inspection/dataset_card.py" in text:
+    elif OUR_CARD in text:
         text = ""  # ours, and the source had none
     return data if isinstance(data, dict) else {}, text.strip() + "\n" if text.strip() else ""
 

@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import DatasetCard, ModelCard, RepoCard, metadata_load
 
 from datasets_scripts.columns import read_provenance
-from datasets_scripts.inspection.dataset_card import SOURCE_MARK
+from datasets_scripts.inspection.dataset_card import OUR_CARD, SOURCE_MARK
 from datasets_scripts.inspection.dataset_card import build_card as build_dataset_card
 from hub_cards.cards.card import build_card, read_evidence
 from hub_cards.cards.evidence import same_weights
@@ -155,7 +155,7 @@ def _check_model(folder: Path, card: ModelCard, body: str) -> list[str]:
 def _check_dataset(folder: Path, body: str) -> list[str]:
     try:
         if not read_provenance(folder):
-            if "datasets_scripts/inspection/dataset_card.py" in body:
+            if OUR_CARD in body:
                 return [
                     "the card's figures have no source: meta/foresight.json is missing: copy the folder again"
                 ]

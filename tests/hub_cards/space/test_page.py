@@ -15,7 +15,7 @@ pytest.importorskip("plotly")
 pytest.importorskip("matplotlib")
 from hub_cards.space import app as space
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SAMPLE = ROOT / "hub_cards" / "sample_data" / "metaworld"
 OTHER_WORDS = "Push and close a drawer"
 # Software rendering of WebGL, for the scene in 3D.
