@@ -25,8 +25,6 @@ from .attention_mask import (
     build_layout,
     valid_columns,
 )
-from .base_model import ForesightModelOutput, ForesightOutput, ForesightPreTrainedModel
-from .checks import check_inputs, check_shapes, check_targets
 from .configuration_foresight import ForesightConfig
 from .decoders import (
     ActionDecoder,
@@ -49,6 +47,7 @@ from .encoders import (
     unit_length,
     vision_width,
 )
+from .inputs import check_inputs, check_shapes, check_targets
 from .lora import FROM_LEROBOT, declare_lora_targets
 from .losses import (
     action_losses,
@@ -59,6 +58,7 @@ from .losses import (
     masked_target,
     progress_loss,
 )
+from .pretrained import ForesightModelOutput, ForesightOutput, ForesightPreTrainedModel
 from .streaming import ForesightStream
 from .transformer import ForesightBlock
 

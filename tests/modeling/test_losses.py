@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from modeling_foresight.checks import check_shapes
+from modeling_foresight.inputs import check_shapes
 from modeling_foresight.losses import (
     action_losses,
     depth_loss,
