@@ -1,16 +1,12 @@
-"""One input and what the model made of it, beside the weights: downloaded, they must still give the same.
+"""A sample beside the weights: one input window and the model's outputs, which must stay the same.
 
 `sample.safetensors` holds a window (`images.VIEW` uint8 `(T, H, W, 3)`, `state` and `goal_image` where the
-model takes them; the instruction is metadata) and outputs for its newest frame (`output.*` float32, as
-`ForesightOutput` has them; `output.commands` is the action chunk in the dataset's units). The pictures are
-noise from a fixed seed: they come from no dataset, so no licence follows them. publish.py writes it for a
-folder that has none.
+model takes them; the instruction is in the metadata) and outputs for its newest frame (`output.*` float32, as
+in `ForesightOutput`; `output.commands` is the action chunk in the dataset's units). The images are noise from
+a fixed seed, so no licence of a dataset applies to them.
 """
 
-import argparse
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,19 +18,19 @@ from datasets_scripts.columns import replacing
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from training.checkpoint_folder import load_checkpoint, weights_digest
 
-__all__ = ["SAMPLE", "check_sample", "main", "write_sample"]
+__all__ = ["SAMPLE", "check_sample", "write_sample"]
 
 SAMPLE = "sample.safetensors"
-KEY = "foresight"  # of the metadata: one, for safetensors writes several in any order
+METADATA_KEY = "foresight"  # a single one, because safetensors writes several in any order
 INSTRUCTION = "open the drawer"
 OUTPUTS = ("actions", "depth", "future_rgb", "future_depth", "flow", "progress")
-# Of the largest value of an output. Another processor rounds otherwise; other weights differ by far more.
+# Relative to an output's largest value. Another CPU rounds differently; other weights differ by far more.
 TOLERANCE = 1e-3
-AGAIN = "if they are as they should be, write it anew with hub_cards/sample.py"
+WRITE = "write it again with hub_cards/build.py FOLDER --sample"
 
 
 def write_sample(folder: str | Path) -> None:
-    """Writes `sample.safetensors` of a model or an adapter into its folder.
+    """Write `sample.safetensors` of a model or an adapter into its folder.
 
     Args:
         folder (`str` or `Path`): What `train.py` exports. An adapter's base is loaded too.
@@ -43,15 +39,15 @@ def write_sample(folder: str | Path) -> None:
         ValueError: If the folder does not load; names what is wrong.
     """
     model, processor = load_checkpoint(folder)
-    inputs = _draw_window(model, processor)
-    tensors = inputs | _outputs(model, processor, inputs, INSTRUCTION)
-    facts = {"instruction": INSTRUCTION, "weights_sha256": weights_digest(folder)}
+    window = _draw_window(model, processor)
+    tensors = window | _predict_outputs(model, processor, window, INSTRUCTION)
+    metadata = {"instruction": INSTRUCTION, "weights_sha256": weights_digest(folder)}
     with replacing(Path(folder) / SAMPLE) as temporary:
-        save_file(tensors, temporary, metadata={KEY: json.dumps(facts)})
+        save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(metadata)})
 
 
 def check_sample(folder: str | Path) -> None:
-    """Loads a model or an adapter and compares what it gives for the stored window with what it gave then.
+    """Load a model or an adapter and compare its outputs for the stored window with the stored outputs.
 
     Args:
         folder (`str` or `Path`): Folder with `sample.safetensors`.
@@ -62,51 +58,49 @@ def check_sample(folder: str | Path) -> None:
     """
     path = Path(folder) / SAMPLE
     if not path.is_file():
-        raise ValueError(f"{SAMPLE} is missing: write it with hub_cards/sample.py")
+        raise ValueError(f"{SAMPLE} is missing: {WRITE}")
     try:
         with safe_open(path, framework="pt") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
-            facts = json.loads(file.metadata()[KEY])
-            instruction, digest = facts["instruction"], facts["weights_sha256"]
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+            metadata = json.loads(file.metadata()[METADATA_KEY])
+            instruction, digest = metadata["instruction"], metadata["weights_sha256"]
     except Exception as error:  # safetensors raises a type of its own; metadata may be None
-        raise ValueError(
-            f"{SAMPLE} cannot be read ({error}): write it anew with hub_cards/sample.py"
-        ) from error
+        raise ValueError(f"{SAMPLE} cannot be read ({error}): {WRITE}") from error
     if digest != weights_digest(folder):
-        raise ValueError(f"{SAMPLE} was made with other weights than those beside it: {AGAIN}")
+        raise ValueError(f"{SAMPLE} was made with other weights: if those here are right, {WRITE}")
     model, processor = load_checkpoint(folder)
-    inputs = {name: value for name, value in stored.items() if not name.startswith("output.")}
-    now = _outputs(model, processor, inputs, instruction)
-    if now.keys() != stored.keys() - inputs.keys():
-        raise ValueError(f"{SAMPLE} has other outputs than the model: {sorted(now)}: {AGAIN}")
-    for name, value in now.items():
+    window = {name: value for name, value in stored.items() if not name.startswith("output.")}
+    outputs = _predict_outputs(model, processor, window, instruction)
+    if outputs.keys() != stored.keys() - window.keys():
+        raise ValueError(f"{SAMPLE} has other outputs than the model ({', '.join(sorted(outputs))}): {WRITE}")
+    for name, value in outputs.items():
         before = stored[name]
         allowed = TOLERANCE * before.abs().max().item()
         if value.shape != before.shape or not torch.allclose(value, before, rtol=0, atol=allowed):
             raise ValueError(
                 f"the model does not give the outputs of {SAMPLE}: {name.removeprefix('output.')} differs, "
-                "though the weights are the same: is the processor or the configuration another? Otherwise, "
-                f"{AGAIN}"
+                "though the weights are the same: was the processor or the configuration changed? If not, "
+                f"{WRITE}"
             )
 
 
 def _draw_window(model: ForesightForActionPrediction, processor: ForesightProcessor) -> dict[str, Tensor]:
-    config, draw = model.config, torch.Generator().manual_seed(0)
-    picture = (config.image_size, config.image_size, 3)
+    config, generator = model.config, torch.Generator().manual_seed(0)
 
-    def pictures(*frames: int) -> Tensor:
-        return torch.randint(0, 256, (*frames, *picture), dtype=torch.uint8, generator=draw)
+    def draw_images(*frames: int) -> Tensor:
+        shape = (*frames, config.image_size, config.image_size, 3)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
-    window = {f"images.{view}": pictures(config.history_length) for view in config.views}
+    window = {f"images.{view}": draw_images(config.history_length) for view in config.views}
     if config.goal_image:
-        window["goal_image"] = pictures()
+        window["goal_image"] = draw_images()
     if config.state_dim:
         stats, shape = processor.state_stats or {}, (config.history_length, config.state_dim)
         mean, std, low = (
             torch.tensor(stats.get(key, default)).float().expand(shape).clone()
             for key, default in (("mean", 0.0), ("std", 0.1), ("min", 0.0))
         )
-        state = mean + std * torch.randn(shape, generator=draw)
+        state = mean + std * torch.randn(shape, generator=generator)
         binary = list(processor.binary_state_indices)
         state[:, binary] = low[:, binary]  # one of the two values that it may have
         window["state"] = state
@@ -114,48 +108,18 @@ def _draw_window(model: ForesightForActionPrediction, processor: ForesightProces
 
 
 @torch.no_grad()
-def _outputs(
+def _predict_outputs(
     model: ForesightForActionPrediction,
     processor: ForesightProcessor,
     window: dict[str, Tensor],
     instruction: str,
 ) -> dict[str, Tensor]:
-    state = window.get("state")
-    inputs = processor(
-        images={
-            name.removeprefix("images."): value
-            for name, value in window.items()
-            if name.startswith("images.")
-        },
-        text=instruction,
-        state=state,
-        goal_image=window.get("goal_image"),
-    )
+    state, views = window.get("state"), model.config.views
+    images = {view: window[f"images.{view}"] for view in views}
+    inputs = processor(images, instruction, state, goal_image=window.get("goal_image"))
     predicted = model(**inputs)
     outputs = {name: predicted[name][0, -1] for name in OUTPUTS if predicted.get(name) is not None}
     if "actions" in outputs:
         newest = None if state is None else state[-1:]
         outputs["commands"] = processor.decode_actions(model.predict_action(**inputs), newest)[0]
     return {f"output.{name}": value.float().contiguous() for name, value in outputs.items()}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="example: python hub_cards/sample.py outputs/quickstart/model",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, help="model or adapter")
-    args = parser.parse_args(arguments)
-    try:
-        write_sample(args.folder)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {args.folder / SAMPLE}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import DatasetCard, ModelCard, parse_eval_result_entries
 
 from hub_cards.build import main
-from hub_cards.latency import main as latency
+from hub_cards.measure_latency import main as latency
 from tests.hub_cards.finished_run import TASK, evaluation, make_run, summary, validation
 from training.config import DataConfig, DatasetSource, RunConfig, TowerConfig, save_config
 from training.run_facts import describe_run
@@ -418,7 +418,7 @@ def test_a_licence_that_allows_more_than_a_part_does_is_refused(folder, capsys):
 
 
 def test_the_card_cites_what_the_citation_file_names(folder):
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     (paper,) = yaml.safe_load((root / "CITATION.cff").read_text())["references"]
     assert main([str(folder)]) == 0
     text = (folder / "README.md").read_text()
@@ -444,7 +444,7 @@ def test_the_control_step_is_measured_on_this_machine_and_joins_what_others_meas
 
 def simulated(root):
     """What simulate.py leaves of a dataset in `meta/`, as far as a card needs it."""
-    shipped = Path(__file__).resolve().parents[2] / "hub_cards" / "sample_data" / "metaworld"
+    shipped = Path(__file__).resolve().parents[3] / "hub_cards" / "sample_data" / "metaworld"
     shutil.copytree(shipped / "meta", root / "meta")
     return root
 
