@@ -29,7 +29,7 @@ __all__ = [
 OWN = "apache-2.0"  # of what the project itself adds
 RESEARCH_ONLY = "other"  # the Hub's word for a licence that has none of its own there
 # Pretrained towers; where the page of a tower on the Hub and the authors' release differ, the stricter.
-TOWERS = {"facebook/vit-mae-*": "cc-by-nc-4.0", "openai/clip-*": "mit"}
+TOWER_LICENCES = {"facebook/vit-mae-*": "cc-by-nc-4.0", "openai/clip-*": "mit"}
 # https://huggingface.co/docs/hub/repositories-licenses, and those that the Hub has taken up since.
 _NAMES = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
@@ -73,7 +73,7 @@ def parts_of_run(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict
     else:
         for tower in ("text", "vision"):
             if name := getattr(run.towers, tower):
-                known = (licence for pattern, licence in TOWERS.items() if fnmatchcase(name, pattern))
+                known = (licence for pattern, licence in TOWER_LICENCES.items() if fnmatchcase(name, pattern))
                 parts.append(
                     {"what": f"{tower} tower", "name": portable_path(name), "licence": next(known, None)}
                 )

@@ -24,7 +24,7 @@ from training.run_facts import portable_path
 __all__ = ["build_card"]
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
-OBJECTIVES = {
+OBJECTIVE_TEXTS = {
     "depth": "the depth of what it sees",
     "future": "what it will see (RGB and depth)",
     "future_rgb": "what it will see (RGB)",
@@ -80,7 +80,7 @@ def _fields(folder: Path, measured: Mapping) -> dict:
     descriptions = task_descriptions() if tasks else {}
     instructions = {task: descriptions.get(task, task) for task in tasks}
     recorded = [text for dataset in summary["datasets"] for text in dataset.get("tasks", [])]
-    objectives = [text for name, text in OBJECTIVES.items() if name in config["objectives"]]
+    objectives = [text for name, text in OBJECTIVE_TEXTS.items() if name in config["objectives"]]
     demonstrations = [f"{d['train_episodes']} episodes of `{d['name']}`" for d in summary["datasets"]]
     return {
         **{name: measured[name] for name in ("kind", "config", "summary", "evaluation", "seeds")},

@@ -150,7 +150,7 @@ def _check_dataset_card(folder: Path, body: str) -> list[str]:
             return list(_differing_tables(body, fresh))
     except ValueError as error:
         return [str(error)]
-    if "datasets_scripts/inspection/dataset_card.py" in body:  # otherwise the card is somebody else's
+    if "dataset_card.py` of `lerobot_policy_foresight`" in body:  # otherwise the card is somebody else's
         return ["the card's figures have no source: meta/foresight.json is missing: copy the folder again"]
     return []
 

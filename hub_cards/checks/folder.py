@@ -7,14 +7,14 @@ from hub_cards.checks.dataset import check_dataset
 from hub_cards.checks.model import check_adapter, check_model
 from hub_cards.checks.unsafe_files import check_files
 
-__all__ = ["KINDS", "check_folder", "find_kind"]
+__all__ = ["KIND_FILES", "check_folder", "find_kind"]
 
-KINDS = {"adapter_config.json": "adapter", "config.json": "model", "meta/info.json": "dataset"}
+KIND_FILES = {"adapter_config.json": "adapter", "config.json": "model", "meta/info.json": "dataset"}
 
 
 def find_kind(folder: Path) -> str | None:
     """`adapter`, `model` or `dataset`, by the file that only this kind has; `None` for anything else."""
-    return next((kind for name, kind in KINDS.items() if (folder / name).is_file()), None)
+    return next((kind for name, kind in KIND_FILES.items() if (folder / name).is_file()), None)
 
 
 def check_folder(folder: str | Path) -> list[str]:
@@ -30,7 +30,9 @@ def check_folder(folder: str | Path) -> list[str]:
     folder = Path(folder)
     kind = find_kind(folder)
     if kind is None:
-        return [f"no {', '.join(KINDS)}: give the folder of a model that train.py exports, or of a dataset"]
+        return [
+            f"no {', '.join(KIND_FILES)}: give the folder of a model that train.py exports, or of a dataset"
+        ]
     problems = check_files(folder)
     if not problems:  # otherwise loading might run code
         problems = {"adapter": check_adapter, "model": check_model, "dataset": check_dataset}[kind](folder)

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from hub_cards.cards.measurements import is_folder, read_json
 from hub_cards.checks.messages import EXPORT_AGAIN, list_some, shorten_error
-from hub_cards.checks.sample import SAMPLE, check_sample
+from hub_cards.checks.sample import SAMPLE_FILE, check_sample
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.streaming import SHARED
 from training.checkpoint_folder import load_checkpoint
@@ -147,7 +147,7 @@ def _check_lerobot_files(folder: Path) -> list[str]:
 
 def _check_stored_sample(folder: Path) -> list[str]:
     try:
-        if (folder / SAMPLE).is_file():  # publish.py writes one where there is none
+        if (folder / SAMPLE_FILE).is_file():  # publish.py writes one where there is none
             check_sample(folder)
     except ValueError as error:
         return [str(error)]

@@ -18,9 +18,9 @@ from datasets_scripts.columns import replacing
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from training.checkpoint_folder import load_checkpoint, weights_digest
 
-__all__ = ["SAMPLE", "check_sample", "write_sample"]
+__all__ = ["SAMPLE_FILE", "check_sample", "write_sample"]
 
-SAMPLE = "sample.safetensors"
+SAMPLE_FILE = "sample.safetensors"
 METADATA_KEY = "foresight"  # a single one, because safetensors writes several in any order
 INSTRUCTION = "open the drawer"
 OUTPUTS = ("actions", "depth", "future_rgb", "future_depth", "flow", "progress")
@@ -42,7 +42,7 @@ def write_sample(folder: str | Path) -> None:
     window = _draw_window(model, processor)
     tensors = window | _predict_outputs(model, processor, window, INSTRUCTION)
     metadata = {"instruction": INSTRUCTION, "weights_sha256": weights_digest(folder)}
-    with replacing(Path(folder) / SAMPLE) as temporary:
+    with replacing(Path(folder) / SAMPLE_FILE) as temporary:
         save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(metadata)})
 
 
@@ -56,31 +56,33 @@ def check_sample(folder: str | Path) -> None:
         ValueError: If there is no sample, it belongs to other weights, or an output differs by more than a
             thousandth of its largest value; names it.
     """
-    path = Path(folder) / SAMPLE
+    path = Path(folder) / SAMPLE_FILE
     if not path.is_file():
-        raise ValueError(f"{SAMPLE} is missing: {WRITE}")
+        raise ValueError(f"{SAMPLE_FILE} is missing: {WRITE}")
     try:
         with safe_open(path, framework="pt") as file:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
             metadata = json.loads(file.metadata()[METADATA_KEY])
             instruction, digest = metadata["instruction"], metadata["weights_sha256"]
     except Exception as error:  # safetensors raises a type of its own; metadata may be None
-        raise ValueError(f"{SAMPLE} cannot be read ({error}): {WRITE}") from error
+        raise ValueError(f"{SAMPLE_FILE} cannot be read ({error}): {WRITE}") from error
     if digest != weights_digest(folder):
-        raise ValueError(f"{SAMPLE} was made with other weights: if those here are right, {WRITE}")
+        raise ValueError(f"{SAMPLE_FILE} was made with other weights: if those here are right, {WRITE}")
     model, processor = load_checkpoint(folder)
     window = {name: value for name, value in stored.items() if not name.startswith("output.")}
     outputs = _predict_outputs(model, processor, window, instruction)
     if outputs.keys() != stored.keys() - window.keys():
-        raise ValueError(f"{SAMPLE} has other outputs than the model ({', '.join(sorted(outputs))}): {WRITE}")
+        raise ValueError(
+            f"{SAMPLE_FILE} has other outputs than the model ({', '.join(sorted(outputs))}): {WRITE}"
+        )
     for name, value in outputs.items():
         before = stored[name]
         allowed = TOLERANCE * before.abs().max().item()
         if value.shape != before.shape or not torch.allclose(value, before, rtol=0, atol=allowed):
             raise ValueError(
-                f"the model does not give the outputs of {SAMPLE}: {name.removeprefix('output.')} differs, "
-                "though the weights are the same: was the processor or the configuration changed? If not, "
-                f"{WRITE}"
+                f"the model does not give the outputs of {SAMPLE_FILE}: {name.removeprefix('output.')} "
+                "differs, though the weights are the same: was the processor or the configuration changed? "
+                f"If not, {WRITE}"
             )
 
 

@@ -21,7 +21,7 @@ from datasets_scripts.storage.hub_upload import (
     require_token,
 )
 from hub_cards.cards.measurements import read_json
-from hub_cards.checks.folder import KINDS, check_folder, find_kind
+from hub_cards.checks.folder import KIND_FILES, check_folder, find_kind
 from hub_cards.hub.download_check import verify_download
 from hub_cards.hub.staging import list_files, pin_base, staged_folder
 
@@ -96,8 +96,8 @@ def publish(
     kind = find_kind(folder)
     if kind is None:
         raise ValueError(
-            f"{folder} holds no {', '.join(KINDS)}: give the folder of a model that train.py exports, or of "
-            "a dataset"
+            f"{folder} holds no {', '.join(KIND_FILES)}: give the folder of a model that train.py exports, "
+            "or of a dataset"
         )
     if with_code and kind != "model":
         raise ValueError(f"--code is for models, and {folder} is {kind}: publish an adapter's base with it")

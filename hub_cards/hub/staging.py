@@ -15,7 +15,7 @@ from datasets_scripts.inspection.dataset_card import write_card
 from datasets_scripts.storage.hub_download import explain_hub_errors
 from datasets_scripts.storage.hub_upload import patiently
 from hub_cards.cards.measurements import is_folder, read_json
-from hub_cards.checks.sample import SAMPLE, write_sample
+from hub_cards.checks.sample import SAMPLE_FILE, write_sample
 from modeling_foresight.exporting import add_code
 from training.adapters import FACTS
 from training.run_facts import portable_path
@@ -57,7 +57,7 @@ def staged_folder(folder: Path, repo_id: str, kind: str, with_code: bool) -> Ite
 
 def list_files(stage: Path, kind: str) -> dict[str, Path]:
     """Place in the repository -> file; a model or adapter without `sample.safetensors` gets one first."""
-    if kind != "dataset" and not (stage / SAMPLE).is_file():
+    if kind != "dataset" and not (stage / SAMPLE_FILE).is_file():
         write_sample(stage)
     return {place.as_posix(): stage / place for place in _published_places(stage)}
 

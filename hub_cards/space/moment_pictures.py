@@ -15,7 +15,7 @@ from training.evaluation.predictions import Moment
 
 __all__ = ["depth_colours", "moment_html", "picture_address", "scale_ticks"]
 
-TEMPLATE = Path(__file__).with_name("moment.html")
+MOMENT_TEMPLATE = Path(__file__).with_name("moment.html")
 FLOW_PX, FLOW_INCHES = 288, 1.9  # side of the drawn flow; inches decide how thick its lines are
 UNKNOWN = 0.6  # grey of unknown depth, as in `draw_depth`
 
@@ -56,7 +56,7 @@ def moment_html(view: EpisodeView, number: int) -> str:
 @functools.cache
 def _template():
     return Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True).from_string(
-        TEMPLATE.read_text()
+        MOMENT_TEMPLATE.read_text()
     )
 
 

@@ -21,7 +21,7 @@ from transformers import AutoModel
 
 from datasets_scripts.storage import hub_upload
 from hub_cards.build import main as build
-from hub_cards.checks.sample import SAMPLE, write_sample
+from hub_cards.checks.sample import SAMPLE_FILE, write_sample
 from hub_cards.publish import main
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.lora import lora_config
@@ -93,12 +93,12 @@ def edit_json(path, **changes):
 
 
 def test_a_dry_run_lists_what_would_be_sent_and_needs_no_hub(folder, capsys):
-    (folder / SAMPLE).unlink()
+    (folder / SAMPLE_FILE).unlink()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert publish(folder, "--dry-run") == 0
     out = capsys.readouterr().out
     assert "model org/policy, branch main: 13 files, " in out
-    for name in ("model.safetensors", SAMPLE, "evaluation/eval.json", ".eval_results/metaworld.yaml"):
+    for name in ("model.safetensors", SAMPLE_FILE, "evaluation/eval.json", ".eval_results/metaworld.yaml"):
         assert f"B  {name}\n" in out
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert [path.name for path in folder.parent.glob(".*")] == []  # nothing is left beside it
