@@ -21,25 +21,15 @@ import json
 import math
 import pickle
 import re
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from datasets_scripts.columns import depth_feature, depth_key, image_key
-from datasets_scripts.conversion.job import (
-    Demonstration,
-    convert,
-    converter_parser,
-    image_feature,
-    report,
-    vector_feature,
-)
-from datasets_scripts.storage.assemble import Layout
-from datasets_scripts.storage.resumable import resumable_command
+from datasets_scripts.conversion.job import Demonstration, image_feature, vector_feature
+from datasets_scripts.storage.shards import Layout
 
-__all__ = ["CalvinArchive", "main"]
+__all__ = ["CalvinArchive"]
 
 FPS = 30
 # Camera of the dataset: name in the files, vertical field of view in degrees, far plane of the renderer in
@@ -64,7 +54,7 @@ NUMPY_PICKLES = {
 
 
 class CalvinArchive:
-    """One split of CALVIN on disk, checked when opened; see `convert.Archive` for the attributes.
+    """One split of CALVIN on disk, checked when opened; see `conversion.job.Archive` for the attributes.
 
     Args:
         folder (`Path`): Split with frames and language annotations, such as `task_D_D/training`.
@@ -284,26 +274,3 @@ def _load_pickled(path: Path) -> dict:
         if shape != () or not dtype.hasobject:
             raise ValueError(f"it is an array of {dtype} {shape}")
         return _NumpyOnly(file).load().item()
-
-
-@resumable_command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; returns the exit code."""
-    parser = converter_parser(
-        "Convert a split of CALVIN to a LeRobot v3 dataset with depth.",
-        "python datasets_scripts/convert_calvin.py --source task_D_D/training --output outputs/calvin_d",
-        "a split of the unpacked archive: task_D_D/training",
-    )
-    parser.add_argument(
-        "--depth-scale",
-        type=float,
-        default=1.0,
-        help="metres per stored unit; 2 for older recordings (%(default)s)",
-    )
-    args = parser.parse_args(argv)
-    archive = CalvinArchive(args.source, args.depth_scale, args.limit)
-    report(args.output, convert(archive, args.output, args.workers))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

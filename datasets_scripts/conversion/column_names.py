@@ -7,12 +7,9 @@ statistics, folders of videos. Videos are shared by hard link, or copied to anot
 again. Whoever re-encodes them in place may change those of both datasets.
 """
 
-import argparse
 import difflib
 import json
 import shutil
-import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,17 +19,16 @@ import pyarrow.parquet as pq
 from datasets_scripts.columns import (
     DEPTH_PREFIX,
     IMAGE_PREFIX,
-    INFO_PATH,
     POINTS_PREFIX,
     POINTS_VISIBLE_PREFIX,
-    PROVENANCE_PATH,
-    dataset_files,
     find_depth_key,
     find_image_key,
     is_label_key,
-    share_file,
-    write_json_atomic,
 )
+from datasets_scripts.storage.atomic import share_file, write_json, write_whole_folder
+from datasets_scripts.storage.dataset_folder import INFO_PATH, dataset_files
+from datasets_scripts.storage.provenance import PROVENANCE_PATH
+from datasets_scripts.storage.rows import DatasetRows
 
 __all__ = ["rename_columns"]
 
@@ -43,7 +39,7 @@ FIXED = ("timestamp", "frame_index", "episode_index", "index", "task_index", "ta
 
 
 def rename_columns(source: str | Path, output: str | Path, names: Mapping[str, str]) -> dict[str, str]:
-    """Writes the dataset under new names; the old one stays as it is.
+    """Writes the dataset under new names; leaves the old one unchanged.
 
     Depth and points of a camera go with it: they are found by its name.
 
@@ -59,28 +55,20 @@ def rename_columns(source: str | Path, output: str | Path, names: Mapping[str, s
         ValueError: If the output exists, the dataset is damaged, or a name is unknown, taken or not allowed.
         OSError: If the disk is full; nothing is left behind.
     """
-    from datasets_scripts.storage.rows import DatasetRows  # LeRobot's imports take seconds
-
     output = Path(output)
     if output.exists():
         raise ValueError(f"{output} exists already: name another folder for the renamed dataset")
     rows = DatasetRows(source)  # complains about what is missing or damaged
     root, features = rows.root, rows.features
-    names = _with_labels(features, names)
+    names = _add_labels(features, names)
     _check_names(features, names)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp"))
-    try:
+    with write_whole_folder(output) as folder:
         for place in dataset_files(root):
-            _write_file(root / place, partial, place, names)
-        partial.chmod(0o755)  # mkdtemp makes private folders; a dataset is for everybody
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            _write_file(root / place, folder, place, names)
     return names
 
 
-def _with_labels(features: Mapping[str, dict], names: Mapping[str, str]) -> dict[str, str]:
+def _add_labels(features: Mapping[str, dict], names: Mapping[str, str]) -> dict[str, str]:
     """The renames, and those of the labels that go with a renamed camera.
 
     Raises:
@@ -135,12 +123,14 @@ def _write_file(path: Path, output: Path, place: Path, names: Mapping[str, str])
     elif place.parts[:2] == ("meta", "episodes"):
         _rename_in_parquet(path, target, names, parents=("stats", "videos"))
     elif place in (INFO_PATH, STATS_PATH, PROVENANCE_PATH):
-        rename = {INFO_PATH: _info, STATS_PATH: _keys, PROVENANCE_PATH: _provenance}[place]
+        rename = {INFO_PATH: _rename_info, STATS_PATH: _rename_keys, PROVENANCE_PATH: _rename_provenance}[
+            place
+        ]
         try:
             content = rename(json.loads(path.read_text()), names)
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}); download or make the dataset again") from error
-        write_json_atomic(target, content)
+        write_json(target, content)
     else:
         shutil.copyfile(path, target)
 
@@ -165,7 +155,7 @@ def _rename_in_parquet(
             schema = pa.schema([field.with_name(renamed(field.name)) for field in old])
             if notes := (old.metadata or {}).get(b"huggingface"):  # types, as `datasets` knows them
                 content = json.loads(notes)
-                content["info"]["features"] = _keys(content["info"]["features"], names)
+                content["info"]["features"] = _rename_keys(content["info"]["features"], names)
                 schema = schema.with_metadata({"huggingface": json.dumps(content)})
             # Points of a still scene repeat from row to row, which zstd sees and a dictionary does not.
             flat = [field.name for field in schema if not pa.types.is_nested(field.type)]
@@ -178,30 +168,32 @@ def _rename_in_parquet(
         raise ValueError(f"{path} is damaged ({error}); download or make the dataset again") from error
 
 
-def _keys(content: dict, names: Mapping[str, str]) -> dict:
+def _rename_keys(content: dict, names: Mapping[str, str]) -> dict:
     return {names.get(key, key): value for key, value in content.items()}
 
 
-def _info(info: dict, names: Mapping[str, str]) -> dict:
-    features = _keys(info["features"], names)
+def _rename_info(info: dict, names: Mapping[str, str]) -> dict:
+    features = _rename_keys(info["features"], names)
     for feature in features.values():
         facts = feature.get("info") or {}
         if "camera" in facts:  # of points
-            facts["camera"] = _camera(facts["camera"], names)
+            facts["camera"] = _rename_camera(facts["camera"], names)
     return info | {"features": features}
 
 
-def _provenance(provenance: dict, names: Mapping[str, str]) -> dict:
+def _rename_provenance(provenance: dict, names: Mapping[str, str]) -> dict:
     """`meta/foresight.json`: facts by camera, and by video file."""
     result = dict(provenance)
     for name in ("cameras", "episodes"):
         facts = provenance.get(name, {})
         groups = facts.values() if name == "episodes" else [facts]
-        renamed = [{_camera(camera, names): value for camera, value in group.items()} for group in groups]
+        renamed = [
+            {_rename_camera(camera, names): value for camera, value in group.items()} for group in groups
+        ]
         for group in renamed:
             if "flags" in group:  # `<camera>/<word>`
                 parts = [flag.rpartition("/") for flag in group["flags"]]
-                group["flags"] = [f"{_camera(camera, names)}/{word}" for camera, _, word in parts]
+                group["flags"] = [f"{_rename_camera(camera, names)}/{word}" for camera, _, word in parts]
         result[name] = dict(zip(facts, renamed, strict=True)) if name == "episodes" else renamed[0]
     if "video_bytes" in (simulation := provenance.get("simulation", {})):
         sizes = {
@@ -212,49 +204,6 @@ def _provenance(provenance: dict, names: Mapping[str, str]) -> dict:
     return result
 
 
-def _camera(camera: str, names: Mapping[str, str]) -> str:
+def _rename_camera(camera: str, names: Mapping[str, str]) -> str:
     new = names.get(IMAGE_PREFIX + camera) or names.get(camera, camera)  # some cameras have no prefix
     return new.removeprefix(IMAGE_PREFIX)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Copy a LeRobot v3 dataset under other column names; videos are shared, not copied.",
-        epilog="example:\n  python -m datasets_scripts.rename_columns --dataset YOU/HUMANOID "
-        "--output outputs/humanoid \\\n      --rename image=observation.images.front state=observation.state "
-        "actions=action",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--dataset", required=True, help="folder or Hub id of a LeRobot v3 dataset")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the dataset to make")
-    parser.add_argument(
-        "--rename",
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="OLD=NEW",
-        help="columns; depth and points of a camera go with it",
-    )
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        pairs = [pair.partition("=")[::2] for pair in args.rename]
-        if len({old for old, _ in pairs}) < len(pairs):
-            raise ValueError(f"a column gets two names in {' '.join(args.rename)}")
-        names = rename_columns(args.dataset, args.output, dict(pairs))
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for old, new in names.items():
-        print(f"{old} -> {new}")
-    print(f"{args.output}: renamed; {args.dataset} stays as it is")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -25,26 +25,17 @@ the command that follows it and drops the last frame.
 import contextlib
 import json
 import re
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datasets_scripts.columns import image_key
-from datasets_scripts.conversion.job import (
-    Demonstration,
-    convert,
-    converter_parser,
-    image_feature,
-    report,
-    vector_feature,
-)
-from datasets_scripts.storage.assemble import Layout
-from datasets_scripts.storage.resumable import resumable_command
+from datasets_scripts.conversion.job import Demonstration, image_feature, vector_feature
+from datasets_scripts.storage.shards import Layout
 
-__all__ = ["LiberoArchive", "main"]
+__all__ = ["LiberoArchive"]
 
 FPS = 20
 CAMERAS = {"main": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
@@ -56,7 +47,7 @@ UNPACK = "download the file again"
 
 
 class LiberoArchive:
-    """Demonstration files of LIBERO, checked when opened; see `convert.Archive` for the attributes.
+    """Demonstration files of LIBERO, checked when opened; see `conversion.job.Archive` for the attributes.
 
     Args:
         source (`Path`): An HDF5 file, or a folder with some, at any depth.
@@ -228,26 +219,3 @@ def _instruction(path: Path, attributes: Any) -> str:
     if not text:
         raise ValueError(f"{path} has no language: its language_instruction is empty; {UNPACK}")
     return text
-
-
-@resumable_command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; returns the exit code."""
-    parser = converter_parser(
-        "Convert LIBERO's demonstrations to a LeRobot v3 dataset.",
-        "python datasets_scripts/convert_libero.py --source datasets/libero_spatial "
-        "--output outputs/libero_spatial",
-        "folder with *_demo.hdf5 files, of one suite or of several, or one file",
-    )
-    parser.add_argument(
-        "--next-action",
-        action="store_true",
-        help="give every frame the command that follows it (see the docs)",
-    )
-    args = parser.parse_args(argv)
-    archive = LiberoArchive(args.source, args.next_action, args.limit)
-    report(args.output, convert(archive, args.output, args.workers))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,14 +1,11 @@
-"""Sources of depth and tracks against exact labels: what `annotate.py` would make, and how far off it is.
+"""Errors of depth and track sources against exact labels.
 
 The dataset has exact depth and exact tracks, as `simulate.py` makes them. Depth is estimated from its images
 and compared pixel by pixel. Its own visible points are then followed from frame after frame through the next
-`--steps` frames, on the depth that was estimated, and compared where they come to lie.
+steps, on the depth that was estimated, and compared where they come to lie.
 """
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,26 +14,19 @@ from datasets_scripts.columns import (
     POINTS_PREFIX,
     find_depth_key,
     find_image_key,
-    moving_flags,
     picture_size,
     points_key,
     points_visible_key,
-    read_provenance,
-    replacing,
     unpack_points,
-    write_json_atomic,
 )
-from datasets_scripts.depth import DEPTH_SOURCES, check_depth_source, open_depth
 from datasets_scripts.inspection.label_errors import DepthErrors, TrackErrors
 from datasets_scripts.storage.frame_cache import FrameDecoder
-from datasets_scripts.storage.rows import DatasetRows, parse_episodes
-from datasets_scripts.tracks import TRACK_SOURCES, check_track_source, open_tracker
+from datasets_scripts.storage.provenance import moving_flags, read_provenance
+from datasets_scripts.storage.rows import DatasetRows
+from datasets_scripts.tracks import TRACK_SOURCES
 
-EXAMPLE = """examples:
-  python datasets_scripts/simulate.py --output outputs/exact --image-size 224 --episodes 2
-  python datasets_scripts/measure_sources.py --dataset outputs/exact --output outputs/errors.json
-  python datasets_scripts/measure_sources.py --dataset outputs/exact --depth depth-anything-v2 \\
-      --output outputs/errors-dav2.json"""
+__all__ = ["ExactEpisodes", "format_report", "measure_sources", "split_windows"]
+
 DEPTH_FIGURES = ("abs_rel", "rmse_m", "delta_125", "covered", "flicker")
 
 
@@ -91,7 +81,7 @@ class ExactEpisodes:
         return self._pictures.decode(span).transpose(0, 2, 3, 1), depth_m, points, visible, moving
 
 
-def windows(n_frames: int, steps: int) -> Iterator[tuple[int, int]]:
+def split_windows(n_frames: int, steps: int) -> Iterator[tuple[int, int]]:
     """First and last frame of windows that start every half of their length; one for a short clip."""
     if n_frames < 2:
         return
@@ -100,7 +90,7 @@ def windows(n_frames: int, steps: int) -> Iterator[tuple[int, int]]:
         yield first, first + steps
 
 
-def measure(
+def measure_sources(
     exact: ExactEpisodes, episodes: Sequence[int], depth: Any, tracker: Any, steps: int = 6
 ) -> dict[str, Any]:
     """Errors over some episodes.
@@ -133,7 +123,7 @@ def measure(
                 in_depth.add(depth_m[run], true_m[run])
                 start = run.stop
             clips[str(episode)] = clip.facts
-        for first, last in windows(len(video), steps):
+        for first, last in split_windows(len(video), steps):
             asked, span = np.flatnonzero(seen[first]), slice(first, last + 1)
             if not len(asked):
                 continue
@@ -150,7 +140,7 @@ def measure(
     }
 
 
-def as_markdown(report: dict[str, Any]) -> str:
+def format_report(report: dict[str, Any]) -> str:
     """The report as tables."""
     steps = f"{report['steps']} steps" if report["steps"] else "the rest of the episode"
     lines = [
@@ -184,81 +174,3 @@ def as_markdown(report: dict[str, Any]) -> str:
             f"{errors['visibility_accuracy']} | {errors['found']} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures what the command line says, and writes the report.
-
-    Raises:
-        ValueError: If the dataset is no truth, a source cannot be had, or a number is out of range.
-    """
-    if args.steps < 0:
-        raise ValueError(f"--steps is {args.steps}; it must be 0 (to the end) or more")
-    if args.output.suffix == ".md" or args.output.is_dir():
-        raise ValueError(f"--output {args.output} must be a JSON file; tables go to a .md file beside it")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    exact = ExactEpisodes(args.dataset, args.camera)
-    episodes = range(exact.rows.n_episodes)
-    if args.episodes:
-        episodes = parse_episodes(args.episodes, exact.rows.n_episodes)
-    check_depth_source(args.depth, args.depth_model, args.align_with)
-    check_track_source(args.tracks, args.track_model)
-    depth = open_depth(args.depth, args.depth_model, args.align_with, args.device)
-    tracker = open_tracker(args.tracks, args.track_model, args.device)
-    errors = measure(exact, episodes, depth, tracker, args.steps)
-    report = {
-        "dataset": Path(exact.rows.name).name,
-        "truth": exact.made_by,
-        "camera": exact.camera,
-        "episodes": list(episodes),
-        "frames": errors["frames"],
-        "steps": args.steps,
-        "depth": {
-            "source": "exact" if depth is None else args.depth,
-            **({} if depth is None else depth.describe()),
-            "errors": errors["depth"],
-            "clips": errors["clips"],
-        },
-        "tracks": {"source": args.tracks, **tracker.describe(), "errors": errors["tracks"]},
-    }
-    write_json_atomic(args.output, report)
-    with replacing(args.output.with_suffix(".md")) as temporary:
-        temporary.write_text(as_markdown(report))
-    return report
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--dataset", required=True, help="LeRobot v3 dataset with exact labels: folder or Hub id")
-    add("--depth", default="sensor", help=f"{', '.join(DEPTH_SOURCES)}, or a model (%(default)s: the exact)")
-    add("--depth-model", help="weights of the depth source")
-    add("--align-with", help="metric model for a relative one")
-    add("--tracks", default="lucas-kanade", help=f"{', '.join(TRACK_SOURCES)} (%(default)s)")
-    add("--track-model", help="weights of the tracker")
-    add("--camera", help="camera with exact tracks (default: the first)")
-    add("--episodes", help="such as 0:10,15 (default: all)")
-    add("--steps", type=int, default=6, help="frames to follow points through; 0: to the end (%(default)s)")
-    add("--device", default="auto", help="of learned sources (%(default)s)")
-    add("--output", type=Path, required=True, metavar="FILE.json", help="report; FILE.md gets the tables")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    try:
-        print(as_markdown(run(build_parser().parse_args(arguments))), end="")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

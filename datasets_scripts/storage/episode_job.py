@@ -1,9 +1,13 @@
-"""Long work on many episodes that can be stopped anywhere and run again: what such commands share.
+"""Episodes to a dataset: work of hours that can be stopped at any time and run again.
 
-Unfinished work lies in a folder of its own beside the output, with the parameters that it belongs to. Every
-episode is a folder there that appears only when it is whole, and the output is renamed to its place last.
+Unfinished work lies in `OUTPUT.partial`, with the parameters that it belongs to. Every episode is a folder
+there (a shard, `shards.py`) that appears only when it is whole; the dataset is put together beside the shards
+and renamed to OUTPUT at the very end. Running the same command again resumes, and leaves a finished dataset
+unchanged.
 """
 
+import contextlib
+import dataclasses
 import errno
 import functools
 import json
@@ -12,101 +16,208 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import textwrap
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
+from tqdm import tqdm
 
-from datasets_scripts.columns import write_json_atomic
+from datasets_scripts.storage.atomic import remove_leftovers, write_json, write_whole_folder
+from datasets_scripts.storage.dataset_folder import check_dataset
+from datasets_scripts.storage.provenance import read_provenance
+from datasets_scripts.storage.shards import read_facts
 
-__all__ = [
-    "claim_folder",
-    "lock_folder",
-    "open_folder",
-    "refuse_other",
-    "resumable_command",
-    "work_on_all",
-]
+__all__ = ["EpisodeJob", "EpisodeWork", "list_numbers", "resumable_command", "work_on_all"]
 
 PARAMETERS = "parameters.json"
 
 
-def claim_folder(partial: Path, parameters: dict) -> AbstractContextManager:
-    """Takes the folder of unfinished work for this run alone, and removes what a killed one left half done.
+@dataclasses.dataclass(frozen=True)
+class EpisodeJob:
+    """One dataset, made episode by episode.
 
     Args:
-        partial (`Path`): The folder, which is made if there is none.
-        parameters (`dict`): What the work belongs to, as JSON has it.
-
-    Returns:
-        The lock that keeps other runs out, to be held while working.
-
-    Raises:
-        ValueError: If another run is at work there, or the folder belongs to something else.
+        output (`Path`): Folder of the finished dataset.
+        kind (`str`): Section of `meta/foresight.json` with its `parameters` and `video_bytes`.
+        parameters (`dict`): What the result depends on, as JSON; only a run with equal ones resumes it.
     """
-    open_folder(partial, parameters)
-    lock = lock_folder(partial)
-    for left_over in [*partial.glob("dataset-*"), *partial.glob("episodes/tmp-*")]:
-        shutil.rmtree(left_over, ignore_errors=True)
-    return lock
 
+    output: Path
+    kind: str
+    parameters: dict
 
-def open_folder(partial: Path, parameters: dict) -> None:
-    """Makes the folder of unfinished work, or checks the one that is there; others may do so meanwhile.
+    @property
+    def partial(self) -> Path:
+        """Folder of unfinished work."""
+        return self.output.with_name(self.output.name + ".partial")
 
-    Raises:
-        ValueError: If the folder belongs to something else.
-    """
-    path = partial / PARAMETERS
-    if not path.exists():
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{partial.name}.", dir=partial.parent))
+    @property
+    def is_finished(self) -> bool:
+        """Whether something stands at the output; `read_finished` says whether it is this dataset."""
+        return self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir()))
+
+    def shard(self, episode: int) -> Path:
+        """Folder of an episode."""
+        return self.partial / "episodes" / f"{episode:06d}"
+
+    def open(self) -> None:
+        """Make the folder of unfinished work, or check the existing one; other machines may do so meanwhile.
+
+        Raises:
+            ValueError: If the folder belongs to something else.
+        """
+        path = self.partial / PARAMETERS
+        if not path.exists():
+            with write_whole_folder(self.partial, shared=True) as folder:
+                write_json(folder / PARAMETERS, self.parameters)
+        if not path.exists():
+            raise ValueError(
+                f"{self.partial} exists and is not an unfinished run of this script; move it away"
+            )
         try:
-            scratch.chmod(0o755)  # mkdtemp makes private folders
-            write_json_atomic(scratch / PARAMETERS, parameters)
-            scratch.rename(partial)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # somebody else was faster
-                raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    if not path.exists():
-        raise ValueError(f"{partial} exists and is not an unfinished run of this script; move it away")
-    try:
-        earlier = json.loads(path.read_text())
-    except ValueError:
-        raise ValueError(f"{path} is damaged; delete {partial} and start again") from None
-    refuse_other(earlier, parameters, f"an unfinished run in {partial}", partial)
+            earlier = json.loads(path.read_text())
+        except ValueError:
+            raise ValueError(f"{path} is damaged; delete {self.partial} and start again") from None
+        self._refuse_other(earlier, f"an unfinished run in {self.partial}", self.partial)
+
+    def lock(self) -> BaseFileLock:
+        """Take the lock that keeps other runs out of the folder of unfinished work.
+
+        Raises:
+            ValueError: If another run has it.
+        """
+        try:
+            return FileLock(self.partial / "lock").acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"another run is at work in {self.partial}: wait until it ends") from None
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """Hold the folder of unfinished work for this run alone, without what a killed run left half done.
+
+        Raises:
+            ValueError: If another run is at work there, or the folder belongs to something else.
+        """
+        self.open()
+        with self.lock():
+            remove_leftovers(self.partial)
+            remove_leftovers(self.partial / "episodes")
+            yield
+
+    def make_shards(
+        self,
+        lengths: Mapping[int, int],
+        work: "EpisodeWork",
+        workers: int = 1,
+        label: str | None = None,
+    ) -> None:
+        """Make the shards that are missing, with a progress bar.
+
+        Args:
+            lengths (`Mapping[int, int]`): Size of every wanted episode in units of `work.unit`.
+            work (`EpisodeWork`): How a shard is made.
+            workers (`int`): Processes; with 1 everything happens in this one.
+            label (`str`, *optional*): What the progress bar says.
+
+        Raises:
+            RuntimeError: If a worker dies. What a shard's making raises is raised.
+        """
+        missing = [episode for episode in lengths if work.read(self.shard(episode)) is None]
+        for episode in missing:
+            shutil.rmtree(self.shard(episode), ignore_errors=True)  # damaged, or out of date
+        total = sum(lengths.values())
+        done = total - sum(lengths[episode] for episode in missing)
+        jobs = [(episode, self.shard(episode)) for episode in missing]
+        with tqdm(total=total, initial=done, desc=label, unit=work.unit) as bar:
+            for facts in work_on_all(work.make, jobs, workers, work.start, work.start_with):
+                bar.set_postfix(work.notes(facts), refresh=False)
+                bar.update(facts["n_frames"] if work.unit == "frame" else 1)
+
+    def read_shards(self, episodes: Sequence[int], read: Callable[[Path], dict | None] = read_facts) -> dict:
+        """Facts of all episodes by number.
+
+        Raises:
+            ValueError: If an episode is missing.
+        """
+        facts = {episode: read(self.shard(episode)) for episode in episodes}
+        if missing := [episode for episode, known in facts.items() if known is None]:
+            raise ValueError(
+                f"{len(missing)} of {len(facts)} episodes are missing ({list_numbers(missing)}): "
+                "run the same command again to make them"
+            )
+        return facts
+
+    def write_dataset(self, write: Callable[[Path], None]) -> None:
+        """Put the dataset together and remove the shards.
+
+        Args:
+            write (`Callable`): Fills an empty folder, which is renamed to the output when it returns.
+
+        Raises:
+            OSError: If the disk is full; the shards are kept.
+        """
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        with write_whole_folder(self.output, beside=self.partial) as folder:
+            write(folder)
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def read_finished(self) -> dict[str, Any]:
+        """Check the finished dataset quickly; its provenance.
+
+        Raises:
+            ValueError: If it is damaged, of other parameters, or was not made by this script.
+        """
+        provenance = read_provenance(self.output) if self.output.is_dir() else {}
+        if self.kind not in provenance:
+            raise ValueError(f"{self.output} exists and was not made by this script; choose another --output")
+        made = provenance[self.kind]
+        self._refuse_other(made["parameters"], f"a finished dataset in {self.output}", self.output)
+        check_dataset(self.output, len(provenance["episodes"]), made["video_bytes"])
+        return provenance
+
+    def _refuse_other(self, earlier: dict, what: str, folder: Path) -> None:
+        """Raise a `ValueError` if work was done with other parameters; it names the first that differs."""
+        wanted = self.parameters
+        different = [name for name in wanted if earlier.get(name) != wanted[name]]
+        if different:
+            values = (earlier.get(different[0]), wanted[different[0]])
+            there, here = (textwrap.shorten(str(value), 60, placeholder=" ...") for value in values)
+            raise ValueError(
+                f"there is {what} with other parameters "
+                f"({', '.join(different)}: {there} there, {here} here); "
+                f"choose another --output, or delete {folder}"
+            )
 
 
-def lock_folder(partial: Path) -> AbstractContextManager:
-    """The lock that keeps other runs out of a folder, taken.
+@dataclasses.dataclass(frozen=True)
+class EpisodeWork:
+    """How the shards of a job are made.
 
-    Raises:
-        ValueError: If another run has it.
+    Args:
+        make (`Callable`): Takes an episode and the folder to make; gives the facts.
+        start (`Callable`, *optional*): Called once in every process with `start_with`.
+        start_with (`tuple`): Its arguments.
+        read (`Callable`): Facts of a finished shard, `None` if it has to be made.
+        unit (`str`): What the progress bar counts.
+        notes (`Callable`): What the progress bar says of the facts beside.
     """
-    try:
-        return FileLock(partial / "lock").acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"another run is at work in {partial}: wait until it ends") from None
+
+    make: Callable[[int, Path], dict]
+    start: Callable[..., None] | None = None
+    start_with: tuple = ()
+    read: Callable[[Path], dict | None] = read_facts
+    unit: str = "frame"
+    notes: Callable[[dict], dict] = lambda facts: {}
 
 
-def refuse_other(earlier: dict, wanted: dict, what: str, folder: Path) -> None:
-    """Raises a `ValueError` if work was done with other parameters; names the first that differs."""
-    different = [name for name in wanted if earlier.get(name) != wanted[name]]
-    if different:
-        values = (earlier.get(different[0]), wanted[different[0]])
-        there, here = (textwrap.shorten(str(value), 60, placeholder=" ...") for value in values)
-        raise ValueError(
-            f"there is {what} with other parameters ({', '.join(different)}: {there} there, {here} here); "
-            f"choose another --output, or delete {folder}"
-        )
+def list_numbers(numbers: Sequence[int], most: int = 10) -> str:
+    """The first numbers, comma-separated, with `...` where there are more."""
+    return ", ".join(map(str, numbers[:most])) + (", ..." if len(numbers) > most else "")
 
 
 def work_on_all(

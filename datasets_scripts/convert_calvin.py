@@ -1,0 +1,31 @@
+"""Convert a split of CALVIN to a LeRobot v3 dataset; `conversion/calvin.py` says what goes where."""
+
+import sys
+from collections.abc import Sequence
+
+from datasets_scripts.conversion.calvin import CalvinArchive
+from datasets_scripts.conversion.job import convert, converter_parser, print_summary
+from datasets_scripts.storage.episode_job import resumable_command
+
+
+@resumable_command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; returns the exit code."""
+    parser = converter_parser(
+        "Convert a split of CALVIN to a LeRobot v3 dataset with depth.",
+        "python datasets_scripts/convert_calvin.py --source task_D_D/training --output outputs/calvin_d",
+        "a split of the unpacked archive: task_D_D/training",
+    )
+    parser.add_argument(
+        "--depth-scale",
+        type=float,
+        default=1.0,
+        help="metres per stored unit; 2 for older recordings (%(default)s)",
+    )
+    args = parser.parse_args(argv)
+    archive = CalvinArchive(args.source, args.depth_scale, args.limit)
+    print_summary(args.output, convert(archive, args.output, args.workers))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

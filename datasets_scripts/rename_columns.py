@@ -1,0 +1,50 @@
+"""Copy a LeRobot v3 dataset under other column names; videos are shared, never encoded again."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from datasets_scripts.conversion.column_names import rename_columns
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description="Copy a LeRobot v3 dataset under other column names; videos are shared, not copied.",
+        epilog="example:\n  python -m datasets_scripts.rename_columns --dataset YOU/HUMANOID "
+        "--output outputs/humanoid \\\n      --rename image=observation.images.front state=observation.state "
+        "actions=action",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--dataset", required=True, help="folder or Hub id of a LeRobot v3 dataset")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the dataset to make")
+    parser.add_argument(
+        "--rename",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="OLD=NEW",
+        help="columns; depth and points of a camera go with it",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        pairs = [pair.partition("=")[::2] for pair in args.rename]
+        if len({old for old, _ in pairs}) < len(pairs):
+            raise ValueError(f"a column gets two names in {' '.join(args.rename)}")
+        names = rename_columns(args.dataset, args.output, dict(pairs))
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for old, new in names.items():
+        print(f"{old} -> {new}")
+    print(f"{args.output}: renamed; {args.dataset} is unchanged")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
