@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets_scripts.columns import read_provenance, replacing
+from datasets_scripts.storage.atomic import write_whole_file
+from datasets_scripts.storage.provenance import read_provenance
 from hub_cards.latency import PLACE as LATENCY
 
 # What loads transformers is imported where it is needed, so that --help answers at once.
@@ -114,7 +115,7 @@ def _build_model(args: argparse.Namespace) -> list[Path]:
     text = str(build_card(model, source, args.license))
     write_eval_results(model, evidence["evaluation"])
     for place in places:
-        with replacing(place / "README.md") as temporary:
+        with write_whole_file(place / "README.md") as temporary:
             temporary.write_text(text)
     return [place / "README.md" for place in places]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets_scripts.columns import write_json_atomic
+from datasets_scripts.storage.atomic import write_json
 
 __all__ = ["main", "measure_latency"]
 
@@ -87,7 +87,7 @@ def measure_latency(
         torch.set_num_threads(before)
     kept = [old for old in known if not any(_key(old) == _key(row) for row in rows)]
     path.parent.mkdir(exist_ok=True)
-    write_json_atomic(path, {"version": 1, "measurements": kept + rows})
+    write_json(path, {"version": 1, "measurements": kept + rows})
     return rows
 
 

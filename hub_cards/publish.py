@@ -20,7 +20,9 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
 
-from datasets_scripts.columns import dataset_files, read_provenance, share_file, write_json_atomic
+from datasets_scripts.storage.atomic import share_file, write_json
+from datasets_scripts.storage.dataset_folder import dataset_files
+from datasets_scripts.storage.provenance import read_provenance
 from hub_cards.check import check_folder
 from training.run_facts import portable_path
 
@@ -197,10 +199,10 @@ def _pin_base(stage: Path, public: bool, dry_run: bool) -> None:
         raise ValueError(
             f"the adapter's base {base} is private: nobody could load the adapter: make its base public first"
         )
-    write_json_atomic(path, config | {"revision": info.sha})
+    write_json(path, config | {"revision": info.sha})
     if (stage / FACTS).is_file():
         facts = {"base_model": base, "base_revision": info.sha}
-        write_json_atomic(stage / FACTS, read_json(stage / FACTS) | facts)
+        write_json(stage / FACTS, read_json(stage / FACTS) | facts)
     card = stage / "README.md"
     if card.is_file():
         pinned = f'AutoModel.from_pretrained("{base}", revision="{info.sha}"'

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from datasets_scripts.columns import replacing
+from datasets_scripts.storage.atomic import write_whole_file
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from training.checkpoint_folder import load_checkpoint, weights_digest
 
@@ -46,7 +46,7 @@ def write_sample(folder: str | Path) -> None:
     inputs = _draw_window(model, processor)
     tensors = inputs | _outputs(model, processor, inputs, INSTRUCTION)
     facts = {"instruction": INSTRUCTION, "weights_sha256": weights_digest(folder)}
-    with replacing(Path(folder) / SAMPLE) as temporary:
+    with write_whole_file(Path(folder) / SAMPLE) as temporary:
         save_file(tensors, temporary, metadata={KEY: json.dumps(facts)})
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCard, ModelCard, RepoCard, metadata_load
 
-from datasets_scripts.columns import read_provenance
 from datasets_scripts.inspection.dataset_card import SOURCE_MARK
 from datasets_scripts.inspection.dataset_card import build_card as build_dataset_card
+from datasets_scripts.storage.provenance import read_provenance
 from hub_cards.cards.card import build_card, read_evidence
 from hub_cards.cards.evidence import same_weights
 from hub_cards.cards.licences import HUB_LICENCES, derive_licence

@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from transformers.utils import logging
 
-from datasets_scripts.columns import data_files, load_info, read_provenance
+from datasets_scripts.storage.dataset_folder import data_files, load_info
+from datasets_scripts.storage.provenance import read_provenance
 from hub_cards.cards.evidence import is_folder, read_json
 from hub_cards.sample import SAMPLE, check_sample
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
