@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets_scripts.columns import read_provenance, replacing
+from datasets_scripts.storage.atomic import write_whole_file
+from datasets_scripts.storage.provenance import read_provenance
 
 EXAMPLE = """examples:
   python hub_cards/build.py outputs/quickstart                 # a run: fills outputs/quickstart/model
@@ -111,7 +112,7 @@ def _build_model(args: argparse.Namespace) -> list[Path]:
         write_sample(model)
     places = dict.fromkeys([args.folder, model])
     for place in places:
-        with replacing(place / "README.md") as temporary:
+        with write_whole_file(place / "README.md") as temporary:
             temporary.write_text(text)
     return [place / "README.md" for place in places]
 

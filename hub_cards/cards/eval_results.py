@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
-from datasets_scripts.columns import replacing
+from datasets_scripts.storage.atomic import write_whole_file
 
 __all__ = ["eval_results", "model_index", "read_eval_results", "write_eval_results"]
 
@@ -86,7 +86,7 @@ def write_eval_results(folder: Path, evaluation: Mapping | None) -> None:
     if evaluation is None:
         return
     (folder / FOLDER).mkdir(exist_ok=True)
-    with replacing(folder / FOLDER / f"{evaluation['benchmark'].lower()}.yaml") as temporary:
+    with write_whole_file(folder / FOLDER / f"{evaluation['benchmark'].lower()}.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(eval_results(evaluation), sort_keys=False))
 
 

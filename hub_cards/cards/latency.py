@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets_scripts.columns import write_json_atomic
+from datasets_scripts.storage.atomic import write_json
 from hub_cards.cards.measurements import read_json
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from training.checkpoint_folder import load_checkpoint
@@ -80,7 +80,7 @@ def measure_latency(
     new = {_conditions(row) for row in rows}
     path.parent.mkdir(exist_ok=True)
     kept = [row for row in known if _conditions(row) not in new]
-    write_json_atomic(path, {"version": 1, "measurements": kept + rows})
+    write_json(path, {"version": 1, "measurements": kept + rows})
     return rows
 
 

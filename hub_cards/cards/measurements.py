@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets_scripts.columns import replacing, write_json_atomic
+from datasets_scripts.storage.atomic import write_json, write_whole_file
 from hub_cards.cards.licences import find_previous_stage, parts_of_run
 from training.checkpoint_folder import read_run_config, read_summary, run_folder, weights_digest
 from training.config import RunConfig, load_config
@@ -67,12 +67,12 @@ def collect_measurements(run: Path, seed_evaluations: Sequence[Path] = (), open_
     folder.mkdir(exist_ok=True)
     for old in folder.glob("eval*.json"):
         old.unlink()
-    write_json_atomic(folder / "training.json", _describe_training(summary, _settings(model), adapter))
+    write_json(folder / "training.json", _describe_training(summary, _settings(model), adapter))
     for name, content in evaluations.items():
-        write_json_atomic(folder / name, content)
+        write_json(folder / name, content)
     for name in PICTURES:
         if (run / name).is_file():
-            with replacing(model / name) as temporary:
+            with write_whole_file(model / name) as temporary:
                 shutil.copyfile(run / name, temporary)
 
 

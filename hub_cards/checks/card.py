@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCard, ModelCard, metadata_load
 
-from datasets_scripts.columns import read_provenance
 from datasets_scripts.inspection.dataset_card import SOURCE_MARK
 from datasets_scripts.inspection.dataset_card import build_card as build_dataset_card
+from datasets_scripts.storage.provenance import read_provenance
 from hub_cards.cards.eval_results import eval_results, read_eval_results
 from hub_cards.cards.licences import HUB_LICENCES
 from hub_cards.cards.measurements import has_measured_weights, read_measurements

@@ -54,8 +54,9 @@ def check_adapter(folder: Path) -> list[str]:
     problems = []
     if is_folder(base):
         problems.append(
-            f"its base {base!r} is a folder of this machine: publish the base, then write its Hub id and "
-            "commit into base_model_name_or_path and revision of adapter_config.json (docs/lora.md)"
+            f"its base {base!r} is a folder of this machine: publish it (python hub_cards/publish.py "
+            f"{base or 'BASE'} --repo-id YOU/BASE), write YOU/BASE into base_model_name_or_path of "
+            "adapter_config.json, then run hub_cards/build.py again"
         )
     try:
         with _quiet_transformers():

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from datasets_scripts.columns import replacing
+from datasets_scripts.storage.atomic import write_whole_file
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from training.checkpoint_folder import load_checkpoint, weights_digest
 
@@ -42,7 +42,7 @@ def write_sample(folder: str | Path) -> None:
     window = _draw_window(model, processor)
     tensors = window | _predict_outputs(model, processor, window, INSTRUCTION)
     metadata = {"instruction": INSTRUCTION, "weights_sha256": weights_digest(folder)}
-    with replacing(Path(folder) / SAMPLE_FILE) as temporary:
+    with write_whole_file(Path(folder) / SAMPLE_FILE) as temporary:
         save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(metadata)})
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 
-from datasets_scripts.columns import dataset_files, read_provenance, share_file, write_json_atomic
 from datasets_scripts.inspection.dataset_card import write_card
+from datasets_scripts.storage.atomic import share_file, write_json
+from datasets_scripts.storage.dataset_folder import dataset_files
 from datasets_scripts.storage.hub_download import explain_hub_errors
 from datasets_scripts.storage.hub_upload import patiently
+from datasets_scripts.storage.provenance import read_provenance
 from hub_cards.cards.measurements import is_folder, read_json
 from hub_cards.checks.sample import SAMPLE_FILE, write_sample
 from modeling_foresight.exporting import add_code
@@ -98,17 +100,13 @@ def pin_base(stage: Path, public: bool, dry_run: bool) -> None:
         dry_run (`bool`): Whether to leave out the request to the Hub if the commit is known.
 
     Raises:
-        ValueError: If the base is a folder, is not on the Hub, or is private and the adapter will be public.
+        ValueError: If the base is not on the Hub, or is private and the adapter will be public.
     """
     path = stage / "adapter_config.json"
     config = read_json(path)
     base, revision = config.get("base_model_name_or_path") or "", config.get("revision")
     if is_folder(base):
-        raise ValueError(
-            f"the adapter's base {base!r} is a folder of this machine: publish it (python "
-            f"hub_cards/publish.py {base or 'BASE'} --repo-id YOU/BASE), write YOU/BASE into "
-            "base_model_name_or_path of adapter_config.json, then run hub_cards/build.py again"
-        )
+        return  # check_folder refuses it
     if dry_run and constants.REGEX_COMMIT_OID.fullmatch(revision or ""):
         return
     with explain_hub_errors(base, "model"):
@@ -117,11 +115,9 @@ def pin_base(stage: Path, public: bool, dry_run: bool) -> None:
         raise ValueError(
             f"the adapter's base {base} is private: nobody could load the adapter: make its base public first"
         )
-    write_json_atomic(path, config | {"revision": info.sha})
+    write_json(path, config | {"revision": info.sha})
     if (stage / FACTS).is_file():
-        write_json_atomic(
-            stage / FACTS, read_json(stage / FACTS) | {"base_model": base, "base_revision": info.sha}
-        )
+        write_json(stage / FACTS, read_json(stage / FACTS) | {"base_model": base, "base_revision": info.sha})
     card = stage / "README.md"
     if card.is_file():
         pinned = f'AutoModel.from_pretrained("{base}", revision="{info.sha}"'

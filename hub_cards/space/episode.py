@@ -18,8 +18,8 @@ from datasets_scripts.columns import (
     find_depth_key,
     is_depth_feature,
     points_key,
-    read_provenance,
 )
+from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from training.checkpoint_folder import load_checkpoint, read_run_config

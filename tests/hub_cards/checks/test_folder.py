@@ -329,7 +329,9 @@ def adapter(built, tmp_path):
 
 def test_an_adapter_on_a_folder_needs_a_base_that_others_have(adapter, built):
     (problem,) = check_folder(adapter)
-    assert problem.startswith(f"its base '{built}' is a folder of this machine: publish the base")
+    assert problem.startswith(
+        f"its base '{built}' is a folder of this machine: publish it (python hub_cards/"
+    )
 
 
 def test_an_adapter_whose_base_cannot_be_had(adapter):

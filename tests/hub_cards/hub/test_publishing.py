@@ -335,7 +335,7 @@ def adapter(built, tmp_path):
 def test_an_adapter_of_a_folder_is_refused_with_what_to_do(adapter, built, capsys):
     assert publish(adapter(str(built))) == 1
     error = capsys.readouterr().err
-    assert f"the adapter's base '{built}' is a folder of this machine: publish it (python hub_cards/" in error
+    assert f"error: its base '{built}' is a folder of this machine: publish it (python hub_cards/" in error
 
 
 def test_an_adapter_keeps_the_commit_of_its_base(adapter, built, hub):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets_scripts.columns import read_provenance, write_provenance
+from datasets_scripts.storage.provenance import read_provenance, write_provenance
 from modeling_foresight import ForesightForActionPrediction
 from tests.synthetic import make_dataset
 from tests.tiny import TASKS, tiny_config, tiny_processor
