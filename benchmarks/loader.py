@@ -34,13 +34,12 @@ from datasets_scripts.columns import (
     POINTS_PREFIX,
     POINTS_VISIBLE_PREFIX,
     clean_depth,
-    data_files,
     find_depth_key,
     image_key,
-    load_features,
     points_key,
     points_visible_key,
 )
+from datasets_scripts.storage.dataset_folder import data_files, load_features
 from modeling_foresight import ForesightProcessor, build_small_tokenizer
 from training.windows.dataset import ForesightWindows, WindowConfig, WindowSampler, collate_windows
 

@@ -1,10 +1,9 @@
 """Add metric depth and 3D tracks to any LeRobot v3 dataset; with a depth camera's, no weights and no GPU.
 
 Depth comes from the dataset's own camera or from a model (`depth/`), tracks from a tracker (`tracks/`).
-Episodes are worked on side by side, each into a folder of `OUTPUT.partial/` that appears only when it is
-whole; the dataset is put together beside them and renamed to OUTPUT at the very end. Running the same command
-again continues what was interrupted and leaves a finished dataset alone. Videos are shared with the old
-dataset by hard link, never encoded again; whoever re-encodes them in place may change those of both.
+Running the same command again resumes what was interrupted and leaves a finished dataset unchanged. Videos
+are shared with the old dataset by hard link, never encoded again; whoever re-encodes them in place may change
+those of both.
 """
 
 import argparse
@@ -19,9 +18,10 @@ from datasets_scripts.annotation.job import AnnotationJob, annotate, check
 from datasets_scripts.annotation.plan import plan
 from datasets_scripts.annotation.push import check_push, push_dataset
 from datasets_scripts.annotation.ranks import annotate_as_rank, is_rank
-from datasets_scripts.columns import find_depth_key, load_features
+from datasets_scripts.columns import find_depth_key
 from datasets_scripts.depth import DEPTH_SOURCES
-from datasets_scripts.storage.resumable import resumable_command
+from datasets_scripts.storage.dataset_folder import load_features
+from datasets_scripts.storage.episode_job import list_numbers, resumable_command
 from datasets_scripts.storage.rows import find_dataset
 from datasets_scripts.tracks import TRACK_SOURCES
 
@@ -149,8 +149,7 @@ def describe(summary: dict, output: Path, camera: str) -> str:
         ("left out because they cannot be read:", [known["episode"] for known in summary["skipped"]]),
     ):
         if episodes:
-            named = ", ".join(map(str, episodes[:10])) + (", ..." if len(episodes) > 10 else "")
-            lines.append(f"{wording} {len(episodes)} episodes ({named})")
+            lines.append(f"{wording} {len(episodes)} episodes ({list_numbers(episodes)})")
     return "\n".join(lines)
 
 

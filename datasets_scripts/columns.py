@@ -1,8 +1,7 @@
-"""Depth and track columns of a LeRobot v3 dataset: names, dtypes, units, checks, storage, provenance.
+"""Depth and track columns of a LeRobot v3 dataset: names, dtypes, units, checks.
 
-This file is the contract between those who make labels (`simulate.py`, `annotate.py`) and those who read them
-(`training/windows/dataset.py`, the viewer, the cards). It knows files and arrays, and nothing of models or
-simulators.
+The contract between what makes labels (`simulate.py`, `annotate.py`) and what reads them (training, cards).
+It knows features and arrays, not files, models or simulators.
 
 | key | dtype, shape per frame | meaning |
 | --- | --- | --- |
@@ -16,34 +15,21 @@ may leave [0, 1]. Point j is the same physical point through the whole episode. 
 `observation.` because LeRobot drops every other column on its way to a policy; a policy must take them out of
 its inputs (`is_label_key`), since LeRobot would show a depth map as a camera and points as robot state.
 
-Points are flat 1-D columns because LeRobot's split and merge tools fail on 2-D ones, and they are appended by
-`append_columns` rather than recorded, because LeRobot computes ten statistics per element of a recorded
-column.
+Points are flat 1-D columns because LeRobot's split and merge tools fail on 2-D ones. They are appended
+(`append_columns` in `storage/dataset_folder.py`), because LeRobot computes ten statistics per element of a
+recorded column.
 """
 
-import contextlib
-import errno
-import json
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 IMAGE_PREFIX = "observation.images."
 DEPTH_PREFIX = "observation.depth."
 POINTS_PREFIX = "observation.points."
 POINTS_VISIBLE_PREFIX = "observation.points_visible."
-
-INFO_PATH = Path("meta/info.json")
-PROVENANCE_PATH = Path("meta/foresight.json")
-PROVENANCE_VERSION = 1
 
 # LeRobot's depth video maps zero, NaN and everything nearer than 1 cm to its lowest code, 0.01 m.
 DEPTH_FLOOR_M = 0.011
@@ -51,8 +37,6 @@ DEPTH_FLOOR_M = 0.011
 DEPTH_LIMIT_MARGIN_M = 0.01
 # No camera of a robot sees half of its pixels farther than this; millimetres of any real scene do.
 IMPLAUSIBLE_MEDIAN_M = 100.0
-# What linking says where it cannot: another file system, one without links, too many of them.
-NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)
 
 
 def image_key(camera: str) -> str:
@@ -275,174 +259,26 @@ def unpack_points(packed: np.ndarray) -> np.ndarray:
     return np.asarray(packed).astype(np.float32).reshape(len(packed), -1, 3)
 
 
-def load_features(root: str | Path) -> dict[str, dict]:
-    """Features of a local LeRobot dataset, read from `meta/info.json`.
-
-    Raises:
-        ValueError: If the file is missing or damaged; names it.
-    """
-    return load_info(root)["features"]
-
-
-def append_columns(
-    root: str | Path,
-    features: Mapping[str, Mapping[str, Any]],
-    values: Mapping[str, Callable[[int], np.ndarray]],
-) -> None:
-    """Add flat columns to every data file of a local LeRobot v3 dataset, without statistics.
-
-    One row group per episode, zstd, written beside the old file and renamed over it; the features enter
-    `meta/info.json` last, so that a dataset never promises a column it lacks. Running it again after an
-    interruption continues: files that already carry all the columns are left alone, so `values` must be the
-    same function of the episode. LeRobot's own schema metadata is dropped, as it would contradict the new
-    columns.
-
-    Args:
-        root (`str` or `Path`): Dataset folder.
-        features (`Mapping[str, Mapping]`): LeRobot features of the new columns; `shape` must be
-            one-dimensional.
-        values (`Mapping[str, Callable]`): For each key a function from episode index to `(frames, *shape)`
-            values.
-
-    Raises:
-        ValueError: If a key exists with another definition, values have a wrong shape, or a file is damaged.
-    """
-    root = Path(root)
-    info = load_info(root)
-    features = json.loads(json.dumps(features))  # the form info.json keeps: tuples become lists
-    if set(values) != set(features):
-        raise ValueError(f"append_columns got features {sorted(features)} but values for {sorted(values)}")
-    for key, feature in features.items():
-        if "/" in key or len(feature["shape"]) != 1:
-            raise ValueError(
-                f"column '{key}' of shape {feature['shape']}: keys have no '/', shapes one dimension"
-            )
-        if info["features"].get(key, feature) != feature:
-            raise ValueError(
-                f"dataset {root} already has a column '{key}' with another definition "
-                f"({info['features'][key]['dtype']} {info['features'][key]['shape']}); "
-                "remove it first with lerobot's remove_feature, or write to a new dataset"
-            )
-    for path in data_files(root):
-        _append_to_file(path, features, values)
-    info["features"].update(features)
-    write_json_atomic(root / INFO_PATH, info)
-
-
-def data_files(root: str | Path) -> list[Path]:
-    """Data files of a LeRobot v3 dataset in the order of their frames.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    paths = sorted((Path(root) / "data").glob("*/*.parquet"))
-    if not paths:
-        raise ValueError(f"dataset {root} has no data files (data/chunk-*/file-*.parquet); is it complete?")
-    return paths
-
-
-def dataset_files(root: str | Path) -> list[Path]:
-    """All files of a dataset by their place in its folder, in order, hidden ones left out.
-
-    Folders that are symbolic links are followed, as LeRobot does: videos may lie on another disk.
-    """
-    places = []
-    for folder, inner, names in os.walk(root, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        places += [Path(folder, name).relative_to(root) for name in names if not name.startswith(".")]
-    return sorted(places)
-
-
-def _append_to_file(
-    path: Path, features: Mapping[str, Mapping[str, Any]], values: Mapping[str, Callable[[int], np.ndarray]]
-) -> None:
-    """Rewrite one parquet file with the new columns; keep it untouched if it has them all."""
-    try:
-        source = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"cannot read data file {path}: {error}; download or create the dataset again"
-        ) from error
-    with source:
-        present = set(source.schema_arrow.names)
-        if set(features) <= present:
-            return
-        new_keys = [key for key in features if key not in present]
-        with replacing(path) as temporary:
-            writer = None
-            try:
-                for episode_index, table in iterate_episodes(source):
-                    for key in new_keys:
-                        column = _as_column(
-                            key, features[key], values[key](episode_index), table.num_rows, episode_index
-                        )
-                        table = table.append_column(key, column)
-                    if writer is None:
-                        # Points of a still scene repeat from row to row, which zstd sees and a dictionary
-                        # does not.
-                        plain = [key for key in table.column_names if key not in features]
-                        writer = pq.ParquetWriter(
-                            temporary, table.schema, compression="zstd", use_dictionary=plain
-                        )
-                    writer.write_table(table)
-            finally:
-                if writer is not None:
-                    writer.close()
-
-
-def iterate_episodes(source: pq.ParquetFile) -> Iterator[tuple[int, pa.Table]]:
-    """Yield `(episode index, rows)`, whatever the row groups of the file are."""
-    pending: pa.Table | None = None
-    for group in range(source.num_row_groups):
-        table = source.read_row_group(group).replace_schema_metadata(None)
-        if pending is not None:
-            table = pa.concat_tables([pending, table])
-        episodes = table.column("episode_index").to_numpy()
-        starts = np.concatenate([[0], np.flatnonzero(np.diff(episodes)) + 1])
-        for start, stop in zip(starts[:-1], starts[1:], strict=True):
-            yield int(episodes[start]), table.slice(start, stop - start)
-        pending = table.slice(starts[-1])  # the last episode may go on in the next row group
-    if pending is not None and pending.num_rows:
-        yield int(pending.column("episode_index")[0].as_py()), pending
-
-
-def _as_column(
-    key: str, feature: Mapping[str, Any], values: np.ndarray, n_rows: int, episode_index: int
-) -> pa.Array:
-    """Values of one episode as the Arrow array LeRobot would have written for this feature."""
-    (size,) = feature["shape"]
-    values = np.asarray(values)
-    if values.shape != (n_rows, size):
-        raise ValueError(
-            f"column '{key}', episode {episode_index}: values have shape {values.shape}, "
-            f"expected {(n_rows, size)}"
-        )
-    flat = pa.array(np.ascontiguousarray(values, dtype=feature["dtype"]).reshape(-1))
-    return flat if size == 1 else pa.FixedSizeListArray.from_arrays(flat, size)
-
-
 def validate_columns(
-    dataset: str | Path | Mapping[str, Mapping[str, Any]],
+    features: Mapping[str, Mapping[str, Any]],
     cameras: Sequence[str],
     need_depth: bool = False,
     need_tracks: bool = False,
+    name: str = "DATASET",
 ) -> None:
     """Check that a dataset has what a run needs, before anything slow starts.
 
     Args:
-        dataset (`str`, `Path` or `Mapping`): Dataset folder, or its features.
+        features (`Mapping[str, Mapping]`): Features of the dataset (`meta.features`).
         cameras (`Sequence[str]`): Cameras used; tracks are required for the first one, which is the flow
             view.
         need_depth (`bool`): Whether every camera needs a depth stream.
         need_tracks (`bool`): Whether the first camera needs points and their visibility.
+        name (`str`): Name of the dataset, for the message.
 
     Raises:
         ValueError: Names the first missing column and the command that adds it.
     """
-    if isinstance(dataset, Mapping):
-        name, features = "DATASET", dataset
-    else:
-        name, features = str(dataset), load_features(dataset)
     pictures = [key for key in features if features[key]["dtype"] in ("image", "video")]
     known = [key.removeprefix(IMAGE_PREFIX) for key in pictures if not is_depth_feature(features[key])]
     for camera in cameras:
@@ -462,143 +298,3 @@ def validate_columns(
             "on this one, leave out what needs it: the objectives depth and future (depth) or flow (points) "
             "(--model.objectives '[action, progress]')"
         )
-
-
-def read_provenance(root: str | Path) -> dict:
-    """Contents of `meta/foresight.json`: how depth and tracks were made, each episode's moving flags.
-
-    Returns:
-        `dict`: Empty when the dataset has none (LeRobot's split, delete and merge tools do not copy it).
-
-    Raises:
-        ValueError: If the file is damaged or of a newer version.
-    """
-    path = Path(root) / PROVENANCE_PATH
-    if not path.exists():
-        return {}
-    try:
-        provenance = json.loads(path.read_text())
-        if not isinstance(provenance, dict):
-            raise ValueError("it holds no JSON object")
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); annotate the dataset again or delete the file"
-        ) from error
-    if provenance.get("version", 0) > PROVENANCE_VERSION:
-        raise ValueError(
-            f"{path} has version {provenance['version']}, this code knows {PROVENANCE_VERSION}; "
-            "update lerobot_policy_foresight"
-        )
-    return provenance
-
-
-def write_provenance(root: str | Path, provenance: Mapping[str, Any]) -> None:
-    """Write `meta/foresight.json` in one step, with the version of its layout."""
-    write_json_atomic(Path(root) / PROVENANCE_PATH, {"version": PROVENANCE_VERSION, **provenance})
-
-
-def encode_flags(flags: np.ndarray) -> str:
-    """Boolean flags `(n,)` as the hexadecimal text kept in the provenance."""
-    return np.packbits(np.asarray(flags, dtype=bool)).tobytes().hex()
-
-
-def moving_flags(provenance: Mapping[str, Any], episode_index: int, camera: str, n_points: int) -> np.ndarray:
-    """Which points of an episode were labelled as moving.
-
-    Args:
-        provenance (`Mapping`): What `read_provenance` gave.
-        episode_index (`int`): Episode.
-        camera (`str`): Camera of the tracks.
-        n_points (`int`): Points of the column.
-
-    Returns:
-        `np.ndarray`: `(n_points,)` bool; all false when nothing is recorded for the episode.
-    """
-    facts = provenance.get("episodes", {}).get(str(episode_index), {}).get(camera, {})
-    flags = np.zeros(n_points, dtype=bool)
-    if "moving" in facts:
-        bits = np.unpackbits(np.frombuffer(bytes.fromhex(facts["moving"]), dtype=np.uint8))[:n_points]
-        flags[: len(bits)] = bits.astype(bool)
-    return flags
-
-
-def flagged_episodes(
-    provenance: Mapping[str, Any], cameras: Sequence[str] | None = None
-) -> dict[int, list[str]]:
-    """Episodes whose labels are doubtful, and why; `quality.py` says what the flags mean.
-
-    Args:
-        provenance (`Mapping`): What `read_provenance` gave.
-        cameras (`Sequence[str]`, *optional*): Count the flags of these alone.
-
-    Returns:
-        `dict[int, list[str]]`: Flags (`<camera>/<word>`) by episode; without those that have none.
-    """
-    found = {}
-    for episode, facts in provenance.get("episodes", {}).items():
-        raised = facts.get("flags", [])
-        if cameras is not None:
-            raised = [flag for flag in raised if flag.rpartition("/")[0] in cameras]
-        if raised:
-            found[int(episode)] = list(raised)
-    return found
-
-
-def write_json_atomic(path: str | Path, content: Any) -> None:
-    """Write a JSON file so that a reader sees the old or the new one, never half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def share_file(path: Path, target: Path) -> None:
-    """The same file under another name; a copy where the file system has no such thing."""
-    try:
-        os.link(path.resolve(), target)  # the Hub's cache has symbolic links
-    except OSError as error:
-        if error.errno not in NO_LINK:
-            raise
-        shutil.copyfile(path, target)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name in the same folder; rename it over `path` on success, remove it on any error."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)  # mkstemp makes private files; a dataset is for everybody
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_info(root: str | Path) -> dict:
-    """Contents of `meta/info.json` of a local LeRobot dataset.
-
-    Raises:
-        ValueError: If the file is missing or damaged, or of another version than v3; names it.
-    """
-    path = Path(root) / INFO_PATH
-    try:
-        info = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{root} is no LeRobot dataset: {INFO_PATH} is missing") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); download or create the dataset again") from error
-    if not isinstance(info, dict) or "features" not in info:
-        raise ValueError(f"{path} lists no features; download or create the dataset again")
-    version = str(info.get("codebase_version", "v3")).removeprefix("v")
-    if version.split(".")[0] != "3":
-        old = version.startswith(("1.", "2."))
-        remedy = (
-            "convert it with `python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=OWNER/NAME "
-            "--push-to-hub=false` (--root=DIR for a folder)"
-            if old
-            else "update lerobot_policy_foresight"
-        )
-        raise ValueError(f"{root} is a LeRobot dataset of version {version}, not 3: {remedy}")
-    return info

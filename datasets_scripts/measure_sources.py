@@ -1,35 +1,15 @@
-"""Sources of depth and tracks against exact labels: what `annotate.py` would make, and how far off it is.
-
-The dataset has exact depth and exact tracks, as `simulate.py` makes them. Depth is estimated from its images
-and compared pixel by pixel. Its own visible points are then followed from frame after frame through the next
-`--steps` frames, on the depth that was estimated, and compared where they come to lie.
-"""
+"""Measure how far the depth and tracks that `annotate.py` would make are from exact labels."""
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from datasets_scripts.columns import (
-    POINTS_PREFIX,
-    find_depth_key,
-    find_image_key,
-    moving_flags,
-    picture_size,
-    points_key,
-    points_visible_key,
-    read_provenance,
-    replacing,
-    unpack_points,
-    write_json_atomic,
-)
 from datasets_scripts.depth import DEPTH_SOURCES, check_depth_source, open_depth
-from datasets_scripts.inspection.label_errors import DepthErrors, TrackErrors
-from datasets_scripts.storage.frame_cache import FrameDecoder
-from datasets_scripts.storage.rows import DatasetRows, parse_episodes
+from datasets_scripts.inspection.source_errors import ExactEpisodes, format_report, measure_sources
+from datasets_scripts.storage.atomic import write_json, write_whole_file
+from datasets_scripts.storage.rows import parse_episodes
 from datasets_scripts.tracks import TRACK_SOURCES, check_track_source, open_tracker
 
 EXAMPLE = """examples:
@@ -37,156 +17,9 @@ EXAMPLE = """examples:
   python datasets_scripts/measure_sources.py --dataset outputs/exact --output outputs/errors.json
   python datasets_scripts/measure_sources.py --dataset outputs/exact --depth depth-anything-v2 \\
       --output outputs/errors-dav2.json"""
-DEPTH_FIGURES = ("abs_rel", "rmse_m", "delta_125", "covered", "flicker")
 
 
-class ExactEpisodes:
-    """The dataset that is taken for the truth, one camera of it.
-
-    Args:
-        dataset (`str`): Folder or Hub id.
-        camera (`str`, *optional*): Which one; the first with tracks by default.
-
-    Raises:
-        ValueError: If depth or tracks are missing, or the tracks were estimated themselves; names them.
-    """
-
-    def __init__(self, dataset: str, camera: str | None = None):
-        self.rows = DatasetRows(dataset)
-        features = self.rows.features
-        with_tracks = [key.removeprefix(POINTS_PREFIX) for key in features if key.startswith(POINTS_PREFIX)]
-        self.camera = camera or next(iter(with_tracks), None)
-        if self.camera not in with_tracks:
-            raise ValueError(
-                f"dataset {self.rows.name} has tracks of {', '.join(with_tracks) or 'no camera'}"
-                + (f", not of '{camera}'" if camera else "")
-                + ": exact ones come from simulate.py"
-            )
-        key = find_depth_key(features, self.camera)
-        if key is None:
-            raise ValueError(f"dataset {self.rows.name} has no depth of camera '{self.camera}'")
-        pictures = find_image_key(features, self.camera)
-        self.size = picture_size(features[pictures])
-        if picture_size(features[key]) != self.size:
-            raise ValueError(f"depth of {key} and its camera's images differ in size")
-        self._pictures, self._depth = FrameDecoder(self.rows, pictures), FrameDecoder(self.rows, key)
-        self._provenance = read_provenance(self.rows.root)
-        facts = self._provenance.get("cameras", {}).get(self.camera, {})
-        self.intrinsics = facts.get("intrinsics")
-        self.made_by = {name: facts.get(name, {}).get("source") for name in ("depth", "tracks")}
-        if self.made_by["tracks"] in TRACK_SOURCES:
-            raise ValueError(
-                f"tracks of dataset {self.rows.name} are estimates of {self.made_by['tracks']}, which "
-                "nothing can be measured against: exact ones come from simulate.py"
-            )
-
-    def read(self, episode: int) -> tuple[np.ndarray, ...]:
-        """Images `(F, H, W, 3)`, depth `(F, H, W)` m, points `(F, n, 3)`, visible `(F, n)`, moving `(n,)`."""
-        rows = self.rows
-        span = range(int(rows.episode_starts[episode]), int(rows.episode_stops[episode]))
-        points = unpack_points(rows.column(points_key(self.camera)).read(span))
-        visible = np.asarray(rows.column(points_visible_key(self.camera)).read(span))
-        moving = moving_flags(self._provenance, episode, self.camera, points.shape[1])
-        depth_m = self._depth.metres(self._depth.decode(span))
-        return self._pictures.decode(span).transpose(0, 2, 3, 1), depth_m, points, visible, moving
-
-
-def windows(n_frames: int, steps: int) -> Iterator[tuple[int, int]]:
-    """First and last frame of windows that start every half of their length; one for a short clip."""
-    if n_frames < 2:
-        return
-    steps = min(steps or n_frames - 1, n_frames - 1)
-    for first in range(0, n_frames - steps, max(1, steps // 2)):
-        yield first, first + steps
-
-
-def measure(
-    exact: ExactEpisodes, episodes: Sequence[int], depth: Any, tracker: Any, steps: int = 6
-) -> dict[str, Any]:
-    """Errors over some episodes.
-
-    Args:
-        exact (`ExactEpisodes`): The truth.
-        episodes (`Sequence[int]`): Which.
-        depth (`DepthSource`, *optional*): Without one the exact depth is used, and not compared.
-        tracker (`TrackSource`): Follows the exact tracks' own points.
-        steps (`int`): Frames that they are followed through; 0: to the end of the episode.
-
-    Returns:
-        `dict`: `frames`; `depth` and `tracks`, reports of [`DepthErrors`] and [`TrackErrors`]; `clips`, what
-        the source of depth says of each episode, such as the error of an alignment.
-    """
-    height, width = exact.size
-    in_depth, in_tracks = DepthErrors(), TrackErrors(height, width, exact.intrinsics)
-    n_frames, clips = 0, {}
-    for episode in episodes:
-        video, true_m, true, seen, moving = exact.read(episode)
-        n_frames += len(video)
-        depth_m = true_m
-        if depth is not None:
-            depth_m = np.empty_like(true_m)
-            in_depth.start_clip()
-            start, clip = 0, depth.estimate(video, exact.rows.fps)
-            for metres, valid in clip.runs:
-                run = slice(start, start + len(metres))
-                depth_m[run] = np.where(valid, metres, 0)
-                in_depth.add(depth_m[run], true_m[run])
-                start = run.stop
-            clips[str(episode)] = clip.facts
-        for first, last in windows(len(video), steps):
-            asked, span = np.flatnonzero(seen[first]), slice(first, last + 1)
-            if not len(asked):
-                continue
-            queries = np.c_[np.zeros(len(asked)), true[first, asked, :2] * [width, height]]
-            points, visible, _ = tracker.track(video[span], depth_m[span], queries)
-            points = points / [width, height, 1]
-            later = slice(first + 1, last + 1)
-            in_tracks.add(points[1:], visible[1:], true[later, asked], seen[later, asked], moving[asked])
-    return {
-        "frames": n_frames,
-        "depth": None if depth is None else in_depth.report(),
-        "tracks": in_tracks.report(),
-        "clips": clips,
-    }
-
-
-def as_markdown(report: dict[str, Any]) -> str:
-    """The report as tables."""
-    steps = f"{report['steps']} steps" if report["steps"] else "the rest of the episode"
-    lines = [
-        f"Camera {report['camera']} of {report['dataset']}: {len(report['episodes'])} episodes, "
-        f"{report['frames']} frames.",
-        "",
-    ]
-    if report["depth"]["errors"]:
-        lines += [
-            f"| depth | {' | '.join(DEPTH_FIGURES)} |",
-            f"|---|{'---|' * len(DEPTH_FIGURES)}",
-            f"| {report['depth']['source']} | "
-            + " | ".join(str(report["depth"]["errors"][name]) for name in DEPTH_FIGURES)
-            + " |",
-            "",
-        ]
-    lines += [
-        f"Points followed through {steps} on {report['depth']['source']} depth; distances as median / mean "
-        "/ 90 %, in px at 224 px. A point that moves anywhere in its episode counts as moving.",
-        "",
-        "| tracks | points | positions | px, all steps | px, last step | cm | visibility right | found |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for kind, errors in report["tracks"]["errors"].items():
-        spreads = [
-            "-" if errors[name] is None else " / ".join(str(value) for value in errors[name].values())
-            for name in ("epe_px", "epe_px_last", "epe_cm")
-        ]
-        lines.append(
-            f"| {report['tracks']['source']} | {kind} | {errors['positions']} | {' | '.join(spreads)} | "
-            f"{errors['visibility_accuracy']} | {errors['found']} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measures what the command line says, and writes the report.
 
     Raises:
@@ -196,7 +29,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--steps is {args.steps}; it must be 0 (to the end) or more")
     if args.output.suffix == ".md" or args.output.is_dir():
         raise ValueError(f"--output {args.output} must be a JSON file; tables go to a .md file beside it")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     exact = ExactEpisodes(args.dataset, args.camera)
     episodes = range(exact.rows.n_episodes)
     if args.episodes:
@@ -205,7 +37,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_track_source(args.tracks, args.track_model)
     depth = open_depth(args.depth, args.depth_model, args.align_with, args.device)
     tracker = open_tracker(args.tracks, args.track_model, args.device)
-    errors = measure(exact, episodes, depth, tracker, args.steps)
+    errors = measure_sources(exact, episodes, depth, tracker, args.steps)
     report = {
         "dataset": Path(exact.rows.name).name,
         "truth": exact.made_by,
@@ -221,9 +53,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         },
         "tracks": {"source": args.tracks, **tracker.describe(), "errors": errors["tracks"]},
     }
-    write_json_atomic(args.output, report)
-    with replacing(args.output.with_suffix(".md")) as temporary:
-        temporary.write_text(as_markdown(report))
+    write_json(args.output, report)
+    with write_whole_file(args.output.with_suffix(".md")) as temporary:
+        temporary.write_text(format_report(report))
     return report
 
 
@@ -250,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     try:
-        print(as_markdown(run(build_parser().parse_args(arguments))), end="")
+        print(format_report(measure(build_parser().parse_args(arguments))), end="")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

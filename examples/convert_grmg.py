@@ -26,6 +26,8 @@ def main() -> None:
     parser.add_argument("--tokenizer", help="folder of CLIP's tokenizer, which GR-MG's files do not hold")
     parser.add_argument("--output", type=Path, default=Path("outputs/grmg"), help="folder to make")
     args = parser.parse_args()
+    if args.output.exists():
+        raise ValueError(f"{args.output} exists: delete it, or choose another --output")
     if args.checkpoint is None:
         args.checkpoint, args.config = make_miniature(args.output / "made-up")
     settings = json.loads(args.config.read_text()) if args.config else None

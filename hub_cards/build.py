@@ -1,8 +1,8 @@
-"""Writes the card of a model, an adapter or a dataset from its measurements, or says which one is missing.
+"""Write the card of a model, an adapter or a dataset from its measurements, or say which one is missing.
 
-Every figure of a card is read from a file that the script which measured it has written; none is typed. The
-files go into the folder too (`evaluation/`), and so do results for machines (`.eval_results/`): it can be
-published as it is, and `hub_cards/check.py` can compare.
+Every figure of a card is read from a file that the measuring script wrote; none is typed. These files go into
+the folder too (`evaluation/`), as do results for machines (`.eval_results/`), so the folder can be published
+as it is and `hub_cards/check.py` can compare.
 """
 
 import argparse
@@ -10,15 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets_scripts.columns import read_provenance, replacing
-from hub_cards.latency import PLACE as LATENCY
-
-# What loads transformers is imported where it is needed, so that --help answers at once.
-__all__ = ["main"]
+from datasets_scripts.storage.atomic import write_whole_file
+from datasets_scripts.storage.provenance import read_provenance
 
 EXAMPLE = """examples:
   python hub_cards/build.py outputs/quickstart                 # a run: fills outputs/quickstart/model
-  python hub_cards/build.py outputs/quickstart/model --repo-id YOU/POLICY    # the card anew, with its address
+  python hub_cards/build.py outputs/quickstart/model --repo-id YOU/POLICY    # again, with its address
   python hub_cards/build.py outputs/quickstart --kind dataset"""
 
 
@@ -27,47 +24,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "folder",
         type=Path,
         help="run with model/, eval.json and pictures: train.py's --output, or a folder with that as "
         "training/; or a model, adapter or dataset itself",
     )
-    parser.add_argument(
+    add(
         "--kind",
         choices=("model", "adapter", "dataset"),
         help="default: what the folder holds; dataset of a run: its dataset/",
     )
-    parser.add_argument(
-        "--repo-id", help="Hub id the card's example loads from (default: the folder model/ beside the card)"
-    )
-    parser.add_argument(
-        "--license", help="the Hub's name of the licence, where it does not follow from towers and labels"
-    )
-    parser.add_argument(
+    add("--repo-id", help="Hub id the card's example loads from (default: the folder model/ beside the card)")
+    add("--license", help="the Hub's name of the licence, if it does not follow from towers and labels")
+    add(
         "--seed-eval",
         type=Path,
         action="append",
         default=[],
         metavar="FILE",
-        help="eval.json of the same training with another seed, for a column of its own (repeatable; "
+        help="eval.json of the same training with another seed, for another column (repeatable; "
         "eval-*.json of the run are found)",
     )
-    parser.add_argument(
-        "--open-loop", action="store_true", help="a policy that was never tried gets a card that says so"
+    add("--open-loop", action="store_true", help="write a card for a policy that was never tried")
+    add(
+        "--sample",
+        action="store_true",
+        help="also write sample.safetensors again (publish.py writes a first)",
     )
     args = parser.parse_args(arguments)
     try:
-        written = _build_dataset(args) if _is_dataset(args) else _build_model(args)
+        is_dataset = args.kind == "dataset" or (args.folder / "meta" / "info.json").is_file()
+        written = _build_dataset(args) if is_dataset else _build_model(args)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("wrote " + " and ".join(map(str, written)))
     return 0
-
-
-def _is_dataset(args: argparse.Namespace) -> bool:
-    return args.kind == "dataset" or (args.folder / "meta" / "info.json").is_file()
 
 
 def _build_dataset(args: argparse.Namespace) -> list[Path]:
@@ -85,46 +79,42 @@ def _build_dataset(args: argparse.Namespace) -> list[Path]:
 
 
 def _build_model(args: argparse.Namespace) -> list[Path]:
-    from hub_cards.cards.card import build_card, read_evidence
-    from hub_cards.cards.evidence import collect
-    from hub_cards.cards.results import write_eval_results
+    # Imported here because they load transformers: --help answers at once.
+    from hub_cards.cards.eval_results import write_eval_results
+    from hub_cards.cards.latency import LATENCY, measure_latency
+    from hub_cards.cards.measurements import collect_measurements, read_measurements
+    from hub_cards.cards.model_card import build_card
+    from hub_cards.checks.sample import write_sample
 
-    places = [args.folder]
     is_run = not any((args.folder / f"{name}config.json").is_file() for name in ("", "adapter_"))
+    model = args.folder / "model" if is_run else args.folder
     if is_run:
         try:
-            collect(args.folder, args.seed_eval, args.open_loop)
+            collect_measurements(args.folder, args.seed_eval, args.open_loop)
         except KeyError as error:
             raise ValueError(
                 f"a figure is missing from what {args.folder} measured: {error}; it was written by another "
                 "version: run training and evaluation again"
             ) from error
-        places.append(args.folder / "model")
     elif args.seed_eval or args.open_loop:
         raise ValueError("--seed-eval and --open-loop are for a run's folder, the one that holds model/")
-    model = places[-1]
-    evidence = read_evidence(model)
-    is_adapter = evidence["kind"] == "adapter"
+    measurements = read_measurements(model)
+    is_adapter = measurements["kind"] == "adapter"
     if args.kind and (args.kind == "adapter") != is_adapter:
         raise ValueError(f"{model} holds {'an adapter' if is_adapter else 'a model'}, not --kind {args.kind}")
-    # Before the model runs: a licence that is not known shall not cost minutes.
     source = args.repo_id or ("model" if is_run else None)
-    build_card(model, source, args.license)
-    _measure_what_is_missing(model, evidence)
+    build_card(model, source, args.license)  # refuses an unknown licence before the model runs for minutes
+    if "action" in measurements["config"]["objectives"] and not (model / LATENCY).is_file():
+        measure_latency(model)
     text = str(build_card(model, source, args.license))
-    write_eval_results(model, evidence["evaluation"])
+    write_eval_results(model, measurements["evaluation"])
+    if args.sample:
+        write_sample(model)
+    places = dict.fromkeys([args.folder, model])
     for place in places:
-        with replacing(place / "README.md") as temporary:
+        with write_whole_file(place / "README.md") as temporary:
             temporary.write_text(text)
     return [place / "README.md" for place in places]
-
-
-def _measure_what_is_missing(model: Path, evidence: dict) -> None:
-    """What needs no data and takes seconds: the control step's time."""
-    if "action" in evidence["config"]["objectives"] and not (model / LATENCY).is_file():
-        from hub_cards.latency import measure_latency
-
-        measure_latency(model)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,10 @@ from datasets_scripts.columns import (
     clean_depth,
     depth_limit_m,
     find_depth_key,
-    moving_flags,
     points_key,
     points_visible_key,
-    read_provenance,
 )
+from datasets_scripts.storage.provenance import moving_flags, read_provenance
 from modeling_foresight import ForesightConfig as ModelConfig
 
 from .configuration_foresight import MILLIMETRES_PER, ForesightConfig

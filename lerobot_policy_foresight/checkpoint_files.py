@@ -16,7 +16,7 @@ from pathlib import Path
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
-from datasets_scripts.columns import write_json_atomic
+from datasets_scripts.storage.atomic import write_json
 from modeling_foresight import ForesightConfig as ModelConfig
 from modeling_foresight import ForesightProcessor
 
@@ -70,7 +70,7 @@ def write_lerobot_files(folder: str | Path, cameras: dict[str, str] | None = Non
     config.output_features = {ACTION: PolicyFeature(FeatureType.ACTION, (model.action_dim,))}
     config.validate_features()
     own = config.lerobot_fields() | {"device": None}  # that of the machine that opens it
-    write_json_atomic(folder / "config.json", before | own)
+    write_json(folder / "config.json", before | own)
     stats = {ACTION: processor.action_stats, OBS_STATE: processor.state_stats}
     used = {key: value for key, value in stats.items() if value is not None}
     for pipeline in make_foresight_pre_post_processors(config, used):

@@ -20,7 +20,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from datasets_scripts.columns import is_label_key, write_json_atomic
+from datasets_scripts.columns import is_label_key
+from datasets_scripts.storage.atomic import write_json
 from modeling_foresight import ForesightConfig as ModelConfig
 
 from .flow import frames_after
@@ -292,6 +293,6 @@ class ForesightConfig(_ModelOptions):
     def _save_pretrained(self, save_directory: Path) -> None:
         content = json.loads(self.model_config().to_json_string()) | self.lerobot_fields()
         content["architectures"] = ["ForesightForActionPrediction"]
-        write_json_atomic(save_directory / "config.json", content)
+        write_json(save_directory / "config.json", content)
         if self.processor is not None:
             self.processor.save_pretrained(save_directory)

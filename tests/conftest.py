@@ -67,7 +67,7 @@ def simulator():
 @pytest.fixture(scope="session")
 def simulated_dataset(simulator, tmp_path_factory) -> SimulatedDataset:
     """Two drawer-open demonstrations, 64 px, 300 points, simulated once for all processes of pytest-xdist."""
-    from datasets_scripts.simulate import simulate
+    from datasets_scripts.simulation.job import simulate
     from datasets_scripts.simulation.recording import Recording
 
     shared = tmp_path_factory.getbasetemp()

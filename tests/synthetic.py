@@ -14,15 +14,14 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts.columns import (
     IMAGE_PREFIX,
-    append_columns,
     depth_key,
-    encode_flags,
     pack_points,
     points_features,
     points_key,
     points_visible_key,
-    write_provenance,
 )
+from datasets_scripts.storage.dataset_folder import append_columns
+from datasets_scripts.storage.provenance import encode_flags, write_provenance
 
 
 @dataclasses.dataclass(frozen=True)

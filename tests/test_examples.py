@@ -67,6 +67,12 @@ def test_converting_shows_the_policy_and_what_is_fresh(run_example):
     assert "fresh in 3D Foresight: depth_decoder, flow_decoder" in printed
 
 
+def test_converting_into_a_folder_that_exists_is_refused_with_what_to_do(run_example, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        run_example("convert_grmg", "--output", str(tmp_path))
+    assert str(stopped.value) == f"error: {tmp_path} exists: delete it, or choose another --output"
+
+
 @pytest.mark.slow
 def test_success_is_measured_in_closed_loop_and_errors_on_recorded_episodes(run_example, simulator):
     printed = run_example("evaluate_policy", "--tasks", "drawer-open-v3", "--episodes", "2")

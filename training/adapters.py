@@ -15,7 +15,7 @@ from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import load_file
 from transformers.utils import cached_file
 
-from datasets_scripts.columns import write_json_atomic
+from datasets_scripts.storage.atomic import write_json
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.lora import lora_config
 from training.config import LoraOptions
@@ -67,7 +67,7 @@ def write_adapter(model: PeftModel, folder: Path, facts: dict, state: dict | Non
     # Embeddings belong to the frozen text tower; left to itself, peft asks the Hub about them.
     model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
     (folder / "README.md").unlink(missing_ok=True)  # a form to fill in; hub_cards writes cards
-    write_json_atomic(folder / FACTS, facts)
+    write_json(folder / FACTS, facts)
 
 
 def keep_checkpoints_small(accelerator: Accelerator, facts: dict) -> None:

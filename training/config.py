@@ -10,7 +10,7 @@ import draccus
 import yaml
 from draccus.utils import ParsingError
 
-from datasets_scripts.columns import replacing
+from datasets_scripts.storage.atomic import write_whole_file
 from modeling_foresight import ForesightConfig
 from modeling_foresight.configuration_foresight import PRESETS
 
@@ -298,7 +298,7 @@ def load_config(path: str | Path | None, overrides: list[str]) -> RunConfig:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Writes the resolved run as YAML; `load_config` reads it back."""
-    with replacing(path) as temporary:
+    with write_whole_file(path) as temporary:
         temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from datasets_scripts.columns import read_provenance, write_json_atomic
 from datasets_scripts.simulation.metaworld import (
     ACTION_DIM,
     CAMERAS,
@@ -30,6 +29,8 @@ from datasets_scripts.simulation.metaworld import (
     STATE_DIM,
     resolve_tasks,
 )
+from datasets_scripts.storage.atomic import write_json
+from datasets_scripts.storage.provenance import read_provenance
 
 EXAMPLE = """example:
   python training/evaluate.py --checkpoint outputs/quickstart/model --tasks drawer-open-v3 \\
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parse(arguments)
     try:
         results = evaluate(args)
-        write_json_atomic(args.output, results)
+        write_json(args.output, results)
     except KeyboardInterrupt:
         print("interrupted: the results are not written, or not complete", file=sys.stderr)
         return 130
@@ -137,11 +138,11 @@ def _measure(args: argparse.Namespace, tasks: list[str], model, processor) -> di
         **describe_run("training/evaluate.py", args.given),
     }
     if args.dataset or args.video:
-        write_json_atomic(args.output, results)  # what fails from here on must not cost the results
+        write_json(args.output, results)  # what fails from here on must not cost the results
     if recorded is not None:
         results["open_loop"] = open_loop(model, processor, recorded)
     if args.video:
-        write_json_atomic(args.output, results)
+        write_json(args.output, results)
         _film(args.video, episodes[:MAX_FILMED], len(tasks) > 1, settings["control_hz"])
     return results
 
@@ -365,7 +366,8 @@ def _settings(args: argparse.Namespace, config, summary: dict, demonstrations: l
     """How the loop runs; what the command leaves open follows the training data."""
     features, fps = {}, getattr(config, "fps", None)
     if demonstrations:
-        from datasets_scripts.columns import image_key, load_features
+        from datasets_scripts.columns import image_key
+        from datasets_scripts.storage.dataset_folder import load_features
 
         features = load_features(demonstrations[0]).get(image_key(config.views[0]), {})
     stride = args.stride

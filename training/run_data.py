@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader, Subset
 
-from datasets_scripts.columns import PROVENANCE_PATH, find_image_key, image_key, read_provenance
+from datasets_scripts.columns import find_image_key, image_key
+from datasets_scripts.storage.provenance import PROVENANCE_PATH, read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 from modeling_foresight import ForesightConfig
 from training.config import RunConfig

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from datasets_scripts.columns import replacing
+from datasets_scripts.storage.atomic import write_whole_file
 
 __all__ = ["RunLog"]
 
@@ -36,7 +36,7 @@ class RunLog:
         if accelerator.is_main_process:
             lines = self.path.read_text().splitlines() if self.path.exists() else []
             kept = [line for line in lines if _step_of(line) <= start]
-            with replacing(self.path) as temporary:
+            with write_whole_file(self.path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in kept))
             training = [json.loads(line) for line in kept if "step_s" in line]
             self.seconds = training[-1]["seconds"] if training else 0.0

@@ -21,7 +21,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import DataLoader
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from datasets_scripts.columns import write_json_atomic
+from datasets_scripts.storage.atomic import write_json
 from datasets_scripts.storage.hub_download import HubError
 from modeling_foresight import ForesightProcessor
 from modeling_foresight.precision import NO_BFLOAT16, has_bfloat16
@@ -120,7 +120,7 @@ def run_training(accelerator: Accelerator, config: RunConfig, resume: bool) -> i
         start = found[1]
         say(f"continuing from step {start} of {output}")
     elif accelerator.is_main_process:
-        write_json_atomic(output / DATASETS, [dataset_facts(source.path) for source in config.data.datasets])
+        write_json(output / DATASETS, [dataset_facts(source.path) for source in config.data.datasets])
         save_config(config, output / "config.yaml")
     accelerator.wait_for_everyone()
 
@@ -228,7 +228,7 @@ def run_training(accelerator: Accelerator, config: RunConfig, resume: bool) -> i
             **describe_start(config, facts),
             "validation": final,
         }
-        write_json_atomic(output / "summary.json", summary)
+        write_json(output / "summary.json", summary)
     say(f"done: model in {config.export}, log and checkpoints in {output}")
     accelerator.end_training()
     return 0

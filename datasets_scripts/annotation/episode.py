@@ -1,12 +1,9 @@
 """One episode of an existing dataset -> its labels, in a folder that appears only when it is whole."""
 
 import dataclasses
-import errno
 import functools
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,6 @@ from datasets_scripts.columns import (
     IMAGE_PREFIX,
     check_depth_range,
     clean_depth,
-    dataset_files,
     depth_key,
     find_depth_key,
     find_image_key,
@@ -26,14 +22,15 @@ from datasets_scripts.columns import (
     pack_points,
     picture_size,
     points_key,
-    write_json_atomic,
 )
 from datasets_scripts.depth import DEPTH_SOURCES, check_depth_source, open_depth
 from datasets_scripts.inspection.quality import DepthMeter, TrackMeter
+from datasets_scripts.storage.atomic import write_whole_folder
+from datasets_scripts.storage.dataset_folder import dataset_files
 from datasets_scripts.storage.depth_videos import DepthVideos
 from datasets_scripts.storage.frame_cache import FrameDecoder, depth_code_table
 from datasets_scripts.storage.rows import BrokenEpisodeError, DatasetRows
-from datasets_scripts.storage.shards import ARRAYS, FACTS, read_facts
+from datasets_scripts.storage.shards import ARRAYS, read_facts, write_facts
 from datasets_scripts.storage.video_writing import (
     MIN_DEPTH_SIDE_PX,
     DepthVideo,
@@ -400,7 +397,7 @@ def annotate_shard(maker: LabelMaker, episode: int, folder: Path, skip_broken: b
     Args:
         maker (`LabelMaker`): The sources, on the dataset.
         episode (`int`): Which episode.
-        folder (`Path`): Where to; its parent exists. If somebody else made it meanwhile, theirs stays.
+        folder (`Path`): Where to. If somebody else makes it meanwhile, theirs stays.
         skip_broken (`bool`): Record an episode that cannot be read, and go on.
 
     Returns:
@@ -413,8 +410,7 @@ def annotate_shard(maker: LabelMaker, episode: int, folder: Path, skip_broken: b
     """
     rows = maker.rows
     span = range(int(rows.episode_starts[episode]), int(rows.episode_stops[episode]))
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix="tmp-"))
-    try:
+    with write_whole_folder(folder, shared=True) as scratch:
         try:
             check_readable(rows, episode)
             facts = maker.label(span, episode, scratch)
@@ -429,18 +425,7 @@ def annotate_shard(maker: LabelMaker, episode: int, folder: Path, skip_broken: b
         files = [d.file_of(episode) for d in maker.decoders.values() if d.is_video]
         files += [rows.root / facts["broken"]["file"]] if facts.get("broken", {}).get("file") else []
         facts["videos"] = {path.relative_to(rows.root).as_posix(): _size(path) for path in files}
-        sizes = {path.name: path.stat().st_size for path in sorted(scratch.iterdir())}
-        write_json_atomic(scratch / FACTS, facts | {"bytes": sizes})
-        if folder.exists() and current_facts(rows, folder, skip_broken) is None:
-            shutil.rmtree(folder)
-        try:
-            scratch.rename(folder)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return facts
+        return write_facts(scratch, facts)
 
 
 def current_facts(rows: DatasetRows, folder: Path, skip_broken: bool = False) -> dict | None:

@@ -1,20 +1,14 @@
 """Annotating a dataset as three steps that can be spread over processes and machines, and run again.
 
-`prepare` checks what can be checked before any work, `make_shards` makes the labels of some episodes, each in
-a folder of `OUTPUT.partial/` that appears only when it is whole, and `merge` puts the dataset together beside
-them and renames it to OUTPUT. Each step may be run again at any time: what is done is left alone.
+`prepare` checks what can be checked before any work, `make_shards` makes the labels of some episodes, and
+`merge` puts the dataset together. Each step may be run again at any time: what is done is left unchanged.
 """
 
 import dataclasses
 import functools
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
-
-from tqdm import tqdm
 
 from datasets_scripts.annotation.episode import (
     Annotation,
@@ -23,15 +17,10 @@ from datasets_scripts.annotation.episode import (
     check_readable,
     current_facts,
 )
-from datasets_scripts.annotation.merging import assemble, check_finished
-from datasets_scripts.columns import data_files, read_provenance
-from datasets_scripts.storage.resumable import (
-    claim_folder,
-    lock_folder,
-    open_folder,
-    refuse_other,
-    work_on_all,
-)
+from datasets_scripts.annotation.merging import assemble
+from datasets_scripts.storage.dataset_folder import data_files, load_info
+from datasets_scripts.storage.episode_job import EpisodeJob, EpisodeWork
+from datasets_scripts.storage.provenance import flagged_episodes
 from datasets_scripts.storage.rows import RESTORE, BrokenEpisodeError, DatasetRows, parse_episodes
 
 __all__ = ["AnnotationJob", "annotate", "check", "confirm", "make_shards", "merge", "open_job", "prepare"]
@@ -61,15 +50,6 @@ class AnnotationJob:
     device: str = "auto"
     batch_size: int | None = None
 
-    @property
-    def partial(self) -> Path:
-        """Folder of unfinished work."""
-        return self.output.with_name(self.output.name + ".partial")
-
-    def shard(self, episode: int) -> Path:
-        """Folder of an episode, by its number in the old dataset."""
-        return self.partial / "episodes" / f"{episode:06d}"
-
 
 def annotate(job: AnnotationJob, workers: int = 1) -> dict:
     """All three steps; no other run may be at work on the same output.
@@ -88,12 +68,11 @@ def annotate(job: AnnotationJob, workers: int = 1) -> dict:
         OSError: If the disk is full; what is finished is kept.
     """
     work = open_job(job)
-    if job.output.exists():
-        return confirm(work)
-    work.check()
-    with claim_folder(job.partial, work.parameters):
-        _make(work, work.episodes, workers)
-        _merge(work)
+    if not work.shards.is_finished:
+        work.check()
+        with work.shards.claim():
+            _make(work, work.episodes, workers)
+            _merge(work)
     return confirm(work)
 
 
@@ -104,7 +83,7 @@ def check(job: AnnotationJob) -> "Work":
         ValueError: If the dataset cannot be annotated so, or the output belongs to other parameters.
     """
     work = open_job(job)
-    if job.output.exists():
+    if work.shards.is_finished:
         confirm(work)
     else:
         work.check()
@@ -118,8 +97,8 @@ def prepare(job: AnnotationJob) -> None:
         ValueError: As [`check`].
     """
     work = check(job)
-    if not job.output.exists():
-        open_folder(job.partial, work.parameters)
+    if not work.shards.is_finished:
+        work.shards.open()
 
 
 def make_shards(job: AnnotationJob, rank: int = 0, world_size: int = 1, workers: int = 1) -> None:
@@ -139,8 +118,8 @@ def make_shards(job: AnnotationJob, rank: int = 0, world_size: int = 1, workers:
         OSError: If the disk is full; what is finished is kept.
     """
     work = open_job(job)
-    if not job.output.exists():
-        open_folder(job.partial, work.parameters)
+    if not work.shards.is_finished:
+        work.shards.open()
         bounds = [len(work.episodes) * share // world_size for share in (rank, rank + 1)]
         _make(work, work.episodes[slice(*bounds)], workers, f"share {rank + 1} of {world_size}")
 
@@ -149,17 +128,17 @@ def merge(job: AnnotationJob) -> dict:
     """Puts the dataset together from the shards of all ranks.
 
     Returns:
-        `dict`: As [`annotated_dataset.check_finished`].
+        `dict`: As [`confirm`].
 
     Raises:
         ValueError: If an episode is missing, or a finished output is damaged or of other parameters.
         OSError: If the disk is full; what is finished is kept.
     """
     work = open_job(job)
-    if not job.output.exists():
-        open_folder(job.partial, work.parameters)
-        with lock_folder(job.partial):
-            if not job.output.exists():
+    if not work.shards.is_finished:
+        work.shards.open()
+        with work.shards.lock():
+            if not work.shards.is_finished:
                 _merge(work)
     return confirm(work)
 
@@ -172,13 +151,13 @@ class Work:
         job (`AnnotationJob`): What to do.
         rows (`DatasetRows`): The dataset.
         episodes (`list[int]`): Those that are wanted.
-        parameters (`dict`): What the output is recognised by.
+        shards (`EpisodeJob`): Where the work lies, by the episodes' numbers in the old dataset.
     """
 
     job: AnnotationJob
     rows: DatasetRows
     episodes: list[int]
-    parameters: dict
+    shards: EpisodeJob
 
     def check(self) -> list[int]:
         """Finds what would only show after hours of work; the episodes that can be read, as far as known.
@@ -200,9 +179,9 @@ class Work:
         self.job.annotation.check(self.rows, readable)
         return readable
 
-    def facts(self, episode: int) -> dict | None:
-        """Of a finished episode."""
-        return current_facts(self.rows, self.job.shard(episode), self.job.skip_broken)
+    def read(self, shard: Path) -> dict | None:
+        """Facts of a finished episode; `None` if it has to be made."""
+        return current_facts(self.rows, shard, self.job.skip_broken)
 
 
 def open_job(job: AnnotationJob) -> Work:
@@ -230,24 +209,17 @@ def open_job(job: AnnotationJob) -> Work:
     }
     if rows.hub is not None:
         parameters["revision"] = rows.hub.revision
-    return Work(job, rows, episodes, parameters)
+    return Work(job, rows, episodes, EpisodeJob(job.output, "annotation", parameters))
 
 
 def _make(work: Work, episodes: list[int], workers: int, name: str | None = None) -> None:
     """Makes the shards that are missing among `episodes`."""
-    job, rows = work.job, work.rows
-    (job.partial / "episodes").mkdir(exist_ok=True)
-    missing = [episode for episode in episodes if work.facts(episode) is None]
-    lengths = rows.episode_stops - rows.episode_starts
-    total = int(lengths[episodes].sum())
-    done = total - int(lengths[missing].sum())
-    with tqdm(total=total, initial=done, unit="frame", desc=name) as bar:
-        jobs = [(episode, job.shard(episode)) for episode in missing]
-        try:
-            for facts in work_on_all(_annotate_one, jobs, workers, _start, (job, rows)):
-                bar.update(facts["n_frames"])
-        except BrokenEpisodeError as error:
-            raise _or_skip(error) from error
+    lengths = work.rows.episode_stops - work.rows.episode_starts
+    how = EpisodeWork(_annotate_one, _start, (work.job, work.rows), work.read)
+    try:
+        work.shards.make_shards({episode: int(lengths[episode]) for episode in episodes}, how, workers, name)
+    except BrokenEpisodeError as error:
+        raise _or_skip(error) from error
 
 
 def _or_skip(error: BrokenEpisodeError) -> ValueError:
@@ -279,47 +251,41 @@ def _annotate_one(episode: int, shard: Path) -> dict:
 
 
 def _merge(work: Work) -> None:
-    """Shards to dataset; beside the output first, then renamed."""
-    job = work.job
-    facts = {episode: work.facts(episode) for episode in work.episodes}
-    missing = [episode for episode, known in facts.items() if known is None]
-    if missing:
-        named = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
-        raise ValueError(
-            f"{len(missing)} of {len(facts)} episodes are not annotated yet ({named}): run the same command "
-            "again to make them"
-        )
+    """Put the dataset together from the shards."""
+    facts = work.shards.read_shards(work.episodes, work.read)
     skipped = [{"episode": e, **known["broken"]} for e, known in facts.items() if "broken" in known]
     facts = {episode: known for episode, known in facts.items() if "broken" not in known}
     if not facts:
         raise ValueError(f"no episode of dataset {work.rows.name} can be read: {skipped[0]['reason']}")
     work.rows.fetch_videos(list(facts))
-    scratch = Path(tempfile.mkdtemp(prefix="dataset-", dir=job.partial))
-    try:
-        assemble(scratch / "dataset", work.rows, job.annotation, work.parameters, job.shard, facts, skipped)
-        os.replace(scratch / "dataset", job.output)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    shutil.rmtree(job.partial, ignore_errors=True)
+    work.shards.write_dataset(
+        lambda root: assemble(root, work.rows, work.job.annotation, work.shards, facts, skipped)
+    )
 
 
 def confirm(work: Work) -> dict:
-    """Checks a finished dataset and leaves it alone.
+    """Check a finished dataset and leave it unchanged.
 
     Returns:
-        `dict`: As [`annotated_dataset.check_finished`].
+        `dict`: `episodes`, `frames`, `moving` (share of points), `still_episodes` (without motion), `flagged`
+        (episodes with a flag), `skipped` (episodes of the old dataset that could not be read).
 
     Raises:
         ValueError: If it is damaged, of other parameters, or was not made by this script.
     """
-    output = work.job.output
-    provenance = read_provenance(output) if output.is_dir() else {}
-    if "annotation" not in provenance:
-        raise ValueError(f"{output} exists and was not made by this script; choose another --output")
-    refuse_other(
-        provenance["annotation"]["parameters"], work.parameters, f"a finished dataset in {output}", output
-    )
-    return check_finished(output, provenance)
+    provenance = work.shards.read_finished()
+    episodes = provenance["episodes"]
+    camera = work.job.annotation.cameras[0]
+    facts = [episodes[str(episode)][camera] for episode in range(len(episodes))]
+    points = sum(known["n_points"] for known in facts)
+    return {
+        "episodes": len(facts),
+        "frames": load_info(work.job.output)["total_frames"],
+        "moving": sum(known["n_moving"] for known in facts) / max(1, points),
+        "still_episodes": [e for e, known in enumerate(facts) if not known["has_motion"]],
+        "flagged": list(flagged_episodes(provenance)),
+        "skipped": provenance["annotation"]["skipped"],
+    }
 
 
 def _fingerprint(rows: DatasetRows) -> str:

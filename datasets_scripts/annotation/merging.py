@@ -1,11 +1,10 @@
-"""The old dataset with the new columns: labels of episodes are joined to a LeRobot dataset, and checked."""
+"""The old dataset with the new columns: labels of episodes are joined to a LeRobot dataset."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from lerobot.datasets.compute_stats import aggregate_stats
@@ -15,49 +14,48 @@ from lerobot.datasets.utils import DEFAULT_VIDEO_PATH
 
 from datasets_scripts.annotation.episode import Annotation
 from datasets_scripts.columns import (
-    append_columns,
     depth_feature,
     depth_key,
-    encode_flags,
     find_depth_key,
     find_image_key,
-    flagged_episodes,
     picture_size,
     points_features,
     points_key,
     points_visible_key,
-    read_provenance,
-    replacing,
-    write_provenance,
 )
 from datasets_scripts.inspection.dataset_card import write_card
 from datasets_scripts.inspection.quality import flags
-from datasets_scripts.storage.assemble import check_dataset, video_sizes
+from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.dataset_copy import copy_dataset
+from datasets_scripts.storage.dataset_folder import append_columns, video_sizes
+from datasets_scripts.storage.episode_job import EpisodeJob
+from datasets_scripts.storage.provenance import (
+    encode_flags,
+    read_provenance,
+    write_provenance,
+)
 from datasets_scripts.storage.rows import DatasetRows
-from datasets_scripts.storage.shards import ARRAYS
+from datasets_scripts.storage.shards import read_array
 from datasets_scripts.storage.video_writing import join_videos, lerobot_depth_encoder
 
-__all__ = ["assemble", "check_finished"]
+__all__ = ["assemble"]
 
 
 def assemble(
     root: Path,
     rows: DatasetRows,
     annotation: Annotation,
-    parameters: dict,
-    shard_of: Callable[[int], Path],
+    job: EpisodeJob,
     facts: Mapping[int, dict],
     skipped: Sequence[dict],
 ) -> None:
     """Writes the annotated dataset.
 
     Args:
-        root (`Path`): Folder to make.
+        root (`Path`): Folder to fill.
         rows (`DatasetRows`): The old dataset.
         annotation (`Annotation`): What is added.
-        parameters (`dict`): What the dataset is recognised by.
-        shard_of (`Callable`): Folder of an episode, by its number in the old dataset.
+        job (`EpisodeJob`): Where the shards are, by their episodes' numbers in the old dataset.
         facts (`Mapping[int, dict]`): Facts of the episodes to keep, by the same number, in order.
         skipped (`Sequence[dict]`): Episodes that could not be read: `episode`, `file` and `reason`.
 
@@ -69,14 +67,14 @@ def assemble(
     copy_dataset(rows, root, kept)
 
     def shard(episode: int) -> Path:
-        return shard_of(kept[episode])
+        return job.shard(kept[episode])
 
     if annotation.estimates_depth:
         add_depth(root, annotation, shard, list(facts.values()))
     _add_tracks(root, rows, annotation, shard)
     provenance = _provenance(rows, annotation, shard, facts)
     provenance["annotation"] = {
-        "parameters": parameters,
+        "parameters": job.parameters,
         "versions": {name: version(name) for name in ("lerobot_policy_foresight", "lerobot")},
         "skipped": list(skipped),
         "other_sources": _sources(facts)[1:],  # versions differ where several machines worked
@@ -128,7 +126,7 @@ def _add_episode_columns(root: Path, columns: Sequence[dict[str, Any]]) -> None:
         table = table.drop_columns([name for name in names if name in table.column_names])
         for name in names:
             table = table.append_column(name, pa.array([values[name] for values in new]))
-        with replacing(path) as temporary:
+        with write_whole_file(path) as temporary:
             pq.write_table(table, temporary, compression="snappy")
 
 
@@ -139,15 +137,10 @@ def _add_tracks(root: Path, rows: DatasetRows, annotation: Annotation, shard: Ca
         root,
         points_features(camera, annotation.n_points, height, width),
         {
-            points_key(camera): lambda episode: _array(shard(episode), "points"),
-            points_visible_key(camera): lambda episode: _array(shard(episode), "visible"),
+            points_key(camera): lambda episode: read_array(shard(episode), "points"),
+            points_visible_key(camera): lambda episode: read_array(shard(episode), "visible"),
         },
     )
-
-
-def _array(shard: Path, name: str) -> np.ndarray:
-    with np.load(shard / ARRAYS) as arrays:
-        return arrays[name]
 
 
 def _provenance(
@@ -179,7 +172,7 @@ def _provenance(
         of_episode = dict(old.get("episodes", {}).get(str(source), {}))
         for camera, measured in known["cameras"].items():
             of_episode[camera] = of_episode.get(camera, {}) | measured
-        of_episode[first]["moving"] = encode_flags(_array(shard(episode), "moving"))
+        of_episode[first]["moving"] = encode_flags(read_array(shard(episode), "moving"))
         episodes[str(episode)] = of_episode | {"flags": flags(of_episode)}
     kept = {name: value for name, value in old.items() if name not in ("version", "annotation")}
     return kept | {"cameras": cameras, "episodes": episodes}
@@ -192,32 +185,3 @@ def _sources(facts: Mapping[int, dict]) -> list[dict]:
         if known["sources"] not in found:
             found.append(known["sources"])
     return found
-
-
-def check_finished(root: Path, provenance: Mapping[str, Any]) -> dict:
-    """Quick check of a finished dataset.
-
-    Args:
-        root (`Path`): Its folder.
-        provenance (`Mapping`): Its provenance.
-
-    Returns:
-        `dict`: `episodes`, `frames`, `moving` (share of points), `still_episodes` (without motion), `flagged`
-        (episodes with a flag), `skipped` (episodes of the old dataset that could not be read).
-
-    Raises:
-        ValueError: Names the file that is missing or damaged.
-    """
-    episodes = provenance["episodes"]
-    check_dataset(root, len(episodes), provenance["annotation"]["video_bytes"])
-    camera = provenance["annotation"]["parameters"]["cameras"][0]
-    facts = [episodes[str(episode)][camera] for episode in range(len(episodes))]
-    points = sum(known["n_points"] for known in facts)
-    return {
-        "episodes": len(facts),
-        "frames": len(DatasetRows(root)),
-        "moving": sum(known["n_moving"] for known in facts) / max(1, points),
-        "still_episodes": [e for e, known in enumerate(facts) if not known["has_motion"]],
-        "flagged": list(flagged_episodes(provenance)),
-        "skipped": provenance["annotation"]["skipped"],
-    }

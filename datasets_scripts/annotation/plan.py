@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from datasets_scripts.annotation.episode import LabelMaker
 from datasets_scripts.annotation.job import AnnotationJob, confirm, open_job
-from datasets_scripts.columns import dataset_files, depth_key, points_key, points_visible_key
+from datasets_scripts.columns import depth_key, points_key, points_visible_key
+from datasets_scripts.storage.dataset_folder import dataset_files
 from datasets_scripts.storage.rows import DatasetRows
 from datasets_scripts.storage.shards import ARRAYS
 
@@ -35,7 +36,7 @@ def plan(job: AnnotationJob, workers: int = 1) -> str:
     """
     work = open_job(job)
     annotation, rows = job.annotation, work.rows
-    if job.output.exists():
+    if work.shards.is_finished:
         confirm(work)
         return f"{job.output} is there already; nothing would be made"
     readable = work.check()

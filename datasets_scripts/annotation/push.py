@@ -6,9 +6,10 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from lerobot.datasets.dataset_metadata import CODEBASE_VERSION
 
-from datasets_scripts.columns import dataset_files, read_provenance
 from datasets_scripts.inspection.dataset_card import write_card
+from datasets_scripts.storage.dataset_folder import dataset_files
 from datasets_scripts.storage.hub_upload import commit_files, make_repo, move_tag, remote_files, require_token
+from datasets_scripts.storage.provenance import read_provenance
 
 __all__ = ["check_push", "push_dataset"]
 

@@ -1,28 +1,19 @@
-"""From a benchmark's own files to a LeRobot v3 dataset: what the converters share.
-
-Episodes are converted side by side, each into a folder of `OUTPUT.partial/` that appears only when it is
-whole; the dataset is put together beside them and renamed to OUTPUT at the very end. Running the same command
-again continues what was interrupted and leaves a finished dataset alone.
-"""
+"""From a benchmark's own files to a LeRobot v3 dataset: what the converters share."""
 
 import argparse
 import dataclasses
-import json
 import os
-import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
-from datasets_scripts.columns import read_provenance, write_provenance
-from datasets_scripts.storage.assemble import Layout, assemble_dataset, check_dataset, video_sizes
-from datasets_scripts.storage.resumable import claim_folder, refuse_other, work_on_all
-from datasets_scripts.storage.shards import read_facts, write_shard
+from datasets_scripts.storage.dataset_folder import load_info, video_sizes
+from datasets_scripts.storage.episode_job import EpisodeJob, EpisodeWork
+from datasets_scripts.storage.provenance import write_provenance
+from datasets_scripts.storage.shards import Layout, assemble_dataset, write_shard
 
 __all__ = [
     "Archive",
@@ -30,7 +21,7 @@ __all__ = [
     "convert",
     "converter_parser",
     "image_feature",
-    "report",
+    "print_summary",
     "vector_feature",
 ]
 
@@ -76,7 +67,7 @@ class Archive(Protocol):
 
 
 def convert(archive: Archive, output: Path, workers: int = 1) -> dict[str, int]:
-    """Make the dataset, or continue or confirm it.
+    """Make the dataset, or resume or confirm it.
 
     Args:
         archive (`Archive`): What is converted.
@@ -93,42 +84,21 @@ def convert(archive: Archive, output: Path, workers: int = 1) -> dict[str, int]:
         OSError: If the disk is full; what is finished is kept.
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        return _confirm(output, archive)
-    partial = output.with_name(output.name + ".partial")
-    with claim_folder(partial, archive.parameters):
-        _make(output, partial, archive, workers)
-    return _confirm(output, archive)
-
-
-def _make(output: Path, partial: Path, archive: Archive, workers: int) -> None:
-    """Converts the episodes that are not done yet, then puts the dataset together."""
-
-    def shard_of(episode: int) -> Path:
-        return partial / "episodes" / f"{episode:06d}"
-
-    lengths = archive.lengths
-    missing = [episode for episode in range(len(lengths)) if read_facts(shard_of(episode)) is None]
-    for episode in missing:
-        shutil.rmtree(shard_of(episode), ignore_errors=True)
-    done = sum(lengths) - sum(lengths[episode] for episode in missing)
-    with tqdm(total=sum(lengths), initial=done, desc="convert", unit="frame") as bar:
-        jobs = [(episode, shard_of(episode)) for episode in missing]
-        for facts in work_on_all(_convert_one, jobs, workers, _start, (archive,)):
-            bar.update(facts["n_frames"])
-    facts = [read_facts(shard_of(episode)) for episode in range(len(lengths))]
-    if None in facts:
-        raise OSError(f"{facts.count(None)} episodes in {partial} are not whole; run the same command again")
-    scratch = Path(tempfile.mkdtemp(prefix="dataset-", dir=partial))
-    try:
-        root = scratch / "dataset"
-        assemble_dataset(root, archive.layout, shard_of, facts)
-        write_provenance(root, _provenance(archive, facts, root))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(root, output)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    shutil.rmtree(partial, ignore_errors=True)
+    job = EpisodeJob(output, "conversion", archive.parameters)
+    if not job.is_finished:
+        with job.claim():
+            work = EpisodeWork(_convert_one, _start, (archive,))
+            job.make_shards(dict(enumerate(archive.lengths)), work, workers, "convert")
+            facts = job.read_shards(range(len(archive.lengths)))
+            job.write_dataset(lambda root: _assemble(root, archive, job.shard, list(facts.values())))
+    job.read_finished()
+    info = load_info(output)
+    return {
+        "episodes": info["total_episodes"],
+        "frames": info["total_frames"],
+        "tasks": info["total_tasks"],
+        "bytes": sum(path.stat().st_size for path in output.rglob("*") if path.is_file()),
+    }
 
 
 _archive: Archive | None = None
@@ -148,9 +118,10 @@ def _convert_one(episode: int, shard: Path) -> dict:
     )
 
 
-def _provenance(archive: Archive, facts: Sequence[dict], root: Path) -> dict:
-    """Contents of `meta/foresight.json`."""
-    return {
+def _assemble(root: Path, archive: Archive, shard_of: Callable[[int], Path], facts: Sequence[dict]) -> None:
+    """Write the dataset from shards, and where it came from."""
+    assemble_dataset(root, archive.layout, shard_of, facts)
+    provenance = {
         "cameras": archive.cameras,
         "episodes": {str(episode): known["kept"] for episode, known in enumerate(facts)},
         "conversion": {
@@ -160,23 +131,7 @@ def _provenance(archive: Archive, facts: Sequence[dict], root: Path) -> dict:
             "video_bytes": video_sizes(root),
         },
     }
-
-
-def _confirm(output: Path, archive: Archive) -> dict[str, int]:
-    """Checks a finished dataset and leaves it alone."""
-    provenance = read_provenance(output) if output.is_dir() else {}
-    if "conversion" not in provenance:
-        raise ValueError(f"{output} exists and was not made by this script; choose another --output")
-    conversion = provenance["conversion"]
-    refuse_other(conversion["parameters"], archive.parameters, f"a finished dataset in {output}", output)
-    check_dataset(output, len(archive.lengths), conversion["video_bytes"])
-    info = json.loads((output / "meta/info.json").read_text())
-    return {
-        "episodes": info["total_episodes"],
-        "frames": info["total_frames"],
-        "tasks": info["total_tasks"],
-        "bytes": sum(path.stat().st_size for path in output.rglob("*") if path.is_file()),
-    }
+    write_provenance(root, provenance)
 
 
 def image_feature(height: int, width: int) -> dict:
@@ -195,7 +150,7 @@ def converter_parser(description: str, example: str, source_help: str) -> argpar
     """Command-line options that all converters have."""
     parser = argparse.ArgumentParser(
         description=description,
-        epilog=f"example:\n  {example}\nRun it again after an interruption to continue.",
+        epilog=f"example:\n  {example}\nRun it again after an interruption to resume.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -206,7 +161,7 @@ def converter_parser(description: str, example: str, source_help: str) -> argpar
     return parser
 
 
-def report(output: Path, summary: Mapping[str, int]) -> None:
+def print_summary(output: Path, summary: Mapping[str, int]) -> None:
     """Prints what there is now."""
     print(
         f"{output}: {summary['episodes']} episodes, {summary['frames']} frames, {summary['tasks']} "

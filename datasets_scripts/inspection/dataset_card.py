@@ -18,15 +18,14 @@ from datasets_scripts.columns import (
     POINTS_PREFIX,
     POINTS_VISIBLE_PREFIX,
     find_depth_key,
-    flagged_episodes,
     is_label_key,
-    load_info,
     points_key,
     points_visible_key,
-    read_provenance,
-    replacing,
 )
 from datasets_scripts.inspection.quality import FLAGS, MEASURES, summarise
+from datasets_scripts.storage.atomic import write_whole_file
+from datasets_scripts.storage.dataset_folder import load_info
+from datasets_scripts.storage.provenance import flagged_episodes, read_provenance
 
 __all__ = ["build_card", "label_licences", "write_card"]
 
@@ -58,7 +57,7 @@ def write_card(root: str | Path, repo_id: str | None = None, licence: str | None
     """
     path = Path(root) / "README.md"
     text = str(build_card(root, repo_id, licence))
-    with replacing(path) as temporary:
+    with write_whole_file(path) as temporary:
         temporary.write_text(text)
 
 

@@ -15,14 +15,13 @@ from datasets_scripts.columns import (
     clean_depth,
     find_depth_key,
     is_depth_feature,
-    moving_flags,
     points_key,
     points_visible_key,
-    read_provenance,
     unpack_points,
 )
 from datasets_scripts.inspection.quality import DepthMeter, TrackMeter
 from datasets_scripts.storage.frame_cache import OnDemandFrames
+from datasets_scripts.storage.provenance import moving_flags, read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 
 __all__ = ["Camera", "Episode", "LabelledDataset", "Measures", "measure"]

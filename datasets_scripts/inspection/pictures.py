@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets_scripts.columns import replacing
+from datasets_scripts.storage.atomic import write_whole_file
 
 __all__ = [
     "Flow",
@@ -133,7 +133,7 @@ def save_png(path: str | Path, figure) -> None:
     """Writes a figure; the file appears only when it is whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with write_whole_file(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
 
 

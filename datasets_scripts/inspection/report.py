@@ -13,11 +13,12 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from tqdm import tqdm
 
-from datasets_scripts.columns import PROVENANCE_PATH, replacing, write_provenance
 from datasets_scripts.inspection.label_pictures import draw_distributions, draw_episode, draw_motion, to_page
 from datasets_scripts.inspection.labelled_episode import CHUNK, Episode, LabelledDataset, measure
 from datasets_scripts.inspection.quality import FLAGS, MEASURES, TrackMeter, flags, flatten, summarise
-from datasets_scripts.storage.resumable import work_on_all
+from datasets_scripts.storage.atomic import write_whole_file
+from datasets_scripts.storage.episode_job import work_on_all
+from datasets_scripts.storage.provenance import PROVENANCE_PATH, write_provenance
 
 __all__ = ["Survey", "survey_labels", "worst_first", "write_flags", "write_report"]
 
@@ -282,7 +283,7 @@ def write_report(path: Path, dataset: LabelledDataset, survey: Survey) -> None:
         provenance_path=PROVENANCE_PATH.as_posix(),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with write_whole_file(path) as temporary:
         temporary.write_text(page)
 
 

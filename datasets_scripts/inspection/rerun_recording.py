@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datasets_scripts.columns import replacing
+from datasets_scripts.storage.atomic import write_whole_file
 
 if TYPE_CHECKING:
     from datasets_scripts.inspection.labelled_episode import Camera, Episode
@@ -38,7 +38,7 @@ def record_episode(episode: "Episode", path: str | Path) -> None:
         ) from error
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with write_whole_file(path) as temporary:
         recording = rr.RecordingStream(f"{Path(episode.rows.name).name}/episode_{episode.number}")
         recording.save(temporary, default_blueprint=_blueprint(episode))
         recording.log("instruction", rr.TextDocument(episode.task), static=True)

@@ -1,11 +1,7 @@
-"""Record one simulated demonstration: expert, cameras, exact depth and tracks, written as one atomic folder.
-
-`shards.py` says what that folder holds; `assemble.py` joins them into a LeRobot dataset.
-"""
+"""Record one simulated demonstration: expert, cameras, exact depth and tracks, written as one shard."""
 
 import json
 import zlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +14,6 @@ from datasets_scripts.columns import (
     depth_key,
     image_key,
     pack_points,
-    points_key,
-    points_visible_key,
 )
 from datasets_scripts.simulation.exact_tracks import RigidClip, make_tracks
 from datasets_scripts.simulation.metaworld import (
@@ -29,8 +23,7 @@ from datasets_scripts.simulation.metaworld import (
     STATE_DIM,
     MetaWorldSim,
 )
-from datasets_scripts.storage.assemble import Layout
-from datasets_scripts.storage.shards import ARRAYS, write_shard
+from datasets_scripts.storage.shards import Layout, write_shard
 from datasets_scripts.storage.video_writing import MIN_DEPTH_SIDE_PX
 
 # Stored after the first success, so that the last frames before it still have a future to predict.
@@ -283,16 +276,3 @@ def render_episode(
         "intrinsics": {camera: sim.intrinsics(camera) for camera in recording.cameras},
     }
     return {key: np.stack(values) for key, values in frames.items()}, arrays, facts
-
-
-def point_values(shard_of: Callable[[int], Path], camera: str) -> dict[str, Callable[[int], np.ndarray]]:
-    """Values of the point columns by episode, as `append_columns` wants them."""
-
-    def read(name: str) -> Callable[[int], np.ndarray]:
-        def values(episode: int) -> np.ndarray:
-            with np.load(shard_of(episode) / ARRAYS) as arrays:
-                return arrays[name]
-
-        return values
-
-    return {points_key(camera): read("points"), points_visible_key(camera): read("visible")}

@@ -17,14 +17,13 @@ from lerobot.datasets.compute_stats import aggregate_stats
 from lerobot.datasets.io_utils import write_stats
 from lerobot.datasets.utils import DEFAULT_DATA_PATH, DEFAULT_EPISODES_PATH, update_chunk_file_indices
 
-from datasets_scripts.columns import (
+from datasets_scripts.storage.atomic import share_file, write_json
+from datasets_scripts.storage.dataset_folder import (
     INFO_PATH,
     data_files,
     dataset_files,
     iterate_episodes,
     load_info,
-    share_file,
-    write_json_atomic,
 )
 from datasets_scripts.storage.rows import DatasetRows
 
@@ -132,7 +131,7 @@ def _write_metadata(
         write_stats(dict(sorted(whole.items())), root)  # LeRobot's order differs from process to process
     n_frames = places[-1]["dataset_to_index"]
     totals = {"total_episodes": len(new), "total_frames": n_frames, "splits": {"train": f"0:{len(new)}"}}
-    write_json_atomic(root / INFO_PATH, load_info(rows.root) | totals)
+    write_json(root / INFO_PATH, load_info(rows.root) | totals)
 
 
 def _shift_stats(row: dict[str, Any], column: str, offset: int) -> None:

@@ -35,7 +35,8 @@ from lerobot.datasets.video_utils import (
 from PIL import Image
 from tqdm.auto import tqdm
 
-from datasets_scripts.columns import clean_depth, depth_limit_m, is_depth_feature, replacing
+from datasets_scripts.columns import clean_depth, depth_limit_m, is_depth_feature
+from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.depth_videos import DepthVideos
 from datasets_scripts.storage.rows import RESTORE, BrokenEpisodeError, DatasetRows
 
@@ -365,7 +366,7 @@ def _build_cache_file(decoder: FrameDecoder, path: Path, progress: bool) -> None
         try:
             if needed > free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            with replacing(path) as temporary, temporary.open("wb") as file:
+            with write_whole_file(path) as temporary, temporary.open("wb") as file:
                 _write_frames(decoder, file, progress)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 from lerobot.datasets.dataset_metadata import CODEBASE_VERSION
 from lerobot.utils.constants import HF_LEROBOT_HUB_CACHE
 
-from datasets_scripts.columns import load_features
+from datasets_scripts.storage.dataset_folder import load_features
 
 __all__ = ["LOG_IN", "HubError", "HubFiles", "explain_hub_errors", "open_hub_dataset"]
 

@@ -1,22 +1,30 @@
-"""One finished episode on disk, until all are there: a folder that appears only when it is whole.
+"""Shards (one finished episode in a folder), and the LeRobot v3 dataset that they are joined to.
 
-A shard holds one mp4 per video column, `arrays.npz` with the other columns by name, and `facts.json`;
-`assemble.py` joins shards into a LeRobot dataset.
+A shard holds one mp4 per video column, `arrays.npz` with the other columns by name, and `facts.json`.
+LeRobot's recorder encodes and concatenates in one process, copying the whole video file for every episode.
+Here episodes arrive encoded, each file is written once, and LeRobot's own metadata class keeps the books.
 """
 
+import dataclasses
 import io
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from datasets_scripts.storage.video_writing import encode_depth, encode_rgb, video_stats
+from datasets_scripts.storage.atomic import write_json, write_whole_folder
+from datasets_scripts.storage.video_writing import (
+    encode_depth,
+    encode_rgb,
+    join_videos,
+    lerobot_depth_encoder,
+    lerobot_rgb_encoder,
+    video_stats,
+)
 
-__all__ = ["ARRAYS", "read_facts", "write_shard"]
+__all__ = ["ARRAYS", "Layout", "assemble_dataset", "read_array", "read_facts", "write_facts", "write_shard"]
 
 ARRAYS, FACTS = "arrays.npz", "facts.json"
 
@@ -46,27 +54,27 @@ def write_shard(
     Raises:
         OSError: If the disk is full or not writable; nothing is left under the shard's name.
     """
-    shard.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix="tmp-", dir=shard.parent))
-    try:
-        stats = {}
+    stats = {}
+    with write_whole_folder(shard) as folder:
         for key, frames in videos.items():
             if frames.dtype == np.uint8:
                 encoded = encode_rgb(frames, fps)
             else:
                 encoded = encode_depth(frames, fps, depth_max_m[key])
-            (unfinished / f"{key}.mp4").write_bytes(encoded)
+            (folder / f"{key}.mp4").write_bytes(encoded)
             stats[key] = video_stats(frames)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
-        (unfinished / ARRAYS).write_bytes(buffer.getvalue())
-        sizes = {path.name: path.stat().st_size for path in sorted(unfinished.iterdir())}
+        (folder / ARRAYS).write_bytes(buffer.getvalue())
         n_frames = len(next(iter(videos.values())))
-        facts = {**facts, "n_frames": n_frames, "stats": stats, "bytes": sizes}
-        (unfinished / FACTS).write_text(json.dumps(facts))
-        os.replace(unfinished, shard)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        return write_facts(folder, {**facts, "n_frames": n_frames, "stats": stats})
+
+
+def write_facts(folder: Path, facts: Mapping) -> dict:
+    """Write the last file of a shard: its facts with the sizes of the other files; gives these facts."""
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    facts = {**facts, "bytes": sizes}
+    (folder / FACTS).write_text(json.dumps(facts))
     return facts
 
 
@@ -78,3 +86,163 @@ def read_facts(shard: Path) -> dict | None:
     except (OSError, ValueError, KeyError):
         return None
     return facts if whole else None
+
+
+def read_array(shard: Path, name: str) -> np.ndarray:
+    """One of a shard's arrays."""
+    with np.load(shard / ARRAYS) as arrays:
+        return arrays[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What all episodes of a dataset have in common.
+
+    Args:
+        fps (`int`): Frames per second.
+        robot_type (`str`): Name of the robot.
+        features (`Mapping[str, dict]`): LeRobot features of the columns, videos included.
+        depth_max_m (`Mapping[str, float]`): Farthest depth kept, by depth column.
+        later_bytes (`float`): Size per frame of the columns that will be appended, so that data files stay
+            near LeRobot's limit with them.
+    """
+
+    fps: int
+    robot_type: str
+    features: Mapping[str, dict]
+    depth_max_m: Mapping[str, float]
+    later_bytes: float = 0.0
+
+    @property
+    def video_keys(self) -> list[str]:
+        """Columns that are videos."""
+        return [key for key, feature in self.features.items() if feature["dtype"] == "video"]
+
+
+def assemble_dataset(
+    root: Path,
+    layout: Layout,
+    shard_of: Callable[[int], Path],
+    facts: Sequence[dict],
+) -> None:
+    """Write a complete dataset from shards.
+
+    Args:
+        root (`Path`): Folder to fill, missing or empty.
+        layout (`Layout`): Columns and their form.
+        shard_of (`Callable`): Folder of an episode.
+        facts (`Sequence[dict]`): Facts of every episode, in order: `n_frames`, `instruction` and `stats`.
+
+    Raises:
+        OSError: If the disk is full, or a file does not hold the frames it should.
+    """
+    from lerobot.datasets.compute_stats import compute_episode_stats
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+    from lerobot.datasets.io_utils import write_info
+
+    if root.exists():
+        root.rmdir()  # LeRobot makes it
+    meta = LeRobotDatasetMetadata.create(
+        root.name, layout.fps, dict(layout.features), robot_type=layout.robot_type, root=root, use_videos=True
+    )
+    lengths = [episode["n_frames"] for episode in facts]
+    videos = {}
+    for key in layout.video_keys:
+        paths = [shard_of(episode) / f"{key}.mp4" for episode in range(len(facts))]
+        videos[key] = join_videos(meta, key, paths, lengths)
+        is_depth = key in meta.depth_keys
+        if is_depth:
+            meta.features[key]["info"]["depth_unit"] = "m"
+        encoder = lerobot_depth_encoder(layout.depth_max_m[key]) if is_depth else lerobot_rgb_encoder()
+        meta.update_video_info(key, encoder)
+    write_info(meta.info, meta.root)
+    data = _DataWriter(meta, layout.later_bytes)
+    try:
+        for episode, known in enumerate(facts):
+            meta.save_episode_tasks([known["instruction"]])
+            columns = _columns(episode, known, shard_of(episode), meta, layout, data.n_frames)
+            place = data.write(columns)
+            for key in videos:
+                place |= videos[key][episode]
+            stats = compute_episode_stats(columns, meta.features)
+            for key, values in known["stats"].items():
+                stats[key] = {name: np.array(value) for name, value in values.items()}
+            meta.save_episode(episode, known["n_frames"], [known["instruction"]], stats, place)
+    finally:
+        data.close()
+        meta.finalize()
+    # LeRobot's order is that of a set, another one in every process: the same dataset has the same bytes.
+    stats_path = root / "meta/stats.json"
+    write_json(stats_path, dict(sorted(json.loads(stats_path.read_text()).items())))
+
+
+def _columns(
+    episode: int, known: dict, shard: Path, meta: Any, layout: Layout, first_frame: int
+) -> dict[str, np.ndarray]:
+    """Values of the plain columns of one episode, LeRobot's own ones included."""
+    n_frames = known["n_frames"]
+    frames = np.arange(n_frames)
+    plain = [key for key in layout.features if key not in layout.video_keys]
+    with np.load(shard / ARRAYS) as arrays:
+        columns = {key: arrays[key] for key in plain}
+    return {
+        **columns,
+        "timestamp": (frames / meta.fps).astype(np.float32),
+        "frame_index": frames,
+        "episode_index": np.full(n_frames, episode),
+        "index": first_frame + frames,
+        "task_index": np.full(n_frames, meta.get_task_index(known["instruction"])),
+    }
+
+
+class _DataWriter:
+    """Writes episodes as row groups of files that stay near LeRobot's size limit."""
+
+    def __init__(self, meta: Any, later_bytes: float):
+        self.n_frames = 0
+        self._meta = meta
+        sizes = [4 * int(np.prod(f["shape"])) for f in meta.features.values() if f["dtype"] != "video"]
+        bytes_per_frame = sum(sizes) + later_bytes  # before compression
+        self._frames_per_file = max(1, int(meta.data_files_size_in_mb * 1e6 / bytes_per_frame))
+        self._chunk, self._file, self._frames_in_file = 0, 0, 0
+        self._writer: Any = None
+
+    def write(self, columns: dict[str, np.ndarray]) -> dict[str, int]:
+        """Write one episode; returns where it went, as LeRobot's episode metadata."""
+        import datasets
+        import pyarrow.parquet as pq
+        from lerobot.datasets.feature_utils import get_hf_features_from_features
+        from lerobot.datasets.utils import update_chunk_file_indices
+
+        n_frames = len(columns["index"])
+        if self._frames_in_file and self._frames_in_file + n_frames > self._frames_per_file:
+            self.close()
+            self._chunk, self._file = update_chunk_file_indices(
+                self._chunk, self._file, self._meta.chunks_size
+            )
+            self._frames_in_file = 0
+        hf_features = get_hf_features_from_features(self._meta.features)
+        rows = {key: columns[key] for key in hf_features}
+        table = datasets.Dataset.from_dict(rows, features=hf_features).with_format("arrow")[:]
+        if self._writer is None:
+            path = self._meta.root / self._meta.data_path.format(
+                chunk_index=self._chunk, file_index=self._file
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(path, table.schema, compression="zstd")
+        self._writer.write_table(table)
+        place = {
+            "data/chunk_index": self._chunk,
+            "data/file_index": self._file,
+            "dataset_from_index": self.n_frames,
+            "dataset_to_index": self.n_frames + n_frames,
+        }
+        self.n_frames += n_frames
+        self._frames_in_file += n_frames
+        return place
+
+    def close(self) -> None:
+        """Finish the current file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

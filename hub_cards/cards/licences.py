@@ -20,16 +20,16 @@ __all__ = [
     "HUB_LICENCES",
     "OWN",
     "RESEARCH_ONLY",
-    "base_licence",
+    "read_base_licence",
     "derive_licence",
     "parts_of_run",
-    "stage_before",
+    "find_previous_stage",
 ]
 
 OWN = "apache-2.0"  # of what the project itself adds
 RESEARCH_ONLY = "other"  # the Hub's word for a licence that has none of its own there
 # Pretrained towers; where the page of a tower on the Hub and the authors' release differ, the stricter.
-TOWERS = {"facebook/vit-mae-*": "cc-by-nc-4.0", "openai/clip-*": "mit"}
+TOWER_LICENCES = {"facebook/vit-mae-*": "cc-by-nc-4.0", "openai/clip-*": "mit"}
 # https://huggingface.co/docs/hub/repositories-licenses, and those that the Hub has taken up since.
 _NAMES = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
@@ -64,8 +64,8 @@ def parts_of_run(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict
     if run is None:
         parts.append({"what": "the run's settings (config.yaml)", "name": "not found", "licence": None})
     elif run.init_from:
-        name, licence = portable_path(run.init_from), base_licence(run.init_from, run.init_revision)
-        stage = None if licence else stage_before(run)
+        name, licence = portable_path(run.init_from), read_base_licence(run.init_from, run.init_revision)
+        stage = None if licence else find_previous_stage(run)
         if stage:  # of the same training, without a card of its own
             parts += parts_of_run(*stage)
         else:
@@ -73,7 +73,7 @@ def parts_of_run(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict
     else:
         for tower in ("text", "vision"):
             if name := getattr(run.towers, tower):
-                known = (licence for pattern, licence in TOWERS.items() if fnmatchcase(name, pattern))
+                known = (licence for pattern, licence in TOWER_LICENCES.items() if fnmatchcase(name, pattern))
                 parts.append(
                     {"what": f"{tower} tower", "name": portable_path(name), "licence": next(known, None)}
                 )
@@ -84,7 +84,7 @@ def parts_of_run(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict
     return [part for i, part in enumerate(parts) if part not in parts[:i]]
 
 
-def stage_before(run: RunConfig) -> tuple[RunConfig, dict] | None:
+def find_previous_stage(run: RunConfig) -> tuple[RunConfig, dict] | None:
     """Settings and summary of the run that made what a run started from, if they lie beside it.
 
     Not if they are those of the run itself, whose export took the place of what it started from.
@@ -94,7 +94,7 @@ def stage_before(run: RunConfig) -> tuple[RunConfig, dict] | None:
     return None if stage.init_from == run.init_from else (stage, made)
 
 
-def base_licence(source: str, revision: str | None = None) -> str | None:
+def read_base_licence(source: str, revision: str | None = None) -> str | None:
     """What the card of a model says, in a folder or on the Hub; `None` if there is no card or no licence.
 
     Args:

@@ -1,4 +1,4 @@
-"""Whether a card may be published: figures that were measured, and metadata that the Hub takes."""
+"""Whether a card may be published: its figures were measured, and the Hub accepts its metadata."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -6,24 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import DatasetCard, ModelCard, RepoCard, metadata_load
+from huggingface_hub import DatasetCard, ModelCard, metadata_load
 
-from datasets_scripts.columns import read_provenance
-from datasets_scripts.inspection.dataset_card import OUR_CARD, SOURCE_MARK
+from datasets_scripts.inspection.dataset_card import SOURCE_MARK
 from datasets_scripts.inspection.dataset_card import build_card as build_dataset_card
-from hub_cards.cards.card import build_card, read_evidence
-from hub_cards.cards.evidence import same_weights
-from hub_cards.cards.licences import HUB_LICENCES, derive_licence
-from hub_cards.cards.results import eval_results, read_eval_results
+from datasets_scripts.storage.provenance import read_provenance
+from hub_cards.cards.eval_results import eval_results, read_eval_results
+from hub_cards.cards.licences import HUB_LICENCES
+from hub_cards.cards.measurements import has_measured_weights, read_measurements
+from hub_cards.cards.model_card import build_card
 
 __all__ = ["check_card", "check_metadata"]
 
 BUILD = "write it with hub_cards/build.py"
-# In small letters "todo" is Spanish for everything, as an instruction may have it.
+# In lower case, "todo" is Spanish for everything, and may be part of an instruction.
 PLACEHOLDER = re.compile(
     r"\b(?:TODO|TBD|FIXME|XXX)\b|(?i:\[(?:more information needed|optional)\]|\bn/a\b)|\{\{|\{%"
 )
-# First words of the tables that hold measurements; a card may have tables of its own beside them.
+# First words of the tables that hold measurements; a card may have other tables too.
 MEASURED = {"task", "prediction", "hardware"}
 HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
 
@@ -35,74 +35,74 @@ def check_card(folder: Path) -> list[str]:
         return [f"README.md is missing, the card: {BUILD}"]
     is_dataset = (folder / "meta" / "info.json").is_file()
     try:
-        text = path.read_text()
-        card = (DatasetCard if is_dataset else ModelCard)(text)
-        metadata = metadata_load(path) or {}  # as it stands there; `card.data` repairs some of it
+        card = (DatasetCard if is_dataset else ModelCard)(path.read_text())
+        metadata = metadata_load(path) or {}  # as written; `card.data` repairs some of it
     except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         return [f"the Hub would reject the card's metadata ({' '.join(str(error).split())[:200]}): {BUILD}"]
-    body = card.text.split(SOURCE_MARK)[0]  # below it stands what another wrote
+    body = card.text.split(SOURCE_MARK)[0]  # what follows was written by somebody else
     if len(body.split()) < 30 or not re.search(r"^# \S", body, re.MULTILINE):
         return [f"README.md says nothing: {BUILD}"]
     problems = check_metadata(metadata, "dataset" if is_dataset else "model")
     problems += _check_text(folder, body)
-    problems += _check_dataset(folder, body) if is_dataset else _check_model(folder, card, body)
+    problems += _check_dataset_card(folder, body) if is_dataset else _check_model_card(folder, card, body)
     return problems
 
 
 def check_metadata(metadata: Mapping[str, Any], repo_type: str) -> list[str]:
-    """What the Hub would reject, as far as it can be told without asking it.
+    """What the Hub would reject, as far as we know without asking it.
 
     Args:
         metadata (`Mapping`): The YAML block of the card.
         repo_type (`str`): `model` or `dataset`.
     """
-    problems = []
-
-    def wrong(key: str, value: Any, wanted: str) -> None:
-        problems.append(f"the Hub would reject {key}: {value!r} of the card, which must be {wanted}: {BUILD}")
-
-    if not metadata.get("license"):
+    problems, wrong = [], []
+    licences = _as_list(metadata.get("license"))
+    if not licences:
         problems.append(f"the card names no licence: {BUILD}, with --license if it asks for one")
-    for licence in _as_list(metadata.get("license")):
-        if not isinstance(licence, str) or licence not in HUB_LICENCES:
-            wrong("license", licence, "one of the Hub's identifiers, such as apache-2.0, or other")
-    for key in ("base_model", "datasets") if repo_type == "model" else ():
-        for name in _as_list(metadata.get(key)):
-            if not isinstance(name, str) or not HUB_ID.fullmatch(name):
-                wrong(key, name, "ids of the Hub (owner/name)")
+    expected = "one of the Hub's identifiers, such as apache-2.0, or other"
+    wrong += [("license", name, expected) for name in licences if str(name) not in HUB_LICENCES]
+    if repo_type == "model":
+        for key in ("base_model", "datasets"):
+            names = _as_list(metadata.get(key))
+            wrong += [(key, name, "ids of the Hub (owner/name)") for name in names if not _is_hub_id(name)]
+        if metadata.get("pipeline_tag") != "robotics":
+            wrong.append(("pipeline_tag", metadata.get("pipeline_tag"), "robotics"))
     for key in ("tags", "task_categories", "size_categories"):
-        value = metadata.get(key)
-        if value is not None and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
-            wrong(key, value, "a list of words")
-    for key in ("library_name", "pipeline_tag", "license_name"):
-        if metadata.get(key) is not None and not isinstance(metadata[key], str):
-            wrong(key, metadata[key], "a word")
-    if repo_type == "model" and metadata.get("pipeline_tag") != "robotics":
-        wrong("pipeline_tag", metadata.get("pipeline_tag"), "robotics")
+        value = metadata.get(key, [])
+        if not (isinstance(value, list) and all(isinstance(word, str) for word in value)):
+            wrong.append((key, value, "a list of words"))
+    for key in ("library_name", "license_name"):
+        if not isinstance(metadata.get(key, ""), str):
+            wrong.append((key, metadata[key], "a word"))
     try:
         models = metadata.get("model-index") or []
         kinds = [result["dataset"]["type"] for model in models for result in model["results"]]
+        wrong += [("model-index: dataset type", kind, "an id") for kind in kinds if not _is_hub_id(kind)]
     except (TypeError, KeyError):
-        wrong("model-index", metadata["model-index"], "a list of models, each with results on a dataset")
-    else:
-        for kind in kinds:
-            if not HUB_ID.fullmatch(str(kind)):
-                wrong("model-index: dataset type", kind, "an id")
-    return problems
+        expected = "a list of models, each with results on a dataset"
+        wrong.append(("model-index", metadata["model-index"], expected))
+    return problems + [
+        f"the Hub would reject {key}: {value!r} of the card, which must be {expected}: {BUILD}"
+        for key, value, expected in wrong
+    ]
 
 
 def _as_list(value: Any) -> list:
     return value if isinstance(value, list) else [value] if value is not None else []
 
 
+def _is_hub_id(name: Any) -> bool:
+    return HUB_ID.fullmatch(str(name)) is not None
+
+
 def _check_text(folder: Path, body: str) -> Iterator[str]:
-    """Places that were left open, and pictures that are not there."""
+    """Placeholders, empty cells, and links to files that do not exist."""
     prose = re.sub(r"^```.*?^```", "", body, flags=re.DOTALL | re.MULTILINE)
     for found in dict.fromkeys(match.group() for match in PLACEHOLDER.finditer(prose)):
         yield f"README.md has a place that was never filled in ({found}): {BUILD}"
     for header, rows in _tables(prose).items():
         for row in rows:
-            if any(not cell for cell in row):
+            if not all(row):
                 name = row[0] or header[0]
                 yield f"README.md has an empty cell in the row of {name!r}: measure it, then {BUILD}"
     for target in re.findall(r"\]\(([^)#\s]+)\)", prose):
@@ -110,70 +110,58 @@ def _check_text(folder: Path, body: str) -> Iterator[str]:
             yield f"README.md shows {target}, which is not there: put it there, then {BUILD}"
 
 
-def _check_model(folder: Path, card: ModelCard, body: str) -> list[str]:
-    """The card beside the one that the folder's files give."""
+def _check_model_card(folder: Path, card: ModelCard, body: str) -> list[str]:
+    """Differences between the card and the one that the folder's measurements give."""
+    known = (name for name in _as_list(card.data.license) if isinstance(name, str) and name in HUB_LICENCES)
     try:
-        evidence = read_evidence(folder)
+        evaluation = read_measurements(folder)["evaluation"]
     except ValueError as error:
         return [f"the card's figures have no source: {error}"]
-    of_the_hub = (one for one in _as_list(card.data.license) if isinstance(one, str) and one in HUB_LICENCES)
-    licence = next(of_the_hub, None)  # of any other, check_metadata tells
-    problems = []
     try:
-        derive_licence(evidence["summary"].get("licences", ()), licence)
-        fresh = build_card(folder, licence=licence)
+        fresh = build_card(folder, licence=next(known, None))
     except ValueError as error:
         return [str(error)]
-    problems += _differences(body, fresh.text)
+    problems = list(_differing_tables(body, fresh.text))
     if _results(card) != _results(fresh):
         problems.append(f"the card's model-index differs from evaluation/: {BUILD}")
-    expected = eval_results(evidence["evaluation"]) if evidence["evaluation"] else []
     try:
         written = read_eval_results(folder)
     except ValueError:
         written = None
-    if written != expected:
+    if written != (eval_results(evaluation) if evaluation else []):
         what = "is missing" if written == [] else "differs from evaluation/eval.json"
         problems.append(f".eval_results {what}: {BUILD}")
     try:
-        known = evidence["evaluation"] is None or same_weights(evidence["evaluation"], folder)
+        if evaluation and not has_measured_weights(evaluation, folder):
+            problems.append(
+                "evaluation/eval.json measured other weights than those here: run training/evaluate.py again"
+            )
     except ValueError:
-        known = True  # damaged weights, which is for loading to say
-    if not known:
-        problems.append(
-            "evaluation/eval.json measured other weights than those here: run training/evaluate.py again"
-        )
-    if (
-        evidence["evaluation"] is None
-        and "Success in closed loop was" not in body
-        and "does not act" not in body
-    ):
+        pass  # damaged weights: the check of the model reports them
+    if not evaluation and "Success in closed loop was" not in body and "does not act" not in body:
         problems.append(f"the card does not say that nothing was tried in closed loop: {BUILD}")
     return problems
 
 
-def _check_dataset(folder: Path, body: str) -> list[str]:
+def _check_dataset_card(folder: Path, body: str) -> list[str]:
     try:
-        if not read_provenance(folder):
-            if OUR_CARD in body:
-                return [
-                    "the card's figures have no source: meta/foresight.json is missing: copy the folder again"
-                ]
-            return []  # nothing that we made; the card is somebody's own
-        return list(_differences(body, build_dataset_card(folder).text.split(SOURCE_MARK)[0]))
+        if read_provenance(folder):
+            fresh = build_dataset_card(folder).text.split(SOURCE_MARK)[0]
+            return list(_differing_tables(body, fresh))
     except ValueError as error:
         return [str(error)]
+    if "dataset_card.py` of `lerobot_policy_foresight`" in body:  # otherwise the card is somebody else's
+        return ["the card's figures have no source: meta/foresight.json is missing: copy the folder again"]
+    return []
 
 
-def _results(card: RepoCard) -> list[tuple]:
-    return [
-        (result.dataset_name, result.metric_name, result.metric_value)
-        for result in card.data.eval_results or []
-    ]
+def _results(card: ModelCard) -> list[tuple]:
+    results = card.data.eval_results or []
+    return [(result.dataset_name, result.metric_name, result.metric_value) for result in results]
 
 
-def _differences(body: str, fresh: str) -> Iterator[str]:
-    """Rows of tables that are others than the measurements give; prose may be added as one likes."""
+def _differing_tables(body: str, fresh: str) -> Iterator[str]:
+    """Rows that differ from what the measurements give; prose may be added freely."""
     there, measured = _tables(body), _tables(fresh)
     for header, rows in measured.items():
         known = there.get(header)
@@ -192,19 +180,12 @@ def _differences(body: str, fresh: str) -> Iterator[str]:
 
 
 def _tables(text: str) -> dict[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header of each Markdown table -> its rows; tables of one header are joined."""
+    """Header of each Markdown table -> its rows; tables with the same header are joined."""
     tables: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-    header: tuple[str, ...] | None = None
-    lines = [*text.splitlines(), ""]
-    for line, after in zip(lines, lines[1:], strict=False):
-        if not line.startswith("|"):
-            header = None
-        elif header is None:
-            header = _cells(line) if re.fullmatch(r"[|:\- ]+", after) else None
-            if header is not None:
-                tables.setdefault(header, [])
-        elif not re.fullmatch(r"[|:\- ]+", line):
-            tables[header].append(_cells(line))
+    for block in re.findall(r"(?:^\|.*(?:\n|\Z))+", text, re.MULTILINE):
+        header, *rows = block.splitlines()
+        if rows and re.fullmatch(r"[|:\- ]+", rows[0]):
+            tables.setdefault(_cells(header), []).extend(map(_cells, rows[1:]))
     return tables
 
 

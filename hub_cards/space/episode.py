@@ -1,7 +1,7 @@
-"""One episode through the eyes of one checkpoint: found, fitted together, predicted once, kept.
+"""Everything that a checkpoint predicts in an episode, predicted once and kept.
 
-Checkpoint and dataset need not have been made for each other. What they do not share is left out and said in
-a note: cameras are matched by name and then in order, and a state or an action of another size is not used.
+Checkpoint and dataset need not have been made for each other. Cameras are matched by name, then in order; a
+state or an action of another size is not used. Notes say what the two do not share.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ from datasets_scripts.columns import (
     find_depth_key,
     is_depth_feature,
     points_key,
-    read_provenance,
 )
+from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from training.checkpoint_folder import load_checkpoint, read_run_config
@@ -27,7 +27,14 @@ from training.evaluation.predictions import Prediction, depth_limits, predict_wi
 from training.run_data import window_config
 from training.windows.dataset import ForesightWindows
 
-__all__ = ["Choice", "EpisodeView", "episode_choices", "load", "look", "match_cameras", "open_dataset"]
+__all__ = [
+    "Choice",
+    "EpisodeView",
+    "match_cameras",
+    "name_episodes",
+    "open_dataset",
+    "predict_episode",
+]
 
 MAX_MOMENTS = 120  # of a longer episode every second, third, ... frame is predicted
 KEPT_EPISODES = 4
@@ -36,7 +43,7 @@ BATCH = 8  # windows per forward pass
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What somebody wants to look at.
+    """What is shown.
 
     Attributes:
         checkpoint (`str`): Folder or Hub id of a model or adapter.
@@ -58,7 +65,7 @@ class EpisodeView:
     """An episode with everything predicted; M moments.
 
     Attributes:
-        choice (`Choice`): What was asked for.
+        choice (`Choice`): What is shown.
         predictions (`list[Prediction]`): One per moment.
         config (`ForesightConfig`): The model's.
         task (`str`): Recorded instruction.
@@ -86,7 +93,7 @@ class EpisodeView:
 
 
 @functools.lru_cache(maxsize=2)
-def load(checkpoint: str) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
+def _load(checkpoint: str) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
     """Model and processor, the last two kept.
 
     Raises:
@@ -110,8 +117,8 @@ def open_dataset(dataset: str) -> DatasetRows:
     return DatasetRows(dataset.strip(), stream=True)
 
 
-def episode_choices(rows: DatasetRows) -> list[tuple[str, int]]:
-    """What to call every episode, and its number."""
+def name_episodes(rows: DatasetRows) -> list[tuple[str, int]]:
+    """Title and number of every episode."""
     tasks = rows.column("task_index")
     choices = []
     for episode, (start, stop) in enumerate(zip(rows.episode_starts, rows.episode_stops, strict=True)):
@@ -166,11 +173,11 @@ _views: OrderedDict[Choice, EpisodeView] = OrderedDict()
 _one_at_a_time = threading.Lock()
 
 
-def look(choice: Choice, report: Callable[[float], None] | None = None) -> EpisodeView:
-    """Everything that a checkpoint foresees in an episode; the last few are kept.
+def predict_episode(choice: Choice, report: Callable[[float], None] | None = None) -> EpisodeView:
+    """Everything that a checkpoint predicts in an episode; the last few are kept.
 
     Args:
-        choice (`Choice`): What to look at.
+        choice (`Choice`): Checkpoint, dataset, episode and instruction.
         report (`Callable`, *optional*): Called with the share that is done.
 
     Raises:
@@ -188,36 +195,15 @@ def look(choice: Choice, report: Callable[[float], None] | None = None) -> Episo
 
 
 def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeView:
-    model, processor = load(choice.checkpoint)
-    rows = open_dataset(choice.dataset)
-    config, run = model.config, read_run_config(choice.checkpoint)
+    model, processor = _load(choice.checkpoint)
+    config, rows = model.config, open_dataset(choice.dataset)
     if not 0 <= choice.episode < rows.n_episodes:
         raise ValueError(
             f"dataset {rows.name} has no episode {choice.episode}: choose 0 to {rows.n_episodes - 1}"
         )
     cameras = match_cameras(config.views, rows.features, choice.cameras)
-    notes = [
-        f"The dataset has no camera for the view “{view}”." for view, camera in cameras.items() if not camera
-    ] + [
-        f"The view “{view}” looks through the camera “{camera}”."
-        for view, camera in cameras.items()
-        if camera and camera != view
-    ]
-    stride = max(1, round(rows.fps / config.fps)) if config.fps else 1
-    wanted = window_config(config, run).for_evaluation([choice.episode])
-    wanted = dataclasses.replace(
-        wanted,
-        cameras=cameras,
-        frame_stride=stride,
-        lookahead=config.has("future"),
-        p_moving=1.0,  # show what moves
-        skip_flagged=False,  # the episode was asked for
-        missing_targets=True,
-        frame_cache="off",
-        **_shared_numbers(config, wanted, rows, notes),
-    )
+    wanted, notes = _window_config(choice, config, rows, cameras)
     windows = ForesightWindows(rows, wanted)
-    _note_labels(config, rows, cameras, notes)
     chosen = range(0, len(windows), -(-len(windows) // MAX_MOMENTS))
     predictions = []
     for prediction in predict_windows(
@@ -233,23 +219,52 @@ def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeV
         if report:
             report(len(predictions) / len(chosen))
     return EpisodeView(
-        choice,
-        predictions,
-        config,
-        windows[0]["task"],
-        cameras,
-        rows.fps,
-        stride,
-        _action_names(rows.features.get(wanted.action_key, {}), config),
-        {view: depth_limits([p.views[view] for p in predictions]) for view in predictions[0].views},
-        _intrinsics(rows.root, cameras[config.views[0]]),
-        notes,
+        choice=choice,
+        predictions=predictions,
+        config=config,
+        task=windows[0]["task"],
+        cameras=cameras,
+        fps=rows.fps,
+        stride=wanted.frame_stride,
+        action_names=_action_names(rows.features.get(wanted.action_key, {}), config),
+        limits_m={v: depth_limits([p.views[v] for p in predictions]) for v in predictions[0].views},
+        intrinsics=_intrinsics(rows.root, cameras[config.views[0]]),
+        notes=notes,
     )
 
 
-def _shared_numbers(config: ForesightConfig, wanted, rows: DatasetRows, notes: list[str]) -> dict:
-    """State and actions only where model and dataset mean the same number of entries."""
-    given = {}
+def _window_config(choice: Choice, config: ForesightConfig, rows: DatasetRows, cameras: Mapping):
+    """Windows of the episode with all that model and dataset share; notes on what they do not."""
+    wanted = window_config(config, read_run_config(choice.checkpoint)).for_evaluation([choice.episode])
+    differing, notes = _differing_sizes(config, wanted, rows)
+    wanted = dataclasses.replace(
+        wanted,
+        cameras=cameras,
+        frame_stride=max(1, round(rows.fps / config.fps)) if config.fps else 1,
+        lookahead=config.has("future"),
+        p_moving=1.0,  # show what moves
+        skip_flagged=False,  # the episode was asked for
+        missing_targets=True,
+        frame_cache="off",
+        **differing,
+    )
+    return wanted, [*_camera_notes(cameras), *notes, *_label_notes(config, rows, cameras)]
+
+
+def _camera_notes(cameras: Mapping[str, str | None]) -> list[str]:
+    missing = [
+        f"The dataset has no camera for the view “{view}”." for view, camera in cameras.items() if not camera
+    ]
+    return missing + [
+        f"The view “{view}” looks through the camera “{camera}”."
+        for view, camera in cameras.items()
+        if camera and camera != view
+    ]
+
+
+def _differing_sizes(config: ForesightConfig, wanted, rows: DatasetRows) -> tuple[dict, list[str]]:
+    """Settings that leave out state or actions whose size differs in model and dataset; notes on them."""
+    changes, notes = {}, []
 
     def size(key: str | None) -> int:
         return int(np.prod(rows.features[key]["shape"])) if key in rows.features else 0
@@ -261,7 +276,7 @@ def _shared_numbers(config: ForesightConfig, wanted, rows: DatasetRows, notes: l
             f"The checkpoint reads a state of {config.state_dim} numbers; the dataset's {has}: the model is "
             "asked without it."
         )
-        given["state_key"] = None
+        changes["state_key"] = None
     actions = size(wanted.action_key)
     if config.has("action") and config.action_codec == "recorded" and actions != config.action_dim:
         has = f"have {actions} entries" if actions else "are missing"
@@ -269,12 +284,13 @@ def _shared_numbers(config: ForesightConfig, wanted, rows: DatasetRows, notes: l
             f"The checkpoint predicts actions of {config.action_dim} numbers; the dataset's {has}: there is "
             "nothing to compare with."
         )
-        given["objectives"] = [name for name in wanted.objectives if name != "action"]
-    return given
+        changes["objectives"] = [name for name in wanted.objectives if name != "action"]
+    return changes, notes
 
 
-def _note_labels(config: ForesightConfig, rows: DatasetRows, cameras: Mapping, notes: list[str]) -> None:
+def _label_notes(config: ForesightConfig, rows: DatasetRows, cameras: Mapping) -> list[str]:
     """Labels that the model could be compared with and the dataset lacks."""
+    notes = []
     blind = [view for view, camera in cameras.items() if camera and not find_depth_key(rows.features, camera)]
     if blind and config.has_depth_decoder:
         notes.append(
@@ -287,6 +303,7 @@ def _note_labels(config: ForesightConfig, rows: DatasetRows, cameras: Mapping, n
             f"No 3D tracks were recorded for {config.views[0]}: predicted flow starts on a grid, and points "
             "that should move more than 1 % of the picture are drawn as moving."
         )
+    return notes
 
 
 def _action_names(feature: Mapping, config: ForesightConfig) -> list[str]:

@@ -21,7 +21,13 @@ CLOUDS = {
     "ahead": ("future_rgb", "future_depth", 0),
     "ahead, predicted": ("future_rgb", "future_depth", 1),
 }
-# Without them a camera is drawn as wide as it is far: 53 degrees.
+LAYOUT = {
+    **dict.fromkeys(("paper_bgcolor", "plot_bgcolor"), "rgba(0,0,0,0)"),
+    "font": {"color": "#808080", "size": 11},
+    "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 12}},
+    "uirevision": "keep",  # the point of view that somebody has chosen
+}
+# Without intrinsics a camera is drawn as wide as it is far: 53 degrees.
 ASSUMED_INTRINSICS = {"fx": 1.0, "fy": 1.0, "cx": 0.5, "cy": 0.5}
 
 
@@ -43,33 +49,18 @@ def scene_figure(view: EpisodeView, number: int, cloud: str) -> go.Figure:
         missing += _add_flow(figure, view, moment)
     if view.intrinsics is None and figure.data:
         missing.append("camera intrinsics unknown: 53° assumed")
+    note = {"text": "<br>".join(missing), "showarrow": False, "font": {"size": 12}}
+    note |= {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.0, "yanchor": "bottom"}
     figure.update_layout(
+        **LAYOUT,
         height=430,
         margin={"l": 0, "r": 0, "t": 24, "b": 0},
-        paper_bgcolor="rgba(0,0,0,0)",
-        font={"color": "#808080", "size": 10},
-        legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 12}},
-        uirevision="keep",  # the point of view that somebody has chosen
-        annotations=[
-            {
-                "text": "<br>".join(missing),
-                "showarrow": False,
-                "xref": "paper",
-                "yref": "paper",
-                "x": 0.5,
-                "y": 0.0,
-                "yanchor": "bottom",
-                "font": {"size": 12},
-            }
-        ],
+        annotations=[note],
         scene={
             "aspectmode": "data",
             "uirevision": "keep",
             **dict.fromkeys(("xaxis", "yaxis", "zaxis"), {"visible": False}),
-            "camera": {
-                "eye": {"x": 0.55, "y": -1.25, "z": 0.55},
-                "center": {"x": 0, "y": 0, "z": 0},
-            },
+            "camera": {"eye": {"x": 0.55, "y": -1.25, "z": 0.55}, "center": {"x": 0, "y": 0, "z": 0}},
         },
     )
     return figure
@@ -181,13 +172,9 @@ def actions_figure(view: EpisodeView, number: int, usual: EpisodeView | None = N
     else:
         figure.add_annotation(text="this checkpoint predicts no actions", showarrow=False)
     figure.update_layout(
+        **LAYOUT,
         height=max(200, 90 + 80 * len(names)),
         margin={"l": 60, "r": 10, "t": 30, "b": 40},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": "#808080", "size": 11},
-        legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 12}},
-        uirevision="keep",
     )
     return figure
 

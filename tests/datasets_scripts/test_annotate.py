@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts import rename_columns
 from datasets_scripts.annotate import main
 from datasets_scripts.annotation import job as command
 from datasets_scripts.annotation.episode import Annotation
 from datasets_scripts.annotation.job import AnnotationJob, annotate
-from datasets_scripts.columns import moving_flags, read_provenance, unpack_points
+from datasets_scripts.columns import unpack_points
+from datasets_scripts.conversion import column_names
+from datasets_scripts.storage.provenance import moving_flags, read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 from tests.synthetic import make_dataset
 from training.windows.dataset import ForesightWindows, WindowConfig
@@ -114,8 +115,8 @@ def test_a_finished_dataset_without_a_video_is_named(recorded, annotated, tmp_pa
 def test_depth_of_another_size_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
     sizes = {"main": (48, 64), "side": (32, 40)}
     facts = make_dataset(tmp_path / "data", frames=[3], cameras=sizes, depth=("side",), tracks=False)
-    monkeypatch.setattr(rename_columns, "_with_labels", lambda features, names: names)
-    rename_columns.rename_columns(
+    monkeypatch.setattr(column_names, "_add_labels", lambda features, names: names)
+    column_names.rename_columns(
         facts.root, tmp_path / "other", {"observation.depth.side": "observation.depth.main"}
     )
     facts = dataclasses.replace(facts, root=tmp_path / "other")
@@ -155,7 +156,7 @@ def test_an_interrupted_run_continues_to_the_same_dataset(recorded, annotated, t
 def test_the_workers_of_a_killed_run_end_too():
     """They would wait for work for ever, each with a model on the GPU; their output stays open until then."""
     code = (
-        "import os, time; from datasets_scripts.storage.resumable import work_on_all; "
+        "import os, time; from datasets_scripts.storage.episode_job import work_on_all; "
         "list(work_on_all(time.sleep, [(600,), (600,)], 2, os.write, (1, b'at work ')))"
     )
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "start_new_session": True}

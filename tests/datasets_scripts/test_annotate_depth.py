@@ -8,8 +8,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from datasets_scripts import annotate
 from datasets_scripts.annotate import main
 from datasets_scripts.annotation.episode import Annotation
-from datasets_scripts.columns import read_provenance
 from datasets_scripts.depth import open_depth
+from datasets_scripts.storage.provenance import read_provenance
 from tests.datasets_scripts.depth.test_sources import save_network
 from tests.synthetic import make_dataset
 

@@ -1,24 +1,16 @@
-"""The contract of depth and track columns, and the appender beside LeRobot's own tools."""
-
-import json
+"""Names, dtypes and checks of depth and track columns."""
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from lerobot.datasets.dataset_tools import delete_episodes, merge_datasets, split_dataset
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts import columns
+from datasets_scripts.storage.dataset_folder import load_features
 from tests.synthetic import make_dataset
 
 FRAMES, POINTS = (5, 7, 6), 9
-SCORE = {"observation.points.main": {"dtype": "float16", "shape": (4,), "names": None}}
-
-
-def score(episode: int) -> np.ndarray:
-    return (np.arange(FRAMES[episode] * 4).reshape(-1, 4) + 100 * episode).astype(np.float16)
 
 
 @pytest.fixture(scope="module")
@@ -110,84 +102,6 @@ def test_plausible_depth_passes():
     columns.check_depth_range(torch.zeros(3, 3), "observation.depth.main", 4.0)  # nothing measured is allowed
 
 
-def test_appended_column_reads_back_with_stock_lerobot(plain):
-    columns.append_columns(plain, SCORE, {"observation.points.main": score})
-    dataset = LeRobotDataset("local/plain", root=plain)
-    expected = np.concatenate([score(episode) for episode in range(len(FRAMES))])
-    for index in (0, 4, 5, 17):
-        item = dataset[index]
-        assert item["observation.points.main"].tolist() == expected[index].tolist()
-        assert "action" in item
-    assert "observation.points.main" not in dataset.meta.stats
-    groups = pq.ParquetFile(columns.data_files(plain)[0])
-    assert [groups.metadata.row_group(i).num_rows for i in range(groups.num_row_groups)] == list(FRAMES)
-
-
-def test_appending_again_changes_nothing(plain):
-    columns.append_columns(plain, SCORE, {"observation.points.main": score})
-    path = columns.data_files(plain)[0]
-    before = path.read_bytes(), path.stat().st_mtime_ns
-    columns.append_columns(plain, SCORE, {"observation.points.main": score})
-    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
-
-
-def test_interrupted_append_leaves_the_dataset_as_it_was_and_can_be_repeated(plain):
-    before = {path: path.read_bytes() for path in plain.rglob("*") if path.is_file()}
-
-    def failing(episode: int) -> np.ndarray:
-        if episode == 1:
-            raise OSError(28, "No space left on device")
-        return score(episode)
-
-    with pytest.raises(OSError, match="No space left"):
-        columns.append_columns(plain, SCORE, {"observation.points.main": failing})
-    assert {path: path.read_bytes() for path in plain.rglob("*") if path.is_file()} == before
-    columns.append_columns(plain, SCORE, {"observation.points.main": score})
-    assert "observation.points.main" in columns.load_features(plain)
-
-
-def test_append_finishes_when_only_the_data_files_were_written(plain):
-    info = (plain / columns.INFO_PATH).read_bytes()
-    columns.append_columns(plain, SCORE, {"observation.points.main": score})
-    (plain / columns.INFO_PATH).write_bytes(info)  # as if stopped between data and info.json
-
-    def unused(episode: int) -> np.ndarray:
-        raise AssertionError("the file already has the column")
-
-    columns.append_columns(plain, SCORE, {"observation.points.main": unused})
-    assert columns.load_features(plain)["observation.points.main"]["shape"] == [4]
-
-
-def test_append_follows_episodes_whatever_the_row_groups_are(plain):
-    path = columns.data_files(plain)[0]
-    pq.write_table(pq.read_table(path), path, row_group_size=4)  # as LeRobot's tools may leave it
-    columns.append_columns(plain, SCORE, {"observation.points.main": score})
-    stored = pq.read_table(path)["observation.points.main"].combine_chunks()
-    expected = np.concatenate([score(episode) for episode in range(len(FRAMES))])
-    assert (stored.flatten().to_numpy().reshape(-1, 4) == expected).all()
-
-
-def test_column_with_another_definition_is_refused(plain):
-    columns.append_columns(plain, SCORE, {"observation.points.main": score})
-    other = {"observation.points.main": {"dtype": "float16", "shape": (6,), "names": None}}
-    with pytest.raises(ValueError, match="already has a column 'observation.points.main'"):
-        columns.append_columns(plain, other, {"observation.points.main": score})
-
-
-def test_values_of_the_wrong_shape_name_the_episode(plain):
-    with pytest.raises(ValueError, match="episode 0: values have shape"):
-        columns.append_columns(
-            plain, SCORE, {"observation.points.main": lambda episode: np.zeros((3, 4), np.float16)}
-        )
-
-
-def test_damaged_data_file_is_named(plain):
-    path = columns.data_files(plain)[0]
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match=path.name):
-        columns.append_columns(plain, SCORE, {"observation.points.main": score})
-
-
 def test_annotated_dataset_passes_stock_split_delete_and_merge(annotated, tmp_path):
     dataset = LeRobotDataset("local/annotated", root=annotated.root)
     split = split_dataset(dataset, {"a": [0, 1], "b": [2]}, output_dir=tmp_path / "split")
@@ -211,54 +125,12 @@ def test_annotated_dataset_passes_stock_split_delete_and_merge(annotated, tmp_pa
         assert row == len(made)
 
 
-def test_provenance_round_trip_and_moving_flags(tmp_path):
-    moving = np.arange(POINTS) % 4 == 1
-    facts = {"n_points": POINTS, "n_moving": 2, "moving": columns.encode_flags(moving)}
-    columns.write_provenance(tmp_path, {"episodes": {"3": {"main": facts, "task": "x"}}})
-    read = columns.read_provenance(tmp_path)
-    assert read["version"] == columns.PROVENANCE_VERSION
-    assert (columns.moving_flags(read, 3, "main", POINTS) == moving).all()
-    assert not columns.moving_flags(read, 0, "main", POINTS).any()
-    assert columns.moving_flags(read, 3, "main", POINTS + 5).sum() == moving.sum()
-    assert columns.read_provenance(tmp_path / "elsewhere") == {}
-
-
-@pytest.mark.parametrize(("text", "message"), [("{", "is damaged"), ('{"version": 99}', "version 99")])
-def test_unreadable_provenance_is_refused(tmp_path, text, message):
-    path = tmp_path / columns.PROVENANCE_PATH
-    path.parent.mkdir(parents=True)
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        columns.read_provenance(tmp_path)
-
-
 def test_missing_columns_are_named_with_the_command_that_adds_them(pristine, annotated):
-    columns.validate_columns(annotated.root, ["main"], need_depth=True, need_tracks=True)
-    columns.validate_columns(pristine, ["main"])
+    columns.validate_columns(load_features(annotated.root), ["main"], need_depth=True, need_tracks=True)
+    columns.validate_columns(load_features(pristine), ["main"])
     with pytest.raises(ValueError, match=r"observation\.depth\.main.*simulate\.py"):
-        columns.validate_columns(pristine, ["main"], need_depth=True)
+        columns.validate_columns(load_features(pristine), ["main"], need_depth=True)
     with pytest.raises(ValueError, match=r"observation\.points\.main.*simulate\.py"):
-        columns.validate_columns(pristine, ["main"], need_tracks=True)
+        columns.validate_columns(load_features(pristine), ["main"], need_tracks=True)
     with pytest.raises(ValueError, match="no camera 'front'.*its cameras are main"):
-        columns.validate_columns(annotated.root, ["front"])
-
-
-def test_folder_without_a_dataset_is_named(tmp_path):
-    with pytest.raises(ValueError, match="is no LeRobot dataset"):
-        columns.load_features(tmp_path)
-
-
-def test_replacing_keeps_the_old_file_on_errors(tmp_path):
-    path = tmp_path / "file.json"
-    columns.write_json_atomic(path, {"a": 1})
-    with pytest.raises(TypeError):
-        columns.write_json_atomic(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_schema_metadata_of_lerobot_is_dropped(plain):
-    columns.append_columns(plain, SCORE, {"observation.points.main": score})
-    schema = pq.read_schema(columns.data_files(plain)[0])
-    assert not schema.metadata
-    assert schema.field("observation.points.main").type == pa.list_(pa.float16(), 4)
+        columns.validate_columns(load_features(annotated.root), ["front"])

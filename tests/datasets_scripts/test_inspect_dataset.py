@@ -12,11 +12,11 @@ from lerobot.datasets.dataset_tools import delete_episodes
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
 
-from datasets_scripts.columns import read_provenance
 from datasets_scripts.inspect_dataset import main
 from datasets_scripts.inspection.label_pictures import _trails
 from datasets_scripts.inspection.labelled_episode import Episode, LabelledDataset
 from datasets_scripts.inspection.rerun_recording import points_in_space
+from datasets_scripts.storage.provenance import read_provenance
 from tests.synthetic import SyntheticDataset, make_dataset
 
 FRAMES = 7

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch.utils.data import default_collate
 from transformers import AutoModel, AutoProcessor
 
-from datasets_scripts.rename_columns import rename_columns
+from datasets_scripts.conversion.column_names import rename_columns
 from lerobot_policy_foresight import ForesightConfig
 from lerobot_policy_foresight.column_names import check_column_names
 from tests.lerobot_policy_foresight.miniature import (

@@ -8,9 +8,9 @@ import yaml
 from accelerate.state import AcceleratorState
 from transformers import AutoProcessor
 
+from datasets_scripts.conversion.calvin import CalvinArchive
 from datasets_scripts.conversion.job import convert
-from datasets_scripts.convert_calvin import CalvinArchive
-from datasets_scripts.convert_libero import LiberoArchive
+from datasets_scripts.conversion.libero import LiberoArchive
 from modeling_foresight import ForesightConfig
 from tests.datasets_scripts import test_convert_calvin, test_convert_libero
 from tests.training.test_train import TINY

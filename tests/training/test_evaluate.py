@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets_scripts.columns import write_provenance
+from datasets_scripts.storage.provenance import write_provenance
 from modeling_foresight import ForesightForActionPrediction, ForesightStream
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor

@@ -20,8 +20,8 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
-from datasets_scripts.columns import read_provenance, write_provenance
 from datasets_scripts.storage.hub_download import HubError
+from datasets_scripts.storage.provenance import read_provenance, write_provenance
 from tests.synthetic import make_dataset
 from training.checkpoints import latest_checkpoint
 from training.config import load_config

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets_scripts.columns import replacing
+from datasets_scripts.storage.atomic import write_whole_file
 
 __all__ = ["rollout_grid", "write_video"]
 
@@ -43,7 +43,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> N
         container.mux(stream.encode(None))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with write_whole_file(path) as temporary:
         temporary.write_bytes(file.getvalue())
 
 

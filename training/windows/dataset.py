@@ -40,14 +40,12 @@ from datasets_scripts.columns import (
     check_depth_range,
     find_depth_key,
     find_image_key,
-    flagged_episodes,
-    moving_flags,
     points_key,
     points_visible_key,
-    read_provenance,
     validate_columns,
 )
 from datasets_scripts.storage.frame_cache import open_frames
+from datasets_scripts.storage.provenance import flagged_episodes, moving_flags, read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 from modeling_foresight.action_codec import ACTION_SIZE, GRIPPER, encode_local_delta
 from modeling_foresight.targets import blank_flow_targets, build_flow_targets
@@ -125,10 +123,11 @@ class ForesightWindows(Dataset):
         self._wants_tracks = want_tracks = bool({"flow", "flow_2d"} & set(config.objectives))
         strict = not config.missing_targets
         validate_columns(
-            self.rows.root,
+            features,
             list(self.cameras.values()),
             need_depth=want_depth and strict,
             need_tracks=want_tracks and strict and flow_view in self.cameras,
+            name=str(self.rows.root),
         )
         self._image_keys = {view: find_image_key(features, camera) for view, camera in self.cameras.items()}
         depth_keys = {view: find_depth_key(features, camera) for view, camera in self.cameras.items()}

@@ -11,7 +11,7 @@ import pytest
 
 from datasets_scripts.annotate import main
 from datasets_scripts.annotation import executors
-from datasets_scripts.columns import data_files
+from datasets_scripts.storage.dataset_folder import data_files
 from tests.synthetic import make_dataset
 
 
@@ -131,7 +131,7 @@ def test_a_merge_names_what_a_lost_task_left_out_and_the_next_run_makes_only_tha
     run_slurm_task(logs / "shards" / "executor.pik", 0, monkeypatch)
     done = sorted(output.with_name("data.partial").glob("episodes/*/*"))
     stamps = [path.stat().st_mtime_ns for path in done]
-    with pytest.raises(ValueError, match="2 of 4 episodes are not annotated yet"):
+    with pytest.raises(ValueError, match="2 of 4 episodes are missing"):
         run_slurm_task(logs / "merge" / "executor.pik", 0, monkeypatch)
     assert main(command) == 0  # the same command once more
     run_slurm_task(logs / "shards" / "executor.pik", 0, monkeypatch)

@@ -16,9 +16,10 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from datasets_scripts.annotate import main
 from datasets_scripts.annotation import episode as annotate_episode
 from datasets_scripts.annotation import merging as annotated_dataset
-from datasets_scripts.columns import clean_depth, read_provenance, unpack_points
+from datasets_scripts.columns import clean_depth, unpack_points
 from datasets_scripts.depth.source import DepthClip
 from datasets_scripts.storage.frame_cache import FrameDecoder
+from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 from tests.synthetic import make_dataset
 

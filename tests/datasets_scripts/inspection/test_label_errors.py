@@ -8,7 +8,8 @@ import pytest
 
 from datasets_scripts.depth.source import DepthClip
 from datasets_scripts.inspection.label_errors import DepthErrors, TrackErrors
-from datasets_scripts.measure_sources import ExactEpisodes, main, measure, windows
+from datasets_scripts.inspection.source_errors import ExactEpisodes, measure_sources, split_windows
+from datasets_scripts.measure_sources import main
 from datasets_scripts.tracks import open_tracker
 
 FRAMES, HEIGHT, WIDTH = 4, 6, 10
@@ -97,9 +98,9 @@ def test_visibility_is_counted_apart_from_distance():
 
 
 def test_windows_lie_within_the_episode():
-    assert list(windows(14, 6)) == [(0, 6), (3, 9), (6, 12)]
-    assert list(windows(4, 6)) == [(0, 3)] and list(windows(9, 0)) == [(0, 8)]
-    assert not list(windows(1, 6))
+    assert list(split_windows(14, 6)) == [(0, 6), (3, 9), (6, 12)]
+    assert list(split_windows(4, 6)) == [(0, 3)] and list(split_windows(9, 0)) == [(0, 8)]
+    assert not list(split_windows(1, 6))
 
 
 class TenPercentTooFar:
@@ -127,7 +128,7 @@ def test_sources_are_measured_on_exact_episodes(simulated_dataset, tmp_path, cap
     assert (tmp_path / "errors.md").read_text() == capsys.readouterr().out
 
     exact = ExactEpisodes(str(root))
-    far = measure(exact, [0, 1], TenPercentTooFar(exact), open_tracker("lucas-kanade"))
+    far = measure_sources(exact, [0, 1], TenPercentTooFar(exact), open_tracker("lucas-kanade"))
     assert far["depth"]["abs_rel"] == pytest.approx(0.1, 1e-3) and far["depth"]["covered"] == 1
     assert far["depth"]["flicker"] < 1e-6 and far["clips"]["1"] == {"too_far": 0.1}
     # Tracks lie on the depth that was estimated: right in the image, a tenth too far in space.

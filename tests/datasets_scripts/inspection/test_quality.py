@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from huggingface_hub import DatasetCard
 
-from datasets_scripts.columns import flagged_episodes, read_provenance, write_provenance
 from datasets_scripts.inspection.dataset_card import write_card
 from datasets_scripts.inspection.quality import DepthMeter, TrackMeter, flags, summarise
+from datasets_scripts.storage.provenance import flagged_episodes, read_provenance, write_provenance
 from tests.synthetic import make_dataset
 
 FRAMES, HEIGHT, WIDTH, POINTS = 9, 40, 56, 64

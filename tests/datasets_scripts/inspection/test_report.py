@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from datasets_scripts.columns import flagged_episodes, read_provenance
 from datasets_scripts.inspect_dataset import main
 from datasets_scripts.inspection import report as label_report
 from datasets_scripts.inspection.report import worst_first
+from datasets_scripts.storage.provenance import flagged_episodes, read_provenance
 from datasets_scripts.storage.rows import parse_episodes
 from tests.synthetic import make_dataset
 

@@ -16,12 +16,12 @@ from datasets_scripts.annotate import main as annotate
 from datasets_scripts.annotation.episode import Annotation
 from datasets_scripts.annotation.job import AnnotationJob, make_shards, merge, open_job
 from datasets_scripts.annotation.push import check_push, push_dataset
-from datasets_scripts.columns import read_provenance
 from datasets_scripts.inspect_dataset import main
 from datasets_scripts.storage import hub_download as hub_source
 from datasets_scripts.storage import rows as dataset_rows
 from datasets_scripts.storage.frame_cache import FrameDecoder
 from datasets_scripts.storage.hub_download import HubError
+from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 from tests.hub_server import running_hub
 from tests.synthetic import make_dataset
@@ -140,7 +140,7 @@ def test_shards_need_the_videos_of_their_cameras_and_the_merge_all(stand_in, tmp
 def test_an_unfinished_run_continues_when_its_commit_is_named(stand_in, tmp_path):
     """As is needed when the branch has moved on since."""
     first, later = (
-        open_job(AnnotationJob(name, tmp_path / "output", Annotation(("main",)))).parameters
+        open_job(AnnotationJob(name, tmp_path / "output", Annotation(("main",)))).shards.parameters
         for name in ("you/data", f"you/data@{COMMIT}")
     )
     assert first == later and first["revision"] == COMMIT

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets_scripts.measure_sources import ExactEpisodes, measure
-from datasets_scripts.simulate import simulate
+from datasets_scripts.inspection.source_errors import ExactEpisodes, measure_sources
+from datasets_scripts.simulation.job import simulate
 from datasets_scripts.simulation.recording import Recording
 from datasets_scripts.storage.frame_cache import FrameDecoder
 from datasets_scripts.storage.rows import DatasetRows
@@ -83,7 +83,7 @@ def test_moving_points_are_within_a_pixel_and_a_half_over_six_steps(simulator, t
     root = tmp_path / "dataset"
     tasks, cameras = ("drawer-open-v3", "push-v3"), ("main",)
     simulate(Recording(tasks, episodes=1, image_size=224, n_points=400, cameras=cameras), root)
-    errors = measure(ExactEpisodes(str(root)), [0, 1], None, open_tracker("lucas-kanade"))["tracks"]
+    errors = measure_sources(ExactEpisodes(str(root)), [0, 1], None, open_tracker("lucas-kanade"))["tracks"]
     assert errors["moving"]["positions"] > 1000
     assert errors["moving"]["epe_px"]["median"] <= 1.5
     assert errors["moving"]["epe_cm"]["median"] <= 1.5

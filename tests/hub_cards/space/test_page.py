@@ -13,7 +13,8 @@ from tests.tiny import tiny_config, tiny_processor
 pytest.importorskip("gradio")
 pytest.importorskip("plotly")
 pytest.importorskip("matplotlib")
-from hub_cards.space import app as space
+from hub_cards.space import app
+from hub_cards.space.page import build_page, launch_options
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLE = ROOT / "hub_cards" / "sample_data" / "metaworld"
@@ -38,7 +39,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page_app(checkpoint):
-    return space.build_app(checkpoint, str(SAMPLE))
+    return build_page(checkpoint, str(SAMPLE))
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +80,8 @@ def test_a_name_that_leads_nowhere_changes_nothing_but_the_message(handlers, che
 
 
 def test_the_command_names_what_is_missing(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(space, "HERE", tmp_path / "space")
-    assert space.main([]) == 1
+    monkeypatch.setattr(app, "HERE", tmp_path / "space")
+    assert app.main([]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "--checkpoint" in error
 
@@ -99,7 +100,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def address(page_app):
-    _, address, _ = page_app.launch(prevent_thread_lock=True, quiet=True, **space.launch_options())
+    _, address, _ = page_app.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     yield address
     page_app.close()
 

@@ -12,13 +12,8 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from torch.utils.data import DataLoader
 
-from datasets_scripts.columns import (
-    clean_depth,
-    points_key,
-    points_visible_key,
-    read_provenance,
-    write_provenance,
-)
+from datasets_scripts.columns import clean_depth, points_key, points_visible_key
+from datasets_scripts.storage.provenance import read_provenance, write_provenance
 from modeling_foresight.action_codec import to_simulator_action
 from modeling_foresight.targets import build_flow_targets
 from tests.synthetic import make_dataset

@@ -21,8 +21,8 @@ from transformers import AutoModel
 
 from datasets_scripts.storage import hub_upload
 from hub_cards.build import main as build
+from hub_cards.checks.sample import SAMPLE_FILE, write_sample
 from hub_cards.publish import main
-from hub_cards.sample import SAMPLE, write_sample
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.lora import lora_config
 from tests.hub_cards.finished_run import latency, make_run, summary
@@ -32,7 +32,7 @@ from training.adapters import adapter_facts, write_adapter
 from training.checkpoint_folder import load_checkpoint
 from training.config import RunConfig, save_config
 
-SAMPLE_DATA = Path(__file__).resolve().parents[2] / "hub_cards" / "sample_data" / "metaworld"
+SAMPLE_DATA = Path(__file__).resolve().parents[3] / "hub_cards" / "sample_data" / "metaworld"
 REPO = "org/policy"
 COMMIT = f"POST /api/models/{REPO}/commit/"
 
@@ -65,7 +65,7 @@ def hub(monkeypatch, tmp_path):
 @pytest.fixture
 def unchecked(monkeypatch):
     """Folders are taken to be fit, for what concerns the connection alone."""
-    monkeypatch.setattr("hub_cards.publish.check_folder", lambda folder: [])
+    monkeypatch.setattr("hub_cards.hub.publishing.check_folder", lambda folder: [])
 
 
 def publish(folder, *options, repo_id=REPO):
@@ -93,12 +93,12 @@ def edit_json(path, **changes):
 
 
 def test_a_dry_run_lists_what_would_be_sent_and_needs_no_hub(folder, capsys):
-    (folder / SAMPLE).unlink()
+    (folder / SAMPLE_FILE).unlink()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert publish(folder, "--dry-run") == 0
     out = capsys.readouterr().out
     assert "model org/policy, branch main: 13 files, " in out
-    for name in ("model.safetensors", SAMPLE, "evaluation/eval.json", ".eval_results/metaworld.yaml"):
+    for name in ("model.safetensors", SAMPLE_FILE, "evaluation/eval.json", ".eval_results/metaworld.yaml"):
         assert f"B  {name}\n" in out
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert [path.name for path in folder.parent.glob(".*")] == []  # nothing is left beside it
@@ -119,17 +119,17 @@ def test_a_folder_without_weights_is_refused_with_every_problem_on_a_line(folder
 def test_a_folder_that_cannot_take_the_code_is_refused_for_what_it_lacks(folder, capsys):
     (folder / "processor_config.json").unlink()
     assert publish(folder, "--code") == 1
-    assert "error: processor_config.json is missing, without which" in capsys.readouterr().err
+    assert "error: processor_config.json is missing; nobody" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--repo-id", "policy"], "--repo-id is owner/name"),
-        (["--repo-id", "org/a policy"], "--repo-id is owner/name"),
-        (["--repo-id", REPO], "HF_HUB_OFFLINE forbids to publish"),
-        (["--repo-id", REPO, "--tag", "v 1"], "--tag 'v 1' is no name for git"),
-        (["--repo-id", REPO, "--revision", "next.lock"], "--revision 'next.lock' is no name for git"),
+        (["--repo-id", "policy"], "--repo-id must be owner/name"),
+        (["--repo-id", "org/a policy"], "--repo-id must be owner/name"),
+        (["--repo-id", REPO], "HF_HUB_OFFLINE forbids publishing"),
+        (["--repo-id", REPO, "--tag", "v 1"], "--tag 'v 1' is not a valid git name"),
+        (["--repo-id", REPO, "--revision", "next.lock"], "--revision 'next.lock' is not a valid git name"),
     ],
 )
 def test_what_cannot_work_is_said_in_a_line(built, capsys, options, message):
@@ -257,7 +257,7 @@ def test_without_rights_nothing_is_made(built, hub, unchecked, monkeypatch, tmp_
 def test_the_name_of_a_dataset_is_not_taken_for_a_model(built, hub, unchecked, capsys):
     HfApi().create_repo(REPO, repo_type="dataset")
     assert publish(built) == 1
-    assert "org/policy is on the Hub, and it is no model" in capsys.readouterr().err
+    assert "org/policy exists and is not a model" in capsys.readouterr().err
 
 
 def test_metadata_that_the_hub_rejects_stops_before_there_is_a_repository(folder, hub, capsys):
@@ -276,7 +276,7 @@ def test_what_is_private_becomes_public_only_on_demand_and_only_as_a_whole(built
     assert publish(built, "--public") == 0
     assert not HfApi().model_info(REPO).private
     assert publish(built) == 1
-    assert "org/policy is public: say --public" in capsys.readouterr().err
+    assert "org/policy is public: add --public" in capsys.readouterr().err
 
 
 def test_files_that_the_folder_does_not_hold_are_removed_on_demand_in_the_same_commit(
@@ -335,7 +335,7 @@ def adapter(built, tmp_path):
 def test_an_adapter_of_a_folder_is_refused_with_what_to_do(adapter, built, capsys):
     assert publish(adapter(str(built))) == 1
     error = capsys.readouterr().err
-    assert f"the adapter's base '{built}' is a folder of this machine: publish it (python hub_cards/" in error
+    assert f"error: its base '{built}' is a folder of this machine: publish it (python hub_cards/" in error
 
 
 def test_an_adapter_keeps_the_commit_of_its_base(adapter, built, hub):

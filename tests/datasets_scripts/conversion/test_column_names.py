@@ -8,8 +8,9 @@ import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts.columns import moving_flags, read_provenance
-from datasets_scripts.rename_columns import main, rename_columns
+from datasets_scripts.conversion.column_names import rename_columns
+from datasets_scripts.rename_columns import main
+from datasets_scripts.storage.provenance import moving_flags, read_provenance
 from tests.synthetic import make_dataset
 
 HUMANOID = {"image": "observation.images.front", "state": "observation.state", "actions": "action"}
@@ -148,7 +149,7 @@ def test_nothing_is_left_when_it_fails_on_the_way(labelled, tmp_path, monkeypatc
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("datasets_scripts.rename_columns.share_file", full)
+    monkeypatch.setattr("datasets_scripts.conversion.column_names.share_file", full)
     with pytest.raises(OSError, match="No space"):
         rename_columns(labelled.root, tmp_path / "new", {"action": "act"})
     assert not list(tmp_path.iterdir())

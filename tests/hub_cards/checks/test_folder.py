@@ -14,8 +14,9 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 from hub_cards.build import main as build
-from hub_cards.check import check_folder, main
+from hub_cards.check import main
 from hub_cards.checks.card import check_card, check_metadata
+from hub_cards.checks.folder import check_folder
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.exporting import export_with_code
 from modeling_foresight.lora import lora_config
@@ -25,7 +26,7 @@ from training.adapters import adapter_facts, write_adapter
 from training.checkpoint_folder import weights_digest
 from training.config import RunConfig, save_config
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = sorted(path.parent for path in (ROOT / "hub_cards").glob("*/*/README.md"))
 SAMPLE = ROOT / "hub_cards" / "sample_data" / "metaworld"
 
@@ -328,7 +329,9 @@ def adapter(built, tmp_path):
 
 def test_an_adapter_on_a_folder_needs_a_base_that_others_have(adapter, built):
     (problem,) = check_folder(adapter)
-    assert problem.startswith(f"its base '{built}' is a folder of this machine: publish the base")
+    assert problem.startswith(
+        f"its base '{built}' is a folder of this machine: publish it (python hub_cards/"
+    )
 
 
 def test_an_adapter_whose_base_cannot_be_had(adapter):

@@ -1,4 +1,4 @@
-"""Files that a published folder must not hold: what could run code, and what is no file of its own."""
+"""Files that a published folder must not hold: pickles, programs, foreign code, links, LFS pointers."""
 
 import json
 import zipfile
@@ -9,11 +9,9 @@ import modeling_foresight
 
 __all__ = ["check_files"]
 
-PICKLED = {
-    *(".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5"),
-}
+PICKLED = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5"}
 PROGRAMS = {".so", ".dll", ".dylib", ".exe", ".sh", ".bat", ".pyc", ".pyd", ".whl"}
-# What files begin with, whatever they are called. A length opens a safetensors file, which may look alike.
+# First bytes, whatever the file is called. A safetensors file begins with a length, which may look the same.
 PICKLE, PROGRAM = tuple(b"\x80" + bytes([n]) for n in range(2, 6)), (b"\x7fELF", b"MZ", b"#!")
 CODE = Path(modeling_foresight.__file__).parent
 
@@ -28,23 +26,23 @@ def check_files(folder: Path) -> list[str]:
                 f"{name} is a link: copy the folder with `cp -rL`, so that it holds the files themselves"
             )
         elif path.is_file():
-            problems += [f"{name} {what}" for what in _why_not(path)]
+            problems += [f"{name} {reason}" for reason in _reasons_against(path)]
     return problems + [problem for path in sorted(folder.glob("*.json")) for problem in _foreign_code(path)]
 
 
 def _foreign_code(path: Path) -> Iterator[str]:
-    """`auto_map` names what `trust_remote_code=True` runs: a file beside it, or one of another repository."""
+    """Code that `trust_remote_code=True` would run (`auto_map`) and that does not lie beside the file."""
     try:
         classes = json.loads(path.read_text())["auto_map"].values()
     except (ValueError, TypeError, KeyError, AttributeError):
-        return  # no code is named; whether the file can be read is for loading to say
+        return  # names no code; loading reports a damaged file
     names = [name for value in classes for name in (value if isinstance(value, list) else [value]) if name]
     for name in map(str, names):
         if "--" in name or not (path.parent / f"{name.partition('.')[0]}.py").is_file():
             yield f"{path.name} takes code from elsewhere (auto_map: {name}): export the model again"
 
 
-def _why_not(path: Path) -> list[str]:
+def _reasons_against(path: Path) -> list[str]:
     with path.open("rb") as file:
         head = file.read(64)
     if head.startswith(b"version https://git-lfs"):
@@ -53,9 +51,9 @@ def _why_not(path: Path) -> list[str]:
         own = CODE / path.name
         if own.is_file() and own.read_bytes() == path.read_bytes():
             return []
-        return ["is code, and not that of modeling_foresight: export the model again, or remove the file"]
+        return ["is code, but not that of modeling_foresight: export the model again, or remove the file"]
     if path.suffix == ".safetensors":
-        return []  # holds numbers only; whether it can be read is for loading to say
+        return []  # holds numbers only; loading reports a damaged file
     if path.suffix in PROGRAMS or head.startswith(PROGRAM):
         return ["is a program: remove it"]
     if path.suffix in PICKLED or head.startswith(PICKLE) or _zips_a_pickle(path, head):

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts.columns import clean_depth, read_provenance
+from datasets_scripts.columns import clean_depth
 from datasets_scripts.conversion import job as flow
+from datasets_scripts.conversion.calvin import CalvinArchive
 from datasets_scripts.conversion.job import convert
-from datasets_scripts.convert_calvin import CalvinArchive, main
+from datasets_scripts.convert_calvin import main
+from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 from training.windows.dataset import ForesightWindows, WindowConfig
 

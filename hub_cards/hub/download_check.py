@@ -1,4 +1,4 @@
-"""Downloads what was published and finds out whether it is the same, and gives the same."""
+"""Download what was published and check that files and outputs are the same."""
 
 import hashlib
 import tempfile
@@ -9,22 +9,22 @@ from huggingface_hub import snapshot_download
 
 from datasets_scripts.storage.hub_download import explain_hub_errors
 from datasets_scripts.storage.hub_upload import patiently
-from hub_cards.checks.loading import check_dataset
-from hub_cards.sample import check_sample
+from hub_cards.checks.dataset import check_dataset
+from hub_cards.checks.sample import check_sample
 
 __all__ = ["verify_download"]
 
 
 def verify_download(repo_id: str, repo_type: str, commit: str, files: Mapping[str, Path]) -> None:
-    """Downloads a commit into a fresh cache, compares every file, loads it and runs it.
+    """Download a commit into a fresh cache, compare every file, load it and run it.
 
-    The client compares sizes only; a digest finds a flipped bit too. A model or an adapter must give the
+    huggingface_hub compares sizes only; a digest finds a flipped bit too. A model or an adapter must give the
     outputs of its `sample.safetensors`, a dataset its first and last frame.
 
     Args:
         repo_id (`str`): `owner/name`.
         repo_type (`str`): `model` or `dataset`.
-        commit (`str`): Exactly this one.
+        commit (`str`): Full commit id.
         files (`Mapping[str, Path]`): Place -> file as it was sent.
 
     Raises:
@@ -42,7 +42,7 @@ def verify_download(repo_id: str, repo_type: str, commit: str, files: Mapping[st
             if not (root / place).is_file() or _digest(root / place) != _digest(path):
                 raise ValueError(
                     f"{place} does not come back from {repo_id} as it was sent: run the same command again; "
-                    "if it stays so, delete the file there and publish again"
+                    "if that does not help, delete the file there and publish again"
                 )
         if repo_type == "model":
             check_sample(root)

@@ -7,21 +7,21 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
-from datasets_scripts.columns import replacing
+from datasets_scripts.storage.atomic import write_whole_file
 
 __all__ = ["eval_results", "model_index", "read_eval_results", "write_eval_results"]
 
 FOLDER = ".eval_results"
-# An entry belongs to a dataset of the Hub, under which the results of a benchmark are collected.
+# The dataset of the Hub under which the results of a benchmark are collected.
 BENCHMARKS = {"MetaWorld": "lerobot/metaworld_mt50"}
 
 
 def model_index(evaluation: Mapping | None, foresight: Sequence[Mapping], dataset: str) -> list[EvalResult]:
-    """Success rates: an entry per task, and one for all if there are several. Without them, held-out errors.
+    """Success rates, one per task and one for all tasks; without an evaluation, errors on held-out episodes.
 
     Args:
         evaluation (`Mapping`, *optional*): What `training/evaluate.py` wrote.
-        foresight (`Sequence[Mapping]`): Of `foresight_rows`.
+        foresight (`Sequence[Mapping]`): Rows of `foresight_rows`.
         dataset (`str`): Name of the data with the held-out episodes.
     """
     task = {"task_type": "robotics", "task_name": "robot manipulation"}
@@ -41,24 +41,24 @@ def model_index(evaluation: Mapping | None, foresight: Sequence[Mapping], datase
         EvalResult(
             **task,
             dataset_type=evaluation["benchmark"].lower(),
-            dataset_config=name,  # what tells entries of one benchmark apart
+            dataset_config=name,  # distinguishes entries of one benchmark
             dataset_name=f"{evaluation['benchmark']} {name}",
             metric_type="success_rate",
             metric_name=f"success rate, {figures['episodes']} unseen starts",
             metric_value=round(figures["success_rate"], 4),
         )
-        for name, figures in _by_task(evaluation).items()
+        for name, figures in _figures_by_task(evaluation).items()
     ]
 
 
-def _by_task(evaluation: Mapping) -> dict[str, Mapping]:
+def _figures_by_task(evaluation: Mapping) -> dict[str, Mapping]:
     tasks = evaluation["tasks"]
     return {**tasks, **({"all": evaluation["mean"]} if len(tasks) > 1 else {})}
 
 
 def eval_results(evaluation: Mapping) -> list[dict]:
-    """The same as the entries of `.eval_results/<benchmark>.yaml`; success is in percent there."""
-    commit = f"commit {evaluation['commit']}; " if evaluation["commit"] else ""  # none outside of a checkout
+    """Entries of `.eval_results/<benchmark>.yaml`, with success in percent."""
+    commit = f"commit {evaluation['commit']}; " if evaluation["commit"] else ""  # none outside a checkout
     notes = (
         "success in percent of {episodes} unseen starts, 95 % Wilson interval {low:.1f} to {high:.1f}; "
         f"{commit}{evaluation['command']}"
@@ -74,19 +74,19 @@ def eval_results(evaluation: Mapping) -> list[dict]:
                     episodes=figures["episodes"], low=100 * figures["ci95"][0], high=100 * figures["ci95"][1]
                 ),
             )
-            for name, figures in _by_task(evaluation).items()
+            for name, figures in _figures_by_task(evaluation).items()
         ]
     )
 
 
 def write_eval_results(folder: Path, evaluation: Mapping | None) -> None:
-    """Writes `.eval_results/`, or removes what an earlier card left there if nothing was evaluated."""
+    """Write `.eval_results/`, or remove the earlier ones if nothing was evaluated."""
     for old in (folder / FOLDER).glob("*.yaml"):
         old.unlink()
     if evaluation is None:
         return
     (folder / FOLDER).mkdir(exist_ok=True)
-    with replacing(folder / FOLDER / f"{evaluation['benchmark'].lower()}.yaml") as temporary:
+    with write_whole_file(folder / FOLDER / f"{evaluation['benchmark'].lower()}.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(eval_results(evaluation), sort_keys=False))
 
 

@@ -12,19 +12,17 @@ import pytest
 from lerobot.datasets.dataset_tools import delete_episodes, merge_datasets, split_dataset
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts import simulate as command_file
-from datasets_scripts.columns import (
-    clean_depth,
-    moving_flags,
-    read_provenance,
-    unpack_points,
-    validate_columns,
-)
-from datasets_scripts.simulate import main, simulate
+from datasets_scripts.columns import clean_depth, unpack_points, validate_columns
+from datasets_scripts.simulate import main
+from datasets_scripts.simulation import job as job_file
 from datasets_scripts.simulation import recording as record_episode
 from datasets_scripts.simulation.exact_tracks import RigidClip, follow_pixels
+from datasets_scripts.simulation.job import simulate
 from datasets_scripts.simulation.metaworld import MetaWorldSim
 from datasets_scripts.simulation.recording import FRAMES_AFTER_SUCCESS, Recording, plan_episode
+from datasets_scripts.storage import episode_job
+from datasets_scripts.storage.dataset_folder import load_features
+from datasets_scripts.storage.provenance import moving_flags, read_provenance
 from datasets_scripts.storage.shards import read_facts
 
 pytestmark = pytest.mark.sim
@@ -105,7 +103,9 @@ def test_stock_reader_finds_every_column(stored, simulated_dataset):
         assert np.abs(episode["action"]).max() <= 1.0
         assert episode["observation.points.main"].shape[1:] == (3 * n_points,)
         assert episode["observation.points_visible.main"].shape[1:] == (n_points,)
-    validate_columns(simulated_dataset.root, ["main", "wrist"], need_depth=True, need_tracks=True)
+    validate_columns(
+        load_features(simulated_dataset.root), ["main", "wrist"], need_depth=True, need_tracks=True
+    )
 
 
 def test_statistics_cover_inputs_but_not_points(stored):
@@ -253,7 +253,7 @@ def test_interrupted_run_continues_and_workers_do_not_change_the_result(
 ):
     output = tmp_path / "dataset"
     tries, started = [], []
-    render, record_all = record_episode.render_episode, command_file._record_all
+    render, work_on_all = record_episode.render_episode, episode_job.work_on_all
 
     def interrupted(*args):
         tries.append(args)
@@ -261,11 +261,11 @@ def test_interrupted_run_continues_and_workers_do_not_change_the_result(
             raise KeyboardInterrupt
         return render(*args)
 
-    def noted(recording, jobs, workers):
+    def noted(make, jobs, *options):
         started.append([episode for episode, _ in jobs])
-        return record_all(recording, jobs, workers)
+        return work_on_all(make, jobs, *options)
 
-    monkeypatch.setattr(command_file, "_record_all", noted)
+    monkeypatch.setattr(episode_job, "work_on_all", noted)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(record_episode, "render_episode", interrupted)
         simulate(tiny_recording, output)
@@ -295,7 +295,7 @@ def test_full_disk_leaves_nothing_that_passes_for_whole(tiny_dataset, tmp_path, 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
 
-    steps = [(np, "savez_compressed"), (command_file, "append_columns"), (command_file, "write_provenance")]
+    steps = [(np, "savez_compressed"), (job_file, "append_columns"), (job_file, "write_provenance")]
     for place, name in steps:  # recording, assembly, the last step of all
         with monkeypatch.context() as patch:
             patch.setattr(place, name, full)

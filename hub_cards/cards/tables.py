@@ -1,4 +1,4 @@
-"""The tables of a card, from the files that scripts wrote. An error that was not measured has no row."""
+"""The tables of a model card, from the files of the measuring scripts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,15 +8,15 @@ from datasets_scripts.inspection.dataset_card import label_licences
 
 __all__ = [
     "closed_loop_rows",
-    "conditions",
+    "describe_conditions",
     "foresight_rows",
-    "join",
+    "format_number",
+    "join_words",
     "latency_rows",
-    "number",
     "training_rows",
 ]
 
-NONE = "–"  # a cell for which there is no such predictor; an empty cell would be a figure that is missing
+NONE = "–"  # where there is no such predictor; an empty cell would be a missing figure
 
 
 def closed_loop_rows(
@@ -27,7 +27,7 @@ def closed_loop_rows(
     Args:
         evaluation (`Mapping`): What `training/evaluate.py` wrote.
         instructions (`Mapping`): Task -> wording.
-        seeds (`Sequence[Mapping]`): Further evaluations, each of the same training with another seed.
+        seeds (`Sequence[Mapping]`): Evaluations of the same training with other seeds.
     """
     rows = []
     for task in [*evaluation["tasks"], *(["all"] if len(evaluation["tasks"]) > 1 else [])]:
@@ -59,7 +59,7 @@ def _interval(figures: Mapping) -> str:
 
 
 def foresight_rows(validation: Mapping, action_unit: str) -> list[dict]:
-    """Errors of the model and of the trivial predictors, one row per prediction; `value` is the model's."""
+    """Errors of the model and of trivial predictors, one row per prediction; `value` is the model's."""
     rows = []
 
     def add(what: str, unit: str, group: Mapping, metric: str, copy: str, factor: float = 1.0) -> None:
@@ -71,10 +71,10 @@ def foresight_rows(validation: Mapping, action_unit: str) -> list[dict]:
         if "model" not in values:
             return
         others = [value for who, value in values.items() if who != "model"]
-        mean, copied = (number(values[who]) if who in values else NONE for who in ("mean", copy))
+        mean, copied = (format_number(values[who]) if who in values else NONE for who in ("mean", copy))
         best = not others or values["model"] < min(others)
         row = {"what": what, "unit": unit, "mean": mean, "still": copied, "best": best}
-        text = number(values["model"])
+        text = format_number(values["model"])
         rows.append({**row, "value": values["model"], "model": f"**{text}**" if best else text})
 
     patch = "squared, per-patch normalised"
@@ -107,8 +107,8 @@ def latency_rows(latency: Mapping) -> list[dict]:
             if row["device"] == "cpu"
             else row["hardware"],
             "precision": row["dtype"],
-            "median": f"{number(row['median_ms'])} ms",
-            "p90": f"{number(row['p90_ms'])} ms",
+            "median": f"{format_number(row['median_ms'])} ms",
+            "p90": f"{format_number(row['p90_ms'])} ms",
             "count": row["count"],
             "date": row["date"][:10],
         }
@@ -125,11 +125,11 @@ def training_rows(summary: Mapping) -> list[tuple[str, str]]:
             (
                 f"data: `{dataset['name']}`",
                 f"{dataset['train_episodes']} episodes ({dataset['train_windows']:,} windows) for training, "
-                f"{held_out} held out; {number(dataset['fps'])} frames a second",
+                f"{held_out} held out; {format_number(dataset['fps'])} frames a second",
             )
         )
         for camera, labels in dataset.get("labels", {}).items():
-            sources = [_label(kind, labels[kind]) for kind in ("depth", "tracks") if kind in labels]
+            sources = [_describe_label(kind, labels[kind]) for kind in ("depth", "tracks") if kind in labels]
             if sources:
                 rows.append((f"labels: {camera} camera", "; ".join(sources)))
     rows += [
@@ -149,14 +149,14 @@ def training_rows(summary: Mapping) -> list[tuple[str, str]]:
     return rows
 
 
-def _label(kind: str, facts: Mapping[str, Any]) -> str:
-    models = [f"{name}, {licence}" for name, licence in sorted(set(label_licences(facts)))]
-    return f"{kind}: {facts['source']}" + (f" ({'; '.join(models)})" if models else "")
+def _describe_label(kind: str, label: Mapping[str, Any]) -> str:
+    models = [f"{name}, {licence}" for name, licence in sorted(set(label_licences(label)))]
+    return f"{kind}: {label['source']}" + (f" ({'; '.join(models)})" if models else "")
 
 
-def conditions(run: Mapping) -> str:
+def describe_conditions(run: Mapping) -> str:
     """Hardware, versions, commit and date of a measurement in one sentence."""
-    hardware, versions = run["hardware"], dict(run["versions"])
+    hardware, versions = run["hardware"], run["versions"]
     machine = [hardware["gpu"]] if "gpu" in hardware else []
     machine.append(
         f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['torch_threads']} used by PyTorch"
@@ -166,7 +166,7 @@ def conditions(run: Mapping) -> str:
     return f"On {'; '.join(machine)}; {libraries}{commit}; {run['date']}."
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Three significant digits without an exponent for everyday sizes."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
@@ -175,7 +175,7 @@ def number(value: float) -> str:
     return text.rstrip("0").rstrip(".") if float(value).is_integer() and "." in text else text
 
 
-def join(parts: Sequence[str], noun: str = "") -> str:
-    """`a, b and c`, with a noun in the right number behind."""
+def join_words(parts: Sequence[str], noun: str = "") -> str:
+    """`a, b and c`, followed by a noun in singular or plural."""
     text = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + "".join(parts[-1:])
     return f"{text} {noun}{'s' if len(parts) > 1 else ''}" if noun else text

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets_scripts.columns import read_provenance, write_provenance
+from datasets_scripts.storage.provenance import read_provenance, write_provenance
 from modeling_foresight import ForesightForActionPrediction
 from tests.synthetic import make_dataset
 from tests.tiny import TASKS, tiny_config, tiny_processor
@@ -15,8 +15,8 @@ from training.checkpoint_folder import load_checkpoint
 pytest.importorskip("matplotlib")
 pytest.importorskip("plotly")
 from hub_cards.space import episode as episode_module
-from hub_cards.space.episode import Choice, episode_choices, look, match_cameras, open_dataset
-from hub_cards.space.panels import depth_colours, moment_html, scale_ticks
+from hub_cards.space.episode import Choice, match_cameras, name_episodes, open_dataset, predict_episode
+from hub_cards.space.moment_pictures import depth_colours, moment_html, scale_ticks
 from hub_cards.space.plots import CLOUDS, actions_figure, scene_figure
 
 EPISODES, FRAMES = 2, 11
@@ -64,7 +64,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def view(checkpoint, dataset):
-    return look(Choice(checkpoint, str(dataset.root), episode=1))
+    return predict_episode(Choice(checkpoint, str(dataset.root), episode=1))
 
 
 def pictures(text: str) -> list[str]:
@@ -108,7 +108,8 @@ def test_at_the_end_of_the_episode_only_the_recorded_future_is_missing(view):
 
 def test_other_words_change_what_is_predicted_and_not_what_was_recorded(view, checkpoint, dataset):
     same, other = (
-        look(Choice(checkpoint, str(dataset.root), 1, words)) for words in (dataset.task(1), TASKS[1])
+        predict_episode(Choice(checkpoint, str(dataset.root), 1, words))
+        for words in (dataset.task(1), TASKS[1])
     )
     for usual, ours, theirs in zip(view.predictions, same.predictions, other.predictions, strict=True):
         np.testing.assert_array_equal(usual.actions[1], ours.actions[1])
@@ -136,7 +137,7 @@ def test_the_scene_is_in_metres_by_the_camera_s_intrinsics(checkpoint, tmp_path)
     k = {"fx": 80.0, "fy": 70.0, "cx": 30.0, "cy": 25.0, "width": WIDTH, "height": HEIGHT}
     provenance["cameras"]["main"]["intrinsics"] = k
     write_provenance(root, provenance)
-    view = look(Choice(checkpoint, str(root)))
+    view = predict_episode(Choice(checkpoint, str(root)))
     scene = scene_figure(view, 0, "now")
     t = view.predictions[0].frame
     x, y, z = facts.points(0, t)[facts.moving(0) & facts.visible(0, t)].T
@@ -159,7 +160,7 @@ def test_a_scene_without_known_intrinsics_says_what_it_assumes(view, cloud):
 def test_what_a_dataset_lacks_is_said_and_the_rest_is_shown(checkpoint, bare_dataset):
     for video in bare_dataset.root.glob("videos/*/*/file-000.mp4"):
         video.rename(video.with_suffix(".away"))  # another episode's videos are not needed
-    view = look(Choice(checkpoint, str(bare_dataset.root), episode=1))
+    view = predict_episode(Choice(checkpoint, str(bare_dataset.root), episode=1))
     notes = " ".join(view.notes)
     for said in (
         "“main” looks through the camera “front”",
@@ -183,14 +184,16 @@ def test_an_episode_is_predicted_once_and_the_oldest_is_forgotten(checkpoint, da
     monkeypatch.setattr(episode_module, "_predict", lambda choice, report: predicted.append(choice))
     choices = [Choice(checkpoint, "data", number) for number in range(episode_module.KEPT_EPISODES + 1)]
     for choice in (choices[0], choices[0], *choices[1:], choices[-1], choices[0]):
-        look(choice)
+        predict_episode(choice)
     assert predicted == [*choices, choices[0]]
 
 
 def test_a_long_episode_is_thinned_evenly(checkpoint, dataset, monkeypatch):
     monkeypatch.setattr(episode_module, "MAX_MOMENTS", 3)
     shares = []
-    view = look(Choice(checkpoint, str(dataset.root), episode=0, instruction=TASKS[0]), shares.append)
+    view = predict_episode(
+        Choice(checkpoint, str(dataset.root), episode=0, instruction=TASKS[0]), shares.append
+    )
     frames = [prediction.frame for prediction in view.predictions]
     assert frames == [4, 6, 8]
     assert shares == pytest.approx([1 / 3, 2 / 3, 1])
@@ -232,12 +235,12 @@ def test_cameras_are_matched_by_name_then_in_order_unless_told(given, cameras, e
 def test_what_cannot_be_had_is_said_in_one_sentence(checkpoint, dataset, changes, message):
     choice = Choice(**{"checkpoint": checkpoint, "dataset": str(dataset.root), **changes})
     with pytest.raises((ValueError, RuntimeError)) as raised:
-        look(choice)
+        predict_episode(choice)
     assert message in str(raised.value)
 
 
 def test_episodes_are_called_by_number_task_and_length(dataset):
-    choices = episode_choices(open_dataset(str(dataset.root)))
+    choices = name_episodes(open_dataset(str(dataset.root)))
     assert choices == [(f"{e}: {dataset.task(e)} ({FRAMES} frames)", e) for e in range(EPISODES)]
 
 

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import DatasetCard, ModelCard, parse_eval_result_entries
 
 from hub_cards.build import main
-from hub_cards.latency import main as latency
+from hub_cards.measure_latency import main as latency
 from tests.hub_cards.finished_run import TASK, evaluation, make_run, summary, validation
 from training.config import DataConfig, DatasetSource, RunConfig, TowerConfig, save_config
 from training.run_facts import describe_run

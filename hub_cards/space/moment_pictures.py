@@ -15,8 +15,8 @@ from training.evaluation.predictions import Moment
 
 __all__ = ["depth_colours", "moment_html", "picture_address", "scale_ticks"]
 
-TEMPLATE = Path(__file__).with_name("moment.html")
-FLOW_SIDE = 288  # px
+MOMENT_TEMPLATE = Path(__file__).with_name("moment.html")
+FLOW_PX, FLOW_INCHES = 288, 1.9  # side of the drawn flow; inches decide how thick its lines are
 UNKNOWN = 0.6  # grey of unknown depth, as in `draw_depth`
 
 
@@ -56,7 +56,7 @@ def moment_html(view: EpisodeView, number: int) -> str:
 @functools.cache
 def _template():
     return Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True).from_string(
-        TEMPLATE.read_text()
+        MOMENT_TEMPLATE.read_text()
     )
 
 
@@ -112,7 +112,7 @@ def depth_colours(depth_m: np.ndarray, limits_m: tuple[float, float]) -> np.ndar
 def _flow_address(camera: np.ndarray, flow: Flow, limits: tuple[float, float]) -> str:
     figure_type, canvas_type = import_matplotlib()
     height, width = camera.shape[:2]
-    figure = figure_type(figsize=(1.9, 1.9 * height / width), dpi=FLOW_SIDE / 1.9)
+    figure = figure_type(figsize=(FLOW_INCHES, FLOW_INCHES * height / width), dpi=FLOW_PX / FLOW_INCHES)
     canvas = canvas_type(figure)
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()

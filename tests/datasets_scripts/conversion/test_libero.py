@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts.columns import read_provenance
 from datasets_scripts.conversion import job as flow
 from datasets_scripts.conversion.job import convert
-from datasets_scripts.convert_libero import LiberoArchive, main
+from datasets_scripts.conversion.libero import LiberoArchive
+from datasets_scripts.convert_libero import main
+from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 
 h5py = pytest.importorskip("h5py")

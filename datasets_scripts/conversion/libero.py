@@ -1,0 +1,221 @@
+"""LIBERO's own demonstrations to a LeRobot v3 dataset: one episode per demonstration, images upright.
+
+A suite is a folder with one HDF5 file per task (`..._demo.hdf5`), each with `data/demo_0`, `data/demo_1` and
+so on, at 20 Hz, and the instruction in the attributes of `data`. What goes where:
+
+| LIBERO | column |
+| --- | --- |
+| `obs/agentview_rgb`, `obs/eye_in_hand_rgb` | `observation.images.main`, `.wrist`: flipped vertically |
+| `obs/ee_states`, `obs/gripper_states` | `observation.state`: x, y, z, roll, pitch, yaw, gripper |
+| `actions` | `action`: the recorded command |
+
+The files hold images upside down, angles as axis times angle, and the gripper command as -1 open, 1 closed.
+In the dataset images are upright, positions in metres, angles in radians (`R = Rz(yaw) Ry(pitch) Rx(roll)`),
+and the gripper is 1 open, 0 closed: in actions the command, in states whether the fingers are more than 4 cm
+apart.
+
+The first six entries of an action are robosuite's, in [-1, 1], full scale 0.05 m and 0.5 rad in the robot's
+base frame. For its gripper the simulator takes `1 - 2 g` of the column's g.
+
+LIBERO's script performs a command and then records the frame, so a frame shows what its command has done
+already. LIBERO's own loader takes the rows as they are, and so does this one; `next_action` gives every frame
+the command that follows it and drops the last frame.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets_scripts.columns import image_key
+from datasets_scripts.conversion.job import Demonstration, image_feature, vector_feature
+from datasets_scripts.storage.shards import Layout
+
+__all__ = ["LiberoArchive"]
+
+FPS = 20
+CAMERAS = {"main": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
+WIDTHS = {"ee_states": 6, "gripper_states": 2}
+HALF_OPEN_M = 0.04  # the Panda's fingers are 0 to 8 cm apart
+STATE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+ACTION_NAMES = ("delta_x", "delta_y", "delta_z", "axis_angle_x", "axis_angle_y", "axis_angle_z", "gripper")
+UNPACK = "download the file again"
+
+
+class LiberoArchive:
+    """Demonstration files of LIBERO, checked when opened; see `conversion.job.Archive` for the attributes.
+
+    Args:
+        source (`Path`): An HDF5 file, or a folder with some, at any depth.
+        next_action (`bool`): Give every frame the command that follows it.
+        limit (`int`, *optional*): Use the first so many demonstrations.
+
+    Raises:
+        ValueError: If h5py is missing, there is no such file, or one is damaged or lacks language,
+            demonstrations or arrays; names it.
+    """
+
+    def __init__(self, source: Path, next_action: bool = False, limit: int | None = None):
+        source = Path(source)
+        if limit is not None and limit < 1:
+            raise ValueError(f"--limit is {limit}; it must be at least 1")
+        self.next_action = next_action
+        self._root = source.parent if source.is_file() else source
+        self._demos: list[tuple[str, str]] = []
+        self._instructions: dict[str, str] = {}
+        self._upright: dict[str, bool] = {}
+        self.lengths: list[int] = []
+        self._sizes: dict[str, tuple[int, int]] = {}
+        sources = []
+        for path in _demo_files(source):
+            name = path.relative_to(self._root).as_posix()
+            before = len(self._demos)
+            self._open(path, name)
+            sources.append([name, path.stat().st_size, len(self._demos) - before])
+        self._demos, self.lengths = self._demos[:limit], self.lengths[:limit]
+        features = {image_key(camera): image_feature(*size) for camera, size in self._sizes.items()}
+        features |= {"observation.state": vector_feature(STATE_NAMES), "action": vector_feature(ACTION_NAMES)}
+        self.layout = Layout(FPS, "panda", features, {})
+        self.parameters = {
+            "format": "LIBERO",
+            "episodes": len(self._demos),
+            "files": sources,
+            "next_action": next_action,
+        }
+        self.cameras = {}
+        self.conventions = {
+            "images": "upright: what the simulator draws, flipped vertically",
+            "state": "x, y, z (m), roll, pitch, yaw (rad), gripper 1 if more than 4 cm open, else 0",
+            "action": "robosuite's OSC_POSE; gripper 1 open, 0 closed (the simulator takes 1 - 2 g)",
+            "action_of_frame": "the command after it" if next_action else "as stored: the command before it",
+        }
+
+    def _open(self, path: Path, name: str) -> None:
+        """Adds the demonstrations of a file, looking at everything but the values."""
+        with _opened(path) as file:
+            data = file.get("data")
+            names = [] if data is None else [name for name in data if re.fullmatch(r"demo_\d+", name)]
+            demos = sorted(names, key=lambda name: int(name.removeprefix("demo_")))
+            if not demos:
+                raise ValueError(f"{path} is no demonstration file of LIBERO: it has no group data/demo_0")
+            self._instructions[name] = _instruction(path, data.attrs)
+            # robosuite says how its images lie; "opengl" starts with the lowest row.
+            convention = data.attrs.get("macros_image_convention", "opengl")
+            self._upright[name] = _text(convention) == "opencv"
+            for demo in demos:
+                n_frames = self._check_demo(path, data[demo], demo)
+                self._demos.append((name, demo))
+                self.lengths.append(n_frames - self.next_action)
+
+    def _check_demo(self, path: Path, group: Any, demo: str) -> int:
+        """Arrays, their shapes and lengths; returns the number of stored frames."""
+        wanted = {f"obs/{name}": (size,) for name, size in WIDTHS.items()} | {"actions": (7,)}
+        n_frames = None
+        for key in [*(f"obs/{name}" for name in CAMERAS.values()), *wanted]:
+            if key not in group:
+                raise ValueError(f"{path}: {demo} lacks {key}; {UNPACK}")
+            shape = group[key].shape
+            n_frames = shape[0] if n_frames is None else n_frames
+            tail = wanted.get(key, (*shape[1:3], 3))
+            if shape != (n_frames, *tail):
+                raise ValueError(f"{path}: {key} of {demo} is {shape}, expected {(n_frames, *tail)}")
+        for camera, key in CAMERAS.items():
+            if (dtype := group[f"obs/{key}"].dtype) != np.uint8:
+                raise ValueError(f"{path}: {key} of {demo} is {dtype}, expected uint8")
+            size = group[f"obs/{key}"].shape[1:3]
+            if self._sizes.setdefault(camera, size) != size:
+                raise ValueError(
+                    f"{path}: {key} of {demo} is {size} px, earlier ones are {self._sizes[camera]}; convert "
+                    "files of different sizes apart"
+                )
+        if n_frames < 2:
+            raise ValueError(f"{path}: {demo} has {n_frames} frames; two at least are needed")
+        return n_frames
+
+    def read(self, episode: int) -> Demonstration:
+        """Reads a demonstration."""
+        from scipy.spatial.transform import Rotation
+
+        name, demo = self._demos[episode]
+        path = self._root / name
+        with _opened(path) as file:
+            group = file["data"][demo]
+            images = {camera: group[f"obs/{key}"][()] for camera, key in CAMERAS.items()}
+            pose, fingers = group["obs/ee_states"][()], group["obs/gripper_states"][()]
+            actions = group["actions"][()]
+        for key, values in (("ee_states", pose), ("gripper_states", fingers), ("actions", actions)):
+            if not np.isfinite(values).all():
+                raise ValueError(f"{path}: {key} of {demo} holds values that are not finite")
+        if not np.isin(actions[:, 6], (-1, 1)).all():
+            raise ValueError(
+                f"{path}: the gripper command of {demo} is not -1 (open) or 1 (closed) throughout"
+            )
+        actions = np.concatenate([actions[:, :6], (actions[:, 6:] < 0)], axis=1)
+        # Extrinsic x, y, z: Rz(yaw) Ry(pitch) Rx(roll).
+        angles = Rotation.from_rotvec(pose[:, 3:]).as_euler("xyz")
+        opened = (fingers[:, :1] - fingers[:, 1:]) > HALF_OPEN_M
+        state = np.concatenate([pose[:, :3], angles, opened], axis=1)
+        if self.next_action:
+            actions, state = actions[1:], state[:-1]
+        n_frames = len(state)
+        up = 1 if self._upright[name] else -1
+        videos = {
+            image_key(camera): np.ascontiguousarray(frames[:n_frames, ::up])
+            for camera, frames in images.items()
+        }
+        columns = {"observation.state": state.astype(np.float32), "action": actions.astype(np.float32)}
+        return Demonstration(self._instructions[name], videos, columns, {"file": name, "demo": demo})
+
+
+def _demo_files(source: Path) -> list[Path]:
+    """HDF5 files in a folder, or the one that is named."""
+    if source.is_file():
+        return [source]
+    paths = sorted(source.rglob("*.hdf5")) if source.is_dir() else []
+    if not paths:
+        raise ValueError(
+            f"{source} holds no demonstration files of LIBERO (*_demo.hdf5); --source is a suite's folder, "
+            "libero_spatial say"
+        )
+    return paths
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An HDF5 file, open for reading; what goes wrong inside it names the file."""
+    try:
+        import h5py
+    except ImportError:
+        raise ValueError(
+            "LIBERO's files need h5py: pip install 'lerobot_policy_foresight[convert]'"
+        ) from None
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except ValueError:
+        raise  # says what is wrong
+    except Exception as error:  # a damaged file makes HDF5 raise nearly anything
+        raise ValueError(f"{path} is no HDF5 file, or it is damaged ({error!r}); {UNPACK}") from error
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _instruction(path: Path, attributes: Any) -> str:
+    """Instruction from the file's own attributes."""
+    try:
+        words = json.loads(_text(attributes["problem_info"]))["language_instruction"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} has no language: its attribute problem_info names no language_instruction ({error!r}); "
+            f"{UNPACK}"
+        ) from error
+    text = "".join(words).strip().strip('"').strip()  # some files hold a list of letters, some put quotes
+    if not text:
+        raise ValueError(f"{path} has no language: its language_instruction is empty; {UNPACK}")
+    return text

@@ -1,0 +1,81 @@
+"""Files and folders that appear whole or not at all: written beside their place, then renamed."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["remove_leftovers", "share_file", "write_json", "write_whole_file", "write_whole_folder"]
+
+# What linking says where it cannot: another file system, one without links, too many of them.
+NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)
+SUFFIX = ".tmp"
+
+
+@contextlib.contextmanager
+def write_whole_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary name in the same folder; on success it replaces `path`, on any error it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)  # mkstemp makes private files; a dataset is for everybody
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def write_whole_folder(path: str | Path, beside: Path | None = None, shared: bool = False) -> Iterator[Path]:
+    """Give an empty folder; on success it is renamed to `path`, on any error it is removed.
+
+    Args:
+        path (`str` or `Path`): The folder to make; it must be missing or empty when the block ends.
+        beside (`Path`, *optional*): Where it grows, on the same file system; beside `path` by default.
+        shared (`bool`): Other processes may make the same folder; the first one stays.
+
+    Raises:
+        OSError: If the disk is full, or (unless `shared`) `path` has contents.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=beside or path.parent, prefix=f".{path.name}.", suffix=SUFFIX))
+    try:
+        yield folder
+        folder.chmod(0o755)  # mkdtemp makes private folders
+        os.replace(folder, path)
+    except OSError as error:
+        if not (shared and error.errno in (errno.ENOTEMPTY, errno.EEXIST)):
+            raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder; nobody else may be writing there."""
+    for leftover in folder.glob(f".*{SUFFIX}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write a JSON file so that a reader sees the old or the new one, never half of it."""
+    with write_whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def share_file(path: Path, target: Path) -> None:
+    """Hard-link a file to another name; copy it where the file system has no links."""
+    try:
+        os.link(path.resolve(), target)  # the Hub's cache has symbolic links
+    except OSError as error:
+        if error.errno not in NO_LINK:
+            raise
+        shutil.copyfile(path, target)

@@ -1,0 +1,230 @@
+"""Files of a LeRobot v3 dataset: find them, check that they are whole, append columns."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets_scripts.storage.atomic import write_json, write_whole_file
+
+INFO_PATH = Path("meta/info.json")
+
+
+def load_info(root: str | Path) -> dict:
+    """Contents of `meta/info.json` of a local LeRobot dataset.
+
+    Raises:
+        ValueError: If the file is missing or damaged, or of another version than v3; names it.
+    """
+    path = Path(root) / INFO_PATH
+    try:
+        info = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{root} is no LeRobot dataset: {INFO_PATH} is missing") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); download or create the dataset again") from error
+    if not isinstance(info, dict) or "features" not in info:
+        raise ValueError(f"{path} lists no features; download or create the dataset again")
+    version = str(info.get("codebase_version", "v3")).removeprefix("v")
+    if version.split(".")[0] != "3":
+        old = version.startswith(("1.", "2."))
+        remedy = (
+            "convert it with `python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=OWNER/NAME "
+            "--push-to-hub=false` (--root=DIR for a folder)"
+            if old
+            else "update lerobot_policy_foresight"
+        )
+        raise ValueError(f"{root} is a LeRobot dataset of version {version}, not 3: {remedy}")
+    return info
+
+
+def load_features(root: str | Path) -> dict[str, dict]:
+    """Features of a local LeRobot dataset, read from `meta/info.json`.
+
+    Raises:
+        ValueError: If the file is missing or damaged; names it.
+    """
+    return load_info(root)["features"]
+
+
+def data_files(root: str | Path) -> list[Path]:
+    """Data files of a LeRobot v3 dataset in the order of their frames.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    paths = sorted((Path(root) / "data").glob("*/*.parquet"))
+    if not paths:
+        raise ValueError(f"dataset {root} has no data files (data/chunk-*/file-*.parquet); is it complete?")
+    return paths
+
+
+def dataset_files(root: str | Path) -> list[Path]:
+    """All files of a dataset by their place in its folder, in order, hidden ones left out.
+
+    Folders that are symbolic links are followed, as LeRobot does: videos may lie on another disk.
+    """
+    places = []
+    for folder, inner, names in os.walk(root, followlinks=True):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        places += [Path(folder, name).relative_to(root) for name in names if not name.startswith(".")]
+    return sorted(places)
+
+
+def append_columns(
+    root: str | Path,
+    features: Mapping[str, Mapping[str, Any]],
+    values: Mapping[str, Callable[[int], np.ndarray]],
+) -> None:
+    """Add flat columns to every data file of a local LeRobot v3 dataset, without statistics.
+
+    One row group per episode, zstd, written beside the old file and renamed over it; the features enter
+    `meta/info.json` last, so that a dataset never promises a column it lacks. Running it again after an
+    interruption continues: files that already carry all the columns are left alone, so `values` must be the
+    same function of the episode. LeRobot's own schema metadata is dropped, as it would contradict the new
+    columns.
+
+    Args:
+        root (`str` or `Path`): Dataset folder.
+        features (`Mapping[str, Mapping]`): LeRobot features of the new columns; `shape` must be
+            one-dimensional.
+        values (`Mapping[str, Callable]`): For each key a function from episode index to `(frames, *shape)`
+            values.
+
+    Raises:
+        ValueError: If a key exists with another definition, values have a wrong shape, or a file is damaged.
+    """
+    root = Path(root)
+    info = load_info(root)
+    features = json.loads(json.dumps(features))  # the form info.json keeps: tuples become lists
+    if set(values) != set(features):
+        raise ValueError(f"append_columns got features {sorted(features)} but values for {sorted(values)}")
+    for key, feature in features.items():
+        if "/" in key or len(feature["shape"]) != 1:
+            raise ValueError(
+                f"column '{key}' of shape {feature['shape']}: keys have no '/', shapes one dimension"
+            )
+        if info["features"].get(key, feature) != feature:
+            raise ValueError(
+                f"dataset {root} already has a column '{key}' with another definition "
+                f"({info['features'][key]['dtype']} {info['features'][key]['shape']}); "
+                "remove it first with lerobot's remove_feature, or write to a new dataset"
+            )
+    for path in data_files(root):
+        _append_to_file(path, features, values)
+    info["features"].update(features)
+    write_json(root / INFO_PATH, info)
+
+
+def _append_to_file(
+    path: Path, features: Mapping[str, Mapping[str, Any]], values: Mapping[str, Callable[[int], np.ndarray]]
+) -> None:
+    """Rewrite one parquet file with the new columns; keep it untouched if it has them all."""
+    try:
+        source = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"cannot read data file {path}: {error}; download or create the dataset again"
+        ) from error
+    with source:
+        present = set(source.schema_arrow.names)
+        if set(features) <= present:
+            return
+        new_keys = [key for key in features if key not in present]
+        with write_whole_file(path) as temporary:
+            writer = None
+            try:
+                for episode_index, table in iterate_episodes(source):
+                    for key in new_keys:
+                        column = _as_column(
+                            key, features[key], values[key](episode_index), table.num_rows, episode_index
+                        )
+                        table = table.append_column(key, column)
+                    if writer is None:
+                        # Points of a still scene repeat from row to row, which zstd sees and a dictionary
+                        # does not.
+                        plain = [key for key in table.column_names if key not in features]
+                        writer = pq.ParquetWriter(
+                            temporary, table.schema, compression="zstd", use_dictionary=plain
+                        )
+                    writer.write_table(table)
+            finally:
+                if writer is not None:
+                    writer.close()
+
+
+def iterate_episodes(source: pq.ParquetFile) -> Iterator[tuple[int, pa.Table]]:
+    """Yield `(episode index, rows)`, whatever the row groups of the file are."""
+    pending: pa.Table | None = None
+    for group in range(source.num_row_groups):
+        table = source.read_row_group(group).replace_schema_metadata(None)
+        if pending is not None:
+            table = pa.concat_tables([pending, table])
+        episodes = table.column("episode_index").to_numpy()
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(episodes)) + 1])
+        for start, stop in zip(starts[:-1], starts[1:], strict=True):
+            yield int(episodes[start]), table.slice(start, stop - start)
+        pending = table.slice(starts[-1])  # the last episode may go on in the next row group
+    if pending is not None and pending.num_rows:
+        yield int(pending.column("episode_index")[0].as_py()), pending
+
+
+def _as_column(
+    key: str, feature: Mapping[str, Any], values: np.ndarray, n_rows: int, episode_index: int
+) -> pa.Array:
+    """Values of one episode as the Arrow array LeRobot would have written for this feature."""
+    (size,) = feature["shape"]
+    values = np.asarray(values)
+    if values.shape != (n_rows, size):
+        raise ValueError(
+            f"column '{key}', episode {episode_index}: values have shape {values.shape}, "
+            f"expected {(n_rows, size)}"
+        )
+    flat = pa.array(np.ascontiguousarray(values, dtype=feature["dtype"]).reshape(-1))
+    return flat if size == 1 else pa.FixedSizeListArray.from_arrays(flat, size)
+
+
+def video_sizes(root: Path) -> dict[str, int]:
+    """Bytes of every video file, by its place in the dataset; kept in the provenance."""
+    return {str(path.relative_to(root)): path.stat().st_size for path in sorted(root.glob("videos/**/*.mp4"))}
+
+
+def check_dataset(root: Path, n_episodes: int, video_bytes: Mapping[str, int]) -> None:
+    """Quick check that a finished dataset is still whole: counts, data files' footers, sizes of the videos.
+
+    Args:
+        root (`Path`): Folder.
+        n_episodes (`int`): Episodes it should hold.
+        video_bytes (`Mapping[str, int]`): What `video_sizes` gave when it was made.
+
+    Raises:
+        ValueError: Names the file that is missing or damaged and the remedy.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    remedy = f"delete {root} and run the same command again"
+    try:
+        info = json.loads((root / "meta/info.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{root}/meta/info.json is damaged ({error}); {remedy}") from error
+    if info["total_episodes"] != n_episodes:
+        raise ValueError(f"{root} holds {info['total_episodes']} episodes, not {n_episodes}; {remedy}")
+    n_rows = 0
+    for path in data_files(root):
+        try:
+            n_rows += pq.read_metadata(path).num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"data file {path} is damaged ({error}); {remedy}") from error
+    if n_rows != info["total_frames"]:
+        raise ValueError(f"the data files of {root} hold {n_rows} of {info['total_frames']} frames; {remedy}")
+    for name, size in video_bytes.items():
+        path = root / name
+        found = path.stat().st_size if path.exists() else None
+        if found != size:
+            raise ValueError(f"video file {path} has {found or 'no'} bytes instead of {size}; {remedy}")

@@ -1,0 +1,93 @@
+"""`meta/foresight.json`: how depth and tracks were made, and what is known of every episode's labels."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets_scripts.storage.atomic import write_json
+
+PROVENANCE_PATH = Path("meta/foresight.json")
+PROVENANCE_VERSION = 1
+
+
+def read_provenance(root: str | Path) -> dict:
+    """Contents of `meta/foresight.json`: how depth and tracks were made, each episode's moving flags.
+
+    Returns:
+        `dict`: Empty when the dataset has none (LeRobot's split, delete and merge tools do not copy it).
+
+    Raises:
+        ValueError: If the file is damaged or of a newer version.
+    """
+    path = Path(root) / PROVENANCE_PATH
+    if not path.exists():
+        return {}
+    try:
+        provenance = json.loads(path.read_text())
+        if not isinstance(provenance, dict):
+            raise ValueError("it holds no JSON object")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); annotate the dataset again or delete the file"
+        ) from error
+    if provenance.get("version", 0) > PROVENANCE_VERSION:
+        raise ValueError(
+            f"{path} has version {provenance['version']}, this code knows {PROVENANCE_VERSION}; "
+            "update lerobot_policy_foresight"
+        )
+    return provenance
+
+
+def write_provenance(root: str | Path, provenance: Mapping[str, Any]) -> None:
+    """Write `meta/foresight.json` in one step, with the version of its layout."""
+    write_json(Path(root) / PROVENANCE_PATH, {"version": PROVENANCE_VERSION, **provenance})
+
+
+def encode_flags(flags: np.ndarray) -> str:
+    """Boolean flags `(n,)` as the hexadecimal text kept in the provenance."""
+    return np.packbits(np.asarray(flags, dtype=bool)).tobytes().hex()
+
+
+def moving_flags(provenance: Mapping[str, Any], episode_index: int, camera: str, n_points: int) -> np.ndarray:
+    """Which points of an episode were labelled as moving.
+
+    Args:
+        provenance (`Mapping`): What `read_provenance` gave.
+        episode_index (`int`): Episode.
+        camera (`str`): Camera of the tracks.
+        n_points (`int`): Points of the column.
+
+    Returns:
+        `np.ndarray`: `(n_points,)` bool; all false when nothing is recorded for the episode.
+    """
+    facts = provenance.get("episodes", {}).get(str(episode_index), {}).get(camera, {})
+    flags = np.zeros(n_points, dtype=bool)
+    if "moving" in facts:
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(facts["moving"]), dtype=np.uint8))[:n_points]
+        flags[: len(bits)] = bits.astype(bool)
+    return flags
+
+
+def flagged_episodes(
+    provenance: Mapping[str, Any], cameras: Sequence[str] | None = None
+) -> dict[int, list[str]]:
+    """Episodes whose labels are doubtful, and why; `quality.py` says what the flags mean.
+
+    Args:
+        provenance (`Mapping`): What `read_provenance` gave.
+        cameras (`Sequence[str]`, *optional*): Count the flags of these alone.
+
+    Returns:
+        `dict[int, list[str]]`: Flags (`<camera>/<word>`) by episode; without those that have none.
+    """
+    found = {}
+    for episode, facts in provenance.get("episodes", {}).items():
+        raised = facts.get("flags", [])
+        if cameras is not None:
+            raised = [flag for flag in raised if flag.rpartition("/")[0] in cameras]
+        if raised:
+            found[int(episode)] = list(raised)
+    return found

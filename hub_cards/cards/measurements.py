@@ -1,0 +1,250 @@
+"""What a run measured, gathered in the folder that will be published: `evaluation/*.json` and pictures.
+
+From then on the folder is enough: `model_card.py` writes the card from it, and `check.py` compares the two.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from datasets_scripts.storage.atomic import write_json, write_whole_file
+from hub_cards.cards.licences import find_previous_stage, parts_of_run
+from training.checkpoint_folder import read_run_config, read_summary, run_folder, weights_digest
+from training.config import RunConfig, load_config
+from training.run_facts import portable_path
+
+__all__ = ["collect_measurements", "has_measured_weights", "is_folder", "read_json", "read_measurements"]
+
+# Commands that make what a card needs; in braces the run, the folder of its training and its (first) dataset.
+TRAIN = (
+    "accelerate launch training/train.py --config training/configs/quickstart.yaml --dataset {data} "
+    "--output {trained} --export {run}/model"
+)
+RESUME = "accelerate launch training/train.py --config {trained}/config.yaml --resume"
+EVALUATE = (
+    "python training/evaluate.py --checkpoint {run}/model --tasks drawer-open-v3 --output {run}/eval.json "
+    "--video {run}/rollout.mp4"
+)
+VISUALIZE = (
+    "python training/visualize.py --checkpoint {run}/model --dataset {data} --output {run}/foresight.png"
+)
+PICTURES = ("foresight.png", "rollout.mp4")
+# Fields of a base's configuration that the card of an adapter needs; a model has its own config.json.
+BASE_FIELDS = ("views", "objectives", "history_length", "chunk_size", "image_size")
+BASE_FIELDS += ("action_dim", "action_codec", "state_dim")
+STAGE_FIELDS = ("seed", "steps", "train_seconds", "command", "date", "commit")  # of trainings before this one
+
+
+def collect_measurements(run: Path, seed_evaluations: Sequence[Path] = (), open_loop: bool = False) -> None:
+    """Copy figures and pictures of a run into its `model/`.
+
+    Args:
+        run (`Path`): Folder with `model/`, `eval.json`, `foresight.png` and, if there is one, `rollout.mp4`.
+            `summary.json` and `config.yaml` of the training are in it, or in its `training/`.
+        seed_evaluations (`Sequence[Path]`): Evaluations of the same training with other seeds; `eval-*.json`
+            of the run are added to them.
+        open_loop (`bool`): Whether a policy may do without `eval.json`.
+
+    Raises:
+        ValueError: If a figure is missing or does not belong to the model; names the file and the command
+            that makes it.
+    """
+    model = run / "model"
+    adapter = (model / "adapter_config.json").is_file()
+    trained = run if (run / "config.yaml").is_file() else run / "training"
+    places = {"run": run, "trained": trained, "data": _first_dataset(run, trained)}
+    _refuse_missing_files(places, adapter, open_loop)
+    summary = read_json(trained / "summary.json")
+    evaluation = read_json(run / "eval.json") if (run / "eval.json").is_file() else None
+    _check_figures(places, summary, evaluation)
+    evaluations = {"eval.json": evaluation} if evaluation else {}
+    for path in sorted({*run.glob("eval-*.json"), *seed_evaluations}):
+        other = _read_other_seed(path, evaluation, summary)
+        evaluations[f"eval-seed{other['training']['seed']}.json"] = other
+
+    folder = model / "evaluation"
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("eval*.json"):
+        old.unlink()
+    write_json(folder / "training.json", _describe_training(summary, _settings(model), adapter))
+    for name, content in evaluations.items():
+        write_json(folder / name, content)
+    for name in PICTURES:
+        if (run / name).is_file():
+            with write_whole_file(model / name) as temporary:
+                shutil.copyfile(run / name, temporary)
+
+
+def read_measurements(folder: Path) -> dict:
+    """What the folder says of itself: `kind`, `config`, `summary`, `evaluation`, `seeds`, `latency`, `base`.
+
+    Raises:
+        ValueError: If the configuration or the training's figures are missing or damaged.
+    """
+    evaluation = folder / "evaluation"
+    adapter = (folder / "adapter_config.json").is_file()
+    own = folder / ("adapter_config.json" if adapter else "config.json")
+    for path, remedy in {
+        own: "give the folder that train.py exports",
+        evaluation / "training.json": "run hub_cards/build.py on the run's folder, which holds model/",
+    }.items():
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: {remedy}")
+    summary, config = read_json(evaluation / "training.json"), read_json(own)
+    base = summary.get("base")
+    if adapter:
+        # From the adapter's own file, which is corrected when the base is published later.
+        name, revision = config["base_model_name_or_path"], config.get("revision")
+        base = {"name": name, "revision": revision, "is_folder": is_folder(name)}
+        config = summary.get("config", {})
+    acts = "action" in config.get("objectives", ())
+    optional = {
+        name: read_json(path) if (path := evaluation / f"{name}.json").is_file() else None
+        for name in ("eval", "latency")
+    }
+    return {
+        "kind": "adapter" if adapter else "finetuned" if acts else "pretrained",
+        "config": config,
+        "summary": summary,
+        "evaluation": optional["eval"],
+        "seeds": [read_json(path) for path in sorted(evaluation.glob("eval-seed*.json"))],
+        "latency": optional["latency"],
+        "base": base,
+    }
+
+
+def _first_dataset(run: Path, trained: Path) -> str | Path:
+    settings = trained / "config.yaml"
+    datasets = load_config(settings, []).data.datasets if settings.is_file() else []
+    return datasets[0].path if datasets else run / "dataset"
+
+
+def _refuse_missing_files(places: Mapping[str, str | Path], adapter: bool, open_loop: bool) -> None:
+    run, trained = Path(places["run"]), Path(places["trained"])
+    train = RESUME if (trained / "config.yaml").is_file() else TRAIN
+    needed = {
+        run / "model" / ("adapter_config.json" if adapter else "config.json"): train,
+        trained / "summary.json": train,
+        run / "eval.json": EVALUATE,
+        run / "foresight.png": VISUALIZE,
+    }
+    tried = run / "eval.json"
+    missing = [path for path in needed if not path.is_file() and not (open_loop and path == tried)]
+    if missing == [tried]:  # a model without actions cannot be tried
+        acts = "action" in read_json(trained / "summary.json").get("objectives", ["action"])
+        missing = [tried] if acts else []
+    if missing:
+        lines = [f"{path} is missing; make it with:\n  {needed[path].format(**places)}" for path in missing]
+        if tried in missing:
+            lines.append(
+                "(for a policy that cannot be tried in MetaWorld, --open-loop writes a card that says so)"
+            )
+        raise ValueError("\n".join(lines))
+
+
+def _check_figures(places: Mapping[str, str | Path], summary: Mapping, evaluation: Mapping | None) -> None:
+    """Refuse a run without held-out errors, and an evaluation of another model or of other weights."""
+    run, again = Path(places["run"]), EVALUATE.format(**places)
+    if not (summary.get("validation") or (evaluation or {}).get("open_loop")):
+        raise ValueError(
+            f"{places['trained']}/summary.json has no figures of held-out episodes (data.val_fraction 0?): "
+            f"train with some, or measure them with:\n  {again} --dataset {places['data']}"
+        )
+    if evaluation is None:
+        return
+    measured = (run / evaluation["checkpoint"]["path"]).resolve()
+    if measured != (run / "model").resolve():
+        what = f"{evaluation['checkpoint']['path']}, not {run}/model"
+    elif not has_measured_weights(evaluation, run / "model"):
+        what = f"weights that {run}/model had before it was exported again"
+    else:
+        return
+    raise ValueError(f"{run}/eval.json measured {what}; measure again with:\n  {again}")
+
+
+def has_measured_weights(evaluation: Mapping, model: Path) -> bool:
+    """Whether a folder still has the weights that were evaluated; true where one of the two is unknown."""
+    measured = evaluation["checkpoint"].get("weights_sha256")
+    known = measured is not None and any(model.glob("*model*.safetensors"))
+    return not known or measured == weights_digest(model)
+
+
+def _read_other_seed(path: Path, evaluation: Mapping | None, summary: Mapping) -> dict:
+    """An evaluation and how its training was done; refused if it cannot be compared with ours."""
+    other = read_json(path)
+    checkpoint = (path.parent / other["checkpoint"]["path"]).resolve()
+    trained = read_summary(checkpoint)
+    if not trained:
+        raise ValueError(
+            f"{path} measures {other['checkpoint']['path']}, but the summary.json of its training is not "
+            "beside that: keep the file where evaluate.py wrote it, with the run"
+        )
+    if evaluation is None:
+        raise ValueError(f"{path} cannot be compared with anything: evaluate this run too (eval.json)")
+    for what, here, there in (
+        ("tasks", sorted(evaluation["tasks"]), sorted(other["tasks"])),
+        ("starts", evaluation["seeds"]["first"], other["seeds"]["first"]),
+        ("episodes", evaluation["mean"]["episodes"], other["mean"]["episodes"]),
+        ("settings", evaluation["settings"], other["settings"]),
+        ("steps of training", summary["steps"], trained["steps"]),
+    ):
+        if here != there:
+            raise ValueError(
+                f"{path} has other {what} ({there}) than eval.json ({here}): evaluate both in the same way"
+            )
+    if trained["seed"] == summary["seed"]:
+        raise ValueError(f"{path} is of a training with the same seed, {summary['seed']}: train with another")
+    return {**other, "training": _describe_stage(trained) | _describe_base(_settings(checkpoint), trained)}
+
+
+def _describe_stage(summary: Mapping) -> dict:
+    return {name: summary[name] for name in STAGE_FIELDS}
+
+
+def _describe_base(run: RunConfig | None, summary: Mapping) -> dict:
+    """`base`: what a run started from, and how it was made if its run lies beside it; empty without one."""
+    if run is None or not run.init_from:
+        return {}
+    base = {"name": portable_path(run.init_from), "is_folder": is_folder(run.init_from)}
+    base["revision"] = summary.get("init_revision")
+    if stage := find_previous_stage(run):
+        base["training"] = _describe_stage(stage[1])
+    return {"base": base}
+
+
+def _settings(model: Path) -> RunConfig | None:
+    return read_run_config(model) if run_folder(model) else None
+
+
+def _describe_training(summary: Mapping, run: RunConfig | None, adapter: bool) -> dict:
+    """The summary, licences, and what the card says of the base, which another machine may lack."""
+    described = {**summary, "licences": parts_of_run(run, summary), **_describe_base(run, summary)}
+    if adapter:
+        if run is None:
+            raise ValueError("the run's config.yaml is missing; it says which base the adapter has")
+        from training.starting_model import starting_config
+
+        base = starting_config(run).to_dict()
+        described["config"] = {name: base[name] for name in BASE_FIELDS}
+    return described
+
+
+def is_folder(name: str) -> bool:
+    """Whether a base's name is a place on some machine rather than a Hub id."""
+    return Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/", "~"))
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: If the file is damaged or holds something else; names it.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and make it again") from None
+    return content

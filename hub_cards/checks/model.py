@@ -1,0 +1,167 @@
+"""Whether a model or an adapter loads: weights, configuration, statistics, LeRobot's files, stored sample."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from transformers.utils import logging
+
+from hub_cards.cards.measurements import is_folder, read_json
+from hub_cards.checks.messages import EXPORT_AGAIN, list_some, shorten_error
+from hub_cards.checks.sample import SAMPLE_FILE, check_sample
+from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
+from modeling_foresight.streaming import SHARED
+from training.checkpoint_folder import load_checkpoint
+
+__all__ = ["check_adapter", "check_model"]
+
+
+def check_model(folder: Path) -> list[str]:
+    """Problems of weights, processor, statistics, LeRobot's files and the stored sample of a model."""
+    if problems := _check_weight_files(folder):
+        return problems
+    try:
+        with _quiet_transformers():
+            model, loaded = ForesightForActionPrediction.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except Exception as error:  # safetensors, JSON and config classes raise types of their own
+        return [f"the model does not load: {shorten_error(error)}: {EXPORT_AGAIN}"]
+    for what, names in (
+        ("lack", loaded["missing_keys"]),
+        ("have, beyond the configuration,", loaded["unexpected_keys"]),
+        ("have another shape for", [key for key, *_ in loaded["mismatched_keys"]]),
+    ):
+        if names:
+            problems.append(f"the weights {what} {list_some(names)} (config.json decides): {EXPORT_AGAIN}")
+    broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    if broken:
+        problems.append(f"the weights are not finite in {list_some(broken)}: train again")
+    problems += _check_processor(folder, model.config) + _check_lerobot_files(folder)
+    return problems or _check_stored_sample(folder)
+
+
+def check_adapter(folder: Path) -> list[str]:
+    """Problems of an adapter, its base and its processor."""
+    try:
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or ""
+    except ValueError as error:
+        return [f"{shorten_error(error)}: {EXPORT_AGAIN}"]
+    problems = []
+    if is_folder(base):
+        problems.append(
+            f"its base {base!r} is a folder of this machine: publish it (python hub_cards/publish.py "
+            f"{base or 'BASE'} --repo-id YOU/BASE), write YOU/BASE into base_model_name_or_path of "
+            "adapter_config.json, then run hub_cards/build.py again"
+        )
+    try:
+        with _quiet_transformers():
+            model, _ = load_checkpoint(folder)
+    except ValueError as error:
+        return [*problems, f"the adapter does not load: {shorten_error(error)}"]
+    problems += _check_processor(folder, model.config)
+    return problems or _check_stored_sample(folder)
+
+
+def _check_weight_files(folder: Path) -> list[str]:
+    """Weight files that are missing or damaged."""
+    names, index = ["model.safetensors"], folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(read_json(index)["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            return [
+                f"{index.name} does not say which file holds what ({shorten_error(error)}): {EXPORT_AGAIN}"
+            ]
+    problems = []
+    for name in names:
+        if not (folder / name).is_file():
+            problems.append(f"{name} is missing, the weights: {EXPORT_AGAIN}")
+        elif damage := _find_damage(folder / name):
+            problems.append(f"{name} cannot be read ({damage}): copy it again, or {EXPORT_AGAIN}")
+    return problems
+
+
+def _find_damage(path: Path) -> str:
+    """Why a safetensors file cannot be opened; empty if it can."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            file.keys()
+    except Exception as error:  # safetensors raises a type of its own, and OSError
+        return shorten_error(error)
+    return ""
+
+
+def _check_processor(folder: Path, config) -> list[str]:
+    """Fields that differ from the configuration, and statistics that are missing or of another size."""
+    if not (folder / "processor_config.json").is_file():
+        return [f"processor_config.json is missing; nobody can prepare inputs without it: {EXPORT_AGAIN}"]
+    try:
+        processor = ForesightProcessor.from_pretrained(folder)
+    except Exception as error:  # tokenizers raise types of their own
+        return [f"the processor does not load: {shorten_error(error)}: {EXPORT_AGAIN}"]
+    problems = []
+    for name in SHARED:
+        ours, theirs = (getattr(one, name) for one in (processor, config))
+        if np.shape(ours) != np.shape(theirs) or np.any(np.asarray(ours) != np.asarray(theirs)):
+            problems.append(
+                f"{name} is {ours} in processor_config.json and {theirs} in config.json: {EXPORT_AGAIN}"
+            )
+    needed = {}
+    if config.has("action") and config.action_codec != "local_delta":  # local deltas have fixed units
+        needed["action"] = config.action_dim
+    if config.state_dim and config.state_representation == "absolute":
+        needed["state"] = config.state_dim
+    for name, size in needed.items():
+        stats = getattr(processor, f"{name}_stats")
+        if not stats:
+            problems.append(
+                f"processor_config.json has no {name}_stats, so {name}s are not normalised: {EXPORT_AGAIN}"
+            )
+        elif any(np.shape(value) != (size,) or not np.isfinite(value).all() for value in stats.values()):
+            problems.append(
+                f"{name}_stats of processor_config.json are not {size} finite numbers each: {EXPORT_AGAIN}"
+            )
+    return problems
+
+
+def _check_lerobot_files(folder: Path) -> list[str]:
+    """The pipelines of a LeRobot policy (`type` in config.json), and the files that they name."""
+    if "type" not in read_json(folder / "config.json"):
+        return []
+    bad = []
+    for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
+        try:
+            steps = read_json(folder / name)["steps"]
+            states = [step["state_file"] for step in steps if "state_file" in step]
+        except (OSError, ValueError, KeyError, TypeError):
+            bad.append(name)
+            continue
+        bad += [state for state in states if _find_damage(folder / state)]
+    remedy = "write them with `python -m lerobot_policy_foresight FOLDER`"
+    return [f"LeRobot's files are missing or damaged: {list_some(bad)}: {remedy}"] if bad else []
+
+
+def _check_stored_sample(folder: Path) -> list[str]:
+    try:
+        if (folder / SAMPLE_FILE).is_file():  # publish.py writes one where there is none
+            check_sample(folder)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hide what transformers prints about keys: the problems name them."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.set_verbosity(before)

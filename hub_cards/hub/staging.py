@@ -1,0 +1,126 @@
+"""The folder as it will be on the Hub, in a temporary place: what is checked there is what is sent."""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants
+
+from datasets_scripts.inspection.dataset_card import write_card
+from datasets_scripts.storage.atomic import share_file, write_json
+from datasets_scripts.storage.dataset_folder import dataset_files
+from datasets_scripts.storage.hub_download import explain_hub_errors
+from datasets_scripts.storage.hub_upload import patiently
+from datasets_scripts.storage.provenance import read_provenance
+from hub_cards.cards.measurements import is_folder, read_json
+from hub_cards.checks.sample import SAMPLE_FILE, write_sample
+from modeling_foresight.exporting import add_code
+from training.adapters import FACTS
+from training.run_facts import portable_path
+
+__all__ = ["list_files", "pin_base", "staged_folder"]
+
+LARGE_FILE = 1 << 20  # bytes; smaller files are copied because some are rewritten, larger ones are linked
+
+
+@contextmanager
+def staged_folder(folder: Path, repo_id: str, kind: str, with_code: bool) -> Iterator[Path]:
+    """A temporary folder with the files that will be published.
+
+    Args:
+        folder (`Path`): Model, adapter or dataset.
+        repo_id (`str`): What the card's examples load from.
+        kind (`str`): `model`, `adapter` or `dataset`.
+        with_code (`bool`): Whether to add the model's Python files.
+    """
+    parent = folder.resolve().parent  # on the same disk, large files need no copy
+    with tempfile.TemporaryDirectory(
+        prefix=".publish-", dir=parent if os.access(parent, os.W_OK) else None
+    ) as name:
+        stage = Path(name)
+        for place in _published_places(folder):
+            (stage / place).parent.mkdir(parents=True, exist_ok=True)
+            large = (folder / place).stat().st_size > LARGE_FILE
+            (share_file if large else shutil.copyfile)(folder / place, stage / place)
+        card = stage / "README.md"
+        if kind != "dataset" and card.is_file():
+            card.write_text(_readdress_card(card.read_text(), folder, repo_id, with_code))
+        elif card.is_file() and {"annotation", "simulation"} & read_provenance(folder).keys():
+            write_card(stage, repo_id)
+        if with_code:
+            with suppress(FileNotFoundError, ValueError, TypeError):  # check_folder reports what is missing
+                add_code(stage)
+        yield stage
+
+
+def list_files(stage: Path, kind: str) -> dict[str, Path]:
+    """Place in the repository -> file; a model or adapter without `sample.safetensors` gets one first."""
+    if kind != "dataset" and not (stage / SAMPLE_FILE).is_file():
+        write_sample(stage)
+    return {place.as_posix(): stage / place for place in _published_places(stage)}
+
+
+def _published_places(folder: Path) -> list[Path]:
+    """No hidden files except the Hub's results, and no compiled code."""
+    places = [place for place in dataset_files(folder) if "__pycache__" not in place.parts]
+    return sorted([*places, *(path.relative_to(folder) for path in folder.glob(".eval_results/*.yaml"))])
+
+
+def _readdress_card(card: str, folder: Path, repo_id: str, with_code: bool) -> str:
+    """The card with examples that load from the Hub instead of the place that it was written for.
+
+    That place is what the card's first example loads its processor from; for a pretrained model, the model.
+    """
+    examples, heading, rest = card.partition("\n## How it was trained\n")  # below, commands are a record
+    named = [
+        re.search(rf'Auto{what}\.from_pretrained\("([^"]+)"', examples) for what in ("Processor", "Model")
+    ]
+    places = {"model", portable_path(folder), str(folder), *[found[1] for found in named if found][:1]}
+    here = "|".join(map(re.escape, places))
+    load = r"--policy\.path=|from_pretrained\((?:base, )?\"|\.yaml --init_from "
+    card = re.sub(rf"({load})(?:{here})(?=[\s\"`])", rf"\g<1>{repo_id}", examples) + heading + rest
+    if with_code:
+        card = re.sub(r"^import modeling_foresight .*\n\n?", "", card, flags=re.MULTILINE)
+        card = card.replace(
+            f'from_pretrained("{repo_id}"', f'from_pretrained("{repo_id}", trust_remote_code=True'
+        )
+    return card
+
+
+def pin_base(stage: Path, public: bool, dry_run: bool) -> None:
+    """Write the commit of an adapter's base into the staged files, because a branch may move on.
+
+    Args:
+        stage (`Path`): Staged adapter.
+        public (`bool`): Whether the adapter will be public.
+        dry_run (`bool`): Whether to leave out the request to the Hub if the commit is known.
+
+    Raises:
+        ValueError: If the base is not on the Hub, or is private and the adapter will be public.
+    """
+    path = stage / "adapter_config.json"
+    config = read_json(path)
+    base, revision = config.get("base_model_name_or_path") or "", config.get("revision")
+    if is_folder(base):
+        return  # check_folder refuses it
+    if dry_run and constants.REGEX_COMMIT_OID.fullmatch(revision or ""):
+        return
+    with explain_hub_errors(base, "model"):
+        info = patiently(lambda: HfApi().model_info(base, revision=revision))
+    if public and info.private:
+        raise ValueError(
+            f"the adapter's base {base} is private: nobody could load the adapter: make its base public first"
+        )
+    write_json(path, config | {"revision": info.sha})
+    if (stage / FACTS).is_file():
+        write_json(stage / FACTS, read_json(stage / FACTS) | {"base_model": base, "base_revision": info.sha})
+    card = stage / "README.md"
+    if card.is_file():
+        pinned = f'AutoModel.from_pretrained("{base}", revision="{info.sha}"'
+        plain = rf'AutoModel\.from_pretrained\("{re.escape(base)}"(?:, revision="[^"]*")?'
+        card.write_text(re.sub(plain, pinned, card.read_text()))
+    print(f"base: {base} at commit {info.sha}")

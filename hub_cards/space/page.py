@@ -1,0 +1,238 @@
+"""The page of the Space: its layout, its handlers, and what connects the two."""
+
+import dataclasses
+import functools
+import html
+from pathlib import Path
+
+import gradio as gr
+import plotly
+
+from hub_cards.space.episode import (
+    Choice,
+    EpisodeView,
+    match_cameras,
+    name_episodes,
+    open_dataset,
+    predict_episode,
+)
+from hub_cards.space.moment_pictures import moment_html
+from hub_cards.space.plots import CLOUDS, actions_figure, scene_figure
+
+__all__ = ["build_page", "launch_options"]
+
+TITLE = """# 3D Foresight
+Look through a robot policy's eyes: what it sees, how far away it takes that to be, what it expects to happen,
+and what it does about it, beside what was recorded."""
+PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+# Gradio's own Plot makes a new plot for every update, which would turn the scene back while scrubbing.
+DRAW = """
+const target = element.querySelector('.plot');
+const draw = () => {
+  if (!props.value) return;
+  const figure = JSON.parse(props.value);
+  Plotly.react(target, figure.data, figure.layout, {responsive: true, displayModeBar: false});
+};
+watch('value', draw);
+draw();
+"""
+PLAY_PAUSE_S = 0.4
+PROGRESS = gr.Progress()  # gradio shows it for the handlers that take it
+
+
+def build_page(checkpoint: str, dataset: str) -> gr.Blocks:
+    """The page.
+
+    Args:
+        checkpoint (`str`): Folder or Hub id that it opens with.
+        dataset (`str`): Folder or Hub id that it opens with.
+    """
+    return _Page(checkpoint, dataset).blocks
+
+
+def launch_options() -> dict:
+    """How the page looks, and the one file of this machine that it may read: plotly's script."""
+    gr.set_static_paths([PLOTLY])
+    return {
+        "theme": gr.themes.Soft(primary_hue="orange", secondary_hue="blue").set(
+            block_title_background_fill="none",
+            block_title_text_color="*body_text_color",
+            block_title_padding="0",
+            block_title_text_size="*text_sm",
+        ),
+        "css_paths": Path(__file__).with_name("style.css"),
+        "footer_links": [],
+        "show_error": True,
+        "ssr_mode": False,
+    }
+
+
+class _Page:
+    """Parts of the page as attributes, and a method for every event."""
+
+    def __init__(self, checkpoint: str, dataset: str):
+        with gr.Blocks(title="3D Foresight", analytics_enabled=False, fill_width=True) as self.blocks:
+            gr.Markdown(TITLE, elem_id="title")
+            self._add_controls(checkpoint, dataset)
+            self._add_screen()
+            self._connect_events()
+
+    def _add_controls(self, checkpoint: str, dataset: str) -> None:
+        with gr.Row(equal_height=True):
+            label = "Checkpoint: folder or Hub id"
+            self.checkpoint = gr.Textbox(checkpoint, label=label, elem_id="checkpoint", scale=3)
+            label = "LeRobot dataset: folder or Hub id"
+            self.dataset = gr.Textbox(dataset, label=label, elem_id="dataset", scale=3)
+            placeholder = "view=camera, ..."
+            self.cameras = gr.Textbox(label="Cameras", placeholder=placeholder, elem_id="cameras", scale=2)
+            self.open = gr.Button("Open", variant="primary", elem_id="open", scale=1, min_width=90)
+        self.banner = gr.HTML(elem_id="banner")
+        with gr.Row(equal_height=True):
+            self.episode = gr.Dropdown([], label="Episode", elem_id="episode", scale=2)
+            label = "Instruction: choose, or write and press Enter"
+            self.words = gr.Dropdown([], label=label, allow_custom_value=True, elem_id="words", scale=3)
+            self.moment = gr.Slider(0, 1, 0, step=1, label="Moment", elem_id="moment", scale=4)
+            self.play = gr.Button("▶ Play", elem_id="play", scale=1, min_width=90)
+
+    def _add_screen(self) -> None:
+        with gr.Row():
+            with gr.Column(scale=3, min_width=620):
+                self.pictures = gr.HTML(elem_id="pictures")
+            with gr.Column(scale=2, min_width=400):
+                label = "Scene in 3D (drag to turn)"
+                self.cloud = gr.Radio(list(CLOUDS), value=next(iter(CLOUDS)), label=label, elem_id="cloud")
+                self.scene, self.actions = _plot("scene"), _plot("actions")
+        self.shown = gr.State()
+        self.timer = gr.Timer(PLAY_PAUSE_S, active=False)
+        self.playing = gr.State(False)
+
+    def _connect_events(self) -> None:
+        screen = [self.pictures, self.scene, self.actions]
+        page = [self.banner, self.shown, self.cameras, self.episode, self.words, self.moment, *screen]
+        busy = {"show_progress": "minimal", "show_progress_on": self.banner}
+        opening = {
+            "fn": self.on_open,
+            "inputs": [self.checkpoint, self.dataset, self.cameras, self.cloud],
+            "outputs": page,
+            **busy,
+        }
+        submits = [box.submit for box in (self.checkpoint, self.dataset, self.cameras)]
+        gr.on([self.open.click, *submits], **opening)
+        self.blocks.load(**opening)
+        # Another dataset has other cameras.
+        typed = [self.checkpoint.input, self.dataset.input]
+        gr.on(typed, lambda: "", None, self.cameras, show_progress="hidden")
+        self.episode.input(self.on_episode, [self.shown, self.episode, self.cloud], page, **busy)
+        self.words.input(self.on_words, [self.shown, self.words, self.moment, self.cloud], page, **busy)
+        gr.on(
+            [self.moment.change, self.cloud.change],
+            self.on_scrub,
+            [self.shown, self.moment, self.cloud],
+            screen,
+            show_progress="hidden",
+            trigger_mode="always_last",
+        )
+        pressed = [self.playing, self.play, self.timer]
+        self.play.click(self.on_play, self.playing, pressed, show_progress="hidden")
+        self.timer.tick(self.on_tick, [self.shown, self.moment], self.moment, show_progress="hidden")
+
+    def on_open(self, checkpoint, dataset, cameras, cloud, progress=PROGRESS):
+        choice = Choice(checkpoint.strip(), dataset.strip(), cameras=cameras.strip())
+        return self._show(choice, cloud, progress)
+
+    def on_episode(self, shown, episode, cloud, progress=PROGRESS):
+        if shown is None or episode is None:
+            return {self.banner: _message("Open a checkpoint and a dataset first.", error=True)}
+        return self._show(dataclasses.replace(shown, episode=int(episode), instruction=""), cloud, progress)
+
+    def on_words(self, shown, words, moment, cloud, progress=PROGRESS):
+        if shown is None:
+            return {self.banner: _message("Open a checkpoint and a dataset first.", error=True)}
+        choice = dataclasses.replace(shown, instruction=(words or "").strip())
+        return self._show(choice, cloud, progress, moment)
+
+    def on_scrub(self, shown, moment, cloud):
+        return [gr.skip()] * 3 if shown is None else _draw(predict_episode(shown), moment, cloud)
+
+    def on_play(self, playing):
+        return not playing, gr.Button("▶ Play" if playing else "⏸ Pause"), gr.Timer(active=not playing)
+
+    def on_tick(self, shown, moment):
+        return 0 if shown is None else (int(moment) + 1) % len(predict_episode(shown).predictions)
+
+    def _show(self, choice: Choice, cloud: str, progress: gr.Progress, moment: int | None = None) -> dict:
+        """The whole page for a choice; if that fails, the reason, above what is already shown."""
+        try:
+            view = predict_episode(choice, lambda share: progress(share, desc="predicting the episode"))
+            rows = open_dataset(choice.dataset)
+            cameras = match_cameras(view.config.views, rows.features, choice.cameras)
+        except (ValueError, RuntimeError, OSError) as error:
+            return {self.banner: _message(str(error), error=True)}
+        last = len(view.predictions) - 1
+        moment = last // 2 if moment is None else min(int(moment), last)
+        words = choice.instruction or view.task
+        pictures, scene, actions = _draw(view, moment, cloud)
+        return {
+            self.banner: _message(_describe_episode(view)),
+            self.shown: choice,
+            self.cameras: ", ".join(f"{name}={camera or 'none'}" for name, camera in cameras.items()),
+            self.episode: gr.Dropdown(name_episodes(rows), value=choice.episode),
+            self.words: gr.Dropdown(list(dict.fromkeys([view.task, *rows.tasks, words])), value=words),
+            self.moment: gr.Slider(0, max(1, last), moment, step=1),
+            self.pictures: pictures,
+            self.scene: scene,
+            self.actions: actions,
+        }
+
+
+def _draw(view: EpisodeView, moment: int, cloud: str) -> list[str]:
+    """Pictures, scene and actions of a moment."""
+    moment = min(int(moment), len(view.predictions) - 1)
+    return [
+        _moment_html(view.choice, moment),
+        scene_figure(view, moment, cloud).to_json(),
+        actions_figure(view, moment, _recorded_instruction(view)).to_json(),
+    ]
+
+
+@functools.lru_cache(maxsize=512)
+def _moment_html(choice: Choice, moment: int) -> str:
+    return moment_html(predict_episode(choice), moment)
+
+
+def _plot(name: str) -> gr.HTML:
+    """A place for a plotly figure, given as JSON."""
+    return gr.HTML(
+        html_template='<div class="plot"></div>',
+        js_on_load=DRAW,
+        head=f'<script src="gradio_api/file={PLOTLY}"></script>',
+        elem_id=name,
+    )
+
+
+def _recorded_instruction(view: EpisodeView) -> EpisodeView | None:
+    """The same episode with the recorded instruction; `None` if this one has it."""
+    if view.choice.instruction in ("", view.task):
+        return None
+    return predict_episode(dataclasses.replace(view.choice, instruction=""))
+
+
+def _describe_episode(view: EpisodeView) -> str:
+    """What is shown, what is missing, and what another instruction changes."""
+    frames = [prediction.frame for prediction in view.predictions]
+    objectives = ", ".join(view.config.objectives)
+    parts = [f"{len(frames)} moments, frames {frames[0]} to {frames[-1]}. Predicted: {objectives}."]
+    usual = _recorded_instruction(view)
+    if usual is not None and view.config.has("action"):
+        ours, theirs = ([p.actions[1][0] for p in each.predictions] for each in (view, usual))
+        change = sum(abs(a - b).mean() for a, b in zip(ours, theirs, strict=True)) / len(ours)
+        parts.append(
+            f"Told “{view.choice.instruction}” rather than “{view.task}”, its next actions differ by "
+            f"{change:.3g} on average over entries and moments."
+        )
+    return " ".join([*parts, *view.notes])
+
+
+def _message(text: str, error: bool = False) -> str:
+    kind, role = ("banner error", "alert") if error else ("banner", "status")
+    return f'<div class="{kind}" role="{role}">{html.escape(text)}</div>'

@@ -1,0 +1,132 @@
+"""Files of a dataset are found and get columns."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from datasets_scripts.storage import dataset_folder
+from tests.synthetic import make_dataset
+
+FRAMES, POINTS = (5, 7, 6), 9
+
+
+SCORE = {"observation.points.main": {"dtype": "float16", "shape": (4,), "names": None}}
+
+
+def score(episode: int) -> np.ndarray:
+    return (np.arange(FRAMES[episode] * 4).reshape(-1, 4) + 100 * episode).astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """A dataset without depth and tracks."""
+    root = tmp_path_factory.mktemp("columns") / "plain"
+    make_dataset(root, frames=list(FRAMES), cameras=("main",), depth=False, tracks=False)
+    return root
+
+
+@pytest.fixture
+def plain(pristine, tmp_path):
+    """A copy of it to write to."""
+    import shutil
+
+    return shutil.copytree(pristine, tmp_path / "plain")
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory):
+    """A dataset of videos with depth and tracks."""
+    root = tmp_path_factory.mktemp("columns") / "annotated"
+    return make_dataset(root, frames=list(FRAMES), cameras=("main",), n_points=POINTS, n_padding=2)
+
+
+def test_appended_column_reads_back_with_stock_lerobot(plain):
+    dataset_folder.append_columns(plain, SCORE, {"observation.points.main": score})
+    dataset = LeRobotDataset("local/plain", root=plain)
+    expected = np.concatenate([score(episode) for episode in range(len(FRAMES))])
+    for index in (0, 4, 5, 17):
+        item = dataset[index]
+        assert item["observation.points.main"].tolist() == expected[index].tolist()
+        assert "action" in item
+    assert "observation.points.main" not in dataset.meta.stats
+    groups = pq.ParquetFile(dataset_folder.data_files(plain)[0])
+    assert [groups.metadata.row_group(i).num_rows for i in range(groups.num_row_groups)] == list(FRAMES)
+
+
+def test_appending_again_changes_nothing(plain):
+    dataset_folder.append_columns(plain, SCORE, {"observation.points.main": score})
+    path = dataset_folder.data_files(plain)[0]
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    dataset_folder.append_columns(plain, SCORE, {"observation.points.main": score})
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+
+def test_interrupted_append_leaves_the_dataset_as_it_was_and_can_be_repeated(plain):
+    before = {path: path.read_bytes() for path in plain.rglob("*") if path.is_file()}
+
+    def failing(episode: int) -> np.ndarray:
+        if episode == 1:
+            raise OSError(28, "No space left on device")
+        return score(episode)
+
+    with pytest.raises(OSError, match="No space left"):
+        dataset_folder.append_columns(plain, SCORE, {"observation.points.main": failing})
+    assert {path: path.read_bytes() for path in plain.rglob("*") if path.is_file()} == before
+    dataset_folder.append_columns(plain, SCORE, {"observation.points.main": score})
+    assert "observation.points.main" in dataset_folder.load_features(plain)
+
+
+def test_append_finishes_when_only_the_data_files_were_written(plain):
+    info = (plain / dataset_folder.INFO_PATH).read_bytes()
+    dataset_folder.append_columns(plain, SCORE, {"observation.points.main": score})
+    (plain / dataset_folder.INFO_PATH).write_bytes(info)  # as if stopped between data and info.json
+
+    def unused(episode: int) -> np.ndarray:
+        raise AssertionError("the file already has the column")
+
+    dataset_folder.append_columns(plain, SCORE, {"observation.points.main": unused})
+    assert dataset_folder.load_features(plain)["observation.points.main"]["shape"] == [4]
+
+
+def test_append_follows_episodes_whatever_the_row_groups_are(plain):
+    path = dataset_folder.data_files(plain)[0]
+    pq.write_table(pq.read_table(path), path, row_group_size=4)  # as LeRobot's tools may leave it
+    dataset_folder.append_columns(plain, SCORE, {"observation.points.main": score})
+    stored = pq.read_table(path)["observation.points.main"].combine_chunks()
+    expected = np.concatenate([score(episode) for episode in range(len(FRAMES))])
+    assert (stored.flatten().to_numpy().reshape(-1, 4) == expected).all()
+
+
+def test_column_with_another_definition_is_refused(plain):
+    dataset_folder.append_columns(plain, SCORE, {"observation.points.main": score})
+    other = {"observation.points.main": {"dtype": "float16", "shape": (6,), "names": None}}
+    with pytest.raises(ValueError, match="already has a column 'observation.points.main'"):
+        dataset_folder.append_columns(plain, other, {"observation.points.main": score})
+
+
+def test_values_of_the_wrong_shape_name_the_episode(plain):
+    with pytest.raises(ValueError, match="episode 0: values have shape"):
+        dataset_folder.append_columns(
+            plain, SCORE, {"observation.points.main": lambda episode: np.zeros((3, 4), np.float16)}
+        )
+
+
+def test_damaged_data_file_is_named(plain):
+    path = dataset_folder.data_files(plain)[0]
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=path.name):
+        dataset_folder.append_columns(plain, SCORE, {"observation.points.main": score})
+
+
+def test_folder_without_a_dataset_is_named(tmp_path):
+    with pytest.raises(ValueError, match="is no LeRobot dataset"):
+        dataset_folder.load_features(tmp_path)
+
+
+def test_schema_metadata_of_lerobot_is_dropped(plain):
+    dataset_folder.append_columns(plain, SCORE, {"observation.points.main": score})
+    schema = pq.read_schema(dataset_folder.data_files(plain)[0])
+    assert not schema.metadata
+    assert schema.field("observation.points.main").type == pa.list_(pa.float16(), 4)
