@@ -1,7 +1,7 @@
-"""Files go to a repository of the Hugging Face Hub in one commit: all of them, or none.
+"""Upload files to a repository of the Hugging Face Hub in one commit: all of them, or none.
 
-Connections fail. Requests are repeated after growing pauses; a commit whose answer was lost is looked for
-before it is sent again, and one that would come on top of somebody else's is refused by the Hub.
+The Hub's client repeats uploads and listings by itself, but no commits and tags. Before repeating a commit we
+check the branch, so nothing is committed twice; one on top of somebody else's is refused by the Hub.
 """
 
 import hashlib
@@ -11,12 +11,17 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
-import httpx
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 
-from datasets_scripts.storage.hub_download import LOG_IN, HubError, explain_hub_errors
+from datasets_scripts.storage.hub_download import (
+    LOG_IN,
+    TRANSPORT_ERRORS,
+    HubError,
+    error_chain,
+    explain_hub_errors,
+)
 
 __all__ = [
     "commit_files",
@@ -98,6 +103,8 @@ def commit_files(
             ours is to be seen then.
     """
     api = HfApi()
+    operations = [CommitOperationDelete(place) for place in delete]
+    operations += [CommitOperationAdd(place, path) for place, path in files.items()]
 
     def head() -> str:
         return patiently(lambda: api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha)
@@ -106,38 +113,31 @@ def commit_files(
         there = remote_files(repo_id, repo_type, commit)
         return not set(delete) & set(there) and not list(differing(files, there))
 
+    def send() -> str:
+        try:
+            return api.create_commit(
+                repo_id,
+                operations,
+                commit_message=message,
+                repo_type=repo_type,
+                revision=revision,
+                parent_commit=parent,
+            ).oid
+        except Exception as error:
+            if not (_is_transient(error) or _answers(error) & CONFLICT) or (now := head()) == parent:
+                raise
+            if is_published(now):  # the commit was made, its answer lost
+                return now
+            raise HubError(
+                f"somebody else committed to {repo_type} {repo_id} meanwhile; nothing of ours is in "
+                "it: look at what came, then run the same command again"
+            ) from None
+
     with explain_hub_errors(repo_id, repo_type):
         parent = head()
         if is_published(parent):
             return parent
-        operations = [CommitOperationDelete(place) for place in delete]
-        operations += [CommitOperationAdd(place, path) for place, path in files.items()]
-        for pause in (*PAUSES_S, None):
-            try:
-                commit = api.create_commit(
-                    repo_id,
-                    operations,
-                    commit_message=message,
-                    repo_type=repo_type,
-                    revision=revision,
-                    parent_commit=parent,
-                ).oid
-                break
-            except Exception as error:
-                if not (_is_transient(error) or _answers(error) & CONFLICT):
-                    raise
-                now = head()
-                if now != parent and is_published(now):  # it was carried out, its answer lost
-                    commit = now
-                    break
-                if now != parent:
-                    raise HubError(
-                        f"somebody else committed to {repo_type} {repo_id} meanwhile; nothing of ours is in "
-                        "it: look at what came, then run the same command again"
-                    ) from None
-                if pause is None or not _is_transient(error):
-                    raise
-                _wait(pause, error)
+        commit = patiently(send)
         if wrong := list(differing(files, remote_files(repo_id, repo_type, commit))):
             raise HubError(
                 f"commit {commit} of {repo_type} {repo_id} lacks {wrong[0]} as it is here: does a .gitignore "
@@ -186,7 +186,7 @@ def move_tag(repo_id: str, repo_type: str, tag: str, commit: str) -> None:
 
 
 def patiently[T](request: Callable[[], T]) -> T:
-    """Carries out a request that may be repeated, again and again while the connection fails.
+    """Send a request again after growing pauses while the connection fails.
 
     Args:
         request (`Callable`): Whose second call does no harm.
@@ -207,33 +207,26 @@ def patiently[T](request: Callable[[], T]) -> T:
 def _wait(pause: float, error: Exception) -> None:
     asked = [
         float(cause.response.headers["Retry-After"])
-        for cause in _chain(error)
+        for cause in error_chain(error)
         if isinstance(cause, HfHubHTTPError) and cause.response.headers.get("Retry-After", "").isdigit()
     ]
     pause = min(max([pause, *asked]), LONGEST_PAUSE_S)
     answers = sorted(_answers(error))
-    what = f"HTTP {answers[0]}" if answers else type(_chain(error)[-1]).__name__
+    what = f"HTTP {answers[0]}" if answers else type(error_chain(error)[-1]).__name__
     print(f"the connection to the Hub failed ({what}); trying again in {pause:g} s", file=sys.stderr)
     time.sleep(pause)
 
 
-def _chain(error: BaseException) -> list[BaseException]:
-    """An error and its causes."""
-    chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    return chain
-
-
 def _answers(error: Exception) -> set[int]:
-    return {cause.response.status_code for cause in _chain(error) if isinstance(cause, HfHubHTTPError)}
+    return {cause.response.status_code for cause in error_chain(error) if isinstance(cause, HfHubHTTPError)}
 
 
 def _is_transient(error: Exception) -> bool:
     """Whether trying again may help; half an answer is no JSON."""
-    passing = (httpx.TransportError, ConnectionError, TimeoutError, json.JSONDecodeError)
+    passing = (*TRANSPORT_ERRORS, ConnectionError, TimeoutError, json.JSONDecodeError)
     if answers := _answers(error):
         return bool(answers & TRANSIENT)
     return any(
-        isinstance(cause, passing) and not isinstance(cause, OfflineModeIsEnabled) for cause in _chain(error)
+        isinstance(cause, passing) and not isinstance(cause, OfflineModeIsEnabled)
+        for cause in error_chain(error)
     )
