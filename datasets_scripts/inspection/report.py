@@ -284,7 +284,6 @@ def write_report(path: Path, dataset: LabelledDataset, survey: Survey) -> None:
         pictured=drawn,
         provenance_path=PROVENANCE_PATH.as_posix(),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     with write_whole_file(path) as temporary:
         temporary.write_text(page)
 

@@ -37,7 +37,6 @@ def record_episode(episode: "LabelledEpisode", path: str | Path) -> None:
             f"recordings need Rerun ({error}); run `pip install 'lerobot_policy_foresight[viz]'`"
         ) from error
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with write_whole_file(path) as temporary:
         recording = rr.RecordingStream(f"{Path(episode.rows.name).name}/episode_{episode.number}")
         recording.save(temporary, default_blueprint=_blueprint(episode))
