@@ -4,6 +4,7 @@ The Hub's client repeats uploads and listings by itself, but no commits and tags
 check the branch, so nothing is committed twice; one on top of somebody else's is refused by the Hub.
 """
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -102,48 +103,70 @@ def commit_files(
         HubError: If the Hub cannot be reached or refuses, or somebody else committed meanwhile; nothing of
             ours is to be seen then.
     """
-    api = HfApi()
-    operations = [CommitOperationDelete(place) for place in delete]
-    operations += [CommitOperationAdd(place, path) for place, path in files.items()]
-
-    def head() -> str:
-        return patiently(lambda: api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha)
-
-    def is_published(commit: str) -> bool:
-        there = remote_files(repo_id, repo_type, commit)
-        return not set(delete) & set(there) and not list(differing(files, there))
-
-    def send() -> str:
-        try:
-            return api.create_commit(
-                repo_id,
-                operations,
-                commit_message=message,
-                repo_type=repo_type,
-                revision=revision,
-                parent_commit=parent,
-            ).oid
-        except Exception as error:
-            if not (_is_transient(error) or _answers(error) & CONFLICT) or (now := head()) == parent:
-                raise
-            if is_published(now):  # the commit was made, its answer lost
-                return now
-            raise HubError(
-                f"somebody else committed to {repo_type} {repo_id} meanwhile; nothing of ours is in "
-                "it: look at what came, then run the same command again"
-            ) from None
-
+    change = _Change(repo_id, repo_type, revision, files, delete, message)
     with explain_hub_errors(repo_id, repo_type):
-        parent = head()
-        if is_published(parent):
+        parent = change.head()
+        if change.is_published(parent):
             return parent
-        commit = patiently(send)
+        commit = patiently(lambda: change.send(parent))
         if wrong := list(differing(files, remote_files(repo_id, repo_type, commit))):
             raise HubError(
                 f"commit {commit} of {repo_type} {repo_id} lacks {wrong[0]} as it is here: does a .gitignore "
                 "there hide it?"
             )
     return commit
+
+
+@dataclasses.dataclass
+class _Change:
+    """Files that one commit adds to a branch, and places that it empties."""
+
+    repo_id: str
+    repo_type: str
+    revision: str
+    files: Mapping[str, Path]
+    delete: Collection[str]
+    message: str
+
+    def __post_init__(self):
+        # Kept over all attempts: they remember what was uploaded.
+        self.operations = [CommitOperationDelete(place) for place in self.delete]
+        self.operations += [CommitOperationAdd(place, path) for place, path in self.files.items()]
+
+    def head(self) -> str:
+        """The branch's newest commit."""
+        ask = HfApi().repo_info
+        return patiently(lambda: ask(self.repo_id, repo_type=self.repo_type, revision=self.revision).sha)
+
+    def is_published(self, commit: str) -> bool:
+        """Whether a commit has the files, and nothing at the places to empty."""
+        there = remote_files(self.repo_id, self.repo_type, commit)
+        return not set(self.delete) & set(there) and not list(differing(self.files, there))
+
+    def send(self, parent: str) -> str:
+        """Commit on top of `parent`; gives the commit, also one whose answer was lost."""
+        try:
+            return (
+                HfApi()
+                .create_commit(
+                    self.repo_id,
+                    self.operations,
+                    commit_message=self.message,
+                    repo_type=self.repo_type,
+                    revision=self.revision,
+                    parent_commit=parent,
+                )
+                .oid
+            )
+        except Exception as error:
+            if not (_is_transient(error) or _answers(error) & CONFLICT) or (now := self.head()) == parent:
+                raise
+            if self.is_published(now):
+                return now
+            raise HubError(
+                f"somebody else committed to {self.repo_type} {self.repo_id} meanwhile; nothing of ours is "
+                "in it: look at what came, then run the same command again"
+            ) from None
 
 
 def differing(files: Mapping[str, Path], there: Mapping[str, RepoFile]) -> Iterator[str]:
