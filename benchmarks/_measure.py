@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from transformers import CLIPTextConfig, ViTConfig
 
+from datasets_scripts.storage.atomic import write_whole_file
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -161,13 +163,10 @@ def columns_of(rows: list[dict]) -> list[str]:
 def write_csv(path: Path, rows: list[dict]) -> None:
     """Writes rows as CSV, in place of an older file; columns are as in [`columns_of`]."""
     columns = columns_of(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "w", newline="") as file:
+    with write_whole_file(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    temporary.replace(path)
 
 
 def print_table(rows: list[dict]) -> None:

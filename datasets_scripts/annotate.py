@@ -13,9 +13,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from datasets_scripts.annotation.episode import Annotation, dataset_cameras
-from datasets_scripts.annotation.executors import Resources, add_options, spread
+from datasets_scripts.annotation.executors import Resources, add_options, run_tasks
 from datasets_scripts.annotation.job import AnnotationJob, annotate, check
-from datasets_scripts.annotation.plan import plan
+from datasets_scripts.annotation.plan import describe_plan
 from datasets_scripts.annotation.push import check_push, push_dataset
 from datasets_scripts.annotation.ranks import annotate_as_rank, is_rank
 from datasets_scripts.columns import find_depth_key
@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
         args.batch_size,
     )
     if args.dry_run:
-        print(plan(job, workers))
+        print(describe_plan(job, workers))
         return
     if args.push_to_hub:
         check(job)  # before a repository is made for nothing
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.executor == "local":
             args.workers = workers
         resources = Resources(**{field.name: getattr(args, field.name) for field in fields(Resources)})
-        summary = spread(job, args.executor, resources, args.push_to_hub)
+        summary = run_tasks(job, args.executor, resources, args.push_to_hub)
     else:
         summary = annotate_as_rank(job, workers) if is_rank() else annotate(job, workers)
     if summary is None:  # another process says it

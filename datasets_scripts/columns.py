@@ -39,6 +39,10 @@ DEPTH_LIMIT_MARGIN_M = 0.01
 IMPLAUSIBLE_MEDIAN_M = 100.0
 
 
+# Distances in an image are given at this length of its shorter side, whatever its resolution.
+REFERENCE_PX = 224.0
+
+
 def image_key(camera: str) -> str:
     """Key of a camera's RGB stream."""
     return IMAGE_PREFIX + camera

@@ -25,18 +25,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     default = Recording(tasks=("drawer-open-v3",))
     add = parser.add_argument
-    add(
-        "--tasks", required=True, help="tasks or groups, comma-separated: drawer-open-v3,easy,medium,hard,all"
-    )
+    add("--tasks", required=True, help="comma-separated: drawer-open-v3, or groups: easy,medium,hard,all")
     add("--episodes", type=int, default=default.episodes, help="episodes per task (default: %(default)s)")
     add("--output", type=Path, required=True, help="folder of the dataset to make")
     add("--image-size", type=int, default=default.image_size, help="side of the images in px (%(default)s)")
-    add(
-        "--stride",
-        type=int,
-        default=default.stride,
-        help="80 Hz steps per stored frame (%(default)s: 20 fps)",
-    )
+    add("--stride", type=int, default=default.stride, help="80 Hz steps per frame (%(default)s: 20 fps)")
     add("--seed", type=int, default=default.seed, help="seed of starts, noise and points (%(default)s)")
     add("--noise", type=float, default=default.noise, help="noise on the expert's actions (%(default)s)")
     add(
@@ -47,15 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--n-points", type=int, default=default.n_points, help="tracked points per episode (%(default)s)")
     add("--cameras", default=",".join(default.cameras), help="the first one gets the tracks (%(default)s)")
-    add(
-        "--depth-max", type=float, default=default.depth_max, help="farthest depth kept, metres (%(default)s)"
-    )
-    add(
-        "--max-steps",
-        type=int,
-        default=default.max_steps,
-        help="80 Hz steps the expert may take (%(default)s)",
-    )
+    add("--depth-max", type=float, default=default.depth_max, help="farthest depth, metres (%(default)s)")
+    add("--max-steps", type=int, default=default.max_steps, help="most 80 Hz steps (%(default)s)")
     add("--retries", type=int, default=default.retries, help="new starts after a failure (%(default)s)")
     add("--quality", choices=QUALITIES, default=default.quality, help="rendering (%(default)s)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")

@@ -8,15 +8,13 @@ lerobot-eval --policy.path=FOLDER --env.type=...
 """
 
 import json
-import os
-import shutil
 import warnings
 from pathlib import Path
 
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
-from datasets_scripts.storage.atomic import write_json
+from datasets_scripts.storage.atomic import write_json, write_whole_folder
 from modeling_foresight import ForesightConfig as ModelConfig
 from modeling_foresight import ForesightProcessor
 
@@ -109,9 +107,7 @@ def merge_adapter(adapter: str | Path, target: str | Path) -> None:
         warnings.filterwarnings("error", message="Found missing adapter keys")
         policy = PeftModel.from_pretrained(policy, str(adapter)).merge_and_unload()
     policy.config.use_peft = False
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    policy.save_pretrained(partial)
-    for pipeline in make_pre_post_processors(config, str(adapter)):
-        pipeline.save_pretrained(partial)
-    os.replace(partial, target)
+    with write_whole_folder(target) as folder:
+        policy.save_pretrained(folder)
+        for pipeline in make_pre_post_processors(config, str(adapter)):
+            pipeline.save_pretrained(folder)

@@ -388,7 +388,7 @@ def _measure(video: EpisodeFrames, depth: EpisodeFrames, tracks: TrackMeter | No
         meter.add(run, np.stack([video[frame] for frame in range(start, start + len(run))]))
         if tracks is not None:
             tracks.add(start, run)
-    return ({} if tracks is None else tracks.facts()) | {"depth": meter.facts()}
+    return ({} if tracks is None else tracks.figures()) | {"depth": meter.figures()}
 
 
 def annotate_shard(maker: LabelMaker, episode: int, folder: Path, skip_broken: bool = False) -> dict:
@@ -424,7 +424,7 @@ def annotate_shard(maker: LabelMaker, episode: int, folder: Path, skip_broken: b
             facts = {"n_frames": len(span), "broken": broken}
         files = [d.file_of(episode) for d in maker.decoders.values() if d.is_video]
         files += [rows.root / facts["broken"]["file"]] if facts.get("broken", {}).get("file") else []
-        facts["videos"] = {path.relative_to(rows.root).as_posix(): _size(path) for path in files}
+        facts["videos"] = {path.relative_to(rows.root).as_posix(): _read_size(path) for path in files}
         return write_facts(scratch, facts)
 
 
@@ -438,7 +438,7 @@ def current_facts(rows: DatasetRows, folder: Path, skip_broken: bool = False) ->
     if facts is None or ("broken" in facts and not skip_broken):
         return None
     for name, size in facts["videos"].items():
-        now = _size(rows.root / name)
+        now = _read_size(rows.root / name)
         if now != size and not (now is None and rows.hub is not None):  # not downloaded here
             return None
     return facts
@@ -472,5 +472,5 @@ def _check_opens(path: Path) -> None:
         ) from error
 
 
-def _size(path: Path) -> int | None:
+def _read_size(path: Path) -> int | None:
     return path.stat().st_size if path.exists() else None

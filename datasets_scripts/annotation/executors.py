@@ -19,7 +19,7 @@ from typing import Any
 from datasets_scripts.annotation.job import AnnotationJob, make_shards, merge, prepare
 from datasets_scripts.annotation.push import push_dataset
 
-__all__ = ["EXECUTORS", "Resources", "add_options", "spread"]
+__all__ = ["EXECUTORS", "Resources", "add_options", "run_tasks"]
 
 EXECUTORS = ("local", "slurm", "ray")
 
@@ -75,7 +75,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--sbatch", action="append", default=[], metavar="NAME=VALUE", help="slurm: more options of sbatch")
 
 
-def spread(
+def run_tasks(
     job: AnnotationJob, executor: str, resources: Resources, push_to: str | None = None
 ) -> dict | None:
     """Annotates through datatrove, whose logs go to `OUTPUT.logs`.
@@ -95,13 +95,15 @@ def spread(
         ValueError: If the dataset cannot be annotated so, an episode failed, or a package, program or option
             is missing; says which.
     """
-    job = dataclasses.replace(job, output=job.output.expanduser().resolve(), dataset=_absolute(job.dataset))
+    job = dataclasses.replace(
+        job, output=job.output.expanduser().resolve(), dataset=_resolve_dataset(job.dataset)
+    )
     _check_executor(executor, resources)
     prepare(job)
     logs = job.output.with_name(job.output.name + ".logs")
-    make = functools.partial(_make, job)
+    make = functools.partial(_make_share, job)
     if executor == "slurm":
-        _submit(make, functools.partial(_finish, job, push_to), resources, logs)
+        _submit(make, functools.partial(_merge_and_push, job, push_to), resources, logs)
         return None
     if executor == "ray":
         from datatrove.executor import RayPipelineExecutor as Executor
@@ -122,12 +124,12 @@ def spread(
     return merge(job)
 
 
-def _make(job: AnnotationJob, data: Any, rank: int, world_size: int) -> None:
+def _make_share(job: AnnotationJob, data: Any, rank: int, world_size: int) -> None:
     """A task of the pipeline; datatrove's tasks may not have processes of their own."""
     make_shards(job, rank, world_size)
 
 
-def _finish(job: AnnotationJob, push_to: str | None, data: Any, rank: int, world_size: int) -> None:
+def _merge_and_push(job: AnnotationJob, push_to: str | None, data: Any, rank: int, world_size: int) -> None:
     """The last task."""
     merge(job)
     if push_to:
@@ -191,7 +193,7 @@ def _check_executor(executor: str, resources: Resources) -> None:
             raise ValueError("--executor slurm needs --partition; `sinfo` lists them")
 
 
-def _absolute(dataset: str) -> str:
+def _resolve_dataset(dataset: str) -> str:
     """A folder by its full path, since other machines start elsewhere; a Hub id as it is."""
     path = Path(dataset).expanduser()
     return str(path.resolve()) if path.is_dir() else dataset

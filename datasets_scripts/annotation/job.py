@@ -171,7 +171,7 @@ class Work:
                 check_readable(self.rows, episode)
             except BrokenEpisodeError as error:
                 if not self.job.skip_broken:
-                    raise _or_skip(error) from error
+                    raise _suggest_skipping(error) from error
             else:
                 readable.append(episode)
         if not readable:
@@ -215,21 +215,21 @@ def open_job(job: AnnotationJob) -> Work:
 def _make(work: Work, episodes: list[int], workers: int, name: str | None = None) -> None:
     """Makes the shards that are missing among `episodes`."""
     lengths = work.rows.episode_stops - work.rows.episode_starts
-    how = EpisodeWork(_annotate_one, _start, (work.job, work.rows), work.read)
+    how = EpisodeWork(_annotate_one, _start_worker, (work.job, work.rows), work.read)
     try:
         work.shards.make_shards({episode: int(lengths[episode]) for episode in episodes}, how, workers, name)
     except BrokenEpisodeError as error:
-        raise _or_skip(error) from error
+        raise _suggest_skipping(error) from error
 
 
-def _or_skip(error: BrokenEpisodeError) -> ValueError:
+def _suggest_skipping(error: BrokenEpisodeError) -> ValueError:
     return ValueError(f"{error}; or leave such episodes out with --skip-broken")
 
 
 _job: tuple[AnnotationJob, DatasetRows] | None = None
 
 
-def _start(job: AnnotationJob, rows: DatasetRows) -> None:
+def _start_worker(job: AnnotationJob, rows: DatasetRows) -> None:
     """What a process works on."""
     global _job
     import cv2

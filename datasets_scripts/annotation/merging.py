@@ -24,7 +24,7 @@ from datasets_scripts.columns import (
     points_visible_key,
 )
 from datasets_scripts.inspection.dataset_card import write_card
-from datasets_scripts.inspection.quality import flags
+from datasets_scripts.inspection.quality import find_flags
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.dataset_copy import copy_dataset
 from datasets_scripts.storage.dataset_folder import append_columns, video_sizes
@@ -173,7 +173,7 @@ def _provenance(
         for camera, measured in known["cameras"].items():
             of_episode[camera] = of_episode.get(camera, {}) | measured
         of_episode[first]["moving"] = encode_flags(read_array(shard(episode), "moving"))
-        episodes[str(episode)] = of_episode | {"flags": flags(of_episode)}
+        episodes[str(episode)] = of_episode | {"flags": find_flags(of_episode)}
     kept = {name: value for name, value in old.items() if name not in ("version", "annotation")}
     return kept | {"cameras": cameras, "episodes": episodes}
 

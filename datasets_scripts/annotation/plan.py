@@ -16,12 +16,12 @@ from datasets_scripts.storage.dataset_folder import dataset_files
 from datasets_scripts.storage.rows import DatasetRows
 from datasets_scripts.storage.shards import ARRAYS
 
-__all__ = ["plan"]
+__all__ = ["describe_plan"]
 
 TRIED_FRAMES = 48
 
 
-def plan(job: AnnotationJob, workers: int = 1) -> str:
+def describe_plan(job: AnnotationJob, workers: int = 1) -> str:
     """Checks a job, tries its sources on the first frames of an episode, and says what it would do.
 
     Args:
@@ -51,30 +51,30 @@ def plan(job: AnnotationJob, workers: int = 1) -> str:
         f"depth: {annotation.depth}; tracks: {annotation.tracks}, {annotation.n_points} points",
         f"columns to add: {', '.join(columns)}",
     ]
-    seconds, n_tried, opening_s, *n_bytes = _try(work.rows, job, readable[0])
+    seconds, n_tried, opening_s, *n_bytes = _time_labels(work.rows, job, readable[0])
     expected_s = seconds / n_tried * n_frames / min(workers, len(readable))
     lines.append(
-        f"time: about {_duration(expected_s)} with {workers} workers ({n_tried} frames took {seconds:.2f} s, "
-        f"loading the sources {opening_s:.1f} s)"
+        f"time: about {_format_time(expected_s)} with {workers} workers "
+        f"({n_tried} frames took {seconds:.2f} s, loading the sources {opening_s:.1f} s)"
     )
     in_shards, in_the_end = (sizes / n_tried * n_frames for sizes in n_bytes)
     copied = sum(
         (rows.root / place).stat().st_size
         for place in dataset_files(rows.root)
-        if place.parts[0] != "videos" or not _links(rows.root / place, job.output)
+        if place.parts[0] != "videos" or not _can_link(rows.root / place, job.output)
     )
     needed = in_shards + in_the_end + copied
     lines.append(
-        f"disk: about {_size(in_the_end + copied)} in the end, {_size(needed)} while it is put together; "
-        f"{_size(_free(job.output))} are free"
+        f"disk: about {_format_bytes(in_the_end + copied)} in the end, "
+        f"{_format_bytes(needed)} while it is put together; {_format_bytes(_free_bytes(job.output))} are free"
         + ("; videos are downloaded in addition" if rows.hub is not None else "")
     )
-    if needed > _free(job.output):
+    if needed > _free_bytes(job.output):
         lines.append("this is NOT enough: free some space, or choose an --output on another disk")
     return "\n".join(lines)
 
 
-def _try(rows: DatasetRows, job: AnnotationJob, episode: int) -> tuple[float, int, float, int, int]:
+def _time_labels(rows: DatasetRows, job: AnnotationJob, episode: int) -> tuple[float, int, float, int, int]:
     """Seconds for some frames, their number, seconds to load the sources, bytes in a shard and in the end."""
     start = time.perf_counter()
     maker = LabelMaker(rows, job.annotation, job.device, job.batch_size)
@@ -94,25 +94,25 @@ def _try(rows: DatasetRows, job: AnnotationJob, episode: int) -> tuple[float, in
     return min(taken), len(span), opening_s, in_shard, in_shard - sizes[ARRAYS] + sum(columns)
 
 
-def _parent(output: Path) -> Path:
+def _find_parent(output: Path) -> Path:
     """The nearest folder above that exists."""
     return next(folder for folder in output.resolve().parents if folder.exists())
 
 
-def _free(output: Path) -> int:
-    return shutil.disk_usage(_parent(output)).free
+def _free_bytes(output: Path) -> int:
+    return shutil.disk_usage(_find_parent(output)).free
 
 
-def _links(path: Path, output: Path) -> bool:
+def _can_link(path: Path, output: Path) -> bool:
     """Whether a file can be shared rather than copied."""
-    return os.stat(path).st_dev == os.stat(_parent(output)).st_dev
+    return os.stat(path).st_dev == os.stat(_find_parent(output)).st_dev
 
 
-def _duration(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _size(n_bytes: float) -> str:
+def _format_bytes(n_bytes: float) -> str:
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e7 else f"{n_bytes / 1e6:.2f} MB"

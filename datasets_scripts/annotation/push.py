@@ -29,7 +29,7 @@ def check_push(repo_id: str, output: Path, private: bool = True) -> None:
     require_token("--push-to-hub")
     make_repo(repo_id, "dataset", private)
     there = remote_files(repo_id, "dataset")
-    _refuse_strangers(repo_id, there, _places(output) if output.exists() else [])
+    _refuse_strangers(repo_id, there, _list_places(output) if output.exists() else [])
 
 
 def push_dataset(root: Path, repo_id: str) -> str:
@@ -46,16 +46,16 @@ def push_dataset(root: Path, repo_id: str) -> str:
         ValueError: If the repository holds files that are none of this dataset.
         HubError: If the Hub refuses, or cannot be reached.
     """
-    _refuse_strangers(repo_id, remote_files(repo_id, "dataset"), _places(root))
+    _refuse_strangers(repo_id, remote_files(repo_id, "dataset"), _list_places(root))
     if "annotation" in read_provenance(root):
         write_card(root, repo_id)
-    files = {place: root / place for place in _places(root)}
+    files = {place: root / place for place in _list_places(root)}
     commit = commit_files(repo_id, "dataset", files, "Annotated dataset")
     move_tag(repo_id, "dataset", CODEBASE_VERSION, commit)  # LeRobot opens the commit that carries it
     return f"{HfApi().endpoint}/datasets/{repo_id}"
 
 
-def _places(root: Path) -> list[str]:
+def _list_places(root: Path) -> list[str]:
     return [place.as_posix() for place in dataset_files(root)]
 
 

@@ -31,13 +31,13 @@ from datasets_scripts.storage.shards import Layout
 
 __all__ = ["CalvinArchive"]
 
-FPS = 30
+CALVIN_FPS = 30
 # Camera of the dataset: name in the files, vertical field of view in degrees, far plane of the renderer in
 # metres (calvin_env, conf/cameras).
-CAMERAS = {"main": ("static", 10.0, 10.0), "wrist": ("gripper", 75.0, 2.0)}
+CALVIN_CAMERAS = {"main": ("static", 10.0, 10.0), "wrist": ("gripper", 75.0, 2.0)}
 POSE, GRIPPER = slice(0, 6), 14  # of robot_obs
 STATE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-ACTION_NAMES = ("delta_x", "delta_y", "delta_z", "delta_roll", "delta_pitch", "delta_yaw", "gripper")
+CALVIN_ACTIONS = ("delta_x", "delta_y", "delta_z", "delta_roll", "delta_pitch", "delta_yaw", "gripper")
 VECTORS = {"robot_obs": 15, "rel_actions": 7}
 # The static camera stands 4.2 m from the point on the table that it looks at, and sees little but the table.
 # Older recordings hold half of the metres (calvin_env, scripts/unnormalize_depth.py).
@@ -100,7 +100,7 @@ class CalvinArchive:
         frames = [self._read_frame(number) for number in range(first, last + 1)]
         arrays = {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
         videos = {}
-        for camera, (name, _, _) in CAMERAS.items():
+        for camera, (name, _, _) in CALVIN_CAMERAS.items():
             videos[image_key(camera)] = arrays[f"rgb_{name}"]
             videos[depth_key(camera)] = arrays[f"depth_{name}"].astype(np.float32) * np.float32(
                 self.depth_scale
@@ -123,7 +123,7 @@ class CalvinArchive:
     def _read_frame(self, number: int) -> dict[str, np.ndarray]:
         """The arrays of a frame that are used, checked."""
         path = self._path(number)
-        wanted = [f"{kind}_{name}" for name, _, _ in CAMERAS.values() for kind in ("rgb", "depth")]
+        wanted = [f"{kind}_{name}" for name, _, _ in CALVIN_CAMERAS.values() for kind in ("rgb", "depth")]
         wanted += VECTORS
         try:
             with np.load(path) as stored:
@@ -143,7 +143,7 @@ class CalvinArchive:
     def _check_frame(self, path: Path, frame: dict[str, np.ndarray]) -> None:
         """Shapes and values that the columns promise."""
         expected = {name: (size,) for name, size in VECTORS.items()}
-        for camera, (name, _, _) in CAMERAS.items():
+        for camera, (name, _, _) in CALVIN_CAMERAS.items():
             size = self._sizes.setdefault(camera, frame[f"rgb_{name}"].shape[:2])
             expected |= {f"rgb_{name}": (*size, 3), f"depth_{name}": size}
         for name, shape in expected.items():
@@ -188,7 +188,7 @@ class CalvinArchive:
 
     def _camera_facts(self, camera: str, size: tuple[int, int]) -> dict:
         """Depth and intrinsics of a camera for the provenance."""
-        _, field_of_view, far_m = CAMERAS[camera]
+        _, field_of_view, far_m = CALVIN_CAMERAS[camera]
         height, width = size
         focal = 0.5 * height / math.tan(math.radians(field_of_view) / 2)
         return {
@@ -203,8 +203,13 @@ class CalvinArchive:
 def _layout(sizes: dict[str, tuple[int, int]]) -> Layout:
     features = {image_key(camera): image_feature(*size) for camera, size in sizes.items()}
     features |= {depth_key(camera): depth_feature(*size) for camera, size in sizes.items()}
-    features |= {"observation.state": vector_feature(STATE_NAMES), "action": vector_feature(ACTION_NAMES)}
-    return Layout(FPS, "panda", features, {depth_key(camera): CAMERAS[camera][2] for camera in sizes})
+    features |= {
+        "observation.state": vector_feature(STATE_NAMES),
+        "action": vector_feature(CALVIN_ACTIONS),
+    }
+    return Layout(
+        CALVIN_FPS, "panda", features, {depth_key(camera): CALVIN_CAMERAS[camera][2] for camera in sizes}
+    )
 
 
 def _frame_files(folder: Path) -> tuple[int, set[int]]:

@@ -26,13 +26,12 @@ from datasets_scripts.columns import (
     is_label_key,
 )
 from datasets_scripts.storage.atomic import share_file, write_json, write_whole_folder
-from datasets_scripts.storage.dataset_folder import INFO_PATH, dataset_files
+from datasets_scripts.storage.dataset_folder import INFO_PATH, STATS_PATH, dataset_files
 from datasets_scripts.storage.provenance import PROVENANCE_PATH
 from datasets_scripts.storage.rows import DatasetRows
 
 __all__ = ["rename_columns"]
 
-STATS_PATH = Path("meta/stats.json")
 PREFIXES = (DEPTH_PREFIX, POINTS_PREFIX, POINTS_VISIBLE_PREFIX, IMAGE_PREFIX)
 # Columns that LeRobot itself reads by name, and the name under which it delivers the instruction.
 FIXED = ("timestamp", "frame_index", "episode_index", "index", "task_index", "task")

@@ -87,7 +87,7 @@ def convert(archive: Archive, output: Path, workers: int = 1) -> dict[str, int]:
     job = EpisodeJob(output, "conversion", archive.parameters)
     if not job.is_finished:
         with job.claim():
-            work = EpisodeWork(_convert_one, _start, (archive,))
+            work = EpisodeWork(_convert_one, _start_worker, (archive,))
             job.make_shards(dict(enumerate(archive.lengths)), work, workers, "convert")
             facts = job.read_shards(range(len(archive.lengths)))
             job.write_dataset(lambda root: _assemble(root, archive, job.shard, list(facts.values())))
@@ -104,7 +104,7 @@ def convert(archive: Archive, output: Path, workers: int = 1) -> dict[str, int]:
 _archive: Archive | None = None
 
 
-def _start(archive: Archive) -> None:
+def _start_worker(archive: Archive) -> None:
     """Hands the archive over once per process: its list of files may be long."""
     global _archive
     _archive = archive

@@ -37,12 +37,20 @@ from datasets_scripts.storage.shards import Layout
 
 __all__ = ["LiberoArchive"]
 
-FPS = 20
-CAMERAS = {"main": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
+LIBERO_FPS = 20
+LIBERO_CAMERAS = {"main": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
 WIDTHS = {"ee_states": 6, "gripper_states": 2}
 HALF_OPEN_M = 0.04  # the Panda's fingers are 0 to 8 cm apart
 STATE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-ACTION_NAMES = ("delta_x", "delta_y", "delta_z", "axis_angle_x", "axis_angle_y", "axis_angle_z", "gripper")
+LIBERO_ACTIONS = (
+    "delta_x",
+    "delta_y",
+    "delta_z",
+    "axis_angle_x",
+    "axis_angle_y",
+    "axis_angle_z",
+    "gripper",
+)
 UNPACK = "download the file again"
 
 
@@ -78,8 +86,11 @@ class LiberoArchive:
             sources.append([name, path.stat().st_size, len(self._demos) - before])
         self._demos, self.lengths = self._demos[:limit], self.lengths[:limit]
         features = {image_key(camera): image_feature(*size) for camera, size in self._sizes.items()}
-        features |= {"observation.state": vector_feature(STATE_NAMES), "action": vector_feature(ACTION_NAMES)}
-        self.layout = Layout(FPS, "panda", features, {})
+        features |= {
+            "observation.state": vector_feature(STATE_NAMES),
+            "action": vector_feature(LIBERO_ACTIONS),
+        }
+        self.layout = Layout(LIBERO_FPS, "panda", features, {})
         self.parameters = {
             "format": "LIBERO",
             "episodes": len(self._demos),
@@ -96,16 +107,16 @@ class LiberoArchive:
 
     def _open(self, path: Path, name: str) -> None:
         """Adds the demonstrations of a file, looking at everything but the values."""
-        with _opened(path) as file:
+        with _open_file(path) as file:
             data = file.get("data")
             names = [] if data is None else [name for name in data if re.fullmatch(r"demo_\d+", name)]
             demos = sorted(names, key=lambda name: int(name.removeprefix("demo_")))
             if not demos:
                 raise ValueError(f"{path} is no demonstration file of LIBERO: it has no group data/demo_0")
-            self._instructions[name] = _instruction(path, data.attrs)
+            self._instructions[name] = _read_instruction(path, data.attrs)
             # robosuite says how its images lie; "opengl" starts with the lowest row.
             convention = data.attrs.get("macros_image_convention", "opengl")
-            self._upright[name] = _text(convention) == "opencv"
+            self._upright[name] = _decode_text(convention) == "opencv"
             for demo in demos:
                 n_frames = self._check_demo(path, data[demo], demo)
                 self._demos.append((name, demo))
@@ -115,7 +126,7 @@ class LiberoArchive:
         """Arrays, their shapes and lengths; returns the number of stored frames."""
         wanted = {f"obs/{name}": (size,) for name, size in WIDTHS.items()} | {"actions": (7,)}
         n_frames = None
-        for key in [*(f"obs/{name}" for name in CAMERAS.values()), *wanted]:
+        for key in [*(f"obs/{name}" for name in LIBERO_CAMERAS.values()), *wanted]:
             if key not in group:
                 raise ValueError(f"{path}: {demo} lacks {key}; {UNPACK}")
             shape = group[key].shape
@@ -123,7 +134,7 @@ class LiberoArchive:
             tail = wanted.get(key, (*shape[1:3], 3))
             if shape != (n_frames, *tail):
                 raise ValueError(f"{path}: {key} of {demo} is {shape}, expected {(n_frames, *tail)}")
-        for camera, key in CAMERAS.items():
+        for camera, key in LIBERO_CAMERAS.items():
             if (dtype := group[f"obs/{key}"].dtype) != np.uint8:
                 raise ValueError(f"{path}: {key} of {demo} is {dtype}, expected uint8")
             size = group[f"obs/{key}"].shape[1:3]
@@ -142,9 +153,9 @@ class LiberoArchive:
 
         name, demo = self._demos[episode]
         path = self._root / name
-        with _opened(path) as file:
+        with _open_file(path) as file:
             group = file["data"][demo]
-            images = {camera: group[f"obs/{key}"][()] for camera, key in CAMERAS.items()}
+            images = {camera: group[f"obs/{key}"][()] for camera, key in LIBERO_CAMERAS.items()}
             pose, fingers = group["obs/ee_states"][()], group["obs/gripper_states"][()]
             actions = group["actions"][()]
         for key, values in (("ee_states", pose), ("gripper_states", fingers), ("actions", actions)):
@@ -185,7 +196,7 @@ def _demo_files(source: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open_file(path: Path) -> Iterator[Any]:
     """An HDF5 file, open for reading; what goes wrong inside it names the file."""
     try:
         import h5py
@@ -202,14 +213,14 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path} is no HDF5 file, or it is damaged ({error!r}); {UNPACK}") from error
 
 
-def _text(value: str | bytes) -> str:
+def _decode_text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _instruction(path: Path, attributes: Any) -> str:
+def _read_instruction(path: Path, attributes: Any) -> str:
     """Instruction from the file's own attributes."""
     try:
-        words = json.loads(_text(attributes["problem_info"]))["language_instruction"]
+        words = json.loads(_decode_text(attributes["problem_info"]))["language_instruction"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} has no language: its attribute problem_info names no language_instruction ({error!r}); "

@@ -47,7 +47,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def send_back(depth: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """Starts the copy of a result to the CPU; [`fetched`] waits for it."""
+    """Starts the copy of a result to the CPU; [`fetch_depth`] waits for it."""
     if depth.device.type != "cuda":
         return depth.cpu(), None
     copy = torch.empty(depth.shape, dtype=depth.dtype, pin_memory=True)
@@ -57,7 +57,7 @@ def send_back(depth: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | Non
     return copy, event
 
 
-def fetched(depth: torch.Tensor, event: torch.cuda.Event | None) -> np.ndarray:
+def fetch_depth(depth: torch.Tensor, event: torch.cuda.Event | None) -> np.ndarray:
     """The result of [`send_back`], once it has arrived."""
     if event is not None:
         event.synchronize()

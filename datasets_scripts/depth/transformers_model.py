@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
 
-from datasets_scripts.depth.gpu import fetched, pick_device, prefetch, send_back
+from datasets_scripts.depth.gpu import fetch_depth, pick_device, prefetch, send_back
 from datasets_scripts.depth.source import hash_file
 
 # What the numbers are, by the type in a model's config. DPT covers MiDaS, whose depth is inverse.
@@ -124,10 +124,10 @@ class TransformersDepth:
             for batch in batches:
                 launched = self._launch(batch)
                 if under_way is not None:
-                    yield fetched(*under_way)
+                    yield fetch_depth(*under_way)
                 under_way = launched
             if under_way is not None:
-                yield fetched(*under_way)
+                yield fetch_depth(*under_way)
         finally:
             batches.close()
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from datasets_scripts.depth.gpu import fetched, pick_device, prefetch, send_back
+from datasets_scripts.depth.gpu import fetch_depth, pick_device, prefetch, send_back
 from datasets_scripts.depth.source import hash_file
 
 SIDE = 518  # of the network's input, the shorter one
@@ -118,11 +118,11 @@ class VideoDepth:
                 left -= len(depth)
                 launched = send_back(depth)
                 if under_way is not None:
-                    yield fetched(*under_way)
+                    yield fetch_depth(*under_way)
                 under_way = launched
                 if not left:
                     break
-            yield fetched(*under_way)
+            yield fetch_depth(*under_way)
         finally:
             batches.close()
 

@@ -29,14 +29,14 @@ from datasets_scripts.storage.provenance import flagged_episodes, read_provenanc
 
 __all__ = ["build_card", "label_licences", "write_card"]
 
+CARD_TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
 # Closes every card that the template makes; the path before it may change between versions.
 OUR_CARD = "dataset_card.py` of `lerobot_policy_foresight`"
-TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
 SOURCE_MARK = "<!-- below: the card of the dataset that was annotated -->"
 FREE = {"apache-2.0", "mit", "bsd-3-clause", "not stated"}  # of label models; all others limit the use
 NAMED_EPISODES = 12  # of a flag, before "and n more"
 # The Hub's words for sizes, in rows.
-SIZES = (
+SIZE_WORDS = (
     *((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M")),
     *((1e8, "10M<n<100M"), (1e9, "100M<n<1B"), (float("inf"), "1B<n<10B")),
 )
@@ -74,17 +74,19 @@ def build_card(root: str | Path, repo_id: str | None = None, licence: str | None
     cameras = _label_columns(info["features"], provenance.get("cameras", {}))
     labels = list(provenance.get("cameras", {}).items())
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    content = environment.from_string(TEMPLATE.read_text()).render(
-        card_data=_metadata(info, old_data, source, _terms(old_data, provenance, licence)).to_yaml(),
+    content = environment.from_string(CARD_TEMPLATE.read_text()).render(
+        card_data=_build_metadata(
+            info, old_data, source, _build_terms(old_data, provenance, licence)
+        ).to_yaml(),
         name=source or repo_id or "dataset",
         added="3D point tracks" if made_with.get("depth") == "sensor" else "metric depth and 3D point tracks",
-        chosen=_chosen(annotation),
+        chosen=_describe_chosen(annotation),
         info={"robot_type": None, **info},
         cameras=", ".join(f"`{camera}`" for camera in _rgb_cameras(info["features"])) or "none",
         columns=cameras,
         parameters=[
-            *((f"simulation: {key}", value) for key, value in _leaves(simulation.get("parameters", {}))),
-            *_parameters(
+            *((f"simulation: {key}", value) for key, value in _flatten(simulation.get("parameters", {}))),
+            *_list_parameters(
                 {"versions": {**annotation.get("versions", {}), **simulation.get("versions", {})}}, labels
             ),
         ],
@@ -99,7 +101,7 @@ def build_card(root: str | Path, repo_id: str | None = None, licence: str | None
         repo_id=repo_id or ("local/annotated" if annotation else "local/dataset"),
         is_local=repo_id is None,
         place=repo_id or "DIR",
-        example=[_example(column) for column in cameras],
+        example=[_build_example(column) for column in cameras],
         version=version("lerobot_policy_foresight"),
     )
     if old_text:
@@ -125,7 +127,9 @@ def _old_card(path: Path) -> tuple[dict, str]:
     return data if isinstance(data, dict) else {}, text.strip() + "\n" if text.strip() else ""
 
 
-def _terms(old: Mapping[str, Any], provenance: Mapping[str, Any], licence: str | None) -> dict[str, Any]:
+def _build_terms(
+    old: Mapping[str, Any], provenance: Mapping[str, Any], licence: str | None
+) -> dict[str, Any]:
     """`license` of the metadata: the dataset's own, and that of each label model that limits its use."""
     own = [licence] if licence else _as_list(old.get("license"))
     if not own and "simulation" in provenance:
@@ -138,7 +142,7 @@ def _terms(old: Mapping[str, Any], provenance: Mapping[str, Any], licence: str |
     return {"license": terms if len(terms) > 1 else terms[0]}
 
 
-def _metadata(
+def _build_metadata(
     info: Mapping, old: Mapping[str, Any], source: str, terms: Mapping[str, Any]
 ) -> DatasetCardData:
     tags = dict.fromkeys([*_as_list(old.get("tags")), "LeRobot", "depth", "point-tracking", "foresight"])
@@ -148,7 +152,7 @@ def _metadata(
         **terms,
         "tags": list(tags),
         "task_categories": list(dict.fromkeys([*_as_list(old.get("task_categories")), "robotics"])),
-        "size_categories": [next(word for n, word in SIZES if info["total_frames"] < n)],
+        "size_categories": [next(word for n, word in SIZE_WORDS if info["total_frames"] < n)],
     }
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         data["source_datasets"] = [source]
@@ -175,10 +179,10 @@ def _label_columns(features: Mapping[str, Mapping], cameras: Mapping[str, Mappin
         depth = find_depth_key(features, camera)
         if depth:
             meaning = "depth along the optical axis, unknown at its lowest and highest value"
-            rows.append({"key": depth, "meaning": meaning, "source": _source(facts.get("depth"))})
+            rows.append({"key": depth, "meaning": meaning, "source": _name_source(facts.get("depth"))})
         if points_key(camera) in features:
             n = features[points_visible_key(camera)]["shape"][0]
-            tracks = _source(facts.get("tracks"))
+            tracks = _name_source(facts.get("tracks"))
             rows += [
                 {"key": points_key(camera), "meaning": f"{n} points x (x, y, z in metres)", "source": tracks},
                 {"key": points_visible_key(camera), "meaning": "whether each is seen", "source": tracks},
@@ -186,18 +190,18 @@ def _label_columns(features: Mapping[str, Mapping], cameras: Mapping[str, Mappin
     return rows
 
 
-def _source(facts: Mapping[str, Any] | None) -> str:
+def _name_source(facts: Mapping[str, Any] | None) -> str:
     source = (facts or {}).get("source", "sensor")
     return "the source dataset" if source == "sensor" else source
 
 
-def _chosen(annotation: Mapping[str, Any]) -> str:
+def _describe_chosen(annotation: Mapping[str, Any]) -> str:
     """Which episodes of the source these are."""
     chosen = annotation.get("source_episode")
     return f"it holds {len(chosen)} of its episodes, numbered anew" if chosen else ""
 
 
-def _example(column: Mapping[str, str]) -> str:
+def _build_example(column: Mapping[str, str]) -> str:
     key = column["key"]
     if key.startswith(POINTS_VISIBLE_PREFIX):
         return f'seen = frame["{key}"]  # (points,) bool'
@@ -206,14 +210,14 @@ def _example(column: Mapping[str, str]) -> str:
     return f'depth = frame["{key}"]  # (1, H, W) metres'
 
 
-def _parameters(
+def _list_parameters(
     annotation: Mapping[str, Any], cameras: list[tuple[str, Mapping]]
 ) -> Iterator[tuple[str, str]]:
     """Rows of the table of parameters: those of each kind of label, said once if all cameras agree."""
     for kind in ("depth", "tracks"):
         by_text: dict[tuple[str, str], list[str]] = {}
         for camera, facts in cameras:
-            for key, value in _leaves(facts.get(kind, {})):
+            for key, value in _flatten(facts.get(kind, {})):
                 by_text.setdefault((key, value), []).append(camera)
         of_kind = [camera for camera, facts in cameras if kind in facts]
         for (key, value), named in by_text.items():
@@ -223,14 +227,14 @@ def _parameters(
         yield f"version of {name}", str(number)
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """`{"a": {"b": 1}}` -> `("a b", "1")`."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _leaves(inner, f"{path} {key}".strip())
+            yield from _flatten(inner, f"{path} {key}".strip())
     elif isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
         for number, inner in enumerate(value, 1):
-            yield from _leaves(inner, f"{path} {number}".strip())
+            yield from _flatten(inner, f"{path} {number}".strip())
     elif value is not None:
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         yield path.replace("_", " "), text.replace("|", "\\|")

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-REFERENCE_PX = 224.0
+from datasets_scripts.columns import REFERENCE_PX
+
 DELTA = 1.25
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets_scripts.columns import picture_size
-from datasets_scripts.inspection.labelled_episode import Camera, Episode
+from datasets_scripts.inspection.labelled_episode import Camera, LabelledEpisode
 from datasets_scripts.inspection.pictures import (
     Flow,
     add_depth_scale,
@@ -28,7 +28,7 @@ TRAIL_MOMENTS = 60  # of an episode, between which whole ways are drawn
 DEPTH_BINS = 96
 
 
-def draw_episode(episode: Episode, moments: int):
+def draw_episode(episode: LabelledEpisode, moments: int):
     """Contact sheet: a column per moment; per camera its image with tracks, and its depth.
 
     Returns:
@@ -75,7 +75,7 @@ def draw_episode(episode: Episode, moments: int):
     return figure
 
 
-def _draw_camera(episode: Episode, camera: Camera, chosen: list[int], image_row, depth_row):
+def _draw_camera(episode: LabelledEpisode, camera: Camera, chosen: list[int], image_row, depth_row):
     """One camera's rows; returns the colours that mean metres, if there are any."""
     depths = []
     if camera.depth_key:
@@ -108,11 +108,11 @@ def _trails(camera: Camera, t: int) -> Flow:
     return Flow(camera.points[past], shown, moving)
 
 
-def draw_motion(episode: Episode, camera: Camera):
+def draw_motion(episode: LabelledEpisode, camera: Camera):
     """Whole ways of a camera's points over the middle frame, coloured by their depth and by how far they go.
 
     Args:
-        episode (`Episode`): Of the camera.
+        episode (`LabelledEpisode`): Of the camera.
         camera (`Camera`): One with points.
 
     Returns:

@@ -24,7 +24,7 @@ from datasets_scripts.storage.frame_cache import OnDemandFrames
 from datasets_scripts.storage.provenance import moving_flags, read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 
-__all__ = ["Camera", "Episode", "LabelledDataset", "Measures", "measure"]
+__all__ = ["Camera", "LabelledEpisode", "LabelledDataset", "Measures", "measure"]
 
 CHUNK = 32  # frames decoded at a time
 
@@ -94,7 +94,7 @@ class LabelledDataset:
         return key.removeprefix(IMAGE_PREFIX)
 
 
-class Episode:
+class LabelledEpisode:
     """An episode's cameras, labels and series; frames are decoded when they are asked for.
 
     Args:
@@ -167,23 +167,23 @@ class Measures:
     tracks: TrackMeter | None = None
     problem: str | None = None
 
-    def facts(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """For `meta/foresight.json`; see `quality.py`."""
         facts: dict[str, Any] = {}
         if self.tracks is not None:
-            facts |= self.tracks.facts()
+            facts |= self.tracks.figures()
         if self.depth is not None and self.problem is None:
-            facts["depth"] = self.depth.facts()
+            facts["depth"] = self.depth.figures()
         if self.problem is not None:
             facts["problem"] = self.problem
         return facts
 
 
-def measure(episode: Episode, most_chunks: int | None = None) -> dict[str, Measures]:
+def measure(episode: LabelledEpisode, most_chunks: int | None = None) -> dict[str, Measures]:
     """Reads an episode and measures its labels.
 
     Args:
-        episode (`Episode`): Which one.
+        episode (`LabelledEpisode`): Which one.
         most_chunks (`int`, *optional*): Look at so many evenly spread runs of 32 frames; at all if omitted.
 
     Returns:
@@ -205,7 +205,7 @@ def measure(episode: Episode, most_chunks: int | None = None) -> dict[str, Measu
     return found
 
 
-def _measure_depth(episode: Episode, camera: Camera, own: Measures, most_chunks: int | None) -> None:
+def _measure_depth(episode: LabelledEpisode, camera: Camera, own: Measures, most_chunks: int | None) -> None:
     chunks = list(episode.chunks())
     if most_chunks is not None and len(chunks) > most_chunks:
         chunks = [chunks[i] for i in np.linspace(0, len(chunks) - 1, most_chunks).round().astype(int)]

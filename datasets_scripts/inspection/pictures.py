@@ -132,7 +132,6 @@ def plain_ticks(axis, subs: tuple[float, ...] = (1, 2, 5)) -> None:
 def save_png(path: str | Path, figure) -> None:
     """Writes a figure; the file appears only when it is whole."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with write_whole_file(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
 

@@ -24,9 +24,19 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["FLAGS", "MEASURES", "DepthMeter", "TrackMeter", "flags", "flatten", "miss_depth", "summarise"]
+from datasets_scripts.columns import REFERENCE_PX
 
-REFERENCE_PX = 224.0
+__all__ = [
+    "FLAGS",
+    "MEASURES",
+    "DepthMeter",
+    "TrackMeter",
+    "find_flags",
+    "flatten",
+    "miss_depth",
+    "summarise",
+]
+
 # Log-spaced, so that a percentile is right to half a percent from 1 cm to 1 km however long the episode is.
 DEPTH_EDGES_M = np.geomspace(0.01, 1000.0, 2305)
 GRID = 64  # pixels per side that are looked at for percentiles and flicker
@@ -34,7 +44,7 @@ STILL_LEVELS = 6  # of 255: a smaller change of every colour of a pixel may be n
 MIN_STILL_SHARE = 0.01  # of the pixels, for a frame to say something about flicker
 FAR_FROM_DEPTH = 0.05  # share of a point's distance by which it misses the depth map
 
-MIN_VALID_SHARE = 0.3
+MIN_DEPTH_SHARE = 0.3
 PLAUSIBLE_M = (0.05, 10.0)  # median distance of what a manipulator's camera sees
 MAX_FLICKER = 0.05
 MIN_POINTS = 32
@@ -49,7 +59,7 @@ FLAGS = {
     "off-depth": f"more than {MAX_OFF_DEPTH_SHARE:.0%} of the visible points miss the depth map by more than "
     f"{FAR_FROM_DEPTH:.0%} of their distance: depth and tracks do not belong together",
     "depth-implausible": f"the median depth is not within {PLAUSIBLE_M[0]:g} to {PLAUSIBLE_M[1]:g} m",
-    "depth-sparse": f"less than {MIN_VALID_SHARE:.0%} of the pixels have a depth",
+    "depth-sparse": f"less than {MIN_DEPTH_SHARE:.0%} of the pixels have a depth",
     "depth-flickers": f"depth jumps by more than {MAX_FLICKER:.0%} where the image does not change",
     "few-tracks": f"fewer than {MIN_POINTS} points could be tracked",
     "tracks-hidden": f"points are visible in less than {MIN_VISIBLE_SHARE:.0%} of the frames",
@@ -129,7 +139,7 @@ class DepthMeter:
             self._flicker_sum += float(step)
             self._flicker_frames += 1
 
-    def facts(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """The figures of depth that the top of this file lists; JSON-able."""
         near, median, far = depth_quantiles(self.counts, (0.01, 0.5, 0.99))
         return {
@@ -177,7 +187,7 @@ class TrackMeter:
         self._misses += int(np.count_nonzero(errors > FAR_FROM_DEPTH))
         self._compared += errors.size
 
-    def facts(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """The figures of tracks that the top of this file lists; JSON-able."""
         moving = np.zeros(0) if self.moving is None else self.motion_px[self.moving]
         return {
@@ -189,7 +199,7 @@ class TrackMeter:
         }
 
 
-def flags(facts: Mapping[str, Any]) -> list[str]:
+def find_flags(facts: Mapping[str, Any]) -> list[str]:
     """What is wrong with an episode.
 
     Args:
@@ -214,7 +224,7 @@ def _depth_flags(known: Mapping[str, Any]) -> set[str]:
     tests = {
         "depth-fallback": bool(known.get("fallback")),
         "depth-implausible": median is not None and not PLAUSIBLE_M[0] <= median <= PLAUSIBLE_M[1],
-        "depth-sparse": valid is not None and valid < MIN_VALID_SHARE,
+        "depth-sparse": valid is not None and valid < MIN_DEPTH_SHARE,
         "depth-flickers": flicker is not None and flicker > MAX_FLICKER,
     }
     return {word for word, raised in tests.items() if raised}

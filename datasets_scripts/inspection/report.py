@@ -14,15 +14,15 @@ from jinja2 import Environment, StrictUndefined
 from tqdm import tqdm
 
 from datasets_scripts.inspection.label_pictures import draw_distributions, draw_episode, draw_motion, to_page
-from datasets_scripts.inspection.labelled_episode import CHUNK, Episode, LabelledDataset, measure
-from datasets_scripts.inspection.quality import FLAGS, MEASURES, TrackMeter, flags, flatten, summarise
+from datasets_scripts.inspection.labelled_episode import CHUNK, LabelledDataset, LabelledEpisode, measure
+from datasets_scripts.inspection.quality import FLAGS, MEASURES, TrackMeter, find_flags, flatten, summarise
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.episode_job import work_on_all
 from datasets_scripts.storage.provenance import PROVENANCE_PATH, write_provenance
 
 __all__ = ["Survey", "survey_labels", "worst_first", "write_flags", "write_report"]
 
-TEMPLATE = Path(__file__).with_name("report_template.html")
+REPORT_TEMPLATE = Path(__file__).with_name("report_template.html")
 SAMPLED_EPISODES = 32
 SAMPLED_CHUNKS = 32  # of an episode, 32 frames each
 LISTED_EPISODES = 12  # to look at first
@@ -63,7 +63,7 @@ class Survey:
 _dataset: LabelledDataset | None = None
 
 
-def _start(name: str) -> None:
+def _open_dataset(name: str) -> None:
     """Opens the dataset once per process."""
     global _dataset
     _dataset = LabelledDataset(name)
@@ -71,20 +71,20 @@ def _start(name: str) -> None:
 
 def _measure_one(number: int) -> dict[str, Any]:
     """Facts of an episode and what distributions are made of."""
-    found = measure(Episode(_dataset, number), SAMPLED_CHUNKS)
+    found = measure(LabelledEpisode(_dataset, number), SAMPLED_CHUNKS)
     tracks = {camera: own.tracks for camera, own in found.items() if own.tracks is not None}
     return {
         "episode": number,
-        "facts": {camera: own.facts() for camera, own in found.items()},
+        "facts": {camera: own.figures() for camera, own in found.items()},
         "depth": {camera: own.depth.counts for camera, own in found.items() if own.depth is not None},
         "points": {
-            camera: (own.motion_px[own.real], own.shares[own.real], _moving(own))
+            camera: (own.motion_px[own.real], own.shares[own.real], _read_moving(own))
             for camera, own in tracks.items()
         },
     }
 
 
-def _moving(own: TrackMeter) -> np.ndarray:
+def _read_moving(own: TrackMeter) -> np.ndarray:
     """Of the points that are seen: 1 for those that move, NaN where that is not recorded."""
     unknown = np.full(int(own.real.sum()), np.nan)
     return unknown if own.moving is None else own.moving[own.real].astype(float)
@@ -97,11 +97,11 @@ def _read_episodes(dataset: LabelledDataset, chosen: Sequence[int], workers: int
     if lengths.clip(max=SAMPLED_CHUNKS * CHUNK).sum() < PARALLEL_FRAMES:
         workers = 1
     jobs = [(episode,) for episode in chosen]
-    done = work_on_all(_measure_one, jobs, workers, _start, (rows.name,))
+    done = work_on_all(_measure_one, jobs, workers, _open_dataset, (rows.name,))
     yield from tqdm(done, total=len(chosen), unit="episode", desc="reading labels")
 
 
-def _with(earlier: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _merge_facts(earlier: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Facts of an episode with newer ones of its cameras; what the source of depth said of it is kept."""
     facts = dict(earlier)
     for camera, known in measured.items():
@@ -130,13 +130,13 @@ def survey_labels(dataset: LabelledDataset, chosen: Sequence[int] | None = None,
     survey = Survey(dict(dataset.provenance.get("episodes", {})), list(chosen), {}, {})
     for one in sorted(_read_episodes(dataset, chosen, workers), key=lambda one: one["episode"]):
         episode = str(one["episode"])
-        survey.episodes[episode] = _with(survey.episodes.get(episode, {}), one["facts"])
+        survey.episodes[episode] = _merge_facts(survey.episodes.get(episode, {}), one["facts"])
         for camera, counts in one["depth"].items():
             survey.depth_counts[camera] = survey.depth_counts.get(camera, 0) + counts
         for camera, (motion_px, shares, moving) in one["points"].items():
             points = survey.points.setdefault(camera, Points())
             points.motion_px.append(motion_px), points.shares.append(shares), points.moving.append(moving)
-    survey.episodes = {e: {**facts, "flags": flags(facts)} for e, facts in survey.episodes.items()}
+    survey.episodes = {e: {**facts, "flags": find_flags(facts)} for e, facts in survey.episodes.items()}
     return survey
 
 
@@ -164,13 +164,13 @@ def write_flags(dataset: LabelledDataset, workers: int = 1) -> dict[int, list[st
     save_every = max(SAVE_EVERY, len(missing) // SAVES)
     for count, one in enumerate(_read_episodes(dataset, missing, workers), 1):
         episode = str(one["episode"])
-        episodes[episode] = _with(episodes.get(episode, {}), one["facts"])
+        episodes[episode] = _merge_facts(episodes.get(episode, {}), one["facts"])
         if count % save_every == 0:
             _save(dataset)
     raised = {}
     for episode in range(rows.n_episodes):
         facts = episodes.setdefault(str(episode), {})
-        facts["flags"] = flags(facts)
+        facts["flags"] = find_flags(facts)
         if facts["flags"]:
             raised[episode] = facts["flags"]
     _save(dataset)
@@ -205,7 +205,7 @@ def worst_first(episodes: Mapping[str, Mapping[str, Any]]) -> list[tuple[int, li
     Returns:
         `list[tuple[int, list[str]]]`: Episode and reasons; without those that are like the others.
     """
-    spread = _spreads(episodes)
+    spread = _measure_spreads(episodes)
     gravity, ranked = list(FLAGS), []
     for episode, facts in episodes.items():
         reasons, largest = list(facts.get("flags", [])), 0.0
@@ -222,7 +222,7 @@ def worst_first(episodes: Mapping[str, Mapping[str, Any]]) -> list[tuple[int, li
     return [(episode, reasons) for *_, episode, reasons in sorted(ranked)]
 
 
-def _spreads(episodes: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], tuple]:
+def _measure_spreads(episodes: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], tuple]:
     """By camera and measure: wording, format, median, robust deviation, and which direction is bad."""
     values: dict[tuple[str, str], list[float]] = {}
     for facts in episodes.values():
@@ -262,11 +262,13 @@ def write_report(path: Path, dataset: LabelledDataset, survey: Survey) -> None:
     }
     pictured = _choose_pictured(survey, [episode for episode, _ in first])
     reasons = dict(first)
-    drawn = [_pictures(Episode(dataset, e), reasons.get(e)) for e in tqdm(pictured, desc="drawing")]
+    drawn = [
+        _draw_pictures(LabelledEpisode(dataset, e), reasons.get(e)) for e in tqdm(pictured, desc="drawing")
+    ]
     environment = Environment(
         undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    page = environment.from_string(TEMPLATE.read_text()).render(
+    page = environment.from_string(REPORT_TEMPLATE.read_text()).render(
         name=Path(rows.name).name if Path(rows.name).is_dir() else rows.name,
         episodes=rows.n_episodes,
         frames=len(rows),
@@ -274,7 +276,7 @@ def write_report(path: Path, dataset: LabelledDataset, survey: Survey) -> None:
         tasks=len(rows.tasks),
         sampled=survey.sampled,
         recorded=len(survey.episodes),
-        first=[(episode, _task(dataset, episode), why) for episode, why in first[:LISTED_EPISODES]],
+        first=[(episode, _read_task(dataset, episode), why) for episode, why in first[:LISTED_EPISODES]],
         more=max(0, len(first) - LISTED_EPISODES),
         flagged=len(flagged),
         flag_rows=[(word, counts[word], meaning) for word, meaning in FLAGS.items()],
@@ -282,7 +284,6 @@ def write_report(path: Path, dataset: LabelledDataset, survey: Survey) -> None:
         pictured=drawn,
         provenance_path=PROVENANCE_PATH.as_posix(),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     with write_whole_file(path) as temporary:
         temporary.write_text(page)
 
@@ -295,7 +296,7 @@ def _choose_pictured(survey: Survey, first: list[int]) -> list[int]:
     return chosen or survey.sampled[:1]
 
 
-def _task(dataset: LabelledDataset, episode: int) -> str:
+def _read_task(dataset: LabelledDataset, episode: int) -> str:
     start = int(dataset.rows.episode_starts[episode])
     return dataset.rows.tasks[int(dataset.rows.column("task_index").read(range(start, start + 1))[0])]
 
@@ -332,7 +333,7 @@ def _camera_sections(dataset: LabelledDataset, survey: Survey) -> Iterator[dict[
         }
 
 
-def _pictures(episode: Episode, reasons: list[str] | None) -> dict[str, Any]:
+def _draw_pictures(episode: LabelledEpisode, reasons: list[str] | None) -> dict[str, Any]:
     """Contact sheet and ways of the points of an episode, or why there are none."""
     shown = {"number": episode.number, "task": episode.task, "length": episode.length, "reasons": reasons}
     try:

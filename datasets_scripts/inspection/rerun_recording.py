@@ -13,18 +13,18 @@ import numpy as np
 from datasets_scripts.storage.atomic import write_whole_file
 
 if TYPE_CHECKING:
-    from datasets_scripts.inspection.labelled_episode import Camera, Episode
+    from datasets_scripts.inspection.labelled_episode import Camera, LabelledEpisode
 
 __all__ = ["points_in_space", "record_episode"]
 
 STILL, MOVING = (110, 160, 220), (255, 120, 0)
 
 
-def record_episode(episode: "Episode", path: str | Path) -> None:
+def record_episode(episode: "LabelledEpisode", path: str | Path) -> None:
     """Writes an episode for Rerun's viewer; the file appears only when it is whole.
 
     Args:
-        episode (`Episode`): What to show; what it lacks is left out.
+        episode (`LabelledEpisode`): What to show; what it lacks is left out.
         path (`str` or `Path`): File to write, `*.rrd`.
 
     Raises:
@@ -37,7 +37,6 @@ def record_episode(episode: "Episode", path: str | Path) -> None:
             f"recordings need Rerun ({error}); run `pip install 'lerobot_policy_foresight[viz]'`"
         ) from error
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with write_whole_file(path) as temporary:
         recording = rr.RecordingStream(f"{Path(episode.rows.name).name}/episode_{episode.number}")
         recording.save(temporary, default_blueprint=_blueprint(episode))
@@ -78,7 +77,7 @@ def _log_lens(recording, camera: "Camera") -> None:
     recording.log(f"{camera.name}/lens", lens, static=True)
 
 
-def _log_frames(recording, episode: "Episode", first: int, count: int) -> None:
+def _log_frames(recording, episode: "LabelledEpisode", first: int, count: int) -> None:
     import rerun as rr
 
     read = {
@@ -126,7 +125,7 @@ def points_in_space(points: np.ndarray, intrinsics: dict) -> np.ndarray:
     return np.stack([x, y, z], axis=-1)
 
 
-def _blueprint(episode: "Episode"):
+def _blueprint(episode: "LabelledEpisode"):
     """What the viewer shows at first: every camera flat and in space, the series, the instruction."""
     import rerun.blueprint as rrb
 

@@ -20,6 +20,7 @@ from lerobot.datasets.utils import DEFAULT_DATA_PATH, DEFAULT_EPISODES_PATH, upd
 from datasets_scripts.storage.atomic import share_file, write_json
 from datasets_scripts.storage.dataset_folder import (
     INFO_PATH,
+    STATS_PATH,
     data_files,
     dataset_files,
     iterate_episodes,
@@ -29,7 +30,6 @@ from datasets_scripts.storage.rows import DatasetRows
 
 __all__ = ["copy_dataset"]
 
-STATS_PATH = Path("meta/stats.json")
 # Statistics of what is counted through the dataset move along with it; a standard deviation does not.
 SHIFTED_STATS = ("min", "max", "mean", "q01", "q10", "q50", "q90", "q99")
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from datasets_scripts.storage.atomic import write_json, write_whole_file
 
 INFO_PATH = Path("meta/info.json")
+STATS_PATH = Path("meta/stats.json")
 
 
 def load_info(root: str | Path) -> dict:

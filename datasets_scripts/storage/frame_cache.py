@@ -39,12 +39,12 @@ from datasets_scripts.columns import clean_depth, depth_limit_m, is_depth_featur
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.depth_videos import DepthVideos
 from datasets_scripts.storage.rows import RESTORE, BrokenEpisodeError, DatasetRows
+from datasets_scripts.storage.video_writing import MAX_DEPTH_CODE
 
 __all__ = ["CachedFrames", "FrameDecoder", "OnDemandFrames", "depth_code_table", "open_frames"]
 
 logger = logging.getLogger(__name__)
 
-DEPTH_CODES = 1 << 12  # LeRobot's depth video has 12 bits
 MAX_OPEN_DECODERS = 16  # per process; LeRobot's default of 100 holds a few MB each
 BUILD_FRAMES = 128  # frames decoded at a time while the cache is built
 AUTO_CACHE_BYTES = 32 * 2**30  # "auto" decodes on demand beyond this
@@ -52,7 +52,7 @@ AUTO_CACHE_BYTES = 32 * 2**30  # "auto" decodes on demand beyond this
 
 def depth_code_table(encoder: DepthEncoderConfig, unit: str) -> np.ndarray:
     """Depth in `"m"` or `"mm"` by a depth video's 12-bit code, float32 `(4096,)`: LeRobot's own inverse."""
-    codes = torch.arange(DEPTH_CODES).reshape(1, 1, DEPTH_CODES)
+    codes = torch.arange(MAX_DEPTH_CODE + 1).reshape(1, 1, -1)
     return dequantize_depth(
         codes,
         depth_min=encoder.depth_min,

@@ -6,11 +6,11 @@ to a temporary name and is renamed, under a lock per file: many processes may as
 
 import contextlib
 import dataclasses
+import importlib.util
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 from huggingface_hub import get_token, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -26,7 +26,22 @@ from lerobot.utils.constants import HF_LEROBOT_HUB_CACHE
 
 from datasets_scripts.storage.dataset_folder import load_features
 
-__all__ = ["LOG_IN", "HubError", "HubFiles", "explain_hub_errors", "open_hub_dataset"]
+__all__ = [
+    "LOG_IN",
+    "TRANSPORT_ERRORS",
+    "HubError",
+    "HubFiles",
+    "error_chain",
+    "explain_hub_errors",
+    "open_hub_dataset",
+]
+
+# The client lets errors of its HTTP library through: httpx in huggingface_hub 1, httpx2 in huggingface_hub 2.
+_HTTP_LIBRARIES = [
+    importlib.import_module(name) for name in ("httpx", "httpx2") if importlib.util.find_spec(name)
+]
+HTTP_ERRORS = tuple(library.HTTPError for library in _HTTP_LIBRARIES)
+TRANSPORT_ERRORS = tuple(library.TransportError for library in _HTTP_LIBRARIES)
 
 DOWNLOADS_AT_ONCE = 8
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -64,7 +79,7 @@ class HubFiles:
     def _fetch_one(self, place: str) -> None:
         with explain_hub_errors(self.repo_id):
             try:
-                hf_hub_download(self.repo_id, place, **_of_datasets(self.revision))
+                hf_hub_download(self.repo_id, place, **_dataset_options(self.revision))
             except RemoteEntryNotFoundError:
                 raise ValueError(f"dataset {self.repo_id} lacks the file {place} on the Hub") from None
 
@@ -93,7 +108,7 @@ def open_hub_dataset(name: str, videos: bool = True) -> tuple[Path, HubFiles]:
             wording = str(error).replace(str(root), f"dataset {repo_id}").replace("OWNER/NAME", repo_id)
             raise ValueError(wording) from None
         wanted = ["data/*", *(["videos/*"] if videos else [])]
-        snapshot_download(repo_id, allow_patterns=wanted, **_of_datasets(root.name))
+        snapshot_download(repo_id, allow_patterns=wanted, **_dataset_options(root.name))
     return root, HubFiles(repo_id, root.name)
 
 
@@ -102,14 +117,14 @@ def _download_metadata(repo_id: str, revisions: Sequence[str]) -> str:
     wanted = ["meta/*", "README.md"]  # the card says under which licence it is
     for revision in revisions:
         try:
-            return snapshot_download(repo_id, allow_patterns=wanted, **_of_datasets(revision))
+            return snapshot_download(repo_id, allow_patterns=wanted, **_dataset_options(revision))
         except (RevisionNotFoundError, LocalEntryNotFoundError):  # not there, or not in the cache
             if revision == revisions[-1]:
                 raise
     raise AssertionError("no revision")
 
 
-def _of_datasets(revision: str) -> dict:
+def _dataset_options(revision: str) -> dict:
     return {"repo_type": "dataset", "revision": revision, "cache_dir": HF_LEROBOT_HUB_CACHE}
 
 
@@ -140,15 +155,21 @@ def explain_hub_errors(repo_id: str, repo_type: str = "dataset") -> Iterator[Non
         ) from None
     except RevisionNotFoundError:
         raise ValueError(f"{what} has no such revision on the Hub; leave it out, or name one") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, ConnectionError, RuntimeError) as error:
-        raise HubError(_why_not(what, error)) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, *HTTP_ERRORS, ConnectionError, RuntimeError) as error:
+        raise HubError(_describe_error(what, error)) from None
 
 
-def _why_not(what: str, error: Exception) -> str:
-    """What keeps us from the Hub, by the first cause that tells."""
+def error_chain(error: BaseException) -> list[BaseException]:
+    """An error and its causes."""
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
+    return chain
+
+
+def _describe_error(what: str, error: Exception) -> str:
+    """What keeps us from the Hub, by the first cause that tells."""
+    chain = error_chain(error)
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):
         return (
             f"{what} is not in the cache, or not all of it, and HF_HUB_OFFLINE forbids downloads: "

@@ -1,9 +1,10 @@
-"""Files go to a repository of the Hugging Face Hub in one commit: all of them, or none.
+"""Upload files to a repository of the Hugging Face Hub in one commit: all of them, or none.
 
-Connections fail. Requests are repeated after growing pauses; a commit whose answer was lost is looked for
-before it is sent again, and one that would come on top of somebody else's is refused by the Hub.
+The Hub's client repeats uploads and listings by itself, but no commits and tags. Before repeating a commit we
+check the branch, so nothing is committed twice; one on top of somebody else's is refused by the Hub.
 """
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -11,12 +12,17 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
-import httpx
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 
-from datasets_scripts.storage.hub_download import LOG_IN, HubError, explain_hub_errors
+from datasets_scripts.storage.hub_download import (
+    LOG_IN,
+    TRANSPORT_ERRORS,
+    HubError,
+    error_chain,
+    explain_hub_errors,
+)
 
 __all__ = [
     "commit_files",
@@ -97,53 +103,70 @@ def commit_files(
         HubError: If the Hub cannot be reached or refuses, or somebody else committed meanwhile; nothing of
             ours is to be seen then.
     """
-    api = HfApi()
-
-    def head() -> str:
-        return patiently(lambda: api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha)
-
-    def is_published(commit: str) -> bool:
-        there = remote_files(repo_id, repo_type, commit)
-        return not set(delete) & set(there) and not list(differing(files, there))
-
+    change = _Change(repo_id, repo_type, revision, files, delete, message)
     with explain_hub_errors(repo_id, repo_type):
-        parent = head()
-        if is_published(parent):
+        parent = change.head()
+        if change.is_published(parent):
             return parent
-        operations = [CommitOperationDelete(place) for place in delete]
-        operations += [CommitOperationAdd(place, path) for place, path in files.items()]
-        for pause in (*PAUSES_S, None):
-            try:
-                commit = api.create_commit(
-                    repo_id,
-                    operations,
-                    commit_message=message,
-                    repo_type=repo_type,
-                    revision=revision,
-                    parent_commit=parent,
-                ).oid
-                break
-            except Exception as error:
-                if not (_is_transient(error) or _answers(error) & CONFLICT):
-                    raise
-                now = head()
-                if now != parent and is_published(now):  # it was carried out, its answer lost
-                    commit = now
-                    break
-                if now != parent:
-                    raise HubError(
-                        f"somebody else committed to {repo_type} {repo_id} meanwhile; nothing of ours is in "
-                        "it: look at what came, then run the same command again"
-                    ) from None
-                if pause is None or not _is_transient(error):
-                    raise
-                _wait(pause, error)
+        commit = patiently(lambda: change.send(parent))
         if wrong := list(differing(files, remote_files(repo_id, repo_type, commit))):
             raise HubError(
                 f"commit {commit} of {repo_type} {repo_id} lacks {wrong[0]} as it is here: does a .gitignore "
                 "there hide it?"
             )
     return commit
+
+
+@dataclasses.dataclass
+class _Change:
+    """Files that one commit adds to a branch, and places that it empties."""
+
+    repo_id: str
+    repo_type: str
+    revision: str
+    files: Mapping[str, Path]
+    delete: Collection[str]
+    message: str
+
+    def __post_init__(self):
+        # Kept over all attempts: they remember what was uploaded.
+        self.operations = [CommitOperationDelete(place) for place in self.delete]
+        self.operations += [CommitOperationAdd(place, path) for place, path in self.files.items()]
+
+    def head(self) -> str:
+        """The branch's newest commit."""
+        ask = HfApi().repo_info
+        return patiently(lambda: ask(self.repo_id, repo_type=self.repo_type, revision=self.revision).sha)
+
+    def is_published(self, commit: str) -> bool:
+        """Whether a commit has the files, and nothing at the places to empty."""
+        there = remote_files(self.repo_id, self.repo_type, commit)
+        return not set(self.delete) & set(there) and not list(differing(self.files, there))
+
+    def send(self, parent: str) -> str:
+        """Commit on top of `parent`; gives the commit, also one whose answer was lost."""
+        try:
+            return (
+                HfApi()
+                .create_commit(
+                    self.repo_id,
+                    self.operations,
+                    commit_message=self.message,
+                    repo_type=self.repo_type,
+                    revision=self.revision,
+                    parent_commit=parent,
+                )
+                .oid
+            )
+        except Exception as error:
+            if not (_is_transient(error) or _answers(error) & CONFLICT) or (now := self.head()) == parent:
+                raise
+            if self.is_published(now):
+                return now
+            raise HubError(
+                f"somebody else committed to {self.repo_type} {self.repo_id} meanwhile; nothing of ours is "
+                "in it: look at what came, then run the same command again"
+            ) from None
 
 
 def differing(files: Mapping[str, Path], there: Mapping[str, RepoFile]) -> Iterator[str]:
@@ -186,7 +209,7 @@ def move_tag(repo_id: str, repo_type: str, tag: str, commit: str) -> None:
 
 
 def patiently[T](request: Callable[[], T]) -> T:
-    """Carries out a request that may be repeated, again and again while the connection fails.
+    """Send a request again after growing pauses while the connection fails.
 
     Args:
         request (`Callable`): Whose second call does no harm.
@@ -207,33 +230,26 @@ def patiently[T](request: Callable[[], T]) -> T:
 def _wait(pause: float, error: Exception) -> None:
     asked = [
         float(cause.response.headers["Retry-After"])
-        for cause in _chain(error)
+        for cause in error_chain(error)
         if isinstance(cause, HfHubHTTPError) and cause.response.headers.get("Retry-After", "").isdigit()
     ]
     pause = min(max([pause, *asked]), LONGEST_PAUSE_S)
     answers = sorted(_answers(error))
-    what = f"HTTP {answers[0]}" if answers else type(_chain(error)[-1]).__name__
+    what = f"HTTP {answers[0]}" if answers else type(error_chain(error)[-1]).__name__
     print(f"the connection to the Hub failed ({what}); trying again in {pause:g} s", file=sys.stderr)
     time.sleep(pause)
 
 
-def _chain(error: BaseException) -> list[BaseException]:
-    """An error and its causes."""
-    chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    return chain
-
-
 def _answers(error: Exception) -> set[int]:
-    return {cause.response.status_code for cause in _chain(error) if isinstance(cause, HfHubHTTPError)}
+    return {cause.response.status_code for cause in error_chain(error) if isinstance(cause, HfHubHTTPError)}
 
 
 def _is_transient(error: Exception) -> bool:
     """Whether trying again may help; half an answer is no JSON."""
-    passing = (httpx.TransportError, ConnectionError, TimeoutError, json.JSONDecodeError)
+    passing = (*TRANSPORT_ERRORS, ConnectionError, TimeoutError, json.JSONDecodeError)
     if answers := _answers(error):
         return bool(answers & TRANSIENT)
     return any(
-        isinstance(cause, passing) and not isinstance(cause, OfflineModeIsEnabled) for cause in _chain(error)
+        isinstance(cause, passing) and not isinstance(cause, OfflineModeIsEnabled)
+        for cause in error_chain(error)
     )

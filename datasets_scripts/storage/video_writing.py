@@ -30,7 +30,7 @@ DEPTH_OPTIONS = {
 MIN_DEPTH_SIDE_PX = 32
 
 # LeRobot's 12-bit logarithmic depth code: fine steps near, coarse steps far.
-DEPTH_CODES = 4095
+MAX_DEPTH_CODE = 4095
 DEPTH_MIN_M, DEPTH_SHIFT_M = 0.01, 3.5
 QUANTILES = (0.01, 0.10, 0.50, 0.90, 0.99)
 
@@ -149,7 +149,7 @@ def depth_codes(depth_m: np.ndarray, depth_max_m: float) -> np.ndarray:
     """LeRobot's depth code: metres, any shape -> uint16 in 0..4095, clipped to [0.01 m, depth_max_m]."""
     low, high = np.log(DEPTH_MIN_M + DEPTH_SHIFT_M), np.log(depth_max_m + DEPTH_SHIFT_M)
     fraction = (np.log(depth_m.astype(np.float32) + np.float32(DEPTH_SHIFT_M)) - low) / (high - low)
-    return np.rint(fraction * DEPTH_CODES).clip(0, DEPTH_CODES).astype(np.uint16)
+    return np.rint(fraction * MAX_DEPTH_CODE).clip(0, MAX_DEPTH_CODE).astype(np.uint16)
 
 
 def video_stats(frames: np.ndarray) -> dict[str, list]:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields, replace
 import cv2
 import numpy as np
 
-REFERENCE_PX = 224.0
+from datasets_scripts.columns import REFERENCE_PX
+
 MOVING_PX, STILL_PX = 4.0, 1.5
 MOVING_DEPTH_M, MOVING_DEPTH_FRACTION = 0.05, 0.05
 STILL_DEPTH_M, STILL_DEPTH_FRACTION = 0.02, 0.02
@@ -118,7 +119,7 @@ def camera_shift_px(points: np.ndarray, visible: np.ndarray, height: int, width:
         here, there = (points[index, common, :2] * scale_px for index in (frame, reference))
         return cv2.estimateAffinePartial2D(here, there, ransacReprojThreshold=STILL_PX)[0]
 
-    similarity = _chain(visible, 2, fit)
+    similarity = _chain_maps(visible, 2, fit)
     places = np.array([[0, 0], [1, 0], [0, 1], [1, 1], [0.5, 0.5]]) * scale_px
     moved = places @ similarity[:, :2, :2].swapaxes(1, 2) + similarity[:, None, :2, 2]
     return np.linalg.norm(moved - places, axis=-1).mean(axis=1)
@@ -158,10 +159,10 @@ def fit_camera_motion(points: np.ndarray, visible: np.ndarray, height: int, widt
             fitted = np.linalg.lstsq(known, there[agree], rcond=None)[0].T
         return fitted
 
-    return CameraMotion(_chain(visible, 3, fit)[:, :3], size)
+    return CameraMotion(_chain_maps(visible, 3, fit)[:, :3], size)
 
 
-def _chain(
+def _chain_maps(
     visible: np.ndarray, n: int, fit: Callable[[int, int, np.ndarray], np.ndarray | None]
 ) -> np.ndarray:
     """Maps from every frame to the first one, `(F, n + 1, n + 1)`.
@@ -288,7 +289,7 @@ class Candidates:
     path: np.ndarray
 
     @classmethod
-    def of(
+    def from_tracks(
         cls, points: np.ndarray, visible: np.ndarray, moving: np.ndarray, still: np.ndarray
     ) -> "Candidates":
         """Of tracks `(F, n, 3)` with their visibility `(F, n)`, and what [`sort_tracks`] says of them."""
@@ -411,7 +412,7 @@ def _keep(
     moving, still = sort_tracks(points, visible, confidence, camera)
     kept = np.flatnonzero(moving | still)
     points, visible = points[:, kept], visible[:, kept]
-    return _Round(points, visible, Candidates.of(points, visible, moving[kept], still[kept]))
+    return _Round(points, visible, Candidates.from_tracks(points, visible, moving[kept], still[kept]))
 
 
 def _gather(rounds: Sequence[_Round], index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

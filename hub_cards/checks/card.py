@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCard, ModelCard, metadata_load
 
-from datasets_scripts.inspection.dataset_card import SOURCE_MARK
+from datasets_scripts.inspection.dataset_card import OUR_CARD, SOURCE_MARK
 from datasets_scripts.inspection.dataset_card import build_card as build_dataset_card
 from datasets_scripts.storage.provenance import read_provenance
 from hub_cards.cards.eval_results import eval_results, read_eval_results
@@ -150,7 +150,7 @@ def _check_dataset_card(folder: Path, body: str) -> list[str]:
             return list(_differing_tables(body, fresh))
     except ValueError as error:
         return [str(error)]
-    if "dataset_card.py` of `lerobot_policy_foresight`" in body:  # otherwise the card is somebody else's
+    if OUR_CARD in body:  # otherwise the card is somebody else's
         return ["the card's figures have no source: meta/foresight.json is missing: copy the folder again"]
     return []
 

@@ -65,7 +65,7 @@ def test_models_of_one_name_are_told_apart(tmp_path):
 
 def test_an_executor_of_this_machine_loads_one_model_unless_told_otherwise(recorded, tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(annotate, "spread", lambda job, executor, resources, push: given.append(resources))
+    monkeypatch.setattr(annotate, "run_tasks", lambda job, executor, resources, push: given.append(resources))
     depth = save_network(tmp_path / "metric", "metric")
     options = [
         f"--dataset={recorded}",

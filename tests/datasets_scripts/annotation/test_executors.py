@@ -85,7 +85,7 @@ def test_two_workers_make_what_one_makes(recorded, alone, tmp_path):
 
 @pytest.mark.slow  # each process imports LeRobot anew
 def test_two_ranks_make_what_one_process_makes(recorded, alone, tmp_path):
-    output, script = tmp_path / "data", Path(executors.__file__).with_name("annotate.py")
+    output, script = tmp_path / "data", Path(executors.__file__).parents[1] / "annotate.py"
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
     command = [*accelerate, "--quiet", str(script), *command_line(recorded, output, "--workers=1")]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(script.parents[1])}

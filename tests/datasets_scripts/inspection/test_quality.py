@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import DatasetCard
 
 from datasets_scripts.inspection.dataset_card import write_card
-from datasets_scripts.inspection.quality import DepthMeter, TrackMeter, flags, summarise
+from datasets_scripts.inspection.quality import DepthMeter, TrackMeter, find_flags, summarise
 from datasets_scripts.storage.provenance import flagged_episodes, read_provenance, write_provenance
 from tests.synthetic import make_dataset
 
@@ -36,7 +36,7 @@ def measure(depth, images=None, run=4) -> dict:
     for first in range(0, len(depth), run):
         here = slice(first, first + run)
         meter.add(depth[here], None if images is None else images[here])
-    return meter.facts()
+    return meter.figures()
 
 
 def test_percentiles_and_valid_pixels_are_those_of_the_depth():
@@ -65,7 +65,7 @@ def test_flicker_is_noise_in_time_and_not_approach_or_motion():
 def test_an_episode_without_any_valid_depth_has_no_percentiles():
     facts = measure(np.zeros((FRAMES, HEIGHT, WIDTH), np.float32))
     assert facts == {"valid_share": 0, "near_m": None, "median_m": None, "far_m": None, "flicker": None}
-    assert flags({"main": {"depth": facts}}) == ["main/depth-sparse"]
+    assert find_flags({"main": {"depth": facts}}) == ["main/depth-sparse"]
 
 
 def test_images_and_depth_must_come_together():
@@ -92,12 +92,12 @@ def test_tracks_are_counted_without_their_padding():
     meter = TrackMeter(points, visible, moving)
     meter.add(0, scene()[0][:5])
     meter.add(5, scene()[0][5:])
-    facts = meter.facts()
+    facts = meter.figures()
     assert facts["n_points"] == POINTS - 1 and facts["n_moving"] == moving.sum()
     assert facts["visible_share"] == pytest.approx(1 - 3 / FRAMES / (POINTS - 1), abs=1e-4)
     assert facts["motion_px"] == pytest.approx(56, abs=0.1)
     assert facts["off_depth_share"] == 0
-    still = TrackMeter(points, visible, ~moving).facts()
+    still = TrackMeter(points, visible, ~moving).figures()
     assert still["motion_px"] == 0 and still["off_depth_share"] is None
 
 
@@ -106,7 +106,7 @@ def test_points_off_the_depth_map_are_told():
     points[:, : POINTS // 2, 2] *= 1.2
     meter = TrackMeter(points, visible, moving)
     meter.add(0, scene()[0])
-    assert meter.facts()["off_depth_share"] == pytest.approx(0.5, abs=0.05)
+    assert meter.figures()["off_depth_share"] == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_points_off_the_depth_map_are_told():
 )
 def test_every_flag_is_raised_by_what_it_means(changed, flag):
     facts = {"main": GOOD | changed, "wrist": {"depth": GOOD["depth"]}, "task": "open", "attempts": 2}
-    assert flags(facts) == ([f"main/{flag}"] if flag else [])
+    assert find_flags(facts) == ([f"main/{flag}"] if flag else [])
 
 
 def test_the_summary_names_the_worst_episode():
@@ -148,7 +148,7 @@ def annotated(tmp_path):
     episodes = {str(e): {"main": dict(GOOD), "flags": []} for e in range(3)}
     for episode in ("0", "2"):
         episodes[episode]["main"]["n_moving"] = 0
-        episodes[episode]["flags"] = flags(episodes[episode])
+        episodes[episode]["flags"] = find_flags(episodes[episode])
     annotation = {"parameters": {"dataset": "someone/drawer", "depth": "sensor"}}
     write_provenance(facts.root, {"cameras": cameras, "episodes": episodes, "annotation": annotation})
     return facts.root

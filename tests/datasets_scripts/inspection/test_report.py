@@ -170,7 +170,7 @@ def test_episodes_that_are_none_are_refused(text):
 def test_a_long_episode_is_sampled(tmp_path, monkeypatch):
     root = make_dataset(tmp_path / "long", episodes=1, frames=80, tracks=False, use_videos=False).root
     monkeypatch.setattr(label_report, "SAMPLED_CHUNKS", 2)
-    label_report._start(str(root))
+    label_report._open_dataset(str(root))
     facts = label_report._measure_one(0)["facts"]["main"]["depth"]
     # Of the three runs the middle one is left out; the wall recedes by 1 cm a frame.
     frames = [*range(32), *range(64, 80)]

@@ -5,11 +5,14 @@ The tests over HTTP are skipped without the server of `tests/hub_server.py`.
 
 import pickle
 import shutil
+import sys
 
+import httpx
 import numpy as np
 import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RevisionNotFoundError
+from huggingface_hub.utils import get_session
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts.annotate import main as annotate
@@ -20,7 +23,7 @@ from datasets_scripts.inspect_dataset import main
 from datasets_scripts.storage import hub_download as hub_source
 from datasets_scripts.storage import rows as dataset_rows
 from datasets_scripts.storage.frame_cache import FrameDecoder
-from datasets_scripts.storage.hub_download import HubError
+from datasets_scripts.storage.hub_download import HubError, explain_hub_errors
 from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 from tests.hub_server import running_hub
@@ -56,7 +59,7 @@ def stand_in(recorded, cache, monkeypatch):
 
     def snapshot_download(repo_id, allow_patterns, revision, **_):
         if revision not in ("main", COMMIT):
-            response = hub_source.httpx.Response(404, request=hub_source.httpx.Request("GET", "http://hub"))
+            response = httpx.Response(404, request=httpx.Request("GET", "http://hub"))
             raise RevisionNotFoundError("no such revision", response=response)
         folders = {pattern.split("/")[0] for pattern in allow_patterns}
         for path in sorted(recorded.root.rglob("*.*")):
@@ -115,6 +118,13 @@ def test_a_streamed_dataset_downloads_the_video_that_is_decoded_and_no_other(rec
     )
     assert np.array_equal(ours, theirs)
     assert videos(rows) == [MAIN]
+
+
+def test_errors_of_the_http_library_that_the_client_uses_are_explained():
+    """It is httpx in huggingface_hub 1, httpx2 in huggingface_hub 2."""
+    library = sys.modules[type(get_session()).__mro__[-2].__module__.partition(".")[0]]
+    with pytest.raises(HubError, match="cannot be reached"), explain_hub_errors("you/data"):
+        raise library.ConnectError("no route to host")
 
 
 def test_a_worker_process_goes_on_with_the_same_commit(stand_in):

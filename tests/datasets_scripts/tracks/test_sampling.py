@@ -33,7 +33,7 @@ def scene(n_still: int, n_moving: int, seed: int = 0) -> tuple[np.ndarray, np.nd
 
 
 def choose(points, visible, generator, **options):
-    candidates = Candidates.of(points, visible, *sort_tracks(points, visible))
+    candidates = Candidates.from_tracks(points, visible, *sort_tracks(points, visible))
     return choose_tracks(candidates, generator, **options)
 
 
