@@ -35,6 +35,7 @@ def policy():
         state_dim=STATE,
         binary_state_indices=(),
         fps=20.0,
+        future_targets="lookahead",
     )
     torch.manual_seed(0)
     stats = {name: [value] * ACTION for name, value in (("mean", 0.0), ("std", 1.0))}
