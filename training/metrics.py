@@ -164,7 +164,7 @@ def evaluate_open_loop(
     Args:
         model (`ForesightForActionPrediction`): The policy.
         processor (`ForesightProcessor`): Its processor.
-        batches (`Iterable`): Raw batches (schema in `processing_foresight.py`), as `collate_windows` makes.
+        batches (`Iterable`): Raw batches (schema in `inputs.py`), as `collate_windows` makes.
         baselines (`Mapping`, *optional*): From [`fit_baselines`]; without them the `mean` rows are missing.
 
     Returns:
