@@ -26,7 +26,7 @@ from _measure import describe_machine, print_table, write_csv
 
 from datasets_scripts.storage.rows import DatasetRows
 from training.config import DataConfig, RunConfig, load_config
-from training.windows.dataset import split_episodes
+from training.windows import split_episodes
 
 ROOT = Path(__file__).resolve().parents[1]
 LAST = 100  # steps that the loss at the end is a mean of

@@ -42,7 +42,7 @@ from datasets_scripts.columns import (
     points_visible_key,
 )
 from modeling_foresight import ForesightProcessor, build_small_tokenizer
-from training.windows.dataset import ForesightWindows, WindowConfig, WindowSampler, collate_windows
+from training.windows import ForesightWindows, WindowConfig, WindowSampler, collate_windows
 
 BATCH = 8  # windows prepared for the model at a time
 CHECKED_WINDOWS = 5  # compared value by value before anything is timed

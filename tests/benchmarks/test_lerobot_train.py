@@ -10,7 +10,7 @@ from lerobot.utils.import_utils import register_third_party_plugins
 
 from tests.synthetic import make_dataset
 from training.config import load_config
-from training.windows.dataset import split_episodes
+from training.windows import split_episodes
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "training" / "configs" / "quickstart.yaml"

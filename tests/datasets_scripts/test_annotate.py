@@ -23,7 +23,7 @@ from datasets_scripts.annotation.job import AnnotationJob, annotate
 from datasets_scripts.columns import moving_flags, read_provenance, unpack_points
 from datasets_scripts.storage.rows import DatasetRows
 from tests.synthetic import make_dataset
-from training.windows.dataset import ForesightWindows, WindowConfig
+from training.windows import ForesightWindows, WindowConfig
 
 WANTED = Annotation(("main", "wrist"), n_points=80)
 

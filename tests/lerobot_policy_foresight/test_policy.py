@@ -35,7 +35,7 @@ from tests.lerobot_policy_foresight.miniature import (
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training.config import TrainConfig
-from training.windows.dataset import ForesightWindows, WindowConfig, collate_windows
+from training.windows import ForesightWindows, WindowConfig, collate_windows
 
 # Initial weights with which a fresh model's action depends on what it sees.
 ATTENTIVE = {"initializer_range": 0.3, "embedding_initializer_range": 0.02}

@@ -21,7 +21,7 @@ from training.config import load_config
 from training.run_data import RunData
 from training.starting_model import starting_config
 from training.train import train
-from training.windows.dataset import WindowSampler
+from training.windows import WindowSampler
 
 STEPS, BATCH, SEED, LR, WARMUP = 8, 4, 3, 1e-3, 2
 LOSSES = ("depth", "future", "flow", "kl", "action", "gripper", "progress")
