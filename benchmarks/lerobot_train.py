@@ -95,8 +95,6 @@ def lerobot_options(config: RunConfig) -> list[str]:
         "optimizer_grad_clip_norm": train.max_grad_norm,
         "scheduler_warmup_steps": train.warmup_steps,
         "scheduler_min_lr_ratio": train.min_learning_rate_ratio,
-        # Whole metres; LeRobot's default rounds depth to millimetres.
-        "depth_unit": "m",
     }
     rows = DatasetRows(source.path)
     chosen, _ = split_episodes(rows.n_episodes, data.val_fraction, config.seed)
@@ -108,7 +106,6 @@ def lerobot_options(config: RunConfig) -> list[str]:
         "dataset.repo_id": source.path if not Path(source.path).exists() else f"local/{rows.root.name}",
         "dataset.root": str(rows.root),
         "dataset.episodes": chosen,
-        "dataset.depth_output_unit": "m",
         "num_workers": data.num_workers,
         "batch_size": train.batch_size,
         "steps": train.steps,

@@ -53,7 +53,6 @@ def test_the_example_for_lerobot_train_is_the_quickstarts_run(script, dataset):
     assert shown.policy == told.policy
     for name in ("batch_size", "steps", "seed", "num_workers", "log_freq", "save_freq"):
         assert getattr(shown, name) == getattr(told, name), name
-    assert shown.dataset.depth_output_unit == told.dataset.depth_output_unit == shown.policy.depth_unit
 
 
 def test_what_lerobot_train_has_not_is_named(script, dataset):

@@ -103,8 +103,6 @@ def lerobots_run(root, start, output, order, monkeypatch) -> list[dict]:
         f"--seed={SEED}",
         f"--policy.optimizer_lr={LR}",
         f"--policy.scheduler_warmup_steps={WARMUP}",
-        "--dataset.depth_output_unit=m",  # or depth would be rounded to millimetres
-        "--policy.depth_unit=m",
     )
     return losses
 
