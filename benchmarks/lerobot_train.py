@@ -26,7 +26,7 @@ from _measure import describe_machine, print_table, write_csv
 
 from datasets_scripts.storage.rows import DatasetRows
 from training.config import DataConfig, RunConfig, load_config
-from training.windows.dataset import split_episodes
+from training.windows import split_episodes
 
 ROOT = Path(__file__).resolve().parents[1]
 LAST = 100  # steps that the loss at the end is a mean of
@@ -95,8 +95,6 @@ def lerobot_options(config: RunConfig) -> list[str]:
         "optimizer_grad_clip_norm": train.max_grad_norm,
         "scheduler_warmup_steps": train.warmup_steps,
         "scheduler_min_lr_ratio": train.min_learning_rate_ratio,
-        # Whole metres; LeRobot's default rounds depth to millimetres.
-        "depth_unit": "m",
     }
     rows = DatasetRows(source.path)
     chosen, _ = split_episodes(rows.n_episodes, data.val_fraction, config.seed)
@@ -108,7 +106,6 @@ def lerobot_options(config: RunConfig) -> list[str]:
         "dataset.repo_id": source.path if not Path(source.path).exists() else f"local/{rows.root.name}",
         "dataset.root": str(rows.root),
         "dataset.episodes": chosen,
-        "dataset.depth_output_unit": "m",
         "num_workers": data.num_workers,
         "batch_size": train.batch_size,
         "steps": train.steps,

@@ -41,7 +41,7 @@ from datasets_scripts.columns import (
 )
 from datasets_scripts.storage.dataset_folder import data_files, load_features
 from modeling_foresight import ForesightProcessor, build_small_tokenizer
-from training.windows.dataset import ForesightWindows, WindowConfig, WindowSampler, collate_windows
+from training.windows import ForesightWindows, WindowConfig, WindowSampler, collate_windows
 
 BATCH = 8  # windows prepared for the model at a time
 CHECKED_WINDOWS = 5  # compared value by value before anything is timed

@@ -15,7 +15,7 @@ from training.checkpoint_folder import load_checkpoint
 from training.config import DataConfig, RunConfig
 from training.evaluation.open_loop import evaluate_open_loop, format_open_loop
 from training.run_data import window_config
-from training.windows.dataset import ConcatWindows, ForesightWindows, collate_windows
+from training.windows import ConcatWindows, ForesightWindows, collate_windows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

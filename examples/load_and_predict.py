@@ -17,7 +17,7 @@ from training.config import DataConfig, RunConfig
 from training.evaluation.predictions import foresee
 from training.run_data import window_config
 from training.visualize import draw
-from training.windows.dataset import ForesightWindows
+from training.windows import ForesightWindows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -8,11 +8,11 @@ the simulator are imported when LeRobot makes one.
 from .lerobot_version import refuse_untested_lerobot
 
 try:
-    from .configuration_foresight import ForesightConfig
+    from .configuration_foresight import LeRobotForesightConfig
     from .metaworld import ForesightMetaWorldConfig
     from .processor_foresight import make_foresight_pre_post_processors
 except ImportError:
     refuse_untested_lerobot()  # the reason, if what is missing was moved by another version
     raise
 
-__all__ = ["ForesightConfig", "ForesightMetaWorldConfig", "make_foresight_pre_post_processors"]
+__all__ = ["LeRobotForesightConfig", "ForesightMetaWorldConfig", "make_foresight_pre_post_processors"]

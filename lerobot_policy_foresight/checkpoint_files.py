@@ -1,5 +1,5 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""What LeRobot needs beside a model that `save_pretrained` wrote, and adapters that stand alone.
+"""Write LeRobot's config and pipelines into an exported model folder; merge adapters into their base.
 
 `training/train.py` does the first for the models it exports.
 
@@ -15,10 +15,9 @@ from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from datasets_scripts.storage.atomic import write_json, write_whole_folder
-from modeling_foresight import ForesightConfig as ModelConfig
-from modeling_foresight import ForesightProcessor
+from modeling_foresight import ForesightConfig, ForesightProcessor
 
-from .configuration_foresight import MODEL_FIELDS, ForesightConfig
+from .configuration_foresight import MODEL_FIELDS, LeRobotForesightConfig
 from .processor_foresight import make_foresight_pre_post_processors
 
 __all__ = ["merge_adapter", "write_lerobot_files"]
@@ -46,12 +45,12 @@ def write_lerobot_files(folder: str | Path, cameras: dict[str, str] | None = Non
             f"{folder} does not hold a model and its processor (config.json, processor_config.json)."
         )
     before = json.loads((folder / "config.json").read_text())
-    model = ModelConfig.from_pretrained(folder)
+    model = ForesightConfig.from_pretrained(folder)
     if not model.has("action"):
         raise ValueError(f"The model in {folder} predicts no actions; its objectives are {model.objectives}.")
     if absent := {"text", "vision"} - set(model.towers):
         raise ValueError(f"The model in {folder} has no {' and '.join(sorted(absent))} tower of its own.")
-    processor = ForesightProcessor.from_pretrained(folder)
+    ForesightProcessor.from_pretrained(folder)  # says what is wrong with it before anything is written
     known = before.get("cameras") or {view: f"{OBS_IMAGES}.{view}" for view in model.views}
     cameras = {view: key for view, key in (known | (cameras or {})).items() if key}
     shape = (3, model.image_size, model.image_size)
@@ -63,15 +62,13 @@ def write_lerobot_files(folder: str | Path, cameras: dict[str, str] | None = Non
     else:
         fields = json.loads(model.to_json_string())
         own = {name: value for name, value in fields.items() if name in MODEL_FIELDS}
-        config = ForesightConfig(**own, device="cpu")
+        config = LeRobotForesightConfig(**own, device="cpu")
     config.cameras, config.input_features = cameras, inputs
     config.output_features = {ACTION: PolicyFeature(FeatureType.ACTION, (model.action_dim,))}
     config.validate_features()
     own = config.lerobot_fields() | {"device": None}  # that of the machine that opens it
     write_json(folder / "config.json", before | own)
-    stats = {ACTION: processor.action_stats, OBS_STATE: processor.state_stats}
-    used = {key: value for key, value in stats.items() if value is not None}
-    for pipeline in make_foresight_pre_post_processors(config, used):
+    for pipeline in make_foresight_pre_post_processors(config):
         pipeline.save_pretrained(folder)
 
 
@@ -88,7 +85,7 @@ def merge_adapter(adapter: str | Path, target: str | Path) -> None:
     from lerobot.policies.factory import make_pre_post_processors
     from peft import PeftConfig, PeftModel
 
-    from .modeling_foresight import ForesightPolicy
+    from .modeling_foresight import LeRobotForesightPolicy
 
     target = Path(target)
     if target.exists():
@@ -100,7 +97,7 @@ def merge_adapter(adapter: str | Path, target: str | Path) -> None:
         raise ValueError(f"{adapter} is no adapter: it needs no merging.")
     config.pretrained_path = Path(adapter)
     base = PeftConfig.from_pretrained(str(adapter))
-    policy = ForesightPolicy.from_pretrained(
+    policy = LeRobotForesightPolicy.from_pretrained(
         base.base_model_name_or_path, config=config, revision=base.revision
     )
     with warnings.catch_warnings():

@@ -22,23 +22,20 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from datasets_scripts.columns import is_label_key
 from datasets_scripts.storage.atomic import write_json
-from modeling_foresight import ForesightConfig as ModelConfig
+from modeling_foresight import ForesightConfig
 
-from .flow import frames_after
 from .lerobot_version import refuse_untested_lerobot
 
-__all__ = ["ForesightConfig", "ForesightScheduleConfig"]
+__all__ = ["ForesightScheduleConfig", "LeRobotForesightConfig"]
 
 # What transformers notes in a config.json for itself; read and forgotten.
 BOOKKEEPING = ("architectures", "auto_map", "model_type", "transformers_version")
-MODEL_FIELDS = tuple(name for name in ModelConfig.__annotations__ if name not in BOOKKEEPING)
+MODEL_FIELDS = tuple(name for name in ForesightConfig.__annotations__ if name not in BOOKKEEPING)
 # Settings of one run. transformers would take two for its own: the dtype of the weights, and a method.
 NOT_SAVED = (
-    *("attn_implementation", "compile_model", "depth_unit", "dtype", "fast_reading", "frame_cache"),
+    *("attn_implementation", "compile_model", "dtype", "frame_cache"),
     *("pretrained_path", "push_to_hub", "trained_batches"),
 )
-MILLIMETRES_PER = {"mm": 1.0, "m": 1000.0}
-NORMALISATIONS = (NormalizationMode.MEAN_STD, NormalizationMode.IDENTITY)
 
 
 @LRSchedulerConfig.register_subclass("foresight_cosine")
@@ -70,7 +67,7 @@ def _option_type(annotation: Any) -> Any:
     return annotation | None if annotation in (bool, int, float, str) else Any
 
 
-_OPEN = {name: _option_type(ModelConfig.__annotations__[name]) for name in MODEL_FIELDS}
+_OPEN = {name: _option_type(ForesightConfig.__annotations__[name]) for name in MODEL_FIELDS}
 _OPEN |= dict.fromkeys(BOOKKEEPING, Any)
 _ModelOptions = dataclasses.make_dataclass(
     "_ModelOptions",
@@ -81,7 +78,7 @@ _ModelOptions = dataclasses.make_dataclass(
 
 @PreTrainedConfig.register_subclass("foresight")
 @dataclasses.dataclass
-class ForesightConfig(_ModelOptions):
+class LeRobotForesightConfig(_ModelOptions):
     """3D Foresight as a LeRobot policy (`--policy.type=foresight`).
 
     Besides the options below all those of `modeling_foresight.ForesightConfig`, which documents them. What is
@@ -95,15 +92,11 @@ class ForesightConfig(_ModelOptions):
         tokenizer (`str`): `"small"` builds one from the dataset's instructions; or a folder or Hub id.
         text_tower, vision_tower (`str`, *optional*): Checkpoints (CLIP, MAE) that a fresh policy starts
             from. Their configs replace `text_config` and `vision_config`.
-        depth_unit (`str`): `"mm"` or `"m"`: unit in which depth arrives, LeRobot's
-            `--dataset.depth_output_unit`. What cannot be in this unit is refused.
         attn_implementation (`str`): `"sdpa"`, `"eager"` (faster with bfloat16 on a CPU) or
             `"flex_attention"`.
         dtype (`str`): `"bfloat16"` or `"float16"` for mixed precision in training; on a CPU without kernels
             for bfloat16 it is float32 all the same.
-        fast_reading (`bool`): Have `lerobot-train` read the dataset our way (`fast_reading.py`): the same
-            items, many times faster.
-        frame_cache (`str`): Where that keeps decoded frames: `"auto"` (`$FORESIGHT_CACHE`, or
+        frame_cache (`str`): Where training keeps decoded frames: `"auto"` (`$FORESIGHT_CACHE`, or
             `~/.cache/foresight`, if there is room), a folder, or `"off"` to decode on demand.
         n_action_steps (`int`): Actions of a chunk that are executed before the next chunk is followed.
         compile_model (`bool`): Compile the control step; `lerobot-rollout --use_torch_compile=true` sets it.
@@ -122,20 +115,15 @@ class ForesightConfig(_ModelOptions):
     tokenizer: str = "small"
     text_tower: str | None = None
     vision_tower: str | None = None
-    depth_unit: str = "mm"
     attn_implementation: str = "sdpa"
     dtype: str = "float32"
-    fast_reading: bool = True
     frame_cache: str = "auto"
     n_action_steps: int = 1
     compile_model: bool = False
     drop_n_last_frames: int = 1
     normalization_mapping: dict[str, NormalizationMode] = dataclasses.field(
-        default_factory=lambda: {
-            "VISUAL": NormalizationMode.IDENTITY,  # the model has its own normalisation of RGB
-            "STATE": NormalizationMode.MEAN_STD,
-            "ACTION": NormalizationMode.MEAN_STD,
-        }
+        # `ForesightProcessor` normalizes, once.
+        default_factory=lambda: dict.fromkeys(("VISUAL", "STATE", "ACTION"), NormalizationMode.IDENTITY)
     )
 
     # No option: batches of this run so far, for each process; train_config.json brings it back on resuming.
@@ -157,18 +145,14 @@ class ForesightConfig(_ModelOptions):
         super().__post_init__()
         for name in BOOKKEEPING:
             setattr(self, name, None)
-        if self.depth_unit not in MILLIMETRES_PER:
-            raise ValueError(f"depth_unit={self.depth_unit!r} is unknown; choose 'mm' or 'm'.")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype={self.dtype!r} is unknown; choose 'float32', 'bfloat16' or 'float16'.")
-        for kind in ("STATE", "ACTION"):
-            if self.normalisation(kind) not in NORMALISATIONS:
-                raise ValueError(
-                    f"normalization_mapping[{kind!r}] is {self.normalisation(kind)}; the policy undoes only "
-                    "MEAN_STD and IDENTITY."
-                )
-        if self.normalization_mapping.get("VISUAL", NORMALISATIONS[1]) != NormalizationMode.IDENTITY:
-            raise ValueError("normalization_mapping['VISUAL'] must be IDENTITY: the model normalises RGB.")
+        if set(self.normalization_mapping.values()) - {NormalizationMode.IDENTITY}:
+            raise ValueError(
+                f"normalization_mapping={self.normalization_mapping} would normalize twice, because the "
+                "policy's own processor does it. Leave it out. In a folder of an earlier version delete it "
+                "from config.json and run `python -m lerobot_policy_foresight FOLDER`."
+            )
         model = self.model_config()
         self.n_obs_steps = model.history_length
         if not 1 <= self.n_action_steps <= model.chunk_size:
@@ -176,20 +160,14 @@ class ForesightConfig(_ModelOptions):
                 f"n_action_steps={self.n_action_steps} must be between 1 and chunk_size={model.chunk_size}, "
                 "the actions of a chunk."
             )
-        if model.action_codec == "local_delta":  # scaled motions, which no statistics fit
-            self.normalization_mapping["ACTION"] = NormalizationMode.IDENTITY
 
-    def normalisation(self, kind: str) -> NormalizationMode:
-        """How LeRobot's pipeline normalises `"STATE"` or `"ACTION"`."""
-        return self.normalization_mapping.get(kind, NormalizationMode.IDENTITY)
-
-    def model_config(self) -> ModelConfig:
+    def model_config(self) -> ForesightConfig:
         """The config of the model; what is left open has `modeling_foresight`'s defaults."""
         given = {name: getattr(self, name) for name in MODEL_FIELDS}
         fields = copy.deepcopy({name: value for name, value in given.items() if value is not None})
-        return ModelConfig(**fields, attn_implementation=self.attn_implementation)
+        return ForesightConfig(**fields, attn_implementation=self.attn_implementation)
 
-    def keep_model(self, model: ModelConfig) -> None:
+    def keep_model(self, model: ForesightConfig) -> None:
         """Takes over a model's config, nothing left open."""
         content = json.loads(model.to_json_string())
         for name in MODEL_FIELDS:
@@ -198,17 +176,14 @@ class ForesightConfig(_ModelOptions):
     # ------------------------------------------------------------------ what LeRobot asks for
 
     @property
-    def observation_delta_indices(self) -> list[int]:
-        """The T frames of the window, and those after it that only targets need."""
-        model = self.model_config()
-        later = model.future_shift if model.has("future") and model.future_targets == "lookahead" else 0
-        return list(range(1 - model.history_length, max(later, frames_after(model)) + 1))
+    def observation_delta_indices(self) -> None:
+        """No steps around an item: windows are read by its frame number (`window_reading.py`)."""
+        return None
 
     @property
-    def action_delta_indices(self) -> list[int]:
-        """A chunk of K actions at each of the T frames."""
-        model = self.model_config()
-        return list(range(1 - model.history_length, model.chunk_size))
+    def action_delta_indices(self) -> None:
+        """See `observation_delta_indices`."""
+        return None
 
     @property
     def reward_delta_indices(self) -> None:

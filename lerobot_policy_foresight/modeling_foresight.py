@@ -1,9 +1,8 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
 """The policy: LeRobot's methods around `ForesightForActionPrediction` and its processor.
 
-LeRobot's pipeline normalises states before they come here, and expects actions normalised likewise. Ours
-goes by the dataset's units (a gripper is one of two values, a pose is relative to another), so both are
-undone here with the statistics that the processor keeps: those of the pipeline.
+LeRobot's pipelines pass states and actions on in the dataset's units: `ForesightProcessor` normalizes, with
+the statistics that it keeps.
 """
 
 import json
@@ -14,46 +13,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.utils.constants import OBS_STATE
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from modeling_foresight import ForesightConfig as ModelConfig
-from modeling_foresight import (
-    ForesightForActionPrediction,
-    ForesightProcessor,
-    ForesightStream,
-    build_small_tokenizer,
-)
+from modeling_foresight import ForesightForActionPrediction, ForesightProcessor, ForesightStream
 from modeling_foresight.lora import TOP_LEVEL, TOWERS, lora_config
 from modeling_foresight.precision import NO_BFLOAT16, has_bfloat16
 from modeling_foresight.seeds import step_seed
 
-from .batches import BatchReader, read_tasks, to_uint8
-from .column_names import check_column_names
-from .configuration_foresight import ForesightConfig
-from .fast_reading import read_fast
+from .configuration_foresight import LeRobotForesightConfig
+from .dataset_fit import check_column_names, check_dataset, settle_from_dataset, statistics_from_dataset
+from .window_reading import WindowReader, to_uint8
 
-__all__ = ["ForesightPolicy"]
+__all__ = ["LeRobotForesightPolicy"]
 
 logger = logging.get_logger(__name__)
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
-NORMALISER_EPS = 1e-8  # LeRobot divides by std + eps and multiplies by std
 
 
-class ForesightPolicy(PreTrainedPolicy):
+class LeRobotForesightPolicy(PreTrainedPolicy):
     """3D Foresight for LeRobot.
 
     Its folder is also a model of `transformers`: `AutoModel` and `AutoProcessor` open it.
 
     Args:
-        config (`ForesightConfig`): With features filled by LeRobot. Without `pretrained_path` the policy is
-            fresh: towers from the checkpoints that the config names, everything else random.
-        dataset_stats (`dict`, *optional*): Statistics by column, as LeRobot's normaliser gets them.
+        config (`LeRobotForesightConfig`): With features filled by LeRobot. Without `pretrained_path` the
+            policy is fresh: towers from the checkpoints that the config names, everything else random.
+        dataset_stats (`dict`, *optional*): Statistics by column, by which a fresh policy normalizes.
         dataset_meta (`LeRobotDatasetMetadata`, *optional*): The dataset to train on.
 
     Attributes:
@@ -63,13 +53,13 @@ class ForesightPolicy(PreTrainedPolicy):
         ValueError: If the dataset does not fit the policy.
     """
 
-    config_class = ForesightConfig
+    config_class = LeRobotForesightConfig
     name = "foresight"
     # For FSDP. The towers are units of their own, because frozen weights are kept apart from others; every
     # class must occur in the model.
     _fsdp_wrap_modules = ["ForesightBlock", "TextEncoder", "VisionEncoder"]
 
-    def __init__(self, config: ForesightConfig, dataset_stats=None, dataset_meta=None, **kwargs):
+    def __init__(self, config: LeRobotForesightConfig, dataset_stats=None, dataset_meta=None, **kwargs):
         super().__init__(config)
         if dataset_meta is not None:
             check_column_names(dataset_meta.features, dataset_meta.root, with_state=config.state_dim != 0)
@@ -78,49 +68,25 @@ class ForesightPolicy(PreTrainedPolicy):
         if not config.pretrained_path:
             config.trained_batches = 0  # a train_config.json that is run once more
         if dataset_meta is not None and not config.pretrained_path:
-            tokenizer = self._settle_model(dataset_meta)
+            tokenizer = settle_from_dataset(config, dataset_meta)
             self.model = ForesightForActionPrediction.from_encoder_checkpoints(
                 config.model_config(), text=config.text_tower, vision=config.vision_tower
             )
             self.processor = ForesightProcessor.from_config(
-                self.model.config, tokenizer, **_own_statistics(config, dataset_stats)
+                self.model.config, tokenizer, **statistics_from_dataset(config, dataset_stats)
             )
         else:
             self.model = ForesightForActionPrediction(config.model_config())
             if dataset_meta is not None:
-                _check_dataset(self.model.config, dataset_meta)
+                check_dataset(self.model.config, dataset_meta)
         config.keep_model(self.model.config)
         if self.model.config.action_codec == "local_delta" and dataset_meta is not None:
             raise ValueError("action_codec='local_delta' is trained by training/train.py, not by LeRobot.")
-        self.batches = BatchReader(config, self.model.config, dataset_meta)
-        if dataset_meta is not None and config.fast_reading:
-            read_fast(dataset_meta, self.batches, config.frame_cache)
+        self.windows: WindowReader | None = None
+        if dataset_meta is not None:
+            self.windows = WindowReader(dataset_meta, config.cameras, self.model.config, config.frame_cache)
+            self.windows.attach()
         self.reset()
-
-    def _settle_model(self, dataset_meta):
-        """Fills what the config leaves open from the dataset; returns the tokenizer."""
-        config = self.config
-        text = config.text_config or {}
-        if config.tokenizer == "small":
-            instructions = [str(task) for task in dataset_meta.tasks.index]
-            tokenizer = build_small_tokenizer(
-                instructions, max_length=text.get("max_position_embeddings", 77)
-            )
-            special = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
-            config.text_config = {**text, "vocab_size": len(tokenizer), **special}
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
-        for name, feature in (("state", config.robot_state_feature), ("action", config.action_feature)):
-            if getattr(config, f"{name}_dim") is None:
-                setattr(config, f"{name}_dim", feature.shape[0] if feature else int(name == "action"))
-            if getattr(config, f"binary_{name}_indices") is None:
-                setattr(config, f"binary_{name}_indices", [])
-        if config.fps not in (None, dataset_meta.fps):
-            raise ValueError(
-                f"fps={config.fps:g}, but the dataset has {dataset_meta.fps} frames per second: leave it out."
-            )
-        config.fps = dataset_meta.fps
-        return tokenizer
 
     @property
     def processor(self) -> ForesightProcessor | None:
@@ -151,14 +117,14 @@ class ForesightPolicy(PreTrainedPolicy):
         dataset_stats=None,
         revision: str | None = None,
         **kwargs,
-    ) -> "ForesightPolicy":
+    ) -> "LeRobotForesightPolicy":
         """As LeRobot has it, but weights that do not fit are refused.
 
         Args:
             pretrained_name_or_path (`str` or `Path`): Folder or Hub id.
-            config (`ForesightConfig`, *optional*): In place of the folder's.
-            dataset_stats (`dict`, *optional*): Statistics of the data to train on, which LeRobot's normaliser
-                takes in place of the folder's; then so does the processor.
+            config (`LeRobotForesightConfig`, *optional*): In place of the folder's.
+            dataset_stats (`dict`, *optional*): Statistics of the data to train on, which take the place of
+                the folder's.
             revision (`str`, *optional*): Commit, branch or tag of a Hub repo.
             **kwargs: As in LeRobot.
 
@@ -196,8 +162,8 @@ class ForesightPolicy(PreTrainedPolicy):
         return policy
 
     def _take_statistics(self, dataset_stats) -> None:
-        """Goes by the statistics of a dataset from now on, as LeRobot's pipeline does unless it resumes."""
-        stats, before = _own_statistics(self.config, dataset_stats), self.processor
+        """Normalize by the statistics of a dataset from now on; a resumed run must have the same."""
+        stats, before = statistics_from_dataset(self.config, dataset_stats), self.processor
         self.processor = ForesightProcessor.from_config(self.model.config, before.tokenizer, **stats)
         saved = Path(self.config.pretrained_path) / "train_config.json"
         if not self.config.trained_batches or not saved.is_file():
@@ -206,8 +172,8 @@ class ForesightPolicy(PreTrainedPolicy):
         same = all(getattr(self.processor, name) == getattr(before, name) for name in stats)
         if run.get("trained_batches") == self.config.trained_batches and not same:
             raise ValueError(
-                f"The dataset has other statistics than when the run of {saved.parent} began; LeRobot would "
-                "go on normalising by the old ones. Bring the data back, or start a new run from the policy: "
+                f"The dataset has other statistics than when the run of {saved.parent} began, by which its "
+                "weights were trained. Bring the data back, or start a new run from the policy: "
                 f"--policy.path={saved.parent} without --resume."
             )
 
@@ -249,8 +215,8 @@ class ForesightPolicy(PreTrainedPolicy):
         """The loss of a training batch, and its parts by name.
 
         Args:
-            batch (`dict`): Windows as `LeRobotDataset` gives them with this config's delta indices, after
-                the preprocessor.
+            batch (`dict`): Items of the dataset that the policy was made for, after the preprocessor:
+                windows, as a data loader reads them; otherwise they are read here by `index`.
             reduction (`str`): `"mean"`, or `"none"` for one loss per sample `(B,)`, which LeRobot's
                 `--sample_weighting` asks for. Every sample is a batch of its own then: a mean over what
                 is valid in it, and a forward pass. Where samples have different numbers of valid elements,
@@ -286,13 +252,10 @@ class ForesightPolicy(PreTrainedPolicy):
             yield
 
     def _losses(self, batch: dict, reduction: str) -> tuple[Tensor, dict[str, float]]:
-        processor = self._ready_processor()
-        # Targets keep their precision; only the model runs in that of mixed precision.
-        state, actions = (batch.get(key) for key in (OBS_STATE, ACTION))
-        state = None if state is None or not self.model.config.state_dim else self._restore("state", state)
-        actions = None if actions is None else self._restore("action", actions)
-        raw = self.batches.read(batch, state, actions)
-        inputs = processor.prepare_batch(
+        if self.windows is None:
+            raise ValueError("This policy reads no windows: make it for a dataset to train it.")
+        raw = self.windows.read_batch(batch)
+        inputs = self._ready_processor().prepare_batch(
             raw, device=self.model.device, history_length=self.model.config.history_length
         )
         batches = [inputs]
@@ -310,7 +273,20 @@ class ForesightPolicy(PreTrainedPolicy):
             for name in outputs[0].losses
         }
         losses = torch.stack([output.loss for output in outputs])
+        if self.training and not losses.isfinite().all():
+            self._refuse_loss(batch, parts)
         return losses if reduction == "none" else losses[0], parts
+
+    def _refuse_loss(self, batch: dict, parts: dict[str, float]) -> None:
+        """Stop before the weights become NaN, and say what was trained on."""
+        pairs = zip(batch["episode_index"].flatten().tolist(), batch["index"].flatten().tolist(), strict=True)
+        places = ", ".join(f"episode {episode} frame {frame}" for episode, frame in pairs)
+        values = ", ".join(f"{name} {value:g}" for name, value in parts.items())
+        raise ValueError(
+            f"The loss is not finite ({values}) on a batch of {self.windows.root}: {places} (`index`, the "
+            "newest frame of a window). Look at these frames, or lower --policy.optimizer_lr. The last "
+            "checkpoint has the weights of before."
+        )
 
     # ------------------------------------------------------------------ control
 
@@ -338,7 +314,7 @@ class ForesightPolicy(PreTrainedPolicy):
             **kwargs: Ignored; LeRobot passes options of other policies.
 
         Returns:
-            `torch.Tensor`: float32 `(B, K, A)`, normalised as the postprocessor expects.
+            `torch.Tensor`: float32 `(B, K, A)` in the dataset's units.
 
         Raises:
             ValueError: If a camera, the state or the instruction is missing, or a size does not fit.
@@ -350,11 +326,11 @@ class ForesightPolicy(PreTrainedPolicy):
         if self.model.config.state_dim:
             if OBS_STATE not in batch:
                 raise ValueError(f"The observation lacks {OBS_STATE!r}, which the policy was trained with.")
-            state = self._restore("state", batch[OBS_STATE])
+            state = batch[OBS_STATE].float()
         with self._precision():  # lerobot-train evaluates in that of training
             self._follow(read_tasks(batch, robots))
             chunk = self._stream.step_chunk(images, state, again=again)
-        return self._normalise_actions(chunk.to(self.model.device))
+        return chunk.to(self.model.device)
 
     def select_action(self, batch: dict, **kwargs) -> Tensor:
         """The next action `(B, A)` of every environment.
@@ -410,62 +386,15 @@ class ForesightPolicy(PreTrainedPolicy):
             )
         return self.processor
 
-    # ------------------------------------------------------------------ LeRobot's normalisation, undone
 
-    def _statistics(self, kind: str, like: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Mean and deviation of LeRobot's normaliser, or `None` where it leaves `kind` as it is."""
-        stats = getattr(self._ready_processor(), f"{kind}_stats")
-        if stats is None or self.config.normalisation(kind.upper()) is NormalizationMode.IDENTITY:
-            return None
-        return tuple(torch.tensor(stats[name], device=like.device) for name in ("mean", "std"))
-
-    def _restore(self, kind: str, values: Tensor) -> Tensor:
-        """Normalised `(..., size)` -> the dataset's units."""
-        statistics = self._statistics(kind, values)
-        if statistics is None:
-            return values.float()
-        mean, std = statistics
-        return values.float() * (std + NORMALISER_EPS) + mean
-
-    def _normalise_actions(self, actions: Tensor) -> Tensor:
-        """The dataset's units -> what LeRobot's unnormaliser turns back into them."""
-        statistics = self._statistics("action", actions)
-        if statistics is None:
-            return actions
-        mean, std = statistics
-        # What never varied has deviation 0, and the unnormaliser gives its mean.
-        return torch.where(std > 0, (actions - mean) / std.where(std > 0, torch.ones_like(std)), 0)
-
-
-def _own_statistics(config: ForesightConfig, dataset_stats) -> dict[str, dict]:
-    """`action_stats` and `state_stats` of the processor, from a dataset's statistics by column.
+def read_tasks(batch: dict, samples: int) -> list[str]:
+    """The instruction of every sample.
 
     Raises:
-        ValueError: If an input has no statistics: LeRobot would leave it as it is, saying nothing.
+        ValueError: If there is none.
     """
-    wanted = {"action_stats": ACTION} if config.action_feature else {}
-    if config.robot_state_feature:
-        wanted["state_stats"] = OBS_STATE
-    stats = dataset_stats or {}
-    if absent := [key for key in wanted.values() if key not in stats]:
-        raise ValueError(
-            f"The dataset has no statistics of {absent} under the policy's names: compute them with LeRobot, "
-            "and rename states in the dataset instead of with --rename_map."
-        )
-    return {name: stats[key] for name, key in wanted.items()}
-
-
-def _check_dataset(model: ModelConfig, dataset_meta) -> None:
-    """Refuses a dataset that a trained policy was not made for."""
-    state = dataset_meta.features.get(OBS_STATE)
-    if state is not None and model.state_dim and tuple(state["shape"]) != (model.state_dim,):
-        raise ValueError(
-            f"The dataset's state has shape {tuple(state['shape'])}; the policy was made for "
-            f"{model.state_dim} entries."
-        )
-    if model.fps and dataset_meta.fps != model.fps:
-        raise ValueError(
-            f"The dataset has {dataset_meta.fps} frames per second; the policy learned from {model.fps}, and "
-            f"its steps would mean other times. To train on it all the same: "
-            f"--policy.fps={dataset_meta.fps}."
-        )
+    tasks = batch.get("task")
+    tasks = [tasks] * samples if isinstance(tasks, str) else list(tasks or [])
+    if len(tasks) != samples:
+        raise ValueError(f"The batch has {len(tasks)} instructions (`task`) for {samples} samples.")
+    return tasks

@@ -40,7 +40,7 @@ except ImportError as error:
         f"The policy server needs {error.name}: pip install 'lerobot_policy_foresight[async]'."
     ) from error
 
-from .modeling_foresight import ForesightPolicy
+from .modeling_foresight import LeRobotForesightPolicy
 
 __all__ = ["ForesightServer", "ForesightServerConfig", "make_server"]
 
@@ -77,8 +77,8 @@ class ForesightServer(PolicyServer):
 
     def __init__(self, config: ForesightServerConfig):
         super().__init__(config)
-        if ForesightPolicy.name not in SUPPORTED_POLICIES:
-            SUPPORTED_POLICIES.append(ForesightPolicy.name)
+        if LeRobotForesightPolicy.name not in SUPPORTED_POLICIES:
+            SUPPORTED_POLICIES.append(LeRobotForesightPolicy.name)
         self._waiting: dict[int, TimedObservation] = {}  # timestep -> its newest observation, in order
         self._last_timestep = -1  # that came, in the window or waiting for it
         self._waiting_lock = threading.Lock()
@@ -119,7 +119,7 @@ class ForesightServer(PolicyServer):
 
     def _check_policy(self, policy) -> None:
         """Refuses what would fail, or move the robot wrongly, at the first observation."""
-        if not isinstance(policy, ForesightPolicy):
+        if not isinstance(policy, LeRobotForesightPolicy):
             raise ValueError(
                 f"This server serves foresight policies, not {self.policy_type!r}, for which there is "
                 "python -m lerobot.async_inference.policy_server."

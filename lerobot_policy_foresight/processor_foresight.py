@@ -1,8 +1,8 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""LeRobot's steps before and after the policy: rename, batch, device, normalise; and back.
+"""LeRobot's steps before and after the policy: rename, batch, device; and back.
 
-They are LeRobot's own, under the names that its commands override. Images pass as they are, labels too.
-One step of ours says what does not fit before LeRobot's normaliser fails on it.
+They are LeRobot's own, under the names that its commands override. The two normalizers change nothing,
+because `ForesightProcessor` normalizes. One step of ours refuses a state that does not fit.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from lerobot.processor import (
     ProcessorStepRegistry,
 )
 from lerobot.processor.factory import make_default_policy_processor_steps, make_policy_processor_pipelines
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.utils.constants import OBS_STATE
 
-from .configuration_foresight import ForesightConfig
+from .configuration_foresight import LeRobotForesightConfig
 
 __all__ = ["CheckStateStep", "make_foresight_pre_post_processors"]
 
@@ -58,7 +58,7 @@ class CheckStateStep(ObservationProcessorStep):
 
 
 def make_foresight_pre_post_processors(
-    config: ForesightConfig, dataset_stats: dict[str, dict[str, Any]] | None = None
+    config: LeRobotForesightConfig, dataset_stats: dict[str, dict[str, Any]] | None = None
 ) -> tuple[
     PolicyProcessorPipeline[dict[str, Any], dict[str, Any]],
     PolicyProcessorPipeline[PolicyAction, PolicyAction],
@@ -66,13 +66,11 @@ def make_foresight_pre_post_processors(
     """Pipelines before and after the policy; LeRobot finds this function by its name.
 
     Args:
-        config (`ForesightConfig`): With its features validated, as the policy leaves it.
-        dataset_stats (`dict`, *optional*): Statistics by column. Those of images and labels, which for points
-            are large, are not kept.
+        config (`LeRobotForesightConfig`): With its features validated, as the policy leaves it.
+        dataset_stats (`dict`, *optional*): Ignored: nothing is normalized here.
     """
-    used = {key: stats for key, stats in (dataset_stats or {}).items() if key in (ACTION, OBS_STATE)}
     state = config.robot_state_feature
-    steps = make_default_policy_processor_steps(config, used, normalizer_device=config.device)
+    steps = make_default_policy_processor_steps(config, None, normalizer_device=config.device)
     check = CheckStateStep(state.shape[0] if state else None)
     return make_policy_processor_pipelines(
         input_steps=[steps.rename_observations, steps.add_batch_dim, steps.to_device, check, steps.normalize],

@@ -39,11 +39,13 @@ class DatasetSource:
             a whole column's name); a view that is not listed uses the camera of its own name, `null` says
             that this dataset has no such view.
         frame_stride (`int`): Dataset frames per step of the window.
+        strided_commands (`str`): How the recorded commands of one step combine; see `WindowConfig`.
     """
 
     path: str
     cameras: dict[str, str | None] = dataclasses.field(default_factory=dict)
     frame_stride: int = 1
+    strided_commands: str = "refuse"
 
 
 @dataclasses.dataclass

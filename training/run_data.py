@@ -12,7 +12,7 @@ from datasets_scripts.storage.provenance import PROVENANCE_PATH, read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 from modeling_foresight import ForesightConfig
 from training.config import RunConfig
-from training.windows.dataset import (
+from training.windows import (
     ConcatWindows,
     ForesightWindows,
     WindowConfig,
@@ -56,6 +56,7 @@ def window_config(model: ForesightConfig, config: RunConfig) -> WindowConfig:
         state_key=data.state_key if model.state_dim else None,
         action_key=data.action_key,
         action_codec=model.action_codec,
+        binary_action_indices=list(model.binary_action_indices),
         skip_flagged=data.skip_flagged,
         missing_targets=data.missing_targets,
         frame_cache=data.frame_cache,
@@ -88,7 +89,12 @@ class RunData:
         base = window_config(model, config)
         train, plain, val = [], [], []
         for source in config.data.datasets:
-            own = dataclasses.replace(base, cameras=source.cameras, frame_stride=source.frame_stride)
+            own = dataclasses.replace(
+                base,
+                cameras=source.cameras,
+                frame_stride=source.frame_stride,
+                strided_commands=source.strided_commands,
+            )
             rows = DatasetRows(source.path)
             # Flagged episodes are left out of both sides later, so that no other one changes sides for them.
             chosen, held_out = split_episodes(rows.n_episodes, config.data.val_fraction, config.seed)

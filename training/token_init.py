@@ -6,8 +6,7 @@ import torch
 
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from training.run_data import RunData
-from training.windows.dataset import collate_windows
-from training.windows.sampler import WindowSampler
+from training.windows import WindowSampler, collate_windows
 
 __all__ = ["standardise_tokens"]
 

@@ -46,7 +46,7 @@ from training.run_data import RunData, dataset_facts, evaluation_loader
 from training.run_facts import describe_run, portable_path
 from training.run_log import RunLog
 from training.starting_model import build_model, starting_config
-from training.windows.dataset import WindowSampler, collate_windows
+from training.windows import WindowSampler, collate_windows
 
 DATASETS = "datasets.json"  # in the run folder: what it was trained on
 

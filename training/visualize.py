@@ -29,7 +29,7 @@ from training.config import DatasetSource
 from training.evaluation.predictions import Moment, depth_limits, foresee
 from training.evaluation.videos import write_video
 from training.run_data import window_config
-from training.windows.dataset import ForesightWindows, split_episodes
+from training.windows import ForesightWindows, split_episodes
 
 EXAMPLE = """example:
   python training/visualize.py --checkpoint outputs/quickstart/model --dataset outputs/quickstart/dataset \\

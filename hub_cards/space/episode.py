@@ -25,7 +25,7 @@ from modeling_foresight import ForesightConfig, ForesightForActionPrediction, Fo
 from training.checkpoint_folder import load_checkpoint, read_run_config
 from training.evaluation.predictions import Prediction, depth_limits, predict_windows
 from training.run_data import window_config
-from training.windows.dataset import ForesightWindows
+from training.windows import ForesightWindows
 
 __all__ = [
     "Choice",

@@ -10,7 +10,7 @@ from lerobot.utils.import_utils import register_third_party_plugins
 
 from tests.synthetic import make_dataset
 from training.config import load_config
-from training.windows.dataset import split_episodes
+from training.windows import split_episodes
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "training" / "configs" / "quickstart.yaml"
@@ -53,7 +53,6 @@ def test_the_example_for_lerobot_train_is_the_quickstarts_run(script, dataset):
     assert shown.policy == told.policy
     for name in ("batch_size", "steps", "seed", "num_workers", "log_freq", "save_freq"):
         assert getattr(shown, name) == getattr(told, name), name
-    assert shown.dataset.depth_output_unit == told.dataset.depth_output_unit == shown.policy.depth_unit
 
 
 def test_what_lerobot_train_has_not_is_named(script, dataset):

@@ -24,7 +24,7 @@ from datasets_scripts.conversion import column_names
 from datasets_scripts.storage.provenance import moving_flags, read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 from tests.synthetic import make_dataset
-from training.windows.dataset import ForesightWindows, WindowConfig
+from training.windows import ForesightWindows, WindowConfig
 
 WANTED = Annotation(("main", "wrist"), n_points=80)
 

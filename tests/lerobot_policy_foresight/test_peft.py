@@ -16,7 +16,7 @@ from transformers import AutoModel
 
 from lerobot_policy_foresight.__main__ import main
 from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
-from lerobot_policy_foresight.modeling_foresight import ForesightPolicy
+from lerobot_policy_foresight.modeling_foresight import LeRobotForesightPolicy
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.lora import lora_config
 from tests.lerobot_policy_foresight.miniature import lerobot_train, observation, run_options
@@ -97,13 +97,13 @@ def test_a_merged_adapter_is_a_folder_of_both_libraries_and_acts_the_same(adapte
         sys, "argv", ["lerobot_policy_foresight", str(adapted.folder), "--merge", str(tmp_path / "merged")]
     )
     main()
-    policy = ForesightPolicy.from_pretrained(tmp_path / "merged")
+    policy = LeRobotForesightPolicy.from_pretrained(tmp_path / "merged")
     assert not policy.config.use_peft
     pipelines = make_pre_post_processors(policy.config, str(tmp_path / "merged"))
     merged = acts(policy, *pipelines, adapted.facts)
     with_adapter = acts(*load_adapted(adapted), adapted.facts)
     torch.testing.assert_close(merged, with_adapter, rtol=1e-4, atol=1e-5)
-    base = acts(ForesightPolicy.from_pretrained(adapted.base), *pipelines, adapted.facts)
+    base = acts(LeRobotForesightPolicy.from_pretrained(adapted.base), *pipelines, adapted.facts)
     assert (base - merged).abs().max() > 1e-2  # or the adapter would not matter
     weights = AutoModel.from_pretrained(tmp_path / "merged").state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in policy.model.state_dict().items())
@@ -138,7 +138,7 @@ def test_an_adapter_of_the_trainer_fits_the_policy(adapted, tmp_path):
     model = ForesightForActionPrediction.from_pretrained(adapted.base)
     model = get_peft_model(model, lora_config(model, r=RANK, init_lora_weights=False))
     model.save_pretrained(tmp_path)
-    policy = PeftModel.from_pretrained(ForesightPolicy.from_pretrained(adapted.base), tmp_path)
+    policy = PeftModel.from_pretrained(LeRobotForesightPolicy.from_pretrained(adapted.base), tmp_path)
     expected = model.merge_and_unload().state_dict()
     for name, tensor in policy.merge_and_unload().model.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], msg=name)
@@ -146,7 +146,7 @@ def test_an_adapter_of_the_trainer_fits_the_policy(adapted, tmp_path):
 
 def test_opening_an_adapter_as_a_whole_policy_names_the_remedy(adapted):
     with pytest.raises(ValueError, match="is an adapter.*make_policy.*--merge"):
-        ForesightPolicy.from_pretrained(adapted.folder)
+        LeRobotForesightPolicy.from_pretrained(adapted.folder)
     with pytest.raises(ValueError, match="is an adapter.*PeftModel.from_pretrained"):
         AutoModel.from_pretrained(adapted.folder)
 
@@ -164,7 +164,7 @@ def test_an_adapters_run_resumes(adapted, tmp_path):
 
 
 def test_towers_are_left_out_whatever_layers_are_named(adapted):
-    policy = ForesightPolicy.from_pretrained(adapted.base)
+    policy = LeRobotForesightPolicy.from_pretrained(adapted.base)
     wrapped = policy.wrap_with_peft(peft_cli_overrides={"target_modules": ["q_proj", "query"], "r": RANK})
     adapters = [name for name, p in wrapped.named_parameters() if "lora_" in name]
     assert adapters and not any("_encoder.tower" in name for name in adapters)

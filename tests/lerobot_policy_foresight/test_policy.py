@@ -16,12 +16,13 @@ from lerobot.utils.import_utils import register_third_party_plugins
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from safetensors.torch import load_file, save_file
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader
 from transformers import AutoConfig
 
-from lerobot_policy_foresight import ForesightConfig
+from lerobot_policy_foresight import LeRobotForesightConfig
 from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
 from lerobot_policy_foresight.lerobot_version import TESTED_LEROBOT
+from lerobot_policy_foresight.window_reading import WindowReader
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from tests.lerobot_policy_foresight.miniature import (
     assert_same_actions,
@@ -35,7 +36,7 @@ from tests.lerobot_policy_foresight.miniature import (
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training.config import TrainConfig
-from training.windows.dataset import ForesightWindows, WindowConfig, collate_windows
+from training.windows import ForesightWindows, WindowConfig, collate_windows
 
 # Initial weights with which a fresh model's action depends on what it sees.
 ATTENTIVE = {"initializer_range": 0.3, "embedding_initializer_range": 0.02}
@@ -78,8 +79,6 @@ def test_lerobot_discovers_the_policy_by_its_own_means():
 
 def test_a_dataset_with_all_labels_trains_all_objectives_without_a_warning(trained):
     assert trained.warnings == []
-    config = PreTrainedConfig.from_pretrained(trained.folder)
-    assert config.observation_delta_indices[-1] == config.model_config().flow_length - 1
 
 
 def test_labels_are_no_inputs_of_the_policy(trained):
@@ -176,12 +175,17 @@ def test_missing_and_unexpected_weights_are_refused(copied, damage):
         load_policy(copied)
 
 
+def loaded_for(policy, facts, places) -> dict:
+    """Frames of the dataset as a data loader of `lerobot-train` reads them."""
+    data = dataset_for(policy.config, facts.root)
+    policy.windows = WindowReader(data.meta, policy.config.cameras, policy.model.config, "auto")
+    policy.windows.attach()
+    return next(iter(DataLoader(data, len(places), sampler=places)))
+
+
 def test_the_loss_is_that_of_the_trainer_on_the_same_windows(trained):
     policy, before, _ = load_policy(trained.folder)
-    policy.config.objectives = policy.model.config.objectives = NO_FLOW
     policy.model.config.objectives = NO_FLOW
-    data = dataset_for(policy.config, trained.facts.root)
-    policy.batches = type(policy.batches)(policy.config, policy.model.config, data.meta)
     config = policy.model.config
     windows = ForesightWindows(
         trained.facts.root,
@@ -193,18 +197,12 @@ def test_the_loss_is_that_of_the_trainer_on_the_same_windows(trained):
             random_shift=0.0,
         ),
     )
-    picks = [0, len(windows) // 2, len(windows) - 1]
-    samples = [windows[i] for i in picks]
-    batch = before(default_collate([data[int(sample["index"])] for sample in samples]))
+    samples = [windows[i] for i in (0, len(windows) // 2, len(windows) - 1)]
+    batch = before(loaded_for(policy, trained.facts, [int(sample["index"]) for sample in samples]))
     theirs = collate_windows(samples)
-    ours = policy.batches.read(
-        batch,
-        policy._restore("state", batch["observation.state"]),
-        policy._restore("action", batch["action"]),
-    )
-    ours["actions"][~ours["action_mask"]] = 0  # copies of the last one; the processor does this
+    ours = policy.windows.read_batch(batch)
     for name in ("images", "depth", "state", "actions", "action_mask", "frame_mask", "progress"):
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-5, msg=name)
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0, msg=name)
     loss, parts = policy.forward(batch)
     expected = policy.model(**policy.processor.prepare_batch(theirs, history_length=config.history_length))
     torch.testing.assert_close(loss, expected.loss, rtol=1e-4, atol=1e-5)
@@ -213,71 +211,21 @@ def test_the_loss_is_that_of_the_trainer_on_the_same_windows(trained):
 
 def test_every_sample_can_have_its_own_loss(trained):
     policy, before, _ = load_policy(trained.folder)
-    policy.config.objectives = policy.model.config.objectives = NO_FLOW  # whose points are drawn
-    data = dataset_for(policy.config, trained.facts.root)
-    policy.batches = type(policy.batches)(policy.config, policy.model.config, data.meta)
-    samples = [data[i] for i in (1, 8, 15)]  # the first has two frames of four
-    losses, parts = policy.forward(before(default_collate(samples)), reduction="none")
-    alone = [policy.forward(before(default_collate([sample])))[0] for sample in samples]
+    policy.model.config.objectives = NO_FLOW  # whose points are drawn
+    places = (1, 8, 15)
+    batch = before(loaded_for(policy, trained.facts, places))
+    losses, parts = policy.forward(batch, reduction="none")
+    alone = [policy.forward(before(loaded_for(policy, trained.facts, [place])))[0] for place in places]
     torch.testing.assert_close(losses, torch.stack(alone), rtol=1e-4, atol=1e-5)
     assert losses.shape == (3,) and losses.requires_grad and "action_loss" in parts
     with pytest.raises(ValueError, match="reduction='sum'.*'mean' or 'none'"):
-        policy.forward(before(default_collate(samples)), reduction="sum")
+        policy.forward(batch, reduction="sum")
 
 
-def test_a_window_that_starts_before_its_episode_is_padded_at_the_end(trained):
+def test_a_policy_that_was_made_for_no_dataset_says_that_it_cannot_train(trained):
     policy, before, _ = load_policy(trained.folder)
-    # Flow brings frames after the newest one along, which are real too and would move up.
-    policy.config.objectives = policy.model.config.objectives = NO_FLOW
-    data = dataset_for(policy.config, trained.facts.root)
-    policy.batches = type(policy.batches)(policy.config, policy.model.config, data.meta)
-    batch = before(default_collate([data[1], data[6]]))  # frames 0 and 1 of four; frames 3 to 6
-    raw = policy.batches.read(batch, batch["observation.state"], batch["action"])
-    assert raw["frame_mask"].tolist() == [[True, True, False, False], [True] * 4]
-    first = torch.from_numpy(trained.facts.image(0, 0, "main")).permute(2, 0, 1)
-    torch.testing.assert_close(raw["images"]["main"][0, 0], first)
-    # Recorded as far as one chunk after the newest frame, which is frame 1.
-    assert raw["action_mask"][0].sum(1).tolist() == [4, 4, 3, 2]
-    torch.testing.assert_close(raw["actions"][0, 1, 0], batch["action"][0, 3])
-    torch.testing.assert_close(raw["progress"][0, :2], torch.tensor([0.0, 0.1]))
-
-
-def test_flow_follows_tracked_points(trained):
-    policy, before, _ = load_policy(trained.folder)
-    config, facts = policy.model.config, trained.facts
-    assert policy.config.observation_delta_indices[-1] == config.flow_length - 1
-    data = dataset_for(policy.config, facts.root)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # no objective is left without a target
-        policy.batches = type(policy.batches)(policy.config, config, data.meta)
-    last = facts.lengths[0] - 1
-    batch = before(default_collate([data[1], data[last - 1]]))  # short history; near the end
-    raw = policy.batches.read(batch, batch["observation.state"], batch["action"])
-    weight, track = raw["track_weight"], raw["track"]
-    assert tuple(track.shape) == (2, config.history_length, config.flow_length, config.num_flow_points, 3)
-    for sample, oldest in enumerate((0, last - config.history_length)):
-        for t in range(config.history_length):
-            now = torch.from_numpy(facts.points(0, oldest + t))
-            for k in range(config.flow_length):
-                nodes = weight[sample, t, k] > 0
-                if oldest + t + k > last or oldest + t + k - (1 if sample == 0 else last - 1) > 5:
-                    assert not nodes.any()
-                    continue
-                assert nodes.any()
-                chosen = torch.cdist(track[sample, t, 0, nodes], now).argmin(1)
-                there = torch.from_numpy(facts.points(0, oldest + t + k))[chosen]
-                torch.testing.assert_close(track[sample, t, k, nodes], there, rtol=1e-3, atol=1e-3)
-    loss, parts = policy.forward(batch)
-    assert loss.isfinite() and parts["flow_loss"] > 0
-
-
-def test_depth_in_another_unit_than_declared_is_refused(trained):
-    policy, before, _ = load_policy(trained.folder)
-    data = dataset_for(policy.config, trained.facts.root)
-    policy.config.depth_unit = "m"  # LeRobot delivers millimetres
-    policy.batches = type(policy.batches)(policy.config, policy.model.config, data.meta)
-    with pytest.raises(ValueError, match="observation.depth.main.*depth_unit='m'"):
-        policy.forward(before(default_collate([data[5], data[6]])))
+    with pytest.raises(ValueError, match="make it for a dataset"):
+        policy.forward(before(observation(trained.facts, 0, (0, 1))))
 
 
 def test_statistics_of_new_data_reach_the_processor(trained):
@@ -309,7 +257,7 @@ def test_what_does_not_fit_the_policy_is_named(trained):
         load_policy(trained.folder, dataset_meta=meta, dataset_stats=meta.stats)
     meta = LeRobotDataset("local/synthetic", root=trained.facts.root).meta
     with pytest.raises(ValueError, match="fps=7, but the dataset has 20 frames per second"):
-        make_policy(ForesightConfig(device="cpu", **small_model(fps=7)), ds_meta=meta)
+        make_policy(LeRobotForesightConfig(device="cpu", **small_model(fps=7)), ds_meta=meta)
     config = PreTrainedConfig.from_pretrained(trained.folder)
     config.output_features = {"action": PolicyFeature(FeatureType.ACTION, (6,))}
     with pytest.raises(ValueError, match=r"action has shape \(6,\), but the policy was made for 4"):
@@ -367,11 +315,11 @@ def test_an_instruction_that_changes_ends_its_environments_plan(trained):
 
 def test_more_actions_than_a_chunk_has_are_refused():
     with pytest.raises(ValueError, match="n_action_steps=6 must be between 1 and chunk_size=5"):
-        ForesightConfig(device="cpu", n_action_steps=6)
+        LeRobotForesightConfig(device="cpu", n_action_steps=6)
 
 
 def test_the_presets_are_the_trainers_recipe():
-    config = ForesightConfig(device="cpu", scheduler_warmup_steps=3)
+    config = LeRobotForesightConfig(device="cpu", scheduler_warmup_steps=3)
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = config.get_optimizer_preset().build([weight])
     schedule = config.get_scheduler_preset().build(optimizer, 10)
@@ -381,7 +329,7 @@ def test_the_presets_are_the_trainers_recipe():
         optimizer.step()
         schedule.step()
     assert rates[0] == 0 and rates[3] == pytest.approx(1e-3) and rates[10] == pytest.approx(1e-5)
-    ours, theirs = ForesightConfig(device="cpu"), TrainConfig()
+    ours, theirs = LeRobotForesightConfig(device="cpu"), TrainConfig()
     preset, plan = ours.get_optimizer_preset(), ours.get_scheduler_preset()
     assert (preset.lr, list(preset.betas)) == (theirs.learning_rate, theirs.betas)
     assert (preset.weight_decay, preset.grad_clip_norm) == (theirs.weight_decay, theirs.max_grad_norm)
@@ -392,7 +340,7 @@ def test_the_presets_are_the_trainers_recipe():
 def test_another_lerobot_is_refused_by_name(monkeypatch, capsys):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.7.0")
     with pytest.raises(ImportError, match=r"tested with lerobot>=0.6.1,<0.7, but 0.7.0 is installed: pip"):
-        ForesightConfig(device="cpu")
+        LeRobotForesightConfig(device="cpu")
     with pytest.raises(SystemExit):
         lerobot_train("--policy.type=foresight", "--dataset.repo_id=local/none")
     assert "but 0.7.0 is installed" in capsys.readouterr().err
@@ -409,18 +357,36 @@ def test_parts_that_are_sharded_apart_are_in_the_model(trained):
     assert set(policy._fsdp_wrap_modules) <= there
 
 
-def test_only_normalisations_that_are_undone_are_accepted():
-    with pytest.raises(ValueError, match="STATE.*MIN_MAX"):
-        ForesightConfig(device="cpu", normalization_mapping={"STATE": NormalizationMode.MIN_MAX})
-    with pytest.raises(ValueError, match="VISUAL"):
-        ForesightConfig(device="cpu", normalization_mapping={"VISUAL": NormalizationMode.MEAN_STD})
+def test_a_second_normalization_by_lerobot_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match="STATE.*twice.*python -m lerobot_policy_foresight FOLDER"):
+        LeRobotForesightConfig(device="cpu", normalization_mapping={"STATE": NormalizationMode.MEAN_STD})
+
+
+def test_lerobots_pipelines_leave_numbers_alone_under_the_names_that_its_commands_override(trained):
+    steps = [
+        step
+        for name in ("policy_preprocessor", "policy_postprocessor")
+        for step in json.loads((trained.folder / f"{name}.json").read_text())["steps"]
+    ]
+    names = {step["registry_name"] for step in steps}
+    assert names >= {
+        "rename_observations_processor",
+        "device_processor",
+        "normalizer_processor",
+        "unnormalizer_processor",
+    }
+    _, before, after = load_policy(trained.folder)
+    seen = observation(trained.facts, 3, (0, 1))
+    assert torch.equal(before(dict(seen))["observation.state"], seen["observation.state"])
+    actions = torch.rand(2, 4)
+    assert torch.equal(after(actions), actions)
 
 
 def test_a_trained_policy_goes_on_with_other_cameras(trained, tmp_path):
     other = {"cameras": ("top",), "depth": False, "tracks": False, "state_dim": 5, "use_videos": False}
     facts = make_dataset(tmp_path / "data", episodes=1, **other)
     cameras = '--policy.cameras={"main": "observation.images.top", "wrist": null}'
-    with pytest.warns(UserWarning, match="depth .no camera.*flow .*no points columns") as caught:
+    with pytest.warns(UserWarning, match="depth .no camera.*flow .no observation.points.top") as caught:
         lerobot_train(f"--policy.path={trained.folder}", cameras, *run_options(facts.root, tmp_path / "run"))
     assert sum("are not trained" in str(warning.message) for warning in caught) == 1
     config = PreTrainedConfig.from_pretrained(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model")
@@ -431,6 +397,6 @@ def test_a_trained_policy_goes_on_with_other_cameras(trained, tmp_path):
 
 def test_a_policy_whose_cameras_have_other_names_says_how_to_name_them(trained):
     meta = LeRobotDataset("local/synthetic", root=trained.facts.root).meta
-    config = ForesightConfig(device="cpu", views=["front"])
+    config = LeRobotForesightConfig(device="cpu", views=["front"])
     with pytest.raises(ValueError, match=r"\['front'\].*--policy.cameras"):
         make_policy(config, ds_meta=meta)

@@ -15,16 +15,13 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from lerobot.configs import PreTrainedConfig
-from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.policies.factory import get_policy_class, make_policy, make_pre_post_processors
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from safetensors.torch import load_file
-from torch.utils.data import default_collate
 from transformers import AutoModel, AutoProcessor
 
 from datasets_scripts.conversion.column_names import rename_columns
-from lerobot_policy_foresight import ForesightConfig
-from lerobot_policy_foresight.column_names import check_column_names
+from lerobot_policy_foresight.dataset_fit import check_column_names
 from tests.lerobot_policy_foresight.miniature import (
     assert_same_actions,
     lerobot_train,
@@ -233,21 +230,3 @@ def test_a_trap_in_every_episode_trains_all_the_same(tmp_path):
     tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
     ids = tokenizer(facts.tasks[1])["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True).strip() == facts.tasks[1]
-
-
-def test_a_policy_under_a_rename_map_reads_the_same_windows(tmp_path):
-    """LeRobot renames the columns of a batch, but not the marks that tell copies of frames from frames."""
-    joints = {"state_dim": 3, "use_videos": False, "episodes": 1, "depth": False, "tracks": False}
-    made, other = (
-        make_dataset(tmp_path / camera, cameras=(camera,), **joints) for camera in ("main", "front")
-    )
-    config = ForesightConfig(**small_model(objectives=["action"]), device="cpu")
-    made_meta, other_meta = (LeRobotDataset("local/x", root=facts.root).meta for facts in (made, other))
-    policy = make_policy(config, ds_meta=made_meta)
-    before, _ = make_pre_post_processors(config, dataset_stats=made_meta.stats)
-    before.steps[0].rename_map = {"observation.images.front": "observation.images.main"}
-    windows = resolve_delta_timestamps(config, other_meta)
-    data = LeRobotDataset("local/x", root=other.root, delta_timestamps=windows)
-    batch = before(default_collate([data[1], data[6]]))  # frames 0 and 1 of four; frames 3 to 6
-    raw = policy.batches.read(batch, batch["observation.state"], batch["action"])
-    assert raw["frame_mask"].tolist() == [[True, True, False, False], [True] * 4]

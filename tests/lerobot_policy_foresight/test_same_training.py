@@ -21,7 +21,7 @@ from training.config import load_config
 from training.run_data import RunData
 from training.starting_model import starting_config
 from training.train import train
-from training.windows.dataset import WindowSampler
+from training.windows import WindowSampler
 
 STEPS, BATCH, SEED, LR, WARMUP = 8, 4, 3, 1e-3, 2
 LOSSES = ("depth", "future", "flow", "kl", "action", "gripper", "progress")
@@ -103,8 +103,6 @@ def lerobots_run(root, start, output, order, monkeypatch) -> list[dict]:
         f"--seed={SEED}",
         f"--policy.optimizer_lr={LR}",
         f"--policy.scheduler_warmup_steps={WARMUP}",
-        "--dataset.depth_output_unit=m",  # or depth would be rounded to millimetres
-        "--policy.depth_unit=m",
     )
     return losses
 

@@ -28,7 +28,7 @@ from training.config import load_config
 from training.run_data import RunData
 from training.starting_model import build_model, starting_config
 from training.train import main, train
-from training.windows.dataset import collate_windows, split_episodes
+from training.windows import collate_windows, split_episodes
 
 REPO = Path(__file__).parents[2]
 STEPS, BATCH = 6, 4

@@ -17,7 +17,7 @@ from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training.evaluation.predictions import _undo_depth, _undo_rgb, depth_limits, foresee
 from training.visualize import draw, main
-from training.windows.dataset import ForesightWindows, WindowConfig
+from training.windows import ForesightWindows, WindowConfig
 
 pytest.importorskip("matplotlib")
 

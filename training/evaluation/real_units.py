@@ -20,7 +20,7 @@ from modeling_foresight import ForesightConfig, ForesightForActionPrediction, Fo
 from modeling_foresight.targets import depth_statistics, unpatchify
 from training.evaluation.open_loop import load_metric
 from training.evaluation.predictions import Moment, Prediction, predict_windows
-from training.windows.dataset import ForesightWindows
+from training.windows import ForesightWindows
 
 __all__ = ["measure_in_real_units"]
 

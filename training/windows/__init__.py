@@ -1,1 +1,15 @@
-"""LeRobot datasets as windows of T frames with targets and masks; mixtures and samplers."""
+"""Datasets -> windows of T frames with targets and masks, for both trainers."""
+
+from training.windows.dataset import ForesightWindows
+from training.windows.mixture import ConcatWindows, collate_windows
+from training.windows.sampler import WindowSampler
+from training.windows.settings import WindowConfig, split_episodes
+
+__all__ = [
+    "ConcatWindows",
+    "ForesightWindows",
+    "WindowConfig",
+    "WindowSampler",
+    "collate_windows",
+    "split_episodes",
+]

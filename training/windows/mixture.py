@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-if TYPE_CHECKING:  # windows.py offers this module's names
-    from training.windows.dataset import ForesightWindows
+from training.windows.columns import check_targets
+from training.windows.dataset import ForesightWindows
 
 __all__ = ["ConcatWindows", "collate_windows"]
 
@@ -26,15 +25,15 @@ class ConcatWindows(Dataset):
         datasets (`Sequence[ForesightWindows]`): At least one; the same lengths, views and objectives.
 
     Raises:
-        ValueError: If the datasets do not fit together; says in what.
+        ValueError: If the datasets do not fit together, or none has a target; says in what.
     """
 
-    def __init__(self, datasets: "Sequence[ForesightWindows]"):
+    def __init__(self, datasets: Sequence[ForesightWindows]):
         self.datasets = list(datasets)
         if not self.datasets:
             raise ValueError("a mixture needs at least one dataset")
-        own = {"cameras", "episodes", "frame_cache", "frame_stride", "missing_targets", "seed"}
-        own |= {"state_key", "action_key", "random_shift", "p_moving", "image_size"}
+        own = {"cameras", "episodes", "frame_cache", "frame_stride", "strided_commands", "seed"}
+        own |= {"missing_targets", "state_key", "action_key", "random_shift", "p_moving", "image_size"}
         facts = [
             {name: value for name, value in dataclasses.asdict(dataset.config).items() if name not in own}
             for dataset in self.datasets
@@ -44,6 +43,7 @@ class ConcatWindows(Dataset):
                 raise ValueError(
                     f"dataset {dataset.rows.name} differs from the first in {', '.join(differing)}"
                 )
+        check_targets([(d.rows.name, d.columns, d.config) for d in self.datasets])
         self.sizes = [len(dataset) for dataset in self.datasets]
         self._offsets = np.cumsum([0, *self.sizes])
         self.config = self.datasets[0].config

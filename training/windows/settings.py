@@ -10,6 +10,8 @@ from modeling_foresight.processing_foresight import ACTION_CODECS
 
 __all__ = ["WindowConfig", "split_episodes"]
 
+STRIDED_COMMANDS = ("refuse", "sum", "last")
+
 
 @dataclasses.dataclass
 class WindowConfig:
@@ -37,6 +39,11 @@ class WindowConfig:
         action_codec (`str`): `"recorded"`: actions are those of the action column. `"local_delta"`: they are
             made from the poses that the state column measured (`action_codec.encode_local_delta`); it must
             begin with x, y, z in metres, roll, pitch, yaw in radians, and the gripper as -1 or 1, or 0 or 1.
+        strided_commands (`str`): What a `recorded` action is where `frame_stride` is above 1 and a step spans
+            several commands: `"sum"` for motions per frame, `"last"` for targets (`combine_commands`).
+            `"refuse"` accepts no such dataset, because the column does not say which it holds. `local_delta`
+            actions are measured from step to step and need no choice.
+        binary_action_indices (`list[int]`): Entries of an action that are never summed (gripper).
         episodes (`list[int]`, *optional*): Episodes used; all if omitted.
         frame_cache (`str`): `"auto"`, `"off"`, or a folder; see `frame_cache.open_frames`.
         seed (`int`): Seed of augmentation and of the choice of points.
@@ -70,6 +77,8 @@ class WindowConfig:
     state_key: str | None = "observation.state"
     action_key: str = "action"
     action_codec: str = "recorded"
+    strided_commands: str = "refuse"
+    binary_action_indices: list[int] = dataclasses.field(default_factory=list)
     episodes: list[int] | None = None
     frame_cache: str = "auto"
     seed: int = 0
@@ -90,6 +99,10 @@ class WindowConfig:
         if self.action_codec not in ACTION_CODECS:
             raise ValueError(
                 f"action_codec is '{self.action_codec}'; choose among {', '.join(ACTION_CODECS)}"
+            )
+        if self.strided_commands not in STRIDED_COMMANDS:
+            raise ValueError(
+                f"strided_commands is '{self.strided_commands}'; choose among {', '.join(STRIDED_COMMANDS)}"
             )
         if unknown := set(self.cameras) - set(self.views):
             raise ValueError(

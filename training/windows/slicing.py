@@ -4,9 +4,11 @@ A *segment* is one annotated stretch of frames, `first..last` inclusive; in a Le
 episode. T is the history, K the action chunk, `stride` the recorded frames per step of the window.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
-__all__ = ["action_chunks", "goal_rows", "progress", "window_starts"]
+__all__ = ["action_chunks", "combine_commands", "goal_rows", "progress", "window_starts"]
 
 GOAL_WITHIN_FRAMES = 25
 
@@ -66,13 +68,42 @@ def progress(rows: np.ndarray, first: int, last: int) -> np.ndarray:
     return ((np.asarray(rows) - first) / (last - first)).astype(np.float32)
 
 
+def combine_commands(
+    commands: np.ndarray, stride: int, how: str, binary: Sequence[int] = (), every: int | None = None
+) -> np.ndarray:
+    """Recorded commands `(R, A)`, one per frame -> actions `(n, A)` of steps that span `stride` frames.
+
+        sum:   action[j] = commands[j * every] + ... + commands[j * every + stride - 1]
+        last:  action[j] = commands[j * every + stride - 1]
+
+    A motion per frame adds up to the motion of a step. A target, and the state of a gripper, is the one that
+    holds when the step ends. Steps that the end of the rows cuts short are left out.
+
+    Args:
+        commands (`numpy.ndarray`): `(R, A)`.
+        stride (`int`): Frames per step. With 1 nothing changes.
+        how (`str`): `"sum"` or `"last"`.
+        binary (`Sequence[int]`): Entries that are never summed.
+        every (`int`, *optional*): Rows from one step to the next; `stride` if omitted.
+    """
+    if stride == 1:
+        return commands
+    starts = np.arange(0, len(commands) - stride + 1, every or stride)
+    last = commands[starts + stride - 1]
+    if how == "last":
+        return last
+    total = sum(commands[starts + frame] for frame in range(stride))
+    total[:, list(binary)] = last[:, list(binary)]
+    return total
+
+
 def action_chunks(actions: np.ndarray, history_length: int, chunk_size: int) -> tuple[np.ndarray, np.ndarray]:
     """The next K actions of each frame: `chunk[t, k] = actions[t + k]`; past the end zeros with mask 0.
 
     Args:
         actions (`numpy.ndarray`): `(R, A)`, row 0 is that of the window's oldest frame. Recorded actions end
-            with the segment's last frame; `local_delta` actions (`encode_local_delta`) one frame earlier,
-            because they need the next frame's pose.
+            with the segment's last whole step; `local_delta` actions (`encode_local_delta`) one frame
+            earlier, because they need the next frame's pose.
         history_length (`int`): T.
         chunk_size (`int`): K.
 

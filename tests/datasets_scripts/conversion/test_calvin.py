@@ -17,7 +17,7 @@ from datasets_scripts.conversion.job import convert
 from datasets_scripts.convert_calvin import main
 from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.rows import DatasetRows
-from training.windows.dataset import ForesightWindows, WindowConfig
+from training.windows import ForesightWindows, WindowConfig
 
 SEGMENTS = [(103, 109), (106, 112), (120, 125)]  # the first two overlap, as in CALVIN
 WORDS = ["open the drawer", "push the red block to the left", "open the drawer"]

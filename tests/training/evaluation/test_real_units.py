@@ -14,7 +14,7 @@ from training.evaluation.open_loop import format_open_loop
 from training.evaluation.predictions import predict_windows
 from training.evaluation.real_units import measure_in_real_units
 from training.run_data import window_config
-from training.windows.dataset import ForesightWindows
+from training.windows import ForesightWindows
 
 EPISODES, FRAMES, SIDE, STATE, ACTION = 2, 9, 40, 4, 4
 GRIPPER = 3

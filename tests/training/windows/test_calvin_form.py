@@ -18,7 +18,7 @@ from tests.training.test_train import TINY
 from training.config import load_config
 from training.run_data import RunData, window_config
 from training.train import train
-from training.windows.dataset import collate_windows
+from training.windows import collate_windows
 
 EPISODES, FRAMES, STATE = 4, 11, 8
 MODEL = {

@@ -17,7 +17,7 @@ from datasets_scripts.storage.provenance import read_provenance, write_provenanc
 from modeling_foresight.action_codec import to_simulator_action
 from modeling_foresight.targets import build_flow_targets
 from tests.synthetic import make_dataset
-from training.windows.dataset import (
+from training.windows import (
     ConcatWindows,
     ForesightWindows,
     WindowConfig,
@@ -212,19 +212,74 @@ def test_flow_weight_ends_with_the_episode(facts, cache):
             assert bool(window["track_weight"][t, k].any()) == inside
 
 
+STRIDED = {"objectives": ["action"], "frame_stride": 2, "history_length": 2, "lookahead": True}
+
+
+def strided_commands(pictures, frame: int) -> np.ndarray:
+    """The two commands `(2, 4)` of a step of two frames, or none where the episode of 8 frames ends."""
+    return np.stack([pictures.action(0, frame), pictures.action(0, frame + 1)]) if frame + 1 < 8 else None
+
+
 def test_frame_stride_multiplies_every_offset(pictures):
-    windows = ForesightWindows(
-        pictures.root, config("off", objectives=["action"], frame_stride=2, history_length=2, lookahead=True)
-    )
+    windows = ForesightWindows(pictures.root, config("off", strided_commands="last", **STRIDED))
     window = windows[1]  # frames 1 and 3, then 5 and 7
     assert [int(windows[i]["index"]) for i in range(5)] == [2, 3, 4, 5, 6]
     for t, frame in enumerate([1, 3, 5, 7]):
         image = window["images"]["main"][t].permute(1, 2, 0)
         np.testing.assert_array_equal(image, pictures.image(0, frame, "main"))
+
+
+@pytest.mark.parametrize("how", ["sum", "last"])
+def test_an_action_combines_all_commands_of_its_step(pictures, how):
+    settings = config("off", strided_commands=how, binary_action_indices=[3], **STRIDED)
+    windows = ForesightWindows(pictures.root, settings)
+    window, actions = windows[1], []
     for t, frame in enumerate([1, 3]):
         for k in range(K):
-            expected = pictures.action(0, frame + 2 * k) if frame + 2 * k < 8 else np.zeros(4)
-            np.testing.assert_array_equal(window["actions"][t, k], expected)
+            commands = strided_commands(pictures, frame + 2 * k)
+            assert bool(window["action_mask"][t, k]) == (commands is not None)
+            expected = np.zeros(4, np.float32) if commands is None else commands[-1].copy()
+            if commands is not None and how == "sum":
+                expected[:3] = commands.sum(0)[:3]  # the gripper, entry 3, is not a motion
+            np.testing.assert_allclose(window["actions"][t, k], expected, rtol=1e-6)
+    for episode, frames in enumerate([8, 7]):
+        for frame in range(frames - 1):
+            pair = np.stack([pictures.action(episode, frame), pictures.action(episode, frame + 1)])
+            actions.append([*(pair.sum(0) if how == "sum" else pair[1])[:3], pair[1][3]])
+    np.testing.assert_allclose(windows.statistics["action"]["mean"], np.mean(actions, 0), rtol=1e-5)
+    np.testing.assert_allclose(windows.statistics["action"]["std"], np.std(actions, 0), rtol=1e-5)
+
+
+def test_recorded_commands_of_a_longer_step_are_refused_until_their_kind_is_named(pictures, calvin):
+    with pytest.raises(ValueError, match="frame_stride=2 .*strided_commands to 'sum' .*or to 'last'"):
+        ForesightWindows(pictures.root, config("off", **STRIDED))
+    no_actions = {**STRIDED, "objectives": ["progress"]}
+    assert len(ForesightWindows(pictures.root, config("off", **no_actions))) > 0
+    local = {**STRIDED, "action_codec": "local_delta"}
+    assert len(ForesightWindows(calvin.root, config("off", views=["main"], **local))) > 0
+
+
+def test_a_window_of_an_episode_that_is_too_short_is_masked_at_its_end(pictures, facts, cache):
+    short = LENGTHS[1]  # of 10 frames of history
+    windows = ForesightWindows(facts.root, config(cache, history_length=10))
+    window = windows.read(1, LENGTHS[0], np.random.default_rng(0))
+    whole = windows[0]
+    assert {key: value.shape for key, value in window.items() if hasattr(value, "shape")} == {
+        key: value.shape for key, value in whole.items() if hasattr(value, "shape")
+    }
+    assert window["frame_mask"].tolist() == [i < short for i in range(len(whole["frame_mask"]))]
+    assert not window["track_weight"][short:].any() and not window["action_mask"][short:].any()
+    assert window["track_weight"][0].any() and window["state"][short - 1].any()
+    assert int(window["index"]) == LENGTHS[0] + short - 1
+
+
+def test_a_mixture_without_any_target_is_refused_before_it_is_trained_on(pictures, cache):
+    settings = config("off", objectives=["depth", "flow"], missing_targets=True)
+    assert ConcatWindows([ForesightWindows(pictures.root, settings)])  # the main camera has depth
+    settings = config("off", objectives=["flow", "action"], missing_targets=True, action_key="none")
+    windows = ForesightWindows(pictures.root, settings)
+    with pytest.raises(ValueError, match=r"nothing to train.*flow .no observation.points.main.*no none"):
+        ConcatWindows([windows])
 
 
 def test_goal_is_a_later_frame_of_the_same_episode(pictures):

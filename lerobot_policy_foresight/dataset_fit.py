@@ -1,0 +1,117 @@
+# Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
+"""What a policy takes from the dataset it is trained on, and whether the two fit each other."""
+
+from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_IMAGES, OBS_PREFIX, OBS_STATE
+from transformers import AutoTokenizer
+
+from datasets_scripts.columns import is_label_key
+from modeling_foresight import ForesightConfig, build_small_tokenizer
+
+from .configuration_foresight import LeRobotForesightConfig
+
+__all__ = ["check_column_names", "check_dataset", "settle_from_dataset", "statistics_from_dataset"]
+
+
+def settle_from_dataset(config: LeRobotForesightConfig, dataset_meta):
+    """Fill what a fresh policy's config leaves open from a dataset, in place.
+
+    Returns:
+        `PreTrainedTokenizerBase`: The policy's tokenizer.
+
+    Raises:
+        ValueError: If the config has another number of frames per second than the dataset.
+    """
+    text = config.text_config or {}
+    if config.tokenizer == "small":
+        instructions = [str(task) for task in dataset_meta.tasks.index]
+        tokenizer = build_small_tokenizer(instructions, max_length=text.get("max_position_embeddings", 77))
+        special = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
+        config.text_config = {**text, "vocab_size": len(tokenizer), **special}
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+    for name, feature in (("state", config.robot_state_feature), ("action", config.action_feature)):
+        if getattr(config, f"{name}_dim") is None:
+            setattr(config, f"{name}_dim", feature.shape[0] if feature else int(name == "action"))
+        if getattr(config, f"binary_{name}_indices") is None:
+            setattr(config, f"binary_{name}_indices", [])
+    if config.fps not in (None, dataset_meta.fps):
+        raise ValueError(
+            f"fps={config.fps:g}, but the dataset has {dataset_meta.fps} frames per second: leave it out."
+        )
+    config.fps = dataset_meta.fps
+    return tokenizer
+
+
+def statistics_from_dataset(config: LeRobotForesightConfig, dataset_stats) -> dict[str, dict]:
+    """`action_stats` and `state_stats` of the processor, from a dataset's statistics by column.
+
+    Raises:
+        ValueError: If an input has no statistics.
+    """
+    wanted = {"action_stats": ACTION} if config.action_feature else {}
+    if config.robot_state_feature:
+        wanted["state_stats"] = OBS_STATE
+    stats = dataset_stats or {}
+    if absent := [key for key in wanted.values() if key not in stats]:
+        raise ValueError(
+            f"The dataset has no statistics of {absent} under the policy's names: compute them with LeRobot, "
+            "and rename states in the dataset instead of with --rename_map."
+        )
+    return {name: stats[key] for name, key in wanted.items()}
+
+
+def check_dataset(model: ForesightConfig, dataset_meta) -> None:
+    """Refuse a dataset that a trained policy was not made for.
+
+    Raises:
+        ValueError: If the size of the state or the frames per second differ.
+    """
+    state = dataset_meta.features.get(OBS_STATE)
+    if state is not None and model.state_dim and tuple(state["shape"]) != (model.state_dim,):
+        raise ValueError(
+            f"The dataset's state has shape {tuple(state['shape'])}; the policy was made for "
+            f"{model.state_dim} entries."
+        )
+    if model.fps and dataset_meta.fps != model.fps:
+        raise ValueError(
+            f"The dataset has {dataset_meta.fps} frames per second; the policy learned from {model.fps}, and "
+            f"its steps would mean other times. To train on it all the same: "
+            f"--policy.fps={dataset_meta.fps}."
+        )
+
+
+def check_column_names(features: dict[str, dict], root, with_state: bool = True) -> None:
+    """Refuses a dataset whose cameras, state or actions have names that LeRobot hands to no policy.
+
+    Only `observation.*` and `action` arrive; without this the first batch fails without naming a column, or
+    the policy is trained without a state.
+
+    Args:
+        features (`dict[str, dict]`): The dataset's.
+        root (`Path`): Its folder, for the remedy.
+        with_state (`bool`): Whether the policy may have a state.
+
+    Raises:
+        ValueError: Names the columns and the command that renames them.
+    """
+    images = [key for key, feature in features.items() if feature["dtype"] in ("image", "video")]
+    cameras = [key for key in images if not is_label_key(key, features[key])]
+    numbers = [key for key in features if features[key]["dtype"].startswith(("float", "int"))]
+    states = [key for key in numbers if "state" in key and key != OBS_ENV_STATE]
+    actions = [key for key in numbers if key.startswith(ACTION)]
+    rename = {}
+    if not any(key.startswith(OBS_PREFIX) for key in cameras):
+        rename |= {key: f"{OBS_IMAGES}.{key.split('.')[-1]}" for key in cameras}
+    if with_state and OBS_STATE not in features:
+        rename |= dict.fromkeys(states[:1], OBS_STATE)
+    if ACTION not in features:
+        rename |= dict.fromkeys(actions[:1], ACTION)
+    if rename:
+        pairs = " ".join(f"{old}={new}" for old, new in rename.items())
+        raise ValueError(
+            f"LeRobot hands a policy only '{OBS_PREFIX}*' and '{ACTION}', so the columns {list(rename)}, "
+            "which it needs as cameras, state or actions, would be dropped. Give them names that arrive, "
+            "in a copy of the dataset that shares its videos: "
+            f"`python -m datasets_scripts.rename_columns --dataset {root} --output DIR --rename {pairs}`"
+            + (" (or do without a state: --policy.state_dim=0)" if OBS_STATE in rename.values() else "")
+        )

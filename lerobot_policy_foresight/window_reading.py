@@ -1,0 +1,203 @@
+# Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
+"""LeRobot's items as windows of `training.windows`: the samples that `training/train.py` trains on.
+
+Item `i` of LeRobot is the window whose newest frame is `i`; near the start of an episode it is the first
+window. Everything that belongs to the window is made there: targets, masks, which points are followed.
+
+`lerobot-train` makes dataset and data loader itself and gives a policy nothing but the dataset's metadata. So
+the policy leaves its windows on that object, and torch's `__getitems__`, which a data loader asks for a batch
+and `LeRobotDataset` does not define, is added to the class. Nothing of LeRobot is replaced: `dataset[i]` and
+datasets without windows give what they always gave. Worker processes and `--dataset.image_transforms` work.
+
+Batches that were not read so, such as those of `--dataset.eval_split`, whose dataset has other metadata, are
+read again by their frame numbers in the training process.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.utils.constants import OBS_PREFIX
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from datasets_scripts.columns import IMAGE_PREFIX, is_label_key
+from modeling_foresight import ForesightConfig
+from training.windows import ForesightWindows, WindowConfig
+from training.windows.columns import WindowColumns, check_targets, idle_objectives
+
+__all__ = ["WindowReader", "to_uint8"]
+
+SAMPLE = f"{OBS_PREFIX}foresight."  # LeRobot's preprocessor passes on what begins with `observation.`
+WINDOWS = "foresight_windows"  # attribute of a dataset's metadata
+
+
+class WindowReader:
+    """Windows of a LeRobot dataset by LeRobot's frame numbers. Files are opened when the first is read.
+
+    Args:
+        dataset_meta (`LeRobotDatasetMetadata`): The dataset's.
+        cameras (`dict[str, str]`): View -> image column. If the dataset lacks one it is renamed on the way
+            (`--rename_map`, which a policy is not told): then windows have all cameras of the dataset.
+        model (`modeling_foresight.ForesightConfig`): Lengths and objectives.
+        frame_cache (`str`): See `WindowConfig`.
+
+    Raises:
+        ValueError: If no objective has a target in the dataset; names the columns.
+    """
+
+    def __init__(self, dataset_meta, cameras: dict[str, str], model: ForesightConfig, frame_cache: str):
+        features = dataset_meta.features
+        self._meta, self._cameras = dataset_meta, cameras
+        self._windows: ForesightWindows | None = None
+        self.is_renamed = not set(cameras.values()) <= set(features)
+        if self.is_renamed:
+            pictures = [key for key in features if features[key]["dtype"] in ("image", "video")]
+            views = [key for key in pictures if not is_label_key(key, features[key])]
+            names = dict(zip(views, views, strict=True))
+        else:
+            views = list(model.views)
+            names = {
+                view: cameras[view].removeprefix(IMAGE_PREFIX) if view in cameras else None for view in views
+            }
+        self._config = WindowConfig(
+            views=views,
+            cameras=names,
+            history_length=model.history_length,
+            future_shift=model.future_shift,
+            lookahead=model.future_targets == "lookahead" and model.has("future"),
+            chunk_size=model.chunk_size,
+            flow_length=model.flow_length,
+            flow_grid=tuple(model.flow_grid),
+            objectives=[name for name in model.objectives if model.has(name)],
+            state_key="observation.state" if model.state_dim else None,
+            missing_targets=True,
+            frame_cache=frame_cache,
+            image_size=model.image_size,
+        )
+        self._check_targets()
+
+    def _check_targets(self) -> None:
+        """Warn about objectives without targets; refuse a dataset in which no objective has one."""
+        columns = WindowColumns.find(self._meta.features, self._config)
+        check_targets([(str(self.root), columns, self._config)])
+        if idle := idle_objectives(columns, self._config):
+            hint = " Labels are found by --policy.cameras, not under --rename_map." if self.is_renamed else ""
+            reasons = "; ".join(f"{name} ({why})" for name, why in idle.items())
+            warnings.warn(
+                f"Objectives without targets are not trained: {reasons}. The others are.{hint}", stacklevel=5
+            )
+
+    @property
+    def root(self) -> Path:
+        """The dataset's folder."""
+        return self._meta.root
+
+    def attach(self) -> None:
+        """Have data loaders read the dataset of this metadata as windows."""
+        setattr(self._meta, WINDOWS, self)
+
+    def _open(self, episodes: Sequence[int] | None) -> ForesightWindows:
+        if self._windows is None:
+            config = dataclasses.replace(self._config, episodes=episodes)
+            try:
+                self._windows = ForesightWindows(self.root, config)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}. lerobot-train needs the whole dataset on this machine: a download with "
+                    "--dataset.episodes or --dataset.streaming is not enough (`hf download "
+                    f"{self._meta.repo_id} --repo-type dataset --local-dir DIR`, then --dataset.root=DIR)"
+                ) from error
+        return self._windows
+
+    # ------------------------------------------------------------------ in a data loader
+
+    def read_items(self, dataset: LeRobotDataset, indices: Sequence[int]) -> list[dict]:
+        """Items of a dataset: LeRobot's frame numbers and task, and a window under `observation.foresight.`.
+
+        Args:
+            dataset (`LeRobotDataset`): Its chosen episodes and image transforms are followed.
+            indices (`Sequence[int]`): Places in the dataset.
+        """
+        self._open(dataset.episodes)
+        places = dataset.absolute_to_relative_idx
+        frames = range(len(dataset)) if places is None else list(places)
+        return [self._read_item(int(frames[int(i)]), dataset.image_transforms) for i in indices]
+
+    def _read_item(self, frame: int, image_transforms: Callable | None = None) -> dict[str, Any]:
+        windows = self._windows
+        rows, history = windows.rows, windows.config.history_length
+        episode = rows.episode_of(frame)
+        first, last = int(rows.episode_starts[episode]), int(rows.episode_stops[episode]) - 1
+        # The last frame of an episode is never the newest of a window (`slicing.window_starts`).
+        start = max(first, min(frame, last - 1) - history + 1)
+        sample = windows.read(episode, start, np.random.default_rng(int(torch.randint(2**62, ()))))
+        item = {
+            "index": torch.tensor(frame),
+            "episode_index": torch.tensor(episode),
+            "frame_index": torch.tensor(frame - first),
+            "timestamp": torch.tensor((frame - first) / rows.fps, dtype=torch.float32),
+            "task_index": torch.tensor(rows.tasks.index(sample["task"])),
+            "task": sample["task"],
+        }
+        for view, pictures in sample.pop("images").items():
+            pictures = pictures if image_transforms is None else image_transforms(pictures)
+            item[view if self.is_renamed else f"{SAMPLE}images.{view}"] = pictures
+        for view, depth in sample.pop("depth").items():
+            item[f"{SAMPLE}depth.{view}"] = depth
+        values = {name: value for name, value in sample.items() if name not in item}
+        return item | {f"{SAMPLE}{name}": value for name, value in values.items()}
+
+    # ------------------------------------------------------------------ in the policy
+
+    def read_batch(self, batch: dict) -> dict:
+        """A raw batch of `ForesightProcessor` from a batch of LeRobot, after the preprocessor.
+
+        Raises:
+            ValueError: If a camera is absent.
+        """
+        if f"{SAMPLE}frame_mask" not in batch:
+            if self.is_renamed:
+                raise ValueError(
+                    "These frames were not read as windows and their cameras are renamed: name the cameras "
+                    """with --policy.cameras='{"VIEW": "KEY"}' instead of --rename_map."""
+                )
+            self._open(None)
+            frames = batch["index"].flatten().tolist()
+            batch = default_collate([self._read_item(frame) for frame in frames])
+        raw: dict = {"task": batch["task"]}
+        for key, value in batch.items():
+            if key.startswith(SAMPLE):
+                name, _, view = key.removeprefix(SAMPLE).partition(".")
+                if view:
+                    raw.setdefault(name, {})[view] = value
+                else:
+                    raw[name] = value
+        if self.is_renamed:
+            del raw["view_mask"]  # of the dataset's cameras
+            if absent := [key for key in self._cameras.values() if key not in batch]:
+                raise ValueError(
+                    f"The dataset lacks {absent}, also under --rename_map: see --policy.cameras."
+                )
+            raw["images"] = {view: to_uint8(batch[key]) for view, key in self._cameras.items()}
+        return raw
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """RGB in [0, 1], as LeRobot hands it over, back to the 0..255 that cameras give."""
+    return images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _read_loader_batch(dataset: LeRobotDataset, indices: Sequence[int]) -> list[dict]:
+    """Torch's protocol for reading the items of a batch at once."""
+    reader: WindowReader | None = getattr(dataset.meta, WINDOWS, None)
+    return [dataset[i] for i in indices] if reader is None else reader.read_items(dataset, indices)
+
+
+# In worker processes too, which import this module with the reader that they are given.
+LeRobotDataset.__getitems__ = _read_loader_batch

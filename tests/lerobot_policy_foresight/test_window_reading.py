@@ -1,0 +1,187 @@
+"""What the policy is trained on are windows of `training.windows`; LeRobot's own items stay as they are."""
+
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+from lerobot.datasets.factory import resolve_delta_timestamps
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.factory import make_policy
+from torch.utils.data import DataLoader, default_collate
+
+from lerobot_policy_foresight import LeRobotForesightConfig
+from lerobot_policy_foresight.window_reading import WindowReader
+from tests.lerobot_policy_foresight.miniature import small_model
+from tests.synthetic import make_dataset
+from training.windows import ForesightWindows, WindowConfig, collate_windows
+
+LENGTHS = [6, 5, 8]
+T, K, L = 4, 4, 4  # of the miniature
+MAIN, WRIST = "observation.images.main", "observation.images.wrist"
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """One point and a padding one, so that no draw decides which is followed."""
+    settings = {"cameras": {"main": (32, 40), "wrist": (16, 24)}, "n_points": 2, "n_padding": 1}
+    return make_dataset(tmp_path_factory.mktemp("videos") / "ds", frames=LENGTHS, **settings).root
+
+
+def config(**options) -> LeRobotForesightConfig:
+    return LeRobotForesightConfig(device="cpu", cameras={"main": MAIN}, **small_model(), **options)
+
+
+def opened(root, **settings) -> LeRobotDataset:
+    """The dataset as `lerobot-train` opens it."""
+    meta = LeRobotDatasetMetadata("local/synthetic", root=root)
+    deltas = resolve_delta_timestamps(config(), meta)
+    return LeRobotDataset(
+        "local/synthetic", root=root, delta_timestamps=deltas, return_uint8=True, **settings
+    )
+
+
+def policy_for(dataset, **options):
+    """A policy that sees one of the two cameras."""
+    return make_policy(config(**options), ds_meta=dataset.meta)
+
+
+def loaded(dataset, places, **settings) -> dict:
+    return next(iter(DataLoader(dataset, len(places), sampler=places, **settings)))
+
+
+def windows_of(policy, root) -> ForesightWindows:
+    model = policy.model.config
+    return ForesightWindows(
+        root,
+        WindowConfig(
+            views=["main"],
+            history_length=model.history_length,
+            future_shift=model.future_shift,
+            lookahead=model.future_targets == "lookahead",
+            chunk_size=model.chunk_size,
+            flow_length=model.flow_length,
+            flow_grid=tuple(model.flow_grid),
+            objectives=list(model.objectives),
+        ),
+    )
+
+
+def assert_same_windows(given: dict, windows: ForesightWindows, rows: list[tuple[int, int]]) -> None:
+    """A raw batch against windows of `training.windows` by episode and first frame."""
+    expected = collate_windows([windows.read(*row, np.random.default_rng(0)) for row in rows])
+    assert set(given) >= {"images", "depth", "state", "actions", "track", "frame_mask", "progress"}
+    for name, value in given.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=0, msg=name)
+        elif isinstance(value, dict):
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+        else:
+            assert value == expected[name]
+
+
+# Places of frames in the dataset -> episode and first frame of their windows: the first frame of an episode,
+# the last of one that holds a single window, the middle and the end of a longer one.
+WINDOWS = {0: (0, 0), 10: (1, 6), 16: (2, 13), 18: (2, 14)}
+
+
+@pytest.mark.parametrize("workers", [{}, {"num_workers": 1, "multiprocessing_context": "spawn"}])
+def test_a_data_loader_reads_the_windows_of_the_trainer(videos, workers):
+    dataset = opened(videos)
+    policy = policy_for(dataset)
+    batch = loaded(dataset, list(WINDOWS), **workers)
+    assert batch["index"].tolist() == list(WINDOWS) and batch["episode_index"].tolist() == [0, 1, 2, 2]
+    assert not {MAIN, WRIST, "action"} & set(batch)
+    assert_same_windows(policy.windows.read_batch(batch), windows_of(policy, videos), list(WINDOWS.values()))
+
+
+def test_chosen_episodes_are_counted_as_lerobot_does(videos):
+    dataset, stock = (opened(videos, episodes=[0, 2]) for _ in range(2))
+    policy_for(dataset)
+    batch = loaded(dataset, [5, 6, 13])
+    for name in ("index", "episode_index", "frame_index", "task_index", "timestamp"):
+        theirs = torch.stack([stock[place][name] for place in (5, 6, 13)])
+        assert batch[name].dtype == theirs.dtype
+        torch.testing.assert_close(batch[name], theirs)
+    assert batch["task"] == [stock[place]["task"] for place in (5, 6, 13)]
+
+
+def test_frames_that_no_loader_read_as_windows_are_read_by_their_number(videos):
+    """As those of held-out episodes, whose dataset has other metadata."""
+    dataset, held_out = opened(videos), opened(videos)
+    policy = policy_for(dataset)
+    batch = default_collate([held_out[place] for place in WINDOWS])
+    assert MAIN in batch
+    assert_same_windows(policy.windows.read_batch(batch), windows_of(policy, videos), list(WINDOWS.values()))
+
+
+def test_image_transforms_reach_the_pictures_of_a_window_and_nothing_else(videos):
+    plain, flipped = opened(videos), opened(videos, image_transforms=lambda frames: frames.flip(-1))
+    policies = [policy_for(dataset) for dataset in (plain, flipped)]
+    one, other = (
+        policy.windows.read_batch(loaded(dataset, [4, 16]))
+        for policy, dataset in zip(policies, (plain, flipped), strict=True)
+    )
+    torch.testing.assert_close(other["images"]["main"], one["images"]["main"].flip(-1))
+    assert other["images"]["main"].dtype == torch.uint8 and other["images"]["main"].any()
+    torch.testing.assert_close(other["depth"], one["depth"])
+
+
+def test_only_the_dataset_of_the_policy_is_read_as_windows(videos):
+    dataset, other = opened(videos), opened(videos)
+    policy_for(dataset)
+    assert MAIN in dataset[2] and MAIN in loaded(other, [2])  # somebody looks at frames
+    assert set(dataset[2]) == set(other[2])
+    assert "observation.foresight.frame_mask" in loaded(dataset, [2])
+
+
+def test_under_a_rename_map_pictures_travel_under_the_datasets_names(videos):
+    dataset = opened(videos)
+    model = policy_for(dataset).model.config
+    reader = WindowReader(dataset.meta, {"main": "observation.images.front"}, model, "auto")
+    reader.attach()
+    batch = loaded(dataset, [4, 16])
+    assert {MAIN, WRIST} <= set(batch)
+    batch["observation.images.front"] = batch.pop(MAIN) / 255  # LeRobot renames, and hands over [0, 1]
+    raw = reader.read_batch(batch)
+    assert list(raw["images"]) == ["main"] and raw["images"]["main"].dtype == torch.uint8
+    expected = windows_of(policy_for(opened(videos)), videos).read(0, 1, np.random.default_rng(0))
+    torch.testing.assert_close(raw["images"]["main"][0], expected["images"]["main"])
+    torch.testing.assert_close(raw["actions"][0], expected["actions"])
+    with pytest.raises(ValueError, match="lacks .'observation.images.front'"):
+        reader.read_batch(loaded(dataset, [4]))
+    with pytest.raises(ValueError, match="name the cameras with --policy.cameras"):
+        reader.read_batch(default_collate([dataset[4]]))
+
+
+def test_a_dataset_of_which_only_some_files_are_here_is_refused_with_the_remedy(videos, tmp_path):
+    root = shutil.copytree(videos, tmp_path / "ds")  # as LeRobot downloads it for --dataset.episodes
+    path = next((root / "data").rglob("*.parquet"))
+    pq.write_table(pq.read_table(path).slice(0, LENGTHS[0]), path)
+    dataset = opened(root, episodes=[0])
+    policy_for(dataset)
+    with pytest.raises(ValueError, match="incomplete.*hf download local/synthetic"):
+        loaded(dataset, [2])
+
+
+def test_a_dataset_in_which_nothing_can_be_trained_is_refused_before_the_first_step(videos):
+    meta = opened(videos).meta
+    for key in ("observation.depth.main", "observation.depth.wrist", "observation.points.main"):
+        del meta.features[key]
+    options = {**small_model(objectives=["depth", "flow"]), "cameras": {"main": MAIN}}
+    with pytest.raises(ValueError, match="nothing to train.*depth .*flow .no observation.points.main"):
+        make_policy(LeRobotForesightConfig(device="cpu", **options), ds_meta=meta)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_frames(videos):
+    dataset = opened(videos)
+    policy = policy_for(dataset)
+    batch = loaded(dataset, [4, 16])
+    batch["observation.foresight.actions"][1, 0, 0] = float("nan")
+    policy.eval()
+    assert not policy.forward(batch)[0].isfinite()
+    policy.train()
+    with pytest.raises(ValueError, match="not finite.*action_loss nan.*episode 0 frame 4, episode 2 frame 1"):
+        policy.forward(batch)

@@ -1,0 +1,219 @@
+"""Which columns of a dataset a window reads, and whether their values can be trained on."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from datasets_scripts.columns import (
+    find_depth_key,
+    find_image_key,
+    points_key,
+    points_visible_key,
+    validate_columns,
+)
+from datasets_scripts.storage.rows import DatasetRows
+from modeling_foresight.action_codec import ACTION_SIZE, GRIPPER
+from training.windows.settings import WindowConfig
+from training.windows.slicing import combine_commands
+
+__all__ = [
+    "WindowColumns",
+    "check_targets",
+    "column_statistics",
+    "column_width",
+    "idle_objectives",
+    "require_columns",
+    "two_dimensional",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowColumns:
+    """Columns of one dataset that a window reads; `None` or absent where the dataset has none.
+
+    Attributes:
+        cameras (`dict[str, str]`): View -> camera.
+        images, depth (`dict[str, str]`): View -> column.
+        points (`tuple[str, str]`, *optional*): Tracks of the first view, and whether each point is visible.
+        state, actions (`str`, *optional*): Columns of numbers.
+    """
+
+    cameras: dict[str, str]
+    images: dict[str, str]
+    depth: dict[str, str]
+    points: tuple[str, str] | None
+    state: str | None
+    actions: str | None
+
+    @classmethod
+    def find(cls, features: Mapping[str, dict], config: WindowConfig) -> "WindowColumns":
+        """Columns among a dataset's `features` for the views and objectives of a configuration."""
+        cameras = {view: config.cameras.get(view, view) for view in config.views}
+        cameras = {view: camera for view, camera in cameras.items() if camera is not None}
+        images = {view: find_image_key(features, camera) for view, camera in cameras.items()}
+        depth = {view: find_depth_key(features, camera) for view, camera in cameras.items()}
+        tracked = cameras.get(config.views[0]) if {"flow", "flow_2d"} & set(config.objectives) else None
+        points = None if tracked is None else (points_key(tracked), points_visible_key(tracked))
+        actions = config.state_key if config.action_codec == "local_delta" else config.action_key
+        return cls(
+            cameras=cameras,
+            images={view: key for view, key in images.items() if key},
+            depth={
+                view: key
+                for view, key in depth.items()
+                if key and {"depth", "future"} & set(config.objectives)
+            },
+            points=points if points and set(points) <= set(features) else None,
+            state=config.state_key if config.state_key in features else None,
+            actions=actions if "action" in config.objectives and actions in features else None,
+        )
+
+    @property
+    def pictures(self) -> list[str]:
+        """All columns of frames."""
+        return [*self.images.values(), *self.depth.values()]
+
+
+def idle_objectives(columns: WindowColumns, config: WindowConfig) -> dict[str, str]:
+    """Objectives that have no target in a dataset -> the columns that they lack.
+
+    `future`, `future_rgb` and `progress` always have one: pictures and frame numbers.
+    """
+    first = columns.cameras.get(config.views[0])
+    flow = (
+        "the first view has no camera"
+        if first is None
+        else f"no {points_key(first)} and {points_visible_key(first)}"
+    )
+    action = config.state_key if config.action_codec == "local_delta" else config.action_key
+    lacking = {
+        "action": None if columns.actions else f"no {action}",
+        "depth": None if columns.depth else "no camera in use has a depth column",
+        "flow": None if columns.points else flow,
+        "flow_2d": None if columns.points else flow,
+    }
+    return {name: lacking[name] for name in config.objectives if lacking.get(name)}
+
+
+def check_targets(datasets: Sequence[tuple[str, WindowColumns, WindowConfig]]) -> None:
+    """Refuse datasets of which none has a target of any objective.
+
+    Args:
+        datasets (`Sequence`): Name, columns and configuration of each.
+
+    Raises:
+        ValueError: Names what each dataset lacks.
+    """
+    idle = {name: idle_objectives(columns, config) for name, columns, config in datasets}
+    if all(len(idle[name]) == len(config.objectives) for name, _, config in datasets):
+        lacking = "; ".join(
+            f"{name}: " + ", ".join(f"{objective} ({why})" for objective, why in reasons.items())
+            for name, reasons in idle.items()
+        )
+        raise ValueError(
+            f"there is nothing to train, because no objective has a target in the data: {lacking}. Add the "
+            "columns (`python datasets_scripts/annotate.py` adds depth and points) or choose other objectives"
+        )
+
+
+def require_columns(rows: DatasetRows, columns: WindowColumns, config: WindowConfig) -> None:
+    """Refuse a dataset that lacks a column, unless `missing_targets` allows it.
+
+    Raises:
+        ValueError: Names the column and the remedy.
+    """
+    name, strict = rows.name, not config.missing_targets
+    first = config.views[0]
+    if not columns.cameras:
+        raise ValueError(f"dataset {name}: every view is mapped to no camera; name at least one")
+    wants_tracks = bool({"flow", "flow_2d"} & set(config.objectives)) and strict
+    validate_columns(
+        rows.root,
+        list(columns.cameras.values()),
+        need_depth=bool({"depth", "future"} & set(config.objectives)) and strict,
+        need_tracks=wants_tracks and first in columns.cameras,
+    )
+    if wants_tracks and first not in columns.cameras:
+        raise ValueError(
+            f"dataset {name}: the flow objective needs the view '{first}', which is mapped to no camera; "
+            "name one, or set missing_targets for a mixture"
+        )
+    local = config.action_codec == "local_delta"
+    if columns.actions is None and "action" in config.objectives and strict:
+        raise ValueError(
+            f"dataset {name} has no column '{config.state_key}', from whose poses local_delta actions are "
+            "made; set state_key to it, or action_codec to 'recorded'"
+            if local
+            else f"dataset {name} has no column '{config.action_key}'; set action_key to its action column, "
+            "or leave 'action' out of the objectives"
+        )
+    width = column_width(rows.features, columns.state)
+    if columns.actions and local and width < ACTION_SIZE:
+        raise ValueError(
+            f"dataset {name}: '{columns.actions}' has {width} entries; local_delta actions need x, y, z, "
+            "roll, pitch, yaw and the gripper in the first 7: set action_codec to 'recorded'"
+        )
+    if columns.actions and not local and config.frame_stride > 1 and config.strided_commands == "refuse":
+        raise ValueError(
+            f"dataset {name}: with frame_stride={config.frame_stride} a step of the window spans "
+            f"{config.frame_stride} recorded commands. Set strided_commands to 'sum' if '{columns.actions}' "
+            "holds motions per frame, or to 'last' if it holds targets"
+        )
+
+
+def column_statistics(
+    rows: DatasetRows, columns: WindowColumns, config: WindowConfig, episodes: np.ndarray
+) -> dict[str, dict[str, np.ndarray]]:
+    """`mean`, `std`, `min` and `max` `(size,)` of state and actions over some episodes, by column.
+
+    Actions are those of a step of the window, which may combine several recorded commands.
+
+    Raises:
+        ValueError: If a value is NaN or infinite, or no pose where `local_delta` needs one; names the place.
+    """
+    statistics = {}
+    for key in dict.fromkeys(filter(None, (columns.actions, columns.state))):
+        values = two_dimensional(rows.column(key).read(range(len(rows))))
+        parts = [values[rows.episode_starts[e] : rows.episode_stops[e]].astype(np.float64) for e in episodes]
+        for episode, part in zip(episodes, parts, strict=True):
+            bad = np.flatnonzero(~np.isfinite(part).all(1))
+            if len(bad):
+                raise ValueError(
+                    f"dataset {rows.name}: '{key}' is not finite in episode {episode}, frame {bad[0]} (and "
+                    f"in {len(bad) - 1} more frames of it); repair it, or leave the episode out with "
+                    "`episodes`"
+                )
+        if key == columns.actions and config.action_codec == "local_delta":
+            _check_poses(f"dataset {rows.name}: '{key}'", np.concatenate(parts))
+        elif key == columns.actions and config.frame_stride > 1:
+            how = config.strided_commands, config.binary_action_indices
+            parts = [combine_commands(part, config.frame_stride, *how, every=1) for part in parts]
+        used = np.concatenate(parts)
+        statistics[key] = {"mean": used.mean(0), "std": used.std(0), "min": used.min(0), "max": used.max(0)}
+    return statistics
+
+
+def _check_poses(place: str, states: np.ndarray) -> None:
+    """Refuse states `(rows, >= 7)` whose angles are degrees or whose gripper has more than two values."""
+    if (largest := np.abs(states[:, 3:GRIPPER]).max()) > 2 * np.pi:
+        raise ValueError(
+            f"{place} has an angle of {largest:.4g} in entries 3 to 5, which must be roll, pitch, yaw in "
+            "radians: convert them, or set action_codec to 'recorded'"
+        )
+    gripper = np.unique(states[:, GRIPPER])
+    if not any(np.isin(gripper, pair).all() for pair in ((-1, 1), (0, 1))):
+        raise ValueError(
+            f"{place} has values from {gripper[0]:.4g} to {gripper[-1]:.4g} in entry 6, which must be "
+            "the gripper, -1 or 0 closed and 1 open: convert it, or set action_codec to 'recorded'"
+        )
+
+
+def two_dimensional(values: np.ndarray) -> np.ndarray:
+    """`(rows, size)` of a column; LeRobot stores features of one element as scalars `(rows,)`."""
+    return values[:, None] if values.ndim == 1 else values
+
+
+def column_width(features: Mapping[str, dict], key: str | None) -> int:
+    """Entries of a column per frame; 0 for no column."""
+    return 0 if key is None else int(np.prod(features[key]["shape"]))

@@ -1,0 +1,115 @@
+"""Which episodes of a dataset give windows, and how many each."""
+
+import warnings
+
+import numpy as np
+
+from datasets_scripts.storage.provenance import flagged_episodes, read_provenance
+from datasets_scripts.storage.rows import DatasetRows
+from training.windows.columns import WindowColumns
+from training.windows.settings import WindowConfig
+from training.windows.slicing import window_starts
+
+__all__ = ["EpisodeWindows"]
+
+
+class EpisodeWindows:
+    """Windows of the chosen episodes, counted one episode after the other.
+
+    Args:
+        rows (`DatasetRows`): The dataset.
+        columns (`WindowColumns`): Its cameras decide whose flags count.
+        config (`WindowConfig`): Chosen episodes, lengths, and whether flags count.
+
+    Attributes:
+        episodes (`numpy.ndarray`): int64, episodes that give windows.
+        flagged (`list[int]`): Episodes left out for their flags.
+
+    Raises:
+        ValueError: If no window is left; says why and the remedy.
+    """
+
+    def __init__(self, rows: DatasetRows, columns: WindowColumns, config: WindowConfig):
+        chosen = _chosen_episodes(rows, config)
+        self.flagged = _flagged_among(chosen, rows, columns, config) if config.skip_flagged else []
+        if len(self.flagged) == len(chosen):
+            raise ValueError(
+                f"dataset {rows.name}: the {len(chosen)} episodes chosen all have a flag, such as "
+                f"{self.flagged[0]}, so that skip_flagged leaves none; see why with "
+                "`python datasets_scripts/inspect_dataset.py DIR --report FILE.html`, choose another seed of "
+                "the split, or set skip_flagged to false"
+            )
+        chosen = np.setdiff1d(chosen, self.flagged).astype(np.int64)
+        counts = self._count(rows, config, chosen)
+        self.episodes = chosen[counts >= 1]
+        self._starts = rows.episode_starts[self.episodes]
+        self._stops = np.cumsum(counts[counts >= 1])
+
+    @staticmethod
+    def _count(rows: DatasetRows, config: WindowConfig, chosen: np.ndarray) -> np.ndarray:
+        """Windows of each chosen episode; warns about those that are too short for one."""
+        needed = (config.history_length - 1) * config.frame_stride + 2
+        firsts, lasts = rows.episode_starts[chosen], rows.episode_stops[chosen] - 1
+        counts = np.array(
+            [
+                len(window_starts(first, last, config.history_length, 1, config.frame_stride))
+                for first, last in zip(firsts, lasts, strict=True)
+            ]
+        )
+        if counts.max() < 1:
+            raise ValueError(
+                f"dataset {rows.name}: no window of history_length={config.history_length} frames fits "
+                f"(frame_stride {config.frame_stride}); the longest episode has {(lasts - firsts).max() + 1} "
+                f"frames and {needed} are needed: choose a smaller history_length"
+            )
+        if short := int((counts < 1).sum()):
+            warnings.warn(
+                f"dataset {rows.name}: {short} of {len(chosen)} episodes are shorter than {needed} frames "
+                "and give no window",
+                stacklevel=4,
+            )
+        return counts
+
+    def __len__(self) -> int:
+        return int(self._stops[-1])
+
+    def locate(self, i: int) -> tuple[int, int]:
+        """Episode and first row (global frame number) of window `i`.
+
+        Raises:
+            IndexError: If there is no such window.
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(f"window {i} of {len(self)}")
+        slot = int(np.searchsorted(self._stops, i, side="right"))
+        before = int(self._stops[slot - 1]) if slot else 0
+        return int(self.episodes[slot]), int(self._starts[slot]) + i - before
+
+
+def _chosen_episodes(rows: DatasetRows, config: WindowConfig) -> np.ndarray:
+    chosen = range(rows.n_episodes) if config.episodes is None else config.episodes
+    chosen = np.asarray(sorted(set(chosen)), dtype=np.int64)
+    if len(chosen) == 0:
+        raise ValueError(f"dataset {rows.name}: no episodes chosen")
+    if chosen[0] < 0 or chosen[-1] >= rows.n_episodes:
+        raise ValueError(
+            f"dataset {rows.name} has episodes 0 to {rows.n_episodes - 1}, "
+            f"but {chosen[0]} to {chosen[-1]} are asked for"
+        )
+    return chosen
+
+
+def _flagged_among(
+    chosen: np.ndarray, rows: DatasetRows, columns: WindowColumns, config: WindowConfig
+) -> list[int]:
+    """Those of the chosen episodes that have a flag of a camera in use."""
+    provenance = read_provenance(rows.root)
+    if not any("flags" in facts for facts in provenance.get("episodes", {}).values()):
+        if config.missing_targets:  # a mixture may hold datasets without labels
+            return []
+        raise ValueError(
+            f"dataset {rows.name} has no flags to skip episodes by; `python "
+            "datasets_scripts/inspect_dataset.py DIR --write-flags` writes them, or set skip_flagged to false"
+        )
+    flagged = flagged_episodes(provenance, list(columns.cameras.values()))
+    return [int(episode) for episode in chosen if episode in flagged]
