@@ -17,11 +17,11 @@ from accelerate.state import AcceleratorState
 from lerobot.configs import PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-from lerobot_policy_foresight.column_names import check_column_names
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 from datasets_scripts.rename_columns import rename_columns
+from lerobot_policy_foresight.dataset_fit import check_column_names
 from tests.lerobot_policy_foresight.miniature import (
     assert_same_actions,
     lerobot_train,

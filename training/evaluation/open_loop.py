@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
-from modeling_foresight.losses import depth_target, masked_mean, rgb_target
+from modeling_foresight.losses import masked_mean
+from modeling_foresight.targets import depth_target, rgb_target
 
 if TYPE_CHECKING:
     import evaluate
