@@ -263,19 +263,38 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
             batches = [
                 {name: value[i : i + 1] for name, value in inputs.items()} for i in range(len(raw["task"]))
             ]
-        outputs = [self.model(**inputs) for inputs in batches]
-        if outputs[0].loss is None:
+        counts = self._global_counts(inputs) if reduction == "mean" else None
+        outputs = [self.model(**inputs, loss_counts=counts) for inputs in batches]
+        untrained = counts is not None and not any(count.any() for count in counts.values())
+        if outputs[0].loss is None or untrained:
             raise ValueError(
                 f"The batch has no target of any of the objectives {list(self.model.config.objectives)}."
             )
+        # The same names in every process, also in one without targets: LeRobot averages them by name.
+        found = [output.losses or {} for output in outputs]
         parts = {
-            f"{name}_loss": torch.stack([output.losses[name] for output in outputs]).mean().item()
-            for name in outputs[0].losses
+            f"{name}_loss": sum(float(losses.get(name, 0)) for losses in found) / len(found)
+            for name in counts or found[0]
         }
         losses = torch.stack([output.loss for output in outputs])
         if self.training and not losses.isfinite().all():
             self._refuse_loss(batch, parts)
         return losses if reduction == "none" else losses[0], parts
+
+    def _global_counts(self, inputs: dict) -> dict[str, Tensor] | None:
+        """What the losses of this process are divided by, so that averaged gradients are one mean over all.
+
+        `None` for a single process: the batch's own counts. Every process gets here in every step, also one
+        that has nothing to supervise.
+        """
+        if not (self.training and torch.distributed.is_initialized()):
+            return None
+        counts = self.model.count_targets(inputs)
+        together = torch.cat([counts[name].flatten() for name in counts])
+        torch.distributed.all_reduce(together)
+        sizes = [count.numel() for count in counts.values()]
+        parts = (together / torch.distributed.get_world_size()).split(sizes)
+        return {name: part.view_as(counts[name]) for name, part in zip(counts, parts, strict=True)}
 
     def _refuse_loss(self, batch: dict, parts: dict[str, float]) -> None:
         """Stop before the weights become NaN, and say what was trained on."""

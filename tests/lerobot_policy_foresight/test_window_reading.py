@@ -10,6 +10,7 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, default_collate
 
 from lerobot_policy_foresight import LeRobotForesightConfig
@@ -185,3 +186,38 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_frames(videos):
     policy.train()
     with pytest.raises(ValueError, match="not finite.*action_loss nan.*episode 0 frame 4, episode 2 frame 1"):
         policy.forward(batch)
+
+
+def gradients(root, places: list[int], unsupervised: list[int]) -> dict[str, torch.Tensor]:
+    """Of a policy of fixed weights that learns depth, on frames of which some have no depth."""
+    dataset = opened(root)
+    options = {**small_model(objectives=["action", "depth"]), "cameras": {"main": MAIN}}
+    torch.manual_seed(0)
+    policy = make_policy(LeRobotForesightConfig(device="cpu", **options), ds_meta=dataset.meta).train()
+    batch = loaded(dataset, places)
+    batch["observation.foresight.action_mask"][:] = False
+    for place in unsupervised:
+        batch["observation.foresight.depth.main"][places.index(place)] = 0
+    policy.forward(batch)[0].backward()
+    return {name: p.grad for name, p in policy.named_parameters() if p.grad is not None and "depth" in name}
+
+
+def run_rank(rank: int, root, folder) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    places = [[4, 16], [0, 10]][rank]
+    found = gradients(root, places, unsupervised=[16] if rank == 0 else places)
+    save_file({name: grad.contiguous() for name, grad in found.items()}, f"{folder}/{rank}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_learn_one_mean_also_if_one_has_nothing_to_supervise(videos, tmp_path):
+    torch.multiprocessing.spawn(run_rank, (videos, tmp_path), nprocs=2)
+    ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
+    whole = gradients(videos, [4, 16, 0, 10], unsupervised=[16, 0, 10])
+    assert set(whole) == set(ranks[0]) and any(grad.any() for grad in whole.values())
+    largest = max(float(grad.abs().max()) for grad in whole.values())
+    for name, grad in whole.items():
+        averaged = (ranks[0][name] + ranks[1].get(name, torch.zeros_like(grad))) / 2
+        torch.testing.assert_close(averaged, grad, rtol=1e-4, atol=1e-3 * largest)
