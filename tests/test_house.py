@@ -86,9 +86,12 @@ def test_imports_point_one_way(package):
         assert not wrong, f"{file.relative_to(ROOT)} imports {sorted(wrong)}"
 
 
-def test_the_model_has_no_sub_packages():
-    # `save_pretrained` copies the files beside the model's own into a Hub repo, and nothing deeper.
-    assert not list((ROOT / "modeling_foresight").glob("*/__init__.py"))
+def test_the_model_needs_none_of_its_sub_packages():
+    # Exports copy the files beside the model's own into a Hub repo, and nothing deeper.
+    model = ROOT / "modeling_foresight"
+    assert [init.parent.name for init in model.glob("*/__init__.py")] == ["grmg"]
+    for file in model.glob("*.py"):
+        assert not re.search(r"(from|import) .*\bgrmg\b", file.read_text()), f"{file.name} imports grmg"
 
 
 def test_every_requirement_is_pinned_inside_its_range():

@@ -1,214 +1,38 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-r"""GR-MG policy checkpoints -> ours, and back.
-
-    python -m modeling_foresight.convert_grmg_checkpoint epoch=47-step=83712.ckpt \
-        --config policy/config/train.json --output grmg_calvin
-    python -m modeling_foresight.convert_grmg_checkpoint grmg_calvin --to-grmg --output grmg_again
+"""GR-MG policy checkpoints -> folders for `from_pretrained`, and back.
 
 One table, [`TABLE`], names every tensor on both sides and serves both directions. Sizes are read from the
-tensors where they show; numbers of heads and loss weights come from GR-MG's train or pretrain json. See
-docs/grmg_checkpoints.md.
+tensors where they show; numbers of heads and loss weights come from GR-MG's train or pretrain json.
 """
 
-import argparse
 import json
-import re
 import shutil
-import struct
-import sys
 import tempfile
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
-import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
-from transformers.utils import logging
+from transformers.core_model_loading import revert_weight_conversion
 
-from .configuration_foresight import PRESETS, ForesightConfig
-from .encoders import sincos_2d
-from .grmg_config import (
-    ConversionError,
-    Facts,
-    check_names,
-    check_values,
-    drop_unknown_towers,
-    grmg_settings,
-    read_config,
-    some,
-)
-from .grmg_names import IGNORED, MAY_BE_FRESH, NEW_IN_3D, POSITIONS, TABLE, Row, table_rows
-from .modeling_foresight import ForesightForActionPrediction
-from .processing_foresight import ForesightProcessor
-
-# With this number begin the pickles of torch.save before it wrote zip files.
-LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-SIGNATURE = ("transformer.ln_f.weight", "embed_timestep.weight", "perceiver_resampler.latents")
+from ..configuration_foresight import ForesightConfig
+from ..encoders import sincos_2d
+from ..modeling_foresight import ForesightForActionPrediction
+from ..processing_foresight import ForesightProcessor
+from .configuration import ConversionError, Facts, check_facts, grmg_settings, read_config, some
+from .names import IGNORED, MAY_BE_FRESH, NEW_IN_3D, POSITIONS, TABLE, Row, table_rows
+from .reading import read_policy
 
 
-def load_payload(path: Path, allow_pickle: bool):
-    """What a `.pt`, `.ckpt` or safetensors file holds, told apart by its first bytes.
+def tensors_in_file(model: ForesightForActionPrediction) -> dict[str, Tensor]:
+    """The model's own tensors under their names in a checkpoint.
 
-    Raises:
-        ConversionError: If the file is damaged, of another kind, or needs `allow_pickle`.
+    Versions of transformers call parts of a ViT differently in memory, but write the same names.
     """
-    if path.is_dir():
-        raise ConversionError(
-            f"{path} is a folder: give a GR-MG file, or add --to-grmg to convert one of our folders."
-        )
-    with open(path, "rb") as file:
-        head = file.read(32)
-    damaged = f"{path} is damaged or cut short: copy or download it again."
-    is_zip = head[:2] == b"PK"
-    if head[8:9] == b"{":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ConversionError(f"{damaged} ({first_line(error)})") from error
-    if not is_zip and head[:1] != b"\x80":
-        raise ConversionError(f"{path} is neither a PyTorch nor a safetensors file, or it is damaged.")
-    if not is_zip and LEGACY_MAGIC not in head:
-        raise ConversionError(
-            f"{path} is a plain pickle, which only Python's pickle reads: write its weights with torch.save "
-            "or safetensors first."
-        )
-    records = zip_records(path, damaged) if is_zip else {"data.pkl"}
-    is_script = "constants.pkl" in records
-    if "data.pkl" not in records:
-        raise ConversionError(f"{path} is a zip file, but none that torch.save wrote.")
-    if is_script and not allow_pickle:
-        raise ConversionError(
-            f"{path} is a TorchScript archive, which holds code beside its weights. If you trust its source, "
-            "add --allow-pickle."
-        )
-    try:
-        if is_script:
-            return torch.jit.load(path, map_location="cpu").state_dict()
-        # Only a zip file can be mapped; older ones are read whole.
-        return torch.load(path, map_location="cpu", weights_only=not allow_pickle, mmap=is_zip)
-    except UnpicklingError as error:
-        what = re.search(r"(?:GLOBAL|class) (\S+)", str(error))
-        if "Weights only" not in str(error) or not what:
-            raise ConversionError(f"{damaged} ({first_line(error)})") from error
-        raise ConversionError(
-            f"{path} holds pickled objects beside its weights ({what[1]}); loading them could run code. If "
-            "you trust its source, add --allow-pickle."
-        ) from None
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ConversionError(f"{path} needs code that is not here to be unpickled: {error}.") from error
-    except (RuntimeError, EOFError) as error:
-        raise ConversionError(f"{damaged} ({first_line(error)})") from error
-
-
-def zip_records(path: Path, damaged: str) -> set[str]:
-    """Names of what lies in a zip file, without folders; every checksum is compared (1 GB in half a second).
-
-    Raises:
-        ConversionError: Begins with `damaged`, if the file is.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-            # torch.serialization.set_crc32_options(False) leaves all checksums out.
-            wrong = archive.testzip() if any(record.CRC for record in records) else None
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        struct.error,
-        EOFError,
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:
-        raise ConversionError(f"{damaged} ({first_line(error)})") from error
-    if wrong is not None:
-        raise ConversionError(f"{damaged} (The checksum of {wrong} is wrong.)")
-    return {record.filename.rsplit("/", 1)[-1] for record in records}
-
-
-def first_line(error: Exception) -> str:
-    """Of an error's message, or its name if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
-
-
-def read_tensors(path: str | Path, allow_pickle: bool = False) -> tuple[dict[str, Tensor], dict]:
-    """Reads weights: safetensors, a `.pt`/`.ckpt` file with or without `state_dict`, or TorchScript.
-
-    Args:
-        path (`str` or `Path`): The file.
-        allow_pickle (`bool`): Read TorchScript and arbitrary pickled objects, which can run code of whoever
-            made the file.
-
-    Returns:
-        Tensors by name, one leading `model.` stripped, floating ones in float32; and the json that Lightning
-        kept among its hyper-parameters, or `{}`.
-
-    Raises:
-        ConversionError: If the file is damaged, needs `allow_pickle`, or holds something else.
-    """
-    payload = load_payload(Path(path), allow_pickle)
-    if not isinstance(payload, dict):
-        raise ConversionError(f"{path} holds a {type(payload).__name__}, not a dict of weights.")
-    hyper = payload.get("hyper_parameters")
-    settings = hyper.get("configs", hyper) if isinstance(hyper, dict) else None
-    settings = settings if isinstance(settings, dict) and "policy" in settings else {}
-    weights = payload.get("state_dict", payload.get("model", payload))
-    nested = [k for k, v in weights.items() if not isinstance(v, Tensor)] if isinstance(weights, dict) else []
-    if "unet" in nested or "unet_ema" in nested:
-        raise ConversionError(
-            f"{path} holds {nested}: it is GR-MG's goal-image generator, not its policy. Give the policy's "
-            "checkpoint (pretrained.pt, or the .ckpt of CALVIN training)."
-        )
-    if not isinstance(weights, dict) or not weights or nested:
-        raise ConversionError(f"{path} has no tensors by name: {nested[:5] or type(weights).__name__}.")
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
-        # One leading `model.` only: `model_mae.` begins with "model" too.
-        short = name.removeprefix("model.")
-        if short in tensors:
-            raise ConversionError(f"{path} has {short} twice, with and without a leading 'model.'.")
-        tensors[short] = tensor.float() if tensor.is_floating_point() else tensor
-    return tensors, settings
-
-
-def check_is_grmg(path: str | Path, names: set[str]) -> None:
-    """Refuses what is no GR-MG policy.
-
-    Raises:
-        ConversionError: Says what the file seems to be.
-    """
-    if {"layers.0.self_attn.q_proj.weight", "resampler.latents"} & names:
-        raise ConversionError(
-            f"{path} is a checkpoint of this project already: load it with from_pretrained, or give its "
-            "folder with --to-grmg."
-        )
-    if any(name.startswith(("model_clip.", "pred_act_mlps.")) for name in names):
-        raise ConversionError(f"{path} is a GR-1 checkpoint; only GR-MG's can be converted.")
-    missing = [name for name in SIGNATURE if name not in names]
-    if missing:
-        raise ConversionError(
-            f"{path} is no GR-MG policy: it lacks {missing} and holds, for example, {sorted(names)[:3]}."
-        )
-
-
-def table_positions(side: int, width: int) -> Tensor:
-    """GR-MG's `decoder_pos_embed` `(1, side**2, width)`, in numpy's float32 arithmetic as it was made there.
-
-    The same equation as [`sincos_2d`], whose last bits differ.
-    """
-    frequency = 1.0 / 10000 ** (np.arange(width // 4, dtype=np.float32) / np.float32(width // 4))
-    row, col = np.divmod(np.arange(side * side), side)
-    angles = [place.astype(np.float32)[:, None] * frequency.astype(np.float32) for place in (col, row)]
-    table = np.concatenate([part for angle in angles for part in (np.sin(angle), np.cos(angle))], axis=1)
-    return torch.from_numpy(table.astype(np.float32))[None]
+    return revert_weight_conversion(model, model.state_dict())
 
 
 @dataclass
@@ -258,7 +82,6 @@ def to_foresight(
     vision_tower: str | None = None,
     tokenizer: str | None = None,
     allow_pickle: bool = False,
-    seed: int = 0,
 ) -> Report:
     """Converts a GR-MG policy checkpoint into a folder with config, weights and processor.
 
@@ -270,41 +93,31 @@ def to_foresight(
         preset (`str`, *optional*): Start this variant from the file, for example `foresight_3d`; by default
             the GR-MG variant that the file holds.
         text_tower, vision_tower (`str`, *optional*): Towers that replace the file's: folders of a CLIP and of
-            a ViTMAE or ViT checkpoint, or files of weights in CLIP's and MAE's original names.
+            a MAE or ViT checkpoint.
         tokenizer (`str`, *optional*): Folder of the text tower's tokenizer; by default `text_tower`.
         allow_pickle (`bool`): Unpickle arbitrary objects of a trusted file.
-        seed (`int`): Of the fresh parts.
 
     Raises:
         ConversionError: Names what does not fit; nothing is written then.
     """
     output = free_folder(output)
-    towers = {"text": text_tower, "vision": vision_tower}
-    files = {name: source for name, source in towers.items() if source and Path(source).is_file()}
-    folders = {name: source for name, source in towers.items() if source and name not in files}
+    folders = {name: path for name, path in (("text", text_tower), ("vision", vision_tower)) if path}
     check_folders(folders)
-    facts, ignored = read_facts(checkpoint, settings, towers, allow_pickle)
-    drop_unknown_towers(facts, files)
-    check_names(facts)
-    check_values(facts)
+    facts, ignored = read_facts(checkpoint, settings, folders, allow_pickle)
+    check_facts(facts)
     config = read_config(facts, preset)
     if POSITIONS in facts.tensors:
         check_positions(facts.tensors[POSITIONS], config)
         ignored.append(POSITIONS)
-
-    rows = table_rows(config)
-    fresh = [part for part in rows if not facts.has_part(part)]
-    if wrong := [part for part in fresh if preset is None or part not in MAY_BE_FRESH]:
-        raise ConversionError(f"The checkpoint lacks the {some(wrong)} of the preset {preset!r}.")
-    if homeless := [part for part in TABLE if facts.has_part(part) and part not in rows]:
-        raise ConversionError(f"The preset {preset!r} has no place for the checkpoint's {some(homeless)}.")
+    rows, fresh = plan(facts, config, preset)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of the fresh parts
+        model = build_model(config, folders)
     mapped = [row for part in rows if part not in fresh for row in rows[part]]
-    torch.manual_seed(seed)
-    model = build_model(config, folders)
     untouched = fill(model, mapped, facts.tensors)
-    new = {prefix: [name for name in untouched if name.startswith(prefix)] for prefix in NEW_IN_3D}
-    planned = {name for part in fresh for row in rows[part] for name in row.ours}.union(*new.values())
-    given = tuple(f"model.{name}_encoder." for name in folders)
+    new = [prefix for prefix in NEW_IN_3D if any(name.startswith(prefix) for name in untouched)]
+    planned = {name for part in fresh for row in rows[part] for name in row.ours}
+    given = (*new, *(f"model.{name}_encoder." for name in folders))
     if lost := [name for name in untouched if name not in planned and not name.startswith(given)]:
         raise ConversionError(f"Nothing of GR-MG's becomes {some(lost)}.")
     for name in ("text", "vision"):
@@ -313,25 +126,36 @@ def to_foresight(
                 f"there is no {name} tower (--{name}-tower): the model wants {name}_features in its place"
             )
     processor = build_processor(model.config, tokenizer, folders.get("text"), facts)
-
-    def write(folder: Path) -> None:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        again = ForesightForActionPrediction.from_pretrained(folder, dtype=torch.float32).state_dict()
-        if wrong := [n for n, value in model.state_dict().items() if not torch.equal(value, again[n])]:
-            raise ConversionError(f"Reading the result back gave other values of {some(wrong)}.")
-
-    write_whole(output, write)
+    write_whole(output, lambda folder: write_ours(model, processor, folder))
     kind = "GR-MG policy" if facts.has_part("action decoder") else "GR-MG video pretraining"
-    return Report(
-        kind=kind + (f" -> {preset}" if preset else ""),
-        output=output,
-        mapped=len(mapped),
-        fresh=fresh + [prefix.removeprefix("model.").rstrip(".") for prefix, names in new.items() if names],
-        ignored=sorted(ignored),
-        notices=facts.notices,
-        config=model.config,
-    )
+    kind += f" -> {preset}" if preset else ""
+    fresh += [prefix.removeprefix("model.").rstrip(".") for prefix in new]
+    return Report(kind, output, len(mapped), fresh, sorted(ignored), facts.notices, model.config)
+
+
+def plan(facts: Facts, config: ForesightConfig, preset: str | None) -> tuple[dict[str, list[Row]], list[str]]:
+    """The rows of every part of the model, and the parts that the file lacks, which start fresh.
+
+    Raises:
+        ConversionError: If another part is missing, or one of the file's has no place in the model.
+    """
+    rows = table_rows(config)
+    fresh = [part for part in rows if not facts.has_part(part)]
+    if wrong := [part for part in fresh if preset is None or part not in MAY_BE_FRESH]:
+        raise ConversionError(f"The checkpoint lacks the {some(wrong)} of the preset {preset!r}.")
+    if homeless := [part for part in TABLE if facts.has_part(part) and part not in rows]:
+        raise ConversionError(f"The preset {preset!r} has no place for the checkpoint's {some(homeless)}.")
+    return rows, fresh
+
+
+def write_ours(model: ForesightForActionPrediction, processor: ForesightProcessor, folder: Path) -> None:
+    """Saves model and processor, and compares with what `from_pretrained` reads back."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    again = tensors_in_file(ForesightForActionPrediction.from_pretrained(folder, dtype=torch.float32))
+    wrong = [name for name, value in tensors_in_file(model).items() if not torch.equal(value, again[name])]
+    if wrong:
+        raise ConversionError(f"Reading the result back gave other values of {some(wrong)}.")
 
 
 def check_folders(folders: dict[str, str]) -> None:
@@ -341,43 +165,32 @@ def check_folders(folders: dict[str, str]) -> None:
             kind = AutoConfig.from_pretrained(source).model_type
         except (OSError, ValueError) as error:
             raise ConversionError(
-                f"--{name}-tower {source} is no file of weights and no folder with a model's config.json."
+                f"--{name}-tower {source} is no folder with a model's config.json."
             ) from error
         is_text = kind in ("clip", "clip_text_model")
         if is_text != (name == "text"):
-            wanted = "a CLIP" if name == "text" else "a ViTMAE or ViT"
+            wanted = "a CLIP" if name == "text" else "a MAE or ViT"
             raise ConversionError(f"--{name}-tower {source} is a {kind}; {wanted} checkpoint belongs there.")
 
 
 def read_facts(
-    checkpoint: str | Path, settings: dict | None, towers: dict[str, str | None], allow_pickle: bool
+    checkpoint: str | Path, settings: dict | None, folders: dict[str, str], allow_pickle: bool
 ) -> tuple[Facts, list[str]]:
-    """Reads a policy and its json; returns them, and the names that nothing will become of.
-
-    A tower given apart takes the place of the file's: its names are left out, and those of an original file
-    come in.
+    """A policy and its json, without the towers that `folders` replace; and the names that are left out.
 
     Raises:
         ConversionError: If the file is no GR-MG policy, or there is no json.
     """
-    tensors, inside = read_tensors(checkpoint, allow_pickle)
-    check_is_grmg(checkpoint, set(tensors))
+    tensors, inside = read_policy(checkpoint, allow_pickle)
     if not (settings or inside):
         raise ConversionError(
             "Nothing tells the numbers of heads: add --config with the train.json or pretrain.json that the "
             "checkpoint was trained with (GR-MG's policy/config)."
         )
-    ignored = {name for name in tensors if IGNORED.fullmatch(name)}
-    for name, source in towers.items():
-        prefix = TABLE[f"{name} tower"][0]
-        if source is None:
-            continue
-        replaced = {n for n in tensors if n.startswith(prefix)}
-        ignored |= replaced
-        tensors = {n: tensor for n, tensor in tensors.items() if n not in replaced}
-        if Path(source).is_file():
-            tensors |= {prefix + n: t for n, t in read_tensors(source, allow_pickle)[0].items()}
-    return Facts(tensors, settings or inside), sorted(ignored)
+    replaced = tuple(TABLE[f"{name} tower"][0] for name in folders)
+    ignored = [name for name in tensors if IGNORED.fullmatch(name) or name.startswith(replaced)]
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(replaced)}
+    return Facts(kept, settings or inside), ignored
 
 
 def check_positions(table: Tensor, config: ForesightConfig) -> None:
@@ -420,7 +233,7 @@ def fill(model: ForesightForActionPrediction, rows: list[Row], tensors: dict[str
     Raises:
         ConversionError: If a shape differs.
     """
-    ours = model.state_dict()  # shares the model's memory
+    ours = tensors_in_file(model)  # shares the model's memory
     untouched = set(ours)
     for row in rows:
         for name, tensor in row.to_ours(tensors[row.theirs]).items():
@@ -520,20 +333,20 @@ def to_grmg(
             f"{folder} is no folder of this project: --to-grmg wants one with a config.json."
         )
     model = ForesightForActionPrediction.from_pretrained(folder, dtype=torch.float32)
-    config, ours = model.config, model.state_dict()
+    config, ours = model.config, tensors_in_file(model)
     rows = sum(table_rows(config).values(), [])
     extra = set(ours) - {name for row in rows for name in row.ours}
     if wrong := foreign_fields(config) + sorted(extra):
         raise ConversionError(f"{folder} is no GR-MG model; it has {some(wrong)}.")
     theirs = {row.theirs: row.to_theirs(ours) for row in rows}
     if config.has("future"):
-        theirs[POSITIONS] = table_positions(config.image_size // config.patch_size, config.hidden_size)
+        side = config.image_size // config.patch_size
+        theirs[POSITIONS] = sincos_2d(side, side, config.hidden_size)[None]
     if settings is not None:
         read_config(Facts(theirs, settings))
     notices = [f"there is no {t} tower in {folder}" for t in ("text", "vision") if t not in config.towers]
     if base is not None:
-        tensors, _ = read_tensors(base, allow_pickle)
-        check_is_grmg(base, set(tensors))
+        tensors, _ = read_policy(base, allow_pickle)
         theirs |= {n: t for n, t in tensors.items() if n == POSITIONS or IGNORED.fullmatch(n)}
     elif "text" in config.towers:
         notices.append("CLIP's image side is not part of our models; --base GRMG_FILE copies it from there")
@@ -582,78 +395,3 @@ def write_whole(output: Path, write) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_foresight.convert_grmg_checkpoint",
-        description="GR-MG policy checkpoints -> a folder for from_pretrained; --to-grmg goes back.",
-        epilog="Example: python -m modeling_foresight.convert_grmg_checkpoint pretrained.pt "
-        "--config pretrain.json --preset foresight_3d --output start",
-    )
-    parser.add_argument(
-        "checkpoint", help="GR-MG's .pt, .ckpt or safetensors; with --to-grmg one of our folders"
-    )
-    parser.add_argument(
-        "--config", help="GR-MG's train or pretrain json; may add vision_stand_in, text_stand_in"
-    )
-    parser.add_argument("--output", required=True, help="folder to make")
-    parser.add_argument(
-        "--preset", choices=[name for name in PRESETS if name != "gr1"], help="start this variant"
-    )
-    parser.add_argument("--text-tower", help="folder of a CLIP checkpoint, or file in CLIP's own names")
-    parser.add_argument("--vision-tower", help="folder of a ViTMAE or ViT checkpoint, or MAE's own file")
-    parser.add_argument("--tokenizer", help="folder of CLIP's tokenizer; by default that of --text-tower")
-    parser.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="read pickled objects or TorchScript of a file that you trust",
-    )
-    parser.add_argument("--to-grmg", action="store_true", help="from our folder to GR-MG's names")
-    parser.add_argument("--base", help="with --to-grmg: GR-MG file that supplies CLIP's image side")
-    args = parser.parse_args(arguments)
-    useless = ("preset", "text_tower", "vision_tower", "tokenizer") if args.to_grmg else ("base",)
-    for name in useless:
-        if getattr(args, name) is not None:
-            parser.error(f"--{name.replace('_', '-')} goes {'without' if args.to_grmg else 'with'} --to-grmg")
-    logging.disable_progress_bar()
-    try:
-        settings = None if args.config is None else read_settings(args.config)
-        if args.to_grmg:
-            report = to_grmg(args.checkpoint, args.output, settings, args.base, args.allow_pickle)
-        else:
-            report = to_foresight(
-                args.checkpoint,
-                settings,
-                args.output,
-                args.preset,
-                args.text_tower,
-                args.vision_tower,
-                args.tokenizer,
-                args.allow_pickle,
-            )
-    except (ValueError, OSError, StrictDataclassError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    print(report)
-    return 0
-
-
-def read_settings(path: str | Path) -> dict:
-    """GR-MG's json.
-
-    Raises:
-        ConversionError: If it is none.
-    """
-    try:
-        settings = json.loads(Path(path).read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConversionError(f"{path} is no json: {error}.") from error
-    if not isinstance(settings, dict) or "policy" not in settings:
-        raise ConversionError(f"{path} is no train or pretrain json of GR-MG: it has no 'policy'.")
-    return settings
-
-
-if __name__ == "__main__":
-    sys.exit(main())
