@@ -16,13 +16,13 @@ UV = $(shell command -v uv || echo .venv/bin/uv)
 # accelerate gives a CPU process one thread unless it is told; more than four do not help at these sizes.
 THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 
-# Only `setup` and `test-common` use the network, for packages: nothing that make runs fetches models or data.
+# Only `setup`, `test-common` and `test-newest` use the network, for packages: nothing that make runs fetches models or data.
 export HF_HUB_OFFLINE = 1
 # Where this is set, as in some containers, every process compiles all of PyTorch anew: 2 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup quickstart quickstart-mini metaworld-tiny sample-data test test-slow test-common quality style space benchmark benchmark-gpu constraints clean
+.PHONY: help setup quickstart quickstart-mini metaworld-tiny sample-data test test-slow test-common test-newest quality style space benchmark benchmark-gpu constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -108,6 +108,17 @@ test-slow: setup ## the tests that take minutes
 test-common: setup ## the common model tests of transformers, fetched once for the installed version
 	$(PY) scripts/fetch_common_tests.py
 	RUN_SLOW=1 $(PY) -m pytest -m common tests/modeling_foresight/test_transformers_common.py --no-header $(PYTEST_FLAGS)
+
+# An environment of its own: LeRobot, and so .venv, allows no newer transformers than 5.5.
+.venv-newest/bin/python: scripts/newest.txt
+	$(UV) venv --quiet --clear --python $(PY) .venv-newest
+	$(UV) pip install --quiet --python .venv-newest/bin/python --requirements scripts/newest.txt
+	touch $@
+
+test-newest: setup ## the model tests under the newest transformers and huggingface_hub, in .venv-newest
+	@$(MAKE) --no-print-directory .venv-newest/bin/python
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest tests/modeling_foresight \
+		-m "not slow and not network and not common" -n $(THREADS) --dist worksteal $(PYTEST_FLAGS)
 
 quality: setup ## check lint, format and spelling; change nothing
 	.venv/bin/ruff check

@@ -121,6 +121,7 @@ class ForesightConfig(PreTrainedConfig):
         state_dim (`int`): Size of the proprioceptive state; 0 for none.
         binary_state_indices (`list[int]`): Entries of the state that are 0/1; enter one-hot.
         action_hidden_size (`int`): Width of the action encoder and decoder and of the progress decoder.
+        action_encoder_hidden_size (`int`, *optional*): Width of the action encoder, if it is another one.
         action_encoder_depth, action_decoder_depth, progress_decoder_depth (`int`): Their numbers of blocks.
         action_num_heads (`int`): Their attention heads.
         latent_dim (`int`): Size of the action CVAE's latent.
@@ -198,6 +199,7 @@ class ForesightConfig(PreTrainedConfig):
     state_dim: int = 7
     binary_state_indices: list[int] | tuple[int, ...] = (6,)
     action_hidden_size: int = 128
+    action_encoder_hidden_size: int | None = None
     action_encoder_depth: int = 4
     action_decoder_depth: int = 4
     progress_decoder_depth: int = 2
@@ -361,6 +363,8 @@ class ForesightConfig(PreTrainedConfig):
             divisible.append(("hidden_size", "decoder_heads"))
         if self.has("action") or self.has("progress"):
             divisible.append(("action_hidden_size", "action_num_heads"))
+        if self.has_style and self.action_encoder_hidden_size is not None:
+            divisible.append(("action_encoder_hidden_size", "action_num_heads"))
         for name, divisor in divisible:
             if getattr(self, name) % getattr(self, divisor):
                 raise ValueError(

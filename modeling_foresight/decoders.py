@@ -128,7 +128,7 @@ class ActionEncoder(nn.Module):
 
     def __init__(self, config: ForesightConfig):
         super().__init__()
-        width = config.action_hidden_size
+        width = config.action_encoder_hidden_size or config.action_hidden_size
         self.continuous, self.binary = config.continuous_action_indices, list(config.binary_action_indices)
         parts = 0
         if self.continuous:

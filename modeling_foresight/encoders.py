@@ -2,6 +2,7 @@
 """Images, language and proprioception -> tokens of the transformer's width (3D Foresight, Sec. III-A)."""
 
 import copy
+import re
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +80,9 @@ def load_vision_tower(source: str, **kwargs) -> PreTrainedModel:
     """The image encoder of a ViTMAE, ViT, timm or other checkpoint; `kwargs` go to `from_pretrained`."""
     config = AutoConfig.from_pretrained(source, **kwargs)
     if config.model_type not in ("vit", "vit_mae"):
-        return _load_whole(AutoModel, source, **kwargs)
+        tower = _load_whole(AutoModel, source, **kwargs)
+        is_mae = (getattr(config, "pretrained_cfg", None) or {}).get("tag") == "mae"
+        return timm_to_vit(tower.timm_model) if is_mae else tower
     # ViTMAE's encoder loads into `ViTModel`, which has the same weights but does not shuffle the patches.
     known = ViTConfig()
     shared = {k: v for k, v in config.to_dict().items() if k != "model_type" and hasattr(known, k)}
@@ -95,6 +98,67 @@ def _load_whole(cls: type, source: str, **kwargs) -> PreTrainedModel:
             "Give a checkpoint of that architecture."
         )
     return model
+
+
+# Names in timm's plain ViT, and so in MAE's own file, and in files of `ViTModel`; see `expand_names`.
+TIMM_TO_VIT = """
+    cls_token            embeddings.cls_token
+    pos_embed            embeddings.position_embeddings
+    patch_embed.proj.*   embeddings.patch_embeddings.projection.*
+    blocks.#.norm1.*     encoder.layer.#.layernorm_before.*
+    blocks.#.attn.qkv.*  encoder.layer.#.attention.attention.[query|key|value].*
+    blocks.#.attn.proj.* encoder.layer.#.attention.output.dense.*
+    blocks.#.norm2.*     encoder.layer.#.layernorm_after.*
+    blocks.#.mlp.fc1.*   encoder.layer.#.intermediate.dense.*
+    blocks.#.mlp.fc2.*   encoder.layer.#.output.dense.*
+    norm.*               layernorm.*
+"""
+
+
+def expand_names(table: str, depth: int) -> list[tuple[str, list[str], str]]:
+    """One entry per tensor of a table of names: a name, what it is called elsewhere, and a mark or `""`.
+
+    Args:
+        table (`str`): One line per kind of tensor. `*` stands for weight and bias, `#` for the index of a
+            block, `[q|k|v]` for tensors that are joined along their first axis on the left.
+        depth (`int`): Number of blocks.
+    """
+    entries = []
+    for line in filter(None, map(str.strip, table.splitlines())):
+        for index in range(depth) if "#" in line else [0]:
+            for leaf in ("weight", "bias") if "*" in line else [""]:
+                name, other, mark = [*line.replace("#", str(index)).replace("*", leaf).split(), ""][:3]
+                pieces = re.search(r"\[(.+)\]", other)
+                pieces = pieces[1].split("|") if pieces else [""]
+                entries.append((name, [re.sub(r"\[.+\]", piece, other) for piece in pieces], mark))
+    return entries
+
+
+def timm_to_vit(timm_model: nn.Module) -> ViTModel:
+    """MAE's encoder as timm builds it -> the same as `ViTModel`, the class of every other MAE tower here.
+
+    Raises:
+        ValueError: If the encoder has other weights than a plain ViT.
+    """
+    blocks, patches, theirs = timm_model.blocks, timm_model.patch_embed, timm_model.state_dict()
+    config = ViTConfig(
+        hidden_size=timm_model.embed_dim,
+        num_hidden_layers=len(blocks),
+        num_attention_heads=blocks[0].attn.num_heads,
+        intermediate_size=blocks[0].mlp.fc1.out_features,
+        image_size=patches.img_size[0],
+        patch_size=patches.patch_size[0],
+        layer_norm_eps=timm_model.norm.eps,
+    )
+    names = expand_names(TIMM_TO_VIT, len(blocks))
+    if {name for name, _, _ in names} != set(theirs):
+        odd = sorted({name for name, _, _ in names} ^ set(theirs))[:5]
+        raise ValueError(f"This MAE is no plain ViT: it has or lacks {odd}. Give one of timm's vit_*.mae.")
+    ours = {}
+    for name, others, _ in names:
+        ours |= zip(others, theirs[name].tensor_split(len(others)), strict=True)
+    # From a state dict, so that transformers gives the weights the names of its version.
+    return ViTModel.from_pretrained(None, config=config, state_dict=ours, add_pooling_layer=False)
 
 
 def take_entries(values: Tensor, entries: list[int]) -> Tensor:
@@ -363,6 +427,7 @@ class TextEncoder(nn.Module):
 
 
 __all__ = [
+    "TIMM_TO_VIT",
     "ImageProjection",
     "PerceiverResampler",
     "SpatialReadout",
@@ -372,6 +437,7 @@ __all__ = [
     "all_rows",
     "build_vision_tower",
     "chooses_attention",
+    "expand_names",
     "flow_grid_points",
     "load_text_tower",
     "load_vision_tower",

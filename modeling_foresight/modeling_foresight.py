@@ -416,9 +416,9 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
                 checkpoints.
             text (`str`, *optional*): Folder or Hub id of a CLIP checkpoint, for example
                 `openai/clip-vit-base-patch32`.
-            vision (`str`, *optional*): Folder or Hub id of an image encoder: a ViTMAE checkpoint such as
-                `facebook/vit-mae-base` (its encoder loads into `ViTModel`, which does not shuffle patches),
-                a ViT, or a timm model.
+            vision (`str`, *optional*): Folder or Hub id of an image encoder: MAE's such as
+                `timm/vit_base_patch16_224.mae` or a ViTMAE checkpoint (both load into `ViTModel`, which does
+                not shuffle patches), a ViT, or any other timm model.
             **kwargs: Passed to `from_pretrained` of both towers, for example `local_files_only`.
 
         Raises:

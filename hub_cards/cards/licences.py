@@ -29,7 +29,11 @@ __all__ = [
 OWN = "apache-2.0"  # of what the project itself adds
 RESEARCH_ONLY = "other"  # the Hub's word for a licence that has none of its own there
 # Pretrained towers; where the page of a tower on the Hub and the authors' release differ, the stricter.
-TOWER_LICENCES = {"facebook/vit-mae-*": "cc-by-nc-4.0", "openai/clip-*": "mit"}
+TOWER_LICENCES = {
+    "facebook/vit-mae-*": "cc-by-nc-4.0",
+    "timm/vit_*.mae": "cc-by-nc-4.0",
+    "openai/clip-*": "mit",
+}
 # https://huggingface.co/docs/hub/repositories-licenses, and those that the Hub has taken up since.
 _NAMES = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0

@@ -1,10 +1,13 @@
 """Towers of every kind, the resampler, state and text, each against its source or a plain loop."""
 
+import json
 import math
 
 import pytest
+import timm
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from safetensors.torch import save_file
 from transformers import (
     AutoModel,
     CLIPTextModelWithProjection,
@@ -366,6 +369,42 @@ def test_a_timm_checkpoint_becomes_the_vision_tower(images, tmp_path, vision_con
         assert torch.equal(ours, theirs)
     assert model.config.vision_config.model_type == "timm_wrapper"
     assert model.model.vision_encoder(images)[1].isfinite().all()
+
+
+def timm_mae(folder, **sizes):
+    """A MAE encoder of random weights in a folder as timm's repositories on the Hub are laid out."""
+    args = {"img_size": SIDE, "patch_size": 10, "embed_dim": WIDTH, "depth": 2, "num_heads": 4} | sizes
+    torch.manual_seed(10)
+    source = timm.create_model("vit_base_patch16_224.mae", **args).eval()
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    described = {"architecture": "vit_base_patch16_224", "num_features": WIDTH, "global_pool": "token"}
+    described |= {"num_classes": 0, "model_args": args, "pretrained_cfg": {"tag": "mae", "num_classes": 0}}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(described))
+    save_file(source.state_dict(), folder / "model.safetensors", {"format": "pt"})
+    return source
+
+
+@torch.no_grad()
+def test_the_mae_of_timm_fills_a_vit_as_the_mae_of_a_gr_mg_checkpoint_does(images, tmp_path):
+    source = timm_mae(tmp_path / "mae")
+    model = ForesightForActionPrediction.from_encoder_checkpoints(tiny_config(), vision=tmp_path / "mae")
+    vision = model.config.vision_config
+    assert (vision.model_type, vision.layer_norm_eps, vision.num_attention_heads) == ("vit", 1e-6, 4)
+    expected = source.forward_features(images)  # CLS and patches after the final norm
+    cls, patches = model.model.vision_encoder(images)
+    torch.testing.assert_close(cls, expected[:, 0])
+    torch.testing.assert_close(patches, expected[:, 1:])
+    model.save_pretrained(tmp_path / "policy")
+    loaded = AutoModel.from_pretrained(tmp_path / "policy")
+    assert torch.equal(loaded.model.vision_encoder(images)[1], patches)
+
+
+def test_a_mae_with_more_than_a_plain_vit_is_refused(tmp_path):
+    timm_mae(tmp_path / "mae", reg_tokens=2)
+    with pytest.raises(ValueError, match="no plain ViT: it has or lacks .*'reg_token'"):
+        ForesightForActionPrediction.from_encoder_checkpoints(tiny_config(), vision=tmp_path / "mae")
 
 
 def test_every_parameter_of_a_timm_tower_that_is_trained_learns(tmp_path):

@@ -129,10 +129,11 @@ def require_columns(rows: DatasetRows, columns: WindowColumns, config: WindowCon
         raise ValueError(f"dataset {name}: every view is mapped to no camera; name at least one")
     wants_tracks = bool({"flow", "flow_2d"} & set(config.objectives)) and strict
     validate_columns(
-        rows.root,
+        rows.features,
         list(columns.cameras.values()),
         need_depth=bool({"depth", "future"} & set(config.objectives)) and strict,
         need_tracks=wants_tracks and first in columns.cameras,
+        name=str(name),
     )
     if wants_tracks and first not in columns.cameras:
         raise ValueError(

@@ -373,6 +373,7 @@ def test_what_the_card_of_the_base_says_is_handed_on_or_asked_for(folder, capsys
         (None, None, "apache-2.0"),
         ("openai/clip-vit-base-patch32", None, "apache-2.0"),
         ("openai/clip-vit-base-patch32", "facebook/vit-mae-base", "cc-by-nc-4.0"),
+        ("openai/clip-vit-base-patch32", "timm/vit_base_patch16_224.mae", "cc-by-nc-4.0"),
     ],
 )
 def test_the_licence_is_that_of_the_strictest_tower(folder, text, vision, licence):

@@ -26,6 +26,7 @@ class Sizes:
     resampler_heads: int = 3
     resampler_head_dim: int = 12
     action_width: int = 24
+    action_encoder_width: int | None = None  # None: as `action_width`
     latent: int = 6
     state_dim: int = 7
     action_dim: int = 7
@@ -64,7 +65,7 @@ class Sizes:
                 "seq_len": self.frames,
                 "act_len": self.chunk,
                 "act_latent_dim": self.latent,
-                "act_encoder_dim": self.action_width,
+                "act_encoder_dim": self.action_encoder_width or self.action_width,
                 "act_decoder_dim": self.action_width,
                 "progress_decoder_dim": self.action_width,
                 "patch_feat_dim": self.vision_width,
@@ -406,13 +407,14 @@ class GrmgReference(nn.Module):
         self.embed_ln = nn.LayerNorm(width)
         if sizes.action:
             self.action_queries = nn.Embedding(1, width)
-            self.embed_arm_action = nn.Linear(sizes.action_dim - 1, small)
-            self.embed_gripper_action = nn.Embedding(2, small)
-            self.embed_action = nn.Linear(2 * small, small)
-            self.action_encoder_cls_token = nn.Embedding(1, small)
-            self.action_encoder_positional_embeddings = nn.Embedding(sizes.chunk + 1, small)
-            self.encode_action = nn.ModuleList(VitBlock(small, 8) for _ in range(4))
-            self.pred_style_vector = nn.Linear(small, 2 * sizes.latent)
+            encoder = sizes.action_encoder_width or small
+            self.embed_arm_action = nn.Linear(sizes.action_dim - 1, encoder)
+            self.embed_gripper_action = nn.Embedding(2, encoder)
+            self.embed_action = nn.Linear(2 * encoder, encoder)
+            self.action_encoder_cls_token = nn.Embedding(1, encoder)
+            self.action_encoder_positional_embeddings = nn.Embedding(sizes.chunk + 1, encoder)
+            self.encode_action = nn.ModuleList(VitBlock(encoder, 8) for _ in range(4))
+            self.pred_style_vector = nn.Linear(encoder, 2 * sizes.latent)
             self.embed_style_vector = nn.Linear(sizes.latent, small)
             self.proj_action_output_embed = nn.Linear(width, small)
             self.action_mask_token_embedding = nn.Embedding(1, small)

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, ViTConfig
 from transformers.activations import ACT2FN
 
-from .configuration_foresight import PRESETS, ForesightConfig
-from .grmg_names import IGNORED, POSITIONS, TABLE, Row, part_rows
+from ..configuration_foresight import PRESETS, ForesightConfig
+from .names import IGNORED, POSITIONS, TABLE, Row, part_rows
 
 SWITCHES = {  # flag in GR-MG's json -> the part that it builds
     "trainer.act_pred": "action decoder",
@@ -34,18 +34,9 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-# Names that people give to the sizes of a reduced tower.
-STAND_IN_KEYS = {
-    "width": ("embed_dim", "hidden_size", "width", "dim"),
-    "layers": ("depth", "num_hidden_layers", "layers", "n_layer", "num_layers"),
-    "heads": ("num_heads", "num_attention_heads", "heads", "n_head", "n_heads", "nhead"),
-    "inner": ("intermediate_size", "mlp_dim"),
-    "mlp_ratio": ("mlp_ratio",),
-    "image": ("img_size", "image_size", "image"),
-    "patch": ("patch_size", "patch"),
-    "patches": ("num_patches", "patches", "n_patches"),
-    "eps": ("layer_norm_eps", "norm_eps", "eps"),
-}
+# Names that people give to what no tensor of a reduced tower shows.
+HEADS = ("heads", "num_heads", "num_attention_heads", "n_head", "n_heads", "nhead")
+EPSILONS = ("eps", "layer_norm_eps", "norm_eps")
 
 
 @dataclass
@@ -104,19 +95,11 @@ class Facts:
             )
         return said
 
-    def stand_in(self, key: str) -> dict:
-        """Sizes under `vision_stand_in` or `text_stand_in`, by the names of [`STAND_IN_KEYS`]."""
-        given = self.said(key) or self.said(f"policy.{key}") or {}
-        if not isinstance(given, dict):  # `true` only declares a stand-in
-            given = {"width": given} if type(given) is int else {}
-        sizes = {
-            size: given[n] for size, names in STAND_IN_KEYS.items() for n in names if given.get(n) is not None
-        }
-        unknown = sorted(set(given) - {name for names in STAND_IN_KEYS.values() for name in names})
-        notice = f"{key}: {unknown} not understood, left out"
-        if unknown and notice not in self.notices:
-            self.notices.append(notice)
-        return {k: v[0] if isinstance(v, list | tuple) else v for k, v in sizes.items()}
+    def stand_in(self, tower: str, keys: tuple[str, ...], default=None):
+        """The first of `keys` under `vision_stand_in` or `text_stand_in`: the json on a reduced tower."""
+        given = self.said(f"{tower}_stand_in") or self.said(f"policy.{tower}_stand_in")
+        given = given if isinstance(given, dict) else {}
+        return next((given[key] for key in keys if given.get(key) is not None), default)
 
     def rows(self, part: str) -> list[Row]:
         """The rows of a part with as many blocks as the file has."""
@@ -147,7 +130,7 @@ def heads_of(facts: Facts, tower: str) -> int | None:
         "text": ("text_encoder.ln_final.weight", "text_encoder.transformer.resblocks"),
     }[tower]
     width, layers = facts.seen(width_name, 0), facts.depth(stack)
-    heads = facts.stand_in(f"{tower}_stand_in").get("heads")
+    heads = facts.stand_in(tower, HEADS)
     if heads is None:
         *published, usual = PUBLISHED_TOWERS[tower]
         return usual if [width, layers] == published else None
@@ -158,43 +141,20 @@ def heads_of(facts: Facts, tower: str) -> int | None:
     return heads
 
 
-def check_stand_in(facts: Facts, key: str, given: dict, seen: dict) -> None:
-    """Raises if sizes of a stand-in tower in the json contradict its tensors."""
-    for name in set(given) & set(seen):
-        if given[name] != seen[name]:
-            raise ConversionError(
-                f"The json says {key}.{name}={given[name]}, but the checkpoint's tensors say {seen[name]}."
-            )
-
-
 def vision_config_of(facts: Facts, width: int, image_size: int | None) -> ViTConfig:
-    """The tower's config, from its tensors if the file has it, else as far as the json tells."""
-    given = facts.stand_in("vision_stand_in")
-    seen = {"width": width}
-    if "model_mae.patch_embed.proj.weight" in facts.tensors:
-        patch = facts.seen("model_mae.patch_embed.proj.weight", 2)
-        patches = (facts.seen("model_mae.pos_embed", 1) or 1) - 1
-        inner = facts.seen("model_mae.blocks.0.mlp.fc1.weight", 0)
-        seen |= {
-            "layers": facts.depth("model_mae.blocks"),
-            "patch": patch,
-            "patches": patches,
-            "image": side_of(patches, "The number of patches in model_mae.pos_embed") * patch,
-            "inner": inner,
-            "mlp_ratio": inner and inner / width,
-        }
-    check_stand_in(facts, "vision_stand_in", given, seen)
-    sizes = {"image": image_size or 224, "patch": 16, "layers": 12, "mlp_ratio": 4} | given | seen
-    inside = "layers" in seen
+    """The vision tower's config; without tensors only the width of its features matters."""
+    if not facts.has_part("vision tower"):
+        return ViTConfig(hidden_size=width, num_attention_heads=1, image_size=image_size or 224)
+    patch = facts.seen("model_mae.patch_embed.proj.weight", 2)
+    patches = facts.seen("model_mae.pos_embed", 1) - 1
     return ViTConfig(
-        hidden_size=width,
-        num_hidden_layers=sizes["layers"],
-        # A tower that is not part of the model needs no heads.
-        num_attention_heads=heads_of(facts, "vision") if inside else 1,
-        intermediate_size=sizes.get("inner") or int(width * sizes["mlp_ratio"]),
-        image_size=sizes["image"] if inside else image_size or sizes["image"],
-        patch_size=sizes["patch"],
-        layer_norm_eps=given.get("eps", 1e-6),
+        hidden_size=facts.agree("policy.patch_feat_dim", facts.seen("model_mae.norm.weight", 0)),
+        num_hidden_layers=facts.depth("model_mae.blocks"),
+        num_attention_heads=heads_of(facts, "vision"),
+        intermediate_size=facts.seen("model_mae.blocks.0.mlp.fc1.weight", 0),
+        image_size=side_of(patches, "The number of patches in model_mae.pos_embed") * patch,
+        patch_size=patch,
+        layer_norm_eps=facts.stand_in("vision", EPSILONS, 1e-6),
     )
 
 
@@ -278,25 +238,10 @@ def size_fields(facts: Facts) -> dict:
     """Fields of the config that every variant takes from a file and its json."""
     seen, agree = facts.seen, facts.agree
     vision_width = agree("policy.patch_feat_dim", seen("perceiver_resampler.latents", 1))
-    progress_width = seen("proj_progress_output_embed.weight", 0)
-    small = agree("policy.act_decoder_dim", seen("proj_action_output_embed.weight", 0), progress_width or 128)
-    for path, other, expected in (
-        ("policy.img_feat_dim", seen("embed_img.weight", 1), vision_width),
-        ("policy.act_encoder_dim", seen("embed_action.weight", 0), small),
-        ("policy.progress_decoder_dim", progress_width, small),
-    ):
-        if (width := agree(path, other, expected)) != expected:
-            raise ConversionError(
-                f"{path}={width} differs from its counterpart's {expected}: our model has one width for both."
-            )
-    inner = seen("perceiver_resampler.layers.0.0.to_q.weight", 0)
-    head_dim, heads = (agree(f"policy.resampler_params.{name}") for name in ("dim_head", "heads"))
-    heads = heads or (inner // head_dim if head_dim else facts.needed("policy.resampler_params.heads"))
-    head_dim = head_dim or inner // heads
-    if heads * head_dim != inner:
+    if (width := agree("policy.img_feat_dim", seen("embed_img.weight", 1), vision_width)) != vision_width:
         raise ConversionError(
-            f"policy.resampler_params means {heads} heads of {head_dim}, but the checkpoint's to_q has "
-            f"{inner} rows: give the json that the checkpoint was trained with."
+            f"policy.img_feat_dim={width} differs from policy.patch_feat_dim={vision_width}: a vision tower "
+            "of ours has one width for both."
         )
     activation = facts.said("policy.activation_function")
     if activation is None:
@@ -309,39 +254,21 @@ def size_fields(facts: Facts) -> dict:
             f"The json says policy.activation_function={activation!r}, which transformers does not have: "
             "give one of its names, such as relu, gelu or gelu_new."
         )
-    arm_state, arm_action = seen("embed_arm_state.weight", 1), seen("pred_arm_act.weight", 0)
+    arm_state = seen("embed_arm_state.weight", 1)
     state_dim = agree("input.state_dim", arm_state and arm_state + 1, 7)
-    action_dim = agree("input.act_dim", arm_action and arm_action + 1, 7)
     fields = {
         "state_dim": state_dim,
         "binary_state_indices": [state_dim - 1],  # the gripper is last
-        "action_dim": action_dim,
-        "binary_action_indices": [action_dim - 1],
         "hidden_size": agree("policy.embed_dim", seen("embed_ln.weight", 0)),
         "num_hidden_layers": agree("policy.n_layer", facts.depth("transformer.h")),
         "num_attention_heads": facts.needed("policy.n_head"),
         "intermediate_size": seen("transformer.h.0.mlp.c_fc.weight", 1),
         "hidden_act": activation,
         "history_length": agree("policy.seq_len", seen("embed_timestep.weight", 0)),
-        "num_latents": agree("policy.resampler_params.num_latents", seen("perceiver_resampler.latents", 0)),
-        "resampler_depth": agree("policy.resampler_params.depth", facts.depth("perceiver_resampler.layers")),
-        "resampler_heads": heads,
-        "resampler_head_dim": head_dim,
-        "resampler_ff_mult": seen("perceiver_resampler.layers.0.1.1.weight", 0) // vision_width,
-        "chunk_size": agree("policy.act_len", seen("action_decoder_positional_embeddings.weight", 0), 5),
-        "action_hidden_size": small,
-        "latent_dim": agree("policy.act_latent_dim", seen("embed_style_vector.weight", 1), 32),
-        "action_num_heads": agree("policy.action_heads", default=8),
         "decoder_heads": agree("policy.decoder_heads", default=16),
     }
-    for name, stack in (
-        ("action_encoder_depth", "encode_action"),
-        ("action_decoder_depth", "decode_action"),
-        ("progress_decoder_depth", "decode_progress"),
-        ("decoder_depth", "decoder_blocks"),
-    ):
-        if (depth := facts.depth(stack)) is not None:
-            fields[name] = depth
+    if (depth := facts.depth("decoder_blocks")) is not None:
+        fields["decoder_depth"] = depth
     if (dropout := agree("policy.dropout")) is not None:
         fields |= {"attention_dropout": dropout, "resid_pdrop": dropout}
     if (shift := agree("trainer.fwd_pred_next_n")) is not None:
@@ -349,7 +276,61 @@ def size_fields(facts: Facts) -> dict:
         if shift >= fields["history_length"]:
             fields["future_targets"] = "lookahead"
             facts.notices.append(f"future_shift={shift} leaves the window, so targets are taken after it")
+    fields |= resampler_fields(facts, vision_width) | action_fields(facts)
     return fields | image_fields(facts, vision_width)
+
+
+def resampler_fields(facts: Facts, width: int) -> dict:
+    """Shape of the resampler of features `width` wide."""
+    seen, agree = facts.seen, facts.agree
+    inner = seen("perceiver_resampler.layers.0.0.to_q.weight", 0)
+    head_dim, heads = (agree(f"policy.resampler_params.{name}") for name in ("dim_head", "heads"))
+    heads = heads or (inner // head_dim if head_dim else facts.needed("policy.resampler_params.heads"))
+    head_dim = head_dim or inner // heads
+    if heads * head_dim != inner:
+        raise ConversionError(
+            f"policy.resampler_params means {heads} heads of {head_dim}, but the checkpoint's to_q has "
+            f"{inner} rows: give the json that the checkpoint was trained with."
+        )
+    return {
+        "num_latents": agree("policy.resampler_params.num_latents", seen("perceiver_resampler.latents", 0)),
+        "resampler_depth": agree("policy.resampler_params.depth", facts.depth("perceiver_resampler.layers")),
+        "resampler_heads": heads,
+        "resampler_head_dim": head_dim,
+        "resampler_ff_mult": seen("perceiver_resampler.layers.0.1.1.weight", 0) // width,
+    }
+
+
+def action_fields(facts: Facts) -> dict:
+    """Shapes of the action encoder and of the action and progress decoders."""
+    seen, agree = facts.seen, facts.agree
+    progress_width = seen("proj_progress_output_embed.weight", 0)
+    width = agree("policy.act_decoder_dim", seen("proj_action_output_embed.weight", 0), progress_width or 128)
+    if (progress_width := agree("policy.progress_decoder_dim", progress_width, width)) != width:
+        raise ConversionError(
+            f"policy.progress_decoder_dim={progress_width} differs from policy.act_decoder_dim={width}: "
+            "GR-MG runs with equal ones only."
+        )
+    encoder_width = agree("policy.act_encoder_dim", seen("embed_action.weight", 0), width)
+    arm_action = seen("pred_arm_act.weight", 0)
+    action_dim = agree("input.act_dim", arm_action and arm_action + 1, 7)
+    fields = {
+        "action_dim": action_dim,
+        "binary_action_indices": [action_dim - 1],  # the gripper is last
+        "chunk_size": agree("policy.act_len", seen("action_decoder_positional_embeddings.weight", 0), 5),
+        "action_hidden_size": width,
+        "action_encoder_hidden_size": None if encoder_width == width else encoder_width,
+        "latent_dim": agree("policy.act_latent_dim", seen("embed_style_vector.weight", 1), 32),
+        "action_num_heads": agree("policy.action_heads", default=8),
+    }
+    for name, stack in (
+        ("action_encoder_depth", "encode_action"),
+        ("action_decoder_depth", "decode_action"),
+        ("progress_decoder_depth", "decode_progress"),
+    ):
+        if (depth := facts.depth(stack)) is not None:
+            fields[name] = depth
+    return fields
 
 
 def image_fields(facts: Facts, vision_width: int) -> dict:
@@ -390,54 +371,39 @@ def own_fields(facts: Facts) -> dict:
     return fields
 
 
-def drop_unknown_towers(facts: Facts, files: dict[str, str]) -> None:
+def drop_unknown_towers(facts: Facts) -> None:
     """Leaves out reduced towers that cannot be rebuilt: another structure, or an unknown number of heads.
 
     Args:
         facts (`Facts`): Loses their tensors and gains a notice.
-        files (`dict`): Files that a user gave for `text` or `vision`: those are never left out.
-
-    Raises:
-        ConversionError: If a tower of `files` cannot be rebuilt.
     """
-    declared = any(
-        facts.said(place + key) not in (None, False)
-        for place in ("", "policy.")
-        for key in ("vision_stand_in", "text_stand_in")
-    )
-    for tower, original in (("vision", "MAE's encoder"), ("text", "CLIP's text side")):
-        part, example = f"{tower} tower", f'"{tower}_stand_in": {{"heads": ...}}'
+    for tower in ("vision", "text"):
+        part = f"{tower} tower"
         names = {n for n in facts.tensors if n.startswith(TABLE[part][0]) and not IGNORED.fullmatch(n)}
         known = names == {row.theirs for row in facts.rows(part)}
-        if known and heads_of(facts, tower):
+        declared = any(facts.said(f"{place}{tower}_stand_in") is not None for place in ("", "policy."))
+        # One of the right structure with gaps or more in it is damaged, unless the json says what it is.
+        damaged = not known and facts.has_part(part) and not declared
+        if not names or damaged or (known and heads_of(facts, tower)):
             continue
-        if tower in files:
-            what = f"--{tower}-tower {files[tower]}"
-            if known:
-                raise ConversionError(f"No tensor of {what} shows its heads: add {example} to the json.")
-            raise ConversionError(f"{what} does not hold {original} in its original names.")
-        reason = f"does not say its heads ({example})" if known else "is built in another way"
-        if names and (known or declared):
-            for name in names:
-                del facts.tensors[name]
-            facts.notices.append(
-                f"the file's {part} {reason}, so it is left out: the model wants {tower}_features in place "
-                "of its input"
-            )
+        for name in names:
+            del facts.tensors[name]
+        reason = f'does not say its heads ("{tower}_stand_in": {{"heads": ...}})'
+        facts.notices.append(
+            f"the file's {part} {reason if known else 'is another network'}, so it is left out: the model "
+            f"wants {tower}_features in place of its input"
+        )
 
 
-def stand_in_hint(names: list[str]) -> str:
-    """What to do about `names` that do not fit, if a tower is among them."""
-    keys = [
-        f'"{tower}_stand_in": {{}}'
-        for tower in ("vision", "text")
-        if any(name.startswith(TABLE[f"{tower} tower"][0]) for name in names)
-    ]
-    return (
-        f" If that tower is no MAE or CLIP, add {', '.join(keys)} to the json: it is left out."
-        if keys
-        else ""
-    )
+def check_facts(facts: Facts) -> None:
+    """Leaves out towers that cannot be rebuilt; every other tensor must have its place and be finite.
+
+    Raises:
+        ConversionError: With the names of leftovers, gaps or damaged tensors.
+    """
+    drop_unknown_towers(facts)
+    check_names(facts)
+    check_values(facts)
 
 
 def check_names(facts: Facts) -> None:
@@ -450,17 +416,14 @@ def check_names(facts: Facts) -> None:
     known = set().union(*parts.values(), {POSITIONS})
     leftover = sorted(name for name in facts.tensors if name not in known and not IGNORED.fullmatch(name))
     if leftover:
-        raise ConversionError(
-            f"The checkpoint holds tensors that GR-MG has not: {some(leftover)}.{stand_in_hint(leftover)}"
-        )
+        raise ConversionError(f"The checkpoint holds tensors that GR-MG has not: {some(leftover)}.")
     needed = {"resampler", "input embeddings", "goal embeddings", "backbone"}
     needed |= {part for part in TABLE if facts.has_part(part)}
     gaps = sorted(name for part in needed for name in parts[part] if name not in facts.tensors)
     if "future" in needed and POSITIONS not in facts.tensors:
         gaps.append(POSITIONS)
     if gaps:
-        hint = stand_in_hint(gaps)
-        raise ConversionError(f"The checkpoint lacks tensors of GR-MG: {some(gaps)}. Is it complete?{hint}")
+        raise ConversionError(f"The checkpoint lacks tensors of GR-MG: {some(gaps)}. Is it complete?")
     if facts.has_part("action encoder") != facts.has_part("action decoder"):
         raise ConversionError("The checkpoint has only one of the action encoder and the action decoder.")
 
@@ -489,7 +452,7 @@ def grmg_settings(config: ForesightConfig) -> dict:
             "seq_len": config.history_length,
             "act_len": config.chunk_size,
             "act_latent_dim": config.latent_dim,
-            "act_encoder_dim": config.action_hidden_size,
+            "act_encoder_dim": config.action_encoder_hidden_size or config.action_hidden_size,
             "act_decoder_dim": config.action_hidden_size,
             "progress_decoder_dim": config.action_hidden_size,
             "patch_feat_dim": config.vision_config.hidden_size,

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .configuration_foresight import ForesightConfig
+from ..configuration_foresight import ForesightConfig
+from ..encoders import TIMM_TO_VIT, expand_names
 
 # Part -> GR-MG's prefix, ours, and the names behind them. `*` stands for weight and bias, `#` for the index
 # of a block, `[q|k|v]` for one tensor of ours per third of GR-MG's rows. A last column `T` marks weights that
-# GR-MG stores as (in, out), `1` a leading axis of size one that ours lacks.
+# GR-MG stores as (in, out), `1` a leading axis of size one that ours lacks. Our names are those in a file,
+# which are the same under every version of transformers; in memory a tower's parts may be called otherwise.
 VIT_BLOCK = """
     {theirs}.#.norm1.*      {ours}.#.norm1.*
     {theirs}.#.attn.qkv.*   {ours}.#.attn.qkv.*
@@ -24,18 +26,7 @@ TABLE = {
     "vision tower": (
         "model_mae.",
         "model.vision_encoder.tower.",
-        """
-        cls_token            embeddings.cls_token
-        pos_embed            embeddings.position_embeddings
-        patch_embed.proj.*   embeddings.patch_embeddings.projection.*
-        blocks.#.norm1.*     encoder.layer.#.layernorm_before.*
-        blocks.#.attn.qkv.*  encoder.layer.#.attention.attention.[query|key|value].*
-        blocks.#.attn.proj.* encoder.layer.#.attention.output.dense.*
-        blocks.#.norm2.*     encoder.layer.#.layernorm_after.*
-        blocks.#.mlp.fc1.*   encoder.layer.#.intermediate.dense.*
-        blocks.#.mlp.fc2.*   encoder.layer.#.output.dense.*
-        norm.*               layernorm.*
-        """,
+        TIMM_TO_VIT,
     ),
     "text tower": (
         "text_encoder.",
@@ -184,8 +175,8 @@ MAY_BE_FRESH = (
     "wrist future query",
     "action encoder",
     "action decoder",
+    "progress",
 )
-MAY_BE_FRESH += ("progress",)
 # Parts of ours that GR-MG never had.
 NEW_IN_3D = ("depth_decoder.", "flow_decoder.", "model.flow_query.", "model.embed_flow_points.")
 POSITIONS = "decoder_pos_embed"  # a constant: recomputed and compared, never copied
@@ -221,19 +212,10 @@ class Row:
 def part_rows(part: str, depth: int) -> list[Row]:
     """The rows of one part of [`TABLE`] for a stack of `depth` blocks."""
     their_prefix, our_prefix, lines = TABLE[part]
-    rows = []
-    for line in filter(None, map(str.strip, lines.splitlines())):
-        theirs, ours, form = [*line.split(), ""][:3]
-        for index in range(depth) if "#" in line else [0]:
-            for leaf in ("weight", "bias") if "*" in line else [""]:
-                names = [
-                    (prefix + name).replace("#", str(index)).replace("*", leaf)
-                    for prefix, name in ((their_prefix, theirs), (our_prefix, ours))
-                ]
-                split = re.search(r"\[(.+)\]", names[1])
-                pieces = split[1].split("|") if split else [""]
-                rows.append(Row(names[0], tuple(re.sub(r"\[.+\]", p, names[1]) for p in pieces), form))
-    return rows
+    return [
+        Row(their_prefix + theirs, tuple(our_prefix + name for name in ours), form)
+        for theirs, ours, form in expand_names(lines, depth)
+    ]
 
 
 def table_rows(config: ForesightConfig) -> dict[str, list[Row]]:
