@@ -14,7 +14,7 @@ from transformers import AutoModel
 import modeling_foresight  # noqa: F401 - registers the model with the Auto classes
 from datasets_scripts.storage.hub_download import HubError
 from hub_cards.checks.folder import check_folder
-from hub_cards.hub.publishing import Target, publish
+from hub_cards.hub.publishing import HubTarget, publish
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -32,7 +32,7 @@ def main() -> None:
         # publish would refuse it too
         raise ValueError("\n".join(f"{args.folder}: {problem}" for problem in problems))
     # One commit, so that nobody ever sees half of it; downloaded again and compared file by file.
-    commit = publish(args.folder, Target(args.repo_id), dry_run=not args.send, pull=args.send)
+    commit = publish(args.folder, HubTarget(args.repo_id), dry_run=not args.send, pull=args.send)
     if commit and (Path(args.folder) / "config.json").is_file():
         model = AutoModel.from_pretrained(args.repo_id, revision=commit)  # what others do from now on
         print(f"{args.repo_id}: {model.num_parameters():,} parameters, {list(model.config.objectives)}")

@@ -32,10 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pull", action="store_true", help="download it afterwards, compare and run it")
     args = parser.parse_args(arguments)
     # Imported here because it loads LeRobot and transformers: --help answers at once.
-    from hub_cards.hub.publishing import Target, publish
+    from hub_cards.hub.publishing import HubTarget, publish
 
     try:
-        target = Target(args.repo_id, args.revision, args.tag, args.public, args.replace)
+        target = HubTarget(args.repo_id, args.revision, args.tag, args.public, args.replace)
         publish(args.folder, target, with_code=args.code, dry_run=args.dry_run, pull=args.pull)
     except (ValueError, OSError, RuntimeError) as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)

@@ -25,7 +25,7 @@ from hub_cards.checks.folder import KIND_FILES, check_folder, find_kind
 from hub_cards.hub.download_check import verify_download
 from hub_cards.hub.staging import list_files, pin_base, staged_folder
 
-__all__ = ["Target", "publish"]
+__all__ = ["HubTarget", "publish"]
 
 # Stricter than git: git would refuse a name only after the commit was made.
 GIT_NAME = re.compile(r"(?!.*(?:\.\.|//|/\.|\.lock(?:/|$)))\w(?:[\w./+-]*[\w+-])?", re.ASCII)
@@ -33,7 +33,7 @@ FILES_OF_THE_HUB = {".gitattributes"}  # in every repository
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class HubTarget:
     """Where a folder is published.
 
     Args:
@@ -70,7 +70,7 @@ class Target:
 
 def publish(
     folder: str | Path,
-    target: Target,
+    target: HubTarget,
     *,
     with_code: bool = False,
     dry_run: bool = False,
@@ -80,7 +80,7 @@ def publish(
 
     Args:
         folder (`str` or `Path`): Model, adapter or LeRobot dataset, with its card.
-        target (`Target`): Repository, branch and tag.
+        target (`HubTarget`): Repository, branch and tag.
         with_code (`bool`): Whether to send the Python files of a model too (`trust_remote_code=True`).
         dry_run (`bool`): Whether to stop after the checks and the list of files.
         pull (`bool`): Whether to download the commit and compare it (`hub_cards/hub/download_check.py`).
@@ -138,7 +138,7 @@ def _format_size(size: float) -> str:
     return f"{size:.1f} GB"
 
 
-def _send_files(files: Mapping[str, Path], target: Target, repo_type: str) -> str:
+def _send_files(files: Mapping[str, Path], target: HubTarget, repo_type: str) -> str:
     """Commit the files; whatever might forbid the commit is checked before the first file is sent."""
     if constants.HF_HUB_OFFLINE:
         raise ValueError("HF_HUB_OFFLINE forbids publishing: unset it")
@@ -173,7 +173,7 @@ def _send_files(files: Mapping[str, Path], target: Target, repo_type: str) -> st
     return commit
 
 
-def _check_repository(target: Target, repo_type: str) -> bool:
+def _check_repository(target: HubTarget, repo_type: str) -> bool:
     """Whether the repository is private or new; refused if it is of another type, or public by surprise."""
     api, repo_id = HfApi(), target.repo_id
 
@@ -192,7 +192,7 @@ def _check_repository(target: Target, repo_type: str) -> bool:
     return private
 
 
-def _check_tag(files: Mapping[str, Path], target: Target, repo_type: str, changed: bool) -> None:
+def _check_tag(files: Mapping[str, Path], target: HubTarget, repo_type: str, changed: bool) -> None:
     """Refuse a tag that names a commit with other files than ours."""
     refs = (
         patiently(lambda: HfApi().list_repo_refs(target.repo_id, repo_type=repo_type)) if target.tag else None

@@ -12,7 +12,7 @@ from datasets_scripts.conversion.calvin import CalvinArchive
 from datasets_scripts.conversion.job import convert
 from datasets_scripts.conversion.libero import LiberoArchive
 from modeling_foresight import ForesightConfig
-from tests.datasets_scripts import test_convert_calvin, test_convert_libero
+from tests.datasets_scripts.conversion import test_calvin, test_libero
 from tests.training.test_train import TINY
 from training.config import load_config
 from training.run_data import RunData
@@ -33,12 +33,12 @@ LENGTHS = {"history_length": 2, "chunk_size": 2, "future_shift": 1}
 
 
 def calvin(folder):
-    return CalvinArchive(test_convert_calvin.make_archive(folder))
+    return CalvinArchive(test_calvin.make_archive(folder))
 
 
 def libero(folder):
     for number in range(2):
-        test_convert_libero.write_file(folder / f"{number}_demo.hdf5", (6, 5), "close it")
+        test_libero.write_file(folder / f"{number}_demo.hdf5", (6, 5), "close it")
     return LiberoArchive(folder)
 
 

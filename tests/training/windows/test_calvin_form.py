@@ -82,6 +82,7 @@ def test_a_run_without_depth_ends_in_a_policy_that_commands_the_simulator(run, d
     commands = processor.decode_actions(actions, states[None, -1])
     assert commands.shape == (1, model.config.chunk_size, 7) and commands.isfinite().all()
     assert set(commands[..., 6].unique().tolist()) <= {-1.0, 1.0}
+    actions[..., 6].sigmoid_()  # the processor reads the logit of a binary entry
     assert torch.equal(commands, to_simulator_action(actions.float(), torch.from_numpy(states[None, -1])))
 
 
