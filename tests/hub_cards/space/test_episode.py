@@ -53,7 +53,11 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
     torch.manual_seed(0)
     config = tiny_config(
-        action_dim=ACTION, binary_action_indices=(3,), state_dim=STATE, binary_state_indices=()
+        action_dim=ACTION,
+        binary_action_indices=(3,),
+        state_dim=STATE,
+        binary_state_indices=(),
+        future_targets="lookahead",
     )
     model = ForesightForActionPrediction(config).eval()
     model.save_pretrained(folder)
