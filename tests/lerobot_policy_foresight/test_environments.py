@@ -247,6 +247,7 @@ def test_a_task_does_not_depend_on_those_before_it(simulator, folder, tmp_path, 
     assert not np.array_equal(together[0], together[1])
 
 
+@pytest.mark.slow  # needs a seed whose fresh policy succeeds and fails, to be found again
 @pytest.mark.sim
 def test_lerobot_eval_gives_what_training_evaluate_gives(simulator, folder, tmp_path, episodes):
     results = tmp_path / "eval.json"
