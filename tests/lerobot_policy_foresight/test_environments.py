@@ -209,7 +209,7 @@ def episodes(monkeypatch) -> dict[int, dict]:
 @pytest.fixture
 def folder(tmp_path):
     """A policy that pushes; what it sees decides how."""
-    torch.manual_seed(7)
+    torch.manual_seed(2)
     robot = {"action_dim": 4, "binary_action_indices": (), "state_dim": 4, "binary_state_indices": ()}
     window = {"history_length": 2, "future_targets": "lookahead", "fps": 20}  # as the quickstart's
     sees = {"initializer_range": 0.3, "embedding_initializer_range": 0.02}
@@ -247,7 +247,6 @@ def test_a_task_does_not_depend_on_those_before_it(simulator, folder, tmp_path, 
     assert not np.array_equal(together[0], together[1])
 
 
-@pytest.mark.slow  # needs a seed whose fresh policy succeeds and fails, to be found again
 @pytest.mark.sim
 def test_lerobot_eval_gives_what_training_evaluate_gives(simulator, folder, tmp_path, episodes):
     results = tmp_path / "eval.json"

@@ -44,7 +44,7 @@ def run_trainer(tmp_path, facts, *overrides):
     model = {**TINY["model"], "initializer_range": 0.3, "embedding_initializer_range": 0.02}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({**TINY, "model": model}))
     options = ["--dataset", str(facts.root), "--output", str(tmp_path / "run"), "--data.val_fraction", "0"]
-    options += ["--train.steps", "2", "--train.batch_size", "2", "--train.val_every", "0"]
+    options += ["--train.steps", "2", "--seed", "1", "--train.batch_size", "2", "--train.val_every", "0"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FORESIGHT_CACHE", str(tmp_path / "cache"))
         AcceleratorState._reset_state(reset_partial_state=True)
