@@ -53,10 +53,8 @@ LONG_FUNCTIONS = {
     "training.train:run_training",
 }
 MANY_PARAMETERS = {
-    "modeling_foresight.checks:check_inputs",
     "modeling_foresight.targets:build_flow_targets",
     "modeling_foresight.modeling_foresight:ForesightModel._place",
-    "modeling_foresight.modeling_foresight:ForesightModel.forward",
     "modeling_foresight.modeling_foresight:ForesightModel.read_newest",
     "modeling_foresight.processing_foresight:ForesightProcessor.__init__",  # saved by name: a public schema
     "training.evaluation.hub_metrics.flow_3d.flow_3d:end_point_errors",  # stands alone, as `evaluate` wants
@@ -68,10 +66,7 @@ DIFFERING_CONSTANTS = {
     "RUN_FRAMES",
     "STILL",
 }
-REPEATED_CLASSES = {
-    "Episode",
-    "ForesightConfig",  # LeRobot derives one name of a policy from the other
-}
+REPEATED_CLASSES: set = set()
 TESTS_OF_SUBJECTS = {  # a subject that no single file holds
     "benchmarks/test_steps.py",
     "datasets_scripts/depth/test_sources.py",

@@ -64,7 +64,7 @@ def test_two_steps_of_training(archive, form, open_and_closed, tmp_path, monkeyp
     assert {"action", "gripper", "future"} <= set(logged) and ("depth" in logged) == (form is WITH_DEPTH)
 
     processor = AutoProcessor.from_pretrained(output / "model")
-    likely = torch.tensor([[[0.1] * 6 + [0.9], [0.1] * 6 + [0.1]]])
+    likely = torch.tensor([[[0.1] * 6 + [2.0], [0.1] * 6 + [-2.0]]])  # the last one is a logit
     state = torch.zeros(1, 7)
     assert set(processor.decode_actions(likely, state)[0, :, 6].tolist()) == open_and_closed
 
