@@ -224,7 +224,7 @@ def held_out_losses(folder: Path, config: RunConfig) -> dict[str, float]:
     from transformers import AutoModel, AutoProcessor
 
     from training.run_data import RunData, evaluation_loader
-    from training.train import validate
+    from training.loop import validate
 
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     held_out = RunData(config, model.config).val

@@ -11,7 +11,7 @@ from training.checkpoint_folder import load_checkpoint
 from training.config import load_config
 from training.evaluation.open_loop import evaluate_open_loop
 from training.run_data import RunData, evaluation_loader
-from training.train import train
+from training.loop import train
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

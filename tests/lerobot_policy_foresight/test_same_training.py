@@ -20,7 +20,7 @@ from tests.tiny import tiny_config, tiny_processor
 from training.config import load_config
 from training.run_data import RunData
 from training.starting_model import starting_config
-from training.train import train
+from training.loop import train
 from training.windows.dataset import WindowSampler
 
 STEPS, BATCH, SEED, LR, WARMUP = 8, 4, 3, 1e-3, 2

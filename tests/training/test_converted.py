@@ -16,7 +16,7 @@ from tests.datasets_scripts import test_convert_calvin, test_convert_libero
 from tests.training.test_train import TINY
 from training.config import load_config
 from training.run_data import RunData
-from training.train import train
+from training.loop import train
 
 COMMON = {
     "views": ["main", "wrist"],

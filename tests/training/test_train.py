@@ -27,7 +27,8 @@ from training.checkpoints import latest_checkpoint
 from training.config import load_config
 from training.run_data import RunData
 from training.starting_model import build_model, starting_config
-from training.train import main, train
+from training.loop import train
+from training.train import main
 from training.windows.dataset import collate_windows, split_episodes
 
 REPO = Path(__file__).parents[2]
@@ -235,7 +236,7 @@ def test_settings_reach_a_tracker_as_plain_values(config_file, dataset, tmp_path
     config.train.tracker = recorder
     AcceleratorState._reset_state(reset_partial_state=True)
     # A tracker object cannot be written to YAML; its name is what a user gives.
-    with patch("training.train.save_config"):
+    with patch("training.checkpoints.save_config"):
         assert train(config, resume=False) == 0
     assert recorder.settings["train/steps"] == str(STEPS)
     assert all(isinstance(value, str) for value in recorder.settings.values())
@@ -279,7 +280,7 @@ def test_gradient_accumulation_gives_the_update_of_the_whole_batch(config_file, 
 def test_bfloat16_is_for_where_it_has_kernels_and_keeps_float32_weights(
     config_file, dataset, tmp_path, monkeypatch, capsys, has_kernels, taken
 ):
-    monkeypatch.setattr("training.train.has_bfloat16", lambda device: has_kernels)
+    monkeypatch.setattr("training.loop.has_bfloat16", lambda device: has_kernels)
     run(config_file, dataset, tmp_path / "run", "--train.mixed_precision", "bf16", "--train.steps", "2")
     assert ("computing in float32" in capsys.readouterr().out) != has_kernels
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["mixed_precision"] == taken
@@ -433,7 +434,7 @@ def test_lists_stay_lists_where_text_would_do():
     ("flags", "message"),
     [
         (["--train.stepz", "3"], "train.stepz is unknown; did you mean steps"),
-        (["--model.chunk_sizes", "3"], "model.chunk_sizes is no field.*chunk_size"),
+        (["--model.chunk_sizes", "3"], "model.chunk_sizes is not a field.*chunk_size"),
         (["--train.steps", "many"], "train.steps"),
         (["--model.views", "[front, top]"], "top"),
         (["--model.history_length", "30"], "history_length"),
