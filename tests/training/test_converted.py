@@ -15,8 +15,8 @@ from modeling_foresight import ForesightConfig
 from tests.datasets_scripts import test_convert_calvin, test_convert_libero
 from tests.training.test_train import TINY
 from training.config import load_config
-from training.run_data import RunData
 from training.loop import train
+from training.run_data import RunData
 
 COMMON = {
     "views": ["main", "wrist"],

@@ -25,9 +25,9 @@ from datasets_scripts.storage.hub_download import HubError
 from tests.synthetic import make_dataset
 from training.checkpoints import latest_checkpoint
 from training.config import load_config
+from training.loop import train
 from training.run_data import RunData
 from training.starting_model import build_model, starting_config
-from training.loop import train
 from training.train import main
 from training.windows.dataset import collate_windows, split_episodes
 

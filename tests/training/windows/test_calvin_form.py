@@ -16,8 +16,8 @@ from tests.synthetic import make_dataset
 from tests.tiny import tiny_processor
 from tests.training.test_train import TINY
 from training.config import load_config
-from training.run_data import RunData, window_config
 from training.loop import train
+from training.run_data import RunData, window_config
 from training.windows.dataset import collate_windows
 
 EPISODES, FRAMES, STATE = 4, 11, 8
