@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from modeling_foresight import ForesightConfig as ModelConfig
-from modeling_foresight.flow_targets import build_flow_targets
+from modeling_foresight.targets import build_flow_targets
 
 __all__ = ["frames_after", "read_flow"]
 

@@ -169,13 +169,13 @@ def to_simulator_action(actions: Tensor, state: Tensor) -> Tensor:
     2 pi in the angles unless it clips actions; the wrap into (-pi, pi] makes that safe.
 
     Args:
-        actions (`torch.Tensor`): `(..., K, 7)` scaled local deltas; entry 6 is the probability of an open
+        actions (`torch.Tensor`): `(..., K, 7)` scaled local deltas; entry 6 is above 0.5 for an open
             gripper.
         state (`torch.Tensor`): `(..., >= 6)` current pose, metres and radians.
 
     Returns:
-        `torch.Tensor`: `(..., K, 7)`; 1 stands for 2 cm and for 0.05 rad, the gripper is 1 (open, probability
-        above 0.5) or -1.
+        `torch.Tensor`: `(..., K, 7)`; 1 stands for 2 cm and for 0.05 rad, the gripper is 1 (open)
+        or -1.
 
     Raises:
         ValueError: If the shapes do not fit together; gives both.

@@ -6,80 +6,20 @@ inside the group. The mask follows from these records and a small table, never f
 sequence, so the order of queries and the parts that are left out do not matter.
 """
 
-from dataclasses import dataclass
-from enum import IntEnum
-
 import torch
 from torch import Tensor
 from transformers.masking_utils import create_bidirectional_mask
 
 from .configuration_foresight import ForesightConfig
-
-
-class Kind(IntEnum):
-    """What a token stands for. The first five are inputs, the rest are queries."""
-
-    GOAL = 0
-    LANGUAGE = 1
-    STATE = 2
-    IMAGE = 3
-    FLOW = 4
-    ACTION = 5
-    FUTURE = 6
-    PROGRESS = 7
-
-
-KINDS = tuple(Kind)  # a compiler cannot walk an enum
-
-
-@dataclass(frozen=True)
-class TokenLayout:
-    """One record per token of a sequence of S tokens; all tensors are int64 of shape `(S,)`.
-
-    Attributes:
-        kind: [`Kind`] of the token.
-        frame: Index of its frame in the window, 0 is the oldest; -1 for the goal.
-        group: Index of its view for IMAGE and FUTURE tokens; 0 otherwise.
-        rank: Position inside its own group and frame.
-        members: Positions of the tokens of each (kind, group), frame by frame in order of rank.
-    """
-
-    kind: Tensor
-    frame: Tensor
-    group: Tensor
-    rank: Tensor
-    members: dict[tuple[int, int], Tensor]
-
-    @classmethod
-    def from_records(cls, records: list[tuple[int, int, int, int]], device=None) -> "TokenLayout":
-        """From one (kind, frame, group, rank) per token, in the order of the sequence.
-
-        Positions are found here, once and in Python: searching them in a tensor on a GPU would make every
-        forward pass wait for the device.
-        """
-        members: dict[tuple[int, int], list[int]] = {}
-        for position in sorted(range(len(records)), key=lambda i: (records[i][1], records[i][3])):
-            kind, _, group, _ = records[position]
-            members.setdefault((int(kind), group), []).append(position)
-        columns = torch.tensor(records, dtype=torch.int64).unbind(1)
-        return cls(
-            *(column.to(device) for column in columns),
-            members={key: torch.tensor(found, device=device) for key, found in members.items()},
-        )
-
-    def __len__(self) -> int:
-        return self.kind.numel()
-
-    def positions(self, kind: Kind, group: int = 0) -> Tensor:
-        """Positions of all tokens of a kind and view, frame by frame in order of rank: int64 `(tokens,)`."""
-        return self.members.get((int(kind), group), self.kind[:0])
+from .heads import query_groups
+from .tokens import KINDS, QUERIES, Kind, TokenLayout
 
 
 def build_layout(
     config: ForesightConfig,
     num_frames: int,
     query_frames: list[int] | None = None,
-    queries: tuple[Kind, ...] = (Kind.FLOW, Kind.ACTION, Kind.FUTURE, Kind.PROGRESS),
+    queries: tuple[Kind, ...] = QUERIES,
     device=None,
 ) -> TokenLayout:
     """Lays out the tokens of a window: optional goal, then for each frame its inputs and its queries.
@@ -97,12 +37,6 @@ def build_layout(
     """
     query_frames = list(range(num_frames)) if query_frames is None else query_frames
     image_tokens = config.num_latents + 1
-    counts = {
-        Kind.FLOW: config.num_flow_queries if config.has_flow_query else 0,
-        Kind.ACTION: 1 if config.has("action") else 0,
-        Kind.FUTURE: image_tokens if config.has("future") else 0,
-        Kind.PROGRESS: 1 if config.has("progress") else 0,
-    }
     records: list[tuple[int, int, int, int]] = []
 
     def add(kind: Kind, frame: int, count: int, group: int = 0) -> None:
@@ -115,13 +49,9 @@ def build_layout(
         add(Kind.STATE, frame, 1 if config.state_dim else 0)
         for view in range(len(config.views)):
             add(Kind.IMAGE, frame, image_tokens, view)
-        if frame not in query_frames:
-            continue
-        for kind in (Kind.FLOW, Kind.ACTION, Kind.FUTURE, Kind.PROGRESS):
-            if kind not in queries:
-                continue
-            for view in range(len(config.views) if kind == Kind.FUTURE else 1):
-                add(kind, frame, counts[kind], view)
+        if frame in query_frames:
+            for kind, group, count in query_groups(config, queries):
+                add(kind, frame, count, group)
     return TokenLayout.from_records(records, device)
 
 
@@ -147,7 +77,7 @@ def attention_rules(config: ForesightConfig) -> dict[tuple[Kind, Kind], int]:
         (Kind.IMAGE, Kind.STATE): PAST_AND_NOW,
         (Kind.IMAGE, Kind.IMAGE): OWN_GROUP,
     }
-    for query in (Kind.FLOW, Kind.ACTION, Kind.FUTURE, Kind.PROGRESS):
+    for query in QUERIES:
         for column in (Kind.LANGUAGE, Kind.STATE, Kind.IMAGE):
             rules[query, column] = PAST_AND_NOW
     for row in KINDS:

@@ -91,6 +91,8 @@ class ForesightConfig(PreTrainedConfig):
         auxiliary_heads (`bool`): False leaves out all that the action does not need: a policy that acts but
             does not train. Give it to `from_pretrained`.
         goal_image (`bool`): Whether a goal image may stand before the first frame.
+        goal_dropout (`float`): Share of the samples that training hides the goal image from, so that the
+            policy also acts without one. In [0, 1); only meaningful with `goal_image`.
         hidden_size (`int`): d, width of the transformer.
         num_hidden_layers, num_attention_heads, intermediate_size (`int`): Shape of the transformer.
         hidden_act (`str`): Activation of the transformer's feed-forward part (GR-MG: ReLU).
@@ -162,6 +164,7 @@ class ForesightConfig(PreTrainedConfig):
     objectives: list[str] | tuple[str, ...] = _FORESIGHT
     auxiliary_heads: bool = True
     goal_image: bool = False
+    goal_dropout: int | float = 0.1
 
     hidden_size: int = 384
     num_hidden_layers: int = 12
@@ -343,6 +346,8 @@ class ForesightConfig(PreTrainedConfig):
             )
         if unknown := [tower for tower in self.towers if tower not in ("text", "vision")]:
             raise ValueError(f"towers has {unknown}; choose from ['text', 'vision'].")
+        if not 0 <= self.goal_dropout < 1:
+            raise ValueError(f"goal_dropout={self.goal_dropout} must be at least 0 and below 1.")
         if not self.views or len(set(self.views)) != len(self.views):
             raise ValueError(f"views={list(self.views)} must name at least one camera, each once.")
 

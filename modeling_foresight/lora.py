@@ -8,6 +8,8 @@ targets alone. `peft` is imported only by whoever asks for an adapter.
 import re
 import sys
 
+from .heads import DECODERS
+
 TOWERS = r"(.*\.)?(text|vision)_encoder(\..*)?"
 # The linear layers of the transformer and of the blocks of every decoder and of the action encoder. Towers
 # have layers of the same names, hence the lookahead. A prefix is allowed, because LeRobot wraps the model.
@@ -25,7 +27,7 @@ LORA_MODULES_TO_SAVE = (
 )
 # How names start in the model itself. LeRobot's policy, and so the adapters it saves, put one more `model.`
 # before them; peft, which reads `_checkpoint_conversion_mapping`, takes either kind of adapter for either.
-TOP_LEVEL = r"(model|(depth|image|flow|action|progress)_(decoder|encoder))\."
+TOP_LEVEL = rf"(model|{'|'.join(DECODERS)})\."
 FROM_LEROBOT = {rf"^model\.(?={TOP_LEVEL})": ""}
 
 

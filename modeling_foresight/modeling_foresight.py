@@ -8,70 +8,55 @@ width, A action size, S tokens.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_mask import (
-    Kind,
-    TokenLayout,
-    allowed_pairs,
-    build_attention_mask,
-    build_layout,
-    valid_columns,
-)
-from .base_model import ForesightModelOutput, ForesightOutput, ForesightPreTrainedModel
-from .checks import check_inputs, check_shapes, check_targets
+from .attention_mask import allowed_pairs, build_attention_mask, build_layout, valid_columns
 from .configuration_foresight import ForesightConfig
-from .decoders import (
-    ActionDecoder,
-    ActionEncoder,
-    FlowDecoder,
-    LinearActionDecoder,
-    PatchDecoder,
-    ProgressDecoder,
-)
+
+# transformers copies only those files from the Hub that this one names: every helper must be among its imports.
+from .decoders import ActionDecoder  # noqa: F401
 from .encoders import (
     ImageProjection,
     PerceiverResampler,
     StateEncoder,
     TextEncoder,
     VisionEncoder,
-    all_rows,
-    flow_grid_points,
     load_text_tower,
     load_vision_tower,
     unit_length,
     vision_width,
 )
+from .heads import AUXILIARY_DECODERS, AUXILIARY_QUERIES, DECODERS, heads_of, query_groups, query_heads
+from .inputs import ForesightBatch, ForesightInputs, batch_size, check_inputs, check_shapes, check_targets
 from .lora import FROM_LEROBOT, declare_lora_targets
-from .losses import (
-    action_losses,
-    depth_loss,
-    flow_loss,
-    future_loss,
-    kl_loss,
-    masked_target,
-    progress_loss,
-)
+from .losses import LossSum  # noqa: F401
+from .pretrained import ForesightModelOutput, ForesightOutput, ForesightPreTrainedModel
 from .streaming import ForesightStream
+from .targets import Target  # noqa: F401
+from .tokens import QUERIES, Kind, TokenLayout
 from .transformer import ForesightBlock
 
-ALL_QUERIES = (Kind.FLOW, Kind.ACTION, Kind.FUTURE, Kind.PROGRESS)
+logger = logging.get_logger(__name__)
+
 # What a checkpoint holds beyond the trunk, and beyond a policy with `auxiliary_heads=False`.
 # `timm_model.`: with a timm tower in the model, transformers puts this before names that the model lacks.
-HEADS = (
-    r"^(timm_model\.)?"
-    r"(depth_decoder|image_decoder|flow_decoder|action_encoder|action_decoder|progress_decoder)\."
+HEAD_WEIGHTS = rf"^(timm_model\.)?({'|'.join(DECODERS)})\."
+INPUTS = tuple(ForesightInputs.__annotations__)
+PER_VIEW = ("depth", "future")  # losses that are one mean per view, summed over views
+NO_GOAL = (
+    "This policy was trained with goal images (config.goal_image) and acts without one: give "
+    "goal_pixel_values, or ForesightStream.set_goal. Without a goal it relies on the instruction alone."
 )
 AUXILIARY_WEIGHTS = [
-    r"^(timm_model\.)?(depth_decoder|image_decoder|flow_decoder|action_encoder|progress_decoder)\.",
-    r"^(model\.)?(future_queries|progress_query|flow_query|embed_flow_points)\.",
+    rf"^(timm_model\.)?({'|'.join(AUXILIARY_DECODERS)})\.",
+    rf"^(model\.)?({'|'.join(AUXILIARY_QUERIES)})\.",
 ]
 
 
@@ -84,7 +69,7 @@ class ForesightModel(ForesightPreTrainedModel):
     """
 
     # The trunk loads from a policy's checkpoint too.
-    _keys_to_ignore_on_load_unexpected = [HEADS]
+    _keys_to_ignore_on_load_unexpected = [HEAD_WEIGHTS]
 
     def __init__(self, config: ForesightConfig):
         super().__init__(config)
@@ -107,20 +92,10 @@ class ForesightModel(ForesightPreTrainedModel):
         self.embed_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.embed_dropout = nn.Dropout(config.embd_pdrop)
 
-        if config.has_flow_query:
-            self.flow_query = nn.Embedding(config.num_flow_queries, width)
-            self.embed_flow_points = nn.Linear(2 * config.num_flow_points, width)
-        if config.has("action"):
-            self.action_query = nn.Embedding(1, width)
-        if config.has("future"):
-            self.future_queries = nn.ModuleList(
-                nn.Embedding(config.num_latents + 1, width) for _ in config.views
-            )
-        if config.has("progress"):
-            self.progress_query = nn.Embedding(1, width)
-
+        for head in query_heads(config, QUERIES):
+            head.add_queries(self)
         if not config.auxiliary_heads:
-            self._keys_to_ignore_on_load_unexpected = [HEADS, *AUXILIARY_WEIGHTS]
+            self._keys_to_ignore_on_load_unexpected = [HEAD_WEIGHTS, *AUXILIARY_WEIGHTS]
         self._layouts: dict[tuple, tuple[TokenLayout, Tensor, Tensor]] = {}
         self.post_init()
         self.freeze_towers()
@@ -173,7 +148,7 @@ class ForesightModel(ForesightPreTrainedModel):
         return encoder.tower
 
     def layout(
-        self, num_frames: int, query_frames: list[int] | None = None, queries: tuple[Kind, ...] = ALL_QUERIES
+        self, num_frames: int, query_frames: list[int] | None = None, queries: tuple[Kind, ...] = QUERIES
     ) -> TokenLayout:
         """The tokens that [`forward`] lays out for these arguments, on the model's device."""
         return self._layout_and_mask(num_frames, query_frames, queries, self.device)[0]
@@ -196,10 +171,7 @@ class ForesightModel(ForesightPreTrainedModel):
         """Groups of tokens in the order in which [`forward`] concatenates them."""
         views = range(len(self.config.views))
         groups = [(Kind.GOAL, 0), (Kind.LANGUAGE, 0), (Kind.STATE, 0), *((Kind.IMAGE, v) for v in views)]
-        for kind in ALL_QUERIES:
-            if kind in queries:
-                groups += [(kind, v) for v in views] if kind == Kind.FUTURE else [(kind, 0)]
-        return groups
+        return groups + [(kind, group) for kind, group, _ in query_groups(self.config, queries)]
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Instructions `(B, length)` -> projected features `(B, text width)`."""
@@ -249,81 +221,38 @@ class ForesightModel(ForesightPreTrainedModel):
         pixel_values: Tensor | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        state: Tensor | None = None,
-        frame_mask: Tensor | None = None,
-        view_mask: Tensor | None = None,
-        state_mask: Tensor | None = None,
-        goal_pixel_values: Tensor | None = None,
-        goal_mask: Tensor | None = None,
-        track_start: Tensor | None = None,
-        text_features: Tensor | None = None,
-        vision_features: tuple[Tensor, Tensor] | None = None,
-        goal_features: tuple[Tensor, Tensor] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **inputs: Unpack[ForesightInputs],
     ) -> ForesightModelOutput:
         """Runs the transformer over a window.
 
         Args:
-            pixel_values (`torch.Tensor`): `(B, T, V, 3, H, W)` normalised RGB, oldest frame first.
-            input_ids (`torch.Tensor`): int64 `(B, length)` instruction, each row with the end-of-text id.
-            attention_mask (`torch.Tensor`, *optional*): `(B, length)`, 1 for real text tokens.
-            state (`torch.Tensor`, *optional*): `(B, T, state_dim)` normalised. Missing: masked for all
-                samples.
-            frame_mask (`torch.Tensor`, *optional*): Boolean `(B, T)`; padding is at the end. All real by
-                default.
-            view_mask (`torch.Tensor`, *optional*): Boolean `(B, V)`, or `(B, T, V)` if it differs between
-                frames. All present by default.
-            state_mask (`torch.Tensor`, *optional*): Boolean `(B,)`.
-            goal_pixel_values (`torch.Tensor`, *optional*): `(B, 3, H, W)` goal image of the first view.
-            goal_mask (`torch.Tensor`, *optional*): Boolean `(B,)`.
-            track_start (`torch.Tensor`, *optional*): `(B, T, P, 2)` x, y fractions of the flow points; the
-                grid by default.
-            text_features (`torch.Tensor`, *optional*): `(B, text width)` projected features of the text
-                tower, of any length, in place of `input_ids`.
-            vision_features (`tuple[torch.Tensor, torch.Tensor]`, *optional*): CLS `(B, T, V, C)` and patch
-                features `(B, T, V, N, C)` of the vision tower, in place of `pixel_values`.
-            goal_features (`tuple[torch.Tensor, torch.Tensor]`, *optional*): `(B, C)` and `(B, N, C)`, in
-                place of `goal_pixel_values`.
-            **kwargs: `output_hidden_states`, `output_attentions`.
+            pixel_values, input_ids, attention_mask, **inputs: See [`ForesightInputs`]. Of the library:
+                `output_hidden_states`, `output_attentions`.
 
         Raises:
             TypeError: If an argument is not known; the message names the one closest to it.
             ValueError: If a shape does not fit the config; the message names what was expected and what came.
         """
-        self._refuse_unknown(kwargs)
-        embedded = self.embed_inputs(
-            pixel_values=pixel_values,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            state=state,
-            frame_mask=frame_mask,
-            view_mask=view_mask,
-            state_mask=state_mask,
-            goal_pixel_values=goal_pixel_values,
-            goal_mask=goal_mask,
-            text_features=text_features,
-            vision_features=vision_features,
-            goal_features=goal_features,
-        )
+        inputs |= {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
+        inputs, options = self._split_options(inputs)
+        embedded = self.embed_inputs(**inputs)
         (batch, frames), device = embedded["images"].shape[:2], embedded["images"].device
-        check_shapes(track_start=(track_start, (batch, frames, self.config.num_flow_points, 2)))
-        plan = self._layout_and_mask(frames, None, ALL_QUERIES, device)
-        queries = self._query_tokens(batch, frames, ALL_QUERIES, device, track_start)
+        plan = self._layout_and_mask(frames, None, QUERIES, device)
+        queries = self._query_tokens((batch, frames), QUERIES, inputs, device)
         embeddings, mask = self._place(**embedded, queries=queries, plan=plan)
         x = self.embed_dropout(self.embed_norm(embeddings))
         for layer in self.layers:
-            x = layer(x, mask, **kwargs)
-        wanted = kwargs.get("output_hidden_states", self.config.output_hidden_states)
+            x = layer(x, mask, **options)
+        wanted = options.get("output_hidden_states", self.config.output_hidden_states)
         return ForesightModelOutput(last_hidden_state=self.norm(x), embeddings=embeddings if wanted else None)
 
-    def embed_inputs(self, **inputs) -> dict[str, Tensor | None]:
-        """Checks the inputs of [`forward`] (but `track_start`) and encodes them: what [`read_newest`] takes.
+    def embed_inputs(self, **inputs: Unpack[ForesightInputs]) -> dict[str, Tensor | None]:
+        """Checks inputs and encodes all but the flow points: what [`read_newest`] takes.
 
         Raises:
-            TypeError: If an input is not known.
             ValueError: If a shape does not fit the config; the message names what was expected and what came.
         """
-        batch, frames = check_inputs(self.config, self.vision_width, **inputs)
+        batch, frames = check_inputs(self.config, self.vision_width, inputs)
         given = inputs.get
         vision, text, goal_features = given("vision_features"), given("text_features"), given("goal_features")
         if given("pixel_values") is not None:
@@ -333,19 +262,22 @@ class ForesightModel(ForesightPreTrainedModel):
         if given("goal_pixel_values") is not None:
             goal_features = self.encode_images(given("goal_pixel_values"))
         images = self.embed_images(*(x.to(self.dtype) for x in vision))
-        goal = None
+        goal, goal_mask = None, given("goal_mask")
         if goal_features is not None:
             goal = self.embed_goal_image(*(x.to(self.dtype) for x in goal_features))
+            if self.training and self.config.goal_dropout:
+                kept = torch.rand(batch, device=images.device) >= self.config.goal_dropout
+                goal_mask = kept if goal_mask is None else kept & goal_mask.bool()
         frame_mask = given("frame_mask")
         if frame_mask is None:
             frame_mask = torch.ones(batch, frames, dtype=torch.bool, device=images.device)
-        masks = {name: given(name) for name in ("state", "view_mask", "state_mask", "goal_mask")}
         return {
             "language": self.embed_text(text),
             "images": images,
             "goal": goal,
+            "goal_mask": goal_mask,
             "frame_mask": frame_mask,
-            **masks,
+            **{name: given(name) for name in ("state", "view_mask", "state_mask")},
         }
 
     def _place(
@@ -434,7 +366,7 @@ class ForesightModel(ForesightPreTrainedModel):
             view_mask,
             state_mask,
             goal_mask,
-            self._query_tokens(batch, 1, laid_out, images.device),
+            self._query_tokens((batch, 1), laid_out, {}, images.device),
             plan,
         )
         x = self.embed_norm(embeddings)
@@ -446,27 +378,11 @@ class ForesightModel(ForesightPreTrainedModel):
         return self.norm(self.layers[-1](x, mask[:, :, -rows:], last_rows=rows))
 
     def _query_tokens(
-        self, batch: int, frames: int, queries, device: torch.device, track_start: Tensor | None = None
+        self, size: tuple[int, int], queries: Sequence[Kind], inputs: Mapping, device: torch.device
     ) -> list[Tensor]:
         """Queries group by group, each `(B, frames * tokens, D)`; they get no timestep or position."""
-        config, groups = self.config, []
-
-        def repeat(query: nn.Embedding) -> Tensor:
-            return all_rows(query, device).expand(batch, frames, -1, -1).flatten(1, 2)
-
-        if config.has_flow_query and Kind.FLOW in queries:
-            if track_start is None:
-                grid = flow_grid_points(*config.flow_grid, device=device)
-                track_start = grid.expand(batch, frames, -1, -1)
-            points = self.embed_flow_points((2 * track_start - 1).flatten(2).to(self.dtype))  # (B, T, D)
-            groups.append((all_rows(self.flow_query, device) + points[:, :, None]).flatten(1, 2))
-        if config.has("action") and Kind.ACTION in queries:
-            groups.append(repeat(self.action_query))
-        if config.has("future") and Kind.FUTURE in queries:
-            groups += [repeat(query) for query in self.future_queries]
-        if config.has("progress") and Kind.PROGRESS in queries:
-            groups.append(repeat(self.progress_query))
-        return groups
+        heads = query_heads(self.config, queries)
+        return [group for head in heads for group in head.embed_queries(self, size, inputs, device)]
 
 
 class ForesightForActionPrediction(ForesightPreTrainedModel):
@@ -477,24 +393,14 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
     """
 
     _checkpoint_conversion_mapping = FROM_LEROBOT  # peft's name; adapters that LeRobot saved
+    _schema = ForesightBatch
 
     def __init__(self, config: ForesightConfig):
         super().__init__(config)
         declare_lora_targets()
         self.model = ForesightModel(config)
-        if config.has_depth_decoder:
-            self.depth_decoder = PatchDecoder(config, channels=1)
-        if config.has("future"):
-            self.image_decoder = PatchDecoder(config, channels=3)
-        if config.has("flow"):
-            self.flow_decoder = FlowDecoder(config)
-        if config.has_style:
-            self.action_encoder = ActionEncoder(config)
-        if config.has("action"):
-            linear = config.action_head == "linear"
-            self.action_decoder = LinearActionDecoder(config) if linear else ActionDecoder(config)
-        if config.has("progress"):
-            self.progress_decoder = ProgressDecoder(config)
+        for head in heads_of(config):
+            head.add_decoders(self)
         if not config.auxiliary_heads:
             self._keys_to_ignore_on_load_unexpected = AUXILIARY_WEIGHTS
         self.post_init()
@@ -551,227 +457,83 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         pixel_values: Tensor | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        state: Tensor | None = None,
-        frame_mask: Tensor | None = None,
-        view_mask: Tensor | None = None,
-        state_mask: Tensor | None = None,
-        goal_pixel_values: Tensor | None = None,
-        goal_mask: Tensor | None = None,
-        actions: Tensor | None = None,
-        action_mask: Tensor | None = None,
-        depth: Tensor | None = None,
-        lookahead_pixel_values: Tensor | None = None,
-        lookahead_depth: Tensor | None = None,
-        lookahead_mask: Tensor | None = None,
-        track_start: Tensor | None = None,
-        track: Tensor | None = None,
-        track_weight: Tensor | None = None,
-        progress: Tensor | None = None,
-        style_noise: Tensor | None = None,
-        text_features: Tensor | None = None,
-        vision_features: tuple[Tensor, Tensor] | None = None,
-        goal_features: tuple[Tensor, Tensor] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        loss_counts: dict[str, Tensor] | None = None,
+        **batch: Unpack[ForesightBatch],
     ) -> ForesightOutput:
         """Predicts everything for every frame of the window, and the losses of the targets that are given.
 
-        Inputs are those of [`ForesightModel.forward`]; the schema of a batch stands in
-        `processing_foresight.py`.
-
         Args:
-            pixel_values, input_ids, attention_mask, state, frame_mask, view_mask, state_mask,
-                goal_pixel_values, goal_mask, text_features, goal_features: See [`ForesightModel.forward`].
-            actions (`torch.Tensor`, *optional*): `(B, T, K, A)` normalised, 0/1 at binary entries, masked
-                steps zero.
-            action_mask (`torch.Tensor`, *optional*): Boolean `(B, T, K)`; all present by default.
-            depth (`torch.Tensor`, *optional*): `(B, T, V, H, W)` metres; 0 = invalid.
-            lookahead_pixel_values (`torch.Tensor`, *optional*): `(B, F, V, 3, H, W)` the F frames after the
-                window.
-            lookahead_depth (`torch.Tensor`, *optional*): `(B, F, V, H, W)` metres.
-            lookahead_mask (`torch.Tensor`, *optional*): Boolean `(B, F)`; all real by default.
-            track_start (`torch.Tensor`, *optional*): `(B, T, P, 2)` x, y fractions; the grid by default.
-            track (`torch.Tensor`, *optional*): `(B, T, L, P, 3)` x, y fractions, z metres.
-            track_weight (`torch.Tensor`, *optional*): `(B, T, L, P)`; 1 by default.
-            progress (`torch.Tensor`, *optional*): `(B, T)` in [0, 1].
-            style_noise (`torch.Tensor`, *optional*): `(B, T, latent)` standard normal, to fix the CVAE's
-                sample. In training it is drawn; in evaluation the style is zero unless this is given.
-            vision_features (`tuple[torch.Tensor, torch.Tensor]`, *optional*): In place of `pixel_values`;
-                there is no future target then.
-            **kwargs: `output_hidden_states`, `output_attentions`.
+            pixel_values, input_ids, attention_mask, **batch: See [`ForesightBatch`]. Of the library:
+                `output_hidden_states`, `output_attentions`.
+            loss_counts (`dict[str, torch.Tensor]`, *optional*): What each loss is divided by, in place of the
+                batch's own [`count_targets`]. Training that averages gradients over W processes and A
+                accumulated parts gives the counts summed over all W * A batches, divided by W * A: then the
+                averaged gradient is that of one mean over all their elements. The losses of the output are
+                this batch's share, and a batch without any target has the loss zero.
 
         Raises:
             TypeError: If an argument is not known; the message names the one closest to it.
             ValueError: If a shape does not fit the config; the message names what was expected and what came.
         """
-        self._refuse_unknown(kwargs)
-        config = self.config
-        if style_noise is not None and (actions is None or not config.has_style):
-            raise ValueError(
-                "style_noise fixes the sample of the action CVAE: give actions, to a model with one."
-            )
-        if actions is not None and not config.auxiliary_heads:
-            raise ValueError("A policy with auxiliary_heads=False acts but does not train: load it whole.")
-        outputs = self.model(
-            pixel_values=pixel_values,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            state=state,
-            frame_mask=frame_mask,
-            view_mask=view_mask,
-            state_mask=state_mask,
-            goal_pixel_values=goal_pixel_values,
-            goal_mask=goal_mask,
-            track_start=track_start if config.has_flow_query else None,
-            text_features=text_features,
-            vision_features=vision_features,
-            goal_features=goal_features,
-            **kwargs,
-        )
-        given = pixel_values if pixel_values is not None else vision_features[0]
-        (batch, frames, views), device = given.shape[:3], given.device
-        check_targets(
-            config,
-            (batch, frames, views, 3, config.image_size, config.image_size),
-            actions=actions,
-            action_mask=action_mask,
-            style_noise=style_noise,
-            depth=depth,
-            lookahead_pixel_values=lookahead_pixel_values,
-            lookahead_depth=lookahead_depth,
-            lookahead_mask=lookahead_mask,
-            track=track,
-            track_weight=track_weight,
-            progress=progress,
-        )
-        if frame_mask is None:
-            frame_mask = torch.ones(batch, frames, dtype=torch.bool, device=device)
-        frame_mask = _as_bool(frame_mask)
-        if view_mask is None:
-            view_mask = torch.ones(batch, views, dtype=torch.bool, device=device)
-        view_mask = _as_bool(view_mask if view_mask.ndim == 3 else view_mask[:, None])
-        present = frame_mask[:, :, None] & view_mask  # (B, T, V)
+        batch |= {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
+        batch, options = self._split_options(batch)
+        inputs = {name: batch[name] for name in INPUTS if name in batch}
+        if not self.config.has_flow_query:
+            inputs.pop("track_start", None)
+        outputs = self.model(**inputs, **options)
+        check_targets(self.config, batch)
+        layout = self.model.layout(batch_size(batch)[1])
 
-        def tokens(kind: Kind, group: int = 0) -> Tensor:
+        def read(kind: Kind, group: int = 0) -> Tensor:
             """Hidden states of one group, `(B, T, tokens, D)`."""
             positions = layout.positions(kind, group)
-            return outputs.last_hidden_state[:, positions].unflatten(1, (frames, -1))
+            return outputs.last_hidden_state[:, positions].unflatten(1, (batch_size(batch)[1], -1))
 
-        layout = self.model.layout(frames)
-        result = ForesightOutput(
+        predictions, losses, idle = {}, {}, []
+        for head in heads_of(self.config):
+            predicted = head.decode(self, read, batch)
+            found = head.loss(self.config, predicted, batch)
+            if self.training and not found:
+                idle.append(head.idle(self, predicted))
+            predictions |= predicted
+            losses |= {name: loss.mean((loss_counts or {}).get(name)) for name, loss in found.items()}
+        total = None
+        if losses or loss_counts is not None:
+            total = sum(self._weight(name) * loss for name, loss in losses.items())
+            # Distributed training waits for a gradient of every parameter: that of an idle head is zero.
+            total = total + sum(idle)
+        return ForesightOutput(
+            loss=total,
+            losses={name: loss.detach() for name, loss in losses.items()} or None,
             embeddings=outputs.embeddings,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **predictions,
         )
-        losses: dict[str, Tensor] = {}
-        idle: list[Tensor] = []  # what heads without a target gave
 
-        if config.has("depth"):
-            images = torch.stack([tokens(Kind.IMAGE, v) for v in range(views)], dim=2)  # (B, T, V, r + 1, D)
-            result.depth = self.depth_decoder(images)
-            if depth is not None:
-                losses["depth"] = depth_loss(result.depth, depth, present, config.patch_size)
-            else:
-                idle.append(result.depth)
+    def _weight(self, loss: str) -> float:
+        return getattr(self.config, f"{loss}_loss_weight")
 
-        if config.has("future"):
-            known = 0
-            if pixel_values is not None:
-                targets = self._future_targets(
-                    pixel_values, depth, present, lookahead_pixel_values, lookahead_depth, lookahead_mask
-                )
-                known = targets[0].shape[1]
-            # In training only the frames that have a target are decoded.
-            predicted = known if self.training and known else frames
-            future = torch.stack([tokens(Kind.FUTURE, v)[:, :predicted] for v in range(views)], dim=2)
-            decoded = [self.image_decoder(future)]
-            if "future" in config.objectives:
-                decoded.append(self.depth_decoder(future))
-            result.future_rgb, result.future_depth = (*decoded, None)[:2]
-            if known:
-                rgb, deep = (None if x is None else x[:, :known] for x in (*decoded, None)[:2])
-                losses["future"] = future_loss(rgb, deep, *targets, config.patch_size)
-            else:
-                idle += decoded
+    @torch.no_grad()
+    def count_targets(self, batch: Mapping) -> dict[str, Tensor]:
+        """What the losses of a batch are divided by: the number of elements that each of them counts.
 
-        if config.has("flow"):
-            if track_start is None:
-                track_start = flow_grid_points(*config.flow_grid, device=device).expand(batch, frames, -1, -1)
-            result.flow = self.flow_decoder(tokens(Kind.FLOW), track_start)
-            if track is not None:
-                weight = torch.ones_like(track[..., 0]) if track_weight is None else track_weight
-                losses["flow"] = flow_loss(result.flow, track, weight * frame_mask[:, :, None, None])
-            else:
-                idle.append(result.flow)
+        Nothing is predicted. Sums over processes and accumulated parts go to `forward` as `loss_counts`.
 
-        if config.has("action"):
-            style = torch.zeros(batch * frames, config.latent_dim, device=device)
-            mask = frame_mask[:, :, None].expand(-1, -1, config.chunk_size)
-            if action_mask is not None:
-                mask = mask & _as_bool(action_mask)
-            if actions is not None:
-                # The CVAE reads all steps of all frames, as in GR-MG: steps that do not exist are zero, and
-                # padded frames hold what the batch says, unless that is no number.
-                actions = actions if action_mask is None else masked_target(actions, action_mask[..., None])
-                known = frame_mask[:, :, None, None] | actions.isfinite()
-                actions = torch.where(known, actions, torch.zeros_like(actions))
-            if actions is not None and config.has_style:
-                mean, log_var = self.action_encoder(actions.flatten(0, 1).to(self.dtype))
-                if self.training and style_noise is None:
-                    style_noise = torch.randn_like(mean)
-                if style_noise is not None:
-                    style = mean + (0.5 * log_var).exp() * style_noise.reshape_as(mean)
-                result.style_mean, result.style_log_var = (
-                    x.unflatten(0, (batch, frames)) for x in (mean, log_var)
-                )
-                losses["kl"] = kl_loss(mean, log_var)
-            elif self.training and config.has_style:
-                idle += self.action_encoder(
-                    torch.zeros(1, config.chunk_size, config.action_dim, dtype=self.dtype, device=device)
-                )
-            chunks = self.action_decoder(tokens(Kind.ACTION).flatten(0, 2), style)  # (B * T, K, A)
-            result.actions = chunks.unflatten(0, (batch, frames))
-            if actions is not None:
-                losses["action"], losses["gripper"] = action_losses(
-                    result.actions, actions, mask, list(config.binary_action_indices), config.action_loss
-                )
-            else:
-                idle.append(result.actions)
+        Args:
+            batch (`Mapping`): A [`ForesightBatch`].
 
-        if config.has("progress"):
-            result.progress = self.progress_decoder(tokens(Kind.PROGRESS).flatten(0, 2)).unflatten(
-                0, (batch, frames)
-            )
-            if progress is not None:
-                losses["progress"] = progress_loss(result.progress, progress, frame_mask)
-            else:
-                idle.append(result.progress)
-
-        if losses:
-            result.loss = sum(getattr(config, f"{name}_loss_weight") * loss for name, loss in losses.items())
-            if self.training:
-                # Distributed training waits for a gradient of every parameter: here it is zero.
-                result.loss = result.loss + sum(0 * output.float().sum() for output in idle)
-            result.losses = {name: loss.detach() for name, loss in losses.items()}
-        return result
-
-    def _future_targets(self, pixel_values, depth, present, later_pixel_values, later_depth, later_mask):
-        """Frames `future_shift` ahead as far as there are any: RGB, depth (or `None`), mask `(B, T', V)`."""
-        shift, frames = self.config.future_shift, pixel_values.shape[1]
-        mask = present
-        if later_pixel_values is not None:
-            pixel_values = torch.cat([pixel_values, later_pixel_values], dim=1)
-            # A camera that was there in the window is there after it.
-            later_present = present.any(1, keepdim=True).expand(-1, later_pixel_values.shape[1], -1)
-            if later_mask is not None:
-                later_present = later_present & _as_bool(later_mask)[..., None]
-            mask = torch.cat([present, later_present], dim=1)
-            if depth is not None:
-                if later_depth is None:
-                    later_depth = depth.new_zeros(*depth.shape[:1], mask.shape[1] - frames, *depth.shape[2:])
-                depth = torch.cat([depth, later_depth], dim=1)
-        end = min(shift + frames, pixel_values.shape[1])
-        mask = mask[:, shift:end] & present[:, : max(end - shift, 0)]
-        return pixel_values[:, shift:end], None if depth is None else depth[:, shift:end], mask
+        Returns:
+            `dict`: float32 per loss of the config's objectives, always all of them: `(V,)` for `depth` and
+            `future`, `()` for the others; zero without targets.
+        """
+        counts = {}
+        for head in heads_of(self.config):
+            found = head.count(self.config, batch)
+            for name in head.losses:
+                views = (len(self.config.views),) if name in PER_VIEW else ()
+                counts[name] = found.get(name, torch.zeros(views, device=self.device))
+        return counts
 
     @torch.no_grad()
     def predict_action(self, **inputs) -> Tensor:
@@ -781,16 +543,25 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         [`stream`], which encodes new images only.
 
         Args:
-            **inputs: Those of [`ForesightModel.forward`], but `track_start`.
+            **inputs: [`ForesightInputs`] but `track_start`.
 
         Returns:
-            `torch.Tensor`: float32 `(B, K, A)` normalised; probabilities at the binary entries.
+            `torch.Tensor`: float32 `(B, K, A)` normalized; logits at the binary entries.
             `ForesightProcessor.decode_actions` turns it into the dataset's units.
 
         Raises:
+            TypeError: If an input is not known.
             ValueError: If the model was built without the objective `action`, or a shape does not fit.
         """
+        inputs, _ = self._split_options(inputs)
+        if inputs.get("goal_pixel_values") is None and inputs.get("goal_features") is None:
+            self.warn_without_goal()
         return self.decode_newest(**self.model.embed_inputs(**inputs))[0]
+
+    def warn_without_goal(self) -> None:
+        """Warns, once per process, that a policy trained with goal images acts without one."""
+        if self.config.goal_image:
+            logger.warning_once(NO_GOAL)
 
     def stream(self, processor: ProcessorMixin, **options) -> ForesightStream:
         """This policy at the controls of a robot, one observation at a time.
@@ -825,8 +596,6 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         hidden = self.model.read_newest(**embedded, queries=queries)  # (B, queries, D)
         style = torch.zeros(len(hidden), config.latent_dim, dtype=hidden.dtype, device=hidden.device)
         actions = self.action_decoder(hidden[:, 0], style)
-        for entry in config.binary_action_indices:
-            actions[..., entry].sigmoid_()
         return actions, self.progress_decoder(hidden[:, 1]) if with_progress else None
 
 

@@ -1,40 +1,7 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
 """From camera images, words and robot numbers to a model batch, and from predicted actions back to the robot.
 
-THE SCHEMA OF A BATCH. B samples, T frames (oldest first, padding at the end), V views, F frames after the
-window, K actions per chunk, L flow steps, P flow points, A action size. `h, w` may differ between views;
-H = W = `config.image_size`. Keys marked * are optional; a missing target only switches off its loss.
-
-A *raw* batch is what a data loader or a robot has (`training/windows/dataset.py` and
-[`ForesightProcessor.__call__`] make it):
-
-- `images`: dict view -> uint8 `(B, T + F, 3, h, w)`. RGB as recorded; the last F frames are targets only.
-- `task`: list of B strings. Instruction.
-- `frame_mask`*: bool `(B, T + F)`. Real frame?
-- `view_mask`*: bool `(B, V)`, or `(B, T, V)` if that changes. Camera present? Views absent from `images` are
-  masked anyway.
-- `state`*: float32 `(B, T, state_dim)`. Proprioception in the dataset's units.
-- `state_mask`*: bool `(B,)`. State present?
-- `goal_image`*: uint8 `(B, 3, h, w)`. Goal image of the first view; `goal_mask`*: bool `(B,)`.
-- `actions`*: float32 `(B, T, K, A)`. `recorded`: dataset's units; `local_delta`: `action_codec.py`'s, gripper
-  0 or 1.
-- `action_mask`*: bool `(B, T, K)`. The action exists (is not past the episode's end).
-- `depth`*: dict view -> float32 `(B, T + F, h, w)`. Metres along the optical axis; 0 = invalid.
-- `track_start`*: float32 `(B, T, P, 2)`. x, y at step 0 as fractions of the flow view, pixel centres.
-- `track`*: float32 `(B, T, L, P, 3)`. x, y fractions and z metres at steps 0 .. L - 1.
-- `track_weight`*: float32 `(B, T, L, P)`. 0 where not supervised.
-- `progress`*: float32 `(B, T)`. Completed share of the instruction.
-
-A *model* batch ([`ForesightProcessor.prepare_batch`] makes it) has the same keys but for
-
-- `pixel_values`: float32 `(B, T, V, 3, H, W)`. Resized, normalised by `image_mean` and `image_std`.
-- `lookahead_pixel_values`*: float32 `(B, F, V, 3, H, W)`. The F later frames, likewise.
-- `depth`*, `lookahead_depth`*: float32 `(B, T or F, V, H, W)`. Metres, resized by nearest neighbour.
-- `frame_mask`, `lookahead_mask`*: bool `(B, T)` and `(B, F)`, split from the raw one.
-- `input_ids`, `attention_mask`: int64 `(B, length)`. Tokenised instruction.
-- `state`*: float32, normalised; binary entries 0 or 1. `relative`: entries 0..5 are the pose seen from the
-  window's first frame, in metres and radians.
-- `actions`*: float32, normalised (`local_delta`: as they are); binary entries 0 or 1; masked steps 0.
+The schemas of both batches, [`RawBatch`] and [`ForesightBatch`], stand in `inputs.py`.
 """
 
 import warnings
@@ -222,7 +189,7 @@ class ForesightProcessor(ProcessorMixin):
         return self.prepare_batch(raw, device=device, history_length=frames)
 
     def prepare_batch(self, raw: dict, device=None, history_length: int | None = None) -> BatchFeature:
-        """Raw batch -> model batch (see the tables at the top of this file), on `device`.
+        """[`RawBatch`] -> [`ForesightBatch`], on `device`.
 
         Images travel to the device as uint8 and are resized and normalised there.
 
@@ -367,21 +334,22 @@ class ForesightProcessor(ProcessorMixin):
         """Undoes [`normalise_actions`], so that predictions compare with a raw batch's `actions`.
 
         Args:
-            actions (`torch.Tensor`): `(..., A)` normalised; probabilities at binary entries.
+            actions (`torch.Tensor`): `(..., A)` as the model gives them; logits at binary entries.
 
         Returns:
-            `torch.Tensor`: float32 `(..., A)`; binary entries are the lower or the higher of the dataset's
-            two values (0 or 1 without statistics and for `local_delta`). Entries that never varied in the
-            dataset are what they were there.
+            `torch.Tensor`: float32 `(..., A)`; binary entries are the lower or, for a probability above one
+            half, the higher of the dataset's two values (0 or 1 without statistics and for `local_delta`).
+            Entries that never varied in the dataset are what they were there.
         """
         actions = actions.float()
-        binary = _entries(self.binary_action_indices, actions)
+        # The only place where logits are read: a logit above 0 is a probability above one half.
+        binary, is_high = _entries(self.binary_action_indices, actions), actions > 0
         if self.action_stats is None or self.action_codec == "local_delta":
-            return torch.where(binary, (actions > 0.5).float(), actions)
+            return torch.where(binary, is_high.float(), actions)
         mean, std, low, high = _statistics("action", self.action_stats, actions)
         still = _constant(tuple(self.action_stats["std"]), actions.device) <= STILL
         moving = torch.where(still, mean, actions * std + mean)
-        return torch.where(binary, torch.where(actions > 0.5, high, low), moving)
+        return torch.where(binary, torch.where(is_high, high, low), moving)
 
     def normalise_state(self, state: Tensor) -> Tensor:
         """Dataset units -> zero mean, unit deviation; binary entries become 0 or 1.
@@ -407,7 +375,7 @@ class ForesightProcessor(ProcessorMixin):
         """Predictions of `ForesightForActionPrediction.predict_action` -> what the robot is commanded.
 
         Args:
-            actions (`torch.Tensor`): `(..., A)` normalised; probabilities at binary entries. For
+            actions (`torch.Tensor`): `(..., A)` as the model gives them; logits at binary entries. For
                 `local_delta` chunks `(..., K, 7)`.
             state (`torch.Tensor`, *optional*): `(..., state_dim)` *current* state in the dataset's units, not
                 normalised; `local_delta` needs it, other codecs ignore it.
@@ -421,14 +389,15 @@ class ForesightProcessor(ProcessorMixin):
         Raises:
             ValueError: If `local_delta` actions come without a state, or shapes do not fit.
         """
+        decoded = self.denormalise_actions(actions)
         if self.action_codec == "recorded":
-            return self.denormalise_actions(actions)
+            return decoded
         if state is None:
             raise ValueError(
                 "local_delta actions are motions in the gripper's own frame: pass the current state "
                 "(..., state_dim) in the dataset's units, decode_actions(actions, state)."
             )
-        return to_simulator_action(actions.float(), _as_tensor(state).to(actions.device).float())
+        return to_simulator_action(decoded, _as_tensor(state).to(decoded.device).float())
 
     def _stack_views(self, views: dict[str, Tensor], prepare, channels: tuple[int, ...], device) -> Tensor:
         """Views `(B, frames, ...)` of any size -> `(B, frames, V, ..., H, W)`; absent ones are zeros."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from .attention_mask import Kind
+from .tokens import Kind
 
 # What a processor and its model must agree on.
 SHARED = ("views", "image_size", "binary_action_indices", "action_codec", "state_representation")
@@ -211,6 +211,8 @@ class ForesightStream:
             raise ValueError(
                 f"Robots {rows[~self._instructed[rows]].tolist()} have no instruction: call reset."
             )
+        if not self._goal_mask[rows].all():
+            self.model.warn_without_goal()
         pixels, views, present = self._read_observation(images, view_mask, rows)
         state = self._read_state(state, rows)
         self._instructed[rows] = False  # a step that fails half-way ends the instruction

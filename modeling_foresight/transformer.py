@@ -31,6 +31,18 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+def start_normal(linear: nn.Linear, std: float) -> nn.Linear:
+    """Marks a linear layer to start with weights of N(0, `std`) and without bias; returns it."""
+    linear.init_std = std
+    return linear
+
+
+def gpt_linear(config: ForesightConfig, inputs: int, outputs: int, residual: bool = False) -> nn.Linear:
+    """A linear layer that starts as GPT-2's; one that ends in the residual stream starts smaller."""
+    shrink = (2 * config.num_hidden_layers) ** 0.5 if residual else 1.0
+    return start_normal(nn.Linear(inputs, outputs), config.initializer_range / shrink)
+
+
 class ForesightAttention(nn.Module):
     """Multi-head self-attention of the transformer, through the library's attention interface."""
 
@@ -41,10 +53,10 @@ class ForesightAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         # The mask says everything; without this flag sdpa would assume a causal one where there is none.
         self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = gpt_linear(config, config.hidden_size, config.hidden_size)
+        self.k_proj = gpt_linear(config, config.hidden_size, config.hidden_size)
+        self.v_proj = gpt_linear(config, config.hidden_size, config.hidden_size)
+        self.o_proj = gpt_linear(config, config.hidden_size, config.hidden_size, residual=True)
 
     def forward(
         self, hidden_states: Tensor, attention_mask=None, last_rows: int | None = None, **kwargs
@@ -86,8 +98,8 @@ class ForesightBlock(GradientCheckpointingLayer):
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.self_attn = ForesightAttention(config)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.up_proj = gpt_linear(config, config.hidden_size, config.intermediate_size)
+        self.down_proj = gpt_linear(config, config.intermediate_size, config.hidden_size, residual=True)
         self.activation = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.resid_pdrop)
 
@@ -103,4 +115,4 @@ class ForesightBlock(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.down_proj(expanded))
 
 
-__all__ = ["ForesightAttention", "ForesightBlock", "eager_attention_forward"]
+__all__ = ["ForesightAttention", "ForesightBlock", "eager_attention_forward", "gpt_linear", "start_normal"]

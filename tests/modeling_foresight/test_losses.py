@@ -5,20 +5,17 @@ import math
 import pytest
 import torch
 
-from modeling_foresight.checks import check_shapes
+from modeling_foresight.inputs import check_shapes
 from modeling_foresight.losses import (
     action_losses,
     depth_loss,
-    depth_target,
     flow_loss,
     future_loss,
     kl_loss,
     masked_mean,
-    patchify,
     progress_loss,
-    rgb_target,
-    unpatchify,
 )
+from modeling_foresight.targets import Target, depth_target, patchify, rgb_target, unpatchify
 
 B, T, V, K, L, P = 2, 3, 2, 4, 6, 5
 PATCH, ROWS, COLS = 4, 3, 2
@@ -110,6 +107,16 @@ def test_a_millimetre_of_noise_on_a_flat_patch_stays_of_unit_scale():
     assert depth_target(depth, PATCH)[0].abs().max() < 0.5
 
 
+def masked_depth(depth, mask) -> Target:
+    values, valid = depth_target(depth, PATCH)
+    return Target(values, valid & mask[..., None, None])
+
+
+def future(pixels, depth, mask) -> dict[str, Target]:
+    targets = {"future_rgb": Target(rgb_target(pixels, PATCH), mask[..., None, None])}
+    return targets if depth is None else targets | {"future_depth": masked_depth(depth, mask)}
+
+
 def test_depth_loss_is_the_sum_over_views_of_means_over_valid_elements():
     depth = 1 + draw(B, T, V, H, W, seed=1).abs()
     depth[0, 0, 0, :5] = 0
@@ -125,7 +132,8 @@ def test_depth_loss_is_the_sum_over_views_of_means_over_valid_elements():
                     target, valid = depth_target(depth[b, t, v], PATCH)
                     errors += ((prediction[b, t, v] - target) ** 2)[valid].tolist()
         expected += sum(errors) / len(errors)
-    assert depth_loss(prediction, depth, mask, PATCH).item() == pytest.approx(expected, rel=1e-5)
+    loss = depth_loss(prediction, masked_depth(depth, mask)).mean()
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("with_depth", [True, False])
@@ -148,7 +156,7 @@ def test_future_loss_is_the_mean_over_the_four_channels_summed_over_views(with_d
                     target, valid = depth_target(depth[b, t, v], PATCH)
                     errors += ((deep[b, t, v] - target) ** 2)[valid].tolist()
         expected += sum(errors) / len(errors)
-    loss = future_loss(rgb, deep, pixels, depth if with_depth else None, mask, PATCH)
+    loss = future_loss(rgb, deep, future(pixels, depth if with_depth else None, mask)).mean()
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -161,7 +169,9 @@ def test_flow_loss_is_the_weighted_mean_over_all_three_coordinates():
         for c in range(3):
             total += weight[*index].item() * (prediction[*index, c] - track[*index, c]).item() ** 2
             divisor += weight[*index].item()
-    assert flow_loss(prediction, track, weight).item() == pytest.approx(total / divisor, rel=1e-5)
+    assert flow_loss(prediction, Target(track, weight)).mean().item() == pytest.approx(
+        total / divisor, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["smooth_l1", "l1"])
@@ -183,7 +193,7 @@ def test_action_losses_are_masked_means_of_smooth_l1_and_cross_entropy(kind, bin
                 arm.append(d if kind == "l1" else (0.5 * d * d if d < 1 else d - 0.5))
     losses = action_losses(prediction, actions, mask, binary, kind)
     for loss, errors in zip(losses, (arm, gripper), strict=True):
-        assert loss.item() == pytest.approx(sum(errors) / len(errors) if errors else 0, rel=1e-4)
+        assert loss.mean().item() == pytest.approx(sum(errors) / len(errors) if errors else 0, rel=1e-4)
 
 
 def test_kl_loss_sums_dimensions_and_averages_all_frames():
@@ -192,15 +202,16 @@ def test_kl_loss_sums_dimensions_and_averages_all_frames():
         0.5 * (m**2 + math.exp(s) - 1 - s)
         for m, s in zip(mean.flatten().tolist(), log_var.flatten().tolist(), strict=True)
     )
-    assert kl_loss(mean, log_var).item() == pytest.approx(expected / (B * T), rel=1e-5)
-    assert kl_loss(torch.zeros(4, 6), torch.zeros(4, 6)) == 0
+    assert kl_loss(mean, log_var).mean().item() == pytest.approx(expected / (B * T), rel=1e-5)
+    assert kl_loss(torch.zeros(4, 6), torch.zeros(4, 6)).mean() == 0
 
 
 def test_progress_loss_counts_real_frames_only():
     prediction, progress = torch.rand(B, T), torch.rand(B, T)
     mask = torch.tensor([[True, True, False], [True, False, False]])
     errors = [(prediction[b, t] - progress[b, t]).item() ** 2 for b, t in mask.nonzero().tolist()]
-    assert progress_loss(prediction, progress, mask).item() == pytest.approx(sum(errors) / 3, rel=1e-5)
+    loss = progress_loss(prediction, Target(progress, mask)).mean()
+    assert loss.item() == pytest.approx(sum(errors) / 3, rel=1e-5)
 
 
 def all_losses(poison: float, mask_value: bool) -> dict[str, tuple[torch.Tensor, list[torch.Tensor]]]:
@@ -225,15 +236,17 @@ def all_losses(poison: float, mask_value: bool) -> dict[str, tuple[torch.Tensor,
     steps = some[..., None].expand(B, T, K)
     actions = target(B, T, K, 5)
     arm, gripper = action_losses(action, actions.where(actions.isnan(), actions.sigmoid()), steps, [1], "l1")
-    return {
-        "depth": (depth_loss(deep, depth, views, PATCH), [deep]),
-        "future": (future_loss(rgb, rgb_depth, pixels, depth, views, PATCH), [rgb, rgb_depth]),
-        "future without depth": (future_loss(rgb, rgb_depth, pixels, None, views, PATCH), [rgb, rgb_depth]),
-        "flow": (flow_loss(flow, target(B, T, L, P, 3), weight), [flow]),
+    rgbd, only_rgb = future(pixels, depth, views), future(pixels, None, views)
+    losses = {
+        "depth": (depth_loss(deep, masked_depth(depth, views)), [deep]),
+        "future": (future_loss(rgb, rgb_depth, rgbd), [rgb, rgb_depth]),
+        "future without depth": (future_loss(rgb, rgb_depth, only_rgb), [rgb, rgb_depth]),
+        "flow": (flow_loss(flow, Target(target(B, T, L, P, 3), weight)), [flow]),
         "arm": (arm, [action]),
         "gripper": (gripper, [action]),
-        "progress": (progress_loss(progress, target(B, T), some), [progress]),
+        "progress": (progress_loss(progress, Target(target(B, T), some)), [progress]),
     }
+    return {name: (loss.mean(), predictions) for name, (loss, predictions) in losses.items()}
 
 
 def test_masked_nan_targets_poison_neither_loss_nor_gradient():
@@ -254,12 +267,11 @@ def test_an_empty_mask_gives_an_exact_zero_with_a_zero_gradient():
 
 def test_losses_are_float32_for_bfloat16_predictions():
     weight = torch.ones(B, T, L, P)
-    loss = flow_loss(
-        torch.zeros(B, T, L, P, 3, dtype=torch.bfloat16), torch.full((B, T, L, P, 3), 0.5), weight
-    )
+    target = Target(torch.full((B, T, L, P, 3), 0.5), weight)
+    loss = flow_loss(torch.zeros(B, T, L, P, 3, dtype=torch.bfloat16), target).mean()
     assert loss.dtype == torch.float32 and loss.item() == 0.25
     kl = kl_loss(torch.ones(3, 4, dtype=torch.bfloat16), torch.zeros(3, 4, dtype=torch.bfloat16))
-    assert kl.dtype == torch.float32
+    assert kl.mean().dtype == torch.float32
 
 
 def test_masked_mean_of_weights_is_a_weighted_mean():

@@ -224,7 +224,8 @@ def test_actions_survive_normalising_and_decoding(config, processor):
     assert set(normalised[..., 2].unique().tolist()) == {0.0, 1.0}
     assert (normalised[..., 5] == 0).all()  # and not 0 / 1e-7
     torch.testing.assert_close(processor.decode_actions(normalised), actions)
-    assert processor.decode_actions(normalised + 0.4)[..., 2].unique().tolist() == [-1.0, 1.0]
+    normalised[..., 2] = 2 * normalised[..., 2] - 1.9  # logits
+    assert torch.equal(processor.decode_actions(normalised)[..., 2], actions[..., 2])
 
 
 def test_a_constant_entry_is_not_blown_up_by_noise(processor):
@@ -245,12 +246,13 @@ def test_the_state_is_normalised_with_its_binary_entries_as_bits(processor):
         torch.testing.assert_close(result[:, i], expected)
 
 
-def test_without_statistics_numbers_pass_and_probabilities_become_bits(config):
+def test_without_statistics_numbers_pass_and_logits_become_bits(config):
     processor = tiny_processor(config)
     actions = torch.tensor([0.3, 0.2, 0.7, 5.0, 0.0, 0.1, -1.0])
     assert torch.equal(processor.normalise_actions(actions), actions)
     decoded = processor.decode_actions(actions)
-    assert decoded[2] == 1 and torch.equal(decoded[[0, 1, 3, 4, 5, 6]], actions[[0, 1, 3, 4, 5, 6]])
+    assert decoded[2] == 1 and processor.decode_actions(-actions)[2] == 0
+    assert torch.equal(decoded[[0, 1, 3, 4, 5, 6]], actions[[0, 1, 3, 4, 5, 6]])
 
 
 def test_decoding_leaves_its_input_alone(processor):
@@ -339,7 +341,7 @@ def test_local_deltas_are_decoded_from_the_current_state_to_the_simulators_actio
     processor = tiny_processor(calvin_config(), state_stats=CALVIN_STATS)
     states = calvin_states(B, 4 + 1)
     chunks = encode_local_delta(states)
-    chunks[..., 6] = torch.where(chunks[..., 6] > 0, 0.8, 0.3)  # probabilities
+    chunks[..., 6] = torch.where(chunks[..., 6] > 0, 1.4, -0.9)  # logits
     decoded = processor.decode_actions(chunks, states[:, 0])
     assert torch.equal(decoded, to_simulator_action(chunks, states[:, 0]))
     torch.testing.assert_close(decoded[..., :3], 50 * states[..., :3].diff(dim=1), atol=1e-4, rtol=0)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from modeling_foresight import ForesightForActionPrediction
-from modeling_foresight.losses import depth_target, rgb_target
+from modeling_foresight.targets import depth_target, rgb_target
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training.evaluation.predictions import _undo_depth, _undo_rgb, depth_limits, foresee

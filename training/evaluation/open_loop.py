@@ -26,7 +26,8 @@ from torch import Tensor, distributed
 from tqdm import tqdm
 
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
-from modeling_foresight.losses import depth_target, masked_mean, rgb_target
+from modeling_foresight.losses import masked_mean
+from modeling_foresight.targets import depth_target, rgb_target
 
 if TYPE_CHECKING:
     from training.run_data import RunData

@@ -13,7 +13,7 @@ import torch
 
 from datasets_scripts.inspection.pictures import Flow, depth_range
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
-from modeling_foresight.losses import depth_statistics, patchify, unpatchify
+from modeling_foresight.targets import depth_statistics, patchify, unpatchify
 from training.windows.dataset import ForesightWindows, collate_windows
 
 __all__ = ["Moment", "Prediction", "depth_limits", "foresee", "predict_windows"]

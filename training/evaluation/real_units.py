@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
-from modeling_foresight.losses import depth_statistics, unpatchify
+from modeling_foresight.targets import depth_statistics, unpatchify
 from training.evaluation.metric_loader import load_metric
 from training.evaluation.predictions import Moment, Prediction, predict_windows
 from training.windows.dataset import ForesightWindows

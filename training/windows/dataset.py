@@ -16,7 +16,7 @@ frames, V views, K action chunk, L flow length, P grid nodes, A action size; tor
 | `frame_mask` | bool `(T+F,)` | false for lookahead frames past the episode's end (zeros then) |
 | `state`, `state_mask` | float32 `(T, state_dim)`, bool `()` | dataset units; absent if there is none |
 | `actions`, `action_mask` | float32 `(T, K, A)`, bool `(T, K)` | s..s+K-1; zeros past the end; see below |
-| `track_start`, `track`, ... | see `flow_targets.build_flow_targets` | first view only |
+| `track_start`, `track`, ... | see `targets.build_flow_targets` | first view only |
 | `progress` | float32 `(T,)` | (s - first) / (last - first) of the episode |
 | `goal_image`, `goal_mask` | uint8 `(3, h, w)`, bool `()` | a frame after the window; first view |
 | `task` | str | instruction |
@@ -50,7 +50,7 @@ from datasets_scripts.columns import (
 from datasets_scripts.storage.frame_cache import open_frames
 from datasets_scripts.storage.rows import DatasetRows
 from modeling_foresight.action_codec import ACTION_SIZE, GRIPPER, encode_local_delta
-from modeling_foresight.flow_targets import blank_flow_targets, build_flow_targets
+from modeling_foresight.targets import blank_flow_targets, build_flow_targets
 from training.windows.augmentation import draw_shift, shift_fraction, shift_frames, shift_px
 from training.windows.mixture import ConcatWindows, collate_windows
 from training.windows.sampler import WindowSampler

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modeling_foresight import ForesightForActionPrediction
-from modeling_foresight.losses import depth_target
+from modeling_foresight.targets import depth_target
 from tests.tiny import TASKS, tiny_config, tiny_processor
 from training.evaluation.open_loop import (
     evaluate_open_loop,

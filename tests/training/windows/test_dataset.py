@@ -20,7 +20,7 @@ from datasets_scripts.columns import (
     write_provenance,
 )
 from modeling_foresight.action_codec import to_simulator_action
-from modeling_foresight.flow_targets import build_flow_targets
+from modeling_foresight.targets import build_flow_targets
 from tests.synthetic import make_dataset
 from training.windows.dataset import (
     ConcatWindows,

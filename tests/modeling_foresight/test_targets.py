@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from modeling_foresight.flow_targets import build_flow_targets, choose_points, grid_nodes
+from modeling_foresight.targets import build_flow_targets, choose_points, grid_nodes
 
 FRAMES, FLOW_LENGTH, POINTS, GRID = 3, 4, 40, (3, 5)
 NODES = GRID[0] * GRID[1]

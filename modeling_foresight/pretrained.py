@@ -1,7 +1,6 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
 """What the model classes share: their outputs, loading, and initialisation."""
 
-import inspect
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -15,6 +14,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, find_adapter_con
 from .configuration_foresight import ForesightConfig
 from .decoders import FlowDecoder, PatchDecoder
 from .encoders import PerceiverResampler, SpatialReadout, chooses_attention, sincos_2d
+from .inputs import ForesightInputs
 from .transformer import ForesightAttention, ForesightBlock
 
 LIBRARY_ARGUMENTS = frozenset(TransformersKwargs.__annotations__)
@@ -96,6 +96,7 @@ class ForesightPreTrainedModel(PreTrainedModel):
     # Its kernels take no arbitrary 4D mask.
     _supports_flash_attn = False
     _supports_attention_backend = True
+    _schema: type = ForesightInputs  # what `forward` takes
     _can_record_outputs = {"hidden_states": ForesightBlock, "attentions": ForesightAttention}
 
     @classmethod
@@ -202,52 +203,52 @@ class ForesightPreTrainedModel(PreTrainedModel):
                 by_default = module.__dict__.setdefault("_fused_by_default", module.fused_attn)
                 module.fused_attn = by_default and self.config._attn_implementation != "eager"
 
-    def _refuse_unknown(self, given: dict) -> None:
-        """Refuses arguments that neither `forward` nor the library knows: a misspelt mask masks nothing."""
-        if unknown := sorted(set(given) - LIBRARY_ARGUMENTS):
-            known = list(inspect.signature(self.forward).parameters)
+    def _split_options(self, given: dict) -> tuple[dict, dict]:
+        """Parts of a batch that `forward` was given, and arguments of the library, which pass through.
+
+        Raises:
+            TypeError: If it is neither; a misspelled mask would mask nothing.
+        """
+        known = self._schema.__annotations__
+        options = {name: value for name, value in given.items() if name in LIBRARY_ARGUMENTS}
+        batch = {name: value for name, value in given.items() if name in known}
+        if unknown := [name for name in given if name not in options and name not in batch]:
             near = get_close_matches(unknown[0], known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known[:-1])}."
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}."
             raise TypeError(f"{type(self).__name__} takes no argument {unknown[0]!r}: {hint}")
+        return batch, options
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """GR-MG's initialisation: the transformer as GPT-2, everything else as PyTorch does.
+        """GR-MG's initialization: the transformer as GPT-2, everything else as PyTorch does.
 
-        Every bare parameter and every buffer is set here, because `from_pretrained` starts from empty memory.
+        Only leaves are set: from transformers 5.13 on a module whose parameters all belong to its children
+        never comes here. Linear layers that do not start as PyTorch's say so (`start_normal`). Every bare
+        parameter and every buffer is set too, because `from_pretrained` starts from empty memory.
         """
+        config = self.config
         if isinstance(module, nn.Linear):
-            bound = module.in_features**-0.5
-            init.uniform_(module.weight, -bound, bound)
-            if module.bias is not None:
-                init.uniform_(module.bias, -bound, bound)
+            if (std := getattr(module, "init_std", None)) is None:
+                bound = module.in_features**-0.5
+                init.uniform_(module.weight, -bound, bound)
+                if module.bias is not None:
+                    init.uniform_(module.bias, -bound, bound)
+            else:
+                init.normal_(module.weight, std=std)
+                init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=self.config.embedding_initializer_range)
+            init.normal_(module.weight, std=config.embedding_initializer_range)
         else:
             super()._init_weights(module)
-        if isinstance(module, ForesightBlock):
-            std = self.config.initializer_range
-            residual_std = std / (2 * self.config.num_hidden_layers) ** 0.5
-            attention = module.self_attn
-            for linear in (attention.q_proj, attention.k_proj, attention.v_proj, module.up_proj):
-                init.normal_(linear.weight, std=std)
-                init.zeros_(linear.bias)
-            for linear in (attention.o_proj, module.down_proj):
-                init.normal_(linear.weight, std=residual_std)
-                init.zeros_(linear.bias)
-        elif isinstance(module, PerceiverResampler):
-            init.normal_(module.latents, std=self.config.embedding_initializer_range)
-            init.normal_(module.media_pos_emb, std=self.config.embedding_initializer_range)
+        if isinstance(module, PerceiverResampler):
+            init.normal_(module.latents, std=config.embedding_initializer_range)
+            init.normal_(module.media_pos_emb, std=config.embedding_initializer_range)
         elif isinstance(module, SpatialReadout):
             init.normal_(module.maps, std=module.maps.shape[1] ** -0.5)
-        elif isinstance(module, PatchDecoder):
+        elif isinstance(module, PatchDecoder | FlowDecoder):
             init.zeros_(module.mask_token)
-            init.copy_(module.positions, sincos_2d(module.side, module.side, module.width)[None])
-        elif isinstance(module, FlowDecoder):
-            init.zeros_(module.mask_token)
-            # Small, so that training starts from "points stay put".
-            init.normal_(module.predict.weight, std=1e-4)
-            init.zeros_(module.predict.bias)
+            if isinstance(module, PatchDecoder):
+                init.copy_(module.positions, sincos_2d(module.side, module.side, module.width)[None])
 
 
 __all__ = ["ForesightModelOutput", "ForesightOutput", "ForesightPreTrainedModel"]

@@ -1,0 +1,441 @@
+# Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
+"""What every head should predict for a batch, and how much each element counts.
+
+The losses, the open-loop errors and the pictures take their targets from here: one function per target, each
+of a model batch ([`ForesightBatch`]). The second half makes flow targets from tracked points; the loaders
+call it.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from .configuration_foresight import ForesightConfig
+from .encoders import flow_grid_points
+from .inputs import present_views, real_frames
+
+MIN_VALID_SHARE = 0.25
+NEAREST_WITHIN_SPACINGS = 2.0
+
+
+class Target(NamedTuple):
+    """What a head should predict, and how much each element counts.
+
+    Attributes:
+        values: float32, in the form of the head's prediction; may be anything where `weight` is 0.
+        weight: Boolean or float, broadcastable to `values`.
+    """
+
+    values: Tensor
+    weight: Tensor
+
+
+def masked_target(target: Tensor, mask: Tensor) -> Tensor:
+    """`target` in float32 with 0 where `mask` is 0.
+
+    Targets may be NaN where nothing is known. Masking the error alone would not do: backward multiplies the
+    masked 0 by the derivative of the error, and 0 * NaN is NaN.
+    """
+    target = target.float()
+    return torch.where(mask.expand_as(target) > 0, target, torch.zeros_like(target))
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """`(..., C, H, W)` -> `(..., N, patch_size**2 * C)`, row-major; inside a patch (row, column, channel).
+
+    Raises:
+        ValueError: If `patch_size` does not divide the image; the message gives both sizes.
+    """
+    height, width = images.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"Images of {height}x{width} pixels cannot be cut into patches of {patch_size} pixels."
+        )
+    return rearrange(images, "... c (h p) (w q) -> ... (h w) (p q c)", p=patch_size, q=patch_size)
+
+
+def unpatchify(patches: Tensor, patch_size: int, channels: int) -> Tensor:
+    """Inverse of [`patchify`] for square images: `(..., N, patch_size**2 * C)` -> `(..., C, H, W)`."""
+    side = round(patches.shape[-2] ** 0.5)
+    return rearrange(
+        patches,
+        "... (h w) (p q c) -> ... c (h p) (w q)",
+        h=side,
+        w=side,
+        p=patch_size,
+        q=patch_size,
+        c=channels,
+    )
+
+
+def rgb_target(pixel_values: Tensor, patch_size: int) -> Tensor:
+    """RGB patches with zero mean and unit deviation each (GR-MG's form of MAE's target).
+
+    `(x - mean) / (sqrt(unbiased var) + 1e-6)` over the `patch_size**2 * 3` values of a patch.
+
+    Args:
+        pixel_values (`torch.Tensor`): `(..., 3, H, W)` normalised network input.
+        patch_size (`int`): Side of a patch in pixels.
+
+    Returns:
+        `torch.Tensor`: float32 `(..., N, patch_size**2 * 3)`.
+    """
+    patches = patchify(pixel_values.float(), patch_size)
+    centred = patches - patches.mean(-1, keepdim=True)
+    # Several times as fast as `std` on a CPU.
+    variance = centred.square().sum(-1, keepdim=True) / (centred.shape[-1] - 1)
+    return centred / (variance.sqrt() + 1e-6)
+
+
+def depth_statistics(depth: Tensor, patch_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Patches of a depth map with each patch's mean and deviation over its valid pixels.
+
+    Args:
+        depth (`torch.Tensor`): `(..., H, W)` metres; 0 or non-finite where invalid.
+        patch_size (`int`): Side of a patch in pixels.
+
+    Returns:
+        Patches `(..., N, patch_size**2)` in metres, their valid pixels (bool, same shape), mean
+        `(..., N, 1)` and `sqrt(unbiased var + 1e-6)` `(..., N, 1)` in metres: a floor of 1 mm, so that flat
+        patches do not blow up noise.
+    """
+    patches = patchify(depth.float()[..., None, :, :], patch_size)
+    valid = is_valid_depth(patches)
+    patches = torch.where(valid, patches, torch.zeros_like(patches))
+    count = valid.sum(-1, keepdim=True)
+    mean = patches.sum(-1, keepdim=True) / count.clamp(min=1)
+    squares = torch.where(valid, (patches - mean) ** 2, torch.zeros_like(patches))
+    var = squares.sum(-1, keepdim=True) / (count - 1).clamp(min=1)
+    return patches, valid, mean, (var + 1e-6).sqrt()
+
+
+def is_valid_depth(depth: Tensor) -> Tensor:
+    """Where depth is known: finite and above 0 (metres)."""
+    return torch.isfinite(depth) & (depth > 0)
+
+
+def _in_good_patches(valid: Tensor) -> Tensor:
+    """`(..., N, patch_size**2)` valid pixels without those of patches where less than a quarter is valid."""
+    return valid & (valid.float().mean(-1, keepdim=True) >= MIN_VALID_SHARE)
+
+
+def depth_target(depth: Tensor, patch_size: int) -> Target:
+    """Depth patches with zero mean and unit deviation each, and where they may be compared.
+
+    Args:
+        depth (`torch.Tensor`): `(..., H, W)` metres; 0 or non-finite where invalid.
+        patch_size (`int`): Side of a patch in pixels.
+
+    Returns:
+        [`Target`] of `(..., N, patch_size**2)`; its boolean weight leaves out invalid pixels, and all pixels
+        of patches with less than a quarter of valid ones.
+    """
+    patches, valid, mean, deviation = depth_statistics(depth, patch_size)
+    return Target((patches - mean) / deviation, _in_good_patches(valid))
+
+
+def depth_weight(depth: Tensor, patch_size: int) -> Tensor:
+    """The weight of [`depth_target`] alone, for counting."""
+    return _in_good_patches(is_valid_depth(patchify(depth.float()[..., None, :, :], patch_size)))
+
+
+def depth_targets(config: ForesightConfig, batch: Mapping) -> Target | None:
+    """Current depth `(B, T, V, N, patch_size**2)`, normalized per patch; `None` if the batch has no depth."""
+    if batch.get("depth") is None:
+        return None
+    values, valid = depth_target(batch["depth"], config.patch_size)
+    return Target(values, valid & present_views(config, batch)[..., None, None])
+
+
+def newest_trained_future(config: ForesightConfig) -> int:
+    """The newest frame of a whole window whose future is trained, 0 for the oldest.
+
+    With `future_targets="window"` targets lie inside the window, so that the last `future_shift` frames have
+    none: what they predict was never trained.
+    """
+    untrained = config.future_shift if config.future_targets == "window" else 0
+    return config.history_length - 1 - untrained
+
+
+def frames_ahead(config: ForesightConfig, now: Tensor, later: Tensor | None) -> Tensor:
+    """Frames `future_shift` after those of a window, as far as there are any.
+
+    Args:
+        config (`ForesightConfig`): Says how far ahead.
+        now (`torch.Tensor`): `(B, T, ...)`, the window.
+        later (`torch.Tensor`, *optional*): `(B, F, ...)`, the frames after it.
+
+    Returns:
+        `torch.Tensor`: `(B, T', ...)` with T' at most T.
+    """
+    shift, frames = config.future_shift, now.shape[1]
+    if later is None:
+        return now[:, shift:]
+    return torch.cat([now[:, shift:], later[:, max(shift - frames, 0) : shift]], dim=1)
+
+
+def future_mask(config: ForesightConfig, batch: Mapping) -> Tensor:
+    """Boolean `(B, T', V)`: the frame and the one `future_shift` after it are real, the camera exists."""
+    now, later = present_views(config, batch), None
+    if (pixels := batch.get("lookahead_pixel_values")) is not None:
+        # A camera that was there in the window is there after it.
+        later = now.any(1, keepdim=True).expand(-1, pixels.shape[1], -1)
+        if batch.get("lookahead_mask") is not None:
+            later = later & batch["lookahead_mask"].bool()[..., None]
+    ahead = frames_ahead(config, now, later)
+    return ahead & now[:, : ahead.shape[1]]
+
+
+def future_depth(config: ForesightConfig, batch: Mapping) -> Tensor | None:
+    """Depth `future_shift` frames ahead `(B, T', V, H, W)` in metres; `None` if the batch has no depth."""
+    now, later, pixels = (batch.get(k) for k in ("depth", "lookahead_depth", "lookahead_pixel_values"))
+    if now is None:
+        return None
+    if pixels is None:
+        later = None
+    elif later is None:
+        later = now.new_zeros(len(now), pixels.shape[1], *now.shape[2:])
+    return frames_ahead(config, now, later)
+
+
+def num_future_targets(config: ForesightConfig, batch: Mapping) -> int:
+    """T', the number of a batch's frames that have a target `future_shift` frames ahead."""
+    return 0 if batch.get("pixel_values") is None else future_mask(config, batch).shape[1]
+
+
+def future_targets(config: ForesightConfig, batch: Mapping) -> dict[str, Target]:
+    """RGB and depth `future_shift` frames ahead, normalized per patch.
+
+    Returns:
+        `dict`: `future_rgb` `(B, T', V, N, patch_size**2 * 3)`, and `future_depth` `(B, T', V, N,
+        patch_size**2)` if it is predicted and the batch has depth. Empty without future frames.
+    """
+    if not num_future_targets(config, batch):
+        return {}
+    mask, patch = future_mask(config, batch)[..., None, None], config.patch_size
+    pixels = frames_ahead(config, batch["pixel_values"], batch.get("lookahead_pixel_values"))
+    targets = {"future_rgb": Target(rgb_target(pixels, patch), mask)}
+    depth = future_depth(config, batch)
+    if depth is not None and "future" in config.objectives:
+        values, valid = depth_target(depth, patch)
+        targets["future_depth"] = Target(values, valid & mask)
+    return targets
+
+
+def flow_targets(config: ForesightConfig, batch: Mapping) -> Target | None:
+    """Trajectories `(B, T, L, P, 3)`, or `(B, T, L, P, 2)` for `flow_2d`, with weights `(B, T, L, P)`."""
+    if batch.get("track") is None:
+        return None
+    track, weight = batch["track"].float()[..., : config.flow_dim], batch.get("track_weight")
+    weight = torch.ones_like(track[..., 0]) if weight is None else weight.float()
+    return Target(track, weight * real_frames(batch)[:, :, None, None])
+
+
+def action_weight(config: ForesightConfig, batch: Mapping) -> Tensor:
+    """Boolean `(B, T, K)`: the frame is real and the action exists."""
+    mask = real_frames(batch)[:, :, None].expand(-1, -1, config.chunk_size)
+    return mask if batch.get("action_mask") is None else mask & batch["action_mask"].bool()
+
+
+def progress_targets(config: ForesightConfig, batch: Mapping) -> Target | None:
+    """The completed share of the instruction at every frame; `(B, T)` both."""
+    if batch.get("progress") is None:
+        return None
+    return Target(batch["progress"].float(), real_frames(batch))
+
+
+# ---------------------------------------------------------------------- flow targets from tracked points
+
+
+@functools.cache
+def grid_nodes(grid: tuple[int, int]) -> np.ndarray:
+    """Centres of the cells of a grid `(rows, cols)`, row-major: float32 `(P, 2)` image fractions x, y."""
+    nodes = flow_grid_points(*grid).numpy()
+    nodes.setflags(write=False)  # all callers share it
+    return nodes
+
+
+def choose_points(
+    xy: np.ndarray,
+    visible: np.ndarray,
+    moving: np.ndarray,
+    grid: tuple[int, int],
+    p_moving: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Chooses one tracked point per grid node and frame.
+
+    3D Foresight asks at inference for the flow of a uniform grid, and trains with tracked points "near grids"
+    drawn at random. Here both happen in *augmented* coordinates and for every frame of a window on its own.
+    For node `j` at `g_j`, with grid spacing `a`:
+
+        candidates = points visible at that frame inside the node's cell (within a/2 of g_j)
+                     otherwise the nearest visible point within 2a
+        none                                     -> g_j itself, weight 0
+        a moving one among them, and rand < p_mov -> one of the moving ones at random
+        otherwise                                -> any of them at random
+
+    Cells are half open, so a point on a border belongs to exactly one node; distances are measured in
+    spacings, so grids of any aspect work. Points that the shift pushed out of the picture are not visible.
+
+    Args:
+        xy (`numpy.ndarray`): `(T, n, 2)` float32 augmented image fractions.
+        visible (`numpy.ndarray`): `(T, n)` bool.
+        moving (`numpy.ndarray`): `(n,)` bool, the label of the whole episode.
+        grid (`tuple[int, int]`): `(rows, cols)`, `P = rows * cols`.
+        p_moving (`float`): Probability to insist on a moving point where a node's cell holds one.
+        rng (`numpy.random.Generator`): Source of randomness.
+
+    Returns:
+        `numpy.ndarray`: `(T, P)` int64 point numbers, -1 where a node has no candidate.
+    """
+    n_frames, n_points = visible.shape
+    rows, cols = grid
+    n_nodes = rows * cols
+    column, row = xy[..., 0] * np.float32(cols), xy[..., 1] * np.float32(rows)  # (T, n), in cells
+    # NaN compares false.
+    usable = visible & (column >= 0) & (column < cols) & (row >= 0) & (row < rows)
+
+    # The last write to a slot wins, so one shuffled order makes a uniform choice in all cells of all frames.
+    order = rng.permutation(n_frames * n_points)
+    order = order[usable.ravel()[order]]
+    frames, points = np.divmod(order, max(n_points, 1))
+    cells = row.ravel()[order].astype(np.int64) * cols + column.ravel()[order].astype(np.int64)
+    slots = frames * n_nodes + cells
+    any_choice = np.full(n_frames * n_nodes, -1, np.int64)
+    any_choice[slots] = points
+    is_moving = moving[points]
+    moving_choice = np.full(n_frames * n_nodes, -1, np.int64)
+    moving_choice[slots[is_moving]] = points[is_moving]
+    insist = rng.random(n_frames * n_nodes) < p_moving
+    choice = np.where(insist & (moving_choice >= 0), moving_choice, any_choice).reshape(n_frames, n_nodes)
+    return _fill_from_nearest(choice, xy, usable, grid)
+
+
+def _fill_from_nearest(
+    choice: np.ndarray, xy: np.ndarray, usable: np.ndarray, grid: tuple[int, int]
+) -> np.ndarray:
+    """Give every empty node the nearest usable point within two spacings; edits and returns `choice`."""
+    rows, cols = grid
+    column_centres = np.arange(cols, dtype=np.float32)[:, None] + np.float32(0.5)  # in spacings
+    row_centres = np.arange(rows, dtype=np.float32)[:, None] + np.float32(0.5)
+    for frame in np.flatnonzero((choice < 0).any(1) & usable.any(1)):
+        empty = np.flatnonzero(choice[frame] < 0)
+        candidates = np.flatnonzero(usable[frame])
+        x, y = xy[frame, candidates].T
+        # The largest of two axes separates: columns and rows are measured once, not once per node.
+        along_x = np.abs(column_centres - x * np.float32(cols))  # (cols, n')
+        along_y = np.abs(row_centres - y * np.float32(rows))
+        distance = np.maximum(along_x[empty % cols], along_y[empty // cols])  # (E, n')
+        nearest = distance.argmin(1)
+        near = distance[np.arange(len(empty)), nearest] <= NEAREST_WITHIN_SPACINGS
+        choice[frame, empty[near]] = candidates[nearest[near]]
+    return choice
+
+
+def build_flow_targets(
+    points: np.ndarray,
+    visible: np.ndarray,
+    moving: np.ndarray,
+    n_frames: int,
+    flow_length: int,
+    grid: tuple[int, int],
+    rng: np.random.Generator,
+    p_moving: float = 0.5,
+    occluded_weight: float = 1.0,
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> dict[str, np.ndarray]:
+    """Targets of the flow head for all frames of one window.
+
+    Args:
+        points (`numpy.ndarray`): `(R, n, 3)` float of any size, the tracks at the window's frames and after,
+            oldest first: x, y image fractions, z metres. `R` is `n_frames + flow_length - 1`, or less where
+            the episode ends earlier.
+        visible (`numpy.ndarray`): `(R, n)` bool; false for padding points at all times.
+        moving (`numpy.ndarray`): `(n,)` bool.
+        n_frames (`int`): T, history frames.
+        flow_length (`int`): L, steps `s, s+1, ..., s+L-1`; step 0 is now.
+        grid (`tuple[int, int]`): `(rows, cols)`, `P = rows * cols`.
+        rng (`numpy.random.Generator`): Source of randomness.
+        p_moving (`float`): See `choose_points`.
+        occluded_weight (`float`): Weight of steps at which the chosen point is hidden. 1 keeps the paper's
+            plain mean, ATM uses 0.1.
+        shift (`tuple[float, float]`): How far the augmented picture looks to the right and down, as fractions
+            of the image; taken from x and y.
+
+    Returns:
+        `dict`: `track_start` `(T, P, 2)` float32 fractions, the chosen point at step 0 or the node itself;
+        `track` `(T, L, P, 3)` float32; `track_weight` `(T, L, P)` float32, 0 for nodes without a candidate,
+        past the episode's end, and where a track is not finite or has no depth; `track_moving` `(T, P)` bool.
+    """
+    n_rows, n_points = points.shape[:2]
+    moved = np.float32([*shift, 0])
+    xy_now = points[:n_frames, :, :2].astype(np.float32) - moved[:2]
+    choice = choose_points(xy_now, visible[:n_frames], moving, grid, p_moving, rng)  # (T, P)
+    chosen = choice >= 0
+    safe = np.where(chosen, choice, 0)
+    step = np.arange(n_frames)[:, None] + np.arange(flow_length)  # (T, L) row of frame t at step k
+    exists = (step < n_rows)[..., None] & chosen[:, None]  # (T, L, P)
+    if n_points == 0:  # nothing tracked in this episode: all nodes are empty
+        track = np.zeros((*exists.shape, 3), np.float32)
+        seen = np.zeros(exists.shape, bool)
+        start = np.zeros((*choice.shape, 2), np.float32)
+    else:
+        # Only what was chosen is converted and moved: a window has several times as many points.
+        place = np.minimum(step, n_rows - 1)[..., None] * n_points + safe[:, None]  # (T, L, P)
+        track = points.reshape(-1, 3).take(place, axis=0).astype(np.float32) - moved
+        seen = visible.reshape(-1).take(place)
+        start = np.take_along_axis(xy_now, safe[..., None], axis=1)
+    x, y, z = np.moveaxis(track, -1, 0)
+    exists &= np.isfinite(x) & np.isfinite(y) & np.isfinite(z) & (z > 0)
+    weight = np.where(seen, np.float32(1), np.float32(occluded_weight)) * exists
+    track[~exists] = 0
+    return {
+        "track_start": np.where(chosen[..., None], start, grid_nodes(grid)),
+        "track": track,
+        "track_weight": weight,
+        "track_moving": chosen & (moving[safe] if len(moving) else False),
+    }
+
+
+def blank_flow_targets(n_frames: int, flow_length: int, grid: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Targets that teach nothing, as [`build_flow_targets`] has them: grid nodes as starts, weight 0."""
+    nodes = grid_nodes(grid)
+    return {
+        "track_start": np.repeat(nodes[None], n_frames, axis=0),
+        "track": np.zeros((n_frames, flow_length, len(nodes), 3), np.float32),
+        "track_weight": np.zeros((n_frames, flow_length, len(nodes)), np.float32),
+        "track_moving": np.zeros((n_frames, len(nodes)), bool),
+    }
+
+
+__all__ = [
+    "Target",
+    "action_weight",
+    "blank_flow_targets",
+    "build_flow_targets",
+    "choose_points",
+    "depth_statistics",
+    "depth_target",
+    "depth_targets",
+    "depth_weight",
+    "flow_targets",
+    "frames_ahead",
+    "future_depth",
+    "future_mask",
+    "future_targets",
+    "grid_nodes",
+    "is_valid_depth",
+    "masked_target",
+    "newest_trained_future",
+    "num_future_targets",
+    "patchify",
+    "progress_targets",
+    "rgb_target",
+    "unpatchify",
+]
