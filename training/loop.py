@@ -5,12 +5,12 @@ exactly.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import ProjectConfiguration, parse_flag_from_env
+from accelerate.utils import ProjectConfiguration, gather_object, parse_flag_from_env
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
@@ -191,25 +191,30 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> int:
     batches = iter(training_loader(config, run.data, run.sampler(), accelerator.device))
     run.model.train()
     for step in range(run.start, options.steps):
-        for part in range(parts):
+        with log.timed("data_s"):
+            raws = [next(batches) for _ in range(parts)]
+        micro_batches = [run.prepare_batch(raw) for raw in raws]
+        counts = count_targets(run, micro_batches)
+        total = 0.0
+        for part, batch in enumerate(micro_batches):
             # Dropout and noise are a function of (seed, step, process), whatever ran in between.
             torch.manual_seed(step_seed(config.seed, step * parts + part, accelerator.process_index))
-            with log.timed("data_s"):
-                raw = next(batches)
             with accelerator.accumulate(run.model):
-                outputs = run.model(**run.prepare_batch(raw))
+                outputs = run.model(**batch, loss_counts=counts)
                 accelerator.backward(outputs.loss)
+                total = total + outputs.loss.detach()
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(run.trained, options.max_grad_norm)
+                    check_finite(run, step, micro_batches, total, norm)
                     log.add({"grad_norm": norm})
                 run.optimizer.step()
                 run.optimizer.zero_grad()
-            log.add({"loss": outputs.loss.detach(), **outputs.losses})
+            log.add({"loss": outputs.loss.detach(), **(outputs.losses or {})})
         run.scheduler.step()
         log.bar.update()
         done, last = step + 1, step + 1 == options.steps
         if done % options.log_every == 0 or last:
-            extra = flow_errors(outputs.flow.detach(), raw) if outputs.flow is not None else {}
+            extra = flow_errors(outputs.flow.detach(), raws[-1]) if outputs.flow is not None else {}
             log.write(done, lr=run.scheduler.get_last_lr()[0], windows=options.batch_size, **extra)
         with log.paused():
             if run.data.val and options.val_every and done % options.val_every == 0 and not last:
@@ -223,6 +228,66 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> int:
             accelerator.print(f"stopped after step {done}; continue with --resume")
             return stop.exit_code
     return 0
+
+
+def count_targets(run: Run, batches: Sequence[Mapping]) -> dict[str, Tensor]:
+    """Elements that each loss of a step counts, over all parts and processes, per part and process.
+
+    Divided by these, the averages of losses and gradients over parts and processes are those of one mean over
+    the whole batch. A batch cut into halves with 1 and with 30 points would otherwise weigh each half alike.
+    """
+    counts: dict[str, Tensor] = {}
+    for batch in batches:
+        for name, count in run.policy.count_targets(batch).items():
+            counts[name] = counts.get(name, 0) + count / len(batches)
+    return run.accelerator.reduce(counts, "mean") if run.accelerator.num_processes > 1 else counts
+
+
+def check_finite(run: Run, step: int, batches: Sequence[Mapping], loss: Tensor, norm: Tensor) -> None:
+    """Stops all processes before an update with a loss or gradient that is not finite.
+
+    The weights are still those of before the update; they are saved as a checkpoint if they are finite.
+
+    Raises:
+        ValueError: In every process; names the windows at fault, and what to do.
+    """
+    accelerator = run.accelerator
+    flags = torch.stack(
+        [~torch.isfinite(torch.as_tensor(value, device=loss.device)) for value in (loss, norm)]
+    )
+    if accelerator.num_processes > 1:
+        flags = accelerator.gather(flags)
+    if not flags.any():
+        return
+    suspects = gather_object(find_not_finite(run, step, batches))
+    shown = "; ".join(suspects[:5]) or "none of its windows by itself"
+    reason = f"the loss or its gradient is not finite at step {step + 1} of {run.config.output}, in {shown}"
+    output = Path(run.config.output)
+    if all(bool(parameter.isfinite().all()) for parameter in run.trained):
+        run.optimizer.zero_grad()
+        save_checkpoint(accelerator, output, step, run.config.train.keep_checkpoints)
+        saved = f"The weights of before are saved as the checkpoint of step {step}"
+    else:
+        saved = "The weights are not finite either, so nothing was saved after the last checkpoint"
+    raise ValueError(
+        f"{reason}. {saved}. Repair or leave out that data (NaN, infinite or huge values), or lower "
+        "train.learning_rate, and start a run with another --output"
+    )
+
+
+@torch.no_grad()
+def find_not_finite(run: Run, step: int, batches: Sequence[Mapping]) -> list[str]:
+    """Windows of this process whose loss is not finite by itself: dataset, episode and newest frame."""
+    sampler, found = run.sampler(), []
+    for part, batch in enumerate(batches):
+        indices = sampler.batch_indices(step * len(batches) + part)
+        for row, (index, _) in enumerate(indices):
+            sample = {name: value[row : row + 1] for name, value in batch.items()}
+            with run.accelerator.autocast():
+                loss = run.policy(**sample).loss
+            if loss is not None and not loss.isfinite():
+                found.append(run.data.describe_window(index))
+    return found
 
 
 @torch.no_grad()
