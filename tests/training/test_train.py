@@ -423,6 +423,37 @@ def test_no_means_no_in_yaml_too():
     assert load_config(None, ["--train.mixed_precision", "no"]).train.mixed_precision == "no"
 
 
+def test_a_preset_on_the_command_line_beats_the_yaml_and_loses_to_fields_beside_it():
+    yaml_file = REPO / "training" / "configs" / "calvin_d_d.yaml"
+    pretrain = ["--model.preset", "foresight_3d_pretrain"]
+    assert load_config(yaml_file, pretrain).model["views"] == ["main"]
+    both = [*pretrain, "--model.views", "[main, wrist]"]
+    assert load_config(yaml_file, both).model["views"] == ["main", "wrist"]
+    baseline = load_config(yaml_file, ["--model.preset", "gr1"]).model
+    assert baseline["binary_action_indices"] == [6] and baseline["chunk_size"] == 1
+    assert "action_codec" not in baseline, "the preset of the YAML file is replaced"
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "visualize"])
+def test_commands_run_as_modules_and_as_files(name, tmp_path):
+    for start in (["-m", f"training.{name}"], [str(REPO / "training" / f"{name}.py")]):
+        shown = subprocess.run(
+            [sys.executable, *start, "--help"], cwd=REPO, env=environment(), capture_output=True, text=True
+        )
+        assert shown.returncode == 0 and "--output" in shown.stdout, shown.stderr
+
+
+def test_metrics_load_where_the_command_hides_the_library_of_its_name(tmp_path):
+    code = f"""
+import sys
+sys.path.insert(0, {str(REPO / "training")!r})  # as Python does for `python training/evaluate.py`
+from training.evaluation.metric_loader import load_metric
+print(load_metric("success_rate").compute(predictions=[1, 1])["success_rate"])
+"""
+    shown = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    assert shown.stdout.strip() == "1.0", shown.stderr
+
+
 def test_lists_stay_lists_where_text_would_do():
     lora = ["--init_from", "me/base", "--lora.r", "4", "--lora.target_modules", "[q_proj, v_proj]"]
     run = load_config(None, [*lora, "--data.mixture", "[1, 2.5]"])
