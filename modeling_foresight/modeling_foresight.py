@@ -20,7 +20,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention_mask import allowed_pairs, build_attention_mask, build_layout, valid_columns
 from .configuration_foresight import ForesightConfig
 
-# transformers copies only those files from the Hub that this one names: every helper must be among its imports.
+# From the Hub transformers copies only the files that this one names: it imports every helper.
 from .decoders import ActionDecoder  # noqa: F401
 from .encoders import (
     ImageProjection,

@@ -147,7 +147,11 @@ def draw(
 def _caption(model: ForesightForActionPrediction, fps: float) -> str:
     config, parts = model.config, []
     if config.has("future"):
-        parts.append(f"Future: {config.future_shift} frames ({config.future_shift / fps:.2f} s) ahead.")
+        distance = f"{config.future_shift} frames ({config.future_shift / fps:.2f} s)"
+        if config.future_targets == "window":  # the newest frame's future was never trained
+            parts.append(f"Future: of this frame, predicted {distance} before.")
+        else:
+            parts.append(f"Future: {distance} ahead.")
     if config.has("depth") or config.has("future"):
         what = "Images and depth" if config.has_depth_decoder else "Images"
         parts.append(

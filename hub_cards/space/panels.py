@@ -63,7 +63,9 @@ def _template():
 def _columns(view: EpisodeView, name: str, moment: Moment, limits: tuple[float, float]) -> list[dict]:
     """Title, and address or reason of absence of the recorded and the predicted picture."""
     config, columns = view.config, []
-    ahead = f"{config.future_shift * view.stride / view.fps:.2g} s ahead"
+    seconds = f"{config.future_shift * view.stride / view.fps:.2g} s"
+    # With targets inside the window the newest frame's future was never trained.
+    ahead = f"now, as of {seconds} before" if config.future_targets == "window" else f"{seconds} ahead"
 
     def add(title: str, pair, draw, reason: str) -> None:
         cells = [

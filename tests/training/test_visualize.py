@@ -75,7 +75,11 @@ def windows_of(dataset, config, episode=1):
     )
 
 
-def test_every_picture_shows_the_frame_it_claims(dataset, model):
+@pytest.mark.parametrize("future_targets", ["window", "lookahead"])
+def test_every_picture_shows_the_frame_it_claims(dataset, future_targets):
+    """The newest frame's future is shown where it was trained; otherwise what was predicted of this frame."""
+    torch.manual_seed(0)
+    model = ForesightForActionPrediction(small_config(future_targets=future_targets)).eval()
     windows = windows_of(dataset, model.config)
     first_row = int(windows.rows.episode_starts[1])
     chosen = [0, 2]
@@ -83,11 +87,17 @@ def test_every_picture_shows_the_frame_it_claims(dataset, model):
         moments = foresee(model, tiny_processor(model.config), windows, chosen, view, first_row)
         for moment, i in zip(moments, chosen, strict=True):
             newest = i + model.config.history_length - 1
-            later = newest + model.config.future_shift
+            now = newest if future_targets == "lookahead" else newest - model.config.future_shift
+            later = now + model.config.future_shift
             assert moment.frame == newest
+            np.testing.assert_allclose(moment.now_rgb, dataset.image(1, now, view) / 255, atol=0.01)
             np.testing.assert_allclose(moment.camera, dataset.image(1, newest, view) / 255, atol=0.01)
             np.testing.assert_allclose(moment.future_rgb[0], dataset.image(1, later, view) / 255, atol=0.01)
-            for picture, t in ((moment.depth[0], newest), (moment.future_depth[0], later)):
+            for picture, t in (
+                (moment.depth[0], newest),
+                (moment.now_depth, now),
+                (moment.future_depth[0], later),
+            ):
                 truth = dataset.depth(1, t, view)
                 np.testing.assert_allclose(picture, np.where(truth > 0, truth, np.nan), atol=2e-3)
             assert (moment.flow is None) == (view != "main")

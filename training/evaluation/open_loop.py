@@ -27,7 +27,16 @@ from tqdm import tqdm
 
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.losses import masked_mean
-from modeling_foresight.targets import depth_target, rgb_target
+from modeling_foresight.targets import (
+    Target,
+    action_weight,
+    depth_target,
+    depth_targets,
+    flow_targets,
+    future_targets,
+    progress_targets,
+    rgb_target,
+)
 
 if TYPE_CHECKING:
     from training.run_data import RunData
@@ -175,7 +184,7 @@ def evaluate_open_loop(
     Args:
         model (`ForesightForActionPrediction`): The policy.
         processor (`ForesightProcessor`): Its processor.
-        batches (`Iterable`): Raw batches (schema in `processing_foresight.py`), as `collate_windows` makes.
+        batches (`Iterable`): Raw batches (schema in `inputs.py`), as `collate_windows` makes.
         baselines (`Mapping`, *optional*): From [`fit_baselines`]; without them the `mean` rows are missing.
 
     Returns:
@@ -293,53 +302,16 @@ def flow_errors(flow: Tensor, raw: Mapping) -> dict[str, float]:
     }
 
 
-def _targets(config: ForesightConfig, raw: Mapping, batch: Mapping) -> dict[str, tuple[Tensor, Tensor]]:
-    """What the heads should say for a batch, and how much each element counts.
-
-    Returns:
-        `dict`: Name -> target and its weight or mask: `depth`, `future_rgb`, `future_depth` `(B, T, V, N,
-        values)` both; `flow` `(B, T, L, P, 3 or 2)` and `(B, T, L, P)`; `actions` `(B, T, K, A)` as they are
-        raw, and `(B, T, K)`; `progress` `(B, T)` both.
-    """
-    patch, shift, depth = config.patch_size, config.future_shift, batch.get("depth")
-    frame_mask, views = batch["frame_mask"].bool(), batch["view_mask"].bool()
-    views = views if views.ndim == 3 else views[:, None]  # (B, T or 1, V)
-    present = frame_mask[:, :, None] & views  # (B, T, V)
-    targets: dict[str, tuple[Tensor, Tensor]] = {}
-    if config.has("depth") and depth is not None:
-        target, valid = depth_target(depth, patch)
-        targets["depth"] = target, valid & present[..., None, None]
-    if config.has("future"):
-        frames = present.shape[1]
-        pixels, known = batch["pixel_values"], present
-        if batch.get("lookahead_pixel_values") is not None:
-            pixels = torch.cat([pixels, batch["lookahead_pixel_values"]], dim=1)
-            # A camera that was there in the window is there after it, as the model has it.
-            later = batch["lookahead_mask"].bool()[:, :, None] & present.any(1, keepdim=True)
-            known = torch.cat([present, later], dim=1)
-            if depth is not None:
-                depth = torch.cat([depth, batch["lookahead_depth"]], dim=1)
-        ahead = slice(shift, shift + frames)
-        mask = known[:, ahead] & present[:, : known[:, ahead].shape[1]]
-        if mask.shape[1]:
-            target = rgb_target(pixels[:, ahead], patch)
-            targets["future_rgb"] = target, mask[..., None, None].expand_as(target)
-            if depth is not None and "future" in config.objectives:
-                target, valid = depth_target(depth[:, ahead], patch)
-                targets["future_depth"] = target, valid & mask[..., None, None]
-    if config.has("flow") and batch.get("track") is not None:
-        track = batch["track"].float()[..., : config.flow_dim]
-        weight = batch.get("track_weight")
-        weight = torch.ones_like(track[..., 0]) if weight is None else weight.float()
-        targets["flow"] = track, weight * frame_mask[:, :, None, None]
+def _targets(config: ForesightConfig, raw: Mapping, batch: Mapping) -> dict[str, Target]:
+    """What the heads should say for a batch, as the losses have it, but actions as they are raw."""
+    targets = future_targets(config, batch) if config.has("future") else {}
     if config.has("action") and raw.get("actions") is not None:
-        actions = raw["actions"].to(frame_mask.device).float()
-        mask = frame_mask[:, :, None].expand(actions.shape[:-1])
-        if batch.get("action_mask") is not None:
-            mask = mask & batch["action_mask"].bool()
-        targets["actions"] = actions, mask
-    if config.has("progress") and batch.get("progress") is not None:
-        targets["progress"] = batch["progress"].float(), frame_mask
+        actions = raw["actions"].to(batch["frame_mask"].device).float()
+        targets["actions"] = Target(actions, action_weight(config, batch))
+    makers = {"depth": depth_targets, "flow": flow_targets, "progress": progress_targets}
+    for objective, make in makers.items():
+        if config.has(objective) and (target := make(config, batch)) is not None:
+            targets[objective] = target
     return targets
 
 
@@ -404,10 +376,8 @@ def _compare(table: _Table, model, processor, raw, batch, output, targets, basel
         _compare_flow(table, raw, batch, output.flow, *targets["flow"], views[0], baselines)
     if "actions" in targets:
         actions, mask = targets["actions"]
-        predicted = output.actions.float().clone()
-        binary = list(model.config.binary_action_indices)
-        predicted[..., binary] = predicted[..., binary].sigmoid()
-        predictors = {"model": processor.denormalise_actions(predicted), "mean": baselines.get("actions")}
+        predicted = processor.denormalise_actions(output.actions)
+        predictors = {"model": predicted, "mean": baselines.get("actions")}
         for predictor, values in predictors.items():
             if values is not None:
                 error = (values - actions).abs()

@@ -13,7 +13,7 @@ import torch
 
 from datasets_scripts.inspection.pictures import Flow, depth_range
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
-from modeling_foresight.targets import depth_statistics, patchify, unpatchify
+from modeling_foresight.targets import depth_statistics, newest_trained_future, patchify, unpatchify
 from training.windows.dataset import ForesightWindows, collate_windows
 
 __all__ = ["Moment", "Prediction", "depth_limits", "foresee", "predict_windows"]
@@ -45,6 +45,9 @@ class Moment:
         camera (`np.ndarray`): What the camera saw.
         depth, future_rgb, future_depth (`tuple`, *optional*): Truth and prediction.
         flow (`tuple[Flow | None, Flow]`, *optional*): Truth and prediction, of the model's first view.
+        now_rgb, now_depth (`np.ndarray`, *optional*): What the future was predicted from: this frame. A model
+            with `future_targets="window"` is not trained to predict the newest frame's future; its pair is
+            what it predicted `future_shift` frames before, and this frame.
     """
 
     frame: int
@@ -53,6 +56,8 @@ class Moment:
     future_rgb: tuple[np.ndarray | None, np.ndarray] | None = None
     future_depth: tuple[np.ndarray | None, np.ndarray | None] | None = None
     flow: tuple[Flow | None, Flow] | None = None
+    now_rgb: np.ndarray | None = None
+    now_depth: np.ndarray | None = None
 
 
 @dataclasses.dataclass
@@ -134,10 +139,8 @@ def _actions(model, processor, output, sample: dict, i: int):
     """Recorded and predicted chunk of sample `i`, newest frame."""
     if output.actions is None:
         return None
-    newest, binary = model.config.history_length - 1, list(model.config.binary_action_indices)
-    chunk = output.actions[i, newest].float().clone()  # (K, A); logits at binary entries
-    chunk[:, binary] = chunk[:, binary].sigmoid()
-    predicted = processor.denormalise_actions(chunk).cpu().numpy()
+    newest = model.config.history_length - 1
+    predicted = processor.denormalise_actions(output.actions[i, newest]).cpu().numpy()  # (K, A)
     if "actions" not in sample:
         return None, predicted
     exists = sample["action_mask"][newest][:, None].numpy()
@@ -161,21 +164,31 @@ def _moment(model, processor, batch, output, sample: dict, i: int, view: str, fr
     if config.has("depth"):
         moment.depth = _known(depth), _undo_depth(output.depth[i, newest, v], depth, patch)
     if config.has("future"):
-        ahead = newest + config.future_shift
-        exists = bool(sample["frame_mask"][ahead])
-        later = torch.cat([batch["pixel_values"], batch["lookahead_pixel_values"]], dim=1)
-        predicted = _undo_rgb(output.future_rgb[i, newest, v], pixels, patch)
-        truth = _to_rgb(later[i, ahead, v], processor) if exists else None
-        moment.future_rgb = truth, _to_rgb(predicted, processor)
-        if output.future_depth is not None:
-            truth = None
-            if depth is not None and exists:
-                truth = torch.cat([batch["depth"], batch["lookahead_depth"]], dim=1)[i, ahead, v]
-            undone = _undo_depth(output.future_depth[i, newest, v], depth, patch)
-            moment.future_depth = _known(truth), undone
+        _add_future(moment, processor, config, batch, output, i, v, depth is not None)
     if config.has("flow") and v == 0:
         moment.flow = _flow(config, sample, output.flow[i, newest].float().cpu().numpy(), newest)
     return moment
+
+
+def _add_future(moment: Moment, processor, config, batch, output, i: int, v: int, depth_known: bool) -> None:
+    """Adds the pairs of the newest frame whose future is trained, of sample `i` and view `v`."""
+    now, patch = newest_trained_future(config), config.patch_size
+    later = now + config.future_shift
+    exists = bool(torch.cat([batch["frame_mask"], batch["lookahead_mask"]], dim=1)[i, later])
+
+    def at(name: str, frame: int) -> torch.Tensor:
+        return torch.cat([batch[name], batch[f"lookahead_{name}"]], dim=1)[i, frame, v]
+
+    pixels = at("pixel_values", now)
+    predicted = _to_rgb(_undo_rgb(output.future_rgb[i, now, v], pixels, patch), processor)
+    truth = _to_rgb(at("pixel_values", later), processor) if exists else None
+    moment.now_rgb, moment.future_rgb = _to_rgb(pixels, processor), (truth, predicted)
+    depth = at("depth", now) if depth_known else None
+    moment.now_depth = _known(depth)
+    if output.future_depth is not None:
+        truth = at("depth", later) if exists and depth_known else None
+        undone = _undo_depth(output.future_depth[i, now, v], depth, patch)
+        moment.future_depth = _known(truth), undone
 
 
 def _flow(config, sample: dict, predicted: np.ndarray, newest: int) -> tuple[Flow | None, Flow]:

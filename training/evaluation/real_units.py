@@ -119,14 +119,14 @@ def _future(view: str, moment: Moment) -> Iterator[Examples]:
     if moment.future_rgb is None or moment.future_rgb[0] is None:
         return
     colours, metres = moment.future_rgb, moment.future_depth or (None, None)
-    depth_now = moment.depth[0] if moment.depth is not None else None
+    depth_now = moment.now_depth
     if metres[0] is not None and depth_now is not None:
         # Both predictors on the same pixels: what is unknown now can be neither undone nor repeated.
         known = np.isfinite(metres[1]) & np.isfinite(depth_now)
         metres = np.where(known, metres[0], np.nan), metres[1]
     truth, predicted = (_picture(*pair) for pair in zip(colours, metres, strict=True))
     yield ("future_rgbd", view, "model"), predicted[None], truth[None]
-    yield ("future_rgbd", view, "current"), _picture(moment.camera, depth_now)[None], truth[None]
+    yield ("future_rgbd", view, "current"), _picture(moment.now_rgb, depth_now)[None], truth[None]
 
 
 def _picture(rgb: np.ndarray, metres: np.ndarray | None) -> np.ndarray:
