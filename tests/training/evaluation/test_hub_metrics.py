@@ -34,14 +34,14 @@ def test_the_example_of_a_metric_is_true_and_needs_no_network(name, monkeypatch)
         raise AssertionError("a metric asks for the network")
 
     monkeypatch.setattr(socket.socket, "connect", connect)
-    monkeypatch.chdir(HUB_METRICS.parents[1])
+    monkeypatch.chdir(HUB_METRICS.parents[2])
     told = evaluate.load(f"training/evaluation/hub_metrics/{name}").inputs_description
     example = doctest.DocTestParser().get_doctest(told, {}, name, None, None)
     assert doctest.DocTestRunner(verbose=False).run(example) == (0, len(example.examples))
 
 
 def test_the_code_of_the_page_runs(monkeypatch, capsys):
-    root = HUB_METRICS.parents[1]
+    root = HUB_METRICS.parents[2]
     monkeypatch.chdir(root)
     blocks = re.findall(r"```python\n(.*?)```", (root / "docs" / "metrics.md").read_text(), re.DOTALL)
     exec(compile("\n".join(blocks), "docs/metrics.md", "exec"), {})

@@ -39,7 +39,7 @@ Raises:
 
 Example:
     >>> import evaluate
-    >>> metric = evaluate.load("training/hub_metrics/flow_3d")
+    >>> metric = evaluate.load("training/evaluation/hub_metrics/flow_3d")
     >>> figures = metric.compute(predictions=[[[0.5, 0.5, 1.0], [0.75, 0.5, 1.0]]],
     ...                          references=[[[0.5, 0.5, 1.0], [0.50, 0.5, 1.5]]], width=64, height=48)
     >>> figures["epe_px"], figures["z_cm"], figures["points_moving"]  # 0 and 16 px, 0 and 50 cm; it stands

@@ -30,7 +30,7 @@ different things combine.
 
 Example:
     >>> import evaluate
-    >>> metric = evaluate.load("training/hub_metrics/future_rgbd")
+    >>> metric = evaluate.load("training/evaluation/hub_metrics/future_rgbd")
     >>> figures = metric.compute(predictions=[[[[0.5, 0.5, 0.5, 1.0]]]],
     ...                          references=[[[[0.5, 0.5, 0.2, 2.0]]]])
     >>> round(figures["rgb_mae"], 4), round(figures["psnr_db"], 2), figures["depth_abs_rel"]

@@ -26,7 +26,7 @@ different things combine.
 
 Example:
     >>> import evaluate
-    >>> metric = evaluate.load("training/hub_metrics/masked_depth")
+    >>> metric = evaluate.load("training/evaluation/hub_metrics/masked_depth")
     >>> figures = metric.compute(predictions=[[[1.5, 2.0], [3.0, 0.0]]],
     ...                          references=[[[1.0, 2.0], [4.0, 5.0]]])
     >>> figures["abs_rel"], figures["delta_1"] == 1 / 3, figures["covered"]  # errors of 1/2, 0 and 1/4

@@ -34,7 +34,7 @@ Raises:
 
 Example:
     >>> import evaluate
-    >>> metric = evaluate.load("training/hub_metrics/robot_action")
+    >>> metric = evaluate.load("training/evaluation/hub_metrics/robot_action")
     >>> metric.compute(predictions=[[0.0, 1.0], [0.5, 0.2]], references=[[0.25, 1.0], [0.0, 1.0]],
     ...                binary_indices=[1])
     {'actions': 2, 'l1': [0.375], 'l1_mean': 0.375, 'binary_accuracy': [0.5], 'binary_accuracy_mean': 0.5}

@@ -29,7 +29,7 @@ Raises:
 
 Example:
     >>> import evaluate
-    >>> metric = evaluate.load("training/hub_metrics/success_rate")
+    >>> metric = evaluate.load("training/evaluation/hub_metrics/success_rate")
     >>> figures = metric.compute(predictions=[1] * 19 + [0])
     >>> figures["success_rate"], [round(bound, 4) for bound in figures["interval"]]
     (0.95, [0.7639, 0.9911])

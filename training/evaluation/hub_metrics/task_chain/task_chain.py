@@ -29,7 +29,7 @@ Raises:
 
 Example:
     >>> import evaluate
-    >>> metric = evaluate.load("training/hub_metrics/task_chain")
+    >>> metric = evaluate.load("training/evaluation/hub_metrics/task_chain")
     >>> figures = metric.compute(predictions=[5, 2, 0, 1])
     >>> figures["1_in_a_row"], figures["2_in_a_row"], figures["avg_len"]
     (0.75, 0.5, 2.0)
