@@ -220,8 +220,8 @@ def held_out_losses(folder: Path, config: RunConfig) -> dict[str, float]:
     from accelerate import Accelerator
     from transformers import AutoModel, AutoProcessor
 
+    from training.loop import validate
     from training.run_data import RunData, evaluation_loader
-    from training.train import validate
 
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     held_out = RunData(config, model.config).val

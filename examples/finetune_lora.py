@@ -10,8 +10,8 @@ from pathlib import Path
 from training.checkpoint_folder import load_checkpoint
 from training.config import load_config
 from training.evaluation.open_loop import evaluate_open_loop
+from training.loop import train
 from training.run_data import RunData, evaluation_loader
-from training.train import train
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

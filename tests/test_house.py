@@ -44,13 +44,11 @@ MAX_FILES, MAX_LINES, MAX_PARAMETERS = 13, 60, 8
 WRONG_IMPORTS: set = set()  # (file, imported module)
 IMPORTED_COMMANDS = {  # (file, command)
     ("examples/evaluate_policy.py", "training.evaluate"),
-    ("examples/finetune_lora.py", "training.train"),
     ("examples/load_and_predict.py", "training.visualize"),
 }
 CIRCLES = {("training.windows.mixture", "training.windows.dataset")}  # (importer, imported)
 LONG_FUNCTIONS = {
     "training.evaluate:_parse",
-    "training.train:run_training",
 }
 MANY_PARAMETERS = {
     "modeling_foresight.targets:build_flow_targets",

@@ -1,7 +1,7 @@
 """LoRA in a run: adapter on a base, checkpoints and folders that hold the adapter alone, and loading them.
 
 An adapter folder holds what `peft` writes, the processor of the data it was trained on, and
-`foresight_adapter.json`, which tells the base's weights apart from others of the same name.
+`foresight_adapter.json`, which identifies the weights of the base.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.lora import lora_config
 from training.config import LoraOptions
 
-__all__ = ["add_lora", "adapter_facts", "keep_checkpoints_small", "load_adapter", "write_adapter"]
+__all__ = ["add_lora", "describe_base", "save_only_adapter", "load_adapter", "write_adapter"]
 
 WEIGHTS = "adapter_model.safetensors"  # peft's name
 FACTS = "foresight_adapter.json"
@@ -39,11 +39,11 @@ def add_lora(model: ForesightForActionPrediction, options: LoraOptions) -> PeftM
     return get_peft_model(model, config)
 
 
-def adapter_facts(model: ForesightForActionPrediction) -> dict:
-    """What an adapter must know of its base; of the base itself, before [`add_lora`].
+def describe_base(model: ForesightForActionPrediction) -> dict:
+    """Name, revision, weights digest and control rate of an adapter's base; call it before [`add_lora`].
 
-    The digest is of all parameters, whatever file they lie in and whatever a library calls the layers of a
-    tower: the same for a folder, its copy on the Hub, and any sharding.
+    The digest covers the values of all parameters, not their names or files: it is the same for a folder, its
+    copy on the Hub, and any sharding.
     """
     parameters = (p.detach().cpu().contiguous().flatten().view(torch.uint8) for p in model.parameters())
     digests = sorted(hashlib.sha256(p.numpy()).digest() for p in parameters)
@@ -55,36 +55,36 @@ def adapter_facts(model: ForesightForActionPrediction) -> dict:
     }
 
 
-def write_adapter(model: PeftModel, folder: Path, facts: dict, state: dict | None = None) -> None:
-    """Writes the adapter alone.
+def write_adapter(model: PeftModel, folder: Path, base: dict, state: dict | None = None) -> None:
+    """Writes the adapter without its base.
 
     Args:
         model (`PeftModel`): Base and adapter.
-        folder (`Path`): Where to.
-        facts (`dict`): Of [`adapter_facts`].
-        state (`dict`, *optional*): The model's state, where it had to be gathered.
+        folder (`Path`): Destination.
+        base (`dict`): From [`describe_base`].
+        state (`dict`, *optional*): The model's state, if it was gathered from shards.
     """
-    # Embeddings belong to the frozen text tower; left to itself, peft asks the Hub about them.
+    # Embeddings belong to the frozen text tower; by default peft asks the Hub about them.
     model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
-    (folder / "README.md").unlink(missing_ok=True)  # a form to fill in; hub_cards writes cards
-    write_json(folder / FACTS, facts)
+    (folder / "README.md").unlink(missing_ok=True)  # a template; hub_cards writes cards
+    write_json(folder / FACTS, base)
 
 
-def keep_checkpoints_small(accelerator: Accelerator, facts: dict) -> None:
-    """Makes Accelerate's checkpoints hold the adapter in place of the whole model."""
+def save_only_adapter(accelerator: Accelerator, base: dict) -> None:
+    """Makes Accelerate's checkpoints hold the adapter instead of the whole model."""
 
     def save(models, weights, folder):
-        weights.clear()  # what is left here would be written
+        weights.clear()  # Accelerate writes what is left in this list
         if accelerator.is_main_process:
-            write_adapter(accelerator.unwrap_model(models[0]), Path(folder), facts)
+            write_adapter(accelerator.unwrap_model(models[0]), Path(folder), base)
 
     def load(models, folder):
         # Accelerate loads what is left in this list.
         model, folder = accelerator.unwrap_model(models.pop()), Path(folder)
         before = json.loads((folder / FACTS).read_text())
-        if before["base_weights_sha256"] != facts["base_weights_sha256"]:
+        if before["base_weights_sha256"] != base["base_weights_sha256"]:
             raise ValueError(
-                f"{folder} was trained on other weights than {facts['base_model']} has now: bring back the "
+                f"{folder} was trained on other weights than {base['base_model']} has now: bring back the "
                 "base it started from (revision "
                 f"{before['base_revision'] or 'unknown'}), or choose another --output"
             )
@@ -124,12 +124,12 @@ def load_adapter(source: str, revision: str | None = None) -> ForesightForAction
     except Exception as error:  # safetensors, hub and config classes raise types of their own
         raise ValueError(f"its base {base} cannot be loaded ({error}): {remedy}") from error
     file = cached_file(source, FACTS, revision=revision, _raise_exceptions_for_missing_entries=False)
-    facts = json.loads(Path(file).read_text()) if file else {}  # an adapter made by peft alone has none
-    if facts and facts["base_weights_sha256"] != adapter_facts(model)["base_weights_sha256"]:
+    trained_on = json.loads(Path(file).read_text()) if file else {}  # peft alone does not write this file
+    if trained_on and trained_on["base_weights_sha256"] != describe_base(model)["base_weights_sha256"]:
         raise ValueError(f"its base {base} has other weights than the adapter was trained on: {remedy}")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         adapted = PeftModel.from_pretrained(model, source, revision=revision)
     merged = adapted.merge_and_unload()
-    merged.config.fps = facts.get("fps", merged.config.fps)
+    merged.config.fps = trained_on.get("fps", merged.config.fps)
     return merged

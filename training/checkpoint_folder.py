@@ -1,19 +1,128 @@
-"""What a trained model's folder (or Hub repo) and the run beside it hold."""
+"""The folder (or Hub repo) of a trained model: write it, load it, and find the run that made it."""
 
+import copy
 import hashlib
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers.utils import find_adapter_config_file
 
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
+from training.checkpoints import replace_folder
 from training.config import RunConfig, load_config
 
-__all__ = ["load_checkpoint", "read_run_config", "read_summary", "run_folder", "weights_digest"]
+__all__ = [
+    "export_model",
+    "load_checkpoint",
+    "read_run_config",
+    "read_summary",
+    "run_folder",
+    "weights_digest",
+]
 
 ADAPTER_CONFIG = "adapter_config.json"  # peft's name
+
+
+def export_model(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    processor: ForesightProcessor,
+    config: RunConfig,
+    image_keys: dict[str, str | None],
+    base: dict | None,
+) -> None:
+    """Writes the trained model, or the adapter and, if asked for, the merged model; all processes call it.
+
+    Args:
+        accelerator (`Accelerator`): Gathers the weights; its main process writes.
+        model (`torch.nn.Module`): As Accelerate prepared it.
+        processor (`ForesightProcessor`): The model's.
+        config (`RunConfig`): Names the folder.
+        image_keys (`dict`): Image column of every view, for LeRobot.
+        base (`dict`, *optional*): Of an adapter: the description of its base.
+    """
+    target = Path(config.export)
+
+    def write_model(target: Path, write: Callable[[Path], None]) -> None:
+        write_export(target, processor, write, lambda folder: add_lerobot_files(folder, target, image_keys))
+
+    state = accelerator.get_state_dict(model)  # collective under sharding: all processes call it
+    if accelerator.is_main_process:
+        plain = accelerator.unwrap_model(model)
+        if base is None:
+            write_model(target, lambda folder: plain.save_pretrained(folder, state_dict=state))
+        else:
+            from training.adapters import write_adapter  # peft is slow to import
+
+            write_export(target, processor, lambda folder: write_adapter(plain, folder, base, state))
+            if config.lora.merge:
+                # Merging changes the model in place, and the final measurement still needs it.
+                merged = copy.deepcopy(plain).merge_and_unload()
+                write_model(target.with_name(f"{target.name}-merged"), merged.save_pretrained)
+            else:
+                print(f"{target} is not a policy for LeRobot's commands; --lora.merge true makes one")
+            if Path(config.init_from).exists():
+                print(
+                    f"{target} names its base as {config.init_from!r}, a folder that other machines do not "
+                    "have: before publishing, push the base to the Hub and put its id into "
+                    "adapter_config.json (docs/lora.md)"
+                )
+    accelerator.wait_for_everyone()
+
+
+def write_export(
+    target: Path,
+    processor: ForesightProcessor,
+    write: Callable[[Path], None],
+    complete: Callable[[Path], None] | None = None,
+) -> None:
+    """Writes model and processor for `from_pretrained`; `target` appears only when it is whole.
+
+    Args:
+        target (`Path`): Final folder.
+        processor (`ForesightProcessor`): The model's.
+        write (`Callable`): Writes the model into the folder it is given.
+        complete (`Callable`, *optional*): Adds to that folder when model and processor are in it.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        write(partial)
+        processor.save_pretrained(partial)
+        if complete is not None:
+            complete(partial)
+        replace_folder(partial, target)
+    except (OSError, RuntimeError, SafetensorError) as error:  # each writer reports a full disk differently
+        raise OSError(
+            f"the model could not be written to {target}: {error}. Free space and repeat with --resume"
+        ) from error
+
+
+def add_lerobot_files(folder: Path, target: Path, image_keys: dict[str, str | None]) -> None:
+    """Makes an exported model a LeRobot policy too, or prints why LeRobot cannot use it.
+
+    Args:
+        folder (`Path`): Where the model is now.
+        target (`Path`): Its final folder, for the message.
+        image_keys (`dict`): Image column of every view.
+    """
+    # Here, because no other part of training needs the policy.
+    from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
+
+    try:
+        write_lerobot_files(folder, image_keys)
+    except (ValueError, ImportError, StrictDataclassError) as error:
+        message = str(error).replace(str(folder), str(target))
+        print(f"{target} is not a policy for LeRobot's commands: {message}")
 
 
 def load_checkpoint(

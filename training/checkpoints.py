@@ -1,36 +1,58 @@
-"""Checkpoints that are whole or absent, and stopping in good order."""
+"""A run's folder: one run at a time, whole checkpoints, what a resumed run finds; and stopping on signals."""
 
 import contextlib
+import dataclasses
+import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from transformers.processing_utils import ProcessorMixin
+
+from datasets_scripts.storage.atomic import write_json
+from datasets_scripts.storage.rows import DatasetRows
+from training.config import RunConfig, load_config, save_config
+from training.evaluation.open_loop import flatten_metrics
+from training.run_data import dataset_identity
 
 __all__ = [
+    "FINISHED",
     "StopRequest",
+    "check_run_folder",
+    "describe_run_folder",
     "latest_checkpoint",
     "own_run_folder",
     "replace_folder",
     "save_checkpoint",
-    "write_export",
 ]
 
 PREFIX = "step-"
+DATASETS = "datasets.json"  # in the run folder: what it was trained on
+FINISHED = "finished"
+# Settings that may change between sessions of a run, because they do not change what is computed.
+MAY_CHANGE = (
+    "output",
+    "export",
+    "data/num_workers",
+    "data/frame_cache",
+    "data/baseline_windows",
+    "train/log_every",
+    "train/checkpoint_every",
+    "train/keep_checkpoints",
+    "train/tracker",
+)
 
 
 @contextlib.contextmanager
 def own_run_folder(accelerator: Accelerator, folder: Path) -> Iterator[None]:
-    """Makes the run folder and keeps other runs out of it: two would overwrite each other's checkpoints.
+    """Makes the run folder and locks it: two runs would overwrite each other's checkpoints.
 
-    Killing a launcher can leave the training below it alive, so this does happen. The lock goes with its
-    process.
+    A killed launcher can leave its training processes alive. The lock ends with its process.
 
     Raises:
         ValueError: If another process is training there.
@@ -50,6 +72,59 @@ def own_run_folder(accelerator: Accelerator, folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def describe_run_folder(config: RunConfig, datasets: Sequence[DatasetRows]) -> None:
+    """Writes the settings and the datasets of a new run into its folder, for [`check_run_folder`]."""
+    output = Path(config.output)
+    write_json(output / DATASETS, [dataset_identity(rows) for rows in datasets])
+    save_config(config, output / "config.yaml")
+
+
+def check_run_folder(
+    config: RunConfig, datasets: Sequence[DatasetRows], resume: bool
+) -> str | tuple[Path, int] | None:
+    """What the run folder holds: `None` (nothing), `FINISHED`, or the newest checkpoint and its step.
+
+    Raises:
+        ValueError: If it holds another run, or this one and `resume` is false.
+    """
+    output = Path(config.output)
+    saved = output / "config.yaml"
+    if not saved.exists():
+        return None
+    if not resume:
+        raise ValueError(
+            f"{output} already holds a run: continue it with --resume, or choose another --output"
+        )
+    known = json.loads((output / DATASETS).read_text()) if (output / DATASETS).exists() else None
+    if known not in (None, [dataset_identity(rows) for rows in datasets]):
+        raise ValueError(
+            f"{output} was trained on other data than {', '.join(rows.name for rows in datasets)} has now "
+            f"(see its {DATASETS}): choose another --output, or bring the data back"
+        )
+    before, now = (_comparable(run) for run in (load_config(saved, []), config))
+    if before != now:
+        changed = [
+            f"{key.replace('/', '.')}: {before.get(key)} there, {now.get(key)} here"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        raise ValueError(
+            f"{output} holds a run with other settings ({'; '.join(changed)}): choose another --output, or "
+            "repeat the settings of its config.yaml"
+        )
+    if (output / "summary.json").exists() and Path(config.export).exists():
+        return FINISHED
+    return latest_checkpoint(output / "checkpoints")
+
+
+def _comparable(config: RunConfig) -> dict:
+    """Flat settings that decide what a run computes; datasets may move, so only their names count."""
+    fields = dataclasses.asdict(config)
+    for source in fields["data"]["datasets"]:
+        source["path"] = Path(source["path"]).name
+    return {key: value for key, value in flatten_metrics(fields).items() if key not in MAY_CHANGE}
+
+
 def latest_checkpoint(folder: Path) -> tuple[Path, int] | None:
     """The newest complete checkpoint of a run folder and its step."""
     found = {int(p.name.removeprefix(PREFIX)): p for p in folder.glob(f"{PREFIX}*") if p.is_dir()}
@@ -59,12 +134,16 @@ def latest_checkpoint(folder: Path) -> tuple[Path, int] | None:
     return found[step], step
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> Path:
-    """Writes model, optimiser, scheduler and random states; all processes call it together.
+def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int) -> Path:
+    """Writes model, optimizer, scheduler and random states; all processes call it together.
 
-    A checkpoint is written under a temporary name and renamed when every process has finished, so that a
-    folder named `step-...` is always whole. Older ones beyond `keep` are deleted afterwards.
+    A checkpoint is written under a temporary name and renamed when every process has finished, so a folder
+    named `step-...` is always whole. Then all but the newest `keep` are deleted.
+
+    Raises:
+        OSError: If it cannot be written; the checkpoint before it is still there.
     """
+    folder = output / "checkpoints"
     final = folder / f"{PREFIX}{step:07d}"
     partial = folder / f".{final.name}.partial"
     if accelerator.is_main_process:
@@ -73,9 +152,9 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(partial))
-    except (OSError, RuntimeError, SafetensorError) as error:  # each writer has its own word for a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # each writer reports a full disk differently
         raise OSError(
-            f"checkpoint of step {step} could not be written to {folder}: {error}. Free space and go on "
+            f"checkpoint of step {step} could not be written to {folder}: {error}. Free space and continue "
             "with --resume from the checkpoint before it"
         ) from error
     accelerator.wait_for_everyone()
@@ -88,7 +167,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Puts a finished folder in the place of another one, which is gone only when the new one stands."""
+    """Renames a finished folder to `target`; the folder that was there is deleted last."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -98,36 +177,8 @@ def replace_folder(new: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_export(
-    target: Path,
-    processor: ProcessorMixin,
-    write: Callable[[Path], None],
-    complete: Callable[[Path], None] | None = None,
-) -> None:
-    """Writes model and processor for `from_pretrained`; `target` appears only when it is whole.
-
-    Args:
-        target (`Path`): Where to.
-        processor (`ForesightProcessor`): Of the model.
-        write (`Callable`): Writes the model into the folder it is given.
-        complete (`Callable`, *optional*): Adds to that folder when model and processor are in it.
-    """
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        write(partial)
-        processor.save_pretrained(partial)
-        if complete is not None:
-            complete(partial)
-        replace_folder(partial, target)
-    except (OSError, RuntimeError, SafetensorError) as error:  # as in `save_checkpoint`
-        raise OSError(
-            f"the model could not be written to {target}: {error}. Free space and repeat with --resume"
-        ) from error
-
-
 class StopRequest:
-    """Turns SIGINT and SIGTERM into a wish that the loop reads between steps; a second one stops at once.
+    """Makes SIGINT and SIGTERM a request that the loop reads between steps; a second one kills at once.
 
     Args:
         accelerator (`Accelerator`): All its processes stop at the same step, whichever got the signal.
@@ -143,16 +194,16 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         if self.accelerator.num_processes > 1:
-            wish = torch.tensor([self.signal], device=self.accelerator.device)
-            self.signal = int(self.accelerator.gather(wish).max())
+            signals = torch.tensor([self.signal], device=self.accelerator.device)
+            self.signal = int(self.accelerator.gather(signals).max())
         return self.signal != 0
 
     def close(self) -> None:
-        """Gives the signals back to whoever had them before."""
+        """Restores the signal handlers of before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a program ended by a signal."""
+        """The exit code that shells expect of a program ended by a signal."""
         return 128 + self.signal

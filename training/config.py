@@ -1,4 +1,4 @@
-"""What a training run is made of: a YAML file and command-line overrides, checked before work starts."""
+"""Settings of a training run, read from a YAML file and the command line, checked before work starts."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ __all__ = [
     "save_config",
 ]
 
-# Fields of the model that matter in training alone; an adapter's base keeps all others.
+# Fields of the model that only training uses; an adapter leaves all others as its base has them.
 TRAINING_ONLY = ("_loss_weight", "_pdrop", "attention_dropout", "action_loss")
 
 
@@ -50,7 +50,7 @@ class DatasetSource:
 
 @dataclasses.dataclass
 class DataConfig:
-    """Where windows come from and what is done to them; see `WindowConfig` for the meaning of the fields.
+    """The datasets and how windows are made from them; `WindowConfig` explains most fields.
 
     Args:
         datasets (`list[DatasetSource]`): The mixture; `--dataset DIR_OR_REPO` stands for a single one.
@@ -61,11 +61,13 @@ class DataConfig:
         state_key (`str`, *optional*), action_key (`str`): Columns.
         statistics (`str`): With `init_from`, whose numbers states and actions are normalised by: those of the
             `dataset` trained on, right for another robot and the safe choice, or those the `model` came with,
-            which its heads know: for little data of a robot and task space it has seen.
+            which its heads know: for small datasets of a robot and task space it has seen.
         skip_flagged (`bool`): Leave out episodes whose labels have a flag, in training and in validation.
         missing_targets (`bool`): Train what the columns allow instead of refusing a dataset that lacks some.
         frame_cache (`str`): `auto`, `off` or a folder for decoded frames.
         num_workers (`int`): Loader processes per training process; 0 reads windows in the training process.
+        baseline_windows (`int`): Training windows, evenly spread, from which the trivial predictors of the
+            final measurement are computed.
     """
 
     datasets: list[DatasetSource] = dataclasses.field(default_factory=list)
@@ -82,6 +84,7 @@ class DataConfig:
     missing_targets: bool = False
     frame_cache: str = "auto"
     num_workers: int = 0
+    baseline_windows: int = 2000
 
 
 @dataclasses.dataclass
@@ -102,26 +105,27 @@ class TowerConfig:
 
 @dataclasses.dataclass
 class TrainConfig:
-    """Optimisation and bookkeeping.
+    """Optimization and bookkeeping.
 
     Args:
-        steps (`int`): Optimiser steps.
-        batch_size (`int`): Windows per optimiser step, over all processes and accumulation steps.
-        gradient_accumulation_steps (`int`): Parts into which that batch is cut.
+        steps (`int`): Optimizer steps.
+        batch_size (`int`): Windows per optimizer step, over all processes and accumulation steps.
+        gradient_accumulation_steps (`int`): Parts into which that batch is cut; losses are means over the
+            whole batch, however it is cut.
         learning_rate (`float`): Peak.
         min_learning_rate_ratio (`float`): The cosine ends at this share of the peak.
         warmup_steps (`int`): Linear warm-up.
         betas (`list[float]`), weight_decay (`float`): AdamW.
         max_grad_norm (`float`): Gradients are clipped to this global norm.
-        mixed_precision (`str`): `no` or `bf16`; on a CPU without kernels for bf16 it is `no` all the same.
+        mixed_precision (`str`): `no` or `bf16`; a CPU without kernels for bf16 uses `no` either way.
         attn_implementation (`str`): `sdpa`, `eager` or, on a GPU, `flex_attention`. On CPUs eager is faster
             with bf16.
         gradient_checkpointing (`bool`): Trade time for memory in the transformer.
         standardise_tokens (`bool`): Start a fresh model with image tokens in which differences between images
-            stand out (`token_init.py`): towers without pretrained weights are looked at much sooner.
+            stand out (`standardise_tokens`): actions depend on fresh towers much sooner.
         log_every, val_every, checkpoint_every (`int`): Steps between log lines, validations and checkpoints;
             0 for the last two means only at the end.
-        val_windows (`int`): Validation windows looked at during training; the end looks at all.
+        val_windows (`int`): Validation windows used during training; the final measurement uses all.
         keep_checkpoints (`int`): Older checkpoints are deleted.
         tracker (`str`, *optional*): Any tracker of Accelerate: `trackio`, `wandb`, `tensorboard`...
     """
@@ -186,7 +190,7 @@ class RunConfig:
             tokenizer are filled in from the data.
         towers (`TowerConfig`): Pretrained towers.
         data (`DataConfig`): Data.
-        train (`TrainConfig`): Optimisation.
+        train (`TrainConfig`): Optimization.
         lora (`LoraOptions`): Train an adapter only.
     """
 
@@ -203,12 +207,14 @@ class RunConfig:
 
     def __post_init__(self):
         self.export = self.export or str(Path(self.output) / "model")
-        self._apply_preset()
+        self.model = resolve_presets([self.model])
         model_fields = {field.name for field in dataclasses.fields(ForesightConfig)}
         for name in self.model:
             # A config class of transformers takes any name, so a typo would go unnoticed.
             if name not in model_fields:
-                raise ValueError(f"model.{name} is no field of ForesightConfig{_closest(name, model_fields)}")
+                raise ValueError(
+                    f"model.{name} is not a field of ForesightConfig{_closest(name, model_fields)}"
+                )
         least = dict.fromkeys(
             ("steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "log_every"), 1
         ) | dict.fromkeys(("val_every", "checkpoint_every", "warmup_steps"), 0)
@@ -228,18 +234,8 @@ class RunConfig:
             raise ValueError(f"data.statistics is {self.data.statistics!r}; use 'dataset' or 'model'")
         self._check_start()
 
-    def _apply_preset(self):
-        """Puts the fields of `model.preset` in its place; what is given beside it wins."""
-        name = self.model.pop("preset", None)
-        if name is None:
-            return
-        if name not in PRESETS:
-            raise ValueError(f"model.preset={name!r} is unknown{_closest(str(name), PRESETS)}")
-        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in PRESETS[name].items()}
-        self.model = {**fields, **self.model}
-
     def _check_start(self):
-        """Checks what belongs to `init_from`: nothing of it may be given in vain."""
+        """Refuses settings that have no effect without `init_from` or LoRA."""
         if not self.init_from:
             if self.lora.r:
                 raise ValueError("lora.r adapts a trained model: name it with --init_from FOLDER_OR_HUB_ID")
@@ -257,8 +253,8 @@ class RunConfig:
         changed = [name for name in self.model if not name.endswith(TRAINING_ONLY)]
         if self.lora.r and changed:
             raise ValueError(
-                f"model.{changed[0]} cannot change with lora.r, as an adapter's base stays as it is: leave "
-                "it out. Only loss weights and dropout can"
+                f"model.{changed[0]} cannot change with lora.r, because an adapter keeps its base: leave "
+                "it out. Only loss weights and dropout can change"
             )
 
 
@@ -278,23 +274,22 @@ def load_config(path: str | Path | None, overrides: list[str]) -> RunConfig:
         named = sorted(p.name for p in (Path(__file__).parent / "configs").glob("*.yaml"))
         raise ValueError(f"config {path} does not exist; training/configs has {', '.join(named)}") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"config {path} is no valid YAML: {error}") from None
-    values = values or {}
+        raise ValueError(f"config {path} is not valid YAML: {error}") from None
+    values, given = values or {}, {}
     for key, value in _pairs(overrides):
         if key == "dataset":
             key, value = "data.datasets", [{"path": str(value)}]
-        *parents, leaf = key.split(".")
-        place = values
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise ValueError(f"--{key}: {parent} is a value, not a group")
-        place[leaf] = value
+        if key.startswith("model."):
+            _set(given, key.removeprefix("model."), value)
+        else:
+            _set(values, key, value)
+    if given:
+        values["model"] = resolve_presets([values.get("model") or {}, given])
     _check_names(RunConfig, values, "")
     try:
         return draccus.decode(RunConfig, values)
     except ParsingError as error:
-        # draccus hides what a dataclass itself objects to behind a general sentence.
+        # draccus hides a dataclass's own ValueError behind a general sentence.
         raise ValueError(f"config: {error} ({error.__cause__ or 'see training/config.py'})") from None
 
 
@@ -302,6 +297,51 @@ def save_config(config: RunConfig, path: Path) -> None:
     """Writes the resolved run as YAML; `load_config` reads it back."""
     with write_whole_file(path) as temporary:
         temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+
+
+def resolve_presets(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """The model's fields from layers of settings, weakest first, with `preset` replaced by its fields.
+
+    Only the last preset counts. It beats the fields of earlier layers; fields of its own layer beat it.
+
+    Args:
+        layers (`list[dict]`): Fields of `ForesightConfig` and `preset`, such as those of the YAML file and
+            those of the command line.
+
+    Raises:
+        ValueError: If the preset is unknown.
+    """
+    fields: dict[str, Any] = {}
+    last = max((i for i, layer in enumerate(layers) if layer.get("preset") is not None), default=None)
+    for i, layer in enumerate(layers):
+        if i == last:
+            if layer["preset"] not in PRESETS:
+                raise ValueError(
+                    f"model.preset={layer['preset']!r} is unknown{_closest(str(layer['preset']), PRESETS)}"
+                )
+            preset = PRESETS[layer["preset"]]
+            fields |= {name: list(v) if isinstance(v, tuple) else v for name, v in preset.items()}
+        _merge(fields, {name: value for name, value in layer.items() if name != "preset"})
+    return fields
+
+
+def _merge(fields: dict, layer: dict) -> None:
+    """Adds a layer to `fields` in place; groups such as `text_config` are merged field by field."""
+    for name, value in layer.items():
+        if isinstance(value, dict) and isinstance(fields.get(name), dict):
+            _merge(fields[name], value)
+        else:
+            fields[name] = value
+
+
+def _set(values: dict, key: str, value: Any) -> None:
+    """Sets `a.b.c` in nested dicts."""
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"--{key}: {parent} is a value, not a group")
+    values[leaf] = value
 
 
 def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:
@@ -316,7 +356,7 @@ def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:
             if not rest or rest[0].startswith("--"):
                 raise ValueError(f"--{key} needs a value")
             value = rest.pop(0)
-        # YAML 1.1 reads 1e-3 as text; a number it is.
+        # YAML 1.1 reads 1e-3 as text.
         parsed = yaml.safe_load(value)
         if isinstance(parsed, str):
             with contextlib.suppress(ValueError):
@@ -326,7 +366,7 @@ def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:
 
 
 def _check_names(cls: type, values: dict, prefix: str) -> None:
-    """Refuses unknown keys with the closest known one, deeper than draccus' own message says it."""
+    """Refuses unknown keys and suggests the closest known one; draccus names only the top level."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name, value in values.items():
         if name not in fields:

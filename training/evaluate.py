@@ -4,19 +4,14 @@ Episodes run side by side, each simulator in a process of its own, and share one
 step. The outcome does not depend on how many run at a time.
 """
 
-import sys
-from pathlib import Path
-
-# Run as a script, this folder leads the search path and this file would shadow the library `evaluate`.
-if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):
-    sys.path.pop(0)
-
 # Nothing here imports PyTorch at the top: every simulator process imports this file again.
 import argparse
 import itertools
 import os
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -103,7 +98,7 @@ def evaluate(args: argparse.Namespace) -> dict:
 def _measure(args: argparse.Namespace, tasks: list[str], model, processor) -> dict:
     """The evaluation proper; see [`evaluate`]."""
     from training.checkpoint_folder import read_summary, weights_digest
-    from training.evaluation.open_loop import load_metric
+    from training.evaluation.metric_loader import load_metric
     from training.run_facts import describe_run, portable_path
 
     metric = load_metric("success_rate")  # before the episodes: the cache of such scripts may be read-only
@@ -222,33 +217,30 @@ def held_out_data(checkpoint: str, config, dataset: str):
     return data
 
 
-def open_loop(model, processor, data, batch_size: int = 32) -> dict:
+def open_loop(model, processor, data, batch_size: int = 32, baseline_windows: int = 2000) -> dict:
     """Errors on the held-out episodes of a dataset.
 
     Args:
         model, processor: The policy.
         data (`RunData`): From [`held_out_data`].
         batch_size (`int`): Windows per forward pass.
+        baseline_windows (`int`): Training windows that the trivial predictors are fitted to.
 
     Returns:
         `dict`: `dataset` (name), `episodes` (held out), `metrics` of `evaluate_open_loop` and `real_units` of
         `measure_in_real_units`.
     """
-    from training.evaluation.open_loop import evaluate_open_loop, fit_baselines
+    from training.evaluation.open_loop import measure_held_out
     from training.evaluation.real_units import measure_in_real_units
-    from training.run_data import evaluation_loader
 
-    train = tqdm(evaluation_loader(data.train_plain, batch_size), desc="trivial predictors", unit="batch")
-    baselines = fit_baselines(train, processor, model.config, model.device)
     facts = data.describe()[0]
     intrinsics = facts["labels"].get(model.config.views[0], {}).get("intrinsics")
     if intrinsics is not None:
         intrinsics = {name: intrinsics[name] for name in ("fx", "fy", "cx", "cy")}
-    held_out = tqdm(evaluation_loader(data.val, batch_size), desc="held-out episodes", unit="batch")
     return {
         "dataset": facts["name"],
         "episodes": facts["validation_episodes"],
-        "metrics": evaluate_open_loop(model, processor, held_out, baselines),
+        "metrics": measure_held_out(model, processor, data, batch_size, baseline_windows),
         "real_units": measure_in_real_units(model, processor, data.val.datasets[0], intrinsics),
     }
 

@@ -1,10 +1,12 @@
-"""The data of one run: windows for training and validation, and what the model must know of its datasets."""
+"""The datasets of a run as windows for training and validation, and their statistics and descriptions."""
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Subset
 
 from datasets_scripts.columns import find_image_key, image_key
@@ -16,20 +18,38 @@ from training.windows import (
     ConcatWindows,
     ForesightWindows,
     WindowConfig,
+    WindowSampler,
     collate_windows,
     split_episodes,
 )
 
-__all__ = ["RunData", "dataset_facts", "evaluation_loader", "window_config"]
+__all__ = [
+    "RunData",
+    "dataset_identity",
+    "evaluation_loader",
+    "open_datasets",
+    "training_loader",
+    "window_config",
+]
 
 
-def dataset_facts(path: str) -> dict:
-    """What tells one dataset from another wherever it lies: name, size, tasks, digest of its metadata."""
-    rows = DatasetRows(path)
+def open_datasets(config: RunConfig) -> list[DatasetRows]:
+    """The datasets of a run, in the config's order; the only place where training opens them.
+
+    Raises:
+        ValueError: If no dataset is named, or one is missing or damaged.
+    """
+    if not config.data.datasets:
+        raise ValueError("no dataset: give --dataset DIR_OR_REPO, or data.datasets in the config")
+    return [DatasetRows(source.path) for source in config.data.datasets]
+
+
+def dataset_identity(rows: DatasetRows) -> dict:
+    """Name, size, tasks and metadata digest of a dataset: the same for every copy of it."""
     files = (rows.root / "meta" / "info.json", rows.root / PROVENANCE_PATH)
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()
     return {
-        "name": Path(path).name,
+        "name": Path(rows.name).name,
         "episodes": rows.n_episodes,
         "frames": len(rows),
         "tasks": rows.tasks,
@@ -69,44 +89,63 @@ class RunData:
     """Windows of all datasets of a run, split by episode.
 
     Args:
-        config (`RunConfig`): Datasets and their treatment.
+        config (`RunConfig`): Datasets and how their windows are made.
         model (`ForesightConfig`): Lengths, views and objectives.
+        datasets (`Sequence[DatasetRows]`, *optional*): The datasets, if they are already open.
 
     Attributes:
         train (`ConcatWindows`): Augmented windows of the training episodes.
-        train_plain (`ConcatWindows`): The same windows without augmentation.
         val (`ConcatWindows`, *optional*): Windows of the validation episodes; `None` if `val_fraction` is 0.
         instructions (`list[str]`): All instructions.
         fps (`float`): Control steps per second.
 
     Raises:
-        ValueError: If no dataset is named or one does not serve the model; names it.
+        ValueError: If no dataset is named, one does not fit the model, or none has anything to train on.
     """
 
-    def __init__(self, config: RunConfig, model: ForesightConfig):
-        if not config.data.datasets:
-            raise ValueError("no dataset: give --dataset DIR_OR_REPO, or data.datasets in the config")
+    def __init__(
+        self, config: RunConfig, model: ForesightConfig, datasets: Sequence[DatasetRows] | None = None
+    ):
+        datasets = open_datasets(config) if datasets is None else datasets
         base = window_config(model, config)
-        train, plain, val = [], [], []
-        for source in config.data.datasets:
+        train, val = [], []
+        for source, rows in zip(config.data.datasets, datasets, strict=True):
             own = dataclasses.replace(
                 base,
                 cameras=source.cameras,
                 frame_stride=source.frame_stride,
                 strided_commands=source.strided_commands,
             )
-            rows = DatasetRows(source.path)
-            # Flagged episodes are left out of both sides later, so that no other one changes sides for them.
+            # Split before flagged episodes are removed: a flag must not move other episodes across the split.
             chosen, held_out = split_episodes(rows.n_episodes, config.data.val_fraction, config.seed)
-            train.append(ForesightWindows(source.path, dataclasses.replace(own, episodes=chosen)))
-            plain.append(ForesightWindows(source.path, own.for_evaluation(chosen)))
+            train.append(ForesightWindows(rows, dataclasses.replace(own, episodes=chosen)))
             if held_out:
-                val.append(ForesightWindows(source.path, own.for_evaluation(held_out)))
-        self.train, self.train_plain = ConcatWindows(train), ConcatWindows(plain)
+                val.append(ForesightWindows(rows, own.for_evaluation(held_out)))
+        self.train = ConcatWindows(train)
         self.val = ConcatWindows(val) if val else None
         self.instructions = sorted({task for windows in train for task in windows.rows.tasks})
         # Datasets of a mixture may differ; control follows the first.
         self.fps = train[0].rows.fps / train[0].config.frame_stride
+
+    def unaugmented_train(self) -> ConcatWindows:
+        """The training windows without augmentation."""
+        return ConcatWindows(
+            [
+                ForesightWindows(windows.rows, windows.config.for_evaluation(windows.config.episodes))
+                for windows in self.train.datasets
+            ]
+        )
+
+    def describe_window(self, index: int) -> str:
+        """Dataset, episode and newest frame of a training window, for messages."""
+        for windows in self.train.datasets:
+            if index < len(windows):
+                break
+            index -= len(windows)
+        episode, first_row = windows.locate(index)
+        newest = first_row + (windows.config.history_length - 1) * windows.config.frame_stride
+        frame = newest - int(windows.rows.episode_starts[episode])
+        return f"dataset {windows.rows.name}, episode {episode}, frame {frame}"
 
     def statistics(self, key: str) -> dict[str, np.ndarray] | None:
         """`mean`, `std`, `min` and `max` of `action` or `state` over the episodes trained on.
@@ -167,9 +206,29 @@ class RunData:
         return described
 
 
-def evaluation_loader(windows: ConcatWindows, batch_size: int, count: int | None = None) -> DataLoader:
-    """Windows in order, without augmentation; `count` of them, evenly spread, or all."""
+def training_loader(
+    config: RunConfig, data: RunData, sampler: WindowSampler, device: torch.device
+) -> DataLoader:
+    """Augmented training windows in the sampler's batches, read by `num_workers` processes."""
+    workers = config.data.num_workers
+    return DataLoader(
+        data.train,
+        batch_sampler=sampler,
+        collate_fn=collate_windows,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        # Forking a process that decodes video and computes with threads is not safe.
+        multiprocessing_context="spawn" if workers else None,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def evaluation_loader(
+    windows: ConcatWindows, batch_size: int, count: int | None = None, rank: int = 0, world_size: int = 1
+) -> DataLoader:
+    """Windows in order, all or `count` evenly spread; with `world_size`, this rank's share of them."""
     chosen = range(len(windows))
     if count is not None and count < len(windows):
         chosen = [i * len(windows) // count for i in range(count)]
-    return DataLoader(Subset(windows, chosen), batch_size=batch_size, collate_fn=collate_windows)
+    share = chosen[rank::world_size]
+    return DataLoader(Subset(windows, share), batch_size=batch_size, collate_fn=collate_windows)

@@ -1,9 +1,11 @@
 """The model and processor that a run starts from: a trained one, or a fresh one for the data."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
 
 from modeling_foresight import (
@@ -15,11 +17,12 @@ from modeling_foresight import (
 from modeling_foresight.processing_foresight import STILL
 from training.config import RunConfig
 from training.run_data import RunData
-from training.token_init import standardise_tokens
+from training.windows import collate_windows
+from training.windows.sampler import WindowSampler
 
-__all__ = ["build_model", "starting_config"]
+__all__ = ["build_model", "standardise_tokens", "starting_config"]
 
-# Fields of the config that belong to a robot, not to the model.
+# Fields of the config that describe a robot, not the model.
 ROBOT = ("action_dim", "binary_action_indices", "state_dim", "binary_state_indices")
 
 
@@ -38,7 +41,7 @@ def starting_config(config: RunConfig) -> ForesightConfig:
         source = {"pretrained_model_name_or_path": config.init_from, "revision": config.init_revision}
         fields = dict(config.model)
         if learns_to_act(AutoConfig.from_pretrained(**source), fields):
-            defaults = ForesightConfig()  # of video pretraining they say nothing; the data correct them
+            defaults = ForesightConfig()  # a base without actions has none of its own; the data set them
             fields = {name: getattr(defaults, name) for name in ROBOT} | fields
         return AutoConfig.from_pretrained(**source, **fields)
     return ForesightConfig(**config.model)
@@ -50,7 +53,7 @@ def learns_to_act(base: ForesightConfig, fields: dict) -> bool:
 
 
 def robot_sizes(fields: dict, data: RunData) -> dict:
-    """Fields of the config, with the sizes of the robot that they leave open as the dataset has them."""
+    """Fields of the config, with missing sizes of the robot taken from the dataset."""
     fields = dict(fields)
     if data.train.action_dim:
         fields.setdefault("action_dim", data.train.action_dim)
@@ -77,15 +80,7 @@ def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPre
             f"model.fps is {config.model['fps']}, but the dataset gives {data.fps:g} steps per second: leave "
             "it out, or choose a frame_stride"
         )
-    if config.towers.tokenizer == "small":
-        length = fields.get("text_config", {}).get("max_position_embeddings", 77)
-        tokenizer = build_small_tokenizer(data.instructions, max_length=length)
-        special = {
-            f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
-        }
-        fields["text_config"] = {**fields.get("text_config", {}), "vocab_size": len(tokenizer), **special}
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(config.towers.tokenizer)
+    tokenizer, fields = build_tokenizer(config, data, fields)
     attention = config.train.attn_implementation
     fields = robot_sizes(fields, data)
     model_config = ForesightConfig(**fields, fps=data.fps, attn_implementation=attention)
@@ -101,6 +96,16 @@ def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPre
     return model, processor
 
 
+def build_tokenizer(config: RunConfig, data: RunData, fields: dict) -> tuple[PreTrainedTokenizerBase, dict]:
+    """The text tower's tokenizer, and the model's fields with the vocabulary of one that is trained here."""
+    if config.towers.tokenizer != "small":
+        return AutoTokenizer.from_pretrained(config.towers.tokenizer), fields
+    text = fields.get("text_config", {})
+    tokenizer = build_small_tokenizer(data.instructions, max_length=text.get("max_position_embeddings", 77))
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return tokenizer, {**fields, "text_config": {**text, "vocab_size": len(tokenizer), **special}}
+
+
 def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
     """The trained model of `init_from` and a processor for this run's data.
 
@@ -113,17 +118,7 @@ def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPredi
     source = {"pretrained_model_name_or_path": config.init_from, "revision": config.init_revision}
     base, wanted = AutoConfig.from_pretrained(**source), starting_config(config)
     acts_now = learns_to_act(base, config.model)
-    if acts_now and config.data.statistics == "model":
-        raise ValueError(
-            f"data.statistics=model: {config.init_from} was trained without actions and has no statistics of "
-            "them: use data.statistics=dataset"
-        )
-    shared = min(len(base.views), len(wanted.views))
-    if len(base.views) != len(wanted.views) and base.views[:shared] != wanted.views[:shared]:
-        raise ValueError(
-            f"{config.init_from} has the views {base.views}, model.views are {wanted.views}: views are added "
-            "and left out at the end"
-        )
+    _check_base(config, base, wanted)
     options = {"attn_implementation": config.train.attn_implementation}
     if (base.objectives, base.views) == (wanted.objectives, wanted.views):
         model = AutoModel.from_pretrained(**source, dtype=torch.float32, **options, **config.model)
@@ -149,8 +144,23 @@ def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPredi
     return model, processor
 
 
+def _check_base(config: RunConfig, base: ForesightConfig, wanted: ForesightConfig) -> None:
+    """Refuses statistics that the base does not have and views in another order."""
+    if learns_to_act(base, config.model) and config.data.statistics == "model":
+        raise ValueError(
+            f"data.statistics=model: {config.init_from} was trained without actions and has no statistics of "
+            "them: use data.statistics=dataset"
+        )
+    shared = min(len(base.views), len(wanted.views))
+    if len(base.views) != len(wanted.views) and base.views[:shared] != wanted.views[:shared]:
+        raise ValueError(
+            f"{config.init_from} has the views {base.views}, model.views are {wanted.views}: views are added "
+            "and left out at the end"
+        )
+
+
 def fill_from(model: ForesightForActionPrediction, base: ForesightForActionPrediction) -> None:
-    """Copies the weights of `base` into a model with other parts, and says which start fresh.
+    """Copies the weights of `base` into a model with other parts, and prints which start fresh.
 
     Raises:
         ValueError: If parts that both have differ in size.
@@ -170,7 +180,7 @@ def fill_from(model: ForesightForActionPrediction, base: ForesightForActionPredi
 
 
 def _check_motion(config: RunConfig, data: RunData, processor: ForesightProcessor) -> None:
-    """Refuses statistics of the base by which the policy could not do what the data show.
+    """Refuses statistics of the base that would keep moving action entries still.
 
     Raises:
         ValueError: If entries of the action move in the data that never did in the base's.
@@ -192,9 +202,52 @@ def _check_motion(config: RunConfig, data: RunData, processor: ForesightProcesso
 
 
 def dataset_statistics(data: RunData) -> dict[str, dict]:
-    """`action_stats` and `state_stats` of what the data have of them."""
+    """`action_stats` and `state_stats`, as far as the data have actions and states."""
     return {
         f"{name}_stats": data.statistics(name)
         for name in ("action", "state")
         if getattr(data.train, f"{name}_dim")
     }
+
+
+@torch.no_grad()
+def standardise_tokens(
+    model: ForesightForActionPrediction,
+    processor: ForesightProcessor,
+    data: RunData,
+    mixture: str | Sequence[float] = "natural",
+    windows: int = 256,
+) -> None:
+    """Scales and shifts each view's projections: outputs get mean 0 and deviation 1 over images.
+
+    In a scene that hardly changes, what all images share is four to fifty times as large as what differs,
+    and the LayerNorm after the projections preserves that ratio: a fresh tower then needs hundreds to
+    thousands of steps until actions depend on its images. LSUV (Mishkin & Matas 2016) is the same idea for
+    every layer.
+
+    Args:
+        model (`ForesightForActionPrediction`): Changed in place.
+        processor (`ForesightProcessor`): Its processor.
+        data (`RunData`): Where the images come from.
+        mixture (`str` or `Sequence[float]`): Shares of the datasets, as in training; see
+            [`WindowSampler`].
+        windows (`int`): How many windows to use, or all if there are fewer; the same in every process.
+    """
+    count = min(windows, len(data.train))
+    chosen = next(iter(WindowSampler(data.train.sizes, count, mixture=mixture, steps=1)))
+    raw = collate_windows([data.train[i] for i in sorted(chosen)])
+    batch = processor.prepare_batch(raw, history_length=model.config.history_length)
+    policy = model.model
+    cls, patches = policy.encode_images(batch["pixel_values"])
+    latents = policy._resample(patches)
+    for view, projection in enumerate(policy.embed_views):
+        shown = batch["view_mask"][..., view]
+        present = batch["frame_mask"] & (shown if shown.ndim == 2 else shown[:, None])
+        if not present.any():
+            continue
+        for linear, features in ((projection.latents, latents), (projection.cls, cls)):
+            tokens = linear(features[:, :, view][present]).flatten(0, -2)
+            std, mean = torch.std_mean(tokens, dim=0)
+            std = std.clamp_min(1e-3 * tokens.square().mean().sqrt())
+            linear.weight /= std[:, None]
+            linear.bias.copy_((linear.bias - mean) / std)

@@ -1,16 +1,11 @@
 """What a checkpoint foresees beside what happened, drawn: depth, future and 3D flow of a held-out episode."""
 
-import sys
-from pathlib import Path
-
-# Run as a script, this folder leads the search path and `evaluate.py` would shadow the library `evaluate`.
-if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):
-    sys.path.pop(0)
-
 import argparse
 import dataclasses
+import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch

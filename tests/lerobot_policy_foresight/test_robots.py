@@ -31,7 +31,7 @@ from tests.lerobot_policy_foresight.miniature import (
 )
 from tests.synthetic import make_dataset
 from training.config import load_config
-from training.train import train
+from training.loop import train
 
 ALOHA_CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
 GRIPPER = (0.0, 100.0)  # of an SO-101, in percent

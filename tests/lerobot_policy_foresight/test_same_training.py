@@ -18,9 +18,9 @@ from tests.lerobot_policy_foresight.miniature import lerobot_train, run_options
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training.config import load_config
+from training.loop import train
 from training.run_data import RunData
 from training.starting_model import starting_config
-from training.train import train
 from training.windows import WindowSampler
 
 STEPS, BATCH, SEED, LR, WARMUP = 8, 4, 3, 1e-3, 2

@@ -27,7 +27,7 @@ from tests.synthetic import make_dataset
 from tests.training.test_train import TINY
 from training.checkpoint_folder import load_checkpoint
 from training.config import load_config
-from training.train import train
+from training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_cameras_of_an_exported_model_can_be_named_anew(exported, tmp_path):
 
 def test_a_model_without_actions_is_exported_all_the_same(facts, tmp_path, capsys):
     folder = run_trainer(tmp_path, facts, "--model.objectives", "[depth, flow]")
-    assert f"{folder} is no policy for LeRobot's commands" in capsys.readouterr().out
+    assert f"{folder} is not a policy for LeRobot's commands" in capsys.readouterr().out
     assert not (folder / "policy_preprocessor.json").exists()
     assert AutoModel.from_pretrained(folder).config.objectives == ["depth", "flow"]
 

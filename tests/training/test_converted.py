@@ -15,8 +15,8 @@ from modeling_foresight import ForesightConfig
 from tests.datasets_scripts.conversion import test_calvin, test_libero
 from tests.training.test_train import TINY
 from training.config import load_config
+from training.loop import train
 from training.run_data import RunData
-from training.train import train
 
 COMMON = {
     "views": ["main", "wrist"],

@@ -24,7 +24,7 @@ from tests.tiny import tiny_batch, tiny_config, tiny_inputs
 from tests.training.test_train import TINY, command, environment, log_lines
 from training.checkpoint_folder import load_checkpoint
 from training.config import load_config
-from training.train import train
+from training.loop import train
 
 STEPS, RANK = 4, 3
 LORA = ["--lora.r", str(RANK), "--lora.dropout", "0.1", "--train.steps", str(STEPS)]
@@ -371,7 +371,7 @@ def test_loss_weights_may_change_under_an_adapter(work, tmp_path):
 
 
 def test_an_adapter_stays_float32_in_mixed_precision_with_checkpointing(work, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.train.has_bfloat16", lambda device: True)
+    monkeypatch.setattr("training.loop.has_bfloat16", lambda device: True)
     flags = ["--train.mixed_precision", "bf16", "--train.gradient_checkpointing", "true"]
     assert run(work, tmp_path / "run", "--train.steps", "2", *flags) == 0
     tensors = load_file(tmp_path / "run" / "model" / "adapter_model.safetensors")
@@ -405,7 +405,7 @@ def test_two_processes_train_one_adapter(work, tmp_path):
         [*launch, *arguments], env=environment(), capture_output=True, text=True, timeout=240
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "other machines lack" in result.stdout
+    assert "a folder that other machines do not have" in result.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["processes"] == 2
     tensors = load_file(tmp_path / "run" / "model" / "adapter_model.safetensors")

@@ -25,9 +25,10 @@ from datasets_scripts.storage.provenance import read_provenance, write_provenanc
 from tests.synthetic import make_dataset
 from training.checkpoints import latest_checkpoint
 from training.config import load_config
+from training.loop import train
 from training.run_data import RunData
 from training.starting_model import build_model, starting_config
-from training.train import main, train
+from training.train import main
 from training.windows import collate_windows, split_episodes
 
 REPO = Path(__file__).parents[2]
@@ -235,7 +236,7 @@ def test_settings_reach_a_tracker_as_plain_values(config_file, dataset, tmp_path
     config.train.tracker = recorder
     AcceleratorState._reset_state(reset_partial_state=True)
     # A tracker object cannot be written to YAML; its name is what a user gives.
-    with patch("training.train.save_config"):
+    with patch("training.checkpoints.save_config"):
         assert train(config, resume=False) == 0
     assert recorder.settings["train/steps"] == str(STEPS)
     assert all(isinstance(value, str) for value in recorder.settings.values())
@@ -279,7 +280,7 @@ def test_gradient_accumulation_gives_the_update_of_the_whole_batch(config_file, 
 def test_bfloat16_is_for_where_it_has_kernels_and_keeps_float32_weights(
     config_file, dataset, tmp_path, monkeypatch, capsys, has_kernels, taken
 ):
-    monkeypatch.setattr("training.train.has_bfloat16", lambda device: has_kernels)
+    monkeypatch.setattr("training.loop.has_bfloat16", lambda device: has_kernels)
     run(config_file, dataset, tmp_path / "run", "--train.mixed_precision", "bf16", "--train.steps", "2")
     assert ("computing in float32" in capsys.readouterr().out) != has_kernels
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["mixed_precision"] == taken
@@ -422,6 +423,37 @@ def test_no_means_no_in_yaml_too():
     assert load_config(None, ["--train.mixed_precision", "no"]).train.mixed_precision == "no"
 
 
+def test_a_preset_on_the_command_line_beats_the_yaml_and_loses_to_fields_beside_it():
+    yaml_file = REPO / "training" / "configs" / "calvin_d_d.yaml"
+    pretrain = ["--model.preset", "foresight_3d_pretrain"]
+    assert load_config(yaml_file, pretrain).model["views"] == ["main"]
+    both = [*pretrain, "--model.views", "[main, wrist]"]
+    assert load_config(yaml_file, both).model["views"] == ["main", "wrist"]
+    baseline = load_config(yaml_file, ["--model.preset", "gr1"]).model
+    assert baseline["binary_action_indices"] == [6] and baseline["chunk_size"] == 1
+    assert "action_codec" not in baseline, "the preset of the YAML file is replaced"
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "visualize"])
+def test_commands_run_as_modules_and_as_files(name, tmp_path):
+    for start in (["-m", f"training.{name}"], [str(REPO / "training" / f"{name}.py")]):
+        shown = subprocess.run(
+            [sys.executable, *start, "--help"], cwd=REPO, env=environment(), capture_output=True, text=True
+        )
+        assert shown.returncode == 0 and "--output" in shown.stdout, shown.stderr
+
+
+def test_metrics_load_where_the_command_hides_the_library_of_its_name(tmp_path):
+    code = f"""
+import sys
+sys.path.insert(0, {str(REPO / "training")!r})  # as Python does for `python training/evaluate.py`
+from training.evaluation.metric_loader import load_metric
+print(load_metric("success_rate").compute(predictions=[1, 1])["success_rate"])
+"""
+    shown = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    assert shown.stdout.strip() == "1.0", shown.stderr
+
+
 def test_lists_stay_lists_where_text_would_do():
     lora = ["--init_from", "me/base", "--lora.r", "4", "--lora.target_modules", "[q_proj, v_proj]"]
     run = load_config(None, [*lora, "--data.mixture", "[1, 2.5]"])
@@ -433,7 +465,7 @@ def test_lists_stay_lists_where_text_would_do():
     ("flags", "message"),
     [
         (["--train.stepz", "3"], "train.stepz is unknown; did you mean steps"),
-        (["--model.chunk_sizes", "3"], "model.chunk_sizes is no field.*chunk_size"),
+        (["--model.chunk_sizes", "3"], "model.chunk_sizes is not a field.*chunk_size"),
         (["--train.steps", "many"], "train.steps"),
         (["--model.views", "[front, top]"], "top"),
         (["--model.history_length", "30"], "history_length"),

@@ -18,13 +18,12 @@ Masks (padding, absent views, invalid depth, unsupervised points, actions past t
 everywhere. Sums are kept in float64.
 """
 
-import functools
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from tqdm import tqdm
 
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.losses import masked_mean
@@ -40,7 +39,7 @@ from modeling_foresight.targets import (
 )
 
 if TYPE_CHECKING:
-    import evaluate
+    from training.run_data import RunData
 
 __all__ = [
     "evaluate_open_loop",
@@ -48,47 +47,12 @@ __all__ = [
     "flatten_metrics",
     "flow_errors",
     "format_open_loop",
-    "load_metric",
+    "measure_held_out",
 ]
-
-HUB_METRICS = Path(__file__).with_name("hub_metrics")
-
-
-def load_metric(name: str, config_name: str | None = None, **options) -> "evaluate.EvaluationModule":
-    """One of the project's `evaluate` metrics, ready for `add_batch` and `compute`; nothing is downloaded.
-
-    What is added is kept in memory, unless several processes share it (`num_process`); `compute` without
-    anything is a `ValueError` that says so.
-
-    Args:
-        name (`str`): A folder of `training/evaluation/hub_metrics`; docs/metrics.md lists them.
-        config_name (`str`, *optional*): Prefix of its inputs, so that it can be combined with others.
-        options: Of the metric, or of `evaluate.load`.
-
-    Raises:
-        ValueError: If there is none of that name; lists those there are.
-    """
-    import evaluate  # here: it is slow to import, and only measuring needs it
-
-    known = sorted(path.name for path in HUB_METRICS.iterdir() if (path / f"{path.name}.py").is_file())
-    if name not in known:
-        raise ValueError(f"there is no metric {name!r}; there are {', '.join(known)}")
-    options.setdefault("keep_in_memory", options.get("num_process", 1) == 1)
-    metric = evaluate.load(str(HUB_METRICS / name), config_name, **options)
-    compute = metric.compute
-
-    @functools.wraps(compute)
-    def checked(**inputs):
-        if not len(metric) and all(inputs.get(feature) is None for feature in metric.features):
-            raise ValueError(f"{name}: nothing was added that it could compute from")  # fails obscurely there
-        return compute(**inputs)
-
-    metric.compute = checked
-    return metric
 
 
 class _Mean:
-    """A weighted running mean; `shape` axes at the end are kept, all others are averaged over."""
+    """A weighted running mean; the last `kept_axes` axes are kept, all others are averaged over."""
 
     def __init__(self, kept_axes: int = 0):
         self.kept_axes, self.sum, self.weight = kept_axes, 0.0, 0.0
@@ -101,6 +65,10 @@ class _Mean:
         self.sum = self.sum + (values * weight).sum(axes, dtype=torch.float64).cpu()
         self.weight = self.weight + weight.sum(axes, dtype=torch.float64).cpu()
 
+    def merge(self, other: "_Mean") -> None:
+        """Adds what another process has summed up."""
+        self.sum, self.weight = self.sum + other.sum, self.weight + other.weight
+
     def __bool__(self) -> bool:
         return bool(torch.as_tensor(self.weight).sum() > 0)
 
@@ -111,6 +79,54 @@ class _Mean:
         return torch.where(seen, self.sum / self.weight.clamp(min=1e-12), total)
 
 
+def _merge_processes(means: dict) -> dict:
+    """The same means over the shares of all processes; every process calls it and gets them."""
+    if not distributed.is_initialized():
+        return means
+    shares: list = [None] * distributed.get_world_size()
+    distributed.all_gather_object(shares, means)
+    merged: dict = {}
+    for share in shares:
+        for name, mean in share.items():
+            if name in merged:
+                merged[name].merge(mean)
+            else:
+                merged[name] = mean
+    return merged
+
+
+def measure_held_out(
+    model: ForesightForActionPrediction,
+    processor: ForesightProcessor,
+    data: "RunData",
+    batch_size: int,
+    baseline_windows: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> dict:
+    """Errors on the validation windows, beside trivial predictors that are fitted to training windows.
+
+    Args:
+        model, processor: The policy.
+        data (`RunData`): Its `val` must exist.
+        batch_size (`int`): Windows per forward pass.
+        baseline_windows (`int`): Training windows, evenly spread, that the trivial predictors are fitted to.
+        rank, world_size (`int`): Each process measures a share of the windows; all must call this together.
+
+    Returns:
+        `dict`: As [`evaluate_open_loop`]; the same in every process.
+    """
+    from training.run_data import evaluation_loader
+
+    share = {"rank": rank, "world_size": world_size}
+    bar = {"unit": "batch", "disable": rank > 0}
+    train = evaluation_loader(data.unaugmented_train(), batch_size, baseline_windows, **share)
+    train = tqdm(train, desc="trivial predictors", **bar)
+    baselines = fit_baselines(train, processor, model.config, model.device)
+    held_out = tqdm(evaluation_loader(data.val, batch_size, **share), desc="held-out episodes", **bar)
+    return evaluate_open_loop(model, processor, held_out, baselines)
+
+
 def fit_baselines(
     batches: Iterable[Mapping],
     processor: ForesightProcessor,
@@ -118,6 +134,8 @@ def fit_baselines(
     device: torch.device | None = None,
 ) -> dict[str, Tensor]:
     """Training-set means that stand in for a model, from one pass over training windows.
+
+    In distributed training every process calls it with its share of the windows.
 
     Args:
         batches (`Iterable`): Raw batches of *training* windows, best without augmentation.
@@ -148,6 +166,7 @@ def fit_baselines(
                     add(name, 2, target, weight[..., None])
                 else:
                     add(name, 0 if name == "progress" else 3, target, weight)
+    means = _merge_processes(means)
     return {name: mean.value().float() for name, mean in means.items() if mean}
 
 
@@ -159,7 +178,8 @@ def evaluate_open_loop(
 ) -> dict:
     """Losses and errors of a model on recorded windows, beside trivial predictors.
 
-    The model is put into evaluation mode for the time being (the style of the action CVAE is zero then).
+    The model is in evaluation mode meanwhile (the style of the action CVAE is zero then). In distributed
+    training every process calls it with its share of the windows.
 
     Args:
         model (`ForesightForActionPrediction`): The policy.
@@ -184,8 +204,7 @@ def evaluate_open_loop(
     """
     baselines = dict(baselines or {})
     table = _Table()
-    losses: dict[str, float] = {}
-    windows = 0
+    losses: dict[str, _Mean] = {}
     was_training = model.training
     model.eval()
     try:
@@ -193,22 +212,22 @@ def evaluate_open_loop(
             for raw in batches:
                 batch = processor.prepare_batch(raw, model.device, model.config.history_length)
                 output = model(**batch)
-                size = len(batch["pixel_values"])
-                windows += size
-                named = {**(output.losses or {})}
+                size = torch.tensor(float(len(batch["pixel_values"])))
+                named = {"windows": torch.ones(()), **(output.losses or {})}
                 if output.loss is not None:
                     named["total"] = output.loss
                 for name, loss in named.items():
-                    losses[name] = losses.get(name, 0.0) + size * float(loss)
+                    losses.setdefault(name, _Mean()).add(loss.detach().float().cpu(), size)
                 targets = _targets(model.config, raw, batch)
                 _compare(table, model, processor, raw, batch, output, targets, baselines)
     finally:
         model.train(was_training)
-    if not windows:
+    losses, table.means = _merge_processes(losses), _merge_processes(table.means)
+    if not losses:
         raise ValueError("no windows to evaluate on; give validation episodes")
     return {
-        "windows": windows,
-        "losses": {name: total / windows for name, total in losses.items()},
+        "windows": int(losses.pop("windows").weight),
+        "losses": {name: mean.value().item() for name, mean in losses.items()},
         **table.result(),
     }
 
@@ -300,16 +319,16 @@ class _Table:
     """Means by section, group, predictor and metric."""
 
     def __init__(self):
-        self._means: dict[tuple[str, str, str, str], _Mean] = {}
+        self.means: dict[tuple[str, str, str, str], _Mean] = {}
 
     def add(self, section, group, predictor, metric, error: Tensor, weight: Tensor, kept_axes=0) -> None:
         """Adds errors with their weights to one entry."""
-        self._means.setdefault((section, group, predictor, metric), _Mean(kept_axes)).add(error, weight)
+        self.means.setdefault((section, group, predictor, metric), _Mean(kept_axes)).add(error, weight)
 
     def result(self) -> dict:
         """Nested plain floats. Groups that never had an element are left out; `..rmse..` are roots."""
         result: dict = {}
-        for (section, group, predictor, metric), mean in self._means.items():
+        for (section, group, predictor, metric), mean in self.means.items():
             if not mean:
                 continue
             value = mean.value()

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.targets import depth_statistics, unpatchify
-from training.evaluation.open_loop import load_metric
+from training.evaluation.metric_loader import load_metric
 from training.evaluation.predictions import Moment, Prediction, predict_windows
 from training.windows import ForesightWindows
 

@@ -22,7 +22,7 @@ from modeling_foresight.exporting import export_with_code
 from modeling_foresight.lora import lora_config
 from tests.hub_cards.finished_run import latency, make_run, stats, summary
 from tests.tiny import tiny_config, tiny_processor
-from training.adapters import adapter_facts, write_adapter
+from training.adapters import describe_base, write_adapter
 from training.checkpoint_folder import weights_digest
 from training.config import RunConfig, save_config
 
@@ -313,7 +313,7 @@ def test_a_configuration_that_is_no_json(folder):
 def adapter(built, tmp_path):
     """A run that adapted `built`, a folder of this machine."""
     run, model = tmp_path / "run", ForesightForActionPrediction.from_pretrained(built)
-    facts = adapter_facts(model)
+    facts = describe_base(model)
     (run / "training").mkdir(parents=True)
     write_adapter(get_peft_model(model, lora_config(model, r=2)), run / "model", facts)
     for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):

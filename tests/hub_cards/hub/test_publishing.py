@@ -28,7 +28,7 @@ from modeling_foresight.lora import lora_config
 from tests.hub_cards.finished_run import latency, make_run, summary
 from tests.hub_server import running_hub
 from tests.modeling_foresight.test_hub_export import site_packages_without_this_project
-from training.adapters import adapter_facts, write_adapter
+from training.adapters import describe_base, write_adapter
 from training.checkpoint_folder import load_checkpoint
 from training.config import RunConfig, save_config
 
@@ -315,7 +315,7 @@ def adapter(built, tmp_path):
 
     def make(base):
         run, model = tmp_path / "lora", ForesightForActionPrediction.from_pretrained(built)
-        facts, model.name_or_path = adapter_facts(model), base
+        facts, model.name_or_path = describe_base(model), base
         write_adapter(get_peft_model(model, lora_config(model, r=2)), run / "model", facts)
         for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
             shutil.copy(built / name, run / "model" / name)

@@ -10,7 +10,7 @@ import evaluate
 import numpy as np
 import pytest
 
-from training.evaluation.open_loop import HUB_METRICS, load_metric
+from training.evaluation.metric_loader import HUB_METRICS, load_metric
 
 NAN = float("nan")
 ALL = ("flow_3d", "future_rgbd", "masked_depth", "robot_action", "success_rate", "task_chain")

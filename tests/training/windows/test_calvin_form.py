@@ -16,8 +16,8 @@ from tests.synthetic import make_dataset
 from tests.tiny import tiny_processor
 from tests.training.test_train import TINY
 from training.config import load_config
+from training.loop import train
 from training.run_data import RunData, window_config
-from training.train import train
 from training.windows import collate_windows
 
 EPISODES, FRAMES, STATE = 4, 11, 8
@@ -110,11 +110,12 @@ def test_a_preset_trains_under_its_own_name(preset, dataset, tmp_path, monkeypat
     monkeypatch.setenv("FORESIGHT_CACHE", str(tmp_path / "cache"))
     path, output = tmp_path / "tiny.yaml", tmp_path / "run"
     sizes = {k: v for k, v in TINY["model"].items() if k not in ("objectives", "views", "chunk_size")}
-    views = {"views": ["front"] if preset == "grmg_pretrain" else ["front", "side"]}
+    views = "[front]" if preset == "grmg_pretrain" else "[front, side]"
     options = {**TINY["train"], "steps": 1, "checkpoint_every": 0}
-    path.write_text(yaml.safe_dump({**TINY, "model": {**sizes, **views}, "train": options}))
+    path.write_text(yaml.safe_dump({**TINY, "model": sizes, "train": options}))
     AcceleratorState._reset_state(reset_partial_state=True)
     arguments = ["--dataset", str(dataset.root), "--output", str(output), "--model.preset", preset]
+    arguments += ["--model.views", views]  # given beside the preset, they beat its own
     assert train(load_config(path, arguments), False) == 0
     saved = json.loads((output / "model" / "config.json").read_text())
     assert saved["objectives"] == list(PRESETS[preset]["objectives"])

@@ -1,0 +1,163 @@
+"""The optimization loop: one mean over a step's whole batch, and no step with a loss that is not finite."""
+
+import contextlib
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from datasets_scripts.storage.rows import DatasetRows
+from modeling_foresight import ForesightForActionPrediction
+from tests.synthetic import make_dataset
+from tests.training.test_train import (  # noqa: F401 - fixtures
+    command,
+    config_file,
+    dataset,
+    fresh_accelerate,
+    log_lines,
+    run,
+    run_twofold,
+)
+from training.checkpoints import latest_checkpoint
+from training.config import load_config
+from training.loop import train
+from training.windows import ForesightWindows
+
+ONE_STEP = ["--train.steps", "1", "--train.warmup_steps", "0", "--data.val_fraction", "0"]
+NO_DROPOUT = [
+    text for name in ("embd_pdrop", "attention_dropout", "resid_pdrop") for text in (f"--model.{name}", "0.0")
+]
+
+
+def test_each_dataset_is_opened_once_per_run(config_file, dataset, tmp_path, monkeypatch):  # noqa: F811
+    opened, open_dataset = [], DatasetRows.__init__
+
+    def count(self, *args, **kwargs):
+        opened.append(args[0])
+        open_dataset(self, *args, **kwargs)
+
+    monkeypatch.setattr(DatasetRows, "__init__", count)
+    assert run(config_file, dataset, tmp_path / "run", "--train.steps", "1") == 0
+    assert opened == [str(dataset)]
+
+
+@pytest.fixture
+def uneven_tracks(monkeypatch):
+    """Of all windows, the even ones keep a single supervised point in the flow loss."""
+    read = ForesightWindows.__getitem__
+
+    def thin(self, item):
+        sample = read(self, item)
+        index = item[0] if isinstance(item, tuple) else item
+        if index % 2 == 0:
+            kept = sample["track_weight"][-1, -1, -1].clone()
+            sample["track_weight"].zero_()
+            sample["track_weight"][-1, -1, -1] = kept
+        return sample
+
+    monkeypatch.setattr(ForesightWindows, "__getitem__", thin)
+
+
+@pytest.fixture
+def fixed_dropout(monkeypatch):
+    """Dropout drops the same entries of every sample, however the batch is cut."""
+
+    def drop(input, p=0.5, training=True, inplace=False):
+        if not training or not p:
+            return input
+        generator = torch.Generator().manual_seed(input.shape[-1])
+        kept = torch.rand(input.shape[1:], generator=generator) >= p
+        return input * kept.to(input) / (1 - p)
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", drop)
+
+
+def test_losses_are_one_mean_over_the_whole_batch_however_it_is_cut(
+    config_file,  # noqa: F811
+    dataset,  # noqa: F811
+    tmp_path,
+    uneven_tracks,
+    fixed_dropout,
+):
+    flags = [*ONE_STEP, "--model.objectives", "[depth, future, flow]", "--model.resid_pdrop", "0.2"]
+    for parts in (1, 2, 4):
+        cut = ["--train.gradient_accumulation_steps", str(parts)]
+        run(config_file, dataset, tmp_path / str(parts), *flags, *cut)
+    whole, *others = ([line for line in log_lines(tmp_path / n) if "step_s" in line][0] for n in "124")
+    for line in others:
+        for name in ("loss", "depth", "future", "flow", "grad_norm"):
+            assert line[name] == pytest.approx(whole[name], rel=1e-4), name
+
+
+def test_a_process_with_nothing_to_supervise_does_not_change_the_mean(
+    config_file,  # noqa: F811
+    tmp_path,
+):
+    # Episodes without tracks: one process of two may get windows that have no flow target at all.
+    root = make_dataset(
+        tmp_path / "data", episodes=4, frames=10, cameras=("front", "side"), size=(32, 40)
+    ).root
+    bare = make_dataset(
+        tmp_path / "bare", episodes=4, frames=10, cameras=("front", "side"), size=(32, 40), tracks=False
+    ).root
+    flags = [*ONE_STEP, *NO_DROPOUT, "--model.objectives", "[flow]", "--train.batch_size", "2"]
+    flags += ["--data.missing_targets", "true", "--data.mixture", "[0.5, 0.5]"]
+    flags += ["--data.datasets", f"[{{path: {root}}}, {{path: {bare}}}]", "--train.steps", "8"]
+    arguments = command(config_file, root, tmp_path / "two", *flags)
+    where = arguments.index("--dataset")
+    run_twofold(arguments[:where] + arguments[where + 2 :])
+    train(load_config(config_file, ["--output", str(tmp_path / "one"), *flags]), False)
+    one, two = (
+        [line["flow"] for line in log_lines(tmp_path / name) if "step_s" in line] for name in ("one", "two")
+    )
+    assert two == pytest.approx(one, rel=1e-3)
+    assert len({loss for loss in one if loss > 0}) > 2  # windows with tracks were drawn
+
+
+@pytest.fixture
+def broken(dataset, monkeypatch):  # noqa: F811
+    """In the third step, one window has a progress that is not a number."""
+    count, seen = ForesightForActionPrediction.count_targets, []
+
+    def spoil(self, batch):
+        seen.append(batch)
+        if len(seen) == 3:
+            batch["progress"][1] = float("nan")
+        return count(self, batch)
+
+    monkeypatch.setattr(ForesightForActionPrediction, "count_targets", spoil)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_window_named_and_the_weights_of_before_saved(
+    config_file,  # noqa: F811
+    dataset,  # noqa: F811
+    tmp_path,
+    broken,
+):
+    output = tmp_path / "run"
+    with pytest.raises(ValueError, match=r"not finite at step 3 .*episode \d+, frame \d+\. .*step 2"):
+        run(config_file, dataset, output, "--train.checkpoint_every", "0")
+    folder, step = latest_checkpoint(output / "checkpoints")
+    assert step == 2 and not (output / "model").exists()
+    assert all(tensor.isfinite().all() for tensor in load_file(folder / "model.safetensors").values())
+
+
+def test_data_without_a_target_for_any_objective_are_refused_before_the_first_step(config_file, tmp_path):  # noqa: F811
+    bare = make_dataset(
+        tmp_path / "bare", 2, 8, cameras=("front", "side"), size=(32, 32), depth=False, tracks=False
+    ).root
+    flags = ["--data.missing_targets", "true", "--model.objectives", "[depth, flow]"]
+    with pytest.raises(ValueError, match="nothing to train.*depth \\(.*flow \\("):
+        run(config_file, bare, tmp_path / "run", *flags)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_the_model_is_exported_before_it_is_measured(config_file, dataset, tmp_path, monkeypatch):  # noqa: F811
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("training.loop.measure_held_out", fail)
+    with contextlib.suppress(RuntimeError):
+        run(config_file, dataset, tmp_path / "run", "--train.steps", "1")
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "summary.json").exists()
