@@ -110,13 +110,13 @@ test-common: setup ## the common model tests of transformers, fetched once for t
 	RUN_SLOW=1 $(PY) -m pytest -m common tests/modeling_foresight/test_transformers_common.py --no-header $(PYTEST_FLAGS)
 
 # An environment of its own: LeRobot, and so .venv, allows no newer transformers than 5.5.
-.venv-newest/bin/python: scripts/newest.txt
+.venv-newest/.installed: scripts/newest.txt
 	$(UV) venv --quiet --clear --python $(PY) .venv-newest
 	$(UV) pip install --quiet --python .venv-newest/bin/python --requirements scripts/newest.txt
 	touch $@
 
 test-newest: setup ## the model tests under the newest transformers and huggingface_hub, in .venv-newest
-	@$(MAKE) --no-print-directory .venv-newest/bin/python
+	@$(MAKE) --no-print-directory .venv-newest/.installed
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest tests/modeling_foresight \
 		-m "not slow and not network and not common" -n $(THREADS) --dist worksteal $(PYTEST_FLAGS)
 
