@@ -223,6 +223,7 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> int:
             stopping = bool(stop)
             due = options.checkpoint_every and done % options.checkpoint_every == 0
             if due or stopping or last:
+                refuse_broken_weights(run, done)
                 save_checkpoint(accelerator, Path(config.output), done, options.keep_checkpoints)
         if stopping and not last:
             accelerator.print(f"stopped after step {done}; continue with --resume")
@@ -263,7 +264,7 @@ def check_finite(run: Run, step: int, batches: Sequence[Mapping], loss: Tensor, 
     shown = "; ".join(suspects[:5]) or "none of its windows by itself"
     reason = f"the loss or its gradient is not finite at step {step + 1} of {run.config.output}, in {shown}"
     output = Path(run.config.output)
-    if all(bool(parameter.isfinite().all()) for parameter in run.trained):
+    if has_finite_weights(run):
         run.optimizer.zero_grad()
         save_checkpoint(accelerator, output, step, run.config.train.keep_checkpoints)
         saved = f"The weights of before are saved as the checkpoint of step {step}"
@@ -273,6 +274,27 @@ def check_finite(run: Run, step: int, batches: Sequence[Mapping], loss: Tensor, 
         f"{reason}. {saved}. Repair or leave out that data (NaN, infinite or huge values), or lower "
         "train.learning_rate, and start a run with another --output"
     )
+
+
+def has_finite_weights(run: Run) -> bool:
+    """Whether all trained weights are finite, in every process."""
+    broken = torch.stack([(~parameter.isfinite()).any() for parameter in run.trained]).any()
+    return not bool(run.accelerator.gather(broken[None]).any())
+
+
+def refuse_broken_weights(run: Run, done: int) -> None:
+    """Stops all processes before weights that are not finite are saved or exported.
+
+    The loss and the gradient of a step can be finite and its update can still overflow.
+
+    Raises:
+        ValueError: In every process; says what is kept, and what to do.
+    """
+    if not has_finite_weights(run):
+        raise ValueError(
+            f"the weights are not finite after step {done} of {run.config.output}. They are not saved; "
+            "checkpoints of before are kept. Lower train.learning_rate, and start a run with another --output"
+        )
 
 
 @torch.no_grad()

@@ -161,3 +161,30 @@ def test_the_model_is_exported_before_it_is_measured(config_file, dataset, tmp_p
         run(config_file, dataset, tmp_path / "run", "--train.steps", "1")
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("every", ["0", "1"])
+def test_weights_that_an_update_broke_are_neither_saved_nor_exported(
+    config_file,  # noqa: F811
+    dataset,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    every,
+):
+    update, updates = torch.optim.AdamW.step, []
+
+    def overflow(self, *args, **kwargs):
+        result = update(self, *args, **kwargs)
+        updates.append(self)
+        if len(updates) == 2:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].fill_(float("inf"))
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", overflow)
+    output = tmp_path / "run"
+    flags = ["--train.steps", "2", "--train.checkpoint_every", every]
+    with pytest.raises(ValueError, match="not finite after step 2 .* not saved.*learning_rate"):
+        run(config_file, dataset, output, *flags)
+    saved = [folder.name for folder in (output / "checkpoints").glob("*")]
+    assert saved == (["step-0000001"] if every == "1" else []) and not (output / "model").exists()
