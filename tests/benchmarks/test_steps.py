@@ -23,6 +23,7 @@ def run(monkeypatch, tmp_path, capsys):
     return run
 
 
+@pytest.mark.slow  # compiles
 def test_control_step_compares_the_ways_and_says_the_setting_of_each_row(run):
     rows, ratios = run("control_step", "--warmup", "1", "--repeats", "1", "--batches", "1", "3")
     assert list(rows[0])[:8] == [
@@ -52,6 +53,7 @@ def test_modes_with_a_graph_need_a_gpu(run, capsys):
     assert "--modes compiled-graphed needs --device cuda" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # measures
 def test_training_step_goes_on_after_a_setting_that_does_not_fit(run, monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     script = importlib.import_module("training_step")

@@ -212,6 +212,7 @@ def run_rank(rank: int, root, folder) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow  # two processes are launched
 def test_two_processes_learn_one_mean_also_if_one_has_nothing_to_supervise(videos, tmp_path):
     torch.multiprocessing.spawn(run_rank, (videos, tmp_path), nprocs=2)
     ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]

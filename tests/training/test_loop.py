@@ -89,6 +89,7 @@ def test_losses_are_one_mean_over_the_whole_batch_however_it_is_cut(
             assert line[name] == pytest.approx(whole[name], rel=1e-4), name
 
 
+@pytest.mark.slow  # two processes are launched
 def test_a_process_with_nothing_to_supervise_does_not_change_the_mean(
     config_file,  # noqa: F811
     tmp_path,

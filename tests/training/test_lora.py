@@ -384,6 +384,7 @@ def test_the_named_run_for_a_few_demonstrations_is_complete_but_for_places():
     assert config.lora.r == 16 and config.data.missing_targets and not config.model
 
 
+@pytest.mark.slow  # two processes are launched
 def test_two_processes_train_one_adapter(work, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]

@@ -413,6 +413,7 @@ def test_two_processes_share_every_batch_and_learn_as_one(config_file, dataset, 
     assert two == pytest.approx(one, rel=1e-3)
 
 
+@pytest.mark.slow  # the launch without bf16 is quick; this one repeats it
 def test_two_processes_are_one_run_in_bf16_too(config_file, dataset, tmp_path):
     flags = ["--train.mixed_precision", "bf16", "--train.attn_implementation", "eager", "--train.steps", "1"]
     run_twofold(command(config_file, dataset, tmp_path / "two", *flags))
@@ -434,7 +435,11 @@ def test_a_preset_on_the_command_line_beats_the_yaml_and_loses_to_fields_beside_
     assert "action_codec" not in baseline, "the preset of the YAML file is replaced"
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "visualize"])
+@pytest.mark.parametrize(
+    "name",
+    # The launches of this file run train.py; evaluate.py has the name of a library.
+    ["evaluate", *(pytest.param(name, marks=pytest.mark.slow) for name in ("train", "visualize"))],
+)
 def test_commands_run_as_modules_and_as_files(name, tmp_path):
     for start in (["-m", f"training.{name}"], [str(REPO / "training" / f"{name}.py")]):
         shown = subprocess.run(
