@@ -66,8 +66,9 @@ class Run:
 
     @property
     def policy(self) -> ForesightForActionPrediction:
-        """The model without Accelerate's wrappers; with LoRA, the base with the adapter in its layers."""
-        plain = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        """The model without DDP around it; with LoRA, the base with the adapter in its layers."""
+        # Unwrapping mixed precision too would take it from `self.model` for the rest of the run.
+        plain = self.accelerator.unwrap_model(self.model)
         return plain.get_base_model() if self.base else plain
 
     def sampler(self) -> WindowSampler:
@@ -361,6 +362,7 @@ def measure_final_model(run: Run) -> dict:
         return {}
     accelerator = run.accelerator
     accelerator.print("measuring the validation episodes, beside trivial predictors")
+    accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)  # takes mixed precision from it for good
     errors = measure_held_out(
         run.policy,
         run.processor,

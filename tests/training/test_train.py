@@ -22,6 +22,7 @@ from transformers import AutoModel, AutoProcessor
 
 from datasets_scripts.storage.hub_download import HubError
 from datasets_scripts.storage.provenance import read_provenance, write_provenance
+from modeling_foresight.transformer import ForesightBlock
 from tests.synthetic import make_dataset
 from training.checkpoints import latest_checkpoint
 from training.config import load_config
@@ -281,7 +282,16 @@ def test_bfloat16_is_for_where_it_has_kernels_and_keeps_float32_weights(
     config_file, dataset, tmp_path, monkeypatch, capsys, has_kernels, taken
 ):
     monkeypatch.setattr("training.loop.has_bfloat16", lambda device: has_kernels)
+    forward, autocast = ForesightBlock.forward, []
+
+    def note(self, *args, **kwargs):
+        if self.training:
+            autocast.append(torch.is_autocast_enabled("cpu"))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(ForesightBlock, "forward", note)
     run(config_file, dataset, tmp_path / "run", "--train.mixed_precision", "bf16", "--train.steps", "2")
+    assert len(autocast) == 2 and set(autocast) == {has_kernels}  # in every step, one block each
     assert ("computing in float32" in capsys.readouterr().out) != has_kernels
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["mixed_precision"] == taken
     assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float32}
