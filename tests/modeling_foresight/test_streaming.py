@@ -367,7 +367,7 @@ def test_a_step_that_fails_half_way_ends_the_instruction(monkeypatch):
     stream.reset(TASKS[0])
     act(stream, 1)
     with monkeypatch.context() as broken:
-        broken.setattr(model, "decode_newest", lambda **_: 1 / 0)
+        broken.setattr(model, "decode_newest", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             act(stream, 2)
     with pytest.raises(ValueError, match="no instruction: call reset"):
@@ -485,7 +485,7 @@ def test_a_stream_says_what_it_needs_before_it_runs():
         ForesightStream(*build(objectives=["depth"]))
     other = build(image_size=48, patch_size=8, vision_config=None, auxiliary_heads=False)[1]
     with pytest.raises(
-        ValueError, match="processor has image_size=48, the model 40: load both from the same"
+        ValueError, match="processor has image_size=48, the model 40: load both from one folder"
     ):
         ForesightStream(model, other)
     with pytest.raises(ValueError, match="training mode"):
