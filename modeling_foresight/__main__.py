@@ -19,22 +19,20 @@ def describe_variant(name: str) -> dict[str, int | str]:
             of the policy `to act` (`auxiliary_heads=False`; 0 if it has no actions), and `objectives`.
     """
     config = ForesightConfig.from_preset(name)
-    acts, tokens = config.has("action"), [len(build_layout(config, frames)) for frames in (1, 2)]
-    return {
-        "preset": name,
-        "tokens": len(build_layout(config, config.history_length)),
-        "per frame": tokens[1] - tokens[0],
-        "trained": _count_parameters(config, trained=True),
-        "all": _count_parameters(config),
-        "to act": _count_parameters(ForesightConfig.from_preset(name, auxiliary_heads=False)) if acts else 0,
-        "objectives": " ".join(config.objectives),
-    }
+    tokens = [len(build_layout(config, frames)) for frames in (1, 2, config.history_length)]
+    trained, total = _count_parameters(config)
+    to_act = 0
+    if config.has("action"):
+        to_act = _count_parameters(ForesightConfig.from_preset(name, auxiliary_heads=False))[1]
+    values = (name, tokens[2], tokens[1] - tokens[0], trained, total, to_act, " ".join(config.objectives))
+    return dict(zip(COLUMNS, values, strict=True))
 
 
-def _count_parameters(config: ForesightConfig, trained: bool = False) -> int:
+def _count_parameters(config: ForesightConfig) -> tuple[int, int]:
+    """Trained parameters, and all."""
     with torch.device("meta"):
-        model = ForesightForActionPrediction(config)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
+        parameters = list(ForesightForActionPrediction(config).parameters())
+    return tuple(sum(p.numel() for p in parameters if p.requires_grad or every) for every in (False, True))
 
 
 def main() -> None:

@@ -190,6 +190,8 @@ def vision_width(config: ForesightConfig) -> int:
 def feature_shape(config: ForesightConfig) -> torch.Size:
     """Shape of the vision tower's features of one image, found on the meta device: nothing is computed."""
     side, vision = config.image_size, copy.deepcopy(config.vision_config)
+    if vision.model_type == "vit":
+        return torch.Size((1, 1 + (side // vision.patch_size) ** 2, vision.hidden_size))
     vision._attn_implementation = "eager"  # flex attention has no meta kernel
     with torch.device("meta"), torch.no_grad():
         tower = build_vision_tower(vision).eval()
