@@ -71,12 +71,8 @@ def gripper_is_open(gripper: Tensor) -> Tensor:
 def relative_state(states: Tensor) -> Tensor:
     """States relative to the first frame of their window: `R_0^T (p_s - p_0)`, `euler(R_0^T R_s)`.
 
-    Args:
-        states (`torch.Tensor`): `(..., T, >= 6)` windows of poses, oldest first, meters and radians; entries
-            from 6 on (gripper) are not touched.
-
-    Returns:
-        `torch.Tensor`: The same shape. The pose of frame 0 is exactly 0.
+    Takes windows `(..., T, >= 6)`, oldest first, in meters and radians. Entries from 6 on (gripper) are
+    unchanged; the pose of frame 0 is exactly 0.
     """
     if states.ndim < 2 or states.shape[-1] < POSE_SIZE:
         raise ValueError(
@@ -96,13 +92,8 @@ def encode_local_delta(states: Tensor) -> Tensor:
 
         xyz = 50 R_s^T (p_{s+1} - p_s)     rpy = 20 euler(R_s^T R_{s+1})     gripper: 1 if open at s+1, else 0
 
-    Args:
-        states (`torch.Tensor`): `(..., R, >= 7)` consecutive states, meters and radians, gripper -1 or 1, or
-            0 or 1, in entry 6.
-
-    Returns:
-        `torch.Tensor`: `(..., R - 1, 7)`; row s is the action from frame s to s + 1. 1 stands for 2 cm and
-        for 0.05 rad.
+    Consecutive states `(..., R, >= 7)`, meters and radians, the gripper (-1 or 1, or 0 or 1) in entry 6, ->
+    `(..., R - 1, 7)`; row s is the action from frame s to s + 1. 1 stands for 2 cm and for 0.05 rad.
     """
     if states.ndim < 2 or states.shape[-1] < ACTION_SIZE:
         raise ValueError(
@@ -120,15 +111,9 @@ def encode_local_delta(states: Tensor) -> Tensor:
 def decode_local_delta(actions: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The poses that a chunk of actions leads through: `p' = p + R (a_xyz / 50)`, `R' = R R(a_rpy / 20)`.
 
-    Each action starts at the pose to which the one before leads.
-
-    Args:
-        actions (`torch.Tensor`): `(..., K, >= 6)` scaled local deltas.
-        state (`torch.Tensor`): `(..., >= 6)` pose at which the chunk starts, meters and radians.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Positions `(..., K + 1, 3)` in meters and rotations
-        `(..., K + 1, 3, 3)`; entry 0 is the pose of `state`.
+    Scaled local deltas `(..., K, >= 6)`, each from the pose that the one before leads to, and the first pose
+    `(..., >= 6)` in meters and radians -> positions `(..., K + 1, 3)` in meters and rotations
+    `(..., K + 1, 3, 3)`; entry 0 is the first pose.
     """
     moved = actions[..., :3] / POSITION_SCALE  # (..., K, 3)
     turned = euler_to_matrix(actions[..., 3:POSE_SIZE] / ROTATION_SCALE)  # (..., K, 3, 3)
@@ -146,19 +131,14 @@ def to_simulator_action(actions: Tensor, state: Tensor) -> Tensor:
     where the simulator clips actions.
 
     Args:
-        actions (`torch.Tensor`): `(..., K, 7)` scaled local deltas; entry 6 is above 0.5 for an open
-            gripper.
+        actions (`torch.Tensor`): `(..., K, 7)` scaled local deltas; entry 6 is above 0.5 for an open gripper.
         state (`torch.Tensor`): `(..., >= 6)` current pose, meters and radians.
 
     Returns:
-        `torch.Tensor`: `(..., K, 7)`; 1 stands for 2 cm and for 0.05 rad, the gripper is 1 (open)
-        or -1.
+        `torch.Tensor`: `(..., K, 7)`; 1 stands for 2 cm and for 0.05 rad, the gripper is 1 (open) or -1.
     """
-    if (
-        actions.shape[-1] != ACTION_SIZE
-        or state.shape[-1] < POSE_SIZE
-        or actions.shape[:-2] != state.shape[:-1]
-    ):
+    sizes_fit = actions.shape[-1] == ACTION_SIZE and state.shape[-1] >= POSE_SIZE
+    if not sizes_fit or actions.shape[:-2] != state.shape[:-1]:
         raise ValueError(
             f"actions have shape {tuple(actions.shape)} and state {tuple(state.shape)}; local_delta actions "
             "are decoded from (..., chunk, 7) with the current state (..., size >= 6), leading axes alike."

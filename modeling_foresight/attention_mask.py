@@ -27,13 +27,8 @@ def build_layout(
     `[LANG, STATE, 9 latents + CLS of each view, FLOW x l, ACT, FUT of each view x 10, PROG]` per frame,
     latents before their CLS as in GR-MG.
 
-    Args:
-        config (`ForesightConfig`): Decides which tokens exist.
-        num_frames (`int`): Frames in the window, at most `config.history_length`.
-        query_frames (`list[int]`, *optional*): Frames that have queries; all by default. In control only the
-            newest one does.
-        queries (`tuple[Kind]`): Kinds of queries to lay out; those whose head is off are never laid out.
-        device (`torch.device`, *optional*): Where the layout's tensors go.
+    `query_frames` are the frames that have queries: all by default, only the newest one in control. `queries`
+    are the kinds to lay out; those whose head is off are never laid out.
     """
     query_frames = list(range(num_frames)) if query_frames is None else query_frames
     image_tokens = config.num_latents + 1
@@ -145,16 +140,8 @@ def build_attention_mask(config: ForesightConfig, hidden_states: Tensor, allowed
     """Joins the table with the samples' padding, in the form that the attention implementation takes.
 
     A token without any column (of a missing goal, for example) attends to itself, so that no row of the
-    softmax is empty.
-
-    Args:
-        config (`ForesightConfig`): Its `_attn_implementation` decides the form.
-        hidden_states (`torch.Tensor`): `(B, S, D)`; gives dtype and device.
-        allowed (`torch.Tensor`): Boolean `(S, S)` of [`allowed_pairs`].
-        valid (`torch.Tensor`): Boolean `(B, S)` of [`valid_columns`].
-
-    Returns:
-        Boolean `(B, 1, S, S)` for sdpa, additive float for eager, a `BlockMask` for flex attention.
+    softmax is empty. `allowed` is `(S, S)` of [`allowed_pairs`], `valid` `(B, S)` of [`valid_columns`]. Gives
+    a boolean `(B, 1, S, S)` for sdpa, additive floats for eager, a `BlockMask` for flex attention.
     """
     blind = valid.float() @ allowed.float().T == 0  # (B, S)
     if config._attn_implementation == "flex_attention":
@@ -168,7 +155,6 @@ def build_attention_mask(config: ForesightConfig, hidden_states: Tensor, allowed
     itself = torch.eye(len(allowed), dtype=torch.bool, device=allowed.device)
     mask = ((allowed & valid[:, None, :]) | (itself & blind[:, :, None]))[:, None]  # (B, 1, S, S)
     if config._attn_implementation == "eager":
-        return torch.zeros_like(mask, dtype=hidden_states.dtype).masked_fill(
-            ~mask, torch.finfo(hidden_states.dtype).min
-        )
+        dtype = hidden_states.dtype
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
     return mask

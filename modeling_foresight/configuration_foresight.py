@@ -56,8 +56,7 @@ class ForesightConfig(PreTrainedConfig):
             map serves as patches), or any other config that `AutoModel` builds into an image encoder.
         towers (`list[str]`): Towers that are part of the model, of `text` and `vision`. Without one,
             `text_features` or `vision_features` must be given in place of its input.
-        freeze_text (`bool`): Keep the text tower fixed and in evaluation mode.
-        freeze_vision (`bool`): Keep the vision tower fixed and in evaluation mode.
+        freeze_text, freeze_vision (`bool`): Keep the tower fixed and in evaluation mode.
         views (`list[str]`): Camera names in token order; the first one is the flow view.
         image_size (`int`): Side in pixels of the square images that enter the vision tower.
         patch_size (`int`): Side in pixels of the patches that the image and depth decoders predict.
@@ -71,8 +70,7 @@ class ForesightConfig(PreTrainedConfig):
         flow_length (`int`): L, steps of each point trajectory; step 0 is the current frame.
         flow_grid (`list[int]`): Rows and columns of the grid of flow points; P is their product.
         num_flow_queries (`int`): Learned vectors in the FLOW query.
-        flow_xy_residual (`bool`): Predict x, y as offsets from the start coordinates. The output stays
-            absolute.
+        flow_xy_residual (`bool`): Predict x, y as offsets from the start; the output stays absolute.
         objectives (`list[str]`): Any of `action`, `depth` (current depth), `future` (future RGB-D) or
             `future_rgb` (without depth), `flow` (3D flow) or `flow_2d` (x and y only), and `progress`. A head
             that is off has no parameters and no tokens.
@@ -93,10 +91,8 @@ class ForesightConfig(PreTrainedConfig):
             0.02, when these constants do not hide its features.
         within_frame (`str`): `"causal"`: tokens of one image see earlier ones only (GR-MG); `"full"`: all of
             them.
-        vision_sees_state (`bool`): Whether language and image tokens see past and current proprioception
-            (GR-MG).
-        future_sees_state (`bool`): Whether future queries see proprioception directly (GR-MG: yes, paper:
-            no).
+        vision_sees_state (`bool`): Whether language and image tokens see proprioception (GR-MG).
+        future_sees_state (`bool`): Whether future queries see proprioception (GR-MG: yes, paper: no).
         action_sees_flow (`bool`): Whether the action query sees the flow queries of its frame.
         num_latents (`int`): r, latents per image after the perceiver resampler. One image is r + 1 tokens.
         resampler_depth, resampler_heads, resampler_head_dim, resampler_ff_mult (`int`): Shape of the

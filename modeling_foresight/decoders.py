@@ -25,9 +25,8 @@ class Float32Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in_features)` -> float32 `(..., out_features)`."""
-        bias = None if self.bias is None else self.bias.float()
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.float(), self.weight.float(), bias)
+            return F.linear(x.float(), self.weight.float(), self.bias.float())
 
 
 def vit_blocks(config: ForesightConfig, width: int, heads: int, depth: int) -> nn.Sequential:
@@ -86,15 +85,9 @@ class FlowDecoder(nn.Module):
         self.predict = start_normal(Float32Linear(width, config.flow_length * config.flow_dim), 1e-4)
 
     def forward(self, context: Tensor, start: Tensor) -> Tensor:
-        """Decodes trajectories.
+        """Hidden states `(B, T, l, D)` and x, y at step 0 `(B, T, P, 2)` -> float32 `(B, T, L, P, 3)`.
 
-        Args:
-            context (`torch.Tensor`): `(B, T, l, D)` hidden states of the FLOW query.
-            start (`torch.Tensor`): `(B, T, P, 2)` x, y at step 0 as fractions of the image.
-
-        Returns:
-            `torch.Tensor`: float32 `(B, T, L, P, 3)`: x, y as fractions of the image, z in meters; or
-                `(B, T, L, P, 2)` with `flow_2d`.
+        x and y are fractions of the image, z is in meters; `(B, T, L, P, 2)` with `flow_2d`.
         """
         lead, points = start.shape[:2], start.shape[2]
         context = self.embed(context.flatten(0, 1))

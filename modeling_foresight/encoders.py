@@ -39,24 +39,22 @@ def sincos_2d(rows: int, cols: int, dim: int, device=None) -> Tensor:
 
 def build_vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
     """The vision tower from its config alone (nothing is downloaded). `ViTModel` comes without its pooler."""
-    if not supports_sdpa(config):
-        config._attn_implementation = "eager"
-    _replace_flex_attention(config)
+    config._attn_implementation = tower_attention(config, config._attn_implementation)
     if config.model_type == "vit":
         return ViTModel._from_config(config, add_pooling_layer=False)
     return AutoModel.from_config(config)
 
 
-def supports_sdpa(config: PreTrainedConfig) -> bool:
-    """Whether a tower takes `sdpa`: timm has its own kernels (`fused_attn`), a ResNet has no attention."""
+def tower_attention(config: PreTrainedConfig, implementation: str | None) -> str | None:
+    """Attention of a tower in a model with this `implementation`.
+
+    `eager` for timm, which has its own kernels (`fused_attn`), and for a ResNet, which has no attention.
+    Flex attention gains nothing without a mask, and its CPU kernel may crash.
+    """
     tower = MODEL_MAPPING.get(type(config), None)
-    return config.model_type != "timm_wrapper" and getattr(tower, "_supports_sdpa", True)
-
-
-def _replace_flex_attention(config: PreTrainedConfig) -> None:
-    """Towers have no mask: flex attention gains nothing there, and its CPU kernel may crash."""
-    if config._attn_implementation == "flex_attention":
-        config._attn_implementation = "sdpa"
+    if config.model_type == "timm_wrapper" or not getattr(tower, "_supports_sdpa", True):
+        return "eager"
+    return "sdpa" if implementation == "flex_attention" else implementation
 
 
 def load_text_tower(source: str, **kwargs) -> PreTrainedModel:
@@ -365,8 +363,9 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: ForesightConfig):
         super().__init__()
-        _replace_flex_attention(config.text_config)
-        self.tower = CLIPTextModelWithProjection._from_config(config.text_config)
+        text = config.text_config
+        text._attn_implementation = tower_attention(text, text._attn_implementation)
+        self.tower = CLIPTextModelWithProjection._from_config(text)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Ids `(B, length)`, each row with the end-of-text id and padding on either side -> `(B, width)`."""

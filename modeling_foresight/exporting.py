@@ -33,7 +33,7 @@ def export_with_code(
     stream = model.stream(processor)
     ```
 
-    Where the package is installed the same folder loads with the package's own code.
+    Where the package is installed, the same folder loads with the package's code.
 
     Args:
         model (`ForesightForActionPrediction`): The policy. Merge adapters first (`merge_and_unload`).

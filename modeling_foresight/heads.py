@@ -60,7 +60,7 @@ class Head:
         losses: Names of its losses; the config has a `<name>_loss_weight` for each.
         query: The kind of its query tokens, if it adds any.
         queries, decoders: Names of its modules in the trunk and in the policy.
-        to_act: Those of them that a policy with `auxiliary_heads=False` keeps.
+        control_parts: Those of them that a policy with `auxiliary_heads=False` keeps.
     """
 
     objective: str
@@ -68,7 +68,7 @@ class Head:
     query: Kind | None = None
     queries: tuple[str, ...] = ()
     decoders: tuple[str, ...] = ()
-    to_act: tuple[str, ...] = ()
+    control_parts: tuple[str, ...] = ()
 
     def query_tokens(self, config: ForesightConfig) -> list[int]:
         """Number of query tokens per frame, for each group: one group, or one per view."""
@@ -101,7 +101,7 @@ class Head:
         """The counts of [`loss`] without a prediction; empty if the batch has no target."""
         raise NotImplementedError
 
-    def idle(self, policy: nn.Module, predicted: Mapping) -> Tensor:
+    def zero_loss(self, policy: nn.Module, predicted: Mapping) -> Tensor:
         """Zero that depends on every parameter of the head, for a batch without its target (DDP)."""
         return sum(0 * output.float().sum() for output in predicted.values())
 
@@ -171,7 +171,7 @@ class ActionHead(Head):
 
     objective, losses, query = "action", ("action", "gripper", "kl"), Kind.ACTION
     queries, decoders = ("action_query",), ("action_encoder", "action_decoder")
-    to_act = ("action_query", "action_decoder")
+    control_parts = ("action_query", "action_decoder")
 
     def add_decoders(self, policy):
         config = policy.config
@@ -229,8 +229,8 @@ class ActionHead(Head):
             counts["kl"] = arm.new_tensor(size * frames)
         return counts
 
-    def idle(self, policy, predicted):
-        total = super().idle(policy, predicted)
+    def zero_loss(self, policy, predicted):
+        total = super().zero_loss(policy, predicted)
         if policy.training and policy.config.has_style:
             nothing = torch.zeros_like(predicted["actions"][:1, 0], dtype=policy.dtype)  # (1, K, A)
             total = total + sum(0 * output.sum() for output in policy.action_encoder(nothing))
@@ -316,8 +316,8 @@ class ProgressHead(Head):
 HEADS: tuple[Head, ...] = (DepthHead(), FlowHead(), ActionHead(), FutureHead(), ProgressHead())
 DECODERS = tuple(dict.fromkeys(name for head in HEADS for name in head.decoders))
 # What a policy with `auxiliary_heads=False` leaves out, except what the action reads.
-AUXILIARY_QUERIES = tuple(name for head in HEADS for name in head.queries if name not in head.to_act)
-AUXILIARY_DECODERS = tuple(name for name in DECODERS if not any(name in head.to_act for head in HEADS))
+AUXILIARY_QUERIES = tuple(name for head in HEADS for name in head.queries if name not in head.control_parts)
+AUXILIARY_DECODERS = tuple(name for name in DECODERS if not any(name in head.control_parts for head in HEADS))
 
 
 def heads_of(config: ForesightConfig) -> list[Head]:

@@ -48,12 +48,7 @@ def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
 
 
 def depth_loss(prediction: Tensor, target: Target) -> LossSum:
-    """Eq. (1): squared error of normalized current depth, a mean per view.
-
-    Args:
-        prediction (`torch.Tensor`): `(B, T, V, N, patch_size**2)` normalized per patch.
-        target (`Target`): [`depth_targets`].
-    """
+    """Eq. (1): squared error of normalized depth `(B, T, V, N, patch_size**2)`, a mean per view."""
     values, valid = target
     error = torch.where(valid, prediction.float() - values, 0.0)
     # Sums of whole frames keep the large arrays few: these losses are limited by memory, not arithmetic.
@@ -68,11 +63,8 @@ def count_per_view(weight: Tensor, elements: int = 1) -> Tensor:
 def future_loss(rgb: Tensor, depth: Tensor | None, targets: dict[str, Target]) -> LossSum:
     """Eq. (2): squared error of normalized future RGB-D over its four channels, a mean per view.
 
-    Args:
-        rgb (`torch.Tensor`): `(B, T', V, N, patch_size**2 * 3)`, prediction for S frames ahead.
-        depth (`torch.Tensor`, *optional*): `(B, T', V, N, patch_size**2)`, likewise; `None` where RGB alone
-            is predicted.
-        targets (`dict`): [`future_targets`]. Without depth among them only RGB counts.
+    Predicted `rgb` is `(B, T', V, N, patch_size**2 * 3)`, `depth` `(B, T', V, N, patch_size**2)` or `None`.
+    Where [`future_targets`] has no depth only RGB counts.
     """
     values, mask = targets["future_rgb"]
     error = rgb.float() - values
@@ -87,13 +79,7 @@ def future_loss(rgb: Tensor, depth: Tensor | None, targets: dict[str, Target]) -
 
 
 def flow_loss(prediction: Tensor, target: Target) -> LossSum:
-    """Eq. (3): weighted squared error of trajectories over frames, steps, points and coordinates.
-
-    Args:
-        prediction (`torch.Tensor`): `(B, T, L, P, 3)`: x, y as fractions of the image, z in meters; or
-            `(B, T, L, P, 2)` without z.
-        target (`Target`): [`flow_targets`].
-    """
+    """Eq. (3): weighted squared error of trajectories `(B, T, L, P, 3)`, or `(B, T, L, P, 2)` without z."""
     weight = target.weight[..., None]
     error = (prediction.float() - masked_target(target.values, weight)) ** 2
     return LossSum(masked_sum(error, weight), target.weight.sum() * prediction.shape[-1])
@@ -139,8 +125,7 @@ def count_actions(mask: Tensor, continuous: int, binary: int) -> tuple[Tensor, T
 def kl_loss(mean: Tensor, log_var: Tensor) -> LossSum:
     """KL divergence of the style from N(0, 1): sum over dimensions, mean over all frames, padded too (GR-MG).
 
-    Args:
-        mean, log_var (`torch.Tensor`): `(M, latent)` of all M frames.
+    `mean` and `log_var` are `(M, latent)` for all M frames.
     """
     mean, log_var = mean.float(), log_var.float()
     total = (0.5 * (mean**2 + log_var.exp() - 1 - log_var)).sum()

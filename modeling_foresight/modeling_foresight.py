@@ -63,9 +63,8 @@ AUXILIARY_WEIGHTS = [
 class ForesightModel(ForesightPreTrainedModel):
     """Encoders, queries and the causal transformer (3D Foresight, Sec. III-A; GR-MG).
 
-    Args:
-        config (`ForesightConfig`): Sizes and objectives. Nothing is downloaded; see
-            [`ForesightForActionPrediction.from_encoder_checkpoints`] for pretrained towers.
+    Nothing is downloaded; for pretrained towers see
+    [`ForesightForActionPrediction.from_encoder_checkpoints`].
     """
 
     # The trunk loads from a policy's checkpoint too.
@@ -101,11 +100,9 @@ class ForesightModel(ForesightPreTrainedModel):
         self.freeze_towers()
 
     def _frozen_towers(self) -> list[nn.Module]:
-        encoders = (
-            (self.config.freeze_vision, self.vision_encoder),
-            (self.config.freeze_text, self.text_encoder),
-        )
-        return [encoder.tower for frozen, encoder in encoders if frozen and encoder is not None]
+        frozen = [self.vision_encoder] if self.config.freeze_vision else []
+        frozen += [self.text_encoder] if self.config.freeze_text else []
+        return [encoder.tower for encoder in frozen if encoder is not None]
 
     def freeze_towers(self) -> None:
         """Fixes frozen towers (no gradient, evaluation mode) and layers that never run (no gradient)."""
@@ -143,17 +140,13 @@ class ForesightModel(ForesightPreTrainedModel):
             )
         return encoder.tower
 
-    def layout(
-        self, num_frames: int, query_frames: list[int] | None = None, queries: tuple[Kind, ...] = QUERIES
-    ) -> TokenLayout:
-        """The tokens that [`forward`] lays out for these arguments, on the model's device."""
-        return self._layout_and_mask(num_frames, query_frames, queries, self.device)[0]
+    def layout(self, num_frames: int) -> TokenLayout:
+        """The tokens of [`forward`] for a window of `num_frames`, on the model's device."""
+        return self._plan(num_frames, None, QUERIES, self.device)[0]
 
-    def _layout_and_mask(
-        self, num_frames, query_frames, queries, device
-    ) -> tuple[TokenLayout, Tensor, Tensor]:
+    def _plan(self, num_frames, query_frames, queries, device) -> tuple[TokenLayout, Tensor, Tensor]:
         """Layout, allowed pairs `(S, S)`, and the order `(S,)` that puts groups into their places."""
-        key = (num_frames, tuple(query_frames) if query_frames is not None else None, tuple(queries), device)
+        key = (num_frames, query_frames and tuple(query_frames), queries, device)
         if key not in self._layouts:
             # The first call may be in inference mode; training uses the same tensors.
             with torch.inference_mode(False):
@@ -172,7 +165,7 @@ class ForesightModel(ForesightPreTrainedModel):
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Instructions `(B, length)` -> projected features `(B, text width)`."""
         tower = self._tower("text")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(tower)):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(tower)):
             return self.text_encoder(input_ids, attention_mask)
 
     def embed_text(self, features: Tensor) -> Tensor:
@@ -183,7 +176,7 @@ class ForesightModel(ForesightPreTrainedModel):
         """Images `(..., 3, H, W)`, each on its own -> CLS `(..., C)` and patch features `(..., N, C)`."""
         lead = pixel_values.shape[:-3]
         self._tower("vision")  # refuses pixels without a tower
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.vision_encoder)):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(self.vision_encoder)):
             cls, patches = self.vision_encoder(pixel_values.flatten(0, -4).to(self.dtype))
         return cls.unflatten(0, lead), patches.unflatten(0, lead)
 
@@ -228,7 +221,7 @@ class ForesightModel(ForesightPreTrainedModel):
         inputs, options = self._split_options(inputs)
         embedded = self.embed_inputs(**inputs)
         size, device = embedded.images.shape[:2], embedded.images.device
-        plan = self._layout_and_mask(size[1], None, QUERIES, device)
+        plan = self._plan(size[1], None, QUERIES, device)
         queries = self._query_tokens(size, QUERIES, inputs, device)
         embeddings, mask = self._place_tokens(embedded, queries, plan)
         x = self.embed_dropout(self.embed_norm(embeddings))
@@ -298,7 +291,7 @@ class ForesightModel(ForesightPreTrainedModel):
         self, num_frames: int, device: torch.device, queries: tuple[Kind, ...] = (Kind.ACTION,)
     ) -> tuple[TokenLayout, Tensor, Tensor]:
         """Layout, allowed pairs and order of [`read_newest`]; kept, so that no compiler sees them built."""
-        return self._layout_and_mask(num_frames, [num_frames - 1], (Kind.FLOW, *queries), device)
+        return self._plan(num_frames, [num_frames - 1], (Kind.FLOW, *queries), device)
 
     def read_newest(self, embedded: EmbeddedInputs, queries: tuple[Kind, ...] = (Kind.ACTION,)) -> Tensor:
         """Final hidden states of the newest frame's queries, from embedded inputs: what control runs.
@@ -425,19 +418,19 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             """Hidden states of one group, `(B, T, tokens, D)`."""
             return outputs.last_hidden_state[:, layout.positions(kind, group)].unflatten(1, (frames, -1))
 
-        predictions, losses, idle = {}, {}, []
+        predictions, losses, zeros = {}, {}, []
         for head in heads_of(self.config):
             predicted = head.decode(self, read, batch)
             found = head.loss(self.config, predicted, batch)
             if self.training and not found:
-                idle.append(head.idle(self, predicted))
+                zeros.append(head.zero_loss(self, predicted))
             predictions |= predicted
             losses |= {name: loss.mean((loss_counts or {}).get(name)) for name, loss in found.items()}
         total = None
         if losses or loss_counts is not None:
             total = sum(getattr(self.config, f"{name}_loss_weight") * loss for name, loss in losses.items())
-            # Distributed training waits for a gradient of every parameter; an idle head's is zero.
-            total = total + sum(idle)
+            # Distributed training waits for a gradient of every parameter.
+            total = total + sum(zeros)
         return ForesightOutput(
             loss=total,
             losses={name: loss.detach() for name, loss in losses.items()} or None,
@@ -533,5 +526,5 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         return actions, self.progress_decoder(hidden[:, 1]) if with_progress else None
 
 
-def _trains(module: nn.Module) -> bool:
+def _is_trained(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, find_adapter_con
 
 from .configuration_foresight import ForesightConfig
 from .decoders import FlowDecoder, PatchDecoder
-from .encoders import PerceiverResampler, SpatialReadout, sincos_2d, supports_sdpa
+from .encoders import PerceiverResampler, SpatialReadout, sincos_2d, tower_attention
 from .inputs import ForesightInputs
 from .transformer import ForesightAttention, ForesightBlock
 
@@ -42,7 +42,7 @@ class EmbeddedInputs(NamedTuple):
 
 @dataclass
 class ForesightModelOutput(ModelOutput):
-    """What [`ForesightModel`] returns.
+    """Output of [`ForesightModel`].
 
     Attributes:
         last_hidden_state: `(B, S, D)` after the final LayerNorm, in the order of [`ForesightModel.layout`].
@@ -60,7 +60,7 @@ class ForesightModelOutput(ModelOutput):
 
 @dataclass
 class ForesightOutput(ModelOutput):
-    """What [`ForesightForActionPrediction`] returns. Fields of heads that are off are `None`.
+    """Output of [`ForesightForActionPrediction`]. Fields of heads that are off are `None`.
 
     Attributes:
         loss: Weighted sum of all losses whose targets were given.
@@ -203,10 +203,11 @@ class ForesightPreTrainedModel(PreTrainedModel):
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
         """As in `transformers`: `sdpa`, `eager` or `flex_attention`, for the whole model."""
-        if isinstance(attn_implementation, str):  # as the towers are built
-            tower = "sdpa" if attn_implementation == "flex_attention" else attn_implementation
-            vision = tower if supports_sdpa(self.config.vision_config) else "eager"
-            parts = {"text_config": tower, "vision_config": vision}
+        if isinstance(attn_implementation, str):
+            towers = ("text_config", "vision_config")
+            parts = {
+                name: tower_attention(getattr(self.config, name), attn_implementation) for name in towers
+            }
             attn_implementation = {"": attn_implementation, **parts}
         super().set_attn_implementation(attn_implementation, **kwargs)
         self._choose_attention_kernels()

@@ -155,7 +155,7 @@ def test_every_head_names_the_modules_that_it_adds():
         assert all(hasattr(model.model, name) for name in head.queries)
         assert all(hasattr(model, name) for name in head.decoders)
         for name in (*head.queries, *head.decoders):
-            assert (hasattr(bare, name) or hasattr(bare.model, name)) == (name in head.to_act), name
+            assert (hasattr(bare, name) or hasattr(bare.model, name)) == (name in head.control_parts), name
 
 
 def test_the_schema_names_everything_that_is_checked():
