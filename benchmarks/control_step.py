@@ -1,18 +1,14 @@
-"""One control step of a window that is full: streaming, whole window, and re-encoding everything.
+"""One control step of a full window: streaming, whole window, and encoding everything again.
 
-All ways see the same observations and run in turns in this process. `everything` is the original way: the
-whole window through all towers, queries and decoders (GR-MG as published); `window` re-encodes all images but
-decodes the newest action alone (`predict_action`); `stream` encodes the new images alone (`ForesightStream`).
-The text feature is computed once per instruction by `stream` and at every step by the other two.
+All methods see the same observations and run in turns in this process. `everything` is GR-MG as published:
+the whole window through all towers, queries and decoders; `window` encodes all images but decodes only the
+newest action (`predict_action`); `stream` encodes only the new images (`ForesightStream`), and the text once
+per instruction. Weights are random: the time does not depend on them. `stream` runs in every mode given; the
+other two are always eager and are timed again beside each mode. The parts of an eager step are timed too.
 
-Weights are random: the time does not depend on them. `stream` runs in every mode asked: eager, compiled
-(`torch.compile`), graphed (the eager step as a CUDA graph), compiled-graphed (the compiled step as a CUDA
-graph). The other two are always eager and are timed anew beside each mode.
-
-Each row is one way: preset, batch, dtype, its mode, the setting that it was timed in, median and 90th
-percentile of `--repeats` calls after `--warmup` calls, with the device synchronised around each call, and
-memory with only that row's model resident. Graphed rows have no peak, which PyTorch does not see inside a
-graph, but the memory reserved, graphs included. Components of an eager step are measured on their own.
+Each row has the median and 90th percentile of `--repeats` calls after `--warmup` calls, with the device
+synchronized around each call, and the memory with only that row's model resident. PyTorch sees no peak inside
+a CUDA graph: those rows have the memory reserved, graphs included.
 """
 
 import argparse
@@ -43,6 +39,7 @@ from modeling_foresight import (
     ForesightStream,
     build_small_tokenizer,
 )
+from modeling_foresight.pretrained import EmbeddedInputs
 
 INSTRUCTION = "open the drawer"
 CAMERA_PX = {"main": 200, "wrist": 84}  # CALVIN's
@@ -61,7 +58,7 @@ EXAMPLE = """examples:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n", 1)[0],
         epilog=EXAMPLE,
@@ -111,7 +108,7 @@ class Robots:
         self.goals = rng.integers(0, 256, (self.batch, 200, 200, 3), dtype=np.uint8)
 
     def newest(self) -> tuple[dict, np.ndarray]:
-        """What a step brings."""
+        """Images and states of one step."""
         return {view: frames[:, -1] for view, frames in self.images.items()}, self.states[:, -1]
 
 
@@ -133,12 +130,9 @@ def whole_window(model, processor, robots: Robots, everything: bool) -> Callable
     @torch.no_grad()
     def step():
         texts = [INSTRUCTION] * robots.batch
-        batch = processor(
-            images=robots.images, text=texts, state=robots.states, goal_image=goal, device=model.device
-        )
+        batch = processor(robots.images, texts, robots.states, goal_image=goal, device=model.device)
         chunk = model(**batch).actions[:, -1] if everything else model.predict_action(**batch)
-        current = torch.from_numpy(robots.states[:, -1])
-        return processor.decode_actions(chunk.cpu(), state=current)
+        return processor.decode_actions(chunk.cpu(), state=robots.states[:, -1])
 
     return step
 
@@ -153,28 +147,28 @@ def components(model, processor, robots: Robots) -> dict[str, Callable[[], objec
         cls, patches = trunk.encode_images(pixels)
         tokens = trunk.embed_images(cls[:, None], patches[:, None])
     window = tokens.expand(-1, config.history_length, -1, -1, -1).contiguous()
-    language = torch.randn(batch, config.hidden_size, device=device, dtype=dtype)
-    goal = torch.randn(batch, config.num_latents + 1, config.hidden_size, device=device, dtype=dtype)
-    embedded = {
-        "language": language,
-        "images": window,
-        "goal": goal if config.goal_image else None,
-        "state": processor.normalise_state(torch.from_numpy(robots.states)).to(device),
-    }
-    query = torch.randn(batch, config.hidden_size, device=device, dtype=dtype)
-    style = torch.zeros(batch, config.latent_dim, device=device, dtype=dtype)
+    place, width = {"device": device, "dtype": dtype}, config.hidden_size
+    goal = torch.randn(batch, config.num_latents + 1, width, **place) if config.goal_image else None
+    embedded = EmbeddedInputs(
+        language=torch.randn(batch, width, **place),
+        images=window,
+        frame_mask=torch.ones(window.shape[:2], dtype=torch.bool, device=device),
+        goal=goal,
+        state=processor.normalize_state(torch.from_numpy(robots.states)).to(device),
+    )
+    query, style = torch.randn(batch, width, **place), torch.zeros(batch, config.latent_dim, **place)
 
     def prepare():
         for view, frame in images.items():
             frames = processor.read_images(frame, view, False)[:, 0]
-            processor.normalise_images(frames.to(device))
-        processor.normalise_state(torch.from_numpy(robots.states))
+            processor.normalize_images(frames.to(device))
+        processor.normalize_state(torch.from_numpy(robots.states))
 
     parts = {
         "images to pixels, relative states": prepare,
         "vision tower, new images": lambda: trunk.encode_images(pixels),
         "resampler and projections": lambda: trunk.embed_images(cls[:, None], patches[:, None]),
-        "transformer": lambda: trunk.read_newest(**embedded),
+        "transformer": lambda: trunk.read_newest(embedded),
         "action decoder": lambda: model.action_decoder(query, style),
     }
     return {name: torch.no_grad()(part) for name, part in parts.items()}
@@ -190,43 +184,35 @@ class Results:
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.device = args, torch.device(args.device)
-        self.machine = {
-            "machine": describe_machine(self.device),
-            "warmup": args.warmup,
-            "repeats": args.repeats,
-        }
+        machine = describe_machine(self.device)
+        self.machine = {"machine": machine, "warmup": args.warmup, "repeats": args.repeats}
         self.rows: list[dict] = []
         self.ratios: dict[str, float] = {}
 
     def add(
-        self,
-        facts: dict,
-        ways: dict[str, Callable[[], object]],
-        modes: dict[str, str],
-        memory: dict[str, dict] | None = None,
+        self, columns: dict, calls: dict[str, Callable], modes: dict[str, str], memory: dict | None = None
     ) -> dict[str, list[float]]:
-        """Times ways in turns; one row each.
+        """Times calls in turns and adds a row for each.
 
         Args:
-            facts (`dict`): Columns of every row.
-            ways (`dict[str, Callable]`): What to call, by name.
-            modes (`dict[str, str]`): Mode of each way.
-            memory (`dict[str, dict]`, *optional*): Memory of each way if it was measured before; else it is
-                measured after the timing.
+            columns (`dict`): Columns of every row.
+            calls (`dict[str, Callable]`): The methods, by name.
+            modes (`dict[str, str]`): Mode of each method.
+            memory (`dict[str, dict]`, *optional*): Memory of each method; measured here by default.
 
         Returns:
-            `dict[str, list[float]]`: Milliseconds of every call of every way.
+            `dict[str, list[float]]`: Milliseconds of every call of every method.
         """
-        durations = time_in_turns(ways, self.device, self.args.warmup, self.args.repeats)
-        for name, call in ways.items():
+        durations = time_in_turns(calls, self.device, self.args.warmup, self.args.repeats)
+        for name, call in calls.items():
             mode = modes[name]
             used = memory[name] if memory else memory_mb(call, self.device, "cuda_graph" in MODES[mode])
-            self.rows.append({**facts, "mode": mode, "way": name, **spread(durations[name]), **used})
+            self.rows.append({**columns, "mode": mode, "way": name, **spread(durations[name]), **used})
         write_csv(self.args.output, [{**row, **self.machine} for row in self.rows])
         return durations
 
 
-def compare_ways(results: Results, batch: int, dtype: str) -> None:
+def compare_methods(results: Results, batch: int, dtype: str) -> None:
     """Everything, window and stream of one model with all heads, beside each mode of the stream; parts."""
     args, label = results.args, f"batch {batch}, {dtype}"
     model, processor = build("foresight_3d", args, dtype)
@@ -234,26 +220,26 @@ def compare_ways(results: Results, batch: int, dtype: str) -> None:
     robots = Robots(batch, model.config.history_length)
     for mode in args.modes:
         start_afresh(results.device)
-        facts = {"preset": "foresight_3d", "batch": batch, "dtype": dtype, "setting": f"{label}, {mode}"}
-        ways = {
+        columns = {"preset": "foresight_3d", "batch": batch, "dtype": dtype, "setting": f"{label}, {mode}"}
+        calls = {
             "everything": whole_window(model, processor, robots, everything=True),
             "window": whole_window(model, processor, robots, everything=False),
             "stream": streaming(model, processor, robots, mode),
         }
         modes = {"everything": "eager", "window": "eager", "stream": mode}
-        durations = results.add(facts, ways, modes)
+        durations = results.add(columns, calls, modes)
         for slow in ("everything", "window"):
             ratio = paired_ratio(durations[slow], durations["stream"])
             results.ratios[f"{label}: {slow} eager / stream {mode}"] = ratio
-        del ways
+        del calls
     start_afresh(results.device)
     parts = components(model, processor, robots)
-    facts = {"preset": "foresight_3d, parts", "batch": batch, "dtype": dtype, "setting": f"{label}, parts"}
-    results.add(facts, parts, dict.fromkeys(parts, "eager"))
+    columns = {"preset": "foresight_3d, parts", "batch": batch, "dtype": dtype, "setting": f"{label}, parts"}
+    results.add(columns, parts, dict.fromkeys(parts, "eager"))
 
 
 def compare_presets(results: Results, batch: int, dtype: str) -> None:
-    """Streams without 3D heads in memory, beside GR-MG: both only act."""
+    """Streams of 3D Foresight and of GR-MG, both without auxiliary heads."""
     args, device, label = results.args, results.device, f"batch {batch}, {dtype}"
     names, memory = ("foresight_3d", "grmg"), {mode: {} for mode in args.modes}
     for name in names:  # one model at a time
@@ -273,12 +259,12 @@ def compare_presets(results: Results, batch: int, dtype: str) -> None:
     acting = {name: build(name, args, dtype, auxiliary_heads=False) for name in names}
     for mode in args.modes:
         start_afresh(device)
-        ways = {name: streaming(*acting[name], robots, mode) for name in names}
-        facts = {"preset": "to act", "batch": batch, "dtype": dtype, "setting": f"{label}, {mode}"}
-        durations = results.add(facts, ways, dict.fromkeys(names, mode), memory[mode])
+        calls = {name: streaming(*acting[name], robots, mode) for name in names}
+        columns = {"preset": "to act", "batch": batch, "dtype": dtype, "setting": f"{label}, {mode}"}
+        durations = results.add(columns, calls, dict.fromkeys(names, mode), memory[mode])
         ratio = paired_ratio(durations["foresight_3d"], durations["grmg"])
         results.ratios[f"{label}, {mode}: stream foresight_3d / stream grmg"] = ratio
-        del ways
+        del calls
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -288,7 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{results.machine['machine']}; warm-up {args.warmup}, {args.repeats} repeats in turns")
     for dtype in args.dtypes:
         for batch in args.batches:
-            for compare in (compare_ways, compare_presets):
+            for compare in (compare_methods, compare_presets):
                 start_afresh(results.device)
                 compare(results, batch, dtype)
     print_table(results.rows)

@@ -14,35 +14,25 @@ COLUMNS = ("preset", "tokens", "per frame", "trained", "all", "to act", "objecti
 def describe_variant(name: str) -> dict[str, int | str]:
     """Size of a preset at the paper's size; nothing is allocated.
 
-    Args:
-        name (`str`): One of `PRESETS`.
-
     Returns:
-        `dict`: `tokens` of a whole window, `per frame`, `trained` and `all` parameters, parameters of the
-            policy `to act` (`auxiliary_heads=False`; 0 if it has no actions), and `objectives`.
+        `dict`: `preset`, `tokens` of a whole window, `per frame`, `trained` and `all` parameters, parameters
+            of the policy `to act` (`auxiliary_heads=False`; 0 if it has no actions), and `objectives`.
     """
     config = ForesightConfig.from_preset(name)
-    counts = {"all": _parameters(config)}
-    counts["trained"] = _parameters(config, trained=True)
-    counts["to act"] = _parameters(_acting(name)) if config.has("action") else 0
-    first, both = (len(build_layout(config, frames)) for frames in (1, 2))
-    return {
-        "preset": name,
-        "tokens": len(build_layout(config, config.history_length)),
-        "per frame": both - first,
-        **counts,
-        "objectives": " ".join(config.objectives),
-    }
+    tokens = [len(build_layout(config, frames)) for frames in (1, 2, config.history_length)]
+    trained, total = _count_parameters(config)
+    to_act = 0
+    if config.has("action"):
+        to_act = _count_parameters(ForesightConfig.from_preset(name, auxiliary_heads=False))[1]
+    values = (name, tokens[2], tokens[1] - tokens[0], trained, total, to_act, " ".join(config.objectives))
+    return dict(zip(COLUMNS, values, strict=True))
 
 
-def _acting(name: str) -> ForesightConfig:
-    return ForesightConfig.from_preset(name, auxiliary_heads=False)
-
-
-def _parameters(config: ForesightConfig, trained: bool = False) -> int:
+def _count_parameters(config: ForesightConfig) -> tuple[int, int]:
+    """Trained parameters, and all."""
     with torch.device("meta"):
-        model = ForesightForActionPrediction(config)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
+        parameters = list(ForesightForActionPrediction(config).parameters())
+    return tuple(sum(p.numel() for p in parameters if p.requires_grad or every) for every in (False, True))
 
 
 def main() -> None:
@@ -54,17 +44,13 @@ def main() -> None:
         epilog="example: python -m modeling_foresight --presets grmg foresight_3d",
     )
     parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=list(PRESETS))
-    rows = [describe_variant(name) for name in parser.parse_args().presets]
-    table = [COLUMNS, *(tuple(_text(row[column]) for column in COLUMNS) for row in rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
-    for row in table:
-        left, numbers, last = row[0], row[1:-1], row[-1]
-        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:-1], strict=True)]
-        print("  ".join([left.ljust(widths[0]), *cells, last]))
-
-
-def _text(value: int | str) -> str:
-    return f"{value:,}" if isinstance(value, int) and value else str(value or "-")
+    variants = [describe_variant(name) for name in parser.parse_args().presets]
+    for variant in (dict(zip(COLUMNS, COLUMNS, strict=True)), *variants):
+        name, *numbers, objectives = (
+            f"{value:,}" if isinstance(value, int) and value else str(value or "-")
+            for value in variant.values()
+        )
+        print(f"{name:21}", *(f"{number:>11}" for number in numbers), f" {objectives}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""Poses of a gripper to the model's states and actions and back: the CALVIN form of GR-MG and 3D Foresight.
+"""Gripper poses to the model's states and actions and back: the CALVIN form of GR-MG and 3D Foresight.
 
-A *pose* is `(x, y, z, roll, pitch, yaw)`, metres and radians, with `R = Rz(yaw) Ry(pitch) Rx(roll)`. A
-*state* holds the pose in entries 0..5 and the gripper in entry 6; further entries are left alone here.
+A *pose* is `(x, y, z, roll, pitch, yaw)`, meters and radians, with `R = Rz(yaw) Ry(pitch) Rx(roll)`. A
+*state* holds the pose in entries 0..5 and the gripper in entry 6; other entries are unchanged.
 
     relative state    xyz = R_0^T (p_s - p_0)            rpy = euler(R_0^T R_s)
     action at s       xyz = 50 R_s^T (p_{s+1} - p_s)     rpy = 20 euler(R_s^T R_{s+1})    gripper of s+1
@@ -27,14 +27,7 @@ ROTATION_SCALE = 20.0  # 1 in an action is 0.05 rad
 
 
 def euler_to_matrix(rpy_rad: Tensor) -> Tensor:
-    """`R = Rz(yaw) Ry(pitch) Rx(roll)`.
-
-    Args:
-        rpy_rad (`torch.Tensor`): `(..., 3)` roll, pitch, yaw in radians.
-
-    Returns:
-        `torch.Tensor`: `(..., 3, 3)`.
-    """
+    """Roll, pitch, yaw `(..., 3)` in radians -> `R = Rz(yaw) Ry(pitch) Rx(roll)`, `(..., 3, 3)`."""
     (sa, sb, sc), (ca, cb, cc) = rpy_rad.sin().unbind(-1), rpy_rad.cos().unbind(-1)
     rows = [
         [cc * cb, cc * sb * sa - sc * ca, cc * sb * ca + sc * sa],
@@ -45,20 +38,14 @@ def euler_to_matrix(rpy_rad: Tensor) -> Tensor:
 
 
 def matrix_to_euler(rotation: Tensor) -> Tensor:
-    """Angles with `R = Rz(yaw) Ry(pitch) Rx(roll)`: pitch in [-pi/2, pi/2], the others in [-pi, pi].
+    """Rotation matrices `(..., 3, 3)` -> roll, pitch, yaw `(..., 3)` in radians, always finite.
 
-        yaw = atan2(R10, R00)   pitch = atan2(-R20, |(R00, R10)|)
+        yaw = atan2(R10, R00)   pitch = atan2(-R20, |(R00, R10)|)   in [-pi, pi] and [-pi/2, pi/2]
         roll = atan2(sin(yaw) R02 - cos(yaw) R12, cos(yaw) R11 - sin(yaw) R01)
 
-    Roll is read from `Rz(-yaw) R = Ry(pitch) Rx(roll)`. Thus the three angles belong together at gimbal lock
-    too (pitch at +-pi/2), where R00 and R10 vanish and any yaw will do; the textbook `atan2(R21, R22)` reads
-    nothing but rounding there.
-
-    Args:
-        rotation (`torch.Tensor`): `(..., 3, 3)` rotation matrices.
-
-    Returns:
-        `torch.Tensor`: `(..., 3)` roll, pitch, yaw in radians; always finite.
+    Roll is read from `Rz(-yaw) R = Ry(pitch) Rx(roll)`. Thus the three angles agree at gimbal lock too (pitch
+    at +-pi/2), where R00 and R10 vanish and any yaw is right; the textbook `atan2(R21, R22)` reads rounding
+    errors there.
     """
     r = rotation
     yaw = torch.atan2(r[..., 1, 0], r[..., 0, 0])
@@ -77,26 +64,15 @@ def wrap_angle(angle_rad: Tensor) -> Tensor:
 
 
 def gripper_is_open(gripper: Tensor) -> Tensor:
-    """Whether a gripper is open: boolean, the same shape.
-
-    Data store it as -1 (closed) and 1 (open), as CALVIN does, or as 0 and 1; `g > 0.5` is right for both and
-    equals `(g + 1) / 2` for the first.
-    """
+    """Whether a gripper is open: boolean, the same shape. Right for -1 and 1 (CALVIN) and for 0 and 1."""
     return gripper > 0.5
 
 
 def relative_state(states: Tensor) -> Tensor:
     """States relative to the first frame of their window: `R_0^T (p_s - p_0)`, `euler(R_0^T R_s)`.
 
-    Args:
-        states (`torch.Tensor`): `(..., T, >= 6)` windows of poses, oldest first, metres and radians; entries
-            from 6 on (gripper) are not touched.
-
-    Returns:
-        `torch.Tensor`: The same shape. The pose of frame 0 is exactly 0.
-
-    Raises:
-        ValueError: If there is no time axis or no pose.
+    Takes windows `(..., T, >= 6)`, oldest first, in meters and radians. Entries from 6 on (gripper) are
+    unchanged; the pose of frame 0 is exactly 0.
     """
     if states.ndim < 2 or states.shape[-1] < POSE_SIZE:
         raise ValueError(
@@ -116,16 +92,8 @@ def encode_local_delta(states: Tensor) -> Tensor:
 
         xyz = 50 R_s^T (p_{s+1} - p_s)     rpy = 20 euler(R_s^T R_{s+1})     gripper: 1 if open at s+1, else 0
 
-    Args:
-        states (`torch.Tensor`): `(..., R, >= 7)` consecutive states, metres and radians, gripper -1 or 1, or
-            0 or 1, in entry 6.
-
-    Returns:
-        `torch.Tensor`: `(..., R - 1, 7)`; row s is the action from frame s to s + 1. 1 stands for 2 cm and
-        for 0.05 rad.
-
-    Raises:
-        ValueError: If there is no time axis, or no pose and gripper.
+    Consecutive states `(..., R, >= 7)`, meters and radians, the gripper (-1 or 1, or 0 or 1) in entry 6, ->
+    `(..., R - 1, 7)`; row s is the action from frame s to s + 1. 1 stands for 2 cm and for 0.05 rad.
     """
     if states.ndim < 2 or states.shape[-1] < ACTION_SIZE:
         raise ValueError(
@@ -143,15 +111,9 @@ def encode_local_delta(states: Tensor) -> Tensor:
 def decode_local_delta(actions: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The poses that a chunk of actions leads through: `p' = p + R (a_xyz / 50)`, `R' = R R(a_rpy / 20)`.
 
-    Each action starts at the pose to which the one before leads.
-
-    Args:
-        actions (`torch.Tensor`): `(..., K, >= 6)` scaled local deltas.
-        state (`torch.Tensor`): `(..., >= 6)` pose at which the chunk starts, metres and radians.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Positions `(..., K + 1, 3)` in metres and rotations
-        `(..., K + 1, 3, 3)`; entry 0 is the pose of `state`.
+    Scaled local deltas `(..., K, >= 6)`, each from the pose that the one before leads to, and the first pose
+    `(..., >= 6)` in meters and radians -> positions `(..., K + 1, 3)` in meters and rotations
+    `(..., K + 1, 3, 3)`; entry 0 is the first pose.
     """
     moved = actions[..., :3] / POSITION_SCALE  # (..., K, 3)
     turned = euler_to_matrix(actions[..., 3:POSE_SIZE] / ROTATION_SCALE)  # (..., K, 3, 3)
@@ -165,26 +127,18 @@ def decode_local_delta(actions: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
 def to_simulator_action(actions: Tensor, state: Tensor) -> Tensor:
     """A chunk as CALVIN's relative actions: `(50 (p' - p), 20 wrap(euler(R') - euler(R)), gripper)`.
 
-    Differences are between one step and the next, in the world's frame. The simulator does not mind a jump of
-    2 pi in the angles unless it clips actions; the wrap into (-pi, pi] makes that safe.
+    Differences are between one step and the next, in the world's frame. The wrap into (-pi, pi] is needed
+    where the simulator clips actions.
 
     Args:
-        actions (`torch.Tensor`): `(..., K, 7)` scaled local deltas; entry 6 is above 0.5 for an open
-            gripper.
-        state (`torch.Tensor`): `(..., >= 6)` current pose, metres and radians.
+        actions (`torch.Tensor`): `(..., K, 7)` scaled local deltas; entry 6 is above 0.5 for an open gripper.
+        state (`torch.Tensor`): `(..., >= 6)` current pose, meters and radians.
 
     Returns:
-        `torch.Tensor`: `(..., K, 7)`; 1 stands for 2 cm and for 0.05 rad, the gripper is 1 (open)
-        or -1.
-
-    Raises:
-        ValueError: If the shapes do not fit together; gives both.
+        `torch.Tensor`: `(..., K, 7)`; 1 stands for 2 cm and for 0.05 rad, the gripper is 1 (open) or -1.
     """
-    if (
-        actions.shape[-1] != ACTION_SIZE
-        or state.shape[-1] < POSE_SIZE
-        or actions.shape[:-2] != state.shape[:-1]
-    ):
+    sizes_fit = actions.shape[-1] == ACTION_SIZE and state.shape[-1] >= POSE_SIZE
+    if not sizes_fit or actions.shape[:-2] != state.shape[:-1]:
         raise ValueError(
             f"actions have shape {tuple(actions.shape)} and state {tuple(state.shape)}; local_delta actions "
             "are decoded from (..., chunk, 7) with the current state (..., size >= 6), leading axes alike."

@@ -1,5 +1,5 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""Who may look at whom (3D Foresight, Fig. 2; GR-MG's causal mask for the input tokens).
+"""Which token may attend to which (3D Foresight, Fig. 2; GR-MG's causal mask for the input tokens).
 
 A sequence is described by one record per token: its kind, its frame, its group (which view) and its rank
 inside the group. The mask follows from these records and a small table, never from the position in the
@@ -27,13 +27,8 @@ def build_layout(
     `[LANG, STATE, 9 latents + CLS of each view, FLOW x l, ACT, FUT of each view x 10, PROG]` per frame,
     latents before their CLS as in GR-MG.
 
-    Args:
-        config (`ForesightConfig`): Decides which tokens exist.
-        num_frames (`int`): Frames in the window, at most `config.history_length`.
-        query_frames (`list[int]`, *optional*): Frames that carry queries; all by default. In control only the
-            newest one does.
-        queries (`tuple[Kind]`): Kinds of queries to lay out; those whose head is off are never laid out.
-        device (`torch.device`, *optional*): Where the layout's tensors go.
+    `query_frames` are the frames that have queries: all by default, only the newest one in control. `queries`
+    are the kinds to lay out; those whose head is off are never laid out.
     """
     query_frames = list(range(num_frames)) if query_frames is None else query_frames
     image_tokens = config.num_latents + 1
@@ -55,15 +50,15 @@ def build_layout(
     return TokenLayout.from_records(records, device)
 
 
-# Rules for "row token at frame s looks at column tokens at frame s'".
+# Rules for "a row token at frame s attends to column tokens at frame s'".
 NEVER, ALWAYS, PAST_AND_NOW, PAST, NOW, OWN_GROUP = range(6)
 
 
 def attention_rules(config: ForesightConfig) -> dict[tuple[Kind, Kind], int]:
     """The table of the paper's Fig. 2: one rule per (row kind, column kind); absent pairs are `NEVER`.
 
-    IMAGE looks at IMAGE by view: at earlier views of its own frame, at itself (`OWN_GROUP`), and at all views
-    of the past; [`allowed_pairs`] resolves that. Queries are never columns, but for FLOW, which ACTION reads.
+    IMAGE attends to IMAGE by view (`OWN_GROUP`): to earlier views of its own frame, its own view, and all
+    views of the past; see [`allowed_pairs`]. Queries are never columns, except FLOW, which ACTION reads.
     """
     rules = {
         (Kind.GOAL, Kind.GOAL): OWN_GROUP,
@@ -122,19 +117,10 @@ def valid_columns(
     state_mask: Tensor | None = None,
     goal_mask: Tensor | None = None,
 ) -> Tensor:
-    """Which tokens exist for each sample: boolean `(B, S)`.
+    """Which tokens exist for each sample: boolean `(B, S)`. The masks are those of [`ForesightInputs`].
 
-    Tokens of padded frames, missing views, missing states and missing goals are columns for nobody. Queries
-    are left alone: FLOW is read by the action query of its own frame only, and rows of padded frames are
-    ignored anyway.
-
-    Args:
-        layout (`TokenLayout`): The S tokens, on the masks' device.
-        frame_mask (`torch.Tensor`): Boolean `(B, T)`, true for real frames. Padding is at the end.
-        view_mask (`torch.Tensor`, *optional*): Boolean `(B, V)`, or `(B, T, V)` if it differs between frames;
-            false where a camera is missing.
-        state_mask (`torch.Tensor`, *optional*): Boolean `(B,)`, false where there is no proprioception.
-        goal_mask (`torch.Tensor`, *optional*): Boolean `(B,)`, false where there is no goal image.
+    No token attends to padded frames, missing views, missing states or missing goals. Queries always exist:
+    FLOW is read by the action query of its own frame only, and rows of padded frames are ignored.
     """
     is_query = layout.kind >= Kind.FLOW
     is_goal = layout.kind == Kind.GOAL
@@ -153,17 +139,9 @@ def valid_columns(
 def build_attention_mask(config: ForesightConfig, hidden_states: Tensor, allowed: Tensor, valid: Tensor):
     """Joins the table with the samples' padding, in the form that the attention implementation takes.
 
-    A token that may look at nothing (of a goal that is missing, say) looks at itself, so that no row of the
-    softmax is ever empty.
-
-    Args:
-        config (`ForesightConfig`): Its `_attn_implementation` decides the form.
-        hidden_states (`torch.Tensor`): `(B, S, D)`; gives dtype and device.
-        allowed (`torch.Tensor`): Boolean `(S, S)` of [`allowed_pairs`].
-        valid (`torch.Tensor`): Boolean `(B, S)` of [`valid_columns`].
-
-    Returns:
-        Boolean `(B, 1, S, S)` for sdpa, additive float for eager, a `BlockMask` for flex attention.
+    A token without any column (of a missing goal, for example) attends to itself, so that no row of the
+    softmax is empty. `allowed` is `(S, S)` of [`allowed_pairs`], `valid` `(B, S)` of [`valid_columns`]. Gives
+    a boolean `(B, 1, S, S)` for sdpa, additive floats for eager, a `BlockMask` for flex attention.
     """
     blind = valid.float() @ allowed.float().T == 0  # (B, S)
     if config._attn_implementation == "flex_attention":
@@ -175,21 +153,8 @@ def build_attention_mask(config: ForesightConfig, hidden_states: Tensor, allowed
             config=config, inputs_embeds=hidden_states, attention_mask=None, and_mask_function=may_attend
         )
     itself = torch.eye(len(allowed), dtype=torch.bool, device=allowed.device)
-    mask = (allowed & valid[:, None, :]) | (itself & blind[:, :, None])  # (B, S, S)
-    mask = mask[:, None]
+    mask = ((allowed & valid[:, None, :]) | (itself & blind[:, :, None]))[:, None]  # (B, 1, S, S)
     if config._attn_implementation == "eager":
-        return torch.zeros_like(mask, dtype=hidden_states.dtype).masked_fill(
-            ~mask, torch.finfo(hidden_states.dtype).min
-        )
+        dtype = hidden_states.dtype
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
     return mask
-
-
-__all__ = [
-    "Kind",
-    "TokenLayout",
-    "allowed_pairs",
-    "attention_rules",
-    "build_attention_mask",
-    "build_layout",
-    "valid_columns",
-]

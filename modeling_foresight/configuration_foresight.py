@@ -5,52 +5,40 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPTextConfig, PreTrainedConfig, ViTConfig
 
 OBJECTIVES = ("action", "depth", "future", "future_rgb", "flow", "flow_2d", "progress")
-# Objectives that are a smaller form of another one: same head and tokens, fewer numbers.
+# Objectives that are a smaller form of another one: same head and tokens, fewer outputs.
 FAMILIES = {"future_rgb": "future", "flow_2d": "flow"}
 
 # What the variants share: goal images, and states and actions as GR-MG has them on CALVIN.
 _CALVIN = {"goal_image": True, "state_representation": "relative", "action_codec": "local_delta"}
+_SEES_STATE = {"future_sees_state": True}
 _FORESIGHT = ("action", "depth", "future", "flow", "progress")
 # Pretraining on video of any embodiment: one camera, neither proprioception nor actions nor progress.
 _VIDEO = {"views": ("main",), "state_dim": 0, "binary_state_indices": (), "goal_image": True}
 
 # The method, its baselines and its ablations, at the paper's size.
 PRESETS = {
-    "gr1": {
-        "objectives": ("action", "future_rgb"),
-        "action_head": "linear",
-        "chunk_size": 1,
-        "future_sees_state": True,
-    },
-    "grmg": {**_CALVIN, "objectives": ("action", "future_rgb", "progress"), "future_sees_state": True},
+    "gr1": {"objectives": ("action", "future_rgb"), "action_head": "linear", "chunk_size": 1, **_SEES_STATE},
+    "grmg": {**_CALVIN, "objectives": ("action", "future_rgb", "progress"), **_SEES_STATE},
     "foresight_2d": {**_CALVIN, "objectives": ("action", "future_rgb", "flow_2d", "progress")},
     "foresight_3d": {**_CALVIN, "objectives": _FORESIGHT},
     "no_depth": {**_CALVIN, "objectives": ("action", "future", "flow", "progress")},
     "no_future": {**_CALVIN, "objectives": ("action", "depth", "flow", "progress")},
     "no_flow": {**_CALVIN, "objectives": ("action", "depth", "future", "progress")},
-    "grmg_pretrain": {
-        **_VIDEO,
-        "objectives": ("future_rgb",),
-        "future_sees_state": True,
-        "future_loss_weight": 1.0,
-    },
+    "grmg_pretrain": {**_VIDEO, "objectives": ("future_rgb",), **_SEES_STATE, "future_loss_weight": 1.0},
     "foresight_3d_pretrain": {**_VIDEO, "objectives": ("depth", "future", "flow")},
 }
 
-POSITIVE = (
-    "image_size",
-    "patch_size",
-    "history_length",
-    "future_shift",
-    "chunk_size",
-    "flow_length",
-    "num_flow_queries",
-    "num_latents",
-    "action_dim",
-    "num_attention_heads",
-    "decoder_heads",
-    "action_num_heads",
-)
+# Fields that name one of several options.
+CHOICES = {
+    "future_targets": ("window", "lookahead"),
+    "within_frame": ("causal", "full"),
+    "action_loss": ("smooth_l1", "l1"),
+    "action_head": ("cvae", "linear"),
+    "action_codec": ("recorded", "local_delta"),
+    "state_representation": ("absolute", "relative"),
+}
+POSITIVE = "image_size patch_size history_length future_shift chunk_size flow_length action_dim num_latents"
+POSITIVE += " num_flow_queries num_attention_heads decoder_heads action_num_heads"
 
 
 @strict
@@ -68,13 +56,12 @@ class ForesightConfig(PreTrainedConfig):
             map serves as patches), or any other config that `AutoModel` builds into an image encoder.
         towers (`list[str]`): Towers that are part of the model, of `text` and `vision`. Without one,
             `text_features` or `vision_features` must be given in place of its input.
-        freeze_text (`bool`): Keep the text tower fixed and in evaluation mode.
-        freeze_vision (`bool`): Keep the vision tower fixed and in evaluation mode.
+        freeze_text, freeze_vision (`bool`): Keep the tower fixed and in evaluation mode.
         views (`list[str]`): Camera names in token order; the first one is the flow view.
         image_size (`int`): Side in pixels of the square images that enter the vision tower.
         patch_size (`int`): Side in pixels of the patches that the image and depth decoders predict.
-        image_mean, image_std (`list[float]`): Per-channel normalisation of RGB in [0, 1]. Future RGB targets
-            are taken from the normalised images.
+        image_mean, image_std (`list[float]`): Per-channel normalization of RGB in [0, 1]. Future RGB targets
+            are taken from the normalized images.
         history_length (`int`): T, frames in the window.
         future_shift (`int`): S, frames between an observation and its future target.
         future_targets (`str`): `"window"` takes future targets inside the window only (GR-MG); `"lookahead"`
@@ -83,16 +70,15 @@ class ForesightConfig(PreTrainedConfig):
         flow_length (`int`): L, steps of each point trajectory; step 0 is the current frame.
         flow_grid (`list[int]`): Rows and columns of the grid of flow points; P is their product.
         num_flow_queries (`int`): Learned vectors in the FLOW query.
-        flow_xy_residual (`bool`): Predict x, y as offsets from the start coordinates. The output stays
-            absolute.
+        flow_xy_residual (`bool`): Predict x, y as offsets from the start; the output stays absolute.
         objectives (`list[str]`): Any of `action`, `depth` (current depth), `future` (future RGB-D) or
             `future_rgb` (without depth), `flow` (3D flow) or `flow_2d` (x and y only), and `progress`. A head
             that is off has no parameters and no tokens.
-        auxiliary_heads (`bool`): False leaves out all that the action does not need: a policy that acts but
-            does not train. Give it to `from_pretrained`.
+        auxiliary_heads (`bool`): False leaves out everything that the action does not need: a policy that
+            acts but does not train. Give it to `from_pretrained`.
         goal_image (`bool`): Whether a goal image may stand before the first frame.
-        goal_dropout (`float`): Share of the samples that training hides the goal image from, so that the
-            policy also acts without one. In [0, 1); only meaningful with `goal_image`.
+        goal_dropout (`float`): Share of training samples whose goal image is hidden, so that the policy also
+            acts without one. In [0, 1); only meaningful with `goal_image`.
         hidden_size (`int`): d, width of the transformer.
         num_hidden_layers, num_attention_heads, intermediate_size (`int`): Shape of the transformer.
         hidden_act (`str`): Activation of the transformer's feed-forward part (GR-MG: ReLU).
@@ -101,14 +87,12 @@ class ForesightConfig(PreTrainedConfig):
         layer_norm_eps (`float`): Epsilon of every LayerNorm outside the two towers.
         initializer_range (`float`): Standard deviation of the transformer's initial weights.
         embedding_initializer_range (`float`): Standard deviation of initial queries, timesteps, latents and
-            other learned tokens. GR-MG's 1 suits pretrained towers; a tower that starts fresh learns much
-            faster when these constants do not drown what it sees (0.02).
+            other learned tokens. GR-MG's 1 suits pretrained towers; a fresh tower learns much faster with
+            0.02, when these constants do not hide its features.
         within_frame (`str`): `"causal"`: tokens of one image see earlier ones only (GR-MG); `"full"`: all of
             them.
-        vision_sees_state (`bool`): Whether language and image tokens see past and current proprioception
-            (GR-MG).
-        future_sees_state (`bool`): Whether future queries see proprioception directly (GR-MG: yes, paper:
-            no).
+        vision_sees_state (`bool`): Whether language and image tokens see proprioception (GR-MG).
+        future_sees_state (`bool`): Whether future queries see proprioception (GR-MG: yes, paper: no).
         action_sees_flow (`bool`): Whether the action query sees the flow queries of its frame.
         num_latents (`int`): r, latents per image after the perceiver resampler. One image is r + 1 tokens.
         resampler_depth, resampler_heads, resampler_head_dim, resampler_ff_mult (`int`): Shape of the
@@ -121,7 +105,7 @@ class ForesightConfig(PreTrainedConfig):
         state_dim (`int`): Size of the proprioceptive state; 0 for none.
         binary_state_indices (`list[int]`): Entries of the state that are 0/1; enter one-hot.
         action_hidden_size (`int`): Width of the action encoder and decoder and of the progress decoder.
-        action_encoder_hidden_size (`int`, *optional*): Width of the action encoder, if it is another one.
+        action_encoder_hidden_size (`int`, *optional*): Width of the action encoder, if it differs.
         action_encoder_depth, action_decoder_depth, progress_decoder_depth (`int`): Their numbers of blocks.
         action_num_heads (`int`): Their attention heads.
         latent_dim (`int`): Size of the action CVAE's latent.
@@ -129,11 +113,11 @@ class ForesightConfig(PreTrainedConfig):
         action_loss_weight, gripper_loss_weight, depth_loss_weight, future_loss_weight, flow_loss_weight,
         kl_loss_weight, progress_loss_weight (`float`): Loss weights; alpha, beta, gamma, delta of the paper
             are the gripper, depth, future and flow weights.
-        fps (`float`, *optional*): Control steps per second of the data that the policy learned from.
+        fps (`float`, *optional*): Control steps per second of the training data.
         action_codec (`str`): What an action means: `"recorded"` commands as stored, or `"local_delta"`, the
             scaled change of the measured pose in the gripper's own frame (CALVIN, GR-MG).
-        state_representation (`str`): `"absolute"`: normalised by dataset statistics; `"relative"`: entries 0
-            to 5 are a pose (x, y, z in metres, roll, pitch, yaw in radians) relative to the window's first.
+        state_representation (`str`): `"absolute"`: normalized by dataset statistics; `"relative"`: entries 0
+            to 5 are a pose (x, y, z in meters, roll, pitch, yaw in radians) relative to the window's first.
 
     Raises:
         StrictDataclassClassValidationError: If fields contradict each other; the message names them. (The
@@ -241,15 +225,10 @@ class ForesightConfig(PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "ForesightConfig":
-        """The config of a variant of the method (`PRESETS`), at the paper's size unless overridden.
+        """The config of a variant of the method (a name in `PRESETS`), at the paper's size unless overridden.
 
-        `gr1`, `grmg`, `foresight_2d`, `foresight_3d`, the ablations `no_depth`, `no_future` and `no_flow`,
-        and the video pretrainings `grmg_pretrain` and `foresight_3d_pretrain`. All but `gr1` and the
-        pretrainings have states and actions in CALVIN's form; `state_representation="absolute"` and
-        `action_codec="recorded"` suit any other robot.
-
-        Raises:
-            ValueError: If there is no such preset.
+        All except `gr1` and the pretrainings have states and actions in CALVIN's form;
+        `state_representation="absolute"` and `action_codec="recorded"` suit any other robot.
         """
         if name not in PRESETS:
             raise ValueError(f"There is no preset {name!r}; choose one of {list(PRESETS)}.")
@@ -257,11 +236,7 @@ class ForesightConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As in `transformers`, but what is not the config of this model is refused, overrides included.
-
-        Raises:
-            ValueError: If it belongs to another model, or is empty because a folder has no config.json.
-        """
+        """As in `transformers`, but refuses another model's config and overrides that contradict it."""
         kind = config_dict.get("model_type")
         if kind != cls.model_type:
             raise ValueError(
@@ -325,15 +300,8 @@ class ForesightConfig(PreTrainedConfig):
             )
 
     def validate_choices(self):
-        """Checks fields that name one of several options."""
-        for name, options in {
-            "future_targets": ("window", "lookahead"),
-            "within_frame": ("causal", "full"),
-            "action_loss": ("smooth_l1", "l1"),
-            "action_head": ("cvae", "linear"),
-            "action_codec": ("recorded", "local_delta"),
-            "state_representation": ("absolute", "relative"),
-        }.items():
+        """Checks fields that name one of several options, and lists of names."""
+        for name, options in CHOICES.items():
             if getattr(self, name) not in options:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {list(options)}.")
         unknown = [o for o in self.objectives if o not in OBJECTIVES]
@@ -343,9 +311,7 @@ class ForesightConfig(PreTrainedConfig):
             if smaller in self.objectives and whole in self.objectives:
                 raise ValueError(f"objectives has both {whole!r} and {smaller!r}: choose one of them.")
         if not self.auxiliary_heads and "action" not in self.objectives:
-            raise ValueError(
-                "auxiliary_heads=False leaves nothing of a model without the objective 'action'."
-            )
+            raise ValueError("auxiliary_heads=False leaves nothing of a model without objective 'action'.")
         if unknown := [tower for tower in self.towers if tower not in ("text", "vision")]:
             raise ValueError(f"towers has {unknown}; choose from ['text', 'vision'].")
         if not 0 <= self.goal_dropout < 1:
@@ -355,7 +321,7 @@ class ForesightConfig(PreTrainedConfig):
 
     def validate_sizes(self):
         """Checks that widths, heads, patches and lengths fit together."""
-        for name in POSITIVE:
+        for name in POSITIVE.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         divisible = [("image_size", "patch_size"), ("hidden_size", "num_attention_heads")]
@@ -376,11 +342,8 @@ class ForesightConfig(PreTrainedConfig):
             )
         if self.hidden_size % 4:
             raise ValueError(f"hidden_size={self.hidden_size} must be divisible by 4 (2D sin-cos positions).")
-        if (
-            self.has("future")
-            and self.future_targets == "window"
-            and self.history_length <= self.future_shift
-        ):
+        in_window = self.has("future") and self.future_targets == "window"
+        if in_window and self.history_length <= self.future_shift:
             raise ValueError(
                 f"history_length={self.history_length} leaves no target {self.future_shift} frames ahead "
                 "inside the window: lengthen it, or set future_targets='lookahead'."
@@ -394,12 +357,8 @@ class ForesightConfig(PreTrainedConfig):
 
     def validate_poses(self):
         """Checks that poses are where the CALVIN forms of state and action expect them."""
-        pose = set(range(6))
-        if (
-            self.state_representation == "relative"
-            and self.state_dim
-            and (self.state_dim < 6 or pose & set(self.binary_state_indices))
-        ):
+        has_pose = self.state_dim >= 6 and not set(range(6)) & set(self.binary_state_indices)
+        if self.state_representation == "relative" and self.state_dim and not has_pose:
             raise ValueError(
                 f"state_representation='relative' needs a pose in entries 0 to 5 of the state, but state_dim="
                 f"{self.state_dim} and binary_state_indices={self.binary_state_indices}."
@@ -411,6 +370,3 @@ class ForesightConfig(PreTrainedConfig):
                 f"from a state of at least 7; here action_dim={self.action_dim}, binary_action_indices="
                 f"{self.binary_action_indices}, state_dim={self.state_dim}. Use 'recorded'."
             )
-
-
-__all__ = ["FAMILIES", "OBJECTIVES", "PRESETS", "ForesightConfig"]

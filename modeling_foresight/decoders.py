@@ -1,8 +1,8 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
 """Decoders of current depth, future RGB-D, 3D flow, actions and progress (3D Foresight, Sec. III-B; GR-MG).
 
-All of them are plain pre-norm ViT blocks with bidirectional attention, exact GELU and no dropout, run for
-every frame on its own: context tokens from the transformer, then mask tokens that are read out.
+All are plain pre-norm ViT blocks with bidirectional attention, exact GELU and no dropout, which run for each
+frame alone: context tokens from the transformer, then mask tokens that are read out.
 """
 
 from functools import partial
@@ -12,27 +12,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_foresight import ForesightConfig
-from .encoders import all_rows, sincos_2d, take_entries
+from .encoders import embed_all, sincos_2d, take_entries
 from .transformer import start_normal
 
 
 class Float32Linear(nn.Linear):
     """A linear layer that computes in float32 under autocast and in a bfloat16 model alike.
 
-    It gives what a robot reads: in bfloat16 a depth of 4 m would come in steps of 3 cm, and a coordinate near
-    1 in steps of 1/256 of the image.
+    For outputs in physical units: in bfloat16 a depth of 4 m would come in steps of 3 cm, and a coordinate
+    near 1 in steps of 1/256 of the image.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., in_features)` -> float32 `(..., out_features)`."""
-        bias = None if self.bias is None else self.bias.float()
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.float(), self.weight.float(), bias)
+            return F.linear(x.float(), self.weight.float(), self.bias.float())
 
 
 def vit_blocks(config: ForesightConfig, width: int, heads: int, depth: int) -> nn.Sequential:
     """`depth` of timm's pre-norm blocks with biases everywhere."""
-    from timm.models.vision_transformer import Block  # here: timm takes longer to import than all the rest
+    from timm.models.vision_transformer import Block  # here, because timm takes long to import
 
     norm_layer = partial(nn.LayerNorm, eps=config.layer_norm_eps)
     return nn.Sequential(
@@ -43,11 +42,7 @@ def vit_blocks(config: ForesightConfig, width: int, heads: int, depth: int) -> n
 class PatchDecoder(nn.Module):
     """Tokens of one image or query -> all patches of one image: the image decoder and the depth decoder.
 
-    One instance serves all views, as in GR-MG; the depth decoder serves current and future depth.
-
-    Args:
-        config (`ForesightConfig`): Sizes.
-        channels (`int`): 3 for RGB, 1 for depth.
+    One instance serves all views, as in GR-MG; the depth decoder (1 channel) current and future depth.
     """
 
     def __init__(self, config: ForesightConfig, channels: int):
@@ -64,7 +59,7 @@ class PatchDecoder(nn.Module):
     def forward(self, context: Tensor) -> Tensor:
         """Decodes `(..., tokens, D)` to `(..., N, patch_size**2 * channels)`, patches row-major.
 
-        Inside a patch the order is (row, column, channel); values are normalised per patch.
+        Inside a patch the order is (row, column, channel); values are normalized per patch.
         """
         lead = context.shape[:-2]
         context = self.embed(context.flatten(0, -3))
@@ -74,21 +69,13 @@ class PatchDecoder(nn.Module):
 
 
 class FlowDecoder(nn.Module):
-    """FLOW query of one frame + start coordinates of P points -> their 3D trajectories over L steps.
-
-    Args:
-        config (`ForesightConfig`): Sizes; `flow_xy_residual` starts from "points stay put" in x, y, and
-            `flow_dim` says whether there is a z.
-    """
+    """FLOW query of one frame + start coordinates of P points -> their trajectories over L steps."""
 
     def __init__(self, config: ForesightConfig):
         super().__init__()
         width = config.hidden_size
-        self.length, self.dim, self.xy_residual = (
-            config.flow_length,
-            config.flow_dim,
-            config.flow_xy_residual,
-        )
+        self.length, self.dim = config.flow_length, config.flow_dim
+        self.xy_residual = config.flow_xy_residual
         self.embed = nn.Linear(width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.embed_start = nn.Linear(2, width)
@@ -98,15 +85,9 @@ class FlowDecoder(nn.Module):
         self.predict = start_normal(Float32Linear(width, config.flow_length * config.flow_dim), 1e-4)
 
     def forward(self, context: Tensor, start: Tensor) -> Tensor:
-        """Decodes trajectories.
+        """Hidden states `(B, T, l, D)` and x, y at step 0 `(B, T, P, 2)` -> float32 `(B, T, L, P, 3)`.
 
-        Args:
-            context (`torch.Tensor`): `(B, T, l, D)` hidden states of the FLOW query.
-            start (`torch.Tensor`): `(B, T, P, 2)` x, y at step 0 as fractions of the image.
-
-        Returns:
-            `torch.Tensor`: float32 `(B, T, L, P, 3)`: x, y as fractions of the image, z in metres; or
-                `(B, T, L, P, 2)` with `flow_2d`.
+        x and y are fractions of the image, z is in meters; `(B, T, L, P, 2)` with `flow_2d`.
         """
         lead, points = start.shape[:2], start.shape[2]
         context = self.embed(context.flatten(0, 1))
@@ -120,32 +101,25 @@ class FlowDecoder(nn.Module):
 
 
 class ActionEncoder(nn.Module):
-    """CVAE encoder: the true action chunk -> mean and log-variance of the style (GR-MG; ACT, Zhao 2023).
-
-    Args:
-        config (`ForesightConfig`): Sizes.
-    """
+    """CVAE encoder: the true action chunk -> mean and log-variance of the style (GR-MG; ACT, Zhao 2023)."""
 
     def __init__(self, config: ForesightConfig):
         super().__init__()
         width = config.action_encoder_hidden_size or config.action_hidden_size
         self.continuous, self.binary = config.continuous_action_indices, list(config.binary_action_indices)
-        parts = 0
         if self.continuous:
             self.embed_continuous = nn.Linear(len(self.continuous), width)
-            parts += 1
         if self.binary:
             # Rows 2i and 2i + 1 stand for entry i closed and open.
             self.embed_binary = nn.Embedding(2 * len(self.binary), width)
-            parts += 1
-        self.join = nn.Linear(parts * width, width)
+        self.join = nn.Linear((bool(self.continuous) + bool(self.binary)) * width, width)
         self.cls_token = nn.Embedding(1, width)
         self.positions = nn.Embedding(config.chunk_size + 1, width)
         self.blocks = vit_blocks(config, width, config.action_num_heads, config.action_encoder_depth)
         self.predict = nn.Linear(width, 2 * config.latent_dim)
 
     def forward(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised actions `(M, K, A)`, masked steps 0 -> mean, log-variance: float32 `(M, latent)`."""
+        """Normalized actions `(M, K, A)`, masked steps 0 -> mean, log-variance: float32 `(M, latent)`."""
         parts = []
         if self.continuous:
             parts.append(self.embed_continuous(take_entries(actions, self.continuous)))
@@ -154,14 +128,14 @@ class ActionEncoder(nn.Module):
             row = row + 2 * torch.arange(len(self.binary), device=row.device)
             parts.append(self.embed_binary(row).sum(-2))
         steps = self.join(torch.cat(parts, dim=-1))  # (M, K, width)
-        cls = all_rows(self.cls_token, steps.device).expand(len(steps), 1, -1)
-        x = torch.cat([cls.to(steps.dtype), steps], dim=1) + all_rows(self.positions, steps.device)
+        cls = embed_all(self.cls_token, steps.device).expand(len(steps), 1, -1)
+        x = torch.cat([cls.to(steps.dtype), steps], dim=1) + embed_all(self.positions, steps.device)
         mean, log_var = self.predict(self.blocks(x)[:, 0]).float().chunk(2, dim=-1)
         return mean, log_var
 
 
 class ActionOutputs(nn.Module):
-    """Linear outputs of an action: regressed entries and binary ones apart, given back in their order."""
+    """Linear outputs of an action: one layer for regressed entries, one for binary ones."""
 
     def _add_outputs(self, config: ForesightConfig, width: int) -> None:
         continuous, binary = config.continuous_action_indices, list(config.binary_action_indices)
@@ -180,11 +154,7 @@ class ActionOutputs(nn.Module):
 
 
 class ActionDecoder(ActionOutputs):
-    """ACTION query of one frame + style -> K actions; no final LayerNorm, linear outputs (GR-MG).
-
-    Args:
-        config (`ForesightConfig`): Sizes.
-    """
+    """ACTION query of one frame + style -> K actions; no final LayerNorm, linear outputs (GR-MG)."""
 
     def __init__(self, config: ForesightConfig):
         super().__init__()
@@ -198,28 +168,19 @@ class ActionDecoder(ActionOutputs):
         self._add_outputs(config, width)
 
     def forward(self, query: Tensor, style: Tensor) -> Tensor:
-        """Decodes chunks.
+        """Hidden states `(M, D)` and style `(M, latent)`, zeros outside training -> float32 `(M, K, A)`.
 
-        Args:
-            query (`torch.Tensor`): `(M, D)` hidden states of the ACTION query.
-            style (`torch.Tensor`): `(M, latent)`; zeros outside training.
-
-        Returns:
-            `torch.Tensor`: float32 `(M, K, A)`: normalised values, and logits at the binary entries.
+        Values are normalized, and logits at the binary entries.
         """
         context = torch.stack([self.embed_style(style.to(query.dtype)), self.embed_query(query)], dim=1)
-        mask, positions = (all_rows(table, query.device) for table in (self.mask_token, self.positions))
+        mask, positions = (embed_all(table, query.device) for table in (self.mask_token, self.positions))
         steps = (mask + positions).expand(len(query), -1, -1)
         x = self.blocks(torch.cat([context, steps.to(context.dtype)], dim=1))[:, -self.chunk_size :]
         return self._predict(x)
 
 
 class LinearActionDecoder(ActionOutputs):
-    """ACTION query of one frame -> one action, through linear maps without activations (GR-1).
-
-    Args:
-        config (`ForesightConfig`): Sizes.
-    """
+    """ACTION query of one frame -> one action, through linear maps without activations (GR-1)."""
 
     def __init__(self, config: ForesightConfig):
         super().__init__()
@@ -228,17 +189,12 @@ class LinearActionDecoder(ActionOutputs):
         self._add_outputs(config, half)
 
     def forward(self, query: Tensor, style: None = None) -> Tensor:
-        """`(M, D)` -> float32 `(M, 1, A)`: normalised values, and logits at the binary entries."""
-        x = self.shared(query)
-        return self._predict(x)[:, None]
+        """`(M, D)` -> float32 `(M, 1, A)`: normalized values, and logits at the binary entries."""
+        return self._predict(self.shared(query))[:, None]
 
 
 class ProgressDecoder(nn.Module):
-    """PROGRESS query of one frame -> completed share of the instruction in [0, 1] (GR-MG).
-
-    Args:
-        config (`ForesightConfig`): Sizes.
-    """
+    """PROGRESS query of one frame -> completed share of the instruction in [0, 1] (GR-MG)."""
 
     def __init__(self, config: ForesightConfig):
         super().__init__()
@@ -251,17 +207,5 @@ class ProgressDecoder(nn.Module):
     def forward(self, query: Tensor) -> Tensor:
         """`(M, D)` -> float32 `(M,)`."""
         query = self.embed_query(query)
-        mask = all_rows(self.mask_token, query.device).expand(len(query), -1).to(query.dtype)
-        x = self.blocks(torch.stack([query, mask], dim=1))[:, 1]
-        return self.predict(x).squeeze(-1).sigmoid()
-
-
-__all__ = [
-    "ActionDecoder",
-    "ActionEncoder",
-    "Float32Linear",
-    "FlowDecoder",
-    "LinearActionDecoder",
-    "PatchDecoder",
-    "ProgressDecoder",
-]
+        mask = embed_all(self.mask_token, query.device).expand(len(query), -1).to(query.dtype)
+        return self.predict(self.blocks(torch.stack([query, mask], dim=1))[:, 1]).squeeze(-1).sigmoid()

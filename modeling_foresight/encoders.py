@@ -25,15 +25,7 @@ def sincos_2d(rows: int, cols: int, dim: int, device=None) -> Tensor:
     """Fixed 2D sin-cos positions of a grid, row-major (MAE, He et al. 2022).
 
     The first `dim / 2` entries encode the column, the last the row; each is `[sin, cos]` with frequencies
-    `10000 ** (-k / (dim / 4))`.
-
-    Args:
-        rows, cols (`int`): Shape of the grid.
-        dim (`int`): Width, divisible by 4.
-        device (`torch.device`, *optional*): Where to build it.
-
-    Returns:
-        `torch.Tensor`: float32 `(rows * cols, dim)`.
+    `10000 ** (-k / (dim / 4))`. float32 `(rows * cols, dim)`; `dim` is divisible by 4.
     """
     frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4))
     row, col = torch.meshgrid(
@@ -41,34 +33,28 @@ def sincos_2d(rows: int, cols: int, dim: int, device=None) -> Tensor:
         torch.arange(cols, dtype=torch.float32, device=device),
         indexing="ij",
     )
-    parts = []
-    for coordinate in (col.flatten(), row.flatten()):
-        angle = coordinate[:, None] * frequency[None, :]
-        parts += [angle.sin(), angle.cos()]
-    return torch.cat(parts, dim=1)
+    angles = [coordinate.flatten()[:, None] * frequency for coordinate in (col, row)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
 
 
 def build_vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
     """The vision tower from its config alone (nothing is downloaded). `ViTModel` comes without its pooler."""
+    config._attn_implementation = tower_attention(config, config._attn_implementation)
     if config.model_type == "vit":
-        _spare_flex(config)
         return ViTModel._from_config(config, add_pooling_layer=False)
-    if not chooses_attention(config):
-        config._attn_implementation = "eager"
-    _spare_flex(config)
     return AutoModel.from_config(config)
 
 
-def chooses_attention(config: PreTrainedConfig) -> bool:
-    """Whether a tower takes `sdpa`: timm's has kernels of its own (`fused_attn`), a ResNet no attention."""
+def tower_attention(config: PreTrainedConfig, implementation: str | None) -> str | None:
+    """Attention of a tower in a model with this `implementation`.
+
+    `eager` for timm, which has its own kernels (`fused_attn`), and for a ResNet, which has no attention.
+    Flex attention gains nothing without a mask, and its CPU kernel may crash.
+    """
     tower = MODEL_MAPPING.get(type(config), None)
-    return config.model_type != "timm_wrapper" and getattr(tower, "_supports_sdpa", True)
-
-
-def _spare_flex(config: PreTrainedConfig) -> None:
-    """Towers have no mask of their own: flex attention gains nothing there, and its CPU kernel may crash."""
-    if config._attn_implementation == "flex_attention":
-        config._attn_implementation = "sdpa"
+    if config.model_type == "timm_wrapper" or not getattr(tower, "_supports_sdpa", True):
+        return "eager"
+    return "sdpa" if implementation == "flex_attention" else implementation
 
 
 def load_text_tower(source: str, **kwargs) -> PreTrainedModel:
@@ -116,7 +102,7 @@ TIMM_TO_VIT = """
 
 
 def expand_names(table: str, depth: int) -> list[tuple[str, list[str], str]]:
-    """One entry per tensor of a table of names: a name, what it is called elsewhere, and a mark or `""`.
+    """One entry per tensor of a table of names: its name, its names in the other format, a mark or `""`.
 
     Args:
         table (`str`): One line per kind of tensor. `*` stands for weight and bias, `#` for the index of a
@@ -153,16 +139,16 @@ def timm_to_vit(timm_model: nn.Module) -> ViTModel:
     names = expand_names(TIMM_TO_VIT, len(blocks))
     if {name for name, _, _ in names} != set(theirs):
         odd = sorted({name for name, _, _ in names} ^ set(theirs))[:5]
-        raise ValueError(f"This MAE is no plain ViT: it has or lacks {odd}. Give one of timm's vit_*.mae.")
+        raise ValueError(f"This MAE is not a plain ViT: it has or lacks {odd}. Give one of timm's vit_*.mae.")
     ours = {}
     for name, others, _ in names:
         ours |= zip(others, theirs[name].tensor_split(len(others)), strict=True)
-    # From a state dict, so that transformers gives the weights the names of its version.
+    # `from_pretrained` renames the weights to those of the installed version of transformers.
     return ViTModel.from_pretrained(None, config=config, state_dict=ours, add_pooling_layer=False)
 
 
 def take_entries(values: Tensor, entries: list[int]) -> Tensor:
-    """`values[..., entries]`, cut out in slices: an index list would wait for a copy to the GPU each time."""
+    """`values[..., entries]` by slices: an index list would wait for a copy to the GPU each time."""
     runs: list[tuple[int, int]] = []
     for entry in entries:
         if runs and runs[-1][1] == entry:
@@ -172,13 +158,13 @@ def take_entries(values: Tensor, entries: list[int]) -> Tensor:
     return torch.cat([values[..., start:end] for start, end in runs], dim=-1)
 
 
-def all_rows(embedding: nn.Embedding, device) -> Tensor:
-    """The whole table `(rows, D)`, by a call: hooks that bring offloaded weights in do not see `.weight`."""
+def embed_all(embedding: nn.Embedding, device) -> Tensor:
+    """The whole table `(rows, D)`, by a call: hooks that load offloaded weights do not see `.weight`."""
     return embedding(torch.arange(embedding.num_embeddings, device=device))
 
 
 def flow_grid_points(rows: int, cols: int, device=None) -> Tensor:
-    """Centres of the flow grid's cells, row-major: float32 `(rows * cols, 2)`, x, y as image fractions."""
+    """Centers of the flow grid's cells, row-major: float32 `(rows * cols, 2)`, x, y as image fractions."""
     y, x = torch.meshgrid(
         (torch.arange(rows, dtype=torch.float32, device=device) + 0.5) / rows,
         (torch.arange(cols, dtype=torch.float32, device=device) + 0.5) / cols,
@@ -187,13 +173,13 @@ def flow_grid_points(rows: int, cols: int, device=None) -> Tensor:
     return torch.stack([x.flatten(), y.flatten()], dim=-1)
 
 
-def unit_length(features: Tensor) -> Tensor:
+def normalize_length(features: Tensor) -> Tensor:
     """Text features `(B, width)` divided by their L2 norm + 1e-6, as GR-MG does."""
     return features / (features.norm(dim=-1, keepdim=True) + 1e-6)
 
 
 def vision_width(config: ForesightConfig) -> int:
-    """C, width of the vision tower's features, without building the tower if its config says it."""
+    """C, width of the vision tower's features."""
     if config.vision_config.model_type == "vit":
         return config.vision_config.hidden_size
     return VisionEncoder(config).width
@@ -202,6 +188,8 @@ def vision_width(config: ForesightConfig) -> int:
 def feature_shape(config: ForesightConfig) -> torch.Size:
     """Shape of the vision tower's features of one image, found on the meta device: nothing is computed."""
     side, vision = config.image_size, copy.deepcopy(config.vision_config)
+    if vision.model_type == "vit":
+        return torch.Size((1, 1 + (side // vision.patch_size) ** 2, vision.hidden_size))
     vision._attn_implementation = "eager"  # flex attention has no meta kernel
     with torch.device("meta"), torch.no_grad():
         tower = build_vision_tower(vision).eval()
@@ -210,22 +198,16 @@ def feature_shape(config: ForesightConfig) -> torch.Size:
 
 
 class SpatialReadout(nn.Module):
-    """Patch features -> one feature that knows where things are, for towers without a CLS token.
+    """Patch features -> one feature that keeps positions, for towers without a CLS token.
 
-    Spatial learned embeddings: every channel is summed over the image under learned weight maps, then mixed.
-        A mean
-    over patches would lose positions, which an attention that starts out uniform takes long to find again.
-
-    Args:
-        num_patches (`int`): N.
-        width (`int`): C.
-        maps (`int`): Weight maps per channel.
+    Every channel is summed over the image under 8 learned weight maps, then mixed. A mean over patches would
+    lose positions, which an attention that starts out uniform takes long to learn again.
     """
 
-    def __init__(self, num_patches: int, width: int, maps: int = 8):
+    def __init__(self, num_patches: int, width: int):
         super().__init__()
-        self.maps = nn.Parameter(torch.randn(maps, num_patches, width) / num_patches**0.5)
-        self.mix = nn.Linear(maps * width, width)
+        self.maps = nn.Parameter(torch.randn(8, num_patches, width) / num_patches**0.5)
+        self.mix = nn.Linear(8 * width, width)
 
     def forward(self, patches: Tensor) -> Tensor:
         """`(M, N, C)` -> `(M, C)`."""
@@ -234,15 +216,11 @@ class SpatialReadout(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """An image encoder of any library as "one CLS feature and N patch features" per image.
+    """An image encoder of any library: one CLS feature and N patch features per image.
 
     Vision transformers give their CLS token and their patches; registers are left out. Feature maps of
     convolutional networks are read row by row as patches, with fixed 2D sin-cos positions added because
-    nothing downstream knows where a patch lies. Where there is no CLS token, a [`SpatialReadout`] of the
-    patches stands in for it.
-
-    Args:
-        config (`ForesightConfig`): Names the tower in `vision_config`.
+    nothing downstream knows the place of a patch. A [`SpatialReadout`] replaces a CLS token that is missing.
 
     Raises:
         ValueError: If the tower's features are neither `(M, tokens, C)` nor `(M, C, rows, cols)`.
@@ -262,30 +240,20 @@ class VisionEncoder(nn.Module):
         self.is_map = len(shape) == 4
         # timm's Swin-like models put the channels last.
         self.channels_last = str(getattr(timm_model, "output_fmt", "")).endswith("NHWC")
+        self.width = shape[1] if self.is_map and not self.channels_last else shape[-1]
         if self.is_map:
-            self.width = shape[-1] if self.channels_last else shape[1]
             self.num_prefix_tokens, has_cls = 0, False
-            num_patches = shape.numel() // self.width
-        else:
-            self.width = shape[-1]
-            if timm_model is not None:
-                self.num_prefix_tokens = getattr(timm_model, "num_prefix_tokens", 0)
-                has_cls = getattr(timm_model, "cls_token", None) is not None
-            else:  # transformers does not say; what is not a patch stands in front
-                self.num_prefix_tokens = shape[1] - (config.image_size // vision.patch_size) ** 2
-                has_cls = self.num_prefix_tokens > 0
-            num_patches = shape[1] - self.num_prefix_tokens
+        elif timm_model is not None:
+            self.num_prefix_tokens = getattr(timm_model, "num_prefix_tokens", 0)
+            has_cls = getattr(timm_model, "cls_token", None) is not None
+        else:  # transformers has no such field; everything before the patches is a prefix
+            self.num_prefix_tokens = shape[1] - (config.image_size // vision.patch_size) ** 2
+            has_cls = self.num_prefix_tokens > 0
+        num_patches = shape.numel() // self.width - self.num_prefix_tokens
         self.readout = None if has_cls else SpatialReadout(num_patches, self.width)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodes images one by one.
-
-        Args:
-            pixel_values (`torch.Tensor`): `(M, 3, H, W)` normalised RGB.
-
-        Returns:
-            CLS features `(M, C)` and patch features `(M, N, C)`, row-major.
-        """
+        """Normalized RGB `(M, 3, H, W)` -> CLS `(M, C)` and patch features `(M, N, C)`, row-major."""
         features = self.tower(pixel_values).last_hidden_state
         if isinstance(features, list | tuple):  # timm's `features_only` gives one map per chosen stage
             features = features[-1]
@@ -334,12 +302,7 @@ class ResamplerLayer(nn.Module):
 
 
 class PerceiverResampler(nn.Module):
-    """N patch features of an image -> r latents; shared by all views and the goal (Flamingo, Alayrac 2022).
-
-    Args:
-        config (`ForesightConfig`): Sizes.
-        width (`int`): C, width of the patch features.
-    """
+    """N patch features of an image -> r latents, for all views and the goal (Flamingo, Alayrac 2022)."""
 
     def __init__(self, config: ForesightConfig, width: int):
         super().__init__()
@@ -372,22 +335,16 @@ class ImageProjection(nn.Module):
 
 
 class StateEncoder(nn.Module):
-    """Proprioception -> one token: numbers and one-hot binaries are embedded apart, then joined (GR-MG).
-
-    Args:
-        config (`ForesightConfig`): `state_dim` and `binary_state_indices`.
-    """
+    """Proprioception -> one token: numbers and one-hot binaries are embedded apart, then joined (GR-MG)."""
 
     def __init__(self, config: ForesightConfig):
         super().__init__()
         self.continuous, self.binary = config.continuous_state_indices, list(config.binary_state_indices)
-        parts = 0
         if self.continuous:
             self.embed_continuous = nn.Linear(len(self.continuous), config.hidden_size)
-            parts += 1
         if self.binary:
             self.embed_binary = nn.Linear(2 * len(self.binary), config.hidden_size)
-            parts += 1
+        parts = bool(self.continuous) + bool(self.binary)
         self.join = nn.Linear(parts * config.hidden_size, config.hidden_size)
 
     def forward(self, state: Tensor) -> Tensor:
@@ -402,47 +359,18 @@ class StateEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text tower: the projected end-of-text feature.
-
-    Args:
-        config (`ForesightConfig`): `text_config`.
-    """
+    """CLIP's text tower: the projected end-of-text feature."""
 
     def __init__(self, config: ForesightConfig):
         super().__init__()
-        _spare_flex(config.text_config)
-        self.tower = CLIPTextModelWithProjection._from_config(config.text_config)
-        self.width = config.text_config.projection_dim
+        text = config.text_config
+        text._attn_implementation = tower_attention(text, text._attn_implementation)
+        self.tower = CLIPTextModelWithProjection._from_config(text)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Token ids `(B, length)` (each row must hold the end-of-text id) -> `(B, width)`.
-
-        Padding may be on either side.
-        """
+        """Ids `(B, length)`, each row with the end-of-text id and padding on either side -> `(B, width)`."""
         if attention_mask is not None:
             # CLIP counts positions from the left, and its padding is an end-of-text id: text comes first.
             order = attention_mask.argsort(dim=-1, descending=True, stable=True)
             input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
         return self.tower(input_ids=input_ids, attention_mask=attention_mask).text_embeds
-
-
-__all__ = [
-    "TIMM_TO_VIT",
-    "ImageProjection",
-    "PerceiverResampler",
-    "SpatialReadout",
-    "StateEncoder",
-    "TextEncoder",
-    "VisionEncoder",
-    "all_rows",
-    "build_vision_tower",
-    "chooses_attention",
-    "expand_names",
-    "flow_grid_points",
-    "load_text_tower",
-    "load_vision_tower",
-    "sincos_2d",
-    "take_entries",
-    "unit_length",
-    "vision_width",
-]

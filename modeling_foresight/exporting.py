@@ -1,5 +1,5 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""A policy with the code that runs it, for machines where this package is not installed."""
+"""Saves a policy with the code that runs it, for machines where this package is not installed."""
 
 import json
 import shutil
@@ -27,23 +27,23 @@ def export_with_code(
     ```python
     export_with_code(model, processor, "drawer-policy")
     HfApi().upload_folder(repo_id="me/drawer-policy", folder_path="drawer-policy")
-    # on a machine with torch, transformers and timm, but without this package
+    # on a machine with torch, transformers and timm, without this package
     model = AutoModel.from_pretrained("me/drawer-policy", trust_remote_code=True)
     processor = AutoProcessor.from_pretrained("me/drawer-policy", trust_remote_code=True)
     stream = model.stream(processor)
     ```
 
-    Where the package is installed the same folder loads with the package's own code.
+    Where the package is installed, the same folder loads with the package's code.
 
     Args:
         model (`ForesightForActionPrediction`): The policy. Merge adapters first (`merge_and_unload`).
         processor (`ForesightProcessor`): Its processor.
-        folder (`str` or `Path`): Where to; made if it is missing. Its last part becomes the name of the
+        folder (`str` or `Path`): Destination, created if missing. Its last part becomes the name of the
             loaded module: give different models different ones.
         **options: Of `save_pretrained` of the model, for example `max_shard_size="2GB"`.
 
     Raises:
-        TypeError: If `model` or `processor` is wrapped or something else; the message says what it is.
+        TypeError: If `model` or `processor` is wrapped or of another class, which the message names.
     """
     for given, wanted in ((model, ForesightForActionPrediction), (processor, ForesightProcessor)):
         if not isinstance(given, wanted):
@@ -57,14 +57,7 @@ def export_with_code(
 
 
 def add_code(folder: str | Path) -> None:
-    """Adds the Python files to a folder with a model and its processor; its JSON files name the classes.
-
-    Args:
-        folder (`str` or `Path`): What `save_pretrained` or `train.py` wrote.
-
-    Raises:
-        FileNotFoundError: If `config.json` or `processor_config.json` is missing.
-    """
+    """Adds the Python files to a folder with a saved model and processor; its JSON files name the classes."""
     folder = Path(folder)
     for name, classes in AUTO_MAPS.items():
         content = json.loads((folder / name).read_text())
@@ -76,6 +69,3 @@ def add_code(folder: str | Path) -> None:
             own = sys.modules[cls.__module__].__file__
             for file in (own, *get_relative_import_files(own)):
                 shutil.copyfile(file, folder / Path(file).name)
-
-
-__all__ = ["add_code", "export_with_code"]

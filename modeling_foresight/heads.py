@@ -1,5 +1,5 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""One class per objective: the queries that it adds, how it decodes them, and what it loses.
+"""One class per objective: the queries that it adds, how it decodes them, and its losses.
 
 The classes hold no weights: learned queries are modules of [`ForesightModel`] (the trunk), decoders are
 modules of [`ForesightForActionPrediction`] (the policy), under the names in `queries` and `decoders`. A new
@@ -21,13 +21,12 @@ from .decoders import (
     PatchDecoder,
     ProgressDecoder,
 )
-from .encoders import all_rows, flow_grid_points
-from .inputs import batch_size, real_frames
+from .encoders import embed_all, flow_grid_points
+from .inputs import batch_size, present_views, real_frames
 from .losses import (
     LossSum,
     action_losses,
     count_actions,
-    count_flow,
     count_per_view,
     depth_loss,
     flow_loss,
@@ -45,7 +44,6 @@ from .targets import (
     future_targets,
     masked_target,
     num_future_targets,
-    present_views,
     progress_targets,
 )
 from .tokens import Kind
@@ -62,7 +60,7 @@ class Head:
         losses: Names of its losses; the config has a `<name>_loss_weight` for each.
         query: The kind of its query tokens, if it adds any.
         queries, decoders: Names of its modules in the trunk and in the policy.
-        to_act: Those of them that a policy with `auxiliary_heads=False` keeps.
+        control_parts: Those of them that a policy with `auxiliary_heads=False` keeps.
     """
 
     objective: str
@@ -70,18 +68,16 @@ class Head:
     query: Kind | None = None
     queries: tuple[str, ...] = ()
     decoders: tuple[str, ...] = ()
-    to_act: tuple[str, ...] = ()
+    control_parts: tuple[str, ...] = ()
 
-    def num_queries(self, config: ForesightConfig) -> int:
-        """Query tokens per frame, and per view if there is a group for each."""
-        return 1 if self.query is not None and config.has(self.objective) else 0
-
-    def num_groups(self, config: ForesightConfig) -> int:
-        """Groups of query tokens: 1, or one per view."""
-        return 1
+    def query_tokens(self, config: ForesightConfig) -> list[int]:
+        """Number of query tokens per frame, for each group: one group, or one per view."""
+        return [1] if self.query is not None and config.has(self.objective) else []
 
     def add_queries(self, trunk: nn.Module) -> None:
         """Makes the learned queries, on a trunk whose config has them."""
+        for name in self.queries:
+            setattr(trunk, name, nn.Embedding(1, trunk.config.hidden_size))
 
     def embed_queries(
         self, trunk: nn.Module, size: tuple[int, int], batch: Mapping, device: torch.device
@@ -105,7 +101,7 @@ class Head:
         """The counts of [`loss`] without a prediction; empty if the batch has no target."""
         raise NotImplementedError
 
-    def idle(self, policy: nn.Module, predicted: Mapping) -> Tensor:
+    def zero_loss(self, policy: nn.Module, predicted: Mapping) -> Tensor:
         """Zero that depends on every parameter of the head, for a batch without its target (DDP)."""
         return sum(0 * output.float().sum() for output in predicted.values())
 
@@ -140,8 +136,8 @@ class FlowHead(Head):
     objective, losses, query = "flow", ("flow",), Kind.FLOW
     queries, decoders = ("flow_query", "embed_flow_points"), ("flow_decoder",)
 
-    def num_queries(self, config):
-        return config.num_flow_queries if config.has_flow_query else 0
+    def query_tokens(self, config):
+        return [config.num_flow_queries] if config.has_flow_query else []
 
     def add_queries(self, trunk):
         config = trunk.config
@@ -151,7 +147,7 @@ class FlowHead(Head):
     def embed_queries(self, trunk, size, batch, device):
         start = _start_points(trunk.config, size, batch, device)
         points = trunk.embed_flow_points((2 * start - 1).flatten(2).to(trunk.dtype))  # (B, T, D)
-        return [(all_rows(trunk.flow_query, device) + points[:, :, None]).flatten(1, 2)]
+        return [(embed_all(trunk.flow_query, device) + points[:, :, None]).flatten(1, 2)]
 
     def add_decoders(self, policy):
         policy.flow_decoder = FlowDecoder(policy.config)
@@ -167,7 +163,7 @@ class FlowHead(Head):
 
     def count(self, config, batch):
         target = flow_targets(config, batch)
-        return {} if target is None else {"flow": count_flow(target.weight, config.flow_dim)}
+        return {} if target is None else {"flow": target.weight.sum() * config.flow_dim}
 
 
 class ActionHead(Head):
@@ -175,10 +171,7 @@ class ActionHead(Head):
 
     objective, losses, query = "action", ("action", "gripper", "kl"), Kind.ACTION
     queries, decoders = ("action_query",), ("action_encoder", "action_decoder")
-    to_act = ("action_query", "action_decoder")
-
-    def add_queries(self, trunk):
-        trunk.action_query = nn.Embedding(1, trunk.config.hidden_size)
+    control_parts = ("action_query", "action_decoder")
 
     def add_decoders(self, policy):
         config = policy.config
@@ -192,7 +185,7 @@ class ActionHead(Head):
         size, predicted = query.shape[:2], {}
         style = torch.zeros(size.numel(), policy.config.latent_dim, device=query.device)
         if batch.get("actions") is not None and policy.config.has_style:
-            actions, noise = self._seen_actions(batch), batch.get("style_noise")
+            actions, noise = self._encoder_actions(batch), batch.get("style_noise")
             mean, log_var = policy.action_encoder(actions.flatten(0, 1).to(policy.dtype))  # (B * T, latent)
             if policy.training and noise is None:
                 noise = torch.randn_like(mean)
@@ -203,15 +196,11 @@ class ActionHead(Head):
         chunks = policy.action_decoder(query.flatten(0, 2), style)  # (B * T, K, A)
         return {"actions": chunks.unflatten(0, size), **predicted}
 
-    def _seen_actions(self, batch: Mapping) -> Tensor:
-        """What the CVAE reads: all steps of all frames, as in GR-MG. Steps that do not exist are zero.
-
-        Padded frames hold what the batch says, unless that is not a number.
-        """
+    def _encoder_actions(self, batch: Mapping) -> Tensor:
+        """What the CVAE encodes: all frames, padded ones too (GR-MG). Missing steps and NaN are zero."""
         actions, mask = batch["actions"], batch.get("action_mask")
         actions = actions if mask is None else masked_target(actions, mask[..., None])
-        known = real_frames(batch)[:, :, None, None] | actions.isfinite()
-        return torch.where(known, actions, torch.zeros_like(actions))
+        return masked_target(actions, real_frames(batch)[:, :, None, None] | actions.isfinite())
 
     def loss(self, config, predicted, batch):
         if batch.get("actions") is None:
@@ -240,8 +229,8 @@ class ActionHead(Head):
             counts["kl"] = arm.new_tensor(size * frames)
         return counts
 
-    def idle(self, policy, predicted):
-        total = super().idle(policy, predicted)
+    def zero_loss(self, policy, predicted):
+        total = super().zero_loss(policy, predicted)
         if policy.training and policy.config.has_style:
             nothing = torch.zeros_like(predicted["actions"][:1, 0], dtype=policy.dtype)  # (1, K, A)
             total = total + sum(0 * output.sum() for output in policy.action_encoder(nothing))
@@ -254,11 +243,8 @@ class FutureHead(Head):
     objective, losses, query = "future", ("future",), Kind.FUTURE
     queries, decoders = ("future_queries",), ("image_decoder", "depth_decoder")
 
-    def num_queries(self, config):
-        return config.num_latents + 1 if config.has("future") else 0
-
-    def num_groups(self, config):
-        return len(config.views)
+    def query_tokens(self, config):
+        return [config.num_latents + 1] * len(config.views) if config.has("future") else []
 
     def add_queries(self, trunk):
         config = trunk.config
@@ -290,10 +276,8 @@ class FutureHead(Head):
         if not targets:
             return {}
         known = targets["future_rgb"].values.shape[1]
-        rgb, depth = (
-            None if x is None else x[:, :known] for x in map(predicted.get, ("future_rgb", "future_depth"))
-        )
-        return {"future": future_loss(rgb, depth, targets)}
+        depth = predicted["future_depth"][:, :known] if "future_depth" in predicted else None
+        return {"future": future_loss(predicted["future_rgb"][:, :known], depth, targets)}
 
     def count(self, config, batch):
         if not num_future_targets(config, batch):
@@ -310,9 +294,6 @@ class ProgressHead(Head):
 
     objective, losses, query = "progress", ("progress",), Kind.PROGRESS
     queries, decoders = ("progress_query",), ("progress_decoder",)
-
-    def add_queries(self, trunk):
-        trunk.progress_query = nn.Embedding(1, trunk.config.hidden_size)
 
     def add_decoders(self, policy):
         policy.progress_decoder = ProgressDecoder(policy.config)
@@ -334,9 +315,9 @@ class ProgressHead(Head):
 # In the order of their queries in a frame.
 HEADS: tuple[Head, ...] = (DepthHead(), FlowHead(), ActionHead(), FutureHead(), ProgressHead())
 DECODERS = tuple(dict.fromkeys(name for head in HEADS for name in head.decoders))
-# What a policy with `auxiliary_heads=False` leaves out, but for what the action reads.
-AUXILIARY_QUERIES = tuple(name for head in HEADS for name in head.queries if name not in head.to_act)
-AUXILIARY_DECODERS = tuple(name for name in DECODERS if not any(name in head.to_act for head in HEADS))
+# What a policy with `auxiliary_heads=False` leaves out, except what the action reads.
+AUXILIARY_QUERIES = tuple(name for head in HEADS for name in head.queries if name not in head.control_parts)
+AUXILIARY_DECODERS = tuple(name for name in DECODERS if not any(name in head.control_parts for head in HEADS))
 
 
 def heads_of(config: ForesightConfig) -> list[Head]:
@@ -346,20 +327,20 @@ def heads_of(config: ForesightConfig) -> list[Head]:
 
 def query_heads(config: ForesightConfig, kinds: Iterable[Kind]) -> list[Head]:
     """Heads with query tokens of these kinds, in the order of the sequence."""
-    return [head for head in HEADS if head.query in kinds and head.num_queries(config)]
+    return [head for head in HEADS if head.query in kinds and head.query_tokens(config)]
 
 
 def query_groups(config: ForesightConfig, kinds: Iterable[Kind]) -> list[tuple[Kind, int, int]]:
     """Kind, group and number of tokens of each group of queries in a frame, in the order of the sequence."""
     return [
-        (head.query, group, head.num_queries(config))
+        (head.query, group, tokens)
         for head in query_heads(config, kinds)
-        for group in range(head.num_groups(config))
+        for group, tokens in enumerate(head.query_tokens(config))
     ]
 
 
 def _repeat(query: nn.Embedding, size: tuple[int, int], device: torch.device) -> Tensor:
-    return all_rows(query, device).expand(*size, -1, -1).flatten(1, 2)
+    return embed_all(query, device).expand(*size, -1, -1).flatten(1, 2)
 
 
 def _start_points(config: ForesightConfig, size: tuple[int, int], batch: Mapping, device) -> Tensor:
@@ -369,13 +350,4 @@ def _start_points(config: ForesightConfig, size: tuple[int, int], batch: Mapping
     return flow_grid_points(*config.flow_grid, device=device).expand(*size, -1, -1)
 
 
-__all__ = [
-    "AUXILIARY_DECODERS",
-    "AUXILIARY_QUERIES",
-    "DECODERS",
-    "HEADS",
-    "Head",
-    "heads_of",
-    "query_groups",
-    "query_heads",
-]
+__all__ = ["AUXILIARY_DECODERS", "AUXILIARY_QUERIES", "DECODERS", "HEADS", "Head", "heads_of", "query_heads"]

@@ -1,8 +1,8 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""What LoRA adapts in 3D Foresight by default, declared once for `peft`, the trainer and LeRobot's plugin.
+"""Default LoRA targets of 3D Foresight, for `peft`, the trainer and LeRobot's plugin.
 
-`get_peft_model(model, lora_config(model, r=16))` uses all of it; a plain `LoraConfig(r=16)` has the
-targets alone. `peft` is imported only by whoever asks for an adapter.
+`get_peft_model(model, lora_config(model, r=16))` uses all of it; a plain `LoraConfig(r=16)` has only the
+targets. `peft` is imported only when an adapter is made.
 """
 
 import re
@@ -19,14 +19,10 @@ LORA_TARGETS = (
     r"|\w+_(encoder|decoder)\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
     r"|action_decoder\.shared\.\d+)"  # GR-1's linear head
 )
-# What touches the robot's own numbers is small and learnt in full.
-LORA_MODULES_TO_SAVE = (
-    "embed_state",
-    "action_decoder.predict_continuous",
-    "action_decoder.predict_binary",
-)
-# How names start in the model itself. LeRobot's policy, and so the adapters it saves, put one more `model.`
-# before them; peft, which reads `_checkpoint_conversion_mapping`, takes either kind of adapter for either.
+# Modules whose units depend on the robot are small and learned in full.
+LORA_MODULES_TO_SAVE = ("embed_state", "action_decoder.predict_continuous", "action_decoder.predict_binary")
+# How names start in the model itself. LeRobot's policy, and so its adapters, put one more `model.` before
+# them; peft, which reads `_checkpoint_conversion_mapping`, loads either kind of adapter into either.
 TOP_LEVEL = rf"(model|{'|'.join(DECODERS)})\."
 FROM_LEROBOT = {rf"^model\.(?={TOP_LEVEL})": ""}
 
@@ -44,17 +40,13 @@ def lora_config(
         model (`ForesightForActionPrediction`): The base. One from the Hub is named with its commit.
         r (`int`): Rank; `lora_alpha` equals it by default.
         target_modules (`str` or `list[str]`, *optional*): Pattern for whole names of layers, or ends of
-            names; `LORA_TARGETS` by default. Layers of the towers are left out in any case.
-        modules_to_save (`list[str]`, *optional*): Ends of names of modules that are learnt in full; those of
-            `LORA_MODULES_TO_SAVE` that exist by default, none if empty.
+            names; `LORA_TARGETS` by default. Layers of the towers are always left out.
+        modules_to_save (`list[str]`, *optional*): Ends of names of modules that are learned in full; by
+            default those of `LORA_MODULES_TO_SAVE` that exist, none if empty.
         **options: Other fields of `peft.LoraConfig`.
 
-    Returns:
-        `peft.LoraConfig`: For `peft.get_peft_model`.
-
     Raises:
-        ImportError: If `peft` is not installed.
-        ValueError: If a given name is in no part of the model; names it.
+        ValueError: If no module has a given name, which the message names.
     """
     try:  # inside `try`, or a model with custom code would not load without peft
         from peft import LoraConfig
@@ -65,7 +57,7 @@ def lora_config(
     saved = defaults if modules_to_save is None else list(modules_to_save)
     for leaf in saved:
         if not any(name.endswith(leaf) for name in names):
-            raise ValueError(f"modules_to_save names {leaf!r}, but no module's name ends so.")
+            raise ValueError(f"modules_to_save has {leaf!r}, but no module's name ends with it.")
     if target_modules is not None:
         options["exclude_modules"] = TOWERS
         own = [name for name in names if not re.fullmatch(TOWERS, name)]
@@ -77,7 +69,7 @@ def lora_config(
             missing = [t for t in target_modules if not any(f".{name}".endswith(f".{t}") for name in own)]
         if missing:
             raise ValueError(
-                f"target_modules has {missing}, but no layer outside the towers is called so. A list holds "
+                f"target_modules has {missing}, but no layer outside the towers has that name. A list holds "
                 "ends of names such as 'self_attn.q_proj', a string is a pattern for whole names."
             )
     options = {"lora_alpha": r, "revision": getattr(model.config, "_commit_hash", None), **options}
@@ -87,18 +79,7 @@ def lora_config(
 
 
 def declare_lora_targets() -> None:
-    """Tells `peft`, if it has been imported, what a `LoraConfig` without targets means for this model."""
+    """Sets the default targets of `LoraConfig` for this model, if `peft` is imported."""
     constants = sys.modules.get("peft.utils.constants")
     if constants is not None:
         constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault("foresight", LORA_TARGETS)
-
-
-__all__ = [
-    "FROM_LEROBOT",
-    "LORA_MODULES_TO_SAVE",
-    "LORA_TARGETS",
-    "TOP_LEVEL",
-    "TOWERS",
-    "declare_lora_targets",
-    "lora_config",
-]

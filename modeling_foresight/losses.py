@@ -2,9 +2,8 @@
 """Losses, one function per equation (3D Foresight, Sec. III-C; GR-MG).
 
 Every loss is a sum and the number of elements in it, so that parts of a batch (of other processes, or of
-gradient accumulation) can share one mean. Everything runs in float32 whatever the model's dtype. A sum
-without valid elements is an exact zero that still depends on the prediction, so that distributed training
-never sees an unused parameter.
+gradient accumulation) share one mean. Losses are float32 for every model dtype. A sum without valid elements
+is an exact zero that still depends on the prediction: distributed training needs all parameters.
 """
 
 from typing import NamedTuple
@@ -37,10 +36,7 @@ class LossSum(NamedTuple):
 def masked_sum(error: Tensor, mask: Tensor) -> Tensor:
     """Sum of `error` where `mask` is true, or weighted by a float mask.
 
-    Args:
-        error (`torch.Tensor`): Any shape, float. Where `mask` is 0 it may be NaN, but its gradient is then
-            NaN too: give [`masked_target`] to whatever computes the error.
-        mask (`torch.Tensor`): Broadcastable to `error`.
+    `error` may be NaN where `mask` is 0, but its gradient is then NaN too: compute it from [`masked_target`].
     """
     mask = mask.to(error.dtype)
     return (torch.where(mask > 0, error, torch.zeros_like(error)) * mask).sum()
@@ -52,36 +48,23 @@ def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
 
 
 def depth_loss(prediction: Tensor, target: Target) -> LossSum:
-    """Eq. (1): squared error of normalized current depth, a mean per view.
-
-    Args:
-        prediction (`torch.Tensor`): `(B, T, V, N, patch_size**2)` normalized per patch.
-        target (`Target`): [`depth_targets`].
-    """
+    """Eq. (1): squared error of normalized depth `(B, T, V, N, patch_size**2)`, a mean per view."""
     values, valid = target
     error = torch.where(valid, prediction.float() - values, 0.0)
-    # Sums of whole frames keep the large arrays few: memory, not arithmetic, is what these losses take.
+    # Sums of whole frames keep the large arrays few: these losses are limited by memory, not arithmetic.
     return LossSum(error.square().sum((-2, -1)).sum((0, 1)), count_per_view(valid))
 
 
 def count_per_view(weight: Tensor, elements: int = 1) -> Tensor:
-    """Number of elements of each view, float32 `(V,)`.
-
-    Args:
-        weight (`torch.Tensor`): Boolean `(B, T, V, ...)`.
-        elements (`int`): What one entry of `weight` stands for.
-    """
+    """Number of elements of each view, float32 `(V,)`; an entry of `(B, T, V, ...)` counts `elements`."""
     return (weight.flatten(3).sum(-1).sum((0, 1)) * elements).float()
 
 
 def future_loss(rgb: Tensor, depth: Tensor | None, targets: dict[str, Target]) -> LossSum:
     """Eq. (2): squared error of normalized future RGB-D over its four channels, a mean per view.
 
-    Args:
-        rgb (`torch.Tensor`): `(B, T', V, N, patch_size**2 * 3)`, prediction for S frames ahead.
-        depth (`torch.Tensor`, *optional*): `(B, T', V, N, patch_size**2)`, likewise; `None` where RGB alone
-            is predicted.
-        targets (`dict`): [`future_targets`]. Without depth among them only RGB counts.
+    Predicted `rgb` is `(B, T', V, N, patch_size**2 * 3)`, `depth` `(B, T', V, N, patch_size**2)` or `None`.
+    Where [`future_targets`] has no depth only RGB counts.
     """
     values, mask = targets["future_rgb"]
     error = rgb.float() - values
@@ -96,21 +79,10 @@ def future_loss(rgb: Tensor, depth: Tensor | None, targets: dict[str, Target]) -
 
 
 def flow_loss(prediction: Tensor, target: Target) -> LossSum:
-    """Eq. (3): weighted squared error of trajectories over frames, steps, points and coordinates.
-
-    Args:
-        prediction (`torch.Tensor`): `(B, T, L, P, 3)`: x, y as fractions of the image, z in metres; or
-            `(B, T, L, P, 2)` without z.
-        target (`Target`): [`flow_targets`].
-    """
+    """Eq. (3): weighted squared error of trajectories `(B, T, L, P, 3)`, or `(B, T, L, P, 2)` without z."""
     weight = target.weight[..., None]
     error = (prediction.float() - masked_target(target.values, weight)) ** 2
-    return LossSum(masked_sum(error, weight), count_flow(target.weight, prediction.shape[-1]))
-
-
-def count_flow(weight: Tensor, coordinates: int) -> Tensor:
-    """What the flow loss divides by: the weights of all points, once per coordinate."""
-    return weight.float().sum() * coordinates
+    return LossSum(masked_sum(error, weight), target.weight.sum() * prediction.shape[-1])
 
 
 def action_losses(
@@ -133,17 +105,14 @@ def action_losses(
     prediction, actions = prediction.float(), masked_target(actions, mask)
     continuous = [i for i in range(prediction.shape[-1]) if i not in binary]
     regress = F.smooth_l1_loss if kind == "smooth_l1" else F.l1_loss
-    arm = gripper = prediction.sum() * 0
-    if continuous:
-        error = regress(
-            take_entries(prediction, continuous), take_entries(actions, continuous), reduction="none"
-        )
-        arm = masked_sum(error, mask)
-    if binary:
-        error = F.binary_cross_entropy_with_logits(
-            take_entries(prediction, binary), take_entries(actions, binary), reduction="none"
-        )
-        gripper = masked_sum(error, mask)
+
+    def loss_sum(error_of, entries: list[int]) -> Tensor:
+        if not entries:
+            return prediction.sum() * 0
+        pair = take_entries(prediction, entries), take_entries(actions, entries)
+        return masked_sum(error_of(*pair, reduction="none"), mask)
+
+    arm, gripper = loss_sum(regress, continuous), loss_sum(F.binary_cross_entropy_with_logits, binary)
     return LossSum(arm, arm_count), LossSum(gripper, gripper_count)
 
 
@@ -156,8 +125,7 @@ def count_actions(mask: Tensor, continuous: int, binary: int) -> tuple[Tensor, T
 def kl_loss(mean: Tensor, log_var: Tensor) -> LossSum:
     """KL divergence of the style from N(0, 1): sum over dimensions, mean over all frames, padded too (GR-MG).
 
-    Args:
-        mean, log_var (`torch.Tensor`): `(M, latent)` of all M frames.
+    `mean` and `log_var` are `(M, latent)` for all M frames.
     """
     mean, log_var = mean.float(), log_var.float()
     total = (0.5 * (mean**2 + log_var.exp() - 1 - log_var)).sum()
@@ -167,22 +135,5 @@ def kl_loss(mean: Tensor, log_var: Tensor) -> LossSum:
 def progress_loss(prediction: Tensor, target: Target) -> LossSum:
     """Squared error of progress over real frames; all `(B, T)`."""
     values, mask = target
-    return LossSum(
-        masked_sum((prediction.float() - masked_target(values, mask)) ** 2, mask), mask.sum().float()
-    )
-
-
-__all__ = [
-    "LossSum",
-    "action_losses",
-    "count_actions",
-    "count_flow",
-    "count_per_view",
-    "depth_loss",
-    "flow_loss",
-    "future_loss",
-    "kl_loss",
-    "masked_mean",
-    "masked_sum",
-    "progress_loss",
-]
+    error = (prediction.float() - masked_target(values, mask)) ** 2
+    return LossSum(masked_sum(error, mask), mask.sum().float())

@@ -1,5 +1,5 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""3D Foresight: a policy that predicts depth, future RGB-D and 3D flow beside its actions.
+"""3D Foresight: a policy that predicts depth, future RGB-D and 3D flow along with its actions.
 
 [`ForesightModel`] turns a window of T frames into tokens, adds queries and runs a causal transformer over
 them; [`ForesightForActionPrediction`] decodes the queries and computes the losses. Dimension letters: B
@@ -20,7 +20,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention_mask import allowed_pairs, build_attention_mask, build_layout, valid_columns
 from .configuration_foresight import ForesightConfig
 
-# From the Hub transformers copies only the files that this one names: it imports every helper.
+# From the Hub, transformers copies only the files that this one names: it imports every helper.
 from .decoders import ActionDecoder  # noqa: F401
 from .encoders import (
     ImageProjection,
@@ -30,14 +30,14 @@ from .encoders import (
     VisionEncoder,
     load_text_tower,
     load_vision_tower,
-    unit_length,
+    normalize_length,
     vision_width,
 )
 from .heads import AUXILIARY_DECODERS, AUXILIARY_QUERIES, DECODERS, heads_of, query_groups, query_heads
-from .inputs import ForesightBatch, ForesightInputs, batch_size, check_inputs, check_shapes, check_targets
+from .inputs import ForesightBatch, ForesightInputs, batch_size, check_inputs, check_targets, real_frames
 from .lora import FROM_LEROBOT, declare_lora_targets
 from .losses import LossSum  # noqa: F401
-from .pretrained import ForesightModelOutput, ForesightOutput, ForesightPreTrainedModel
+from .pretrained import EmbeddedInputs, ForesightModelOutput, ForesightOutput, ForesightPreTrainedModel
 from .streaming import ForesightStream
 from .targets import Target  # noqa: F401
 from .tokens import QUERIES, Kind, TokenLayout
@@ -45,14 +45,14 @@ from .transformer import ForesightBlock
 
 logger = logging.get_logger(__name__)
 
-# What a checkpoint holds beyond the trunk, and beyond a policy with `auxiliary_heads=False`.
-# `timm_model.`: with a timm tower in the model, transformers puts this before names that the model lacks.
+# Weights beyond the trunk, and beyond a policy with `auxiliary_heads=False`. With a timm tower in the model,
+# transformers puts `timm_model.` before names that the model lacks.
 HEAD_WEIGHTS = rf"^(timm_model\.)?({'|'.join(DECODERS)})\."
 INPUTS = tuple(ForesightInputs.__annotations__)
 PER_VIEW = ("depth", "future")  # losses that are one mean per view, summed over views
 NO_GOAL = (
     "This policy was trained with goal images (config.goal_image) and acts without one: give "
-    "goal_pixel_values, or ForesightStream.set_goal. Without a goal it relies on the instruction alone."
+    "goal_pixel_values, or call ForesightStream.set_goal. Otherwise only the instruction guides it."
 )
 AUXILIARY_WEIGHTS = [
     rf"^(timm_model\.)?({'|'.join(AUXILIARY_DECODERS)})\.",
@@ -63,9 +63,8 @@ AUXILIARY_WEIGHTS = [
 class ForesightModel(ForesightPreTrainedModel):
     """Encoders, queries and the causal transformer (3D Foresight, Sec. III-A; GR-MG).
 
-    Args:
-        config (`ForesightConfig`): Sizes and objectives. Nothing is downloaded; see
-            [`ForesightForActionPrediction.from_encoder_checkpoints`] for pretrained towers.
+    Nothing is downloaded; for pretrained towers see
+    [`ForesightForActionPrediction.from_encoder_checkpoints`].
     """
 
     # The trunk loads from a policy's checkpoint too.
@@ -74,7 +73,7 @@ class ForesightModel(ForesightPreTrainedModel):
     def __init__(self, config: ForesightConfig):
         super().__init__(config)
         width = config.hidden_size
-        # The transformer comes first: tools that look for "the first layer" mean this one, not a tower's.
+        # The transformer comes first: tools that take the first layer mean this one, not a tower's.
         self.layers = nn.ModuleList(ForesightBlock(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
@@ -101,17 +100,15 @@ class ForesightModel(ForesightPreTrainedModel):
         self.freeze_towers()
 
     def _frozen_towers(self) -> list[nn.Module]:
-        encoders = (
-            (self.config.freeze_vision, self.vision_encoder),
-            (self.config.freeze_text, self.text_encoder),
-        )
-        return [encoder.tower for frozen, encoder in encoders if frozen and encoder is not None]
+        frozen = [self.vision_encoder] if self.config.freeze_vision else []
+        frozen += [self.text_encoder] if self.config.freeze_text else []
+        return [encoder.tower for encoder in frozen if encoder is not None]
 
     def freeze_towers(self) -> None:
-        """Fixes frozen towers (no gradient, evaluation mode) and what never runs (no gradient)."""
+        """Fixes frozen towers (no gradient, evaluation mode) and layers that never run (no gradient)."""
         for tower in self._frozen_towers():
             tower.requires_grad_(False).eval()
-        # timm keeps layers for what it would pool. They never get a gradient, which DDP would wait for.
+        # timm keeps layers for pooling. They never get a gradient, which DDP would wait for.
         timm_model = getattr(self.vision_encoder and self.vision_encoder.tower, "timm_model", None)
         for name in ("attn_pool", "fc_norm", "head"):
             if (unused := getattr(timm_model, name, None)) is not None:
@@ -125,12 +122,8 @@ class ForesightModel(ForesightPreTrainedModel):
         return self
 
     def get_input_embeddings(self) -> nn.Module:
-        """Token embeddings of the text tower.
-
-        Raises:
-            NotImplementedError: If the model has none; libraries take that for "there are no embeddings".
-        """
-        if self.text_encoder is None:
+        """Token embeddings of the text tower."""
+        if self.text_encoder is None:  # this error means "there are none" to libraries
             raise NotImplementedError("This model has no text tower.")
         return self.text_encoder.tower.get_input_embeddings()
 
@@ -147,22 +140,18 @@ class ForesightModel(ForesightPreTrainedModel):
             )
         return encoder.tower
 
-    def layout(
-        self, num_frames: int, query_frames: list[int] | None = None, queries: tuple[Kind, ...] = QUERIES
-    ) -> TokenLayout:
-        """The tokens that [`forward`] lays out for these arguments, on the model's device."""
-        return self._layout_and_mask(num_frames, query_frames, queries, self.device)[0]
+    def layout(self, num_frames: int) -> TokenLayout:
+        """The tokens of [`forward`] for a window of `num_frames`, on the model's device."""
+        return self._plan(num_frames, None, QUERIES, self.device)[0]
 
-    def _layout_and_mask(
-        self, num_frames, query_frames, queries, device
-    ) -> tuple[TokenLayout, Tensor, Tensor]:
+    def _plan(self, num_frames, query_frames, queries, device) -> tuple[TokenLayout, Tensor, Tensor]:
         """Layout, allowed pairs `(S, S)`, and the order `(S,)` that puts groups into their places."""
-        key = (num_frames, tuple(query_frames) if query_frames is not None else None, tuple(queries), device)
+        key = (num_frames, query_frames and tuple(query_frames), queries, device)
         if key not in self._layouts:
-            # What is kept from a first call under inference mode must also serve training.
+            # The first call may be in inference mode; training uses the same tensors.
             with torch.inference_mode(False):
                 layout = build_layout(self.config, num_frames, query_frames, queries, device)
-                # Tokens are computed group by group and then brought into the order of the sequence at once.
+                # Tokens are computed group by group, then all at once put in the order of the sequence.
                 order = torch.cat([layout.positions(*group) for group in self._groups(queries)]).argsort()
                 self._layouts[key] = layout, allowed_pairs(self.config, layout), order
         return self._layouts[key]
@@ -175,32 +164,27 @@ class ForesightModel(ForesightPreTrainedModel):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Instructions `(B, length)` -> projected features `(B, text width)`."""
-        tower = self._tower("text")  # says what to do if there is none
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(tower)):
+        tower = self._tower("text")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(tower)):
             return self.text_encoder(input_ids, attention_mask)
 
     def embed_text(self, features: Tensor) -> Tensor:
-        """Features of the text tower `(B, text width)`, of any length -> language tokens `(B, D)`.
-
-        Raises:
-            ValueError: If they have another width.
-        """
-        check_shapes(text_features=(features, (len(features), self.config.text_config.projection_dim)))
-        return self.embed_language(unit_length(features.float()).to(self.dtype))
+        """Features of the text tower `(B, text width)`, of any length -> language tokens `(B, D)`."""
+        return self.embed_language(normalize_length(features.float()).to(self.dtype))
 
     def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Images `(..., 3, H, W)`, each on its own -> CLS `(..., C)` and patch features `(..., N, C)`."""
         lead = pixel_values.shape[:-3]
-        self._tower("vision")  # says what to do if there is none
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.vision_encoder)):
+        self._tower("vision")  # refuses pixels without a tower
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(self.vision_encoder)):
             cls, patches = self.vision_encoder(pixel_values.flatten(0, -4).to(self.dtype))
         return cls.unflatten(0, lead), patches.unflatten(0, lead)
 
     def embed_images(self, cls: Tensor, patches: Tensor, views: Sequence[int] | None = None) -> Tensor:
         """Features `(B, T, V, C)` and `(B, T, V, N, C)` -> tokens `(B, T, V, r + 1, D)`.
 
-        They depend on the image alone, not on its place in the window: control keeps them. `views` says
-        which views of the config the V given ones are; all of them by default.
+        They depend on the image alone, not on its place in the window: control keeps them. `views` are the
+        indices of the V views in the config; all of them by default.
         """
         latents = self._resample(patches)
         views = range(len(self.embed_views)) if views is None else views
@@ -226,33 +210,29 @@ class ForesightModel(ForesightPreTrainedModel):
         """Runs the transformer over a window.
 
         Args:
-            pixel_values, input_ids, attention_mask, **inputs: See [`ForesightInputs`]. Of the library:
+            pixel_values, input_ids, attention_mask, **inputs: See [`ForesightInputs`], and of the library
                 `output_hidden_states`, `output_attentions`.
 
         Raises:
             TypeError: If an argument is not known; the message names the one closest to it.
-            ValueError: If a shape does not fit the config; the message names what was expected and what came.
+            ValueError: If a shape does not fit the config; the message names both.
         """
         inputs |= {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
         inputs, options = self._split_options(inputs)
         embedded = self.embed_inputs(**inputs)
-        (batch, frames), device = embedded["images"].shape[:2], embedded["images"].device
-        plan = self._layout_and_mask(frames, None, QUERIES, device)
-        queries = self._query_tokens((batch, frames), QUERIES, inputs, device)
-        embeddings, mask = self._place(**embedded, queries=queries, plan=plan)
+        size, device = embedded.images.shape[:2], embedded.images.device
+        plan = self._plan(size[1], None, QUERIES, device)
+        queries = self._query_tokens(size, QUERIES, inputs, device)
+        embeddings, mask = self._place_tokens(embedded, queries, plan)
         x = self.embed_dropout(self.embed_norm(embeddings))
         for layer in self.layers:
             x = layer(x, mask, **options)
         wanted = options.get("output_hidden_states", self.config.output_hidden_states)
         return ForesightModelOutput(last_hidden_state=self.norm(x), embeddings=embeddings if wanted else None)
 
-    def embed_inputs(self, **inputs: Unpack[ForesightInputs]) -> dict[str, Tensor | None]:
-        """Checks inputs and encodes all but the flow points: what [`read_newest`] takes.
-
-        Raises:
-            ValueError: If a shape does not fit the config; the message names what was expected and what came.
-        """
-        batch, frames = check_inputs(self.config, self.vision_width, inputs)
+    def embed_inputs(self, **inputs: Unpack[ForesightInputs]) -> EmbeddedInputs:
+        """Checks inputs and encodes all except the flow points."""
+        check_inputs(self.config, self.vision_width, inputs)
         given = inputs.get
         vision, text, goal_features = given("vision_features"), given("text_features"), given("goal_features")
         if given("pixel_values") is not None:
@@ -266,113 +246,74 @@ class ForesightModel(ForesightPreTrainedModel):
         if goal_features is not None:
             goal = self.embed_goal_image(*(x.to(self.dtype) for x in goal_features))
             if self.training and self.config.goal_dropout:
-                kept = torch.rand(batch, device=images.device) >= self.config.goal_dropout
+                kept = torch.rand(len(images), device=images.device) >= self.config.goal_dropout
                 goal_mask = kept if goal_mask is None else kept & goal_mask.bool()
-        frame_mask = given("frame_mask")
-        if frame_mask is None:
-            frame_mask = torch.ones(batch, frames, dtype=torch.bool, device=images.device)
-        return {
-            "language": self.embed_text(text),
-            "images": images,
-            "goal": goal,
-            "goal_mask": goal_mask,
-            "frame_mask": frame_mask,
+        return EmbeddedInputs(
+            language=self.embed_text(text),
+            images=images,
+            frame_mask=real_frames(inputs),
+            goal=goal,
+            goal_mask=goal_mask,
             **{name: given(name) for name in ("state", "view_mask", "state_mask")},
-        }
+        )
 
-    def _place(
-        self,
-        language: Tensor,
-        images: Tensor,
-        goal: Tensor | None,
-        state: Tensor | None,
-        frame_mask: Tensor,
-        view_mask: Tensor | None,
-        state_mask: Tensor | None,
-        goal_mask: Tensor | None,
-        queries: list[Tensor],
-        plan: tuple[TokenLayout, Tensor, Tensor],
-    ):
+    def _place_tokens(
+        self, embedded: EmbeddedInputs, queries: list[Tensor], plan: tuple[TokenLayout, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """All tokens `(B, S, D)` in the order of the sequence, placed in time, and their attention mask."""
-        config, dtype, device = self.config, self.dtype, images.device
-        (batch, frames), (layout, allowed, order) = images.shape[:2], plan
+        config, dtype, device = self.config, self.dtype, embedded.images.device
+        (batch, frames), (layout, allowed, order) = embedded.images.shape[:2], plan
+        goal, goal_mask = embedded.goal, embedded.goal_mask
+        state, state_mask = embedded.state, embedded.state_mask
         timestep = self.embed_timestep(torch.arange(frames, device=device))  # (T, D)
         nothing = torch.zeros(batch, dtype=torch.bool, device=device)
         groups = []
         if config.goal_image:
             if goal is None:  # masked, but its projection is part of the graph of distributed training
                 goal_mask = nothing
-                empty = torch.zeros(
-                    batch, config.num_latents + 1, self.vision_width, dtype=dtype, device=device
-                )
-                goal = self.embed_goal(empty[:, 1:], empty[:, 0])
+                empty = torch.zeros(batch, config.num_latents, self.vision_width, dtype=dtype, device=device)
+                goal = self.embed_goal(empty, empty[:, 0])
             groups.append(goal)
-        groups.append(language[:, None] + timestep)  # (B, T, D)
+        groups.append(embedded.language[:, None] + timestep)  # (B, T, D)
         if config.state_dim:
             if state is None:
                 state_mask = nothing
                 state = torch.zeros(batch, frames, config.state_dim, device=device)
             groups.append(self.embed_state(state.to(dtype)) + timestep)
-        tokens = images + timestep[:, None, None]  # (B, T, V, r + 1, D)
+        tokens = embedded.images + timestep[:, None, None]  # (B, T, V, r + 1, D)
         groups += [tokens[:, :, view].flatten(1, 2) for view in range(len(config.views))]
         x = torch.cat([group.to(dtype) for group in groups + queries], dim=1)[:, order]  # (B, S, D)
-        valid = valid_columns(layout, *(_as_bool(m) for m in (frame_mask, view_mask, state_mask, goal_mask)))
+        masks = (embedded.frame_mask, embedded.view_mask, state_mask, goal_mask)
+        valid = valid_columns(layout, *(None if mask is None else mask.bool() for mask in masks))
         return x, build_attention_mask(config, x, allowed, valid)
 
     def plan_newest(
         self, num_frames: int, device: torch.device, queries: tuple[Kind, ...] = (Kind.ACTION,)
     ) -> tuple[TokenLayout, Tensor, Tensor]:
-        """Layout, allowed pairs and order of [`read_newest`]; kept, so that a compiler meets them ready."""
-        return self._layout_and_mask(num_frames, [num_frames - 1], (Kind.FLOW, *queries), device)
+        """Layout, allowed pairs and order of [`read_newest`]; kept, so that no compiler sees them built."""
+        return self._plan(num_frames, [num_frames - 1], (Kind.FLOW, *queries), device)
 
-    def read_newest(
-        self,
-        language: Tensor,
-        images: Tensor,
-        goal: Tensor | None = None,
-        state: Tensor | None = None,
-        frame_mask: Tensor | None = None,
-        view_mask: Tensor | None = None,
-        state_mask: Tensor | None = None,
-        goal_mask: Tensor | None = None,
-        queries: tuple[Kind, ...] = (Kind.ACTION,),
-    ) -> Tensor:
+    def read_newest(self, embedded: EmbeddedInputs, queries: tuple[Kind, ...] = (Kind.ACTION,)) -> Tensor:
         """Final hidden states of the newest frame's queries, from embedded inputs: what control runs.
 
-        Only the newest frame carries queries, only those asked for and the FLOW that ACTION reads, and the
-        last block runs for the rows that are read. This is exact (method of GR-MG): queries of past frames
-        are seen by nobody, and a query after padded frames sees the same keys as one before them.
+        Only the newest frame has queries, only those asked for and the FLOW that ACTION reads, and the last
+        block runs for the rows that are read. This is exact (method of GR-MG): no token attends to queries of
+        past frames, and a query after padded frames sees the same keys as one before them.
 
         Args:
-            language (`torch.Tensor`): `(B, D)` from `embed_language`.
-            images (`torch.Tensor`): `(B, T, V, r + 1, D)` from [`embed_images`].
-            goal (`torch.Tensor`, *optional*): `(B, r + 1, D)` from [`embed_goal_image`].
-            state, frame_mask, view_mask, state_mask, goal_mask: As in [`forward`].
+            embedded (`EmbeddedInputs`): The window.
             queries (`tuple[Kind]`): `ACTION` and `PROGRESS`, in this order.
 
         Returns:
             `torch.Tensor`: `(B, queries, D)` after the final LayerNorm.
         """
-        batch, frames = images.shape[:2]
-        plan, laid_out = self.plan_newest(frames, images.device, queries), (Kind.FLOW, *queries)
-        if frame_mask is None:
-            frame_mask = torch.ones(batch, frames, dtype=torch.bool, device=images.device)
-        embeddings, mask = self._place(
-            language,
-            images,
-            goal,
-            state,
-            frame_mask,
-            view_mask,
-            state_mask,
-            goal_mask,
-            self._query_tokens((batch, 1), laid_out, {}, images.device),
-            plan,
-        )
+        (batch, frames), device = embedded.images.shape[:2], embedded.images.device
+        tokens = self._query_tokens((batch, 1), (Kind.FLOW, *queries), {}, device)
+        embeddings, mask = self._place_tokens(embedded, tokens, self.plan_newest(frames, device, queries))
         x = self.embed_norm(embeddings)
         for layer in self.layers[:-1]:
             x = layer(x, mask)
-        rows = len(queries)  # they end the sequence
+        rows = len(queries)  # at the end of the sequence
         if self.config._attn_implementation == "flex_attention":  # its mask cannot be cut
             return self.norm(self.layers[-1](x, mask)[:, -rows:])
         return self.norm(self.layers[-1](x, mask[:, :, -rows:], last_rows=rows))
@@ -386,11 +327,7 @@ class ForesightModel(ForesightPreTrainedModel):
 
 
 class ForesightForActionPrediction(ForesightPreTrainedModel):
-    """The policy: [`ForesightModel`] with its decoders and losses. This is what `AutoModel` gives.
-
-    Args:
-        config (`ForesightConfig`): Sizes, objectives and loss weights.
-    """
+    """The policy: [`ForesightModel`] with its decoders and losses. This is what `AutoModel` gives."""
 
     _checkpoint_conversion_mapping = FROM_LEROBOT  # peft's name; adapters that LeRobot saved
     _schema = ForesightBatch
@@ -412,35 +349,27 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         """A fresh policy on pretrained towers.
 
         Args:
-            config (`ForesightConfig`): The policy; its tower configs are replaced by those of the
-                checkpoints.
+            config (`ForesightConfig`): The policy; the checkpoints replace its tower configs.
             text (`str`, *optional*): Folder or Hub id of a CLIP checkpoint, for example
                 `openai/clip-vit-base-patch32`.
             vision (`str`, *optional*): Folder or Hub id of an image encoder: MAE's such as
                 `timm/vit_base_patch16_224.mae` or a ViTMAE checkpoint (both load into `ViTModel`, which does
                 not shuffle patches), a ViT, or any other timm model.
             **kwargs: Passed to `from_pretrained` of both towers, for example `local_files_only`.
-
-        Raises:
-            ValueError: If a pretrained tower lacks weights, which names them.
         """
         config = copy.deepcopy(config)
-        text_tower = None if text is None else load_text_tower(text, **kwargs)
-        vision_tower = None if vision is None else load_vision_tower(vision, **kwargs)
-        if text_tower is not None:
-            config.text_config = text_tower.config
-        if vision_tower is not None:
-            config.vision_config = vision_tower.config
-        needed = [
-            name for name, tower in (("text", text_tower), ("vision", vision_tower)) if tower is not None
-        ]
-        config.towers = [name for name in ("text", "vision") if name in {*config.towers, *needed}]
+        towers = {}
+        if text is not None:
+            towers["text"] = load_text_tower(text, **kwargs)
+        if vision is not None:
+            towers["vision"] = load_vision_tower(vision, **kwargs)
+        for name, tower in towers.items():
+            setattr(config, f"{name}_config", tower.config)
+        config.towers = [name for name in ("text", "vision") if name in {*config.towers, *towers}]
         config.validate()
         model = cls(config)
-        if text_tower is not None:
-            model.model.text_encoder.tower.load_state_dict(text_tower.state_dict())
-        if vision_tower is not None:
-            model.model.vision_encoder.tower.load_state_dict(vision_tower.state_dict())
+        for name, tower in towers.items():
+            getattr(model.model, f"{name}_encoder").tower.load_state_dict(tower.state_dict())
         return model
 
     def get_input_embeddings(self) -> nn.Module:
@@ -460,20 +389,20 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         loss_counts: dict[str, Tensor] | None = None,
         **batch: Unpack[ForesightBatch],
     ) -> ForesightOutput:
-        """Predicts everything for every frame of the window, and the losses of the targets that are given.
+        """Predictions for every frame of the window, and the losses of the targets that are given.
 
         Args:
-            pixel_values, input_ids, attention_mask, **batch: See [`ForesightBatch`]. Of the library:
+            pixel_values, input_ids, attention_mask, **batch: See [`ForesightBatch`], and of the library
                 `output_hidden_states`, `output_attentions`.
-            loss_counts (`dict[str, torch.Tensor]`, *optional*): What each loss is divided by, in place of the
-                batch's own [`count_targets`]. Training that averages gradients over W processes and A
-                accumulated parts gives the counts summed over all W * A batches, divided by W * A: then the
-                averaged gradient is that of one mean over all their elements. The losses of the output are
-                this batch's share, and a batch without any target has the loss zero.
+            loss_counts (`dict[str, torch.Tensor]`, *optional*): Divisor of each loss, in place of the batch's
+                own [`count_targets`]. Training that averages gradients over W processes and A accumulated
+                parts gives the counts summed over all W * A batches, divided by W * A: then the averaged
+                gradient is that of one mean over all their elements. The losses of the output are this
+                batch's share, and a batch without any target has the loss zero.
 
         Raises:
             TypeError: If an argument is not known; the message names the one closest to it.
-            ValueError: If a shape does not fit the config; the message names what was expected and what came.
+            ValueError: If a shape does not fit the config; the message names both.
         """
         batch |= {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
         batch, options = self._split_options(batch)
@@ -482,26 +411,26 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             inputs.pop("track_start", None)
         outputs = self.model(**inputs, **options)
         check_targets(self.config, batch)
-        layout = self.model.layout(batch_size(batch)[1])
+        frames = batch_size(batch)[1]
+        layout = self.model.layout(frames)
 
         def read(kind: Kind, group: int = 0) -> Tensor:
             """Hidden states of one group, `(B, T, tokens, D)`."""
-            positions = layout.positions(kind, group)
-            return outputs.last_hidden_state[:, positions].unflatten(1, (batch_size(batch)[1], -1))
+            return outputs.last_hidden_state[:, layout.positions(kind, group)].unflatten(1, (frames, -1))
 
-        predictions, losses, idle = {}, {}, []
+        predictions, losses, zeros = {}, {}, []
         for head in heads_of(self.config):
             predicted = head.decode(self, read, batch)
             found = head.loss(self.config, predicted, batch)
             if self.training and not found:
-                idle.append(head.idle(self, predicted))
+                zeros.append(head.zero_loss(self, predicted))
             predictions |= predicted
             losses |= {name: loss.mean((loss_counts or {}).get(name)) for name, loss in found.items()}
         total = None
         if losses or loss_counts is not None:
-            total = sum(self._weight(name) * loss for name, loss in losses.items())
-            # Distributed training waits for a gradient of every parameter: that of an idle head is zero.
-            total = total + sum(idle)
+            total = sum(getattr(self.config, f"{name}_loss_weight") * loss for name, loss in losses.items())
+            # Distributed training waits for a gradient of every parameter.
+            total = total + sum(zeros)
         return ForesightOutput(
             loss=total,
             losses={name: loss.detach() for name, loss in losses.items()} or None,
@@ -511,14 +440,11 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             **predictions,
         )
 
-    def _weight(self, loss: str) -> float:
-        return getattr(self.config, f"{loss}_loss_weight")
-
     @torch.no_grad()
     def count_targets(self, batch: Mapping) -> dict[str, Tensor]:
-        """What the losses of a batch are divided by: the number of elements that each of them counts.
+        """Number of elements in each loss of a batch, its divisor; nothing is predicted.
 
-        Nothing is predicted. Sums over processes and accumulated parts go to `forward` as `loss_counts`.
+        Sums over processes and accumulated parts go to `forward` as `loss_counts`.
 
         Args:
             batch (`Mapping`): A [`ForesightBatch`].
@@ -537,13 +463,12 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
 
     @torch.no_grad()
     def predict_action(self, **inputs) -> Tensor:
-        """The action chunk of the newest real frame of a whole window, without anything it does not need.
+        """The action chunk of the newest real frame of a whole window; only what it needs is computed.
 
-        In training mode dropout acts: call `eval()` first. A robot that acts step by step is faster with
-        [`stream`], which encodes new images only.
+        Call `eval()` first, or dropout acts. Step by step, [`stream`] is faster: it encodes only new images.
 
         Args:
-            **inputs: [`ForesightInputs`] but `track_start`.
+            **inputs: [`ForesightInputs`] except `track_start`.
 
         Returns:
             `torch.Tensor`: float32 `(B, K, A)` normalized; logits at the binary entries.
@@ -553,10 +478,11 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             TypeError: If an input is not known.
             ValueError: If the model was built without the objective `action`, or a shape does not fit.
         """
+        self.require_heads()
         inputs, _ = self._split_options(inputs)
         if inputs.get("goal_pixel_values") is None and inputs.get("goal_features") is None:
             self.warn_without_goal()
-        return self.decode_newest(**self.model.embed_inputs(**inputs))[0]
+        return self.decode_newest(self.model.embed_inputs(**inputs))[0]
 
     def warn_without_goal(self) -> None:
         """Warns, once per process, that a policy trained with goal images acts without one."""
@@ -564,7 +490,7 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             logger.warning_once(NO_GOAL)
 
     def stream(self, processor: ProcessorMixin, **options) -> ForesightStream:
-        """This policy at the controls of a robot, one observation at a time.
+        """Controls a robot with this policy, one observation at a time.
 
         Args:
             processor (`ForesightProcessor`): Its processor.
@@ -572,45 +498,33 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         """
         return ForesightStream(self, processor, **options)
 
-    def decode_newest(self, *, with_progress: bool = False, **embedded) -> tuple[Tensor, Tensor | None]:
+    def require_heads(self, with_progress: bool = False) -> None:
+        """Refuses to act without the action head, or without the progress head where it is asked for."""
+        for objective in ["action", "progress"] if with_progress else ["action"]:
+            if not self.config.has(objective):
+                raise ValueError(
+                    f"This model has no {objective} head: its objectives are {list(self.config.objectives)}, "
+                    f"auxiliary_heads={self.config.auxiliary_heads}."
+                )
+
+    def decode_newest(
+        self, embedded: EmbeddedInputs, with_progress: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """From embedded inputs to the newest frame's action chunk: the part of control with static shapes.
 
         Args:
+            embedded (`EmbeddedInputs`): The window.
             with_progress (`bool`): Predict the completed share of the instruction as well.
-            **embedded: Inputs of [`ForesightModel.read_newest`].
 
         Returns:
             Actions as [`predict_action`] gives them, float32 `(B, K, A)`, and progress `(B,)` or `None`.
-
-        Raises:
-            ValueError: If a head that this needs is off.
         """
-        config = self.config
-        for objective in ["action", "progress"] if with_progress else ["action"]:
-            if not config.has(objective):
-                raise ValueError(
-                    f"This model has no {objective} head: its objectives are {list(config.objectives)}, "
-                    f"auxiliary_heads={config.auxiliary_heads}."
-                )
         queries = (Kind.ACTION, Kind.PROGRESS) if with_progress else (Kind.ACTION,)
-        hidden = self.model.read_newest(**embedded, queries=queries)  # (B, queries, D)
-        style = torch.zeros(len(hidden), config.latent_dim, dtype=hidden.dtype, device=hidden.device)
+        hidden = self.model.read_newest(embedded, queries)  # (B, queries, D)
+        style = torch.zeros(len(hidden), self.config.latent_dim, dtype=hidden.dtype, device=hidden.device)
         actions = self.action_decoder(hidden[:, 0], style)
         return actions, self.progress_decoder(hidden[:, 1]) if with_progress else None
 
 
-def _trains(module: nn.Module) -> bool:
+def _is_trained(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def _as_bool(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.bool()
-
-
-__all__ = [
-    "ForesightForActionPrediction",
-    "ForesightModel",
-    "ForesightModelOutput",
-    "ForesightOutput",
-    "ForesightPreTrainedModel",
-]

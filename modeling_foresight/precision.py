@@ -1,18 +1,16 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""Where mixed precision pays, for everything that trains."""
+"""Whether a device computes in bfloat16 without losing time."""
 
 import torch
-
-__all__ = ["NO_BFLOAT16", "has_bfloat16"]
 
 NO_BFLOAT16 = "this CPU has no kernels for bfloat16: computing in float32, which is many times faster here"
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device has kernels for bfloat16; x86 CPUs without AVX-512, for example, have not.
+    """Whether a device has kernels for bfloat16; x86 CPUs without AVX-512, for example, do not.
 
-    PyTorch computes there all the same, by plain loops: a quickstart's step takes 16 times as long as in
-    float32, and larger matrices lose more (pytorch/pytorch#146508).
+    There PyTorch falls back to plain loops: a step of the quickstart takes 16 times as long as in float32,
+    and larger matrices lose more (pytorch/pytorch#146508).
     """
     if device.type != "cpu":
         return True

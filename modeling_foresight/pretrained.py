@@ -1,8 +1,9 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""What the model classes share: their outputs, loading, and initialisation."""
+"""What the model classes share: their outputs, loading, and initialization."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -13,23 +14,42 @@ from transformers.utils import ModelOutput, TransformersKwargs, find_adapter_con
 
 from .configuration_foresight import ForesightConfig
 from .decoders import FlowDecoder, PatchDecoder
-from .encoders import PerceiverResampler, SpatialReadout, chooses_attention, sincos_2d
+from .encoders import PerceiverResampler, SpatialReadout, sincos_2d, tower_attention
 from .inputs import ForesightInputs
 from .transformer import ForesightAttention, ForesightBlock
 
 LIBRARY_ARGUMENTS = frozenset(TransformersKwargs.__annotations__)
 
 
+class EmbeddedInputs(NamedTuple):
+    """A window that is encoded, before its tokens are placed in time. `state` and masks: [`ForesightInputs`].
+
+    Attributes:
+        language: `(B, D)` from [`ForesightModel.embed_text`].
+        images: `(B, T, V, r + 1, D)` from [`ForesightModel.embed_images`].
+        goal: `(B, r + 1, D)` from [`ForesightModel.embed_goal_image`].
+    """
+
+    language: Tensor
+    images: Tensor
+    frame_mask: Tensor
+    goal: Tensor | None = None
+    state: Tensor | None = None
+    view_mask: Tensor | None = None
+    state_mask: Tensor | None = None
+    goal_mask: Tensor | None = None
+
+
 @dataclass
 class ForesightModelOutput(ModelOutput):
-    """What [`ForesightModel`] returns.
+    """Output of [`ForesightModel`].
 
     Attributes:
         last_hidden_state: `(B, S, D)` after the final LayerNorm, in the order of [`ForesightModel.layout`].
-        embeddings: `(B, S, D)` all tokens before the embedding LayerNorm, if hidden states are asked for.
+        embeddings: `(B, S, D)` all tokens before the embedding LayerNorm, with `output_hidden_states`.
         hidden_states: `(B, S, D)` after the embedding LayerNorm and dropout, then after every block (the last
-            one before the final LayerNorm), if asked for.
-        attentions: One `(B, heads, S, S)` per layer, if asked for (eager attention).
+            one before the final LayerNorm).
+        attentions: One `(B, heads, S, S)` per layer (eager attention).
     """
 
     last_hidden_state: Tensor | None = None
@@ -40,22 +60,21 @@ class ForesightModelOutput(ModelOutput):
 
 @dataclass
 class ForesightOutput(ModelOutput):
-    """What [`ForesightForActionPrediction`] returns. Fields of heads that are off are `None`.
+    """Output of [`ForesightForActionPrediction`]. Fields of heads that are off are `None`.
 
     Attributes:
         loss: Weighted sum of all losses whose targets were given.
-        losses: The single losses by name, unweighted and detached.
-        actions: float32 `(B, T, K, A)` normalised; logits at `config.binary_action_indices`.
+        losses: The losses by name, unweighted and detached.
+        actions: float32 `(B, T, K, A)` normalized; logits at `config.binary_action_indices`.
         style_mean, style_log_var: float32 `(B, T, latent)` of the action CVAE, if actions were given.
-        depth: `(B, T, V, N, patch_size**2)` current depth, normalised per patch.
-        future_rgb: `(B, T', V, N, patch_size**2 * 3)` RGB `future_shift` frames ahead, normalised per patch.
+        depth: `(B, T, V, N, patch_size**2)` current depth, normalized per patch.
+        future_rgb: `(B, T', V, N, patch_size**2 * 3)` RGB `future_shift` frames ahead, normalized per patch.
             T' is T, or fewer where the batch holds no target for the newest frames.
-        future_depth: `(B, T', V, N, patch_size**2)` depth `future_shift` frames ahead, normalised per patch.
-        flow: float32 `(B, T, L, P, 3)` x, y as fractions of the flow view, z in metres; without z for
+        future_depth: `(B, T', V, N, patch_size**2)` depth `future_shift` frames ahead, normalized per patch.
+        flow: float32 `(B, T, L, P, 3)` x, y as fractions of the flow view, z in meters; without z for
             `flow_2d`.
         progress: float32 `(B, T)` in [0, 1].
-        embeddings, hidden_states, attentions: Of the transformer, if asked for; see
-            [`ForesightModelOutput`].
+        embeddings, hidden_states, attentions: See [`ForesightModelOutput`].
     """
 
     loss: Tensor | None = None
@@ -73,17 +92,17 @@ class ForesightOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-def adapter_remedy(name) -> str:
-    """What to do with an adapter instead."""
+def adapter_message(name) -> str:
+    """How to load an adapter."""
     return (
-        f"{name} is an adapter, of which transformers would load a part only. Load it with peft: "
+        f"{name} is an adapter, of which transformers would load only a part. Load it with peft: "
         "PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), ADAPTER), where BASE is the "
         "base_model_name_or_path in its adapter_config.json."
     )
 
 
 class ForesightPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation shared by the two model classes."""
+    """Loading, saving and initialization shared by the two model classes."""
 
     config: ForesightConfig
     base_model_prefix = "model"
@@ -112,11 +131,10 @@ class ForesightPreTrainedModel(PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path (`str` or `Path`): Folder or Hub id.
-            *args: As in `transformers`.
+            *args, **kwargs: As in `transformers`; fields of the config too, such as `auxiliary_heads=False`.
             strict (`bool`): Refuse a checkpoint that lacks weights of the model or holds others. Without it
                 missing weights start fresh, as in `transformers`.
             output_loading_info (`bool`): Return what was missing and unexpected as well, and allow it.
-            **kwargs: As in `transformers`; fields of the config too, such as `auxiliary_heads=False`.
 
         Raises:
             ValueError: If weights are missing, unexpected, of other sizes (unless `ignore_mismatched_sizes`)
@@ -134,11 +152,11 @@ class ForesightPreTrainedModel(PreTrainedModel):
         except SafetensorError as error:
             raise ValueError(
                 f"The weights of {pretrained_model_name_or_path} cannot be read ({error}): a file is "
-                "truncated or no safetensors file. Copy or download it again."
+                "truncated or not a safetensors file. Copy or download it again."
             ) from error
-        except OSError as error:  # no weights; an adapter of LeRobot has a config.json all the same
+        except OSError as error:  # no weights; an adapter of LeRobot has a config.json too
             if find_adapter_config_file(str(pretrained_model_name_or_path), revision=kwargs.get("revision")):
-                raise ValueError(adapter_remedy(pretrained_model_name_or_path)) from error
+                raise ValueError(adapter_message(pretrained_model_name_or_path)) from error
             raise
         wrong = {}
         if not resize:
@@ -172,14 +190,11 @@ class ForesightPreTrainedModel(PreTrainedModel):
         return (model, report) if output_loading_info else model
 
     def load_adapter(self, peft_model_id=None, *args, **kwargs):
-        """Refused: `transformers` leaves out modules that an adapter holds in full, hardly saying so.
+        """Refused: `transformers` leaves out modules that an adapter holds in full, almost silently.
 
         `AutoModel.from_pretrained(ADAPTER)` comes here too.
-
-        Raises:
-            ValueError: Always; says how an adapter is loaded.
         """
-        raise ValueError(adapter_remedy(peft_model_id or "This"))
+        raise ValueError(adapter_message(peft_model_id or "This"))
 
     def post_init(self):
         """Ends construction."""
@@ -188,27 +203,24 @@ class ForesightPreTrainedModel(PreTrainedModel):
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
         """As in `transformers`: `sdpa`, `eager` or `flex_attention`, for the whole model."""
-        if isinstance(attn_implementation, str):  # as the towers are built
-            tower = "sdpa" if attn_implementation == "flex_attention" else attn_implementation
-            vision = tower if chooses_attention(self.config.vision_config) else "eager"
-            parts = {"text_config": tower, "vision_config": vision}
+        if isinstance(attn_implementation, str):
+            towers = ("text_config", "vision_config")
+            parts = {
+                name: tower_attention(getattr(self.config, name), attn_implementation) for name in towers
+            }
             attn_implementation = {"": attn_implementation, **parts}
         super().set_attn_implementation(attn_implementation, **kwargs)
         self._choose_attention_kernels()
 
     def _choose_attention_kernels(self) -> None:
-        """Tells the parts that do not ask the library: the resampler and timm's blocks."""
+        """Sets the kernels of the parts that do not ask the library: the resampler and timm's blocks."""
         for module in self.modules():
             if hasattr(module, "fused_attn"):
                 by_default = module.__dict__.setdefault("_fused_by_default", module.fused_attn)
                 module.fused_attn = by_default and self.config._attn_implementation != "eager"
 
     def _split_options(self, given: dict) -> tuple[dict, dict]:
-        """Parts of a batch that `forward` was given, and arguments of the library, which pass through.
-
-        Raises:
-            TypeError: If it is neither; a misspelled mask would mask nothing.
-        """
+        """Splits arguments into a batch and options of the library; refuses others (misspelled masks)."""
         known = self._schema.__annotations__
         options = {name: value for name, value in given.items() if name in LIBRARY_ARGUMENTS}
         batch = {name: value for name, value in given.items() if name in known}
@@ -222,9 +234,9 @@ class ForesightPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """GR-MG's initialization: the transformer as GPT-2, everything else as PyTorch does.
 
-        Only leaves are set: from transformers 5.13 on a module whose parameters all belong to its children
-        never comes here. Linear layers that do not start as PyTorch's say so (`start_normal`). Every bare
-        parameter and every buffer is set too, because `from_pretrained` starts from empty memory.
+        Only leaves are set: since transformers 5.13 a module whose parameters all belong to its children is
+        never passed here. Other linear layers are marked (`start_normal`). Every bare parameter and every
+        buffer is set too, because `from_pretrained` starts from empty memory.
         """
         config = self.config
         if isinstance(module, nn.Linear):
@@ -249,6 +261,3 @@ class ForesightPreTrainedModel(PreTrainedModel):
             init.zeros_(module.mask_token)
             if isinstance(module, PatchDecoder):
                 init.copy_(module.positions, sincos_2d(module.side, module.side, module.width)[None])
-
-
-__all__ = ["ForesightModelOutput", "ForesightOutput", "ForesightPreTrainedModel"]

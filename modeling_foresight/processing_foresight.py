@@ -1,7 +1,7 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""From camera images, words and robot numbers to a model batch, and from predicted actions back to the robot.
+"""From camera images, text and robot state to a model batch, and from predicted actions to robot commands.
 
-The schemas of both batches, [`RawBatch`] and [`ForesightBatch`], stand in `inputs.py`.
+The schemas of both batches, [`RawBatch`] and [`ForesightBatch`], are in `inputs.py`.
 """
 
 import warnings
@@ -15,48 +15,34 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
 
-from .action_codec import (
-    POSE_SIZE,
-    gripper_is_open,
-    relative_state,
-    to_simulator_action,
-)
+from .action_codec import POSE_SIZE, gripper_is_open, relative_state, to_simulator_action
+from .configuration_foresight import CHOICES
 
-ACTION_CODECS = ("recorded", "local_delta")
-STATE_REPRESENTATIONS = ("absolute", "relative")
 STILL = 1e-4  # entries with this deviation or less never moved
-
-PASSED_THROUGH = (
-    "view_mask",
-    "state_mask",
-    "goal_mask",
-    "action_mask",
-    "track_start",
-    "track",
-    "track_weight",
-    "progress",
-)
+STATISTICS = ("mean", "std", "min", "max")
+# Fields of the config that the processor has too.
+CONFIG_FIELDS = ("views", "image_size", "image_mean", "image_std", "binary_action_indices")
+CONFIG_FIELDS += ("binary_state_indices", "action_codec", "state_representation")
+UNCHANGED = ("state_mask", "goal_mask", "action_mask", "track_start", "track", "track_weight", "progress")
 
 
 class ForesightProcessor(ProcessorMixin):
-    """Prepares images, instructions, states and targets, and decodes actions.
-
-    Everything that a checkpoint needs to give actions in the dataset's own units is saved with it.
+    """Prepares images, instructions, states and targets, and decodes actions to the dataset's units.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the text tower.
         views (`list[str]`): Camera names in the model's order; the first is the flow view.
         image_size (`int`): Side of the model's square images in pixels.
-        image_mean, image_std (`list[float]`): Normalisation of RGB in [0, 1].
+        image_mean, image_std (`list[float]`): Normalization of RGB in [0, 1].
         binary_action_indices, binary_state_indices (`list[int]`): Entries that are one of two values; they
             become 0 for the lower and 1 for the higher one.
         action_stats, state_stats (`dict[str, list[float]]`, *optional*): `mean`, `std`, `min`, `max` per
             entry, as in a LeRobot dataset's `meta/stats.json`. Without them numbers pass unchanged.
         max_text_length (`int`): Longer instructions are cut (CLIP takes 77 tokens).
-        action_codec (`str`): What an action of the model means: `"recorded"` commands as stored, normalised;
+        action_codec (`str`): What an action of the model means: `"recorded"` commands as stored, normalized;
             or `"local_delta"`, scaled motions in the gripper's own frame (`action_codec.py`), 7 numbers with
-            the gripper last, never normalised by statistics.
-        state_representation (`str`): `"absolute"`: all entries normalised by statistics; or `"relative"`: the
+            the gripper last, never normalized by statistics.
+        state_representation (`str`): `"absolute"`: all entries normalized by statistics; or `"relative"`: the
             pose in entries 0..5 is seen from the window's first frame, the other entries as before.
 
     Raises:
@@ -79,12 +65,9 @@ class ForesightProcessor(ProcessorMixin):
         state_representation: str = "absolute",
         **kwargs,
     ):
-        for name, given, options in (
-            ("action_codec", action_codec, ACTION_CODECS),
-            ("state_representation", state_representation, STATE_REPRESENTATIONS),
-        ):
-            if given not in options:
-                raise ValueError(f"{name}={given!r} is unknown; choose one of {list(options)}.")
+        for name, given in (("action_codec", action_codec), ("state_representation", state_representation)):
+            if given not in CHOICES[name]:
+                raise ValueError(f"{name}={given!r} is unknown; choose one of {list(CHOICES[name])}.")
         self.views = list(views)
         self.image_size = image_size
         self.image_mean = list(image_mean)
@@ -106,46 +89,33 @@ class ForesightProcessor(ProcessorMixin):
             config (`ForesightConfig`): Views, image size, binary entries, forms of action and state.
             tokenizer (`PreTrainedTokenizerBase`): See [`build_small_tokenizer`], or CLIP's own.
             action_stats, state_stats (`dict`, *optional*): Dataset statistics. `local_delta` actions are
-                not normalised, so theirs are left out.
+                not normalized, so theirs are left out.
 
         Raises:
-            ValueError: If statistics have another size than the config's action or state.
+            ValueError: If statistics are not finite or have another size than the config's action or state.
         """
-        action_stats = None if config.action_codec == "local_delta" else action_stats
+        if config.action_codec == "local_delta":
+            action_stats = None
         stats = {}
-        for name, given, size in (
-            ("action", action_stats, config.action_dim),
-            ("state", state_stats, config.state_dim),
-        ):
-            if given is not None:
-                kept = {
-                    k: np.asarray(given[k], dtype=np.float64).ravel().tolist()
-                    for k in ("mean", "std", "min", "max")
-                }
-                if not np.isfinite(list(kept.values())).all():
-                    raise ValueError(
-                        f"The dataset's statistics of {name} are not finite: it holds NaN or infinite "
-                        "values. Repair those frames or leave their episodes out, then recompute them."
-                    )
-                if len(kept["mean"]) != size:
-                    raise ValueError(
-                        f"The dataset's {name} has {len(kept['mean'])} entries, but the config says "
-                        f"{name}_dim={size}: set {name}_dim={len(kept['mean'])}."
-                    )
-                stats[f"{name}_stats"] = kept
-        return cls(
-            tokenizer,
-            views=config.views,
-            image_size=config.image_size,
-            image_mean=config.image_mean,
-            image_std=config.image_std,
-            binary_action_indices=config.binary_action_indices,
-            binary_state_indices=config.binary_state_indices,
-            max_text_length=config.text_config.max_position_embeddings,
-            action_codec=config.action_codec,
-            state_representation=config.state_representation,
-            **stats,
-        )
+        for name, given in (("action", action_stats), ("state", state_stats)):
+            if given is None:
+                continue
+            kept = {key: np.asarray(given[key], dtype=np.float64).ravel().tolist() for key in STATISTICS}
+            size, expected = len(kept["mean"]), getattr(config, f"{name}_dim")
+            if not np.isfinite(list(kept.values())).all():
+                raise ValueError(
+                    f"The dataset's statistics of {name} are not finite: it holds NaN or infinite "
+                    "values. Repair those frames or leave their episodes out, then recompute them."
+                )
+            if size != expected:
+                raise ValueError(
+                    f"The dataset's {name} has {size} entries, but the config says {name}_dim={expected}: "
+                    f"set {name}_dim={size}."
+                )
+            stats[f"{name}_stats"] = kept
+        shared = {name: getattr(config, name) for name in CONFIG_FIELDS}
+        length = config.text_config.max_position_embeddings
+        return cls(tokenizer, max_text_length=length, **shared, **stats)
 
     def __call__(
         self, images=None, text=None, state=None, frame_mask=None, goal_image=None, device=None, **targets
@@ -154,22 +124,17 @@ class ForesightProcessor(ProcessorMixin):
 
         Args:
             images (`dict[str, array]`): View name -> uint8 RGB, channels first or last, as array, tensor or
-                PIL image: `(H, W, 3)` for one observation, `(T, H, W, 3)` for a window; with a batch axis in
-                front if `text` is a list.
-            text (`str` or `list[str]`): Instruction of the one sample, or one per sample.
-            state (`array`, *optional*): `(state_dim,)` or `(T, state_dim)`, with a batch axis if `text` is a
-                list.
-            frame_mask (`array`, *optional*): `(T,)` or `(B, T)`: real frames; padding is at the end.
-            goal_image (`array`, *optional*): uint8 RGB of the first view, `(H, W, 3)`, with a batch axis if
-                `text` is a list.
+                PIL image: `(H, W, 3)` for one observation, `(T, H, W, 3)` for a window.
+            text (`str` or `list[str]`): Instruction. With a list, one per sample, all other inputs have a
+                batch axis in front.
+            state (`array`, *optional*): `(state_dim,)` or `(T, state_dim)`, in the dataset's units.
+            frame_mask (`array`, *optional*): `(T,)`: real frames; padding is at the end.
+            goal_image (`array`, *optional*): uint8 RGB of the first view, `(H, W, 3)`.
             device (`torch.device`, *optional*): Where the batch goes.
             **targets: Further keys of the raw schema, already batched.
 
         Returns:
-            `BatchFeature`: A model batch with a batch axis.
-
-        Raises:
-            ValueError: If an image has no recognisable shape or dtype, or a view is unknown.
+            `BatchFeature`: A [`ForesightBatch`].
         """
         if not isinstance(images, dict) or not images or text is None:
             raise ValueError(f"Give images as a dict from view name ({self.views}) to pixels, and a text.")
@@ -191,13 +156,13 @@ class ForesightProcessor(ProcessorMixin):
     def prepare_batch(self, raw: dict, device=None, history_length: int | None = None) -> BatchFeature:
         """[`RawBatch`] -> [`ForesightBatch`], on `device`.
 
-        Images travel to the device as uint8 and are resized and normalised there.
+        Images travel to the device as uint8 and are resized and normalized there.
 
         Args:
             raw (`dict`): A raw batch; unknown keys are left out.
             device (`torch.device`, *optional*): Where the batch goes.
             history_length (`int`, *optional*): T. Frames beyond it are lookahead. By default T is taken from
-                `state`, `actions`, `progress` or `track`, or else all frames belong to the window.
+                `state`, `actions`, `progress` or `track`; without them all frames belong to the window.
 
         Raises:
             ValueError: If a view is unknown, no view is there, or sizes do not fit; the message names them.
@@ -213,15 +178,9 @@ class ForesightProcessor(ProcessorMixin):
             raise ValueError(
                 f"There are {len(raw['task'])} instructions for {batch} samples; expected one each."
             )
-        frames = history_length or next(
-            (
-                raw[key].shape[1]
-                for key in ("state", "actions", "progress", "track")
-                if raw.get(key) is not None
-            ),
-            all_frames,
-        )
-        result = {key: _send(raw[key], device) for key in PASSED_THROUGH if raw.get(key) is not None}
+        timed = [raw[key] for key in ("state", "actions", "progress", "track") if raw.get(key) is not None]
+        frames = history_length or (timed[0].shape[1] if timed else all_frames)
+        result = {key: _send(raw[key], device) for key in UNCHANGED if raw.get(key) is not None}
         present = torch.tensor([view in raw["images"] for view in self.views]).expand(batch, -1)
         if raw.get("view_mask") is not None:
             given = raw["view_mask"].bool()
@@ -235,40 +194,31 @@ class ForesightProcessor(ProcessorMixin):
                 f"frame_mask has shape {tuple(frame_mask.shape)}; images ask for {(batch, all_frames)}."
             )
         frame_mask = _send(frame_mask, device)
-        pixels = self._stack_views(raw["images"], self.normalise_images, (3,), device)
+        pixels = self._stack_views(raw["images"], self.normalize_images, (3,), device)
         result["pixel_values"], result["frame_mask"] = pixels[:, :frames], frame_mask[:, :frames]
-        depth = None
+        later = all_frames > frames
+        if later:
+            result["lookahead_pixel_values"] = pixels[:, frames:]
+            result["lookahead_mask"] = frame_mask[:, frames:]
         if raw.get("depth"):
             depth = self._stack_views(raw["depth"], self.resize_depth, (), device)
             result["depth"] = depth[:, :frames]
-        if all_frames > frames:
-            result["lookahead_pixel_values"] = pixels[:, frames:]
-            result["lookahead_mask"] = frame_mask[:, frames:]
-            if depth is not None:
+            if later:
                 result["lookahead_depth"] = depth[:, frames:]
         if raw.get("goal_image") is not None:
-            result["goal_pixel_values"] = self.normalise_images(_send(raw["goal_image"], device))
+            result["goal_pixel_values"] = self.normalize_images(_send(raw["goal_image"], device))
         if raw.get("state") is not None:
-            result["state"] = self.normalise_state(_send(raw["state"], device))
+            result["state"] = self.normalize_state(_send(raw["state"], device))
         if raw.get("actions") is not None:
-            actions = self.normalise_actions(_send(raw["actions"], device))
+            actions = self.normalize_actions(_send(raw["actions"], device))
             if "action_mask" in result:  # not by a product, which would keep NaN
-                actions = torch.where(
-                    result["action_mask"][..., None] > 0, actions, torch.zeros_like(actions)
-                )
+                actions = torch.where(result["action_mask"][..., None] > 0, actions, 0.0)
             result["actions"] = actions
         result["input_ids"], result["attention_mask"] = self.tokenize(raw["task"], device)
         return BatchFeature(result)
 
     def tokenize(self, texts: list[str], device=None) -> tuple[Tensor, Tensor]:
-        """Instructions -> `input_ids` and `attention_mask`, int64 `(B, length)`; long ones are cut.
-
-        Raises:
-            ValueError: If the processor came from a GR-MG checkpoint, which has no tokenizer, and got none.
-
-        Warns:
-            UserWarning: If an instruction is cut.
-        """
+        """Instructions -> `input_ids` and `attention_mask`, int64 `(B, length)`; cuts long ones and warns."""
         if self.tokenizer.init_kwargs.get("is_placeholder"):
             raise ValueError(
                 "This processor has no tokenizer yet: set processor.tokenizer to the text tower's (for "
@@ -278,26 +228,22 @@ class ForesightProcessor(ProcessorMixin):
             texts, padding=True, truncation=True, max_length=self.max_text_length, return_tensors="pt"
         )
         if text["input_ids"].shape[1] == self.max_text_length:
-            self._warn_of_cut(texts)
+            self._warn_about_cut_texts(texts)
         return _send(text["input_ids"], device), _send(text["attention_mask"], device)
 
-    def _warn_of_cut(self, texts: list[str]) -> None:
+    def _warn_about_cut_texts(self, texts: list[str]) -> None:
         for text, tokens in zip(texts, self.tokenizer(texts, verbose=False)["input_ids"], strict=True):
             if len(tokens) > self.max_text_length:
                 warnings.warn(
                     f"The instruction '{text[:60]}...' has {len(tokens)} tokens, but the text tower reads "
-                    f"{self.max_text_length} and never sees its end: say it in fewer words.",
+                    f"{self.max_text_length} and never sees its end: use fewer words.",
                     stacklevel=3,
                 )
 
-    def normalise_images(self, images: Tensor) -> Tensor:
-        """uint8 RGB `(..., 3, h, w)` -> float32 `(..., 3, image_size, image_size)`, normalised.
+    def normalize_images(self, images: Tensor) -> Tensor:
+        """uint8 RGB `(..., 3, h, w)` -> float32 `(..., 3, image_size, image_size)`, normalized.
 
-        Bicubic resize without antialiasing and without clamping afterwards, as the released GR-MG weights
-        expect.
-
-        Raises:
-            ValueError: If the images are not uint8 RGB, channels first.
+        Bicubic resize without antialiasing and without clamping, as the released GR-MG weights expect.
         """
         if images.dtype != torch.uint8 or images.ndim < 4 or images.shape[-3] != 3:
             raise ValueError(
@@ -308,38 +254,36 @@ class ForesightProcessor(ProcessorMixin):
         images = images.flatten(0, -4).float() / 255
         if images.shape[-2:] != (self.image_size, self.image_size):
             images = F.interpolate(images, size=(self.image_size,) * 2, mode="bicubic", align_corners=False)
-        mean, std = (
-            _constant(tuple(x), images.device)[:, None, None] for x in (self.image_mean, self.image_std)
-        )
-        return ((images - mean) / std).unflatten(0, lead)
+        mean, std = (_constant(tuple(x), images.device) for x in (self.image_mean, self.image_std))
+        return ((images - mean[:, None, None]) / std[:, None, None]).unflatten(0, lead)
 
     def resize_depth(self, depth: Tensor) -> Tensor:
-        """Metres `(..., h, w)` -> `(..., image_size, image_size)`, by nearest neighbour: edges stay true."""
-        if depth.shape[-2:] == (self.image_size, self.image_size):
+        """Meters `(..., h, w)` -> `(..., image_size, image_size)`, by nearest neighbor: edges stay true."""
+        size = (self.image_size, self.image_size)
+        if depth.shape[-2:] == size:
             return depth.float()
         flat = depth.float().reshape(-1, 1, *depth.shape[-2:])
-        resized = F.interpolate(flat, size=(self.image_size,) * 2, mode="nearest-exact")
-        return resized.reshape(*depth.shape[:-2], *resized.shape[-2:])
+        return F.interpolate(flat, size=size, mode="nearest-exact").reshape(*depth.shape[:-2], *size)
 
-    def normalise_actions(self, actions: Tensor) -> Tensor:
+    def normalize_actions(self, actions: Tensor) -> Tensor:
         """Dataset units `(..., A)` -> zero mean, unit deviation; binary entries become 0 or 1.
 
-        `local_delta` actions pass as they are: they are scaled already and their gripper is 0 or 1.
+        `local_delta` actions are unchanged: they are scaled already and their gripper is 0 or 1.
         """
         if self.action_codec == "local_delta":
             return actions.float()
-        return _normalise("action", actions, self.action_stats, self.binary_action_indices)
+        return _normalize("action", actions, self.action_stats, self.binary_action_indices)
 
-    def denormalise_actions(self, actions: Tensor) -> Tensor:
-        """Undoes [`normalise_actions`], so that predictions compare with a raw batch's `actions`.
+    def denormalize_actions(self, actions: Tensor) -> Tensor:
+        """Inverse of [`normalize_actions`], for comparing predictions with a raw batch's `actions`.
 
         Args:
-            actions (`torch.Tensor`): `(..., A)` as the model gives them; logits at binary entries.
+            actions (`torch.Tensor`): `(..., A)` as the model predicts them; logits at binary entries.
 
         Returns:
             `torch.Tensor`: float32 `(..., A)`; binary entries are the lower or, for a probability above one
             half, the higher of the dataset's two values (0 or 1 without statistics and for `local_delta`).
-            Entries that never varied in the dataset are what they were there.
+            Entries that never varied in the dataset keep their value.
         """
         actions = actions.float()
         # The only place where logits are read: a logit above 0 is a probability above one half.
@@ -351,19 +295,16 @@ class ForesightProcessor(ProcessorMixin):
         moving = torch.where(still, mean, actions * std + mean)
         return torch.where(binary, torch.where(is_high, high, low), moving)
 
-    def normalise_state(self, state: Tensor) -> Tensor:
+    def normalize_state(self, state: Tensor) -> Tensor:
         """Dataset units -> zero mean, unit deviation; binary entries become 0 or 1.
 
         Args:
             state (`torch.Tensor`): `(..., state_dim)`. For `relative` states whole windows `(..., T,
-                state_dim)`, oldest first: entries 0..5 become `action_codec.relative_state`, metres and
-                radians from frame 0, without statistics. What stands in padded frames is masked later.
-
-        Raises:
-            ValueError: If the size is not that of the statistics, or too small for a pose.
+                state_dim)`, oldest first: entries 0..5 become `action_codec.relative_state`, meters and
+                radians from frame 0, without statistics. Padded frames are masked later.
         """
         state = state.float()
-        result = _normalise("state", state, self.state_stats, self.binary_state_indices)
+        result = _normalize("state", state, self.state_stats, self.binary_state_indices)
         if self.state_representation == "absolute":
             return result
         if self.state_stats is None:  # as after the conversion of a GR-MG checkpoint
@@ -372,24 +313,19 @@ class ForesightProcessor(ProcessorMixin):
         return torch.cat([relative_state(state)[..., :POSE_SIZE], result[..., POSE_SIZE:]], dim=-1)
 
     def decode_actions(self, actions: Tensor, state: Tensor | None = None) -> Tensor:
-        """Predictions of `ForesightForActionPrediction.predict_action` -> what the robot is commanded.
+        """Predictions of `ForesightForActionPrediction.predict_action` -> robot commands.
 
         Args:
-            actions (`torch.Tensor`): `(..., A)` as the model gives them; logits at binary entries. For
+            actions (`torch.Tensor`): `(..., A)` as the model predicts them; logits at binary entries. For
                 `local_delta` chunks `(..., K, 7)`.
             state (`torch.Tensor`, *optional*): `(..., state_dim)` *current* state in the dataset's units, not
-                normalised; `local_delta` needs it, other codecs ignore it.
+                normalized; `local_delta` needs it, other codecs ignore it.
 
         Returns:
-            `torch.Tensor`: float32, the same shape. `recorded`: the dataset's units; binary entries are the
-            lower or the higher of the dataset's two values (0 or 1 without statistics). `local_delta`:
-            CALVIN's relative actions, each step from where the one before leads
-            (`action_codec.to_simulator_action`).
-
-        Raises:
-            ValueError: If `local_delta` actions come without a state, or shapes do not fit.
+            `torch.Tensor`: float32, the same shape. `recorded`: as [`denormalize_actions`]. `local_delta`:
+            CALVIN's relative actions (`action_codec.to_simulator_action`).
         """
-        decoded = self.denormalise_actions(actions)
+        decoded = self.denormalize_actions(actions)
         if self.action_codec == "recorded":
             return decoded
         if state is None:
@@ -429,16 +365,13 @@ def _as_tensor(values) -> Tensor:
 
 
 def _send(values: Tensor, device) -> Tensor:
-    # Towards a GPU the copy need not be waited for; from one it must.
+    # A copy to a GPU need not be waited for; a copy from one must.
     return values.to(device, non_blocking=device is not None and torch.device(device).type == "cuda")
 
 
 @lru_cache(maxsize=64)
 def _constant(values: tuple, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A tensor of numbers or booleans that is copied to its device once.
-
-    The type is named, because the cache takes `(0.0, 1.0)` and `(False, True)` for the same.
-    """
+    """A tensor that is copied to its device once. `dtype`: to the cache (0.0, 1.0) equals (False, True)."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device, dtype=dtype)
 
@@ -455,12 +388,12 @@ def _statistics(name: str, stats: dict, like: Tensor) -> tuple[Tensor, Tensor, T
             f"{name} has {like.shape[-1]} entries (shape {tuple(like.shape)}); expected "
             f"{len(stats['mean'])} as in the processor's statistics."
         )
-    mean, std, low, high = (_constant(tuple(stats[k]), like.device) for k in ("mean", "std", "min", "max"))
-    # An entry that never moves must not be blown up by its noise.
-    return mean, torch.where(std > STILL, std, torch.ones_like(std)), low, high
+    mean, std, low, high = (_constant(tuple(stats[key]), like.device) for key in STATISTICS)
+    # The noise of an entry that never moves must not be scaled up.
+    return mean, torch.where(std > STILL, std, 1.0), low, high
 
 
-def _normalise(name: str, values: Tensor, stats: dict | None, binary: list[int]) -> Tensor:
+def _normalize(name: str, values: Tensor, stats: dict | None, binary: list[int]) -> Tensor:
     values = values.float()
     if stats is None:
         return values
@@ -473,8 +406,8 @@ def build_small_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on a dataset's instructions: nothing to download, no unknown words.
 
-    Words of the instructions become single tokens; any other text falls back to smaller pieces, down to
-    bytes. Special tokens stand as CLIP's do: start first, end of text last.
+    Words of the instructions become single tokens; other text falls back to smaller pieces, down to bytes.
+    Start and end of text are marked as CLIP does.
 
     Args:
         texts (`list[str]`): Instructions of the dataset.
@@ -504,6 +437,3 @@ def build_small_tokenizer(
         pad_token=special[2],
         model_max_length=max_length,
     )
-
-
-__all__ = ["ForesightProcessor", "build_small_tokenizer"]

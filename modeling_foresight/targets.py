@@ -1,9 +1,8 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""What every head should predict for a batch, and how much each element counts.
+"""Targets of every head for a model batch ([`ForesightBatch`]), with weights: one function per target.
 
-The losses, the open-loop errors and the pictures take their targets from here: one function per target, each
-of a model batch ([`ForesightBatch`]). The second half makes flow targets from tracked points; the loaders
-call it.
+The losses, the open-loop errors and the pictures use them. The second half makes flow targets from tracked
+points; the loaders call it.
 """
 
 import functools
@@ -27,7 +26,7 @@ class Target(NamedTuple):
     """What a head should predict, and how much each element counts.
 
     Attributes:
-        values: float32, in the form of the head's prediction; may be anything where `weight` is 0.
+        values: float32, in the form of the head's prediction; arbitrary where `weight` is 0.
         weight: Boolean or float, broadcastable to `values`.
     """
 
@@ -38,19 +37,15 @@ class Target(NamedTuple):
 def masked_target(target: Tensor, mask: Tensor) -> Tensor:
     """`target` in float32 with 0 where `mask` is 0.
 
-    Targets may be NaN where nothing is known. Masking the error alone would not do: backward multiplies the
-    masked 0 by the derivative of the error, and 0 * NaN is NaN.
+    Unknown targets may be NaN. Masking the error alone is not enough: backward multiplies the masked 0 by the
+    derivative of the error, and 0 * NaN is NaN.
     """
     target = target.float()
     return torch.where(mask.expand_as(target) > 0, target, torch.zeros_like(target))
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """`(..., C, H, W)` -> `(..., N, patch_size**2 * C)`, row-major; inside a patch (row, column, channel).
-
-    Raises:
-        ValueError: If `patch_size` does not divide the image; the message gives both sizes.
-    """
+    """`(..., C, H, W)` -> `(..., N, patch_size**2 * C)`, row-major; inside a patch (row, column, channel)."""
     height, width = images.shape[-2:]
     if height % patch_size or width % patch_size:
         raise ValueError(
@@ -62,50 +57,36 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 def unpatchify(patches: Tensor, patch_size: int, channels: int) -> Tensor:
     """Inverse of [`patchify`] for square images: `(..., N, patch_size**2 * C)` -> `(..., C, H, W)`."""
     side = round(patches.shape[-2] ** 0.5)
-    return rearrange(
-        patches,
-        "... (h w) (p q c) -> ... c (h p) (w q)",
-        h=side,
-        w=side,
-        p=patch_size,
-        q=patch_size,
-        c=channels,
-    )
+    sizes = {"h": side, "w": side, "p": patch_size, "q": patch_size, "c": channels}
+    return rearrange(patches, "... (h w) (p q c) -> ... c (h p) (w q)", **sizes)
 
 
 def rgb_target(pixel_values: Tensor, patch_size: int) -> Tensor:
     """RGB patches with zero mean and unit deviation each (GR-MG's form of MAE's target).
 
-    `(x - mean) / (sqrt(unbiased var) + 1e-6)` over the `patch_size**2 * 3` values of a patch.
-
-    Args:
-        pixel_values (`torch.Tensor`): `(..., 3, H, W)` normalised network input.
-        patch_size (`int`): Side of a patch in pixels.
-
-    Returns:
-        `torch.Tensor`: float32 `(..., N, patch_size**2 * 3)`.
+    Normalized pixels `(..., 3, H, W)` -> float32 `(..., N, patch_size**2 * 3)`:
+    `(x - mean) / (sqrt(unbiased var) + 1e-6)` over the values of a patch.
     """
     patches = patchify(pixel_values.float(), patch_size)
-    centred = patches - patches.mean(-1, keepdim=True)
+    centered = patches - patches.mean(-1, keepdim=True)
     # Several times as fast as `std` on a CPU.
-    variance = centred.square().sum(-1, keepdim=True) / (centred.shape[-1] - 1)
-    return centred / (variance.sqrt() + 1e-6)
+    variance = centered.square().sum(-1, keepdim=True) / (centered.shape[-1] - 1)
+    return centered / (variance.sqrt() + 1e-6)
 
 
 def depth_statistics(depth: Tensor, patch_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Patches of a depth map with each patch's mean and deviation over its valid pixels.
 
     Args:
-        depth (`torch.Tensor`): `(..., H, W)` metres; 0 or non-finite where invalid.
+        depth (`torch.Tensor`): `(..., H, W)` meters; 0 or non-finite where invalid.
         patch_size (`int`): Side of a patch in pixels.
 
     Returns:
-        Patches `(..., N, patch_size**2)` in metres, their valid pixels (bool, same shape), mean
-        `(..., N, 1)` and `sqrt(unbiased var + 1e-6)` `(..., N, 1)` in metres: a floor of 1 mm, so that flat
+        Patches `(..., N, patch_size**2)` in meters, their valid pixels (bool, same shape), mean
+        `(..., N, 1)` and `sqrt(unbiased var + 1e-6)` `(..., N, 1)` in meters: a floor of 1 mm, so that flat
         patches do not blow up noise.
     """
-    patches = patchify(depth.float()[..., None, :, :], patch_size)
-    valid = is_valid_depth(patches)
+    patches, valid = _depth_patches(depth, patch_size)
     patches = torch.where(valid, patches, torch.zeros_like(patches))
     count = valid.sum(-1, keepdim=True)
     mean = patches.sum(-1, keepdim=True) / count.clamp(min=1)
@@ -114,26 +95,22 @@ def depth_statistics(depth: Tensor, patch_size: int) -> tuple[Tensor, Tensor, Te
     return patches, valid, mean, (var + 1e-6).sqrt()
 
 
-def is_valid_depth(depth: Tensor) -> Tensor:
-    """Where depth is known: finite and above 0 (metres)."""
-    return torch.isfinite(depth) & (depth > 0)
+def _depth_patches(depth: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
+    """Depth `(..., H, W)` -> patches `(..., N, patch_size**2)` in meters, and where they are known."""
+    patches = patchify(depth.float()[..., None, :, :], patch_size)
+    return patches, torch.isfinite(patches) & (patches > 0)
 
 
 def _in_good_patches(valid: Tensor) -> Tensor:
-    """`(..., N, patch_size**2)` valid pixels without those of patches where less than a quarter is valid."""
+    """Valid pixels `(..., N, patch_size**2)` except those of patches with less than a quarter of them."""
     return valid & (valid.float().mean(-1, keepdim=True) >= MIN_VALID_SHARE)
 
 
 def depth_target(depth: Tensor, patch_size: int) -> Target:
-    """Depth patches with zero mean and unit deviation each, and where they may be compared.
+    """Depth patches `(..., N, patch_size**2)` with zero mean and unit deviation each.
 
-    Args:
-        depth (`torch.Tensor`): `(..., H, W)` metres; 0 or non-finite where invalid.
-        patch_size (`int`): Side of a patch in pixels.
-
-    Returns:
-        [`Target`] of `(..., N, patch_size**2)`; its boolean weight leaves out invalid pixels, and all pixels
-        of patches with less than a quarter of valid ones.
+    Takes what [`depth_statistics`] takes. The boolean weight leaves out invalid pixels, and all pixels of
+    patches with less than a quarter of valid ones.
     """
     patches, valid, mean, deviation = depth_statistics(depth, patch_size)
     return Target((patches - mean) / deviation, _in_good_patches(valid))
@@ -141,7 +118,7 @@ def depth_target(depth: Tensor, patch_size: int) -> Target:
 
 def depth_weight(depth: Tensor, patch_size: int) -> Tensor:
     """The weight of [`depth_target`] alone, for counting."""
-    return _in_good_patches(is_valid_depth(patchify(depth.float()[..., None, :, :], patch_size)))
+    return _in_good_patches(_depth_patches(depth, patch_size)[1])
 
 
 def depth_targets(config: ForesightConfig, batch: Mapping) -> Target | None:
@@ -155,23 +132,17 @@ def depth_targets(config: ForesightConfig, batch: Mapping) -> Target | None:
 def newest_trained_future(config: ForesightConfig) -> int:
     """The newest frame of a whole window whose future is trained, 0 for the oldest.
 
-    With `future_targets="window"` targets lie inside the window, so that the last `future_shift` frames have
-    none: what they predict was never trained.
+    With `future_targets="window"` targets lie inside the window: the predictions of the last `future_shift`
+    frames are never trained.
     """
     untrained = config.future_shift if config.future_targets == "window" else 0
     return config.history_length - 1 - untrained
 
 
 def frames_ahead(config: ForesightConfig, now: Tensor, later: Tensor | None) -> Tensor:
-    """Frames `future_shift` after those of a window, as far as there are any.
+    """Frames `future_shift` after those of a window `(B, T, ...)`, as far as there are any.
 
-    Args:
-        config (`ForesightConfig`): Says how far ahead.
-        now (`torch.Tensor`): `(B, T, ...)`, the window.
-        later (`torch.Tensor`, *optional*): `(B, F, ...)`, the frames after it.
-
-    Returns:
-        `torch.Tensor`: `(B, T', ...)` with T' at most T.
+    `later` are the frames after the window, `(B, F, ...)`. Gives `(B, T', ...)` with T' at most T.
     """
     shift, frames = config.future_shift, now.shape[1]
     if later is None:
@@ -183,7 +154,7 @@ def future_mask(config: ForesightConfig, batch: Mapping) -> Tensor:
     """Boolean `(B, T', V)`: the frame and the one `future_shift` after it are real, the camera exists."""
     now, later = present_views(config, batch), None
     if (pixels := batch.get("lookahead_pixel_values")) is not None:
-        # A camera that was there in the window is there after it.
+        # A camera that exists in the window exists after it.
         later = now.any(1, keepdim=True).expand(-1, pixels.shape[1], -1)
         if batch.get("lookahead_mask") is not None:
             later = later & batch["lookahead_mask"].bool()[..., None]
@@ -192,7 +163,7 @@ def future_mask(config: ForesightConfig, batch: Mapping) -> Tensor:
 
 
 def future_depth(config: ForesightConfig, batch: Mapping) -> Tensor | None:
-    """Depth `future_shift` frames ahead `(B, T', V, H, W)` in metres; `None` if the batch has no depth."""
+    """Depth `future_shift` frames ahead `(B, T', V, H, W)` in meters; `None` if the batch has no depth."""
     now, later, pixels = (batch.get(k) for k in ("depth", "lookahead_depth", "lookahead_pixel_values"))
     if now is None:
         return None
@@ -254,7 +225,7 @@ def progress_targets(config: ForesightConfig, batch: Mapping) -> Target | None:
 
 @functools.cache
 def grid_nodes(grid: tuple[int, int]) -> np.ndarray:
-    """Centres of the cells of a grid `(rows, cols)`, row-major: float32 `(P, 2)` image fractions x, y."""
+    """Centers of the cells of a grid `(rows, cols)`, row-major: float32 `(P, 2)` image fractions x, y."""
     nodes = flow_grid_points(*grid).numpy()
     nodes.setflags(write=False)  # all callers share it
     return nodes
@@ -270,9 +241,9 @@ def choose_points(
 ) -> np.ndarray:
     """Chooses one tracked point per grid node and frame.
 
-    3D Foresight asks at inference for the flow of a uniform grid, and trains with tracked points "near grids"
-    drawn at random. Here both happen in *augmented* coordinates and for every frame of a window on its own.
-    For node `j` at `g_j`, with grid spacing `a`:
+    3D Foresight predicts the flow of a uniform grid, and trains with tracked points "near grids" drawn at
+    random. Both use *augmented* coordinates, separately for every frame. For node `j` at `g_j`, with grid
+    spacing `a`:
 
         candidates = points visible at that frame inside the node's cell (within a/2 of g_j)
                      otherwise the nearest visible point within 2a
@@ -281,14 +252,14 @@ def choose_points(
         otherwise                                -> any of them at random
 
     Cells are half open, so a point on a border belongs to exactly one node; distances are measured in
-    spacings, so grids of any aspect work. Points that the shift pushed out of the picture are not visible.
+    spacings, so grids of any aspect ratio work. Points outside the shifted picture are not visible.
 
     Args:
         xy (`numpy.ndarray`): `(T, n, 2)` float32 augmented image fractions.
         visible (`numpy.ndarray`): `(T, n)` bool.
         moving (`numpy.ndarray`): `(n,)` bool, the label of the whole episode.
         grid (`tuple[int, int]`): `(rows, cols)`, `P = rows * cols`.
-        p_moving (`float`): Probability to insist on a moving point where a node's cell holds one.
+        p_moving (`float`): Probability to require a moving point where a node's cell holds one.
         rng (`numpy.random.Generator`): Source of randomness.
 
     Returns:
@@ -320,17 +291,17 @@ def choose_points(
 def _fill_from_nearest(
     choice: np.ndarray, xy: np.ndarray, usable: np.ndarray, grid: tuple[int, int]
 ) -> np.ndarray:
-    """Give every empty node the nearest usable point within two spacings; edits and returns `choice`."""
+    """Gives every empty node the nearest usable point within two spacings; edits and returns `choice`."""
     rows, cols = grid
-    column_centres = np.arange(cols, dtype=np.float32)[:, None] + np.float32(0.5)  # in spacings
-    row_centres = np.arange(rows, dtype=np.float32)[:, None] + np.float32(0.5)
+    column_centers = np.arange(cols, dtype=np.float32)[:, None] + np.float32(0.5)  # in spacings
+    row_centers = np.arange(rows, dtype=np.float32)[:, None] + np.float32(0.5)
     for frame in np.flatnonzero((choice < 0).any(1) & usable.any(1)):
         empty = np.flatnonzero(choice[frame] < 0)
         candidates = np.flatnonzero(usable[frame])
         x, y = xy[frame, candidates].T
         # The largest of two axes separates: columns and rows are measured once, not once per node.
-        along_x = np.abs(column_centres - x * np.float32(cols))  # (cols, n')
-        along_y = np.abs(row_centres - y * np.float32(rows))
+        along_x = np.abs(column_centers - x * np.float32(cols))  # (cols, n')
+        along_y = np.abs(row_centers - y * np.float32(rows))
         distance = np.maximum(along_x[empty % cols], along_y[empty // cols])  # (E, n')
         nearest = distance.argmin(1)
         near = distance[np.arange(len(empty)), nearest] <= NEAREST_WITHIN_SPACINGS
@@ -338,33 +309,43 @@ def _fill_from_nearest(
     return choice
 
 
+class FlowSampling(NamedTuple):
+    """How flow targets are drawn from tracked points.
+
+    Attributes:
+        frames: T, history frames.
+        length: L, steps of a trajectory; step 0 is the frame itself.
+        grid: (rows, columns), P = rows * columns.
+        p_moving: See [`choose_points`].
+        occluded_weight: Weight of steps at which the chosen point is hidden. 1 keeps the paper's plain mean,
+            ATM uses 0.1.
+    """
+
+    frames: int
+    length: int
+    grid: tuple[int, int]
+    p_moving: float = 0.5
+    occluded_weight: float = 1.0
+
+
 def build_flow_targets(
     points: np.ndarray,
     visible: np.ndarray,
     moving: np.ndarray,
-    n_frames: int,
-    flow_length: int,
-    grid: tuple[int, int],
+    sampling: FlowSampling,
     rng: np.random.Generator,
-    p_moving: float = 0.5,
-    occluded_weight: float = 1.0,
     shift: tuple[float, float] = (0.0, 0.0),
 ) -> dict[str, np.ndarray]:
     """Targets of the flow head for all frames of one window.
 
     Args:
         points (`numpy.ndarray`): `(R, n, 3)` float of any size, the tracks at the window's frames and after,
-            oldest first: x, y image fractions, z metres. `R` is `n_frames + flow_length - 1`, or less where
-            the episode ends earlier.
+            oldest first: x, y image fractions, z meters. `R` is T + L - 1, or less where the episode ends
+            earlier.
         visible (`numpy.ndarray`): `(R, n)` bool; false for padding points at all times.
         moving (`numpy.ndarray`): `(n,)` bool.
-        n_frames (`int`): T, history frames.
-        flow_length (`int`): L, steps `s, s+1, ..., s+L-1`; step 0 is now.
-        grid (`tuple[int, int]`): `(rows, cols)`, `P = rows * cols`.
+        sampling (`FlowSampling`): Sizes and probabilities.
         rng (`numpy.random.Generator`): Source of randomness.
-        p_moving (`float`): See `choose_points`.
-        occluded_weight (`float`): Weight of steps at which the chosen point is hidden. 1 keeps the paper's
-            plain mean, ATM uses 0.1.
         shift (`tuple[float, float]`): How far the augmented picture looks to the right and down, as fractions
             of the image; taken from x and y.
 
@@ -374,68 +355,39 @@ def build_flow_targets(
         past the episode's end, and where a track is not finite or has no depth; `track_moving` `(T, P)` bool.
     """
     n_rows, n_points = points.shape[:2]
+    if n_points == 0:
+        return blank_flow_targets(sampling)
     moved = np.float32([*shift, 0])
-    xy_now = points[:n_frames, :, :2].astype(np.float32) - moved[:2]
-    choice = choose_points(xy_now, visible[:n_frames], moving, grid, p_moving, rng)  # (T, P)
+    xy_now = points[: sampling.frames, :, :2].astype(np.float32) - moved[:2]
+    visible_now = visible[: sampling.frames]
+    choice = choose_points(xy_now, visible_now, moving, sampling.grid, sampling.p_moving, rng)  # (T, P)
     chosen = choice >= 0
     safe = np.where(chosen, choice, 0)
-    step = np.arange(n_frames)[:, None] + np.arange(flow_length)  # (T, L) row of frame t at step k
-    exists = (step < n_rows)[..., None] & chosen[:, None]  # (T, L, P)
-    if n_points == 0:  # nothing tracked in this episode: all nodes are empty
-        track = np.zeros((*exists.shape, 3), np.float32)
-        seen = np.zeros(exists.shape, bool)
-        start = np.zeros((*choice.shape, 2), np.float32)
-    else:
-        # Only what was chosen is converted and moved: a window has several times as many points.
-        place = np.minimum(step, n_rows - 1)[..., None] * n_points + safe[:, None]  # (T, L, P)
-        track = points.reshape(-1, 3).take(place, axis=0).astype(np.float32) - moved
-        seen = visible.reshape(-1).take(place)
-        start = np.take_along_axis(xy_now, safe[..., None], axis=1)
+    # Row of frame t at step k. Only what was chosen is converted and moved: a window has more points.
+    step = np.arange(sampling.frames)[:, None] + np.arange(sampling.length)  # (T, L)
+    place = np.minimum(step, n_rows - 1)[..., None] * n_points + safe[:, None]  # (T, L, P)
+    track = points.reshape(-1, 3).take(place, axis=0).astype(np.float32) - moved
+    start = np.take_along_axis(xy_now, safe[..., None], axis=1)  # (T, P, 2)
     x, y, z = np.moveaxis(track, -1, 0)
+    exists = (step < n_rows)[..., None] & chosen[:, None]
     exists &= np.isfinite(x) & np.isfinite(y) & np.isfinite(z) & (z > 0)
-    weight = np.where(seen, np.float32(1), np.float32(occluded_weight)) * exists
+    seen = visible.reshape(-1).take(place)
     track[~exists] = 0
     return {
-        "track_start": np.where(chosen[..., None], start, grid_nodes(grid)),
+        "track_start": np.where(chosen[..., None], start, grid_nodes(sampling.grid)),
         "track": track,
-        "track_weight": weight,
-        "track_moving": chosen & (moving[safe] if len(moving) else False),
+        "track_weight": np.where(seen, np.float32(1), np.float32(sampling.occluded_weight)) * exists,
+        "track_moving": chosen & moving[safe],
     }
 
 
-def blank_flow_targets(n_frames: int, flow_length: int, grid: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Targets that teach nothing, as [`build_flow_targets`] has them: grid nodes as starts, weight 0."""
-    nodes = grid_nodes(grid)
+def blank_flow_targets(sampling: FlowSampling) -> dict[str, np.ndarray]:
+    """Flow targets of weight 0 that start at the grid nodes, as [`build_flow_targets`] makes them."""
+    frames, nodes = sampling.frames, grid_nodes(sampling.grid)
+    shape = (frames, sampling.length, len(nodes))
     return {
-        "track_start": np.repeat(nodes[None], n_frames, axis=0),
-        "track": np.zeros((n_frames, flow_length, len(nodes), 3), np.float32),
-        "track_weight": np.zeros((n_frames, flow_length, len(nodes)), np.float32),
-        "track_moving": np.zeros((n_frames, len(nodes)), bool),
+        "track_start": np.repeat(nodes[None], frames, axis=0),
+        "track": np.zeros((*shape, 3), np.float32),
+        "track_weight": np.zeros(shape, np.float32),
+        "track_moving": np.zeros((frames, len(nodes)), bool),
     }
-
-
-__all__ = [
-    "Target",
-    "action_weight",
-    "blank_flow_targets",
-    "build_flow_targets",
-    "choose_points",
-    "depth_statistics",
-    "depth_target",
-    "depth_targets",
-    "depth_weight",
-    "flow_targets",
-    "frames_ahead",
-    "future_depth",
-    "future_mask",
-    "future_targets",
-    "grid_nodes",
-    "is_valid_depth",
-    "masked_target",
-    "newest_trained_future",
-    "num_future_targets",
-    "patchify",
-    "progress_targets",
-    "rgb_target",
-    "unpatchify",
-]

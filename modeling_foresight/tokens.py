@@ -1,5 +1,5 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""What the tokens of a sequence are: their kinds, and one record per token."""
+"""Kinds of tokens, and the layout of a sequence: one record per token."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -21,7 +21,7 @@ class Kind(IntEnum):
     PROGRESS = 7
 
 
-KINDS = tuple(Kind)  # a compiler cannot walk an enum
+KINDS = tuple(Kind)  # a compiler cannot iterate over an enum
 QUERIES = tuple(kind for kind in KINDS if kind >= Kind.FLOW)
 
 
@@ -47,8 +47,7 @@ class TokenLayout:
     def from_records(cls, records: list[tuple[int, int, int, int]], device=None) -> "TokenLayout":
         """From one (kind, frame, group, rank) per token, in the order of the sequence.
 
-        Positions are found here, once and in Python: searching them in a tensor on a GPU would make every
-        forward pass wait for the device.
+        Positions are found here once: searching a tensor would make every forward pass wait for the GPU.
         """
         members: dict[tuple[int, int], list[int]] = {}
         for position in sorted(range(len(records)), key=lambda i: (records[i][1], records[i][3])):
@@ -66,6 +65,3 @@ class TokenLayout:
     def positions(self, kind: Kind, group: int = 0) -> Tensor:
         """Positions of all tokens of a kind and view, frame by frame in order of rank: int64 `(tokens,)`."""
         return self.members.get((int(kind), group), self.kind[:0])
-
-
-__all__ = ["KINDS", "QUERIES", "Kind", "TokenLayout"]

@@ -32,13 +32,13 @@ def eager_attention_forward(
 
 
 def start_normal(linear: nn.Linear, std: float) -> nn.Linear:
-    """Marks a linear layer to start with weights of N(0, `std`) and without bias; returns it."""
+    """Marks a linear layer for initial weights of N(0, `std`) and zero bias; returns it."""
     linear.init_std = std
     return linear
 
 
 def gpt_linear(config: ForesightConfig, inputs: int, outputs: int, residual: bool = False) -> nn.Linear:
-    """A linear layer that starts as GPT-2's; one that ends in the residual stream starts smaller."""
+    """A linear layer with GPT-2's initial weights, which are smaller before the residual stream."""
     shrink = (2 * config.num_hidden_layers) ** 0.5 if residual else 1.0
     return start_normal(nn.Linear(inputs, outputs), config.initializer_range / shrink)
 
@@ -51,7 +51,7 @@ class ForesightAttention(nn.Module):
         self.config = config
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
-        # The mask says everything; without this flag sdpa would assume a causal one where there is none.
+        # The mask is complete; without this flag sdpa would assume a causal one where there is none.
         self.is_causal = False
         self.q_proj = gpt_linear(config, config.hidden_size, config.hidden_size)
         self.k_proj = gpt_linear(config, config.hidden_size, config.hidden_size)
@@ -63,16 +63,12 @@ class ForesightAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """`(B, S, D)` -> `(B, S, D)` and, with eager attention, the weights `(B, heads, S, S)`.
 
-        With `last_rows` only that many tokens at the end ask; the mask then has as many rows.
+        With `last_rows` only that many tokens at the end are queries; the mask then has as many rows.
         """
-        asking = hidden_states if last_rows is None else hidden_states[:, -last_rows:]
+        queries = hidden_states if last_rows is None else hidden_states[:, -last_rows:]
+        inputs = ((self.q_proj, queries), (self.k_proj, hidden_states), (self.v_proj, hidden_states))
         query, key, value = (
-            project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for project, x in (
-                (self.q_proj, asking),
-                (self.k_proj, hidden_states),
-                (self.v_proj, hidden_states),
-            )
+            project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for project, x in inputs
         )
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -106,13 +102,10 @@ class ForesightBlock(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: Tensor, attention_mask=None, last_rows: int | None = None, **kwargs
     ) -> Tensor:
-        """`(B, S, D)` -> `(B, S, D)`, or the last `last_rows` tokens of it alone."""
+        """`(B, S, D)` -> `(B, S, D)`, or only the last `last_rows` tokens."""
         attended, _ = self.self_attn(self.norm1(hidden_states), attention_mask, last_rows, **kwargs)
         if last_rows is not None:
             hidden_states = hidden_states[:, -last_rows:]
         hidden_states = hidden_states + self.dropout(attended)
         expanded = self.activation(self.up_proj(self.norm2(hidden_states)))
         return hidden_states + self.dropout(self.down_proj(expanded))
-
-
-__all__ = ["ForesightAttention", "ForesightBlock", "eager_attention_forward", "gpt_linear", "start_normal"]

@@ -203,7 +203,7 @@ def test_after_a_failure_on_the_way_the_next_frame_begins_a_window(
     def fails(*args):
         raise RuntimeError("the device is lost")
 
-    monkeypatch.setattr(service.policy._stream, "_call", fails)
+    monkeypatch.setattr(service.policy._stream, "_predict", fails)
     client.tick(wait=False)
     for _ in range(100 * WAIT_S):
         if "the device is lost" in caplog.text:

@@ -28,9 +28,9 @@ from modeling_foresight.encoders import (
     TextEncoder,
     VisionEncoder,
     flow_grid_points,
+    normalize_length,
     sincos_2d,
     take_entries,
-    unit_length,
 )
 from tests.tiny import TASKS, tiny_batch, tiny_config, tiny_inputs, tiny_tokenizer
 
@@ -253,7 +253,7 @@ def test_positions_encode_the_column_first_and_the_row_last():
             torch.testing.assert_close(table[row * cols + col], torch.tensor(expected))
 
 
-def test_flow_grid_points_are_cell_centres_row_by_row():
+def test_flow_grid_points_are_cell_centers_row_by_row():
     points = flow_grid_points(2, 4)
     expected = [[(col + 0.5) / 4, (row + 0.5) / 2] for row in range(2) for col in range(4)]
     assert torch.equal(points, torch.tensor(expected))
@@ -284,7 +284,9 @@ def test_text_features_ignore_padding_and_are_scaled_to_unit_length():
     together = tiny_tokenizer()(list(TASKS), padding=True, return_tensors="pt")
     features = encoder(together["input_ids"], together["attention_mask"])
     assert features.shape == (3, 22)
-    torch.testing.assert_close(unit_length(7 * features).norm(dim=-1), torch.ones(3), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        normalize_length(7 * features).norm(dim=-1), torch.ones(3), rtol=1e-4, atol=1e-4
+    )
     for task, feature in zip(TASKS, features, strict=True):
         alone = tiny_tokenizer()([task], return_tensors="pt")
         torch.testing.assert_close(encoder(alone["input_ids"])[0], feature)
@@ -403,7 +405,7 @@ def test_the_mae_of_timm_fills_a_vit_as_the_mae_of_a_gr_mg_checkpoint_does(image
 
 def test_a_mae_with_more_than_a_plain_vit_is_refused(tmp_path):
     timm_mae(tmp_path / "mae", reg_tokens=2)
-    with pytest.raises(ValueError, match="no plain ViT: it has or lacks .*'reg_token'"):
+    with pytest.raises(ValueError, match="not a plain ViT: it has or lacks .*'reg_token'"):
         ForesightForActionPrediction.from_encoder_checkpoints(tiny_config(), vision=tmp_path / "mae")
 
 

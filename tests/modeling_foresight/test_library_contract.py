@@ -1,8 +1,6 @@
 """What transformers promises of a model: outputs on request, padded text, attention backends, arguments."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,8 +9,6 @@ from transformers import AutoModel, ResNetConfig, TimmWrapperConfig
 from modeling_foresight import ForesightForActionPrediction, ForesightModel
 from modeling_foresight.lora import lora_config
 from tests.tiny import BATCH, tiny_config, tiny_inputs
-
-HEAVY = ("timm", "lerobot", "peft", "datasets", "pandas", "wandb", "matplotlib", "gradio", "training")
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +190,7 @@ def test_the_trunk_refuses_unknown_arguments_too(model, inputs):
     ("name", "shape", "message"),
     [
         ("input_ids", (BATCH + 1, 9), r"input_ids has shape \(4, 9\); expected \(3, 9\)"),
-        ("input_ids", (9,), r"input_ids has shape \(9,\); expected \(3, 9\)"),
+        ("input_ids", (9,), r"input_ids has shape \(9,\); expected \(3, 'length'\)"),
         ("attention_mask", (BATCH, 8), r"attention_mask has shape \(3, 8\); expected \(3, 9\)"),
     ],
 )
@@ -208,23 +204,7 @@ def test_arguments_of_the_library_pass(model, inputs):
     model(**inputs, return_dict=True, output_hidden_states=False, num_items_in_batch=torch.tensor(3))
 
 
-# --- Import -------------------------------------------------------------------------------------------------
-
-
-def test_importing_the_model_imports_nothing_heavy_and_configs_need_no_network():
-    code = f"""
-import sys
-def offline(event, args):
-    if event in ("socket.connect", "socket.getaddrinfo"):
-        raise AssertionError(f"{{event}} {{args}}")
-sys.addaudithook(offline)
-import modeling_foresight
-modeling_foresight.ForesightConfig()
-modeling_foresight.ForesightConfig.from_preset("foresight_3d")
-print([name for name in {HEAVY!r} if name in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr[-2000:]
+# --- Other libraries ----------------------------------------------------------------------------------------
 
 
 def test_a_model_without_a_text_tower_takes_an_adapter_and_checkpointing():

@@ -102,7 +102,7 @@ def test_depth_target_has_its_variance_floor_inside_the_root_and_leaves_invalid_
     assert target.isfinite().all()
 
 
-def test_a_millimetre_of_noise_on_a_flat_patch_stays_of_unit_scale():
+def test_a_millimeter_of_noise_on_a_flat_patch_stays_of_unit_scale():
     depth = 1 + 1e-4 * draw(H, W)
     assert depth_target(depth, PATCH)[0].abs().max() < 0.5
 
@@ -281,4 +281,6 @@ def test_masked_mean_of_weights_is_a_weighted_mean():
 
 def test_a_wrong_shape_is_named_with_what_was_expected():
     with pytest.raises(ValueError, match=r"track has shape \(2, 3\); expected \(2, 5\)"):
-        check_shapes(state=(None, (1,)), track=(torch.zeros(2, 3), (2, 5)))
+        check_shapes(
+            {"state": None, "track": torch.zeros(2, 3)}, {"state": (1,), "track": ("T", "P")}, {"P": 5}
+        )

@@ -576,14 +576,14 @@ def test_overfitting_one_window_drives_every_loss_down():
         setattr(config, f"{name}_loss_weight", 1.0)
     model, batch = build(config).train(), tiny_batch(config, batch=1)
     noise = torch.zeros(1, 5, 6)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3, weight_decay=0)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3, weight_decay=0)
     first = None
     for _ in range(40):
         output = model(**batch, style_noise=noise)
         first = first or {name: loss.item() for name, loss in output.losses.items()}
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         output.loss.backward()
-        optimiser.step()
+        optimizer.step()
     for name, loss in output.losses.items():
         assert loss < 0.8 * first[name], (name, first[name], loss.item())
 
@@ -655,7 +655,7 @@ def test_the_trunk_loads_from_the_checkpoint_of_the_policy(model, checkpoint, in
     torch.testing.assert_close(ours.last_hidden_state, theirs.last_hidden_state, **TOLERANCE)
 
 
-def test_weights_that_a_checkpoint_lacks_are_initialised_and_not_garbage(checkpoint, tmp_path):
+def test_weights_that_a_checkpoint_lacks_are_initialized_and_not_garbage(checkpoint, tmp_path):
     smaller = build(tiny_config(goal_image=True, objectives=["action"]))
     smaller.save_pretrained(tmp_path / "smaller")
     config = tiny_config(goal_image=True)
@@ -859,9 +859,17 @@ def test_initial_weights_follow_gr_mg(config):
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("pixel_values", (3, 5, 3, 40, 40), r"pixel_values has shape \(3, 5, 3, 40, 40\).*expected \(batch"),
+        (
+            "pixel_values",
+            (3, 5, 3, 40, 40),
+            r"has shape \(3, 5, 3, 40, 40\).*\(B, T, V, 3, H, H\)",
+        ),
         ("pixel_values", (3, 5, 2, 3, 40, 48), r"40, 48\); expected .*3, 40, 40"),
-        ("pixel_values", (3, 5, 1, 3, 40, 40), r"has 1 views; the config names \['main', 'wrist'\]"),
+        (
+            "pixel_values",
+            (3, 5, 1, 3, 40, 40),
+            r"expected \(3, 5, 2, 3, 40, 40\), .*\(B, T, V, 3",
+        ),
         ("pixel_values", (3, 6, 2, 3, 40, 40), r"has 6 frames; the config takes 1 to 5"),
         ("state", (3, 5, 8), r"state has shape \(3, 5, 8\); expected \(3, 5, 11\)"),
         ("frame_mask", (3, 4), r"frame_mask has shape \(3, 4\); expected \(3, 5\)"),

@@ -74,18 +74,18 @@ def raw_batch(config) -> dict:
 
 
 @pytest.mark.parametrize("view", SIZES)
-def test_images_are_resized_bicubically_without_antialiasing_and_normalised(processor, view):
+def test_images_are_resized_bicubically_without_antialiasing_and_normalized(processor, view):
     images = pixels(2, view=view)
     resized = F.interpolate(images.float() / 255, size=(40, 40), mode="bicubic", antialias=False)
     mean, std = (torch.tensor(x)[:, None, None] for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    result = processor.normalise_images(images)
+    result = processor.normalize_images(images)
     torch.testing.assert_close(result, (resized - mean) / std)
     assert resized.min() < 0 or resized.max() > 1  # the overshoot of the kernel is kept
 
 
 def test_images_of_the_models_size_are_not_resampled(processor):
     images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
-    undone = processor.normalise_images(images) * torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    undone = processor.normalize_images(images) * torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     undone = (undone + torch.tensor([0.485, 0.456, 0.406])[:, None, None]) * 255
     assert torch.equal(undone.round().to(torch.uint8), images)
 
@@ -119,7 +119,7 @@ def test_one_observation_may_come_in_any_form(processor, form):
     batch = processor({view: forms(image)[form] for view, image in images.items()}, TASKS[0], np.zeros(11))
     assert batch["pixel_values"].shape == (1, 1, 2, 3, 40, 40)
     for v, image in enumerate(images.values()):
-        torch.testing.assert_close(batch["pixel_values"][0, 0, v], processor.normalise_images(image[None])[0])
+        torch.testing.assert_close(batch["pixel_values"][0, 0, v], processor.normalize_images(image[None])[0])
     assert batch["state"].shape == (1, 1, 11)
     assert batch["frame_mask"].tolist() == [[True]] and batch["view_mask"].tolist() == [[True, True]]
 
@@ -131,7 +131,7 @@ def test_a_window_and_a_batch_may_come_as_lists_or_arrays(processor, form):
         return torch.stack(parts) if isinstance(parts[0], torch.Tensor) else parts
 
     frames = pixels(3)
-    expected = processor.normalise_images(frames)
+    expected = processor.normalize_images(frames)
     window = processor({"main": stacked(frames)}, TASKS[0], np.zeros((3, 11)))
     torch.testing.assert_close(window["pixel_values"][0, :, 0], expected)
     robots = processor({"main": stacked(frames)}, list(TASKS), np.zeros((3, 11)))
@@ -151,7 +151,7 @@ def test_windows_of_several_robots_keep_their_frame_masks(processor):
 def test_a_goal_image_is_prepared_like_any_other(processor):
     goal = pixels(seed=5)
     batch = processor({"main": pixels()}, TASKS[0], goal_image=goal.movedim(0, -1).numpy())
-    torch.testing.assert_close(batch["goal_pixel_values"], processor.normalise_images(goal[None]))
+    torch.testing.assert_close(batch["goal_pixel_values"], processor.normalize_images(goal[None]))
     both = processor({"main": pixels(2)}, list(TASKS[:2]), goal_image=torch.stack([goal, goal]))
     assert both["goal_pixel_values"].shape == (2, 3, 40, 40)
 
@@ -163,7 +163,7 @@ def test_a_raw_batch_becomes_a_model_batch_with_its_lookahead_split_off(config, 
     raw = raw_batch(config)
     batch = processor.prepare_batch(raw)
     for v, view in enumerate(SIZES):
-        images = processor.normalise_images(raw["images"][view])
+        images = processor.normalize_images(raw["images"][view])
         depth = processor.resize_depth(raw["depth"][view])
         torch.testing.assert_close(batch["pixel_values"][:, :, v], images[:, :T])
         torch.testing.assert_close(batch["lookahead_pixel_values"][:, :, v], images[:, T:])
@@ -177,7 +177,7 @@ def test_a_raw_batch_becomes_a_model_batch_with_its_lookahead_split_off(config, 
     assert not {"index", "episode_index", "track_moving", "task"} & set(batch)
     assert (batch["actions"][~raw["action_mask"]] == 0).all()
     kept = raw["action_mask"]
-    torch.testing.assert_close(batch["actions"][kept], processor.normalise_actions(raw["actions"])[kept])
+    torch.testing.assert_close(batch["actions"][kept], processor.normalize_actions(raw["actions"])[kept])
 
 
 def test_a_prepared_batch_trains_the_model():
@@ -216,21 +216,21 @@ def test_cameras_may_be_present_in_some_frames_only(config, processor):
 # --- Numbers -----------------------------------------------------------------------------------------------
 
 
-def test_actions_survive_normalising_and_decoding(config, processor):
+def test_actions_survive_normalizing_and_decoding(config, processor):
     actions = raw_batch(config)["actions"]
     actions[..., 5] = 3.0
-    normalised = processor.normalise_actions(actions)
-    torch.testing.assert_close(normalised[..., 0], (actions[..., 0] - 0.5) / 2)
-    assert set(normalised[..., 2].unique().tolist()) == {0.0, 1.0}
-    assert (normalised[..., 5] == 0).all()  # and not 0 / 1e-7
-    torch.testing.assert_close(processor.decode_actions(normalised), actions)
-    normalised[..., 2] = 2 * normalised[..., 2] - 1.9  # logits
-    assert torch.equal(processor.decode_actions(normalised)[..., 2], actions[..., 2])
+    normalized = processor.normalize_actions(actions)
+    torch.testing.assert_close(normalized[..., 0], (actions[..., 0] - 0.5) / 2)
+    assert set(normalized[..., 2].unique().tolist()) == {0.0, 1.0}
+    assert (normalized[..., 5] == 0).all()  # and not 0 / 1e-7
+    torch.testing.assert_close(processor.decode_actions(normalized), actions)
+    normalized[..., 2] = 2 * normalized[..., 2] - 1.9  # logits
+    assert torch.equal(processor.decode_actions(normalized)[..., 2], actions[..., 2])
 
 
 def test_a_constant_entry_is_not_blown_up_by_noise(processor):
     action = torch.tensor(ACTION_STATS["mean"]) + 1e-6
-    assert processor.normalise_actions(action)[5].abs() < 1e-5
+    assert processor.normalize_actions(action)[5].abs() < 1e-5
 
 
 def test_an_action_entry_that_never_moved_stays_where_it_was(processor):
@@ -238,9 +238,9 @@ def test_an_action_entry_that_never_moved_stays_where_it_was(processor):
     assert (decoded[..., 5] == ACTION_STATS["mean"][5]).all()
 
 
-def test_the_state_is_normalised_with_its_binary_entries_as_bits(processor):
+def test_the_state_is_normalized_with_its_binary_entries_as_bits(processor):
     state = torch.rand(2, 11) * 4
-    result = processor.normalise_state(state)
+    result = processor.normalize_state(state)
     for i in range(11):
         expected = (state[:, i] > 2).float() if i in (4, 9) else (state[:, i] - i) / (1 + i)
         torch.testing.assert_close(result[:, i], expected)
@@ -249,7 +249,7 @@ def test_the_state_is_normalised_with_its_binary_entries_as_bits(processor):
 def test_without_statistics_numbers_pass_and_logits_become_bits(config):
     processor = tiny_processor(config)
     actions = torch.tensor([0.3, 0.2, 0.7, 5.0, 0.0, 0.1, -1.0])
-    assert torch.equal(processor.normalise_actions(actions), actions)
+    assert torch.equal(processor.normalize_actions(actions), actions)
     decoded = processor.decode_actions(actions)
     assert decoded[2] == 1 and processor.decode_actions(-actions)[2] == 0
     assert torch.equal(decoded[[0, 1, 3, 4, 5, 6]], actions[[0, 1, 3, 4, 5, 6]])
@@ -295,10 +295,10 @@ def calvin_states(*lead: int) -> torch.Tensor:
     return states
 
 
-def test_relative_states_keep_metres_and_radians_and_normalise_the_rest():
+def test_relative_states_keep_metres_and_radians_and_normalize_the_rest():
     states = calvin_states(B, T)
     processor = tiny_processor(calvin_config(), state_stats=CALVIN_STATS)
-    result = processor.normalise_state(states)
+    result = processor.normalize_state(states)
     assert torch.equal(result[..., :6], relative_state(states)[..., :6])
     assert (result[:, 0, :6] == 0).all() and result[:, 1:, :6].abs().min() > 0
     assert torch.equal(result[..., 6], (states[..., 6] > 0).float())
@@ -310,7 +310,7 @@ def test_relative_states_keep_metres_and_radians_and_normalise_the_rest():
 def test_without_statistics_a_gripper_of_a_relative_state_still_becomes_a_bit(closed):
     states = calvin_states(T)
     states[..., 6] = torch.where(states[..., 6] > 0, 1.0, closed)
-    result = tiny_processor(calvin_config()).normalise_state(states)
+    result = tiny_processor(calvin_config()).normalize_state(states)
     assert torch.equal(result[..., 6], (states[..., 6] == 1).float())
     assert torch.equal(result[..., 7:], states[..., 7:])
 
@@ -319,12 +319,12 @@ def test_a_relative_state_depends_on_its_own_window_only_and_not_on_padding():
     states = calvin_states(B, T)
     processor = tiny_processor(calvin_config())
     batch = processor({"main": pixels(B, T)}, list(TASKS[:B]), states)
-    torch.testing.assert_close(batch["state"], processor.normalise_state(states))
+    torch.testing.assert_close(batch["state"], processor.normalize_state(states))
     slid = processor({"main": pixels(B, T - 1)}, list(TASKS[:B]), states[:, 1:])
     assert (slid["state"][:, 0, :6] == 0).all()
     padded = states.clone()
     padded[:, 3:] = 1e6
-    torch.testing.assert_close(processor.normalise_state(padded)[:, :3], batch["state"][:, :3])
+    torch.testing.assert_close(processor.normalize_state(padded)[:, :3], batch["state"][:, :3])
     single = processor({"main": pixels()}, TASKS[0], states[0, 0])
     assert single["state"].shape == (1, 1, 9) and (single["state"][..., :6] == 0).all()
 
@@ -333,8 +333,8 @@ def test_local_deltas_pass_unscaled_whatever_the_statistics():
     processor = tiny_processor(calvin_config(), action_stats=ACTION_STATS, state_stats=CALVIN_STATS)
     assert processor.action_stats is None
     chunks = encode_local_delta(calvin_states(B, T + 1))
-    assert torch.equal(processor.normalise_actions(chunks), chunks)
-    assert torch.equal(processor.denormalise_actions(chunks), chunks)
+    assert torch.equal(processor.normalize_actions(chunks), chunks)
+    assert torch.equal(processor.denormalize_actions(chunks), chunks)
 
 
 def test_local_deltas_are_decoded_from_the_current_state_to_the_simulators_actions():
@@ -381,7 +381,7 @@ def test_a_saved_processor_keeps_its_forms_of_action_and_state(tmp_path):
     processor.save_pretrained(tmp_path)
     loaded = ForesightProcessor.from_pretrained(tmp_path)
     states = calvin_states(B, 4 + 1)
-    assert torch.equal(loaded.normalise_state(states), processor.normalise_state(states))
+    assert torch.equal(loaded.normalize_state(states), processor.normalize_state(states))
     chunks = encode_local_delta(states)
     decoded = processor.decode_actions(chunks, states[:, 0])
     assert torch.equal(loaded.decode_actions(chunks, states[:, 0]), decoded)
@@ -473,7 +473,7 @@ def test_another_number_of_instructions_than_samples_is_refused(processor):
         processor({"main": pixels(2)}, list(TASKS))
 
 
-def test_statistics_of_standardised_data_are_not_taken_for_flags(config):
+def test_statistics_of_standardized_data_are_not_taken_for_flags(config):
     # Zeros and ones equal False and True, also as keys of a cache.
     stats = {"mean": [0.0] * 11, "std": [1.0] * 11, "min": [0.0] * 11, "max": [1.0] * 11}
     processor = tiny_processor(tiny_config(binary_state_indices=()), state_stats=stats)

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from modeling_foresight.targets import build_flow_targets, choose_points, grid_nodes
+from modeling_foresight.targets import FlowSampling, build_flow_targets, choose_points, grid_nodes
 
 FRAMES, FLOW_LENGTH, POINTS, GRID = 3, 4, 40, (3, 5)
 NODES = GRID[0] * GRID[1]
+SAMPLING = FlowSampling(FRAMES, FLOW_LENGTH, GRID)
 
 
 def candidates_by_loop(xy, visible, grid):
@@ -35,7 +36,7 @@ def random_tracks(seed, n_rows=FRAMES + FLOW_LENGTH - 1, n_points=POINTS):
     return points, rng.random((n_rows, n_points)) < 0.7, rng.random(n_points) < 0.25
 
 
-def test_nodes_are_patch_centres_in_row_major_order():
+def test_nodes_are_patch_centers_in_row_major_order():
     nodes = grid_nodes((2, 4))
     np.testing.assert_allclose(nodes[0], [0.125, 0.25])
     np.testing.assert_allclose(nodes[1], [0.375, 0.25])
@@ -94,9 +95,8 @@ def test_targets_equal_a_plain_loop_over_frames_steps_and_nodes():
         9, n_rows=FRAMES + 1
     )  # the episode ends one step after the window
     seed, occluded = 11, 0.25
-    got = build_flow_targets(
-        points, visible, moving, FRAMES, FLOW_LENGTH, GRID, np.random.default_rng(seed), 0.5, occluded
-    )
+    sampling = SAMPLING._replace(occluded_weight=occluded)
+    got = build_flow_targets(points, visible, moving, sampling, np.random.default_rng(seed))
     choice = choose_points(
         points[:FRAMES, :, :2], visible[:FRAMES], moving, GRID, 0.5, np.random.default_rng(seed)
     )
@@ -122,7 +122,7 @@ def test_targets_equal_a_plain_loop_over_frames_steps_and_nodes():
 
 def test_step_zero_of_a_track_is_its_start():
     points, visible, moving = random_tracks(2)
-    got = build_flow_targets(points, visible, moving, FRAMES, FLOW_LENGTH, GRID, np.random.default_rng(0))
+    got = build_flow_targets(points, visible, moving, SAMPLING, np.random.default_rng(0))
     weighted = got["track_weight"][:, 0] > 0
     np.testing.assert_array_equal(got["track"][:, 0, :, :2][weighted], got["track_start"][weighted])
 
@@ -140,7 +140,7 @@ def test_padding_points_and_points_shifted_out_are_never_used():
 def test_nothing_visible_gives_the_grid_with_weight_zero():
     points, visible, moving = random_tracks(4)
     visible[:] = False
-    got = build_flow_targets(points, visible, moving, FRAMES, FLOW_LENGTH, GRID, np.random.default_rng(0))
+    got = build_flow_targets(points, visible, moving, SAMPLING, np.random.default_rng(0))
     np.testing.assert_array_equal(got["track_start"], np.broadcast_to(grid_nodes(GRID), (FRAMES, NODES, 2)))
     assert not got["track_weight"].any() and np.isfinite(got["track"]).all()
 
@@ -149,7 +149,7 @@ def test_tracks_that_are_not_finite_or_have_no_depth_weigh_nothing():
     points, visible, moving = random_tracks(6)
     points[2, :, 2] = 0
     points[4] = np.nan
-    got = build_flow_targets(points, visible, moving, 2, FLOW_LENGTH, GRID, np.random.default_rng(0))
+    got = build_flow_targets(points, visible, moving, SAMPLING._replace(frames=2), np.random.default_rng(0))
     assert not got["track_weight"][0, 2].any() and not got["track_weight"][1, 1].any()
     assert not got["track_weight"][1, 3].any() and got["track_weight"][0, 1].any()
     assert np.isfinite(got["track"]).all()

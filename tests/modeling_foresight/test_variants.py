@@ -133,7 +133,7 @@ def test_a_variant_is_saved_and_loaded_as_it_is(name, tmp_path):
     model = ForesightForActionPrediction(config).eval()
     model.save_pretrained(tmp_path)
     loaded = ForesightForActionPrediction.from_pretrained(tmp_path)
-    batch = tiny_batch(config)
+    batch = tiny_batch(config, batch=1)
     with torch.no_grad():
         ours, theirs = model(**batch), loaded(**batch)
     assert torch.equal(ours.loss, theirs.loss)

@@ -376,7 +376,7 @@ def _compare(table: _Table, model, processor, raw, batch, output, targets, basel
         _compare_flow(table, raw, batch, output.flow, *targets["flow"], views[0], baselines)
     if "actions" in targets:
         actions, mask = targets["actions"]
-        predicted = processor.denormalise_actions(output.actions)
+        predicted = processor.denormalize_actions(output.actions)
         predictors = {"model": predicted, "mean": baselines.get("actions")}
         for predictor, values in predictors.items():
             if values is not None:

@@ -140,7 +140,7 @@ def _actions(model, processor, output, sample: dict, i: int):
     if output.actions is None:
         return None
     newest = model.config.history_length - 1
-    predicted = processor.denormalise_actions(output.actions[i, newest]).cpu().numpy()  # (K, A)
+    predicted = processor.denormalize_actions(output.actions[i, newest]).cpu().numpy()  # (K, A)
     if "actions" not in sample:
         return None, predicted
     exists = sample["action_mask"][newest][:, None].numpy()

@@ -137,5 +137,5 @@ def _picture(rgb: np.ndarray, metres: np.ndarray | None) -> np.ndarray:
 def _grippers(processor: ForesightProcessor, config: ForesightConfig) -> dict[str, list]:
     """The binary entries of an action, and what lies half way between the two values of each."""
     binary = list(config.binary_action_indices)
-    ends = [processor.denormalise_actions(torch.full((config.action_dim,), side)) for side in (0.0, 1.0)]
+    ends = [processor.denormalize_actions(torch.full((config.action_dim,), side)) for side in (0.0, 1.0)]
     return {"binary_indices": binary, "threshold": [float(sum(end[i] for end in ends)) / 2 for i in binary]}

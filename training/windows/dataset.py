@@ -41,7 +41,7 @@ from datasets_scripts.storage.frame_cache import open_frames
 from datasets_scripts.storage.provenance import moving_flags, read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 from modeling_foresight.action_codec import ACTION_SIZE, encode_local_delta
-from modeling_foresight.targets import blank_flow_targets, build_flow_targets
+from modeling_foresight.targets import FlowSampling, blank_flow_targets, build_flow_targets
 from training.windows.augmentation import draw_shift, shift_fraction, shift_frames, shift_px
 from training.windows.columns import (
     WindowColumns,
@@ -258,9 +258,10 @@ class ForesightWindows(Dataset):
     ) -> dict:
         """Flow targets of the first view, or zeros of weight 0 where the dataset has no tracks."""
         config, view = self.config, self.config.views[0]
+        lengths = (config.history_length, config.flow_length)
+        sampling = FlowSampling(*lengths, config.flow_grid, config.p_moving, config.occluded_weight)
         if self.columns.points is None:
-            targets = blank_flow_targets(config.history_length, config.flow_length, config.flow_grid)
-            return {key: torch.from_numpy(value) for key, value in targets.items()}
+            return {key: torch.from_numpy(value) for key, value in blank_flow_targets(sampling).items()}
         packed, visible = (
             _pad_rows(self.rows.column(key).read(track_rows), config.history_length)
             for key in self.columns.points
@@ -270,12 +271,8 @@ class ForesightWindows(Dataset):
             points,
             visible,
             moving_flags(self._provenance, episode, self.cameras[view], points.shape[1]),
-            config.history_length,
-            config.flow_length,
-            config.flow_grid,
+            sampling,
             rng,
-            config.p_moving,
-            config.occluded_weight,
             shift_fraction(*shifts[view], *self.view_sizes[view]),
         )
         return {key: torch.from_numpy(value) for key, value in targets.items()}

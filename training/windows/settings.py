@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from modeling_foresight.configuration_foresight import FAMILIES, OBJECTIVES
-from modeling_foresight.processing_foresight import ACTION_CODECS
+from modeling_foresight.configuration_foresight import CHOICES, FAMILIES, OBJECTIVES
 
 __all__ = ["WindowConfig", "split_episodes"]
 
@@ -96,10 +95,8 @@ class WindowConfig:
             raise ValueError(f"views are {self.views}; at least one, each once")
         if unknown := set(self.objectives) - set(OBJECTIVES):
             raise ValueError(f"unknown objectives {sorted(unknown)}; choose among {', '.join(OBJECTIVES)}")
-        if self.action_codec not in ACTION_CODECS:
-            raise ValueError(
-                f"action_codec is '{self.action_codec}'; choose among {', '.join(ACTION_CODECS)}"
-            )
+        if self.action_codec not in (codecs := CHOICES["action_codec"]):
+            raise ValueError(f"action_codec is '{self.action_codec}'; choose among {', '.join(codecs)}")
         if self.strided_commands not in STRIDED_COMMANDS:
             raise ValueError(
                 f"strided_commands is '{self.strided_commands}'; choose among {', '.join(STRIDED_COMMANDS)}"

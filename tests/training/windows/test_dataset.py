@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from datasets_scripts.columns import clean_depth, points_key, points_visible_key
 from datasets_scripts.storage.provenance import read_provenance, write_provenance
 from modeling_foresight.action_codec import to_simulator_action
-from modeling_foresight.targets import build_flow_targets
+from modeling_foresight.targets import FlowSampling, build_flow_targets
 from tests.synthetic import make_dataset
 from training.windows import (
     ConcatWindows,
@@ -176,9 +176,7 @@ def test_cache_on_demand_and_stock_reader_agree(facts, cache):
             item[points_key("main")][exists].reshape(-1, facts.n_points, 3).numpy(),
             item[points_visible_key("main")][exists].numpy(),
             facts.moving(int(item["episode_index"])),
-            T,
-            L,
-            GRID,
+            FlowSampling(T, L, GRID),
             generator_after_two_shifts(i),
         )
         for key, value in targets.items():
