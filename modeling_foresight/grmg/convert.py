@@ -18,8 +18,8 @@ from .checkpoints import to_foresight, to_grmg
 from .reading import read_settings
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line's options, checked."""
     parser = argparse.ArgumentParser(
         prog="python -m modeling_foresight.grmg.convert",
         description="GR-MG policy checkpoints -> a folder for from_pretrained; --to-grmg goes back.",
@@ -31,8 +31,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--config", help="GR-MG's train or pretrain json; may add vision_stand_in, text_stand_in")
     add("--output", required=True, help="folder to make")
     add("--preset", choices=[name for name in PRESETS if name != "gr1"], help="start this variant")
-    add("--text-tower", help="folder of a CLIP checkpoint")
-    add("--vision-tower", help="folder of a MAE or ViT checkpoint")
+    add("--text-tower", help="folder of a CLIP checkpoint, or a file of its weights in OpenAI's names")
+    add("--vision-tower", help="folder of a MAE or ViT checkpoint, or MAE's own file")
     add("--tokenizer", help="folder of CLIP's tokenizer; by default that of --text-tower")
     add("--allow-pickle", action="store_true", help="unpickle any object of a file that you trust")
     add("--to-grmg", action="store_true", help="from our folder to GR-MG's names")
@@ -46,7 +46,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    args = parse(arguments)
+    args = parse_options(arguments)
     logging.disable_progress_bar()
     try:
         settings = None if args.config is None else read_settings(args.config)
