@@ -280,16 +280,9 @@ def placeholder_tokenizer() -> PreTrainedTokenizerFast:
 
 # ---------------------------------------------------------------------- to GR-MG
 
-# What GR-MG computes, whatever its sizes.
-GRMG_SEMANTICS = {
-    "within_frame": "causal",
-    "vision_sees_state": True,
-    "future_sees_state": True,
-    "goal_image": True,
-    "action_head": "cvae",
-    "auxiliary_heads": True,
-    "layer_norm_eps": 1e-5,
-}
+# Fields in which a model means the same as GR-MG, whatever its sizes.
+GRMG_SEMANTICS = ("within_frame", "vision_sees_state", "future_sees_state", "goal_image", "action_head")
+GRMG_SEMANTICS += ("auxiliary_heads", "layer_norm_eps")
 
 
 def to_grmg(
@@ -341,7 +334,8 @@ def to_grmg(
 
 def foreign_fields(config: ForesightConfig) -> list[str]:
     """Fields in which a config means something that GR-MG does not compute."""
-    foreign = [f"{k}={getattr(config, k)!r}" for k, v in GRMG_SEMANTICS.items() if getattr(config, k) != v]
+    grmg, given = ForesightConfig.from_preset("grmg").to_dict(), config.to_dict()
+    foreign = [f"{name}={given[name]!r}" for name in GRMG_SEMANTICS if given[name] != grmg[name]]
     if len(config.views) > 2:
         foreign.append(f"views={list(config.views)}")
     for name in ("state", "action"):

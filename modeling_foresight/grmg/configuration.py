@@ -27,7 +27,15 @@ MODEL_SIZES = (
     ("future_shift", "trainer.fwd_pred_next_n"),
     ("vision_config.hidden_size", "policy.patch_feat_dim", "perceiver_resampler.latents", 1),
     ("vision_config.hidden_size", "policy.img_feat_dim", "embed_img.weight", 1),
+    ("vision_config.num_hidden_layers", None, "model_mae.blocks", BLOCKS),
+    ("vision_config.intermediate_size", None, "model_mae.blocks.0.mlp.fc1.weight", 0),
+    ("vision_config.patch_size", None, "model_mae.patch_embed.proj.weight", 2),
     ("text_config.projection_dim", "policy.lang_feat_dim", "embed_lang.weight", 1),
+    ("text_config.hidden_size", None, "text_encoder.ln_final.weight", 0),
+    ("text_config.num_hidden_layers", None, "text_encoder.transformer.resblocks", BLOCKS),
+    ("text_config.intermediate_size", None, "text_encoder.transformer.resblocks.0.mlp.c_fc.weight", 0),
+    ("text_config.max_position_embeddings", None, "text_encoder.positional_embedding", 0),
+    ("text_config.vocab_size", None, "text_encoder.token_embedding.weight", 0),
     ("num_latents", "policy.resampler_params.num_latents", "perceiver_resampler.latents", 0),
     ("resampler_depth", "policy.resampler_params.depth", "perceiver_resampler.layers", BLOCKS),
     ("resampler_heads", "policy.resampler_params.heads"),
@@ -162,46 +170,6 @@ def count_heads(checkpoint: Checkpoint, tower: str) -> int | None:
     return heads
 
 
-def vision_config_of(checkpoint: Checkpoint, width: int, image_size: int | None) -> ViTConfig:
-    """The vision tower's config; without tensors only the width of its features matters."""
-    if not checkpoint.has_part("vision tower"):
-        return ViTConfig(hidden_size=width, num_attention_heads=1, image_size=image_size or 224)
-    patch = checkpoint.size("model_mae.patch_embed.proj.weight", 2)
-    patches = checkpoint.size("model_mae.pos_embed", 1) - 1
-    return ViTConfig(
-        hidden_size=checkpoint.number("policy.patch_feat_dim", "model_mae.norm.weight"),
-        num_hidden_layers=checkpoint.size("model_mae.blocks", BLOCKS),
-        num_attention_heads=count_heads(checkpoint, "vision"),
-        intermediate_size=checkpoint.size("model_mae.blocks.0.mlp.fc1.weight", 0),
-        image_size=square_side(patches, "The number of patches in model_mae.pos_embed") * patch,
-        patch_size=patch,
-        layer_norm_eps=checkpoint.stand_in("vision", EPSILONS, 1e-6),
-    )
-
-
-def text_config_of(checkpoint: Checkpoint, feature: int) -> CLIPTextConfig:
-    """The text tower's config; without tensors only the size of its feature matters."""
-    width = checkpoint.size("text_encoder.ln_final.weight", 0)
-    if width is None:
-        return CLIPTextConfig(projection_dim=feature, eos_token_id=49407, bos_token_id=49406)
-    vocabulary = checkpoint.size("text_encoder.token_embedding.weight", 0)
-    stack = "text_encoder.transformer.resblocks"
-    return CLIPTextConfig(
-        projection_dim=checkpoint.size("text_encoder.text_projection", 1),
-        hidden_size=width,
-        num_hidden_layers=checkpoint.size(stack, BLOCKS),
-        num_attention_heads=count_heads(checkpoint, "text"),
-        intermediate_size=checkpoint.size(f"{stack}.0.mlp.c_fc.weight", 0),
-        max_position_embeddings=checkpoint.size("text_encoder.positional_embedding", 0),
-        vocab_size=vocabulary,
-        hidden_act="quick_gelu",
-        # CLIP reads its feature at the largest token id, which is the end of text.
-        eos_token_id=vocabulary - 1,
-        bos_token_id=vocabulary - 2,
-        pad_token_id=vocabulary - 1,
-    )
-
-
 def read_config(checkpoint: Checkpoint, preset: str | None = None) -> ForesightConfig:
     """The config of a GR-MG file; with `preset`, that of another variant of the same sizes.
 
@@ -209,7 +177,7 @@ def read_config(checkpoint: Checkpoint, preset: str | None = None) -> ForesightC
         ConversionError: If json and tensors contradict each other, or our model has no such form.
     """
     check_switches(checkpoint)
-    fields, has_part = read_sizes(checkpoint) | read_towers(checkpoint), checkpoint.has_part
+    fields, has_part = read_sizes(checkpoint), checkpoint.has_part
     has_state = has_part("state embeddings") if preset is None else PRESETS[preset].get("state_dim", 7) > 0
     if preset is None:
         preset = "grmg" if has_part("action decoder") or has_state else "grmg_pretrain"
@@ -278,47 +246,54 @@ def read_sizes(checkpoint: Checkpoint) -> dict:
     for name in ("state", "action"):
         size = fields.setdefault(f"{name}_dim", 7)
         fields[f"binary_{name}_indices"] = [size - 1]  # the gripper is last
-    fields["hidden_act"] = read_activation(checkpoint)
+    fields["hidden_act"] = checkpoint.entry("policy.activation_function") or "relu"
+    if not isinstance(fields["hidden_act"], str) or fields["hidden_act"] not in ACT2FN:
+        raise ConversionError(
+            f"The json says policy.activation_function={fields['hidden_act']!r}, which transformers does not "
+            "have: give one of its names, such as relu, gelu or gelu_new."
+        )
+    if checkpoint.entry("policy.activation_function") is None:
+        checkpoint.notices.append("the json has no policy.activation_function: GR-MG's relu is taken")
     if fields.get("future_shift", 0) >= fields["history_length"]:
         fields["future_targets"] = "lookahead"
         checkpoint.notices.append(
             f"future_shift={fields['future_shift']} leaves the window, so targets are taken after it"
         )
-    return {name: value for name, value in fields.items() if "." not in name}
+    towers = {name: {} for name in ("vision_config", "text_config")}
+    for name in [name for name in fields if "." in name]:
+        tower, _, size = name.partition(".")
+        towers[tower][size] = fields.pop(name)
+    return fields | read_towers(checkpoint, towers["vision_config"], towers["text_config"])
 
 
-def read_activation(checkpoint: Checkpoint) -> str:
-    """The backbone's activation function."""
-    name = checkpoint.entry("policy.activation_function")
-    if name is None:
-        checkpoint.notices.append(
-            "the json has no policy.activation_function: relu is taken, as GR-MG published it"
-        )
-        return "relu"
-    if not isinstance(name, str) or name not in ACT2FN:
-        raise ConversionError(
-            f"The json says policy.activation_function={name!r}, which transformers does not have: "
-            "give one of its names, such as relu, gelu or gelu_new."
-        )
-    return name
+def read_towers(checkpoint: Checkpoint, vision: dict, text: dict) -> dict:
+    """The towers of these sizes, and the sizes of images and patches.
 
-
-def read_towers(checkpoint: Checkpoint) -> dict:
-    """The towers, and the sizes of images and patches."""
+    Of a tower that the file lacks only the size of its features matters.
+    """
     fields: dict = {"towers": [name for name in ("text", "vision") if checkpoint.has_part(f"{name} tower")]}
-    image_size = None
     if checkpoint.has_part("future"):
-        values = checkpoint.size("decoder_pred.weight", 0)
+        values, patches = checkpoint.size("decoder_pred.weight", 0), checkpoint.size(POSITIONS, 1)
         fields["patch_size"] = square_side(values // 3, "A third of decoder_pred.weight's rows")
-        patches = checkpoint.size(POSITIONS, 1)
-        image_size = square_side(patches, f"The number of patches in {POSITIONS}") * fields["patch_size"]
-    vision = vision_config_of(checkpoint, checkpoint.size("perceiver_resampler.latents", 1), image_size)
-    text = text_config_of(checkpoint, checkpoint.size("embed_lang.weight", 1))
-    return fields | {
-        "image_size": image_size or vision.image_size,
-        "vision_config": vision,
-        "text_config": text,
-    }
+        side = square_side(patches, f"The number of patches in {POSITIONS}")
+        fields["image_size"] = side * fields["patch_size"]
+    if "vision" in fields["towers"]:
+        patches = checkpoint.size("model_mae.pos_embed", 1) - 1
+        side = square_side(patches, "The number of patches in model_mae.pos_embed")
+        vision |= {
+            "num_attention_heads": count_heads(checkpoint, "vision"),
+            "image_size": side * vision["patch_size"],
+            "layer_norm_eps": checkpoint.stand_in("vision", EPSILONS, 1e-6),
+        }
+    else:
+        vision |= {"num_attention_heads": 1, "image_size": fields.get("image_size", 224)}
+    if "text" in fields["towers"]:
+        text |= {"num_attention_heads": count_heads(checkpoint, "text"), "hidden_act": "quick_gelu"}
+    # CLIP reads its feature at the largest token id, which is the end of text.
+    end = text.get("vocab_size", 49408) - 1
+    text |= {"eos_token_id": end, "bos_token_id": end - 1, "pad_token_id": end}
+    fields.setdefault("image_size", vision["image_size"])
+    return fields | {"vision_config": ViTConfig(**vision), "text_config": CLIPTextConfig(**text)}
 
 
 def read_variant(checkpoint: Checkpoint) -> dict:

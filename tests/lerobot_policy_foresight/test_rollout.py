@@ -189,8 +189,8 @@ def test_the_step_alone_is_compiled(rollout, folder, monkeypatch):
     ]  # LeRobot's, which is idle; ours
     policy = get_policy_class("foresight").from_pretrained(folder)
     policy.config.compile_model = True
-    policy._follow([TASK])
+    policy._update_stream([TASK])
     stream = policy._stream
     policy.reset()
-    policy._follow([TASK])
+    policy._update_stream([TASK])
     assert policy._stream is stream  # or every episode would compile anew

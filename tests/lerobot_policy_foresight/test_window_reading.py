@@ -13,6 +13,7 @@ from lerobot.policies.factory import make_policy
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, default_collate
 
+from datasets_scripts.storage import rows
 from lerobot_policy_foresight import LeRobotForesightConfig
 from lerobot_policy_foresight.window_reading import WindowReader
 from tests.lerobot_policy_foresight.miniature import small_model
@@ -157,14 +158,40 @@ def test_under_a_rename_map_pictures_travel_under_the_datasets_names(videos):
         reader.read_batch(default_collate([dataset[4]]))
 
 
-def test_a_dataset_of_which_only_some_files_are_here_is_refused_with_the_remedy(videos, tmp_path):
-    root = shutil.copytree(videos, tmp_path / "ds")  # as LeRobot downloads it for --dataset.episodes
+@pytest.fixture
+def downloaded(videos, tmp_path):
+    """The dataset as LeRobot downloads it for `--dataset.episodes=[0]`."""
+    root = shutil.copytree(videos, tmp_path / "ds")
     path = next((root / "data").rglob("*.parquet"))
     pq.write_table(pq.read_table(path).slice(0, LENGTHS[0]), path)
-    dataset = opened(root, episodes=[0])
+    return root
+
+
+def test_a_dataset_of_which_only_some_files_are_here_is_refused_with_the_remedy(downloaded):
+    dataset = opened(downloaded, episodes=[0])
     policy_for(dataset)
     with pytest.raises(ValueError, match="incomplete.*hf download local/synthetic"):
         loaded(dataset, [2])
+
+
+def test_chosen_episodes_of_a_partly_downloaded_dataset_are_read_from_the_hub(
+    videos, downloaded, monkeypatch
+):
+    asked = []
+
+    def from_hub(name, videos_too):
+        asked.append((name, videos_too))
+        return videos, None
+
+    dataset = opened(downloaded, episodes=[0])
+    policy = policy_for(dataset)
+    find = rows.find_dataset
+    monkeypatch.setattr(
+        rows, "find_dataset", lambda name, videos: (from_hub if "@" in name else find)(name, videos)
+    )
+    batch = loaded(dataset, [0, 5])
+    assert_same_windows(policy.windows.read_batch(batch), windows_of(policy, videos), [(0, 0), (0, 1)])
+    assert asked == [(f"local/synthetic@{dataset.meta.revision}", False)]
 
 
 def test_a_dataset_in_which_nothing_can_be_trained_is_refused_before_the_first_step(videos):
