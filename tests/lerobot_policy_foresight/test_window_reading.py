@@ -1,5 +1,6 @@
 """What the policy is trained on are windows of `training.windows`; LeRobot's own items stay as they are."""
 
+import pickle
 import shutil
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, default_collate
 from datasets_scripts.storage import rows
 from lerobot_policy_foresight import LeRobotForesightConfig
 from lerobot_policy_foresight.window_reading import WindowReader
-from tests.lerobot_policy_foresight.miniature import small_model
+from tests.lerobot_policy_foresight.miniature import run_ranks, small_model
 from tests.synthetic import make_dataset
 from training.windows import ForesightWindows, WindowConfig, collate_windows
 
@@ -89,13 +90,24 @@ def assert_same_windows(given: dict, windows: ForesightWindows, rows: list[tuple
 WINDOWS = {0: (0, 0), 10: (1, 6), 16: (2, 13), 18: (2, 14)}
 
 
-@pytest.mark.parametrize("workers", [{}, {"num_workers": 1, "multiprocessing_context": "spawn"}])
+SPAWNED = pytest.param({"num_workers": 1, "multiprocessing_context": "spawn"}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("workers", [{}, {"num_workers": 1, "multiprocessing_context": "fork"}, SPAWNED])
 def test_a_data_loader_reads_the_windows_of_the_trainer(videos, workers):
     dataset = opened(videos)
     policy = policy_for(dataset)
     batch = loaded(dataset, list(WINDOWS), **workers)
     assert batch["index"].tolist() == list(WINDOWS) and batch["episode_index"].tolist() == [0, 1, 2, 2]
     assert not {MAIN, WRIST, "action"} & set(batch)
+    assert_same_windows(policy.windows.read_batch(batch), windows_of(policy, videos), list(WINDOWS.values()))
+
+
+def test_a_dataset_that_was_pickled_for_a_worker_is_read_as_windows(videos):
+    dataset = opened(videos)
+    policy = policy_for(dataset)
+    loaded(dataset, [0])  # files are open
+    batch = loaded(pickle.loads(pickle.dumps(dataset)), list(WINDOWS))
     assert_same_windows(policy.windows.read_batch(batch), windows_of(policy, videos), list(WINDOWS.values()))
 
 
@@ -239,9 +251,8 @@ def run_rank(rank: int, root, folder) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow  # two processes are launched
 def test_two_processes_learn_one_mean_also_if_one_has_nothing_to_supervise(videos, tmp_path):
-    torch.multiprocessing.spawn(run_rank, (videos, tmp_path), nprocs=2)
+    run_ranks(run_rank, videos, tmp_path)
     ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
     whole = gradients(videos, [4, 16, 0, 10], unsupervised=[16, 0, 10])
     assert set(whole) == set(ranks[0]) and any(grad.any() for grad in whole.values())
