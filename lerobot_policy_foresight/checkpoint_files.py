@@ -43,7 +43,7 @@ def write_lerobot_files(folder: str | Path, cameras: dict[str, str] | None = Non
     if not model.has("action"):
         raise ValueError(f"The model in {folder} predicts no actions; its objectives are {model.objectives}.")
     if absent := {"text", "vision"} - set(model.towers):
-        raise ValueError(f"The model in {folder} has no {' and '.join(sorted(absent))} tower of its own.")
+        raise ValueError(f"The model in {folder} has no {' and '.join(sorted(absent))} tower.")
     ForesightProcessor.from_pretrained(folder)  # raises before anything is written
     known = before.get("cameras") or {view: f"{OBS_IMAGES}.{view}" for view in model.views}
     cameras = {view: key for view, key in (known | (cameras or {})).items() if key}

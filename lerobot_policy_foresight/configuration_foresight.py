@@ -163,8 +163,6 @@ class LeRobotForesightConfig(_ModelOptions):
         for name in MODEL_FIELDS:
             setattr(self, name, content.get(name))
 
-    # ------------------------------------------------------------------ what LeRobot asks for
-
     @property
     def observation_delta_indices(self) -> None:
         """No steps around an item: windows are read by its frame number (`window_reading.py`)."""
@@ -225,7 +223,7 @@ class LeRobotForesightConfig(_ModelOptions):
         self.input_features = {key: features[key] for key in kept}
         for name, feature in (("state", self.robot_state_feature), ("action", self.action_feature)):
             if name == "action" and self.action_codec == "local_delta":
-                continue  # its size is fixed, whatever the dataset's
+                continue  # its size does not depend on the dataset
             size = getattr(self, f"{name}_dim")
             if feature is not None and size and tuple(feature.shape) != (size,):
                 raise ValueError(
@@ -233,10 +231,8 @@ class LeRobotForesightConfig(_ModelOptions):
                     "entries: choose a dataset, robot or environment that fits, or train a new policy."
                 )
 
-    # ------------------------------------------------------------------ one config.json for both libraries
-
     def lerobot_fields(self) -> dict[str, Any]:
-        """What config.json says to LeRobot beside the model's own fields."""
+        """LeRobot's fields in config.json, without those of the model."""
         skipped = (*MODEL_FIELDS, *BOOKKEEPING, *NOT_SAVED)
         encoded = draccus.encode(self, PreTrainedConfig)
         return {name: value for name, value in encoded.items() if name not in skipped}

@@ -9,10 +9,10 @@ from modeling_foresight import ForesightConfig, build_small_tokenizer
 
 from .configuration_foresight import LeRobotForesightConfig
 
-__all__ = ["check_column_names", "check_dataset", "settle_from_dataset", "statistics_from_dataset"]
+__all__ = ["check_column_names", "check_dataset", "fill_from_dataset", "statistics_from_dataset"]
 
 
-def settle_from_dataset(config: LeRobotForesightConfig, dataset_meta):
+def fill_from_dataset(config: LeRobotForesightConfig, dataset_meta):
     """Fills what a fresh policy's config leaves open from a dataset, in place; returns the tokenizer."""
     text = config.text_config or {}
     if config.tokenizer == "small":

@@ -90,7 +90,7 @@ class ForesightMetaWorldConfig(EnvConfig):
 
     @property
     def gym_kwargs(self) -> dict[str, Any]:
-        """Arguments of [`MetaWorldEnv`] besides the task."""
+        """Arguments of [`MetaWorldEnv`] except the task."""
         names = ("fps", "episode_length", "image_size", "quality", "depth")
         return {"cameras": _split(self.cameras), **{name: getattr(self, name) for name in names}}
 
@@ -107,7 +107,7 @@ class ForesightMetaWorldConfig(EnvConfig):
 
         from datasets_scripts.simulation.metaworld import resolve_tasks
 
-        def side_by_side(task: str) -> gym.vector.VectorEnv:
+        def make_vector_env(task: str) -> gym.vector.VectorEnv:
             factories = [functools.partial(MetaWorldEnv, task, **self.gym_kwargs)] * n_envs
             if use_async_envs and n_envs > 1:
                 return _LazyAsyncVectorEnv(factories)
@@ -120,7 +120,7 @@ class ForesightMetaWorldConfig(EnvConfig):
         )
         settings = f"{self.quality}_{self.image_size}px_{self.fps}fps"
         return {
-            f"{group}_{settings}": {i: side_by_side(task) for i, task in enumerate(resolve_tasks(group))}
+            f"{group}_{settings}": {i: make_vector_env(task) for i, task in enumerate(resolve_tasks(group))}
             for group in _split(self.task)
         }
 

@@ -24,7 +24,7 @@ from modeling_foresight.precision import NO_BFLOAT16, has_bfloat16
 from modeling_foresight.seeds import step_seed
 
 from .configuration_foresight import LeRobotForesightConfig
-from .dataset_fit import check_column_names, check_dataset, settle_from_dataset, statistics_from_dataset
+from .dataset_fit import check_column_names, check_dataset, fill_from_dataset, statistics_from_dataset
 from .window_reading import WindowReader, to_uint8
 
 __all__ = ["LeRobotForesightPolicy"]
@@ -64,7 +64,7 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         if not config.pretrained_path:
             config.trained_batches = 0  # from a train_config.json that starts a new run
         if dataset_meta is not None and not config.pretrained_path:
-            tokenizer = settle_from_dataset(config, dataset_meta)
+            tokenizer = fill_from_dataset(config, dataset_meta)
             self.model = ForesightForActionPrediction.from_encoder_checkpoints(
                 config.model_config(), text=config.text_tower, vision=config.vision_tower
             )
@@ -113,14 +113,7 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         revision: str | None = None,
         **kwargs,
     ) -> "LeRobotForesightPolicy":
-        """As in LeRobot, but weights that do not fit are refused.
-
-        Args:
-            pretrained_name_or_path (`str` or `Path`): Folder or Hub id.
-            config (`LeRobotForesightConfig`, *optional*): Replaces the folder's.
-            dataset_stats (`dict`, *optional*): Statistics of the data to train on; replace the folder's.
-            revision (`str`, *optional*): Commit, branch or tag of a Hub repo.
-            **kwargs: As in LeRobot.
+        """As in LeRobot; `dataset_stats` of the data to train on replace the folder's.
 
         Raises:
             ValueError: If weights are missing, unexpected, of other sizes, or only an adapter's; or if a run
@@ -143,19 +136,14 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
             source, source_revision = config.pretrained_path, config.pretrained_revision
             if str(source) == str(pretrained_name_or_path):  # on the Hub
                 raise is_adapter
-        policy = super().from_pretrained(
-            pretrained_name_or_path,
-            config=config,
-            dataset_stats=dataset_stats,
-            revision=revision,
-            **kwargs,
-        )
+        kwargs |= {"config": config, "dataset_stats": dataset_stats, "revision": revision}
+        policy = super().from_pretrained(pretrained_name_or_path, **kwargs)
         policy.processor = ForesightProcessor.from_pretrained(source, revision=source_revision, **hub)
         if dataset_stats:
-            policy._take_statistics(dataset_stats)
+            policy._replace_statistics(dataset_stats)
         return policy
 
-    def _take_statistics(self, dataset_stats) -> None:
+    def _replace_statistics(self, dataset_stats) -> None:
         """Normalizes by the statistics of a dataset, which must not change when a run resumes."""
         stats, before = statistics_from_dataset(self.config, dataset_stats), self.processor
         self.processor = ForesightProcessor.from_config(self.model.config, before.tokenizer, **stats)
@@ -220,7 +208,7 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction={reduction!r} is unknown; choose 'mean' or 'none'.")
         with self._seeded(), self._precision():
-            return self._losses(batch, reduction)
+            return self._compute_losses(batch, reduction)
 
     def _precision(self) -> AbstractContextManager:
         """Turns off Accelerate's bfloat16 where the device has no kernels for it."""
@@ -243,19 +231,19 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
             torch.manual_seed(seed)
             yield
 
-    def _losses(self, batch: dict, reduction: str) -> tuple[Tensor, dict[str, float]]:
+    def _compute_losses(self, batch: dict, reduction: str) -> tuple[Tensor, dict[str, float]]:
         if self.windows is None:
             raise ValueError("This policy has no dataset to train on: make it for a dataset.")
         raw = self.windows.read_batch(batch)
-        inputs = self._ready_processor().prepare_batch(
+        inputs = self._require_processor().prepare_batch(
             raw, device=self.model.device, history_length=self.model.config.history_length
         )
-        batches = [inputs]
-        if reduction == "none":
-            batches = [
-                {name: value[i : i + 1] for name, value in inputs.items()} for i in range(len(raw["task"]))
-            ]
-        counts = self._global_counts(inputs) if reduction == "mean" else None
+        batches, counts = [inputs], None
+        if reduction == "mean":
+            counts = self._global_counts(inputs)
+        else:
+            rows = (slice(i, i + 1) for i in range(len(raw["task"])))
+            batches = [{name: value[row] for name, value in inputs.items()} for row in rows]
         outputs = [self.model(**inputs, loss_counts=counts) for inputs in batches]
         untrained = counts is not None and not any(count.any() for count in counts.values())
         if outputs[0].loss is None or untrained:
@@ -364,7 +352,7 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         """Makes a stream for as many robots as there are tasks, and resets those with a new instruction."""
         if self._stream is None or self._stream.num_envs != len(tasks):
             self._stream = self.model.stream(
-                self._ready_processor(), num_envs=len(tasks), compile=self.config.compile_model
+                self._require_processor(), num_envs=len(tasks), compile=self.config.compile_model
             )
             self._tasks = [None] * len(tasks)
         pairs = zip(self._tasks, tasks, strict=True)
@@ -385,7 +373,7 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
             images[view] = to_uint8(batch[key])
         return images
 
-    def _ready_processor(self) -> ForesightProcessor:
+    def _require_processor(self) -> ForesightProcessor:
         if self.processor is None:
             raise ValueError(
                 "This policy has no processor: make it for a dataset, or load it with from_pretrained."

@@ -80,8 +80,6 @@ class ForesightServer(PolicyServer):
         self._policy_lock = threading.Lock()
         self._newest: tuple[int, dict] | None = None  # timestep and batch of the window's newest frame
 
-    # ------------------------------------------------------------------ a client connects
-
     def _reset_server(self) -> None:
         """Forgets the last client and its robot's observations."""
         super()._reset_server()
@@ -145,8 +143,6 @@ class ForesightServer(PolicyServer):
                 f"The robot's state has the {joints['shape'][0]} entries {joints['names']}; the policy was "
                 f"made for {state.shape[0]}."
             )
-
-    # ------------------------------------------------------------------ frames arrive
 
     def _enqueue_observation(self, obs: TimedObservation) -> bool:
         """Keeps every frame until the next answer; LeRobot would keep the last one, if it differs."""

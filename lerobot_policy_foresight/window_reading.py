@@ -115,8 +115,6 @@ class WindowReader:
                 f"{self._meta.repo_id} --repo-type dataset --local-dir DIR`, then --dataset.root=DIR)"
             ) from error
 
-    # ------------------------------------------------------------------ in a data loader
-
     def read_items(self, dataset: LeRobotDataset, indices: Sequence[int]) -> list[dict]:
         """Items of a dataset: LeRobot's frame numbers and task, and a window under `observation.foresight.`.
 
@@ -150,8 +148,6 @@ class WindowReader:
             item[f"{SAMPLE}depth.{view}"] = depth
         values = {name: value for name, value in sample.items() if name not in item}
         return item | {f"{SAMPLE}{name}": value for name, value in values.items()}
-
-    # ------------------------------------------------------------------ in the policy
 
     def read_batch(self, batch: dict) -> dict:
         """A raw batch of `ForesightProcessor` from a batch of LeRobot, after the preprocessor."""

@@ -245,7 +245,7 @@ def copy_weights(
 def build_processor(
     config: ForesightConfig, tokenizer: str | None, tower: str | None, source: Checkpoint
 ) -> ForesightProcessor:
-    """The processor of a converted model, with the tokenizer in `tokenizer` or beside the tower."""
+    """The processor of a converted model, with the tokenizer in `tokenizer` or in the tower's folder."""
     found = None
     try:
         if tokenizer or tower:
@@ -270,7 +270,7 @@ def build_processor(
 
 
 def placeholder_tokenizer() -> PreTrainedTokenizerFast:
-    """Stands where a tokenizer must be: it knows no word and raises at the first one."""
+    """A tokenizer without words, which raises at the first one."""
     words = models.WordLevel({"<|startoftext|>": 0, "<|endoftext|>": 1}, unk_token="<|no tokenizer|>")
     tokenizer = Tokenizer(words)
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

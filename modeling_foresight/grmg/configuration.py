@@ -171,11 +171,7 @@ def count_heads(checkpoint: Checkpoint, tower: str) -> int | None:
 
 
 def read_config(checkpoint: Checkpoint, preset: str | None = None) -> ForesightConfig:
-    """The config of a GR-MG file; with `preset`, that of another variant of the same sizes.
-
-    Raises:
-        ConversionError: If json and tensors contradict each other, or our model has no such form.
-    """
+    """The config of a GR-MG file, whose json and tensors must agree; with `preset`, of another variant."""
     check_switches(checkpoint)
     fields, has_part = read_sizes(checkpoint), checkpoint.has_part
     has_state = has_part("state embeddings") if preset is None else PRESETS[preset].get("state_dim", 7) > 0
@@ -267,10 +263,7 @@ def read_sizes(checkpoint: Checkpoint) -> dict:
 
 
 def read_towers(checkpoint: Checkpoint, vision: dict, text: dict) -> dict:
-    """The towers of these sizes, and the sizes of images and patches.
-
-    Of a tower that the file lacks only the size of its features matters.
-    """
+    """The towers of these sizes (an absent tower: of this feature size), and sizes of images and patches."""
     fields: dict = {"towers": [name for name in ("text", "vision") if checkpoint.has_part(f"{name} tower")]}
     if checkpoint.has_part("future"):
         values, patches = checkpoint.size("decoder_pred.weight", 0), checkpoint.size(POSITIONS, 1)

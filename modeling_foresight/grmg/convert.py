@@ -17,6 +17,8 @@ from ..configuration_foresight import PRESETS
 from .checkpoints import to_foresight, to_grmg
 from .reading import read_settings
 
+OPTIONS = ("preset", "text_tower", "vision_tower", "tokenizer")  # without --to-grmg
+
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """The command line's options, checked."""
@@ -38,7 +40,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--to-grmg", action="store_true", help="from our folder to GR-MG's names")
     add("--base", help="with --to-grmg: GR-MG file that supplies CLIP's image side")
     args = parser.parse_args(arguments)
-    for name in ("preset", "text_tower", "vision_tower", "tokenizer") if args.to_grmg else ("base",):
+    for name in OPTIONS if args.to_grmg else ("base",):
         if getattr(args, name) is not None:
             parser.error(f"--{name.replace('_', '-')} goes {'without' if args.to_grmg else 'with'} --to-grmg")
     return args
@@ -53,9 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         if args.to_grmg:
             report = to_grmg(args.checkpoint, args.output, settings, args.base, args.allow_pickle)
         else:
-            towers = {"text_tower": args.text_tower, "vision_tower": args.vision_tower}
-            options = {"preset": args.preset, "tokenizer": args.tokenizer, "allow_pickle": args.allow_pickle}
-            report = to_foresight(args.checkpoint, settings, args.output, **towers, **options)
+            options = {name: getattr(args, name) for name in (*OPTIONS, "allow_pickle")}
+            report = to_foresight(args.checkpoint, settings, args.output, **options)
     except (ValueError, OSError, StrictDataclassError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

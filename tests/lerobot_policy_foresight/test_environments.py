@@ -174,7 +174,7 @@ def alone(simulator):
 
 @pytest.mark.sim
 @pytest.mark.parametrize("use_async", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_what_an_environment_shows_does_not_depend_on_those_beside_it(alone, use_async):
+def test_what_an_environment_shows_does_not_depend_on_the_others(alone, use_async):
     (suite,) = make().create_envs(n_envs=3, use_async_envs=use_async).values()
     for _ in range(2):  # a second batch of episodes begins where the first stopped
         for ours, theirs in zip(roll(suite[0], SEEDS, 15), alone, strict=True):

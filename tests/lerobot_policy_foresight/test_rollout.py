@@ -113,7 +113,7 @@ def test_interpolation_fills_the_time_between_the_models_steps(rollout, folder):
     np.testing.assert_allclose(sent_actions(robot), [plan[0], *steps], rtol=1e-4, atol=1e-5)
 
 
-def test_other_cameras_are_named_by_option_and_depth_is_no_input(rollout, folder):
+def test_other_cameras_are_named_by_option_and_depth_is_not_an_input(rollout, folder):
     robot = rollout(
         "--robot.views=[top, side]",
         "--robot.depth_views=[top]",
@@ -193,4 +193,4 @@ def test_the_step_alone_is_compiled(rollout, folder, monkeypatch):
     stream = policy._stream
     policy.reset()
     policy._update_stream([TASK])
-    assert policy._stream is stream  # or every episode would compile anew
+    assert policy._stream is stream  # or every episode would compile again

@@ -186,7 +186,7 @@ def test_a_policy_with_its_code_is_one_of_lerobot_too(exported, facts, tmp_path)
     assert_same_actions(tmp_path / "drawer", facts)
 
 
-def test_cameras_of_an_exported_model_can_be_named_anew(exported, tmp_path):
+def test_cameras_of_an_exported_model_can_be_renamed(exported, tmp_path):
     model = ForesightForActionPrediction.from_pretrained(exported)
     model.save_pretrained(tmp_path)
     ForesightProcessor.from_pretrained(exported).save_pretrained(tmp_path)
@@ -194,7 +194,7 @@ def test_cameras_of_an_exported_model_can_be_named_anew(exported, tmp_path):
     assert PreTrainedConfig.from_pretrained(tmp_path).cameras == {"front": "observation.image"}
 
 
-def test_a_model_without_actions_is_exported_all_the_same(facts, tmp_path, capsys):
+def test_a_model_without_actions_is_exported_anyway(facts, tmp_path, capsys):
     folder = run_trainer(tmp_path, facts, "--model.objectives", "[depth, flow]")
     assert f"{folder} is not a policy for LeRobot's commands" in capsys.readouterr().out
     assert not (folder / "policy_preprocessor.json").exists()

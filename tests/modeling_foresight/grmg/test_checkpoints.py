@@ -464,7 +464,7 @@ def test_towers_of_another_width_are_refused(pairs, tmp_path, capsys):
     assert "takes 20" in capsys.readouterr().err and not (tmp_path / "ours").exists()
 
 
-def test_the_processor_has_calvins_forms_and_no_tokenizer_of_its_own(pairs):
+def test_the_processor_has_calvins_forms_and_no_tokenizer(pairs):
     processor = ForesightProcessor.from_pretrained(pairs["other"].folder / "ours")
     assert (processor.state_representation, processor.action_codec) == ("relative", "local_delta")
     assert (processor.image_size, processor.views) == (24, ["main", "wrist"])
@@ -536,7 +536,7 @@ def test_heads_of_reduced_towers_are_not_guessed_from_their_width(width, tmp_pat
     assert ForesightConfig.from_pretrained(tmp_path / "ours").towers == ["text"]
 
 
-def test_what_is_no_tower_of_that_kind_is_refused_in_one_sentence(pairs, tmp_path, capsys):
+def test_other_kinds_of_towers_are_refused_in_one_sentence(pairs, tmp_path, capsys):
     tensors = pairs["other"].reference.state_dict()
     torch.save({}, tmp_path / "clip.pt")
     CLIPTextModelWithProjection(tiny_config().text_config).save_pretrained(tmp_path / "clip")
@@ -637,7 +637,7 @@ def test_files_of_another_kind_or_damaged_are_refused_in_one_line(pairs, tmp_pat
         assert_refused(code, message, capsys, tmp_path)
 
 
-def test_our_own_checkpoints_are_recognised(pairs, tmp_path, capsys):
+def test_our_own_checkpoints_are_recognized(pairs, tmp_path, capsys):
     ours = pairs["other"].folder / "ours"
     for path, message in {ours: "--to-grmg", ours / "model.safetensors": "of this project already"}.items():
         code = main([str(path), "--config", write_json(tmp_path, OTHER), "--output", str(tmp_path / "ours")])
@@ -716,7 +716,7 @@ def test_a_preset_that_does_not_fit_the_file_is_refused(pairs, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"trainer": {}}'])
-def test_a_json_that_is_none_of_gr_mgs_is_refused(pairs, text, tmp_path, capsys):
+def test_a_json_that_is_not_gr_mgs_is_refused(pairs, text, tmp_path, capsys):
     (tmp_path / "bad.json").write_text(text)
     save_file(pairs["other"].reference.state_dict(), tmp_path / "grmg.safetensors")
     options = ["--config", str(tmp_path / "bad.json"), "--output", str(tmp_path / "ours")]
@@ -729,7 +729,7 @@ def test_heads_are_never_guessed_without_a_json(pairs, tmp_path, capsys):
     assert_refused(code, "--config", capsys, tmp_path)
 
 
-def test_a_folder_with_something_in_it_is_left_alone(pairs, tmp_path, capsys):
+def test_a_folder_with_something_in_it_is_not_changed(pairs, tmp_path, capsys):
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "precious").write_text("work")
     assert convert(tmp_path, pairs["other"].reference.state_dict(), OTHER) == 1
@@ -737,7 +737,7 @@ def test_a_folder_with_something_in_it_is_left_alone(pairs, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "ours").iterdir()] == ["precious"]
 
 
-def test_nothing_is_written_by_halves(pairs, tmp_path, capsys, monkeypatch):
+def test_a_failed_conversion_writes_nothing(pairs, tmp_path, capsys, monkeypatch):
     def full_disk(self, folder):
         raise OSError("no space left on device")
 
