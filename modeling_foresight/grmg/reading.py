@@ -39,8 +39,8 @@ def read_payload(path: Path, allow_pickle: bool):
         # OpenAI publishes CLIP as a TorchScript archive.
         if what := re.search(r"Weights only.*?(?:GLOBAL|class) (\S+)|(TorchScript)", str(error), re.DOTALL):
             raise ConversionError(
-                f"{path} holds pickled objects next to its weights ({what[1] or what[2]}); loading them could "
-                "run code. If you trust its source, add --allow-pickle."
+                f"{path} holds pickled objects next to its weights ({what[1] or what[2]}); loading them "
+                "could run code. If you trust its source, add --allow-pickle."
             ) from None
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise ConversionError(

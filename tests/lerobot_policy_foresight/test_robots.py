@@ -206,7 +206,7 @@ def test_names_that_lerobot_drops_are_refused_with_the_command_that_renames_them
 
 
 def test_a_trap_in_every_episode_trains_anyway(tmp_path):
-    """Episodes shorter than a window, instructions of any language and length, columns that are not inputs."""
+    """Episodes shorter than a window, instructions of any language and length, unused columns."""
     facts = make_dataset(
         tmp_path / "data",
         frames=[1, 2, 5, 9],  # LeRobot's sampler leaves the first one out: nothing follows its frame
