@@ -1,5 +1,5 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""Makes a trained model's folder one of LeRobot's too, or an adapter of LeRobot a policy that stands alone.
+"""Write LeRobot's files into a trained model's folder, or merge an adapter of LeRobot into its base.
 
 python -m lerobot_policy_foresight outputs/quickstart/model --camera main=observation.image
 python -m lerobot_policy_foresight ADAPTER --merge outputs/merged
@@ -25,10 +25,10 @@ def main() -> None:
         action="append",
         default=[],
         metavar="VIEW=KEY",
-        help="image key of a view, such as main=observation.image; wrist= leaves that view out; by default "
-        "what the folder says, or observation.images.<view>",
+        help="image key of a view, such as main=observation.image; wrist= leaves that view out; the default "
+        "is the folder's, or observation.images.<view>",
     )
-    parser.add_argument("--merge", metavar="FOLDER", help="where the adapter goes, merged into its base")
+    parser.add_argument("--merge", metavar="FOLDER", help="where to write the merged policy")
     options = parser.parse_args()
     try:
         if options.merge:

@@ -1,11 +1,5 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""Write LeRobot's config and pipelines into an exported model folder; merge adapters into their base.
-
-`training/train.py` does the first for the models it exports.
-
-python -m lerobot_policy_foresight FOLDER --camera main=observation.image
-lerobot-eval --policy.path=FOLDER --env.type=...
-"""
+"""Write LeRobot's config and pipelines into an exported model folder; merge adapters into their base."""
 
 import json
 import warnings
@@ -26,18 +20,18 @@ __all__ = ["merge_adapter", "write_lerobot_files"]
 def write_lerobot_files(folder: str | Path, cameras: dict[str, str] | None = None) -> None:
     """Completes a model's folder, in place, so that LeRobot's commands take it as `--policy.path`.
 
-    `config.json` gains LeRobot's fields and keeps its own; the pipelines are written beside it. What
-    `transformers` reads stays as it is. Of a policy already only the cameras change.
+    `config.json` gains LeRobot's fields and keeps its own; the pipelines are written beside it. In the folder
+    of a policy of LeRobot only the cameras change.
 
     Args:
         folder (`str` or `Path`): Model and processor.
-        cameras (`dict[str, str]`, *optional*): View -> image key of the robot or environment; nothing for a
-            view that is not there. Views that are not named keep their key, at first
+        cameras (`dict[str, str]`, *optional*): View -> image key of the robot or environment; `None` or `""`
+            leaves the view out. Views that are not named keep their key, at first
             `observation.images.<view>`.
 
     Raises:
-        ValueError: If it is not the folder of a 3D Foresight model, or of one that LeRobot's commands have no
-            use for; nothing is written then.
+        ValueError: If the folder holds no 3D Foresight model, or one that LeRobot's commands cannot use;
+            nothing is written then.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not (folder / "processor_config.json").is_file():
@@ -49,38 +43,37 @@ def write_lerobot_files(folder: str | Path, cameras: dict[str, str] | None = Non
     if not model.has("action"):
         raise ValueError(f"The model in {folder} predicts no actions; its objectives are {model.objectives}.")
     if absent := {"text", "vision"} - set(model.towers):
-        raise ValueError(f"The model in {folder} has no {' and '.join(sorted(absent))} tower of its own.")
-    ForesightProcessor.from_pretrained(folder)  # says what is wrong with it before anything is written
+        raise ValueError(f"The model in {folder} has no {' and '.join(sorted(absent))} tower.")
+    ForesightProcessor.from_pretrained(folder)  # raises before anything is written
     known = before.get("cameras") or {view: f"{OBS_IMAGES}.{view}" for view in model.views}
     cameras = {view: key for view, key in (known | (cameras or {})).items() if key}
     shape = (3, model.image_size, model.image_size)
     inputs = {key: PolicyFeature(FeatureType.VISUAL, shape) for key in cameras.values()}
     if model.state_dim:
         inputs[OBS_STATE] = PolicyFeature(FeatureType.STATE, (model.state_dim,))
-    if "type" in before:  # a policy already, with settings of its own
+    if "type" in before:  # a policy of LeRobot, whose settings stay
         config = PreTrainedConfig.from_pretrained(folder, cli_overrides=["--device=cpu"])
     else:
         fields = json.loads(model.to_json_string())
-        own = {name: value for name, value in fields.items() if name in MODEL_FIELDS}
-        config = LeRobotForesightConfig(**own, device="cpu")
+        config = LeRobotForesightConfig(**{name: fields.get(name) for name in MODEL_FIELDS}, device="cpu")
     config.cameras, config.input_features = cameras, inputs
     config.output_features = {ACTION: PolicyFeature(FeatureType.ACTION, (model.action_dim,))}
     config.validate_features()
-    own = config.lerobot_fields() | {"device": None}  # that of the machine that opens it
-    write_json(folder / "config.json", before | own)
+    # The device is that of the machine that opens it.
+    write_json(folder / "config.json", before | config.lerobot_fields() | {"device": None})
     for pipeline in make_foresight_pre_post_processors(config):
         pipeline.save_pretrained(folder)
 
 
 def merge_adapter(adapter: str | Path, target: str | Path) -> None:
-    """Puts an adapter that `lerobot-train --peft.*` trained into its base: a policy that stands alone.
+    """Merges an adapter that `lerobot-train --peft.*` trained into its base: a policy that stands alone.
 
     Args:
         adapter (`str` or `Path`): Folder of the adapter, or its Hub id.
         target (`str` or `Path`): Folder for the merged policy, which both libraries open.
 
     Raises:
-        ValueError: If it is no adapter, does not fit its base, or `target` exists.
+        ValueError: If it is not an adapter, does not fit its base, or `target` exists.
     """
     from lerobot.policies.factory import make_pre_post_processors
     from peft import PeftConfig, PeftModel
@@ -94,7 +87,7 @@ def merge_adapter(adapter: str | Path, target: str | Path) -> None:
         raise ValueError(f"{adapter} was trained by training/train.py, which merges with --lora.merge true.")
     config = PreTrainedConfig.from_pretrained(adapter)
     if not config.use_peft:
-        raise ValueError(f"{adapter} is no adapter: it needs no merging.")
+        raise ValueError(f"{adapter} is not an adapter: it needs no merging.")
     config.pretrained_path = Path(adapter)
     base = PeftConfig.from_pretrained(str(adapter))
     policy = LeRobotForesightPolicy.from_pretrained(

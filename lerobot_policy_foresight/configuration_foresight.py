@@ -1,9 +1,8 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
 """Configuration of the policy for LeRobot, and the one config.json that both libraries read.
 
-Every field of the model's config is an option of the policy too (`--policy.hidden_size=384`). So the file
-that `transformers` writes is one that LeRobot parses, and LeRobot's fields beside them are to `AutoConfig`
-attributes that it keeps. `type` tells LeRobot whose file it is.
+Every field of the model's config is also an option of the policy (`--policy.hidden_size=384`). So LeRobot can
+parse the file that `transformers` writes, and `AutoConfig` keeps LeRobot's fields as attributes.
 """
 
 import copy
@@ -28,26 +27,20 @@ from .lerobot_version import refuse_untested_lerobot
 
 __all__ = ["ForesightScheduleConfig", "LeRobotForesightConfig"]
 
-# What transformers notes in a config.json for itself; read and forgotten.
+# What transformers writes into a config.json for itself; read and dropped.
 BOOKKEEPING = ("architectures", "auto_map", "model_type", "transformers_version")
 MODEL_FIELDS = tuple(name for name in ForesightConfig.__annotations__ if name not in BOOKKEEPING)
-# Settings of one run. transformers would take two for its own: the dtype of the weights, and a method.
-NOT_SAVED = (
-    *("attn_implementation", "compile_model", "dtype", "frame_cache"),
-    *("pretrained_path", "push_to_hub", "trained_batches"),
-)
+# Settings of one run. transformers would misread two: the dtype of the weights, and a method's name.
+NOT_SAVED = ("attn_implementation", "compile_model", "dtype", "frame_cache")
+NOT_SAVED += ("pretrained_path", "push_to_hub", "trained_batches")
 
 
 @LRSchedulerConfig.register_subclass("foresight_cosine")
 @dataclasses.dataclass
 class ForesightScheduleConfig(LRSchedulerConfig):
-    """Linear warm-up, then a cosine to a share of the peak: the learning rates of `training/train.py`.
+    """Linear warm-up, then a cosine down to `min_lr_ratio` of the peak, as in `training/train.py`.
 
     LeRobot's own `cosine_decay_with_warmup` shortens the warm-up in short runs and counts its steps as decay.
-
-    Args:
-        num_warmup_steps (`int`): Steps of the warm-up.
-        min_lr_ratio (`float`): The cosine ends at this share of the peak.
     """
 
     num_warmup_steps: int = 100
@@ -61,7 +54,7 @@ class ForesightScheduleConfig(LRSchedulerConfig):
 
 
 def _option_type(annotation: Any) -> Any:
-    """Type of an option that may be left open; `1e-5` on a command line is a number only if it says so."""
+    """Type of an option that may be left open; draccus reads `1e-5` as a number only if the type says so."""
     if annotation in (int | float, int | float | None):
         annotation = float
     return annotation | None if annotation in (bool, int, float, str) else Any
@@ -81,30 +74,27 @@ _ModelOptions = dataclasses.make_dataclass(
 class LeRobotForesightConfig(_ModelOptions):
     """3D Foresight as a LeRobot policy (`--policy.type=foresight`).
 
-    Besides the options below all those of `modeling_foresight.ForesightConfig`, which documents them. What is
-    left open has the defaults there; but a fresh policy takes `views`, `action_dim`, `state_dim`, `fps` and
-    the tokenizer's numbers from the dataset, and has no binary entries unless they are named.
+    Its options are those below and those of `modeling_foresight.ForesightConfig`, with the defaults there.
+    But a fresh policy takes `views`, `action_dim`, `state_dim`, `fps` and the tokenizer's numbers from the
+    dataset, and has no binary entries unless they are named.
 
     Args:
         cameras (`dict[str, str]`): View -> image key. By default the views are the dataset's cameras; given
             views are cameras `observation.images.<view>`. On the command line a trained policy's entries stay
-            unless they are replaced; `{"wrist": null}` does without one.
+            unless they are replaced; `{"wrist": null}` leaves one out.
         tokenizer (`str`): `"small"` builds one from the dataset's instructions; or a folder or Hub id.
         text_tower, vision_tower (`str`, *optional*): Checkpoints (CLIP, MAE) that a fresh policy starts
             from. Their configs replace `text_config` and `vision_config`.
         attn_implementation (`str`): `"sdpa"`, `"eager"` (faster with bfloat16 on a CPU) or
             `"flex_attention"`.
-        dtype (`str`): `"bfloat16"` or `"float16"` for mixed precision in training; on a CPU without kernels
-            for bfloat16 it is float32 all the same.
+        dtype (`str`): `"bfloat16"` or `"float16"` for mixed precision in training. A CPU without bfloat16
+            kernels trains in float32.
         frame_cache (`str`): Where training keeps decoded frames: `"auto"` (`$FORESIGHT_CACHE`, or
             `~/.cache/foresight`, if there is room), a folder, or `"off"` to decode on demand.
-        n_action_steps (`int`): Actions of a chunk that are executed before the next chunk is followed.
+        n_action_steps (`int`): Actions of a chunk that are executed before the next chunk starts.
         compile_model (`bool`): Compile the control step; `lerobot-rollout --use_torch_compile=true` sets it.
             The first step then takes long.
         drop_n_last_frames (`int`): Newest frames of an episode that no window ends with (GR-MG: one).
-        optimizer_lr, optimizer_betas, optimizer_weight_decay, optimizer_grad_clip_norm: AdamW and clipping.
-        scheduler_warmup_steps (`int`): Linear warm-up.
-        scheduler_min_lr_ratio (`float`): The cosine ends at this share of the peak.
 
     Raises:
         ValueError: If fields contradict each other or are unknown; the message names them.
@@ -126,10 +116,10 @@ class LeRobotForesightConfig(_ModelOptions):
         default_factory=lambda: dict.fromkeys(("VISUAL", "STATE", "ACTION"), NormalizationMode.IDENTITY)
     )
 
-    # No option: batches of this run so far, for each process; train_config.json brings it back on resuming.
+    # Not an option: batches of this run so far, per process. A resumed run reads it from train_config.json.
     trained_batches: int = 0
-    # No field: what AutoProcessor opens, set by the policy. LeRobot saves an adapter without asking the
-    # policy, but with this config.
+    # Not a field: what AutoProcessor opens, set by the policy. LeRobot saves an adapter without the policy,
+    # but with this config.
     processor = None
 
     optimizer_lr: float = 1e-3
@@ -140,7 +130,7 @@ class LeRobotForesightConfig(_ModelOptions):
     scheduler_min_lr_ratio: float = 0.01
 
     def __post_init__(self):
-        # Here and not at import, whose errors LeRobot only logs before it says that there is no such policy.
+        # Not at import: LeRobot only logs import errors, then says that the policy is unknown.
         refuse_untested_lerobot()
         super().__post_init__()
         for name in BOOKKEEPING:
@@ -173,25 +163,14 @@ class LeRobotForesightConfig(_ModelOptions):
         for name in MODEL_FIELDS:
             setattr(self, name, content.get(name))
 
-    # ------------------------------------------------------------------ what LeRobot asks for
-
     @property
     def observation_delta_indices(self) -> None:
         """No steps around an item: windows are read by its frame number (`window_reading.py`)."""
-        return None
 
-    @property
-    def action_delta_indices(self) -> None:
-        """See `observation_delta_indices`."""
-        return None
-
-    @property
-    def reward_delta_indices(self) -> None:
-        """No rewards."""
-        return None
+    action_delta_indices = reward_delta_indices = observation_delta_indices
 
     def get_optimizer_preset(self) -> AdamWConfig:
-        """AdamW as the paper trains."""
+        """The paper's AdamW."""
         return AdamWConfig(
             lr=self.optimizer_lr,
             betas=self.optimizer_betas,
@@ -200,13 +179,11 @@ class LeRobotForesightConfig(_ModelOptions):
         )
 
     def get_scheduler_preset(self) -> ForesightScheduleConfig:
-        """Warm-up and cosine as `training/train.py` has them."""
-        return ForesightScheduleConfig(
-            num_warmup_steps=self.scheduler_warmup_steps, min_lr_ratio=self.scheduler_min_lr_ratio
-        )
+        """The schedule of `training/train.py`."""
+        return ForesightScheduleConfig(self.scheduler_warmup_steps, self.scheduler_min_lr_ratio)
 
     def validate_features(self) -> None:
-        """Settles which camera is which view and leaves only inputs in `input_features`.
+        """Chooses the camera of each view and leaves only inputs in `input_features`.
 
         LeRobot lists depth among the cameras and points among the states; both are targets.
 
@@ -226,12 +203,10 @@ class LeRobotForesightConfig(_ModelOptions):
             self.cameras = {view: named[view] for view in views if view in named}
         else:
             self.cameras = {view: key for view, key in self.cameras.items() if key}
-        if self.pretrained_path:  # made for other names: what comes is checked when it comes
+        if self.pretrained_path:  # the dataset may have other names: observations are checked as they arrive
             side = self.model_config().image_size
-            features = {
-                **{key: PolicyFeature(FeatureType.VISUAL, (3, side, side)) for key in self.cameras.values()},
-                **features,
-            }
+            camera = PolicyFeature(FeatureType.VISUAL, (3, side, side))
+            features = dict.fromkeys(self.cameras.values(), camera) | features
             images = [key for key in self.cameras.values() if not is_label_key(key)]
         absent = [key for key in self.cameras.values() if key not in images]
         if absent or not self.cameras:
@@ -246,10 +221,9 @@ class LeRobotForesightConfig(_ModelOptions):
         with_state = OBS_STATE in features and self.state_dim != 0
         kept = [*self.cameras.values(), *([OBS_STATE] if with_state else [])]
         self.input_features = {key: features[key] for key in kept}
-        own_sizes = [("state", self.robot_state_feature)]
-        if self.action_codec != "local_delta":  # whose size is fixed, whatever the dataset's
-            own_sizes.append(("action", self.action_feature))
-        for name, feature in own_sizes:
+        for name, feature in (("state", self.robot_state_feature), ("action", self.action_feature)):
+            if name == "action" and self.action_codec == "local_delta":
+                continue  # its size does not depend on the dataset
             size = getattr(self, f"{name}_dim")
             if feature is not None and size and tuple(feature.shape) != (size,):
                 raise ValueError(
@@ -257,10 +231,8 @@ class LeRobotForesightConfig(_ModelOptions):
                     "entries: choose a dataset, robot or environment that fits, or train a new policy."
                 )
 
-    # ------------------------------------------------------------------ one config.json for both libraries
-
     def lerobot_fields(self) -> dict[str, Any]:
-        """What config.json says to LeRobot beside the model's own fields."""
+        """LeRobot's fields in config.json, without those of the model."""
         skipped = (*MODEL_FIELDS, *BOOKKEEPING, *NOT_SAVED)
         encoded = draccus.encode(self, PreTrainedConfig)
         return {name: value for name, value in encoded.items() if name not in skipped}

@@ -1,5 +1,5 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""What a policy takes from the dataset it is trained on, and whether the two fit each other."""
+"""What a policy takes from the dataset that it is trained on, and whether the two fit."""
 
 from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_IMAGES, OBS_PREFIX, OBS_STATE
 from transformers import AutoTokenizer
@@ -9,18 +9,11 @@ from modeling_foresight import ForesightConfig, build_small_tokenizer
 
 from .configuration_foresight import LeRobotForesightConfig
 
-__all__ = ["check_column_names", "check_dataset", "settle_from_dataset", "statistics_from_dataset"]
+__all__ = ["check_column_names", "check_dataset", "fill_from_dataset", "statistics_from_dataset"]
 
 
-def settle_from_dataset(config: LeRobotForesightConfig, dataset_meta):
-    """Fill what a fresh policy's config leaves open from a dataset, in place.
-
-    Returns:
-        `PreTrainedTokenizerBase`: The policy's tokenizer.
-
-    Raises:
-        ValueError: If the config has another number of frames per second than the dataset.
-    """
+def fill_from_dataset(config: LeRobotForesightConfig, dataset_meta):
+    """Fills what a fresh policy's config leaves open from a dataset, in place; returns the tokenizer."""
     text = config.text_config or {}
     if config.tokenizer == "small":
         instructions = [str(task) for task in dataset_meta.tasks.index]
@@ -43,11 +36,7 @@ def settle_from_dataset(config: LeRobotForesightConfig, dataset_meta):
 
 
 def statistics_from_dataset(config: LeRobotForesightConfig, dataset_stats) -> dict[str, dict]:
-    """`action_stats` and `state_stats` of the processor, from a dataset's statistics by column.
-
-    Raises:
-        ValueError: If an input has no statistics.
-    """
+    """`action_stats` and `state_stats` of the processor, from a dataset's statistics by column."""
     wanted = {"action_stats": ACTION} if config.action_feature else {}
     if config.robot_state_feature:
         wanted["state_stats"] = OBS_STATE
@@ -61,11 +50,7 @@ def statistics_from_dataset(config: LeRobotForesightConfig, dataset_stats) -> di
 
 
 def check_dataset(model: ForesightConfig, dataset_meta) -> None:
-    """Refuse a dataset that a trained policy was not made for.
-
-    Raises:
-        ValueError: If the size of the state or the frames per second differ.
-    """
+    """Raises if a trained policy was made for another size of the state or another frame rate."""
     state = dataset_meta.features.get(OBS_STATE)
     if state is not None and model.state_dim and tuple(state["shape"]) != (model.state_dim,):
         raise ValueError(
@@ -75,24 +60,20 @@ def check_dataset(model: ForesightConfig, dataset_meta) -> None:
     if model.fps and dataset_meta.fps != model.fps:
         raise ValueError(
             f"The dataset has {dataset_meta.fps} frames per second; the policy learned from {model.fps}, and "
-            f"its steps would mean other times. To train on it all the same: "
-            f"--policy.fps={dataset_meta.fps}."
+            f"its steps would mean other times. To train on it anyway: --policy.fps={dataset_meta.fps}."
         )
 
 
 def check_column_names(features: dict[str, dict], root, with_state: bool = True) -> None:
-    """Refuses a dataset whose cameras, state or actions have names that LeRobot hands to no policy.
+    """Raises if cameras, state or actions have names that LeRobot hands to no policy; gives the remedy.
 
-    Only `observation.*` and `action` arrive; without this the first batch fails without naming a column, or
-    the policy is trained without a state.
+    Only `observation.*` and `action` arrive. Without this check the first batch would fail without naming a
+    column, or the policy would train without a state.
 
     Args:
         features (`dict[str, dict]`): The dataset's.
         root (`Path`): Its folder, for the remedy.
         with_state (`bool`): Whether the policy may have a state.
-
-    Raises:
-        ValueError: Names the columns and the command that renames them.
     """
     images = [key for key, feature in features.items() if feature["dtype"] in ("image", "video")]
     cameras = [key for key in images if not is_label_key(key, features[key])]
@@ -110,8 +91,8 @@ def check_column_names(features: dict[str, dict], root, with_state: bool = True)
         pairs = " ".join(f"{old}={new}" for old, new in rename.items())
         raise ValueError(
             f"LeRobot hands a policy only '{OBS_PREFIX}*' and '{ACTION}', so the columns {list(rename)}, "
-            "which it needs as cameras, state or actions, would be dropped. Give them names that arrive, "
-            "in a copy of the dataset that shares its videos: "
+            "which it needs as cameras, state or actions, would be dropped. Rename them in a copy of the "
+            "dataset that shares its videos: "
             f"`python -m datasets_scripts.rename_columns --dataset {root} --output DIR --rename {pairs}`"
             + (" (or do without a state: --policy.state_dim=0)" if OBS_STATE in rename.values() else "")
         )

@@ -11,11 +11,7 @@ TESTED_LEROBOT = ">=0.6.1,<0.7"  # as pyproject.toml asks for
 
 
 def refuse_untested_lerobot() -> None:
-    """Refuses a LeRobot that somebody installed all the same: its interfaces change between versions.
-
-    Raises:
-        ImportError: If the installed version is outside the tested range; names both and the remedy.
-    """
+    """Raises an `ImportError` for an untested LeRobot, whose interfaces change between versions."""
     installed = importlib.metadata.version("lerobot")
     if not SpecifierSet(TESTED_LEROBOT).contains(installed, prereleases=True):
         raise ImportError(

@@ -1,8 +1,7 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
 """The policy: LeRobot's methods around `ForesightForActionPrediction` and its processor.
 
-LeRobot's pipelines pass states and actions on in the dataset's units: `ForesightProcessor` normalizes, with
-the statistics that it keeps.
+LeRobot's pipelines keep states and actions in the dataset's units; `ForesightProcessor` normalizes them.
 """
 
 import json
@@ -25,7 +24,7 @@ from modeling_foresight.precision import NO_BFLOAT16, has_bfloat16
 from modeling_foresight.seeds import step_seed
 
 from .configuration_foresight import LeRobotForesightConfig
-from .dataset_fit import check_column_names, check_dataset, settle_from_dataset, statistics_from_dataset
+from .dataset_fit import check_column_names, check_dataset, fill_from_dataset, statistics_from_dataset
 from .window_reading import WindowReader, to_uint8
 
 __all__ = ["LeRobotForesightPolicy"]
@@ -46,16 +45,13 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         dataset_stats (`dict`, *optional*): Statistics by column, by which a fresh policy normalizes.
         dataset_meta (`LeRobotDatasetMetadata`, *optional*): The dataset to train on.
 
-    Attributes:
-        model (`ForesightForActionPrediction`): The model.
-
     Raises:
         ValueError: If the dataset does not fit the policy.
     """
 
     config_class = LeRobotForesightConfig
     name = "foresight"
-    # For FSDP. The towers are units of their own, because frozen weights are kept apart from others; every
+    # For FSDP. Towers are separate units, because frozen weights must not share a unit with others. Every
     # class must occur in the model.
     _fsdp_wrap_modules = ["ForesightBlock", "TextEncoder", "VisionEncoder"]
 
@@ -66,9 +62,9 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         config.validate_features()
         config.processor = None
         if not config.pretrained_path:
-            config.trained_batches = 0  # a train_config.json that is run once more
+            config.trained_batches = 0  # from a train_config.json that starts a new run
         if dataset_meta is not None and not config.pretrained_path:
-            tokenizer = settle_from_dataset(config, dataset_meta)
+            tokenizer = fill_from_dataset(config, dataset_meta)
             self.model = ForesightForActionPrediction.from_encoder_checkpoints(
                 config.model_config(), text=config.text_tower, vision=config.vision_tower
             )
@@ -90,7 +86,7 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
 
     @property
     def processor(self) -> ForesightProcessor | None:
-        """Its processor; `None` in a fresh policy made without a dataset."""
+        """The processor; `None` in a fresh policy that was made without a dataset."""
         return self.config.processor
 
     @processor.setter
@@ -102,9 +98,8 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Weights under `transformers`' names; the config that both libraries read, and the processor."""
         if state_dict is not None:  # gathered by FSDP under the policy's names
-            prefix = "model."
-            state_dict = {name.removeprefix(prefix): value for name, value in state_dict.items()}
-        # LeRobot knows files of one piece only.
+            state_dict = {name.removeprefix("model."): value for name, value in state_dict.items()}
+        # LeRobot reads unsharded files only.
         self.model.save_pretrained(save_directory, state_dict=state_dict, max_shard_size="1TB")
         self.config._save_pretrained(save_directory)
 
@@ -118,19 +113,11 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         revision: str | None = None,
         **kwargs,
     ) -> "LeRobotForesightPolicy":
-        """As LeRobot has it, but weights that do not fit are refused.
-
-        Args:
-            pretrained_name_or_path (`str` or `Path`): Folder or Hub id.
-            config (`LeRobotForesightConfig`, *optional*): In place of the folder's.
-            dataset_stats (`dict`, *optional*): Statistics of the data to train on, which take the place of
-                the folder's.
-            revision (`str`, *optional*): Commit, branch or tag of a Hub repo.
-            **kwargs: As in LeRobot.
+        """As in LeRobot; `dataset_stats` of the data to train on replace the folder's.
 
         Raises:
-            ValueError: If weights are missing, unexpected or of other sizes, or are an adapter's only; or if
-                a run is resumed on data with other statistics.
+            ValueError: If weights are missing, unexpected, of other sizes, or only an adapter's; or if a run
+                is resumed on data with other statistics.
         """
         folder = Path(pretrained_name_or_path)
         is_adapter = ValueError(
@@ -143,26 +130,21 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         config = config or PreTrainedConfig.from_pretrained(pretrained_name_or_path, revision=revision, **hub)
         config.pretrained_path = config.pretrained_path or Path(pretrained_name_or_path)
-        # LeRobot opens the base with the adapter's config, then puts the adapter on it.
+        # LeRobot opens the base with the adapter's config, then adds the adapter.
         source, source_revision = pretrained_name_or_path, revision
         if config.use_peft:
             source, source_revision = config.pretrained_path, config.pretrained_revision
             if str(source) == str(pretrained_name_or_path):  # on the Hub
                 raise is_adapter
-        policy = super().from_pretrained(
-            pretrained_name_or_path,
-            config=config,
-            dataset_stats=dataset_stats,
-            revision=revision,
-            **kwargs,
-        )
+        kwargs |= {"config": config, "dataset_stats": dataset_stats, "revision": revision}
+        policy = super().from_pretrained(pretrained_name_or_path, **kwargs)
         policy.processor = ForesightProcessor.from_pretrained(source, revision=source_revision, **hub)
         if dataset_stats:
-            policy._take_statistics(dataset_stats)
+            policy._replace_statistics(dataset_stats)
         return policy
 
-    def _take_statistics(self, dataset_stats) -> None:
-        """Normalize by the statistics of a dataset from now on; a resumed run must have the same."""
+    def _replace_statistics(self, dataset_stats) -> None:
+        """Normalizes by the statistics of a dataset, which must not change when a run resumes."""
         stats, before = statistics_from_dataset(self.config, dataset_stats), self.processor
         self.processor = ForesightProcessor.from_config(self.model.config, before.tokenizer, **stats)
         saved = Path(self.config.pretrained_path) / "train_config.json"
@@ -172,32 +154,30 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         same = all(getattr(self.processor, name) == getattr(before, name) for name in stats)
         if run.get("trained_batches") == self.config.trained_batches and not same:
             raise ValueError(
-                f"The dataset has other statistics than when the run of {saved.parent} began, by which its "
-                "weights were trained. Bring the data back, or start a new run from the policy: "
-                f"--policy.path={saved.parent} without --resume."
+                f"The dataset has other statistics than when the run of {saved.parent} began. Restore the "
+                f"data, or start a new run from the policy: --policy.path={saved.parent} without --resume."
             )
 
     @classmethod
     def _load_as_safetensor(cls, model, model_file: str, map_location: str, strict: bool):
-        # The library's loader knows which weights may be absent; ours refuses all others, whatever `strict`.
-        folder = Path(model_file).parent
+        # Ours knows which weights may be absent, and refuses all others whatever `strict` says.
         model.model = ForesightForActionPrediction.from_pretrained(
-            folder, config=model.model.config, dtype=torch.float32
+            Path(model_file).parent, config=model.model.config, dtype=torch.float32
         )
         return model
 
     # ------------------------------------------------------------------ adapters
 
-    # For peft: names in adapters of training/train.py, which knows no policy around the model.
+    # For peft: names in adapters of training/train.py, where no policy wraps the model.
     _checkpoint_conversion_mapping = {rf"^(?!model\.{TOP_LEVEL})": "model."}
 
     def _get_default_peft_targets(self) -> dict[str, Any]:
-        """What `--peft.method_type=LORA` adapts and trains in full: the same as in `training/train.py`."""
+        """The layers that `--peft.method_type=LORA` adapts or trains in full, as in `training/train.py`."""
         adapter = lora_config(self.model)
         return {
             "target_modules": adapter.target_modules,
             "modules_to_save": adapter.modules_to_save,
-            "revision": self.config.pretrained_revision,  # or the base's newest one would be loaded later
+            "revision": self.config.pretrained_revision,  # otherwise the newest base would be loaded later
         }
 
     def _validate_peft_config(self, peft_config) -> None:
@@ -208,19 +188,19 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
     # ------------------------------------------------------------------ training
 
     def get_optim_params(self) -> list[nn.Parameter]:
-        """All parameters that train; frozen towers do not."""
+        """The parameters that train: all but frozen towers."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def forward(self, batch: dict, reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
         """The loss of a training batch, and its parts by name.
 
         Args:
-            batch (`dict`): Items of the dataset that the policy was made for, after the preprocessor:
-                windows, as a data loader reads them; otherwise they are read here by `index`.
+            batch (`dict`): Items of the policy's dataset, after the preprocessor: windows, as a data loader
+                reads them; otherwise they are read here by `index`.
             reduction (`str`): `"mean"`, or `"none"` for one loss per sample `(B,)`, which LeRobot's
-                `--sample_weighting` asks for. Every sample is a batch of its own then: a mean over what
-                is valid in it, and a forward pass. Where samples have different numbers of valid elements,
-                the mean of their losses is not the loss of the batch.
+                `--sample_weighting` needs. Each sample is then a separate batch: a mean over its valid
+                elements, and a forward pass. The mean of these losses is not the loss of the batch where
+                samples have different numbers of valid elements.
 
         Raises:
             ValueError: If the batch does not fit, or no objective has a target in it.
@@ -228,10 +208,10 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction={reduction!r} is unknown; choose 'mean' or 'none'.")
         with self._seeded(), self._precision():
-            return self._losses(batch, reduction)
+            return self._compute_losses(batch, reduction)
 
     def _precision(self) -> AbstractContextManager:
-        """Takes back Accelerate's bfloat16 where it only costs time."""
+        """Turns off Accelerate's bfloat16 where the device has no kernels for it."""
         device = self.model.device
         if has_bfloat16(device) or not torch.is_autocast_enabled(device.type):
             return nullcontext()
@@ -240,9 +220,9 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
-        """Noise and dropout of one batch, drawn as `training/train.py` does, whatever was drawn before.
+        """Draws noise and dropout of a batch as `training/train.py` does, whatever was drawn before.
 
-        LeRobot brings back the state of the generators, but a new loader has drawn from them by then.
+        LeRobot restores the generators on resuming, but the new data loader has drawn from them by then.
         """
         process = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         seed = step_seed(torch.initial_seed(), self.config.trained_batches, process)
@@ -251,26 +231,26 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
             torch.manual_seed(seed)
             yield
 
-    def _losses(self, batch: dict, reduction: str) -> tuple[Tensor, dict[str, float]]:
+    def _compute_losses(self, batch: dict, reduction: str) -> tuple[Tensor, dict[str, float]]:
         if self.windows is None:
-            raise ValueError("This policy reads no windows: make it for a dataset to train it.")
+            raise ValueError("This policy has no dataset to train on: make it for a dataset.")
         raw = self.windows.read_batch(batch)
-        inputs = self._ready_processor().prepare_batch(
+        inputs = self._require_processor().prepare_batch(
             raw, device=self.model.device, history_length=self.model.config.history_length
         )
-        batches = [inputs]
-        if reduction == "none":
-            batches = [
-                {name: value[i : i + 1] for name, value in inputs.items()} for i in range(len(raw["task"]))
-            ]
-        counts = self._global_counts(inputs) if reduction == "mean" else None
+        batches, counts = [inputs], None
+        if reduction == "mean":
+            counts = self._global_counts(inputs)
+        else:
+            rows = (slice(i, i + 1) for i in range(len(raw["task"])))
+            batches = [{name: value[row] for name, value in inputs.items()} for row in rows]
         outputs = [self.model(**inputs, loss_counts=counts) for inputs in batches]
         untrained = counts is not None and not any(count.any() for count in counts.values())
         if outputs[0].loss is None or untrained:
             raise ValueError(
                 f"The batch has no target of any of the objectives {list(self.model.config.objectives)}."
             )
-        # The same names in every process, also in one without targets: LeRobot averages them by name.
+        # Every process has the same names, even without targets: LeRobot averages them by name.
         found = [output.losses or {} for output in outputs]
         parts = {
             f"{name}_loss": sum(float(losses.get(name, 0)) for losses in found) / len(found)
@@ -282,10 +262,10 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         return losses if reduction == "none" else losses[0], parts
 
     def _global_counts(self, inputs: dict) -> dict[str, Tensor] | None:
-        """What the losses of this process are divided by, so that averaged gradients are one mean over all.
+        """Divisors of this process's losses with which averaged gradients are those of one global mean.
 
-        `None` for a single process: the batch's own counts. Every process gets here in every step, also one
-        that has nothing to supervise.
+        `None` for a single process, where the batch's own counts divide. Every process must call this in
+        every step, even one with nothing to supervise.
         """
         if not (self.training and torch.distributed.is_initialized()):
             return None
@@ -297,14 +277,14 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         return {name: part.view_as(counts[name]) for name, part in zip(counts, parts, strict=True)}
 
     def _refuse_loss(self, batch: dict, parts: dict[str, float]) -> None:
-        """Stop before the weights become NaN, and say what was trained on."""
+        """Raises before the weights become NaN, and names the frames of the batch."""
         pairs = zip(batch["episode_index"].flatten().tolist(), batch["index"].flatten().tolist(), strict=True)
         places = ", ".join(f"episode {episode} frame {frame}" for episode, frame in pairs)
         values = ", ".join(f"{name} {value:g}" for name, value in parts.items())
         raise ValueError(
             f"The loss is not finite ({values}) on a batch of {self.windows.root}: {places} (`index`, the "
             "newest frame of a window). Look at these frames, or lower --policy.optimizer_lr. The last "
-            "checkpoint has the weights of before."
+            "checkpoint is intact."
         )
 
     # ------------------------------------------------------------------ control
@@ -312,24 +292,24 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
     def reset(self) -> None:
         """Forgets all frames and instructions: a new episode of all environments."""
         compiled = self.config.compile_model and getattr(self, "_stream", None)
-        self._stream: ForesightStream | None = compiled or None  # a new one would compile anew
+        self._stream: ForesightStream | None = compiled or None  # a new one would compile again
         self._tasks: list[str | None] = [None] * compiled.num_envs if compiled else []
         # LeRobot's name. Planned actions `(B, A)` that are left; empty means that the next step plans.
         self._action_queue: deque[Tensor] = deque()
 
-    @torch.compiler.disable  # lerobot-rollout would compile all around the step, which compiles itself
+    @torch.compiler.disable  # lerobot-rollout would compile everything around the step
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict, again: bool = False, **kwargs) -> Tensor:
-        """Takes in one observation of every environment and gives its next K actions.
+        """The next K actions of every environment after one more observation of each.
 
-        Every call is one step of time: the policy keeps the last T frames itself. An environment whose
-        instruction changes starts anew.
+        Every call is one time step: the policy keeps the last T frames itself. A new instruction clears the
+        frames of its environment.
 
         Args:
             batch (`dict`): Images `(B, 3, h, w)` in [0, 1], state `(B, state_dim)`, `task`; after the
                 preprocessor.
-            again (`bool`): The observation takes the place of the newest one in the window, because the
-                robots have not acted since.
+            again (`bool`): The observation replaces the newest one in the window, because the robots have
+                not acted since.
             **kwargs: Ignored; LeRobot passes options of other policies.
 
         Returns:
@@ -346,16 +326,16 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
             if OBS_STATE not in batch:
                 raise ValueError(f"The observation lacks {OBS_STATE!r}, which the policy was trained with.")
             state = batch[OBS_STATE].float()
-        with self._precision():  # lerobot-train evaluates in that of training
-            self._follow(read_tasks(batch, robots))
+        with self._precision():  # lerobot-train evaluates in the precision of training
+            self._update_stream(read_tasks(batch, robots))
             chunk = self._stream.step_chunk(images, state, again=again)
         return chunk.to(self.model.device)
 
     def select_action(self, batch: dict, **kwargs) -> Tensor:
         """The next action `(B, A)` of every environment.
 
-        Of every plan `n_action_steps` actions are executed; every observation enters the window either way.
-        An environment whose instruction changes leaves its plan at once.
+        `n_action_steps` actions of each plan are executed; every observation enters the window. A new
+        instruction ends the plan of its environment at once.
         """
         chunk = self.predict_action_chunk(batch)[:, : self.config.n_action_steps]
         if len(self._begun) == len(chunk):
@@ -368,11 +348,11 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
                 self._action_queue[place][self._begun] = chunk[self._begun, place]
         return self._action_queue.popleft()
 
-    def _follow(self, tasks: list[str]) -> None:
-        """Has a stream of as many robots as there are tasks, each with its instruction."""
+    def _update_stream(self, tasks: list[str]) -> None:
+        """Makes a stream for as many robots as there are tasks, and resets those with a new instruction."""
         if self._stream is None or self._stream.num_envs != len(tasks):
             self._stream = self.model.stream(
-                self._ready_processor(), num_envs=len(tasks), compile=self.config.compile_model
+                self._require_processor(), num_envs=len(tasks), compile=self.config.compile_model
             )
             self._tasks = [None] * len(tasks)
         pairs = zip(self._tasks, tasks, strict=True)
@@ -388,30 +368,21 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
                 there = [name for name in batch if name.startswith("observation.image")]
                 raise ValueError(
                     f"The observation lacks {key!r}, the camera of view {view!r}; it has {there}. Name it "
-                    f"""with --policy.cameras='{{"{view}": "KEY"}}', or do without: '{{"{view}": null}}'."""
-                )
-            if batch[key].ndim != 4:
-                raise ValueError(
-                    f"{key} has shape {tuple(batch[key].shape)}; expected (environments, 3, height, width)."
+                    f"""with --policy.cameras='{{"{view}": "KEY"}}', or leave it out: '{{"{view}": null}}'."""
                 )
             images[view] = to_uint8(batch[key])
         return images
 
-    def _ready_processor(self) -> ForesightProcessor:
+    def _require_processor(self) -> ForesightProcessor:
         if self.processor is None:
             raise ValueError(
-                "This policy has no processor, without which it reads no instruction: make it for a dataset, "
-                "or load it with from_pretrained."
+                "This policy has no processor: make it for a dataset, or load it with from_pretrained."
             )
         return self.processor
 
 
 def read_tasks(batch: dict, samples: int) -> list[str]:
-    """The instruction of every sample.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """The instruction of every sample."""
     tasks = batch.get("task")
     tasks = [tasks] * samples if isinstance(tasks, str) else list(tasks or [])
     if len(tasks) != samples:

@@ -3,10 +3,9 @@
 
 python -m lerobot_policy_foresight.policy_server --host=127.0.0.1 --port=8080 --fps=20
 
-LeRobot's own serves a list of policies that has no plugins on it, and drops observations that wait or look
-alike. Here every observation enters the window, once and in its order: one frame for every action that the
-robot performs, as in training. The client is LeRobot's, with `--chunk_size_threshold=1.0`, so that it sends
-every frame. One client at a time.
+LeRobot's own server knows no plugins, and drops observations that wait or look alike. Here every observation
+enters the window in order: one frame per executed action, as in training. The client is LeRobot's, with
+`--chunk_size_threshold=1.0`, so that it sends every frame. One client at a time.
 
 LeRobot's protocol unpickles what it receives: whoever reaches the port can run code here. Listen on other
 addresses than loopback only in networks that you trust.
@@ -50,13 +49,13 @@ class ForesightServerConfig(PolicyServerConfig):
     """Options of the server.
 
     Args:
-        host (`str`): Address to listen on; the default is reached from this machine only.
+        host (`str`): Address to listen on; only this machine reaches the default.
         port (`int`): Port to listen on.
-        fps (`int`): Frames per second of the robot; those that the policy learned from.
-        inference_latency (`float`): Seconds that an answer takes at least.
+        fps (`int`): Frames per second of the robot; must be those of the policy's training data.
+        inference_latency (`float`): Least seconds that an answer takes.
         obs_queue_timeout (`float`): Seconds that a request waits for an observation.
         cameras (`dict[str, str]`): View -> image key of the robot, where they are not the policy's; LeRobot's
-            client has no option for it. `{"wrist": null}` does without a view.
+            client has no option for it. `{"wrist": null}` leaves out a view.
     """
 
     host: str = "127.0.0.1"
@@ -67,12 +66,8 @@ class ForesightServerConfig(PolicyServerConfig):
 class ForesightServer(PolicyServer):
     """Answers LeRobot's `RobotClient` with chunks of actions.
 
-    A frame of the window belongs to one performed action. Observations with the same timestep, which a
-    client sends while it waits, take each other's place; where timesteps are missing the frame before them
-    stands in.
-
-    Args:
-        config (`ForesightServerConfig`): Options.
+    The window has one frame per executed action. A newer observation of the same timestep, which a client
+    sends while it waits, replaces the older one; the previous frame fills in for missing timesteps.
     """
 
     def __init__(self, config: ForesightServerConfig):
@@ -80,15 +75,13 @@ class ForesightServer(PolicyServer):
         if LeRobotForesightPolicy.name not in SUPPORTED_POLICIES:
             SUPPORTED_POLICIES.append(LeRobotForesightPolicy.name)
         self._waiting: dict[int, TimedObservation] = {}  # timestep -> its newest observation, in order
-        self._last_timestep = -1  # that came, in the window or waiting for it
+        self._last_timestep = -1  # of any observation that arrived
         self._waiting_lock = threading.Lock()
         self._policy_lock = threading.Lock()
         self._newest: tuple[int, dict] | None = None  # timestep and batch of the window's newest frame
 
-    # ------------------------------------------------------------------ a client comes
-
     def _reset_server(self) -> None:
-        """Forgets the last client and what its robot saw."""
+        """Forgets the last client and its robot's observations."""
         super()._reset_server()
         with self._policy_lock, self._waiting_lock:
             self._waiting.clear()
@@ -101,12 +94,7 @@ class ForesightServer(PolicyServer):
             self.policy.reset()
 
     def SendPolicyInstructions(self, request, context):  # noqa: N802
-        """Loads the policy that the client names.
-
-        Raises:
-            ValueError: If it is no 3D Foresight policy, or does not fit the server or the robot; the client
-                gets the message.
-        """
+        """Loads the policy that the client names; the client gets the message if it does not fit."""
         with self._policy_lock:
             self.policy = self._newest = None
             answer = super().SendPolicyInstructions(request, context)
@@ -118,7 +106,7 @@ class ForesightServer(PolicyServer):
         return answer
 
     def _check_policy(self, policy) -> None:
-        """Refuses what would fail, or move the robot wrongly, at the first observation."""
+        """Raises if the policy would fail, or move the robot wrongly, at the first observation."""
         if not isinstance(policy, LeRobotForesightPolicy):
             raise ValueError(
                 f"This server serves foresight policies, not {self.policy_type!r}, for which there is "
@@ -134,22 +122,19 @@ class ForesightServer(PolicyServer):
         if min(asked, planned) < 2:
             raise ValueError(
                 f"An answer would have one action (the client's --actions_per_chunk={asked}, the policy "
-                f"plans {planned}), which LeRobot's client has performed when it comes: the robot would stop "
-                "after its first step. Let it have 2 or more."
+                f"plans {planned}), which LeRobot's client has executed when it arrives: the robot would "
+                "stop after its first step. Give it 2 or more."
             )
         if self.config.cameras:
             config.cameras = config.cameras | self.config.cameras
             config.validate_features()
-        renamed = {}
-        for step in self.preprocessor.steps:
-            if isinstance(step, RenameObservationsProcessorStep):
-                renamed |= step.rename_map
-        there = {renamed.get(key, key): feature for key, feature in self.lerobot_features.items()}
+        (rename,) = (s for s in self.preprocessor.steps if isinstance(s, RenameObservationsProcessorStep))
+        there = {rename.rename_map.get(key, key): value for key, value in self.lerobot_features.items()}
         if absent := [key for key in config.cameras.values() if key not in there]:
             images = [key for key in there if key != OBS_STATE]
             raise ValueError(
                 f"The robot has {images}, but the policy needs {absent}: start the server with "
-                """--cameras='{"VIEW": "KEY"}', or with '{"VIEW": null}' to do without."""
+                """--cameras='{"VIEW": "KEY"}', or with '{"VIEW": null}' to leave the view out."""
             )
         state = config.robot_state_feature
         joints = there.get(OBS_STATE, {"shape": (0,), "names": []})
@@ -159,8 +144,6 @@ class ForesightServer(PolicyServer):
                 f"made for {state.shape[0]}."
             )
 
-    # ------------------------------------------------------------------ frames come
-
     def _enqueue_observation(self, obs: TimedObservation) -> bool:
         """Keeps every frame until the next answer; LeRobot would keep the last one, if it differs."""
         with self._waiting_lock:
@@ -168,7 +151,7 @@ class ForesightServer(PolicyServer):
             if timestep < self._last_timestep:
                 self.logger.warning(
                     f"An observation of step {timestep} came after one of step {self._last_timestep} and is "
-                    "left out: does a second client send to this server? It serves one at a time."
+                    "left out: does a second client send to this server? It serves one client at a time."
                 )
                 return False
             self._last_timestep = timestep
@@ -182,7 +165,7 @@ class ForesightServer(PolicyServer):
             self.observation_queue.get_nowait()
 
     def _predict_action_chunk(self, observation_t: TimedObservation) -> list[TimedAction]:
-        """Takes in all frames that wait and plans from the newest one."""
+        """Adds all waiting frames to the window and plans from the newest one."""
         with self._policy_lock:
             with self._waiting_lock:
                 frames, self._waiting = list(self._waiting.values()), {}
@@ -190,10 +173,10 @@ class ForesightServer(PolicyServer):
             if self.policy is None:
                 raise RuntimeError("No policy is loaded: the client has not named one, or it was refused.")
             if not frames:
-                raise RuntimeError("The client began anew.")
+                raise RuntimeError("The client has restarted.")
             try:
                 for frame in frames:
-                    chunk = self._take_in(frame)
+                    chunk = self._add_frame(frame)
             except Exception:
                 self._forget()  # half a frame is in the window
                 raise
@@ -201,41 +184,38 @@ class ForesightServer(PolicyServer):
         newest = frames[-1]
         return self._time_action_chunk(newest.get_timestamp(), list(actions.cpu()), newest.get_timestep())
 
-    def _take_in(self, frame: TimedObservation) -> Tensor:
-        """One frame into the window; the chunk `(1, K, A)` that follows from it, as the policy gives it."""
+    def _add_frame(self, frame: TimedObservation) -> Tensor:
+        """Adds one frame to the window; returns the policy's chunk `(1, K, A)` for it."""
         timestep = frame.get_timestep()
         raw = frame.get_observation()
         batch = build_dataset_frame(self.lerobot_features, raw, prefix=OBS_STR)
         batch = prepare_observation_for_inference(batch, torch.device(self.device), raw.get("task"))
-        batch = self.preprocessor(batch)  # as in lerobot-rollout: nothing is resized but by our processor
-        again = False
-        if self._newest is not None:
-            before, last = self._newest
-            again = timestep == before
-            missing = timestep - before - 1
-            if missing > 0:
-                self.logger.warning(
-                    f"No observation came for {missing} steps before step {timestep}: start the client with "
-                    "--chunk_size_threshold=1.0, or use a faster network."
-                )
-            if missing >= self.policy.model.config.history_length:
-                self.policy.reset()
-            else:
-                for _ in range(missing):
-                    self.policy.predict_action_chunk(last)
-        chunk = self.policy.predict_action_chunk(batch, again=again)
+        batch = self.preprocessor(batch)  # as in lerobot-rollout: only our processor resizes
+        before, last = self._newest or (timestep - 1, batch)
+        missing = timestep - before - 1
+        if missing > 0:
+            self.logger.warning(
+                f"No observation came for {missing} steps before step {timestep}: start the client with "
+                "--chunk_size_threshold=1.0, or use a faster network."
+            )
+        if missing >= self.policy.model.config.history_length:
+            self.policy.reset()
+            missing = 0
+        for _ in range(missing):
+            self.policy.predict_action_chunk(last)
+        chunk = self.policy.predict_action_chunk(batch, again=timestep == before)
         self._newest = timestep, batch
         return chunk
 
 
 def make_server(config: ForesightServerConfig) -> tuple[grpc.Server, ForesightServer]:
-    """A server that is bound to its address but not started, and what it serves.
+    """A server that is bound to its address but not started, and its service.
 
     Raises:
         RuntimeError: If the address is taken.
     """
     service = ForesightServer(config)
-    # By default gRPC would share a port with a server that is running, which some clients then reach.
+    # By default gRPC would share the port with a running server, and some clients would reach that one.
     alone = [("grpc.so_reuseport", 0)]
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), options=alone)
     services_pb2_grpc.add_AsyncInferenceServicer_to_server(service, server)

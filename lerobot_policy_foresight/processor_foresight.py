@@ -2,7 +2,7 @@
 """LeRobot's steps before and after the policy: rename, batch, device; and back.
 
 They are LeRobot's own, under the names that its commands override. The two normalizers change nothing,
-because `ForesightProcessor` normalizes. One step of ours refuses a state that does not fit.
+because `ForesightProcessor` normalizes. One step of ours checks the size of the state.
 """
 
 from dataclasses import dataclass
@@ -25,35 +25,27 @@ __all__ = ["CheckStateStep", "make_foresight_pre_post_processors"]
 @ProcessorStepRegistry.register("foresight_check_state")
 @dataclass
 class CheckStateStep(ObservationProcessorStep):
-    """Refuses states of another size than the policy's, such as those of a robot with other joints.
+    """Refuses states of another size than the policy's, such as those of a robot with other joints."""
 
-    Args:
-        size (`int`, *optional*): Entries of the state; `None` where the policy has none.
-    """
-
-    size: int | None = None
+    size: int | None = None  # entries of the state; `None` where the policy has none
 
     def observation(self, observation: dict) -> dict:
-        """Passes the observation on.
-
-        Raises:
-            ValueError: If its state `(..., size)` has another size.
-        """
+        """Returns the observation, whose state `(..., size)` must fit."""
         state = observation.get(OBS_STATE)
-        # One number has no axis of its own in LeRobot's batches, whose last one is time then.
+        # A single number has no axis in LeRobot's batches; the last axis is time then.
         if self.size not in (None, 1) and state is not None and state.shape[-1] != self.size:
             raise ValueError(
                 f"{OBS_STATE} has {state.shape[-1]} entries; the policy was made for {self.size}: use the "
-                "robot, with the joints and in the order, that its dataset was recorded with."
+                "robot of its dataset, with the same joints in the same order."
             )
         return observation
 
     def get_config(self) -> dict:
-        """What is saved with the pipeline."""
+        """The options that are saved with the pipeline."""
         return {"size": self.size}
 
     def transform_features(self, features: dict) -> dict:
-        """Nothing changes."""
+        """Returns the features unchanged."""
         return features
 
 
@@ -65,9 +57,7 @@ def make_foresight_pre_post_processors(
 ]:
     """Pipelines before and after the policy; LeRobot finds this function by its name.
 
-    Args:
-        config (`LeRobotForesightConfig`): With its features validated, as the policy leaves it.
-        dataset_stats (`dict`, *optional*): Ignored: nothing is normalized here.
+    `config` has validated features, as the policy leaves it. `dataset_stats` are ignored.
     """
     state = config.robot_state_feature
     steps = make_default_policy_processor_steps(config, None, normalizer_device=config.device)

@@ -2,17 +2,17 @@
 """LeRobot's items as windows of `training.windows`: the samples that `training/train.py` trains on.
 
 Item `i` of LeRobot is the window whose newest frame is `i`; near the start of an episode it is the first
-window. Everything that belongs to the window is made there: targets, masks, which points are followed.
+window. `training.windows` makes the whole window: targets, masks, and which points are followed.
 
-`lerobot-train` makes dataset and data loader itself and gives a policy nothing but the dataset's metadata. So
-the policy leaves its windows on that object, and torch's `__getitems__`, which a data loader asks for a batch
-and `LeRobotDataset` does not define, is added to the class. Nothing of LeRobot is replaced: `dataset[i]` and
-datasets without windows give what they always gave. Worker processes and `--dataset.image_transforms` work.
+`lerobot-train` makes dataset and data loader itself and gives a policy only the dataset's metadata. So the
+policy attaches its windows to that object, and `LeRobotDataset` gets torch's `__getitems__`, which a data
+loader asks for a batch and LeRobot does not define. `dataset[i]` and datasets without windows are unchanged.
 
-Batches that were not read so, such as those of `--dataset.eval_split`, whose dataset has other metadata, are
-read again by their frame numbers in the training process.
+Batches that were not read this way, such as those of `--dataset.eval_split`, whose dataset has other
+metadata, are read again by their frame numbers in the training process.
 """
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from datasets_scripts.columns import IMAGE_PREFIX, is_label_key
+from datasets_scripts.storage.rows import DatasetRows
 from modeling_foresight import ForesightConfig
 from training.windows import ForesightWindows, WindowConfig
 from training.windows.columns import WindowColumns, check_targets, idle_objectives
@@ -38,12 +39,12 @@ WINDOWS = "foresight_windows"  # attribute of a dataset's metadata
 
 
 class WindowReader:
-    """Windows of a LeRobot dataset by LeRobot's frame numbers. Files are opened when the first is read.
+    """Windows of a LeRobot dataset by LeRobot's frame numbers. Files are opened for the first window.
 
     Args:
         dataset_meta (`LeRobotDatasetMetadata`): The dataset's.
-        cameras (`dict[str, str]`): View -> image column. If the dataset lacks one it is renamed on the way
-            (`--rename_map`, which a policy is not told): then windows have all cameras of the dataset.
+        cameras (`dict[str, str]`): View -> image column. A column that the dataset lacks means that LeRobot
+            renames columns (`--rename_map`): then windows have all cameras of the dataset.
         model (`modeling_foresight.ForesightConfig`): Lengths and objectives.
         frame_cache (`str`): See `WindowConfig`.
 
@@ -56,15 +57,14 @@ class WindowReader:
         self._meta, self._cameras = dataset_meta, cameras
         self._windows: ForesightWindows | None = None
         self.is_renamed = not set(cameras.values()) <= set(features)
+        views = list(model.views)
+        names = {
+            view: cameras[view].removeprefix(IMAGE_PREFIX) if view in cameras else None for view in views
+        }
         if self.is_renamed:
             pictures = [key for key in features if features[key]["dtype"] in ("image", "video")]
             views = [key for key in pictures if not is_label_key(key, features[key])]
-            names = dict(zip(views, views, strict=True))
-        else:
-            views = list(model.views)
-            names = {
-                view: cameras[view].removeprefix(IMAGE_PREFIX) if view in cameras else None for view in views
-            }
+            names = {view: view for view in views}
         self._config = WindowConfig(
             views=views,
             cameras=names,
@@ -80,17 +80,13 @@ class WindowReader:
             frame_cache=frame_cache,
             image_size=model.image_size,
         )
-        self._check_targets()
-
-    def _check_targets(self) -> None:
-        """Warn about objectives without targets; refuse a dataset in which no objective has one."""
-        columns = WindowColumns.find(self._meta.features, self._config)
+        columns = WindowColumns.find(features, self._config)
         check_targets([(str(self.root), columns, self._config)])
         if idle := idle_objectives(columns, self._config):
             hint = " Labels are found by --policy.cameras, not under --rename_map." if self.is_renamed else ""
             reasons = "; ".join(f"{name} ({why})" for name, why in idle.items())
             warnings.warn(
-                f"Objectives without targets are not trained: {reasons}. The others are.{hint}", stacklevel=5
+                f"Objectives without targets are not trained: {reasons}. The others are.{hint}", stacklevel=4
             )
 
     @property
@@ -99,30 +95,30 @@ class WindowReader:
         return self._meta.root
 
     def attach(self) -> None:
-        """Have data loaders read the dataset of this metadata as windows."""
+        """Makes data loaders read the dataset of this metadata as windows."""
         setattr(self._meta, WINDOWS, self)
 
-    def _open(self, episodes: Sequence[int] | None) -> ForesightWindows:
-        if self._windows is None:
-            config = dataclasses.replace(self._config, episodes=episodes)
-            try:
-                self._windows = ForesightWindows(self.root, config)
-            except ValueError as error:
-                raise ValueError(
-                    f"{error}. lerobot-train needs the whole dataset on this machine: a download with "
-                    "--dataset.episodes or --dataset.streaming is not enough (`hf download "
-                    f"{self._meta.repo_id} --repo-type dataset --local-dir DIR`, then --dataset.root=DIR)"
-                ) from error
-        return self._windows
-
-    # ------------------------------------------------------------------ in a data loader
+    def _open(self, episodes: Sequence[int] | None) -> None:
+        if self._windows is not None:
+            return
+        config = dataclasses.replace(self._config, episodes=episodes)
+        try:
+            self._windows = ForesightWindows(self.root, config)
+        except ValueError as error:
+            if episodes is not None:  # LeRobot downloads only their files; we need the rows of all
+                with contextlib.suppress(ValueError, RuntimeError):
+                    rows = DatasetRows(f"{self._meta.repo_id}@{self._meta.revision}", stream=True)
+                    self._windows = ForesightWindows(rows, config)
+                    return
+            raise ValueError(
+                f"{error}. lerobot-train needs the whole dataset on this machine (`hf download "
+                f"{self._meta.repo_id} --repo-type dataset --local-dir DIR`, then --dataset.root=DIR)"
+            ) from error
 
     def read_items(self, dataset: LeRobotDataset, indices: Sequence[int]) -> list[dict]:
         """Items of a dataset: LeRobot's frame numbers and task, and a window under `observation.foresight.`.
 
-        Args:
-            dataset (`LeRobotDataset`): Its chosen episodes and image transforms are followed.
-            indices (`Sequence[int]`): Places in the dataset.
+        `indices` count the frames of the dataset's chosen episodes; its image transforms apply.
         """
         self._open(dataset.episodes)
         places = dataset.absolute_to_relative_idx
@@ -153,14 +149,8 @@ class WindowReader:
         values = {name: value for name, value in sample.items() if name not in item}
         return item | {f"{SAMPLE}{name}": value for name, value in values.items()}
 
-    # ------------------------------------------------------------------ in the policy
-
     def read_batch(self, batch: dict) -> dict:
-        """A raw batch of `ForesightProcessor` from a batch of LeRobot, after the preprocessor.
-
-        Raises:
-            ValueError: If a camera is absent.
-        """
+        """A raw batch of `ForesightProcessor` from a batch of LeRobot, after the preprocessor."""
         if f"{SAMPLE}frame_mask" not in batch:
             if self.is_renamed:
                 raise ValueError(
@@ -174,10 +164,7 @@ class WindowReader:
         for key, value in batch.items():
             if key.startswith(SAMPLE):
                 name, _, view = key.removeprefix(SAMPLE).partition(".")
-                if view:
-                    raw.setdefault(name, {})[view] = value
-                else:
-                    raw[name] = value
+                raw |= {name: raw.get(name, {}) | {view: value}} if view else {name: value}
         if self.is_renamed:
             del raw["view_mask"]  # of the dataset's cameras
             if absent := [key for key in self._cameras.values() if key not in batch]:
@@ -189,15 +176,15 @@ class WindowReader:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """RGB in [0, 1], as LeRobot hands it over, back to the 0..255 that cameras give."""
+    """RGB in [0, 1], as LeRobot passes it, back to the 0..255 of the cameras."""
     return images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _read_loader_batch(dataset: LeRobotDataset, indices: Sequence[int]) -> list[dict]:
-    """Torch's protocol for reading the items of a batch at once."""
+    """Reads all items of a batch at once; torch's data loaders call it as `__getitems__`."""
     reader: WindowReader | None = getattr(dataset.meta, WINDOWS, None)
     return [dataset[i] for i in indices] if reader is None else reader.read_items(dataset, indices)
 
 
-# In worker processes too, which import this module with the reader that they are given.
+# Worker processes do this too: unpickling their reader imports this module.
 LeRobotDataset.__getitems__ = _read_loader_batch

@@ -17,9 +17,11 @@ from ..configuration_foresight import PRESETS
 from .checkpoints import to_foresight, to_grmg
 from .reading import read_settings
 
+OPTIONS = ("preset", "text_tower", "vision_tower", "tokenizer")  # without --to-grmg
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line's options, checked."""
     parser = argparse.ArgumentParser(
         prog="python -m modeling_foresight.grmg.convert",
         description="GR-MG policy checkpoints -> a folder for from_pretrained; --to-grmg goes back.",
@@ -31,14 +33,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--config", help="GR-MG's train or pretrain json; may add vision_stand_in, text_stand_in")
     add("--output", required=True, help="folder to make")
     add("--preset", choices=[name for name in PRESETS if name != "gr1"], help="start this variant")
-    add("--text-tower", help="folder of a CLIP checkpoint")
-    add("--vision-tower", help="folder of a MAE or ViT checkpoint")
+    add("--text-tower", help="folder of a CLIP checkpoint, or a file of its weights in OpenAI's names")
+    add("--vision-tower", help="folder of a MAE or ViT checkpoint, or MAE's own file")
     add("--tokenizer", help="folder of CLIP's tokenizer; by default that of --text-tower")
     add("--allow-pickle", action="store_true", help="unpickle any object of a file that you trust")
     add("--to-grmg", action="store_true", help="from our folder to GR-MG's names")
     add("--base", help="with --to-grmg: GR-MG file that supplies CLIP's image side")
     args = parser.parse_args(arguments)
-    for name in ("preset", "text_tower", "vision_tower", "tokenizer") if args.to_grmg else ("base",):
+    for name in OPTIONS if args.to_grmg else ("base",):
         if getattr(args, name) is not None:
             parser.error(f"--{name.replace('_', '-')} goes {'without' if args.to_grmg else 'with'} --to-grmg")
     return args
@@ -46,16 +48,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    args = parse(arguments)
+    args = parse_options(arguments)
     logging.disable_progress_bar()
     try:
         settings = None if args.config is None else read_settings(args.config)
         if args.to_grmg:
             report = to_grmg(args.checkpoint, args.output, settings, args.base, args.allow_pickle)
         else:
-            towers = {"text_tower": args.text_tower, "vision_tower": args.vision_tower}
-            options = {"preset": args.preset, "tokenizer": args.tokenizer, "allow_pickle": args.allow_pickle}
-            report = to_foresight(args.checkpoint, settings, args.output, **towers, **options)
+            options = {name: getattr(args, name) for name in (*OPTIONS, "allow_pickle")}
+            report = to_foresight(args.checkpoint, settings, args.output, **options)
     except (ValueError, OSError, StrictDataclassError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -16,14 +16,12 @@ from torch import Tensor
 from .configuration import ConversionError
 
 SIGNATURE = ("transformer.ln_f.weight", "embed_timestep.weight", "perceiver_resampler.latents")
+READ_ERRORS = (UnpicklingError, SafetensorError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError)
+READ_ERRORS += (EOFError, ModuleNotFoundError, AttributeError)
 
 
-def load_payload(path: Path, allow_pickle: bool):
-    """What a `.pt`, `.ckpt` or safetensors file holds, told apart by its first bytes.
-
-    Raises:
-        ConversionError: If the file is damaged, of another kind, or needs `allow_pickle`.
-    """
+def read_payload(path: Path, allow_pickle: bool):
+    """What a `.pt`, `.ckpt` or safetensors file holds; damage and pickled objects are refused."""
     if path.is_dir():
         raise ConversionError(
             f"{path} is a folder: give a GR-MG file, or add --to-grmg to convert one of our folders."
@@ -35,18 +33,20 @@ def load_payload(path: Path, allow_pickle: bool):
             return load_file(path)
         if head[:2] == b"PK":
             check_sums(path)
-            return torch.load(path, map_location="cpu", weights_only=not allow_pickle)
-    except UnpicklingError as error:
-        if what := re.search(r"Weights only.*?(?:GLOBAL|class) (\S+)", str(error), re.DOTALL):
+            payload = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
+            return payload.state_dict() if isinstance(payload, torch.nn.Module) else payload
+    except READ_ERRORS as error:
+        # OpenAI publishes CLIP as a TorchScript archive.
+        if what := re.search(r"Weights only.*?(?:GLOBAL|class) (\S+)|(TorchScript)", str(error), re.DOTALL):
             raise ConversionError(
-                f"{path} holds pickled objects beside its weights ({what[1]}); loading them could run code. "
-                "If you trust its source, add --allow-pickle."
+                f"{path} holds pickled objects next to its weights ({what[1] or what[2]}); loading them "
+                "could run code. If you trust its source, add --allow-pickle."
             ) from None
-        raise ConversionError(damage(path, error)) from error
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ConversionError(f"{path} needs code that is not here to be unpickled: {error}.") from error
-    except (SafetensorError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, EOFError) as error:
-        raise ConversionError(damage(path, error)) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ConversionError(
+            f"{path} is damaged, cut short, of another program, or needs code that is not installed: copy or "
+            f"download it again. ({reason})"
+        ) from error
     raise ConversionError(
         f"{path} is neither a safetensors file nor one of torch.save since 2020: load its weights "
         "and write them with either."
@@ -60,12 +60,6 @@ def check_sums(path: Path) -> None:
         has_sums = any(record.CRC for record in archive.infolist())
         if has_sums and (wrong := archive.testzip()):
             raise ValueError(f"The checksum of {wrong} is wrong.")
-
-
-def damage(path: Path, error: Exception) -> str:
-    """The message about a file that cannot be read."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-    return f"{path} is damaged, cut short or of another program: copy or download it again. ({reason})"
 
 
 def read_tensors(path: str | Path, allow_pickle: bool = False) -> tuple[dict[str, Tensor], dict]:
@@ -82,7 +76,7 @@ def read_tensors(path: str | Path, allow_pickle: bool = False) -> tuple[dict[str
     Raises:
         ConversionError: If the file is damaged, needs `allow_pickle`, or holds something else.
     """
-    payload = load_payload(Path(path), allow_pickle)
+    payload = read_payload(Path(path), allow_pickle)
     if not isinstance(payload, dict):
         raise ConversionError(f"{path} holds a {type(payload).__name__}, not a dict of weights.")
     hyper = payload.get("hyper_parameters")
@@ -108,11 +102,7 @@ def read_tensors(path: str | Path, allow_pickle: bool = False) -> tuple[dict[str
 
 
 def read_policy(path: str | Path, allow_pickle: bool = False) -> tuple[dict[str, Tensor], dict]:
-    """As [`read_tensors`], of a GR-MG policy.
-
-    Raises:
-        ConversionError: If the file is something else; says what it seems to be.
-    """
+    """As [`read_tensors`], of a GR-MG policy; anything else is refused with what it seems to be."""
     tensors, settings = read_tensors(path, allow_pickle)
     if {"layers.0.self_attn.q_proj.weight", "resampler.latents"} & set(tensors):
         raise ConversionError(
@@ -123,21 +113,17 @@ def read_policy(path: str | Path, allow_pickle: bool = False) -> tuple[dict[str,
         raise ConversionError(f"{path} is a GR-1 checkpoint; only GR-MG's can be converted.")
     if missing := [name for name in SIGNATURE if name not in tensors]:
         raise ConversionError(
-            f"{path} is no GR-MG policy: it lacks {missing} and holds, for example, {sorted(tensors)[:3]}."
+            f"{path} is not a GR-MG policy: it lacks {missing} and holds, for example, {sorted(tensors)[:3]}."
         )
     return tensors, settings
 
 
 def read_settings(path: str | Path) -> dict:
-    """GR-MG's json.
-
-    Raises:
-        ConversionError: If it is none.
-    """
+    """GR-MG's train or pretrain json."""
     try:
         settings = json.loads(Path(path).read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConversionError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(settings, dict) or "policy" not in settings:
-        raise ConversionError(f"{path} is no train or pretrain json of GR-MG: it has no 'policy'.")
+        raise ConversionError(f"{path} is not a train or pretrain json of GR-MG: it has no 'policy'.")
     return settings

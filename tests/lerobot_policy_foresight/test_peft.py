@@ -109,7 +109,7 @@ def test_a_merged_adapter_is_a_folder_of_both_libraries_and_acts_the_same(adapte
     assert all(torch.equal(tensor, weights[name]) for name, tensor in policy.model.state_dict().items())
 
 
-def test_an_adapter_whose_cameras_are_named_anew_stays_one(adapted, tmp_path):
+def test_an_adapter_whose_cameras_are_renamed_stays_one(adapted, tmp_path):
     folder = shutil.copytree(adapted.folder, tmp_path / "adapter")
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "n_action_steps": 2}))
@@ -163,7 +163,7 @@ def test_an_adapters_run_resumes(adapted, tmp_path):
     assert (acts(*load_adapted(adapted, new), adapted.facts)).isfinite().all()
 
 
-def test_towers_are_left_out_whatever_layers_are_named(adapted):
+def test_towers_are_left_out_whatever_layers_are_chosen(adapted):
     policy = LeRobotForesightPolicy.from_pretrained(adapted.base)
     wrapped = policy.wrap_with_peft(peft_cli_overrides={"target_modules": ["q_proj", "query"], "r": RANK})
     adapters = [name for name, p in wrapped.named_parameters() if "lora_" in name]

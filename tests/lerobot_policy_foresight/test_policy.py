@@ -81,7 +81,7 @@ def test_a_dataset_with_all_labels_trains_all_objectives_without_a_warning(train
     assert trained.warnings == []
 
 
-def test_labels_are_no_inputs_of_the_policy(trained):
+def test_labels_are_not_inputs_of_the_policy(trained):
     config = PreTrainedConfig.from_pretrained(trained.folder)
     assert list(config.input_features) == [
         "observation.images.main",
@@ -120,7 +120,7 @@ def test_transformers_passes_lerobots_fields_on(trained, tmp_path):
     assert one == other
 
 
-def test_a_run_resumes_where_it_stopped(trained, tmp_path):
+def test_a_run_resumes(trained, tmp_path):
     run = shutil.copytree(trained.folder.parents[2], tmp_path / "run", symlinks=True)
     at = run / "checkpoints" / "000002" / "pretrained_model" / "train_config.json"
     lerobot_train(f"--config_path={at}", "--resume=true", f"--output_dir={run}", "--steps=3")
@@ -264,7 +264,7 @@ def test_what_does_not_fit_the_policy_is_named(trained):
         config.validate_features()
 
 
-def test_an_instruction_that_changes_starts_its_environment_anew(trained):
+def test_an_instruction_that_changes_restarts_its_environment(trained):
     policy, before, _ = load_policy(trained.folder)
     steps = [observation(trained.facts, t, (0, 1)) for t in range(3)]
     steps[2]["task"] = [steps[2]["task"][0], "push it"]
@@ -382,7 +382,7 @@ def test_lerobots_pipelines_leave_numbers_alone_under_the_names_that_its_command
     assert torch.equal(after(actions), actions)
 
 
-def test_a_trained_policy_goes_on_with_other_cameras(trained, tmp_path):
+def test_a_trained_policy_trains_on_with_other_cameras(trained, tmp_path):
     other = {"cameras": ("top",), "depth": False, "tracks": False, "state_dim": 5, "use_videos": False}
     facts = make_dataset(tmp_path / "data", episodes=1, **other)
     cameras = '--policy.cameras={"main": "observation.images.top", "wrist": null}'

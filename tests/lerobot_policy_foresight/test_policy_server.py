@@ -243,7 +243,7 @@ def test_a_port_serves_one_server(modules, serve):
         module.make_server(module.ForesightServerConfig(port=int(address.rpartition(":")[2])))
 
 
-def test_a_new_client_starts_anew(serve, connect, folder):
+def test_a_new_client_resets_the_server(serve, connect, folder):
     address, _ = serve()
     for _ in range(2):
         client = connect(address)

@@ -127,7 +127,7 @@ def assert_acts(folder, robot, *overrides: str) -> None:
         expected = stream.step(images, seen["observation.state"])
         given.append(after(policy.select_action(before(seen))))
         torch.testing.assert_close(given[-1], expected, rtol=1e-4, atol=1e-4)
-    # A fresh model's normalised actions are near 0 and a few units at most: near the mean, in these units.
+    # A fresh model's normalized actions are near 0 and a few units at most: near the mean, in these units.
     stats, actions = data.meta.stats["action"], torch.cat(given).numpy()
     assert actions.shape == (len(given), robot.kind.joints)
     assert (np.abs(actions - stats["mean"]) < 4 * stats["std"]).all()
@@ -205,8 +205,8 @@ def test_names_that_lerobot_drops_are_refused_with_the_command_that_renames_them
     check_column_names(meta.features, meta.root, with_state=False)
 
 
-def test_a_trap_in_every_episode_trains_all_the_same(tmp_path):
-    """Episodes shorter than a window, instructions of any language and length, columns that are no inputs."""
+def test_a_trap_in_every_episode_trains_anyway(tmp_path):
+    """Episodes shorter than a window, instructions of any language and length, unused columns."""
     facts = make_dataset(
         tmp_path / "data",
         frames=[1, 2, 5, 9],  # LeRobot's sampler leaves the first one out: nothing follows its frame

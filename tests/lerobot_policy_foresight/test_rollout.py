@@ -113,7 +113,7 @@ def test_interpolation_fills_the_time_between_the_models_steps(rollout, folder):
     np.testing.assert_allclose(sent_actions(robot), [plan[0], *steps], rtol=1e-4, atol=1e-5)
 
 
-def test_other_cameras_are_named_by_option_and_depth_is_no_input(rollout, folder):
+def test_other_cameras_are_named_by_option_and_depth_is_not_an_input(rollout, folder):
     robot = rollout(
         "--robot.views=[top, side]",
         "--robot.depth_views=[top]",
@@ -189,8 +189,8 @@ def test_the_step_alone_is_compiled(rollout, folder, monkeypatch):
     ]  # LeRobot's, which is idle; ours
     policy = get_policy_class("foresight").from_pretrained(folder)
     policy.config.compile_model = True
-    policy._follow([TASK])
+    policy._update_stream([TASK])
     stream = policy._stream
     policy.reset()
-    policy._follow([TASK])
-    assert policy._stream is stream  # or every episode would compile anew
+    policy._update_stream([TASK])
+    assert policy._stream is stream  # or every episode would compile again

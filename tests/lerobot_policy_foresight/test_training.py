@@ -3,15 +3,18 @@
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
 from lerobot.configs import PreTrainedConfig
-from safetensors.torch import load_file
+from lerobot.scripts import lerobot_train as script
+from safetensors.torch import load_file, save_model
 from transformers import AutoModel
 
 from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
@@ -21,6 +24,7 @@ from tests.lerobot_policy_foresight.miniature import (
     lerobot_train,
     policy_options,
     run_options,
+    run_ranks,
     small_model,
 )
 from tests.synthetic import make_dataset
@@ -100,40 +104,65 @@ def test_bfloat16_is_float32_where_it_has_no_kernels(facts, tmp_path, monkeypatc
     assert any(not torch.equal(expected[name], rounded[name]) for name in expected)
 
 
+def run_process(rank: int, folder, port: int, options: list[str]) -> None:
+    """`lerobot-train` in one of two processes, as `accelerate launch` starts it; saves its weights."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+    made, make_policy = [], script.make_policy
+    script.make_policy = lambda *args, **kwargs: made.append(make_policy(*args, **kwargs)) or made[0]
+    AcceleratorState._reset_state(True)
+    lerobot_train(*options)
+    save_model(made[0], f"{folder}/rank{rank}.safetensors")
+
+
+def check_processes(folder, output: str) -> None:
+    """Both processes trained the policy that one of them wrote."""
+    assert "effective batch size: 4" in output
+    assert output.count("Checkpoint policy after step 2") == 1
+    saved = weights(folder / "run" / "checkpoints" / "last")
+    ranks = [load_file(folder / f"rank{rank}.safetensors") for rank in (0, 1)]
+    for name, tensor in saved.items():
+        assert all(torch.equal(rank[f"model.{name}"], tensor) for rank in ranks), name
+
+
+def test_two_processes_train_one_policy_and_write_it_once(facts, tmp_path, capfd):
+    options = [*run_options(facts.root, tmp_path / "run"), "--policy.scheduler_warmup_steps=0"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    run_ranks(run_process, tmp_path, port, [*policy_options(small_model()), *options])
+    check_processes(tmp_path, capfd.readouterr().err)
+
+
 # `lerobot-train` of every process, which then leaves its weights.
 PROCESS = """
 import os, sys
-from lerobot.scripts import lerobot_train
-from lerobot.utils.import_utils import register_third_party_plugins
-from safetensors.torch import save_model
-
-folder, made, make_policy = sys.argv.pop(1), [], lerobot_train.make_policy
-lerobot_train.make_policy = lambda *args, **kwargs: made.append(make_policy(*args, **kwargs)) or made[0]
-register_third_party_plugins()
-lerobot_train.train()
-save_model(made[0], f"{folder}/rank{os.environ['RANK']}.safetensors")
+from tests.lerobot_policy_foresight.test_training import run_process
+folder, *options = sys.argv[1:]
+run_process(int(os.environ["RANK"]), folder, int(os.environ["MASTER_PORT"]), options)
 """
 
 
-def test_two_processes_train_one_policy_and_write_it_once(facts, tmp_path):
+@pytest.mark.slow  # imports everything three times
+def test_accelerates_launcher_trains_one_policy_and_writes_it_once(facts, tmp_path):
     (tmp_path / "process.py").write_text(PROCESS)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
     launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
     options = [*run_options(facts.root, tmp_path / "run"), "--policy.scheduler_warmup_steps=0"]
     result = subprocess.run(
         [*launch, str(tmp_path / "process.py"), str(tmp_path), *policy_options(small_model()), *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
+        env={
+            **os.environ,
+            **{"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        },
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "effective batch size: 4" in result.stderr
-    assert result.stderr.count("Checkpoint policy after step 2") == 1
-    saved = weights(tmp_path / "run" / "checkpoints" / "last")
-    ranks = [load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1)]
-    for name, tensor in saved.items():
-        assert all(torch.equal(rank[f"model.{name}"], tensor) for rank in ranks), name
+    check_processes(tmp_path, result.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +186,7 @@ def test_a_policy_with_its_code_is_one_of_lerobot_too(exported, facts, tmp_path)
     assert_same_actions(tmp_path / "drawer", facts)
 
 
-def test_cameras_of_an_exported_model_can_be_named_anew(exported, tmp_path):
+def test_cameras_of_an_exported_model_can_be_renamed(exported, tmp_path):
     model = ForesightForActionPrediction.from_pretrained(exported)
     model.save_pretrained(tmp_path)
     ForesightProcessor.from_pretrained(exported).save_pretrained(tmp_path)
@@ -165,7 +194,7 @@ def test_cameras_of_an_exported_model_can_be_named_anew(exported, tmp_path):
     assert PreTrainedConfig.from_pretrained(tmp_path).cameras == {"front": "observation.image"}
 
 
-def test_a_model_without_actions_is_exported_all_the_same(facts, tmp_path, capsys):
+def test_a_model_without_actions_is_exported_anyway(facts, tmp_path, capsys):
     folder = run_trainer(tmp_path, facts, "--model.objectives", "[depth, flow]")
     assert f"{folder} is not a policy for LeRobot's commands" in capsys.readouterr().out
     assert not (folder / "policy_preprocessor.json").exists()

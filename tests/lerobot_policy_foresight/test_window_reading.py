@@ -1,5 +1,6 @@
 """What the policy is trained on are windows of `training.windows`; LeRobot's own items stay as they are."""
 
+import pickle
 import shutil
 
 import numpy as np
@@ -13,9 +14,10 @@ from lerobot.policies.factory import make_policy
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, default_collate
 
+from datasets_scripts.storage import rows
 from lerobot_policy_foresight import LeRobotForesightConfig
 from lerobot_policy_foresight.window_reading import WindowReader
-from tests.lerobot_policy_foresight.miniature import small_model
+from tests.lerobot_policy_foresight.miniature import run_ranks, small_model
 from tests.synthetic import make_dataset
 from training.windows import ForesightWindows, WindowConfig, collate_windows
 
@@ -88,13 +90,24 @@ def assert_same_windows(given: dict, windows: ForesightWindows, rows: list[tuple
 WINDOWS = {0: (0, 0), 10: (1, 6), 16: (2, 13), 18: (2, 14)}
 
 
-@pytest.mark.parametrize("workers", [{}, {"num_workers": 1, "multiprocessing_context": "spawn"}])
+SPAWNED = pytest.param({"num_workers": 1, "multiprocessing_context": "spawn"}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("workers", [{}, {"num_workers": 1, "multiprocessing_context": "fork"}, SPAWNED])
 def test_a_data_loader_reads_the_windows_of_the_trainer(videos, workers):
     dataset = opened(videos)
     policy = policy_for(dataset)
     batch = loaded(dataset, list(WINDOWS), **workers)
     assert batch["index"].tolist() == list(WINDOWS) and batch["episode_index"].tolist() == [0, 1, 2, 2]
     assert not {MAIN, WRIST, "action"} & set(batch)
+    assert_same_windows(policy.windows.read_batch(batch), windows_of(policy, videos), list(WINDOWS.values()))
+
+
+def test_a_dataset_that_was_pickled_for_a_worker_is_read_as_windows(videos):
+    dataset = opened(videos)
+    policy = policy_for(dataset)
+    loaded(dataset, [0])  # files are open
+    batch = loaded(pickle.loads(pickle.dumps(dataset)), list(WINDOWS))
     assert_same_windows(policy.windows.read_batch(batch), windows_of(policy, videos), list(WINDOWS.values()))
 
 
@@ -157,14 +170,40 @@ def test_under_a_rename_map_pictures_travel_under_the_datasets_names(videos):
         reader.read_batch(default_collate([dataset[4]]))
 
 
-def test_a_dataset_of_which_only_some_files_are_here_is_refused_with_the_remedy(videos, tmp_path):
-    root = shutil.copytree(videos, tmp_path / "ds")  # as LeRobot downloads it for --dataset.episodes
+@pytest.fixture
+def downloaded(videos, tmp_path):
+    """The dataset as LeRobot downloads it for `--dataset.episodes=[0]`."""
+    root = shutil.copytree(videos, tmp_path / "ds")
     path = next((root / "data").rglob("*.parquet"))
     pq.write_table(pq.read_table(path).slice(0, LENGTHS[0]), path)
-    dataset = opened(root, episodes=[0])
+    return root
+
+
+def test_a_dataset_of_which_only_some_files_are_here_is_refused_with_the_remedy(downloaded):
+    dataset = opened(downloaded, episodes=[0])
     policy_for(dataset)
     with pytest.raises(ValueError, match="incomplete.*hf download local/synthetic"):
         loaded(dataset, [2])
+
+
+def test_chosen_episodes_of_a_partly_downloaded_dataset_are_read_from_the_hub(
+    videos, downloaded, monkeypatch
+):
+    asked = []
+
+    def from_hub(name, videos_too):
+        asked.append((name, videos_too))
+        return videos, None
+
+    dataset = opened(downloaded, episodes=[0])
+    policy = policy_for(dataset)
+    find = rows.find_dataset
+    monkeypatch.setattr(
+        rows, "find_dataset", lambda name, videos: (from_hub if "@" in name else find)(name, videos)
+    )
+    batch = loaded(dataset, [0, 5])
+    assert_same_windows(policy.windows.read_batch(batch), windows_of(policy, videos), [(0, 0), (0, 1)])
+    assert asked == [(f"local/synthetic@{dataset.meta.revision}", False)]
 
 
 def test_a_dataset_in_which_nothing_can_be_trained_is_refused_before_the_first_step(videos):
@@ -212,9 +251,8 @@ def run_rank(rank: int, root, folder) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow  # two processes are launched
 def test_two_processes_learn_one_mean_also_if_one_has_nothing_to_supervise(videos, tmp_path):
-    torch.multiprocessing.spawn(run_rank, (videos, tmp_path), nprocs=2)
+    run_ranks(run_rank, videos, tmp_path)
     ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
     whole = gradients(videos, [4, 16, 0, 10], unsupervised=[16, 0, 10])
     assert set(whole) == set(ranks[0]) and any(grad.any() for grad in whole.values())

@@ -441,7 +441,7 @@ class GrmgReference(nn.Module):
             self.pred_progress = nn.Linear(small, 1)
 
     @torch.no_grad()
-    def randomise(self, seed: int = 0) -> "GrmgReference":
+    def randomize(self, seed: int = 0) -> "GrmgReference":
         """Every tensor at a scale that matters to the outputs; the position table stays what it is."""
         draw = torch.Generator().manual_seed(seed)
         for name, value in self.state_dict().items():

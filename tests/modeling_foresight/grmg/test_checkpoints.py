@@ -18,9 +18,10 @@ from modeling_foresight import ForesightConfig, ForesightForActionPrediction, Fo
 from modeling_foresight.attention_mask import Kind
 from modeling_foresight.encoders import sincos_2d
 from modeling_foresight.grmg.checkpoints import tensors_in_file
-from modeling_foresight.grmg.configuration import Facts, heads_of
+from modeling_foresight.grmg.configuration import Checkpoint, count_heads
 from modeling_foresight.grmg.convert import main
 from modeling_foresight.grmg.names import IGNORED, NEW_IN_3D, POSITIONS, table_rows
+from modeling_foresight.grmg.reading import read_tensors
 from tests.modeling_foresight.grmg.reference import FULL, PRETRAINING, GrmgReference, Sizes
 from tests.tiny import tiny_config, tiny_tokenizer
 
@@ -87,7 +88,7 @@ def pairs(tmp_path_factory):
     made = {}
     for name, sizes in {"small": SMALL, "other": OTHER, "pretrained": PRETRAINED}.items():
         folder = tmp_path_factory.mktemp(name)
-        reference = GrmgReference(sizes).randomise(seed=len(made))
+        reference = GrmgReference(sizes).randomize(seed=len(made))
         if name == "small":
             assert convert(folder, weights_of(reference)) == 0
         else:  # a Lightning payload, and a plain dict of weights
@@ -406,6 +407,46 @@ def test_towers_come_from_folders_with_their_tokenizer(pairs, tmp_path):
         assert model(**batch).actions.shape == (1, OTHER.frames, OTHER.chunk, 7)
 
 
+def test_towers_come_from_files_in_their_original_names(pairs, tmp_path):
+    tensors = weights_of(pairs["small"].reference)
+    parts = {"mae": "model.model_mae.", "clip": "model.text_encoder."}
+    towers = {
+        name: {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
+        for name, prefix in parts.items()
+    }
+    torch.save({"model": towers["mae"]}, tmp_path / "mae.pth")  # as MAE publishes it
+    save_file(towers["clip"], tmp_path / "clip.safetensors")
+    options = [
+        "--vision-tower",
+        str(tmp_path / "mae.pth"),
+        "--text-tower",
+        str(tmp_path / "clip.safetensors"),
+    ]
+    assert convert(tmp_path, tensors, SMALL, *options) == 0
+    first, second = (load_file(f / "ours" / "model.safetensors") for f in (tmp_path, pairs["small"].folder))
+    assert set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in second)
+
+
+class ScriptedTower(torch.nn.Module):
+    def __init__(self, tensors):
+        super().__init__()
+        for name, value in tensors.items():
+            self.register_buffer(name.replace(".", "_"), value)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:.*TorchScript archive")
+def test_a_torchscript_archive_as_openai_publishes_clip_needs_the_opt_in(tmp_path):
+    values = {"ln_final_weight": torch.arange(3.0).half()}
+    torch.jit.script(ScriptedTower(values)).save(str(tmp_path / "ViT.pt"))
+    with pytest.raises(ValueError, match="TorchScript.*--allow-pickle"):
+        read_tensors(tmp_path / "ViT.pt")
+    tensors, _ = read_tensors(tmp_path / "ViT.pt", allow_pickle=True)
+    assert torch.equal(tensors["ln_final_weight"], torch.arange(3.0))
+
+
 def test_a_tokenizer_of_another_tower_is_refused(pairs, tmp_path, capsys):
     tiny_tokenizer().save_pretrained(tmp_path / "words")
     code = convert(
@@ -423,7 +464,7 @@ def test_towers_of_another_width_are_refused(pairs, tmp_path, capsys):
     assert "takes 20" in capsys.readouterr().err and not (tmp_path / "ours").exists()
 
 
-def test_the_processor_has_calvins_forms_and_no_tokenizer_of_its_own(pairs):
+def test_the_processor_has_calvins_forms_and_no_tokenizer(pairs):
     processor = ForesightProcessor.from_pretrained(pairs["other"].folder / "ours")
     assert (processor.state_representation, processor.action_codec) == ("relative", "local_delta")
     assert (processor.image_size, processor.views) == (24, ["main", "wrist"])
@@ -451,14 +492,14 @@ def test_half_precision_and_old_buffers_are_read(pairs, tmp_path):
 
 @pytest.mark.parametrize("declared", [None, {}, True, {"kind": "conv"}])
 def test_a_tower_of_another_structure_leaves_a_model_that_wants_features(pairs, declared, tmp_path, capsys):
-    tensors = {k: v for k, v in pairs["small"].reference.state_dict().items() if "model_mae." not in k}
-    save_file({**tensors, "model_mae.conv.weight": torch.zeros(40, 3, 8, 8)}, tmp_path / "grmg.safetensors")
-    settings = SMALL.grmg_json() | {"text_stand_in": {"heads": SMALL.text_heads}, "vision_stand_in": declared}
+    tensors = pairs["other"].reference.state_dict() | {"model_mae.conv.weight": torch.zeros(40, 3, 8, 8)}
+    save_file(tensors, tmp_path / "grmg.safetensors")
+    settings = OTHER.grmg_json() | {"vision_stand_in": declared}
     (tmp_path / "grmg.json").write_text(json.dumps(settings))
     options = ["--config", str(tmp_path / "grmg.json"), "--output", str(tmp_path / "ours")]
     assert main([str(tmp_path / "grmg.safetensors"), *options]) == 0
-    assert "vision_features" in capsys.readouterr().out
-    assert ForesightConfig.from_pretrained(tmp_path / "ours").towers == ["text"]
+    assert "the file's vision tower is another network" in capsys.readouterr().out
+    assert ForesightConfig.from_pretrained(tmp_path / "ours").towers == []
 
 
 def test_a_tower_with_gaps_is_refused_rather_than_left_out(pairs, tmp_path, capsys):
@@ -480,27 +521,30 @@ def test_heads_that_nothing_tells_leave_the_tower_out(pairs, tmp_path, capsys):
 
 def test_heads_of_the_published_towers_need_no_json():
     with torch.device("meta"):
-        facts = Facts(GrmgReference(FULL).state_dict(), {})
-    assert (heads_of(facts, "vision"), heads_of(facts, "text")) == (12, 8)
+        checkpoint = Checkpoint(GrmgReference(FULL).state_dict(), {})
+    assert (count_heads(checkpoint, "vision"), count_heads(checkpoint, "text")) == (12, 8)
 
 
 @pytest.mark.parametrize("width", [64, 768])
 def test_heads_of_reduced_towers_are_not_guessed_from_their_width(width, tmp_path, capsys):
-    reduced = dataclasses.replace(SMALL, vision_width=width, vision_heads=4, vision_depth=1)
-    tensors = weights_of(GrmgReference(reduced).randomise())
+    reduced = dataclasses.replace(
+        SMALL, vision_width=width, vision_heads=4, vision_depth=1, resampler_depth=1
+    )
+    tensors = weights_of(GrmgReference(reduced).randomize())
     assert convert(tmp_path, tensors, reduced, vision_stand_in__num_heads=None) == 0
     assert "does not say its heads" in capsys.readouterr().out
     assert ForesightConfig.from_pretrained(tmp_path / "ours").towers == ["text"]
 
 
-def test_what_is_no_tower_of_that_kind_is_refused_in_one_sentence(pairs, tmp_path, capsys):
+def test_other_kinds_of_towers_are_refused_in_one_sentence(pairs, tmp_path, capsys):
     tensors = pairs["other"].reference.state_dict()
     torch.save({}, tmp_path / "clip.pt")
     CLIPTextModelWithProjection(tiny_config().text_config).save_pretrained(tmp_path / "clip")
     for option, source, message in (
-        ("--text-tower", "clip.pt", "clip.pt is no folder with a model's config.json"),
+        ("--text-tower", "clip.pt", "clip.pt has no tensors by name"),
+        ("--vision-tower", "clip/model.safetensors", "model.safetensors: the file's vision tower is another"),
         ("--vision-tower", "clip", "a MAE or ViT checkpoint belongs there"),
-        ("--vision-tower", "absent", "absent is no folder with a model's config.json"),
+        ("--vision-tower", "absent", "absent is neither a file nor a folder with a model's config.json"),
     ):
         code = convert(tmp_path, tensors, OTHER, option, str(tmp_path / source))
         assert_refused(code, message, capsys, tmp_path)
@@ -571,7 +615,7 @@ def damaged_files(folder, pair):
         "plain.pkl": "neither a safetensors file nor one of torch.save",
         "other.zip": "of another program",
         "goal_gen.ckpt": "goal-image generator",
-        "random.safetensors": "no GR-MG policy",
+        "random.safetensors": "not a GR-MG policy",
         "list.pt": "list",
         "words.ckpt": "neither a safetensors file nor one of torch.save",
         "empty.ckpt": "neither a safetensors file nor one of torch.save",
@@ -593,7 +637,7 @@ def test_files_of_another_kind_or_damaged_are_refused_in_one_line(pairs, tmp_pat
         assert_refused(code, message, capsys, tmp_path)
 
 
-def test_our_own_checkpoints_are_recognised(pairs, tmp_path, capsys):
+def test_our_own_checkpoints_are_recognized(pairs, tmp_path, capsys):
     ours = pairs["other"].folder / "ours"
     for path, message in {ours: "--to-grmg", ours / "model.safetensors": "of this project already"}.items():
         code = main([str(path), "--config", write_json(tmp_path, OTHER), "--output", str(tmp_path / "ours")])
@@ -619,7 +663,7 @@ def moved(tensors):
         (without("transformer.h.1.ln_2.weight"), "transformer.h.1.ln_2.weight"),
         (without("embed_goal_patch.weight"), "embed_goal_patch.weight"),
         (without(POSITIONS), POSITIONS),
-        (with_tensor("embed_sound.weight", 2, 3), "has not: embed_sound.weight"),
+        (with_tensor("embed_sound.weight", 2, 3), "GR-MG lacks: embed_sound.weight"),
         (with_tensor("embed_lang.weight", 64, 21), "policy.lang_feat_dim=22"),
         (with_tensor("embed_hand_img.weight", 64, 29), "embed_hand_img.weight"),
         (with_tensor("decoder_pred.weight", 49, 64), "decoder_pred.weight"),
@@ -650,7 +694,7 @@ def test_gaps_leftovers_and_wrong_shapes_are_named(pairs, change, message, tmp_p
         ({"policy__activation_function": ["relu"]}, "policy.activation_function=['relu']"),
         ({"trainer__fwd_pred_hand": False}, "is not supported"),
         ({"trainer__kl_loss_ratio": -1}, "trainer.kl_loss_ratio=-1"),
-        ({"policy__n_head": "eight"}, "policy.n_head='eight', which is no number"),
+        ({"policy__n_head": "eight"}, "policy.n_head='eight', which is not a number"),
         ({"policy__resampler_params": {"heads": 3, "dim_head": 20}}, "to_q"),
         ({"trainer__act_pred": False}, "trainer.act_pred=False"),
         ({"trainer__progress_pred": False}, "trainer.progress_pred=False"),
@@ -672,7 +716,7 @@ def test_a_preset_that_does_not_fit_the_file_is_refused(pairs, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"trainer": {}}'])
-def test_a_json_that_is_none_of_gr_mgs_is_refused(pairs, text, tmp_path, capsys):
+def test_a_json_that_is_not_gr_mgs_is_refused(pairs, text, tmp_path, capsys):
     (tmp_path / "bad.json").write_text(text)
     save_file(pairs["other"].reference.state_dict(), tmp_path / "grmg.safetensors")
     options = ["--config", str(tmp_path / "bad.json"), "--output", str(tmp_path / "ours")]
@@ -685,7 +729,7 @@ def test_heads_are_never_guessed_without_a_json(pairs, tmp_path, capsys):
     assert_refused(code, "--config", capsys, tmp_path)
 
 
-def test_a_folder_with_something_in_it_is_left_alone(pairs, tmp_path, capsys):
+def test_a_folder_with_something_in_it_is_not_changed(pairs, tmp_path, capsys):
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "precious").write_text("work")
     assert convert(tmp_path, pairs["other"].reference.state_dict(), OTHER) == 1
@@ -693,7 +737,7 @@ def test_a_folder_with_something_in_it_is_left_alone(pairs, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "ours").iterdir()] == ["precious"]
 
 
-def test_nothing_is_written_by_halves(pairs, tmp_path, capsys, monkeypatch):
+def test_a_failed_conversion_writes_nothing(pairs, tmp_path, capsys, monkeypatch):
     def full_disk(self, folder):
         raise OSError("no space left on device")
 
@@ -744,10 +788,10 @@ def test_the_documented_comparison_runs_and_finds_no_difference(pairs, tmp_path,
     assert len(names["differences"]) == 7 and max(names["differences"].values()) < 1e-5
 
 
-def test_other_sizes_of_state_and_action_keep_their_numbers_as_they_are(tmp_path, capsys):
+def test_actions_of_other_sizes_keep_their_form(tmp_path, capsys):
     sizes = dataclasses.replace(OTHER, state_dim=9, action_dim=5, wrist=False)
-    assert convert(tmp_path, weights_of(GrmgReference(sizes).randomise()), sizes) == 0
-    assert "as they are" in capsys.readouterr().out
+    assert convert(tmp_path, weights_of(GrmgReference(sizes).randomize()), sizes) == 0
+    assert "actions keep their form" in capsys.readouterr().out
     config = ForesightConfig.from_pretrained(tmp_path / "ours")
     assert (config.state_dim, config.binary_state_indices, config.views) == (9, [8], ["main"])
     assert (config.action_dim, config.binary_action_indices, config.action_codec) == (5, [4], "recorded")
@@ -755,5 +799,5 @@ def test_other_sizes_of_state_and_action_keep_their_numbers_as_they_are(tmp_path
 
 def test_the_position_table_of_the_reference_is_ours():
     torch.testing.assert_close(
-        GrmgReference(OTHER).randomise().decoder_pos_embed[0], sincos_2d(6, 6, OTHER.width), atol=1e-6, rtol=0
+        GrmgReference(OTHER).randomize().decoder_pos_embed[0], sincos_2d(6, 6, OTHER.width), atol=1e-6, rtol=0
     )
