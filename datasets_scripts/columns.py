@@ -1,7 +1,6 @@
 """Depth and track columns of a LeRobot v3 dataset: names, dtypes, units, checks.
 
 The contract between what makes labels (`simulate.py`, `annotate.py`) and what reads them (training, cards).
-It knows features and arrays, not files, models or simulators.
 
 | key | dtype, shape per frame | meaning |
 | --- | --- | --- |
@@ -10,13 +9,13 @@ It knows features and arrays, not files, models or simulators.
 | `observation.points.<camera>` | float16 `(n*3,)` | n tracked points: x, y as image fractions, z in metres |
 | `observation.points_visible.<camera>` | bool `(n,)` | false when occluded, outside the image, or padding |
 
-x and y are `(column + 0.5) / width` and `(row + 0.5) / height`, so they do not depend on the resolution; they
-may leave [0, 1]. Point j is the same physical point through the whole episode. The label keys start with
-`observation.` because LeRobot drops every other column on its way to a policy; a policy must take them out of
-its inputs (`is_label_key`), since LeRobot would show a depth map as a camera and points as robot state.
+x and y are `(column + 0.5) / width` and `(row + 0.5) / height`; they may leave [0, 1]. Point j is the same
+physical point through the whole episode. The label keys start with `observation.` because LeRobot drops every
+other column on its way to a policy; a policy must remove them from its inputs (`is_label_key`), since LeRobot
+would show a depth map as a camera and points as robot state.
 
 Points are flat 1-D columns because LeRobot's split and merge tools fail on 2-D ones. They are appended
-(`append_columns` in `storage/dataset_folder.py`), because LeRobot computes ten statistics per element of a
+(`append_columns` in `storage/dataset_folder.py`) because LeRobot computes ten statistics per element of a
 recorded column.
 """
 
@@ -35,11 +34,10 @@ POINTS_VISIBLE_PREFIX = "observation.points_visible."
 DEPTH_FLOOR_M = 0.011
 # Values this close to the declared maximum are saturated: "at least this far".
 DEPTH_LIMIT_MARGIN_M = 0.01
-# No camera of a robot sees half of its pixels farther than this; millimetres of any real scene do.
+# No robot camera sees half of its pixels farther than this; millimetres of any real scene do.
 IMPLAUSIBLE_MEDIAN_M = 100.0
 
-
-# Distances in an image are given at this length of its shorter side, whatever its resolution.
+# Image distances are given for a shorter side of this length, whatever the resolution.
 REFERENCE_PX = 224.0
 
 
@@ -49,15 +47,7 @@ def image_key(camera: str) -> str:
 
 
 def find_image_key(features: Mapping[str, Mapping[str, Any]], camera: str) -> str | None:
-    """Find a camera's RGB stream: `observation.images.<camera>`, or the column of just this name.
-
-    Args:
-        features (`Mapping[str, Mapping]`): Features of the dataset (`meta.features`).
-        camera (`str`): Name of the camera, or of its column where that has no prefix (`image`).
-
-    Returns:
-        `str | None`: The key, or `None` when there is no such camera.
-    """
+    """Key of a camera's RGB stream, if any: `observation.images.<camera>`, or the bare name."""
     for key in (image_key(camera), camera):
         if key in features and features[key]["dtype"] in ("image", "video"):
             return key if not is_depth_feature(features[key]) else None
@@ -65,7 +55,7 @@ def find_image_key(features: Mapping[str, Mapping[str, Any]], camera: str) -> st
 
 
 def depth_key(camera: str) -> str:
-    """Key under which this project stores a camera's depth."""
+    """Key of a camera's depth as this project writes it."""
     return DEPTH_PREFIX + camera
 
 
@@ -80,15 +70,11 @@ def points_visible_key(camera: str) -> str:
 
 
 def depth_feature(height: int, width: int) -> dict:
-    """LeRobot feature of one depth video stream.
+    """Feature of a depth video for `LeRobotDataset.create`, which adds unit and quantization limits.
 
     Args:
         height (`int`): Rows of the depth map in pixels.
         width (`int`): Columns of the depth map in pixels.
-
-    Returns:
-        `dict`: Feature for `LeRobotDataset.create`; LeRobot adds the unit and the quantisation limits to its
-        `info`.
     """
     return {
         "dtype": "video",
@@ -99,23 +85,14 @@ def depth_feature(height: int, width: int) -> dict:
 
 
 def points_features(camera: str, n_points: int, height: int, width: int) -> dict[str, dict]:
-    """LeRobot features of a camera's tracked points and their visibility.
+    """Features of a camera's tracked points and their visibility by key, for `append_columns`.
 
     Args:
-        camera (`str`): Camera the points are seen by.
-        n_points (`int`): Points per episode, equal for all episodes (shorter ones are padded, invisible).
-        height (`int`): Rows of the image the tracks were made on; recorded as a fact, the values do not
-            depend on it.
+        camera (`str`): Camera that sees the points.
+        n_points (`int`): Points per episode, at least 2 (LeRobot stores one-element columns as scalars).
+        height (`int`): Rows of the image that was tracked; recorded only, the values do not depend on it.
         width (`int`): Columns of that image.
-
-    Returns:
-        `dict[str, dict]`: The two features by key, ready for `append_columns`.
-
-    Raises:
-        ValueError: If `n_points` is smaller than 2 (LeRobot stores one-element columns as scalars).
     """
-    if n_points < 2:
-        raise ValueError(f"n_points is {n_points}; a track column needs at least 2 points")
     facts = {"camera": camera, "resolution": [height, width]}
     return {
         points_key(camera): {
@@ -134,17 +111,15 @@ def points_features(camera: str, n_points: int, height: int, width: int) -> dict
 
 
 def picture_size(feature: Mapping[str, Any]) -> tuple[int, int]:
-    """Rows and columns of a camera's pictures; some older datasets name the channels first."""
+    """Rows and columns of a camera's images; some older datasets name the channels first."""
     shape = tuple(feature["shape"])
     return shape[1:] if shape[0] in (1, 3) else shape[:2]
 
 
 def is_depth_feature(feature: Mapping[str, Any]) -> bool:
     """Whether LeRobot marks this feature as a depth map (its current and its older spelling)."""
-    info = feature.get("info") or {}
-    older = feature.get("video_info") or {}
-    marks = (info.get("is_depth_map"), info.get("video.is_depth_map"), older.get("video.is_depth_map"))
-    return any(bool(mark) for mark in marks)
+    info = (feature.get("info") or {}) | (feature.get("video_info") or {})
+    return bool(info.get("is_depth_map") or info.get("video.is_depth_map"))
 
 
 def is_label_key(key: str, feature: Mapping[str, Any] | None = None) -> bool:
@@ -155,17 +130,10 @@ def is_label_key(key: str, feature: Mapping[str, Any] | None = None) -> bool:
 
 
 def find_depth_key(features: Mapping[str, Mapping[str, Any]], camera: str) -> str | None:
-    """Find the depth stream that belongs to a camera.
+    """Key of the depth stream of an RGB camera, if any.
 
-    What counts is LeRobot's `is_depth_map` mark, not the name: `observation.images.<camera>_depth` as
-    recorded by LeRobot's depth cameras is found, an RGB picture of depth under the same name is not.
-
-    Args:
-        features (`Mapping[str, Mapping]`): Features of the dataset (`meta.features`).
-        camera (`str`): Name of the RGB camera.
-
-    Returns:
-        `str | None`: The key, or `None` when the camera has no depth.
+    LeRobot's `is_depth_map` mark decides: `observation.images.<camera>_depth` as recorded by LeRobot's depth
+    cameras is found, an RGB picture of depth under the same name is not.
     """
     names = (depth_key(camera), f"{IMAGE_PREFIX}{camera}_depth", f"{IMAGE_PREFIX}{camera}.depth")
     return next((name for name in names if name in features and is_depth_feature(features[name])), None)
@@ -179,7 +147,7 @@ def depth_limit_m(feature: Mapping[str, Any]) -> float:
 
 
 def clean_depth(depth_m: Any, limit_m: float = math.inf) -> Any:
-    """Set what is no measurement to zero, the one sign of "invalid" used from here on.
+    """Set invalid depth to zero.
 
     Args:
         depth_m (`np.ndarray` or `torch.Tensor`): Metres, any shape, as read from a dataset.
@@ -188,25 +156,21 @@ def clean_depth(depth_m: Any, limit_m: float = math.inf) -> Any:
     Returns:
         Same type and shape, float32: metres, 0 where the value was at most 1.1 cm, saturated, or not finite.
     """
-    if isinstance(depth_m, np.ndarray):
-        depth_m = depth_m.astype(np.float32, copy=False)
-        # What is not finite is in no range either.
-        valid = (depth_m > DEPTH_FLOOR_M) & (depth_m < limit_m - DEPTH_LIMIT_MARGIN_M)
-        return np.where(valid, depth_m, np.float32(0))
-    depth_m = depth_m.float()
     valid = (depth_m > DEPTH_FLOOR_M) & (depth_m < limit_m - DEPTH_LIMIT_MARGIN_M)
-    return depth_m.where(valid, depth_m.new_zeros(()))
+    if isinstance(depth_m, np.ndarray):
+        return np.where(valid, depth_m.astype(np.float32, copy=False), np.float32(0))
+    return depth_m.float().where(valid, 0)
 
 
 def check_depth_range(depth_m: Any, key: str, limit_m: float = math.inf) -> None:
-    """Refuse depth that cannot be metres.
+    """Refuse depth that cannot be in metres.
 
-    Millimetres stored as metres show in two ways: as values in the hundreds where the storage keeps them, and
-    as frames that are saturated everywhere where LeRobot's depth video clipped them at its far limit.
+    Millimetres stored as metres appear as values in the hundreds, or, where LeRobot's depth video clipped
+    them at its far limit, as saturated frames.
 
     Args:
         depth_m (`np.ndarray` or `torch.Tensor`): Depth of one or more frames as read, before `clean_depth`.
-        key (`str`): Column it came from, for the message.
+        key (`str`): Column of the depth, for the message.
         limit_m (`float`): Far limit of the storage (`depth_limit_m`).
 
     Raises:
@@ -238,20 +202,12 @@ def check_depth_range(depth_m: Any, key: str, limit_m: float = math.inf) -> None
 
 
 def pack_points(points: np.ndarray) -> np.ndarray:
-    """Flatten tracks for storage.
-
-    Args:
-        points (`np.ndarray`): `(F, n, 3)` float: x, y image fractions, z metres.
-
-    Returns:
-        `np.ndarray`: `(F, n*3)` float16.
+    """Flatten tracks for storage: `(F, n, 3)` float (x, y image fractions, z metres) -> `(F, n*3)` float16.
 
     Raises:
-        ValueError: If the shape is another, or a value is not finite in float16 (larger than 65504).
+        ValueError: If a value is not finite in float16 (larger than 65504).
     """
-    if points.ndim != 3 or points.shape[-1] != 3:
-        raise ValueError(f"points have shape {points.shape}; expected (frames, points, 3)")
-    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+    with np.errstate(over="ignore"):  # infinite values are refused below
         packed = points.astype(np.float16).reshape(len(points), -1)
     if not np.isfinite(packed).all():
         raise ValueError("points hold values that are not finite in float16; clip or drop those tracks first")
@@ -259,7 +215,7 @@ def pack_points(points: np.ndarray) -> np.ndarray:
 
 
 def unpack_points(packed: np.ndarray) -> np.ndarray:
-    """Undo `pack_points`: `(F, n*3)` float16 -> `(F, n, 3)` float32 (x, y image fractions, z metres)."""
+    """Undo `pack_points`: `(F, n*3)` float16 -> `(F, n, 3)` float32."""
     return np.asarray(packed).astype(np.float32).reshape(len(packed), -1, 3)
 
 
@@ -274,8 +230,7 @@ def validate_columns(
 
     Args:
         features (`Mapping[str, Mapping]`): Features of the dataset (`meta.features`).
-        cameras (`Sequence[str]`): Cameras used; tracks are required for the first one, which is the flow
-            view.
+        cameras (`Sequence[str]`): Cameras used; the first one is the flow view.
         need_depth (`bool`): Whether every camera needs a depth stream.
         need_tracks (`bool`): Whether the first camera needs points and their visibility.
         name (`str`): Name of the dataset, for the message.

@@ -344,5 +344,5 @@ def _draw_pictures(episode: LabelledEpisode, reasons: list[str] | None) -> dict[
             if camera.points is not None and camera.visible.any()
         ]
     except ValueError as error:
-        return shown | {"sheet": None, "motions": [], "error": episode.rows.without_folder(error)}
+        return shown | {"sheet": None, "motions": [], "error": episode.rows.remove_folder(error)}
     return shown | {"sheet": sheet, "motions": motions, "error": None}

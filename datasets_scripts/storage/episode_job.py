@@ -1,9 +1,7 @@
-"""Episodes to a dataset: work of hours that can be stopped at any time and run again.
+"""Make a dataset episode by episode: work of hours that can be stopped at any time and resumed.
 
-Unfinished work lies in `OUTPUT.partial`, with the parameters that it belongs to. Every episode is a folder
-there (a shard, `shards.py`) that appears only when it is whole; the dataset is put together beside the shards
-and renamed to OUTPUT at the very end. Running the same command again resumes, and leaves a finished dataset
-unchanged.
+Unfinished work and its parameters lie in `OUTPUT.partial`. Each finished episode is a folder there (a shard,
+`shards.py`); the dataset is put together next to the shards and renamed to OUTPUT at the end.
 """
 
 import contextlib
@@ -43,8 +41,8 @@ class EpisodeJob:
 
     Args:
         output (`Path`): Folder of the finished dataset.
-        kind (`str`): Section of `meta/foresight.json` with its `parameters` and `video_bytes`.
-        parameters (`dict`): What the result depends on, as JSON; only a run with equal ones resumes it.
+        kind (`str`): Section of `meta/foresight.json` with the `parameters` and `video_bytes`.
+        parameters (`dict`): JSON values that determine the result; only a run with equal ones resumes it.
     """
 
     output: Path
@@ -58,7 +56,7 @@ class EpisodeJob:
 
     @property
     def is_finished(self) -> bool:
-        """Whether something stands at the output; `read_finished` says whether it is this dataset."""
+        """Whether the output exists; `read_finished` checks that it is this dataset."""
         return self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir()))
 
     def shard(self, episode: int) -> Path:
@@ -66,7 +64,7 @@ class EpisodeJob:
         return self.partial / "episodes" / f"{episode:06d}"
 
     def open(self) -> None:
-        """Make the folder of unfinished work, or check the existing one; other machines may do so meanwhile.
+        """Make the folder of unfinished work, or check the existing one; safe on several machines.
 
         Raises:
             ValueError: If the folder belongs to something else.
@@ -83,14 +81,10 @@ class EpisodeJob:
             earlier = json.loads(path.read_text())
         except ValueError:
             raise ValueError(f"{path} is damaged; delete {self.partial} and start again") from None
-        self._refuse_other(earlier, f"an unfinished run in {self.partial}", self.partial)
+        self._check_parameters(earlier, f"an unfinished run in {self.partial}", self.partial)
 
     def lock(self) -> BaseFileLock:
-        """Take the lock that keeps other runs out of the folder of unfinished work.
-
-        Raises:
-            ValueError: If another run has it.
-        """
+        """Lock the folder of unfinished work; raises a `ValueError` if another run holds the lock."""
         try:
             return FileLock(self.partial / "lock").acquire(timeout=0)
         except Timeout:
@@ -98,11 +92,7 @@ class EpisodeJob:
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
-        """Hold the folder of unfinished work for this run alone, without what a killed run left half done.
-
-        Raises:
-            ValueError: If another run is at work there, or the folder belongs to something else.
-        """
+        """Open and lock the folder of unfinished work, and remove leftovers of killed runs."""
         self.open()
         with self.lock():
             remove_leftovers(self.partial)
@@ -110,22 +100,18 @@ class EpisodeJob:
             yield
 
     def make_shards(
-        self,
-        lengths: Mapping[int, int],
-        work: "EpisodeWork",
-        workers: int = 1,
-        label: str | None = None,
+        self, lengths: Mapping[int, int], work: "EpisodeWork", workers: int = 1, label: str | None = None
     ) -> None:
-        """Make the shards that are missing, with a progress bar.
+        """Make the missing shards, with a progress bar; raises what `work.make` raises.
 
         Args:
             lengths (`Mapping[int, int]`): Size of every wanted episode in units of `work.unit`.
             work (`EpisodeWork`): How a shard is made.
             workers (`int`): Processes; with 1 everything happens in this one.
-            label (`str`, *optional*): What the progress bar says.
+            label (`str`, *optional*): Title of the progress bar.
 
         Raises:
-            RuntimeError: If a worker dies. What a shard's making raises is raised.
+            RuntimeError: If a worker dies.
         """
         missing = [episode for episode in lengths if work.read(self.shard(episode)) is None]
         for episode in missing:
@@ -139,11 +125,7 @@ class EpisodeJob:
                 bar.update(facts["n_frames"] if work.unit == "frame" else 1)
 
     def read_shards(self, episodes: Sequence[int], read: Callable[[Path], dict | None] = read_facts) -> dict:
-        """Facts of all episodes by number.
-
-        Raises:
-            ValueError: If an episode is missing.
-        """
+        """Facts of all episodes by number; raises a `ValueError` if one is missing."""
         facts = {episode: read(self.shard(episode)) for episode in episodes}
         if missing := [episode for episode, known in facts.items() if known is None]:
             raise ValueError(
@@ -167,25 +149,24 @@ class EpisodeJob:
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def read_finished(self) -> dict[str, Any]:
-        """Check the finished dataset quickly; its provenance.
+        """Check the finished dataset quickly; returns its provenance.
 
         Raises:
-            ValueError: If it is damaged, of other parameters, or was not made by this script.
+            ValueError: If it is damaged, has other parameters, or was not made by this script.
         """
         provenance = read_provenance(self.output) if self.output.is_dir() else {}
         if self.kind not in provenance:
             raise ValueError(f"{self.output} exists and was not made by this script; choose another --output")
         made = provenance[self.kind]
-        self._refuse_other(made["parameters"], f"a finished dataset in {self.output}", self.output)
+        self._check_parameters(made["parameters"], f"a finished dataset in {self.output}", self.output)
         check_dataset(self.output, len(provenance["episodes"]), made["video_bytes"])
         return provenance
 
-    def _refuse_other(self, earlier: dict, what: str, folder: Path) -> None:
-        """Raise a `ValueError` if work was done with other parameters; it names the first that differs."""
-        wanted = self.parameters
-        different = [name for name in wanted if earlier.get(name) != wanted[name]]
+    def _check_parameters(self, earlier: dict, what: str, folder: Path) -> None:
+        """Refuse work that was done with other parameters."""
+        different = [name for name, value in self.parameters.items() if earlier.get(name) != value]
         if different:
-            values = (earlier.get(different[0]), wanted[different[0]])
+            values = (earlier.get(different[0]), self.parameters[different[0]])
             there, here = (textwrap.shorten(str(value), 60, placeholder=" ...") for value in values)
             raise ValueError(
                 f"there is {what} with other parameters "
@@ -199,12 +180,12 @@ class EpisodeWork:
     """How the shards of a job are made.
 
     Args:
-        make (`Callable`): Takes an episode and the folder to make; gives the facts.
-        start (`Callable`, *optional*): Called once in every process with `start_with`.
-        start_with (`tuple`): Its arguments.
-        read (`Callable`): Facts of a finished shard, `None` if it has to be made.
+        make (`Callable`): Takes an episode and the folder to make; returns the facts.
+        start (`Callable`, *optional*): Called once in every process.
+        start_with (`tuple`): Arguments of `start`.
+        read (`Callable`): Returns the facts of a finished shard, `None` if it has to be made.
         unit (`str`): What the progress bar counts.
-        notes (`Callable`): What the progress bar says of the facts beside.
+        notes (`Callable`): Takes the facts; returns what the progress bar shows of them.
     """
 
     make: Callable[[int, Path], dict]
@@ -216,7 +197,7 @@ class EpisodeWork:
 
 
 def list_numbers(numbers: Sequence[int], most: int = 10) -> str:
-    """The first numbers, comma-separated, with `...` where there are more."""
+    """The first numbers, comma-separated, followed by `...` if there are more."""
     return ", ".join(map(str, numbers[:most])) + (", ..." if len(numbers) > most else "")
 
 
@@ -227,14 +208,14 @@ def work_on_all(
     start: Callable[..., None] | None = None,
     start_with: tuple = (),
 ) -> Iterator[dict]:
-    """Does all jobs and yields their results as they finish.
+    """Do all jobs, and yield their results as they finish.
 
     Args:
-        work (`Callable`): What is done, with the arguments of a job.
-        jobs (`Sequence[tuple]`): Arguments of each.
-        workers (`int`): Processes, which are spawned; with 1 everything happens in this one.
-        start (`Callable`, *optional*): Called once in every process, this one included, with `start_with`.
-        start_with (`tuple`): Its arguments.
+        work (`Callable`): Called with the arguments of each job.
+        jobs (`Sequence[tuple]`): Arguments of each job.
+        workers (`int`): Spawned processes; with 1 everything happens in this one.
+        start (`Callable`, *optional*): Called once in every process that works.
+        start_with (`tuple`): Arguments of `start`.
 
     Raises:
         RuntimeError: If a process dies.
@@ -261,12 +242,12 @@ def work_on_all(
             "command again with fewer --workers"
         ) from error
     finally:
-        # Episodes under way are finished and kept, the others are not started.
+        # Running episodes are finished and kept, the others are not started.
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker(start: Callable[..., None] | None, start_with: tuple) -> None:
-    """Leaves Ctrl-C to the main process, which lets the episodes under way finish; ends when it is killed."""
+    """Leave Ctrl-C to the main process, which lets running episodes finish; end when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if start is not None:
@@ -274,13 +255,13 @@ def _start_worker(start: Callable[..., None] | None, start_with: tuple) -> None:
 
 
 def _end_with_parent() -> None:
-    """Else the processes of a killed command would wait for work for ever, with their memory and GPU."""
+    """Otherwise the processes of a killed command would wait forever, with their memory and GPU."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
 def resumable_command(main: Callable[[list[str] | None], None]) -> Callable[..., int]:
-    """Makes of `main(argv)` an entry point that returns an exit code; errors are one line with the remedy."""
+    """Turn `main(argv)` into an entry point that returns an exit code and prints errors as one line."""
 
     @functools.wraps(main)
     def command(argv: list[str] | None = None) -> int:

@@ -1,12 +1,12 @@
-"""Video files of a dataset as LeRobot's recorder would write them: H.264 for RGB, lossless HEVC for depth.
+"""Write the video files of a dataset as LeRobot's recorder would: H.264 for RGB, lossless HEVC for depth.
 
-The settings, the depth code and the statistics are LeRobot's, repeated here in a few lines because importing
-its datasets package costs every worker process more than ten seconds of CPU time; tests hold the two against
-each other. Files are encoded in memory and written in one go, so that a full disk shows as an error of a
-plain write.
+The settings, the depth code and the statistics are LeRobot's, repeated here because importing its datasets
+package costs every worker process more than ten seconds of CPU time; tests compare the two. Files are encoded
+in memory, so that a full disk shows as an error of a plain write.
 """
 
 import io
+import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -15,14 +15,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-# A key frame every other frame, for random access; quick to encode and decode on a CPU.
+# A key frame every other frame, for random access; fast to encode and decode on a CPU.
 RGB_OPTIONS = {"g": "2", "crf": "18", "preset": "veryfast", "threads": "1"}
-# One thread per encoder: episodes run side by side, and the bytes do not depend on the machine.
-# Coding blocks of 16 px: in pictures that fit into one block, x265's lossless mode wrote wrong pixels in a
-# third of our trials, differently at every run; with several blocks it never did, and the files grow by 1.5
-# %.
-# No frames that need a later one, and key frames that need nothing before them: else readers that seek lose
-# frames where episodes were joined, LeRobot's among them.
+# One thread per encoder: episodes run in parallel, and the bytes do not depend on the machine.
+# Blocks of 16 px: in pictures that fit into one block, x265's lossless mode wrote wrong pixels in a third of
+# our trials; with several blocks it never did, and the files grow by 1.5 %.
+# No B frames and only closed groups: otherwise readers that seek, LeRobot's too, lose frames where episodes
+# were joined.
 DEPTH_OPTIONS = {
     **{"g": "2", "crf": "30", "threads": "1"},
     "x265-params": "lossless=1:ctu=16:bframes=0:open-gop=0:log-level=none",
@@ -36,7 +35,7 @@ QUANTILES = (0.01, 0.10, 0.50, 0.90, 0.99)
 
 
 def lerobot_rgb_encoder() -> Any:
-    """LeRobot's description of our RGB videos, for a dataset's metadata."""
+    """LeRobot's description of our RGB videos."""
     from lerobot.configs.video import RGBEncoderConfig
 
     return RGBEncoderConfig(
@@ -45,7 +44,7 @@ def lerobot_rgb_encoder() -> Any:
 
 
 def lerobot_depth_encoder(depth_max_m: float) -> Any:
-    """LeRobot's description of our depth videos: its defaults with a nearer limit, and silent."""
+    """LeRobot's description of our depth videos: its defaults with a nearer limit."""
     from lerobot.configs.video import DepthEncoderConfig
 
     return DepthEncoderConfig(
@@ -69,12 +68,7 @@ def encode_rgb(frames: np.ndarray, fps: int) -> bytes:
 
 
 def encode_depth(frames_m: np.ndarray, fps: int, depth_max_m: float) -> bytes:
-    """Encode `(F, H, W)` float32 depth in metres into an mp4 that LeRobot reads as a depth video.
-
-    Raises:
-        ValueError: If the pictures are smaller than 32 px (see `DEPTH_OPTIONS`).
-        RuntimeError: If the encoder did not keep every pixel, which its lossless mode promises.
-    """
+    """Encode `(F, H, W)` float32 depth in metres into an mp4; errors are those of `DepthVideo`."""
     file = io.BytesIO()
     with DepthVideo(file, fps, depth_max_m) as video:
         video.add(frames_m)
@@ -82,12 +76,17 @@ def encode_depth(frames_m: np.ndarray, fps: int, depth_max_m: float) -> bytes:
 
 
 class DepthVideo:
-    """Writes a depth video run by run, and on leaving the `with` block decodes it and compares every pixel.
+    """Writes a depth video run by run; leaving the `with` block decodes it and compares every pixel.
 
     Args:
-        file (`BinaryIO`): Where to; readable and seekable.
+        file (`BinaryIO`): Output, readable and seekable.
         fps (`float`): Frames per second.
         depth_max_m (`float`): Farthest depth kept, metres.
+
+    Raises:
+        ValueError: If the pictures are smaller than 32 px (see `DEPTH_OPTIONS`).
+        OSError: If the disk is full.
+        RuntimeError: If the encoder did not keep every pixel, which its lossless mode promises.
     """
 
     def __init__(self, file: BinaryIO, fps: float, depth_max_m: float):
@@ -99,12 +98,7 @@ class DepthVideo:
         self._checksums: list[int] = []
 
     def add(self, frames_m: np.ndarray) -> None:
-        """Append `(k, H, W)` float32 metres, 0 where invalid.
-
-        Raises:
-            ValueError: If the pictures are smaller than 32 px (see `DEPTH_OPTIONS`).
-            OSError: If the disk is full.
-        """
+        """Append `(k, H, W)` float32 metres, 0 where invalid."""
         import av
 
         if self._stream is None:
@@ -115,11 +109,8 @@ class DepthVideo:
             self._stream.pix_fmt = "gray12le"
             self._stream.height, self._stream.width = frames_m.shape[1:]
         for codes in depth_codes(frames_m, self._depth_max_m):
-            frame = av.VideoFrame(codes.shape[1], codes.shape[0], "gray12le")
-            plane = frame.planes[0]  # its rows are longer than the picture's
-            rows = np.frombuffer(plane, dtype=np.uint16).reshape(codes.shape[0], plane.line_size // 2)
-            rows[:, : codes.shape[1]] = codes
             self._checksums.append(zlib.crc32(codes.tobytes()))
+            frame = av.VideoFrame.from_ndarray(codes, format="gray12le")
             self._container.mux(self._stream.encode(frame))
 
     def __enter__(self) -> "DepthVideo":
@@ -159,19 +150,14 @@ def video_stats(frames: np.ndarray) -> dict[str, list]:
         frames (`np.ndarray`): `(F, H, W, 3)` uint8 RGB, or `(F, H, W)` float32 depth in metres.
 
     Returns:
-        `dict[str, list]`: `min`, `max`, `mean`, `std` and quantiles with shape (channels, 1, 1), RGB scaled
-        to [0, 1], depth in metres; `count` is the number of frames.
+        `dict[str, list]`: `min`, `max`, `mean`, `std` and quantiles of shape (channels, 1, 1), RGB scaled to
+        [0, 1], depth in metres; `count` is the number of frames.
     """
     scale = 255.0 if frames.dtype == np.uint8 else 1.0
     pixels = frames.reshape(-1, 3 if frames.ndim == 4 else 1).astype(np.float64) / scale
-    stats = {
-        "min": pixels.min(axis=0),
-        "max": pixels.max(axis=0),
-        "mean": pixels.mean(axis=0),
-        "std": pixels.std(axis=0),
-    }
-    for name, values in zip(QUANTILES, np.quantile(pixels, QUANTILES, axis=0), strict=True):
-        stats[f"q{int(name * 100):02d}"] = values
+    stats = {name: getattr(pixels, name)(axis=0) for name in ("min", "max", "mean", "std")}
+    for quantile, values in zip(QUANTILES, np.quantile(pixels, QUANTILES, axis=0), strict=True):
+        stats[f"q{int(quantile * 100):02d}"] = values
     shaped = {name: value.reshape(-1, 1, 1).tolist() for name, value in stats.items()}
     return {**shaped, "count": [len(frames)]}
 
@@ -188,7 +174,7 @@ def join_videos(
         lengths (`Sequence[int]`): Frames of each episode.
 
     Returns:
-        `list[dict]`: Where each episode went, as LeRobot's episode metadata wants it.
+        `list[dict]`: Where each episode went, as LeRobot's episode metadata names it.
 
     Raises:
         OSError: If a file does not hold the frames it should.
@@ -197,7 +183,7 @@ def join_videos(
     from lerobot.datasets.utils import update_chunk_file_indices
     from lerobot.datasets.video_utils import concatenate_video_files
 
-    av.logging.set_libav_level(av.logging.ERROR)  # a note per file would tear the progress bars
+    av.logging.set_libav_level(av.logging.ERROR)  # a note per file would break the progress bars
     places: list[dict[str, int | float]] = []
     chunk, file = 0, 0
     for start, stop in _group_by_size(paths, meta.video_files_size_in_mb * 1e6):
@@ -208,31 +194,19 @@ def join_videos(
         concatenate_video_files(list(paths[start:stop]), target)
         target.chmod(0o644)  # LeRobot writes it as a private temporary file first
         expected = sum(lengths[start:stop])
-        found = count_frames(target)
+        with av.open(str(target)) as container:
+            found = sum(packet.size > 0 for packet in container.demux(video=0))  # without decoding
         if found != expected:
             raise OSError(f"{target} holds {found} frames instead of {expected}; is the disk full?")
-        seconds = np.concatenate([[0], np.cumsum(lengths[start:stop])]) / meta.fps
-        for first, last in zip(seconds[:-1], seconds[1:], strict=True):
-            place = {
-                "chunk_index": chunk,
-                "file_index": file,
-                "from_timestamp": float(first),
-                "to_timestamp": float(last),
-            }
+        seconds = (np.cumsum([0, *lengths[start:stop]]) / meta.fps).tolist()
+        for first, last in itertools.pairwise(seconds):
+            place = {"chunk_index": chunk, "file_index": file, "from_timestamp": first, "to_timestamp": last}
             places.append({f"videos/{key}/{name}": value for name, value in place.items()})
     return places
 
 
-def count_frames(path: Path) -> int:
-    """Number of frames in a video file, without decoding."""
-    import av
-
-    with av.open(str(path)) as container:
-        return sum(packet.size > 0 for packet in container.demux(video=0))
-
-
 def _group_by_size(paths: Sequence[Path], limit_bytes: float) -> Iterator[tuple[int, int]]:
-    """Split files into runs whose sizes add up to at most the limit: `(start, stop)` each."""
+    """Split files into runs `(start, stop)` whose sizes add up to at most the limit."""
     start, total = 0, 0
     for index, path in enumerate(paths):
         size = path.stat().st_size

@@ -8,25 +8,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts import columns
 from datasets_scripts.storage.dataset_folder import load_features
+from tests.datasets_scripts.conftest import FRAMES, POINTS
 from tests.synthetic import make_dataset
-
-FRAMES, POINTS = (5, 7, 6), 9
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
-    """A dataset without depth and tracks."""
-    root = tmp_path_factory.mktemp("columns") / "plain"
-    make_dataset(root, frames=list(FRAMES), cameras=("main",), depth=False, tracks=False)
-    return root
-
-
-@pytest.fixture
-def plain(pristine, tmp_path):
-    """A copy of it to write to."""
-    import shutil
-
-    return shutil.copytree(pristine, tmp_path / "plain")
 
 
 @pytest.fixture(scope="module")
