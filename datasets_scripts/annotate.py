@@ -11,13 +11,13 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from datasets_scripts.annotation.episode import Annotation, dataset_cameras
+from datasets_scripts.annotation.episode import Annotation
 from datasets_scripts.annotation.executors import Resources, add_options, run_tasks
 from datasets_scripts.annotation.job import AnnotationJob, annotate, check
 from datasets_scripts.annotation.plan import describe_plan
 from datasets_scripts.annotation.push import check_push, push_dataset
 from datasets_scripts.annotation.ranks import annotate_as_rank, is_rank
-from datasets_scripts.columns import find_depth_key
+from datasets_scripts.columns import find_depth_key, list_cameras
 from datasets_scripts.depth import DEPTH_SOURCES
 from datasets_scripts.storage.dataset_folder import load_features
 from datasets_scripts.storage.episode_job import list_numbers, resumable_command
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--depth-model", help="its weights: Hub id, folder or checkpoint file")
     add("--align-with", help="metric model that gives a relative one its scale and shift")
-    add("--depth-max", type=float, default=10.0, help="farthest estimated depth kept, metres (%(default)s)")
+    add("--depth-max", type=float, default=10.0, help="farthest estimated depth kept, meters (%(default)s)")
     add("--tracks", default="lucas-kanade", help=f"{', '.join(TRACK_SOURCES)} (%(default)s)")
     add("--track-model", help="its weights")
     add("--n-points", type=int, default=1250, help="most points per episode (%(default)s)")
@@ -109,7 +109,7 @@ def choose_cameras(args: argparse.Namespace) -> tuple[str, ...]:
     if args.cameras:
         return tuple(name.strip() for name in args.cameras.split(",") if name.strip())
     features = load_features(find_dataset(args.dataset, videos=False)[0])
-    known = dataset_cameras(features)
+    known = list_cameras(features)
     if not known:
         raise ValueError(f"dataset {args.dataset} has no camera; its columns are {', '.join(features)}")
     cameras = [name for name in known if args.depth != "sensor" or find_depth_key(features, name)]

@@ -5,8 +5,8 @@ The contract between what makes labels (`simulate.py`, `annotate.py`) and what r
 | key | dtype, shape per frame | meaning |
 | --- | --- | --- |
 | `observation.images.<camera>` | LeRobot video `(H, W, 3)` | RGB as recorded |
-| `observation.depth.<camera>` | LeRobot depth video `(H, W, 1)` | metres along the optical axis |
-| `observation.points.<camera>` | float16 `(n*3,)` | n tracked points: x, y as image fractions, z in metres |
+| `observation.depth.<camera>` | LeRobot depth video `(H, W, 1)` | meters along the optical axis |
+| `observation.points.<camera>` | float16 `(n*3,)` | n tracked points: x, y as image fractions, z in meters |
 | `observation.points_visible.<camera>` | bool `(n,)` | false when occluded, outside the image, or padding |
 
 x and y are `(column + 0.5) / width` and `(row + 0.5) / height`; they may leave [0, 1]. Point j is the same
@@ -34,7 +34,7 @@ POINTS_VISIBLE_PREFIX = "observation.points_visible."
 DEPTH_FLOOR_M = 0.011
 # Values this close to the declared maximum are saturated: "at least this far".
 DEPTH_LIMIT_MARGIN_M = 0.01
-# No robot camera sees half of its pixels farther than this; millimetres of any real scene do.
+# No robot camera sees half of its pixels farther than this; millimeters of any real scene do.
 IMPLAUSIBLE_MEDIAN_M = 100.0
 
 # Image distances are given for a shorter side of this length, whatever the resolution.
@@ -52,6 +52,14 @@ def find_image_key(features: Mapping[str, Mapping[str, Any]], camera: str) -> st
         if key in features and features[key]["dtype"] in ("image", "video"):
             return key if not is_depth_feature(features[key]) else None
     return None
+
+
+def list_cameras(features: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names of the RGB cameras of a dataset, in its order; a column without the prefix has its own name."""
+    names = (key.removeprefix(IMAGE_PREFIX) for key in features)
+    return [
+        name for name in dict.fromkeys(names) if find_image_key(features, name) and not is_label_key(name)
+    ]
 
 
 def depth_key(camera: str) -> str:
@@ -93,6 +101,8 @@ def points_features(camera: str, n_points: int, height: int, width: int) -> dict
         height (`int`): Rows of the image that was tracked; recorded only, the values do not depend on it.
         width (`int`): Columns of that image.
     """
+    if n_points < 2:
+        raise ValueError(f"n_points is {n_points}; a track column needs at least 2 points")
     facts = {"camera": camera, "resolution": [height, width]}
     return {
         points_key(camera): {
@@ -140,7 +150,7 @@ def find_depth_key(features: Mapping[str, Mapping[str, Any]], camera: str) -> st
 
 
 def depth_limit_m(feature: Mapping[str, Any]) -> float:
-    """Declared far limit of a depth feature in metres (`inf` when the storage does not saturate)."""
+    """Declared far limit of a depth feature in meters (`inf` when the storage does not saturate)."""
     info = feature.get("info") or {}
     limit = info.get("video.depth_max", info.get("depth_max"))
     return math.inf if limit is None else float(limit)
@@ -150,11 +160,11 @@ def clean_depth(depth_m: Any, limit_m: float = math.inf) -> Any:
     """Set invalid depth to zero.
 
     Args:
-        depth_m (`np.ndarray` or `torch.Tensor`): Metres, any shape, as read from a dataset.
+        depth_m (`np.ndarray` or `torch.Tensor`): Meters, any shape, as read from a dataset.
         limit_m (`float`): Far limit of the storage (`depth_limit_m`); values within 1 cm of it are saturated.
 
     Returns:
-        Same type and shape, float32: metres, 0 where the value was at most 1.1 cm, saturated, or not finite.
+        Same type and shape, float32: meters, 0 where the value was at most 1.1 cm, saturated, or not finite.
     """
     valid = (depth_m > DEPTH_FLOOR_M) & (depth_m < limit_m - DEPTH_LIMIT_MARGIN_M)
     if isinstance(depth_m, np.ndarray):
@@ -163,9 +173,9 @@ def clean_depth(depth_m: Any, limit_m: float = math.inf) -> Any:
 
 
 def check_depth_range(depth_m: Any, key: str, limit_m: float = math.inf) -> None:
-    """Refuse depth that cannot be in metres.
+    """Refuse depth that cannot be in meters.
 
-    Millimetres stored as metres appear as values in the hundreds, or, where LeRobot's depth video clipped
+    Millimeters stored as meters appear as values in the hundreds, or, where LeRobot's depth video clipped
     them at its far limit, as saturated frames.
 
     Args:
@@ -174,7 +184,7 @@ def check_depth_range(depth_m: Any, key: str, limit_m: float = math.inf) -> None
         limit_m (`float`): Far limit of the storage (`depth_limit_m`).
 
     Raises:
-        ValueError: If the values are implausible as metres; names the column, the range seen and the remedy.
+        ValueError: If the values are implausible as meters; names the column, the range seen and the remedy.
     """
     values = np.asarray(depth_m, dtype=np.float32)
     finite = values[np.isfinite(values)]
@@ -182,27 +192,27 @@ def check_depth_range(depth_m: Any, key: str, limit_m: float = math.inf) -> None
         raise ValueError(f"depth column '{key}' holds no finite value; remove it or annotate it again")
     seen = f"values from {finite.min():.3g} to {finite.max():.3g}"
     remedy = (
-        "record uint16 frames as millimetres or float32 frames as metres, or set the right 'depth_unit' "
+        "record uint16 frames as millimeters or float32 frames as meters, or set the right 'depth_unit' "
         "in the feature's info in meta/info.json"
     )
     if finite.min() < 0:
-        raise ValueError(f"depth column '{key}' has {seen}; depth in metres cannot be negative: {remedy}")
+        raise ValueError(f"depth column '{key}' has {seen}; depth in meters cannot be negative: {remedy}")
     measured = finite[finite > DEPTH_FLOOR_M]
     if measured.size and np.median(measured) > IMPLAUSIBLE_MEDIAN_M:
         raise ValueError(
             f"depth column '{key}' has {seen}, median {np.median(measured):.4g}; "
-            f"this looks like millimetres read as metres: {remedy}"
+            f"this looks like millimeters read as meters: {remedy}"
         )
     saturated = float(np.mean(finite >= limit_m - DEPTH_LIMIT_MARGIN_M))
     if saturated > 0.99:
         raise ValueError(
             f"depth column '{key}' is at its far limit of {limit_m:g} m in {saturated:.1%} of the pixels; "
-            f"this looks like millimetres stored as metres: {remedy}, then record the depth again"
+            f"this looks like millimeters stored as meters: {remedy}, then record the depth again"
         )
 
 
 def pack_points(points: np.ndarray) -> np.ndarray:
-    """Flatten tracks for storage: `(F, n, 3)` float (x, y image fractions, z metres) -> `(F, n*3)` float16.
+    """Flatten tracks for storage: `(F, n, 3)` float (x, y image fractions, z meters) -> `(F, n*3)` float16.
 
     Raises:
         ValueError: If a value is not finite in float16 (larger than 65504).
@@ -238,13 +248,11 @@ def validate_columns(
     Raises:
         ValueError: Names the first missing column and the command that adds it.
     """
-    pictures = [key for key in features if features[key]["dtype"] in ("image", "video")]
-    known = [key.removeprefix(IMAGE_PREFIX) for key in pictures if not is_depth_feature(features[key])]
     for camera in cameras:
         if find_image_key(features, camera) is None:
             raise ValueError(
                 f"the dataset has no camera '{camera}' (no column '{image_key(camera)}'); its cameras are "
-                f"{', '.join(known) or 'none'}: name one of them in the configuration"
+                f"{', '.join(list_cameras(features)) or 'none'}: name one of them in the configuration"
             )
     missing = [depth_key(camera) for camera in cameras if need_depth and not find_depth_key(features, camera)]
     if need_tracks:

@@ -12,13 +12,12 @@ import av
 import numpy as np
 
 from datasets_scripts.columns import (
-    IMAGE_PREFIX,
     check_depth_range,
     clean_depth,
     depth_key,
     find_depth_key,
     find_image_key,
-    is_label_key,
+    list_cameras,
     pack_points,
     picture_size,
     points_key,
@@ -45,7 +44,6 @@ __all__ = [
     "LabelMaker",
     "annotate_shard",
     "check_readable",
-    "dataset_cameras",
     "read_current_facts",
 ]
 
@@ -65,7 +63,7 @@ class Annotation:
         depth (`str`): `"sensor"` for the dataset's own depth column, or a model of [`depth.open_depth`].
         depth_model (`str`, *optional*): Weights of the depth model.
         align_with (`str`, *optional*): Metric model that gives a relative one its scale.
-        depth_max_m (`float`): Farthest estimated depth kept, metres.
+        depth_max_m (`float`): Farthest estimated depth kept, meters.
         tracks (`str`): A tracker of [`tracks.open_tracker`].
         track_model (`str`, *optional*): Weights of the tracker.
         n_points (`int`): Most tracks per episode, a quarter of them moving.
@@ -112,18 +110,16 @@ class Annotation:
     def check(self, rows: DatasetRows, episodes: Sequence[int]) -> None:
         """Check that a dataset can be annotated this way.
 
-        Args:
-            rows (`DatasetRows`): The dataset.
-            episodes (`Sequence[int]`): Episodes to annotate; the depth of three of them is checked.
+        The depth of three of the episodes is checked.
 
         Raises:
             ValueError: If a source is unknown or not installed, a camera or its depth is missing, the depth
-                cannot be in metres or has another size than the images, or the labels exist already; names
+                cannot be in meters or has another size than the images, or the labels exist already; names
                 it.
         """
         check_depth_source(self.depth, self.depth_model, self.align_with)
         check_track_source(self.tracks, self.track_model)
-        cameras = dataset_cameras(rows.features)
+        cameras = list_cameras(rows.features)
         for camera in self.cameras:
             if camera not in cameras:
                 raise ValueError(
@@ -190,18 +186,12 @@ def _fingerprint(model: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def dataset_cameras(features: dict) -> list[str]:
-    """Names of the RGB cameras of a dataset, in its order; without the prefix a column is its own name."""
-    names = (key.removeprefix(IMAGE_PREFIX) for key in features)
-    return [n for n in dict.fromkeys(names) if find_image_key(features, n) and not is_label_key(n)]
-
-
 class EpisodeFrames(Sequence):
     """Frames of an episode by number, decoded in runs; of a long episode only the last used runs are held.
 
     Args:
         n_frames (`int`): Length of the episode.
-        read (`Callable`): Decodes a range of frames: `(k, H, W, 3)` uint8 RGB or `(k, H, W)` float32 metres.
+        read (`Callable`): Decodes a range of frames: `(k, H, W, 3)` uint8 RGB or `(k, H, W)` float32 meters.
     """
 
     def __init__(self, n_frames: int, read: Callable[[range], np.ndarray]):
@@ -220,7 +210,7 @@ class EpisodeFrames(Sequence):
         return self._n_frames
 
     def __getitem__(self, frame: int) -> np.ndarray:
-        """RGB `(H, W, 3)` uint8, or depth `(H, W)` float32 metres with 0 where invalid."""
+        """RGB `(H, W, 3)` uint8, or depth `(H, W)` float32 meters with 0 where invalid."""
         if not 0 <= frame < self._n_frames:
             raise IndexError(f"frame {frame} of {self._n_frames}")
         number, offset = divmod(frame, self._run_frames)
@@ -233,17 +223,7 @@ class EpisodeFrames(Sequence):
 
 
 class LabelMaker:
-    """Depth source and tracker for an opened dataset, loaded once per process.
-
-    Args:
-        rows (`DatasetRows`): The dataset.
-        annotation (`Annotation`): What to add.
-        device (`str`): Device of learned sources.
-        batch_size (`int`, *optional*): Frames per batch of depth models that take single frames.
-
-    Raises:
-        ValueError: If a source cannot be loaded.
-    """
+    """Depth source and tracker for an opened dataset, loaded once per process."""
 
     def __init__(
         self, rows: DatasetRows, annotation: Annotation, device: str = "auto", batch_size: int | None = None

@@ -52,14 +52,11 @@ class AnnotationJob:
 
 
 def annotate(job: AnnotationJob, workers: int = 1) -> dict:
-    """Do all three steps; no other run may work on the same output.
+    """Do all three steps, and return the summary ([`OpenJob.confirm`]).
 
     Args:
-        job (`AnnotationJob`): The annotation.
+        job (`AnnotationJob`): The annotation; no other run may work on the same output.
         workers (`int`): Processes; with 1 everything happens in this one. The result does not depend on it.
-
-    Returns:
-        `dict`: As [`OpenJob.confirm`].
 
     Raises:
         ValueError: If the dataset cannot be annotated this way, a file is damaged, or the output belongs to
@@ -94,13 +91,9 @@ def prepare(job: AnnotationJob) -> None:
 
 
 def make_shards(job: AnnotationJob, rank: int = 0, world_size: int = 1, workers: int = 1) -> None:
-    """Make the missing labels of a share of the episodes, a run of neighbors. Raises as `annotate`.
+    """Make the missing labels of one share of the episodes, a run of neighbors. Raises as `annotate`.
 
-    Args:
-        job (`AnnotationJob`): The annotation; other ranks, also on other machines, may work on it too.
-        rank (`int`): Number of the share.
-        world_size (`int`): Number of shares.
-        workers (`int`): Processes.
+    Other ranks, also on other machines, may work on the other shares meanwhile.
     """
     work = open_job(job)
     if not work.shards.is_finished:
@@ -122,19 +115,12 @@ def merge(job: AnnotationJob) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class OpenJob:
-    """A job on its opened dataset.
-
-    Args:
-        job (`AnnotationJob`): The annotation.
-        rows (`DatasetRows`): The dataset.
-        episodes (`list[int]`): Wanted episodes.
-        shards (`EpisodeJob`): Their shards, by the episodes' numbers in the old dataset.
-    """
+    """A job on its opened dataset."""
 
     job: AnnotationJob
     rows: DatasetRows
-    episodes: list[int]
-    shards: EpisodeJob
+    episodes: list[int]  # the wanted ones
+    shards: EpisodeJob  # by the episodes' numbers in the old dataset
 
     def check(self) -> list[int]:
         """Check the job before hours of work; returns the episodes that can be read, as far as known."""
@@ -154,7 +140,8 @@ class OpenJob:
     def make_shards(self, episodes: list[int], workers: int, label: str | None = None) -> None:
         """Make the shards that are missing among `episodes`."""
         lengths = (self.rows.episode_stops - self.rows.episode_starts)[episodes].tolist()
-        work = EpisodeWork(_annotate_one, _start_worker, (self.job, self.rows), self._read)
+        start = functools.partial(_start_worker, self.job, self.rows)
+        work = EpisodeWork(_annotate_one, start, self._read)
         try:
             self.shards.make_shards(dict(zip(episodes, lengths, strict=True)), work, workers, label)
         except BrokenEpisodeError as error:
@@ -201,11 +188,7 @@ class OpenJob:
 
 
 def open_job(job: AnnotationJob) -> OpenJob:
-    """Open the dataset of a job.
-
-    Raises:
-        ValueError: If it cannot be opened, or the job does not fit it.
-    """
+    """Open the dataset of a job; raises a `ValueError` if the job does not fit it."""
     rows = DatasetRows(job.dataset, stream=True)
     if job.output.resolve().is_relative_to(rows.root.resolve()):
         raise ValueError(f"--output {job.output} lies inside the dataset {rows.name}; choose another folder")

@@ -1,6 +1,6 @@
 """Join the labels of episodes to a copy of the old dataset."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from datasets_scripts.storage.episode_job import EpisodeJob
 from datasets_scripts.storage.provenance import encode_flags, read_provenance, write_provenance
 from datasets_scripts.storage.rows import DatasetRows
 from datasets_scripts.storage.shards import read_array
-from datasets_scripts.storage.video_writing import join_videos, lerobot_depth_encoder
+from datasets_scripts.storage.video_writing import join_videos
 
 __all__ = ["assemble"]
 
@@ -45,7 +45,7 @@ def assemble(
     facts: Mapping[int, dict],
     skipped: Sequence[dict],
 ) -> None:
-    """Write the annotated dataset.
+    """Write the annotated dataset to an empty folder.
 
     Args:
         root (`Path`): Folder to fill.
@@ -54,27 +54,20 @@ def assemble(
         job (`EpisodeJob`): The shards, by the episodes' numbers in the old dataset.
         facts (`Mapping[int, dict]`): Facts of the episodes to keep, by the same numbers, in order.
         skipped (`Sequence[dict]`): Episodes that cannot be read: `episode`, `file` and `reason`.
-
-    Raises:
-        OSError: If the disk is full.
-        ValueError: If a file of the old dataset is damaged; names it.
     """
     kept = list(facts)
     copy_dataset(rows, root, kept)
-
-    def shard(episode: int) -> Path:
-        return job.shard(kept[episode])
-
+    shards = [job.shard(episode) for episode in kept]
     if annotation.estimates_depth:
-        _add_depth(root, annotation, shard, list(facts.values()))
+        _add_depth(root, annotation, shards, list(facts.values()))
     camera = annotation.cameras[0]
     size = picture_size(rows.features[find_image_key(rows.features, camera)])
     values = {
-        points_key(camera): lambda episode: read_array(shard(episode), "points"),
-        points_visible_key(camera): lambda episode: read_array(shard(episode), "visible"),
+        points_key(camera): lambda episode: read_array(shards[episode], "points"),
+        points_visible_key(camera): lambda episode: read_array(shards[episode], "visible"),
     }
     append_columns(root, points_features(camera, annotation.n_points, *size), values)
-    provenance = _build_provenance(rows, annotation, shard, facts)
+    provenance = _build_provenance(rows, annotation, shards, facts)
     provenance["annotation"] = {
         "parameters": job.parameters,
         "versions": {name: version(name) for name in ("lerobot_policy_foresight", "lerobot")},
@@ -87,9 +80,7 @@ def assemble(
     write_card(root)
 
 
-def _add_depth(
-    root: Path, annotation: Annotation, shard: Callable[[int], Path], facts: Sequence[dict]
-) -> None:
+def _add_depth(root: Path, annotation: Annotation, shards: Sequence[Path], facts: Sequence[dict]) -> None:
     """Add the depth videos of all episodes, and their statistics."""
     meta = LeRobotDatasetMetadata(root.name, root=root)
     meta.info.video_path = meta.info.video_path or DEFAULT_VIDEO_PATH  # none if all images are pictures
@@ -98,16 +89,14 @@ def _add_depth(
         key = depth_key(camera)
         pictures = meta.features[find_image_key(meta.features, camera)]
         meta.info.features[key] = depth_feature(*picture_size(pictures))
-        paths = [shard(episode) / f"{key}.mp4" for episode in range(len(facts))]
-        places = join_videos(meta, key, paths, [known["n_frames"] for known in facts])
-        meta.features[key]["info"]["depth_unit"] = "m"
-        meta.update_video_info(key, lerobot_depth_encoder(annotation.depth_max_m))
+        paths = [shard / f"{key}.mp4" for shard in shards]
+        lengths = [known["n_frames"] for known in facts]
+        places = join_videos(meta, key, paths, lengths, annotation.depth_max_m)
         for column, place, known in zip(columns, places, facts, strict=True):
             column |= place | {f"stats/{key}/{name}": value for name, value in known["stats"][key].items()}
     _add_episode_columns(root, columns)
-    stats = aggregate_stats([cast_stats_to_numpy(known["stats"]) for known in facts])
-    # LeRobot's order is that of a set, which differs from process to process.
-    write_stats(dict(sorted({**(meta.stats or {}), **stats}.items())), root)
+    stats = (meta.stats or {}) | aggregate_stats([cast_stats_to_numpy(known["stats"]) for known in facts])
+    write_stats(dict(sorted(stats.items())), root)  # LeRobot's order differs from process to process
     write_info(meta.info, root)
 
 
@@ -126,7 +115,7 @@ def _add_episode_columns(root: Path, columns: Sequence[dict[str, Any]]) -> None:
 
 
 def _build_provenance(
-    rows: DatasetRows, annotation: Annotation, shard: Callable[[int], Path], facts: Mapping[int, dict]
+    rows: DatasetRows, annotation: Annotation, shards: Sequence[Path], facts: Mapping[int, dict]
 ) -> dict[str, Any]:
     """The old dataset's provenance with that of the new labels."""
     old = read_provenance(rows.root)
@@ -152,7 +141,7 @@ def _build_provenance(
         merged = dict(old.get("episodes", {}).get(str(source), {}))
         for camera, measured in known["cameras"].items():
             merged[camera] = merged.get(camera, {}) | measured
-        merged[first]["moving"] = encode_flags(read_array(shard(episode), "moving"))
+        merged[first]["moving"] = encode_flags(read_array(shards[episode], "moving"))
         episodes[str(episode)] = merged | {"flags": find_flags(merged)}
     kept = {name: value for name, value in old.items() if name not in ("version", "annotation")}
     return kept | {"cameras": cameras, "episodes": episodes}

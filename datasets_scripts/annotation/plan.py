@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from tqdm import tqdm
 
 from datasets_scripts.annotation.episode import LabelMaker
 from datasets_scripts.annotation.job import AnnotationJob, open_job
@@ -21,14 +22,7 @@ TRIED_FRAMES = 48
 
 
 def describe_plan(job: AnnotationJob, workers: int = 1) -> str:
-    """Check a job, try its sources on the first frames of an episode, and describe what it would do.
-
-    Args:
-        job (`AnnotationJob`): The annotation.
-        workers (`int`): Processes that would do it.
-
-    Returns:
-        `str`: A few lines. Time and space are those of the tried frames, times all frames.
+    """Check a job and describe it in a few lines; time and space are measured on some frames.
 
     Raises:
         ValueError: If the job cannot be done; says why.
@@ -53,7 +47,7 @@ def describe_plan(job: AnnotationJob, workers: int = 1) -> str:
     seconds, n_tried, loading_s, *n_bytes = _time_labels(rows, job, readable[0])
     expected_s = seconds / n_tried * n_frames / min(workers, len(readable))
     lines.append(
-        f"time: about {_format_time(expected_s)} with {workers} workers "
+        f"time: about {tqdm.format_interval(expected_s)} with {workers} workers "
         f"({n_tried} frames took {seconds:.2f} s, loading the sources {loading_s:.1f} s)"
     )
     shard_bytes, final_bytes = (sizes / n_tried * n_frames for sizes in n_bytes)
@@ -64,9 +58,9 @@ def describe_plan(job: AnnotationJob, workers: int = 1) -> str:
         if place.parts[0] != "videos" or status.st_dev != parent.stat().st_dev:
             final_bytes += status.st_size
     needed, free = shard_bytes + final_bytes, shutil.disk_usage(parent).free
+    sizes = [tqdm.format_sizeof(size, "B") for size in (final_bytes, needed, free)]
     lines.append(
-        f"disk: about {_format_bytes(final_bytes)} in the end, {_format_bytes(needed)} while it is put "
-        f"together; {_format_bytes(free)} are free"
+        "disk: about {} in the end, {} while it is put together; {} are free".format(*sizes)
         + ("; videos are downloaded in addition" if rows.hub is not None else "")
     )
     if needed > free:
@@ -92,13 +86,3 @@ def _time_labels(rows: DatasetRows, job: AnnotationJob, episode: int) -> tuple[f
                 columns = [len(pa.compress(arrays[name], "zstd")) for name in ("points", "visible")]
     shard_bytes = sum(sizes.values())
     return min(taken), len(span), loading_s, shard_bytes, shard_bytes - sizes[ARRAYS_FILE] + sum(columns)
-
-
-def _format_time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _format_bytes(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e7 else f"{n_bytes / 1e6:.2f} MB"

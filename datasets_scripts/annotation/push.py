@@ -15,12 +15,7 @@ __all__ = ["check_push", "push_dataset"]
 
 
 def check_push(repo_id: str, output: Path, private: bool = True) -> None:
-    """Check before long work that a dataset can be pushed, and create its repository.
-
-    Args:
-        repo_id (`str`): `owner/name`.
-        output (`Path`): The dataset, which may not exist yet.
-        private (`bool`): Visibility of a new repository; an existing one keeps its own.
+    """Check before long work that a dataset, which may not exist yet, can be pushed; create its repository.
 
     Raises:
         ValueError: If there is no token, or the repository holds files of another dataset.
@@ -32,14 +27,10 @@ def check_push(repo_id: str, output: Path, private: bool = True) -> None:
 
 
 def push_dataset(root: Path, repo_id: str) -> str:
-    """Upload a dataset into its repository in one commit; a second call resumes an interrupted one.
+    """Upload a finished dataset in one commit; returns the address of its page.
 
-    Args:
-        root (`Path`): The finished dataset; its `README.md` becomes the card and will name the repository.
-        repo_id (`str`): Repository that `check_push` has made.
-
-    Returns:
-        `str`: Address of the dataset's page. Raises as `check_push`.
+    A second call resumes an interrupted one. The dataset's `README.md` becomes the card and names the
+    repository, which `check_push` has made. Raises as `check_push`.
     """
     _check_remote_files(repo_id, _list_files(root))
     if "annotation" in read_provenance(root):

@@ -17,12 +17,8 @@ def is_rank() -> bool:
 def annotate_as_rank(job: AnnotationJob, workers: int = 1) -> dict | None:
     """Annotate together with the other ranks, each on its own GPU if there are GPUs.
 
-    Args:
-        job (`AnnotationJob`): The annotation.
-        workers (`int`): Processes of this rank.
-
     Returns:
-        `dict | None`: The summary of the merge on rank 0.
+        `dict | None`: The summary of the merge, on rank 0.
 
     Raises:
         RuntimeError: If another rank fails; that rank prints why.

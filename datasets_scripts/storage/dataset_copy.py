@@ -35,12 +35,7 @@ SHIFTED_STATS = ("min", "max", "mean", "q01", "q10", "q50", "q90", "q99")
 
 
 def copy_dataset(rows: DatasetRows, root: Path, episodes: Sequence[int]) -> None:
-    """Write a dataset of some or all episodes of another.
-
-    Args:
-        rows (`DatasetRows`): The old dataset, with all of its videos downloaded.
-        root (`Path`): Folder to make.
-        episodes (`Sequence[int]`): Episodes to keep, ascending.
+    """Write a dataset of ascending episodes of another, whose videos are downloaded, to the folder `root`.
 
     Raises:
         OSError: If the disk is full.

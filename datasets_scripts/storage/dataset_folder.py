@@ -165,6 +165,7 @@ def _build_column(
 ) -> pa.Array:
     """Values of one episode as the Arrow array that LeRobot would write for this feature."""
     (size,) = feature["shape"]
+    values = np.asarray(values)
     if values.shape != (n_rows, size):
         raise ValueError(
             f"column '{key}', episode {episode}: values have shape {values.shape}, expected {(n_rows, size)}"
@@ -179,12 +180,7 @@ def video_sizes(root: Path) -> dict[str, int]:
 
 
 def check_dataset(root: Path, n_episodes: int, video_bytes: Mapping[str, int]) -> None:
-    """Quick check that a finished dataset is still complete: counts, data files' footers, video sizes.
-
-    Args:
-        root (`Path`): Folder.
-        n_episodes (`int`): Episodes it should hold.
-        video_bytes (`Mapping[str, int]`): What `video_sizes` gave when it was made.
+    """Quick check that a finished dataset is still complete: counts, data files' footers, `video_sizes`.
 
     Raises:
         ValueError: Names the file that is missing or damaged and the remedy.

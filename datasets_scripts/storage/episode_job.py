@@ -120,7 +120,7 @@ class EpisodeJob:
         done = total - sum(lengths[episode] for episode in missing)
         jobs = [(episode, self.shard(episode)) for episode in missing]
         with tqdm(total=total, initial=done, desc=label, unit=work.unit) as bar:
-            for facts in work_on_all(work.make, jobs, workers, work.start, work.start_with):
+            for facts in work_on_all(work.make, jobs, workers, work.start):
                 bar.set_postfix(work.notes(facts), refresh=False)
                 bar.update(facts["n_frames"] if work.unit == "frame" else 1)
 
@@ -135,15 +135,7 @@ class EpisodeJob:
         return facts
 
     def write_dataset(self, write: Callable[[Path], None]) -> None:
-        """Put the dataset together and remove the shards.
-
-        Args:
-            write (`Callable`): Fills an empty folder, which is renamed to the output when it returns.
-
-        Raises:
-            OSError: If the disk is full; the shards are kept.
-        """
-        self.output.parent.mkdir(parents=True, exist_ok=True)
+        """Put the dataset together (`write` fills an empty folder), and remove the shards."""
         with write_whole_folder(self.output, beside=self.partial) as folder:
             write(folder)
         shutil.rmtree(self.partial, ignore_errors=True)
@@ -182,31 +174,28 @@ class EpisodeWork:
     Args:
         make (`Callable`): Takes an episode and the folder to make; returns the facts.
         start (`Callable`, *optional*): Called once in every process.
-        start_with (`tuple`): Arguments of `start`.
         read (`Callable`): Returns the facts of a finished shard, `None` if it has to be made.
         unit (`str`): What the progress bar counts.
         notes (`Callable`): Takes the facts; returns what the progress bar shows of them.
     """
 
     make: Callable[[int, Path], dict]
-    start: Callable[..., None] | None = None
-    start_with: tuple = ()
+    start: Callable[[], None] | None = None
     read: Callable[[Path], dict | None] = read_facts
     unit: str = "frame"
     notes: Callable[[dict], dict] = lambda facts: {}
 
 
-def list_numbers(numbers: Sequence[int], most: int = 10) -> str:
-    """The first numbers, comma-separated, followed by `...` if there are more."""
-    return ", ".join(map(str, numbers[:most])) + (", ..." if len(numbers) > most else "")
+def list_numbers(numbers: Sequence[int]) -> str:
+    """The first ten numbers, comma-separated, followed by `...` if there are more."""
+    return ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
 
 
 def work_on_all(
     work: Callable[..., dict],
     jobs: Sequence[tuple],
     workers: int,
-    start: Callable[..., None] | None = None,
-    start_with: tuple = (),
+    start: Callable[[], None] | None = None,
 ) -> Iterator[dict]:
     """Do all jobs, and yield their results as they finish.
 
@@ -215,14 +204,13 @@ def work_on_all(
         jobs (`Sequence[tuple]`): Arguments of each job.
         workers (`int`): Spawned processes; with 1 everything happens in this one.
         start (`Callable`, *optional*): Called once in every process that works.
-        start_with (`tuple`): Arguments of `start`.
 
     Raises:
         RuntimeError: If a process dies.
     """
     if workers <= 1 or len(jobs) <= 1:
         if start is not None:
-            start(*start_with)
+            start()
         for job in jobs:
             yield work(*job)
         return
@@ -230,7 +218,7 @@ def work_on_all(
         min(workers, len(jobs)),
         mp_context=multiprocessing.get_context("spawn"),  # a forked OpenGL context would be shared
         initializer=_start_worker,
-        initargs=(start, start_with),
+        initargs=(start,),
     )
     try:
         futures = [pool.submit(work, *job) for job in jobs]
@@ -246,12 +234,12 @@ def work_on_all(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(start: Callable[..., None] | None, start_with: tuple) -> None:
+def _start_worker(start: Callable[[], None] | None) -> None:
     """Leave Ctrl-C to the main process, which lets running episodes finish; end when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if start is not None:
-        start(*start_with)
+        start()
 
 
 def _end_with_parent() -> None:

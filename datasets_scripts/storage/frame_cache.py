@@ -2,7 +2,7 @@
 
 Both readers share one decoder and give the numbers of the stock `LeRobotDataset`. The cache holds what the
 decoder gives at the camera's own resolution: uint8 RGB, and for depth the stored 12-bit codes (uint16), half
-the size of float32 metres. There is one file per key, named after a fingerprint of the videos' sizes and
+the size of float32 meters. There is one file per key, named after a fingerprint of the videos' sizes and
 times, so a changed dataset is decoded again.
 """
 
@@ -47,28 +47,18 @@ AUTO_CACHE_BYTES = 32 * 2**30  # "auto" decodes on demand beyond this
 
 
 def depth_code_table(encoder: DepthEncoderConfig) -> np.ndarray:
-    """Metres by a depth video's 12-bit code, float32 `(4096,)`: LeRobot's own inverse."""
+    """Meters by a depth video's 12-bit code, float32 `(4096,)`: LeRobot's own inverse."""
     codes = torch.arange(MAX_DEPTH_CODE + 1).reshape(1, 1, -1)
-    return dequantize_depth(
-        codes,
-        depth_min=encoder.depth_min,
-        depth_max=encoder.depth_max,
-        shift=encoder.shift,
-        use_log=encoder.use_log,
-        output_unit="m",
-    ).numpy()[0, 0]
+    options = {name: getattr(encoder, name) for name in ("depth_min", "depth_max", "shift", "use_log")}
+    return dequantize_depth(codes, output_unit="m", **options).numpy()[0, 0]
 
 
 class FrameDecoder:
     """Decodes one image or depth feature of a dataset, whether stored as video or as pictures.
 
-    Args:
-        rows (`DatasetRows`): The dataset.
-        key (`str`): An image or video feature.
-
     Attributes:
         is_depth (`bool`): Whether frames are depth maps.
-        limit_m (`float`): Far limit of the depth storage in metres; `inf` if none.
+        limit_m (`float`): Far limit of the depth storage in meters; `inf` if none.
 
     Raises:
         BrokenEpisodeError: If a video file is missing.
@@ -96,14 +86,11 @@ class FrameDecoder:
         return self._segments.paths[self._segments.file_of_episode[episode]]
 
     def decode(self, rows: range) -> np.ndarray:
-        """Frames as stored.
-
-        Args:
-            rows (`range`): Ascending row numbers within one episode.
+        """Frames of ascending rows of one episode, as stored.
 
         Returns:
             `numpy.ndarray`: RGB `(n, 3, H, W)` uint8; depth `(n, H, W)`, uint16 codes of a video or float32
-            metres of pictures.
+            meters of pictures.
 
         Raises:
             BrokenEpisodeError: If a file is missing or damaged; names it.
@@ -111,7 +98,7 @@ class FrameDecoder:
         return self._decode_video(rows) if self.is_video else self._decode_pictures(rows)
 
     def metres(self, stored: np.ndarray, clean: bool = True) -> np.ndarray:
-        """Depth `(n, H, W)` as stored -> float32 metres; invalid pixels are 0 unless `clean` is false."""
+        """Depth `(n, H, W)` as stored -> float32 meters; invalid pixels are 0 unless `clean` is false."""
         if not self.is_video:
             return clean_depth(stored, self.limit_m) if clean else stored
         # `mode="clip"` skips a bounds check; codes have 12 bits.
@@ -147,10 +134,12 @@ class FrameDecoder:
             self._decoders = (os.getpid(), VideoDecoderCache(max_size=MAX_OPEN_DECODERS))
         return self._decoders[1]
 
-    def last_rows(self) -> list[int]:
-        """The row that each video file ends with."""
-        episode_of_file = {int(file): e for e, file in enumerate(self._segments.file_of_episode)}
-        return [int(self.rows.episode_stops[e]) - 1 for e in episode_of_file.values()]
+    def check_files(self) -> None:
+        """Decode the last frame of every video file, so that a truncated one is found early."""
+        if self.is_video:
+            last_episodes = {file: e for e, file in enumerate(self._segments.file_of_episode.tolist())}
+            for stop in self.rows.episode_stops[list(last_episodes.values())].tolist():
+                self.decode(range(stop - 1, stop))
 
     def _decode_pictures(self, rows: range) -> np.ndarray:
         stored = self.rows.column(self.key).read(rows)
@@ -193,30 +182,14 @@ class FrameDecoder:
 
 
 class OnDemandFrames:
-    """Decodes the frames of each window when it is read. Needs no disk space, and is slow.
-
-    Args:
-        rows (`DatasetRows`): The dataset.
-        keys (`list[str]`): Features to read.
-    """
+    """Decodes the frames of each window when it is read: slow, without disk space."""
 
     def __init__(self, rows: DatasetRows, keys: list[str]):
         self.decoders = {key: FrameDecoder(rows, key) for key in keys}
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
-    def check_files(self) -> None:
-        """Decode the last frame of every video file, so that a truncated one is found before training.
-
-        Raises:
-            ValueError: If a file is damaged; names it.
-        """
-        for decoder in self.decoders.values():
-            if decoder.is_video:
-                for last_row in decoder.last_rows():
-                    decoder.decode(range(last_row, last_row + 1))
-
     def read(self, key: str, rows: range) -> np.ndarray:
-        """Frames of one episode: uint8 `(n, 3, H, W)`, or depth `(n, H, W)` in metres."""
+        """Frames of one episode: uint8 `(n, 3, H, W)`, or depth `(n, H, W)` in meters."""
         decoder = self.decoders[key]
         stored = self.read_stored(key, rows)
         return decoder.metres(stored) if decoder.is_depth else stored
@@ -239,27 +212,18 @@ class OnDemandFrames:
 
 
 class CachedFrames(OnDemandFrames):
-    """Reads frames from memory-mapped files; what they lack is decoded when this is created.
-
-    Args:
-        rows (`DatasetRows`): The dataset.
-        keys (`list[str]`): Features to read.
-        folder (`Path`): Folder of this dataset's cache files.
-        progress (`bool`): Show a bar while decoding.
+    """Reads frames from memory-mapped files in `folder`; missing files are made when this is created.
 
     Attributes:
         files (`dict[str, Path]`): Cache file by key.
         nbytes (`int`): Size of these files.
-
-    Raises:
-        ValueError: If a file of the dataset is damaged, or the disk is full; names it and the remedy.
     """
 
-    def __init__(self, rows: DatasetRows, keys: list[str], folder: Path, progress: bool = True):
+    def __init__(self, rows: DatasetRows, keys: list[str], folder: Path):
         super().__init__(rows, keys)
         self.files = {key: _cache_file(decoder, folder) for key, decoder in self.decoders.items()}
         for key, path in self.files.items():
-            _build_cache_file(self.decoders[key], path, progress)
+            _build_cache_file(self.decoders[key], path)
         self.nbytes = sum(path.stat().st_size for path in self.files.values())
         self._maps: dict[str, np.ndarray] = {}
 
@@ -278,9 +242,7 @@ class CachedFrames(OnDemandFrames):
         return {**self.__dict__, "_maps": {}}  # pickling a map would copy the whole file
 
 
-def open_frames(
-    rows: DatasetRows, keys: list[str], frame_cache: str = "auto", progress: bool = True
-) -> OnDemandFrames:
+def open_frames(rows: DatasetRows, keys: list[str], frame_cache: str = "auto") -> OnDemandFrames:
     """Choose and open the frame reader of a dataset.
 
     Args:
@@ -289,15 +251,14 @@ def open_frames(
         frame_cache (`str`): `"off"` decodes on demand; a folder holds the cache; `"auto"` caches under
             `$FORESIGHT_CACHE` or `~/.cache/foresight` unless that would take more than 32 GiB or half of the
             free space.
-        progress (`bool`): Show a bar while decoding.
 
-    Returns:
-        `OnDemandFrames` or `CachedFrames`.
+    Raises:
+        ValueError: If a file of the dataset is damaged, or the cache cannot be written; names it.
     """
     if frame_cache in ("off", "False") or rows.stream or not keys:  # YAML takes a bare `off` for false
         on_demand = OnDemandFrames(rows, keys)
-        if not rows.stream:
-            on_demand.check_files()
+        for decoder in on_demand.decoders.values() if not rows.stream else ():
+            decoder.check_files()
         return on_demand
     base = frame_cache
     if frame_cache == "auto":
@@ -323,7 +284,7 @@ def open_frames(
                 *(rows.name, missing / 1e9, room / 1e9, folder),
             )
             return open_frames(rows, keys, "off")
-    return CachedFrames(rows, keys, folder, progress)
+    return CachedFrames(rows, keys, folder)
 
 
 def _cache_file(decoder: FrameDecoder, folder: Path) -> Path:
@@ -335,7 +296,7 @@ def _estimate_bytes(decoder: FrameDecoder) -> int:
     return decoder.decode(range(1)).nbytes * len(decoder.rows)
 
 
-def _build_cache_file(decoder: FrameDecoder, path: Path, progress: bool) -> None:
+def _build_cache_file(decoder: FrameDecoder, path: Path) -> None:
     """Decode a whole key into one `.npy` file if it is missing; other processes wait meanwhile."""
     with FileLock(path.with_suffix(".lock")):
         if path.exists():
@@ -349,7 +310,7 @@ def _build_cache_file(decoder: FrameDecoder, path: Path, progress: bool) -> None
             if needed > free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with write_whole_file(path) as temporary, temporary.open("wb") as file:
-                _write_frames(decoder, file, progress)
+                _write_frames(decoder, file)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -360,19 +321,16 @@ def _build_cache_file(decoder: FrameDecoder, path: Path, progress: bool) -> None
             ) from error
 
 
-def _write_frames(decoder: FrameDecoder, file: io.BufferedWriter, progress: bool) -> None:
+def _write_frames(decoder: FrameDecoder, file: io.BufferedWriter) -> None:
     """Write header and frames in row order. Plain writes: a full disk under a memory map would kill us."""
-    bounds = zip(decoder.rows.episode_starts.tolist(), decoder.rows.episode_stops.tolist(), strict=True)
-    with tqdm(
-        total=len(decoder.rows), desc=f"decoding {decoder.key}", unit="frame", disable=not progress
-    ) as bar:
-        for start, stop in bounds:
+    rows = decoder.rows
+    with tqdm(total=len(rows), desc=f"decoding {decoder.key}", unit="frame") as bar:
+        for start, stop in zip(rows.episode_starts.tolist(), rows.episode_stops.tolist(), strict=True):
             for first in range(start, stop, BUILD_FRAMES):
-                rows = range(first, min(first + BUILD_FRAMES, stop))
-                frames = np.ascontiguousarray(decoder.decode(rows))
+                frames = decoder.decode(range(first, min(first + BUILD_FRAMES, stop)))
                 if file.tell() == 0:
                     header = np.lib.format.header_data_from_array_1_0(frames)
-                    header["shape"] = (len(decoder.rows), *frames.shape[1:])
+                    header |= {"shape": (len(rows), *frames.shape[1:]), "fortran_order": False}
                     np.lib.format.write_array_header_1_0(file, header)
-                file.write(frames.data)
-                bar.update(len(rows))
+                file.write(np.ascontiguousarray(frames).data)
+                bar.update(len(frames))

@@ -53,21 +53,13 @@ class HubError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class HubFiles:
-    """The files of one commit of a dataset.
+    """The files of one commit of a dataset."""
 
-    Args:
-        repo_id (`str`): `owner/name`.
-        revision (`str`): Commit, so that what is downloaded later belongs to what was downloaded first.
-    """
-
-    repo_id: str
-    revision: str
+    repo_id: str  # owner/name
+    revision: str  # the commit, so that later downloads match the first
 
     def fetch(self, places: Sequence[str]) -> None:
-        """Download files that the cache does not have yet, in parallel.
-
-        Args:
-            places (`Sequence[str]`): Such as `videos/observation.images.main/chunk-000/file-000.mp4`.
+        """Download files (`videos/observation.images.main/chunk-000/file-000.mp4`) in parallel.
 
         Raises:
             ValueError: If the dataset has no such file; names it.
@@ -85,15 +77,12 @@ class HubFiles:
 
 
 def open_hub_dataset(name: str, videos: bool = True) -> tuple[Path, HubFiles]:
-    """Download a dataset, or all of it but its videos.
+    """Download a dataset; returns its folder in LeRobot's cache, and its files on the Hub.
 
     Args:
         name (`str`): `owner/name`, or `owner/name@revision` for a branch, tag or commit. Without a revision,
             LeRobot's format tag is used, or the main branch if there is no such tag.
-        videos (`bool`): Whether to download the videos too; otherwise `HubFiles.fetch` does.
-
-    Returns:
-        `tuple`: The folder in LeRobot's cache, and the files on the Hub.
+        videos (`bool`): Whether to download the videos now; otherwise `HubFiles.fetch` does.
 
     Raises:
         ValueError: If there is no such dataset, this token may not read it, or it is not LeRobot v3.
@@ -131,10 +120,6 @@ def _dataset_options(revision: str) -> dict:
 @contextlib.contextmanager
 def explain_hub_errors(repo_id: str, repo_type: str = "dataset") -> Iterator[None]:
     """Turn errors of the Hub's client into one line with the remedy, without addresses or tokens.
-
-    Args:
-        repo_id (`str`): `owner/name` of the repository.
-        repo_type (`str`): `dataset` or `model`.
 
     Raises:
         ValueError: If the repository or a file of it does not exist for this token.

@@ -54,10 +54,7 @@ def require_token(who: str) -> None:
 def make_repo(repo_id: str, repo_type: str, private: bool) -> None:
     """Create a repository if it is missing, and check that this token may write to it.
 
-    Args:
-        repo_id (`str`): `owner/name`.
-        repo_type (`str`): `model` or `dataset`.
-        private (`bool`): Visibility of a new repository; an existing one keeps its own.
+    An existing repository stays as private or public as it is.
 
     Raises:
         HubError: If the token may not, or the Hub cannot be reached.
@@ -169,13 +166,9 @@ def move_tag(repo_id: str, repo_type: str, tag: str, commit: str) -> None:
 
 
 def retry_request[T](request: Callable[[], T]) -> T:
-    """Send a request again, after growing pauses or those that the Hub asks for, while the connection fails.
+    """Send a request that may be repeated again while the connection fails; raises its last error.
 
-    Args:
-        request (`Callable`): May be called several times without harm.
-
-    Returns:
-        What the request returns; its last error, or one that no retry can help, is raised.
+    The pauses grow; the Hub may ask for longer ones.
     """
     for pause_s in PAUSES_S:
         try:

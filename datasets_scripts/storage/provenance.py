@@ -49,26 +49,17 @@ def encode_flags(flags: np.ndarray) -> str:
 
 
 def moving_flags(provenance: Mapping[str, Any], episode_index: int, camera: str, n_points: int) -> np.ndarray:
-    """Which points of an episode move: `(n_points,)` bool, all false when nothing is recorded.
-
-    Args:
-        provenance (`Mapping`): What `read_provenance` gave.
-        episode_index (`int`): Episode.
-        camera (`str`): Camera of the tracks.
-        n_points (`int`): Points of the column.
-    """
+    """Which tracked points of an episode move: `(n_points,)` bool, all false when nothing is recorded."""
     facts = provenance.get("episodes", {}).get(str(episode_index), {}).get(camera, {})
-    flags = np.zeros(n_points, dtype=bool)
-    if "moving" in facts:
-        bits = np.unpackbits(np.frombuffer(bytes.fromhex(facts["moving"]), dtype=np.uint8))[:n_points]
-        flags[: len(bits)] = bits.astype(bool)
-    return flags
+    # Of no bytes, NumPy would pad with whatever lies in memory.
+    packed = np.frombuffer(bytes.fromhex(facts.get("moving", "00")), dtype=np.uint8)
+    return np.unpackbits(packed, count=n_points).astype(bool)
 
 
 def flagged_episodes(
     provenance: Mapping[str, Any], cameras: Sequence[str] | None = None
 ) -> dict[int, list[str]]:
-    """Flags (`<camera>/<word>`) of the episodes whose labels are doubtful; `quality.py` explains them.
+    """Flags (`<camera>/<word>`, see `quality.py`) of the episodes with doubtful labels, by episode.
 
     Args:
         provenance (`Mapping`): What `read_provenance` gave.

@@ -93,17 +93,11 @@ def _to_numpy(array: pa.Array, zero_copy_only: bool) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class VideoSegments:
-    """Where each episode's frames lie in the video files of one key.
+    """Where each episode's frames lie in the video files of one key."""
 
-    Args:
-        paths (`list[Path]`): Distinct files.
-        file_of_episode (`numpy.ndarray`): `(episodes,)` position in `paths`.
-        start_s (`numpy.ndarray`): `(episodes,)` float64, time of an episode's first frame within its file.
-    """
-
-    paths: list[Path]
-    file_of_episode: np.ndarray
-    start_s: np.ndarray
+    paths: list[Path]  # distinct
+    file_of_episode: np.ndarray  # (episodes,) positions in `paths`
+    start_s: np.ndarray  # (episodes,) float64, times of the first frames within their files
 
 
 class DatasetRows:
@@ -188,11 +182,7 @@ class DatasetRows:
         return int(np.searchsorted(self.episode_starts, row, side="right")) - 1
 
     def video_segments(self, key: str) -> VideoSegments:
-        """Files and start times of a video feature, one entry per episode.
-
-        Raises:
-            BrokenEpisodeError: If a file is missing or empty and this is not a stream; names it.
-        """
+        """Files and start times of a video feature; without `stream`, checked as by `local`."""
         if key not in self._segments:  # asked for once per episode, of which there may be a million
             self._segments[key] = self._read_segments(key)
         for path in () if self.stream else self._segments[key].paths:
@@ -217,11 +207,11 @@ class DatasetRows:
         return {known.paths[file] for known in segments for file in known.file_of_episode[list(episodes)]}
 
     def local(self, path: Path) -> Path:
-        """A video file of the dataset, downloaded if it is not here yet.
+        """The same path, downloaded if necessary.
 
         Raises:
             BrokenEpisodeError: If the file does not exist or is empty; names it.
-            HubError: If it has to be downloaded and the Hub cannot be reached.
+            HubError: If the Hub cannot be reached.
         """
         if self.hub is not None and not path.exists():
             try:
@@ -235,12 +225,7 @@ class DatasetRows:
         return path
 
     def fetch_videos(self, episodes: Sequence[int]) -> None:
-        """Download all video files of some episodes that are not here yet, in parallel.
-
-        Raises:
-            ValueError: If the dataset lacks a file.
-            HubError: If the Hub cannot be reached.
-        """
+        """Download the missing video files of some episodes in parallel; raises as `HubFiles.fetch`."""
         if self.hub is not None:
             missing = [path for path in sorted(self.video_files(episodes)) if not path.exists()]
             self.hub.fetch([path.relative_to(self.root).as_posix() for path in missing])
@@ -258,17 +243,10 @@ class DatasetRows:
 
 
 def parse_episodes(text: str, n_episodes: int) -> list[int]:
-    """Episodes that a command line names: `0:100,205` -> 0 to 99 and 205; `:10` and `-5:` as in Python.
-
-    Args:
-        text (`str`): Numbers and ranges (stop exclusive), comma-separated.
-        n_episodes (`int`): Episodes of the dataset.
-
-    Returns:
-        `list[int]`: Distinct and ascending.
+    """Distinct, ascending episodes: `0:100,205` -> 0 to 99 and 205; `:10` and `-5:` as in Python.
 
     Raises:
-        ValueError: If it does not have this form, or an episode does not exist.
+        ValueError: If `text` does not have this form, or an episode does not exist.
     """
     chosen: set[int] = set()
     for part in text.split(","):
@@ -290,14 +268,11 @@ def parse_episodes(text: str, n_episodes: int) -> list[int]:
 
 
 def find_dataset(name: str, videos: bool) -> tuple[Path, HubFiles | None]:
-    """Folder of a dataset; one of the Hub is downloaded, unless LeRobot has recorded it on this machine.
+    """Folder of a dataset, and its files on the Hub if it is downloaded.
 
     Args:
-        name (`str`): Folder, or Hub id.
+        name (`str`): Folder, or Hub id; one that LeRobot has recorded on this machine is not downloaded.
         videos (`bool`): Whether to download the videos too.
-
-    Returns:
-        `tuple`: The folder, and the files on the Hub of a downloaded dataset.
 
     Raises:
         ValueError: If there is no such dataset.

@@ -8,7 +8,7 @@ once, and LeRobot's metadata class writes the metadata.
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from datasets_scripts.storage.atomic import write_json, write_whole_folder
 from datasets_scripts.storage.video_writing import (
     encode_depth,
     encode_rgb,
+    group_files,
     join_videos,
-    lerobot_depth_encoder,
-    lerobot_rgb_encoder,
     video_stats,
 )
 
@@ -50,7 +49,7 @@ def write_shard(
     Args:
         shard (`Path`): Folder to create.
         videos (`Mapping[str, np.ndarray]`): By column `(F, H, W, 3)` uint8 RGB, or `(F, H, W)` float32
-            metres.
+            meters.
         arrays (`Mapping[str, np.ndarray]`): Other columns by name, `(F, size)`, and further arrays.
         facts (`Mapping`): JSON facts of the episode: `instruction`, and further ones.
         fps (`int`): Frames per second.
@@ -152,96 +151,65 @@ def assemble_dataset(
     places: list[dict] = [{} for _ in facts]
     for key in layout.video_keys:
         paths = [shard_of(episode) / f"{key}.mp4" for episode in range(len(facts))]
-        for place, video in zip(places, join_videos(meta, key, paths, lengths), strict=True):
+        videos = join_videos(meta, key, paths, lengths, layout.depth_max_m.get(key))
+        for place, video in zip(places, videos, strict=True):
             place |= video
-        encoder = lerobot_rgb_encoder()
-        if key in meta.depth_keys:
-            meta.features[key]["info"]["depth_unit"] = "m"
-            encoder = lerobot_depth_encoder(layout.depth_max_m[key])
-        meta.update_video_info(key, encoder)
     write_info(meta.info, meta.root)
-    data = _DataWriter(meta, layout.later_bytes)
     try:
-        for episode, (known, place) in enumerate(zip(facts, places, strict=True)):
-            meta.save_episode_tasks([known["instruction"]])
-            columns = _build_columns(episode, known, shard_of(episode), meta, data.n_frames)
-            place = data.write(columns) | place
+        for episode, (columns, place) in enumerate(_write_data(meta, layout.later_bytes, shard_of, facts)):
             stats = compute_episode_stats(columns, meta.features)
-            for key, values in known["stats"].items():
+            for key, values in facts[episode]["stats"].items():
                 stats[key] = {name: np.array(value) for name, value in values.items()}
-            meta.save_episode(episode, known["n_frames"], [known["instruction"]], stats, place)
+            tasks = [facts[episode]["instruction"]]
+            meta.save_episode(episode, lengths[episode], tasks, stats, place | places[episode])
     finally:
-        data.close()
         meta.finalize()
     # LeRobot's order is that of a set, which differs from process to process.
     stats_path = root / "meta/stats.json"
     write_json(stats_path, dict(sorted(json.loads(stats_path.read_text()).items())))
 
 
+def _write_data(
+    meta: Any, later_bytes: float, shard_of: Callable[[int], Path], facts: Sequence[dict]
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, int]]]:
+    """Write the data files; yields each episode's columns and place, as LeRobot's metadata names it."""
+    import datasets
+    import pyarrow.parquet as pq
+    from lerobot.datasets.feature_utils import get_hf_features_from_features
+
+    features = get_hf_features_from_features(meta.features)
+    values = sum(int(np.prod(f["shape"])) for f in meta.features.values() if f["dtype"] != "video")
+    sizes = [known["n_frames"] * (4 * values + later_bytes) for known in facts]  # before compression
+    first = 0
+    for chunk, file, start, stop in group_files(sizes, meta.data_files_size_in_mb * 1e6, meta.chunks_size):
+        path = meta.root / meta.data_path.format(chunk_index=chunk, file_index=file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(path, features.arrow_schema, compression="zstd") as writer:
+            for episode in range(start, stop):
+                columns = _build_columns(meta, episode, facts[episode], shard_of(episode), first)
+                rows = {key: columns[key] for key in features}
+                writer.write_table(
+                    datasets.Dataset.from_dict(rows, features=features).with_format("arrow")[:]
+                )
+                place = {"data/chunk_index": chunk, "data/file_index": file, "dataset_from_index": first}
+                first += facts[episode]["n_frames"]
+                yield columns, place | {"dataset_to_index": first}
+
+
 def _build_columns(
-    episode: int, facts: dict, shard: Path, meta: Any, first_frame: int
+    meta: Any, episode: int, facts: dict, shard: Path, first_frame: int
 ) -> dict[str, np.ndarray]:
     """Values of the plain columns of one episode, LeRobot's own ones included."""
-    n_frames = facts["n_frames"]
+    n_frames, task = facts["n_frames"], facts["instruction"]
+    meta.save_episode_tasks([task])
     frames = np.arange(n_frames)
     own = {
         "timestamp": (frames / meta.fps).astype(np.float32),
         "frame_index": frames,
         "episode_index": np.full(n_frames, episode),
         "index": first_frame + frames,
-        "task_index": np.full(n_frames, meta.get_task_index(facts["instruction"])),
+        "task_index": np.full(n_frames, meta.get_task_index(task)),
     }
     plain = [key for key, feature in meta.features.items() if feature["dtype"] != "video" and key not in own]
     with np.load(shard / ARRAYS_FILE) as arrays:
         return {key: arrays[key] for key in plain} | own
-
-
-class _DataWriter:
-    """Writes episodes as row groups of data files that stay near LeRobot's size limit."""
-
-    def __init__(self, meta: Any, later_bytes: float):
-        from lerobot.datasets.feature_utils import get_hf_features_from_features
-
-        self.n_frames = 0
-        self._meta, self._features = meta, get_hf_features_from_features(meta.features)
-        sizes = [4 * int(np.prod(f["shape"])) for f in meta.features.values() if f["dtype"] != "video"]
-        bytes_per_frame = sum(sizes) + later_bytes  # before compression
-        self._frames_per_file = max(1, int(meta.data_files_size_in_mb * 1e6 / bytes_per_frame))
-        self._chunk, self._file, self._frames_in_file = 0, 0, 0
-        self._writer: Any = None
-
-    def write(self, columns: dict[str, np.ndarray]) -> dict[str, int]:
-        """Write one episode; returns where it went, as LeRobot's episode metadata names it."""
-        import datasets
-        import pyarrow.parquet as pq
-        from lerobot.datasets.utils import update_chunk_file_indices
-
-        n_frames = len(columns["index"])
-        if self._frames_in_file and self._frames_in_file + n_frames > self._frames_per_file:
-            self.close()
-            self._chunk, self._file = update_chunk_file_indices(
-                self._chunk, self._file, self._meta.chunks_size
-            )
-        rows = {key: columns[key] for key in self._features}
-        table = datasets.Dataset.from_dict(rows, features=self._features).with_format("arrow")[:]
-        if self._writer is None:
-            numbers = {"chunk_index": self._chunk, "file_index": self._file}
-            path = self._meta.root / self._meta.data_path.format(**numbers)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(path, table.schema, compression="zstd")
-        self._writer.write_table(table)
-        place = {
-            "data/chunk_index": self._chunk,
-            "data/file_index": self._file,
-            "dataset_from_index": self.n_frames,
-            "dataset_to_index": self.n_frames + n_frames,
-        }
-        self.n_frames += n_frames
-        self._frames_in_file += n_frames
-        return place
-
-    def close(self) -> None:
-        """Finish the current file."""
-        if self._writer is not None:
-            self._writer.close()
-        self._writer, self._frames_in_file = None, 0

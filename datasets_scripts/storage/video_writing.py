@@ -1,18 +1,19 @@
 """Write the video files of a dataset as LeRobot's recorder would: H.264 for RGB, lossless HEVC for depth.
 
-The settings, the depth code and the statistics are LeRobot's, repeated here because importing its datasets
-package costs every worker process more than ten seconds of CPU time; tests compare the two. Files are encoded
-in memory, so that a full disk shows as an error of a plain write.
+The settings, the depth code and the statistics are LeRobot's. They are repeated here because importing its
+datasets package costs every worker process more than ten seconds of CPU time; tests compare the two.
 """
 
 import io
 import itertools
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import av
 import numpy as np
 
 # A key frame every other frame, for random access; fast to encode and decode on a CPU.
@@ -38,24 +39,20 @@ def lerobot_rgb_encoder() -> Any:
     """LeRobot's description of our RGB videos."""
     from lerobot.configs.video import RGBEncoderConfig
 
-    return RGBEncoderConfig(
-        vcodec="h264", g=int(RGB_OPTIONS["g"]), crf=int(RGB_OPTIONS["crf"]), preset=RGB_OPTIONS["preset"]
-    )
+    options = {"g": int(RGB_OPTIONS["g"]), "crf": int(RGB_OPTIONS["crf"]), "preset": RGB_OPTIONS["preset"]}
+    return RGBEncoderConfig(vcodec="h264", **options)
 
 
 def lerobot_depth_encoder(depth_max_m: float) -> Any:
     """LeRobot's description of our depth videos: its defaults with a nearer limit."""
     from lerobot.configs.video import DepthEncoderConfig
 
-    return DepthEncoderConfig(
-        depth_max=depth_max_m, extra_options={"x265-params": DEPTH_OPTIONS["x265-params"]}
-    )
+    options = {"x265-params": DEPTH_OPTIONS["x265-params"]}
+    return DepthEncoderConfig(depth_max=depth_max_m, extra_options=options)
 
 
 def encode_rgb(frames: np.ndarray, fps: int) -> bytes:
     """Encode `(F, H, W, 3)` uint8 RGB frames into an mp4."""
-    import av
-
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("h264", fps, options=RGB_OPTIONS)
@@ -68,7 +65,7 @@ def encode_rgb(frames: np.ndarray, fps: int) -> bytes:
 
 
 def encode_depth(frames_m: np.ndarray, fps: int, depth_max_m: float) -> bytes:
-    """Encode `(F, H, W)` float32 depth in metres into an mp4; errors are those of `DepthVideo`."""
+    """Encode `(F, H, W)` float32 depth in meters into an mp4; errors are those of `DepthVideo`."""
     file = io.BytesIO()
     with DepthVideo(file, fps, depth_max_m) as video:
         video.add(frames_m)
@@ -81,7 +78,7 @@ class DepthVideo:
     Args:
         file (`BinaryIO`): Output, readable and seekable.
         fps (`float`): Frames per second.
-        depth_max_m (`float`): Farthest depth kept, metres.
+        depth_max_m (`float`): Farthest depth kept, meters.
 
     Raises:
         ValueError: If the pictures are smaller than 32 px (see `DEPTH_OPTIONS`).
@@ -90,17 +87,13 @@ class DepthVideo:
     """
 
     def __init__(self, file: BinaryIO, fps: float, depth_max_m: float):
-        import av
-
         self._file, self._fps, self._depth_max_m = file, fps, depth_max_m
         self._container = av.open(file, "w", format="mp4")
         self._stream: Any = None
         self._checksums: list[int] = []
 
     def add(self, frames_m: np.ndarray) -> None:
-        """Append `(k, H, W)` float32 metres, 0 where invalid."""
-        import av
-
+        """Append `(k, H, W)` float32 meters, 0 where invalid."""
         if self._stream is None:
             if min(frames_m.shape[1:]) < MIN_DEPTH_SIDE_PX:
                 raise ValueError(f"depth frames of {frames_m.shape[1:]} px are too small; use 32 px or more")
@@ -117,27 +110,23 @@ class DepthVideo:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        import av
-
         if kind is None and self._stream is not None:
             self._container.mux(self._stream.encode(None))
         self._container.close()
-        if kind is not None:
-            return
-        self._file.seek(0)
-        with av.open(self._file) as container:
-            found = [
-                zlib.crc32(frame.to_ndarray(format="gray12le").tobytes())
-                for frame in container.decode(video=0)
-            ]
-        if found != self._checksums:
+        if kind is None and self._read_checksums() != self._checksums:
             raise RuntimeError(
                 "the HEVC encoder changed depth pixels in its lossless mode; update PyAV (pip install -U av)"
             )
 
+    def _read_checksums(self) -> list[int]:
+        self._file.seek(0)
+        with av.open(self._file) as container:
+            frames = (frame.to_ndarray(format="gray12le") for frame in container.decode(video=0))
+            return [zlib.crc32(codes.tobytes()) for codes in frames]
+
 
 def depth_codes(depth_m: np.ndarray, depth_max_m: float) -> np.ndarray:
-    """LeRobot's depth code: metres, any shape -> uint16 in 0..4095, clipped to [0.01 m, depth_max_m]."""
+    """LeRobot's depth code: meters, any shape -> uint16 in 0..4095, clipped to [0.01 m, depth_max_m]."""
     low, high = np.log(DEPTH_MIN_M + DEPTH_SHIFT_M), np.log(depth_max_m + DEPTH_SHIFT_M)
     fraction = (np.log(depth_m.astype(np.float32) + np.float32(DEPTH_SHIFT_M)) - low) / (high - low)
     return np.rint(fraction * MAX_DEPTH_CODE).clip(0, MAX_DEPTH_CODE).astype(np.uint16)
@@ -147,11 +136,11 @@ def video_stats(frames: np.ndarray) -> dict[str, list]:
     """Statistics of a video column in LeRobot's form.
 
     Args:
-        frames (`np.ndarray`): `(F, H, W, 3)` uint8 RGB, or `(F, H, W)` float32 depth in metres.
+        frames (`np.ndarray`): `(F, H, W, 3)` uint8 RGB, or `(F, H, W)` float32 depth in meters.
 
     Returns:
         `dict[str, list]`: `min`, `max`, `mean`, `std` and quantiles of shape (channels, 1, 1), RGB scaled to
-        [0, 1], depth in metres; `count` is the number of frames.
+        [0, 1], depth in meters; `count` is the number of frames.
     """
     scale = 255.0 if frames.dtype == np.uint8 else 1.0
     pixels = frames.reshape(-1, 3 if frames.ndim == 4 else 1).astype(np.float64) / scale
@@ -163,15 +152,16 @@ def video_stats(frames: np.ndarray) -> dict[str, list]:
 
 
 def join_videos(
-    meta: Any, key: str, paths: Sequence[Path], lengths: Sequence[int]
+    meta: Any, key: str, paths: Sequence[Path], lengths: Sequence[int], depth_max_m: float | None = None
 ) -> list[dict[str, int | float]]:
     """Concatenate the episodes of one video column into the files of a LeRobot dataset.
 
     Args:
-        meta (`LeRobotDatasetMetadata`): Metadata of the dataset being written.
+        meta (`LeRobotDatasetMetadata`): Metadata of the dataset being written; gets the encoder's settings.
         key (`str`): Video column.
         paths (`Sequence[Path]`): One mp4 per episode, all with the same settings.
         lengths (`Sequence[int]`): Frames of each episode.
+        depth_max_m (`float`, *optional*): Farthest depth kept of a depth column, meters.
 
     Returns:
         `list[dict]`: Where each episode went, as LeRobot's episode metadata names it.
@@ -179,16 +169,12 @@ def join_videos(
     Raises:
         OSError: If a file does not hold the frames it should.
     """
-    import av
-    from lerobot.datasets.utils import update_chunk_file_indices
     from lerobot.datasets.video_utils import concatenate_video_files
 
     av.logging.set_libav_level(av.logging.ERROR)  # a note per file would break the progress bars
     places: list[dict[str, int | float]] = []
-    chunk, file = 0, 0
-    for start, stop in _group_by_size(paths, meta.video_files_size_in_mb * 1e6):
-        if start:
-            chunk, file = update_chunk_file_indices(chunk, file, meta.chunks_size)
+    sizes = [path.stat().st_size for path in paths]
+    for chunk, file, start, stop in group_files(sizes, meta.video_files_size_in_mb * 1e6, meta.chunks_size):
         target = meta.root / meta.video_path.format(video_key=key, chunk_index=chunk, file_index=file)
         target.parent.mkdir(parents=True, exist_ok=True)
         concatenate_video_files(list(paths[start:stop]), target)
@@ -202,16 +188,27 @@ def join_videos(
         for first, last in itertools.pairwise(seconds):
             place = {"chunk_index": chunk, "file_index": file, "from_timestamp": first, "to_timestamp": last}
             places.append({f"videos/{key}/{name}": value for name, value in place.items()})
+    if depth_max_m is None:
+        meta.update_video_info(key, lerobot_rgb_encoder())
+    else:
+        meta.features[key]["info"]["depth_unit"] = "m"
+        meta.update_video_info(key, lerobot_depth_encoder(depth_max_m))
     return places
 
 
-def _group_by_size(paths: Sequence[Path], limit_bytes: float) -> Iterator[tuple[int, int]]:
-    """Split files into runs `(start, stop)` whose sizes add up to at most the limit."""
-    start, total = 0, 0
-    for index, path in enumerate(paths):
-        size = path.stat().st_size
-        if index > start and total + size > limit_bytes:
-            yield start, index
-            start, total = index, 0
+def group_files(
+    sizes: Sequence[float], limit: float, chunks_size: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """Distribute episodes over a dataset's files: yields chunk, file, first episode and last one, exclusive.
+
+    Args:
+        sizes (`Sequence[float]`): Bytes of each episode.
+        limit (`float`): Most bytes of a file of several episodes.
+        chunks_size (`int`): Files per chunk.
+    """
+    start, total, n_files = 0, 0.0, 0
+    for index, size in enumerate([*sizes, math.inf]):
+        if index > start and total + size > limit:
+            yield *divmod(n_files, chunks_size), start, index
+            start, total, n_files = index, 0.0, n_files + 1
         total += size
-    yield start, len(paths)

@@ -156,8 +156,8 @@ def test_an_interrupted_run_continues_to_the_same_dataset(recorded, annotated, t
 def test_the_workers_of_a_killed_run_end_too():
     """They would wait for work for ever, each with a model on the GPU; their output stays open until then."""
     code = (
-        "import os, time; from datasets_scripts.storage.episode_job import work_on_all; "
-        "list(work_on_all(time.sleep, [(600,), (600,)], 2, os.write, (1, b'at work ')))"
+        "import os, time, functools; from datasets_scripts.storage.episode_job import work_on_all; "
+        "list(work_on_all(time.sleep, [(600,), (600,)], 2, functools.partial(os.write, 1, b'at work ')))"
     )
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "start_new_session": True}
     with subprocess.Popen([sys.executable, "-c", code], **options) as run:
@@ -211,7 +211,7 @@ def test_a_finished_dataset_is_left_alone(recorded, annotated, capsys):
         ({"depth": False}, [], "no camera of .* has depth"),
         ({"depth": ("main",)}, ["--cameras=main,wrist"], "'wrist' .* has no depth column"),
         ({}, ["--cameras=top"], "no camera 'top'; it has main, wrist"),
-        ({"depth_factor": 1000.0}, [], "looks like millimetres"),
+        ({"depth_factor": 1000.0}, [], "looks like millimeters"),
         ({"tracks": True}, [], "has tracks of camera 'main' already"),
         ({}, ["--n-points=1"], "at least 2"),
     ],

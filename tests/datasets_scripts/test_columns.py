@@ -68,8 +68,8 @@ def test_invalid_depth_becomes_zero_in_arrays_and_tensors():
 @pytest.mark.parametrize(
     ("depth", "limit", "message"),
     [
-        (np.linspace(300, 4000, 50), np.inf, "looks like millimetres"),
-        (np.full(50, 10.0), 10.0, "millimetres stored as metres"),
+        (np.linspace(300, 4000, 50), np.inf, "looks like millimeters"),
+        (np.full(50, 10.0), 10.0, "millimeters stored as meters"),
         (np.linspace(-1, 4, 50), np.inf, "cannot be negative"),
         (np.full(5, np.nan), np.inf, "no finite value"),
     ],

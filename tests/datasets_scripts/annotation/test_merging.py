@@ -27,7 +27,7 @@ DEPTH_MAX_M, LENGTHS = 4.0, [12, 9, 7, 10]
 
 
 class DepthOfRed:
-    """A source of known truth: metres grow with red, the left border and what is far have none."""
+    """A source of known truth: meters grow with red, the left border and what is far have none."""
 
     def describe(self):
         return {"models": [{"model": "red", "licence": "apache-2.0"}]}
@@ -84,7 +84,7 @@ def command_line(dataset, output, *more: str) -> list[str]:
 
 
 def expected_depth(rows: DatasetRows, camera: str, span: range) -> np.ndarray:
-    """`(F, H, W)` metres, 0 where invalid."""
+    """`(F, H, W)` meters, 0 where invalid."""
     images = FrameDecoder(rows, f"observation.images.{camera}").decode(span)
     depth = depth_of(images.transpose(0, 2, 3, 1))
     depth[..., :2] = 0
