@@ -13,7 +13,7 @@ FRAMES, POINTS = (5, 7, 6), 9
 def pristine(tmp_path_factory):
     """A dataset without depth and tracks; read only."""
     root = tmp_path_factory.mktemp("columns") / "plain"
-    make_dataset(root, frames=list(FRAMES), cameras=("main",), depth=False, tracks=False)
+    make_dataset(root, frames=list(FRAMES), cameras=("main",), size=(32, 40), depth=False, tracks=False)
     return root
 
 

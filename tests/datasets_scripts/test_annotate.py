@@ -32,7 +32,8 @@ WANTED = Annotation(("main", "wrist"), n_points=80)
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """Videos of two cameras with depth, no tracks; a dot moves over a still background."""
-    return make_dataset(tmp_path_factory.mktemp("recorded") / "data", tracks=False, size=(64, 80))
+    root = tmp_path_factory.mktemp("recorded") / "data"
+    return make_dataset(root, frames=[7, 5, 6], tracks=False, size=(64, 80))
 
 
 @pytest.fixture(scope="module")
@@ -210,14 +211,19 @@ def test_a_finished_dataset_is_left_alone(recorded, annotated, capsys):
     [
         ({"depth": False}, [], "no camera of .* has depth"),
         ({"depth": ("main",)}, ["--cameras=main,wrist"], "'wrist' .* has no depth column"),
-        ({}, ["--cameras=top"], "no camera 'top'; it has main, wrist"),
         ({"depth_factor": 1000.0}, [], "looks like millimeters"),
-        ({"tracks": True}, [], "has tracks of camera 'main' already"),
-        ({}, ["--n-points=1"], "at least 2"),
+        ("recorded", ["--cameras=top"], "no camera 'top'; it has main, wrist"),
+        ("annotated", [], "has tracks of camera 'main' already"),
+        ("recorded", ["--n-points=1"], "at least 2"),
     ],
 )
-def test_what_cannot_be_annotated_is_refused(dataset, options, message, tmp_path, capsys):
-    facts = make_dataset(tmp_path / "data", **{"tracks": False, "frames": [3], "size": (48, 48)} | dataset)
+def test_what_cannot_be_annotated_is_refused(
+    dataset, options, message, recorded, annotated, tmp_path, capsys
+):
+    if isinstance(dataset, dict):
+        facts = make_dataset(tmp_path / "data", frames=[2], size=(48, 48), tracks=False, **dataset)
+    else:
+        facts = recorded if dataset == "recorded" else dataclasses.replace(recorded, root=annotated)
     assert main(command_line(facts, tmp_path / "output", *options)) == 1
     error = capsys.readouterr().err
     assert re.search(message, error), error

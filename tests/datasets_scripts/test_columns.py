@@ -16,7 +16,8 @@ from tests.synthetic import make_dataset
 def annotated(tmp_path_factory):
     """A dataset of videos with depth and tracks."""
     root = tmp_path_factory.mktemp("columns") / "annotated"
-    return make_dataset(root, frames=list(FRAMES), cameras=("main",), n_points=POINTS, n_padding=2)
+    options = {"cameras": ("main",), "size": (32, 40), "n_points": POINTS, "n_padding": 2}
+    return make_dataset(root, frames=list(FRAMES), **options)
 
 
 def test_points_survive_packing_within_float16():

@@ -23,7 +23,7 @@ from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 from tests.synthetic import make_dataset
 
-DEPTH_MAX_M, LENGTHS = 4.0, [12, 9, 7, 10]
+DEPTH_MAX_M, LENGTHS = 4.0, [7, 6, 4, 5]
 
 
 class DepthOfRed:
