@@ -78,12 +78,7 @@ def points_visible_key(camera: str) -> str:
 
 
 def depth_feature(height: int, width: int) -> dict:
-    """Feature of a depth video for `LeRobotDataset.create`, which adds unit and quantization limits.
-
-    Args:
-        height (`int`): Rows of the depth map in pixels.
-        width (`int`): Columns of the depth map in pixels.
-    """
+    """Feature of a depth video, sizes in pixels; `LeRobotDataset.create` adds unit and limits."""
     return {
         "dtype": "video",
         "shape": (height, width, 1),
@@ -98,8 +93,7 @@ def points_features(camera: str, n_points: int, height: int, width: int) -> dict
     Args:
         camera (`str`): Camera that sees the points.
         n_points (`int`): Points per episode, at least 2 (LeRobot stores one-element columns as scalars).
-        height (`int`): Rows of the image that was tracked; recorded only, the values do not depend on it.
-        width (`int`): Columns of that image.
+        height, width (`int`): Size of the tracked image in pixels; the values do not depend on it.
     """
     if n_points < 2:
         raise ValueError(f"n_points is {n_points}; a track column needs at least 2 points")
@@ -236,14 +230,7 @@ def validate_columns(
     need_tracks: bool = False,
     name: str = "DATASET",
 ) -> None:
-    """Check that a dataset has what a run needs, before anything slow starts.
-
-    Args:
-        features (`Mapping[str, Mapping]`): Features of the dataset (`meta.features`).
-        cameras (`Sequence[str]`): Cameras used; the first one is the flow view.
-        need_depth (`bool`): Whether every camera needs a depth stream.
-        need_tracks (`bool`): Whether the first camera needs points and their visibility.
-        name (`str`): Name of the dataset, for the message.
+    """Check that a dataset has what a run needs: depth of all cameras, tracks of the first one.
 
     Raises:
         ValueError: Names the first missing column and the command that adds it.

@@ -187,12 +187,7 @@ def _fingerprint(model: Path) -> str:
 
 
 class EpisodeFrames(Sequence):
-    """Frames of an episode by number, decoded in runs; of a long episode only the last used runs are held.
-
-    Args:
-        n_frames (`int`): Length of the episode.
-        read (`Callable`): Decodes a range of frames: `(k, H, W, 3)` uint8 RGB or `(k, H, W)` float32 meters.
-    """
+    """Frames of an episode by number, decoded by `read` in runs; only the last used runs are held."""
 
     def __init__(self, n_frames: int, read: Callable[[range], np.ndarray]):
         frame_bytes = read(range(1)).nbytes

@@ -197,7 +197,7 @@ def open_job(job: AnnotationJob) -> OpenJob:
     if not rows.n_episodes:
         raise ValueError(f"dataset {rows.name} has no episodes")
     episodes = parse_episodes(job.episodes or ":", rows.n_episodes)[: job.limit]
-    # The revision is a parameter of its own, not part of the name: an unfinished run whose branch has moved
+    # The revision is a separate parameter, not part of the name: an unfinished run whose branch has moved
     # continues when its commit is named.
     is_folder = Path(job.dataset).expanduser().is_dir()
     parameters = job.annotation.to_dict() | {

@@ -12,10 +12,9 @@ __all__ = ["DepthVideos"]
 
 
 class DepthVideos:
-    """Reads LeRobot's 12-bit depth videos; the frames are those of LeRobot's own decoder.
+    """Reads LeRobot's 12-bit depth videos; keeps the last `max_open` files open.
 
-    Args:
-        max_open (`int`): Files kept open; beyond it the least recently used one is closed.
+    The frames are those of LeRobot's own decoder.
     """
 
     def __init__(self, max_open: int):
@@ -24,12 +23,7 @@ class DepthVideos:
         self._process = os.getpid()
 
     def read(self, path: Path, times_s: Sequence[float], tolerance_s: float) -> np.ndarray:
-        """Frames nearest to some times.
-
-        Args:
-            path (`Path`): The video.
-            times_s (`Sequence[float]`): Ascending, seconds from the start of the file.
-            tolerance_s (`float`): How far away the nearest frame may be.
+        """Frames nearest to ascending times, at most `tolerance_s` away.
 
         Returns:
             `numpy.ndarray`: `(n, H, W)` uint16, codes of 12 bits.

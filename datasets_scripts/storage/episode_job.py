@@ -37,17 +37,11 @@ PARAMETERS = "parameters.json"
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeJob:
-    """One dataset, made episode by episode.
-
-    Args:
-        output (`Path`): Folder of the finished dataset.
-        kind (`str`): Section of `meta/foresight.json` with the `parameters` and `video_bytes`.
-        parameters (`dict`): JSON values that determine the result; only a run with equal ones resumes it.
-    """
+    """One dataset, made episode by episode."""
 
     output: Path
-    kind: str
-    parameters: dict
+    kind: str  # section of `meta/foresight.json` with the `parameters` and `video_bytes`
+    parameters: dict  # JSON values that determine the result; only a run with equal ones resumes it
 
     @property
     def partial(self) -> Path:
@@ -64,19 +58,13 @@ class EpisodeJob:
         return self.partial / "episodes" / f"{episode:06d}"
 
     def open(self) -> None:
-        """Make the folder of unfinished work, or check the existing one; safe on several machines.
-
-        Raises:
-            ValueError: If the folder belongs to something else.
-        """
+        """Make the folder of unfinished work, or check that the existing one is of this job."""
         path = self.partial / PARAMETERS
         if not path.exists():
             with write_whole_folder(self.partial, shared=True) as folder:
                 write_json(folder / PARAMETERS, self.parameters)
         if not path.exists():
-            raise ValueError(
-                f"{self.partial} exists and is not an unfinished run of this script; move it away"
-            )
+            raise ValueError(f"{self.partial} is not an unfinished run of this script; move it away")
         try:
             earlier = json.loads(path.read_text())
         except ValueError:
@@ -169,21 +157,13 @@ class EpisodeJob:
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeWork:
-    """How the shards of a job are made.
+    """How the shards of a job are made."""
 
-    Args:
-        make (`Callable`): Takes an episode and the folder to make; returns the facts.
-        start (`Callable`, *optional*): Called once in every process.
-        read (`Callable`): Returns the facts of a finished shard, `None` if it has to be made.
-        unit (`str`): What the progress bar counts.
-        notes (`Callable`): Takes the facts; returns what the progress bar shows of them.
-    """
-
-    make: Callable[[int, Path], dict]
-    start: Callable[[], None] | None = None
-    read: Callable[[Path], dict | None] = read_facts
-    unit: str = "frame"
-    notes: Callable[[dict], dict] = lambda facts: {}
+    make: Callable[[int, Path], dict]  # (episode, folder to make) -> facts
+    start: Callable[[], None] | None = None  # called once in every process
+    read: Callable[[Path], dict | None] = read_facts  # gives `None` for a shard that has to be made
+    unit: str = "frame"  # what the progress bar counts
+    notes: Callable[[dict], dict] = lambda facts: {}  # what the progress bar shows of the facts
 
 
 def list_numbers(numbers: Sequence[int]) -> str:
@@ -192,10 +172,7 @@ def list_numbers(numbers: Sequence[int]) -> str:
 
 
 def work_on_all(
-    work: Callable[..., dict],
-    jobs: Sequence[tuple],
-    workers: int,
-    start: Callable[[], None] | None = None,
+    work: Callable[..., dict], jobs: Sequence[tuple], workers: int, start: Callable[[], None] | None = None
 ) -> Iterator[dict]:
     """Do all jobs, and yield their results as they finish.
 
@@ -258,13 +235,10 @@ def resumable_command(main: Callable[[list[str] | None], None]) -> Callable[...,
         except KeyboardInterrupt:
             print("interrupted; run the same command again to continue", file=sys.stderr)
             return 130
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        except (OSError, ValueError, RuntimeError) as error:
+            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             advice = "; free some space and run the same command again to continue" if full else ""
             print(f"error: {error}{advice}", file=sys.stderr)
-            return 1
-        except (ValueError, RuntimeError) as error:
-            print(f"error: {error}", file=sys.stderr)
             return 1
         return 0
 

@@ -158,7 +158,7 @@ def find_refusals(error: BaseException) -> list[HfHubHTTPError]:
 
 
 def _describe_error(what: str, error: Exception) -> str:
-    """What keeps us from the Hub, by the first cause that tells."""
+    """Message of an error of the Hub's client, with the remedy."""
     chain, refusals = error_chain(error), find_refusals(error)
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):
         return (
@@ -174,8 +174,8 @@ def _describe_error(what: str, error: Exception) -> str:
             "write and belongs to its owner"
         )
     if answers and answers[0] < 500 and answers[0] not in (408, 429):
-        told = refusals[0].server_message or "no reason given"
-        return f"the Hub refuses that with {what} (HTTP {answers[0]}: {told})"
+        reason = refusals[0].server_message or "no reason given"
+        return f"the Hub refuses that with {what} (HTTP {answers[0]}: {reason})"
     cause = f"HTTP {answers[0]}" if answers else f"{type(chain[-1]).__name__}: {chain[-1]}"
     return (
         f"the Hub cannot be reached for {what} ({cause}): check the connection and run the same command again"

@@ -51,7 +51,7 @@ def encode_flags(flags: np.ndarray) -> str:
 def moving_flags(provenance: Mapping[str, Any], episode_index: int, camera: str, n_points: int) -> np.ndarray:
     """Which tracked points of an episode move: `(n_points,)` bool, all false when nothing is recorded."""
     facts = provenance.get("episodes", {}).get(str(episode_index), {}).get(camera, {})
-    # Of no bytes, NumPy would pad with whatever lies in memory.
+    # Without any byte, NumPy would return uninitialized memory.
     packed = np.frombuffer(bytes.fromhex(facts.get("moving", "00")), dtype=np.uint8)
     return np.unpackbits(packed, count=n_points).astype(bool)
 

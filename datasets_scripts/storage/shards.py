@@ -101,22 +101,13 @@ def read_array(shard: Path, name: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What all episodes of a dataset have in common.
-
-    Args:
-        fps (`int`): Frames per second.
-        robot_type (`str`): Name of the robot.
-        features (`Mapping[str, dict]`): LeRobot features of the columns, videos included.
-        depth_max_m (`Mapping[str, float]`): Farthest depth kept, by depth column.
-        later_bytes (`float`): Bytes per frame of columns to append later; data files then stay near
-            LeRobot's size limit.
-    """
+    """What all episodes of a dataset have in common."""
 
     fps: int
     robot_type: str
-    features: Mapping[str, dict]
-    depth_max_m: Mapping[str, float]
-    later_bytes: float = 0.0
+    features: Mapping[str, dict]  # LeRobot's, videos included
+    depth_max_m: Mapping[str, float]  # farthest depth kept, by depth column
+    later_bytes: float = 0.0  # per frame, of columns to append: data files then stay near LeRobot's limit
 
     @property
     def video_keys(self) -> list[str]:
@@ -132,8 +123,8 @@ def assemble_dataset(
     Args:
         root (`Path`): Folder to fill, missing or empty.
         layout (`Layout`): Columns and their form.
-        shard_of (`Callable`): Folder of an episode.
-        facts (`Sequence[dict]`): Facts of every episode, in order: `n_frames`, `instruction` and `stats`.
+        shard_of (`Callable`): Gives the folder of an episode.
+        facts (`Sequence[dict]`): Of every episode, in order: `n_frames`, `instruction` and `stats`.
 
     Raises:
         OSError: If the disk is full, or a file does not hold the frames it should.

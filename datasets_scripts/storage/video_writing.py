@@ -199,13 +199,7 @@ def join_videos(
 def group_files(
     sizes: Sequence[float], limit: float, chunks_size: int
 ) -> Iterator[tuple[int, int, int, int]]:
-    """Distribute episodes over a dataset's files: yields chunk, file, first episode and last one, exclusive.
-
-    Args:
-        sizes (`Sequence[float]`): Bytes of each episode.
-        limit (`float`): Most bytes of a file of several episodes.
-        chunks_size (`int`): Files per chunk.
-    """
+    """Group episodes of some sizes into files up to a limit: yields `(chunk, file, start, stop)`."""
     start, total, n_files = 0, 0.0, 0
     for index, size in enumerate([*sizes, math.inf]):
         if index > start and total + size > limit:

@@ -171,7 +171,7 @@ def test_the_workers_of_a_killed_run_end_too():
                 os.killpg(run.pid, signal.SIGKILL)
 
 
-@pytest.mark.slow  # the second one imports LeRobot anew
+@pytest.mark.slow  # the second one imports LeRobot again
 def test_two_runs_do_not_work_on_one_dataset(recorded, annotated, tmp_path, monkeypatch, capsys):
     output, work, codes = tmp_path / "data", command.annotate_shard, []
 
@@ -188,7 +188,7 @@ def test_two_runs_do_not_work_on_one_dataset(recorded, annotated, tmp_path, monk
     assert contents(output) == contents(annotated)
 
 
-@pytest.mark.slow  # each worker imports LeRobot anew
+@pytest.mark.slow  # each worker imports LeRobot again
 def test_workers_do_not_change_the_result(recorded, annotated, tmp_path):
     annotate(AnnotationJob(str(recorded.root), tmp_path / "data", WANTED), workers=2)
     assert contents(tmp_path / "data") == contents(annotated)
@@ -221,7 +221,7 @@ def test_what_cannot_be_annotated_is_refused(
     dataset, options, message, recorded, annotated, tmp_path, capsys
 ):
     if isinstance(dataset, dict):
-        facts = make_dataset(tmp_path / "data", frames=[2], size=(48, 48), tracks=False, **dataset)
+        facts = make_dataset(tmp_path / "data", frames=[3], size=(48, 48), tracks=False, **dataset)
     else:
         facts = recorded if dataset == "recorded" else dataclasses.replace(recorded, root=annotated)
     assert main(command_line(facts, tmp_path / "output", *options)) == 1

@@ -152,7 +152,7 @@ def test_the_provenance_says_how_each_episode_went(annotated):
     assert "red" in (annotated / "README.md").read_text()
 
 
-def test_a_part_holds_its_episodes_with_all_labels_numbered_anew(annotated, part):
+def test_a_part_holds_its_episodes_with_all_labels_renumbered(annotated, part):
     old, new = (LeRobotDataset("local/x", root=root, depth_output_unit="m") for root in (annotated, part))
     assert read_provenance(part)["annotation"]["source_episode"] == [0, 2]
     assert (new.num_episodes, len(new)) == (2, LENGTHS[0] + LENGTHS[2])

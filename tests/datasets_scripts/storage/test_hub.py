@@ -127,7 +127,7 @@ def test_errors_of_the_http_library_that_the_client_uses_are_explained():
         raise library.ConnectError("no route to host")
 
 
-def test_a_worker_process_goes_on_with_the_same_commit(stand_in):
+def test_a_worker_process_continues_with_the_same_commit(stand_in):
     rows = pickle.loads(pickle.dumps(DatasetRows("you/data", stream=True)))
     assert rows.hub == hub_source.HubFiles("you/data", COMMIT)
     rows.fetch_videos([1])
