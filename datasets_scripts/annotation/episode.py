@@ -412,7 +412,7 @@ def check_readable(rows: DatasetRows, episode: int) -> None:
     """
     if rows.episode_starts[episode] >= rows.episode_stops[episode]:
         raise BrokenEpisodeError(f"episode {episode} of dataset {rows.name} has no frames")
-    for path in rows.video_files([episode]):
+    for path in sorted(rows.video_files([episode])):
         if rows.hub is None or path.exists():
             _check_opens(rows.local(path))
 

@@ -4,7 +4,6 @@ The Hub's client repeats failed uploads itself, but not the requests that list f
 commits and tags (`retry_request`).
 """
 
-import hashlib
 import json
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from datasets_scripts.storage.hub_download import (
     LOG_IN,
@@ -140,9 +140,8 @@ def _has_content(known: RepoFile | None, path: Path) -> bool:
         return False
     if known.lfs is not None:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == known.lfs.sha256
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == known.blob_id
+            return sha_fileobj(file).hex() == known.lfs.sha256
+    return git_hash(path.read_bytes()) == known.blob_id
 
 
 def move_tag(repo_id: str, repo_type: str, tag: str, commit: str) -> None:
