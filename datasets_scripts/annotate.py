@@ -1,9 +1,8 @@
-"""Add metric depth and 3D tracks to any LeRobot v3 dataset; with a depth camera's, no weights and no GPU.
+"""Add metric depth and 3D tracks to any LeRobot v3 dataset.
 
 Depth comes from the dataset's own camera or from a model (`depth/`), tracks from a tracker (`tracks/`).
-Running the same command again resumes what was interrupted and leaves a finished dataset unchanged. Videos
-are shared with the old dataset by hard link, never encoded again; whoever re-encodes them in place may change
-those of both.
+Running the same command again resumes an interrupted run and leaves a finished dataset unchanged. Videos are
+hard links to those of the old dataset: re-encoding one in place changes both.
 """
 
 import argparse
@@ -12,13 +11,13 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from datasets_scripts.annotation.episode import Annotation, dataset_cameras
+from datasets_scripts.annotation.episode import Annotation
 from datasets_scripts.annotation.executors import Resources, add_options, run_tasks
 from datasets_scripts.annotation.job import AnnotationJob, annotate, check
 from datasets_scripts.annotation.plan import describe_plan
 from datasets_scripts.annotation.push import check_push, push_dataset
 from datasets_scripts.annotation.ranks import annotate_as_rank, is_rank
-from datasets_scripts.columns import find_depth_key
+from datasets_scripts.columns import find_depth_key, list_cameras
 from datasets_scripts.depth import DEPTH_SOURCES
 from datasets_scripts.storage.dataset_folder import load_features
 from datasets_scripts.storage.episode_job import list_numbers, resumable_command
@@ -48,28 +47,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--depth-model", help="its weights: Hub id, folder or checkpoint file")
     add("--align-with", help="metric model that gives a relative one its scale and shift")
-    add("--depth-max", type=float, default=10.0, help="farthest estimated depth kept, metres (%(default)s)")
+    add("--depth-max", type=float, default=10.0, help="farthest estimated depth kept, meters (%(default)s)")
     add("--tracks", default="lucas-kanade", help=f"{', '.join(TRACK_SOURCES)} (%(default)s)")
     add("--track-model", help="its weights")
     add("--n-points", type=int, default=1250, help="most points per episode (%(default)s)")
     add("--seed", type=int, default=0, help="seed of the choice of points (%(default)s)")
     add("--episodes", help="only these, such as 0:100,205 (default: all)")
-    add("--limit", type=int, help="only the first so many of them")
+    add("--limit", type=int, help="at most this many of them")
     add(
         "--skip-broken",
         action="store_true",
-        help="leave out episodes that cannot be read, and record them, instead of stopping at them",
+        help="leave out episodes that cannot be read, and record them, instead of stopping",
     )
-    add("--dry-run", action="store_true", help="say what would be done, how long, how large; write nothing")
+    add("--dry-run", action="store_true", help="print what would be done, time and space; write nothing")
     add("--device", default="auto", help="of learned sources: cuda, cuda:1, cpu (default: a GPU if any)")
-    add("--batch-size", type=int, help="frames at once, for depth models that take one at a time")
+    add("--batch-size", type=int, help="frames per batch of depth models that take single frames")
     add("--workers", type=int, help="processes (default: one per core; one with learned sources)")
-    add(
-        "--push-to-hub",
-        metavar="OWNER/NAME",
-        help="upload the finished dataset; needs a token that may write",
-    )
-    add("--public", action="store_true", help="let a repository that is made be public (default: private)")
+    add("--push-to-hub", metavar="OWNER/NAME", help="upload the finished dataset; needs a write token")
+    add("--public", action="store_true", help="make a new repository public (default: private)")
     add_options(parser)
     return parser
 
@@ -81,47 +76,19 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("workers", "batch_size"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-    features = load_features(find_dataset(args.dataset, videos=False)[0])
-    cameras = [name.strip() for name in (args.cameras or "").split(",") if name.strip()]
-    cameras = cameras or [
-        name for name in dataset_cameras(features) if args.depth != "sensor" or find_depth_key(features, name)
-    ]
-    if not cameras:
-        known = ", ".join(dataset_cameras(features))
-        if not known:
-            raise ValueError(f"dataset {args.dataset} has no camera; its columns are {', '.join(features)}")
-        raise ValueError(
-            f"no camera of {args.dataset} has depth ({known}): record it with a depth camera, or estimate it "
-            f"with --depth {DEPTH_SOURCES[1]}"
-        )
-    annotation = Annotation(
-        tuple(cameras),
-        args.depth,
-        args.depth_model,
-        args.align_with,
-        args.depth_max,
-        args.tracks,
-        args.track_model,
-        args.n_points,
-        args.seed,
-    )
+    cameras = choose_cameras(args)
+    names = ("depth", "depth_model", "align_with", "tracks", "track_model", "n_points", "seed")
+    options = {name: getattr(args, name) for name in names}
+    annotation = Annotation(cameras, depth_max_m=args.depth_max, **options)
+    names = ("dataset", "output", "episodes", "limit", "skip_broken", "device", "batch_size")
+    job = AnnotationJob(annotation=annotation, **{name: getattr(args, name) for name in names})
     learned = args.depth != "sensor" or args.tracks != "lucas-kanade"
     workers = args.workers or (1 if learned else os.cpu_count() or 1)
-    job = AnnotationJob(
-        args.dataset,
-        args.output,
-        annotation,
-        args.episodes,
-        args.limit,
-        args.skip_broken,
-        args.device,
-        args.batch_size,
-    )
     if args.dry_run:
         print(describe_plan(job, workers))
         return
     if args.push_to_hub:
-        check(job)  # before a repository is made for nothing
+        check(job)  # before a repository is made in vain
         check_push(args.push_to_hub, args.output, not args.public)
     if args.executor:
         if args.executor == "local":
@@ -130,14 +97,31 @@ def main(argv: list[str] | None = None) -> None:
         summary = run_tasks(job, args.executor, resources, args.push_to_hub)
     else:
         summary = annotate_as_rank(job, workers) if is_rank() else annotate(job, workers)
-    if summary is None:  # another process says it
+    if summary is None:  # another process prints it
         return
-    print(describe(summary, args.output, cameras[0]))
+    print(format_summary(summary, args.output, cameras[0]))
     if args.push_to_hub:
         print(f"pushed to {push_dataset(args.output, args.push_to_hub)}")
 
 
-def describe(summary: dict, output: Path, camera: str) -> str:
+def choose_cameras(args: argparse.Namespace) -> tuple[str, ...]:
+    """The named cameras, or all that have depth or can get it."""
+    if args.cameras:
+        return tuple(name.strip() for name in args.cameras.split(",") if name.strip())
+    features = load_features(find_dataset(args.dataset, videos=False)[0])
+    known = list_cameras(features)
+    if not known:
+        raise ValueError(f"dataset {args.dataset} has no camera; its columns are {', '.join(features)}")
+    cameras = [name for name in known if args.depth != "sensor" or find_depth_key(features, name)]
+    if not cameras:
+        raise ValueError(
+            f"no camera of {args.dataset} has depth ({', '.join(known)}): record it with a depth camera, or "
+            f"estimate it with --depth {DEPTH_SOURCES[1]}"
+        )
+    return tuple(cameras)
+
+
+def format_summary(summary: dict, output: Path, camera: str) -> str:
     """What was made, in a few lines."""
     lines = [
         f"{output}: {summary['episodes']} episodes, {summary['frames']} frames, tracks of camera {camera}, "

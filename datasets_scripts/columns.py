@@ -1,22 +1,21 @@
 """Depth and track columns of a LeRobot v3 dataset: names, dtypes, units, checks.
 
 The contract between what makes labels (`simulate.py`, `annotate.py`) and what reads them (training, cards).
-It knows features and arrays, not files, models or simulators.
 
 | key | dtype, shape per frame | meaning |
 | --- | --- | --- |
 | `observation.images.<camera>` | LeRobot video `(H, W, 3)` | RGB as recorded |
-| `observation.depth.<camera>` | LeRobot depth video `(H, W, 1)` | metres along the optical axis |
-| `observation.points.<camera>` | float16 `(n*3,)` | n tracked points: x, y as image fractions, z in metres |
+| `observation.depth.<camera>` | LeRobot depth video `(H, W, 1)` | meters along the optical axis |
+| `observation.points.<camera>` | float16 `(n*3,)` | n tracked points: x, y as image fractions, z in meters |
 | `observation.points_visible.<camera>` | bool `(n,)` | false when occluded, outside the image, or padding |
 
-x and y are `(column + 0.5) / width` and `(row + 0.5) / height`, so they do not depend on the resolution; they
-may leave [0, 1]. Point j is the same physical point through the whole episode. The label keys start with
-`observation.` because LeRobot drops every other column on its way to a policy; a policy must take them out of
-its inputs (`is_label_key`), since LeRobot would show a depth map as a camera and points as robot state.
+x and y are `(column + 0.5) / width` and `(row + 0.5) / height`; they may leave [0, 1]. Point j is the same
+physical point through the whole episode. The label keys start with `observation.` because LeRobot drops every
+other column on its way to a policy; a policy must remove them from its inputs (`is_label_key`), since LeRobot
+would show a depth map as a camera and points as robot state.
 
 Points are flat 1-D columns because LeRobot's split and merge tools fail on 2-D ones. They are appended
-(`append_columns` in `storage/dataset_folder.py`), because LeRobot computes ten statistics per element of a
+(`append_columns` in `storage/dataset_folder.py`) because LeRobot computes ten statistics per element of a
 recorded column.
 """
 
@@ -35,11 +34,10 @@ POINTS_VISIBLE_PREFIX = "observation.points_visible."
 DEPTH_FLOOR_M = 0.011
 # Values this close to the declared maximum are saturated: "at least this far".
 DEPTH_LIMIT_MARGIN_M = 0.01
-# No camera of a robot sees half of its pixels farther than this; millimetres of any real scene do.
+# No robot camera sees half of its pixels farther than this; millimeters of any real scene do.
 IMPLAUSIBLE_MEDIAN_M = 100.0
 
-
-# Distances in an image are given at this length of its shorter side, whatever its resolution.
+# Image distances are given for a shorter side of this length, whatever the resolution.
 REFERENCE_PX = 224.0
 
 
@@ -49,23 +47,23 @@ def image_key(camera: str) -> str:
 
 
 def find_image_key(features: Mapping[str, Mapping[str, Any]], camera: str) -> str | None:
-    """Find a camera's RGB stream: `observation.images.<camera>`, or the column of just this name.
-
-    Args:
-        features (`Mapping[str, Mapping]`): Features of the dataset (`meta.features`).
-        camera (`str`): Name of the camera, or of its column where that has no prefix (`image`).
-
-    Returns:
-        `str | None`: The key, or `None` when there is no such camera.
-    """
+    """Key of a camera's RGB stream, if any: `observation.images.<camera>`, or the bare name."""
     for key in (image_key(camera), camera):
         if key in features and features[key]["dtype"] in ("image", "video"):
             return key if not is_depth_feature(features[key]) else None
     return None
 
 
+def list_cameras(features: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """RGB cameras of a dataset by name, in its order; columns without the prefix are cameras of that name."""
+    names = (key.removeprefix(IMAGE_PREFIX) for key in features)
+    return [
+        name for name in dict.fromkeys(names) if find_image_key(features, name) and not is_label_key(name)
+    ]
+
+
 def depth_key(camera: str) -> str:
-    """Key under which this project stores a camera's depth."""
+    """Key of a camera's depth as this project writes it."""
     return DEPTH_PREFIX + camera
 
 
@@ -80,16 +78,7 @@ def points_visible_key(camera: str) -> str:
 
 
 def depth_feature(height: int, width: int) -> dict:
-    """LeRobot feature of one depth video stream.
-
-    Args:
-        height (`int`): Rows of the depth map in pixels.
-        width (`int`): Columns of the depth map in pixels.
-
-    Returns:
-        `dict`: Feature for `LeRobotDataset.create`; LeRobot adds the unit and the quantisation limits to its
-        `info`.
-    """
+    """Feature of a depth video, sizes in pixels; `LeRobotDataset.create` adds unit and limits."""
     return {
         "dtype": "video",
         "shape": (height, width, 1),
@@ -99,20 +88,12 @@ def depth_feature(height: int, width: int) -> dict:
 
 
 def points_features(camera: str, n_points: int, height: int, width: int) -> dict[str, dict]:
-    """LeRobot features of a camera's tracked points and their visibility.
+    """Features of a camera's tracked points and their visibility by key, for `append_columns`.
 
     Args:
-        camera (`str`): Camera the points are seen by.
-        n_points (`int`): Points per episode, equal for all episodes (shorter ones are padded, invisible).
-        height (`int`): Rows of the image the tracks were made on; recorded as a fact, the values do not
-            depend on it.
-        width (`int`): Columns of that image.
-
-    Returns:
-        `dict[str, dict]`: The two features by key, ready for `append_columns`.
-
-    Raises:
-        ValueError: If `n_points` is smaller than 2 (LeRobot stores one-element columns as scalars).
+        camera (`str`): Camera that sees the points.
+        n_points (`int`): Points per episode, at least 2 (LeRobot stores one-element columns as scalars).
+        height, width (`int`): Size of the tracked image in pixels; the values do not depend on it.
     """
     if n_points < 2:
         raise ValueError(f"n_points is {n_points}; a track column needs at least 2 points")
@@ -134,17 +115,15 @@ def points_features(camera: str, n_points: int, height: int, width: int) -> dict
 
 
 def picture_size(feature: Mapping[str, Any]) -> tuple[int, int]:
-    """Rows and columns of a camera's pictures; some older datasets name the channels first."""
+    """Rows and columns of a camera's images; some older datasets name the channels first."""
     shape = tuple(feature["shape"])
     return shape[1:] if shape[0] in (1, 3) else shape[:2]
 
 
 def is_depth_feature(feature: Mapping[str, Any]) -> bool:
     """Whether LeRobot marks this feature as a depth map (its current and its older spelling)."""
-    info = feature.get("info") or {}
-    older = feature.get("video_info") or {}
-    marks = (info.get("is_depth_map"), info.get("video.is_depth_map"), older.get("video.is_depth_map"))
-    return any(bool(mark) for mark in marks)
+    info = (feature.get("info") or {}) | (feature.get("video_info") or {})
+    return bool(info.get("is_depth_map") or info.get("video.is_depth_map"))
 
 
 def is_label_key(key: str, feature: Mapping[str, Any] | None = None) -> bool:
@@ -155,62 +134,51 @@ def is_label_key(key: str, feature: Mapping[str, Any] | None = None) -> bool:
 
 
 def find_depth_key(features: Mapping[str, Mapping[str, Any]], camera: str) -> str | None:
-    """Find the depth stream that belongs to a camera.
+    """Key of the depth stream of an RGB camera, if any.
 
-    What counts is LeRobot's `is_depth_map` mark, not the name: `observation.images.<camera>_depth` as
-    recorded by LeRobot's depth cameras is found, an RGB picture of depth under the same name is not.
-
-    Args:
-        features (`Mapping[str, Mapping]`): Features of the dataset (`meta.features`).
-        camera (`str`): Name of the RGB camera.
-
-    Returns:
-        `str | None`: The key, or `None` when the camera has no depth.
+    LeRobot's `is_depth_map` mark decides: `observation.images.<camera>_depth` as recorded by LeRobot's depth
+    cameras is found, an RGB picture of depth under the same name is not.
     """
     names = (depth_key(camera), f"{IMAGE_PREFIX}{camera}_depth", f"{IMAGE_PREFIX}{camera}.depth")
     return next((name for name in names if name in features and is_depth_feature(features[name])), None)
 
 
 def depth_limit_m(feature: Mapping[str, Any]) -> float:
-    """Declared far limit of a depth feature in metres (`inf` when the storage does not saturate)."""
+    """Declared far limit of a depth feature in meters (`inf` when the storage does not saturate)."""
     info = feature.get("info") or {}
     limit = info.get("video.depth_max", info.get("depth_max"))
     return math.inf if limit is None else float(limit)
 
 
 def clean_depth(depth_m: Any, limit_m: float = math.inf) -> Any:
-    """Set what is no measurement to zero, the one sign of "invalid" used from here on.
+    """Set invalid depth to zero.
 
     Args:
-        depth_m (`np.ndarray` or `torch.Tensor`): Metres, any shape, as read from a dataset.
+        depth_m (`np.ndarray` or `torch.Tensor`): Meters, any shape, as read from a dataset.
         limit_m (`float`): Far limit of the storage (`depth_limit_m`); values within 1 cm of it are saturated.
 
     Returns:
-        Same type and shape, float32: metres, 0 where the value was at most 1.1 cm, saturated, or not finite.
+        Same type and shape, float32: meters, 0 where the value was at most 1.1 cm, saturated, or not finite.
     """
-    if isinstance(depth_m, np.ndarray):
-        depth_m = depth_m.astype(np.float32, copy=False)
-        # What is not finite is in no range either.
-        valid = (depth_m > DEPTH_FLOOR_M) & (depth_m < limit_m - DEPTH_LIMIT_MARGIN_M)
-        return np.where(valid, depth_m, np.float32(0))
-    depth_m = depth_m.float()
     valid = (depth_m > DEPTH_FLOOR_M) & (depth_m < limit_m - DEPTH_LIMIT_MARGIN_M)
-    return depth_m.where(valid, depth_m.new_zeros(()))
+    if isinstance(depth_m, np.ndarray):
+        return np.where(valid, depth_m.astype(np.float32, copy=False), np.float32(0))
+    return depth_m.float().where(valid, 0)
 
 
 def check_depth_range(depth_m: Any, key: str, limit_m: float = math.inf) -> None:
-    """Refuse depth that cannot be metres.
+    """Refuse depth that cannot be in meters.
 
-    Millimetres stored as metres show in two ways: as values in the hundreds where the storage keeps them, and
-    as frames that are saturated everywhere where LeRobot's depth video clipped them at its far limit.
+    Millimeters stored as meters appear as values in the hundreds, or, where LeRobot's depth video clipped
+    them at its far limit, as saturated frames.
 
     Args:
         depth_m (`np.ndarray` or `torch.Tensor`): Depth of one or more frames as read, before `clean_depth`.
-        key (`str`): Column it came from, for the message.
+        key (`str`): Column of the depth, for the message.
         limit_m (`float`): Far limit of the storage (`depth_limit_m`).
 
     Raises:
-        ValueError: If the values are implausible as metres; names the column, the range seen and the remedy.
+        ValueError: If the values are implausible as meters; names the column, the range seen and the remedy.
     """
     values = np.asarray(depth_m, dtype=np.float32)
     finite = values[np.isfinite(values)]
@@ -218,40 +186,32 @@ def check_depth_range(depth_m: Any, key: str, limit_m: float = math.inf) -> None
         raise ValueError(f"depth column '{key}' holds no finite value; remove it or annotate it again")
     seen = f"values from {finite.min():.3g} to {finite.max():.3g}"
     remedy = (
-        "record uint16 frames as millimetres or float32 frames as metres, or set the right 'depth_unit' "
+        "record uint16 frames as millimeters or float32 frames as meters, or set the right 'depth_unit' "
         "in the feature's info in meta/info.json"
     )
     if finite.min() < 0:
-        raise ValueError(f"depth column '{key}' has {seen}; depth in metres cannot be negative: {remedy}")
+        raise ValueError(f"depth column '{key}' has {seen}; depth in meters cannot be negative: {remedy}")
     measured = finite[finite > DEPTH_FLOOR_M]
     if measured.size and np.median(measured) > IMPLAUSIBLE_MEDIAN_M:
         raise ValueError(
             f"depth column '{key}' has {seen}, median {np.median(measured):.4g}; "
-            f"this looks like millimetres read as metres: {remedy}"
+            f"this looks like millimeters read as meters: {remedy}"
         )
     saturated = float(np.mean(finite >= limit_m - DEPTH_LIMIT_MARGIN_M))
     if saturated > 0.99:
         raise ValueError(
             f"depth column '{key}' is at its far limit of {limit_m:g} m in {saturated:.1%} of the pixels; "
-            f"this looks like millimetres stored as metres: {remedy}, then record the depth again"
+            f"this looks like millimeters stored as meters: {remedy}, then record the depth again"
         )
 
 
 def pack_points(points: np.ndarray) -> np.ndarray:
-    """Flatten tracks for storage.
-
-    Args:
-        points (`np.ndarray`): `(F, n, 3)` float: x, y image fractions, z metres.
-
-    Returns:
-        `np.ndarray`: `(F, n*3)` float16.
+    """Flatten tracks for storage: `(F, n, 3)` float (x, y image fractions, z meters) -> `(F, n*3)` float16.
 
     Raises:
-        ValueError: If the shape is another, or a value is not finite in float16 (larger than 65504).
+        ValueError: If a value is not finite in float16 (larger than 65504).
     """
-    if points.ndim != 3 or points.shape[-1] != 3:
-        raise ValueError(f"points have shape {points.shape}; expected (frames, points, 3)")
-    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+    with np.errstate(over="ignore"):  # infinite values are refused below
         packed = points.astype(np.float16).reshape(len(points), -1)
     if not np.isfinite(packed).all():
         raise ValueError("points hold values that are not finite in float16; clip or drop those tracks first")
@@ -259,7 +219,7 @@ def pack_points(points: np.ndarray) -> np.ndarray:
 
 
 def unpack_points(packed: np.ndarray) -> np.ndarray:
-    """Undo `pack_points`: `(F, n*3)` float16 -> `(F, n, 3)` float32 (x, y image fractions, z metres)."""
+    """Undo `pack_points`: `(F, n*3)` float16 -> `(F, n, 3)` float32."""
     return np.asarray(packed).astype(np.float32).reshape(len(packed), -1, 3)
 
 
@@ -270,26 +230,16 @@ def validate_columns(
     need_tracks: bool = False,
     name: str = "DATASET",
 ) -> None:
-    """Check that a dataset has what a run needs, before anything slow starts.
-
-    Args:
-        features (`Mapping[str, Mapping]`): Features of the dataset (`meta.features`).
-        cameras (`Sequence[str]`): Cameras used; tracks are required for the first one, which is the flow
-            view.
-        need_depth (`bool`): Whether every camera needs a depth stream.
-        need_tracks (`bool`): Whether the first camera needs points and their visibility.
-        name (`str`): Name of the dataset, for the message.
+    """Check that a dataset has what a run needs: depth of all cameras, tracks of the first one.
 
     Raises:
         ValueError: Names the first missing column and the command that adds it.
     """
-    pictures = [key for key in features if features[key]["dtype"] in ("image", "video")]
-    known = [key.removeprefix(IMAGE_PREFIX) for key in pictures if not is_depth_feature(features[key])]
     for camera in cameras:
         if find_image_key(features, camera) is None:
             raise ValueError(
                 f"the dataset has no camera '{camera}' (no column '{image_key(camera)}'); its cameras are "
-                f"{', '.join(known) or 'none'}: name one of them in the configuration"
+                f"{', '.join(list_cameras(features)) or 'none'}: name one of them in the configuration"
             )
     missing = [depth_key(camera) for camera in cameras if need_depth and not find_depth_key(features, camera)]
     if need_tracks:

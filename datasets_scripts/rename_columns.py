@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from datasets_scripts.conversion.column_names import rename_columns
+from datasets_scripts.storage.episode_job import resumable_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,21 +30,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+@resumable_command
+def main(argv: list[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     args = build_parser().parse_args(argv)
-    try:
-        pairs = [pair.partition("=")[::2] for pair in args.rename]
-        if len({old for old, _ in pairs}) < len(pairs):
-            raise ValueError(f"a column gets two names in {' '.join(args.rename)}")
-        names = rename_columns(args.dataset, args.output, dict(pairs))
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for old, new in names.items():
+    pairs = [pair.partition("=")[::2] for pair in args.rename]
+    if len({old for old, _ in pairs}) < len(pairs):
+        raise ValueError(f"a column gets two names in {' '.join(args.rename)}")
+    for old, new in rename_columns(args.dataset, args.output, dict(pairs)).items():
         print(f"{old} -> {new}")
     print(f"{args.output}: renamed; {args.dataset} is unchanged")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One episode of an existing dataset -> its labels, in a folder that appears only when it is whole."""
+"""Make the labels of one episode of an existing dataset."""
 
 import dataclasses
 import functools
@@ -12,13 +12,12 @@ import av
 import numpy as np
 
 from datasets_scripts.columns import (
-    IMAGE_PREFIX,
     check_depth_range,
     clean_depth,
     depth_key,
     find_depth_key,
     find_image_key,
-    is_label_key,
+    list_cameras,
     pack_points,
     picture_size,
     points_key,
@@ -29,8 +28,8 @@ from datasets_scripts.storage.atomic import write_whole_folder
 from datasets_scripts.storage.dataset_folder import dataset_files
 from datasets_scripts.storage.depth_videos import DepthVideos
 from datasets_scripts.storage.frame_cache import FrameDecoder, depth_code_table
-from datasets_scripts.storage.rows import BrokenEpisodeError, DatasetRows
-from datasets_scripts.storage.shards import ARRAYS, read_facts, write_facts
+from datasets_scripts.storage.rows import RESTORE, BrokenEpisodeError, DatasetRows
+from datasets_scripts.storage.shards import ARRAYS_FILE, read_facts, write_facts
 from datasets_scripts.storage.video_writing import (
     MIN_DEPTH_SIDE_PX,
     DepthVideo,
@@ -45,14 +44,13 @@ __all__ = [
     "LabelMaker",
     "annotate_shard",
     "check_readable",
-    "current_facts",
-    "dataset_cameras",
+    "read_current_facts",
 ]
 
 LIMITS = (-2.0, 3.0)  # image fractions beyond which a position is cut, as for exact tracks
-RUN_FRAMES, RUN_BYTES = 64, 64e6  # decoded at once: the fewer of the two
+DECODED_FRAMES, DECODED_BYTES = 64, 64e6  # most frames and bytes that are decoded together
 HELD_BYTES = 256e6  # decoded frames of one column that are kept; short episodes are decoded once
-STATS_PIXELS = 1e7  # of an episode's depth that its statistics are made of
+STATS_PIXELS = 1e7  # most depth pixels of an episode that enter its statistics
 FINGERPRINT_BYTES = 1 << 20
 
 
@@ -62,18 +60,17 @@ class Annotation:
 
     Args:
         cameras (`tuple[str, ...]`): Cameras that need depth; the first one gets the tracks.
-        depth (`str`): Where depth comes from: `"sensor"`, a depth column that the dataset has, or a model as
-            [`depth.open_depth`] knows it.
-        depth_model (`str`, *optional*): Its weights.
-        align_with (`str`, *optional*): Metric model for a relative one.
-        depth_max_m (`float`): Farthest depth kept of a model's, metres.
-        tracks (`str`): Where tracks come from, as [`tracks.open_tracker`] knows it.
-        track_model (`str`, *optional*): Its weights.
+        depth (`str`): `"sensor"` for the dataset's own depth column, or a model of [`depth.open_depth`].
+        depth_model (`str`, *optional*): Weights of the depth model.
+        align_with (`str`, *optional*): Metric model that gives a relative one its scale.
+        depth_max_m (`float`): Farthest estimated depth kept, meters.
+        tracks (`str`): A tracker of [`tracks.open_tracker`].
+        track_model (`str`, *optional*): Weights of the tracker.
         n_points (`int`): Most tracks per episode, a quarter of them moving.
-        seed (`int`): Of the choice of points.
+        seed (`int`): Seed of the choice of points.
 
     Raises:
-        ValueError: If a source is unknown or not installed, or a number out of range; names it.
+        ValueError: If a number is out of range; names it.
     """
 
     cameras: tuple[str, ...]
@@ -102,7 +99,7 @@ class Annotation:
         return self.depth != "sensor"
 
     def to_dict(self) -> dict:
-        """JSON form; models in folders and files by name and content, wherever these lie."""
+        """JSON form; local models are given by name and content, not by path."""
         values = {**dataclasses.asdict(self), "cameras": list(self.cameras)}
         for name in ("depth", "depth_model", "align_with", "track_model"):
             path = Path(values[name] or "")
@@ -111,72 +108,73 @@ class Annotation:
         return values
 
     def check(self, rows: DatasetRows, episodes: Sequence[int]) -> None:
-        """Whether a dataset can be annotated so.
+        """Check that a dataset can be annotated this way.
 
-        Args:
-            rows (`DatasetRows`): The dataset.
-            episodes (`Sequence[int]`): Those that will be annotated; depth is looked at in three of them.
+        The depth of three of the episodes is checked.
 
         Raises:
-            ValueError: If a source cannot be had, a camera or its depth is missing, the depth cannot be in
-                metres or is of another size than the images, or the dataset has these labels; names it.
+            ValueError: If a source is unknown or not installed, a camera or its depth is missing, the depth
+                cannot be in meters or has another size than the images, or the labels exist already; names
+                it.
         """
         check_depth_source(self.depth, self.depth_model, self.align_with)
         check_track_source(self.tracks, self.track_model)
-        cameras = dataset_cameras(rows.features)
+        cameras = list_cameras(rows.features)
         for camera in self.cameras:
             if camera not in cameras:
                 raise ValueError(
                     f"dataset {rows.name} has no camera '{camera}'; it has {', '.join(cameras) or 'none'}"
                 )
             if self.estimates_depth:
-                self._check_room_for_depth(rows, camera)
+                _check_images(rows, camera)
             else:
-                self._check_sensor(rows, camera, episodes)
+                _check_sensor_depth(rows, camera, episodes, camera == self.cameras[0])
         if points_key(self.cameras[0]) in rows.features:
             raise ValueError(
                 f"dataset {rows.name} has tracks of camera '{self.cameras[0]}' already: choose "
                 "another camera as the first one, or remove the columns with lerobot-edit-dataset"
             )
 
-    def _check_room_for_depth(self, rows: DatasetRows, camera: str) -> None:
-        if depth_key(camera) in rows.features:
-            raise ValueError(
-                f"dataset {rows.name} has the column '{depth_key(camera)}' already: use it with --depth "
-                "sensor, or remove it with lerobot-edit-dataset"
-            )
-        height, width = picture_size(rows.features[find_image_key(rows.features, camera)])
-        if min(height, width) < MIN_DEPTH_SIDE_PX:
-            raise ValueError(
-                f"images of camera '{camera}' are {width}x{height} px, and depth videos need "
-                f"{MIN_DEPTH_SIDE_PX} px at least: leave the camera out with --cameras"
-            )
 
-    def _check_sensor(self, rows: DatasetRows, camera: str, episodes: Sequence[int]) -> None:
-        key = find_depth_key(rows.features, camera)
-        if key is None:
-            raise ValueError(
-                f"camera '{camera}' of dataset {rows.name} has no depth column, which --depth sensor "
-                f"needs (a feature with is_depth_map, such as 'observation.depth.{camera}'): record it "
-                "with a depth camera, estimate it with another --depth, or leave it out with --cameras"
-            )
-        decoder, pictures = (
-            FrameDecoder(rows, name) for name in (key, find_image_key(rows.features, camera))
+def _check_images(rows: DatasetRows, camera: str) -> None:
+    """Refuse a camera that has a depth column, or images too small for a depth video."""
+    if depth_key(camera) in rows.features:
+        raise ValueError(
+            f"dataset {rows.name} has the column '{depth_key(camera)}' already: use it with --depth sensor, "
+            "or remove it with lerobot-edit-dataset"
         )
-        for episode in {episodes[0], episodes[len(episodes) // 2], episodes[-1]}:
-            first = int(rows.episode_starts[episode])
-            stored = decoder.decode(range(first, first + 1))
-            check_depth_range(decoder.metres(stored, clean=False), key, decoder.limit_m)
-            height, width = pictures.decode(range(first, first + 1)).shape[-2:]
-            if camera == self.cameras[0] and stored.shape[1:] != (height, width):
-                raise ValueError(
-                    f"depth of {key} is {stored.shape[2]}x{stored.shape[1]} px and its camera's images "
-                    f"are {width}x{height}: record them aligned and of one size"
-                )
+    height, width = picture_size(rows.features[find_image_key(rows.features, camera)])
+    if min(height, width) < MIN_DEPTH_SIDE_PX:
+        raise ValueError(
+            f"images of camera '{camera}' are {width}x{height} px, and depth videos need "
+            f"{MIN_DEPTH_SIDE_PX} px at least: leave the camera out with --cameras"
+        )
+
+
+def _check_sensor_depth(rows: DatasetRows, camera: str, episodes: Sequence[int], has_tracks: bool) -> None:
+    """Refuse missing or implausible depth, and for tracks another size than the images'."""
+    key = find_depth_key(rows.features, camera)
+    if key is None:
+        raise ValueError(
+            f"camera '{camera}' of dataset {rows.name} has no depth column, which --depth sensor needs (a "
+            f"feature with is_depth_map, such as '{depth_key(camera)}'): record it with a depth camera, "
+            "estimate it with another --depth, or leave it out with --cameras"
+        )
+    depth, images = FrameDecoder(rows, key), FrameDecoder(rows, find_image_key(rows.features, camera))
+    for episode in {episodes[0], episodes[len(episodes) // 2], episodes[-1]}:
+        first = int(rows.episode_starts[episode])
+        stored = depth.decode(range(first, first + 1))
+        check_depth_range(depth.metres(stored, clean=False), key, depth.limit_m)
+        height, width = images.decode(range(first, first + 1)).shape[-2:]
+        if has_tracks and stored.shape[1:] != (height, width):
+            raise ValueError(
+                f"depth of {key} is {stored.shape[2]}x{stored.shape[1]} px and its camera's images are "
+                f"{width}x{height}: record them aligned and of one size"
+            )
 
 
 def _fingerprint(model: Path) -> str:
-    """Of a model's files: sizes, beginnings and ends, which differ between two trainings of a network."""
+    """Hash of the sizes, first and last bytes of a model's files, which differ between two trainings."""
     digest = hashlib.sha256()
     for path in [model] if model.is_file() else [model / place for place in dataset_files(model)]:
         with path.open("rb") as file:
@@ -188,67 +186,39 @@ def _fingerprint(model: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def dataset_cameras(features: dict) -> list[str]:
-    """RGB cameras of a dataset by name, in its order; columns without the prefix are cameras of that name."""
-    names = (key.removeprefix(IMAGE_PREFIX) for key in features)
-    return [n for n in dict.fromkeys(names) if find_image_key(features, n) and not is_label_key(n)]
-
-
 class EpisodeFrames(Sequence):
-    """Frames of an episode by number, decoded in runs; of a long one only the last used runs are held.
-
-    Args:
-        n_frames (`int`): Of the episode.
-        read (`Callable`): Decodes a range of frames: `(k, H, W, 3)` uint8 RGB or `(k, H, W)` float32 metres.
-    """
+    """Frames of an episode by number, decoded by `read` in runs; only the last used runs are held."""
 
     def __init__(self, n_frames: int, read: Callable[[range], np.ndarray]):
-        self._n_frames, self._read = n_frames, read
-        self._held: dict[int, np.ndarray] = {}
-        self._run_frames = 1
+        frame_bytes = read(range(1)).nbytes
+        self._n_frames = n_frames
+        self._run_frames = int(np.clip(DECODED_BYTES // frame_bytes, 1, DECODED_FRAMES))
+
+        @functools.lru_cache(max(1, int(HELD_BYTES // (frame_bytes * self._run_frames))))
+        def read_run(number: int) -> np.ndarray:
+            start = number * self._run_frames
+            return read(range(start, min(start + self._run_frames, n_frames)))
+
+        self._read_run = read_run
 
     def __len__(self) -> int:
         return self._n_frames
 
     def __getitem__(self, frame: int) -> np.ndarray:
-        """RGB `(H, W, 3)` uint8, or depth `(H, W)` float32 metres with 0 where invalid."""
+        """RGB `(H, W, 3)` uint8, or depth `(H, W)` float32 meters with 0 where invalid."""
         if not 0 <= frame < self._n_frames:
             raise IndexError(f"frame {frame} of {self._n_frames}")
-        if not self._held:
-            first = self._read(range(1))
-            self._run_frames = int(np.clip(RUN_BYTES // first.nbytes, 1, RUN_FRAMES))
-        number, place = divmod(frame, self._run_frames)
-        run = self._held.pop(number, None)
-        if run is None:
-            start = number * self._run_frames
-            run = self._read(range(start, min(start + self._run_frames, self._n_frames)))
-            while self._held and sum(held.nbytes for held in self._held.values()) + run.nbytes > HELD_BYTES:
-                self._held.pop(next(iter(self._held)))
-        self._held[number] = run  # last, so that the first one is the longest unused
-        return run[place]
+        number, offset = divmod(frame, self._run_frames)
+        return self._read_run(number)[offset]
 
     def runs(self) -> Iterator[tuple[int, np.ndarray]]:
-        """First frame and frames of successive runs."""
-        start = 0
-        while start < self._n_frames:
-            self[start]
-            run = self._held[start // self._run_frames]
-            yield start, run
-            start += len(run)
+        """Yield `(first frame, frames)` of successive runs."""
+        for number, start in enumerate(range(0, self._n_frames, self._run_frames)):
+            yield start, self._read_run(number)
 
 
 class LabelMaker:
-    """The sources of labels on an opened dataset, loaded once per process.
-
-    Args:
-        rows (`DatasetRows`): The dataset.
-        annotation (`Annotation`): What to add.
-        device (`str`): Of learned sources.
-        batch_size (`int`, *optional*): Frames at once, for sources that work frame by frame.
-
-    Raises:
-        ValueError: If a source cannot be loaded.
-    """
+    """Depth source and tracker for an opened dataset, loaded once per process."""
 
     def __init__(
         self, rows: DatasetRows, annotation: Annotation, device: str = "auto", batch_size: int | None = None
@@ -262,90 +232,81 @@ class LabelMaker:
         if self.depth is None:
             keys += [find_depth_key(rows.features, camera) for camera in annotation.cameras]
         self.decoders = {key: FrameDecoder(rows, key) for key in keys}
-        self.depth_table_m = depth_code_table(lerobot_depth_encoder(annotation.depth_max_m), "m")
-
-    def sources(self) -> dict[str, Any]:
-        """What the labels are made with, for the provenance."""
-        depth = {} if self.depth is None else self.depth.describe()
-        return {"depth": depth, "tracks": self.tracker.describe()}
+        table_m = depth_code_table(lerobot_depth_encoder(annotation.depth_max_m))
+        self.depth_table_m = clean_depth(table_m, annotation.depth_max_m)
 
     def label(self, span: range, episode: int, folder: Path) -> dict[str, Any]:
-        """Makes the labels of some frames.
+        """Make the labels of some frames.
 
         Args:
-            span (`range`): Rows of the dataset, of one episode.
-            episode (`int`): Which; seeds the choice of points.
+            span (`range`): Rows of one episode.
+            episode (`int`): Number of the episode; seeds the choice of points.
             folder (`Path`): Gets a video per estimated depth, and the tracks.
 
         Returns:
             `dict`: `n_frames`; figures by camera under `cameras`; statistics of the new videos under `stats`;
-            the `sources`.
+            the models under `sources`.
 
         Raises:
             BrokenEpisodeError: If a video file is missing or damaged; names it.
         """
         facts: dict[str, Any] = {"n_frames": len(span), "cameras": {}, "stats": {}}
         for camera in self.annotation.cameras:
-            video = self._video(camera, span)
+            video = self._read_video(camera, span)
             if self.depth is None:
-                depth, known = self._sensor_depth(camera, span), {}
+                depth, known = self._read_sensor_depth(camera, span), {}
             else:
                 path = folder / f"{depth_key(camera)}.mp4"
-                known, facts["stats"][depth_key(camera)] = self._estimate(video, path)
-                depth = self._stored_depth(path, len(span))
+                known, facts["stats"][depth_key(camera)] = self._estimate_depth(video, path)
+                depth = self._read_estimated_depth(path, len(span))
             measured: dict[str, Any] = {}
             tracks = None
             if camera == self.annotation.cameras[0]:
-                tracks, measured = self._track(video, depth, episode, folder / ARRAYS)
+                tracks, measured = self._track(video, depth, episode, folder / ARRAYS_FILE)
             measured |= _measure(video, depth, tracks)
             measured["depth"] |= known
             facts["cameras"][camera] = measured
-        facts["sources"] = self.sources()
+        models = {} if self.depth is None else self.depth.describe()
+        facts["sources"] = {"depth": models, "tracks": self.tracker.describe()}
         return facts
 
-    def _video(self, camera: str, span: range) -> EpisodeFrames:
+    def _read_video(self, camera: str, span: range) -> EpisodeFrames:
         decoder = self.decoders[find_image_key(self.rows.features, camera)]
+        return EpisodeFrames(
+            len(span), lambda frames: decoder.decode(span[frames.start : frames.stop]).transpose(0, 2, 3, 1)
+        )
 
-        def read(frames: range) -> np.ndarray:
-            return decoder.decode(span[frames.start : frames.stop]).transpose(0, 2, 3, 1)
-
-        return EpisodeFrames(len(span), read)
-
-    def _sensor_depth(self, camera: str, span: range) -> EpisodeFrames:
+    def _read_sensor_depth(self, camera: str, span: range) -> EpisodeFrames:
         decoder = self.decoders[find_depth_key(self.rows.features, camera)]
+        return EpisodeFrames(
+            len(span), lambda frames: decoder.metres(decoder.decode(span[frames.start : frames.stop]))
+        )
 
-        def read(frames: range) -> np.ndarray:
-            return decoder.metres(decoder.decode(span[frames.start : frames.stop]))
-
-        return EpisodeFrames(len(span), read)
-
-    def _stored_depth(self, path: Path, n_frames: int) -> EpisodeFrames:
-        """Depth as everybody will read it: from its video."""
-        table = clean_depth(self.depth_table_m, self.annotation.depth_max_m)
-        fps = self.rows.fps
-
-        videos = DepthVideos(1)
+    def _read_estimated_depth(self, path: Path, n_frames: int) -> EpisodeFrames:
+        """Estimated depth as users will read it: from its video."""
+        fps, videos = self.rows.fps, DepthVideos(1)
 
         def read(frames: range) -> np.ndarray:
             codes = videos.read(path, [frame / fps for frame in frames], 0.1 / fps)
-            return np.take(table, codes, mode="clip")
+            return np.take(self.depth_table_m, codes, mode="clip")
 
         return EpisodeFrames(n_frames, read)
 
-    def _estimate(self, video: EpisodeFrames, path: Path) -> tuple[dict, dict]:
-        """Writes the estimated depth of a clip; its facts and its statistics."""
+    def _estimate_depth(self, video: EpisodeFrames, path: Path) -> tuple[dict, dict]:
+        """Write the estimated depth of a clip; returns its facts and its statistics."""
         clip = self.depth.estimate(video, self.rows.fps)
+        depth_max_m = self.annotation.depth_max_m
         sample: list[np.ndarray] = []
         start = 0
-        with path.open("w+b") as file, DepthVideo(file, self.rows.fps, self.annotation.depth_max_m) as out:
-            for metres, valid in clip.runs:
-                farthest = np.float32(self.annotation.depth_max_m)  # as the video keeps it
-                metres = np.where(valid, np.minimum(metres, farthest), np.float32(0))
-                out.add(metres)
-                step = max(1, min(metres.shape[1:]) // 150)  # LeRobot thins large pictures out likewise
-                every = max(1, round(len(video) * metres[0, ::step, ::step].size / STATS_PIXELS))
-                sample += [m[::step, ::step] for t, m in enumerate(metres, start) if t % every == 0]
-                start += len(metres)
+        with path.open("w+b") as file, DepthVideo(file, self.rows.fps, depth_max_m) as out:
+            for depth_m, valid in clip.runs:
+                # Clipped as in the video, so that the statistics are those of its content.
+                depth_m = np.where(valid, np.minimum(depth_m, np.float32(depth_max_m)), np.float32(0))
+                out.add(depth_m)
+                step = max(1, min(depth_m.shape[1:]) // 150)  # LeRobot thins out large pictures too
+                every = max(1, round(len(video) * depth_m[0, ::step, ::step].size / STATS_PIXELS))
+                sample += [m[::step, ::step] for t, m in enumerate(depth_m, start) if t % every == 0]
+                start += len(depth_m)
         if start != len(video):
             raise RuntimeError(
                 f"--depth {self.annotation.depth} gave {start} depth maps for {len(video)} frames; "
@@ -356,7 +317,7 @@ class LabelMaker:
     def _track(
         self, video: EpisodeFrames, depth: EpisodeFrames, episode: int, path: Path
     ) -> tuple[TrackMeter, dict[str, Any]]:
-        """Writes the tracks of a clip; what measures them, and facts of their choice."""
+        """Write the tracks of a clip; returns their meter, and facts of the choice of points."""
         height, width = video[0].shape[:2]
 
         def follow(seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -370,19 +331,19 @@ class LabelMaker:
         n_points = self.annotation.n_points
         generator = np.random.default_rng([self.annotation.seed, episode])
         points, visible, choice = sample_tracks(follow, (len(video), height, width), generator, n_points)
-        padding = n_points - points.shape[1]
+        padding = (0, n_points - points.shape[1])
         np.savez(
             path,
-            points=pack_points(np.pad(points, ((0, 0), (0, padding), (0, 0)))),
-            visible=np.pad(visible, ((0, 0), (0, padding))),
-            moving=np.pad(choice.moving, (0, padding)),
+            points=pack_points(np.pad(points, ((0, 0), padding, (0, 0)))),
+            visible=np.pad(visible, ((0, 0), padding)),
+            moving=np.pad(choice.moving, padding),
         )
-        found = {"has_motion": choice.has_motion, "moving_camera": choice.moving_camera}
-        return TrackMeter(points, visible, choice.moving), found
+        facts = {"has_motion": choice.has_motion, "moving_camera": choice.moving_camera}
+        return TrackMeter(points, visible, choice.moving), facts
 
 
 def _measure(video: EpisodeFrames, depth: EpisodeFrames, tracks: TrackMeter | None) -> dict[str, Any]:
-    """Figures of one camera."""
+    """Quality figures of one camera."""
     meter = DepthMeter()
     for start, run in depth.runs():
         meter.add(run, np.stack([video[frame] for frame in range(start, start + len(run))]))
@@ -392,17 +353,17 @@ def _measure(video: EpisodeFrames, depth: EpisodeFrames, tracks: TrackMeter | No
 
 
 def annotate_shard(maker: LabelMaker, episode: int, folder: Path, skip_broken: bool = False) -> dict:
-    """Makes the labels of one episode.
+    """Make the labels of one episode.
 
     Args:
         maker (`LabelMaker`): The sources, on the dataset.
-        episode (`int`): Which episode.
-        folder (`Path`): Where to. If somebody else makes it meanwhile, theirs stays.
-        skip_broken (`bool`): Record an episode that cannot be read, and go on.
+        episode (`int`): Number of the episode.
+        folder (`Path`): Output folder; if another process makes it first, that one stays.
+        skip_broken (`bool`): Whether to record an episode that cannot be read instead of raising.
 
     Returns:
-        `dict`: As [`LabelMaker.label`], and the sizes of the video files that were read under `videos`; of an
-        episode that cannot be read, `n_frames`, `videos` and the `file` and `reason` under `broken`.
+        `dict`: As [`LabelMaker.label`], and the sizes of the video files that were read under `videos`. An
+        episode that cannot be read has `n_frames`, `videos`, and `file` and `reason` under `broken`.
 
     Raises:
         BrokenEpisodeError: If a video file is missing or damaged; names it.
@@ -410,6 +371,7 @@ def annotate_shard(maker: LabelMaker, episode: int, folder: Path, skip_broken: b
     """
     rows = maker.rows
     span = range(int(rows.episode_starts[episode]), int(rows.episode_stops[episode]))
+    read = [decoder.file_of(episode) for decoder in maker.decoders.values() if decoder.is_video]
     with write_whole_folder(folder, shared=True) as scratch:
         try:
             check_readable(rows, episode)
@@ -420,41 +382,37 @@ def annotate_shard(maker: LabelMaker, episode: int, folder: Path, skip_broken: b
             for unfinished in scratch.iterdir():
                 unfinished.unlink()
             place = None if error.path is None else error.path.relative_to(rows.root).as_posix()
-            broken = {"file": place, "reason": rows.without_folder(error)}
-            facts = {"n_frames": len(span), "broken": broken}
-        files = [d.file_of(episode) for d in maker.decoders.values() if d.is_video]
-        files += [rows.root / facts["broken"]["file"]] if facts.get("broken", {}).get("file") else []
-        facts["videos"] = {path.relative_to(rows.root).as_posix(): _read_size(path) for path in files}
+            facts = {"n_frames": len(span), "broken": {"file": place, "reason": rows.remove_folder(error)}}
+            read += [error.path] if error.path else []
+        facts["videos"] = {path.relative_to(rows.root).as_posix(): _read_size(path) for path in read}
         return write_facts(scratch, facts)
 
 
-def current_facts(rows: DatasetRows, folder: Path, skip_broken: bool = False) -> dict | None:
+def read_current_facts(rows: DatasetRows, folder: Path, skip_broken: bool = False) -> dict | None:
     """Facts of a finished episode; `None` if it has to be made.
 
-    That is if it is missing or damaged, was made of video files that have changed since, or could not be read
-    and is not to be skipped.
+    That is if it is missing or damaged, its video files have changed since, or it could not be read and
+    should not be skipped.
     """
     facts = read_facts(folder)
     if facts is None or ("broken" in facts and not skip_broken):
         return None
     for name, size in facts["videos"].items():
         now = _read_size(rows.root / name)
-        if now != size and not (now is None and rows.hub is not None):  # not downloaded here
+        if now != size and not (now is None and rows.hub is not None):  # not downloaded to this machine
             return None
     return facts
 
 
 def check_readable(rows: DatasetRows, episode: int) -> None:
-    """Quick check of one episode: it has frames, and those of its videos that are here can be opened.
+    """Quick check of one episode: it has frames, and its downloaded videos can be opened.
 
     Raises:
         BrokenEpisodeError: Names the file.
     """
     if rows.episode_starts[episode] >= rows.episode_stops[episode]:
         raise BrokenEpisodeError(f"episode {episode} of dataset {rows.name} has no frames")
-    for key in rows.meta.video_keys:
-        segments = rows.video_segments(key)
-        path = segments.paths[segments.file_of_episode[episode]]
+    for path in sorted(rows.video_files([episode])):
         if rows.hub is None or path.exists():
             _check_opens(rows.local(path))
 
@@ -466,9 +424,7 @@ def _check_opens(path: Path) -> None:
             container.streams.video[0]
     except (av.FFmpegError, IndexError) as error:
         raise BrokenEpisodeError(
-            f"video file {path} cannot be opened ({error}); it is damaged or truncated: download the dataset "
-            "again, or make it again with the script that made it",
-            path,
+            f"video file {path} cannot be opened ({error}); it is damaged or truncated: {RESTORE}", path
         ) from error
 
 

@@ -1,8 +1,7 @@
-"""Spreads the shards of an annotation over processes and machines through datatrove.
+"""Spread the shards of an annotation over processes and machines through datatrove.
 
-A task makes the shards of its share of the episodes that are not there yet; one merge follows. The shards
-themselves say what is done, so a run that was stopped, or lost some of its tasks, is started again by the
-same command, here or with another executor, and any number of tasks.
+A task makes the missing shards of its share of the episodes; one merge follows. The same command resumes a
+run that was stopped or lost some of its tasks, also with another executor or number of tasks.
 """
 
 import argparse
@@ -12,7 +11,6 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +24,10 @@ EXECUTORS = ("local", "slurm", "ray")
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What a run may use; fields are the options of the command line.
-
-    Args:
-        tasks (`int`, *optional*): Shares of the episodes; a task opens the dataset and its models once.
-        workers (`int`, *optional*): Tasks at the same time; by default all, `local`: one per core.
-        cpus_per_task (`int`): Cores of a task (`slurm`, `ray`).
-        mem_per_cpu_gb (`int`): Memory of each of them (`slurm`, `ray`).
-        gpus_per_task (`int`): GPUs of a task (`slurm`, `ray`).
-        partition (`str`, *optional*): Of Slurm.
-        time (`str`): Limit of a task under Slurm, `HH:MM:SS`.
-        sbatch (`tuple[str, ...]`): More options of `sbatch`, such as `account=robots`.
+    """What a run may use: the options of `add_options`, and how many tasks run in parallel (`workers`).
 
     Raises:
-        ValueError: If a number is not positive or an option has no value; names it.
+        ValueError: If a number is too small or an option has no value; names it.
     """
 
     tasks: int | None = None
@@ -52,9 +40,8 @@ class Resources:
     sbatch: tuple[str, ...] = ()
 
     def __post_init__(self):
-        least_of = {"tasks": 1, "workers": 1, "cpus_per_task": 1, "mem_per_cpu_gb": 1, "gpus_per_task": 0}
-        for name, least in least_of.items():
-            value = getattr(self, name)
+        for name in ("tasks", "workers", "cpus_per_task", "mem_per_cpu_gb", "gpus_per_task"):
+            value, least = getattr(self, name), 0 if name == "gpus_per_task" else 1
             if value is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
         for option in self.sbatch:
@@ -63,7 +50,7 @@ class Resources:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds `--executor` and the fields of `Resources` but `workers`, which every command has."""
+    """Add `--executor` and the fields of `Resources` but `workers`."""
     add = parser.add_argument_group("many processes and machines").add_argument
     add("--executor", choices=EXECUTORS, help="run through datatrove (default: processes of this command)")
     add("--tasks", type=int, help="shares of the episodes (slurm and ray need it; local: --workers)")
@@ -78,25 +65,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run_tasks(
     job: AnnotationJob, executor: str, resources: Resources, push_to: str | None = None
 ) -> dict | None:
-    """Annotates through datatrove, whose logs go to `OUTPUT.logs`.
+    """Annotate through datatrove, which writes its logs to `OUTPUT.logs`.
 
     Args:
-        job (`AnnotationJob`): What to do.
-        executor (`str`): `"local"`: processes of this machine. `"ray"`: the cluster that `RAY_ADDRESS` names.
-            `"slurm"`: jobs are submitted, and this returns at once.
+        job (`AnnotationJob`): The annotation.
+        executor (`str`): `"local"` for processes of this machine, `"ray"` for the cluster that `RAY_ADDRESS`
+            names, `"slurm"` to submit jobs and return.
         resources (`Resources`): What may be used.
-        push_to (`str`, *optional*): Repository that Slurm's last job pushes the dataset to; with the others
-            it is here when this returns.
+        push_to (`str`, *optional*): Repository that Slurm's last job pushes the dataset to.
 
     Returns:
         `dict | None`: The summary of the merge; `None` with Slurm, whose last job merges.
 
     Raises:
-        ValueError: If the dataset cannot be annotated so, an episode failed, or a package, program or option
-            is missing; says which.
+        ValueError: If the dataset cannot be annotated this way, an episode failed, or a package, program or
+            option is missing; says which.
     """
+    # Other machines start in another folder.
+    dataset = Path(job.dataset).expanduser()
     job = dataclasses.replace(
-        job, output=job.output.expanduser().resolve(), dataset=_resolve_dataset(job.dataset)
+        job,
+        output=job.output.expanduser().resolve(),
+        dataset=str(dataset.resolve()) if dataset.is_dir() else job.dataset,
     )
     _check_executor(executor, resources)
     prepare(job)
@@ -108,13 +98,7 @@ def run_tasks(
     if executor == "ray":
         from datatrove.executor import RayPipelineExecutor as Executor
 
-        options = {
-            "tasks": resources.tasks,
-            "workers": resources.workers or -1,
-            "cpus_per_task": resources.cpus_per_task,
-            "mem_per_cpu_gb": resources.mem_per_cpu_gb,
-            "gpus_per_task": resources.gpus_per_task,
-        }
+        options = _list_cluster_options(resources) | {"gpus_per_task": resources.gpus_per_task}
     else:
         from datatrove.executor import LocalPipelineExecutor as Executor
 
@@ -125,30 +109,37 @@ def run_tasks(
 
 
 def _make_share(job: AnnotationJob, data: Any, rank: int, world_size: int) -> None:
-    """A task of the pipeline; datatrove's tasks may not have processes of their own."""
+    """A task of the pipeline, with one worker: datatrove's tasks may not start processes."""
     make_shards(job, rank, world_size)
 
 
 def _merge_and_push(job: AnnotationJob, push_to: str | None, data: Any, rank: int, world_size: int) -> None:
-    """The last task."""
+    """The last task of the pipeline."""
     merge(job)
     if push_to:
         push_dataset(job.output, push_to)
 
 
-def _submit(make: Callable, finish: Callable, resources: Resources, logs: Path) -> None:
-    """Submits an array of tasks, and the merge that starts when they have ended.
+def _list_cluster_options(resources: Resources) -> dict[str, Any]:
+    return {
+        "tasks": resources.tasks,
+        "workers": resources.workers or -1,
+        "cpus_per_task": resources.cpus_per_task,
+        "mem_per_cpu_gb": resources.mem_per_cpu_gb,
+    }
 
-    It starts after failed tasks too, and then names the episodes that are missing, rather than wait for ever.
+
+def _submit(make: Any, finish: Any, resources: Resources, logs: Path) -> None:
+    """Submit an array of tasks, and the merge that starts when they have ended.
+
+    The merge starts after failed tasks too, and then names the missing episodes instead of waiting forever.
     """
     from datatrove.executor import SlurmPipelineExecutor
 
     activate = Path(sys.prefix) / "bin" / "activate"
-    common = {
+    common = _list_cluster_options(resources) | {
         "time": resources.time,
         "partition": resources.partition,
-        "cpus_per_task": resources.cpus_per_task,
-        "mem_per_cpu_gb": resources.mem_per_cpu_gb,
         "sbatch_args": dict(option.split("=", 1) for option in resources.sbatch),
         "qos": None,
         "venv_path": str(activate) if activate.exists() else None,
@@ -156,8 +147,6 @@ def _submit(make: Callable, finish: Callable, resources: Resources, logs: Path) 
     }
     shards = SlurmPipelineExecutor(
         [make],
-        tasks=resources.tasks,
-        workers=resources.workers or -1,
         gpus_per_task=resources.gpus_per_task,
         job_name="annotate",
         logging_dir=str(logs / "shards"),
@@ -165,35 +154,25 @@ def _submit(make: Callable, finish: Callable, resources: Resources, logs: Path) 
     )
     SlurmPipelineExecutor(
         [finish],
-        tasks=1,
         depends=shards,
         run_on_dependency_fail=True,
         job_name="annotate-merge",
         logging_dir=str(logs / "merge"),
-        **common,
+        **common | {"tasks": 1, "workers": -1},
     ).run()
 
 
 def _check_executor(executor: str, resources: Resources) -> None:
-    """Finds out before work what an executor lacks."""
+    """Refuse an executor that lacks a package, a program or an option."""
     if importlib.util.find_spec("datatrove") is None:
         raise ValueError(
             f"--executor {executor} needs datatrove: pip install 'lerobot_policy_foresight[annotate]'"
         )
     if executor == "ray" and importlib.util.find_spec("ray") is None:
         raise ValueError("--executor ray needs Ray on every machine: pip install 'datatrove[ray]'")
-    if executor == "local":
-        return
-    if resources.tasks is None:
+    if executor != "local" and resources.tasks is None:
         raise ValueError(f"--executor {executor} needs --tasks: the number of shares of the episodes")
-    if executor == "slurm":
-        if shutil.which("sbatch") is None:
-            raise ValueError("--executor slurm needs sbatch: run this on a machine that submits to Slurm")
-        if resources.partition is None:
-            raise ValueError("--executor slurm needs --partition; `sinfo` lists them")
-
-
-def _resolve_dataset(dataset: str) -> str:
-    """A folder by its full path, since other machines start elsewhere; a Hub id as it is."""
-    path = Path(dataset).expanduser()
-    return str(path.resolve()) if path.is_dir() else dataset
+    if executor == "slurm" and shutil.which("sbatch") is None:
+        raise ValueError("--executor slurm needs sbatch: run this on a machine that submits to Slurm")
+    if executor == "slurm" and resources.partition is None:
+        raise ValueError("--executor slurm needs --partition; `sinfo` lists them")

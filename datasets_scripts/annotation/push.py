@@ -1,4 +1,4 @@
-"""A finished dataset goes to the Hugging Face Hub, where LeRobot finds it by its name."""
+"""Push a finished dataset to the Hugging Face Hub, where LeRobot finds it by its name."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -15,12 +15,7 @@ __all__ = ["check_push", "push_dataset"]
 
 
 def check_push(repo_id: str, output: Path, private: bool = True) -> None:
-    """Finds out before long work whether a dataset can be pushed, and makes its repository.
-
-    Args:
-        repo_id (`str`): `owner/name`.
-        output (`Path`): The dataset, which need not exist yet.
-        private (`bool`): Whether a repository that is made is; one that is there stays as it is.
+    """Check before long work that a dataset, which may not exist yet, can be pushed; create its repository.
 
     Raises:
         ValueError: If there is no token, or the repository holds files of another dataset.
@@ -28,43 +23,34 @@ def check_push(repo_id: str, output: Path, private: bool = True) -> None:
     """
     require_token("--push-to-hub")
     make_repo(repo_id, "dataset", private)
-    there = remote_files(repo_id, "dataset")
-    _refuse_strangers(repo_id, there, _list_places(output) if output.exists() else [])
+    _check_remote_files(repo_id, _list_files(output))
 
 
 def push_dataset(root: Path, repo_id: str) -> str:
-    """Uploads a dataset into its repository in one commit; run again after an interruption, it continues.
+    """Upload a finished dataset in one commit; returns the address of its page.
 
-    Args:
-        root (`Path`): The finished dataset; its `README.md` becomes the card, and will name the repository.
-        repo_id (`str`): Repository that `check_push` has made.
-
-    Returns:
-        `str`: Address of the dataset's page.
-
-    Raises:
-        ValueError: If the repository holds files that are none of this dataset.
-        HubError: If the Hub refuses, or cannot be reached.
+    A second call resumes an interrupted one. The dataset's `README.md` becomes the card and names the
+    repository, which `check_push` has made. Raises as `check_push`.
     """
-    _refuse_strangers(repo_id, remote_files(repo_id, "dataset"), _list_places(root))
+    _check_remote_files(repo_id, _list_files(root))
     if "annotation" in read_provenance(root):
         write_card(root, repo_id)
-    files = {place: root / place for place in _list_places(root)}
+    files = _list_files(root)
     commit = commit_files(repo_id, "dataset", files, "Annotated dataset")
     move_tag(repo_id, "dataset", CODEBASE_VERSION, commit)  # LeRobot opens the commit that carries it
     return f"{HfApi().endpoint}/datasets/{repo_id}"
 
 
-def _list_places(root: Path) -> list[str]:
-    return [place.as_posix() for place in dataset_files(root)]
+def _list_files(root: Path) -> dict[str, Path]:
+    return {place.as_posix(): root / place for place in dataset_files(root)}
 
 
-def _refuse_strangers(repo_id: str, there: Collection[str], ours: Collection[str]) -> None:
-    """LeRobot would read files of two datasets as one; the Hub's own and a card may be there."""
-    strangers = sorted(set(there) - set(ours) - {".gitattributes", "README.md"})
-    if strangers:
+def _check_remote_files(repo_id: str, ours: Collection[str]) -> None:
+    """Refuse a repository with files that are not ours: LeRobot would read two datasets as one."""
+    others = sorted(set(remote_files(repo_id, "dataset")) - set(ours) - {".gitattributes", "README.md"})
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise ValueError(
-            f"the repository {repo_id} holds files that are none of this dataset ({strangers[0]}"
-            + (f" and {len(strangers) - 1} more" if len(strangers) > 1 else "")
-            + "): push to another name, or delete them there"
+            f"the repository {repo_id} holds files that are not of this dataset ({others[0]}{more}): push to "
+            "another name, or delete them there"
         )

@@ -1,4 +1,4 @@
-"""Annotates with the processes that `accelerate launch` or `torchrun` starts: one for each GPU."""
+"""Annotate with the processes that `accelerate launch` or `torchrun` starts: one for each GPU."""
 
 import dataclasses
 import datetime
@@ -15,17 +15,13 @@ def is_rank() -> bool:
 
 
 def annotate_as_rank(job: AnnotationJob, workers: int = 1) -> dict | None:
-    """Annotates together with the other ranks, each on its own GPU where there are GPUs.
-
-    Args:
-        job (`AnnotationJob`): What to do.
-        workers (`int`): Processes of this rank.
+    """Annotate together with the other ranks, each on its own GPU if there are GPUs.
 
     Returns:
         `dict | None`: The summary of the merge, on rank 0.
 
     Raises:
-        RuntimeError: If another rank fails; that rank says why.
+        RuntimeError: If another rank fails; that rank prints why.
     """
     import torch
 
@@ -37,15 +33,15 @@ def annotate_as_rank(job: AnnotationJob, workers: int = 1) -> dict | None:
     try:
         if rank == 0:
             prepare(job)
-        _wait_for_all()
+        _wait_for_ranks()
         make_shards(job, rank, world_size, workers)
-        _wait_for_all()
+        _wait_for_ranks()
     finally:
         torch.distributed.destroy_process_group()
     return merge(job) if rank == 0 else None
 
 
-def _wait_for_all() -> None:
+def _wait_for_ranks() -> None:
     import torch
 
     try:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -87,7 +88,7 @@ def convert(archive: Archive, output: Path, workers: int = 1) -> dict[str, int]:
     job = EpisodeJob(output, "conversion", archive.parameters)
     if not job.is_finished:
         with job.claim():
-            work = EpisodeWork(_convert_one, _start_worker, (archive,))
+            work = EpisodeWork(_convert_one, functools.partial(_start_worker, archive))
             job.make_shards(dict(enumerate(archive.lengths)), work, workers, "convert")
             facts = job.read_shards(range(len(archive.lengths)))
             job.write_dataset(lambda root: _assemble(root, archive, job.shard, list(facts.values())))

@@ -201,7 +201,7 @@ def measure(episode: LabelledEpisode, most_chunks: int | None = None) -> dict[st
             else:
                 episode.read(camera.image_key, episode.length - 1)  # tells whether the file is whole
         except ValueError as error:
-            own.problem = episode.rows.without_folder(error)
+            own.problem = episode.rows.remove_folder(error)
     return found
 
 

@@ -4,6 +4,7 @@ Figures that `annotate.py` or an earlier `--write-flags` has recorded are taken 
 every episode; a sample of episodes is read from disk for what only pixels and points can tell.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +98,7 @@ def _read_episodes(dataset: LabelledDataset, chosen: Sequence[int], workers: int
     if lengths.clip(max=SAMPLED_CHUNKS * CHUNK).sum() < PARALLEL_FRAMES:
         workers = 1
     jobs = [(episode,) for episode in chosen]
-    done = work_on_all(_measure_one, jobs, workers, _open_dataset, (rows.name,))
+    done = work_on_all(_measure_one, jobs, workers, functools.partial(_open_dataset, rows.name))
     yield from tqdm(done, total=len(chosen), unit="episode", desc="reading labels")
 
 
@@ -344,5 +345,5 @@ def _draw_pictures(episode: LabelledEpisode, reasons: list[str] | None) -> dict[
             if camera.points is not None and camera.visible.any()
         ]
     except ValueError as error:
-        return shown | {"sheet": None, "motions": [], "error": episode.rows.without_folder(error)}
+        return shown | {"sheet": None, "motions": [], "error": episode.rows.remove_folder(error)}
     return shown | {"sheet": sheet, "motions": motions, "error": None}

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written beside their place, then renamed."""
+"""Write files and folders whole or not at all: under a temporary name that is then renamed."""
 
 import contextlib
 import errno
@@ -12,14 +12,14 @@ from typing import Any
 
 __all__ = ["remove_leftovers", "share_file", "write_json", "write_whole_file", "write_whole_folder"]
 
-# What linking says where it cannot: another file system, one without links, too many of them.
+# Errors of linking: another file system, one without links, too many of them.
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)
 SUFFIX = ".tmp"
 
 
 @contextlib.contextmanager
 def write_whole_file(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name in the same folder; on success it replaces `path`, on any error it is removed."""
+    """Yield a temporary file in the same folder; on success it replaces `path`, otherwise it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
@@ -27,7 +27,7 @@ def write_whole_file(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)  # mkstemp makes private files; a dataset is for everybody
+        temporary.chmod(0o644)  # mkstemp makes private files
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -35,12 +35,13 @@ def write_whole_file(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def write_whole_folder(path: str | Path, beside: Path | None = None, shared: bool = False) -> Iterator[Path]:
-    """Give an empty folder; on success it is renamed to `path`, on any error it is removed.
+    """Yield an empty folder; on success it is renamed to `path`, otherwise it is removed.
 
     Args:
         path (`str` or `Path`): The folder to make; it must be missing or empty when the block ends.
-        beside (`Path`, *optional*): Where it grows, on the same file system; beside `path` by default.
-        shared (`bool`): Other processes may make the same folder; the first one stays.
+        beside (`Path`, *optional*): Parent of the temporary folder, on the same file system (default: that of
+            `path`).
+        shared (`bool`): Whether other processes may make the same folder; the first one stays.
 
     Raises:
         OSError: If the disk is full, or (unless `shared`) `path` has contents.
@@ -60,13 +61,13 @@ def write_whole_folder(path: str | Path, beside: Path | None = None, shared: boo
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half written in a folder; nobody else may be writing there."""
+    """Remove temporary folders of killed processes; nobody else may be writing in `folder`."""
     for leftover in folder.glob(f".*{SUFFIX}"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write a JSON file so that a reader sees the old or the new one, never half of it."""
+    """Write a JSON file; a reader sees the old or the new one, never half of it."""
     with write_whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 

@@ -1,4 +1,4 @@
-"""Files of a LeRobot v3 dataset: find them, check that they are whole, append columns."""
+"""Find, check and extend the files of a LeRobot v3 dataset."""
 
 import json
 import os
@@ -26,30 +26,25 @@ def load_info(root: str | Path) -> dict:
     try:
         info = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{root} is no LeRobot dataset: {INFO_PATH} is missing") from None
+        raise ValueError(f"{root} is not a LeRobot dataset: {INFO_PATH} is missing") from None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); download or create the dataset again") from error
     if not isinstance(info, dict) or "features" not in info:
         raise ValueError(f"{path} lists no features; download or create the dataset again")
     version = str(info.get("codebase_version", "v3")).removeprefix("v")
     if version.split(".")[0] != "3":
-        old = version.startswith(("1.", "2."))
-        remedy = (
-            "convert it with `python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=OWNER/NAME "
-            "--push-to-hub=false` (--root=DIR for a folder)"
-            if old
-            else "update lerobot_policy_foresight"
-        )
+        remedy = "update lerobot_policy_foresight"
+        if version.startswith(("1.", "2.")):
+            remedy = (
+                "convert it with `python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=OWNER/NAME "
+                "--push-to-hub=false` (--root=DIR for a folder)"
+            )
         raise ValueError(f"{root} is a LeRobot dataset of version {version}, not 3: {remedy}")
     return info
 
 
 def load_features(root: str | Path) -> dict[str, dict]:
-    """Features of a local LeRobot dataset, read from `meta/info.json`.
-
-    Raises:
-        ValueError: If the file is missing or damaged; names it.
-    """
+    """Features of a local LeRobot dataset; errors are those of `load_info`."""
     return load_info(root)["features"]
 
 
@@ -66,9 +61,9 @@ def data_files(root: str | Path) -> list[Path]:
 
 
 def dataset_files(root: str | Path) -> list[Path]:
-    """All files of a dataset by their place in its folder, in order, hidden ones left out.
+    """Sorted relative paths of all files of a dataset but hidden ones.
 
-    Folders that are symbolic links are followed, as LeRobot does: videos may lie on another disk.
+    Symbolic links to folders are followed, as LeRobot does: videos may lie on another disk.
     """
     places = []
     for folder, inner, names in os.walk(root, followlinks=True):
@@ -84,16 +79,14 @@ def append_columns(
 ) -> None:
     """Add flat columns to every data file of a local LeRobot v3 dataset, without statistics.
 
-    One row group per episode, zstd, written beside the old file and renamed over it; the features enter
-    `meta/info.json` last, so that a dataset never promises a column it lacks. Running it again after an
-    interruption continues: files that already carry all the columns are left alone, so `values` must be the
-    same function of the episode. LeRobot's own schema metadata is dropped, as it would contradict the new
-    columns.
+    Writes one row group per episode, compressed with zstd. The features enter `meta/info.json` last, so a
+    dataset never promises a column it lacks. A second call after an interruption leaves finished files
+    unchanged, so `values` must give the same values again. LeRobot's schema metadata is dropped: it would
+    contradict the new columns.
 
     Args:
         root (`str` or `Path`): Dataset folder.
-        features (`Mapping[str, Mapping]`): LeRobot features of the new columns; `shape` must be
-            one-dimensional.
+        features (`Mapping[str, Mapping]`): LeRobot features of the new columns, one-dimensional.
         values (`Mapping[str, Callable]`): For each key a function from episode index to `(frames, *shape)`
             values.
 
@@ -102,19 +95,14 @@ def append_columns(
     """
     root = Path(root)
     info = load_info(root)
-    features = json.loads(json.dumps(features))  # the form info.json keeps: tuples become lists
-    if set(values) != set(features):
-        raise ValueError(f"append_columns got features {sorted(features)} but values for {sorted(values)}")
+    features = json.loads(json.dumps(features))  # as in info.json: tuples become lists
     for key, feature in features.items():
-        if "/" in key or len(feature["shape"]) != 1:
-            raise ValueError(
-                f"column '{key}' of shape {feature['shape']}: keys have no '/', shapes one dimension"
-            )
-        if info["features"].get(key, feature) != feature:
+        present = info["features"].get(key, feature)
+        if present != feature:
             raise ValueError(
                 f"dataset {root} already has a column '{key}' with another definition "
-                f"({info['features'][key]['dtype']} {info['features'][key]['shape']}); "
-                "remove it first with lerobot's remove_feature, or write to a new dataset"
+                f"({present['dtype']} {present['shape']}); remove it first with lerobot's remove_feature, or "
+                "write to a new dataset"
             )
     for path in data_files(root):
         _append_to_file(path, features, values)
@@ -125,7 +113,7 @@ def append_columns(
 def _append_to_file(
     path: Path, features: Mapping[str, Mapping[str, Any]], values: Mapping[str, Callable[[int], np.ndarray]]
 ) -> None:
-    """Rewrite one parquet file with the new columns; keep it untouched if it has them all."""
+    """Rewrite one parquet file with the columns that it lacks."""
     try:
         source = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
@@ -133,26 +121,23 @@ def _append_to_file(
             f"cannot read data file {path}: {error}; download or create the dataset again"
         ) from error
     with source:
-        present = set(source.schema_arrow.names)
-        if set(features) <= present:
-            return
+        present = source.schema_arrow.names
         new_keys = [key for key in features if key not in present]
+        if not new_keys:
+            return
+        writer = None
         with write_whole_file(path) as temporary:
-            writer = None
             try:
-                for episode_index, table in iterate_episodes(source):
+                for episode, table in iterate_episodes(source):
                     for key in new_keys:
-                        column = _as_column(
-                            key, features[key], values[key](episode_index), table.num_rows, episode_index
+                        column = _build_column(
+                            key, features[key], values[key](episode), table.num_rows, episode
                         )
                         table = table.append_column(key, column)
                     if writer is None:
-                        # Points of a still scene repeat from row to row, which zstd sees and a dictionary
-                        # does not.
-                        plain = [key for key in table.column_names if key not in features]
-                        writer = pq.ParquetWriter(
-                            temporary, table.schema, compression="zstd", use_dictionary=plain
-                        )
+                        # Points of a still scene repeat from row to row: zstd sees it, a dictionary does not.
+                        options = {"compression": "zstd", "use_dictionary": present}
+                        writer = pq.ParquetWriter(temporary, table.schema, **options)
                     writer.write_table(table)
             finally:
                 if writer is not None:
@@ -170,50 +155,38 @@ def iterate_episodes(source: pq.ParquetFile) -> Iterator[tuple[int, pa.Table]]:
         starts = np.concatenate([[0], np.flatnonzero(np.diff(episodes)) + 1])
         for start, stop in zip(starts[:-1], starts[1:], strict=True):
             yield int(episodes[start]), table.slice(start, stop - start)
-        pending = table.slice(starts[-1])  # the last episode may go on in the next row group
+        pending = table.slice(starts[-1])  # the next row group may continue the last episode
     if pending is not None and pending.num_rows:
         yield int(pending.column("episode_index")[0].as_py()), pending
 
 
-def _as_column(
-    key: str, feature: Mapping[str, Any], values: np.ndarray, n_rows: int, episode_index: int
+def _build_column(
+    key: str, feature: Mapping[str, Any], values: np.ndarray, n_rows: int, episode: int
 ) -> pa.Array:
-    """Values of one episode as the Arrow array LeRobot would have written for this feature."""
+    """Values of one episode as the Arrow array that LeRobot would write for this feature."""
     (size,) = feature["shape"]
     values = np.asarray(values)
     if values.shape != (n_rows, size):
         raise ValueError(
-            f"column '{key}', episode {episode_index}: values have shape {values.shape}, "
-            f"expected {(n_rows, size)}"
+            f"column '{key}', episode {episode}: values have shape {values.shape}, expected {(n_rows, size)}"
         )
     flat = pa.array(np.ascontiguousarray(values, dtype=feature["dtype"]).reshape(-1))
     return flat if size == 1 else pa.FixedSizeListArray.from_arrays(flat, size)
 
 
 def video_sizes(root: Path) -> dict[str, int]:
-    """Bytes of every video file, by its place in the dataset; kept in the provenance."""
+    """Bytes of every video file by its relative path; kept in the provenance."""
     return {str(path.relative_to(root)): path.stat().st_size for path in sorted(root.glob("videos/**/*.mp4"))}
 
 
 def check_dataset(root: Path, n_episodes: int, video_bytes: Mapping[str, int]) -> None:
-    """Quick check that a finished dataset is still whole: counts, data files' footers, sizes of the videos.
-
-    Args:
-        root (`Path`): Folder.
-        n_episodes (`int`): Episodes it should hold.
-        video_bytes (`Mapping[str, int]`): What `video_sizes` gave when it was made.
+    """Quick check that a finished dataset is still complete: counts, data files' footers, `video_sizes`.
 
     Raises:
         ValueError: Names the file that is missing or damaged and the remedy.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     remedy = f"delete {root} and run the same command again"
-    try:
-        info = json.loads((root / "meta/info.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{root}/meta/info.json is damaged ({error}); {remedy}") from error
+    info = load_info(root)
     if info["total_episodes"] != n_episodes:
         raise ValueError(f"{root} holds {info['total_episodes']} episodes, not {n_episodes}; {remedy}")
     n_rows = 0

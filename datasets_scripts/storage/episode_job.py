@@ -1,9 +1,7 @@
-"""Episodes to a dataset: work of hours that can be stopped at any time and run again.
+"""Make a dataset episode by episode: work of hours that can be stopped at any time and resumed.
 
-Unfinished work lies in `OUTPUT.partial`, with the parameters that it belongs to. Every episode is a folder
-there (a shard, `shards.py`) that appears only when it is whole; the dataset is put together beside the shards
-and renamed to OUTPUT at the very end. Running the same command again resumes, and leaves a finished dataset
-unchanged.
+Unfinished work and its parameters lie in `OUTPUT.partial`. Each finished episode is a folder there (a shard,
+`shards.py`); the dataset is put together next to the shards and renamed to OUTPUT at the end.
 """
 
 import contextlib
@@ -39,17 +37,11 @@ PARAMETERS = "parameters.json"
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeJob:
-    """One dataset, made episode by episode.
-
-    Args:
-        output (`Path`): Folder of the finished dataset.
-        kind (`str`): Section of `meta/foresight.json` with its `parameters` and `video_bytes`.
-        parameters (`dict`): What the result depends on, as JSON; only a run with equal ones resumes it.
-    """
+    """One dataset, made episode by episode."""
 
     output: Path
-    kind: str
-    parameters: dict
+    kind: str  # section of `meta/foresight.json` with the `parameters` and `video_bytes`
+    parameters: dict  # JSON values that determine the result; only a run with equal ones resumes it
 
     @property
     def partial(self) -> Path:
@@ -58,7 +50,7 @@ class EpisodeJob:
 
     @property
     def is_finished(self) -> bool:
-        """Whether something stands at the output; `read_finished` says whether it is this dataset."""
+        """Whether the output exists; `read_finished` checks that it is this dataset."""
         return self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir()))
 
     def shard(self, episode: int) -> Path:
@@ -66,31 +58,21 @@ class EpisodeJob:
         return self.partial / "episodes" / f"{episode:06d}"
 
     def open(self) -> None:
-        """Make the folder of unfinished work, or check the existing one; other machines may do so meanwhile.
-
-        Raises:
-            ValueError: If the folder belongs to something else.
-        """
+        """Make the folder of unfinished work, or check that the existing one is of this job."""
         path = self.partial / PARAMETERS
         if not path.exists():
             with write_whole_folder(self.partial, shared=True) as folder:
                 write_json(folder / PARAMETERS, self.parameters)
         if not path.exists():
-            raise ValueError(
-                f"{self.partial} exists and is not an unfinished run of this script; move it away"
-            )
+            raise ValueError(f"{self.partial} is not an unfinished run of this script; move it away")
         try:
             earlier = json.loads(path.read_text())
         except ValueError:
             raise ValueError(f"{path} is damaged; delete {self.partial} and start again") from None
-        self._refuse_other(earlier, f"an unfinished run in {self.partial}", self.partial)
+        self._check_parameters(earlier, f"an unfinished run in {self.partial}", self.partial)
 
     def lock(self) -> BaseFileLock:
-        """Take the lock that keeps other runs out of the folder of unfinished work.
-
-        Raises:
-            ValueError: If another run has it.
-        """
+        """Lock the folder of unfinished work; raises a `ValueError` if another run holds the lock."""
         try:
             return FileLock(self.partial / "lock").acquire(timeout=0)
         except Timeout:
@@ -98,11 +80,7 @@ class EpisodeJob:
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
-        """Hold the folder of unfinished work for this run alone, without what a killed run left half done.
-
-        Raises:
-            ValueError: If another run is at work there, or the folder belongs to something else.
-        """
+        """Open and lock the folder of unfinished work, and remove leftovers of killed runs."""
         self.open()
         with self.lock():
             remove_leftovers(self.partial)
@@ -110,22 +88,18 @@ class EpisodeJob:
             yield
 
     def make_shards(
-        self,
-        lengths: Mapping[int, int],
-        work: "EpisodeWork",
-        workers: int = 1,
-        label: str | None = None,
+        self, lengths: Mapping[int, int], work: "EpisodeWork", workers: int = 1, label: str | None = None
     ) -> None:
-        """Make the shards that are missing, with a progress bar.
+        """Make the missing shards, with a progress bar; raises what `work.make` raises.
 
         Args:
             lengths (`Mapping[int, int]`): Size of every wanted episode in units of `work.unit`.
             work (`EpisodeWork`): How a shard is made.
             workers (`int`): Processes; with 1 everything happens in this one.
-            label (`str`, *optional*): What the progress bar says.
+            label (`str`, *optional*): Title of the progress bar.
 
         Raises:
-            RuntimeError: If a worker dies. What a shard's making raises is raised.
+            RuntimeError: If a worker dies.
         """
         missing = [episode for episode in lengths if work.read(self.shard(episode)) is None]
         for episode in missing:
@@ -134,16 +108,12 @@ class EpisodeJob:
         done = total - sum(lengths[episode] for episode in missing)
         jobs = [(episode, self.shard(episode)) for episode in missing]
         with tqdm(total=total, initial=done, desc=label, unit=work.unit) as bar:
-            for facts in work_on_all(work.make, jobs, workers, work.start, work.start_with):
+            for facts in work_on_all(work.make, jobs, workers, work.start):
                 bar.set_postfix(work.notes(facts), refresh=False)
                 bar.update(facts["n_frames"] if work.unit == "frame" else 1)
 
     def read_shards(self, episodes: Sequence[int], read: Callable[[Path], dict | None] = read_facts) -> dict:
-        """Facts of all episodes by number.
-
-        Raises:
-            ValueError: If an episode is missing.
-        """
+        """Facts of all episodes by number; raises a `ValueError` if one is missing."""
         facts = {episode: read(self.shard(episode)) for episode in episodes}
         if missing := [episode for episode, known in facts.items() if known is None]:
             raise ValueError(
@@ -153,39 +123,30 @@ class EpisodeJob:
         return facts
 
     def write_dataset(self, write: Callable[[Path], None]) -> None:
-        """Put the dataset together and remove the shards.
-
-        Args:
-            write (`Callable`): Fills an empty folder, which is renamed to the output when it returns.
-
-        Raises:
-            OSError: If the disk is full; the shards are kept.
-        """
-        self.output.parent.mkdir(parents=True, exist_ok=True)
+        """Put the dataset together (`write` fills an empty folder), and remove the shards."""
         with write_whole_folder(self.output, beside=self.partial) as folder:
             write(folder)
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def read_finished(self) -> dict[str, Any]:
-        """Check the finished dataset quickly; its provenance.
+        """Check the finished dataset quickly; returns its provenance.
 
         Raises:
-            ValueError: If it is damaged, of other parameters, or was not made by this script.
+            ValueError: If it is damaged, has other parameters, or was not made by this script.
         """
         provenance = read_provenance(self.output) if self.output.is_dir() else {}
         if self.kind not in provenance:
             raise ValueError(f"{self.output} exists and was not made by this script; choose another --output")
         made = provenance[self.kind]
-        self._refuse_other(made["parameters"], f"a finished dataset in {self.output}", self.output)
+        self._check_parameters(made["parameters"], f"a finished dataset in {self.output}", self.output)
         check_dataset(self.output, len(provenance["episodes"]), made["video_bytes"])
         return provenance
 
-    def _refuse_other(self, earlier: dict, what: str, folder: Path) -> None:
-        """Raise a `ValueError` if work was done with other parameters; it names the first that differs."""
-        wanted = self.parameters
-        different = [name for name in wanted if earlier.get(name) != wanted[name]]
+    def _check_parameters(self, earlier: dict, what: str, folder: Path) -> None:
+        """Refuse work that was done with other parameters."""
+        different = [name for name, value in self.parameters.items() if earlier.get(name) != value]
         if different:
-            values = (earlier.get(different[0]), wanted[different[0]])
+            values = (earlier.get(different[0]), self.parameters[different[0]])
             there, here = (textwrap.shorten(str(value), 60, placeholder=" ...") for value in values)
             raise ValueError(
                 f"there is {what} with other parameters "
@@ -196,52 +157,37 @@ class EpisodeJob:
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeWork:
-    """How the shards of a job are made.
+    """How the shards of a job are made."""
 
-    Args:
-        make (`Callable`): Takes an episode and the folder to make; gives the facts.
-        start (`Callable`, *optional*): Called once in every process with `start_with`.
-        start_with (`tuple`): Its arguments.
-        read (`Callable`): Facts of a finished shard, `None` if it has to be made.
-        unit (`str`): What the progress bar counts.
-        notes (`Callable`): What the progress bar says of the facts beside.
-    """
-
-    make: Callable[[int, Path], dict]
-    start: Callable[..., None] | None = None
-    start_with: tuple = ()
-    read: Callable[[Path], dict | None] = read_facts
-    unit: str = "frame"
-    notes: Callable[[dict], dict] = lambda facts: {}
+    make: Callable[[int, Path], dict]  # (episode, folder to make) -> facts
+    start: Callable[[], None] | None = None  # called once in every process
+    read: Callable[[Path], dict | None] = read_facts  # gives `None` for a shard that has to be made
+    unit: str = "frame"  # what the progress bar counts
+    notes: Callable[[dict], dict] = lambda facts: {}  # what the progress bar shows of the facts
 
 
-def list_numbers(numbers: Sequence[int], most: int = 10) -> str:
-    """The first numbers, comma-separated, with `...` where there are more."""
-    return ", ".join(map(str, numbers[:most])) + (", ..." if len(numbers) > most else "")
+def list_numbers(numbers: Sequence[int]) -> str:
+    """The first ten numbers, comma-separated, followed by `...` if there are more."""
+    return ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
 
 
 def work_on_all(
-    work: Callable[..., dict],
-    jobs: Sequence[tuple],
-    workers: int,
-    start: Callable[..., None] | None = None,
-    start_with: tuple = (),
+    work: Callable[..., dict], jobs: Sequence[tuple], workers: int, start: Callable[[], None] | None = None
 ) -> Iterator[dict]:
-    """Does all jobs and yields their results as they finish.
+    """Do all jobs, and yield their results as they finish.
 
     Args:
-        work (`Callable`): What is done, with the arguments of a job.
-        jobs (`Sequence[tuple]`): Arguments of each.
-        workers (`int`): Processes, which are spawned; with 1 everything happens in this one.
-        start (`Callable`, *optional*): Called once in every process, this one included, with `start_with`.
-        start_with (`tuple`): Its arguments.
+        work (`Callable`): Called with the arguments of each job.
+        jobs (`Sequence[tuple]`): Arguments of each job.
+        workers (`int`): Spawned processes; with 1 everything happens in this one.
+        start (`Callable`, *optional*): Called once in every process that works.
 
     Raises:
         RuntimeError: If a process dies.
     """
     if workers <= 1 or len(jobs) <= 1:
         if start is not None:
-            start(*start_with)
+            start()
         for job in jobs:
             yield work(*job)
         return
@@ -249,7 +195,7 @@ def work_on_all(
         min(workers, len(jobs)),
         mp_context=multiprocessing.get_context("spawn"),  # a forked OpenGL context would be shared
         initializer=_start_worker,
-        initargs=(start, start_with),
+        initargs=(start,),
     )
     try:
         futures = [pool.submit(work, *job) for job in jobs]
@@ -261,26 +207,26 @@ def work_on_all(
             "command again with fewer --workers"
         ) from error
     finally:
-        # Episodes under way are finished and kept, the others are not started.
+        # Running episodes are finished and kept, the others are not started.
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(start: Callable[..., None] | None, start_with: tuple) -> None:
-    """Leaves Ctrl-C to the main process, which lets the episodes under way finish; ends when it is killed."""
+def _start_worker(start: Callable[[], None] | None) -> None:
+    """Leave Ctrl-C to the main process, which lets running episodes finish; end when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if start is not None:
-        start(*start_with)
+        start()
 
 
 def _end_with_parent() -> None:
-    """Else the processes of a killed command would wait for work for ever, with their memory and GPU."""
+    """Otherwise the processes of a killed command would wait forever, with their memory and GPU."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
 def resumable_command(main: Callable[[list[str] | None], None]) -> Callable[..., int]:
-    """Makes of `main(argv)` an entry point that returns an exit code; errors are one line with the remedy."""
+    """Turn `main(argv)` into an entry point that returns an exit code and prints errors as one line."""
 
     @functools.wraps(main)
     def command(argv: list[str] | None = None) -> int:
@@ -289,13 +235,10 @@ def resumable_command(main: Callable[[list[str] | None], None]) -> Callable[...,
         except KeyboardInterrupt:
             print("interrupted; run the same command again to continue", file=sys.stderr)
             return 130
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        except (OSError, ValueError, RuntimeError) as error:
+            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             advice = "; free some space and run the same command again to continue" if full else ""
             print(f"error: {error}{advice}", file=sys.stderr)
-            return 1
-        except (ValueError, RuntimeError) as error:
-            print(f"error: {error}", file=sys.stderr)
             return 1
         return 0
 

@@ -1,13 +1,9 @@
-"""Frames of a dataset by row number: decoded on demand, or once into memory-mapped files.
+"""Read frames of a dataset by row number: decoded on demand, or once into memory-mapped files.
 
-Both ways share `read(key, rows) -> array` and the same decoder, so they give the same numbers as the stock
-`LeRobotDataset`: RGB as uint8 `(n, 3, H, W)`, depth as float32 metres `(n, H, W)` with 0 where it is invalid.
-
-The cache holds what the decoder gives, at the camera's own resolution: uint8 RGB, and for depth the stored
-12-bit codes (uint16) with a table from code to metres, half the size of float32. There is one file per key,
-written under a temporary name and renamed, and named after a fingerprint of the videos' sizes and times, so a
-changed dataset is decoded again. Pages are read by the system as needed and dropped under pressure: memory
-stays bounded whatever the dataset's size.
+Both readers share one decoder and give the numbers of the stock `LeRobotDataset`. The cache holds what the
+decoder gives at the camera's own resolution: uint8 RGB, and for depth the stored 12-bit codes (uint16), half
+the size of float32 meters. There is one file per key, named after a fingerprint of the videos' sizes and
+times, so a changed dataset is decoded again.
 """
 
 import errno
@@ -50,69 +46,51 @@ BUILD_FRAMES = 128  # frames decoded at a time while the cache is built
 AUTO_CACHE_BYTES = 32 * 2**30  # "auto" decodes on demand beyond this
 
 
-def depth_code_table(encoder: DepthEncoderConfig, unit: str) -> np.ndarray:
-    """Depth in `"m"` or `"mm"` by a depth video's 12-bit code, float32 `(4096,)`: LeRobot's own inverse."""
+def depth_code_table(encoder: DepthEncoderConfig) -> np.ndarray:
+    """Meters by a depth video's 12-bit code, float32 `(4096,)`: LeRobot's own inverse."""
     codes = torch.arange(MAX_DEPTH_CODE + 1).reshape(1, 1, -1)
-    return dequantize_depth(
-        codes,
-        depth_min=encoder.depth_min,
-        depth_max=encoder.depth_max,
-        shift=encoder.shift,
-        use_log=encoder.use_log,
-        output_unit=unit,
-    ).numpy()[0, 0]
+    options = {name: getattr(encoder, name) for name in ("depth_min", "depth_max", "shift", "use_log")}
+    return dequantize_depth(codes, output_unit="m", **options).numpy()[0, 0]
 
 
 class FrameDecoder:
     """Decodes one image or depth feature of a dataset, whether stored as video or as pictures.
 
-    Args:
-        rows (`DatasetRows`): The dataset.
-        key (`str`): An image or video feature.
-
     Attributes:
         is_depth (`bool`): Whether frames are depth maps.
-        limit_m (`float`): Far limit of the depth storage in metres; `inf` if none.
+        limit_m (`float`): Far limit of the depth storage in meters; `inf` if none.
 
     Raises:
-        ValueError: If the feature is neither image nor video, or a file is missing.
+        BrokenEpisodeError: If a video file is missing.
     """
 
     def __init__(self, rows: DatasetRows, key: str):
         feature = rows.features[key]
-        if feature["dtype"] not in ("video", "image"):
-            raise ValueError(f"dataset {rows.name}: '{key}' has dtype {feature['dtype']}, not video or image")
         self.rows, self.key, self.is_depth = rows, key, is_depth_feature(feature)
         self.is_video = feature["dtype"] == "video"
         self.limit_m = depth_limit_m(feature) if self.is_depth else np.inf
-        self._depth_unit = (feature.get("info") or {}).get("depth_unit")
-        # Nearest frame within a tenth of a frame: LeRobot's fixed 1e-4 s is finer than float32 in long files.
+        info = feature.get("info") or {}
+        self._depth_unit = info.get("depth_unit")
+        # A tenth of a frame: LeRobot's fixed 1e-4 s is finer than float32 in long files.
         self._tolerance_s = max(1e-4, 0.1 / rows.fps)
         self._segments = rows.video_segments(key) if self.is_video else None
-        self._table_m = self.code_table("m") if self.is_depth and self.is_video else None
-        self._clean_table_m = None if self._table_m is None else clean_depth(self._table_m, self.limit_m)
+        if self.is_depth and self.is_video:
+            self._table_m = depth_code_table(DepthEncoderConfig.from_video_info(info))
+            self._clean_table_m = clean_depth(self._table_m, self.limit_m)
         self._backend = get_safe_default_video_backend()
         self._decoders: tuple[int, VideoDecoderCache] | None = None
         self._depth_videos = DepthVideos(MAX_OPEN_DECODERS)
 
-    def code_table(self, unit: str) -> np.ndarray:
-        """Depth in `"m"` or `"mm"` by this video's 12-bit code, float32 `(4096,)`."""
-        info = self.rows.features[self.key].get("info")
-        return depth_code_table(DepthEncoderConfig.from_video_info(info), unit)
-
     def file_of(self, episode: int) -> Path:
-        """The video file that holds an episode; it may have to be downloaded yet."""
+        """The video file that holds an episode, downloaded or not."""
         return self._segments.paths[self._segments.file_of_episode[episode]]
 
     def decode(self, rows: range) -> np.ndarray:
-        """Frames as stored.
-
-        Args:
-            rows (`range`): Ascending row numbers within one episode.
+        """Frames of ascending rows of one episode, as stored.
 
         Returns:
-            `numpy.ndarray`: RGB `(n, 3, H, W)` uint8; depth `(n, H, W)` uint16 codes (video) or float32
-            metres (pictures).
+            `numpy.ndarray`: RGB `(n, 3, H, W)` uint8; depth `(n, H, W)`, uint16 codes of a video or float32
+            meters of pictures.
 
         Raises:
             BrokenEpisodeError: If a file is missing or damaged; names it.
@@ -120,10 +98,10 @@ class FrameDecoder:
         return self._decode_video(rows) if self.is_video else self._decode_pictures(rows)
 
     def metres(self, stored: np.ndarray, clean: bool = True) -> np.ndarray:
-        """Depth `(n, H, W)` as stored -> float32 metres; invalid pixels are 0 unless `clean` is false."""
-        if self._table_m is None:
+        """Depth `(n, H, W)` as stored -> float32 meters; invalid pixels are 0 unless `clean` is false."""
+        if not self.is_video:
             return clean_depth(stored, self.limit_m) if clean else stored
-        # mode="clip" skips a bounds check; codes have 12 bits
+        # `mode="clip"` skips a bounds check; codes have 12 bits.
         return np.take(self._clean_table_m if clean else self._table_m, stored, mode="clip")
 
     def _decode_video(self, rows: range) -> np.ndarray:
@@ -145,27 +123,29 @@ class FrameDecoder:
         except Exception as error:  # av, torchcodec and LeRobot each have their own
             raise BrokenEpisodeError(
                 f"video file {path} cannot be decoded at {times_s[0]:.3f} s ({error}); it is damaged or "
-                "truncated: download the dataset again, or make it again with the script that made it",
+                f"truncated: {RESTORE}",
                 path,
             ) from error
         return frames.numpy()
 
     def _decoder_cache(self) -> VideoDecoderCache:
-        """This process's open decoders: one inherited through fork would crash in the child."""
+        """Open decoders of this process; one inherited through fork would crash in the child."""
         if self._decoders is None or self._decoders[0] != os.getpid():
             self._decoders = (os.getpid(), VideoDecoderCache(max_size=MAX_OPEN_DECODERS))
         return self._decoders[1]
 
-    def last_rows(self) -> list[int]:
-        """The row that each video file ends with."""
-        episode_of_file = {int(file): e for e, file in enumerate(self._segments.file_of_episode)}
-        return [int(self.rows.episode_stops[e]) - 1 for e in episode_of_file.values()]
+    def check_files(self) -> None:
+        """Decode the last frame of every video file, so that a truncated one is found early."""
+        if self.is_video:
+            last_episodes = {file: e for e, file in enumerate(self._segments.file_of_episode.tolist())}
+            for stop in self.rows.episode_stops[list(last_episodes.values())].tolist():
+                self.decode(range(stop - 1, stop))
 
     def _decode_pictures(self, rows: range) -> np.ndarray:
         stored = self.rows.column(self.key).read(rows)
         try:
             return np.stack([self._decode_picture(picture) for picture in stored])
-        except Exception as error:  # of Pillow, of many kinds; missing pictures
+        except Exception as error:  # Pillow raises many kinds
             raise BrokenEpisodeError(
                 f"dataset {self.rows.name}: a picture of '{self.key}' among frames {rows[0]} to {rows[-1]} "
                 f"cannot be decoded ({error}); {RESTORE}"
@@ -185,9 +165,13 @@ class FrameDecoder:
         """Hash of all that decides what `decode` returns: files by size and time, episode bounds, feature."""
         segments = self._segments
         paths = segments.paths if segments else sorted((self.rows.root / "data").glob("*/*.parquet"))
-        files = [(path.relative_to(self.rows.root).as_posix(), *_size_and_time(path)) for path in paths]
-        facts = [1, self.key, self.rows.features[self.key], len(self.rows), files]
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+        files = []
+        for path in paths:
+            status = path.stat()
+            name = path.relative_to(self.rows.root).as_posix()
+            files.append((name, status.st_size, status.st_mtime_ns))
+        content = [1, self.key, self.rows.features[self.key], len(self.rows), files]
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
         timestamps = self.rows.column("timestamp").read(range(len(self.rows)))
         for array in (self.rows.episode_starts, timestamps, *((segments.start_s,) if segments else ())):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -198,40 +182,24 @@ class FrameDecoder:
 
 
 class OnDemandFrames:
-    """Decodes the frames of each window when it is asked for. Small and slow.
-
-    Args:
-        rows (`DatasetRows`): The dataset.
-        keys (`list[str]`): Features that will be read.
-    """
+    """Decodes the frames of each window when it is read: slow, without disk space."""
 
     def __init__(self, rows: DatasetRows, keys: list[str]):
         self.decoders = {key: FrameDecoder(rows, key) for key in keys}
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
-    def check_files(self) -> None:
-        """Decode the last frame of every video file, so that a truncated one is found before training.
-
-        Raises:
-            ValueError: If a file is damaged; names it.
-        """
-        for decoder in self.decoders.values():
-            if decoder.is_video:
-                for last_row in decoder.last_rows():
-                    decoder.decode(range(last_row, last_row + 1))
-
     def read(self, key: str, rows: range) -> np.ndarray:
-        """Frames `rows` (within one episode) of a feature: uint8 `(n, 3, H, W)` or metres `(n, H, W)`."""
+        """Frames of one episode: uint8 `(n, 3, H, W)`, or depth `(n, H, W)` in meters."""
         decoder = self.decoders[key]
         stored = self.read_stored(key, rows)
         return decoder.metres(stored) if decoder.is_depth else stored
 
     def read_stored(self, key: str, rows: range) -> np.ndarray:
-        """Frames `rows` of a feature as `FrameDecoder.decode` gives them."""
+        """Frames of one episode as `FrameDecoder.decode` gives them."""
         return self.decoders[key].decode(rows)
 
     def read_many_stored(self, requests: dict[str, range]) -> dict[str, np.ndarray]:
-        """Several features at once, as `read_stored` gives them; in threads: decoding releases the GIL."""
+        """`read_stored` of several features, in threads: decoding releases the GIL."""
         if len(requests) < 2:
             return {key: self.read_stored(key, rows) for key, rows in requests.items()}
         if self._pool is None or self._pool[0] != os.getpid():  # threads do not survive a fork
@@ -243,79 +211,61 @@ class OnDemandFrames:
         return {**self.__dict__, "_pool": None}
 
 
-class CachedFrames:
-    """Reads frames from memory-mapped files, decoding what is not there yet.
-
-    Args:
-        rows (`DatasetRows`): The dataset.
-        keys (`list[str]`): Features that will be read.
-        folder (`Path`): Folder of this dataset's cache files.
-        progress (`bool`): Show a bar while decoding.
+class CachedFrames(OnDemandFrames):
+    """Reads frames from memory-mapped files in `folder`; missing files are made when this is created.
 
     Attributes:
         files (`dict[str, Path]`): Cache file by key.
         nbytes (`int`): Size of these files.
-
-    Raises:
-        ValueError: If a file of the dataset is damaged, or the disk has no room; names it and the remedy.
     """
 
-    def __init__(self, rows: DatasetRows, keys: list[str], folder: Path, progress: bool = True):
-        self.decoders = {key: FrameDecoder(rows, key) for key in keys}
+    def __init__(self, rows: DatasetRows, keys: list[str], folder: Path):
+        super().__init__(rows, keys)
         self.files = {key: _cache_file(decoder, folder) for key, decoder in self.decoders.items()}
         for key, path in self.files.items():
-            _build_cache_file(self.decoders[key], path, progress)
+            _build_cache_file(self.decoders[key], path)
         self.nbytes = sum(path.stat().st_size for path in self.files.values())
         self._maps: dict[str, np.ndarray] = {}
 
-    def read(self, key: str, rows: range) -> np.ndarray:
-        """Frames `rows` of a feature: uint8 `(n, 3, H, W)`, a read-only view, or metres `(n, H, W)`."""
-        decoder = self.decoders[key]
-        stored = self.read_stored(key, rows)
-        return decoder.metres(stored) if decoder.is_depth else stored
-
     def read_stored(self, key: str, rows: range) -> np.ndarray:
-        """Frames `rows` of a feature as `FrameDecoder.decode` gives them, a read-only view."""
+        """Frames as `FrameDecoder.decode` gives them, a read-only view."""
         if key not in self._maps:
             # A plain array over the map: slicing np.memmap itself costs several microseconds more.
             self._maps[key] = np.asarray(np.load(self.files[key], mmap_mode="r"))
         return self._maps[key][rows.start : rows.stop : rows.step]
 
     def read_many_stored(self, requests: dict[str, range]) -> dict[str, np.ndarray]:
-        """Several features at once, as `read_stored` gives them."""
+        """`read_stored` of several features; nothing is decoded, so threads would not help."""
         return {key: self.read_stored(key, rows) for key, rows in requests.items()}
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_maps": {}}  # pickling a map would copy the whole file
 
 
-def open_frames(
-    rows: DatasetRows, keys: list[str], frame_cache: str = "auto", progress: bool = True
-) -> CachedFrames | OnDemandFrames:
+def open_frames(rows: DatasetRows, keys: list[str], frame_cache: str = "auto") -> OnDemandFrames:
     """Choose and open the frame reader of a dataset.
 
     Args:
-        rows (`DatasetRows`): The dataset; of one with `stream` nothing is cached and no file looked at yet.
-        keys (`list[str]`): Image and depth features that will be read.
+        rows (`DatasetRows`): The dataset; frames of a `stream` are not cached.
+        keys (`list[str]`): Image and depth features to read.
         frame_cache (`str`): `"off"` decodes on demand; a folder holds the cache; `"auto"` caches under
             `$FORESIGHT_CACHE` or `~/.cache/foresight` unless that would take more than 32 GiB or half of the
             free space.
-        progress (`bool`): Show a bar while decoding.
 
-    Returns:
-        `CachedFrames` or `OnDemandFrames`.
+    Raises:
+        ValueError: If a file of the dataset is damaged, or the cache cannot be written; names it.
     """
     if frame_cache in ("off", "False") or rows.stream or not keys:  # YAML takes a bare `off` for false
         on_demand = OnDemandFrames(rows, keys)
-        if not rows.stream:
-            on_demand.check_files()
+        for decoder in on_demand.decoders.values() if not rows.stream else ():
+            decoder.check_files()
         return on_demand
+    base = frame_cache
     if frame_cache == "auto":
-        base = Path(os.environ.get("FORESIGHT_CACHE") or "~/.cache/foresight").expanduser()
-    else:
-        base = Path(frame_cache).expanduser()
+        base = os.environ.get("FORESIGHT_CACHE") or "~/.cache/foresight"
     label = re.sub(r"[^\w.-]+", "_", rows.root.name)
-    folder = base / "frames" / f"{label}-{hashlib.sha256(str(rows.root).encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(str(rows.root).encode()).hexdigest()[:8]
+    folder = Path(base).expanduser() / "frames" / f"{label}-{digest}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -334,7 +284,7 @@ def open_frames(
                 *(rows.name, missing / 1e9, room / 1e9, folder),
             )
             return open_frames(rows, keys, "off")
-    return CachedFrames(rows, keys, folder, progress)
+    return CachedFrames(rows, keys, folder)
 
 
 def _cache_file(decoder: FrameDecoder, folder: Path) -> Path:
@@ -346,19 +296,12 @@ def _estimate_bytes(decoder: FrameDecoder) -> int:
     return decoder.decode(range(1)).nbytes * len(decoder.rows)
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def _build_cache_file(decoder: FrameDecoder, path: Path, progress: bool) -> None:
-    """Decode a whole key into one `.npy` file, unless it is there; other processes wait meanwhile."""
-    if path.exists():
-        return
+def _build_cache_file(decoder: FrameDecoder, path: Path) -> None:
+    """Decode a whole key into one `.npy` file if it is missing; other processes wait meanwhile."""
     with FileLock(path.with_suffix(".lock")):
-        if path.exists():  # another process made it while we waited
+        if path.exists():
             return
-        # An older state of the same dataset and key is of no more use; open maps keep their pages.
+        # Files of an older state of this key; open maps keep their pages.
         for stale in path.parent.glob(f"{decoder.key}-*"):
             if re.fullmatch(re.escape(decoder.key) + r"-[0-9a-f]{16}\.npy", stale.name):
                 stale.unlink(missing_ok=True)
@@ -367,7 +310,7 @@ def _build_cache_file(decoder: FrameDecoder, path: Path, progress: bool) -> None
             if needed > free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with write_whole_file(path) as temporary, temporary.open("wb") as file:
-                _write_frames(decoder, file, progress)
+                _write_frames(decoder, file)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -378,20 +321,16 @@ def _build_cache_file(decoder: FrameDecoder, path: Path, progress: bool) -> None
             ) from error
 
 
-def _write_frames(decoder: FrameDecoder, file: io.BufferedWriter, progress: bool) -> None:
+def _write_frames(decoder: FrameDecoder, file: io.BufferedWriter) -> None:
     """Write header and frames in row order. Plain writes: a full disk under a memory map would kill us."""
-    bar = tqdm(total=len(decoder.rows), desc=f"decoding {decoder.key}", unit="frame", disable=not progress)
-    header_written = False
-    with bar:
-        for start, stop in zip(decoder.rows.episode_starts, decoder.rows.episode_stops, strict=True):
-            for first in range(int(start), int(stop), BUILD_FRAMES):
-                rows = range(first, min(first + BUILD_FRAMES, int(stop)))
-                frames = np.ascontiguousarray(decoder.decode(rows))
-                if not header_written:
-                    shape = (len(decoder.rows), *frames.shape[1:])
-                    descr = np.lib.format.dtype_to_descr(frames.dtype)
-                    facts = {"descr": descr, "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(file, facts)
-                    header_written = True
-                file.write(frames.data)
-                bar.update(len(rows))
+    rows = decoder.rows
+    with tqdm(total=len(rows), desc=f"decoding {decoder.key}", unit="frame") as bar:
+        for start, stop in zip(rows.episode_starts.tolist(), rows.episode_stops.tolist(), strict=True):
+            for first in range(start, stop, BUILD_FRAMES):
+                frames = decoder.decode(range(first, min(first + BUILD_FRAMES, stop)))
+                if file.tell() == 0:
+                    header = np.lib.format.header_data_from_array_1_0(frames)
+                    header |= {"shape": (len(rows), *frames.shape[1:]), "fortran_order": False}
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(np.ascontiguousarray(frames).data)
+                bar.update(len(frames))

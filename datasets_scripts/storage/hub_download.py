@@ -1,7 +1,6 @@
-"""A LeRobot dataset of the Hugging Face Hub, file by file: data at once, videos when they are needed.
+"""Download a LeRobot dataset from the Hugging Face Hub: data at once, videos when they are needed.
 
-Files lie in LeRobot's own cache, so LeRobot finds them there and nothing is downloaded twice. A download goes
-to a temporary name and is renamed, under a lock per file: many processes may ask for the same one.
+Files lie in LeRobot's own cache, so LeRobot finds them there and nothing is downloaded twice.
 """
 
 import contextlib
@@ -33,6 +32,7 @@ __all__ = [
     "HubFiles",
     "error_chain",
     "explain_hub_errors",
+    "find_refusals",
     "open_hub_dataset",
 ]
 
@@ -48,26 +48,18 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 class HubError(RuntimeError):
-    """The Hub does not answer or does not let us: no fault of a file, and trying again may help."""
+    """The Hub cannot be reached or refuses."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HubFiles:
-    """The files of one commit of a dataset.
+    """The files of one commit of a dataset."""
 
-    Args:
-        repo_id (`str`): `owner/name`.
-        revision (`str`): Commit, so that what is downloaded later belongs to what was downloaded first.
-    """
-
-    repo_id: str
-    revision: str
+    repo_id: str  # owner/name
+    revision: str  # the commit, so that later downloads match the first
 
     def fetch(self, places: Sequence[str]) -> None:
-        """Downloads files that the cache does not have yet, several side by side.
-
-        Args:
-            places (`Sequence[str]`): Such as `videos/observation.images.main/chunk-000/file-000.mp4`.
+        """Download files (`videos/observation.images.main/chunk-000/file-000.mp4`) in parallel.
 
         Raises:
             ValueError: If the dataset has no such file; names it.
@@ -85,26 +77,23 @@ class HubFiles:
 
 
 def open_hub_dataset(name: str, videos: bool = True) -> tuple[Path, HubFiles]:
-    """Downloads a dataset, or all of it but its videos.
+    """Download a dataset; returns its folder in LeRobot's cache, and its files on the Hub.
 
     Args:
-        name (`str`): `owner/name`, or `owner/name@revision` for a branch, tag or commit. Without one it is
-            LeRobot's tag of its format, and the main branch of a dataset that has no such tag.
-        videos (`bool`): Whether to download the videos too; otherwise the `HubFiles` give them.
-
-    Returns:
-        `tuple`: The folder in LeRobot's cache, and the files on the Hub.
+        name (`str`): `owner/name`, or `owner/name@revision` for a branch, tag or commit. Without a revision,
+            LeRobot's format tag is used, or the main branch if there is no such tag.
+        videos (`bool`): Whether to download the videos now; otherwise `HubFiles.fetch` does.
 
     Raises:
-        ValueError: If there is no such dataset, it may not be read, or it is none of LeRobot's v3 format.
+        ValueError: If there is no such dataset, this token may not read it, or it is not LeRobot v3.
         HubError: If the Hub cannot be reached and the dataset is not in the cache.
     """
     repo_id, _, revision = name.partition("@")
     with explain_hub_errors(repo_id):
         root = Path(_download_metadata(repo_id, [revision] if revision else [CODEBASE_VERSION, "main"]))
         try:
-            load_features(root)  # what is wrong with the dataset is said before more is downloaded
-        except ValueError as error:  # names the folder in the cache
+            load_features(root)  # refuses another format before more is downloaded
+        except ValueError as error:  # its message names the folder in the cache
             wording = str(error).replace(str(root), f"dataset {repo_id}").replace("OWNER/NAME", repo_id)
             raise ValueError(wording) from None
         wanted = ["data/*", *(["videos/*"] if videos else [])]
@@ -113,12 +102,12 @@ def open_hub_dataset(name: str, videos: bool = True) -> tuple[Path, HubFiles]:
 
 
 def _download_metadata(repo_id: str, revisions: Sequence[str]) -> str:
-    """Folder of the first revision that there is."""
-    wanted = ["meta/*", "README.md"]  # the card says under which licence it is
+    """Folder of the first revision that exists."""
+    wanted = ["meta/*", "README.md"]  # the card names the license
     for revision in revisions:
         try:
             return snapshot_download(repo_id, allow_patterns=wanted, **_dataset_options(revision))
-        except (RevisionNotFoundError, LocalEntryNotFoundError):  # not there, or not in the cache
+        except (RevisionNotFoundError, LocalEntryNotFoundError):  # not on the Hub, or not in the cache
             if revision == revisions[-1]:
                 raise
     raise AssertionError("no revision")
@@ -130,23 +119,19 @@ def _dataset_options(revision: str) -> dict:
 
 @contextlib.contextmanager
 def explain_hub_errors(repo_id: str, repo_type: str = "dataset") -> Iterator[None]:
-    """Turns what the Hub's client raises into one line with the remedy, without addresses or tokens.
-
-    Args:
-        repo_id (`str`): `owner/name` of what is asked for.
-        repo_type (`str`): `dataset` or `model`.
+    """Turn errors of the Hub's client into one line with the remedy, without addresses or tokens.
 
     Raises:
-        ValueError: If the repository or a file of it is not there, or may not be had with this token.
+        ValueError: If the repository or a file of it does not exist for this token.
         HubError: If the Hub cannot be reached, refuses, or fails.
     """
-    # What is raised forgets its cause: logs show a cause with the values of its variables, tokens among them.
+    # `from None`: logs show a cause with the values of its variables, tokens among them.
     token = "this token may not see it" if get_token() else "no token is set"
     what = f"{repo_type} {repo_id}"
     try:
         yield
     except HubError:
-        raise  # explained already
+        raise
     except GatedRepoError:
         raise ValueError(f"{what} is gated: accept its terms on its page, then {LOG_IN}") from None
     except RepositoryNotFoundError:
@@ -167,16 +152,20 @@ def error_chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
+def find_refusals(error: BaseException) -> list[HfHubHTTPError]:
+    """The Hub's answers among an error and its causes."""
+    return [cause for cause in error_chain(error) if isinstance(cause, HfHubHTTPError)]
+
+
 def _describe_error(what: str, error: Exception) -> str:
-    """What keeps us from the Hub, by the first cause that tells."""
-    chain = error_chain(error)
+    """Message of an error of the Hub's client, with the remedy."""
+    chain, refusals = error_chain(error), find_refusals(error)
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):
         return (
             f"{what} is not in the cache, or not all of it, and HF_HUB_OFFLINE forbids downloads: "
             "unset it, or name a folder"
         )
-    refusals = [cause for cause in chain if isinstance(cause, HfHubHTTPError)]
-    answers = [cause.response.status_code for cause in refusals]
+    answers = [refusal.response.status_code for refusal in refusals]
     if 401 in answers:
         return f"the Hub refuses the token for {what} (HTTP 401), it may have expired: {LOG_IN}"
     if 403 in answers:
@@ -185,8 +174,8 @@ def _describe_error(what: str, error: Exception) -> str:
             "write and belongs to its owner"
         )
     if answers and answers[0] < 500 and answers[0] not in (408, 429):
-        told = refusals[0].server_message or "no reason given"
-        return f"the Hub refuses that with {what} (HTTP {answers[0]}: {told})"
+        reason = refusals[0].server_message or "no reason given"
+        return f"the Hub refuses that with {what} (HTTP {answers[0]}: {reason})"
     cause = f"HTTP {answers[0]}" if answers else f"{type(chain[-1]).__name__}: {chain[-1]}"
     return (
         f"the Hub cannot be reached for {what} ({cause}): check the connection and run the same command again"

@@ -1,4 +1,4 @@
-"""`meta/foresight.json`: how depth and tracks were made, and what is known of every episode's labels."""
+"""Read and write `meta/foresight.json`: how depth and tracks were made, and facts of each episode."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,7 @@ PROVENANCE_VERSION = 1
 
 
 def read_provenance(root: str | Path) -> dict:
-    """Contents of `meta/foresight.json`: how depth and tracks were made, each episode's moving flags.
-
-    Returns:
-        `dict`: Empty when the dataset has none (LeRobot's split, delete and merge tools do not copy it).
+    """Contents of `meta/foresight.json`; empty without it (LeRobot's tools do not copy it).
 
     Raises:
         ValueError: If the file is damaged or of a newer version.
@@ -52,42 +49,26 @@ def encode_flags(flags: np.ndarray) -> str:
 
 
 def moving_flags(provenance: Mapping[str, Any], episode_index: int, camera: str, n_points: int) -> np.ndarray:
-    """Which points of an episode were labelled as moving.
-
-    Args:
-        provenance (`Mapping`): What `read_provenance` gave.
-        episode_index (`int`): Episode.
-        camera (`str`): Camera of the tracks.
-        n_points (`int`): Points of the column.
-
-    Returns:
-        `np.ndarray`: `(n_points,)` bool; all false when nothing is recorded for the episode.
-    """
+    """Which tracked points of an episode move: `(n_points,)` bool, all false when nothing is recorded."""
     facts = provenance.get("episodes", {}).get(str(episode_index), {}).get(camera, {})
-    flags = np.zeros(n_points, dtype=bool)
-    if "moving" in facts:
-        bits = np.unpackbits(np.frombuffer(bytes.fromhex(facts["moving"]), dtype=np.uint8))[:n_points]
-        flags[: len(bits)] = bits.astype(bool)
-    return flags
+    # Without any byte, NumPy would return uninitialized memory.
+    packed = np.frombuffer(bytes.fromhex(facts.get("moving", "00")), dtype=np.uint8)
+    return np.unpackbits(packed, count=n_points).astype(bool)
 
 
 def flagged_episodes(
     provenance: Mapping[str, Any], cameras: Sequence[str] | None = None
 ) -> dict[int, list[str]]:
-    """Episodes whose labels are doubtful, and why; `quality.py` says what the flags mean.
+    """Flags (`<camera>/<word>`, see `quality.py`) of the episodes with doubtful labels, by episode.
 
     Args:
         provenance (`Mapping`): What `read_provenance` gave.
-        cameras (`Sequence[str]`, *optional*): Count the flags of these alone.
-
-    Returns:
-        `dict[int, list[str]]`: Flags (`<camera>/<word>`) by episode; without those that have none.
+        cameras (`Sequence[str]`, *optional*): Only the flags of these cameras.
     """
     found = {}
     for episode, facts in provenance.get("episodes", {}).items():
-        raised = facts.get("flags", [])
-        if cameras is not None:
-            raised = [flag for flag in raised if flag.rpartition("/")[0] in cameras]
-        if raised:
-            found[int(episode)] = list(raised)
+        flags = facts.get("flags", [])
+        flags = [flag for flag in flags if cameras is None or flag.rpartition("/")[0] in cameras]
+        if flags:
+            found[int(episode)] = flags
     return found

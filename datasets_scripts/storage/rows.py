@@ -1,8 +1,8 @@
-"""A LeRobot v3 dataset as plain rows: Arrow columns, episode bounds and video segments, checked when opened.
+"""Read a LeRobot v3 dataset as rows: Arrow columns, episode bounds and video segments, checked when opened.
 
-LeRobot's own item reader turns every value of a row into a Python object first, which costs up to 100 ms for
-a window of tracks. Here the same memory-mapped Arrow table is sliced directly (about 0.1 ms). Row numbers are
-global frame numbers (`index` of the dataset) throughout.
+LeRobot's own item reader turns every value of a row into a Python object, which costs up to 100 ms for a
+window of tracks; slicing the same memory-mapped Arrow table takes about 0.1 ms. Row numbers are global frame
+numbers (`index` of the dataset).
 """
 
 import dataclasses
@@ -30,16 +30,14 @@ __all__ = [
     "parse_episodes",
 ]
 
+RESTORE = "download the dataset again, or make it again with the script that made it"
+
 
 class BrokenEpisodeError(ValueError):
-    """An episode cannot be read, and others perhaps can.
-
-    Attributes:
-        path (`Path | None`): The file that is at fault.
-    """
+    """One episode cannot be read; `path` is the faulty file, if known."""
 
     def __init__(self, message: str, path: Path | None = None):
-        super().__init__(message, path)  # both, so that it can be pickled
+        super().__init__(message, path)  # both, for pickling
         self.path = path
 
     def __str__(self) -> str:
@@ -56,35 +54,27 @@ class ArrowColumn:
     def __init__(self, column: pa.ChunkedArray):
         self._chunks = column.chunks
         self._starts = np.cumsum([0] + [len(chunk) for chunk in self._chunks])
-        self._views: dict[int, np.ndarray] = {}  # of chunks that numpy can look into
+        self._views: dict[int, np.ndarray] = {}  # chunks that numpy reads without a copy
 
     def read(self, rows: range) -> np.ndarray:
-        """Values of some rows.
-
-        Args:
-            rows (`range`): Ascending global row numbers.
+        """Values of ascending rows, in the stored dtype; numbers are a view of the file: do not write.
 
         Returns:
-            `numpy.ndarray`: `(len(rows),)` for scalars, `(len(rows), size)` for lists, the stored dtype.
-            Numbers are a view of the file: do not write.
+            `numpy.ndarray`: `(len(rows),)` for scalars, `(len(rows), size)` for lists.
         """
         if not rows:
-            return self._chunk_values(0, 0, 0)
+            return self._read_chunk(0, 0, 0)
         start, stop = rows[0], rows[-1] + 1
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         last = int(np.searchsorted(self._starts, stop, side="left")) - 1
-        parts = [
-            self._chunk_values(
-                chunk,
-                max(start - self._starts[chunk], 0),
-                min(stop, self._starts[chunk + 1]) - self._starts[chunk],
-            )
-            for chunk in range(first, last + 1)
-        ]
+        parts = []
+        for chunk in range(first, last + 1):
+            offset, end = self._starts[chunk : chunk + 2]
+            parts.append(self._read_chunk(chunk, max(start - offset, 0), min(stop, end) - offset))
         values = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return values[:: rows.step]
 
-    def _chunk_values(self, chunk: int, start: int, stop: int) -> np.ndarray:
+    def _read_chunk(self, chunk: int, start: int, stop: int) -> np.ndarray:
         if chunk not in self._views:
             whole = self._chunks[chunk]
             try:
@@ -95,7 +85,7 @@ class ArrowColumn:
 
 
 def _to_numpy(array: pa.Array, zero_copy_only: bool) -> np.ndarray:
-    if pa.types.is_fixed_size_list(array.type):  # flatten honours a slice, `.values` would not
+    if pa.types.is_fixed_size_list(array.type):  # flatten respects a slice, `.values` does not
         size = array.type.list_size
         return array.flatten().to_numpy(zero_copy_only=zero_copy_only).reshape(-1, size)
     return array.to_numpy(zero_copy_only=zero_copy_only)
@@ -103,34 +93,26 @@ def _to_numpy(array: pa.Array, zero_copy_only: bool) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class VideoSegments:
-    """Where each episode's frames lie in the video files of one key.
+    """Where each episode's frames lie in the video files of one key."""
 
-    Args:
-        paths (`list[Path]`): Files, each once.
-        file_of_episode (`numpy.ndarray`): `(episodes,)` position in `paths`.
-        start_s (`numpy.ndarray`): `(episodes,)` float64, time of an episode's first frame within its file.
-    """
-
-    paths: list[Path]
-    file_of_episode: np.ndarray
-    start_s: np.ndarray
+    paths: list[Path]  # distinct
+    file_of_episode: np.ndarray  # (episodes,) positions in `paths`
+    start_s: np.ndarray  # (episodes,) float64, times of the first frames within their files
 
 
 class DatasetRows:
     """Rows, episodes and files of one LeRobot v3 dataset, local or from the Hub.
 
-    Pickling (worker processes started by spawn) carries the path only; the Arrow file is mapped again there.
+    Pickling carries the path only; a spawned worker maps the Arrow file again.
 
     Args:
         repo_id_or_dir (`str` or `Path`): Dataset folder, or Hub id (`owner/name`, `owner/name@revision`).
-        stream (`bool`): Look at a video file, and download it from the Hub, when `local` asks for it; not at
-            all of them now.
+        stream (`bool`): Check and download each video file when `local` asks for it, not all of them now.
 
     Attributes:
         root (`Path`): The folder.
         name (`str`): As given, for messages.
-        hub (`HubFiles | None`): Where videos come from that are not in the folder yet; `None` where nothing
-            is to be downloaded.
+        hub (`HubFiles | None`): Source of videos that are not in the folder yet, if any.
         features (`dict[str, dict]`): LeRobot features.
         fps (`int`): Frames per second.
         tasks (`list[str]`): Instruction by `task_index`.
@@ -142,32 +124,27 @@ class DatasetRows:
 
     def __init__(self, repo_id_or_dir: str | Path, stream: bool = False):
         self.name = str(repo_id_or_dir)
-        self.root, files = find_dataset(self.name, videos=not stream)
-        self.stream = stream
-        self.hub: HubFiles | None = files if stream else None
+        self.root, hub = find_dataset(self.name, videos=not stream)
+        self.stream, self.hub = stream, hub if stream else None
         self._open()
         self._check_rows()
 
     def _open(self) -> None:
-        features = load_features(self.root)  # says clearly what is wrong with meta/info.json
+        load_features(self.root)  # with a better message than LeRobot's
         for part in ("meta/tasks.parquet", "meta/episodes"):
-            if not (self.root / part).exists():  # LeRobot would go looking on the Hub
+            if not (self.root / part).exists():  # LeRobot would search the Hub
                 raise ValueError(f"dataset {self.name} lacks {self.root / part}; {RESTORE}")
         files = data_files(self.root)
-        for path in files:
-            _check_parquet(path)
         try:
             meta = LeRobotDatasetMetadata(self.root.name, root=self.root)
             table = load_nested_dataset(
                 self.root / "data", features=get_hf_features_from_features(meta.features)
             )
-        except (
-            Exception
-        ) as error:  # whatever LeRobot, datasets or Arrow raise: find the file that is at fault
+        except Exception as error:  # whatever LeRobot, datasets or Arrow raise: find the faulty file
             for path in [*files, *sorted((self.root / "meta").rglob("*.parquet"))]:
-                _check_parquet(path, read=True)
+                _check_parquet(path)
             raise ValueError(f"dataset {self.name} cannot be read: {error}; {RESTORE}") from error
-        self.meta, self.features, self.fps, self._table = meta, features, meta.fps, table
+        self.meta, self.features, self.fps, self._table = meta, meta.features, meta.fps, table
         episodes = meta.episodes.data
         self.episode_starts = episodes.column("dataset_from_index").to_numpy().astype(np.int64)
         self.episode_stops = episodes.column("dataset_to_index").to_numpy().astype(np.int64)
@@ -205,11 +182,7 @@ class DatasetRows:
         return int(np.searchsorted(self.episode_starts, row, side="right")) - 1
 
     def video_segments(self, key: str) -> VideoSegments:
-        """Files and start times of a video feature, one entry per episode.
-
-        Raises:
-            BrokenEpisodeError: If a file is missing or empty, unless videos are looked at singly; names it.
-        """
+        """Files and start times of a video feature; without `stream`, checked as by `local`."""
         if key not in self._segments:  # asked for once per episode, of which there may be a million
             self._segments[key] = self._read_segments(key)
         for path in () if self.stream else self._segments[key].paths:
@@ -217,28 +190,28 @@ class DatasetRows:
         return self._segments[key]
 
     def _read_segments(self, key: str) -> VideoSegments:
-        episodes = self.meta.episodes.data
-        columns = [
-            episodes.column(f"videos/{key}/{part}").to_numpy()
-            for part in ("chunk_index", "file_index", "from_timestamp")
-        ]
-        names = [(int(chunk), int(file)) for chunk, file in zip(*columns[:2], strict=True)]
-        unique = sorted(set(names))
+        parts = ("chunk_index", "file_index", "from_timestamp")
+        chunks, files, starts_s = (
+            self.meta.episodes.data.column(f"videos/{key}/{part}").to_numpy() for part in parts
+        )
+        numbers, file_of_episode = np.unique(np.stack([chunks, files]), axis=1, return_inverse=True)
         paths = [
             self.root / self.meta.video_path.format(video_key=key, chunk_index=chunk, file_index=file)
-            for chunk, file in unique
+            for chunk, file in numbers.T.tolist()
         ]
-        position = {name: i for i, name in enumerate(unique)}
-        return VideoSegments(
-            paths, np.array([position[name] for name in names]), columns[2].astype(np.float64)
-        )
+        return VideoSegments(paths, file_of_episode.reshape(-1), starts_s.astype(np.float64))
+
+    def video_files(self, episodes: Sequence[int]) -> set[Path]:
+        """Video files of some episodes, those to be downloaded included."""
+        segments = [self.video_segments(key) for key in self.meta.video_keys]
+        return {known.paths[file] for known in segments for file in known.file_of_episode[list(episodes)]}
 
     def local(self, path: Path) -> Path:
-        """A video file of the dataset, downloaded if it is not here yet.
+        """The same path, downloaded if necessary.
 
         Raises:
-            BrokenEpisodeError: If there is no such file, or nothing in it; names it.
-            HubError: If it has to be downloaded and the Hub cannot be reached.
+            BrokenEpisodeError: If the file does not exist or is empty; names it.
+            HubError: If the Hub cannot be reached.
         """
         if self.hub is not None and not path.exists():
             try:
@@ -251,29 +224,15 @@ class DatasetRows:
             )
         return path
 
-    def without_folder(self, error: Exception) -> str:
-        """Message of an error without the dataset's folder: it goes into files that are published."""
+    def fetch_videos(self, episodes: Sequence[int]) -> None:
+        """Download the missing video files of some episodes in parallel; raises as `HubFiles.fetch`."""
+        if self.hub is not None:
+            missing = [path for path in sorted(self.video_files(episodes)) if not path.exists()]
+            self.hub.fetch([path.relative_to(self.root).as_posix() for path in missing])
+
+    def remove_folder(self, error: Exception) -> str:
+        """Message of an error without the dataset's folder, for files that are published."""
         return str(error).replace(f"{self.root}/", "").removeprefix(f"dataset {self.name}: ")
-
-    def fetch_videos(self, episodes: Sequence[int] | None = None) -> None:
-        """Downloads all video files of some episodes that are not here yet, several side by side.
-
-        Args:
-            episodes (`Sequence[int]`, *optional*): Which; all by default.
-
-        Raises:
-            ValueError: If the dataset lacks a file.
-            HubError: If the Hub cannot be reached.
-        """
-        if self.hub is None:
-            return
-        paths = set()
-        for key in self.meta.video_keys:
-            segments = self.video_segments(key)
-            used = segments.file_of_episode if episodes is None else segments.file_of_episode[list(episodes)]
-            paths |= {segments.paths[file] for file in used}
-        missing = sorted(path.relative_to(self.root).as_posix() for path in paths if not path.exists())
-        self.hub.fetch(missing)
 
     def __getstate__(self) -> dict:
         return {"name": self.name, "root": self.root, "stream": self.stream, "hub": self.hub}
@@ -284,25 +243,17 @@ class DatasetRows:
 
 
 def parse_episodes(text: str, n_episodes: int) -> list[int]:
-    """Episodes that a command line names: `0:100,205` -> 0 to 99 and 205; `:10` and `-5:` as in Python.
-
-    Args:
-        text (`str`): Numbers and ranges (stop exclusive), comma-separated.
-        n_episodes (`int`): Episodes of the dataset.
-
-    Returns:
-        `list[int]`: Ascending, each once.
+    """Distinct, ascending episodes: `0:100,205` -> 0 to 99 and 205; `:10` and `-5:` as in Python.
 
     Raises:
-        ValueError: If it is not of this form, or an episode does not exist.
+        ValueError: If `text` does not have this form, or an episode does not exist.
     """
     chosen: set[int] = set()
     for part in text.split(","):
         first, colon, stop = part.strip().partition(":")
         try:
             if colon:
-                bounds = slice(int(first) if first else None, int(stop) if stop else None)
-                found = range(n_episodes)[bounds]
+                found = range(n_episodes)[int(first) if first else None : int(stop) if stop else None]
             else:
                 found = [range(n_episodes)[int(first)]]
         except (ValueError, IndexError):
@@ -316,18 +267,12 @@ def parse_episodes(text: str, n_episodes: int) -> list[int]:
     return sorted(chosen)
 
 
-RESTORE = "download the dataset again, or make it again with the script that made it"
-
-
 def find_dataset(name: str, videos: bool) -> tuple[Path, HubFiles | None]:
-    """Folder of a dataset; one of the Hub is downloaded, unless LeRobot has recorded it on this machine.
+    """Folder of a dataset, and its files on the Hub if it is downloaded.
 
     Args:
-        name (`str`): Folder, or Hub id.
+        name (`str`): Folder, or Hub id; one that LeRobot has recorded on this machine is not downloaded.
         videos (`bool`): Whether to download the videos too.
-
-    Returns:
-        `tuple`: The folder; and, of a dataset of the Hub, its files there.
 
     Raises:
         ValueError: If there is no such dataset.
@@ -344,11 +289,11 @@ def find_dataset(name: str, videos: bool) -> tuple[Path, HubFiles | None]:
     return open_hub_dataset(name, videos)
 
 
-def _check_parquet(path: Path, read: bool = False) -> None:
-    """Raise a `ValueError` that names a damaged parquet file; `read` decodes it, not only its footer."""
+def _check_parquet(path: Path) -> None:
+    """Raise a `ValueError` that names a damaged parquet file."""
     try:
         with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups if read else 0):
+            for group in range(file.num_row_groups):
                 file.read_row_group(group)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"data file {path} is damaged or truncated ({error}); {RESTORE}") from error

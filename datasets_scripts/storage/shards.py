@@ -1,14 +1,14 @@
-"""Shards (one finished episode in a folder), and the LeRobot v3 dataset that they are joined to.
+"""Write episodes as shards, and join shards to a LeRobot v3 dataset.
 
-A shard holds one mp4 per video column, `arrays.npz` with the other columns by name, and `facts.json`.
-LeRobot's recorder encodes and concatenates in one process, copying the whole video file for every episode.
-Here episodes arrive encoded, each file is written once, and LeRobot's own metadata class keeps the books.
+A shard is a folder with one mp4 per video column, `arrays.npz` with the other columns by name, and
+`facts.json`. LeRobot's recorder copies the whole video file for every episode; here each file is written
+once, and LeRobot's metadata class writes the metadata.
 """
 
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,22 @@ from datasets_scripts.storage.atomic import write_json, write_whole_folder
 from datasets_scripts.storage.video_writing import (
     encode_depth,
     encode_rgb,
+    group_files,
     join_videos,
-    lerobot_depth_encoder,
-    lerobot_rgb_encoder,
     video_stats,
 )
 
-__all__ = ["ARRAYS", "Layout", "assemble_dataset", "read_array", "read_facts", "write_facts", "write_shard"]
+__all__ = [
+    "ARRAYS_FILE",
+    "Layout",
+    "assemble_dataset",
+    "read_array",
+    "read_facts",
+    "write_facts",
+    "write_shard",
+]
 
-ARRAYS, FACTS = "arrays.npz", "facts.json"
+ARRAYS_FILE, FACTS_FILE = "arrays.npz", "facts.json"
 
 
 def write_shard(
@@ -37,14 +44,14 @@ def write_shard(
     fps: int,
     depth_max_m: Mapping[str, float],
 ) -> dict:
-    """Encode an episode and write it.
+    """Encode an episode and write its shard.
 
     Args:
         shard (`Path`): Folder to create.
         videos (`Mapping[str, np.ndarray]`): By column `(F, H, W, 3)` uint8 RGB, or `(F, H, W)` float32
-            metres.
-        arrays (`Mapping[str, np.ndarray]`): Other columns by name, `(F, size)`; more is kept as it is.
-        facts (`Mapping`): What is known of the episode, as JSON: `instruction`, and what the caller wants.
+            meters.
+        arrays (`Mapping[str, np.ndarray]`): Other columns by name, `(F, size)`, and further arrays.
+        facts (`Mapping`): JSON facts of the episode: `instruction`, and further ones.
         fps (`int`): Frames per second.
         depth_max_m (`Mapping[str, float]`): Farthest depth kept, by depth column.
 
@@ -57,31 +64,29 @@ def write_shard(
     stats = {}
     with write_whole_folder(shard) as folder:
         for key, frames in videos.items():
-            if frames.dtype == np.uint8:
-                encoded = encode_rgb(frames, fps)
-            else:
-                encoded = encode_depth(frames, fps, depth_max_m[key])
+            is_rgb = frames.dtype == np.uint8
+            encoded = encode_rgb(frames, fps) if is_rgb else encode_depth(frames, fps, depth_max_m[key])
             (folder / f"{key}.mp4").write_bytes(encoded)
             stats[key] = video_stats(frames)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
-        (folder / ARRAYS).write_bytes(buffer.getvalue())
+        (folder / ARRAYS_FILE).write_bytes(buffer.getvalue())
         n_frames = len(next(iter(videos.values())))
         return write_facts(folder, {**facts, "n_frames": n_frames, "stats": stats})
 
 
 def write_facts(folder: Path, facts: Mapping) -> dict:
-    """Write the last file of a shard: its facts with the sizes of the other files; gives these facts."""
+    """Write the last file of a shard: its facts with the sizes of the other files; returns these facts."""
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     facts = {**facts, "bytes": sizes}
-    (folder / FACTS).write_text(json.dumps(facts))
+    (folder / FACTS_FILE).write_text(json.dumps(facts))
     return facts
 
 
 def read_facts(shard: Path) -> dict | None:
-    """Facts of a shard, or `None` if a file is missing or has not the size it was written with."""
+    """Facts of a shard, or `None` if a file is missing or has another size than when it was written."""
     try:
-        facts = json.loads((shard / FACTS).read_text())
+        facts = json.loads((shard / FACTS_FILE).read_text())
         whole = all((shard / name).stat().st_size == size for name, size in facts["bytes"].items())
     except (OSError, ValueError, KeyError):
         return None
@@ -90,28 +95,19 @@ def read_facts(shard: Path) -> dict | None:
 
 def read_array(shard: Path, name: str) -> np.ndarray:
     """One of a shard's arrays."""
-    with np.load(shard / ARRAYS) as arrays:
+    with np.load(shard / ARRAYS_FILE) as arrays:
         return arrays[name]
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What all episodes of a dataset have in common.
-
-    Args:
-        fps (`int`): Frames per second.
-        robot_type (`str`): Name of the robot.
-        features (`Mapping[str, dict]`): LeRobot features of the columns, videos included.
-        depth_max_m (`Mapping[str, float]`): Farthest depth kept, by depth column.
-        later_bytes (`float`): Size per frame of the columns that will be appended, so that data files stay
-            near LeRobot's limit with them.
-    """
+    """What all episodes of a dataset have in common."""
 
     fps: int
     robot_type: str
-    features: Mapping[str, dict]
-    depth_max_m: Mapping[str, float]
-    later_bytes: float = 0.0
+    features: Mapping[str, dict]  # LeRobot's, videos included
+    depth_max_m: Mapping[str, float]  # farthest depth kept, by depth column
+    later_bytes: float = 0.0  # per frame, of columns to append: data files then stay near LeRobot's limit
 
     @property
     def video_keys(self) -> list[str]:
@@ -120,18 +116,15 @@ class Layout:
 
 
 def assemble_dataset(
-    root: Path,
-    layout: Layout,
-    shard_of: Callable[[int], Path],
-    facts: Sequence[dict],
+    root: Path, layout: Layout, shard_of: Callable[[int], Path], facts: Sequence[dict]
 ) -> None:
     """Write a complete dataset from shards.
 
     Args:
         root (`Path`): Folder to fill, missing or empty.
         layout (`Layout`): Columns and their form.
-        shard_of (`Callable`): Folder of an episode.
-        facts (`Sequence[dict]`): Facts of every episode, in order: `n_frames`, `instruction` and `stats`.
+        shard_of (`Callable`): Gives the folder of an episode.
+        facts (`Sequence[dict]`): Of every episode, in order: `n_frames`, `instruction` and `stats`.
 
     Raises:
         OSError: If the disk is full, or a file does not hold the frames it should.
@@ -145,104 +138,69 @@ def assemble_dataset(
     meta = LeRobotDatasetMetadata.create(
         root.name, layout.fps, dict(layout.features), robot_type=layout.robot_type, root=root, use_videos=True
     )
-    lengths = [episode["n_frames"] for episode in facts]
-    videos = {}
+    lengths = [known["n_frames"] for known in facts]
+    places: list[dict] = [{} for _ in facts]
     for key in layout.video_keys:
         paths = [shard_of(episode) / f"{key}.mp4" for episode in range(len(facts))]
-        videos[key] = join_videos(meta, key, paths, lengths)
-        is_depth = key in meta.depth_keys
-        if is_depth:
-            meta.features[key]["info"]["depth_unit"] = "m"
-        encoder = lerobot_depth_encoder(layout.depth_max_m[key]) if is_depth else lerobot_rgb_encoder()
-        meta.update_video_info(key, encoder)
+        videos = join_videos(meta, key, paths, lengths, layout.depth_max_m.get(key))
+        for place, video in zip(places, videos, strict=True):
+            place |= video
     write_info(meta.info, meta.root)
-    data = _DataWriter(meta, layout.later_bytes)
     try:
-        for episode, known in enumerate(facts):
-            meta.save_episode_tasks([known["instruction"]])
-            columns = _columns(episode, known, shard_of(episode), meta, layout, data.n_frames)
-            place = data.write(columns)
-            for key in videos:
-                place |= videos[key][episode]
+        for episode, (columns, place) in enumerate(_write_data(meta, layout.later_bytes, shard_of, facts)):
             stats = compute_episode_stats(columns, meta.features)
-            for key, values in known["stats"].items():
+            for key, values in facts[episode]["stats"].items():
                 stats[key] = {name: np.array(value) for name, value in values.items()}
-            meta.save_episode(episode, known["n_frames"], [known["instruction"]], stats, place)
+            tasks = [facts[episode]["instruction"]]
+            meta.save_episode(episode, lengths[episode], tasks, stats, place | places[episode])
     finally:
-        data.close()
         meta.finalize()
-    # LeRobot's order is that of a set, another one in every process: the same dataset has the same bytes.
+    # LeRobot's order is that of a set, which differs from process to process.
     stats_path = root / "meta/stats.json"
     write_json(stats_path, dict(sorted(json.loads(stats_path.read_text()).items())))
 
 
-def _columns(
-    episode: int, known: dict, shard: Path, meta: Any, layout: Layout, first_frame: int
+def _write_data(
+    meta: Any, later_bytes: float, shard_of: Callable[[int], Path], facts: Sequence[dict]
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, int]]]:
+    """Write the data files; yields each episode's columns and place, as LeRobot's metadata names it."""
+    import datasets
+    import pyarrow.parquet as pq
+    from lerobot.datasets.feature_utils import get_hf_features_from_features
+
+    features = get_hf_features_from_features(meta.features)
+    values = sum(int(np.prod(f["shape"])) for f in meta.features.values() if f["dtype"] != "video")
+    sizes = [known["n_frames"] * (4 * values + later_bytes) for known in facts]  # before compression
+    first = 0
+    for chunk, file, start, stop in group_files(sizes, meta.data_files_size_in_mb * 1e6, meta.chunks_size):
+        path = meta.root / meta.data_path.format(chunk_index=chunk, file_index=file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(path, features.arrow_schema, compression="zstd") as writer:
+            for episode in range(start, stop):
+                columns = _build_columns(meta, episode, facts[episode], shard_of(episode), first)
+                rows = {key: columns[key] for key in features}
+                writer.write_table(
+                    datasets.Dataset.from_dict(rows, features=features).with_format("arrow")[:]
+                )
+                place = {"data/chunk_index": chunk, "data/file_index": file, "dataset_from_index": first}
+                first += facts[episode]["n_frames"]
+                yield columns, place | {"dataset_to_index": first}
+
+
+def _build_columns(
+    meta: Any, episode: int, facts: dict, shard: Path, first_frame: int
 ) -> dict[str, np.ndarray]:
     """Values of the plain columns of one episode, LeRobot's own ones included."""
-    n_frames = known["n_frames"]
+    n_frames, task = facts["n_frames"], facts["instruction"]
+    meta.save_episode_tasks([task])
     frames = np.arange(n_frames)
-    plain = [key for key in layout.features if key not in layout.video_keys]
-    with np.load(shard / ARRAYS) as arrays:
-        columns = {key: arrays[key] for key in plain}
-    return {
-        **columns,
+    own = {
         "timestamp": (frames / meta.fps).astype(np.float32),
         "frame_index": frames,
         "episode_index": np.full(n_frames, episode),
         "index": first_frame + frames,
-        "task_index": np.full(n_frames, meta.get_task_index(known["instruction"])),
+        "task_index": np.full(n_frames, meta.get_task_index(task)),
     }
-
-
-class _DataWriter:
-    """Writes episodes as row groups of files that stay near LeRobot's size limit."""
-
-    def __init__(self, meta: Any, later_bytes: float):
-        self.n_frames = 0
-        self._meta = meta
-        sizes = [4 * int(np.prod(f["shape"])) for f in meta.features.values() if f["dtype"] != "video"]
-        bytes_per_frame = sum(sizes) + later_bytes  # before compression
-        self._frames_per_file = max(1, int(meta.data_files_size_in_mb * 1e6 / bytes_per_frame))
-        self._chunk, self._file, self._frames_in_file = 0, 0, 0
-        self._writer: Any = None
-
-    def write(self, columns: dict[str, np.ndarray]) -> dict[str, int]:
-        """Write one episode; returns where it went, as LeRobot's episode metadata."""
-        import datasets
-        import pyarrow.parquet as pq
-        from lerobot.datasets.feature_utils import get_hf_features_from_features
-        from lerobot.datasets.utils import update_chunk_file_indices
-
-        n_frames = len(columns["index"])
-        if self._frames_in_file and self._frames_in_file + n_frames > self._frames_per_file:
-            self.close()
-            self._chunk, self._file = update_chunk_file_indices(
-                self._chunk, self._file, self._meta.chunks_size
-            )
-            self._frames_in_file = 0
-        hf_features = get_hf_features_from_features(self._meta.features)
-        rows = {key: columns[key] for key in hf_features}
-        table = datasets.Dataset.from_dict(rows, features=hf_features).with_format("arrow")[:]
-        if self._writer is None:
-            path = self._meta.root / self._meta.data_path.format(
-                chunk_index=self._chunk, file_index=self._file
-            )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(path, table.schema, compression="zstd")
-        self._writer.write_table(table)
-        place = {
-            "data/chunk_index": self._chunk,
-            "data/file_index": self._file,
-            "dataset_from_index": self.n_frames,
-            "dataset_to_index": self.n_frames + n_frames,
-        }
-        self.n_frames += n_frames
-        self._frames_in_file += n_frames
-        return place
-
-    def close(self) -> None:
-        """Finish the current file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+    plain = [key for key, feature in meta.features.items() if feature["dtype"] != "video" and key not in own]
+    with np.load(shard / ARRAYS_FILE) as arrays:
+        return {key: arrays[key] for key in plain} | own

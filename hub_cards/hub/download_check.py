@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from datasets_scripts.storage.hub_download import explain_hub_errors
-from datasets_scripts.storage.hub_upload import patiently
+from datasets_scripts.storage.hub_upload import retry_request
 from hub_cards.checks.dataset import check_dataset
 from hub_cards.checks.sample import check_sample
 
@@ -34,7 +34,7 @@ def verify_download(repo_id: str, repo_type: str, commit: str, files: Mapping[st
     with tempfile.TemporaryDirectory(prefix="foresight-pull-") as cache:
         with explain_hub_errors(repo_id, repo_type):
             root = Path(
-                patiently(
+                retry_request(
                     lambda: snapshot_download(repo_id, repo_type=repo_type, revision=commit, cache_dir=cache)
                 )
             )

@@ -13,12 +13,12 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from datasets_scripts.storage.hub_download import explain_hub_errors
 from datasets_scripts.storage.hub_upload import (
     commit_files,
-    differing,
+    find_differences,
     make_repo,
     move_tag,
-    patiently,
     remote_files,
     require_token,
+    retry_request,
 )
 from hub_cards.cards.measurements import read_json
 from hub_cards.checks.folder import KIND_FILES, check_folder, find_kind
@@ -151,7 +151,7 @@ def _send_files(files: Mapping[str, Path], target: HubTarget, repo_type: str) ->
     make_repo(repo_id, repo_type, private=was_private)  # private until it is complete
     with explain_hub_errors(repo_id, repo_type):
         if target.revision != "main":
-            patiently(
+            retry_request(
                 lambda: api.create_branch(repo_id, branch=target.revision, repo_type=repo_type, exist_ok=True)
             )
         known = remote_files(repo_id, repo_type, target.revision)
@@ -169,7 +169,7 @@ def _send_files(files: Mapping[str, Path], target: HubTarget, repo_type: str) ->
         if target.tag:
             move_tag(repo_id, repo_type, target.tag, commit)
         if target.public and was_private:
-            patiently(lambda: api.update_repo_settings(repo_id, private=False, repo_type=repo_type))
+            retry_request(lambda: api.update_repo_settings(repo_id, private=False, repo_type=repo_type))
     return commit
 
 
@@ -178,13 +178,13 @@ def _check_repository(target: HubTarget, repo_type: str) -> bool:
     api, repo_id = HfApi(), target.repo_id
 
     def exists(kind: str) -> bool:
-        return patiently(partial(api.repo_exists, repo_id, repo_type=kind))
+        return retry_request(partial(api.repo_exists, repo_id, repo_type=kind))
 
     if not exists(repo_type):
         if any(exists(other) for other in {"model", "dataset", "space"} - {repo_type}):
             raise ValueError(f"{repo_id} exists and is not a {repo_type}: choose another --repo-id")
         return True
-    private = patiently(partial(api.repo_info, repo_id, repo_type=repo_type)).private
+    private = retry_request(partial(api.repo_info, repo_id, repo_type=repo_type)).private
     if not (private or target.public):
         raise ValueError(
             f"{repo_id} is public: add --public if everybody may see this, or choose another --repo-id"
@@ -194,11 +194,11 @@ def _check_repository(target: HubTarget, repo_type: str) -> bool:
 
 def _check_tag(files: Mapping[str, Path], target: HubTarget, repo_type: str, changed: bool) -> None:
     """Refuse a tag that names a commit with other files than ours."""
-    refs = (
-        patiently(lambda: HfApi().list_repo_refs(target.repo_id, repo_type=repo_type)) if target.tag else None
-    )
-    taken = next((ref.target_commit for ref in refs.tags if ref.name == target.tag), None) if refs else None
-    if taken and (changed or any(differing(files, remote_files(target.repo_id, repo_type, taken)))):
+    if not target.tag:
+        return
+    refs = retry_request(lambda: HfApi().list_repo_refs(target.repo_id, repo_type=repo_type))
+    taken = next((ref.target_commit for ref in refs.tags if ref.name == target.tag), None)
+    if taken and (changed or find_differences(files, remote_files(target.repo_id, repo_type, taken))):
         raise ValueError(
             f"tag {target.tag} of {target.repo_id} names another commit ({taken}): choose another --tag"
         )
@@ -214,6 +214,6 @@ def _check_metadata(card: str, repo_type: str) -> None:
             hf_raise_for_status(response)
         return response.json()
 
-    if errors := patiently(ask).get("errors"):
+    if errors := retry_request(ask).get("errors"):
         told = "; ".join(" ".join(str(error.get("message")).split()) for error in errors)
         raise ValueError(f"the Hub rejects the card's metadata: {told}: correct README.md")

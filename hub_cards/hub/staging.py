@@ -14,7 +14,7 @@ from datasets_scripts.inspection.dataset_card import write_card
 from datasets_scripts.storage.atomic import share_file, write_json
 from datasets_scripts.storage.dataset_folder import dataset_files
 from datasets_scripts.storage.hub_download import explain_hub_errors
-from datasets_scripts.storage.hub_upload import patiently
+from datasets_scripts.storage.hub_upload import retry_request
 from datasets_scripts.storage.provenance import read_provenance
 from hub_cards.cards.measurements import is_folder, read_json
 from hub_cards.checks.sample import SAMPLE_FILE, write_sample
@@ -110,7 +110,7 @@ def pin_base(stage: Path, public: bool, dry_run: bool) -> None:
     if dry_run and constants.REGEX_COMMIT_OID.fullmatch(revision or ""):
         return
     with explain_hub_errors(base, "model"):
-        info = patiently(lambda: HfApi().model_info(base, revision=revision))
+        info = retry_request(lambda: HfApi().model_info(base, revision=revision))
     if public and info.private:
         raise ValueError(
             f"the adapter's base {base} is private: nobody could load the adapter: make its base public first"

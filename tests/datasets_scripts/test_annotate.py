@@ -32,7 +32,8 @@ WANTED = Annotation(("main", "wrist"), n_points=80)
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """Videos of two cameras with depth, no tracks; a dot moves over a still background."""
-    return make_dataset(tmp_path_factory.mktemp("recorded") / "data", tracks=False, size=(64, 80))
+    root = tmp_path_factory.mktemp("recorded") / "data"
+    return make_dataset(root, frames=[7, 5, 6], tracks=False, size=(64, 80))
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +157,8 @@ def test_an_interrupted_run_continues_to_the_same_dataset(recorded, annotated, t
 def test_the_workers_of_a_killed_run_end_too():
     """They would wait for work for ever, each with a model on the GPU; their output stays open until then."""
     code = (
-        "import os, time; from datasets_scripts.storage.episode_job import work_on_all; "
-        "list(work_on_all(time.sleep, [(600,), (600,)], 2, os.write, (1, b'at work ')))"
+        "import os, time, functools; from datasets_scripts.storage.episode_job import work_on_all; "
+        "list(work_on_all(time.sleep, [(600,), (600,)], 2, functools.partial(os.write, 1, b'at work ')))"
     )
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "start_new_session": True}
     with subprocess.Popen([sys.executable, "-c", code], **options) as run:
@@ -170,7 +171,7 @@ def test_the_workers_of_a_killed_run_end_too():
                 os.killpg(run.pid, signal.SIGKILL)
 
 
-@pytest.mark.slow  # the second one imports LeRobot anew
+@pytest.mark.slow  # the second one imports LeRobot again
 def test_two_runs_do_not_work_on_one_dataset(recorded, annotated, tmp_path, monkeypatch, capsys):
     output, work, codes = tmp_path / "data", command.annotate_shard, []
 
@@ -187,7 +188,7 @@ def test_two_runs_do_not_work_on_one_dataset(recorded, annotated, tmp_path, monk
     assert contents(output) == contents(annotated)
 
 
-@pytest.mark.slow  # each worker imports LeRobot anew
+@pytest.mark.slow  # each worker imports LeRobot again
 def test_workers_do_not_change_the_result(recorded, annotated, tmp_path):
     annotate(AnnotationJob(str(recorded.root), tmp_path / "data", WANTED), workers=2)
     assert contents(tmp_path / "data") == contents(annotated)
@@ -210,14 +211,19 @@ def test_a_finished_dataset_is_left_alone(recorded, annotated, capsys):
     [
         ({"depth": False}, [], "no camera of .* has depth"),
         ({"depth": ("main",)}, ["--cameras=main,wrist"], "'wrist' .* has no depth column"),
-        ({}, ["--cameras=top"], "no camera 'top'; it has main, wrist"),
-        ({"depth_factor": 1000.0}, [], "looks like millimetres"),
-        ({"tracks": True}, [], "has tracks of camera 'main' already"),
-        ({}, ["--n-points=1"], "at least 2"),
+        ({"depth_factor": 1000.0}, [], "looks like millimeters"),
+        ("recorded", ["--cameras=top"], "no camera 'top'; it has main, wrist"),
+        ("annotated", [], "has tracks of camera 'main' already"),
+        ("recorded", ["--n-points=1"], "at least 2"),
     ],
 )
-def test_what_cannot_be_annotated_is_refused(dataset, options, message, tmp_path, capsys):
-    facts = make_dataset(tmp_path / "data", **{"tracks": False, "frames": [3], "size": (48, 48)} | dataset)
+def test_what_cannot_be_annotated_is_refused(
+    dataset, options, message, recorded, annotated, tmp_path, capsys
+):
+    if isinstance(dataset, dict):
+        facts = make_dataset(tmp_path / "data", frames=[3], size=(48, 48), tracks=False, **dataset)
+    else:
+        facts = recorded if dataset == "recorded" else dataclasses.replace(recorded, root=annotated)
     assert main(command_line(facts, tmp_path / "output", *options)) == 1
     error = capsys.readouterr().err
     assert re.search(message, error), error

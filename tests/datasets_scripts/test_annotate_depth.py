@@ -44,7 +44,7 @@ def test_the_stock_reader_reads_what_two_joined_models_give(recorded, tmp_path):
         items = [dataset[i] for i in range(start, stop)]
         video = [np.asarray(item["observation.images.main"]).transpose(1, 2, 0) for item in items]
         clip = open_depth(source, align_with=metric, device="cpu").estimate(video, dataset.fps)
-        want = np.concatenate([metres for metres, _ in clip.runs])
+        want = np.concatenate([meters for meters, _ in clip.runs])
         stored = np.stack([np.asarray(item["observation.depth.main"])[0] for item in items])
         np.testing.assert_allclose(stored, want, rtol=5e-3)  # 12 bits
     provenance = read_provenance(output)

@@ -8,32 +8,16 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts import columns
 from datasets_scripts.storage.dataset_folder import load_features
+from tests.datasets_scripts.conftest import FRAMES, POINTS
 from tests.synthetic import make_dataset
-
-FRAMES, POINTS = (5, 7, 6), 9
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
-    """A dataset without depth and tracks."""
-    root = tmp_path_factory.mktemp("columns") / "plain"
-    make_dataset(root, frames=list(FRAMES), cameras=("main",), depth=False, tracks=False)
-    return root
-
-
-@pytest.fixture
-def plain(pristine, tmp_path):
-    """A copy of it to write to."""
-    import shutil
-
-    return shutil.copytree(pristine, tmp_path / "plain")
 
 
 @pytest.fixture(scope="module")
 def annotated(tmp_path_factory):
     """A dataset of videos with depth and tracks."""
     root = tmp_path_factory.mktemp("columns") / "annotated"
-    return make_dataset(root, frames=list(FRAMES), cameras=("main",), n_points=POINTS, n_padding=2)
+    options = {"cameras": ("main",), "size": (32, 40), "n_points": POINTS, "n_padding": 2}
+    return make_dataset(root, frames=list(FRAMES), **options)
 
 
 def test_points_survive_packing_within_float16():
@@ -85,8 +69,8 @@ def test_invalid_depth_becomes_zero_in_arrays_and_tensors():
 @pytest.mark.parametrize(
     ("depth", "limit", "message"),
     [
-        (np.linspace(300, 4000, 50), np.inf, "looks like millimetres"),
-        (np.full(50, 10.0), 10.0, "millimetres stored as metres"),
+        (np.linspace(300, 4000, 50), np.inf, "looks like millimeters"),
+        (np.full(50, 10.0), 10.0, "millimeters stored as meters"),
         (np.linspace(-1, 4, 50), np.inf, "cannot be negative"),
         (np.full(5, np.nan), np.inf, "no finite value"),
     ],

@@ -167,7 +167,7 @@ def test_depth_in_another_unit_is_a_problem(tmp_path, capsys):
     root = tmp_path / "millimetres"
     make_dataset(root, episodes=1, frames=3, use_videos=False, tracks=False, depth_factor=1000)
     assert main([str(root)]) == 1
-    assert "looks like millimetres read as metres" in capsys.readouterr().err
+    assert "looks like millimeters read as meters" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -76,14 +76,14 @@ def test_tasks_of_a_local_pipeline_make_what_one_process_makes(recorded, alone, 
     assert not output.with_name("data.partial").exists()
 
 
-@pytest.mark.slow  # each worker imports LeRobot anew
+@pytest.mark.slow  # each worker imports LeRobot again
 def test_two_workers_make_what_one_makes(recorded, alone, tmp_path):
     output = tmp_path / "data"
     assert main(command_line(recorded, output, "--executor=local", "--workers=2")) == 0
     assert contents(output) == alone
 
 
-@pytest.mark.slow  # each process imports LeRobot anew
+@pytest.mark.slow  # each process imports LeRobot again
 def test_two_ranks_make_what_one_process_makes(recorded, alone, tmp_path):
     output, script = tmp_path / "data", Path(executors.__file__).parents[1] / "annotate.py"
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]

@@ -23,11 +23,11 @@ from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 from tests.synthetic import make_dataset
 
-DEPTH_MAX_M, LENGTHS = 4.0, [12, 9, 7, 10]
+DEPTH_MAX_M, LENGTHS = 4.0, [7, 6, 4, 5]
 
 
 class DepthOfRed:
-    """A source of known truth: metres grow with red, the left border and what is far have none."""
+    """A source of known truth: meters grow with red, the left border and what is far have none."""
 
     def describe(self):
         return {"models": [{"model": "red", "licence": "apache-2.0"}]}
@@ -84,7 +84,7 @@ def command_line(dataset, output, *more: str) -> list[str]:
 
 
 def expected_depth(rows: DatasetRows, camera: str, span: range) -> np.ndarray:
-    """`(F, H, W)` metres, 0 where invalid."""
+    """`(F, H, W)` meters, 0 where invalid."""
     images = FrameDecoder(rows, f"observation.images.{camera}").decode(span)
     depth = depth_of(images.transpose(0, 2, 3, 1))
     depth[..., :2] = 0
@@ -152,7 +152,7 @@ def test_the_provenance_says_how_each_episode_went(annotated):
     assert "red" in (annotated / "README.md").read_text()
 
 
-def test_a_part_holds_its_episodes_with_all_labels_numbered_anew(annotated, part):
+def test_a_part_holds_its_episodes_with_all_labels_renumbered(annotated, part):
     old, new = (LeRobotDataset("local/x", root=root, depth_output_unit="m") for root in (annotated, part))
     assert read_provenance(part)["annotation"]["source_episode"] == [0, 2]
     assert (new.num_episodes, len(new)) == (2, LENGTHS[0] + LENGTHS[2])

@@ -7,39 +7,13 @@ import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts.storage import dataset_folder
-from tests.synthetic import make_dataset
-
-FRAMES, POINTS = (5, 7, 6), 9
-
+from tests.datasets_scripts.conftest import FRAMES
 
 SCORE = {"observation.points.main": {"dtype": "float16", "shape": (4,), "names": None}}
 
 
 def score(episode: int) -> np.ndarray:
     return (np.arange(FRAMES[episode] * 4).reshape(-1, 4) + 100 * episode).astype(np.float16)
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
-    """A dataset without depth and tracks."""
-    root = tmp_path_factory.mktemp("columns") / "plain"
-    make_dataset(root, frames=list(FRAMES), cameras=("main",), depth=False, tracks=False)
-    return root
-
-
-@pytest.fixture
-def plain(pristine, tmp_path):
-    """A copy of it to write to."""
-    import shutil
-
-    return shutil.copytree(pristine, tmp_path / "plain")
-
-
-@pytest.fixture(scope="module")
-def annotated(tmp_path_factory):
-    """A dataset of videos with depth and tracks."""
-    root = tmp_path_factory.mktemp("columns") / "annotated"
-    return make_dataset(root, frames=list(FRAMES), cameras=("main",), n_points=POINTS, n_padding=2)
 
 
 def test_appended_column_reads_back_with_stock_lerobot(plain):
@@ -121,7 +95,7 @@ def test_damaged_data_file_is_named(plain):
 
 
 def test_folder_without_a_dataset_is_named(tmp_path):
-    with pytest.raises(ValueError, match="is no LeRobot dataset"):
+    with pytest.raises(ValueError, match="is not a LeRobot dataset"):
         dataset_folder.load_features(tmp_path)
 
 

@@ -32,7 +32,7 @@ def test_changed_videos_are_decoded_again_and_the_old_file_goes(facts, tmp_path)
 
 
 def test_full_disk_leaves_no_cache_file_and_says_what_to_do(facts, tmp_path, monkeypatch):
-    def full_disk(decoder, file, progress):
+    def full_disk(decoder, file):
         file.write(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 

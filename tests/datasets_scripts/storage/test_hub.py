@@ -127,13 +127,13 @@ def test_errors_of_the_http_library_that_the_client_uses_are_explained():
         raise library.ConnectError("no route to host")
 
 
-def test_a_worker_process_goes_on_with_the_same_commit(stand_in):
+def test_a_worker_process_continues_with_the_same_commit(stand_in):
     rows = pickle.loads(pickle.dumps(DatasetRows("you/data", stream=True)))
     assert rows.hub == hub_source.HubFiles("you/data", COMMIT)
     rows.fetch_videos([1])
     assert len(videos(rows)) == 4
     before = len(stand_in)
-    rows.fetch_videos()
+    rows.fetch_videos(range(rows.n_episodes))
     assert len(stand_in) == before  # what is there is not asked for again
 
 
@@ -213,7 +213,7 @@ def test_a_published_dataset_is_streamed_over_http(recorded, published, server):
     server.add_fault(kind="drop", match="GET /__cdn__/", bytes=1000)  # the connection breaks once
     FrameDecoder(rows, "observation.images.main").decode(range(0, 2))
     assert videos(rows) == [MAIN]
-    rows.fetch_videos()
+    rows.fetch_videos(range(rows.n_episodes))
     for path in recorded.root.rglob("*.mp4"):
         assert (rows.root / path.relative_to(recorded.root)).read_bytes() == path.read_bytes()
 
@@ -226,7 +226,7 @@ def test_the_stock_reader_finds_the_tag_of_what_was_pushed(recorded, published, 
 
 
 def test_files_of_another_dataset_are_not_mixed_with_ours(published, tmp_path):
-    with pytest.raises(ValueError, match=r"holds files that are none of this dataset \(data/chunk-000"):
+    with pytest.raises(ValueError, match=r"holds files that are not of this dataset \(data/chunk-000"):
         check_push(published, tmp_path / "not-made-yet")
 
 

@@ -4,32 +4,8 @@ import numpy as np
 import pytest
 
 from datasets_scripts.storage import provenance
-from tests.synthetic import make_dataset
 
-FRAMES, POINTS = (5, 7, 6), 9
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
-    """A dataset without depth and tracks."""
-    root = tmp_path_factory.mktemp("columns") / "plain"
-    make_dataset(root, frames=list(FRAMES), cameras=("main",), depth=False, tracks=False)
-    return root
-
-
-@pytest.fixture
-def plain(pristine, tmp_path):
-    """A copy of it to write to."""
-    import shutil
-
-    return shutil.copytree(pristine, tmp_path / "plain")
-
-
-@pytest.fixture(scope="module")
-def annotated(tmp_path_factory):
-    """A dataset of videos with depth and tracks."""
-    root = tmp_path_factory.mktemp("columns") / "annotated"
-    return make_dataset(root, frames=list(FRAMES), cameras=("main",), n_points=POINTS, n_padding=2)
+POINTS = 9
 
 
 def test_provenance_round_trip_and_moving_flags(tmp_path):

@@ -16,7 +16,7 @@ FRAMES, HEIGHT, WIDTH, FPS, DEPTH_MAX = 5, 34, 50, 20, 4.0
 
 
 def slopes() -> np.ndarray:
-    """`(F, H, W)` float32 metres over the whole range and beyond it."""
+    """`(F, H, W)` float32 meters over the whole range and beyond it."""
     return np.linspace(0, 5, FRAMES * HEIGHT * WIDTH, dtype=np.float32).reshape(FRAMES, HEIGHT, WIDTH)
 
 
@@ -56,9 +56,9 @@ def test_depth_survives_its_video_to_less_than_a_millimetre():
     decoded = [
         dequantize_depth(c, depth_max=DEPTH_MAX, output_unit="m", output_tensor=False)[0] for c in codes
     ]
-    metres = np.stack(decoded)
+    meters = np.stack(decoded)
     inside = (slopes() > 0.011) & (slopes() < DEPTH_MAX)
-    assert np.abs(metres - slopes())[inside].max() < 1e-3
+    assert np.abs(meters - slopes())[inside].max() < 1e-3
 
 
 def test_depth_of_the_smallest_pictures_survives_too():
@@ -105,13 +105,11 @@ def test_statistics_are_lerobots(kind):
             assert np.allclose(value, expected, atol=tolerance)
 
 
-def test_files_are_grouped_up_to_the_size_limit(tmp_path):
-    paths = []
-    for index, size in enumerate((4, 5, 3, 9, 1)):
-        paths.append(tmp_path / str(index))
-        paths[-1].write_bytes(b"x" * size)
-    assert list(videos._group_by_size(paths, 9)) == [(0, 2), (2, 3), (3, 4), (4, 5)]
-    assert list(videos._group_by_size(paths, 100)) == [(0, 5)]
+def test_files_are_grouped_up_to_the_size_limit():
+    sizes = (4, 5, 3, 9, 1)
+    groups = [(0, 0, 0, 2), (0, 1, 2, 3), (1, 0, 3, 4), (1, 1, 4, 5)]
+    assert list(videos.group_files(sizes, 9, chunks_size=2)) == groups
+    assert list(videos.group_files(sizes, 100, chunks_size=2)) == [(0, 0, 0, 5)]
 
 
 @pytest.mark.parametrize("lengths", [(3, 5), (1, 2, 6), (4, 3, 5)])

@@ -224,7 +224,7 @@ def test_a_connection_that_stays_away_leaves_nothing_and_the_next_run_goes_on(bu
 
 
 def test_a_commit_of_somebody_else_meanwhile_is_not_overwritten(built, hub, unchecked, monkeypatch, capsys):
-    def somebody_commits(pause, error):
+    def somebody_commits(pause_s, error):
         HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id=REPO)
 
     monkeypatch.setattr(hub_upload, "_wait", somebody_commits)

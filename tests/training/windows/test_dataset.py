@@ -643,12 +643,12 @@ def test_missing_depth_tracks_and_actions_name_column_and_command(facts, picture
         ForesightWindows(facts.root, config("off", action_key="actions"))
 
 
-def test_millimetres_stored_as_metres_are_refused(tmp_path):
+def test_millimeters_stored_as_meters_are_refused(tmp_path):
     common = {"episodes": 1, "frames": 6, "cameras": ("main",), "tracks": False, "depth_factor": 1000.0}
     settings = config("off", views=["main"], objectives=["depth"])
     for use_videos in (True, False):
         made = make_dataset(tmp_path / f"videos-{use_videos}", use_videos=use_videos, **common)
-        with pytest.raises(ValueError, match=r"observation\.depth\.main.*millimetres"):
+        with pytest.raises(ValueError, match=r"observation\.depth\.main.*millimeters"):
             ForesightWindows(made.root, settings)
 
 
