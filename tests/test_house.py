@@ -61,7 +61,6 @@ DIFFERING_CONSTANTS = {
     "FACTS",
     "EXAMPLE",  # of every command's --help
     "GRIPPER",
-    "RUN_FRAMES",
     "STILL",
 }
 REPEATED_CLASSES: set = set()

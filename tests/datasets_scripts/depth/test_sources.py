@@ -442,7 +442,7 @@ def test_a_damaged_checkpoint_is_named(project, content):
         file.write_bytes(content)
     else:
         torch.save(content, file)
-    with pytest.raises(ValueError, match=r"vits\.pth is no checkpoint"):
+    with pytest.raises(ValueError, match=r"vits\.pth is not a checkpoint"):
         VideoDepth(str(file), "cpu")
 
 
@@ -452,7 +452,7 @@ def test_a_checkpoint_with_code_in_it_is_not_run(project):
             return (print, ("run",))
 
     torch.save({"pretrained.cls_token": Trap()}, project / "vits.pth")
-    with pytest.raises(ValueError, match="no checkpoint"):
+    with pytest.raises(ValueError, match="not a checkpoint"):
         VideoDepth(str(project / "vits.pth"), "cpu")
 
 
@@ -463,7 +463,7 @@ def test_damaged_weights_and_unknown_devices_are_named(metric, tmp_path):
     with pytest.raises(ValueError, match="cannot be loaded"):
         open_depth(str(folder))
     save_file({"other": torch.zeros(2)}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="belong to another one"):
+    with pytest.raises(ValueError, match="belong to another model"):
         open_depth(str(folder))
     with pytest.raises(ValueError, match="unknown device 'gpu'"):
         open_depth(metric, device="gpu")
