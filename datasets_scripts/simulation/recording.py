@@ -1,4 +1,4 @@
-"""Record one simulated demonstration: expert, cameras, exact depth and tracks, written as one shard."""
+"""Record one simulated demonstration as a shard: expert, cameras, exact depth and tracks."""
 
 import json
 import zlib
@@ -8,25 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from datasets_scripts.columns import (
-    DEPTH_LIMIT_MARGIN_M,
-    depth_feature,
-    depth_key,
-    image_key,
-    pack_points,
-)
+from datasets_scripts.columns import DEPTH_LIMIT_MARGIN_M, depth_feature, depth_key, image_key, pack_points
 from datasets_scripts.simulation.exact_tracks import RigidClip, make_tracks
-from datasets_scripts.simulation.metaworld import (
-    ACTION_DIM,
-    MAX_STEPS,
-    SIMULATION_HZ,
-    STATE_DIM,
-    MetaWorldSim,
-)
+from datasets_scripts.simulation.metaworld import MAX_STEPS, SIMULATION_HZ, MetaWorldSim
 from datasets_scripts.storage.shards import Layout, write_shard
 from datasets_scripts.storage.video_writing import MIN_DEPTH_SIDE_PX
 
-# Stored after the first success, so that the last frames before it still have a future to predict.
+# So that the last frames before success have a future to predict.
 FRAMES_AFTER_SUCCESS = 3
 
 
@@ -42,14 +30,14 @@ class Recording:
         seed (`int`): Seed of starts, action noise and choice of points.
         noise (`float`): Standard deviation of the noise on the expert's executed actions, which lie in [-1,
             1]; the stored action is the one without noise.
-        detour (`int`): Most frames at the start in which one random motion of the hand is executed in place
-            of the expert's; the stored action stays the expert's. Without it a demonstration's hand soon lies
-            on the way to the goal, and a policy learns to look at the hand instead of the goal.
+        detour (`int`): Most frames at the start in which one random motion of the hand is executed instead
+            of the expert's; the stored action is the expert's. Without it the hand is soon on the way to the
+            goal, and a policy learns to look at the hand instead of the goal.
         n_points (`int`): Tracked points per episode.
         cameras (`tuple[str, ...]`): Cameras; tracks are made for the first.
-        depth_max (`float`): Farthest depth kept, in metres.
-        max_steps (`int`): Simulation steps the expert may take.
-        retries (`int`): New starts tried when the expert fails.
+        depth_max (`float`): Farthest depth kept, in meters.
+        max_steps (`int`): Most simulation steps of the expert.
+        retries (`int`): New starts after a failure of the expert.
         quality (`str`): Rendering quality, `fast` or `default`.
     """
 
@@ -88,7 +76,7 @@ class Recording:
                 f"{self.max_steps} steps in all, so give 0 or a few"
             )
         if not 0.1 <= self.depth_max <= 50:
-            raise ValueError(f"--depth-max is {self.depth_max}; give metres between 0.1 and 50")
+            raise ValueError(f"--depth-max is {self.depth_max}; give meters between 0.1 and 50")
         if not self.stride <= self.max_steps <= MAX_STEPS:
             raise ValueError(
                 f"--max-steps is {self.max_steps}; give {self.stride} to {MAX_STEPS} simulation steps"
@@ -119,33 +107,23 @@ class Recording:
 
     def features(self) -> dict[str, dict]:
         """LeRobot features of all recorded columns (points are appended later, without statistics)."""
-        return {
-            **self.video_features(),
-            "observation.state": {
-                "dtype": "float32",
-                "shape": (STATE_DIM,),
-                "names": ["hand_x", "hand_y", "hand_z", "gripper_opening"],
-            },
-            "action": {
-                "dtype": "float32",
-                "shape": (ACTION_DIM,),
-                "names": ["delta_x", "delta_y", "delta_z", "gripper_effort"],
-            },
+        state = ["hand_x", "hand_y", "hand_z", "gripper_opening"]
+        action = ["delta_x", "delta_y", "delta_z", "gripper_effort"]
+        vectors = {"observation.state": state, "action": action}
+        return self.video_features() | {
+            key: {"dtype": "float32", "shape": (len(names),), "names": names}
+            for key, names in vectors.items()
         }
 
     def layout(self) -> Layout:
-        """How the dataset is stored; the points are appended to it."""
+        """Layout of the dataset before the points are appended."""
         depth_max_m = {depth_key(camera): self.depth_max for camera in self.cameras}
         point_bytes = 6.2 * self.n_points  # float16 x 3 and one bit
         return Layout(self.fps, "sawyer", self.features(), depth_max_m, point_bytes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values as JSON gives them back, for comparing two runs."""
+        """The fields as JSON values."""
         return json.loads(json.dumps(asdict(self)))
-
-
-class ExpertFailedError(RuntimeError):
-    """The scripted expert did not succeed in any of the allowed tries."""
 
 
 def record_shard(sim: MetaWorldSim, recording: Recording, episode: int, shard: Path) -> dict:
@@ -161,7 +139,7 @@ def record_shard(sim: MetaWorldSim, recording: Recording, episode: int, shard: P
         `dict`: The facts also written to `facts.json`: task, seed, attempts, frames, points.
 
     Raises:
-        ExpertFailedError: If no try succeeded.
+        RuntimeError: If the expert failed in all tries.
         OSError: If the disk is full or not writable; nothing is left under the shard's name.
     """
     task_number = zlib.crc32(sim.task.encode())
@@ -172,33 +150,27 @@ def record_shard(sim: MetaWorldSim, recording: Recording, episode: int, shard: P
         if plan is not None:
             break
     else:
-        raise ExpertFailedError(
+        raise RuntimeError(
             f"the expert failed {recording.retries + 1} times in a row on {sim.task} (episode {episode}); "
             "lower --noise, raise --retries, or leave the task out"
         )
     labels, executed = plan
-    videos, arrays, facts = render_episode(
-        sim, recording, start_seed, executed, np.random.default_rng(track_seed)
-    )
-    facts |= {
-        "task": sim.task,
-        "instruction": sim.task_description,
-        "seed": start_seed,
-        "attempts": attempt + 1,
-    }
-    arrays = {"observation.state": arrays.pop("state"), "action": labels, **arrays}
+    generator = np.random.default_rng(track_seed)
+    videos, arrays, facts = render_episode(sim, recording, start_seed, executed, generator)
+    facts |= {"task": sim.task, "instruction": sim.task_description}
+    facts |= {"seed": start_seed, "attempts": attempt + 1}
     layout = recording.layout()
-    return write_shard(shard, videos, arrays, facts, layout.fps, layout.depth_max_m)
+    return write_shard(shard, videos, arrays | {"action": labels}, facts, layout.fps, layout.depth_max_m)
 
 
 def plan_episode(
     sim: MetaWorldSim, recording: Recording, start_seed: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Let the expert act without rendering anything, to learn whether it succeeds.
+    """Let the expert act without rendering, to see whether it succeeds.
 
     Returns:
         `tuple | None`: Clean and executed actions, `(F, 4)` float32 each, up to a few frames after the first
-        success; `None` if there was none within the allowed steps.
+        success; `None` without success.
     """
     sim.reset(start_seed)
     labels, executed = [], []
@@ -233,13 +205,13 @@ def render_episode(
     Args:
         sim (`MetaWorldSim`): Simulator.
         recording (`Recording`): Parameters.
-        start_seed (`int`): Seed the plan was made with.
+        start_seed (`int`): Seed of the plan.
         executed (`np.ndarray`): `(F, 4)` float32 actions as executed.
         generator (`np.random.Generator`): For the choice of points.
 
     Returns:
-        `tuple`: Videos by column (`(F, H, W, 3)` uint8 or `(F, H, W)` float32 metres), arrays (state,
-        points, visibility) and facts (counts, intrinsics, which points move).
+        `tuple`: Videos by column (`(F, H, W, 3)` uint8 or `(F, H, W)` float32 meters), arrays (state, points,
+        visibility, which points move) and facts (counts, intrinsics).
     """
     flow_camera = recording.cameras[0]
     frames: dict[str, list] = {key: [] for key in recording.video_features()}
@@ -250,9 +222,7 @@ def render_episode(
         for camera in recording.cameras:
             frames[image_key(camera)].append(sim.render_rgb(camera))
             frames[depth_key(camera)].append(np.minimum(sim.render_depth(camera), recording.depth_max))
-        geometry.append(
-            (sim.render_bodies(flow_camera), *sim.body_poses(), *sim.camera_pose(flow_camera)),
-        )
+        geometry.append((sim.render_bodies(flow_camera), *sim.body_poses(), *sim.camera_pose(flow_camera)))
         sim.step(action, recording.stride)
     depth = np.stack(frames[depth_key(flow_camera)])
     valid = depth < recording.depth_max - DEPTH_LIMIT_MARGIN_M
@@ -264,7 +234,7 @@ def render_episode(
     points, visible, choice = make_tracks(clip, generator, recording.n_points)
     padding = recording.n_points - points.shape[1]
     arrays = {
-        "state": np.stack(states),
+        "observation.state": np.stack(states),
         "points": pack_points(np.pad(points, ((0, 0), (0, padding), (0, 0)))),
         "visible": np.pad(visible, ((0, 0), (0, padding))),
         "moving": np.pad(choice.moving, (0, padding)),
