@@ -60,7 +60,6 @@ MANY_PARAMETERS = {
 DIFFERING_CONSTANTS = {
     "FACTS",
     "EXAMPLE",  # of every command's --help
-    "GRIPPER",
     "STILL",
 }
 REPEATED_CLASSES: set = set()

@@ -189,7 +189,7 @@ def attribute(name, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("data"), "is no demonstration file of LIBERO"),
+        (without("data"), "is not a demonstration file of LIBERO"),
         (without("data/demo_0/obs/ee_states"), "demo_0 lacks obs/ee_states"),
         (
             replaced("data/demo_0/actions", np.zeros((4, 6))),
@@ -235,4 +235,4 @@ def test_what_is_no_archive_of_libero_is_refused(suite, tmp_path, capsys):
     whole = path.read_bytes()
     for damaged in (whole[:3000], bytes(4).join(whole.rsplit(b"SNOD", 1)), b"<html>not found</html>"):
         path.write_bytes(damaged)
-        assert f"{NAMES[0]} is no HDF5 file, or it is damaged" in refused(copy)
+        assert f"{NAMES[0]} is not an HDF5 file, or it is damaged" in refused(copy)
