@@ -2,8 +2,8 @@
 
 LeRobot gives a policy `observation.*` and `action` and drops every other column, so `lerobot-train` cannot
 use a dataset with `image`, `state` and `actions`, and `lerobot-edit-dataset` cannot rename columns. This
-renames them in data files, metadata, statistics and video folders. Videos are shared by hard link or copied to
-another file system, never encoded again. Re-encoding them in place may change both datasets.
+renames them in data files, metadata, statistics and video folders. Videos are shared by hard link, or copied
+to another file system, never encoded again. Re-encoding them in place may change both datasets.
 """
 
 import difflib
