@@ -98,15 +98,10 @@ def time_in_turns(
 def memory_mb(call: Callable[[], object], device: torch.device, graphed: bool = False) -> dict[str, float]:
     """Memory in MB during a call that has run before, including everything resident; empty where unknown.
 
-    Args:
-        call (`Callable`): What to call.
-        device (`torch.device`): Where it computes.
-        graphed (`bool`): Whether it replays a CUDA graph.
-
     Returns:
-        `dict`: `peak_memory_mb`: peak allocated on a GPU, of the process (RSS) on Linux; not if `graphed`,
-        as PyTorch counts a graph's memory as free. `reserved_memory_mb`, on a GPU only: what PyTorch has
-        reserved after the call, graphs included.
+        `dict`: `peak_memory_mb`: peak allocated on a GPU, of the process (RSS) on Linux; not for a CUDA graph
+        (`graphed`), whose memory PyTorch counts as free. `reserved_memory_mb`, on a GPU only: what PyTorch
+        has reserved after the call, graphs included.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the cache of the setup is not needed to run

@@ -98,6 +98,18 @@ def depth_feature(height: int, width: int) -> dict:
     }
 
 
+def image_feature(height: int, width: int) -> dict:
+    """LeRobot feature of an RGB video, which H.264 stores in even sizes only."""
+    if height % 2 or width % 2:
+        raise ValueError(f"images are {width}x{height} px; video needs an even width and height")
+    return {"dtype": "video", "shape": (height, width, 3), "names": ["height", "width", "channels"]}
+
+
+def vector_feature(names: Sequence[str]) -> dict:
+    """LeRobot feature of a float32 vector with named entries."""
+    return {"dtype": "float32", "shape": (len(names),), "names": list(names)}
+
+
 def points_features(camera: str, n_points: int, height: int, width: int) -> dict[str, dict]:
     """LeRobot features of a camera's tracked points and their visibility.
 

@@ -1,7 +1,7 @@
-"""Print the inputs that other policies should use from a dataset with depth and points.
+"""What a policy other than ours should take from a dataset with depth and points: cameras and state.
 
-LeRobot gives a policy every image column as a camera, even depth, and every other `observation.*` column as
-state, even points. Its policies train on such a dataset if they are told their inputs:
+LeRobot shows every picture to a policy as a camera, depth too, and every other `observation.*` column as a
+state, points too. Its policies train on such a dataset if their inputs are named, and this prints them:
 
 lerobot-train --policy.type=act --dataset.repo_id=YOU/DATASET \
     --policy.input_features="$(python -m datasets_scripts.policy_inputs YOU/DATASET)" ...
@@ -19,7 +19,7 @@ __all__ = ["policy_inputs"]
 
 
 def policy_inputs(features: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
-    """Inputs in LeRobot's form, without labels.
+    """Inputs as LeRobot would list them, without labels.
 
     Args:
         features (`Mapping[str, Mapping]`): Features of the dataset (`meta.features`).
@@ -54,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if not (inputs := policy_inputs(features)):
         print(
-            f"error: LeRobot's policies use columns that begin with 'observation.', and no input of "
-            f"{options.dataset} does ({', '.join(features)}): rename them with "
+            f"error: LeRobot shows policies what begins with 'observation.', and of the columns of "
+            f"{options.dataset} ({', '.join(features)}) no input does: rename them with "
             "python -m datasets_scripts.rename_columns",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""Copy a LeRobot v3 dataset under other column names; videos are shared, not encoded again."""
+"""Copy a LeRobot v3 dataset under other column names; videos are shared, never encoded again."""
 
 import argparse
 import sys
@@ -8,9 +8,9 @@ from datasets_scripts.conversion.column_names import rename_columns
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Command-line options."""
+    """Command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__,
+        description="Copy a LeRobot v3 dataset under other column names; videos are shared, not copied.",
         epilog="example:\n  python -m datasets_scripts.rename_columns --dataset YOU/HUMANOID "
         "--output outputs/humanoid \\\n      --rename image=observation.images.front state=observation.state "
         "actions=action",
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="extend",
         required=True,
         metavar="OLD=NEW",
-        help="columns; depth and points of a camera are renamed with it",
+        help="columns; depth and points of a camera go with it",
     )
     return parser
 

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets_scripts.columns import depth_feature, depth_key, image_key
-from datasets_scripts.conversion.job import Demonstration, image_feature, vector_feature
+from datasets_scripts.columns import depth_feature, depth_key, image_feature, image_key, vector_feature
+from datasets_scripts.conversion.job import Demonstration
 from datasets_scripts.storage.shards import Layout
 
 __all__ = ["CalvinArchive"]

@@ -15,15 +15,7 @@ from datasets_scripts.storage.episode_job import EpisodeJob, EpisodeWork
 from datasets_scripts.storage.provenance import write_provenance
 from datasets_scripts.storage.shards import Layout, assemble_dataset, write_shard
 
-__all__ = [
-    "Archive",
-    "Demonstration",
-    "convert",
-    "converter_parser",
-    "image_feature",
-    "print_summary",
-    "vector_feature",
-]
+__all__ = ["Archive", "Demonstration", "convert", "converter_parser", "print_summary"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +64,7 @@ def convert(archive: Archive, output: Path, workers: int = 1) -> dict[str, int]:
     Args:
         archive (`Archive`): What is converted.
         output (`Path`): Folder of the finished dataset.
-        workers (`int`): Processes. The result does not depend on it, up to the compression noise of the RGB
-            videos.
+        workers (`int`): Processes. The result does not depend on it, up to noise of the RGB videos.
 
     Returns:
         `dict`: `episodes`, `frames`, `tasks`, `bytes`.
@@ -125,18 +116,6 @@ def _assemble(root: Path, archive: Archive, shard_of: Callable[[int], Path], fac
         },
     }
     write_provenance(root, provenance)
-
-
-def image_feature(height: int, width: int) -> dict:
-    """LeRobot feature of an RGB video, which H.264 stores in even sizes only."""
-    if height % 2 or width % 2:
-        raise ValueError(f"images are {width}x{height} px; video needs an even width and height")
-    return {"dtype": "video", "shape": (height, width, 3), "names": ["height", "width", "channels"]}
-
-
-def vector_feature(names: Sequence[str]) -> dict:
-    """LeRobot feature of a float32 vector with named entries."""
-    return {"dtype": "float32", "shape": (len(names),), "names": list(names)}
 
 
 def converter_parser(description: str, example: str, source_help: str) -> argparse.ArgumentParser:

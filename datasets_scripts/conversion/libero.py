@@ -31,8 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets_scripts.columns import image_key
-from datasets_scripts.conversion.job import Demonstration, image_feature, vector_feature
+from datasets_scripts.columns import image_feature, image_key, vector_feature
+from datasets_scripts.conversion.job import Demonstration
 from datasets_scripts.storage.shards import Layout
 
 __all__ = ["LiberoArchive"]

@@ -49,11 +49,7 @@ def task_descriptions() -> dict[str, str]:
 
 
 def resolve_tasks(names: str) -> list[str]:
-    """List the tasks of names and difficulty groups, each once.
-
-    Args:
-        names (`str`): Comma-separated tasks (`drawer-open-v3`) or groups (`easy`, `medium`, `hard`,
-            `very_hard`, `all`).
+    """Tasks, each once, of comma-separated tasks (`drawer-open-v3`) and groups (`easy`, `very_hard`, `all`).
 
     Raises:
         ValueError: If a name is unknown (with the closest known names) or none is given.
@@ -234,20 +230,18 @@ class MetaWorldSim:
         return self._observation[:STATE_DIM].astype(np.float32)
 
     def step(self, action: np.ndarray, repeat: int = 1, stop_on_success: bool = False) -> bool:
-        """Hold one action for some simulation steps.
+        """Hold an action `(4,)`, clipped to [-1, 1], for `repeat` simulation steps or those left.
 
         Args:
-            action (`np.ndarray`): `(4,)` hand displacement and gripper command; clipped to [-1, 1].
-            repeat (`int`): Simulation steps (80 per second), at most those left.
+            action (`np.ndarray`): Hand displacement and gripper command; another shape or values that are not
+                finite raise a `ValueError`.
+            repeat (`int`): Simulation steps, 80 per second.
             stop_on_success (`bool`): Return at the first successful step.
 
         Returns:
             `bool`: Whether any of the steps was successful.
-
-        Raises:
-            ValueError: If the action has another shape or is not finite.
         """
-        action = np.asarray(action, dtype=np.float64)
+        action = np.asarray(action, np.float64)
         if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
             raise ValueError(f"action must be {ACTION_DIM} finite numbers; got {action}")
         action = np.clip(action, -1.0, 1.0)

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from datasets_scripts.columns import DEPTH_LIMIT_MARGIN_M, depth_feature, depth_key, image_key, pack_points
+from datasets_scripts.columns import (
+    DEPTH_LIMIT_MARGIN_M,
+    depth_feature,
+    depth_key,
+    image_feature,
+    image_key,
+    pack_points,
+    vector_feature,
+)
 from datasets_scripts.simulation.exact_tracks import RigidClip, make_tracks
 from datasets_scripts.simulation.metaworld import MAX_STEPS, SIMULATION_HZ, MetaWorldSim
 from datasets_scripts.storage.shards import Layout, write_shard
@@ -16,6 +24,8 @@ from datasets_scripts.storage.video_writing import MIN_DEPTH_SIDE_PX
 
 # So that the last frames before success have a future to predict.
 FRAMES_AFTER_SUCCESS = 3
+SAWYER_STATE = ("hand_x", "hand_y", "hand_z", "gripper_opening")
+SAWYER_ACTION = ("delta_x", "delta_y", "delta_z", "gripper_effort")
 
 
 @dataclass(frozen=True)
@@ -98,28 +108,15 @@ class Recording:
         """Task of an episode: all episodes of the first task, then those of the second, and so on."""
         return self.tasks[episode // self.episodes]
 
-    def video_features(self) -> dict[str, dict]:
-        """LeRobot features of the video columns."""
-        side = self.image_size
-        rgb = {"dtype": "video", "shape": (side, side, 3), "names": ["height", "width", "channels"]}
-        images = {image_key(camera): dict(rgb) for camera in self.cameras}
-        return images | {depth_key(camera): depth_feature(side, side) for camera in self.cameras}
-
-    def features(self) -> dict[str, dict]:
-        """LeRobot features of all recorded columns (points are appended later, without statistics)."""
-        state = ["hand_x", "hand_y", "hand_z", "gripper_opening"]
-        action = ["delta_x", "delta_y", "delta_z", "gripper_effort"]
-        vectors = {"observation.state": state, "action": action}
-        return self.video_features() | {
-            key: {"dtype": "float32", "shape": (len(names),), "names": names}
-            for key, names in vectors.items()
-        }
-
     def layout(self) -> Layout:
-        """Layout of the dataset before the points are appended."""
-        depth_max_m = {depth_key(camera): self.depth_max for camera in self.cameras}
+        """Layout of the dataset before the points are appended (later, without statistics)."""
+        side, depth_keys = self.image_size, [depth_key(camera) for camera in self.cameras]
+        features = {image_key(camera): image_feature(side, side) for camera in self.cameras}
+        features |= {key: depth_feature(side, side) for key in depth_keys}
+        features["observation.state"] = vector_feature(SAWYER_STATE)
+        features["action"] = vector_feature(SAWYER_ACTION)
         point_bytes = 6.2 * self.n_points  # float16 x 3 and one bit
-        return Layout(self.fps, "sawyer", self.features(), depth_max_m, point_bytes)
+        return Layout(self.fps, "sawyer", features, dict.fromkeys(depth_keys, self.depth_max), point_bytes)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -127,13 +124,7 @@ class Recording:
 
 
 def record_shard(sim: MetaWorldSim, recording: Recording, episode: int, shard: Path) -> dict:
-    """Record one episode and write it as a folder.
-
-    Args:
-        sim (`MetaWorldSim`): Simulator of the episode's task.
-        recording (`Recording`): Parameters.
-        episode (`int`): Index over all tasks; together with the seed it determines the episode.
-        shard (`Path`): Folder to create.
+    """Record an episode (its index over all tasks), which it and the seed determine, as a folder `shard`.
 
     Returns:
         `dict`: The facts also written to `facts.json`: task, seed, attempts, frames, points.
@@ -200,21 +191,14 @@ def render_episode(
     executed: np.ndarray,
     generator: np.random.Generator,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict]:
-    """Replay planned actions with the cameras on.
-
-    Args:
-        sim (`MetaWorldSim`): Simulator.
-        recording (`Recording`): Parameters.
-        start_seed (`int`): Seed of the plan.
-        executed (`np.ndarray`): `(F, 4)` float32 actions as executed.
-        generator (`np.random.Generator`): For the choice of points.
+    """Replay the executed actions `(F, 4)` of a plan with the cameras on; `generator` chooses points.
 
     Returns:
         `tuple`: Videos by column (`(F, H, W, 3)` uint8 or `(F, H, W)` float32 meters), arrays (state, points,
         visibility, which points move) and facts (counts, intrinsics).
     """
     flow_camera = recording.cameras[0]
-    frames: dict[str, list] = {key: [] for key in recording.video_features()}
+    frames: dict[str, list] = {key: [] for key in recording.layout().video_keys}
     states, geometry = [], []
     sim.reset(start_seed)
     for action in executed:

@@ -20,7 +20,7 @@ def open_tracker(source: str, model: str | None = None, device: str = "auto") ->
     Args:
         source (`str`): One of `TRACK_SOURCES`.
         model (`str`, *optional*): Checkpoint file of a learned tracker.
-        device (`str`): `"cuda"`, `"cuda:1"`, `"cpu"`, or `"auto"`: a GPU if there is one.
+        device (`str`): Such as `"cuda"`, `"cuda:1"`, `"cpu"`, or `"auto"`: a GPU if there is one.
 
     Raises:
         ValueError: As [`check_track_source`]; also if weights are damaged or the device does not exist.

@@ -26,7 +26,7 @@ class CoTracker3(LearnedTracker):
 
     name, model_name, package = "CoTracker", "CoTracker3 offline", "cotracker"
     license = "cc-by-nc-4.0"
-    remedy = "pip install git+https://github.com/facebookresearch/co-tracker (non-commercial licence)"
+    remedy = "pip install git+https://github.com/facebookresearch/co-tracker (non-commercial license)"
 
     def __init__(self, checkpoint: str, device: str = "auto"):
         super().__init__(checkpoint, device)

@@ -14,14 +14,8 @@ from datasets_scripts.tracks.learned import LearnedTracker, PixelScale, load_wei
 from datasets_scripts.tracks.lifting import depth_at, fill_holes
 
 # The published network.
-SIZES = {
-    "stride": 4,
-    "window_len": 16,
-    "add_space_attn": True,
-    "num_virtual_tracks": 64,
-    "model_resolution": (384, 512),
-    "upsample_factor": 4,
-}
+SIZES = {"stride": 4, "window_len": 16, "add_space_attn": True, "num_virtual_tracks": 64}
+SIZES |= {"model_resolution": (384, 512), "upsample_factor": 4}
 FARTHEST_M = 100.0  # the network multiplies depth from frame to frame, so that of a lost point can explode
 DENSE_ONLY = "upsample_transformer."  # parameters that sparse tracks do not use
 
@@ -33,7 +27,7 @@ class Delta(LearnedTracker):
     license = "Snap Inc., non-commercial research only"
     remedy = (
         "clone github.com/snap-research/DELTA_densetrack3d, install jaxtyping, and add the folder to "
-        "PYTHONPATH (research licence)"
+        "PYTHONPATH (research license)"
     )
 
     def __init__(self, checkpoint: str, device: str = "auto"):
@@ -72,7 +66,6 @@ class Delta(LearnedTracker):
             queries=scale.to_network(queries, self.device),
             backward_tracking=True,
         )
-        places = scale.to_image(found["trajs_uv"][0])
         z = found["trajs_depth"][0].float().clamp(0, FARTHEST_M).cpu().numpy()
-        visible, confidence = found["vis"][0].cpu().numpy(), found["conf"][0].float().cpu().numpy()
-        return np.concatenate([places, z], axis=-1), visible, confidence
+        points = np.concatenate([scale.to_image(found["trajs_uv"][0]), z], axis=-1)
+        return points, found["vis"][0].cpu().numpy(), found["conf"][0].float().cpu().numpy()

@@ -117,15 +117,7 @@ class _Tracks:
 
 
 class LearnedTracker:
-    """Base of the trackers that come from the user's copy of their project.
-
-    Args:
-        checkpoint (`str`): File of the weights.
-        device (`str`): `"auto"`: a GPU if there is one.
-
-    Raises:
-        ValueError: If package or file is missing or damaged; says what to do.
-    """
+    """Base of the trackers that come from the user's copy of their project and a `checkpoint` of it."""
 
     name: str  # of the project
     model_name: str
@@ -143,9 +135,7 @@ class LearnedTracker:
         if importlib.util.find_spec(cls.package) is None:
             raise ValueError(f"{cls.name} is not installed: {cls.remedy}")
         if not checkpoint:
-            raise ValueError(
-                f"{cls.name} needs its weights: --track-model FILE.pth; its README links to them"
-            )
+            raise ValueError(f"{cls.name} needs its weights: --track-model FILE.pth, see its README")
         if not Path(checkpoint).is_file():
             raise ValueError(f"there is no checkpoint {checkpoint}; the README of {cls.name} links to it")
 
@@ -160,15 +150,10 @@ class LearnedTracker:
 
 
 def load_weights(model: torch.nn.Module, checkpoint: str, unused: str = "") -> None:
-    """Fill a network from a checkpoint of its project; only tensors are unpickled.
+    """Fill a network from a file with tensors, at the top or under `model`; nothing else is unpickled.
 
-    Args:
-        model (`torch.nn.Module`): The network.
-        checkpoint (`str`): File with the weights, at the top or under `model`.
-        unused (`str`): Prefix of parameters that may be missing.
-
-    Raises:
-        ValueError: If the file is damaged, or of another network.
+    Parameters with the prefix `unused` may be missing. A file that is damaged or of another network raises a
+    `ValueError`.
     """
     try:
         weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -188,23 +173,19 @@ def resize(maps: np.ndarray, height: int, width: int, device: torch.device) -> t
     Returns:
         `torch.Tensor`: `(1, k, 3 or 1, height, width)` float32, corners aligned; images in [0, 255].
     """
-    done = []
+    is_depth, done = maps.ndim == 3, []
+    options = {"mode": "nearest"} if is_depth else {"mode": "bilinear", "align_corners": True}
     for piece in np.array_split(maps, math.ceil(len(maps) / RESIZED_AT_ONCE)):
         piece = torch.from_numpy(np.ascontiguousarray(piece)).to(device)
-        if piece.ndim == 3:
-            done.append(F.interpolate(piece[:, None], (height, width), mode="nearest"))
-        else:
-            piece = piece.permute(0, 3, 1, 2).float()
-            done.append(F.interpolate(piece, (height, width), mode="bilinear", align_corners=True))
+        piece = piece[:, None] if is_depth else piece.permute(0, 3, 1, 2).float()
+        done.append(F.interpolate(piece, (height, width), **options))
     return torch.cat(done)[None]
 
 
 class PixelScale:
     """Pixels of an image counted from its outer edge <-> those of a network, counted from pixel centers.
 
-    Args:
-        size (`tuple[int, int]`): Rows and columns of the image.
-        resolution (`tuple[int, int]`): Rows and columns of the network's input.
+    `size` and `resolution` are rows and columns of the image and of the network's input.
     """
 
     def __init__(self, size: tuple[int, int], resolution: tuple[int, int]):
