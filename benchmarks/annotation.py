@@ -20,7 +20,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts.annotation.episode import Annotation
 from datasets_scripts.annotation.job import AnnotationJob, annotate
-from datasets_scripts.columns import depth_feature, depth_key, image_key
+from datasets_scripts.columns import depth_key, image_key, recorded_features
 from datasets_scripts.storage.video_writing import lerobot_depth_encoder
 
 CAMERA = "main"
@@ -53,17 +53,11 @@ def record(root: Path, args: argparse.Namespace) -> int:
     textures = [cv2.GaussianBlur(draw.integers(0, 256, (side, side, 3), np.uint8), (0, 0), 2) for _ in "ab"]
     wall, patch = (cv2.normalize(texture, None, 20, 235, cv2.NORM_MINMAX) for texture in textures)
     noise = draw.normal(0, NOISE_LEVELS, (2 * side, 2 * side, 3)).astype(np.float32)
-    numbers = {"dtype": "float32", "shape": (2,), "names": ["x", "y"]}
     dataset = LeRobotDataset.create(
         "local/benchmark",
         fps=args.fps,
         root=root,
-        features={
-            image_key(CAMERA): {"dtype": "video", "shape": (side, side, 3), "names": ["h", "w", "c"]},
-            depth_key(CAMERA): depth_feature(side, side),
-            "observation.state": numbers,
-            "action": numbers,
-        },
+        features=recorded_features({CAMERA: (side, side)}, True, ["x", "y"], ["x", "y"]),
         depth_encoder=lerobot_depth_encoder(DEPTH_MAX_M),
         streaming_encoding=True,
     )

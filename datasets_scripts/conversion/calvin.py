@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets_scripts.columns import depth_feature, depth_key, image_feature, image_key, vector_feature
+from datasets_scripts.columns import depth_key, image_key, recorded_features
 from datasets_scripts.conversion.job import Demonstration
 from datasets_scripts.storage.shards import Layout
 
@@ -79,7 +79,9 @@ class CalvinArchive:
         self.lengths = [last - first + 1 for first, last in self._segments]
         self._sizes: dict[str, tuple[int, int]] = {}
         self._check_depth()
-        self.layout = _layout(self._sizes)
+        features = recorded_features(self._sizes, True, STATE_NAMES, CALVIN_ACTIONS)
+        depth_max_m = {depth_key(camera): far_m for camera, (_, _, far_m) in CALVIN_CAMERAS.items()}
+        self.layout = Layout(CALVIN_FPS, "panda", features, depth_max_m)
         chosen = [self._segments, self._instructions[:limit], self._tasks[:limit]]
         self.parameters = {
             "format": "CALVIN",
@@ -187,15 +189,6 @@ class CalvinArchive:
         intrinsics = {"fx": focal, "fy": focal, "cx": 0.5 * width, "cy": 0.5 * height}
         intrinsics |= {"height": height, "width": width}
         return {"depth": {"source": "simulator", "depth_max_m": far_m}, "intrinsics": intrinsics}
-
-
-def _layout(sizes: dict[str, tuple[int, int]]) -> Layout:
-    features = {image_key(camera): image_feature(*size) for camera, size in sizes.items()}
-    features |= {depth_key(camera): depth_feature(*size) for camera, size in sizes.items()}
-    features["observation.state"] = vector_feature(STATE_NAMES)
-    features["action"] = vector_feature(CALVIN_ACTIONS)
-    depth_max_m = {depth_key(camera): CALVIN_CAMERAS[camera][2] for camera in sizes}
-    return Layout(CALVIN_FPS, "panda", features, depth_max_m)
 
 
 def _frame_files(folder: Path) -> tuple[int, set[int]]:

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets_scripts.columns import image_feature, image_key, vector_feature
+from datasets_scripts.columns import image_key, recorded_features
 from datasets_scripts.conversion.job import Demonstration
 from datasets_scripts.storage.shards import Layout
 
@@ -77,9 +77,7 @@ class LiberoArchive:
             self._open(path, name)
             sources.append([name, path.stat().st_size, len(self._demos) - before])
         self._demos, self.lengths = self._demos[:limit], self.lengths[:limit]
-        features = {image_key(camera): image_feature(*size) for camera, size in self._sizes.items()}
-        features["observation.state"] = vector_feature(STATE_NAMES)
-        features["action"] = vector_feature(LIBERO_ACTIONS)
+        features = recorded_features(self._sizes, False, STATE_NAMES, LIBERO_ACTIONS)
         self.layout = Layout(LIBERO_FPS, "panda", features, {})
         self.parameters = {
             "format": "LIBERO",

@@ -3,9 +3,9 @@
 | source | is | needs |
 |---|---|---|
 | `sensor` | a depth column of the dataset | nothing |
-| `depth-anything-v2` | metres of every frame on its own | transformers; `model` is a Hub id or folder |
+| `depth-anything-v2` | meters of every frame on its own | transformers; `model` is a Hub id or folder |
 | `video-depth-anything` | depth that is consistent in time | that project; `model` is its checkpoint file |
-| `vda+dav2` | the second, brought to metres by the first (the paper's two models) | both |
+| `vda+dav2` | the second, brought to meters by the first (the paper's two models) | both |
 | Hub id or folder | any other depth model of transformers | |
 
 Models whose depth is known up to scale and shift only need a metric model, `align_with`.

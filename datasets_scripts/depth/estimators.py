@@ -38,17 +38,13 @@ class Estimator(Protocol):
 
 
 class MetricDepth:
-    """Depth of a metric model; pixels without a finite, positive depth are invalid.
-
-    Args:
-        estimator (`Estimator`): The model.
-    """
+    """Depth of a metric model; pixels without a finite, positive depth are invalid."""
 
     def __init__(self, estimator: Estimator):
         self.estimator = estimator
 
     def describe(self) -> dict[str, Any]:
-        """The model."""
+        """The model, see [`Estimator.describe`]."""
         return {"models": [self.estimator.describe()]}
 
     def estimate(self, frames: Sequence[np.ndarray], fps: float) -> DepthClip:
@@ -62,10 +58,6 @@ class AlignedDepth:
     Relative depth waits on disk (4 bytes a pixel, in the folder for temporary files, TMPDIR) until the last
     key frame is read. Where the two models disagree, a clip gets the metric model's depth of every frame,
     with medians smoothed in time.
-
-    Args:
-        relative (`Estimator`): Inverse depth up to scale and shift.
-        metric (`Estimator`): Meters.
     """
 
     def __init__(self, relative: Estimator, metric: Estimator):

@@ -17,7 +17,6 @@ from datasets_scripts.depth.source import hash_file
 
 # What the numbers are, by the type in a model's config. DPT covers MiDaS, whose depth is inverse.
 METRIC_TYPES, RELATIVE_TYPES = ("zoedepth", "depth_pro", "glpn"), ("dpt",)
-BATCH_SIZE = {"cuda": 16, "cpu": 2}
 MOST_MISSING = 0.1  # of the tensors of a model
 
 
@@ -36,7 +35,7 @@ class TransformersDepth:
     def __init__(self, name: str, device: str = "auto", batch_size: int | None = None):
         self.name, self.device = name, pick_device(device)
         self.is_metric = self.check(name)
-        self.batch_size = batch_size or BATCH_SIZE.get(self.device.type, 2)
+        self.batch_size = batch_size or (16 if self.device.type == "cuda" else 2)
         try:
             self.processor = AutoImageProcessor.from_pretrained(name)
             model, loading = AutoModelForDepthEstimation.from_pretrained(

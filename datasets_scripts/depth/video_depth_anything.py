@@ -148,7 +148,7 @@ class VideoDepth:
         return images, depth[:, 0]
 
     def _prepare(self, batch: torch.Tensor) -> torch.Tensor:
-        """Resized and normalised images: `(k, H, W, 3)` uint8 -> `(k, 3, h, w)` float32."""
+        """Resized and normalized images: `(k, H, W, 3)` uint8 -> `(k, 3, h, w)` float32."""
         height, width = batch.shape[1:3]
         side, ratio = self.side, max(height, width) / min(height, width)
         if ratio > WIDEST:

@@ -8,6 +8,7 @@ The world frame is MuJoCo's. Camera frames have x to the right and y down in the
 Pixel coordinates count from the outer edge of the image: the center of the first pixel is at 0.5.
 """
 
+import contextlib
 import difflib
 import functools
 import importlib.resources
@@ -139,7 +140,7 @@ def _free(renderer: Any, environment: Any) -> None:
     environment.close()
 
 
-class MetaWorldSim:
+class MetaWorldSim(contextlib.AbstractContextManager):
     """One MetaWorld task with rendered cameras, exact geometry and a scripted expert.
 
     Several may live in one process if they are used from one thread; close them when done.
@@ -312,9 +313,6 @@ class MetaWorldSim:
     def close(self) -> None:
         """Free the renderer and the simulation."""
         self._closer()
-
-    def __enter__(self) -> "MetaWorldSim":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

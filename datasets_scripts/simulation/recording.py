@@ -10,12 +10,10 @@ import numpy as np
 
 from datasets_scripts.columns import (
     DEPTH_LIMIT_MARGIN_M,
-    depth_feature,
     depth_key,
-    image_feature,
     image_key,
     pack_points,
-    vector_feature,
+    recorded_features,
 )
 from datasets_scripts.simulation.exact_tracks import RigidClip, make_tracks
 from datasets_scripts.simulation.metaworld import MAX_STEPS, SIMULATION_HZ, MetaWorldSim
@@ -110,13 +108,11 @@ class Recording:
 
     def layout(self) -> Layout:
         """Layout of the dataset before the points are appended (later, without statistics)."""
-        side, depth_keys = self.image_size, [depth_key(camera) for camera in self.cameras]
-        features = {image_key(camera): image_feature(side, side) for camera in self.cameras}
-        features |= {key: depth_feature(side, side) for key in depth_keys}
-        features["observation.state"] = vector_feature(SAWYER_STATE)
-        features["action"] = vector_feature(SAWYER_ACTION)
+        sizes = dict.fromkeys(self.cameras, (self.image_size, self.image_size))
+        features = recorded_features(sizes, True, SAWYER_STATE, SAWYER_ACTION)
+        depth_max_m = {depth_key(camera): self.depth_max for camera in self.cameras}
         point_bytes = 6.2 * self.n_points  # float16 x 3 and one bit
-        return Layout(self.fps, "sawyer", features, dict.fromkeys(depth_keys, self.depth_max), point_bytes)
+        return Layout(self.fps, "sawyer", features, depth_max_m, point_bytes)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""

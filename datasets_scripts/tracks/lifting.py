@@ -9,7 +9,6 @@ from datasets_scripts.columns import DEPTH_FLOOR_M
 
 # How much nearer or farther a point may be one frame later; beyond that, it is another surface.
 DEPTH_JUMP_M, DEPTH_JUMP_FRACTION = 0.04, 0.04
-BLOCK_TRACKS = 256  # interpolated together
 
 
 def depth_at(depth_m: np.ndarray, place: np.ndarray, expected_m: np.ndarray | None = None) -> np.ndarray:
@@ -78,9 +77,9 @@ def lift_tracks(
             z[frame, index[agrees]] = expected[index[agrees]] = near[agrees]
             hidden += 1
             hidden[index[agrees]] = 1
-    for first in range(0, len(start), BLOCK_TRACKS):
-        block = slice(first, first + BLOCK_TRACKS)
-        z[:, block] = _interpolate(z[:, block])
+    for track in np.flatnonzero((z > 0).any(axis=0)):
+        known = np.flatnonzero(z[:, track])
+        z[:, track] = np.interp(np.arange(n_frames), known, z[known, track])
     return z
 
 
@@ -104,15 +103,3 @@ def fill_holes(depth_m: np.ndarray) -> np.ndarray:
     for frame in np.flatnonzero(~known):
         filled[frame] = filled[frames[np.abs(frames - frame).argmin()]] if len(frames) else 1.0
     return filled
-
-
-def _interpolate(z: np.ndarray) -> np.ndarray:
-    """Fill the zeros of each column `(F, n)`: linearly between the others, held before and after them."""
-    frames = np.arange(len(z))[:, None]
-    last = np.maximum.accumulate(np.where(z > 0, frames, -1), axis=0)
-    following = np.minimum.accumulate(np.where(z > 0, frames, len(z))[::-1], axis=0)[::-1]
-    last, following = np.where(last < 0, following, last), np.where(following == len(z), last, following)
-    nowhere = ~(z > 0).any(axis=0)
-    last[:, nowhere] = following[:, nowhere] = 0
-    low, high = (np.take_along_axis(z, place, axis=0) for place in (last, following))
-    return low + (high - low) * ((frames - last) / np.maximum(following - last, 1)).astype(np.float32)

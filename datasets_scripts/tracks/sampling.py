@@ -187,8 +187,8 @@ def classify_motion(points: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray
     """
     seen_once = visible.any(axis=0)
     mask = visible | ~seen_once  # tracks that are never visible are ruled out at the end
-    centre = np.stack([_seen_quantile(points[..., axis], mask, 0.5) for axis in (0, 1)], axis=-1)
-    away_px = REFERENCE_PX * (np.linalg.norm(points[..., :2] - centre, axis=-1) * mask).max(axis=0)
+    center = np.stack([_seen_quantile(points[..., axis], mask, 0.5) for axis in (0, 1)], axis=-1)
+    away_px = REFERENCE_PX * (np.linalg.norm(points[..., :2] - center, axis=-1) * mask).max(axis=0)
     near, depth, far = (_seen_quantile(points[..., 2], mask, q) for q in (0.05, 0.5, 0.95))
     depth_range = far - near
     path_length = _path_length(points[..., 2], mask)

@@ -10,7 +10,7 @@ SCALE, SHIFT = 0.37, 0.21  # 1 / depth = SCALE * q + SHIFT
 
 @pytest.fixture
 def clip():
-    """True metres of a scene between 0.4 and 4 m, and the video model's view of it."""
+    """True meters of a scene between 0.4 and 4 m, and the video model's view of it."""
     draw = np.random.default_rng(0)
     ramp = np.linspace(0.4, 4.0, 40 * 30).reshape(40, 30)
     depth = np.stack([ramp + 0.02 * t for t in range(8)]) + draw.normal(0, 0.005, (8, 40, 30))

@@ -147,7 +147,7 @@ def test_stored_frames_and_state_are_what_the_simulator_shows(stored, simulated_
 
 
 def test_points_reproject_to_their_pixel_after_storage(stored, simulated_dataset, sim):
-    """Frame 0: within 0.5 px of a pixel centre, and within 2 mm of the depth rendered there."""
+    """Frame 0: within 0.5 px of a pixel center, and within 2 mm of the depth rendered there."""
     _, episodes = stored
     provenance = read_provenance(simulated_dataset.root)
     size = simulated_dataset.recording.image_size
@@ -163,7 +163,7 @@ def test_points_reproject_to_their_pixel_after_storage(stored, simulated_dataset
         )
         pixels = (points[:, :2] * size).astype(int).clip(0, size - 1)
         exact, _ = follow_pixels(clip, np.stack([0 * pixels[:, 0], pixels[:, 1], pixels[:, 0]], axis=-1))
-        # Points seeded in frame 0 sit on pixel centres; those seeded later may lie anywhere.
+        # Points seeded in frame 0 sit on pixel centers; those seeded later may lie anywhere.
         off_centre_px = np.abs(points[:, :2] * size - pixels - 0.5).max(axis=-1)
         seeded_here = episode["observation.points_visible.main"][0] & (off_centre_px < 0.05)
         assert seeded_here.mean() > 0.5
@@ -177,7 +177,7 @@ def test_points_reproject_to_their_pixel_after_storage(stored, simulated_dataset
 
 
 def test_visible_points_agree_with_the_stored_depth(stored):
-    """Within 1 cm of the stored depth at 99 %, looking at the pixel and its neighbours as the depth test
+    """Within 1 cm of the stored depth at 99 %, looking at the pixel and its neighbors as the depth test
     does."""
     errors, at_pixel = [], []
     for episode in stored[1]:
