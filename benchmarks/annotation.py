@@ -1,10 +1,9 @@
 """Frames per second of `annotate.py` without weights (sensor depth, Lucas-Kanade), and its peak memory.
 
-One episode of `--minutes` is recorded with LeRobot's own writer: a textured patch that moves over a textured
-wall, with noise, seen by a camera with depth. It is then annotated from start to end: decoding, tracks,
-sampling, figures, the new dataset. With one worker the time is that of a process that has loaded everything,
-and the memory is all that the command takes; more workers share several `--episodes`, and their start counts.
-The last line is one JSON object.
+One episode of `--minutes` is recorded with LeRobot's writer: a textured patch that moves over a textured
+wall, with noise, seen by a camera with depth. It is then annotated: decoding, tracks, sampling, figures, the
+new dataset. With one worker the time excludes loading, and the memory is all that the command takes; more
+workers share several `--episodes`, and their start counts. The last line is one JSON object.
 """
 
 import argparse
@@ -16,12 +15,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from _measure import describe_machine, memory_mb
+from _measure import build_parser, describe_machine, memory_mb
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts.annotation.episode import Annotation
 from datasets_scripts.annotation.job import AnnotationJob, annotate
-from datasets_scripts.columns import depth_feature, depth_key, image_key
+from datasets_scripts.columns import depth_key, image_key, recorded_features
 from datasets_scripts.storage.video_writing import lerobot_depth_encoder
 
 CAMERA = "main"
@@ -36,14 +35,10 @@ EXAMPLE = """examples:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n", 1)[0],
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = build_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("--minutes", type=float, default=0.5, help="length of an episode (%(default)s)")
-    add("--episodes", type=int, default=1, help="how many (%(default)s)")
+    add("--episodes", type=int, default=1, help="number of episodes (%(default)s)")
     add("--fps", type=int, default=30, help="frames per second of the camera (%(default)s)")
     add("--image-size", type=int, default=224, help="side of the images in px (%(default)s)")
     add("--n-points", type=int, default=1250, help="tracks per episode (%(default)s)")
@@ -53,30 +48,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def record(root: Path, args: argparse.Namespace) -> int:
-    """Makes the dataset; its frames."""
+    """Record the dataset; gives the number of its frames."""
     side, draw = args.image_size, np.random.default_rng(0)
-    wall, patch = (
-        cv2.normalize(
-            cv2.GaussianBlur(draw.integers(0, 256, (side, side, 3), np.uint8), (0, 0), 2),
-            None,
-            20,
-            235,
-            cv2.NORM_MINMAX,
-        )
-        for _ in range(2)
-    )
+    textures = [cv2.GaussianBlur(draw.integers(0, 256, (side, side, 3), np.uint8), (0, 0), 2) for _ in "ab"]
+    wall, patch = (cv2.normalize(texture, None, 20, 235, cv2.NORM_MINMAX) for texture in textures)
     noise = draw.normal(0, NOISE_LEVELS, (2 * side, 2 * side, 3)).astype(np.float32)
-    numbers = {"dtype": "float32", "shape": (2,), "names": ["x", "y"]}
     dataset = LeRobotDataset.create(
         "local/benchmark",
         fps=args.fps,
         root=root,
-        features={
-            image_key(CAMERA): {"dtype": "video", "shape": (side, side, 3), "names": ["h", "w", "c"]},
-            depth_key(CAMERA): depth_feature(side, side),
-            "observation.state": numbers,
-            "action": numbers,
-        },
+        features=recorded_features({CAMERA: (side, side)}, True, ["x", "y"], ["x", "y"]),
         depth_encoder=lerobot_depth_encoder(DEPTH_MAX_M),
         streaming_encoding=True,
     )
@@ -106,22 +87,18 @@ def record(root: Path, args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace, scratch: Path) -> dict:
-    """Records, annotates, and says what it took."""
+    """Record and annotate; gives the figures."""
     start = time.perf_counter()
     n_frames = record(scratch / "recorded", args)
     print(f"{n_frames} frames recorded in {time.perf_counter() - start:.0f} s", flush=True)
     annotation = Annotation((CAMERA,), n_points=args.n_points)
-    seconds, summary = [], {}
-
-    def work() -> None:
-        began = time.perf_counter()
-        job = AnnotationJob(str(scratch / "recorded"), scratch / "annotated", annotation)
-        summary.update(annotate(job, args.workers))
-        seconds.append(time.perf_counter() - began)
-
-    memory = memory_mb(work, torch.device("cpu"))
+    job = AnnotationJob(str(scratch / "recorded"), scratch / "annotated", annotation)
+    summary = {}
+    start = time.perf_counter()
+    memory = memory_mb(lambda: summary.update(annotate(job, args.workers)), torch.device("cpu"))
+    seconds = time.perf_counter() - start
     if args.workers > 1:
-        memory = {}  # of this process alone: the workers' is not in it
+        memory = {}  # it does not include the workers
     return {
         "frames": n_frames,
         "episodes": args.episodes,
@@ -129,23 +106,18 @@ def run(args: argparse.Namespace, scratch: Path) -> dict:
         "n_points": args.n_points,
         "workers": args.workers,
         "moving_share": round(summary["moving"], 3),
-        "seconds": round(seconds[0], 1),
-        "frames_per_s": round(n_frames / seconds[0], 1),
+        "seconds": round(seconds, 1),
+        "frames_per_s": round(n_frames / seconds, 1),
         **memory,
     }
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures and prints."""
+    """Measure and print."""
     args = parse_arguments(arguments)
     print(describe_machine(torch.device("cpu")))
-    if args.folder is None:
-        with tempfile.TemporaryDirectory() as folder:
-            figures = run(args, Path(folder))
-    else:
-        args.folder.mkdir(parents=True, exist_ok=True)
-        figures = run(args, args.folder)
-    print(json.dumps(figures))
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(run(args, args.folder or Path(folder))))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,31 @@
 """Frames per second of the depth sources, and how busy they keep a GPU; random weights of the true sizes.
 
-A clip is decoded from an AV1 video as LeRobot stores it, goes through a source, and the result is dropped:
-what `annotate.py --depth SOURCE` does, without writing. `gpu_busy` is the time of all kernels per frame, from
-the profiler, times the frames per second of a run without the profiler. Beside it stand the share of time
-between start and end of the network's forward calls (CUDA events; waits between kernels included), and NVML's
-figure where `nvidia-ml-py` is installed. Video-Depth-Anything is measured where it is on PYTHONPATH.
+A clip is decoded from an AV1 video as LeRobot stores it and goes through a source, as in
+`annotate.py --depth SOURCE`, without writing. `gpu_busy` is the time of all kernels per frame, from the
+profiler, times the frames per second of a run without the profiler. `forward_share` is the share of time in
+the network's forward calls, waits between kernels included. Video-Depth-Anything is measured where it is on
+PYTHONPATH.
 """
 
 import argparse
 import importlib.util
 import json
-import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from _measure import describe_machine, memory_mb, print_table, start_afresh, synchronise, write_csv
+from _measure import (
+    build_parser,
+    describe_machine,
+    memory_mb,
+    print_table,
+    start_afresh,
+    synchronize,
+    write_csv,
+)
 from torchcodec.decoders import VideoDecoder
 from transformers import (
     DepthAnythingConfig,
@@ -34,34 +40,27 @@ from datasets_scripts.depth.video_depth_anything import ENCODERS, VideoDepth
 EXAMPLE = """example:
   python benchmarks/depth_sources.py --device cuda --frames 2000
 """
-# Width, layers, heads, layers whose features are used, channels of the neck, of the fusion.
+# Width, layers, heads, layers that give features, channels of the neck, of the fusion.
 SIZES = {
     "tiny": (48, 4, 2, [1, 2, 3, 4], [8, 8, 16, 16], 8),
     "small": (384, 12, 6, [3, 6, 9, 12], [48, 96, 192, 384], 64),
     "base": (768, 12, 12, [3, 6, 9, 12], [96, 192, 384, 768], 128),
     "large": (1024, 24, 16, [5, 12, 18, 24], [256, 512, 1024, 1024], 256),
 }
-CLIP_FRAMES = 120  # in the file, which is read again and again
+CLIP_FRAMES = 120  # in the file, which repeats
 VIDEO = "video-depth-anything"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n", 1)[0],
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = build_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add(
-        "--models",
-        nargs="+",
-        help="depth-anything-v2-SIZE or video-depth-anything-SIZE (default: small; on a GPU large too)",
-    )
+    models = "depth-anything-v2-SIZE or video-depth-anything-SIZE (default: small; on a GPU large too)"
+    add("--models", nargs="+", help=models)
     add("--batch-size", type=int, help="frames at once for depth-anything-v2 (default: as annotate.py)")
     add("--image-size", type=int, nargs=2, default=[224, 224], metavar=("H", "W"), help="of the video")
-    add("--frames", type=int, help="frames of the measured run (default: 2000 on a GPU, else 6)")
+    add("--frames", type=int, help="frames of the measured run (default: 2000 on a GPU, 6 on a CPU)")
     add("--small", action="store_true", help="a tiny model, to try the script")
     add("--output", type=Path, default=Path("outputs/benchmarks/depth_sources.csv"))
     args = parser.parse_args(arguments)
@@ -82,7 +81,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 class Clip:
-    """Frames of a video file, decoded when they are asked for; longer than the file, which starts anew."""
+    """`n_frames` of a video file, which repeats, decoded on demand."""
 
     def __init__(self, file: Path, n_frames: int):
         self.decoder, self.n_frames = VideoDecoder(file, dimension_order="NHWC"), n_frames
@@ -95,7 +94,7 @@ class Clip:
 
 
 def write_clip(file: Path, height: int, width: int) -> None:
-    """A video that moves, encoded as LeRobot does."""
+    """Write a video of moving waves, encoded as LeRobot does."""
     import av
 
     y, x = np.mgrid[:height, :width]
@@ -120,18 +119,10 @@ def open_source(model: str, device: str, batch_size: int | None, scratch: Path):
         weights = VideoDepthAnything(**ENCODERS[hidden]).state_dict()
         torch.save(weights, scratch / f"{model}.pth")
         return VideoDepth(str(scratch / f"{model}.pth"), device)
-    tower = Dinov2Config(
-        image_size=518,
-        patch_size=14,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        out_indices=used,
-        reshape_hidden_states=False,
-        apply_layernorm=True,
-    )
+    tower = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
+    tower |= {"image_size": 518, "patch_size": 14, "out_indices": used, "reshape_hidden_states": False}
     config = DepthAnythingConfig(
-        backbone_config=tower,
+        backbone_config=Dinov2Config(**tower, apply_layernorm=True),
         reassemble_hidden_size=hidden,
         neck_hidden_sizes=neck,
         fusion_hidden_size=fusion,
@@ -140,19 +131,14 @@ def open_source(model: str, device: str, batch_size: int | None, scratch: Path):
     )
     DepthAnythingForDepthEstimation(config).save_pretrained(scratch / model)
     side = 56 if size == "tiny" else 518
-    processor = DPTImageProcessor(
-        size={"height": side, "width": side},
-        keep_aspect_ratio=True,
-        ensure_multiple_of=14,
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
-    )
+    size = {"height": side, "width": side}
+    processor = DPTImageProcessor(size=size, keep_aspect_ratio=True, ensure_multiple_of=14)
     processor.save_pretrained(scratch / model)
     return TransformersDepth(str(scratch / model), device, batch_size)
 
 
 class ForwardTime:
-    """Seconds between start and end of a network's forward calls, on the device's own clock."""
+    """Seconds in a network's forward calls, on the device's clock."""
 
     def __init__(self, model: torch.nn.Module, device: torch.device):
         self.on_gpu, self.marks = device.type == "cuda", []
@@ -166,51 +152,28 @@ class ForwardTime:
         self.marks.append(mark)
 
     def seconds(self) -> float:
-        """Of all calls since the last time; the device must be synchronised."""
+        """Seconds of all calls since the last time; the device must be synchronized."""
         pairs = list(zip(self.marks[::2], self.marks[1::2], strict=True))
         self.marks = []
         return sum(start.elapsed_time(end) / 1000 if self.on_gpu else end - start for start, end in pairs)
 
 
-class Utilisation:
-    """NVML's share of time in which a kernel ran, sampled in a thread; empty where it cannot be had."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.samples, self.over = device, [], threading.Event()
-        self.thread = threading.Thread(target=self._sample, daemon=True)
-
-    def _sample(self) -> None:
-        while self.device.type == "cuda" and not self.over.wait(0.2):
-            try:
-                self.samples.append(torch.cuda.utilization(self.device))
-            except (ModuleNotFoundError, RuntimeError):
-                return
-
-    def __enter__(self) -> "Utilisation":
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.over.set()
-        self.thread.join()
-
-
 def drain(runs: Iterator[np.ndarray], device: torch.device) -> float:
-    """Seconds until a clip is through."""
+    """Seconds to read a whole clip."""
     start = time.perf_counter()
     for _ in runs:
         pass
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 
 def kernel_seconds(call, device: torch.device) -> float:
-    """Time that kernels of a call ran on the GPU."""
+    """Seconds of the kernels of a call on the GPU."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         call()
-        synchronise(device)
+        synchronize(device)
     on_gpu = [e for e in profiler.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
     return sum(event.self_device_time_total for event in on_gpu) / 1e6
 
@@ -221,10 +184,9 @@ def measure(model: str, args: argparse.Namespace, file: Path, scratch: Path) -> 
     device = source.device
     at_once = getattr(source, "batch_size", None) or source.window
     forward = ForwardTime(source.model, device)
-    drain(source.predict(Clip(file, min(2 * at_once, args.frames)), 30), device)  # kernels are chosen
+    drain(source.predict(Clip(file, min(2 * at_once, args.frames)), 30), device)  # picks kernels
     forward.seconds()
-    with Utilisation(device) as utilisation:
-        wall = drain(source.predict(Clip(file, args.frames), 30), device)
+    wall = drain(source.predict(Clip(file, args.frames), 30), device)
     rate = args.frames / wall
     row = {
         "model": model,
@@ -239,13 +201,11 @@ def measure(model: str, args: argparse.Namespace, file: Path, scratch: Path) -> 
     again = {"call": lambda: drain(source.predict(Clip(file, few), 30), device), "device": device}
     if device.type == "cuda":
         row["gpu_busy"] = round(kernel_seconds(**again) / few * rate, 3)
-        if utilisation.samples:
-            row["nvml_busy"] = round(statistics.mean(utilisation.samples) / 100, 3)
     return row | memory_mb(**again)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures, prints and writes."""
+    """Measure, print and write."""
     args = parse_arguments(arguments)
     device = torch.device(args.device)
     machine = describe_machine(device)
@@ -255,15 +215,11 @@ def main(arguments: list[str] | None = None) -> None:
         scratch = Path(folder)
         write_clip(scratch / "clip.mp4", *args.image_size)
         clip = Clip(scratch / "clip.mp4", CLIP_FRAMES)
-        start = time.perf_counter()
-        for i in range(CLIP_FRAMES):
-            clip[i]
-        decoding = round(CLIP_FRAMES / (time.perf_counter() - start), 1)
+        decoding = round(CLIP_FRAMES / drain((clip[i] for i in range(CLIP_FRAMES)), device), 1)
         for model in args.models:
             start_afresh(device)
-            rows.append(
-                measure(model, args, scratch / "clip.mp4", scratch) | {"decoding_frames_per_s": decoding}
-            )
+            row = measure(model, args, scratch / "clip.mp4", scratch)
+            rows.append(row | {"decoding_frames_per_s": decoding})
     print_table(rows)
     write_csv(args.output, [row | {"machine": machine} for row in rows])
     print(f"written: {args.output}")

@@ -1,9 +1,9 @@
-"""Steps per second of `lerobot-train` beside `training/train.py`: the same run, as both commands do it.
+"""Steps per second of `lerobot-train` and of `training/train.py` for the same run.
 
 Both train the model and recipe of a config of `training/configs` on the same episodes, in turns of one short
-run each, order reversed every round. A rate is that of all steps after the first interval of log lines: by
-then programs have started, frames are decoded and models are warm. With `--losses` both also do the whole run
-once and both models are measured on the held-out episodes. LeRobot's windows are the trainer's and, in every
+run each, order reversed every round. A rate counts the steps after the first interval of log lines, when
+programs have started, frames are decoded and models are warm. With `--losses` both also do the whole run
+once, and both models are measured on the held-out episodes. LeRobot's windows are the trainer's and, in every
 episode, the T - 1 that begin before it. The last line is one JSON object.
 """
 
@@ -22,14 +22,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from _measure import describe_machine, print_table, write_csv
+from _measure import build_parser, describe_machine, print_table, write_csv
 
 from datasets_scripts.storage.rows import DatasetRows
 from training.config import DataConfig, RunConfig, load_config
 from training.windows import split_episodes
 
 ROOT = Path(__file__).resolve().parents[1]
-LAST = 100  # steps that the loss at the end is a mean of
+LAST = 100  # steps over which the final loss is averaged
 
 EXAMPLE = """examples:
   python benchmarks/lerobot_train.py                       # the quickstart's run, minutes
@@ -39,21 +39,18 @@ EXAMPLE = """examples:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """Read the command line; what is left over belongs to the config."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n", 1)[0],
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", default=ROOT / "training" / "configs" / "quickstart.yaml")
-    parser.add_argument("--dataset", default="outputs/quickstart/dataset", help="made by `make quickstart`")
-    parser.add_argument("--interval", type=int, default=20, help="steps between log lines")
-    parser.add_argument("--intervals", type=int, default=4, help="of a short run, the first not counted")
-    parser.add_argument("--rounds", type=int, default=3, help="short runs of each")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch, in both")
-    parser.add_argument("--losses", action="store_true", help="also compare the losses of whole runs")
-    parser.add_argument("--show", action="store_true", help="print the command of lerobot-train and stop")
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/lerobot_train.csv"))
+    """Read the command line; the remaining arguments belong to the config."""
+    parser = build_parser(__doc__, EXAMPLE)
+    add = parser.add_argument
+    add("--config", default=ROOT / "training" / "configs" / "quickstart.yaml")
+    add("--dataset", default="outputs/quickstart/dataset", help="made by `make quickstart`")
+    add("--interval", type=int, default=20, help="steps between log lines")
+    add("--intervals", type=int, default=4, help="of a short run, the first not counted")
+    add("--rounds", type=int, default=3, help="short runs of each")
+    add("--threads", type=int, default=os.cpu_count(), help="of PyTorch, in both")
+    add("--losses", action="store_true", help="also compare the losses of whole runs")
+    add("--show", action="store_true", help="print the command of lerobot-train and stop")
+    add("--output", type=Path, default=Path("outputs/benchmarks/lerobot_train.csv"))
     args, overrides = parser.parse_known_args(arguments)
     if min(args.interval, args.rounds) < 1 or args.intervals < 2:
         parser.error("--interval and --rounds must be at least 1, --intervals at least 2")
@@ -61,10 +58,10 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[argparse.Namesp
 
 
 def lerobot_options(config: RunConfig) -> list[str]:
-    """Options with which `lerobot-train` does the run of a config of `training/train.py`.
+    """Options of `lerobot-train` for the run of a config of `training/train.py`.
 
     Raises:
-        ValueError: If the run needs something that `lerobot-train` has not; names it.
+        ValueError: If `lerobot-train` lacks something that the run needs; names it.
     """
     plain, data, train = DataConfig(random_shift=0.0), config.data, config.train
     absent = [
@@ -98,11 +95,10 @@ def lerobot_options(config: RunConfig) -> list[str]:
     }
     rows = DatasetRows(source.path)
     chosen, _ = split_episodes(rows.n_episodes, data.val_fraction, config.seed)
+    named = {f"policy.{name}": value for name, value in {**config.model, **policy}.items()}
     options = {
         **({"policy.path": config.init_from} if config.init_from else {"policy.type": "foresight"}),
-        **{
-            f"policy.{name}": value for name, value in {**config.model, **policy}.items() if value is not None
-        },
+        **{name: value for name, value in named.items() if value is not None},
         "dataset.repo_id": source.path if not Path(source.path).exists() else f"local/{rows.root.name}",
         "dataset.root": str(rows.root),
         "dataset.episodes": chosen,
@@ -114,16 +110,16 @@ def lerobot_options(config: RunConfig) -> list[str]:
         "seed": config.seed,
         "output_dir": config.output,
     }
-    return [f"--{name}={_word(value)}" for name, value in options.items()]
+    return [f"--{name}={_to_yaml(value)}" for name, value in options.items()]
 
 
-def _word(value: object) -> str:
-    """As LeRobot reads it, on one line: YAML, because it takes JSON's `1e-05` for a word."""
+def _to_yaml(value: object) -> str:
+    """A value on one line. YAML, because LeRobot reads JSON's `1e-05` as a string."""
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).splitlines()[0]
 
 
-def commands(config: RunConfig) -> dict[str, list[str]]:
-    """The two programs for one run; each writes to its own folder under `config.output`."""
+def build_commands(config: RunConfig) -> dict[str, list[str]]:
+    """The two commands for one run; each writes to its own folder under `config.output`."""
     output = Path(config.output)
     ours = dataclasses.replace(config, output=str(output / "train"), export=None)
     file = output / "config.yaml"
@@ -137,14 +133,14 @@ def commands(config: RunConfig) -> dict[str, list[str]]:
 
 
 def run_command(command: list[str], threads: int, log: Path) -> list[tuple[float, str]]:
-    """Runs it; every line that it says, with the time at which it did.
+    """Run a command; gives the lines of its output with their times.
 
     Raises:
-        RuntimeError: If it fails; with the end of what it said.
+        RuntimeError: If it fails; with the end of the output.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
-    said = []
+    lines = []
     with (
         log.open("w") as file,
         subprocess.Popen(
@@ -152,15 +148,15 @@ def run_command(command: list[str], threads: int, log: Path) -> list[tuple[float
         ) as process,
     ):
         for line in process.stdout:
-            said.append((time.perf_counter(), line))
+            lines.append((time.perf_counter(), line))
             file.write(line)
     if process.returncode:
-        raise RuntimeError(f"{shlex.join(command)} failed:\n{''.join(line for _, line in said[-20:])}")
-    return said
+        raise RuntimeError(f"{shlex.join(command)} failed:\n{''.join(line for _, line in lines[-20:])}")
+    return lines
 
 
 def run_trainer(command: list[str], threads: int, output: Path) -> tuple[list[float], list[float]]:
-    """Seconds at which, and mean losses with which, `train.py` wrote its log lines."""
+    """Times in seconds and mean losses of the log lines of `train.py`."""
     run_command(command, threads, output / "train.log")
     lines = [json.loads(line) for line in (output / "train" / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "step_s" in line]
@@ -168,9 +164,9 @@ def run_trainer(command: list[str], threads: int, output: Path) -> tuple[list[fl
 
 
 def run_lerobot(command: list[str], threads: int, output: Path) -> tuple[list[float], list[float]]:
-    """The same of `lerobot-train`, whose log is what it prints."""
-    said = run_command(command, threads, output / "lerobot.log")
-    found = [(at, match) for at, line in said if (match := re.search(r" loss:(\S+) .*updt_s:", line))]
+    """Times in seconds and mean losses of the log lines that `lerobot-train` prints."""
+    lines = run_command(command, threads, output / "lerobot.log")
+    found = [(at, match) for at, line in lines if (match := re.search(r" loss:(\S+) .*updt_s:", line))]
     return [at for at, _ in found], [float(match.group(1)) for _, match in found]
 
 
@@ -187,7 +183,7 @@ def measure_speed(config: RunConfig, args: argparse.Namespace, scratch: Path) ->
         short = dataclasses.replace(
             config, output=str(output), train=dataclasses.replace(config.train, **often)
         )
-        for name, command in list(commands(short).items())[:: 1 if turn % 2 == 0 else -1]:
+        for name, command in list(build_commands(short).items())[:: 1 if turn % 2 == 0 else -1]:
             at, _ = RUNNERS[name](command, args.threads, output)
             rate = (len(at) - 1) * args.interval / (at[-1] - at[0])
             rows.append({"round": turn, "command": name, "steps_per_s": round(rate, 3)})
@@ -196,7 +192,7 @@ def measure_speed(config: RunConfig, args: argparse.Namespace, scratch: Path) ->
 
 
 def measure_losses(config: RunConfig, args: argparse.Namespace, scratch: Path) -> dict[str, dict[str, float]]:
-    """Both whole runs: loss at the end of training, and losses on the held-out episodes."""
+    """Losses of both whole runs, at the end of training and on the held-out episodes."""
     output = scratch / "whole"
     whole = dataclasses.replace(
         config, output=str(output), train=dataclasses.replace(config.train, checkpoint_every=0)
@@ -206,7 +202,7 @@ def measure_losses(config: RunConfig, args: argparse.Namespace, scratch: Path) -
         "lerobot-train": output / "lerobot" / "checkpoints" / "last" / "pretrained_model",
     }
     results = {}
-    for name, command in commands(whole).items():
+    for name, command in build_commands(whole).items():
         _, losses = RUNNERS[name](command, args.threads, output)
         lines = max(1, LAST // config.train.log_every)
         results[name] = {"training": round(float(np.mean(losses[-lines:])), 4)}
@@ -233,7 +229,7 @@ def held_out_losses(folder: Path, config: RunConfig) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line entry: tables for people, then one line of JSON."""
+    """Measure, print tables and one line of JSON."""
     args, overrides = parse_arguments(arguments)
     try:
         config = load_config(args.config, ["--dataset", str(args.dataset), *overrides])
@@ -242,9 +238,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         with tempfile.TemporaryDirectory() as scratch:
             rows = measure_speed(config, args, Path(scratch))
-            write_csv(
-                args.output, [{**row, "machine": describe_machine(torch.device("cpu"))} for row in rows]
-            )
+            machine = describe_machine(torch.device("cpu"))
+            write_csv(args.output, [{**row, "machine": machine} for row in rows])
             losses = measure_losses(config, args, Path(scratch)) if args.losses else {}
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

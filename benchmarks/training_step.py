@@ -1,23 +1,26 @@
 """Samples per second of a training step: by batch, checkpointing and compilation; cost of each objective.
 
-A step is forward, backward and AdamW on a random batch of full windows that lies on the device already: no
-loading (see loader.py). Frozen towers, as in the paper. Every row is one setting: median and 90th percentile
-of `--repeats` steps after `--warmup` steps, the device synchronised around each, and peak memory with only
-that model resident. Presets that are compared run in turns. `rate` is the share of the machine's own matrix
-multiplication rate, measured here in the same dtype, that the step's multiply-accumulates reach; they are
-counted by PyTorch, which leaves out attention kernels that it does not know. A setting that does not fit into
-a GPU's memory gets a row that says so.
+A step is forward, backward and AdamW on a random batch of full windows on the device, without loading (see
+loader.py). Towers are frozen, as in the paper. Every row is one setting: median and 90th percentile of
+`--repeats` steps after `--warmup` steps, the device synchronized around each, and peak memory with only that
+model resident. Presets that are compared run in turns. `rate` is the share of the machine's matrix
+multiplication rate, measured here in the same dtype, that the step reaches; PyTorch counts its
+multiply-accumulates, without attention kernels that it does not know. A setting that does not fit into a
+GPU's memory gets a row that says so.
 """
 
 import argparse
 import json
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
 from _measure import (
     DTYPES,
+    build_parser,
+    catch_out_of_memory,
     describe_machine,
     memory_mb,
     model_sizes,
@@ -26,7 +29,6 @@ from _measure import (
     spread,
     start_afresh,
     time_in_turns,
-    unless_out_of_memory,
     write_csv,
 )
 from torch.utils.flop_counter import FlopCounterMode
@@ -44,23 +46,18 @@ EXAMPLE = """examples:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n", 1)[0],
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of autocast; weights are float32")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1])
-    parser.add_argument("--checkpointing", nargs="+", choices=["off", "on"], default=["off", "on"])
-    parser.add_argument("--compile", nargs="+", choices=["off", "on"], default=["off"])
-    parser.add_argument(
-        "--presets", nargs="+", default=list(ABLATIONS), help="the first is compared with each of the others"
-    )
-    parser.add_argument("--warmup", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--small", action="store_true", help="a tiny model, to try the script")
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/training_step.csv"))
+    parser = build_parser(__doc__, EXAMPLE)
+    add = parser.add_argument
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--dtype", choices=DTYPES, default="float32", help="of autocast; weights are float32")
+    add("--batches", type=int, nargs="+", default=[1])
+    add("--checkpointing", nargs="+", choices=["off", "on"], default=["off", "on"])
+    add("--compile", nargs="+", choices=["off", "on"], default=["off"])
+    add("--presets", nargs="+", default=ABLATIONS, help="the first is compared with each of the others")
+    add("--warmup", type=int, default=1)
+    add("--repeats", type=int, default=3)
+    add("--small", action="store_true", help="a tiny model, to try the script")
+    add("--output", type=Path, default=Path("outputs/benchmarks/training_step.csv"))
     args = parser.parse_args(arguments)
     if args.repeats < 1 or args.warmup < 0 or min(args.batches) < 1:
         parser.error("--repeats and --batches must be at least 1, --warmup at least 0")
@@ -94,7 +91,7 @@ def random_batch(config: ForesightConfig, size: int, device: torch.device) -> di
 def build_step(
     preset: str, size: int, args: argparse.Namespace, checkpointing: bool = False, compiled: bool = False
 ) -> Callable[[], None]:
-    """One optimiser step of a variant."""
+    """One optimizer step of a preset."""
     torch.compiler.reset()
     sizes = model_sizes(args.small, bos_token_id=49406, eos_token_id=49407)
     config = ForesightConfig.from_preset(preset, **sizes)
@@ -105,7 +102,7 @@ def build_step(
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=torch.device(args.device).type == "cuda")
     batch = random_batch(config, size, torch.device(args.device))
-    model.model.layout(config.history_length)  # beforehand: building it is Python that no compiler should see
+    model.model.layout(config.history_length)  # before compilation, as building it is plain Python
     forward = torch.compile(model) if compiled else model
     dtype = DTYPES[args.dtype]
 
@@ -128,7 +125,7 @@ def count_gmac(step: Callable[[], None]) -> float:
 
 
 def matmul_rate(args: argparse.Namespace) -> float:
-    """Billions of multiply-accumulates a second that one large matrix product reaches here."""
+    """Billions of multiply-accumulates a second of one large matrix product."""
     device, dtype = torch.device(args.device), DTYPES[args.dtype]
     side = 8192 if device.type == "cuda" else 256 if args.small else 2048
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -141,75 +138,65 @@ class Results:
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.device, self.rate = args, torch.device(args.device), matmul_rate(args)
-        self.machine = {
-            "dtype": args.dtype,
-            "machine": describe_machine(self.device),
-            "warmup": args.warmup,
-            "repeats": args.repeats,
-        }
+        self.machine = {"dtype": args.dtype, "machine": describe_machine(self.device)}
+        self.machine |= {"warmup": args.warmup, "repeats": args.repeats}
         self.rows: list[dict] = []
         self.ratios: dict[str, float] = {}
 
-    def add(self, facts: dict, durations: list[float], gmac: float, memory: dict[str, float]) -> None:
-        """One row, from milliseconds of every step."""
-        times = spread(durations)
-        seconds = times["median_ms"] / 1000
-        work = {
-            "samples_per_s": round(facts["batch"] / seconds, 3),
-            "gmac": round(gmac, 1),
-            "rate": f"{gmac / seconds / self.rate:.0%}",
-        }
-        self._write({**facts, **times, **work, **memory})
+    def add(self, setting: dict, measured: tuple[list[float], float, dict[str, float]] | None) -> None:
+        """Add the row of a setting.
 
-    def add_out_of_memory(self, facts: dict) -> None:
-        """The row of a setting that does not fit."""
-        print(f"{facts}: out of memory")
-        self._write({**facts, "rate": "out of memory"})
-
-    def _write(self, row: dict) -> None:
+        Args:
+            setting (`dict`): Its columns.
+            measured (`tuple`, *optional*): Milliseconds of every step, billions of multiply-accumulates of a
+                step, and memory; `None` if the memory ran out.
+        """
+        row = {**setting, "rate": "out of memory"}
+        if measured is None:
+            print(f"{setting}: out of memory")
+        else:
+            durations, gmac, memory = measured
+            times = spread(durations)
+            seconds = times["median_ms"] / 1000
+            rates = {"samples_per_s": round(setting["batch"] / seconds, 3), "gmac": round(gmac, 1)}
+            row = {**setting, **times, **rates, "rate": f"{gmac / seconds / self.rate:.0%}", **memory}
         self.rows.append(row)
         write_csv(self.args.output, [{**row, **self.machine} for row in self.rows])
+
+
+def describe_setting(
+    preset: str, batch: int, checkpointing: str = "off", compiled: str = "off", beside: str = ""
+) -> dict:
+    """Columns of a setting; `beside` is the preset that runs in turns with it."""
+    columns = {"preset": preset, "batch": batch, "checkpointing": checkpointing}
+    return columns | {"compiled": compiled, "beside": beside}
 
 
 def measure_settings(results: Results) -> None:
     """The whole method by batch, checkpointing and compilation."""
     args, device, preset = results.args, results.device, "foresight_3d"
-    # Of the plain step: what checkpointing repeats is no work done.
+    # Of the plain step: what checkpointing computes again does not count.
     gmac_of_one = count_gmac(build_step(preset, 1, args))
 
-    def measure(facts: dict) -> tuple:
-        step = build_step(
-            preset, facts["batch"], args, facts["checkpointing"] == "on", facts["compiled"] == "on"
-        )
+    def measure(batch: int, checkpointing: str, compiled: str) -> tuple:
+        step = build_step(preset, batch, args, checkpointing == "on", compiled == "on")
         durations = time_in_turns({preset: step}, device, args.warmup, args.repeats)
-        return durations[preset], facts["batch"] * gmac_of_one, memory_mb(step, device)
+        return durations[preset], batch * gmac_of_one, memory_mb(step, device)
 
-    for batch in args.batches:
-        for compiled in args.compile:
-            for checkpointing in args.checkpointing:
-                start_afresh(device)
-                facts = {
-                    "preset": preset,
-                    "batch": batch,
-                    "checkpointing": checkpointing,
-                    "compiled": compiled,
-                    "beside": "",
-                }
-                measured = unless_out_of_memory(partial(measure, facts), device)
-                if measured is None:
-                    results.add_out_of_memory(facts)
-                else:
-                    results.add(facts, *measured)
+    for batch, compiled, checkpointing in product(args.batches, args.compile, args.checkpointing):
+        start_afresh(device)
+        measured = catch_out_of_memory(partial(measure, batch, checkpointing, compiled), device)
+        results.add(describe_setting(preset, batch, checkpointing, compiled), measured)
 
 
 def compare_presets(results: Results) -> None:
-    """The first preset with each of the others, two at a time: more would crowd the memory."""
+    """The first preset with each of the others, two at a time because more would fill the memory."""
     args, device, batch = results.args, results.device, results.args.batches[0]
     whole, *others = args.presets
 
     def measure_alone(preset: str) -> tuple:
         step = build_step(preset, batch, args)
-        gmac = count_gmac(step)  # a step as well: what the optimiser keeps is there when memory is measured
+        gmac = count_gmac(step)  # a step too, so that the optimizer's state counts as memory
         return gmac, memory_mb(step, device)
 
     def time_pair(other: str) -> dict[str, list[float]]:
@@ -219,30 +206,21 @@ def compare_presets(results: Results) -> None:
     alone = {}
     for preset in args.presets if others else []:
         start_afresh(device)
-        alone[preset] = unless_out_of_memory(partial(measure_alone, preset), device)
+        alone[preset] = catch_out_of_memory(partial(measure_alone, preset), device)
     for other in others:
         start_afresh(device)
         durations = None
         if alone[whole] and alone[other]:
-            durations = unless_out_of_memory(partial(time_pair, other), device)
+            durations = catch_out_of_memory(partial(time_pair, other), device)
         for name, beside in ((whole, other), (other, whole)):
-            facts = {
-                "preset": name,
-                "batch": batch,
-                "checkpointing": "off",
-                "compiled": "off",
-                "beside": beside,
-            }
-            if durations is None:
-                results.add_out_of_memory(facts)
-            else:
-                results.add(facts, durations[name], *alone[name])
+            measured = durations and (durations[name], *alone[name])
+            results.add(describe_setting(name, batch, beside=beside), measured)
         if durations:
             results.ratios[f"{whole} / {other}"] = paired_ratio(durations[whole], durations[other])
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures, prints and writes."""
+    """Measure, print and write."""
     args = parse_arguments(arguments)
     results = Results(args)
     machine = results.machine["machine"]

@@ -87,6 +87,27 @@ def depth_feature(height: int, width: int) -> dict:
     }
 
 
+def recorded_features(
+    sizes: Mapping[str, tuple[int, int]], with_depth: bool, state: Sequence[str], action: Sequence[str]
+) -> dict[str, dict]:
+    """LeRobot features of cameras `(height, width)`, and of state and action by the names of their entries.
+
+    Raises:
+        ValueError: If a size is odd: H.264 stores even ones only.
+    """
+    features = {}
+    for camera, (height, width) in sizes.items():
+        if height % 2 or width % 2:
+            raise ValueError(f"images are {width}x{height} px; video needs an even width and height")
+        names = ["height", "width", "channels"]
+        features[image_key(camera)] = {"dtype": "video", "shape": (height, width, 3), "names": names}
+    if with_depth:
+        features |= {depth_key(camera): depth_feature(*size) for camera, size in sizes.items()}
+    for key, names in (("observation.state", state), ("action", action)):
+        features[key] = {"dtype": "float32", "shape": (len(names),), "names": list(names)}
+    return features
+
+
 def points_features(camera: str, n_points: int, height: int, width: int) -> dict[str, dict]:
     """Features of a camera's tracked points and their visibility by key, for `append_columns`.
 

@@ -1,4 +1,4 @@
-"""Convert a split of CALVIN to a LeRobot v3 dataset; `conversion/calvin.py` says what goes where."""
+"""Convert a split of CALVIN to a LeRobot v3 dataset with depth; see `conversion/calvin.py`."""
 
 import sys
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--depth-scale",
         type=float,
         default=1.0,
-        help="metres per stored unit; 2 for older recordings (%(default)s)",
+        help="meters per stored unit; 2 for older recordings (%(default)s)",
     )
     args = parser.parse_args(argv)
     archive = CalvinArchive(args.source, args.depth_scale, args.limit)

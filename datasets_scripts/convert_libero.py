@@ -1,4 +1,4 @@
-"""Convert LIBERO's demonstrations to a LeRobot v3 dataset; `conversion/libero.py` says what goes where."""
+"""Convert LIBERO's demonstrations to a LeRobot v3 dataset; see `conversion/libero.py`."""
 
 import sys
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Convert LIBERO's demonstrations to a LeRobot v3 dataset.",
         "python datasets_scripts/convert_libero.py --source datasets/libero_spatial "
         "--output outputs/libero_spatial",
-        "folder with *_demo.hdf5 files, of one suite or of several, or one file",
+        "folder with *_demo.hdf5 files of one or several suites, or one file",
     )
     parser.add_argument(
         "--next-action",

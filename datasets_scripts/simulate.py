@@ -18,9 +18,9 @@ from datasets_scripts.storage.episode_job import resumable_command
 def build_parser() -> argparse.ArgumentParser:
     """Command-line options."""
     parser = argparse.ArgumentParser(
-        description="Simulate MetaWorld demonstrations with depth and 3D tracks as a LeRobot v3 dataset.",
+        description=__doc__,
         epilog="example:\n  python datasets_scripts/simulate.py --tasks drawer-open-v3 --episodes 50 "
-        "--output outputs/drawer\nRun it again after an interruption to resume.",
+        "--output outputs/drawer",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default = Recording(tasks=("drawer-open-v3",))
@@ -32,15 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--stride", type=int, default=default.stride, help="80 Hz steps per frame (%(default)s: 20 fps)")
     add("--seed", type=int, default=default.seed, help="seed of starts, noise and points (%(default)s)")
     add("--noise", type=float, default=default.noise, help="noise on the expert's actions (%(default)s)")
-    add(
-        "--detour",
-        type=int,
-        default=default.detour,
-        help="frames at the start, at most, of a random motion instead of the expert's (%(default)s)",
-    )
+    detour = "most frames of a random motion at the start instead of the expert's (%(default)s)"
+    add("--detour", type=int, default=default.detour, help=detour)
     add("--n-points", type=int, default=default.n_points, help="tracked points per episode (%(default)s)")
     add("--cameras", default=",".join(default.cameras), help="the first one gets the tracks (%(default)s)")
-    add("--depth-max", type=float, default=default.depth_max, help="farthest depth, metres (%(default)s)")
+    add("--depth-max", type=float, default=default.depth_max, help="farthest depth, meters (%(default)s)")
     add("--max-steps", type=int, default=default.max_steps, help="most 80 Hz steps (%(default)s)")
     add("--retries", type=int, default=default.retries, help="new starts after a failure (%(default)s)")
     add("--quality", choices=QUALITIES, default=default.quality, help="rendering (%(default)s)")
@@ -52,27 +48,15 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     args = build_parser().parse_args(argv)
-    recording = Recording(
-        tasks=tuple(resolve_tasks(args.tasks)),
-        episodes=args.episodes,
-        image_size=args.image_size,
-        stride=args.stride,
-        seed=args.seed,
-        noise=args.noise,
-        detour=args.detour,
-        n_points=args.n_points,
-        cameras=tuple(check_cameras([name.strip() for name in args.cameras.split(",") if name.strip()])),
-        depth_max=args.depth_max,
-        max_steps=args.max_steps,
-        retries=args.retries,
-        quality=args.quality,
-    )
-    summary = simulate(recording, args.output, args.workers)
+    fields = {name: value for name, value in vars(args).items() if name not in ("output", "workers")}
+    cameras = check_cameras([name.strip() for name in args.cameras.split(",") if name.strip()])
+    fields |= {"tasks": tuple(resolve_tasks(args.tasks)), "cameras": tuple(cameras)}
+    summary = simulate(Recording(**fields), args.output, args.workers)
     with contextlib.suppress(BrokenPipeError):
         print(
             f"{args.output}: {summary['episodes']} episodes, {summary['frames']} frames, "
             f"{summary['bytes'] / 1e6:.1f} MB; "
-            f"{summary['failures']} of {summary['attempts']} tries failed and were left out; "
+            f"{summary['failures']} of {summary['attempts']} tries failed and were dropped; "
             f"recording {summary['record_s']:.0f} s, assembling {summary['assemble_s']:.0f} s"
         )
 

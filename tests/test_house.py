@@ -56,7 +56,6 @@ MANY_PARAMETERS = {
 }
 DIFFERING_CONSTANTS = {
     "EXAMPLE",  # of every command's --help
-    "GRIPPER",
     "STILL",
 }
 REPEATED_CLASSES: set = set()

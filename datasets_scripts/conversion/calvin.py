@@ -1,18 +1,18 @@
-"""CALVIN's own files to a LeRobot v3 dataset: one episode per language annotation, depth of the simulator.
+"""CALVIN's files as episodes: one per language annotation, with the simulator's depth.
 
 A split of the archive (`task_D_D/training`) holds one npz file per frame, at 30 Hz, and
 `lang_annotations/auto_lang_ann.npy`, whose segments `info.indx` name the first and the last frame, both
-included. Segments overlap, and so do episodes. What goes where:
+included. Segments overlap, and so do episodes.
 
 | CALVIN | column |
 | --- | --- |
 | `rgb_static`, `rgb_gripper` | `observation.images.main`, `observation.images.wrist` |
-| `depth_static`, `depth_gripper` | `observation.depth.main`, `observation.depth.wrist`: metres |
+| `depth_static`, `depth_gripper` | `observation.depth.main`, `observation.depth.wrist`: meters |
 | `robot_obs` 0..5 and 14 | `observation.state`: x, y, z, roll, pitch, yaw, gripper |
 | `rel_actions` | `action`: as recorded; 1 is 2 cm or 0.05 rad |
 
-Position is in metres, angles in radians, `R = Rz(yaw) Ry(pitch) Rx(roll)`; the gripper is 1 (open) or -1. The
-model's `local_delta` actions are made from `observation.state` and leave `action` unread.
+Positions are in meters, angles in radians, `R = Rz(yaw) Ry(pitch) Rx(roll)`; the gripper is 1 (open) or -1.
+The model's `local_delta` actions are made from `observation.state`, not from `action`.
 """
 
 import hashlib
@@ -25,25 +25,25 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets_scripts.columns import depth_feature, depth_key, image_key
-from datasets_scripts.conversion.job import Demonstration, image_feature, vector_feature
+from datasets_scripts.columns import depth_key, image_key, recorded_features
+from datasets_scripts.conversion.job import Demonstration
 from datasets_scripts.storage.shards import Layout
 
 __all__ = ["CalvinArchive"]
 
 CALVIN_FPS = 30
-# Camera of the dataset: name in the files, vertical field of view in degrees, far plane of the renderer in
-# metres (calvin_env, conf/cameras).
+# By camera: name in the files, vertical field of view in degrees, far plane of the renderer in meters
+# (calvin_env, conf/cameras).
 CALVIN_CAMERAS = {"main": ("static", 10.0, 10.0), "wrist": ("gripper", 75.0, 2.0)}
-POSE, GRIPPER = slice(0, 6), 14  # of robot_obs
+GRIPPER_ENTRY = 14  # of robot_obs
 STATE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 CALVIN_ACTIONS = ("delta_x", "delta_y", "delta_z", "delta_roll", "delta_pitch", "delta_yaw", "gripper")
 VECTORS = {"robot_obs": 15, "rel_actions": 7}
-# The static camera stands 4.2 m from the point on the table that it looks at, and sees little but the table.
-# Older recordings hold half of the metres (calvin_env, scripts/unnormalize_depth.py).
+# The static camera is 4.2 m from the table and sees little else. Older recordings hold half of the meters
+# (calvin_env, scripts/unnormalize_depth.py).
 TABLE_M, TABLE_RANGE_M = 4.2, (3.15, 5.6)
-DEPTH_CHECKS = 8  # segments of which the first frame is looked at
-# What numpy needs to unpickle arrays and scalars: the annotations are a pickle, which could run anything.
+DEPTH_CHECKS = 8  # segments of which the first frame is checked
+# All that numpy needs to unpickle arrays and scalars: the annotations are a pickle, which could run anything.
 NUMPY_PICKLES = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
@@ -58,12 +58,12 @@ class CalvinArchive:
 
     Args:
         folder (`Path`): Split with frames and language annotations, such as `task_D_D/training`.
-        depth_scale (`float`): Metres per stored unit of depth.
-        limit (`int`, *optional*): Use the first so many segments.
+        depth_scale (`float`): Meters per stored unit of depth.
+        limit (`int`, *optional*): Most segments.
 
     Raises:
-        ValueError: If it is no such split, lacks language, frames or arrays, or its depth is not in metres;
-            names what is at fault.
+        ValueError: If it is not such a split, lacks language, frames or arrays, or its depth is not in
+            meters; names the file at fault.
     """
 
     def __init__(self, folder: Path, depth_scale: float = 1.0, limit: int | None = None):
@@ -79,7 +79,9 @@ class CalvinArchive:
         self.lengths = [last - first + 1 for first, last in self._segments]
         self._sizes: dict[str, tuple[int, int]] = {}
         self._check_depth()
-        self.layout = _layout(self._sizes)
+        features = recorded_features(self._sizes, True, STATE_NAMES, CALVIN_ACTIONS)
+        depth_max_m = {depth_key(camera): far_m for camera, (_, _, far_m) in CALVIN_CAMERAS.items()}
+        self.layout = Layout(CALVIN_FPS, "panda", features, depth_max_m)
         chosen = [self._segments, self._instructions[:limit], self._tasks[:limit]]
         self.parameters = {
             "format": "CALVIN",
@@ -95,33 +97,26 @@ class CalvinArchive:
         }
 
     def read(self, episode: int) -> Demonstration:
-        """Reads all frames of a segment."""
+        """Read all frames of a segment."""
         first, last = self._segments[episode]
         frames = [self._read_frame(number) for number in range(first, last + 1)]
         arrays = {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
-        videos = {}
+        videos, scale = {}, np.float32(self.depth_scale)
         for camera, (name, _, _) in CALVIN_CAMERAS.items():
             videos[image_key(camera)] = arrays[f"rgb_{name}"]
-            videos[depth_key(camera)] = arrays[f"depth_{name}"].astype(np.float32) * np.float32(
-                self.depth_scale
-            )
-        robot = arrays["robot_obs"]
+            videos[depth_key(camera)] = arrays[f"depth_{name}"].astype(np.float32) * scale
         columns = {
-            "observation.state": np.concatenate([robot[:, POSE], robot[:, [GRIPPER]]], axis=1),
-            "action": arrays["rel_actions"],
+            "observation.state": arrays["robot_obs"][:, [*range(6), GRIPPER_ENTRY]].astype(np.float32),
+            "action": arrays["rel_actions"].astype(np.float32),
         }
-        return Demonstration(
-            self._instructions[episode],
-            videos,
-            {key: values.astype(np.float32) for key, values in columns.items()},
-            {"task": self._tasks[episode], "frames": [first, last]},
-        )
+        facts = {"task": self._tasks[episode], "frames": [first, last]}
+        return Demonstration(self._instructions[episode], videos, columns, facts)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"episode_{number:0{self._digits}d}.npz"
 
     def _read_frame(self, number: int) -> dict[str, np.ndarray]:
-        """The arrays of a frame that are used, checked."""
+        """The wanted arrays of a frame, checked."""
         path = self._path(number)
         wanted = [f"{kind}_{name}" for name, _, _ in CALVIN_CAMERAS.values() for kind in ("rgb", "depth")]
         wanted += VECTORS
@@ -141,7 +136,7 @@ class CalvinArchive:
         return frame
 
     def _check_frame(self, path: Path, frame: dict[str, np.ndarray]) -> None:
-        """Shapes and values that the columns promise."""
+        """Raise a `ValueError` unless shapes and values suit the columns."""
         expected = {name: (size,) for name, size in VECTORS.items()}
         for camera, (name, _, _) in CALVIN_CAMERAS.items():
             size = self._sizes.setdefault(camera, frame[f"rgb_{name}"].shape[:2])
@@ -155,14 +150,14 @@ class CalvinArchive:
                 )
             if not name.startswith("rgb") and not np.isfinite(values).all():
                 raise ValueError(f"frame {path}: {name} holds values that are not finite")
-        if (gripper := frame["robot_obs"][GRIPPER]) not in (-1, 1):
+        if (gripper := frame["robot_obs"][GRIPPER_ENTRY]) not in (-1, 1):
             raise ValueError(
-                f"frame {path}: entry {GRIPPER} of robot_obs is {gripper:.4g}; it must be the gripper "
+                f"frame {path}: entry {GRIPPER_ENTRY} of robot_obs is {gripper:.4g}; it must be the gripper "
                 "command, -1 or 1"
             )
 
     def _check_segments(self, present: set[int]) -> None:
-        """All frames of all segments must be there."""
+        """Raise a `ValueError` if a frame of a segment is missing."""
         for first, last in self._segments:
             missing = [number for number in range(first, last + 1) if number not in present]
             if missing:
@@ -172,18 +167,18 @@ class CalvinArchive:
                 )
 
     def _check_depth(self) -> None:
-        """The table must be where the camera sees it."""
+        """Raise a `ValueError` unless the static camera sees the table at its distance."""
         picks = np.linspace(0, len(self._segments) - 1, min(DEPTH_CHECKS, len(self._segments))).astype(int)
         frames = [self._read_frame(self._segments[pick][0]) for pick in picks]
         seen = float(np.median(np.stack([frame["depth_static"] for frame in frames]))) * self.depth_scale
         low, high = TABLE_RANGE_M
         if not low <= seen <= high:
-            halved = low <= 2 * seen <= high
+            remedy = "give meters per stored unit as --depth-scale"
+            if low <= 2 * seen <= high:
+                remedy = f"this is one of the older recordings: add --depth-scale {2 * self.depth_scale:g}"
             raise ValueError(
                 f"the static camera of {self.folder} sees the table at {seen:.3g} m, and it stands "
-                f"{TABLE_M} m from it; "
-                + ("this is one of the older recordings: add --depth-scale " if halved else "")
-                + (f"{2 * self.depth_scale:g}" if halved else "give metres per stored unit as --depth-scale")
+                f"{TABLE_M} m from it; {remedy}"
             )
 
     def _camera_facts(self, camera: str, size: tuple[int, int]) -> dict:
@@ -191,31 +186,17 @@ class CalvinArchive:
         _, field_of_view, far_m = CALVIN_CAMERAS[camera]
         height, width = size
         focal = 0.5 * height / math.tan(math.radians(field_of_view) / 2)
-        return {
-            "depth": {"source": "simulator", "depth_max_m": far_m},
-            "intrinsics": {
-                **{"fx": focal, "fy": focal, "cx": 0.5 * width, "cy": 0.5 * height},
-                **{"height": height, "width": width},
-            },
-        }
-
-
-def _layout(sizes: dict[str, tuple[int, int]]) -> Layout:
-    features = {image_key(camera): image_feature(*size) for camera, size in sizes.items()}
-    features |= {depth_key(camera): depth_feature(*size) for camera, size in sizes.items()}
-    features |= {
-        "observation.state": vector_feature(STATE_NAMES),
-        "action": vector_feature(CALVIN_ACTIONS),
-    }
-    return Layout(
-        CALVIN_FPS, "panda", features, {depth_key(camera): CALVIN_CAMERAS[camera][2] for camera in sizes}
-    )
+        intrinsics = {"fx": focal, "fy": focal, "cx": 0.5 * width, "cy": 0.5 * height}
+        intrinsics |= {"height": height, "width": width}
+        return {"depth": {"source": "simulator", "depth_max_m": far_m}, "intrinsics": intrinsics}
 
 
 def _frame_files(folder: Path) -> tuple[int, set[int]]:
     """Digits in the names of frame files, and the numbers of those that are there."""
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}; --source is a split of CALVIN, task_D_D/training say")
+        raise ValueError(
+            f"there is no folder {folder}; --source is a split of CALVIN such as task_D_D/training"
+        )
     found = [match for path in folder.iterdir() if (match := re.fullmatch(r"episode_(\d+)\.npz", path.name))]
     if not found:
         splits = [name for name in ("training", "validation") if (folder / name).is_dir()]
@@ -247,7 +228,7 @@ def _read_annotations(folder: Path) -> tuple[list[tuple[int, int]], list[str], l
     if not segments or not len(segments) == len(instructions) == len(tasks):
         raise ValueError(
             f"{path} has {len(segments)} segments, {len(instructions)} instructions and {len(tasks)} tasks; "
-            "there must be as many of each, and one at least"
+            "it needs equally many of each, and at least one"
         )
     for number, ((first, last), text) in enumerate(zip(segments, instructions, strict=True)):
         if not 0 <= first < last or not text:
@@ -259,7 +240,7 @@ def _read_annotations(folder: Path) -> tuple[list[tuple[int, int]], list[str], l
 
 
 class _NumpyOnly(pickle.Unpickler):
-    """Lets nothing in but numpy's own types and plain values."""
+    """Refuses everything but numpy's types and plain values."""
 
     def find_class(self, module: str, name: str):
         module = re.sub(r"^numpy\.core\b", "numpy._core", module)  # as numpy before 2 called it
@@ -269,13 +250,10 @@ class _NumpyOnly(pickle.Unpickler):
 
 
 def _load_pickled(path: Path) -> dict:
-    """The object in a npy file that `np.save` made of a dict."""
+    """The dict in a npy file that `np.save` made."""
     with path.open("rb") as file:
-        major, _ = np.lib.format.read_magic(file)
-        read_header = (
-            np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read_header(file)
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)  # 2.0 is for long headers only
         if shape != () or not dtype.hasobject:
             raise ValueError(f"it is an array of {dtype} {shape}")
         return _NumpyOnly(file).load().item()

@@ -1,10 +1,9 @@
-"""Copy a LeRobot v3 dataset under other column names, for those that LeRobot shows to no policy.
+"""Copy a LeRobot v3 dataset under column names that LeRobot's policies can use.
 
-LeRobot hands a policy `observation.*` and `action` and drops every other column. A dataset with `image`,
-`state` and `actions` opens, but nothing can be trained on it by `lerobot-train` (and LeRobot's own
-`lerobot-edit-dataset` renames nothing). This renames everywhere a name is written: data files, metadata,
-statistics, folders of videos. Videos are shared by hard link, or copied to another file system; never encoded
-again. Whoever re-encodes them in place may change those of both datasets.
+LeRobot gives a policy `observation.*` and `action` and drops every other column, so `lerobot-train` cannot
+use a dataset with `image`, `state` and `actions`, and `lerobot-edit-dataset` cannot rename columns. This
+renames them in data files, metadata, statistics and video folders. Videos are shared by hard link, or copied
+to another file system, never encoded again. Re-encoding them in place may change both datasets.
 """
 
 import difflib
@@ -33,22 +32,22 @@ from datasets_scripts.storage.rows import DatasetRows
 __all__ = ["rename_columns"]
 
 PREFIXES = (DEPTH_PREFIX, POINTS_PREFIX, POINTS_VISIBLE_PREFIX, IMAGE_PREFIX)
-# Columns that LeRobot itself reads by name, and the name under which it delivers the instruction.
+# Columns that LeRobot reads by name, and the name under which it returns the instruction.
 FIXED = ("timestamp", "frame_index", "episode_index", "index", "task_index", "task")
 
 
 def rename_columns(source: str | Path, output: str | Path, names: Mapping[str, str]) -> dict[str, str]:
-    """Writes the dataset under new names; leaves the old one unchanged.
+    """Write the dataset under new names; the old one stays unchanged.
 
-    Depth and points of a camera go with it: they are found by its name.
+    Depth and points of a renamed camera are renamed too, as they are found by its name.
 
     Args:
         source (`str` or `Path`): Dataset folder, or Hub id (downloaded by LeRobot).
         output (`str` or `Path`): Folder to make; it appears when it is whole.
-        names (`Mapping[str, str]`): New name of every column that gets one.
+        names (`Mapping[str, str]`): New names by old name.
 
     Returns:
-        `dict[str, str]`: What was renamed, labels included.
+        `dict[str, str]`: All renamed columns, including labels.
 
     Raises:
         ValueError: If the output exists, the dataset is damaged, or a name is unknown, taken or not allowed.
@@ -57,7 +56,7 @@ def rename_columns(source: str | Path, output: str | Path, names: Mapping[str, s
     output = Path(output)
     if output.exists():
         raise ValueError(f"{output} exists already: name another folder for the renamed dataset")
-    rows = DatasetRows(source)  # complains about what is missing or damaged
+    rows = DatasetRows(source)  # refuses a damaged dataset
     root, features = rows.root, rows.features
     names = _add_labels(features, names)
     _check_names(features, names)
@@ -68,11 +67,7 @@ def rename_columns(source: str | Path, output: str | Path, names: Mapping[str, s
 
 
 def _add_labels(features: Mapping[str, dict], names: Mapping[str, str]) -> dict[str, str]:
-    """The renames, and those of the labels that go with a renamed camera.
-
-    Raises:
-        ValueError: If labels would lose their camera.
-    """
+    """Add the labels of renamed cameras; raises a `ValueError` if labels would lose their camera."""
     labels = {}
     for old, new in names.items():
         camera = old.removeprefix(IMAGE_PREFIX)
@@ -92,7 +87,7 @@ def _add_labels(features: Mapping[str, dict], names: Mapping[str, str]) -> dict[
 
 
 def _check_names(features: Mapping[str, dict], names: Mapping[str, str]) -> None:
-    """Raises a `ValueError` about the first name that cannot be."""
+    """Raise a `ValueError` about the first name that is unknown, taken or not allowed."""
     if not names:
         raise ValueError(f"nothing to rename; the columns are {', '.join(features)}")
     for old, new in names.items():
@@ -108,12 +103,10 @@ def _check_names(features: Mapping[str, dict], names: Mapping[str, str]) -> None
 
 
 def _write_file(path: Path, output: Path, place: Path, names: Mapping[str, str]) -> None:
-    """Writes one file of the dataset, at the same place of the new one, with the new names in it."""
+    """Write one file of the dataset, at the same place of the new one, with the new names."""
     kind = place.parts[0]
-    if kind == "videos":
-        target = output.joinpath(*(names.get(part, part) for part in place.parts))
-    else:
-        target = output / place
+    parts = [names.get(part, part) for part in place.parts] if kind == "videos" else place.parts
+    target = output.joinpath(*parts)
     target.parent.mkdir(parents=True, exist_ok=True)
     if kind == "videos":
         share_file(path, target)
@@ -121,10 +114,7 @@ def _write_file(path: Path, output: Path, place: Path, names: Mapping[str, str])
         _rename_in_parquet(path, target, names)
     elif place.parts[:2] == ("meta", "episodes"):
         _rename_in_parquet(path, target, names, parents=("stats", "videos"))
-    elif place in (INFO_PATH, STATS_PATH, PROVENANCE_PATH):
-        rename = {INFO_PATH: _rename_info, STATS_PATH: _rename_keys, PROVENANCE_PATH: _rename_provenance}[
-            place
-        ]
+    elif rename := JSON_FILES.get(place):
         try:
             content = rename(json.loads(path.read_text()), names)
         except (KeyError, ValueError) as error:
@@ -137,12 +127,12 @@ def _write_file(path: Path, output: Path, place: Path, names: Mapping[str, str])
 def _rename_in_parquet(
     path: Path, target: Path, names: Mapping[str, str], parents: tuple[str, ...] = ()
 ) -> None:
-    """Rewrites a parquet file, row group by row group: LeRobot keeps one per episode.
+    """Rewrite a parquet file, row group by row group: LeRobot keeps one per episode.
 
-    Columns are called by the names themselves, or with `parents` by `PARENT/NAME/...`.
+    Columns have the names themselves, or with `parents` are called `PARENT/NAME/...`.
     """
 
-    def renamed(column: str) -> str:
+    def rename(column: str) -> str:
         parent, *rest = column.split("/")
         if not parents:
             return names.get(column, column)
@@ -151,8 +141,8 @@ def _rename_in_parquet(
     try:
         with pq.ParquetFile(path) as source:
             old = source.schema_arrow
-            schema = pa.schema([field.with_name(renamed(field.name)) for field in old])
-            if notes := (old.metadata or {}).get(b"huggingface"):  # types, as `datasets` knows them
+            schema = pa.schema([field.with_name(rename(field.name)) for field in old])
+            if notes := (old.metadata or {}).get(b"huggingface"):  # types for `datasets`
                 content = json.loads(notes)
                 content["info"]["features"] = _rename_keys(content["info"]["features"], names)
                 schema = schema.with_metadata({"huggingface": json.dumps(content)})
@@ -182,18 +172,19 @@ def _rename_info(info: dict, names: Mapping[str, str]) -> dict:
 
 def _rename_provenance(provenance: dict, names: Mapping[str, str]) -> dict:
     """`meta/foresight.json`: facts by camera, and by video file."""
-    result = dict(provenance)
-    for name in ("cameras", "episodes"):
-        facts = provenance.get(name, {})
-        groups = facts.values() if name == "episodes" else [facts]
-        renamed = [
-            {_rename_camera(camera, names): value for camera, value in group.items()} for group in groups
-        ]
-        for group in renamed:
-            if "flags" in group:  # `<camera>/<word>`
-                parts = [flag.rpartition("/") for flag in group["flags"]]
-                group["flags"] = [f"{_rename_camera(camera, names)}/{word}" for camera, _, word in parts]
-        result[name] = dict(zip(facts, renamed, strict=True)) if name == "episodes" else renamed[0]
+
+    def rename_cameras(group: dict) -> dict:
+        group = {_rename_camera(camera, names): value for camera, value in group.items()}
+        if "flags" in group:  # `<camera>/<word>`
+            parts = [flag.rpartition("/") for flag in group["flags"]]
+            group["flags"] = [f"{_rename_camera(camera, names)}/{word}" for camera, _, word in parts]
+        return group
+
+    episodes = provenance.get("episodes", {}).items()
+    result = provenance | {
+        "cameras": rename_cameras(provenance.get("cameras", {})),
+        "episodes": {number: rename_cameras(facts) for number, facts in episodes},
+    }
     if "video_bytes" in (simulation := provenance.get("simulation", {})):
         sizes = {
             "/".join(names.get(part, part) for part in file.split("/")): size
@@ -206,3 +197,6 @@ def _rename_provenance(provenance: dict, names: Mapping[str, str]) -> dict:
 def _rename_camera(camera: str, names: Mapping[str, str]) -> str:
     new = names.get(IMAGE_PREFIX + camera) or names.get(camera, camera)  # some cameras have no prefix
     return new.removeprefix(IMAGE_PREFIX)
+
+
+JSON_FILES = {INFO_PATH: _rename_info, STATS_PATH: _rename_keys, PROVENANCE_PATH: _rename_provenance}

@@ -1,4 +1,4 @@
-"""From a benchmark's own files to a LeRobot v3 dataset: what the converters share."""
+"""What the converters share: from a benchmark's own files to a LeRobot v3 dataset."""
 
 import argparse
 import dataclasses
@@ -11,32 +11,24 @@ from typing import Protocol
 
 import numpy as np
 
-from datasets_scripts.storage.dataset_folder import load_info, video_sizes
+from datasets_scripts.storage.dataset_folder import count_dataset, video_sizes
 from datasets_scripts.storage.episode_job import EpisodeJob, EpisodeWork
 from datasets_scripts.storage.provenance import write_provenance
 from datasets_scripts.storage.shards import Layout, assemble_dataset, write_shard
 
-__all__ = [
-    "Archive",
-    "Demonstration",
-    "convert",
-    "converter_parser",
-    "image_feature",
-    "print_summary",
-    "vector_feature",
-]
+__all__ = ["Archive", "Demonstration", "convert", "converter_parser", "print_summary"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration:
-    """One episode, as it goes into the dataset.
+    """One episode.
 
     Args:
-        instruction (`str`): What is done.
+        instruction (`str`): The task in words.
         videos (`Mapping[str, np.ndarray]`): By column `(F, H, W, 3)` uint8 RGB, or `(F, H, W)` float32
-            metres.
+            meters.
         columns (`Mapping[str, np.ndarray]`): Other columns, `(F, size)` float32.
-        facts (`Mapping`): Where it came from, for `meta/foresight.json`.
+        facts (`Mapping`): Its origin, for `meta/foresight.json`.
     """
 
     instruction: str
@@ -46,14 +38,14 @@ class Demonstration:
 
 
 class Archive(Protocol):
-    """Somebody else's files, checked when opened. It goes to worker processes, so it keeps no open file.
+    """A benchmark's files, checked when opened. Workers get a copy, so it keeps no file open.
 
     Attributes:
         layout (`Layout`): Columns of the dataset.
-        parameters (`dict`): What the result depends on, as JSON: two archives with equal ones give the same.
+        parameters (`dict`): What the result depends on, as JSON; equal ones give the same dataset.
         lengths (`Sequence[int]`): Frames of every episode.
         cameras (`dict`): Facts by camera for `meta/foresight.json`: depth, intrinsics.
-        conventions (`dict`): What was done to the values, in words.
+        conventions (`dict`): Meaning of the values, in words.
     """
 
     layout: Layout
@@ -63,18 +55,17 @@ class Archive(Protocol):
     conventions: dict
 
     def read(self, episode: int) -> Demonstration:
-        """Reads an episode; a `ValueError` names the file at fault."""
+        """Read an episode; a `ValueError` names the file at fault."""
         ...
 
 
 def convert(archive: Archive, output: Path, workers: int = 1) -> dict[str, int]:
-    """Make the dataset, or resume or confirm it.
+    """Make the dataset, resume an unfinished run of it, or check a finished one.
 
     Args:
         archive (`Archive`): What is converted.
         output (`Path`): Folder of the finished dataset.
-        workers (`int`): Processes; with 1 everything happens in this one. The result does not depend on it,
-            up to the compression noise of the RGB videos.
+        workers (`int`): Processes. The result does not depend on it, up to noise of the RGB videos.
 
     Returns:
         `dict`: `episodes`, `frames`, `tasks`, `bytes`.
@@ -82,7 +73,7 @@ def convert(archive: Archive, output: Path, workers: int = 1) -> dict[str, int]:
     Raises:
         ValueError: If a file of the archive is damaged, or the output belongs to something else.
         RuntimeError: If a worker dies.
-        OSError: If the disk is full; what is finished is kept.
+        OSError: If the disk is full; finished episodes are kept.
     """
     output = Path(output)
     job = EpisodeJob(output, "conversion", archive.parameters)
@@ -93,20 +84,14 @@ def convert(archive: Archive, output: Path, workers: int = 1) -> dict[str, int]:
             facts = job.read_shards(range(len(archive.lengths)))
             job.write_dataset(lambda root: _assemble(root, archive, job.shard, list(facts.values())))
     job.read_finished()
-    info = load_info(output)
-    return {
-        "episodes": info["total_episodes"],
-        "frames": info["total_frames"],
-        "tasks": info["total_tasks"],
-        "bytes": sum(path.stat().st_size for path in output.rglob("*") if path.is_file()),
-    }
+    return count_dataset(output)
 
 
 _archive: Archive | None = None
 
 
 def _start_worker(archive: Archive) -> None:
-    """Hands the archive over once per process: its list of files may be long."""
+    # Once per process and not per episode, as its list of files may be long.
     global _archive
     _archive = archive
 
@@ -120,7 +105,6 @@ def _convert_one(episode: int, shard: Path) -> dict:
 
 
 def _assemble(root: Path, archive: Archive, shard_of: Callable[[int], Path], facts: Sequence[dict]) -> None:
-    """Write the dataset from shards, and where it came from."""
     assemble_dataset(root, archive.layout, shard_of, facts)
     provenance = {
         "cameras": archive.cameras,
@@ -135,20 +119,8 @@ def _assemble(root: Path, archive: Archive, shard_of: Callable[[int], Path], fac
     write_provenance(root, provenance)
 
 
-def image_feature(height: int, width: int) -> dict:
-    """LeRobot feature of an RGB video; H.264 stores even sizes only."""
-    if height % 2 or width % 2:
-        raise ValueError(f"images are {width}x{height} px; video needs an even width and height")
-    return {"dtype": "video", "shape": (height, width, 3), "names": ["height", "width", "channels"]}
-
-
-def vector_feature(names: Sequence[str]) -> dict:
-    """LeRobot feature of a float32 vector with named entries."""
-    return {"dtype": "float32", "shape": (len(names),), "names": list(names)}
-
-
 def converter_parser(description: str, example: str, source_help: str) -> argparse.ArgumentParser:
-    """Command-line options that all converters have."""
+    """Command-line options of all converters."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog=f"example:\n  {example}\nRun it again after an interruption to resume.",
@@ -157,13 +129,13 @@ def converter_parser(description: str, example: str, source_help: str) -> argpar
     add = parser.add_argument
     add("--source", type=Path, required=True, help=source_help)
     add("--output", type=Path, required=True, help="folder of the dataset to make")
-    add("--limit", type=int, help="convert the first so many episodes only, for a try")
+    add("--limit", type=int, help="convert only this many episodes, for a try")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     return parser
 
 
 def print_summary(output: Path, summary: Mapping[str, int]) -> None:
-    """Prints what there is now."""
+    """Print the counts that [`convert`] gives."""
     print(
         f"{output}: {summary['episodes']} episodes, {summary['frames']} frames, {summary['tasks']} "
         f"instructions, {summary['bytes'] / 1e6:.1f} MB"

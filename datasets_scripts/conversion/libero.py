@@ -1,7 +1,7 @@
-"""LIBERO's own demonstrations to a LeRobot v3 dataset: one episode per demonstration, images upright.
+"""LIBERO's files as episodes: one per demonstration, images upright.
 
 A suite is a folder with one HDF5 file per task (`..._demo.hdf5`), each with `data/demo_0`, `data/demo_1` and
-so on, at 20 Hz, and the instruction in the attributes of `data`. What goes where:
+so on, at 20 Hz, and the instruction in the attributes of `data`.
 
 | LIBERO | column |
 | --- | --- |
@@ -10,16 +10,16 @@ so on, at 20 Hz, and the instruction in the attributes of `data`. What goes wher
 | `actions` | `action`: the recorded command |
 
 The files hold images upside down, angles as axis times angle, and the gripper command as -1 open, 1 closed.
-In the dataset images are upright, positions in metres, angles in radians (`R = Rz(yaw) Ry(pitch) Rx(roll)`),
+In the dataset images are upright, positions in meters, angles in radians (`R = Rz(yaw) Ry(pitch) Rx(roll)`),
 and the gripper is 1 open, 0 closed: in actions the command, in states whether the fingers are more than 4 cm
 apart.
 
 The first six entries of an action are robosuite's, in [-1, 1], full scale 0.05 m and 0.5 rad in the robot's
 base frame. For its gripper the simulator takes `1 - 2 g` of the column's g.
 
-LIBERO's script performs a command and then records the frame, so a frame shows what its command has done
-already. LIBERO's own loader takes the rows as they are, and so does this one; `next_action` gives every frame
-the command that follows it and drops the last frame.
+LIBERO's script performs a command and then records the frame, so a frame shows the effect of its command.
+LIBERO's loader keeps this pairing, and so does this one; `next_action` gives every frame the command that
+follows it and drops the last frame.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets_scripts.columns import image_key
-from datasets_scripts.conversion.job import Demonstration, image_feature, vector_feature
+from datasets_scripts.columns import image_key, recorded_features
+from datasets_scripts.conversion.job import Demonstration
 from datasets_scripts.storage.shards import Layout
 
 __all__ = ["LiberoArchive"]
@@ -42,16 +42,8 @@ LIBERO_CAMERAS = {"main": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
 WIDTHS = {"ee_states": 6, "gripper_states": 2}
 HALF_OPEN_M = 0.04  # the Panda's fingers are 0 to 8 cm apart
 STATE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-LIBERO_ACTIONS = (
-    "delta_x",
-    "delta_y",
-    "delta_z",
-    "axis_angle_x",
-    "axis_angle_y",
-    "axis_angle_z",
-    "gripper",
-)
-UNPACK = "download the file again"
+LIBERO_ACTIONS = (*(f"{kind}_{axis}" for kind in ("delta", "axis_angle") for axis in "xyz"), "gripper")
+REMEDY = "download the file again"
 
 
 class LiberoArchive:
@@ -60,7 +52,7 @@ class LiberoArchive:
     Args:
         source (`Path`): An HDF5 file, or a folder with some, at any depth.
         next_action (`bool`): Give every frame the command that follows it.
-        limit (`int`, *optional*): Use the first so many demonstrations.
+        limit (`int`, *optional*): Most demonstrations.
 
     Raises:
         ValueError: If h5py is missing, there is no such file, or one is damaged or lacks language,
@@ -85,11 +77,7 @@ class LiberoArchive:
             self._open(path, name)
             sources.append([name, path.stat().st_size, len(self._demos) - before])
         self._demos, self.lengths = self._demos[:limit], self.lengths[:limit]
-        features = {image_key(camera): image_feature(*size) for camera, size in self._sizes.items()}
-        features |= {
-            "observation.state": vector_feature(STATE_NAMES),
-            "action": vector_feature(LIBERO_ACTIONS),
-        }
+        features = recorded_features(self._sizes, False, STATE_NAMES, LIBERO_ACTIONS)
         self.layout = Layout(LIBERO_FPS, "panda", features, {})
         self.parameters = {
             "format": "LIBERO",
@@ -106,15 +94,15 @@ class LiberoArchive:
         }
 
     def _open(self, path: Path, name: str) -> None:
-        """Adds the demonstrations of a file, looking at everything but the values."""
+        """Add the demonstrations of a file, checking everything but the values."""
         with _open_file(path) as file:
             data = file.get("data")
             names = [] if data is None else [name for name in data if re.fullmatch(r"demo_\d+", name)]
             demos = sorted(names, key=lambda name: int(name.removeprefix("demo_")))
             if not demos:
-                raise ValueError(f"{path} is no demonstration file of LIBERO: it has no group data/demo_0")
+                raise ValueError(f"{path} is not a demonstration file of LIBERO: it has no group data/demo_0")
             self._instructions[name] = _read_instruction(path, data.attrs)
-            # robosuite says how its images lie; "opengl" starts with the lowest row.
+            # robosuite's image convention; "opengl" starts with the lowest row.
             convention = data.attrs.get("macros_image_convention", "opengl")
             self._upright[name] = _decode_text(convention) == "opencv"
             for demo in demos:
@@ -123,12 +111,12 @@ class LiberoArchive:
                 self.lengths.append(n_frames - self.next_action)
 
     def _check_demo(self, path: Path, group: Any, demo: str) -> int:
-        """Arrays, their shapes and lengths; returns the number of stored frames."""
+        """Check arrays, their shapes and lengths; gives the number of stored frames."""
         wanted = {f"obs/{name}": (size,) for name, size in WIDTHS.items()} | {"actions": (7,)}
         n_frames = None
         for key in [*(f"obs/{name}" for name in LIBERO_CAMERAS.values()), *wanted]:
             if key not in group:
-                raise ValueError(f"{path}: {demo} lacks {key}; {UNPACK}")
+                raise ValueError(f"{path}: {demo} lacks {key}; {REMEDY}")
             shape = group[key].shape
             n_frames = shape[0] if n_frames is None else n_frames
             tail = wanted.get(key, (*shape[1:3], 3))
@@ -141,14 +129,14 @@ class LiberoArchive:
             if self._sizes.setdefault(camera, size) != size:
                 raise ValueError(
                     f"{path}: {key} of {demo} is {size} px, earlier ones are {self._sizes[camera]}; convert "
-                    "files of different sizes apart"
+                    "files of different sizes separately"
                 )
         if n_frames < 2:
-            raise ValueError(f"{path}: {demo} has {n_frames} frames; two at least are needed")
+            raise ValueError(f"{path}: {demo} has {n_frames} frames; at least two are needed")
         return n_frames
 
     def read(self, episode: int) -> Demonstration:
-        """Reads a demonstration."""
+        """Read a demonstration."""
         from scipy.spatial.transform import Rotation
 
         name, demo = self._demos[episode]
@@ -183,34 +171,32 @@ class LiberoArchive:
 
 
 def _demo_files(source: Path) -> list[Path]:
-    """HDF5 files in a folder, or the one that is named."""
+    """HDF5 files in a folder, or the given one."""
     if source.is_file():
         return [source]
     paths = sorted(source.rglob("*.hdf5")) if source.is_dir() else []
     if not paths:
         raise ValueError(
-            f"{source} holds no demonstration files of LIBERO (*_demo.hdf5); --source is a suite's folder, "
-            "libero_spatial say"
+            f"{source} holds no demonstration files of LIBERO (*_demo.hdf5); --source is a suite's folder "
+            "such as libero_spatial"
         )
     return paths
 
 
 @contextlib.contextmanager
 def _open_file(path: Path) -> Iterator[Any]:
-    """An HDF5 file, open for reading; what goes wrong inside it names the file."""
+    """An HDF5 file, open for reading; errors name it."""
     try:
         import h5py
     except ImportError:
-        raise ValueError(
-            "LIBERO's files need h5py: pip install 'lerobot_policy_foresight[convert]'"
-        ) from None
+        raise ValueError("LIBERO needs h5py: pip install 'lerobot_policy_foresight[convert]'") from None
     try:
         with h5py.File(path, "r") as file:
             yield file
     except ValueError:
-        raise  # says what is wrong
+        raise
     except Exception as error:  # a damaged file makes HDF5 raise nearly anything
-        raise ValueError(f"{path} is no HDF5 file, or it is damaged ({error!r}); {UNPACK}") from error
+        raise ValueError(f"{path} is not an HDF5 file, or it is damaged ({error!r}); {REMEDY}") from error
 
 
 def _decode_text(value: str | bytes) -> str:
@@ -218,15 +204,15 @@ def _decode_text(value: str | bytes) -> str:
 
 
 def _read_instruction(path: Path, attributes: Any) -> str:
-    """Instruction from the file's own attributes."""
+    """Instruction from the file's attributes."""
     try:
         words = json.loads(_decode_text(attributes["problem_info"]))["language_instruction"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} has no language: its attribute problem_info names no language_instruction ({error!r}); "
-            f"{UNPACK}"
+            f"{REMEDY}"
         ) from error
     text = "".join(words).strip().strip('"').strip()  # some files hold a list of letters, some put quotes
     if not text:
-        raise ValueError(f"{path} has no language: its language_instruction is empty; {UNPACK}")
+        raise ValueError(f"{path} has no language: its language_instruction is empty; {REMEDY}")
     return text

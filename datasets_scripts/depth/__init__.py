@@ -2,13 +2,13 @@
 
 | source | is | needs |
 |---|---|---|
-| `sensor` | a depth column that the dataset has | nothing; nothing is opened |
-| `depth-anything-v2` | metres of every frame on its own | transformers; `model` is a Hub id or folder |
+| `sensor` | a depth column of the dataset | nothing |
+| `depth-anything-v2` | meters of every frame on its own | transformers; `model` is a Hub id or folder |
 | `video-depth-anything` | depth that is consistent in time | that project; `model` is its checkpoint file |
-| `vda+dav2` | the second, brought to metres by the first (the paper's two models) | both |
+| `vda+dav2` | the second, brought to meters by the first (the paper's two models) | both |
 | Hub id or folder | any other depth model of transformers | |
 
-Models whose depth is known up to scale and shift only need `align_with`, a metric one.
+Models whose depth is known up to scale and shift only need a metric model, `align_with`.
 """
 
 from pathlib import Path
@@ -18,25 +18,8 @@ from datasets_scripts.depth.source import DepthSource
 __all__ = ["DEPTH_SOURCES", "check_depth_source", "open_depth"]
 
 DEPTH_SOURCES = ("sensor", "depth-anything-v2", "video-depth-anything", "vda+dav2")
-# Small is the only size whose licence allows everything; Base and Large are better and non-commercial.
+# Small is the only size whose license allows everything; Base and Large are better and non-commercial.
 METRIC_MODEL = "depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf"
-
-
-def check_depth_source(source: str, model: str | None = None, align_with: str | None = None) -> None:
-    """What can be known of a source without loading its weights.
-
-    Args:
-        source (`str`): One of `DEPTH_SOURCES`, or Hub id or folder of a depth model of transformers.
-        model (`str`, *optional*): Which weights: Hub id or folder for `depth-anything-v2` (the default is
-            `METRIC_MODEL`), checkpoint file for the sources with Video-Depth-Anything.
-        align_with (`str`, *optional*): Metric model that gives a relative one its scale and shift:
-            `"depth-anything-v2"`, Hub id or folder. `vda+dav2` has the default of `depth-anything-v2`.
-
-    Raises:
-        ValueError: If a source or model is unknown, a package or file is missing, or what is given does not
-            go together; says what to do.
-    """
-    _resolve(source, model, align_with)
 
 
 def open_depth(
@@ -46,41 +29,54 @@ def open_depth(
     device: str = "auto",
     batch_size: int | None = None,
 ) -> DepthSource | None:
-    """Loads a source; once per process, for any number of clips.
+    """Load a source for any number of clips; `None` for `sensor`, whose depth the dataset holds.
 
     Args:
         source (`str`): As in [`check_depth_source`], as are `model` and `align_with`.
-        model (`str`, *optional*): Which weights.
+        model (`str`, *optional*): Weights.
         align_with (`str`, *optional*): Metric model for a relative one.
         device (`str`): `"cuda"`, `"cuda:1"`, `"cpu"`, or `"auto"`: a GPU if there is one.
-        batch_size (`int`, *optional*): Frames at once for models of single frames (16 on a GPU, 2 without).
-            Depth may differ in its last bits between sizes.
-
-    Returns:
-        `DepthSource`: Or `None` for `sensor`, whose depth the dataset holds.
+        batch_size (`int`, *optional*): Frames at once for models of single frames (16 on a GPU, 2 on a CPU).
+            The last bits of the depth may depend on it.
 
     Raises:
         ValueError: As [`check_depth_source`]; also if weights are damaged or the device does not exist.
     """
-    resolved = _resolve(source, model, align_with)
-    if resolved is None:
+    opened = [
+        estimator(name, device, batch_size)
+        for estimator, name in check_depth_source(source, model, align_with)
+    ]
+    if not opened:
         return None
     from datasets_scripts.depth.estimators import AlignedDepth, MetricDepth
 
-    (estimator, name), metric = resolved
-    relative = estimator(name, device, batch_size)
-    if metric is None:
-        return MetricDepth(relative)
-    estimator, name = metric
-    return AlignedDepth(relative, estimator(name, device, batch_size))
+    return AlignedDepth(*opened) if len(opened) == 2 else MetricDepth(*opened)
 
 
-def _resolve(source: str, model: str | None, align_with: str | None) -> tuple | None:
-    """Classes and weights of the estimator and, if it is relative, of the metric one that joins it."""
+def check_depth_source(
+    source: str, model: str | None = None, align_with: str | None = None
+) -> list[tuple[type, str]]:
+    """Check a source without loading its weights.
+
+    Args:
+        source (`str`): One of `DEPTH_SOURCES`, or Hub id or folder of a depth model of transformers.
+        model (`str`, *optional*): Weights: Hub id or folder for `depth-anything-v2` (default:
+            `METRIC_MODEL`), checkpoint file for the sources with Video-Depth-Anything.
+        align_with (`str`, *optional*): Metric model that gives a relative one its scale and shift:
+            `"depth-anything-v2"`, Hub id or folder. Required for relative models, except for `vda+dav2`.
+
+    Returns:
+        `list`: Class and weights of the estimator and, if it is relative, of its metric model; empty for
+        `sensor`.
+
+    Raises:
+        ValueError: If a source or model is unknown, a package or file is missing, or the arguments exclude
+            each other; says what to do.
+    """
     if source == "sensor":
         if model or align_with:
             raise ValueError("--depth sensor reads a depth column; --depth-model and --align-with do nothing")
-        return None
+        return []
     from datasets_scripts.depth.transformers_model import TransformersDepth
     from datasets_scripts.depth.video_depth_anything import VideoDepth
 
@@ -106,11 +102,9 @@ def _resolve(source: str, model: str | None, align_with: str | None) -> tuple | 
         align_with = METRIC_MODEL
     if estimator.check(name):
         if align_with:
-            raise ValueError(
-                f"depth of {name} is metric already: leave --align-with out"
-                + (" (--depth video-depth-anything)" if source == "vda+dav2" else "")
-            )
-        return (estimator, name), None
+            hint = " (--depth video-depth-anything)" if source == "vda+dav2" else ""
+            raise ValueError(f"depth of {name} is metric already: leave --align-with out{hint}")
+        return [(estimator, name)]
     if not align_with:
         raise ValueError(
             f"depth of {name} is known up to scale and shift only: add --align-with depth-anything-v2, "
@@ -118,4 +112,4 @@ def _resolve(source: str, model: str | None, align_with: str | None) -> tuple | 
         )
     if not TransformersDepth.check(align_with):
         raise ValueError(f"--align-with {align_with} is not metric itself; give it a metric model")
-    return (estimator, name), (TransformersDepth, align_with)
+    return [(estimator, name), (TransformersDepth, align_with)]

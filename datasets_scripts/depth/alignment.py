@@ -1,10 +1,10 @@
 """Temporally consistent relative depth + metric depth of a few frames -> metric depth of a whole clip.
 
 A video model (Video-Depth-Anything) gives inverse depth q that is consistent in time and known up to one
-scale and one shift; an image model (Depth-Anything-V2 metric) gives metres m that flicker. One pair (a, b)
-joins them, for the whole clip: a pair per frame would bring the flicker back. Inverse depth is the space in
-which the video model is ambiguous, and weighs the near field, where manipulation happens (3D Foresight uses
-both models; the way of joining them is ours).
+scale and one shift; an image model (Depth-Anything-V2 metric) gives meters m that flicker. One pair (a, b)
+aligns them over the whole clip: a pair per frame would bring the flicker back. The fit is in inverse depth,
+where the video model is ambiguous and the near field, where manipulation happens, has most weight
+(3D Foresight uses both models; the alignment is ours).
 """
 
 from collections.abc import Iterable
@@ -17,14 +17,14 @@ FIT_RANGE_M = (0.1, 10.0)  # metric values beyond it are not trusted
 FIT_SAMPLES = 200_000
 FIT_ROUNDS = 5
 KEPT_FRACTION = 0.9
-MAX_ERROR = 0.25  # median relative error from which on a clip's alignment counts as failed
+MAX_ERROR = 0.25  # median relative error above which a clip's alignment has failed
 MAX_KEY_FRAMES = 32
-SMOOTHING_FRAMES = 15  # of the ratios that hold flickering depth together where the alignment failed
+SMOOTHING_FRAMES = 15  # over which the medians of a clip without alignment are smoothed
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """What joins the two depths of a clip: `1 / depth = scale * q + shift`.
+    """What relates the two depths of a clip: `1 / depth = scale * q + shift`.
 
     Attributes:
         scale (`float`): a, 1/m per unit of q; positive, or the fit failed.
@@ -37,26 +37,23 @@ class Alignment:
     error: float
 
     @property
-    def good(self) -> bool:
+    def is_good(self) -> bool:
         """Whether the clip may use it."""
         return self.scale > 0 and self.error <= MAX_ERROR
 
 
-def key_frames(n_frames: int, count: int = MAX_KEY_FRAMES) -> np.ndarray:
-    """Evenly spaced frames for metric depth, the first and the last among them: `(<=count,)` int64."""
+def choose_key_frames(n_frames: int, count: int = MAX_KEY_FRAMES) -> np.ndarray:
+    """Evenly spaced frames for metric depth, including the first and the last: `(<=count,)` int64."""
     return np.unique(np.linspace(0, n_frames - 1, min(count, n_frames)).round().astype(np.int64))
 
 
 def fit_alignment(relative: np.ndarray, metric_m: np.ndarray, generator: np.random.Generator) -> Alignment:
-    """Fits scale and shift robustly: least squares, then rounds that keep the 90 % smallest residuals.
+    """Fit scale and shift robustly: least squares, then rounds that keep the 90 % smallest residuals.
 
     Args:
         relative (`np.ndarray`): `(k, H, W)` inverse depth q of the key frames, any unit; valid above 0.
-        metric_m (`np.ndarray`): `(k, H, W)` metres of the same pixels, 0 where invalid.
+        metric_m (`np.ndarray`): `(k, H, W)` meters of the same pixels, 0 where invalid.
         generator (`np.random.Generator`): Draws the pixels of the fit.
-
-    Returns:
-        `Alignment`: Of the clip.
 
     Raises:
         ValueError: If the shapes differ.
@@ -72,36 +69,32 @@ def fit_alignment(relative: np.ndarray, metric_m: np.ndarray, generator: np.rand
         drawn = generator.choice(valid, FIT_SAMPLES, replace=False)
     q = relative.reshape(-1)[drawn].astype(np.float64)
     y = 1 / metric_m.reshape(-1)[drawn].astype(np.float64)
-    scale, shift = _line(q, y)
+    scale, shift = _fit_line(q, y)
     for _ in range(FIT_ROUNDS):
         residual = np.abs(scale * q + shift - y)
         kept = residual <= np.quantile(residual, KEPT_FRACTION)
-        scale, shift = _line(q[kept], y[kept])
+        scale, shift = _fit_line(q[kept], y[kept])
     m = metric_m.reshape(-1)[valid]
-    depth = invert(relative.reshape(-1)[valid], scale, shift)
-    return Alignment(scale, shift, float(np.median(np.abs(depth - m) / m)))
+    depth_m = invert_depth(relative.reshape(-1)[valid], scale, shift)
+    return Alignment(scale, shift, float(np.median(np.abs(depth_m - m) / m)))
 
 
-def invert(relative: np.ndarray, scale: float, shift: float) -> np.ndarray:
-    """Metres of inverse depth: `1 / clip(scale q + shift)` in [0.05, 10] m, float32, shape kept."""
+def invert_depth(relative: np.ndarray, scale: float, shift: float) -> np.ndarray:
+    """Meters from inverse depth: `1 / clip(scale q + shift)` in [0.05, 10] m, float32, same shape."""
     inverse = np.clip(scale * relative + shift, 1 / MAX_DEPTH_M, 1 / MIN_DEPTH_M)
     return (1 / inverse).astype(np.float32)
 
 
 def steady_ratio(metric_m: Iterable[np.ndarray]) -> np.ndarray:
-    """Factor per frame that takes most of the flicker out of metric depth: the way without an alignment.
-
-    A frame's median is brought to the median of its neighbourhood in time.
+    """Factor per frame that brings its median depth to the median of the frames around it.
 
     Args:
-        metric_m (`Iterable[np.ndarray]`): F frames `(H, W)` of metres, 0 where invalid; looked at one by one.
+        metric_m (`Iterable[np.ndarray]`): F frames `(H, W)` of meters, 0 where invalid; read one by one.
 
     Returns:
         `np.ndarray`: `(F,)` float64; 1 for frames without valid depth.
     """
     medians = np.array([np.median(frame[frame > 0]) if (frame > 0).any() else np.nan for frame in metric_m])
-    if np.isnan(medians).all():
-        return np.ones(len(medians))
     half = SMOOTHING_FRAMES // 2
     padded = np.pad(medians, half, constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
@@ -111,7 +104,7 @@ def steady_ratio(metric_m: Iterable[np.ndarray]) -> np.ndarray:
     return ratio
 
 
-def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+def _fit_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Least squares of `y = a x + b`; `a` is 0 where x does not vary."""
     x_mean, y_mean = x.mean(), y.mean()
     spread = ((x - x_mean) ** 2).sum()

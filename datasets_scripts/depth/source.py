@@ -1,4 +1,4 @@
-"""What every source of depth is to the rest: frames in, metric depth out, in runs that fit into memory."""
+"""The interface of every source of depth: frames in, metric depth out, in runs that fit into memory."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -16,8 +16,9 @@ class DepthClip:
     """Depth of one clip, made while it is read; read it once.
 
     Attributes:
-        runs (`Iterable[tuple[np.ndarray, np.ndarray]]`): `(metres, valid)` of successive frames, together
-            all: `(k, H, W)` float32 along the optical axis and `(k, H, W)` bool, at the frames' resolution.
+        runs (`Iterable[tuple[np.ndarray, np.ndarray]]`): `(meters, valid)` of successive frames, until all
+            are done: `(k, H, W)` float32 along the optical axis and `(k, H, W)` bool, at the frames'
+            resolution.
         facts (`dict[str, Any]`): JSON-able: alignment, its error, whether a fallback was taken. Complete once
             `runs` is exhausted.
     """
@@ -30,16 +31,16 @@ class DepthSource(Protocol):
     """Where depth comes from. Opening one may take long; it then serves any number of clips."""
 
     def describe(self) -> dict[str, Any]:
-        """JSON-able facts for the provenance: models, their revisions and licences, versions of packages."""
+        """JSON-able facts for the provenance: models, their revisions and licenses, versions of packages."""
         ...
 
     def estimate(self, frames: Sequence[np.ndarray], fps: float) -> DepthClip:
         """Metric depth of a clip that has no cuts and one camera.
 
         Args:
-            frames (`Sequence[np.ndarray]`): F frames `(H, W, 3)` uint8 RGB, best asked for in order: they may
-                be decoded on demand, and a clip may be longer than memory. A source may ask from a thread
-                of its own until `runs` is exhausted or closed.
+            frames (`Sequence[np.ndarray]`): F frames `(H, W, 3)` uint8 RGB, which may be decoded on demand
+                and exceed memory; best read in order. A source may read them from another thread until
+                `runs` is exhausted or closed.
             fps (`float`): Frames per second.
         """
         ...

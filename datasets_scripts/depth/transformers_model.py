@@ -1,10 +1,7 @@
-"""Depth models of transformers: Depth-Anything-V2 (metric or relative), ZoeDepth, DepthPro, GLPN, DPT.
-
-Frames are decoded, sent to the GPU, processed there and read back at the same time, so that the GPU does not
-wait for any of it.
-"""
+"""Depth models of transformers: Depth-Anything-V2 (metric or relative), ZoeDepth, DepthPro, GLPN, DPT."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +12,11 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
 
-from datasets_scripts.depth.gpu import fetch_depth, pick_device, prefetch, send_back
+from datasets_scripts.depth.gpu import compute_ahead, pick_device
 from datasets_scripts.depth.source import hash_file
 
 # What the numbers are, by the type in a model's config. DPT covers MiDaS, whose depth is inverse.
 METRIC_TYPES, RELATIVE_TYPES = ("zoedepth", "depth_pro", "glpn"), ("dpt",)
-BATCH_SIZE = {"cuda": 16, "cpu": 2}
 MOST_MISSING = 0.1  # of the tensors of a model
 
 
@@ -30,11 +26,7 @@ class TransformersDepth:
     Args:
         name (`str`): Hub id or folder; weights in safetensors.
         device (`str`): `"auto"`: a GPU if there is one.
-        batch_size (`int`, *optional*): Frames at once; 16 on a GPU, 2 without.
-
-    Attributes:
-        is_metric (`bool`): Whether it gives metres.
-        model (`PreTrainedModel`): The model, on its device.
+        batch_size (`int`, *optional*): Frames at once; 16 on a GPU, 2 on a CPU.
 
     Raises:
         ValueError: If it cannot be loaded; says why.
@@ -43,7 +35,7 @@ class TransformersDepth:
     def __init__(self, name: str, device: str = "auto", batch_size: int | None = None):
         self.name, self.device = name, pick_device(device)
         self.is_metric = self.check(name)
-        self.batch_size = batch_size or BATCH_SIZE.get(self.device.type, 2)
+        self.batch_size = batch_size or (16 if self.device.type == "cuda" else 2)
         try:
             self.processor = AutoImageProcessor.from_pretrained(name)
             model, loading = AutoModelForDepthEstimation.from_pretrained(
@@ -59,21 +51,21 @@ class TransformersDepth:
         missing, total = len(loading["missing_keys"]), len(model.state_dict())
         if missing > MOST_MISSING * total:
             raise ValueError(
-                f"the weights of depth model {name} belong to another one: {missing} of {total} missing"
+                f"the weights in {name} belong to another model: {missing} of {total} are missing"
             )
         self.model = model.to(self.device).eval()
-        # bf16 keeps 8 bits, which would make terraces of metres: Depth-Anything's last layers stay float32,
-        # and models whose layers are not known to be safe are left alone.
+        # bf16 keeps 8 bits, too few for meters: Depth-Anything's last layers stay in float32, and so do all
+        # layers of the other models, which were not tested in bf16.
         self.in_bfloat16 = self.device.type == "cuda" and model.config.model_type == "depth_anything"
         if self.in_bfloat16:
             self.model.head = _InFloat32(self.model.head, self.device.type)
 
     @staticmethod
     def check(name: str) -> bool:
-        """Whether a model gives metres, from its config alone.
+        """Whether a model gives meters, from its config alone.
 
         Raises:
-            ValueError: If there is no such model, or it is no depth model that works here.
+            ValueError: If there is no such model, or it is not a depth model that works here.
         """
         try:
             config = AutoConfig.from_pretrained(name)
@@ -92,7 +84,7 @@ class TransformersDepth:
         )
 
     def describe(self) -> dict[str, Any]:
-        """Model, revision (of the Hub, or a hash of the weights in a folder), licence, package, precision."""
+        """Model, revision (of the Hub, or a hash of the weights in a folder), license, package, precision."""
         revision = self.model.config._commit_hash
         if revision is None:
             files = sorted(Path(self.name).glob("*.safetensors"))
@@ -100,7 +92,7 @@ class TransformersDepth:
         return {
             "model": Path(self.name).name if Path(self.name).is_dir() else self.name,
             "revision": revision,
-            "licence": _licence(self.name),
+            "licence": _read_license(self.name),
             "is_metric": self.is_metric,
             "package": f"transformers {transformers.__version__}, torch {torch.__version__}",
             "precision": "bfloat16" if self.in_bfloat16 else "float32",
@@ -108,32 +100,15 @@ class TransformersDepth:
 
     def predict(self, frames: Sequence[np.ndarray], fps: float) -> Iterator[np.ndarray]:
         """Depth of successive frames, `(k, H, W)` float32 at the frames' resolution."""
-        return prefetch(self._depths(prefetch(self._batches(frames))))
-
-    def _batches(self, frames: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
-        """`(k, H, W, 3)` uint8 in memory that a GPU can fetch from by itself."""
-        for start in range(0, len(frames), self.batch_size):
-            stop = min(start + self.batch_size, len(frames))
-            batch = torch.from_numpy(np.stack([frames[i] for i in range(start, stop)]))
-            yield batch.pin_memory() if self.device.type == "cuda" else batch
-
-    def _depths(self, batches: Iterator[torch.Tensor]) -> Iterator[np.ndarray]:
-        """Results of a batch are waited for only when the next one is on its way."""
-        try:
-            under_way = None
-            for batch in batches:
-                launched = self._launch(batch)
-                if under_way is not None:
-                    yield fetch_depth(*under_way)
-                under_way = launched
-            if under_way is not None:
-                yield fetch_depth(*under_way)
-        finally:
-            batches.close()
+        numbers = range(len(frames))
+        starts = range(0, len(frames), self.batch_size)
+        batches = ([frames[i] for i in numbers[start : start + self.batch_size]] for start in starts)
+        return compute_ahead(batches, partial(map, self._estimate), self.device)
 
     @torch.inference_mode()
-    def _launch(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        images = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # (k, 3, H, W)
+    def _estimate(self, batch: torch.Tensor) -> torch.Tensor:
+        """Depth `(k, H, W)` float32 of images `(k, H, W, 3)` uint8."""
+        images = batch.permute(0, 3, 1, 2)  # (k, 3, H, W)
         inputs = self.processor(
             images=images, input_data_format="channels_first", return_tensors="pt", device=self.device
         )
@@ -145,11 +120,11 @@ class TransformersDepth:
         sizes = [tuple(images.shape[-2:])] * len(images)
         padded = {"source_sizes": sizes} if self.model.config.model_type == "zoedepth" else {}
         found = self.processor.post_process_depth_estimation(outputs, target_sizes=sizes, **padded)
-        return send_back(torch.stack([item["predicted_depth"] for item in found]))
+        return torch.stack([item["predicted_depth"] for item in found])
 
 
 class _InFloat32(torch.nn.Module):
-    """A head that computes in float32 whatever the layers before it do."""
+    """A head that computes in float32 inside autocast."""
 
     def __init__(self, head: torch.nn.Module, device_type: str):
         super().__init__()
@@ -160,10 +135,10 @@ class _InFloat32(torch.nn.Module):
             return self.head([feature.float() for feature in features], *sizes)
 
 
-def _licence(name: str) -> str:
-    """What a model's card says."""
+def _read_license(name: str) -> str:
+    """License on a model's card."""
     card = Path(name) / "README.md" if Path(name).is_dir() else name
     try:
         return ModelCard.load(card).data.license or "not stated"
-    except Exception:  # noqa: BLE001 -- no card, no network, a card that cannot be parsed: all the same here
+    except Exception:  # noqa: BLE001 -- no card, no network, or a card that cannot be parsed
         return "unknown: see the page of the model"

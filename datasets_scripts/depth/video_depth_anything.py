@@ -1,9 +1,9 @@
 """Video-Depth-Anything, from the user's copy of that project: depth that is consistent in time.
 
-The network sees 32 frames at once. A window repeats ten frames of the one before it: the clip's first frame
-and one from the middle, which anchor its scale and shift, and the last eight, over which the two are blended.
-The result is that of the project's own `infer_video_depth`, but made while frames are read: memory does not
-grow with the clip, and images are resized on the GPU.
+The network sees windows of 32 frames. A window repeats ten frames of the previous one: the clip's first
+frame and one from the middle, which anchor scale and shift, and the last eight, over which the two are
+blended. The result is that of the project's `infer_video_depth`, but memory does not grow with the clip, and
+images are resized on the GPU.
 
 Source: Chen et al. 2025, Video Depth Anything: Consistent Depth Estimation for Super-Long Videos.
 """
@@ -18,34 +18,30 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from datasets_scripts.depth.gpu import fetch_depth, pick_device, prefetch, send_back
+from datasets_scripts.depth.gpu import compute_ahead, pick_device
 from datasets_scripts.depth.source import hash_file
 
-SIDE = 518  # of the network's input, the shorter one
+SIDE = 518  # shorter side of the network's input
 PATCH = 14
-WIDEST = 1.78  # beyond this ratio of sides the project makes the input smaller
+WIDEST = 1.78  # ratio of sides above which the project reduces the input
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Sizes of the published networks, by the width of their tower.
+# Sizes of the published networks, by the width of the tower.
 ENCODERS = {
     384: {"encoder": "vits", "features": 64, "out_channels": [48, 96, 192, 384]},
     768: {"encoder": "vitb", "features": 128, "out_channels": [96, 192, 384, 768]},
     1024: {"encoder": "vitl", "features": 256, "out_channels": [256, 512, 1024, 1024]},
 }
-LICENCES = {"vits": "apache-2.0", "vitb": "cc-by-nc-4.0", "vitl": "cc-by-nc-4.0"}
+LICENSES = {"vits": "apache-2.0", "vitb": "cc-by-nc-4.0", "vitl": "cc-by-nc-4.0"}
 
 
 class VideoDepth:
     """A network of Video-Depth-Anything.
 
     Args:
-        checkpoint (`str`): File of its weights; metric ones are named `metric_...`, as the project does.
+        checkpoint (`str`): Weights; files of metric networks are named `metric_...`, as in the project.
         device (`str`): `"auto"`: a GPU if there is one.
-        batch_size (`int`, *optional*): Ignored: the network takes its 32 frames at once.
+        batch_size (`int`, *optional*): Ignored: the network takes 32 frames at once.
         side (`int`): Shorter side of the network's input, a multiple of 14.
-
-    Attributes:
-        is_metric (`bool`): Whether it gives metres.
-        model (`torch.nn.Module`): The network, on its device.
 
     Raises:
         ValueError: If package or file is missing or damaged; says what to do.
@@ -56,7 +52,7 @@ class VideoDepth:
     ):
         self.is_metric = self.check(checkpoint)
         self.checkpoint, self.device, self.side = Path(checkpoint), pick_device(device), side
-        project = _project()
+        project = _import_project()
         self.window, self.overlap = project.INFER_LEN, project.OVERLAP
         self.repeated, self.blended = list(project.KEYFRAMES), project.INTERP_LEN
         try:
@@ -66,31 +62,31 @@ class VideoDepth:
             self.model.load_state_dict(weights)
         except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError, TypeError) as error:
             raise ValueError(
-                f"{checkpoint} is no checkpoint of Video-Depth-Anything, or damaged: {str(error)[:200]}"
+                f"{checkpoint} is not a checkpoint of Video-Depth-Anything, or damaged: {str(error)[:200]}"
             ) from error
         self.encoder = sizes["encoder"]
         self.model.to(self.device).eval()
 
     @staticmethod
     def check(checkpoint: str) -> bool:
-        """Whether a checkpoint gives metres; the weights are not read.
+        """Whether a checkpoint gives meters; the weights are not read.
 
         Raises:
             ValueError: If the project or the file is missing.
         """
-        _project()
+        _import_project()
         if not Path(checkpoint).is_file():
             raise ValueError(
-                f"there is no checkpoint {checkpoint}; the project's README lists where to get it"
+                f"there is no checkpoint {checkpoint}; the project's README says where to get it"
             )
         return Path(checkpoint).name.startswith("metric_")
 
     def describe(self) -> dict[str, Any]:
-        """Checkpoint, its hash, licence, package, precision."""
+        """Checkpoint, its hash, license, package, precision."""
         return {
             "model": f"Video-Depth-Anything {self.encoder}: {self.checkpoint.name}",
             "revision": f"sha256:{hash_file(self.checkpoint)}",
-            "licence": LICENCES[self.encoder],
+            "licence": LICENSES[self.encoder],
             "is_metric": self.is_metric,
             "package": f"video_depth_anything, torch {torch.__version__}",
             "precision": "float16" if self.device.type == "cuda" else "float32",
@@ -98,36 +94,26 @@ class VideoDepth:
 
     def predict(self, frames: Sequence[np.ndarray], fps: float) -> Iterator[np.ndarray]:
         """Depth of successive frames, `(k, H, W)` float32 at the frames' resolution."""
-        return prefetch(self._depths(prefetch(self._new_frames(frames)), len(frames)))
+        return compute_ahead(
+            self._new_frames(frames), lambda batches: self._depths(batches, len(frames)), self.device
+        )
 
-    def _new_frames(self, frames: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
-        """What each window adds, `(k, H, W, 3)` uint8; the last frame is repeated where the clip ends."""
+    def _new_frames(self, frames: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        """What each window adds; the last frame is repeated where the clip ends."""
         step, last = self.window - self.overlap, len(frames) - 1
-        for window in range(-(-len(frames) // step)):
-            first = 0 if window == 0 else window * step + self.overlap
-            batch = [frames[min(i, last)] for i in range(first, window * step + self.window)]
-            batch = torch.from_numpy(np.stack(batch))
-            yield batch.pin_memory() if self.device.type == "cuda" else batch
+        for start in range(0, len(frames), step):
+            first = start + self.overlap if start else 0
+            yield [frames[min(i, last)] for i in range(first, start + self.window)]
 
-    def _depths(self, batches: Iterator[torch.Tensor], n_frames: int) -> Iterator[np.ndarray]:
-        """Windows joined, cut to the clip; a result is waited for when the next one is on its way."""
-        try:
-            left, under_way = n_frames, None
-            for depth in self._joined(batches):
-                depth = depth[:left]
-                left -= len(depth)
-                launched = send_back(depth)
-                if under_way is not None:
-                    yield fetch_depth(*under_way)
-                under_way = launched
-                if not left:
-                    break
-            yield fetch_depth(*under_way)
-        finally:
-            batches.close()
+    def _depths(self, batches: Iterator[torch.Tensor], n_frames: int) -> Iterator[torch.Tensor]:
+        """Windows joined and cut to the clip, which ends before the last window does."""
+        for depth in self._joined(batches):
+            if n_frames > 0:
+                yield depth[:n_frames]
+            n_frames -= len(depth)
 
     def _joined(self, batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Depth of the windows with the scale and shift of the first; its tail waits for the next window."""
+        """Depth of the windows at the scale and shift of the first; a tail waits for the next window."""
         anchors = self.repeated[: self.overlap - self.blended]
         weight = torch.linspace(0, 1, self.blended, device=self.device)[:, None, None]
         images = reference = tail = None
@@ -139,7 +125,7 @@ class VideoDepth:
             else:
                 repeats, shared = depth[: len(anchors)], slice(len(anchors), self.overlap)
                 if not self.is_metric:
-                    scale, shift = _line(repeats, reference)
+                    scale, shift = _fit_line(repeats, reference)
                     depth = (depth * scale + shift).clamp(min=0)
                 blend = tail * (1 - weight) + depth[shared] * weight
                 ready = torch.cat([blend, depth[self.overlap : -self.blended]])
@@ -152,17 +138,17 @@ class VideoDepth:
     def _window(self, batch: torch.Tensor, before: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Network input of a window, `(32, 3, h, w)`, and its depth, `(32, H, W)` float32."""
         height, width = batch.shape[1:3]
-        images = self._prepare(batch.to(self.device, non_blocking=True))
+        images = self._prepare(batch)
         if before is not None:
             images = torch.cat([before[self.repeated], images])
         on_gpu = self.device.type == "cuda"
-        with torch.autocast(self.device.type, torch.float16, enabled=on_gpu):  # as the project does
+        with torch.autocast(self.device.type, torch.float16, enabled=on_gpu):  # as in the project
             depth = self.model(images[None])[0]
         depth = F.interpolate(depth[:, None].float(), (height, width), mode="bilinear", align_corners=True)
         return images, depth[:, 0]
 
     def _prepare(self, batch: torch.Tensor) -> torch.Tensor:
-        """Resized and normalised images: `(k, H, W, 3)` uint8 -> `(k, 3, h, w)` float32."""
+        """Resized and normalized images: `(k, H, W, 3)` uint8 -> `(k, 3, h, w)` float32."""
         height, width = batch.shape[1:3]
         side, ratio = self.side, max(height, width) / min(height, width)
         if ratio > WIDEST:
@@ -175,8 +161,7 @@ class VideoDepth:
         return (images - mean) / std
 
 
-def _project() -> ModuleType:
-    """The user's copy of the project."""
+def _import_project() -> ModuleType:
     try:
         from video_depth_anything import video_depth
     except ImportError as error:
@@ -187,7 +172,7 @@ def _project() -> ModuleType:
     return video_depth
 
 
-def _line(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _fit_line(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Least squares of `y = a x + b`; a = 1, b = 0 where x does not vary."""
     x, y = x.double(), y.double()
     spread = ((x - x.mean()) ** 2).sum()

@@ -1,7 +1,6 @@
 """Simulated demonstrations with exact depth and exact 3D tracks, as a LeRobot v3 dataset."""
 
 import functools
-import json
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -11,7 +10,7 @@ from typing import Any
 from datasets_scripts.columns import points_features, points_key, points_visible_key
 from datasets_scripts.simulation.metaworld import MetaWorldSim
 from datasets_scripts.simulation.recording import Recording, record_shard
-from datasets_scripts.storage.dataset_folder import append_columns, video_sizes
+from datasets_scripts.storage.dataset_folder import append_columns, count_dataset, video_sizes
 from datasets_scripts.storage.episode_job import EpisodeJob, EpisodeWork
 from datasets_scripts.storage.provenance import encode_flags, write_provenance
 from datasets_scripts.storage.shards import assemble_dataset, read_array
@@ -20,35 +19,41 @@ __all__ = ["simulate"]
 
 
 def simulate(recording: Recording, output: Path, workers: int = 1) -> dict[str, float]:
-    """Make the dataset, or resume or confirm it.
+    """Make the dataset, resume an unfinished run of it, or check a finished one.
 
     Args:
         recording (`Recording`): What to record.
         output (`Path`): Folder of the finished dataset.
-        workers (`int`): Processes; with 1 everything happens in this one. The result does not depend on it,
-            up to the compression noise of the RGB videos (x264 is not always repeatable to the bit).
+        workers (`int`): Processes. The result does not depend on it, up to the compression noise of the RGB
+            videos (x264 is not always repeatable to the bit).
 
     Returns:
-        `dict`: `episodes`, `frames`, `attempts`, `failures`, `record_s`, `assemble_s`, `bytes`.
+        `dict`: `episodes`, `frames`, `tasks`, `bytes`, `attempts`, `failures`, `record_s`, `assemble_s`.
 
     Raises:
         ValueError: If the output, or an unfinished run of it, belongs to other parameters or is damaged.
         RuntimeError: If the expert or the simulator fails.
-        OSError: If the disk is full; what is finished is kept.
+        OSError: If the disk is full; finished episodes are kept.
     """
-    job = EpisodeJob(Path(output), "simulation", recording.to_dict())
+    output = Path(output)
+    job = EpisodeJob(output, "simulation", recording.to_dict())
     started = recorded = time.monotonic()
     if not job.is_finished:
         with job.claim():
-            _record(job, recording, workers)
+            _record_episodes(job, recording, workers)
             recorded = time.monotonic()
             facts = job.read_shards(range(recording.n_episodes))
             job.write_dataset(lambda root: _assemble(root, recording, job.shard, list(facts.values())))
-    summary = _summary(output, recording, job.read_finished())
-    return summary | {"record_s": recorded - started, "assemble_s": time.monotonic() - recorded}
+    attempts = sum(job.read_finished()["simulation"]["attempts"].values())
+    return count_dataset(output) | {
+        "attempts": attempts,
+        "failures": attempts - recording.n_episodes,
+        "record_s": recorded - started,
+        "assemble_s": time.monotonic() - recorded,
+    }
 
 
-def _record(job: EpisodeJob, recording: Recording, workers: int) -> None:
+def _record_episodes(job: EpisodeJob, recording: Recording, workers: int) -> None:
     """Record the episodes that are not done yet."""
     failures = 0
 
@@ -58,33 +63,21 @@ def _record(job: EpisodeJob, recording: Recording, workers: int) -> None:
         return {"failed_tries": failures}
 
     make = functools.partial(_record_one, recording)
+    work = EpisodeWork(make, unit="episode", notes=count_failures)
     try:
-        job.make_shards(
-            dict.fromkeys(range(recording.n_episodes), 1),
-            EpisodeWork(make, unit="episode", notes=count_failures),
-            workers,
-            "simulate",
-        )
+        job.make_shards(dict.fromkeys(range(recording.n_episodes), 1), work, workers, "simulate")
     finally:
-        _close_simulator()
+        _open_simulator.cache_clear()
 
 
-_open_simulators: dict[tuple, MetaWorldSim] = {}
+# Consecutive episodes of a task share a simulator, which closes when nothing refers to it.
+_open_simulator = functools.lru_cache(maxsize=1)(MetaWorldSim)
 
 
 def _record_one(recording: Recording, episode: int, shard: Path) -> dict:
-    """Record one episode in this process, with the simulator of the last episode if the task is the same."""
-    key = (recording.task_of(episode), recording.cameras, recording.image_size, recording.quality)
-    if key not in _open_simulators:
-        _close_simulator()
-        task, cameras, size, quality = key
-        _open_simulators[key] = MetaWorldSim(task, cameras, size, quality)
-    return record_shard(_open_simulators[key], recording, episode, shard)
-
-
-def _close_simulator() -> None:
-    while _open_simulators:
-        _open_simulators.popitem()[1].close()
+    task = recording.task_of(episode)
+    sim = _open_simulator(task, recording.cameras, recording.image_size, recording.quality)
+    return record_shard(sim, recording, episode, shard)
 
 
 def _assemble(
@@ -99,13 +92,13 @@ def _assemble(
         points_visible_key(camera): lambda episode: read_array(shard_of(episode), "visible"),
     }
     append_columns(root, new, values)
-    write_provenance(root, _provenance(recording, facts, shard_of, root))
+    write_provenance(root, _build_provenance(recording, facts, shard_of, root))
 
 
-def _provenance(
+def _build_provenance(
     recording: Recording, facts: Sequence[dict], shard_of: Callable[[int], Path], root: Path
 ) -> dict[str, Any]:
-    """Contents of `meta/foresight.json` for a simulated dataset."""
+    """Contents of `meta/foresight.json`."""
     flow_camera = recording.cameras[0]
     cameras: dict[str, dict] = {}
     for camera in recording.cameras:
@@ -120,18 +113,12 @@ def _provenance(
         "seed": recording.seed,
     }
     episodes = {}
-    for episode, known in enumerate(facts):
-        tracks = {
-            "n_points": known["n_points"],
-            "n_moving": known["n_moving"],
-            "moving": encode_flags(read_array(shard_of(episode), "moving")),
-        }
-        episodes[str(episode)] = {
-            flow_camera: tracks,
-            **{name: known[name] for name in ("task", "seed", "attempts", "has_motion")},
-        }
     attempts = dict.fromkeys(recording.tasks, 0)
-    for known in facts:
+    for episode, known in enumerate(facts):
+        tracks = {name: known[name] for name in ("n_points", "n_moving")}
+        tracks["moving"] = encode_flags(read_array(shard_of(episode), "moving"))
+        kept = {name: known[name] for name in ("task", "seed", "attempts", "has_motion")}
+        episodes[str(episode)] = {flow_camera: tracks, **kept}
         attempts[known["task"]] += known["attempts"]
     return {
         "cameras": cameras,
@@ -142,16 +129,4 @@ def _provenance(
             "versions": {name: version(name) for name in ("metaworld", "mujoco", "lerobot")},
             "video_bytes": video_sizes(root),
         },
-    }
-
-
-def _summary(output: Path, recording: Recording, provenance: dict) -> dict[str, float]:
-    info = json.loads((output / "meta/info.json").read_text())
-    attempts = sum(provenance["simulation"]["attempts"].values())
-    return {
-        "episodes": recording.n_episodes,
-        "frames": info["total_frames"],
-        "attempts": attempts,
-        "failures": attempts - recording.n_episodes,
-        "bytes": sum(path.stat().st_size for path in output.rglob("*") if path.is_file()),
     }

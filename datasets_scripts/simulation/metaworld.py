@@ -1,16 +1,17 @@
-"""MetaWorld as this project sees it: one fast renderer, exact geometry, and LeRobot's view of the tasks.
+"""MetaWorld with a fast renderer, exact geometry, and LeRobot's tasks.
 
-Used both to record demonstrations and to run policies, so that a policy meets the pictures it was trained on.
-Instructions, the main camera and the state are those of LeRobot's MetaWorld environment
-(`lerobot/envs/metaworld.py`); the wrist camera, depth, segmentation and camera poses are added here.
+Demonstrations and evaluations both use it, so that a policy sees the images it was trained on. Instructions,
+the main camera and the state are those of LeRobot's MetaWorld environment (`lerobot/envs/metaworld.py`); the
+wrist camera, depth, segmentation and camera poses are added here.
 
-Frames: the world frame is MuJoCo's. Camera frames have x to the right and y down in the image, z forward, in
-metres. Pixel coordinates count from the outer edge of the image: the centre of the first pixel is at 0.5.
+The world frame is MuJoCo's. Camera frames have x to the right and y down in the image, z forward, in meters.
+Pixel coordinates count from the outer edge of the image: the center of the first pixel is at 0.5.
 """
 
+import contextlib
 import difflib
 import functools
-import importlib.util
+import importlib.resources
 import json
 import os
 import sys
@@ -18,20 +19,19 @@ import types
 import warnings
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-# MuJoCo reads its renderer when it is first imported. Software rendering works without a display and without
-# a GPU; a choice of the user stays.
+# MuJoCo picks its renderer when it is first imported. Software rendering needs neither a display nor a GPU;
+# the user's own choice is kept.
 if sys.platform.startswith("linux") and "PYOPENGL_PLATFORM" not in os.environ:
     os.environ.setdefault("MUJOCO_GL", "osmesa")
-    # Mesa would start a thread per core for each renderer, which these small scenes only lose time on.
+    # Mesa would start a thread per core for each renderer, which makes these small scenes slower.
     os.environ.setdefault("LP_NUM_THREADS", "0")
 
 SIMULATION_HZ = 80  # MetaWorld's control rate
-MAX_STEPS = 500  # MetaWorld refuses to step beyond this
+MAX_STEPS = 500  # MetaWorld's limit
 ACTION_DIM = 4
 STATE_DIM = 4
 
@@ -50,14 +50,7 @@ def task_descriptions() -> dict[str, str]:
 
 
 def resolve_tasks(names: str) -> list[str]:
-    """Turn task names and difficulty groups into a list of tasks.
-
-    Args:
-        names (`str`): Comma-separated tasks (`drawer-open-v3`) or groups (`easy`, `medium`, `hard`,
-            `very_hard`, `all`).
-
-    Returns:
-        `list[str]`: Tasks in the order given, each once.
+    """Tasks, each once, of comma-separated tasks (`drawer-open-v3`) and groups (`easy`, `very_hard`, `all`).
 
     Raises:
         ValueError: If a name is unknown (with the closest known names) or none is given.
@@ -79,11 +72,7 @@ def resolve_tasks(names: str) -> list[str]:
 
 
 def check_cameras(cameras: Sequence[str]) -> list[str]:
-    """Check camera names and return them as a list.
-
-    Raises:
-        ValueError: If a name is unknown or given twice, or there is none.
-    """
+    """The cameras as a list; raises a `ValueError` if one is unknown or given twice, or there is none."""
     unknown = [camera for camera in cameras if camera not in CAMERAS]
     if unknown:
         raise ValueError(f"unknown camera '{unknown[0]}'; MetaWorld has {', '.join(CAMERAS)}")
@@ -95,7 +84,7 @@ def check_cameras(cameras: Sequence[str]) -> list[str]:
 
 
 def check_image_size(side: int) -> None:
-    """Raises a `ValueError` about pictures that are too small to show anything."""
+    """Raise a `ValueError` if images would be too small to show anything."""
     if side < 16:
         raise ValueError(f"image size is {side} px; it must be at least 16")
 
@@ -103,11 +92,7 @@ def check_image_size(side: int) -> None:
 @functools.cache
 def _lerobot_tasks() -> dict:
     """LeRobot's task table, read as a file because importing its environment takes seconds."""
-    spec = importlib.util.find_spec("lerobot")
-    if spec is None or not spec.submodule_search_locations:
-        raise RuntimeError("lerobot is not installed; run `pip install lerobot_policy_foresight`")
-    path = Path(next(iter(spec.submodule_search_locations))) / "envs" / "metaworld_config.json"
-    return json.loads(path.read_text())
+    return json.loads((importlib.resources.files("lerobot") / "envs/metaworld_config.json").read_text())
 
 
 @functools.cache
@@ -125,13 +110,12 @@ def _simulator() -> types.SimpleNamespace:
             from metaworld.policies import ENV_POLICY_MAP
 
             mujoco.Renderer  # noqa: B018 - the rendering library is loaded with it
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in ("mujoco", "metaworld", "gymnasium"):
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:
+        missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+        if missing.split(".")[0] in ("mujoco", "metaworld", "gymnasium"):
             raise RuntimeError(
                 f"the simulator is not installed ({error}); run `pip install 'lerobot_policy_foresight[sim]'`"
             ) from error
-        raise RuntimeError(_rendering_advice(error)) from error
-    except (ImportError, AttributeError, OSError, RuntimeError) as error:
         raise RuntimeError(_rendering_advice(error)) from error
     return types.SimpleNamespace(mujoco=mujoco, environments=ALL_V3_ENVIRONMENTS, policies=ENV_POLICY_MAP)
 
@@ -145,8 +129,8 @@ def _rendering_advice(error: Exception) -> str:
 
 
 def _free(renderer: Any, environment: Any) -> None:
-    # MuJoCo's Renderer.close ends its OpenGL context first. What it then deletes, by number, are textures and
-    # frame buffers of whichever other renderer drew last: do it in the right order.
+    # MuJoCo's Renderer.close ends its OpenGL context first, and would then delete, by number, textures and
+    # frame buffers of another renderer. This is the right order.
     if renderer._gl_context:
         renderer._gl_context.make_current()
     if renderer._mjr_context:
@@ -156,14 +140,14 @@ def _free(renderer: Any, environment: Any) -> None:
     environment.close()
 
 
-class MetaWorldSim:
+class MetaWorldSim(contextlib.AbstractContextManager):
     """One MetaWorld task with rendered cameras, exact geometry and a scripted expert.
 
-    Several may live in one process, if they are used from one thread; close them when done.
+    Several may live in one process if they are used from one thread; close them when done.
 
     Args:
         task (`str`): Task name, for example `drawer-open-v3`.
-        cameras (`Sequence[str]`): Cameras `observe` renders, names of `CAMERAS`.
+        cameras (`Sequence[str]`): Cameras that `observe` renders, names of `CAMERAS`.
         image_size (`int`): Side of the square images in pixels.
         quality (`str`): `fast` renders without shadows, reflections and multisampling, some ten times faster
             in software; `default` is MuJoCo's and LeRobot's.
@@ -189,8 +173,7 @@ class MetaWorldSim:
         simulator = _simulator()
         self._mujoco = simulator.mujoco
         self._env = simulator.environments[self.task]()
-        # What set_task does for MetaWorld's own multi-task benchmark: goals are in the observation the expert
-        # reads.
+        # As set_task in MetaWorld's multi-task benchmark: the expert reads goals from the observation.
         self._env._partially_observable = False
         self._env.__dict__.pop("sawyer_observation_space", None)  # cached with hidden goals
         self._env._set_task_called = True
@@ -208,14 +191,14 @@ class MetaWorldSim:
             model.vis.quality.shadowsize = 0
             model.light_castshadow[:] = 0
             model.mat_reflectance[:] = 0
-        # The frame buffer's size is the model's; larger pictures than MetaWorld's own need a larger one.
+        # Images larger than MetaWorld's need a larger frame buffer.
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, image_size)
         model.vis.global_.offheight = max(model.vis.global_.offheight, image_size)
         try:
             self._renderer = self._mujoco.Renderer(model, image_size, image_size)
-        except Exception as error:  # OpenGL raises its own zoo of types
+        except Exception as error:  # OpenGL raises many types
             raise RuntimeError(_rendering_advice(error)) from error
-        # Also at the interpreter's exit, where MuJoCo's own clean-up comes too late and complains.
+        # Also when the interpreter exits, where MuJoCo's own clean-up comes too late and fails.
         self._closer = weakref.finalize(self, _free, self._renderer, self._env)
 
     @property
@@ -229,49 +212,37 @@ class MetaWorldSim:
         return MAX_STEPS - self._steps_taken
 
     def reset(self, seed: int) -> None:
-        """Start an episode; the same seed gives the same start, whatever happened before.
-
-        Args:
-            seed (`int`): Any non-negative integer.
-        """
+        """Start an episode; the same non-negative seed gives the same start, whatever happened before."""
         self._env.seed(int(seed))  # the seed argument of MetaWorld's reset is ignored
         self._observation, _ = self._env.reset()
-        # Reset draws twice, and the goal marker still stands where the first draw put it.
+        # Reset draws twice and leaves the goal marker at the first draw.
         self._mujoco.mj_kinematics(self._env.model, self._env.data)
         self._mujoco.mj_camlight(self._env.model, self._env.data)
         self._expert = self._make_expert()
         self._steps_taken = 0
 
     def observe(self) -> dict:
-        """What a policy sees now.
-
-        Returns:
-            `dict`: `images`: camera -> `(H, W, 3)` uint8 RGB; `state`: `(4,)` float32, hand position in
-            metres and gripper opening in [0, 1], as LeRobot's `agent_pos`.
-        """
+        """What a policy sees now: `images`, `(H, W, 3)` uint8 RGB by camera, and `state`."""
         images = {camera: self.render_rgb(camera) for camera in self.cameras}
         return {"images": images, "state": self.state()}
 
     def state(self) -> np.ndarray:
-        """Hand position (x, y, z in metres) and gripper opening in [0, 1]: `(4,)` float32."""
+        """Hand position (x, y, z in meters) and gripper opening in [0, 1]: `(4,)` float32 (`agent_pos`)."""
         return self._observation[:STATE_DIM].astype(np.float32)
 
     def step(self, action: np.ndarray, repeat: int = 1, stop_on_success: bool = False) -> bool:
-        """Hold one action for some simulation steps.
+        """Hold an action `(4,)`, clipped to [-1, 1], for `repeat` simulation steps or those left.
 
         Args:
-            action (`np.ndarray`): `(4,)` hand displacement and gripper command; clipped to [-1, 1].
-            repeat (`int`): Simulation steps (80 per second) to hold it; cut short at MetaWorld's limit of
-                500.
-            stop_on_success (`bool`): Return at the first successful step instead of holding on.
+            action (`np.ndarray`): Hand displacement and gripper command; another shape or values that are not
+                finite raise a `ValueError`.
+            repeat (`int`): Simulation steps, 80 per second.
+            stop_on_success (`bool`): Return at the first successful step.
 
         Returns:
             `bool`: Whether any of the steps was successful.
-
-        Raises:
-            ValueError: If the action has another shape or is not finite.
         """
-        action = np.asarray(action, dtype=np.float64)
+        action = np.asarray(action, np.float64)
         if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
             raise ValueError(f"action must be {ACTION_DIM} finite numbers; got {action}")
         action = np.clip(action, -1.0, 1.0)
@@ -285,9 +256,9 @@ class MetaWorldSim:
         return success
 
     def expert_action(self) -> np.ndarray:
-        """What MetaWorld's scripted expert does now: `(4,)` float32 in [-1, 1]."""
+        """Action of MetaWorld's scripted expert now: `(4,)` float32 in [-1, 1]."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # experts ask for more than 1 and count on being clipped
+            warnings.simplefilter("ignore")  # experts exceed 1 and rely on clipping
             action = self._expert.get_action(self._observation)
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
@@ -296,7 +267,7 @@ class MetaWorldSim:
         return self._render(camera)
 
     def render_depth(self, camera: str) -> np.ndarray:
-        """Distance along the optical axis: `(H, W)` float32 metres; empty background is beyond 100 m."""
+        """Distance along the optical axis: `(H, W)` float32 meters; empty background is beyond 100 m."""
         self._renderer.enable_depth_rendering()
         try:
             return self._render(camera)
@@ -316,15 +287,15 @@ class MetaWorldSim:
         return np.where(is_geom, body_of_geom[np.where(is_geom, identifier, 0)], -1).astype(np.int32)
 
     def body_poses(self) -> tuple[np.ndarray, np.ndarray]:
-        """World poses of all rigid bodies: positions `(bodies, 3)` metres, rotations `(bodies, 3, 3)`."""
+        """World poses of all rigid bodies: positions `(bodies, 3)` meters, rotations `(bodies, 3, 3)`."""
         data = self._env.data
         return data.xpos.copy(), data.xmat.reshape(-1, 3, 3).copy()
 
     def camera_pose(self, camera: str) -> tuple[np.ndarray, np.ndarray]:
-        """Where a camera is now; the wrist camera follows the hand, so ask at every frame.
+        """Pose of a camera now; the wrist camera follows the hand.
 
         Returns:
-            `tuple`: Position `(3,)` in metres and rotation `(3, 3)`, whose columns are the camera's x
+            `tuple`: Position `(3,)` in meters and rotation `(3, 3)`, whose columns are the camera's x
             (right), y (down) and z (forward) axes in the world frame.
         """
         data_camera = self._env.data.camera(CAMERAS[camera])
@@ -335,24 +306,13 @@ class MetaWorldSim:
     def intrinsics(self, camera: str) -> dict[str, float]:
         """Pinhole intrinsics in pixels: fx, fy, cx, cy, height, width (edge-based pixel coordinates)."""
         half_angle = np.deg2rad(self._env.model.camera(CAMERAS[camera]).fovy[0]) / 2
-        focal = 0.5 * self.image_size / np.tan(half_angle)
-        centre = 0.5 * self.image_size
         side = self.image_size
-        return {
-            "fx": float(focal),
-            "fy": float(focal),
-            "cx": centre,
-            "cy": centre,
-            "height": side,
-            "width": side,
-        }
+        focal, center = float(0.5 * side / np.tan(half_angle)), 0.5 * side
+        return {"fx": focal, "fy": focal, "cx": center, "cy": center, "height": side, "width": side}
 
     def close(self) -> None:
         """Free the renderer and the simulation."""
         self._closer()
-
-    def __enter__(self) -> "MetaWorldSim":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

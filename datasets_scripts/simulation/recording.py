@@ -1,4 +1,4 @@
-"""Record one simulated demonstration: expert, cameras, exact depth and tracks, written as one shard."""
+"""Record one simulated demonstration as a shard: expert, cameras, exact depth and tracks."""
 
 import json
 import zlib
@@ -10,24 +10,20 @@ import numpy as np
 
 from datasets_scripts.columns import (
     DEPTH_LIMIT_MARGIN_M,
-    depth_feature,
     depth_key,
     image_key,
     pack_points,
+    recorded_features,
 )
 from datasets_scripts.simulation.exact_tracks import RigidClip, make_tracks
-from datasets_scripts.simulation.metaworld import (
-    ACTION_DIM,
-    MAX_STEPS,
-    SIMULATION_HZ,
-    STATE_DIM,
-    MetaWorldSim,
-)
+from datasets_scripts.simulation.metaworld import MAX_STEPS, SIMULATION_HZ, MetaWorldSim
 from datasets_scripts.storage.shards import Layout, write_shard
 from datasets_scripts.storage.video_writing import MIN_DEPTH_SIDE_PX
 
-# Stored after the first success, so that the last frames before it still have a future to predict.
+# So that the last frames before success have a future to predict.
 FRAMES_AFTER_SUCCESS = 3
+SAWYER_STATE = ("hand_x", "hand_y", "hand_z", "gripper_opening")
+SAWYER_ACTION = ("delta_x", "delta_y", "delta_z", "gripper_effort")
 
 
 @dataclass(frozen=True)
@@ -42,14 +38,14 @@ class Recording:
         seed (`int`): Seed of starts, action noise and choice of points.
         noise (`float`): Standard deviation of the noise on the expert's executed actions, which lie in [-1,
             1]; the stored action is the one without noise.
-        detour (`int`): Most frames at the start in which one random motion of the hand is executed in place
-            of the expert's; the stored action stays the expert's. Without it a demonstration's hand soon lies
-            on the way to the goal, and a policy learns to look at the hand instead of the goal.
+        detour (`int`): Most frames at the start in which one random motion of the hand is executed instead
+            of the expert's; the stored action is the expert's. Without it the hand is soon on the way to the
+            goal, and a policy learns to look at the hand instead of the goal.
         n_points (`int`): Tracked points per episode.
         cameras (`tuple[str, ...]`): Cameras; tracks are made for the first.
-        depth_max (`float`): Farthest depth kept, in metres.
-        max_steps (`int`): Simulation steps the expert may take.
-        retries (`int`): New starts tried when the expert fails.
+        depth_max (`float`): Farthest depth kept, in meters.
+        max_steps (`int`): Most simulation steps of the expert.
+        retries (`int`): New starts after a failure of the expert.
         quality (`str`): Rendering quality, `fast` or `default`.
     """
 
@@ -88,7 +84,7 @@ class Recording:
                 f"{self.max_steps} steps in all, so give 0 or a few"
             )
         if not 0.1 <= self.depth_max <= 50:
-            raise ValueError(f"--depth-max is {self.depth_max}; give metres between 0.1 and 50")
+            raise ValueError(f"--depth-max is {self.depth_max}; give meters between 0.1 and 50")
         if not self.stride <= self.max_steps <= MAX_STEPS:
             raise ValueError(
                 f"--max-steps is {self.max_steps}; give {self.stride} to {MAX_STEPS} simulation steps"
@@ -110,58 +106,27 @@ class Recording:
         """Task of an episode: all episodes of the first task, then those of the second, and so on."""
         return self.tasks[episode // self.episodes]
 
-    def video_features(self) -> dict[str, dict]:
-        """LeRobot features of the video columns."""
-        side = self.image_size
-        rgb = {"dtype": "video", "shape": (side, side, 3), "names": ["height", "width", "channels"]}
-        images = {image_key(camera): dict(rgb) for camera in self.cameras}
-        return images | {depth_key(camera): depth_feature(side, side) for camera in self.cameras}
-
-    def features(self) -> dict[str, dict]:
-        """LeRobot features of all recorded columns (points are appended later, without statistics)."""
-        return {
-            **self.video_features(),
-            "observation.state": {
-                "dtype": "float32",
-                "shape": (STATE_DIM,),
-                "names": ["hand_x", "hand_y", "hand_z", "gripper_opening"],
-            },
-            "action": {
-                "dtype": "float32",
-                "shape": (ACTION_DIM,),
-                "names": ["delta_x", "delta_y", "delta_z", "gripper_effort"],
-            },
-        }
-
     def layout(self) -> Layout:
-        """How the dataset is stored; the points are appended to it."""
+        """Layout of the dataset before the points are appended (later, without statistics)."""
+        sizes = dict.fromkeys(self.cameras, (self.image_size, self.image_size))
+        features = recorded_features(sizes, True, SAWYER_STATE, SAWYER_ACTION)
         depth_max_m = {depth_key(camera): self.depth_max for camera in self.cameras}
         point_bytes = 6.2 * self.n_points  # float16 x 3 and one bit
-        return Layout(self.fps, "sawyer", self.features(), depth_max_m, point_bytes)
+        return Layout(self.fps, "sawyer", features, depth_max_m, point_bytes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values as JSON gives them back, for comparing two runs."""
+        """The fields as JSON values."""
         return json.loads(json.dumps(asdict(self)))
 
 
-class ExpertFailedError(RuntimeError):
-    """The scripted expert did not succeed in any of the allowed tries."""
-
-
 def record_shard(sim: MetaWorldSim, recording: Recording, episode: int, shard: Path) -> dict:
-    """Record one episode and write it as a folder.
-
-    Args:
-        sim (`MetaWorldSim`): Simulator of the episode's task.
-        recording (`Recording`): Parameters.
-        episode (`int`): Index over all tasks; together with the seed it determines the episode.
-        shard (`Path`): Folder to create.
+    """Record an episode (its index over all tasks), which it and the seed determine, as a folder `shard`.
 
     Returns:
         `dict`: The facts also written to `facts.json`: task, seed, attempts, frames, points.
 
     Raises:
-        ExpertFailedError: If no try succeeded.
+        RuntimeError: If the expert failed in all tries.
         OSError: If the disk is full or not writable; nothing is left under the shard's name.
     """
     task_number = zlib.crc32(sim.task.encode())
@@ -172,33 +137,27 @@ def record_shard(sim: MetaWorldSim, recording: Recording, episode: int, shard: P
         if plan is not None:
             break
     else:
-        raise ExpertFailedError(
+        raise RuntimeError(
             f"the expert failed {recording.retries + 1} times in a row on {sim.task} (episode {episode}); "
             "lower --noise, raise --retries, or leave the task out"
         )
     labels, executed = plan
-    videos, arrays, facts = render_episode(
-        sim, recording, start_seed, executed, np.random.default_rng(track_seed)
-    )
-    facts |= {
-        "task": sim.task,
-        "instruction": sim.task_description,
-        "seed": start_seed,
-        "attempts": attempt + 1,
-    }
-    arrays = {"observation.state": arrays.pop("state"), "action": labels, **arrays}
+    generator = np.random.default_rng(track_seed)
+    videos, arrays, facts = render_episode(sim, recording, start_seed, executed, generator)
+    facts |= {"task": sim.task, "instruction": sim.task_description}
+    facts |= {"seed": start_seed, "attempts": attempt + 1}
     layout = recording.layout()
-    return write_shard(shard, videos, arrays, facts, layout.fps, layout.depth_max_m)
+    return write_shard(shard, videos, arrays | {"action": labels}, facts, layout.fps, layout.depth_max_m)
 
 
 def plan_episode(
     sim: MetaWorldSim, recording: Recording, start_seed: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Let the expert act without rendering anything, to learn whether it succeeds.
+    """Let the expert act without rendering, to see whether it succeeds.
 
     Returns:
         `tuple | None`: Clean and executed actions, `(F, 4)` float32 each, up to a few frames after the first
-        success; `None` if there was none within the allowed steps.
+        success; `None` without success.
     """
     sim.reset(start_seed)
     labels, executed = [], []
@@ -228,21 +187,14 @@ def render_episode(
     executed: np.ndarray,
     generator: np.random.Generator,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict]:
-    """Replay planned actions with the cameras on.
-
-    Args:
-        sim (`MetaWorldSim`): Simulator.
-        recording (`Recording`): Parameters.
-        start_seed (`int`): Seed the plan was made with.
-        executed (`np.ndarray`): `(F, 4)` float32 actions as executed.
-        generator (`np.random.Generator`): For the choice of points.
+    """Replay the executed actions `(F, 4)` of a plan with the cameras on; `generator` chooses points.
 
     Returns:
-        `tuple`: Videos by column (`(F, H, W, 3)` uint8 or `(F, H, W)` float32 metres), arrays (state,
-        points, visibility) and facts (counts, intrinsics, which points move).
+        `tuple`: Videos by column (`(F, H, W, 3)` uint8 or `(F, H, W)` float32 meters), arrays (state, points,
+        visibility, which points move) and facts (counts, intrinsics).
     """
     flow_camera = recording.cameras[0]
-    frames: dict[str, list] = {key: [] for key in recording.video_features()}
+    frames: dict[str, list] = {key: [] for key in recording.layout().video_keys}
     states, geometry = [], []
     sim.reset(start_seed)
     for action in executed:
@@ -250,9 +202,7 @@ def render_episode(
         for camera in recording.cameras:
             frames[image_key(camera)].append(sim.render_rgb(camera))
             frames[depth_key(camera)].append(np.minimum(sim.render_depth(camera), recording.depth_max))
-        geometry.append(
-            (sim.render_bodies(flow_camera), *sim.body_poses(), *sim.camera_pose(flow_camera)),
-        )
+        geometry.append((sim.render_bodies(flow_camera), *sim.body_poses(), *sim.camera_pose(flow_camera)))
         sim.step(action, recording.stride)
     depth = np.stack(frames[depth_key(flow_camera)])
     valid = depth < recording.depth_max - DEPTH_LIMIT_MARGIN_M
@@ -264,7 +214,7 @@ def render_episode(
     points, visible, choice = make_tracks(clip, generator, recording.n_points)
     padding = recording.n_points - points.shape[1]
     arrays = {
-        "state": np.stack(states),
+        "observation.state": np.stack(states),
         "points": pack_points(np.pad(points, ((0, 0), (0, padding), (0, 0)))),
         "visible": np.pad(visible, ((0, 0), (0, padding))),
         "moving": np.pad(choice.moving, (0, padding)),

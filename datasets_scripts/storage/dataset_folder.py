@@ -174,6 +174,13 @@ def _build_column(
     return flat if size == 1 else pa.FixedSizeListArray.from_arrays(flat, size)
 
 
+def count_dataset(root: Path) -> dict[str, int]:
+    """`episodes`, `frames`, `tasks` and `bytes` of a local LeRobot dataset."""
+    info = load_info(root)
+    counts = {name: info[f"total_{name}"] for name in ("episodes", "frames", "tasks")}
+    return counts | {"bytes": sum(path.stat().st_size for path in root.rglob("*") if path.is_file())}
+
+
 def video_sizes(root: Path) -> dict[str, int]:
     """Bytes of every video file by its relative path; kept in the provenance."""
     return {str(path.relative_to(root)): path.stat().st_size for path in sorted(root.glob("videos/**/*.mp4"))}

@@ -14,37 +14,28 @@ __all__ = ["TRACK_SOURCES", "check_track_source", "open_tracker"]
 TRACK_SOURCES = ("lucas-kanade", "delta", "cotracker3")
 
 
-def check_track_source(source: str, model: str | None = None) -> None:
-    """What can be known of a source without loading its weights.
+def open_tracker(source: str, model: str | None = None, device: str = "auto") -> TrackSource:
+    """Load a source for any number of clips.
 
     Args:
         source (`str`): One of `TRACK_SOURCES`.
         model (`str`, *optional*): Checkpoint file of a learned tracker.
+        device (`str`): Such as `"cuda"`, `"cuda:1"`, `"cpu"`, or `"auto"`: a GPU if there is one.
+
+    Raises:
+        ValueError: As [`check_track_source`]; also if weights are damaged or the device does not exist.
+    """
+    tracker = check_track_source(source, model)
+    return tracker() if source == "lucas-kanade" else tracker(model, device)
+
+
+def check_track_source(source: str, model: str | None = None) -> type:
+    """Check a source without loading its weights; gives its class.
 
     Raises:
         ValueError: If the source is unknown, a package or file is missing, or `model` does not go with it;
             says what to do.
     """
-    _resolve(source, model)
-
-
-def open_tracker(source: str, model: str | None = None, device: str = "auto") -> TrackSource:
-    """Loads a source; once per process, for any number of clips.
-
-    Args:
-        source (`str`): One of `TRACK_SOURCES`.
-        model (`str`, *optional*): Checkpoint file of a learned tracker.
-        device (`str`): `"cuda"`, `"cuda:1"`, `"cpu"`, or `"auto"`: a GPU if there is one.
-
-    Raises:
-        ValueError: As [`check_track_source`]; also if weights are damaged or the device does not exist.
-    """
-    tracker = _resolve(source, model)
-    return tracker() if source == "lucas-kanade" else tracker(model, device)
-
-
-def _resolve(source: str, model: str | None) -> type:
-    """Class of a source."""
     if source not in TRACK_SOURCES:
         raise ValueError(f"unknown track source '{source}'; there is {', '.join(TRACK_SOURCES)}")
     if source == "lucas-kanade":

@@ -1,11 +1,12 @@
-"""What learned trackers share: their weights, the size of their images, and clips longer than memory.
+"""What learned trackers share: loading weights, resizing images, and clips longer than memory.
 
-A long clip is cut into chunks that overlap. A track goes on in the next chunk from the last frame of the
-overlap in which it is visible, and in the chunk before from the first one; a track that is hidden all through
-an overlap ends there.
+A long clip is cut into overlapping chunks. A track continues in the next chunk from the last frame of the
+overlap in which it is visible, and in the previous chunk from the first one; a track that is hidden in the
+whole overlap ends there.
 """
 
 import importlib.util
+import math
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,12 +20,11 @@ from datasets_scripts.depth.gpu import pick_device
 from datasets_scripts.depth.source import hash_file
 
 CHUNK_FRAMES, OVERLAP_FRAMES = 128, 16
-MAX_QUERIES = 1024  # followed together; the memory of a GPU grows with them
-RESIZED_AT_ONCE = 16
+MAX_QUERIES = 1024  # followed together; GPU memory grows with them
+RESIZED_AT_ONCE = 16  # frames
 
-
-# From the parts of a chunk, each `(k, ...)`, and queries `(m, 3)` (frame, x, y) to places `(k, m, d)`,
-# visibility `(k, m)` and confidence `(k, m)`, before and after the query's frame.
+# From images and maybe depth of a chunk, each `(k, ...)`, and queries `(m, 3)` (frame, x, y) to places
+# `(k, m, d)`, visibility `(k, m)` and confidence `(k, m)`, before and after the query's frame.
 Predict = Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -39,35 +39,34 @@ def track_in_chunks(
     """Follow pixels forwards and backwards through a clip of any length.
 
     Args:
-        predict (`Callable`): Follows at most 1024 pixels both ways through a chunk of successive frames.
-        clip (`Sequence`): Its parts, F of each: images, and depth maps if `predict` takes them.
+        predict (`Callable`): Follows at most 1024 pixels both ways through a chunk.
+        clip (`Sequence`): F images, and F depth maps if `predict` takes them.
         queries (`np.ndarray`): `(n, 3)` float: frame, x, y in pixels counted from the image's outer edge.
-        size (`int`): Numbers of a place: 2, or 3 with the depth.
+        size (`int`): Coordinates of a place: 2, or 3 with the depth.
         chunk (`int`): Most frames at once.
-        overlap (`int`): Frames that neighbouring chunks share, at most half of `chunk`.
+        overlap (`int`): Frames that successive chunks share, at most half of `chunk`.
 
     Returns:
         `tuple`: Places `(F, n, size)` float32, visibility `(F, n)` bool, confidence `(F, n)` float32. A track
         that ends keeps its last place.
     """
     n_frames, step = len(clip[0]), chunk - overlap
-    spans = [
-        range(first, min(first + chunk, n_frames)) for first in range(0, max(n_frames - overlap, 1), step)
-    ]
+    firsts = range(0, max(n_frames - overlap, 1), step)
+    spans = [range(first, min(first + chunk, n_frames)) for first in firsts]
     home = np.minimum(queries[:, 0].astype(np.int64) // step, len(spans) - 1)
     tracks = _Tracks(predict, clip, n_frames, len(queries), size)
     for number, span in enumerate(spans):
         own = np.flatnonzero(home == number)
-        arrived, entries = tracks.go_on(np.flatnonzero(home < number), spans[max(number - 1, 0)], span)
+        arrived, entries = tracks.enter_chunk(np.flatnonzero(home < number), spans[max(number - 1, 0)], span)
         tracks.follow(span, np.r_[arrived, own], np.r_[entries, queries[own]], len(arrived), forwards=True)
     for number in reversed(range(len(spans) - 1)):
-        arrived, entries = tracks.go_on(np.flatnonzero(home > number), spans[number + 1], spans[number])
+        arrived, entries = tracks.enter_chunk(np.flatnonzero(home > number), spans[number + 1], spans[number])
         tracks.follow(spans[number], arrived, entries, len(arrived), forwards=False)
     return tracks.places, tracks.visible, tracks.confidence
 
 
 class _Tracks:
-    """Tracks of a whole clip while its chunks are gone through."""
+    """Tracks of a whole clip, chunk by chunk."""
 
     def __init__(
         self, predict: Predict, clip: Sequence[Sequence[np.ndarray]], n_frames: int, n: int, size: int
@@ -77,10 +76,10 @@ class _Tracks:
         self.visible = np.zeros((n_frames, n), bool)
         self.confidence = np.zeros((n_frames, n), np.float32)
 
-    def go_on(self, index: np.ndarray, before: range, span: range) -> tuple[np.ndarray, np.ndarray]:
-        """Which of the tracks `index` enter `span` from the chunk `before`, and their queries `(m, 3)`.
+    def enter_chunk(self, index: np.ndarray, before: range, span: range) -> tuple[np.ndarray, np.ndarray]:
+        """Tracks of `index` that continue from the chunk `before` into `span`, and their queries `(m, 3)`.
 
-        The others keep the place that they had last.
+        The others keep their last place.
         """
         shared = range(max(before.start, span.start), min(before.stop, span.stop))
         seen = self.visible[shared.start : shared.stop, index]
@@ -99,14 +98,14 @@ class _Tracks:
     def follow(
         self, span: range, index: np.ndarray, queries: np.ndarray, n_arrived: int, forwards: bool
     ) -> None:
-        """Follow tracks through a chunk; the first `n_arrived` of them only beyond their queries' frames."""
+        """Follow tracks through a chunk; the first `n_arrived` only beyond their queries' frames."""
         if not len(index):
             return
         parts = [np.stack([part[frame] for frame in span]) for part in self.clip]
-        n_groups = -(-len(index) // MAX_QUERIES)
-        rows, frames = slice(span.start, span.stop), np.arange(span.start, span.stop)[:, None]
+        n_groups = math.ceil(len(index) / MAX_QUERIES)
+        rows, frames = slice(span.start, span.stop), np.array(span)[:, None]
         for group in range(n_groups):
-            # Every n-th one, so that each group is spread over the image: trackers look at points together.
+            # Every n-th one, so that each group covers the image: trackers relate points to each other.
             of_group = slice(group, None, n_groups)
             columns, entries = index[of_group], queries[of_group]
             found = self.predict(*parts, entries - [span.start, 0, 0])
@@ -118,20 +117,12 @@ class _Tracks:
 
 
 class LearnedTracker:
-    """A tracker from the user's own copy of its project; a source adds `track` and says what it is.
-
-    Args:
-        checkpoint (`str`): File of its weights.
-        device (`str`): `"auto"`: a GPU if there is one.
-
-    Raises:
-        ValueError: If package or file is missing; says what to do.
-    """
+    """Base of the trackers that come from the user's copy of their project and a `checkpoint` of it."""
 
     name: str  # of the project
     model_name: str
-    licence: str
-    package: str  # that is imported
+    license: str
+    package: str  # imported name
     remedy: str  # how to get the project
 
     def __init__(self, checkpoint: str, device: str = "auto"):
@@ -140,42 +131,29 @@ class LearnedTracker:
 
     @classmethod
     def check(cls, checkpoint: str | None) -> None:
-        """Whether it can be opened; the weights are not read.
-
-        Raises:
-            ValueError: If package or file is missing; says what to do.
-        """
+        """Raise a `ValueError` with the remedy if package or file is missing; the weights are not read."""
         if importlib.util.find_spec(cls.package) is None:
             raise ValueError(f"{cls.name} is not installed: {cls.remedy}")
         if not checkpoint:
-            raise ValueError(
-                f"{cls.name} needs its weights: --track-model FILE.pth; its README says where to get them"
-            )
+            raise ValueError(f"{cls.name} needs its weights: --track-model FILE.pth, see its README")
         if not Path(checkpoint).is_file():
-            raise ValueError(
-                f"there is no checkpoint {checkpoint}; the README of {cls.name} says where to get it"
-            )
+            raise ValueError(f"there is no checkpoint {checkpoint}; the README of {cls.name} links to it")
 
     def describe(self) -> dict[str, Any]:
-        """Checkpoint, its hash, licence, package."""
+        """Checkpoint, its hash, license, package."""
         return {
             "model": f"{self.model_name}: {Path(self.checkpoint).name}",
             "revision": f"sha256:{hash_file(Path(self.checkpoint))}",
-            "licence": self.licence,
+            "licence": self.license,
             "package": f"{self.package}, torch {torch.__version__}",
         }
 
 
 def load_weights(model: torch.nn.Module, checkpoint: str, unused: str = "") -> None:
-    """Fill a model from a checkpoint of its project; nothing but tensors is unpickled.
+    """Fill a network from a file with tensors, at the top or under `model`; nothing else is unpickled.
 
-    Args:
-        model (`torch.nn.Module`): The network.
-        checkpoint (`str`): Its weights, at the top or under `model`.
-        unused (`str`): Beginning of the names of parameters that may be missing.
-
-    Raises:
-        ValueError: If the file is damaged, or of another network.
+    Parameters with the prefix `unused` may be missing. A file that is damaged or of another network raises a
+    `ValueError`.
     """
     try:
         weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -190,34 +168,24 @@ def load_weights(model: torch.nn.Module, checkpoint: str, unused: str = "") -> N
 
 
 def resize(maps: np.ndarray, height: int, width: int, device: torch.device) -> torch.Tensor:
-    """Images or depth maps at a network's size, as the projects make them.
-
-    Args:
-        maps (`np.ndarray`): `(k, H, W, 3)` uint8 RGB, or `(k, H, W)` float32 metres.
-        height (`int`): Rows wanted.
-        width (`int`): Columns wanted.
-        device (`torch.device`): Where the result is.
+    """Images `(k, H, W, 3)` uint8, or depth `(k, H, W)` in meters, at a network's size, as in the projects.
 
     Returns:
-        `torch.Tensor`: `(1, k, 3 or 1, height, width)` float32, corners kept; images in [0, 255].
+        `torch.Tensor`: `(1, k, 3 or 1, height, width)` float32, corners aligned; images in [0, 255].
     """
-    done = []
-    for piece in np.array_split(maps, -(-len(maps) // RESIZED_AT_ONCE)):
+    is_depth, done = maps.ndim == 3, []
+    options = {"mode": "nearest"} if is_depth else {"mode": "bilinear", "align_corners": True}
+    for piece in np.array_split(maps, math.ceil(len(maps) / RESIZED_AT_ONCE)):
         piece = torch.from_numpy(np.ascontiguousarray(piece)).to(device)
-        if piece.ndim == 3:
-            done.append(F.interpolate(piece[:, None], (height, width), mode="nearest"))
-        else:
-            piece = piece.permute(0, 3, 1, 2).float()
-            done.append(F.interpolate(piece, (height, width), mode="bilinear", align_corners=True))
+        piece = piece[:, None] if is_depth else piece.permute(0, 3, 1, 2).float()
+        done.append(F.interpolate(piece, (height, width), **options))
     return torch.cat(done)[None]
 
 
 class PixelScale:
-    """Pixels of an image counted from its outer edge <-> those of a network, counted from pixel centres.
+    """Pixels of an image counted from its outer edge <-> those of a network, counted from pixel centers.
 
-    Args:
-        size (`tuple[int, int]`): Rows and columns of the image.
-        resolution (`tuple[int, int]`): Those of the network.
+    `size` and `resolution` are rows and columns of the image and of the network's input.
     """
 
     def __init__(self, size: tuple[int, int], resolution: tuple[int, int]):
@@ -230,5 +198,5 @@ class PixelScale:
         return torch.from_numpy(np.c_[queries[:, 0], place]).float().to(device)[None]
 
     def to_image(self, places: torch.Tensor) -> np.ndarray:
-        """Places `(..., 2)` -> the same, float32."""
+        """Places `(..., 2)` of the network -> places of the image, float32."""
         return (places.float().cpu().numpy() / self.factor + 0.5).astype(np.float32)

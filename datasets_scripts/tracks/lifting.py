@@ -7,25 +7,24 @@ import numpy as np
 
 from datasets_scripts.columns import DEPTH_FLOOR_M
 
-# How much nearer or farther a point may be one frame later; anything else stands before or behind it.
+# How much nearer or farther a point may be one frame later; beyond that, it is another surface.
 DEPTH_JUMP_M, DEPTH_JUMP_FRACTION = 0.04, 0.04
-BLOCK_TRACKS = 256  # interpolated together
 
 
 def depth_at(depth_m: np.ndarray, place: np.ndarray, expected_m: np.ndarray | None = None) -> np.ndarray:
     """Depth of places in a map.
 
-    Of the 3x3 pixels around a place the one nearest to the expected depth counts, so that a point on an edge
-    does not change from the object to what lies behind it.
+    Of the 3x3 pixels around a place, the one nearest to the expected depth counts, so that a point on an edge
+    does not jump from the object to what lies behind it.
 
     Args:
-        depth_m (`np.ndarray`): `(H, W)` metres, 0 where invalid.
+        depth_m (`np.ndarray`): `(H, W)` meters, 0 where invalid.
         place (`np.ndarray`): `(n, 2)` x, y in pixels counted from the image's outer edge.
-        expected_m (`np.ndarray`, *optional*): `(n,)`; where it is 0, or without it, the place's own pixel
-            counts.
+        expected_m (`np.ndarray`, *optional*): `(n,)` meters; without it, or where it is 0, the place's own
+            pixel counts.
 
     Returns:
-        `np.ndarray`: `(n,)` float32 metres, 0 where there is none.
+        `np.ndarray`: `(n,)` float32 meters, 0 where there is none.
     """
     height, width = depth_m.shape
     column = np.clip(place[:, 0].astype(np.int64), 0, width - 1)
@@ -43,7 +42,7 @@ def depth_at(depth_m: np.ndarray, place: np.ndarray, expected_m: np.ndarray | No
 
 
 def is_same_surface(depth_m: np.ndarray, before_m: np.ndarray, n_frames: np.ndarray | int = 1) -> np.ndarray:
-    """Whether depths `(n,)` may be those of the same points some frames before."""
+    """Whether depths `(n,)` may belong to the same points as `n_frames` before."""
     return np.abs(depth_m - before_m) <= n_frames * np.maximum(DEPTH_JUMP_M, DEPTH_JUMP_FRACTION * before_m)
 
 
@@ -52,18 +51,18 @@ def lift_tracks(
 ) -> np.ndarray:
     """Depth along 2D tracks.
 
-    It is read where a track is visible and the map agrees with the track's last known depth, which it may
-    leave by 4 cm or 4 % a frame; everywhere else it is interpolated in time, and held at the ends.
+    It is read where a track is visible and the map is within 4 cm or 4 % per frame of the track's last known
+    depth. Everywhere else it is interpolated in time, and held at the ends.
 
     Args:
         places (`np.ndarray`): `(F, n, 2)` x, y in pixels counted from the image's outer edge.
         visible (`np.ndarray`): `(F, n)` bool.
-        depth_m (`Sequence[np.ndarray]`): F maps `(H, W)` metres, 0 where invalid; asked for in order, once
+        depth_m (`Sequence[np.ndarray]`): F maps `(H, W)` meters, 0 where invalid; read in order, once
             forwards and once backwards.
-        start (`np.ndarray`): `(n,)` int, frame in which a track's pixel was given.
+        start (`np.ndarray`): `(n,)` int, frame of a track's query.
 
     Returns:
-        `np.ndarray`: `(F, n)` float32 metres; 0 for a track whose depth is nowhere known.
+        `np.ndarray`: `(F, n)` float32 meters; 0 for a track without any depth.
     """
     n_frames = len(places)
     z = np.zeros(visible.shape, np.float32)
@@ -78,24 +77,21 @@ def lift_tracks(
             z[frame, index[agrees]] = expected[index[agrees]] = near[agrees]
             hidden += 1
             hidden[index[agrees]] = 1
-    for block in np.array_split(np.arange(len(start)), -(-max(len(start), 1) // BLOCK_TRACKS)):
-        z[:, block] = _interpolate(z[:, block])
+    for track in np.flatnonzero((z > 0).any(axis=0)):
+        known = np.flatnonzero(z[:, track])
+        z[:, track] = np.interp(np.arange(n_frames), known, z[known, track])
     return z
 
 
 def fill_holes(depth_m: np.ndarray) -> np.ndarray:
-    """Every invalid pixel takes the depth of a valid one near it.
+    """Give every invalid pixel of `(F, H, W)` depth in meters (0 where invalid) that of a valid one near it.
 
-    Args:
-        depth_m (`np.ndarray`): `(F, H, W)` float32 metres, 0 where invalid.
-
-    Returns:
-        `np.ndarray`: Same shape; a frame without any depth takes that of the nearest frame which has some,
-        and is 1 m everywhere if there is none.
+    A frame without any depth takes that of the nearest frame with some, or 1 m if there is none.
     """
     filled = depth_m.copy()
     known = (depth_m > 0).any(axis=(1, 2))
-    for frame in np.flatnonzero(known):
+    frames = np.flatnonzero(known)
+    for frame in frames:
         holes = depth_m[frame] <= 0
         if holes.any():
             _, label = cv2.distanceTransformWithLabels(
@@ -104,19 +100,6 @@ def fill_holes(depth_m: np.ndarray) -> np.ndarray:
             of_label = np.zeros(label.max() + 1, np.float32)
             of_label[label[~holes]] = depth_m[frame][~holes]
             filled[frame] = of_label[label]
-    frames = np.flatnonzero(known)
     for frame in np.flatnonzero(~known):
         filled[frame] = filled[frames[np.abs(frames - frame).argmin()]] if len(frames) else 1.0
     return filled
-
-
-def _interpolate(z: np.ndarray) -> np.ndarray:
-    """Fill the zeros of each column `(F, n)`: linearly between the others, held before and after them."""
-    frames = np.arange(len(z))[:, None]
-    last = np.maximum.accumulate(np.where(z > 0, frames, -1), axis=0)
-    following = np.minimum.accumulate(np.where(z > 0, frames, len(z))[::-1], axis=0)[::-1]
-    last, following = np.where(last < 0, following, last), np.where(following == len(z), last, following)
-    nowhere = ~(z > 0).any(axis=0)
-    last[:, nowhere] = following[:, nowhere] = 0
-    low, high = (np.take_along_axis(z, place, axis=0) for place in (last, following))
-    return low + (high - low) * ((frames - last) / np.maximum(following - last, 1)).astype(np.float32)

@@ -1,12 +1,11 @@
 """Which tracks of a clip to keep: about 1250 of them, a quarter of them moving (3D Foresight, training data).
 
-The ratio is the paper's; the criterion of motion and the way of spreading the choice are ours. The functions
-look at track arrays alone, so that exact tracks of a simulator and estimated tracks of real video are chosen
-alike.
+The ratio is the paper's; the motion criterion and the spreading are ours. Exact tracks of a simulator and
+estimated tracks of real video are chosen alike, from the arrays alone.
 
-Tracks are `(F, n, 3)`: x and y as image fractions, z in metres. Distances in the image are measured at a
-scale of 224 px, whatever the resolution of the video. A clip may have tens of thousands of frames: arrays of
-its size are looked at block by block, and candidates that cannot be chosen are dropped after each round.
+Tracks are `(F, n, 3)`: x and y as image fractions, z in meters; their visibility is `(F, n)` bool. Image
+distances are in px at a scale of 224 px, whatever the resolution. A clip may have tens of thousands of
+frames: arrays are processed in blocks, and tracks that cannot be chosen are dropped after each round.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,14 +19,13 @@ from datasets_scripts.columns import REFERENCE_PX
 MOVING_PX, STILL_PX = 4.0, 1.5
 MOVING_DEPTH_M, MOVING_DEPTH_FRACTION = 0.05, 0.05
 STILL_DEPTH_M, STILL_DEPTH_FRACTION = 0.02, 0.02
-# A depth path longer than this many times its range is noise, not motion.
-SMOOTH_PATH_RATIO = 3.0
+SMOOTH_PATH_RATIO = 3.0  # a depth path longer than this many times its range is noise, not motion
 MIN_VISIBLE_FRACTION = 0.3
 MIN_CONFIDENCE = 0.5  # mean over the frames in which a track is visible
 MAX_JUMP_FRACTION = 0.1
-CAMERA_SHIFT_PX = 2.0  # median over the clip, from which on its camera counts as moving
-MIN_COMMON_TRACKS, MIN_COMMON_FRACTION = 12, 0.3  # that a frame and its reference need
-RANSAC_TRACKS = 250  # tried; all tracks then refine what they found
+CAMERA_SHIFT_PX = 2.0  # median over the clip above which its camera is moving
+MIN_COMMON_TRACKS, MIN_COMMON_FRACTION = 12, 0.3  # visible both in a frame and in its reference
+RANSAC_TRACKS = 250  # for the first fit, which all tracks then refine
 REFINEMENTS = 3
 NEAREST_M = 0.01  # nothing is divided by less
 START_CELLS = 31
@@ -36,9 +34,8 @@ N_RANDOM = 800
 RESEED_ROUNDS = 3
 RESEED_NOISE = 0.05  # of the image
 MIN_TRACKS = 256
-# How much the direction of a path counts beside its place in the image when moving tracks are spread.
-DIRECTION_WEIGHT = 0.25
-BLOCK_TRACKS = 256  # looked at together
+DIRECTION_WEIGHT = 0.25  # of a path, relative to its place in the image, when moving tracks are spread
+BLOCK_TRACKS = 256  # processed together
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class TrackChoice:
         index (`np.ndarray`): `(k,)` int64, candidates kept, in ascending order.
         moving (`np.ndarray`): `(k,)` bool, which of them move.
         has_motion (`bool`): False for a clip in which nothing moves.
-        moving_camera (`bool`): Whether motion was measured with that of the camera removed.
+        moving_camera (`bool`): Whether the camera's motion was removed before motion was measured.
     """
 
     index: np.ndarray
@@ -60,11 +57,10 @@ class TrackChoice:
 
 @dataclass(frozen=True)
 class CameraMotion:
-    """Where the first frame's camera stands as seen from the others.
+    """Maps from every frame of a clip to its first one.
 
-    Positions are (x z, y z, z), x and y from the centre of the image in units of 224 px: in them whatever a
-    camera does is one affine map of all that stands still, near or far, and its focal length need not be
-    known.
+    Positions are (x z, y z, z), x and y from the center of the image in units of its shorter side. In these,
+    any camera motion is one affine map of all that stands still, near or far, whatever the focal length.
 
     Attributes:
         to_first (`np.ndarray`): `(F, 3, 4)` float64, from a frame's positions to the first frame's.
@@ -75,15 +71,9 @@ class CameraMotion:
     size: np.ndarray
 
     def remove(self, points: np.ndarray, visible: np.ndarray) -> np.ndarray:
-        """Ways of tracks as a camera that stays where it was in the first frame would see them.
+        """Tracks as the first frame's camera would see them, x and y projected at a track's median depth.
 
-        Args:
-            points (`np.ndarray`): `(F, n, 3)` float tracks.
-            visible (`np.ndarray`): `(F, n)` bool.
-
-        Returns:
-            `np.ndarray`: `(F, n, 3)`: x and y as image fractions at the median depth that a track is seen at
-            (the first camera may stand beyond the point), z in metres.
+        The median, because that camera may stand beyond the point.
         """
         place = _in_space(points, self.size) @ self.to_first[..., :3].swapaxes(1, 2)
         place += self.to_first[:, None, :, 3]
@@ -99,19 +89,9 @@ def _in_space(points: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 
 def camera_shift_px(points: np.ndarray, visible: np.ndarray, height: int, width: int) -> np.ndarray:
-    """How far the image has moved in each frame, at 224 px, if it moves as a whole.
+    """How far the image as a whole has moved in each frame: `(F,)` px at 224 px.
 
-    Per frame the similarity that most tracks follow, by RANSAC; the shift is the mean over the corners and
-    the centre of the image.
-
-    Args:
-        points (`np.ndarray`): `(F, n, 3)` float tracks.
-        visible (`np.ndarray`): `(F, n)` bool.
-        height (`int`): Rows of the image.
-        width (`int`): Columns of the image.
-
-    Returns:
-        `np.ndarray`: `(F,)` px.
+    The mean shift of the corners and the center under the similarity that most tracks follow (RANSAC).
     """
     scale_px = REFERENCE_PX * np.array([width, height]) / min(height, width)
 
@@ -126,16 +106,10 @@ def camera_shift_px(points: np.ndarray, visible: np.ndarray, height: int, width:
 
 
 def fit_camera_motion(points: np.ndarray, visible: np.ndarray, height: int, width: int) -> CameraMotion:
-    """The motion of the camera that most tracks agree with, by RANSAC, frame by frame.
+    """The camera motion that most tracks follow (RANSAC), frame by frame.
 
-    A similarity of the image would do for a camera that turns; where it travels, near things pass by faster
-    than far ones, which the depth of the tracks accounts for.
-
-    Args:
-        points (`np.ndarray`): `(F, n, 3)` float tracks.
-        visible (`np.ndarray`): `(F, n)` bool.
-        height (`int`): Rows of the image.
-        width (`int`): Columns of the image.
+    A similarity of the image suits a camera that turns. When it travels, near things pass faster than far
+    ones, which the depth of the tracks accounts for.
     """
     size = np.array([width, height]) / min(height, width)
 
@@ -165,15 +139,15 @@ def fit_camera_motion(points: np.ndarray, visible: np.ndarray, height: int, widt
 def _chain_maps(
     visible: np.ndarray, n: int, fit: Callable[[int, int, np.ndarray], np.ndarray | None]
 ) -> np.ndarray:
-    """Maps from every frame to the first one, `(F, n + 1, n + 1)`.
+    """Maps of positions in `n` dimensions from every frame to the first one, `(F, n + 1, n + 1)`.
 
-    Frames are compared with the first one while enough tracks are seen in both, then with the last frame for
+    The reference of a frame is the first one while enough tracks are visible in both, then the last frame for
     which that held, so that errors do not add up where the camera stays.
 
     Args:
         visible (`np.ndarray`): `(F, tracks)` bool.
         n (`int`): Dimensions of a position.
-        fit (`Callable`): From a frame, its reference and the tracks seen in both, `(tracks,)` bool, to the
+        fit (`Callable`): From a frame, its reference and the tracks visible in both, `(tracks,)` bool, to the
             `(n, n + 1)` map between them, or `None`.
     """
     maps = np.tile(np.eye(n + 1), (len(visible), 1, 1))
@@ -184,7 +158,7 @@ def _chain_maps(
             reference = frame - 1
             common = visible[reference] & visible[frame]
         fitted = fit(frame, reference, common) if common.sum() >= MIN_COMMON_TRACKS else None
-        if fitted is None:  # nothing to go by: as in the frame before
+        if fitted is None:  # too few tracks: keep the map of the frame before
             maps[frame] = maps[frame - 1]
         else:
             maps[frame] = maps[reference] @ np.vstack([fitted, maps[0, -1]])
@@ -192,17 +166,10 @@ def _chain_maps(
 
 
 def usable_tracks(points: np.ndarray, visible: np.ndarray, steady: np.ndarray | None = None) -> np.ndarray:
-    """Tracks that are seen long enough and never jump.
+    """Tracks visible in 30 % of the frames that move at most 10 % of the image per frame: `(n,)` bool.
 
-    Args:
-        points (`np.ndarray`): `(F, n, 3)` float tracks.
-        visible (`np.ndarray`): `(F, n)` bool.
-        steady (`np.ndarray`, *optional*): `(F, n, 3)`, the same with the camera's motion removed.
-
-    Returns:
-        `np.ndarray`: `(n,)` bool: visible in at least 30 % of the frames and moving at most 10 % of the image
-        between two frames; before a camera that moves, moving so either in the image, as what the camera
-        carries, or in `steady` while it is seen, as the scene.
+    If the camera moves, a track may do so either in the image, like what the camera carries, or while it is
+    visible in `steady`, the tracks `(F, n, 3)` without the camera's motion, like the scene.
     """
     largest = np.linalg.norm(np.diff(points[..., :2], axis=0), axis=-1).max(axis=0, initial=0.0)  # (n,)
     if steady is not None:
@@ -212,24 +179,16 @@ def usable_tracks(points: np.ndarray, visible: np.ndarray, steady: np.ndarray | 
 
 
 def classify_motion(points: np.ndarray, visible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tell moving tracks from still ones, over their visible frames.
+    """Moving and still tracks, `(n,)` bool each, from their visible frames without the camera's motion.
 
     A is the largest distance from the median position at 224-px scale, Z the 5-95 % range of the depth. A
-    track moves if A > 4 px, or if Z exceeds 5 cm and 5 % of its depth along a smooth path; it is still if A <
-    1.5 px and Z stays below 2 cm or 2 % of its depth. Tracks in between are neither.
-
-    Args:
-        points (`np.ndarray`): `(F, n, 3)` float tracks, camera motion already removed.
-        visible (`np.ndarray`): `(F, n)` bool.
-
-    Returns:
-        `tuple[np.ndarray, np.ndarray]`: moving and still, `(n,)` bool each; a track that is never visible is
-        neither.
+    track moves if A > 4 px, or if Z exceeds 5 cm and 5 % of its depth along a smooth path; it is still if
+    A < 1.5 px and Z stays below 2 cm or 2 % of its depth. Tracks in between, or never visible, are neither.
     """
     seen_once = visible.any(axis=0)
-    mask = visible | ~seen_once  # never-seen tracks are ruled out at the end
-    centre = np.stack([_seen_quantile(points[..., axis], mask, 0.5) for axis in (0, 1)], axis=-1)
-    away_px = REFERENCE_PX * (np.linalg.norm(points[..., :2] - centre, axis=-1) * mask).max(axis=0)
+    mask = visible | ~seen_once  # tracks that are never visible are ruled out at the end
+    center = np.stack([_seen_quantile(points[..., axis], mask, 0.5) for axis in (0, 1)], axis=-1)
+    away_px = REFERENCE_PX * (np.linalg.norm(points[..., :2] - center, axis=-1) * mask).max(axis=0)
     near, depth, far = (_seen_quantile(points[..., 2], mask, q) for q in (0.05, 0.5, 0.95))
     depth_range = far - near
     path_length = _path_length(points[..., 2], mask)
@@ -247,7 +206,7 @@ def sort_tracks(
     confidence: np.ndarray | None = None,
     camera: CameraMotion | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Moving and still tracks among those that can be used at all.
+    """Moving and still tracks among the usable ones, `(n,)` bool each.
 
     Args:
         points (`np.ndarray`): `(F, n, 3)` float tracks.
@@ -255,9 +214,6 @@ def sort_tracks(
         confidence (`np.ndarray`, *optional*): `(F, n)` float in [0, 1]; a track whose mean over its visible
             frames is below 0.5 is not used.
         camera (`CameraMotion`, *optional*): Removed before motion is measured.
-
-    Returns:
-        `tuple[np.ndarray, np.ndarray]`: moving and still, `(n,)` bool each.
     """
     moving, still = np.zeros((2, points.shape[1]), bool)
     for block in _blocks(np.arange(points.shape[1])):
@@ -274,12 +230,12 @@ def sort_tracks(
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a choice needs to know of the tracks it is made from.
+    """Features of the tracks of which some are chosen.
 
     Attributes:
         moving (`np.ndarray`): `(n,)` bool.
         still (`np.ndarray`): `(n,)` bool.
-        start (`np.ndarray`): `(n, 2)` image fractions where each is first seen.
+        start (`np.ndarray`): `(n, 2)` image fractions where each is first visible.
         path (`np.ndarray`): `(n, 5)` mean place and weighted direction of the moving ones, 0 for the others.
     """
 
@@ -292,7 +248,7 @@ class Candidates:
     def from_tracks(
         cls, points: np.ndarray, visible: np.ndarray, moving: np.ndarray, still: np.ndarray
     ) -> "Candidates":
-        """Of tracks `(F, n, 3)` with their visibility `(F, n)`, and what [`sort_tracks`] says of them."""
+        """Features of tracks and of what [`sort_tracks`] found."""
         start = points[visible.argmax(axis=0), np.arange(points.shape[1]), :2]
         path = np.zeros((points.shape[1], 5))
         for block in _blocks(np.flatnonzero(moving)):
@@ -300,13 +256,8 @@ class Candidates:
         return cls(moving, still, start, path)
 
     def __add__(self, others: "Candidates") -> "Candidates":
-        """These and then the others."""
-        return Candidates(
-            *(
-                np.concatenate([getattr(self, field.name), getattr(others, field.name)])
-                for field in fields(self)
-            )
-        )
+        pairs = ((getattr(self, field.name), getattr(others, field.name)) for field in fields(self))
+        return Candidates(*map(np.concatenate, pairs))
 
 
 def choose_tracks(
@@ -317,18 +268,14 @@ def choose_tracks(
 ) -> TrackChoice:
     """Choose tracks: still ones spread over where they start, moving ones over places and directions.
 
-    When fewer move than wanted, all of those are kept and the still ones are limited to three for each of
-    them, but at least 256 tracks are kept together (less only if the clip has no more); a clip without motion
-    keeps 256 still ones.
+    When fewer move than wanted, all of those are kept with at most three still ones each, but at least 256
+    tracks altogether if the clip has as many.
 
     Args:
         candidates (`Candidates`): Tracks to choose from.
         generator (`np.random.Generator`): Seeded per clip.
         n_points (`int`): Most tracks to keep.
         moving_fraction (`float`): Wanted share of moving ones.
-
-    Returns:
-        `TrackChoice`: Candidates kept and which of them move.
     """
     moving, still = np.flatnonzero(candidates.moving), np.flatnonzero(candidates.still)
     wanted_moving = round(n_points * moving_fraction)
@@ -352,12 +299,11 @@ def sample_tracks(
     n_points: int = 1250,
     moving_fraction: float = 0.25,
 ) -> tuple[np.ndarray, np.ndarray, TrackChoice]:
-    """Candidate tracks of a clip, and the choice among them.
+    """Follow pixels through a clip and choose some of their tracks.
 
-    Candidates are a jittered 40x40 grid in frame 0 and 800 pixels at random frames; while too few of them
-    move, up to three more rounds look around the moving ones. If the similarity that most of the first ones
-    follow moves the image by more than 2 px in the median, the camera moves, and motion is measured with that
-    of the camera removed.
+    The pixels are a jittered 40x40 grid in frame 0 and 800 at random frames; while too few of them move, up
+    to three more rounds follow pixels around the moving ones. If the first tracks show that the camera moves
+    (by more than 2 px in the median), its motion is removed before motion is measured.
 
     Args:
         follow (`Callable`): From pixels `(m, 3)` int64 (frame, row, column) to their tracks `(F, n, 3)`,
@@ -369,15 +315,13 @@ def sample_tracks(
         moving_fraction (`float`): Wanted share of moving ones.
 
     Returns:
-        `tuple`: Chosen tracks `(F, k, 3)` (x, y image fractions, z metres), their visibility `(F, k)` bool,
+        `tuple`: Chosen tracks `(F, k, 3)` (x, y image fractions, z meters), their visibility `(F, k)` bool,
         and the choice itself.
     """
     n_frames, height, width = shape
-    seeds = [
-        _grid_seeds(height, width, generator),
-        _random_seeds(N_RANDOM, n_frames, height, width, generator),
-    ]
-    found = follow(np.unique(np.concatenate(seeds), axis=0))
+    grid = _grid_seeds(height, width, generator)
+    at_random = generator.integers(0, shape, size=(N_RANDOM, 3))
+    found = follow(np.unique(np.concatenate([grid, at_random]), axis=0))
     camera = None
     if np.median(camera_shift_px(*found[:2], height, width)) > CAMERA_SHIFT_PX:
         camera = fit_camera_motion(*found[:2], height, width)
@@ -398,7 +342,7 @@ def sample_tracks(
 
 @dataclass(frozen=True)
 class _Round:
-    """Tracks of one round that may be chosen; rounds stay apart, as joining them would take them twice."""
+    """Tracks of one round that may be chosen; joining rounds would take the memory twice."""
 
     points: np.ndarray
     visible: np.ndarray
@@ -408,7 +352,7 @@ class _Round:
 def _keep(
     points: np.ndarray, visible: np.ndarray, confidence: np.ndarray | None, camera: CameraMotion | None
 ) -> _Round:
-    """Drops the tracks that can never be chosen."""
+    """Drop the tracks that can never be chosen."""
     moving, still = sort_tracks(points, visible, confidence, camera)
     kept = np.flatnonzero(moving | still)
     points, visible = points[:, kept], visible[:, kept]
@@ -416,7 +360,7 @@ def _keep(
 
 
 def _gather(rounds: Sequence[_Round], index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points and visibility of the tracks `index` (ascending), counted through all rounds."""
+    """Points and visibility of the tracks `index` (ascending), numbered through all rounds."""
     parts, first = [], 0
     for one in rounds:
         n = one.visible.shape[1]
@@ -428,13 +372,13 @@ def _gather(rounds: Sequence[_Round], index: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _blocks(index: np.ndarray) -> Iterator[np.ndarray]:
-    """The same tracks, at most 256 at a time."""
+    """Parts of at most 256 tracks."""
     yield from np.array_split(index, -(-len(index) // BLOCK_TRACKS)) if len(index) else ()
 
 
 def _seen_quantile(values: np.ndarray, mask: np.ndarray, quantile: float) -> np.ndarray:
     """Quantile of the unmasked values of each column, linearly interpolated: `(F, n)` -> `(n,)`."""
-    # As np.nanquantile, which takes a hundred times longer because it goes column by column.
+    # np.nanquantile takes a hundred times longer because it goes column by column.
     ordered = np.sort(np.where(mask, values, np.inf), axis=0)
     place = quantile * (mask.sum(axis=0) - 1)
     below = np.floor(place).astype(np.int64)
@@ -454,7 +398,7 @@ def _path_length(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _spread_starts(start: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Pick tracks evenly over a 31x31 grid of the cells they start in `(n, 2)`: indices `(<=count,)`."""
+    """Pick tracks evenly over a 31x31 grid of their starts `(n, 2)`: indices `(<=count,)`."""
     n = len(start)
     if n == 0 or count <= 0:
         return np.empty(0, dtype=np.int64)
@@ -503,13 +447,6 @@ def _grid_seeds(height: int, width: int, generator: np.random.Generator) -> np.n
     place = (node.reshape(-1, 2) + generator.random((GRID_SIDE**2, 2))) / GRID_SIDE
     pixel = (place * [height, width]).astype(np.int64)
     return np.concatenate([np.zeros((len(pixel), 1), dtype=np.int64), pixel], axis=1)
-
-
-def _random_seeds(
-    count: int, n_frames: int, height: int, width: int, generator: np.random.Generator
-) -> np.ndarray:
-    """Pixels at random frames: `(count, 3)` frame, row, column."""
-    return generator.integers(0, [n_frames, height, width], size=(count, 3))
 
 
 def _seeds_around(

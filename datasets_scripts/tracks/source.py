@@ -1,4 +1,4 @@
-"""What every source of tracks is to the rest: pixels in, their way through the clip out."""
+"""The interface of every source of tracks: pixels in, their paths through the clip out."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ class TrackSource(Protocol):
     """Where tracks come from. Opening one may take long; it then serves any number of clips."""
 
     def describe(self) -> dict[str, Any]:
-        """JSON-able facts for the provenance: models, their revisions and licences, versions of packages."""
+        """JSON-able facts for the provenance: models, their revisions and licenses, versions of packages."""
         ...
 
     def track(
@@ -21,12 +21,12 @@ class TrackSource(Protocol):
         """Follow pixels through a clip, forwards and backwards in time.
 
         Args:
-            video (`Sequence[np.ndarray]`): F frames `(H, W, 3)` uint8 RGB, best asked for in order.
-            depth_m (`Sequence[np.ndarray]`): F frames `(H, W)` float32 metres, 0 where invalid.
+            video (`Sequence[np.ndarray]`): F frames `(H, W, 3)` uint8 RGB, best read in order.
+            depth_m (`Sequence[np.ndarray]`): F frames `(H, W)` float32 meters, 0 where invalid.
             queries (`np.ndarray`): `(n, 3)` float: frame, x, y in pixels counted from the image's outer edge.
 
         Returns:
-            `tuple`: Positions `(F, n, 3)` float32 (x, y in pixels as the queries', z in metres), visibility
+            `tuple`: Positions `(F, n, 3)` float32 (x, y in pixels like the queries, z in meters), visibility
             `(F, n)` bool, and confidence `(F, n)` float32 in [0, 1].
         """
         ...

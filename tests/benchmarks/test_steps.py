@@ -54,7 +54,7 @@ def test_modes_with_a_graph_need_a_gpu(run, capsys):
 
 
 @pytest.mark.slow  # measures
-def test_training_step_goes_on_after_a_setting_that_does_not_fit(run, monkeypatch):
+def test_training_step_continues_after_a_setting_that_does_not_fit(run, monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     script = importlib.import_module("training_step")
     build = script.build_step
@@ -112,5 +112,5 @@ def test_what_a_failed_call_made_is_freed(monkeypatch):
         model.cycle = model
         raise torch.OutOfMemoryError
 
-    assert measure.unless_out_of_memory(fail, torch.device("cpu")) is None
+    assert measure.catch_out_of_memory(fail, torch.device("cpu")) is None
     assert freed == [True]

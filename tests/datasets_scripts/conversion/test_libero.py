@@ -1,6 +1,7 @@
 """LIBERO's files become a dataset: images upright, gripper and state as documented, files that are none."""
 
 import json
+import pickle
 import re
 import shutil
 
@@ -147,7 +148,7 @@ def test_an_instruction_in_quotes_or_in_letters_is_read(words, tmp_path):
     assert LiberoArchive(tmp_path).read(0).instruction == "close it"
 
 
-def test_an_interrupted_run_continues_and_workers_do_not_matter(suite, dataset, tmp_path, monkeypatch):
+def test_an_interrupted_run_continues_to_the_same_dataset(suite, dataset, tmp_path, monkeypatch):
     output, work, done = tmp_path / "libero_goal", flow._convert_one, []
 
     def dies_after_two(*job):
@@ -159,7 +160,8 @@ def test_an_interrupted_run_continues_and_workers_do_not_matter(suite, dataset, 
     with monkeypatch.context() as patch:
         patch.setattr(flow, "_convert_one", dies_after_two)
         assert main(command(suite, output)) == 130 and not output.exists()
-    convert(LiberoArchive(suite), output, workers=2)
+    archive = pickle.loads(pickle.dumps(LiberoArchive(suite)))  # as workers get it
+    convert(archive, output)
     assert list(stats := json.loads((dataset / "meta" / "stats.json").read_text())) == sorted(stats)
     for path in dataset.rglob("*"):
         name = path.relative_to(dataset)
@@ -189,7 +191,7 @@ def attribute(name, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("data"), "is no demonstration file of LIBERO"),
+        (without("data"), "is not a demonstration file of LIBERO"),
         (without("data/demo_0/obs/ee_states"), "demo_0 lacks obs/ee_states"),
         (
             replaced("data/demo_0/actions", np.zeros((4, 6))),
@@ -235,4 +237,4 @@ def test_what_is_no_archive_of_libero_is_refused(suite, tmp_path, capsys):
     whole = path.read_bytes()
     for damaged in (whole[:3000], bytes(4).join(whole.rsplit(b"SNOD", 1)), b"<html>not found</html>"):
         path.write_bytes(damaged)
-        assert f"{NAMES[0]} is no HDF5 file, or it is damaged" in refused(copy)
+        assert f"{NAMES[0]} is not an HDF5 file, or it is damaged" in refused(copy)

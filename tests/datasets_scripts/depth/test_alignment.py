@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from datasets_scripts.depth.alignment import fit_alignment, invert, key_frames, steady_ratio
+from datasets_scripts.depth.alignment import choose_key_frames, fit_alignment, invert_depth, steady_ratio
 
 SCALE, SHIFT = 0.37, 0.21  # 1 / depth = SCALE * q + SHIFT
 
 
 @pytest.fixture
 def clip():
-    """True metres of a scene between 0.4 and 4 m, and the video model's view of it."""
+    """True meters of a scene between 0.4 and 4 m, and the video model's view of it."""
     draw = np.random.default_rng(0)
     ramp = np.linspace(0.4, 4.0, 40 * 30).reshape(40, 30)
     depth = np.stack([ramp + 0.02 * t for t in range(8)]) + draw.normal(0, 0.005, (8, 40, 30))
@@ -25,8 +25,8 @@ def test_the_pair_is_found_and_the_depth_with_it(clip):
     depth, relative = clip
     found = fit(relative, depth)
     assert (found.scale, found.shift) == pytest.approx((SCALE, SHIFT), abs=1e-4)
-    assert found.good and found.error < 1e-3
-    np.testing.assert_allclose(invert(relative, found.scale, found.shift), depth, rtol=1e-3)
+    assert found.is_good and found.error < 1e-3
+    np.testing.assert_allclose(invert_depth(relative, found.scale, found.shift), depth, rtol=1e-3)
 
 
 def test_outliers_and_flicker_do_not_pull_the_pair_away(clip):
@@ -37,7 +37,7 @@ def test_outliers_and_flicker_do_not_pull_the_pair_away(clip):
     metric[wrong] = draw.uniform(0.2, 9.0, wrong.sum())
     found = fit(relative, metric)
     plain = np.polyfit(relative.ravel(), 1 / metric.ravel(), 1)
-    depth_found, depth_plain = (invert(relative, *pair) for pair in ((found.scale, found.shift), plain))
+    depth_found, depth_plain = (invert_depth(relative, *pair) for pair in ((found.scale, found.shift), plain))
     error = np.abs(depth_found / depth - 1).mean()
     assert error < 0.06 < np.abs(depth_plain / depth - 1).mean()
     # One pair for the clip: the video model's steadiness stays.
@@ -64,11 +64,11 @@ def test_a_clip_that_cannot_be_aligned_is_known(clip, case):
     }[case]
     if case == "constant":
         relative = np.ones_like(relative)
-    assert not fit(relative, metric).good
+    assert not fit(relative, metric).is_good
 
 
 def test_depth_stays_within_its_range():
-    assert invert(np.array([0.0, 1e3], np.float32), 1.0, -0.5) == pytest.approx([10.0, 0.05])
+    assert invert_depth(np.array([0.0, 1e3], np.float32), 1.0, -0.5) == pytest.approx([10.0, 0.05])
 
 
 def test_shapes_must_agree(clip):
@@ -77,8 +77,8 @@ def test_shapes_must_agree(clip):
 
 
 def test_key_frames_span_the_clip():
-    assert key_frames(5).tolist() == [0, 1, 2, 3, 4]
-    long = key_frames(1000)
+    assert choose_key_frames(5).tolist() == [0, 1, 2, 3, 4]
+    long = choose_key_frames(1000)
     assert (len(long), long[0], long[-1]) == (32, 0, 999)
 
 

@@ -60,7 +60,7 @@ def save_network(folder, depth_estimation_type):
     )
     torch.manual_seed(0)
     model = DepthAnythingForDepthEstimation(config)
-    torch.nn.init.constant_(model.head.conv3.bias, -2)  # metres of a room: 20 m * sigmoid(-2)
+    torch.nn.init.constant_(model.head.conv3.bias, -2)  # meters of a room: 20 m * sigmoid(-2)
     model.save_pretrained(folder)
     size = {"height": 56, "width": 56}
     DPTImageProcessor(size=size, keep_aspect_ratio=True, ensure_multiple_of=14).save_pretrained(folder)
@@ -84,8 +84,8 @@ def video():
 
 def collect(clip):
     """Depth and validity of a whole clip."""
-    metres, valid = zip(*clip.runs, strict=True)
-    return np.concatenate(metres), np.concatenate(valid)
+    meters, valid = zip(*clip.runs, strict=True)
+    return np.concatenate(meters), np.concatenate(valid)
 
 
 class Truth:
@@ -108,7 +108,7 @@ class Truth:
 
 @pytest.fixture
 def scene():
-    """True metres of 60 frames, each named by its first pixel; and inverse depth up to scale and shift."""
+    """True meters of 60 frames, each named by its first pixel; and inverse depth up to scale and shift."""
     draw = np.random.default_rng(1)
     ramp = np.linspace(0.4, 4.0, 24 * 20).reshape(24, 20)
     depth = np.stack([ramp + 0.005 * t for t in range(60)]) + draw.normal(0, 0.005, (60, 24, 20))
@@ -124,16 +124,16 @@ def scene():
 def test_depth_is_what_transformers_gives_for_each_frame(metric, video):
     """In batches that do not divide the clip, beside the library's own example for one image."""
     clip = open_depth(metric, batch_size=2, device="cpu").estimate(video, FPS)
-    metres, valid = collect(clip)
-    assert metres.shape == (FRAMES, HEIGHT, WIDTH) and metres.dtype == np.float32 and valid.all()
+    meters, valid = collect(clip)
+    assert meters.shape == (FRAMES, HEIGHT, WIDTH) and meters.dtype == np.float32 and valid.all()
     processor = AutoImageProcessor.from_pretrained(metric)
     model = AutoModelForDepthEstimation.from_pretrained(metric)
-    for frame, depth in zip(video, metres, strict=True):
+    for frame, depth in zip(video, meters, strict=True):
         with torch.no_grad():
             outputs = model(**processor(images=frame, return_tensors="pt"))
         want = processor.post_process_depth_estimation(outputs, target_sizes=[(HEIGHT, WIDTH)])
         np.testing.assert_allclose(depth, want[0]["predicted_depth"], rtol=1e-4)
-    assert np.ptp(metres) > 1e-3  # a constant would pass too
+    assert np.ptp(meters) > 1e-3  # a constant would pass too
 
 
 def save_other(kind, folder):
@@ -209,10 +209,10 @@ def test_a_relative_model_comes_out_in_metres(scene):
     flicker = np.random.default_rng(2).normal(1, 0.03, (60, 1, 1)).astype(np.float32)
     source = AlignedDepth(Truth(inverse, is_metric=False), Truth(depth * flicker))
     clip = source.estimate(frames, FPS)
-    metres, valid = collect(clip)
-    np.testing.assert_allclose(metres, depth, rtol=0.03)
+    meters, valid = collect(clip)
+    np.testing.assert_allclose(meters, depth, rtol=0.03)
     assert valid.all()
-    ratio = np.median(metres / depth, axis=(1, 2))
+    ratio = np.median(meters / depth, axis=(1, 2))
     assert ratio.std() < 0.005 < 0.02 < flicker.std()  # the flicker of the metric model is gone
     assert clip.facts["scale"] == pytest.approx(SCALE, rel=0.03) and clip.facts["error"] < 0.05
     assert (clip.facts["fallback"], clip.facts["key_frames"]) == (False, 32)
@@ -224,11 +224,11 @@ def test_where_the_two_disagree_the_metric_one_is_taken_and_said_so(scene):
     flicker = np.random.default_rng(2).normal(1, 0.05, (60, 1, 1)).astype(np.float32)
     nonsense = np.random.default_rng(3).uniform(0, 5, depth.shape).astype(np.float32)
     clip = AlignedDepth(Truth(nonsense, is_metric=False), Truth(depth * flicker)).estimate(frames, FPS)
-    metres, valid = collect(clip)
+    meters, valid = collect(clip)
     assert clip.facts["fallback"] and clip.facts["error"] > 0.25 and clip.facts["flicker_ratio"] > 1.02
     assert not valid[7].any() and valid[6].all()
     seen = np.arange(60) != 7
-    ratio = np.median(metres[seen] / depth[seen], axis=(1, 2))
+    ratio = np.median(meters[seen] / depth[seen], axis=(1, 2))
     assert ratio.std() < 0.5 * flicker.std()
 
 
@@ -266,7 +266,7 @@ def test_a_long_clip_is_read_once_and_held_in_part(scene):
     depth = np.linspace(0.5, 3, 256 * 64).reshape(256, 8, 8).astype(np.float32)
     frames = CountedFrames(n)
     source = AlignedDepth(Truth(1 / depth, is_metric=False), Truth(depth))
-    count = sum(len(metres) for metres, _ in source.estimate(frames, FPS).runs)
+    count = sum(len(meters) for meters, _ in source.estimate(frames, FPS).runs)
     assert count == n and frames.asked == list(range(n))
     assert frames.most < 60
 
@@ -290,7 +290,7 @@ class VideoDepthAnything(torch.nn.Module):
         self.pretrained.cls_token = torch.nn.Parameter(torch.zeros(1, 1, width))
         self.metric, self.calls = metric, 0
 
-    def forward(self, x):  # (1, 32, 3, h, w), normalised
+    def forward(self, x):  # (1, 32, 3, h, w), normalized
         assert x.shape[:3] == (1, 32, 3) and x.shape[3] % 14 == x.shape[4] % 14 == 0
         self.calls += 1
         q = x[:, :, 0] * 0.229 + 0.485 + 0.5
@@ -345,8 +345,8 @@ def test_a_metric_checkpoint_is_known_by_its_name_and_left_as_it_is(project):
     source = open_depth("video-depth-anything", save_checkpoint(project, "metric_vits.pth"), device="cpu")
     assert isinstance(source, MetricDepth)
     source.estimator.side = 28
-    metres, _ = collect(source.estimate(frames, FPS))
-    np.testing.assert_allclose(metres, truth, atol=2e-3)
+    meters, _ = collect(source.estimate(frames, FPS))
+    np.testing.assert_allclose(meters, truth, atol=2e-3)
 
 
 def test_the_papers_two_models_give_metres(project, metric):
@@ -358,17 +358,17 @@ def test_the_papers_two_models_give_metres(project, metric):
     assert [model["is_metric"] for model in models] == [False, True]
     assert models[0]["licence"] == "apache-2.0"
     clip = source.estimate(frames, FPS)
-    metres, _ = collect(clip)
-    assert metres.shape == truth.shape
+    meters, _ = collect(clip)
+    assert meters.shape == truth.shape
     assert {"scale", "shift", "error", "fallback", "key_frames"} <= clip.facts.keys()
 
     frames[:, 0, 0, 0] = range(40)
     source = AlignedDepth(source.relative, Truth(1 / truth))
     source.relative.model.calls = 0
     clip = source.estimate(frames, FPS)
-    metres, _ = collect(clip)
+    meters, _ = collect(clip)
     assert not clip.facts["fallback"]
-    np.testing.assert_allclose(metres[:, 4:, 4:], 1 / truth[:, 4:, 4:], rtol=0.01)
+    np.testing.assert_allclose(meters[:, 4:, 4:], 1 / truth[:, 4:, 4:], rtol=0.01)
 
 
 def test_a_licence_that_forbids_some_use_is_recorded(project):
@@ -442,7 +442,7 @@ def test_a_damaged_checkpoint_is_named(project, content):
         file.write_bytes(content)
     else:
         torch.save(content, file)
-    with pytest.raises(ValueError, match=r"vits\.pth is no checkpoint"):
+    with pytest.raises(ValueError, match=r"vits\.pth is not a checkpoint"):
         VideoDepth(str(file), "cpu")
 
 
@@ -452,7 +452,7 @@ def test_a_checkpoint_with_code_in_it_is_not_run(project):
             return (print, ("run",))
 
     torch.save({"pretrained.cls_token": Trap()}, project / "vits.pth")
-    with pytest.raises(ValueError, match="no checkpoint"):
+    with pytest.raises(ValueError, match="not a checkpoint"):
         VideoDepth(str(project / "vits.pth"), "cpu")
 
 
@@ -463,7 +463,7 @@ def test_damaged_weights_and_unknown_devices_are_named(metric, tmp_path):
     with pytest.raises(ValueError, match="cannot be loaded"):
         open_depth(str(folder))
     save_file({"other": torch.zeros(2)}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="belong to another one"):
+    with pytest.raises(ValueError, match="belong to another model"):
         open_depth(str(folder))
     with pytest.raises(ValueError, match="unknown device 'gpu'"):
         open_depth(metric, device="gpu")

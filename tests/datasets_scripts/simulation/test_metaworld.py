@@ -18,8 +18,9 @@ ACTION = np.array([0.3, 0.1, -0.5, 1.0])
 needs_renderer = pytest.mark.sim
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sim(simulator):
+    """One simulator for all tests, each of which resets it."""
     with MetaWorldSim("drawer-open-v3", image_size=SIZE) as opened:
         yield opened
 

@@ -1,6 +1,6 @@
 """Learned trackers behind their interface: stand-ins of the projects that know the truth, and the real ones.
 
-Each frame of the test clip is one grey level, which says how far the scene has moved; a stand-in reads it and
+Each frame of the test clip is one gray level, which says how far the scene has moved; a stand-in reads it and
 so follows every point exactly, in the coordinates that the project uses.
 """
 
@@ -16,7 +16,7 @@ from datasets_scripts.tracks import check_track_source, learned, open_tracker
 from datasets_scripts.tracks.lifting import fill_holes, lift_tracks
 
 FRAMES, HEIGHT, WIDTH = 50, 30, 45
-STEP_PX = np.array([1.5, 0.5])  # of the image, per level of grey
+STEP_PX = np.array([1.5, 0.5])  # of the image, per level of gray
 LEARNED = ("cotracker3", "delta")
 
 
@@ -40,7 +40,7 @@ def queries():
 
 
 class Network(torch.nn.Module):
-    """Follows what moves as the grey level says, where it is inside the image."""
+    """Follows what moves as the gray level says, where it is inside the image."""
 
     model_resolution = (48, 64)
 
