@@ -80,7 +80,7 @@ def _build_dataset(args: argparse.Namespace) -> list[Path]:
 
 def _build_model(args: argparse.Namespace) -> list[Path]:
     # Imported here because they load transformers: --help answers at once.
-    from hub_cards.cards.eval_results import write_eval_results
+    from hub_cards.cards.eval_results import write_result_files
     from hub_cards.cards.latency import LATENCY, measure_latency
     from hub_cards.cards.measurements import collect_measurements, read_measurements
     from hub_cards.cards.model_card import build_card
@@ -107,7 +107,7 @@ def _build_model(args: argparse.Namespace) -> list[Path]:
     if "action" in measurements["config"]["objectives"] and not (model / LATENCY).is_file():
         measure_latency(model)
     text = str(build_card(model, source, args.license))
-    write_eval_results(model, measurements["evaluation"])
+    write_result_files(model, measurements["evaluation"])
     if args.sample:
         write_sample(model)
     places = dict.fromkeys([args.folder, model])

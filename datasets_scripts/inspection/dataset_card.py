@@ -34,6 +34,7 @@ CARD_TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
 OUR_CARD = "dataset_card.py` of `lerobot_policy_foresight`"
 SOURCE_MARK = "<!-- below: the card of the dataset that was annotated -->"
 FREE = {"apache-2.0", "mit", "bsd-3-clause", "not stated"}  # of label models; all others limit the use
+LICENCE_KEYS = ("licence", "license")
 NAMED_EPISODES = 12  # of a flag, before "and n more"
 # The Hub's words for sizes, in rows.
 SIZE_WORDS = (
@@ -93,7 +94,7 @@ def build_card(root: str | Path, repo_id: str | None = None, licence: str | None
         is_simulated=bool(simulation),
         is_annotated=bool(annotation),
         tasks=sorted(Counter(facts["task"] for facts in episodes.values() if "task" in facts).items()),
-        licences=sorted(set(label_licences(provenance.get("cameras", {})))),
+        licences=label_licences(provenance.get("cameras", {})),
         quality=list(_quality_rows(episodes)),
         flagged=len(flagged_episodes(provenance)),
         flags=flags,
@@ -240,17 +241,22 @@ def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path.replace("_", " "), text.replace("|", "\\|")
 
 
-def label_licences(value: Any, name: str = "model") -> Iterator[tuple[str, str]]:
-    """Every model of the provenance that states a licence."""
-    if isinstance(value, list):
-        for inner in value:
-            yield from label_licences(inner, name)
-    if isinstance(value, Mapping):
-        for key in ("licence", "license"):
-            if isinstance(value.get(key), str):
-                yield str(value.get("model") or value.get("name") or name), value[key]
-        for key, inner in value.items():
-            yield from label_licences(inner, key)
+def label_licences(value: Any) -> list[tuple[str, str]]:
+    """Names and licences, sorted, of all models in a part of the provenance that states a licence."""
+    found = set()
+
+    def search(value: Any, name: str) -> None:
+        if isinstance(value, list):
+            for inner in value:
+                search(inner, name)
+        if isinstance(value, Mapping):
+            named = str(value.get("model") or value.get("name") or name)
+            found.update((named, value[key]) for key in LICENCE_KEYS if isinstance(value.get(key), str))
+            for key, inner in value.items():
+                search(inner, key)
+
+    search(value, "model")
+    return sorted(found)
 
 
 def _quality_rows(episodes: Mapping[str, Mapping]) -> Iterator[dict[str, str]]:

@@ -82,7 +82,7 @@ def parts_of_run(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict
                     {"what": f"{tower} tower", "name": portable_path(name), "licence": next(known, None)}
                 )
     for dataset in summary["datasets"]:
-        for name, licence in sorted(set(label_licences(dataset.get("labels", {})))):
+        for name, licence in label_licences(dataset.get("labels", {})):
             known = None if licence == "not stated" else licence
             parts.append({"what": f"labels of {dataset['name']}", "name": name, "licence": known})
     return [part for i, part in enumerate(parts) if part not in parts[:i]]

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub import metadata_load, metadata_save
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 from hub_cards.build import main as build
 from hub_cards.check import main
-from hub_cards.checks.card import check_card, check_metadata
+from hub_cards.checks.card import check_card
 from hub_cards.checks.folder import check_folder
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.exporting import export_with_code
@@ -244,9 +245,13 @@ def test_metadata_that_the_hub_would_reject(folder, old, new, reason):
 
 
 @pytest.mark.parametrize("index", [None, [], {}, "x", [{"results": None}], [{"results": [{}]}]])
-def test_a_model_index_of_another_shape_is_a_problem_or_none(index):
-    problems = check_metadata({"license": "mit", "model-index": index}, "dataset")
-    assert bool(problems) == bool(index)
+def test_a_model_index_of_another_shape_is_a_problem(folder, index):
+    metadata = metadata_load(folder / "README.md") | {"model-index": index}
+    metadata_save(folder / "README.md", metadata)
+    (problem,) = check_card(folder)
+    assert problem.startswith(
+        "the Hub would reject the card's metadata" if index else "the card's model-index differs"
+    )
 
 
 class Bomb:
