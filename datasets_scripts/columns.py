@@ -64,6 +64,12 @@ def find_image_key(features: Mapping[str, Mapping[str, Any]], camera: str) -> st
     return None
 
 
+def list_cameras(features: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """RGB cameras of a dataset by name, in its order; columns without the prefix are cameras of that name."""
+    names = dict.fromkeys(key.removeprefix(IMAGE_PREFIX) for key in features)
+    return [name for name in names if find_image_key(features, name) and not is_label_key(name)]
+
+
 def depth_key(camera: str) -> str:
     """Key under which this project stores a camera's depth."""
     return DEPTH_PREFIX + camera
@@ -283,13 +289,11 @@ def validate_columns(
     Raises:
         ValueError: Names the first missing column and the command that adds it.
     """
-    pictures = [key for key in features if features[key]["dtype"] in ("image", "video")]
-    known = [key.removeprefix(IMAGE_PREFIX) for key in pictures if not is_depth_feature(features[key])]
     for camera in cameras:
         if find_image_key(features, camera) is None:
             raise ValueError(
                 f"the dataset has no camera '{camera}' (no column '{image_key(camera)}'); its cameras are "
-                f"{', '.join(known) or 'none'}: name one of them in the configuration"
+                f"{', '.join(list_cameras(features)) or 'none'}: name one of them in the configuration"
             )
     missing = [depth_key(camera) for camera in cameras if need_depth and not find_depth_key(features, camera)]
     if need_tracks:

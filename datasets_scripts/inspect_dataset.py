@@ -15,12 +15,9 @@ from pathlib import Path
 
 from datasets_scripts.inspection.episode_description import describe_episode
 from datasets_scripts.inspection.label_pictures import draw_episode
-from datasets_scripts.inspection.labelled_episode import (
-    LabelledDataset,
-    LabelledEpisode,
-)
+from datasets_scripts.inspection.labeled_episode import LabeledDataset, LabeledEpisode
 from datasets_scripts.inspection.pictures import import_matplotlib, save_png
-from datasets_scripts.inspection.report import survey_labels, worst_first, write_flags, write_report
+from datasets_scripts.inspection.report import rank_episodes, survey_labels, write_flags, write_report
 from datasets_scripts.inspection.rerun_recording import record_episode
 from datasets_scripts.storage.rows import parse_episodes
 
@@ -47,7 +44,7 @@ def inspect(args: argparse.Namespace) -> list[str]:
     for path in filter(None, (args.report, args.picture, args.output)):
         if path.is_dir():
             raise ValueError(f"{path} is a folder; name the file to write")
-    dataset = LabelledDataset(args.dataset)
+    dataset = LabeledDataset(args.dataset)
     problems = []
     if args.write_flags:
         flagged = write_flags(dataset, args.workers)
@@ -56,16 +53,16 @@ def inspect(args: argparse.Namespace) -> list[str]:
         problems += _report(args, dataset)
     wants_episode = args.episode is not None or args.picture or args.output
     if wants_episode or not (args.report or args.write_flags):
-        problems += _show(args, LabelledEpisode(dataset, args.episode or 0))
+        problems += _show(args, LabeledEpisode(dataset, args.episode or 0))
     return problems
 
 
-def _report(args: argparse.Namespace, dataset: LabelledDataset) -> list[str]:
+def _report(args: argparse.Namespace, dataset: LabeledDataset) -> list[str]:
     """Writes the page; what cannot be read is a problem, what has a flag is not."""
     chosen = parse_episodes(args.episodes, dataset.rows.n_episodes) if args.episodes else None
     survey = survey_labels(dataset, chosen, args.workers)
     write_report(args.report, dataset, survey)
-    first = worst_first(survey.episodes)
+    first = rank_episodes(survey.episodes)
     for episode, reasons in first[:5]:
         print(f"look at episode {episode}: {'; '.join(reasons)}")
     print(f"wrote {args.report}: {len(survey.sampled)} episodes read, {len(first)} of all stand out")
@@ -77,7 +74,7 @@ def _report(args: argparse.Namespace, dataset: LabelledDataset) -> list[str]:
     ]
 
 
-def _show(args: argparse.Namespace, episode: LabelledEpisode) -> list[str]:
+def _show(args: argparse.Namespace, episode: LabeledEpisode) -> list[str]:
     """Describes one episode, draws it, records it."""
     lines, problems = describe_episode(episode)
     print("\n".join(lines))

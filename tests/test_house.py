@@ -62,7 +62,6 @@ DIFFERING_CONSTANTS = {
     "EXAMPLE",  # of every command's --help
     "GRIPPER",
     "RUN_FRAMES",
-    "STILL",
 }
 REPEATED_CLASSES: set = set()
 TESTS_OF_SUBJECTS = {  # a subject that no single file holds

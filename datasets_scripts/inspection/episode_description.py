@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 
 from datasets_scripts.columns import picture_size
-from datasets_scripts.inspection.labelled_episode import Camera, LabelledEpisode, Measures, measure
+from datasets_scripts.inspection.labeled_episode import Camera, LabeledEpisode, Measures, measure_episode
 from datasets_scripts.inspection.quality import FAR_FROM_DEPTH, MAX_OFF_DEPTH_SHARE
 
 __all__ = ["describe_episode"]
 
 
-def describe_episode(episode: LabelledEpisode) -> tuple[list[str], list[str]]:
+def describe_episode(episode: LabeledEpisode) -> tuple[list[str], list[str]]:
     """Report on an episode, and what is wrong with it.
 
     Returns:
@@ -24,7 +24,7 @@ def describe_episode(episode: LabelledEpisode) -> tuple[list[str], list[str]]:
         f"  {episode.length} frames at {episode.fps} fps; {', '.join(sizes) or 'no state and no action'}",
     ]
     problems: list[str] = []
-    measured = measure(episode)
+    measured = measure_episode(episode)
     for camera in episode.cameras:
         height, width = picture_size(episode.rows.features[camera.image_key])
         known = "known" if camera.intrinsics else "unknown"

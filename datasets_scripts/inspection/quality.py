@@ -31,10 +31,9 @@ __all__ = [
     "MEASURES",
     "DepthMeter",
     "TrackMeter",
+    "collect_figures",
     "find_flags",
-    "flatten",
-    "miss_depth",
-    "summarise",
+    "summarize_figures",
 ]
 
 # Log-spaced, so that a percentile is right to half a percent from 1 cm to 1 km however long the episode is.
@@ -68,18 +67,18 @@ FLAGS = {
     "fast for the tracker: name one that stands still first, with --cameras",
 }
 
-# What a person wants to compare between episodes: key, wording, whether large is bad (None: neither).
-MEASURES = (
-    ("depth.valid_share", "pixels with a depth", "{:.1%}", False),
-    ("depth.median_m", "median depth", "{:.2f} m", None),
-    ("depth.flicker", "flicker of depth, per frame", "{:.2%}", True),
-    ("depth.error", "error of the alignment of two depth models", "{:.1%}", True),
-    ("n_points", "tracked points", "{:.0f}", False),
-    ("moving_share", "points that move", "{:.1%}", False),
-    ("motion_px", "range of motion of moving points (px at 224 px)", "{:.1f}", None),
-    ("visible_share", "frames in which a point is visible", "{:.1%}", False),
-    ("off_depth_share", "visible points that miss the depth map", "{:.1%}", True),
-)
+# What a person compares between episodes: key -> wording, format, whether large is bad (None: neither).
+MEASURES = {
+    "depth.valid_share": ("pixels with a depth", "{:.1%}", False),
+    "depth.median_m": ("median depth", "{:.2f} m", None),
+    "depth.flicker": ("flicker of depth, per frame", "{:.2%}", True),
+    "depth.error": ("error of the alignment of two depth models", "{:.1%}", True),
+    "n_points": ("tracked points", "{:.0f}", False),
+    "moving_share": ("points that move", "{:.1%}", False),
+    "motion_px": ("range of motion of moving points (px at 224 px)", "{:.1f}", None),
+    "visible_share": ("frames in which a point is visible", "{:.1%}", False),
+    "off_depth_share": ("visible points that miss the depth map", "{:.1%}", True),
+}
 
 
 class DepthMeter:
@@ -244,41 +243,48 @@ def _track_flags(known: Mapping[str, Any]) -> set[str]:
     return {word for word, raised in tests.items() if raised}
 
 
-def flatten(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts of one camera and episode by the keys of `MEASURES`; what is not known is left out."""
-    values = {**known, **{f"depth.{key}": value for key, value in (known.get("depth") or {}).items()}}
-    if known.get("n_points") and known.get("n_moving") is not None:
-        values["moving_share"] = known["n_moving"] / known["n_points"]
-    keys = [key for key, *_ in MEASURES]
-    return {key: values[key] for key in keys if isinstance(values.get(key), int | float)}
+def collect_figures(episodes: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], dict[int, float]]:
+    """Figures of all episodes by camera and key of `MEASURES`, then by episode; unknown ones are left out.
+
+    Args:
+        episodes (`Mapping`): `episodes` of `meta/foresight.json`.
+    """
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for episode, facts in episodes.items():
+        for camera, known in facts.items():
+            if not isinstance(known, Mapping):
+                continue
+            values = {**known, **{f"depth.{key}": value for key, value in (known.get("depth") or {}).items()}}
+            if known.get("n_points") and known.get("n_moving") is not None:
+                values["moving_share"] = known["n_moving"] / known["n_points"]
+            for key in MEASURES:
+                if isinstance(values.get(key), int | float):
+                    found.setdefault((camera, key), {})[int(episode)] = values[key]
+    return found
 
 
-def summarise(episodes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """The measures over episodes.
+def summarize_figures(episodes: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a table of the measures over episodes.
 
     Args:
         episodes (`Mapping`): `episodes` of `meta/foresight.json`.
 
     Returns:
-        `dict`: By camera and measure its `median`, `min`, `max`, and under `worst` the episode in which it is
-        worst (`None` where neither direction is bad, or all are alike).
+        `list[dict]`: `camera`, `measure` in words, formatted `median`, `min` and `max`, and under `worst` the
+        episode in which it is worst (`None` where neither direction is bad, or all are alike).
     """
-    found: dict[str, dict[str, list[tuple[float, int]]]] = {}
-    for episode, facts in episodes.items():
-        for camera, known in facts.items():
-            for key, value in flatten(known).items() if isinstance(known, Mapping) else ():
-                found.setdefault(camera, {}).setdefault(key, []).append((value, int(episode)))
-    result: dict[str, dict[str, dict[str, Any]]] = {}
-    for camera, measures in found.items():
-        for key, _, _, large_is_bad in MEASURES:
-            if key in measures:
-                low, high = min(measures[key]), max(measures[key])
-                alike = large_is_bad is None or low[0] == high[0]
-                worst = None if alike else (high if large_is_bad else low)[1]
-                median = float(np.median([value for value, _ in measures[key]]))
-                row = {"median": median, "min": low[0], "max": high[0], "worst": worst}
-                result.setdefault(camera, {})[key] = row
-    return result
+    found, rows = collect_figures(episodes), []
+    for camera in dict.fromkeys(camera for camera, _ in found):
+        for key, (wording, form, large_is_bad) in MEASURES.items():
+            if not (by_episode := found.get((camera, key))):
+                continue
+            values, worst = list(by_episode.values()), None
+            if large_is_bad is not None and len(set(values)) > 1:
+                worst = (max if large_is_bad else min)(by_episode, key=by_episode.get)
+            numbers = {"median": np.median(values), "min": min(values), "max": max(values)}
+            texts = {name: form.format(number) for name, number in numbers.items()}
+            rows.append({"camera": camera, "measure": wording, **texts, "worst": worst})
+    return rows
 
 
 def miss_depth(depth_m: np.ndarray, points: np.ndarray, visible: np.ndarray) -> np.ndarray:

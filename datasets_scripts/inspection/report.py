@@ -5,7 +5,7 @@ every episode; a sample of episodes is read from disk for what only pixels and p
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,25 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from tqdm import tqdm
 
-from datasets_scripts.inspection.label_pictures import draw_distributions, draw_episode, draw_motion, to_page
-from datasets_scripts.inspection.labelled_episode import CHUNK, LabelledDataset, LabelledEpisode, measure
-from datasets_scripts.inspection.quality import FLAGS, MEASURES, TrackMeter, find_flags, flatten, summarise
+from datasets_scripts.inspection.label_pictures import (
+    draw_distributions,
+    draw_episode,
+    draw_motion,
+    encode_picture,
+)
+from datasets_scripts.inspection.labeled_episode import CHUNK, LabeledDataset, LabeledEpisode, measure_episode
+from datasets_scripts.inspection.quality import (
+    FLAGS,
+    MEASURES,
+    collect_figures,
+    find_flags,
+    summarize_figures,
+)
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.episode_job import work_on_all
 from datasets_scripts.storage.provenance import PROVENANCE_PATH, write_provenance
 
-__all__ = ["Survey", "survey_labels", "worst_first", "write_flags", "write_report"]
+__all__ = ["Survey", "rank_episodes", "survey_labels", "write_flags", "write_report"]
 
 REPORT_TEMPLATE = Path(__file__).with_name("report_template.html")
 SAMPLED_EPISODES = 32
@@ -31,16 +42,8 @@ ORDINARY_EPISODES = 2  # pictured besides
 MOMENTS = 5
 STANDS_OUT = 3.0  # deviations from the median
 PARALLEL_FRAMES = 4000  # from which on other processes are worth the time they take to start
-SAVES, SAVE_EVERY = 50, 100  # so often at the most, and after so many episodes, `--write-flags` saves
-
-
-@dataclass
-class Points:
-    """All points of a camera in the episodes read, `(n,)` each, as `draw_distributions` wants them."""
-
-    motion_px: list[np.ndarray] = field(default_factory=list)
-    shares: list[np.ndarray] = field(default_factory=list)
-    moving: list[np.ndarray] = field(default_factory=list)
+# `--write-flags` saves after so many episodes, and at most so often.
+SAVE_EVERY, MOST_SAVES = 100, 50
 
 
 @dataclass
@@ -51,46 +54,41 @@ class Survey:
         episodes (`dict[str, dict]`): Facts by episode as in `meta/foresight.json`, those just read included.
         sampled (`list[int]`): Episodes that were read.
         depth_counts (`dict[str, np.ndarray]`): By camera, pixels between `quality.DEPTH_EDGES_M`.
-        points (`dict[str, Points]`): By camera.
+        points (`dict[str, np.ndarray]`): By camera, `(3, n)` as `draw_distributions` wants it.
     """
 
     episodes: dict[str, dict]
     sampled: list[int]
     depth_counts: dict[str, np.ndarray]
-    points: dict[str, Points]
+    points: dict[str, np.ndarray]
 
 
-_dataset: LabelledDataset | None = None
+_dataset: LabeledDataset | None = None
 
 
 def _open_dataset(name: str) -> None:
     """Opens the dataset once per process."""
     global _dataset
-    _dataset = LabelledDataset(name)
+    _dataset = LabeledDataset(name)
 
 
 def _measure_one(number: int) -> dict[str, Any]:
-    """Facts of an episode and what distributions are made of."""
-    found = measure(LabelledEpisode(_dataset, number), SAMPLED_CHUNKS)
-    tracks = {camera: own.tracks for camera, own in found.items() if own.tracks is not None}
+    """Figures of an episode and what distributions are made of."""
+    found = measure_episode(LabeledEpisode(_dataset, number), SAMPLED_CHUNKS)
+    points = {}
+    for camera, tracks in ((name, measures.tracks) for name, measures in found.items()):
+        if tracks is not None:
+            moving = np.full(len(tracks.real), np.nan) if tracks.moving is None else tracks.moving
+            points[camera] = np.stack([tracks.motion_px, tracks.shares, moving])[:, tracks.real]
     return {
         "episode": number,
-        "facts": {camera: own.figures() for camera, own in found.items()},
-        "depth": {camera: own.depth.counts for camera, own in found.items() if own.depth is not None},
-        "points": {
-            camera: (own.motion_px[own.real], own.shares[own.real], _read_moving(own))
-            for camera, own in tracks.items()
-        },
+        "facts": {camera: measures.figures() for camera, measures in found.items()},
+        "depth": {camera: measures.depth.counts for camera, measures in found.items() if measures.depth},
+        "points": points,
     }
 
 
-def _read_moving(own: TrackMeter) -> np.ndarray:
-    """Of the points that are seen: 1 for those that move, NaN where that is not recorded."""
-    unknown = np.full(int(own.real.sum()), np.nan)
-    return unknown if own.moving is None else own.moving[own.real].astype(float)
-
-
-def _read_episodes(dataset: LabelledDataset, chosen: Sequence[int], workers: int) -> Iterator[dict[str, Any]]:
+def _read_episodes(dataset: LabeledDataset, chosen: Sequence[int], workers: int) -> Iterator[dict[str, Any]]:
     """Results of `_measure_one` as they come."""
     rows = dataset.rows
     lengths = (rows.episode_stops - rows.episode_starts)[list(chosen)]
@@ -112,11 +110,11 @@ def _merge_facts(earlier: Mapping[str, Any], measured: Mapping[str, Mapping[str,
     return facts
 
 
-def survey_labels(dataset: LabelledDataset, chosen: Sequence[int] | None = None, workers: int = 1) -> Survey:
+def survey_labels(dataset: LabeledDataset, chosen: Sequence[int] | None = None, workers: int = 1) -> Survey:
     """Reads a sample of a dataset's episodes.
 
     Args:
-        dataset (`LabelledDataset`): The dataset.
+        dataset (`LabeledDataset`): The dataset.
         chosen (`Sequence[int]`, *optional*): Episodes to read; 32, evenly spread, if omitted.
         workers (`int`): Processes.
 
@@ -133,21 +131,20 @@ def survey_labels(dataset: LabelledDataset, chosen: Sequence[int] | None = None,
         survey.episodes[episode] = _merge_facts(survey.episodes.get(episode, {}), one["facts"])
         for camera, counts in one["depth"].items():
             survey.depth_counts[camera] = survey.depth_counts.get(camera, 0) + counts
-        for camera, (motion_px, shares, moving) in one["points"].items():
-            points = survey.points.setdefault(camera, Points())
-            points.motion_px.append(motion_px), points.shares.append(shares), points.moving.append(moving)
+        for camera, points in one["points"].items():
+            survey.points[camera] = np.hstack([survey.points.get(camera, np.zeros((3, 0))), points])
     survey.episodes = {e: {**facts, "flags": find_flags(facts)} for e, facts in survey.episodes.items()}
     return survey
 
 
-def write_flags(dataset: LabelledDataset, workers: int = 1) -> dict[int, list[str]]:
-    """Records figures and flags of all episodes in `meta/foresight.json`; goes on where it was interrupted.
+def write_flags(dataset: LabeledDataset, workers: int = 1) -> dict[int, list[str]]:
+    """Records figures and flags of all episodes in `meta/foresight.json`; resumes after an interruption.
 
     Episodes that have figures are not read again. Flags come last and all at once, so that half of them
     cannot be taken for all.
 
     Args:
-        dataset (`LabelledDataset`): A local dataset.
+        dataset (`LabeledDataset`): A local dataset.
         workers (`int`): Processes.
 
     Returns:
@@ -161,7 +158,7 @@ def write_flags(dataset: LabelledDataset, workers: int = 1) -> dict[int, list[st
         raise ValueError(f"flags are written into a folder, and {rows.name} is on the Hub: download it first")
     episodes = dataset.provenance.setdefault("episodes", {})
     missing = [e for e in range(rows.n_episodes) if not _is_measured(dataset, episodes.get(str(e), {}))]
-    save_every = max(SAVE_EVERY, len(missing) // SAVES)
+    save_every = max(SAVE_EVERY, len(missing) // MOST_SAVES)
     for count, one in enumerate(_read_episodes(dataset, missing, workers), 1):
         episode = str(one["episode"])
         episodes[episode] = _merge_facts(episodes.get(episode, {}), one["facts"])
@@ -177,27 +174,26 @@ def write_flags(dataset: LabelledDataset, workers: int = 1) -> dict[int, list[st
     return raised
 
 
-def _save(dataset: LabelledDataset) -> None:
+def _save(dataset: LabeledDataset) -> None:
     content = {key: value for key, value in dataset.provenance.items() if key != "version"}
     order = sorted(content["episodes"], key=int)
     write_provenance(dataset.rows.root, content | {"episodes": {e: content["episodes"][e] for e in order}})
 
 
-def _is_measured(dataset: LabelledDataset, facts: Mapping[str, Any]) -> bool:
+def _is_measured(dataset: LabeledDataset, facts: Mapping[str, Any]) -> bool:
     """Whether all labels of an episode have figures; one that could not be read has none."""
-    labels = dataset.labels()
-    if not any(labels.values()):  # then reading it tells whether its files are whole
+    if not any(dataset.labels.values()):  # then reading it tells whether its files are whole
         return facts.get("flags") == []
     return all(
         not facts.get(camera, {}).get("problem")
         and ("depth" not in kinds or "valid_share" in facts.get(camera, {}).get("depth", {}))
         and ("tracks" not in kinds or "motion_px" in facts.get(camera, {}))
-        for camera, kinds in labels.items()
+        for camera, kinds in dataset.labels.items()
     )
 
 
-def worst_first(episodes: Mapping[str, Mapping[str, Any]]) -> list[tuple[int, list[str]]]:
-    """Episodes to look at first, and why: those with flags by the gravity of these, then what stands out.
+def rank_episodes(episodes: Mapping[str, Mapping[str, Any]]) -> list[tuple[int, list[str]]]:
+    """Episodes to look at first, and why: those with flags, the gravest first, then what stands out.
 
     Args:
         episodes (`Mapping`): Facts by episode.
@@ -205,56 +201,44 @@ def worst_first(episodes: Mapping[str, Mapping[str, Any]]) -> list[tuple[int, li
     Returns:
         `list[tuple[int, list[str]]]`: Episode and reasons; without those that are like the others.
     """
-    spread = _measure_spreads(episodes)
-    gravity, ranked = list(FLAGS), []
-    for episode, facts in episodes.items():
-        reasons, largest = list(facts.get("flags", [])), 0.0
-        worst = min((gravity.index(flag.rpartition("/")[2]) for flag in reasons), default=len(gravity))
-        for camera, known in facts.items():
-            for key, value in flatten(known).items() if isinstance(known, Mapping) else ():
-                wording, form, middle, scale, sign = spread[camera, key]
-                away = sign * (value - middle) / scale
-                if away > STANDS_OUT:
-                    reasons.append(f"{camera}: {wording} {form.format(value)} (median {form.format(middle)})")
-                    largest = max(largest, away)
-        if reasons:
-            ranked.append((worst, -largest, int(episode), reasons))
-    return [(episode, reasons) for *_, episode, reasons in sorted(ranked)]
+    reasons = {int(episode): list(facts.get("flags", [])) for episode, facts in episodes.items()}
+    gravity = list(FLAGS)
+    worst_flag = {
+        episode: min((gravity.index(flag.rpartition("/")[2]) for flag in flags), default=len(gravity))
+        for episode, flags in reasons.items()
+    }
+    largest = dict.fromkeys(reasons, 0.0)
+    for (camera, key), values in collect_figures(episodes).items():
+        wording, form, large_is_bad = MEASURES[key]
+        if large_is_bad is None:
+            continue
+        found = np.array(list(values.values()))
+        middle = float(np.median(found))
+        deviation = 1.4826 * float(np.median(np.abs(found - middle)))
+        # A tenth of the value at least: among equal episodes the smallest difference would stand out.
+        scale = max(deviation, 0.1 * abs(middle), 1e-3) * (1 if large_is_bad else -1)
+        for episode, value in values.items():
+            if (away := (value - middle) / scale) > STANDS_OUT:
+                text = f"{camera}: {wording} {form.format(value)} (median {form.format(middle)})"
+                reasons[episode].append(text)
+                largest[episode] = max(largest[episode], away)
+    ranked = sorted((worst_flag[e], -largest[e], e) for e in reasons if reasons[e])
+    return [(episode, reasons[episode]) for *_, episode in ranked]
 
 
-def _measure_spreads(episodes: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], tuple]:
-    """By camera and measure: wording, format, median, robust deviation, and which direction is bad."""
-    values: dict[tuple[str, str], list[float]] = {}
-    for facts in episodes.values():
-        for camera, known in facts.items():
-            for key, value in flatten(known).items() if isinstance(known, Mapping) else ():
-                values.setdefault((camera, key), []).append(value)
-    result = {}
-    for key, wording, form, large_is_bad in MEASURES:
-        for (camera, name), found in values.items():
-            if name == key:
-                middle = float(np.median(found))
-                deviation = 1.4826 * float(np.median(np.abs(np.array(found) - middle)))
-                # A tenth of the value at least: among equal episodes the smallest difference would stand out.
-                scale = max(deviation, 0.1 * abs(middle), 1e-3)
-                sign = {True: 1, False: -1, None: 0}[large_is_bad]
-                result[camera, key] = wording, form, middle, scale, sign
-    return result
-
-
-def write_report(path: Path, dataset: LabelledDataset, survey: Survey) -> None:
+def write_report(path: Path, dataset: LabeledDataset, survey: Survey) -> None:
     """Writes the page: one HTML file, pictures inside.
 
     Args:
         path (`Path`): File to write; it appears only when it is whole.
-        dataset (`LabelledDataset`): The dataset.
+        dataset (`LabeledDataset`): The dataset.
         survey (`Survey`): What `survey_labels` found in it.
 
     Raises:
         RuntimeError: If matplotlib is missing; says what to install.
     """
     rows = dataset.rows
-    first = worst_first(survey.episodes)
+    first = rank_episodes(survey.episodes)
     flagged = {int(e): facts["flags"] for e, facts in survey.episodes.items() if facts.get("flags")}
     counts = {
         word: len([e for e in flagged if any(flag.endswith("/" + word) for flag in flagged[e])])
@@ -263,7 +247,7 @@ def write_report(path: Path, dataset: LabelledDataset, survey: Survey) -> None:
     pictured = _choose_pictured(survey, [episode for episode, _ in first])
     reasons = dict(first)
     drawn = [
-        _draw_pictures(LabelledEpisode(dataset, e), reasons.get(e)) for e in tqdm(pictured, desc="drawing")
+        _draw_pictures(LabeledEpisode(dataset, e), reasons.get(e)) for e in tqdm(pictured, desc="drawing")
     ]
     environment = Environment(
         undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -296,50 +280,36 @@ def _choose_pictured(survey: Survey, first: list[int]) -> list[int]:
     return chosen or survey.sampled[:1]
 
 
-def _read_task(dataset: LabelledDataset, episode: int) -> str:
+def _read_task(dataset: LabeledDataset, episode: int) -> str:
     start = int(dataset.rows.episode_starts[episode])
     return dataset.rows.tasks[int(dataset.rows.column("task_index").read(range(start, start + 1))[0])]
 
 
-def _camera_sections(dataset: LabelledDataset, survey: Survey) -> Iterator[dict[str, Any]]:
+def _camera_sections(dataset: LabeledDataset, survey: Survey) -> Iterator[dict[str, Any]]:
     """Table and distributions of every camera."""
-    summary = summarise(survey.episodes)
-    for camera, kinds in dataset.labels().items():
+    rows = summarize_figures(survey.episodes)
+    for camera, kinds in dataset.labels.items():
         known = dataset.provenance.get("cameras", {}).get(camera, {})
-        sources = {kind: known.get(kind, {}).get("source", "not recorded") for kind in kinds}
-        points = survey.points.get(camera, Points())
-        joined = [
-            np.concatenate(parts) if parts else np.zeros(0)
-            for parts in (points.motion_px, points.shares, points.moving)
-        ]
-        errors = [
-            facts[camera]["depth"]["error"]
-            for facts in survey.episodes.values()
-            if facts.get(camera, {}).get("depth", {}).get("error") is not None
-        ]
-        figure = draw_distributions(survey.depth_counts.get(camera), *joined, errors)
-        rows = [
-            (wording, *(form.format(row[name]) for name in ("median", "min", "max")), row["worst"])
-            for key, wording, form, _ in MEASURES
-            if (row := summary.get(camera, {}).get(key))
-        ]
-        moving_cameras = [facts.get(camera, {}).get("moving_camera") for facts in survey.episodes.values()]
+        facts = [each.get(camera, {}) for each in survey.episodes.values()]
+        errors = [error for each in facts if (error := each.get("depth", {}).get("error")) is not None]
+        points = survey.points.get(camera, np.zeros((3, 0)))
+        figure = draw_distributions(survey.depth_counts.get(camera), points, errors)
         yield {
             "name": camera,
-            "sources": sources,
-            "rows": rows,
-            "figure": figure and to_page(figure),
-            "moves": sum(map(bool, moving_cameras)),
+            "sources": {kind: known.get(kind, {}).get("source", "not recorded") for kind in kinds},
+            "rows": [row for row in rows if row["camera"] == camera],
+            "figure": figure and encode_picture(figure),
+            "moves": sum(bool(each.get("moving_camera")) for each in facts),
         }
 
 
-def _draw_pictures(episode: LabelledEpisode, reasons: list[str] | None) -> dict[str, Any]:
+def _draw_pictures(episode: LabeledEpisode, reasons: list[str] | None) -> dict[str, Any]:
     """Contact sheet and ways of the points of an episode, or why there are none."""
     shown = {"number": episode.number, "task": episode.task, "length": episode.length, "reasons": reasons}
     try:
-        sheet = to_page(draw_episode(episode, MOMENTS))
+        sheet = encode_picture(draw_episode(episode, MOMENTS))
         motions = [
-            (camera.name, to_page(draw_motion(episode, camera)))
+            (camera.name, encode_picture(draw_motion(episode, camera)))
             for camera in episode.cameras
             if camera.points is not None and camera.visible.any()
         ]

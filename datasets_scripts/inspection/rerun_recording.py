@@ -6,25 +6,23 @@ ahead). How cameras stand to each other is not known.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from datasets_scripts.inspection.labeled_episode import Camera, LabeledEpisode
+from datasets_scripts.inspection.pictures import points_in_space
 from datasets_scripts.storage.atomic import write_whole_file
 
-if TYPE_CHECKING:
-    from datasets_scripts.inspection.labelled_episode import Camera, LabelledEpisode
+__all__ = ["record_episode"]
 
-__all__ = ["points_in_space", "record_episode"]
-
-STILL, MOVING = (110, 160, 220), (255, 120, 0)
+STILL_RGB, MOVING_RGB = (110, 160, 220), (255, 120, 0)
 
 
-def record_episode(episode: "LabelledEpisode", path: str | Path) -> None:
+def record_episode(episode: LabeledEpisode, path: str | Path) -> None:
     """Writes an episode for Rerun's viewer; the file appears only when it is whole.
 
     Args:
-        episode (`LabelledEpisode`): What to show; what it lacks is left out.
+        episode (`LabeledEpisode`): What to show; what it lacks is left out.
         path (`str` or `Path`): File to write, `*.rrd`.
 
     Raises:
@@ -36,7 +34,6 @@ def record_episode(episode: "LabelledEpisode", path: str | Path) -> None:
         raise RuntimeError(
             f"recordings need Rerun ({error}); run `pip install 'lerobot_policy_foresight[viz]'`"
         ) from error
-    path = Path(path)
     with write_whole_file(path) as temporary:
         recording = rr.RecordingStream(f"{Path(episode.rows.name).name}/episode_{episode.number}")
         recording.save(temporary, default_blueprint=_blueprint(episode))
@@ -44,24 +41,17 @@ def record_episode(episode: "LabelledEpisode", path: str | Path) -> None:
         for camera in episode.cameras:
             _log_lens(recording, camera)
         for key, values in episode.series.items():
-            names = _names(episode.rows.features[key], values.shape[1])
-            recording.log(key, rr.SeriesLines(names=names), static=True)
+            size, names = values.shape[1], episode.rows.features[key].get("names")
+            if not (isinstance(names, list) and len(names) == size):
+                names = range(size)
+            recording.log(key, rr.SeriesLines(names=list(map(str, names))), static=True)
         for first, count in episode.chunks():
             _log_frames(recording, episode, first, count)
         recording.flush()
         recording.disconnect()
 
 
-def _names(feature: dict, size: int) -> list[str]:
-    names = feature.get("names")
-    return (
-        [str(n) for n in names]
-        if isinstance(names, list) and len(names) == size
-        else list(map(str, range(size)))
-    )
-
-
-def _log_lens(recording, camera: "Camera") -> None:
+def _log_lens(recording, camera: Camera) -> None:
     """The pinhole that turns depth into points in space."""
     import rerun as rr
 
@@ -77,7 +67,7 @@ def _log_lens(recording, camera: "Camera") -> None:
     recording.log(f"{camera.name}/lens", lens, static=True)
 
 
-def _log_frames(recording, episode: "LabelledEpisode", first: int, count: int) -> None:
+def _log_frames(recording, episode: LabeledEpisode, first: int, count: int) -> None:
     import rerun as rr
 
     read = {
@@ -102,13 +92,13 @@ def _log_frames(recording, episode: "LabelledEpisode", first: int, count: int) -
             recording.log(key, rr.Scalars(values[t]))
 
 
-def _log_points(recording, camera: "Camera", t: int, size: tuple[int, int]) -> None:
+def _log_points(recording, camera: Camera, t: int, size: tuple[int, int]) -> None:
     """The visible points over the image, and in space."""
     import rerun as rr
 
     shown = camera.visible[t]
     moving = np.zeros_like(shown) if camera.moving is None else camera.moving
-    points, colours = camera.points[t, shown], np.where(moving[shown, None], MOVING, STILL)
+    points, colours = camera.points[t, shown], np.where(moving[shown, None], MOVING_RGB, STILL_RGB)
     height, width = size
     pixels = points[:, :2] * (width, height)  # Rerun counts from the image's outer edge, too
     recording.log(f"{camera.name}/lens/points", rr.Points2D(pixels, colors=colours, radii=0.8))
@@ -117,15 +107,7 @@ def _log_points(recording, camera: "Camera", t: int, size: tuple[int, int]) -> N
         recording.log(f"{camera.name}/tracks", rr.Points3D(space, colors=colours, radii=0.004))
 
 
-def points_in_space(points: np.ndarray, intrinsics: dict) -> np.ndarray:
-    """`(..., 3)` x, y as image fractions and z in metres -> x right, y down, z ahead in metres."""
-    k, z = intrinsics, points[..., 2]
-    x = (points[..., 0] * k["width"] - k["cx"]) / k["fx"] * z
-    y = (points[..., 1] * k["height"] - k["cy"]) / k["fy"] * z
-    return np.stack([x, y, z], axis=-1)
-
-
-def _blueprint(episode: "LabelledEpisode"):
+def _blueprint(episode: LabeledEpisode):
     """What the viewer shows at first: every camera flat and in space, the series, the instruction."""
     import rerun.blueprint as rrb
 

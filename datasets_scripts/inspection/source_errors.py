@@ -6,9 +6,11 @@ steps, on the depth that was estimated, and compared where they come to lie.
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, StrictUndefined
 
 from datasets_scripts.columns import (
     POINTS_PREFIX,
@@ -27,7 +29,7 @@ from datasets_scripts.tracks import TRACK_SOURCES
 
 __all__ = ["ExactEpisodes", "format_report", "measure_sources", "split_windows"]
 
-DEPTH_FIGURES = ("abs_rel", "rmse_m", "delta_125", "covered", "flicker")
+ERRORS_TEMPLATE = Path(__file__).with_name("source_errors_template.md")
 
 
 class ExactEpisodes:
@@ -141,36 +143,6 @@ def measure_sources(
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """The report as tables."""
-    steps = f"{report['steps']} steps" if report["steps"] else "the rest of the episode"
-    lines = [
-        f"Camera {report['camera']} of {report['dataset']}: {len(report['episodes'])} episodes, "
-        f"{report['frames']} frames.",
-        "",
-    ]
-    if report["depth"]["errors"]:
-        lines += [
-            f"| depth | {' | '.join(DEPTH_FIGURES)} |",
-            f"|---|{'---|' * len(DEPTH_FIGURES)}",
-            f"| {report['depth']['source']} | "
-            + " | ".join(str(report["depth"]["errors"][name]) for name in DEPTH_FIGURES)
-            + " |",
-            "",
-        ]
-    lines += [
-        f"Points followed through {steps} on {report['depth']['source']} depth; distances as median / mean "
-        "/ 90 %, in px at 224 px. A point that moves anywhere in its episode counts as moving.",
-        "",
-        "| tracks | points | positions | px, all steps | px, last step | cm | visibility right | found |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for kind, errors in report["tracks"]["errors"].items():
-        spreads = [
-            "-" if errors[name] is None else " / ".join(str(value) for value in errors[name].values())
-            for name in ("epe_px", "epe_px_last", "epe_cm")
-        ]
-        lines.append(
-            f"| {report['tracks']['source']} | {kind} | {errors['positions']} | {' | '.join(spreads)} | "
-            f"{errors['visibility_accuracy']} | {errors['found']} |"
-        )
-    return "\n".join(lines) + "\n"
+    """The report as tables in Markdown."""
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    return environment.from_string(ERRORS_TEMPLATE.read_text()).render(report)

@@ -58,7 +58,7 @@ def success_by_task(evaluation: Mapping) -> dict[str, Mapping]:
 
 
 def build_result_files(evaluation: Mapping | None) -> dict[str, str]:
-    """Name and content of the file in `.eval_results/`, with success in percent; none without an evaluation."""
+    """Name and content of the files that `.eval_results/` should hold, with success in percent."""
     if evaluation is None:
         return {}
     commit = f"commit {evaluation['commit']}; " if evaluation["commit"] else ""  # none outside a checkout

@@ -6,10 +6,10 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
-from datasets_scripts.inspection.dataset_card import label_licences
+from datasets_scripts.inspection.dataset_card import list_label_licenses
 from datasets_scripts.simulation.metaworld import task_descriptions
 from hub_cards.cards.eval_results import model_index, success_by_task
-from hub_cards.cards.licences import derive_licence
+from hub_cards.cards.licenses import derive_license
 from hub_cards.cards.measurements import read_measurements
 from hub_cards.cards.tables import error_rows, format_number, join_words
 from training.run_facts import portable_path
@@ -17,7 +17,7 @@ from training.run_facts import portable_path
 __all__ = ["build_card"]
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
-OBJECTIVES = {
+OBJECTIVE_TEXTS = {
     "depth": "the depth of what it sees",
     "future": "what it will see (RGB and depth)",
     "future_rgb": "what it will see (RGB)",
@@ -28,7 +28,7 @@ OBJECTIVES = {
 UNKNOWN_PARTS = [{"what": "what the weights were made of", "name": "unknown", "licence": None}]
 
 
-def build_card(folder: str | Path, source: str | None = None, licence: str | None = None) -> ModelCard:
+def build_card(folder: str | Path, source: str | None = None, license: str | None = None) -> ModelCard:
     """The card of a folder.
 
     Args:
@@ -36,16 +36,16 @@ def build_card(folder: str | Path, source: str | None = None, licence: str | Non
             and `evaluation/latency.json` if they were measured.
         source (`str`, *optional*): What the card's examples load from: a folder, or a Hub id. By default the
             folder itself.
-        licence (`str`, *optional*): The Hub's name of a licence, if it does not follow from the parts.
+        license (`str`, *optional*): The Hub's name of a license, if it does not follow from the parts.
 
     Raises:
-        ValueError: If a figure or a licence is missing; names it and the remedy.
+        ValueError: If a figure or a license is missing; names it and the remedy.
     """
     folder = Path(folder)
     measured = read_measurements(folder)
     try:
         parts = measured["summary"].get("licences", UNKNOWN_PARTS)
-        terms = derive_licence(parts, licence)
+        terms = derive_license(parts, license)
         fields = _fields(folder, measured) | {"parts": parts, "terms": terms}
         # Strict: a figure that a template needs and the measurements lack is an error, never an empty place.
         environment = Environment(
@@ -76,6 +76,7 @@ def _fields(folder: Path, measured: Mapping) -> dict:
     if tasks:
         many = f"{len(tasks)} {evaluation['benchmark']} tasks"
         subject = many if len(tasks) > 1 else instructions[tasks[0]]
+    learned = [text for name, text in OBJECTIVE_TEXTS.items() if name in config["objectives"]]
     demonstrations = [f"{d['train_episodes']} episodes of `{d['name']}`" for d in summary["datasets"]]
     labels = [each for dataset in summary["datasets"] for each in dataset.get("labels", {}).values()]
     return {
@@ -86,7 +87,7 @@ def _fields(folder: Path, measured: Mapping) -> dict:
         "acts": "action" in config["objectives"],
         "validation": validation,
         "views": join_words([f"`{view}`" for view in config["views"]]),
-        "objectives": join_words([OBJECTIVES[name] for name in OBJECTIVES if name in config["objectives"]]),
+        "objectives": join_words(learned),
         "results": [success_by_task(run) for run in (evaluation, *measured["seeds"]) if run],
         "instructions": instructions,
         "foresight": foresight,
@@ -99,7 +100,7 @@ def _fields(folder: Path, measured: Mapping) -> dict:
         "is_lerobot_policy": (folder / "policy_preprocessor.json").is_file(),
         "instruction": next(iter([*instructions.values(), *recorded]), ""),
         "number": format_number,
-        "label_licences": label_licences,
+        "list_label_licenses": list_label_licenses,
     }
 
 

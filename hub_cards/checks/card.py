@@ -12,7 +12,7 @@ from datasets_scripts.inspection.dataset_card import OUR_CARD, SOURCE_MARK
 from datasets_scripts.inspection.dataset_card import build_card as build_dataset_card
 from datasets_scripts.storage.provenance import read_provenance
 from hub_cards.cards.eval_results import build_result_files, read_result_files
-from hub_cards.cards.licences import HUB_LICENCES
+from hub_cards.cards.licenses import HUB_LICENSES
 from hub_cards.cards.measurements import has_measured_weights, read_measurements
 from hub_cards.cards.model_card import build_card
 
@@ -49,8 +49,8 @@ def check_card(folder: Path) -> list[str]:
 
 def _check_metadata(metadata: Mapping[str, Any], is_dataset: bool) -> list[str]:
     """What the Hub would reject of the card's YAML block, as far as we know without asking it."""
-    licences = _as_list(metadata.get("license"))
-    problems = [] if licences else [f"the card names no licence: {BUILD}, with --license if it asks for one"]
+    licenses = _as_list(metadata.get("license"))
+    problems = [] if licenses else [f"the card names no licence: {BUILD}, with --license if it asks for one"]
 
     def check(key: str, values: list, fits: Callable[[Any], bool], expected: str) -> None:
         problems.extend(
@@ -60,7 +60,7 @@ def _check_metadata(metadata: Mapping[str, Any], is_dataset: bool) -> list[str]:
         )
 
     expected = "one of the Hub's identifiers, such as apache-2.0, or other"
-    check("license", licences, lambda name: str(name) in HUB_LICENCES, expected)
+    check("license", licenses, lambda name: str(name) in HUB_LICENSES, expected)
     if not is_dataset:
         for key in ("base_model", "datasets"):
             ids = _as_list(metadata.get(key))
@@ -98,13 +98,13 @@ def _check_text(folder: Path, body: str) -> Iterator[str]:
 
 def _check_model_card(folder: Path, card: ModelCard, body: str) -> list[str]:
     """Differences between the card and the one that the folder's measurements give."""
-    known = (name for name in _as_list(card.data.license) if isinstance(name, str) and name in HUB_LICENCES)
+    known = (name for name in _as_list(card.data.license) if isinstance(name, str) and name in HUB_LICENSES)
     try:
         evaluation = read_measurements(folder)["evaluation"]
     except ValueError as error:
         return [f"the card's figures have no source: {error}"]
     try:
-        fresh = build_card(folder, licence=next(known, None))
+        fresh = build_card(folder, license=next(known, None))
     except ValueError as error:
         return [str(error)]
     problems = list(_differing_tables(body, fresh.text))

@@ -30,10 +30,8 @@ def check_dataset(folder: Path) -> list[str]:
         statistics = read_json(folder / "meta" / "stats.json")
     except (ValueError, OSError):
         statistics = {}
-    lacking = [
-        key for key in info["features"] if key in ("action", "observation.state") and key not in statistics
-    ]
-    if lacking:
+    needed = {"action", "observation.state"} & info["features"].keys()
+    if lacking := sorted(needed - statistics.keys(), reverse=True):
         problems.append(
             f"meta/stats.json lacks {' and '.join(lacking)}: compute them with LeRobot's recompute_stats"
         )

@@ -68,21 +68,13 @@ def check_adapter(folder: Path) -> list[str]:
 
 
 def _check_weight_files(folder: Path) -> list[str]:
-    """Weight files that are missing or damaged."""
-    names, index = ["model.safetensors"], folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(read_json(index)["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            return [
-                f"{index.name} does not say which file holds what ({shorten_error(error)}): {EXPORT_AGAIN}"
-            ]
+    """Weight files that are missing or damaged; loading finds out whether one of several is missing."""
     problems = []
-    for name in names:
-        if not (folder / name).is_file():
-            problems.append(f"{name} is missing, the weights: {EXPORT_AGAIN}")
-        elif damage := _find_damage(folder / name):
-            problems.append(f"{name} cannot be read ({damage}): copy it again, or {EXPORT_AGAIN}")
+    for path in sorted(folder.glob("model-*.safetensors")) or [folder / "model.safetensors"]:
+        if not path.is_file():
+            problems.append(f"{path.name} is missing, the weights: {EXPORT_AGAIN}")
+        elif damage := _find_damage(path):
+            problems.append(f"{path.name} cannot be read ({damage}): copy it again, or {EXPORT_AGAIN}")
     return problems
 
 

@@ -76,18 +76,18 @@ def _readdress_card(card: str, folder: Path, repo_id: str, with_code: bool) -> s
     That place is what the card's first example loads its processor from; for a pretrained model, the model.
     """
     examples, heading, rest = card.partition("\n## How it was trained\n")  # below, commands are a record
-    named = [
-        re.search(rf'Auto{what}\.from_pretrained\("([^"]+)"', examples) for what in ("Processor", "Model")
-    ]
-    places = {"model", portable_path(folder), str(folder), *[found[1] for found in named if found][:1]}
-    here = "|".join(map(re.escape, places))
+    places = {"model", portable_path(folder), str(folder)}
+    for auto_class in ("Processor", "Model"):
+        if found := re.search(rf'Auto{auto_class}\.from_pretrained\("([^"]+)"', examples):
+            places.add(found[1])
+            break
     load = r"--policy\.path=|from_pretrained\((?:base, )?\"|\.yaml --init_from "
+    here = "|".join(map(re.escape, places))
     card = re.sub(rf"({load})(?:{here})(?=[\s\"`])", rf"\g<1>{repo_id}", examples) + heading + rest
     if with_code:
         card = re.sub(r"^import modeling_foresight .*\n\n?", "", card, flags=re.MULTILINE)
-        card = card.replace(
-            f'from_pretrained("{repo_id}"', f'from_pretrained("{repo_id}", trust_remote_code=True'
-        )
+        load = f'from_pretrained("{repo_id}"'
+        card = card.replace(load, f"{load}, trust_remote_code=True")
     return card
 
 

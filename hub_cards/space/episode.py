@@ -9,16 +9,10 @@ import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from datasets_scripts.columns import (
-    IMAGE_PREFIX,
-    find_depth_key,
-    is_depth_feature,
-    points_key,
-)
+from datasets_scripts.columns import find_depth_key, list_cameras, points_key
 from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
@@ -27,14 +21,7 @@ from training.evaluation.predictions import Prediction, depth_limits, predict_wi
 from training.run_data import window_config
 from training.windows import ForesightWindows
 
-__all__ = [
-    "Choice",
-    "EpisodeView",
-    "match_cameras",
-    "name_episodes",
-    "open_dataset",
-    "predict_episode",
-]
+__all__ = ["Choice", "EpisodeView", "match_cameras", "name_episodes", "open_dataset", "predict_episode"]
 
 MAX_MOMENTS = 120  # of a longer episode every second, third, ... frame is predicted
 KEPT_EPISODES = 4
@@ -74,8 +61,7 @@ class EpisodeView:
         stride (`int`): Frames of the dataset per step of the model.
         action_names (`list[str]`): One per entry.
         limits_m (`dict[str, tuple[float, float]]`): Range of the depth colours by view.
-        intrinsics (`dict[str, float]`, *optional*): fx, fy, cx, cy of the first view as shares of its width
-            and height.
+        intrinsics (`dict[str, float]`, *optional*): Of the first view: fx, fy, cx, cy, width, height, px.
         notes (`list[str]`): What checkpoint and dataset do not share.
     """
 
@@ -94,11 +80,7 @@ class EpisodeView:
 
 @functools.lru_cache(maxsize=2)
 def _load(checkpoint: str) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
-    """Model and processor, the last two kept.
-
-    Raises:
-        ValueError: If there is no such checkpoint; names it.
-    """
+    """Model and processor; the last two are kept."""
     if not checkpoint.strip():
         raise ValueError("no checkpoint is named: give a folder, or a Hub id such as owner/name")
     return load_checkpoint(checkpoint.strip())
@@ -119,12 +101,10 @@ def open_dataset(dataset: str) -> DatasetRows:
 
 def name_episodes(rows: DatasetRows) -> list[tuple[str, int]]:
     """Title and number of every episode."""
-    tasks = rows.column("task_index")
-    choices = []
-    for episode, (start, stop) in enumerate(zip(rows.episode_starts, rows.episode_stops, strict=True)):
-        task = rows.tasks[int(tasks.read(range(start, start + 1))[0])]
-        choices.append((f"{episode}: {task} ({stop - start} frames)", episode))
-    return choices
+    lengths, starts = rows.episode_stops - rows.episode_starts, rows.episode_starts
+    tasks = [rows.tasks[int(rows.column("task_index").read(range(start, start + 1))[0])] for start in starts]
+    named = enumerate(zip(tasks, lengths, strict=True))
+    return [(f"{episode}: {task} ({length} frames)", episode) for episode, (task, length) in named]
 
 
 def match_cameras(views: Sequence[str], features: Mapping[str, dict], given: str = "") -> dict:
@@ -142,10 +122,9 @@ def match_cameras(views: Sequence[str], features: Mapping[str, dict], given: str
     Raises:
         ValueError: If the dataset has no cameras, or there is no such view or camera; names what there is.
     """
-    pictures = [key for key, feature in features.items() if feature["dtype"] in ("image", "video")]
-    known = [key.removeprefix(IMAGE_PREFIX) for key in pictures if not is_depth_feature(features[key])]
+    known = list_cameras(features)
     if not known:
-        raise ValueError("the dataset has no cameras, and nothing can be foreseen without one")
+        raise ValueError("the dataset has no cameras, and nothing can be predicted without one")
     matched: dict[str, str | None] = {}
     for part in filter(None, (part.strip() for part in given.split(","))):
         view, _, camera = (piece.strip() for piece in part.partition("="))
@@ -155,15 +134,13 @@ def match_cameras(views: Sequence[str], features: Mapping[str, dict], given: str
                 f"({', '.join(views)}) and a camera of the dataset ({', '.join(known)}, or none)"
             )
         matched[view] = None if camera == "none" else camera
-    rest = [camera for camera in known if camera not in matched.values()]
+    unused = [camera for camera in known if camera not in matched.values()]
     open_views = [view for view in views if view not in matched]
-    for view in open_views:
-        if view in rest:
-            matched[view] = view
-            rest.remove(view)
-    for view in open_views:
-        if view not in matched:
-            matched[view] = rest.pop(0) if rest else None
+    for view in sorted(open_views, key=lambda view: view not in unused):  # equal names first
+        camera = view if view in unused else next(iter(unused), None)
+        matched[view] = camera
+        if camera:
+            unused.remove(camera)
     if not any(matched.values()):
         raise ValueError("cameras: at least one view needs a camera")
     return {view: matched[view] for view in views}
@@ -205,19 +182,14 @@ def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeV
     wanted, notes = _window_config(choice, config, rows, cameras)
     windows = ForesightWindows(rows, wanted)
     chosen = range(0, len(windows), -(-len(windows) // MAX_MOMENTS))
+    options = {"instruction": choice.instruction or None, "batch_size": BATCH}
+    options["first_row"] = int(rows.episode_starts[choice.episode])
     predictions = []
-    for prediction in predict_windows(
-        model,
-        processor,
-        windows,
-        chosen,
-        first_row=int(rows.episode_starts[choice.episode]),
-        instruction=choice.instruction or None,
-        batch_size=BATCH,
-    ):
+    for prediction in predict_windows(model, processor, windows, chosen, **options):
         predictions.append(prediction)
         if report:
             report(len(predictions) / len(chosen))
+    cameras_of_dataset = read_provenance(rows.root).get("cameras", {})
     return EpisodeView(
         choice=choice,
         predictions=predictions,
@@ -228,7 +200,7 @@ def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeV
         stride=wanted.frame_stride,
         action_names=_action_names(rows.features.get(wanted.action_key, {}), config),
         limits_m={v: depth_limits([p.views[v] for p in predictions]) for v in predictions[0].views},
-        intrinsics=_intrinsics(rows.root, cameras[config.views[0]]),
+        intrinsics=cameras_of_dataset.get(cameras[config.views[0]], {}).get("intrinsics"),
         notes=notes,
     )
 
@@ -252,13 +224,11 @@ def _window_config(choice: Choice, config: ForesightConfig, rows: DatasetRows, c
 
 
 def _camera_notes(cameras: Mapping[str, str | None]) -> list[str]:
-    missing = [
-        f"The dataset has no camera for the view “{view}”." for view, camera in cameras.items() if not camera
-    ]
-    return missing + [
+    """Views without a camera, and those whose camera has another name."""
+    return [f"The dataset has no camera for the view “{view}”." for view in cameras if not cameras[view]] + [
         f"The view “{view}” looks through the camera “{camera}”."
         for view, camera in cameras.items()
-        if camera and camera != view
+        if camera not in (None, view)
     ]
 
 
@@ -314,12 +284,3 @@ def _action_names(feature: Mapping, config: ForesightConfig) -> list[str]:
     if len(names) == config.action_dim and config.action_codec == "recorded":
         return [str(name) for name in names]
     return [f"action {i}" for i in range(config.action_dim)]
-
-
-def _intrinsics(root: Path, camera: str | None) -> dict[str, float] | None:
-    """Focal lengths and centre of a camera, as shares of its width and height."""
-    known = read_provenance(root).get("cameras", {}).get(camera, {}).get("intrinsics")
-    if not known:
-        return None
-    sides = {"fx": "width", "cx": "width", "fy": "height", "cy": "height"}
-    return {name: known[name] / known[side] for name, side in sides.items()}

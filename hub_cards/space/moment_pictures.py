@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
+from matplotlib import colormaps
+from matplotlib.colors import LogNorm
 from PIL import Image
 
-from datasets_scripts.inspection.pictures import Flow, draw_flow, import_matplotlib
+from datasets_scripts.inspection.pictures import Flow, draw_flow, new_figure
 from hub_cards.space.episode import EpisodeView
 from training.evaluation.predictions import Moment
 
@@ -31,18 +33,16 @@ def moment_html(view: EpisodeView, number: int) -> str:
         `str`: HTML; pictures are part of it.
     """
     prediction = view.predictions[number]
-    blocks = []
-    for name, moment in prediction.views.items():
-        limits = view.limits_m[name]
-        blocks.append(
-            {
-                "name": name,
-                "camera": view.cameras[name],
-                "now": picture_address(moment.camera),
-                "columns": _columns(view, name, moment, limits),
-                "scale": scale_ticks(limits) if view.config.has_depth_decoder else [],
-            }
-        )
+    blocks = [
+        {
+            "name": name,
+            "camera": view.cameras[name],
+            "now": picture_address(moment.camera),
+            "columns": _columns(view, moment, view.limits_m[name]),
+            "scale": scale_ticks(view.limits_m[name]) if view.config.has_depth_decoder else [],
+        }
+        for name, moment in prediction.views.items()
+    ]
     return _template().render(
         frame=prediction.frame,
         seconds=prediction.frame / view.fps,
@@ -60,7 +60,7 @@ def _template():
     )
 
 
-def _columns(view: EpisodeView, name: str, moment: Moment, limits: tuple[float, float]) -> list[dict]:
+def _columns(view: EpisodeView, moment: Moment, limits: tuple[float, float]) -> list[dict]:
     """Title, and address or reason of absence of the recorded and the predicted picture."""
     config, columns = view.config, []
     seconds = f"{config.future_shift * view.stride / view.fps:.2g} s"
@@ -85,13 +85,8 @@ def _columns(view: EpisodeView, name: str, moment: Moment, limits: tuple[float, 
         reason = "the episode is over by then" if recorded else "no depth recorded"
         add(f"depth {ahead}", moment.future_depth, colours, reason)
     if moment.flow is not None:
-        kind = "2D flow" if config.flow_dim == 2 else "3D flow"
-        add(
-            f"{kind}, next {config.flow_length - 1} steps",
-            moment.flow,
-            lambda flow: _flow_address(moment.camera, flow, limits),
-            "no tracks recorded",
-        )
+        title = f"{config.flow_dim}D flow, next {config.flow_length - 1} steps"
+        add(title, moment.flow, lambda flow: _flow_address(moment.camera, flow, limits), "no tracks recorded")
     return columns
 
 
@@ -105,22 +100,18 @@ def picture_address(picture: np.ndarray) -> str:
 
 def depth_colours(depth_m: np.ndarray, limits_m: tuple[float, float]) -> np.ndarray:
     """Depth `(H, W)` in metres, NaN where unknown -> `(H, W, 3)`, in the colours of `draw_depth`."""
-    colour_map = _colour_map()
-    near, far = np.log(limits_m)
-    share = (np.log(np.maximum(depth_m, 1e-6)) - near) / (far - near)
-    return np.where(np.isfinite(depth_m)[..., None], colour_map(share)[..., :3], UNKNOWN)
+    colors = colormaps["turbo_r"](LogNorm(*limits_m)(np.where(depth_m > 0, depth_m, limits_m[0])))
+    return np.where(np.isfinite(depth_m)[..., None], colors[..., :3], UNKNOWN)
 
 
 def _flow_address(camera: np.ndarray, flow: Flow, limits: tuple[float, float]) -> str:
-    figure_type, canvas_type = import_matplotlib()
     height, width = camera.shape[:2]
-    figure = figure_type(figsize=(FLOW_INCHES, FLOW_INCHES * height / width), dpi=FLOW_PX / FLOW_INCHES)
-    canvas = canvas_type(figure)
+    figure = new_figure(FLOW_INCHES, FLOW_INCHES * height / width, dpi=FLOW_PX / FLOW_INCHES)
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
     draw_flow(axis, camera, flow, limits)
-    canvas.draw()
-    return picture_address(np.asarray(canvas.buffer_rgba())[..., :3] / 255)
+    figure.canvas.draw()
+    return picture_address(np.asarray(figure.canvas.buffer_rgba())[..., :3] / 255)
 
 
 def scale_ticks(limits_m: tuple[float, float]) -> list[dict]:
@@ -134,15 +125,8 @@ def scale_ticks(limits_m: tuple[float, float]) -> list[dict]:
     return [{"label": f"{m:g}", "share": float(np.log(m / near) / np.log(far / near))} for m in inside]
 
 
-def _colour_map():
-    import_matplotlib()
-    from matplotlib import colormaps
-
-    return colormaps["turbo_r"]
-
-
 @functools.cache
 def _gradient() -> str:
     """The depth colours from near to far, as a list for CSS."""
-    stops = _colour_map()(np.linspace(0, 1, 12))[:, :3]
+    stops = colormaps["turbo_r"](np.linspace(0, 1, 12))[:, :3]
     return ", ".join("rgb({:.0f} {:.0f} {:.0f})".format(*(255 * stop)) for stop in stops)

@@ -8,14 +8,7 @@ from pathlib import Path
 import gradio as gr
 import plotly
 
-from hub_cards.space.episode import (
-    Choice,
-    EpisodeView,
-    match_cameras,
-    name_episodes,
-    open_dataset,
-    predict_episode,
-)
+from hub_cards.space.episode import Choice, EpisodeView, name_episodes, open_dataset, predict_episode
 from hub_cards.space.moment_pictures import moment_html
 from hub_cards.space.plots import CLOUDS, actions_figure, scene_figure
 
@@ -110,12 +103,8 @@ class _Page:
         screen = [self.pictures, self.scene, self.actions]
         page = [self.banner, self.shown, self.cameras, self.episode, self.words, self.moment, *screen]
         busy = {"show_progress": "minimal", "show_progress_on": self.banner}
-        opening = {
-            "fn": self.on_open,
-            "inputs": [self.checkpoint, self.dataset, self.cameras, self.cloud],
-            "outputs": page,
-            **busy,
-        }
+        inputs = [self.checkpoint, self.dataset, self.cameras, self.cloud]
+        opening = {"fn": self.on_open, "inputs": inputs, "outputs": page, **busy}
         submits = [box.submit for box in (self.checkpoint, self.dataset, self.cameras)]
         gr.on([self.open.click, *submits], **opening)
         self.blocks.load(**opening)
@@ -141,15 +130,14 @@ class _Page:
         return self._show(choice, cloud, progress)
 
     def on_episode(self, shown, episode, cloud, progress=PROGRESS):
-        if shown is None or episode is None:
-            return {self.banner: _message("Open a checkpoint and a dataset first.", error=True)}
-        return self._show(dataclasses.replace(shown, episode=int(episode), instruction=""), cloud, progress)
+        if shown is not None and episode is not None:
+            shown = dataclasses.replace(shown, episode=int(episode), instruction="")
+        return self._show(shown, cloud, progress)
 
     def on_words(self, shown, words, moment, cloud, progress=PROGRESS):
-        if shown is None:
-            return {self.banner: _message("Open a checkpoint and a dataset first.", error=True)}
-        choice = dataclasses.replace(shown, instruction=(words or "").strip())
-        return self._show(choice, cloud, progress, moment)
+        if shown is not None:
+            shown = dataclasses.replace(shown, instruction=(words or "").strip())
+        return self._show(shown, cloud, progress, moment)
 
     def on_scrub(self, shown, moment, cloud):
         return [gr.skip()] * 3 if shown is None else _draw(predict_episode(shown), moment, cloud)
@@ -160,12 +148,13 @@ class _Page:
     def on_tick(self, shown, moment):
         return 0 if shown is None else (int(moment) + 1) % len(predict_episode(shown).predictions)
 
-    def _show(self, choice: Choice, cloud: str, progress: gr.Progress, moment: int | None = None) -> dict:
+    def _show(self, choice: Choice | None, cloud: str, progress: gr.Progress, moment: int | None = None):
         """The whole page for a choice; if that fails, the reason, above what is already shown."""
+        if choice is None:
+            return {self.banner: _message("Open a checkpoint and a dataset first.", error=True)}
         try:
             view = predict_episode(choice, lambda share: progress(share, desc="predicting the episode"))
             rows = open_dataset(choice.dataset)
-            cameras = match_cameras(view.config.views, rows.features, choice.cameras)
         except (ValueError, RuntimeError, OSError) as error:
             return {self.banner: _message(str(error), error=True)}
         last = len(view.predictions) - 1
@@ -175,7 +164,7 @@ class _Page:
         return {
             self.banner: _message(_describe_episode(view)),
             self.shown: choice,
-            self.cameras: ", ".join(f"{name}={camera or 'none'}" for name, camera in cameras.items()),
+            self.cameras: ", ".join(f"{name}={camera or 'none'}" for name, camera in view.cameras.items()),
             self.episode: gr.Dropdown(name_episodes(rows), value=choice.episode),
             self.words: gr.Dropdown(list(dict.fromkeys([view.task, *rows.tasks, words])), value=words),
             self.moment: gr.Slider(0, max(1, last), moment, step=1),

@@ -13,9 +13,9 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
 
 from datasets_scripts.inspect_dataset import main
-from datasets_scripts.inspection.label_pictures import _trails
-from datasets_scripts.inspection.labelled_episode import LabelledDataset, LabelledEpisode
-from datasets_scripts.inspection.rerun_recording import points_in_space
+from datasets_scripts.inspection.label_pictures import _recent_flow
+from datasets_scripts.inspection.labeled_episode import LabeledDataset, LabeledEpisode
+from datasets_scripts.inspection.pictures import points_in_space
 from datasets_scripts.storage.provenance import read_provenance
 from tests.synthetic import SyntheticDataset, make_dataset
 
@@ -97,8 +97,8 @@ def test_the_picture_has_a_row_for_every_camera_and_its_depth(facts, tmp_path):
 
 
 def test_trails_lead_to_where_visible_points_are_now(facts):
-    camera = LabelledEpisode(LabelledDataset(str(facts.root)), 0).cameras[0]
-    trails = _trails(camera, 4)
+    camera = LabeledEpisode(LabeledDataset(str(facts.root)), 0).cameras[0]
+    trails = _recent_flow(camera, 4)
     np.testing.assert_allclose(trails.points[0], facts.points(0, 4), atol=2e-3)
     np.testing.assert_allclose(trails.points[3], facts.points(0, 1), atol=2e-3)
     assert (trails.shown[0] == facts.visible(0, 4)).all()

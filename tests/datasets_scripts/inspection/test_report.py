@@ -9,7 +9,7 @@ import pytest
 
 from datasets_scripts.inspect_dataset import main
 from datasets_scripts.inspection import report as label_report
-from datasets_scripts.inspection.report import worst_first
+from datasets_scripts.inspection.report import rank_episodes
 from datasets_scripts.storage.provenance import flagged_episodes, read_provenance
 from datasets_scripts.storage.rows import parse_episodes
 from tests.synthetic import make_dataset
@@ -44,7 +44,7 @@ def test_grave_flags_come_first_then_what_is_unlike_the_others():
     episodes["5"] = facts(depth={"valid_share": 0.9, "median_m": 5.0, "flicker": 0.004})  # far, not worse
     episodes["6"] = facts() | {"flags": ["main/no-motion"]}
     episodes["2"] = facts() | {"flags": ["main/depth-fallback"]}
-    found = worst_first(episodes)
+    found = rank_episodes(episodes)
     assert [episode for episode, _ in found] == [2, 6, 3]
     assert found[0][1] == ["main/depth-fallback"]
     assert found[2][1] == ["main: frames in which a point is visible 50.0% (median 90.0%)"]

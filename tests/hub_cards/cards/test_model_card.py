@@ -342,7 +342,7 @@ def test_a_stage_of_the_same_training_is_told_with_its_command_and_hands_on_its_
 def test_a_run_whose_export_took_the_place_of_its_start_is_no_stage_of_its_own(folder, capsys):
     save_config(RunConfig(init_from=str(folder / "model")), folder / "training" / "config.yaml")
     assert main([str(folder)]) == 1
-    assert "that of base model, model (licence unknown) is not" in capsys.readouterr().err
+    assert "that of base model, model (license unknown) is not" in capsys.readouterr().err
     assert main([str(folder), "--license", "mit"]) == 0
     assert "That was made in" not in (folder / "README.md").read_text()
 
@@ -415,7 +415,7 @@ def test_a_licence_that_allows_more_than_a_part_does_is_refused(folder, capsys):
         assert "allows more than labels of someone/demos, tracker (cc-by-nc-4.0)" in capsys.readouterr().err
     assert main([str(folder), "--license", "cc-by-nc-sa-4.0"]) == 0
     assert main([str(folder), "--license", "cc-nc"]) == 1
-    assert "is no name that the Hub knows" in capsys.readouterr().err
+    assert "is not a name that the Hub knows" in capsys.readouterr().err
 
 
 def test_the_card_cites_what_the_citation_file_names(folder):
