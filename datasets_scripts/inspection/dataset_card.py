@@ -1,6 +1,6 @@
-"""Writes the card (README.md) of an annotated or simulated dataset from its metadata; no figure is typed.
+"""Write the card (README.md) of an annotated or simulated dataset from its metadata.
 
-The card of the dataset it was made from stays below it, and its metadata stays where ours says nothing.
+The card of the source dataset stays below it, and its metadata stays where ours says nothing.
 """
 
 import re
@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData
-from jinja2 import Environment, StrictUndefined
 
 from datasets_scripts.columns import find_depth_key, list_cameras, points_key, points_visible_key
 from datasets_scripts.inspection.quality import FLAGS, summarize_figures
+from datasets_scripts.inspection.templates import render_template
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.dataset_folder import load_info
 from datasets_scripts.storage.provenance import flagged_episodes, read_provenance
@@ -64,25 +64,25 @@ def build_card(root: str | Path, repo_id: str | None = None, license: str | None
     source = str(annotation.get("parameters", {}).get("dataset", ""))
     terms = _build_terms(old_data, provenance, license)
     versions = {**annotation.get("versions", {}), **simulation.get("versions", {})}
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    content = environment.from_string(CARD_TEMPLATE.read_text()).render(
+    content = render_template(
+        CARD_TEMPLATE,
         card_data=_build_metadata(info, old_data, source, terms).to_yaml(),
         name=source or repo_id or "dataset",
         info={"robot_type": None, **info},
         annotation=annotation,
         simulation=simulation,
         cameras=list_cameras(info["features"]),
-        columns=list(_label_columns(info["features"], cameras)),
+        columns=list(_list_label_columns(info["features"], cameras)),
         parameters=[
             *((f"simulation: {key}", value) for key, value in _flatten(simulation.get("parameters", {}))),
-            *_label_parameters(cameras),
+            *_list_label_parameters(cameras),
             *((f"version of {name}", number) for name, number in versions.items()),
         ],
         tasks=sorted(Counter(facts["task"] for facts in episodes.values() if "task" in facts).items()),
         licenses=list_label_licenses(cameras),
         figures=summarize_figures(episodes),
         flagged=len(flagged_episodes(provenance)),
-        flags=list(_flag_rows(provenance)),
+        flags=list(_list_flags(provenance)),
         repo_id=repo_id,
         version=version("lerobot_policy_foresight"),
     )
@@ -144,7 +144,7 @@ def _as_list(value: Any) -> list:
     return value if isinstance(value, list) else [value] if value else []
 
 
-def _label_columns(
+def _list_label_columns(
     features: Mapping[str, Mapping], cameras: Mapping[str, Mapping]
 ) -> Iterator[dict[str, Any]]:
     """Label columns: `key`, `kind`, number of points `n`, and the source of the labels."""
@@ -160,8 +160,8 @@ def _label_columns(
             yield {"kind": "visible", "key": points_visible_key(camera), "source": tracks}
 
 
-def _label_parameters(cameras: Mapping[str, Mapping]) -> Iterator[tuple[str, str]]:
-    """Parameters of each kind of label; those that all cameras share stand there once."""
+def _list_label_parameters(cameras: Mapping[str, Mapping]) -> Iterator[tuple[str, str]]:
+    """Parameters of each kind of label; those that all cameras share are listed once."""
     for kind in ("depth", "tracks"):
         by_text: dict[tuple[str, str], list[str]] = {}
         for camera, facts in cameras.items():
@@ -204,7 +204,7 @@ def list_label_licenses(value: Any) -> list[tuple[str, str]]:
     return sorted(found)
 
 
-def _flag_rows(provenance: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+def _list_flags(provenance: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     """Flags in the order of `FLAGS`, with the episodes that have them."""
     episodes: dict[str, list[int]] = {}
     for episode, raised in sorted(flagged_episodes(provenance).items()):

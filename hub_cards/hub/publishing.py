@@ -208,5 +208,5 @@ def _check_metadata(card: str, repo_type: str) -> None:
         return response.json()
 
     if errors := patiently(ask).get("errors"):
-        told = "; ".join(" ".join(str(error.get("message")).split()) for error in errors)
-        raise ValueError(f"the Hub rejects the card's metadata: {told}: correct README.md")
+        reasons = "; ".join(" ".join(str(error.get("message")).split()) for error in errors)
+        raise ValueError(f"the Hub rejects the card's metadata: {reasons}: correct README.md")

@@ -26,6 +26,13 @@ def made(tmp_path_factory):
     return root
 
 
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch):
+    """One picture of an episode that stands out, none of others, two moments each."""
+    for name, count in {"PICTURED_EPISODES": 1, "ORDINARY_EPISODES": 0, "MOMENTS": 2}.items():
+        monkeypatch.setattr(label_report, name, count)
+
+
 @pytest.fixture
 def dataset(made, tmp_path):
     """A copy that may be changed."""
@@ -137,8 +144,7 @@ def test_a_page_of_chosen_episodes_reads_those_alone(dataset, tmp_path, monkeypa
     assert read == [1, 2]
 
 
-def test_alignment_errors_of_the_annotation_are_in_the_page(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(label_report, "PICTURED_EPISODES", 1)
+def test_alignment_errors_of_the_annotation_are_in_the_page(dataset, tmp_path):
     path = dataset / "meta/foresight.json"
     content = json.loads(path.read_text())
     for episode in range(EPISODES):
