@@ -56,10 +56,8 @@ def find_image_key(features: Mapping[str, Mapping[str, Any]], camera: str) -> st
 
 def list_cameras(features: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """RGB cameras of a dataset by name, in its order; columns without the prefix are cameras of that name."""
-    names = (key.removeprefix(IMAGE_PREFIX) for key in features)
-    return [
-        name for name in dict.fromkeys(names) if find_image_key(features, name) and not is_label_key(name)
-    ]
+    names = dict.fromkeys(key.removeprefix(IMAGE_PREFIX) for key in features)
+    return [name for name in names if find_image_key(features, name) and not is_label_key(name)]
 
 
 def depth_key(camera: str) -> str:

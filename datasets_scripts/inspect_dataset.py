@@ -1,10 +1,10 @@
-"""What a dataset's labels look like: figures, a page about all of it, a picture, a Rerun recording.
+"""Show a dataset's labels: figures, a page about the whole dataset, a picture, a Rerun recording.
 
 `DIR` alone describes one episode. `--report` reads a sample of the episodes and writes one HTML file: figures
 and distributions by camera, flags, and pictures of the episodes to look at first. `--write-flags` reads all
 episodes and records figures and flags in `meta/foresight.json`, for datasets that `annotate.py` did not make.
-Depth and tracks are checked against each other: a visible point must lie on the depth map. Whatever a dataset
-lacks is left out.
+Depth and tracks are checked against each other: a visible point must lie on the depth map. Missing labels are
+left out.
 """
 
 import argparse
@@ -15,12 +15,9 @@ from pathlib import Path
 
 from datasets_scripts.inspection.episode_description import describe_episode
 from datasets_scripts.inspection.label_pictures import draw_episode
-from datasets_scripts.inspection.labelled_episode import (
-    LabelledDataset,
-    LabelledEpisode,
-)
+from datasets_scripts.inspection.labeled_episode import LabeledDataset, LabeledEpisode
 from datasets_scripts.inspection.pictures import import_matplotlib, save_png
-from datasets_scripts.inspection.report import survey_labels, worst_first, write_flags, write_report
+from datasets_scripts.inspection.report import rank_episodes, survey_labels, write_flags, write_report
 from datasets_scripts.inspection.rerun_recording import record_episode
 from datasets_scripts.storage.rows import parse_episodes
 
@@ -32,12 +29,7 @@ EXAMPLE = """examples:
 
 
 def inspect(args: argparse.Namespace) -> list[str]:
-    """Does what the command line asks for; returns the problems.
-
-    Raises:
-        ValueError: If the dataset or an episode cannot be read.
-        RuntimeError: If matplotlib or Rerun is missing.
-    """
+    """Does what the command line asks for; returns the problems."""
     if args.moments < 1:
         raise ValueError(f"--moments is {args.moments}; it must be at least 1")
     if args.episodes and not args.report:
@@ -47,7 +39,7 @@ def inspect(args: argparse.Namespace) -> list[str]:
     for path in filter(None, (args.report, args.picture, args.output)):
         if path.is_dir():
             raise ValueError(f"{path} is a folder; name the file to write")
-    dataset = LabelledDataset(args.dataset)
+    dataset = LabeledDataset(args.dataset)
     problems = []
     if args.write_flags:
         flagged = write_flags(dataset, args.workers)
@@ -56,16 +48,16 @@ def inspect(args: argparse.Namespace) -> list[str]:
         problems += _report(args, dataset)
     wants_episode = args.episode is not None or args.picture or args.output
     if wants_episode or not (args.report or args.write_flags):
-        problems += _show(args, LabelledEpisode(dataset, args.episode or 0))
+        problems += _show(args, LabeledEpisode(dataset, args.episode or 0))
     return problems
 
 
-def _report(args: argparse.Namespace, dataset: LabelledDataset) -> list[str]:
-    """Writes the page; what cannot be read is a problem, what has a flag is not."""
+def _report(args: argparse.Namespace, dataset: LabeledDataset) -> list[str]:
+    """Writes the page; unreadable files are problems, flags are not."""
     chosen = parse_episodes(args.episodes, dataset.rows.n_episodes) if args.episodes else None
     survey = survey_labels(dataset, chosen, args.workers)
     write_report(args.report, dataset, survey)
-    first = worst_first(survey.episodes)
+    first = rank_episodes(survey.episodes)
     for episode, reasons in first[:5]:
         print(f"look at episode {episode}: {'; '.join(reasons)}")
     print(f"wrote {args.report}: {len(survey.sampled)} episodes read, {len(first)} of all stand out")
@@ -77,10 +69,10 @@ def _report(args: argparse.Namespace, dataset: LabelledDataset) -> list[str]:
     ]
 
 
-def _show(args: argparse.Namespace, episode: LabelledEpisode) -> list[str]:
+def _show(args: argparse.Namespace, episode: LabeledEpisode) -> list[str]:
     """Describes one episode, draws it, records it."""
-    lines, problems = describe_episode(episode)
-    print("\n".join(lines))
+    text, problems = describe_episode(episode)
+    print(text)
     if args.picture:
         save_png(args.picture, draw_episode(episode, args.moments))
         print(f"wrote {args.picture}")

@@ -20,11 +20,7 @@ EXAMPLE = """examples:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures what the command line says, and writes the report.
-
-    Raises:
-        ValueError: If the dataset is no truth, a source cannot be had, or a number is out of range.
-    """
+    """Measures what the command line asks for, and writes the report."""
     if args.steps < 0:
         raise ValueError(f"--steps is {args.steps}; it must be 0 (to the end) or more")
     if args.output.suffix == ".md" or args.output.is_dir():

@@ -56,7 +56,6 @@ MANY_PARAMETERS = {
 }
 DIFFERING_CONSTANTS = {
     "EXAMPLE",  # of every command's --help
-    "STILL",
 }
 REPEATED_CLASSES: set = set()
 TESTS_OF_SUBJECTS = {  # a subject that no single file holds

@@ -1,9 +1,9 @@
-"""How far depth and tracks are from the truth, gathered while they are made.
+"""Errors of depth and tracks against the truth, gathered clip by clip.
 
 | figure | is |
 |---|---|
 | `abs_rel` | mean of abs(d - t) / t over pixels that have both |
-| `rmse_m` | root of the mean of (d - t)^2, metres |
+| `rmse_m` | root of the mean of (d - t)^2, meters |
 | `delta_125` | share of those pixels with max(d / t, t / d) < 1.25 |
 | `covered` | share of the pixels with truth that have depth |
 | `flicker` | mean change of d / t from frame to frame at a pixel; 0 for any steady error |
@@ -19,6 +19,9 @@ from typing import Any
 import numpy as np
 
 from datasets_scripts.columns import REFERENCE_PX
+from datasets_scripts.inspection.pictures import locate_points
+
+__all__ = ["DepthErrors", "TrackErrors"]
 
 DELTA = 1.25
 
@@ -32,21 +35,16 @@ class DepthErrors:
         self._ratio: np.ndarray | None = None  # of the clip's last frame, nan where unknown
 
     def start_clip(self) -> None:
-        """What follows is no continuation of what came before."""
+        """What follows does not continue what came before."""
         self._ratio = None
 
     def add(self, depth_m: np.ndarray, true_m: np.ndarray) -> None:
-        """Take in successive frames of a clip.
+        """Add successive frames of a clip.
 
         Args:
-            depth_m (`np.ndarray`): `(k, H, W)` metres, 0 where invalid.
-            true_m (`np.ndarray`): `(k, H, W)` exact metres, 0 where unknown.
-
-        Raises:
-            ValueError: If the shapes differ.
+            depth_m (`np.ndarray`): `(k, H, W)` meters, 0 where invalid.
+            true_m (`np.ndarray`): `(k, H, W)` exact meters, 0 where unknown.
         """
-        if depth_m.shape != true_m.shape:
-            raise ValueError(f"depth has shape {depth_m.shape}, the truth {true_m.shape}")
         for depth, true in zip(depth_m.astype(np.float64), true_m.astype(np.float64), strict=True):
             both = (depth > 0) & (true > 0)
             d, t = depth[both], true[both]
@@ -67,11 +65,11 @@ class DepthErrors:
         """The figures of depth that the top of this file lists; `None` without any pixel to compare."""
         n = self._n
         return {
-            "abs_rel": _rounded(self._relative / n) if n else None,
-            "rmse_m": _rounded((self._squared / n) ** 0.5) if n else None,
-            "delta_125": _rounded(self._n_close / n) if n else None,
-            "covered": _rounded(n / self._n_true) if self._n_true else None,
-            "flicker": _rounded(self._change / self._n_steps) if self._n_steps else None,
+            "abs_rel": _round_ratio(self._relative, n),
+            "rmse_m": _round_ratio((self._squared * n) ** 0.5, n),  # sqrt(squared / n)
+            "delta_125": _round_ratio(self._n_close, n),
+            "covered": _round_ratio(n, self._n_true),
+            "flicker": _round_ratio(self._change, self._n_steps),
         }
 
 
@@ -86,9 +84,10 @@ class TrackErrors:
     """
 
     def __init__(self, height: int, width: int, intrinsics: dict[str, float] | None = None):
-        self._scale_px = REFERENCE_PX / min(height, width)
-        self._size, self._intrinsics = np.array([width, height, 1]), intrinsics
-        self._kinds = {"moving": _Kind(), "still": _Kind()}
+        self._size_px = REFERENCE_PX / min(height, width) * np.array([width, height])
+        self._intrinsics = intrinsics and {**intrinsics, "width": width, "height": height}
+        # Rows: distance in px and cm, seen as visible, truly visible, of a last frame; (5, positions).
+        self._parts = {"moving": [np.zeros((5, 0))], "still": [np.zeros((5, 0))]}
 
     def add(
         self,
@@ -98,80 +97,52 @@ class TrackErrors:
         true_visible: np.ndarray,
         moving: np.ndarray,
     ) -> None:
-        """Take in successive frames of some tracks; leave out those in which the truth was given.
+        """Add successive frames of some tracks, without those in which the truth was given.
 
         Args:
-            points (`np.ndarray`): `(F, n, 3)` x, y as image fractions, z in metres.
+            points (`np.ndarray`): `(F, n, 3)` x, y as image fractions, z in meters.
             visible (`np.ndarray`): `(F, n)` bool.
             true_points (`np.ndarray`): `(F, n, 3)`, exact.
             true_visible (`np.ndarray`): `(F, n)` bool, exact.
             moving (`np.ndarray`): `(n,)` bool, which points move.
-
-        Raises:
-            ValueError: If the shapes differ.
         """
-        if points.shape != true_points.shape:
-            raise ValueError(f"tracks have shape {points.shape}, the truth {true_points.shape}")
-        found, true = points * self._size, true_points * self._size
-        epe_px = self._scale_px * np.linalg.norm((found - true)[..., :2], axis=-1)
-        epe_cm = None
+        epe_px = np.linalg.norm((points - true_points)[..., :2] * self._size_px, axis=-1)
+        epe_cm, last = np.full(visible.shape, np.nan), np.zeros(visible.shape)
         if self._intrinsics is not None:
-            epe_cm = 100 * np.linalg.norm(self._in_space(found) - self._in_space(true), axis=-1)
-        for name, kind in self._kinds.items():
-            columns = np.flatnonzero(moving == (name == "moving"))
-            seen, truly = visible[:, columns], true_visible[:, columns]
-            kind.n += seen.size
-            kind.n_right += int(np.count_nonzero(seen == truly))
-            kind.n_visible += int(np.count_nonzero(truly))
-            kind.px.append(epe_px[:, columns][seen & truly].astype(np.float32))
-            kind.px_last.append(epe_px[-1, columns][seen[-1] & truly[-1]].astype(np.float32))
-            if epe_cm is not None:
-                kind.cm.append(epe_cm[:, columns][seen & truly].astype(np.float32))
-
-    def _in_space(self, points: np.ndarray) -> np.ndarray:
-        """Positions in px and metres -> metres in the camera's frame, same shape."""
-        k = self._intrinsics
-        centre, focal = np.array([k["cx"], k["cy"]]), np.array([k["fx"], k["fy"]])
-        z = points[..., 2:]
-        return np.concatenate([(points[..., :2] - centre) / focal * z, z], axis=-1)
+            found, true = (locate_points(each, self._intrinsics) for each in (points, true_points))
+            epe_cm = 100 * np.linalg.norm(found - true, axis=-1)
+        last[-1] = 1
+        part = np.stack([epe_px, epe_cm, visible, true_visible, last]).astype(np.float32)  # (5, F, n)
+        for name, columns in (("moving", moving), ("still", ~moving)):
+            self._parts[name].append(part[..., columns].reshape(5, -1))
 
     def report(self) -> dict[str, dict[str, Any]]:
         """The figures of tracks that the top of this file lists, for moving and still points.
 
         Distances have `median`, `mean` and `p90`; a figure is `None` without any point to compare.
         """
-        return {name: kind.report() for name, kind in self._kinds.items()}
+        result = {}
+        for name, parts in self._parts.items():
+            px, cm, seen, true, last = np.concatenate(parts, axis=1)
+            both = (seen > 0) & (true > 0)
+            result[name] = {
+                "positions": int(true.sum()),
+                "epe_px": _summarize_errors(px[both]),
+                "epe_px_last": _summarize_errors(px[both & (last > 0)]),
+                "epe_cm": _summarize_errors(cm[both]) if self._intrinsics is not None else None,
+                "visibility_accuracy": _round_ratio((seen == true).sum(), len(seen)),
+                "found": _round_ratio(both.sum(), true.sum()),
+            }
+        return result
 
 
-class _Kind:
-    """Sums of the moving points, or of the still ones."""
-
-    def __init__(self):
-        self.n = self.n_right = self.n_visible = 0
-        self.px: list[np.ndarray] = []
-        self.px_last: list[np.ndarray] = []
-        self.cm: list[np.ndarray] = []
-
-    def report(self) -> dict[str, Any]:
-        px, last, cm = (
-            np.concatenate([np.zeros(0, np.float32), *errors]) for errors in (self.px, self.px_last, self.cm)
-        )
-        return {
-            "positions": self.n_visible,
-            "epe_px": _spread(px),
-            "epe_px_last": _spread(last),
-            "epe_cm": _spread(cm),
-            "visibility_accuracy": _rounded(self.n_right / self.n) if self.n else None,
-            "found": _rounded(len(px) / self.n_visible) if self.n_visible else None,
-        }
-
-
-def _spread(errors: np.ndarray) -> dict[str, float] | None:
+def _summarize_errors(errors: np.ndarray) -> dict[str, float] | None:
     if not len(errors):
         return None
-    median, p90 = np.percentile(errors, [50, 90])
-    return {"median": _rounded(median), "mean": _rounded(errors.mean()), "p90": _rounded(p90)}
+    numbers = {"median": np.median(errors), "mean": errors.mean(), "p90": np.percentile(errors, 90)}
+    return {name: _round_ratio(value, 1) for name, value in numbers.items()}
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
+def _round_ratio(value: float, n: float) -> float | None:
+    """`value / n` with four significant digits; `None` for nothing."""
+    return float(f"{value / n:.4g}") if n else None

@@ -1,21 +1,21 @@
-"""How good the labels of an episode are: figures gathered while frames pass by, and the flags they raise.
+"""Quality of an episode's labels: figures that are gathered frame by frame, and the flags they raise.
 
 `annotate.py` gathers them while it makes labels, `inspect_dataset.py` from what lies on disk. They are kept
 in `meta/foresight.json`, per episode and camera:
 
 | key | meaning |
 | --- | --- |
-| `n_points`, `n_moving` | points seen at least once; those among them that are labelled moving |
+| `n_points`, `n_moving` | points seen at least once; those among them that are labeled moving |
 | `visible_share` | share of frames in which such a point is visible, mean over points |
 | `motion_px` | median over moving points of the diagonal of the box their way fills, px at 224 px |
 | `off_depth_share` | share of visible points that miss the depth map by more than 5 % of their distance |
 | `depth.valid_share` | share of pixels that have a depth |
-| `depth.near_m`, `depth.median_m`, `depth.far_m` | 1st, 50th and 99th percentile of it, metres |
+| `depth.near_m`, `depth.median_m`, `depth.far_m` | 1st, 50th and 99th percentile of it, meters |
 | `depth.flicker` | where the image stays: how far depth is from the mean of the frames around, relative |
 | `depth.error`, `depth.fallback` | of the joined depth models, by their source (`depth/estimators.py`) |
 | `problem` | why the camera's files could not be read |
 
-A figure that cannot be had is `None`, such as `n_moving` where it is not recorded which points move. The
+A figure that is unknown is `None`, such as `n_moving` where it is not recorded which points move. The
 thresholds of the flags are our choice, not the paper's.
 """
 
@@ -31,16 +31,15 @@ __all__ = [
     "MEASURES",
     "DepthMeter",
     "TrackMeter",
+    "collect_figures",
     "find_flags",
-    "flatten",
-    "miss_depth",
-    "summarise",
+    "summarize_figures",
 ]
 
 # Log-spaced, so that a percentile is right to half a percent from 1 cm to 1 km however long the episode is.
 DEPTH_EDGES_M = np.geomspace(0.01, 1000.0, 2305)
-GRID = 64  # pixels per side that are looked at for percentiles and flicker
-STILL_LEVELS = 6  # of 255: a smaller change of every colour of a pixel may be noise and compression
+GRID = 64  # pixels per side that are sampled for percentiles and flicker
+STILL_LEVELS = 6  # of 255: a smaller change of every color of a pixel may be noise and compression
 MIN_STILL_SHARE = 0.01  # of the pixels, for a frame to say something about flicker
 FAR_FROM_DEPTH = 0.05  # share of a point's distance by which it misses the depth map
 
@@ -54,7 +53,7 @@ MAX_MOVING_SHARE = 0.9  # a quarter is wanted
 
 # Every flag, in the order in which episodes are worth a look.
 FLAGS = {
-    "unreadable": "a file of the camera is damaged, or its depth is not in metres",
+    "unreadable": "a file of the camera is damaged, or its depth is not in meters",
     "depth-fallback": "the two depth models did not fit together; depth of the image model alone was taken",
     "off-depth": f"more than {MAX_OFF_DEPTH_SHARE:.0%} of the visible points miss the depth map by more than "
     f"{FAR_FROM_DEPTH:.0%} of their distance: depth and tracks do not belong together",
@@ -68,18 +67,18 @@ FLAGS = {
     "fast for the tracker: name one that stands still first, with --cameras",
 }
 
-# What a person wants to compare between episodes: key, wording, whether large is bad (None: neither).
-MEASURES = (
-    ("depth.valid_share", "pixels with a depth", "{:.1%}", False),
-    ("depth.median_m", "median depth", "{:.2f} m", None),
-    ("depth.flicker", "flicker of depth, per frame", "{:.2%}", True),
-    ("depth.error", "error of the alignment of two depth models", "{:.1%}", True),
-    ("n_points", "tracked points", "{:.0f}", False),
-    ("moving_share", "points that move", "{:.1%}", False),
-    ("motion_px", "range of motion of moving points (px at 224 px)", "{:.1f}", None),
-    ("visible_share", "frames in which a point is visible", "{:.1%}", False),
-    ("off_depth_share", "visible points that miss the depth map", "{:.1%}", True),
-)
+# What a person compares between episodes: key -> wording, format, whether large is bad (None: neither).
+MEASURES = {
+    "depth.valid_share": ("pixels with a depth", "{:.1%}", False),
+    "depth.median_m": ("median depth", "{:.2f} m", None),
+    "depth.flicker": ("flicker of depth, per frame", "{:.2%}", True),
+    "depth.error": ("error of the alignment of two depth models", "{:.1%}", True),
+    "n_points": ("tracked points", "{:.0f}", False),
+    "moving_share": ("points that move", "{:.1%}", False),
+    "motion_px": ("range of motion of moving points (px at 224 px)", "{:.1f}", None),
+    "visible_share": ("frames in which a point is visible", "{:.1%}", False),
+    "off_depth_share": ("visible points that miss the depth map", "{:.1%}", True),
+}
 
 
 class DepthMeter:
@@ -96,26 +95,23 @@ class DepthMeter:
         self._last: list[tuple[np.ndarray, np.ndarray]] = []  # images and depths on the grid
 
     def add(self, depth_m: np.ndarray, images: np.ndarray | None = None) -> None:
-        """Take in successive frames.
+        """Add successive frames.
 
         Args:
-            depth_m (`np.ndarray`): `(k, H, W)` float metres, 0 where invalid.
+            depth_m (`np.ndarray`): `(k, H, W)` float meters, 0 where invalid.
             images (`np.ndarray`, *optional*): `(k, h, w, 3)` uint8 of the same moments, of any size; needed
                 for `flicker`, so give them always or never.
-
-        Raises:
-            ValueError: If there is not an image to every depth map.
         """
         if images is not None and len(images) != len(depth_m):
             raise ValueError(f"{len(depth_m)} depth maps came with {len(images)} images")
         self._valid += int(np.count_nonzero(depth_m))
         self._total += depth_m.size
-        depth = _on_grid(depth_m)
+        depth = _sample_grid(depth_m)
         # Outermost bins hold what lies beyond them.
         place = np.searchsorted(DEPTH_EDGES_M, depth[depth > 0], side="right") - 1
         self.counts += np.bincount(place.clip(0, len(self.counts) - 1), minlength=len(self.counts))
         if images is not None:
-            for image, one in zip(_on_grid(images).astype(np.int16), depth, strict=True):
+            for image, one in zip(_sample_grid(images).astype(np.int16), depth, strict=True):
                 self._add_flicker(image, one)
 
     def cut(self) -> None:
@@ -123,7 +119,7 @@ class DepthMeter:
         self._last = []
 
     def _add_flicker(self, image: np.ndarray, depth: np.ndarray) -> None:
-        """How far the middle one of the last three frames is from the mean of its neighbours.
+        """How far the middle one of the last three frames is from the mean of its neighbors.
 
         A change at a steady rate drops out of this, such as what a moving camera sees of a plain wall.
         """
@@ -134,14 +130,14 @@ class DepthMeter:
         change = np.maximum(np.abs(image_1 - image_0), np.abs(image_2 - image_1)).max(-1)
         still = (change <= STILL_LEVELS) & (depth_0 > 0) & (depth_1 > 0) & (depth_2 > 0)
         if still.mean() >= MIN_STILL_SHARE:
-            # The median, since an edge of the same colour as its background may pass over a few pixels.
+            # The median, since an edge of the same color as its background may pass over a few pixels.
             step = np.median(np.abs(depth_1 - (depth_0 + depth_2) / 2)[still] / depth_1[still])
             self._flicker_sum += float(step)
             self._flicker_frames += 1
 
     def figures(self) -> dict[str, Any]:
         """The figures of depth that the top of this file lists; JSON-able."""
-        near, median, far = depth_quantiles(self.counts, (0.01, 0.5, 0.99))
+        near, median, far = find_depth_quantiles(self.counts, (0.01, 0.5, 0.99))
         return {
             "valid_share": round(self._valid / self._total, 4) if self._total else None,
             "near_m": near,
@@ -155,13 +151,13 @@ class TrackMeter:
     """Figures of one camera's tracks in one episode.
 
     Args:
-        points (`np.ndarray`): `(F, n, 3)` x, y as image fractions, z in metres; padding is never visible.
+        points (`np.ndarray`): `(F, n, 3)` x, y as image fractions, z in meters; padding is never visible.
         visible (`np.ndarray`): `(F, n)` bool.
-        moving (`np.ndarray`, *optional*): `(n,)` bool, points labelled moving; `None` if that is not known.
+        moving (`np.ndarray`, *optional*): `(n,)` bool, points labeled moving; `None` if that is unknown.
 
     Attributes:
         real (`np.ndarray`): `(n,)` bool, points that are seen at least once.
-        moving (`np.ndarray`, *optional*): `(n,)` bool, those among them that are labelled moving.
+        moving (`np.ndarray`, *optional*): `(n,)` bool, those among them that are labeled moving.
         motion_px (`np.ndarray`): `(n,)` diagonal of the box their visible positions fill, px at 224 px.
         shares (`np.ndarray`): `(n,)` share of frames in which a point is visible.
     """
@@ -181,9 +177,9 @@ class TrackMeter:
         self._misses = self._compared = 0
 
     def add(self, first: int, depth_m: np.ndarray) -> None:
-        """Compare with the depth of frames `first` and on: `(k, H, W)` metres, 0 where invalid."""
+        """Compare with the depth of frames `first` and on: `(k, H, W)` meters, 0 where invalid."""
         frames = slice(first, first + len(depth_m))
-        errors = miss_depth(depth_m, self._points[frames], self._visible[frames])
+        errors = measure_depth_misses(depth_m, self._points[frames], self._visible[frames])
         self._misses += int(np.count_nonzero(errors > FAR_FROM_DEPTH))
         self._compared += errors.size
 
@@ -203,92 +199,92 @@ def find_flags(facts: Mapping[str, Any]) -> list[str]:
     """What is wrong with an episode.
 
     Args:
-        facts (`Mapping`): Facts of the episode, as `meta/foresight.json` has them: by camera the figures of
-            `TrackMeter` and, under `depth`, those of `DepthMeter` and of the depth's source. Anything may
-            be missing; keys that are no camera are passed over.
+        facts (`Mapping`): Facts of the episode in `meta/foresight.json`. Anything may be missing; keys that
+            are not cameras are ignored.
 
     Returns:
         `list[str]`: `<camera>/<word>`, the words those of `FLAGS`; empty for a good episode.
     """
-    found = []
-    for camera, known in facts.items():
-        if isinstance(known, Mapping):
-            raised = {"unreadable"} if known.get("problem") else set()
-            raised |= _depth_flags(known.get("depth") or {}) | _track_flags(known)
-            found += [f"{camera}/{word}" for word in FLAGS if word in raised]
-    return found
+    cameras = {camera: known for camera, known in facts.items() if isinstance(known, Mapping)}
+    raised = {camera: _find_words(known) for camera, known in cameras.items()}
+    return [f"{camera}/{word}" for camera in cameras for word in FLAGS if word in raised[camera]]
 
 
-def _depth_flags(known: Mapping[str, Any]) -> set[str]:
-    median, valid, flicker = (known.get(key) for key in ("median_m", "valid_share", "flicker"))
+def _find_words(known: Mapping[str, Any]) -> set[str]:
+    depth, n_points, off_depth = (known.get(key) for key in ("depth", "n_points", "off_depth_share"))
+    median, valid, flicker, fallback = (
+        (depth or {}).get(key) for key in ("median_m", "valid_share", "flicker", "fallback")
+    )
     tests = {
-        "depth-fallback": bool(known.get("fallback")),
+        "unreadable": known.get("problem"),
+        "depth-fallback": fallback,
         "depth-implausible": median is not None and not PLAUSIBLE_M[0] <= median <= PLAUSIBLE_M[1],
         "depth-sparse": valid is not None and valid < MIN_DEPTH_SHARE,
         "depth-flickers": flicker is not None and flicker > MAX_FLICKER,
     }
+    if n_points is not None:
+        tests |= {
+            "off-depth": off_depth is not None and off_depth > MAX_OFF_DEPTH_SHARE,
+            "few-tracks": n_points < MIN_POINTS,
+            "tracks-hidden": n_points > 0 and known.get("visible_share", 1.0) < MIN_VISIBLE_SHARE,
+            "no-motion": known.get("n_moving") == 0,
+            "all-moves": (known.get("n_moving") or 0) > MAX_MOVING_SHARE * n_points,
+        }
     return {word for word, raised in tests.items() if raised}
 
 
-def _track_flags(known: Mapping[str, Any]) -> set[str]:
-    n_points, off_depth = known.get("n_points"), known.get("off_depth_share")
-    if n_points is None:
-        return set()
-    tests = {
-        "off-depth": off_depth is not None and off_depth > MAX_OFF_DEPTH_SHARE,
-        "few-tracks": n_points < MIN_POINTS,
-        "tracks-hidden": n_points > 0 and known.get("visible_share", 1.0) < MIN_VISIBLE_SHARE,
-        "no-motion": known.get("n_moving") == 0,
-        "all-moves": (known.get("n_moving") or 0) > MAX_MOVING_SHARE * n_points,
-    }
-    return {word for word, raised in tests.items() if raised}
+def collect_figures(episodes: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], dict[int, float]]:
+    """Figures of all episodes by camera and key of `MEASURES`, then by episode; unknown ones are left out.
+
+    Args:
+        episodes (`Mapping`): `episodes` of `meta/foresight.json`.
+    """
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for episode, facts in episodes.items():
+        for camera, known in facts.items():
+            if not isinstance(known, Mapping):
+                continue
+            values = {**known, **{f"depth.{key}": value for key, value in (known.get("depth") or {}).items()}}
+            if known.get("n_points") and known.get("n_moving") is not None:
+                values["moving_share"] = known["n_moving"] / known["n_points"]
+            for key in MEASURES:
+                if isinstance(values.get(key), int | float):
+                    found.setdefault((camera, key), {})[int(episode)] = values[key]
+    return found
 
 
-def flatten(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts of one camera and episode by the keys of `MEASURES`; what is not known is left out."""
-    values = {**known, **{f"depth.{key}": value for key, value in (known.get("depth") or {}).items()}}
-    if known.get("n_points") and known.get("n_moving") is not None:
-        values["moving_share"] = known["n_moving"] / known["n_points"]
-    keys = [key for key, *_ in MEASURES]
-    return {key: values[key] for key in keys if isinstance(values.get(key), int | float)}
-
-
-def summarise(episodes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """The measures over episodes.
+def summarize_figures(episodes: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a table of the measures over episodes.
 
     Args:
         episodes (`Mapping`): `episodes` of `meta/foresight.json`.
 
     Returns:
-        `dict`: By camera and measure its `median`, `min`, `max`, and under `worst` the episode in which it is
-        worst (`None` where neither direction is bad, or all are alike).
+        `list[dict]`: `camera`, `measure` in words, formatted `median`, `min` and `max`, and under `worst` the
+        episode in which it is worst (`None` where neither direction is bad, or all are alike).
     """
-    found: dict[str, dict[str, list[tuple[float, int]]]] = {}
-    for episode, facts in episodes.items():
-        for camera, known in facts.items():
-            for key, value in flatten(known).items() if isinstance(known, Mapping) else ():
-                found.setdefault(camera, {}).setdefault(key, []).append((value, int(episode)))
-    result: dict[str, dict[str, dict[str, Any]]] = {}
-    for camera, measures in found.items():
-        for key, _, _, large_is_bad in MEASURES:
-            if key in measures:
-                low, high = min(measures[key]), max(measures[key])
-                alike = large_is_bad is None or low[0] == high[0]
-                worst = None if alike else (high if large_is_bad else low)[1]
-                median = float(np.median([value for value, _ in measures[key]]))
-                row = {"median": median, "min": low[0], "max": high[0], "worst": worst}
-                result.setdefault(camera, {})[key] = row
-    return result
+    found, rows = collect_figures(episodes), []
+    for camera in dict.fromkeys(camera for camera, _ in found):
+        for key, (wording, form, large_is_bad) in MEASURES.items():
+            if not (by_episode := found.get((camera, key))):
+                continue
+            values, worst = list(by_episode.values()), None
+            if large_is_bad is not None and len(set(values)) > 1:
+                worst = (max if large_is_bad else min)(by_episode, key=by_episode.get)
+            numbers = {"median": np.median(values), "min": min(values), "max": max(values)}
+            texts = {name: form.format(number) for name, number in numbers.items()}
+            rows.append({"camera": camera, "measure": wording, **texts, "worst": worst})
+    return rows
 
 
-def miss_depth(depth_m: np.ndarray, points: np.ndarray, visible: np.ndarray) -> np.ndarray:
+def measure_depth_misses(depth_m: np.ndarray, points: np.ndarray, visible: np.ndarray) -> np.ndarray:
     """Share of its distance by which each visible point misses the depth map, where that is valid.
 
     Against the nearest of 3 x 3 pixels: at an edge a point may belong to either side.
 
     Args:
-        depth_m (`np.ndarray`): `(k, H, W)` metres, 0 where invalid.
-        points (`np.ndarray`): `(k, n, 3)` x, y as image fractions, z in metres.
+        depth_m (`np.ndarray`): `(k, H, W)` meters, 0 where invalid.
+        points (`np.ndarray`): `(k, n, 3)` x, y as image fractions, z in meters.
         visible (`np.ndarray`): `(k, n)` bool.
 
     Returns:
@@ -305,8 +301,8 @@ def miss_depth(depth_m: np.ndarray, points: np.ndarray, visible: np.ndarray) -> 
     return (error / np.maximum(z, 1e-6))[np.isfinite(error)]
 
 
-def depth_quantiles(counts: np.ndarray, quantiles: tuple[float, ...]) -> list[float | None]:
-    """Metres below which the given shares of `DepthMeter.counts` lie; `None` without a valid pixel."""
+def find_depth_quantiles(counts: np.ndarray, quantiles: tuple[float, ...]) -> list[float | None]:
+    """Meters below which the given shares of `DepthMeter.counts` lie; `None` without a valid pixel."""
     if not counts.any():
         return [None] * len(quantiles)
     reached = np.cumsum(counts) / counts.sum()
@@ -315,7 +311,7 @@ def depth_quantiles(counts: np.ndarray, quantiles: tuple[float, ...]) -> list[fl
     return [round(float(middle[i]), 4) for i in place]
 
 
-def _on_grid(frames: np.ndarray) -> np.ndarray:
+def _sample_grid(frames: np.ndarray) -> np.ndarray:
     """At most 64 x 64 pixels of `(k, H, W, ...)`, evenly spread; of images of any size the same places."""
     rows, columns = (((np.arange(GRID) + 0.5) * side / GRID).astype(int) for side in frames.shape[1:3])
     return frames[:, rows[:, None], columns]

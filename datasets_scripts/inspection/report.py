@@ -1,27 +1,45 @@
-"""A page about the labels of a whole dataset: figures, distributions, pictures, and where to look first.
+"""Write a page about the labels of a whole dataset: figures, distributions, pictures, where to look first.
 
-Figures that `annotate.py` or an earlier `--write-flags` has recorded are taken from `meta/foresight.json` for
-every episode; a sample of episodes is read from disk for what only pixels and points can tell.
+Figures that `annotate.py` or an earlier `--write-flags` recorded are taken from `meta/foresight.json`; some
+episodes are read from disk for what needs pixels and points.
 """
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from tqdm import tqdm
 
-from datasets_scripts.inspection.label_pictures import draw_distributions, draw_episode, draw_motion, to_page
-from datasets_scripts.inspection.labelled_episode import CHUNK, LabelledDataset, LabelledEpisode, measure
-from datasets_scripts.inspection.quality import FLAGS, MEASURES, TrackMeter, find_flags, flatten, summarise
+from datasets_scripts.inspection.label_pictures import (
+    draw_distributions,
+    draw_episode,
+    draw_motion,
+    encode_picture,
+)
+from datasets_scripts.inspection.labeled_episode import (
+    CHUNK,
+    LabeledDataset,
+    LabeledEpisode,
+    measure_episode,
+    read_task,
+    spread_evenly,
+)
+from datasets_scripts.inspection.quality import (
+    FLAGS,
+    MEASURES,
+    collect_figures,
+    find_flags,
+    summarize_figures,
+)
+from datasets_scripts.inspection.templates import render_template
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.episode_job import work_on_all
 from datasets_scripts.storage.provenance import PROVENANCE_PATH, write_provenance
 
-__all__ = ["Survey", "survey_labels", "worst_first", "write_flags", "write_report"]
+__all__ = ["Survey", "rank_episodes", "survey_labels", "write_flags", "write_report"]
 
 REPORT_TEMPLATE = Path(__file__).with_name("report_template.html")
 SAMPLED_EPISODES = 32
@@ -32,16 +50,8 @@ ORDINARY_EPISODES = 2  # pictured besides
 MOMENTS = 5
 STANDS_OUT = 3.0  # deviations from the median
 PARALLEL_FRAMES = 4000  # from which on other processes are worth the time they take to start
-SAVES, SAVE_EVERY = 50, 100  # so often at the most, and after so many episodes, `--write-flags` saves
-
-
-@dataclass
-class Points:
-    """All points of a camera in the episodes read, `(n,)` each, as `draw_distributions` wants them."""
-
-    motion_px: list[np.ndarray] = field(default_factory=list)
-    shares: list[np.ndarray] = field(default_factory=list)
-    moving: list[np.ndarray] = field(default_factory=list)
+# `--write-flags` saves after so many episodes, and at most so often.
+SAVE_EVERY, MOST_SAVES = 100, 50
 
 
 @dataclass
@@ -52,46 +62,41 @@ class Survey:
         episodes (`dict[str, dict]`): Facts by episode as in `meta/foresight.json`, those just read included.
         sampled (`list[int]`): Episodes that were read.
         depth_counts (`dict[str, np.ndarray]`): By camera, pixels between `quality.DEPTH_EDGES_M`.
-        points (`dict[str, Points]`): By camera.
+        points (`dict[str, np.ndarray]`): By camera, `(3, n)` as `draw_distributions` wants it.
     """
 
     episodes: dict[str, dict]
     sampled: list[int]
     depth_counts: dict[str, np.ndarray]
-    points: dict[str, Points]
+    points: dict[str, np.ndarray]
 
 
-_dataset: LabelledDataset | None = None
+_dataset: LabeledDataset | None = None
 
 
 def _open_dataset(name: str) -> None:
     """Opens the dataset once per process."""
     global _dataset
-    _dataset = LabelledDataset(name)
+    _dataset = LabeledDataset(name)
 
 
 def _measure_one(number: int) -> dict[str, Any]:
-    """Facts of an episode and what distributions are made of."""
-    found = measure(LabelledEpisode(_dataset, number), SAMPLED_CHUNKS)
-    tracks = {camera: own.tracks for camera, own in found.items() if own.tracks is not None}
+    """Figures of an episode and what distributions are made of."""
+    found = measure_episode(LabeledEpisode(_dataset, number), SAMPLED_CHUNKS)
+    points = {}
+    for camera, tracks in ((name, measures.tracks) for name, measures in found.items()):
+        if tracks is not None:
+            moving = np.full(len(tracks.real), np.nan) if tracks.moving is None else tracks.moving
+            points[camera] = np.stack([tracks.motion_px, tracks.shares, moving])[:, tracks.real]
     return {
         "episode": number,
-        "facts": {camera: own.figures() for camera, own in found.items()},
-        "depth": {camera: own.depth.counts for camera, own in found.items() if own.depth is not None},
-        "points": {
-            camera: (own.motion_px[own.real], own.shares[own.real], _read_moving(own))
-            for camera, own in tracks.items()
-        },
+        "facts": {camera: measures.figures() for camera, measures in found.items()},
+        "depth": {camera: measures.depth.counts for camera, measures in found.items() if measures.depth},
+        "points": points,
     }
 
 
-def _read_moving(own: TrackMeter) -> np.ndarray:
-    """Of the points that are seen: 1 for those that move, NaN where that is not recorded."""
-    unknown = np.full(int(own.real.sum()), np.nan)
-    return unknown if own.moving is None else own.moving[own.real].astype(float)
-
-
-def _read_episodes(dataset: LabelledDataset, chosen: Sequence[int], workers: int) -> Iterator[dict[str, Any]]:
+def _read_episodes(dataset: LabeledDataset, chosen: Sequence[int], workers: int) -> Iterator[dict[str, Any]]:
     """Results of `_measure_one` as they come."""
     rows = dataset.rows
     lengths = (rows.episode_stops - rows.episode_starts)[list(chosen)]
@@ -113,56 +118,50 @@ def _merge_facts(earlier: Mapping[str, Any], measured: Mapping[str, Mapping[str,
     return facts
 
 
-def survey_labels(dataset: LabelledDataset, chosen: Sequence[int] | None = None, workers: int = 1) -> Survey:
-    """Reads a sample of a dataset's episodes.
+def survey_labels(dataset: LabeledDataset, chosen: Sequence[int] | None = None, workers: int = 1) -> Survey:
+    """Reads some episodes of a dataset (32, evenly spread, by default); adds what is recorded of the others.
 
     Args:
-        dataset (`LabelledDataset`): The dataset.
-        chosen (`Sequence[int]`, *optional*): Episodes to read; 32, evenly spread, if omitted.
+        dataset (`LabeledDataset`): The dataset.
+        chosen (`Sequence[int]`, *optional*): Episodes to read.
         workers (`int`): Processes.
-
-    Returns:
-        `Survey`: Of these, and what is recorded of the others.
     """
-    total = dataset.rows.n_episodes
     if chosen is None:
-        spread = np.linspace(0, total - 1, min(SAMPLED_EPISODES, total)).round().astype(int)
-        chosen = np.unique(spread).tolist()
+        chosen = spread_evenly(dataset.rows.n_episodes, SAMPLED_EPISODES)
     survey = Survey(dict(dataset.provenance.get("episodes", {})), list(chosen), {}, {})
     for one in sorted(_read_episodes(dataset, chosen, workers), key=lambda one: one["episode"]):
         episode = str(one["episode"])
         survey.episodes[episode] = _merge_facts(survey.episodes.get(episode, {}), one["facts"])
         for camera, counts in one["depth"].items():
             survey.depth_counts[camera] = survey.depth_counts.get(camera, 0) + counts
-        for camera, (motion_px, shares, moving) in one["points"].items():
-            points = survey.points.setdefault(camera, Points())
-            points.motion_px.append(motion_px), points.shares.append(shares), points.moving.append(moving)
+        for camera, points in one["points"].items():
+            survey.points[camera] = np.hstack([survey.points.get(camera, np.zeros((3, 0))), points])
     survey.episodes = {e: {**facts, "flags": find_flags(facts)} for e, facts in survey.episodes.items()}
     return survey
 
 
-def write_flags(dataset: LabelledDataset, workers: int = 1) -> dict[int, list[str]]:
-    """Records figures and flags of all episodes in `meta/foresight.json`; goes on where it was interrupted.
+def write_flags(dataset: LabeledDataset, workers: int = 1) -> dict[int, list[str]]:
+    """Records figures and flags of all episodes in `meta/foresight.json`; resumes after an interruption.
 
-    Episodes that have figures are not read again. Flags come last and all at once, so that half of them
-    cannot be taken for all.
+    Episodes that have figures are not read again. Flags are written together at the end, so that an
+    interrupted run leaves none.
 
     Args:
-        dataset (`LabelledDataset`): A local dataset.
+        dataset (`LabeledDataset`): A local dataset.
         workers (`int`): Processes.
 
     Returns:
         `dict[int, list[str]]`: Flags by episode, without those that have none.
 
     Raises:
-        ValueError: If the dataset is in the cache of the Hub, which is not ours to change.
+        ValueError: If the dataset is in the Hub's cache, which we do not change.
     """
     rows = dataset.rows
     if not Path(rows.name).is_dir():
         raise ValueError(f"flags are written into a folder, and {rows.name} is on the Hub: download it first")
     episodes = dataset.provenance.setdefault("episodes", {})
     missing = [e for e in range(rows.n_episodes) if not _is_measured(dataset, episodes.get(str(e), {}))]
-    save_every = max(SAVE_EVERY, len(missing) // SAVES)
+    save_every = max(SAVE_EVERY, len(missing) // MOST_SAVES)
     for count, one in enumerate(_read_episodes(dataset, missing, workers), 1):
         episode = str(one["episode"])
         episodes[episode] = _merge_facts(episodes.get(episode, {}), one["facts"])
@@ -178,27 +177,26 @@ def write_flags(dataset: LabelledDataset, workers: int = 1) -> dict[int, list[st
     return raised
 
 
-def _save(dataset: LabelledDataset) -> None:
+def _save(dataset: LabeledDataset) -> None:
     content = {key: value for key, value in dataset.provenance.items() if key != "version"}
     order = sorted(content["episodes"], key=int)
     write_provenance(dataset.rows.root, content | {"episodes": {e: content["episodes"][e] for e in order}})
 
 
-def _is_measured(dataset: LabelledDataset, facts: Mapping[str, Any]) -> bool:
+def _is_measured(dataset: LabeledDataset, facts: Mapping[str, Any]) -> bool:
     """Whether all labels of an episode have figures; one that could not be read has none."""
-    labels = dataset.labels()
-    if not any(labels.values()):  # then reading it tells whether its files are whole
+    if not any(dataset.labels.values()):  # then reading it tells whether its files are whole
         return facts.get("flags") == []
     return all(
         not facts.get(camera, {}).get("problem")
         and ("depth" not in kinds or "valid_share" in facts.get(camera, {}).get("depth", {}))
         and ("tracks" not in kinds or "motion_px" in facts.get(camera, {}))
-        for camera, kinds in labels.items()
+        for camera, kinds in dataset.labels.items()
     )
 
 
-def worst_first(episodes: Mapping[str, Mapping[str, Any]]) -> list[tuple[int, list[str]]]:
-    """Episodes to look at first, and why: those with flags by the gravity of these, then what stands out.
+def rank_episodes(episodes: Mapping[str, Mapping[str, Any]]) -> list[tuple[int, list[str]]]:
+    """Episodes to look at first, and why: those with flags, the gravest first, then what stands out.
 
     Args:
         episodes (`Mapping`): Facts by episode.
@@ -206,70 +204,46 @@ def worst_first(episodes: Mapping[str, Mapping[str, Any]]) -> list[tuple[int, li
     Returns:
         `list[tuple[int, list[str]]]`: Episode and reasons; without those that are like the others.
     """
-    spread = _measure_spreads(episodes)
-    gravity, ranked = list(FLAGS), []
-    for episode, facts in episodes.items():
-        reasons, largest = list(facts.get("flags", [])), 0.0
-        worst = min((gravity.index(flag.rpartition("/")[2]) for flag in reasons), default=len(gravity))
-        for camera, known in facts.items():
-            for key, value in flatten(known).items() if isinstance(known, Mapping) else ():
-                wording, form, middle, scale, sign = spread[camera, key]
-                away = sign * (value - middle) / scale
-                if away > STANDS_OUT:
-                    reasons.append(f"{camera}: {wording} {form.format(value)} (median {form.format(middle)})")
-                    largest = max(largest, away)
-        if reasons:
-            ranked.append((worst, -largest, int(episode), reasons))
-    return [(episode, reasons) for *_, episode, reasons in sorted(ranked)]
+    reasons = {int(episode): list(facts.get("flags", [])) for episode, facts in episodes.items()}
+    gravity = list(FLAGS)
+    worst_flag = {
+        episode: min((gravity.index(flag.rpartition("/")[2]) for flag in flags), default=len(gravity))
+        for episode, flags in reasons.items()
+    }
+    largest = dict.fromkeys(reasons, 0.0)
+    for (camera, key), values in collect_figures(episodes).items():
+        wording, form, large_is_bad = MEASURES[key]
+        if large_is_bad is None:
+            continue
+        found = np.array(list(values.values()))
+        middle = float(np.median(found))
+        deviation = 1.4826 * float(np.median(np.abs(found - middle)))
+        # A tenth of the value at least: among equal episodes the smallest difference would stand out.
+        scale = max(deviation, 0.1 * abs(middle), 1e-3) * (1 if large_is_bad else -1)
+        for episode, value in values.items():
+            if (away := (value - middle) / scale) > STANDS_OUT:
+                text = f"{camera}: {wording} {form.format(value)} (median {form.format(middle)})"
+                reasons[episode].append(text)
+                largest[episode] = max(largest[episode], away)
+    ranked = sorted((worst_flag[e], -largest[e], e) for e in reasons if reasons[e])
+    return [(episode, reasons[episode]) for *_, episode in ranked]
 
 
-def _measure_spreads(episodes: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], tuple]:
-    """By camera and measure: wording, format, median, robust deviation, and which direction is bad."""
-    values: dict[tuple[str, str], list[float]] = {}
-    for facts in episodes.values():
-        for camera, known in facts.items():
-            for key, value in flatten(known).items() if isinstance(known, Mapping) else ():
-                values.setdefault((camera, key), []).append(value)
-    result = {}
-    for key, wording, form, large_is_bad in MEASURES:
-        for (camera, name), found in values.items():
-            if name == key:
-                middle = float(np.median(found))
-                deviation = 1.4826 * float(np.median(np.abs(np.array(found) - middle)))
-                # A tenth of the value at least: among equal episodes the smallest difference would stand out.
-                scale = max(deviation, 0.1 * abs(middle), 1e-3)
-                sign = {True: 1, False: -1, None: 0}[large_is_bad]
-                result[camera, key] = wording, form, middle, scale, sign
-    return result
-
-
-def write_report(path: Path, dataset: LabelledDataset, survey: Survey) -> None:
-    """Writes the page: one HTML file, pictures inside.
-
-    Args:
-        path (`Path`): File to write; it appears only when it is whole.
-        dataset (`LabelledDataset`): The dataset.
-        survey (`Survey`): What `survey_labels` found in it.
+def write_report(path: Path, dataset: LabeledDataset, survey: Survey) -> None:
+    """Writes the page about what `survey_labels` found in a dataset: one HTML file, pictures inside.
 
     Raises:
         RuntimeError: If matplotlib is missing; says what to install.
     """
     rows = dataset.rows
-    first = worst_first(survey.episodes)
+    first = rank_episodes(survey.episodes)
     flagged = {int(e): facts["flags"] for e, facts in survey.episodes.items() if facts.get("flags")}
-    counts = {
-        word: len([e for e in flagged if any(flag.endswith("/" + word) for flag in flagged[e])])
-        for word in FLAGS
-    }
-    pictured = _choose_pictured(survey, [episode for episode, _ in first])
+    words = [{flag.rpartition("/")[2] for flag in flags} for flags in flagged.values()]
     reasons = dict(first)
-    drawn = [
-        _draw_pictures(LabelledEpisode(dataset, e), reasons.get(e)) for e in tqdm(pictured, desc="drawing")
-    ]
-    environment = Environment(
-        undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.from_string(REPORT_TEMPLATE.read_text()).render(
+    pictured = tqdm(_choose_pictured(survey, list(reasons)), desc="drawing")
+    drawn = [_draw_pictures(LabeledEpisode(dataset, e), reasons.get(e)) for e in pictured]
+    page = render_template(
+        REPORT_TEMPLATE,
         name=Path(rows.name).name if Path(rows.name).is_dir() else rows.name,
         episodes=rows.n_episodes,
         frames=len(rows),
@@ -277,11 +251,11 @@ def write_report(path: Path, dataset: LabelledDataset, survey: Survey) -> None:
         tasks=len(rows.tasks),
         sampled=survey.sampled,
         recorded=len(survey.episodes),
-        first=[(episode, _read_task(dataset, episode), why) for episode, why in first[:LISTED_EPISODES]],
+        first=[(episode, read_task(rows, episode), why) for episode, why in first[:LISTED_EPISODES]],
         more=max(0, len(first) - LISTED_EPISODES),
         flagged=len(flagged),
-        flag_rows=[(word, counts[word], meaning) for word, meaning in FLAGS.items()],
-        cameras=list(_camera_sections(dataset, survey)),
+        flag_rows=[(word, sum(word in each for each in words), meaning) for word, meaning in FLAGS.items()],
+        cameras=list(_build_sections(dataset, survey)),
         pictured=drawn,
         provenance_path=PROVENANCE_PATH.as_posix(),
     )
@@ -292,55 +266,35 @@ def write_report(path: Path, dataset: LabelledDataset, survey: Survey) -> None:
 def _choose_pictured(survey: Survey, first: list[int]) -> list[int]:
     """The worst episodes, and some that are like the others."""
     ordinary = [episode for episode in survey.sampled if episode not in first]
-    spread = np.linspace(0, len(ordinary) - 1, min(ORDINARY_EPISODES, len(ordinary))).round().astype(int)
-    chosen = first[:PICTURED_EPISODES] + [ordinary[i] for i in np.unique(spread)]
-    return chosen or survey.sampled[:1]
+    others = [ordinary[i] for i in spread_evenly(len(ordinary), ORDINARY_EPISODES)]
+    return first[:PICTURED_EPISODES] + others or survey.sampled[:1]
 
 
-def _read_task(dataset: LabelledDataset, episode: int) -> str:
-    start = int(dataset.rows.episode_starts[episode])
-    return dataset.rows.tasks[int(dataset.rows.column("task_index").read(range(start, start + 1))[0])]
-
-
-def _camera_sections(dataset: LabelledDataset, survey: Survey) -> Iterator[dict[str, Any]]:
+def _build_sections(dataset: LabeledDataset, survey: Survey) -> Iterator[dict[str, Any]]:
     """Table and distributions of every camera."""
-    summary = summarise(survey.episodes)
-    for camera, kinds in dataset.labels().items():
+    rows = summarize_figures(survey.episodes)
+    for camera, kinds in dataset.labels.items():
         known = dataset.provenance.get("cameras", {}).get(camera, {})
-        sources = {kind: known.get(kind, {}).get("source", "not recorded") for kind in kinds}
-        points = survey.points.get(camera, Points())
-        joined = [
-            np.concatenate(parts) if parts else np.zeros(0)
-            for parts in (points.motion_px, points.shares, points.moving)
-        ]
-        errors = [
-            facts[camera]["depth"]["error"]
-            for facts in survey.episodes.values()
-            if facts.get(camera, {}).get("depth", {}).get("error") is not None
-        ]
-        figure = draw_distributions(survey.depth_counts.get(camera), *joined, errors)
-        rows = [
-            (wording, *(form.format(row[name]) for name in ("median", "min", "max")), row["worst"])
-            for key, wording, form, _ in MEASURES
-            if (row := summary.get(camera, {}).get(key))
-        ]
-        moving_cameras = [facts.get(camera, {}).get("moving_camera") for facts in survey.episodes.values()]
+        facts = [each.get(camera, {}) for each in survey.episodes.values()]
+        errors = [error for each in facts if (error := each.get("depth", {}).get("error")) is not None]
+        points = survey.points.get(camera, np.zeros((3, 0)))
+        figure = draw_distributions(survey.depth_counts.get(camera), points, errors)
         yield {
             "name": camera,
-            "sources": sources,
-            "rows": rows,
-            "figure": figure and to_page(figure),
-            "moves": sum(map(bool, moving_cameras)),
+            "sources": {kind: known.get(kind, {}).get("source", "not recorded") for kind in kinds},
+            "rows": [row for row in rows if row["camera"] == camera],
+            "figure": figure and encode_picture(figure),
+            "moves": sum(bool(each.get("moving_camera")) for each in facts),
         }
 
 
-def _draw_pictures(episode: LabelledEpisode, reasons: list[str] | None) -> dict[str, Any]:
-    """Contact sheet and ways of the points of an episode, or why there are none."""
+def _draw_pictures(episode: LabeledEpisode, reasons: list[str] | None) -> dict[str, Any]:
+    """Contact sheet and paths of the points of an episode, or why there are none."""
     shown = {"number": episode.number, "task": episode.task, "length": episode.length, "reasons": reasons}
     try:
-        sheet = to_page(draw_episode(episode, MOMENTS))
+        sheet = encode_picture(draw_episode(episode, MOMENTS))
         motions = [
-            (camera.name, to_page(draw_motion(episode, camera)))
+            (camera.name, encode_picture(draw_motion(episode, camera)))
             for camera in episode.cameras
             if camera.points is not None and camera.visible.any()
         ]

@@ -1,30 +1,28 @@
 """An episode with its labels as a Rerun recording.
 
-Every camera is a space of its own, `<camera>`: its image, depth and points in 2D under `<camera>/lens`, and,
-where the intrinsics are known, its depth and tracks in 3D, in the camera's own axes (x right, y down, z
-ahead). How cameras stand to each other is not known.
+Every camera has its own space, `<camera>`: image, depth and points in 2D under `<camera>/lens`, and, where
+the intrinsics are known, depth and tracks in 3D, in the camera's axes (x right, y down, z ahead). The poses
+of the cameras are not known.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from datasets_scripts.inspection.labeled_episode import Camera, LabeledEpisode
+from datasets_scripts.inspection.pictures import locate_points
 from datasets_scripts.storage.atomic import write_whole_file
 
-if TYPE_CHECKING:
-    from datasets_scripts.inspection.labelled_episode import Camera, LabelledEpisode
+__all__ = ["record_episode"]
 
-__all__ = ["points_in_space", "record_episode"]
-
-STILL, MOVING = (110, 160, 220), (255, 120, 0)
+STILL_RGB, MOVING_RGB = (110, 160, 220), (255, 120, 0)
 
 
-def record_episode(episode: "LabelledEpisode", path: str | Path) -> None:
+def record_episode(episode: LabeledEpisode, path: str | Path) -> None:
     """Writes an episode for Rerun's viewer; the file appears only when it is whole.
 
     Args:
-        episode (`LabelledEpisode`): What to show; what it lacks is left out.
+        episode (`LabeledEpisode`): What to show; missing labels are left out.
         path (`str` or `Path`): File to write, `*.rrd`.
 
     Raises:
@@ -36,32 +34,24 @@ def record_episode(episode: "LabelledEpisode", path: str | Path) -> None:
         raise RuntimeError(
             f"recordings need Rerun ({error}); run `pip install 'lerobot_policy_foresight[viz]'`"
         ) from error
-    path = Path(path)
     with write_whole_file(path) as temporary:
         recording = rr.RecordingStream(f"{Path(episode.rows.name).name}/episode_{episode.number}")
-        recording.save(temporary, default_blueprint=_blueprint(episode))
+        recording.save(temporary, default_blueprint=_build_blueprint(episode))
         recording.log("instruction", rr.TextDocument(episode.task), static=True)
         for camera in episode.cameras:
             _log_lens(recording, camera)
         for key, values in episode.series.items():
-            names = _names(episode.rows.features[key], values.shape[1])
-            recording.log(key, rr.SeriesLines(names=names), static=True)
+            size, names = values.shape[1], episode.rows.features[key].get("names")
+            if not (isinstance(names, list) and len(names) == size):
+                names = range(size)
+            recording.log(key, rr.SeriesLines(names=list(map(str, names))), static=True)
         for first, count in episode.chunks():
             _log_frames(recording, episode, first, count)
         recording.flush()
         recording.disconnect()
 
 
-def _names(feature: dict, size: int) -> list[str]:
-    names = feature.get("names")
-    return (
-        [str(n) for n in names]
-        if isinstance(names, list) and len(names) == size
-        else list(map(str, range(size)))
-    )
-
-
-def _log_lens(recording, camera: "Camera") -> None:
+def _log_lens(recording, camera: Camera) -> None:
     """The pinhole that turns depth into points in space."""
     import rerun as rr
 
@@ -77,56 +67,43 @@ def _log_lens(recording, camera: "Camera") -> None:
     recording.log(f"{camera.name}/lens", lens, static=True)
 
 
-def _log_frames(recording, episode: "LabelledEpisode", first: int, count: int) -> None:
+def _log_frames(recording, episode: LabeledEpisode, first: int, count: int) -> None:
     import rerun as rr
 
-    read = {
-        key: episode.read(key, first, count)
-        for camera in episode.cameras
-        for key in (camera.image_key, camera.depth_key)
-        if key
-    }
+    keys = [key for camera in episode.cameras for key in (camera.image_key, camera.depth_key) if key]
+    read = {key: episode.read(key, first, count) for key in keys}
     for i in range(count):
         t = first + i
         recording.set_time("frame", sequence=t)
         recording.set_time("time", duration=t / episode.fps)
         for camera in episode.cameras:
-            recording.log(f"{camera.name}/lens/rgb", rr.Image(read[camera.image_key][i]).compress())
+            image, lens = read[camera.image_key][i], f"{camera.name}/lens"
+            recording.log(f"{lens}/rgb", rr.Image(image).compress())
             if camera.depth_key:
-                recording.log(
-                    f"{camera.name}/lens/depth", rr.DepthImage(read[camera.depth_key][i], meter=1.0)
-                )
+                recording.log(f"{lens}/depth", rr.DepthImage(read[camera.depth_key][i], meter=1.0))
             if camera.points is not None:
-                _log_points(recording, camera, t, read[camera.image_key].shape[1:3])
+                _log_points(recording, camera, t, image.shape[:2])
         for key, values in episode.series.items():
             recording.log(key, rr.Scalars(values[t]))
 
 
-def _log_points(recording, camera: "Camera", t: int, size: tuple[int, int]) -> None:
+def _log_points(recording, camera: Camera, t: int, size: tuple[int, int]) -> None:
     """The visible points over the image, and in space."""
     import rerun as rr
 
     shown = camera.visible[t]
     moving = np.zeros_like(shown) if camera.moving is None else camera.moving
-    points, colours = camera.points[t, shown], np.where(moving[shown, None], MOVING, STILL)
+    points, colors = camera.points[t, shown], np.where(moving[shown, None], MOVING_RGB, STILL_RGB)
     height, width = size
     pixels = points[:, :2] * (width, height)  # Rerun counts from the image's outer edge, too
-    recording.log(f"{camera.name}/lens/points", rr.Points2D(pixels, colors=colours, radii=0.8))
+    recording.log(f"{camera.name}/lens/points", rr.Points2D(pixels, colors=colors, radii=0.8))
     if camera.intrinsics is not None:
-        space = points_in_space(points, camera.intrinsics)
-        recording.log(f"{camera.name}/tracks", rr.Points3D(space, colors=colours, radii=0.004))
+        space = locate_points(points, camera.intrinsics)
+        recording.log(f"{camera.name}/tracks", rr.Points3D(space, colors=colors, radii=0.004))
 
 
-def points_in_space(points: np.ndarray, intrinsics: dict) -> np.ndarray:
-    """`(..., 3)` x, y as image fractions and z in metres -> x right, y down, z ahead in metres."""
-    k, z = intrinsics, points[..., 2]
-    x = (points[..., 0] * k["width"] - k["cx"]) / k["fx"] * z
-    y = (points[..., 1] * k["height"] - k["cy"]) / k["fy"] * z
-    return np.stack([x, y, z], axis=-1)
-
-
-def _blueprint(episode: "LabelledEpisode"):
-    """What the viewer shows at first: every camera flat and in space, the series, the instruction."""
+def _build_blueprint(episode: LabeledEpisode):
+    """The first view: every camera flat and in space, the series, the instruction."""
     import rerun.blueprint as rrb
 
     views = []

@@ -9,19 +9,27 @@ from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_
 
 from datasets_scripts.storage.atomic import write_whole_file
 
-__all__ = ["eval_results", "model_index", "read_eval_results", "write_eval_results"]
+__all__ = [
+    "build_result_files",
+    "build_model_index",
+    "read_result_files",
+    "success_by_task",
+    "write_result_files",
+]
 
 FOLDER = ".eval_results"
 # The dataset of the Hub under which the results of a benchmark are collected.
 BENCHMARKS = {"MetaWorld": "lerobot/metaworld_mt50"}
 
 
-def model_index(evaluation: Mapping | None, foresight: Sequence[Mapping], dataset: str) -> list[EvalResult]:
+def build_model_index(
+    evaluation: Mapping | None, errors: Sequence[Mapping], dataset: str
+) -> list[EvalResult]:
     """Success rates, one per task and one for all tasks; without an evaluation, errors on held-out episodes.
 
     Args:
         evaluation (`Mapping`, *optional*): What `training/evaluate.py` wrote.
-        foresight (`Sequence[Mapping]`): Rows of `foresight_rows`.
+        errors (`Sequence[Mapping]`): Rows of `build_error_rows`.
         dataset (`str`): Name of the data with the held-out episodes.
     """
     task = {"task_type": "robotics", "task_name": "robot manipulation"}
@@ -35,7 +43,7 @@ def model_index(evaluation: Mapping | None, foresight: Sequence[Mapping], datase
                 metric_name=f"{row['what']} ({row['unit']})",
                 metric_value=float(f"{row['value']:.4g}"),
             )
-            for row in foresight
+            for row in errors
         ]
     return [
         EvalResult(
@@ -47,60 +55,47 @@ def model_index(evaluation: Mapping | None, foresight: Sequence[Mapping], datase
             metric_name=f"success rate, {figures['episodes']} unseen starts",
             metric_value=round(figures["success_rate"], 4),
         )
-        for name, figures in _figures_by_task(evaluation).items()
+        for name, figures in success_by_task(evaluation).items()
     ]
 
 
-def _figures_by_task(evaluation: Mapping) -> dict[str, Mapping]:
+def success_by_task(evaluation: Mapping) -> dict[str, Mapping]:
+    """Figures of every task, and those of all tasks under `all` if there are several."""
     tasks = evaluation["tasks"]
     return {**tasks, **({"all": evaluation["mean"]} if len(tasks) > 1 else {})}
 
 
-def eval_results(evaluation: Mapping) -> list[dict]:
-    """Entries of `.eval_results/<benchmark>.yaml`, with success in percent."""
-    commit = f"commit {evaluation['commit']}; " if evaluation["commit"] else ""  # none outside a checkout
-    notes = (
-        "success in percent of {episodes} unseen starts, 95 % Wilson interval {low:.1f} to {high:.1f}; "
-        f"{commit}{evaluation['command']}"
-    )
-    return eval_result_entries_to_yaml(
-        [
-            EvalResultEntry(
-                dataset_id=BENCHMARKS[evaluation["benchmark"]],
-                task_id=name,
-                value=round(100 * figures["success_rate"], 2),
-                date=evaluation["date"],
-                notes=notes.format(
-                    episodes=figures["episodes"], low=100 * figures["ci95"][0], high=100 * figures["ci95"][1]
-                ),
-            )
-            for name, figures in _figures_by_task(evaluation).items()
-        ]
-    )
-
-
-def write_eval_results(folder: Path, evaluation: Mapping | None) -> None:
-    """Write `.eval_results/`, or remove the earlier ones if nothing was evaluated."""
-    for old in (folder / FOLDER).glob("*.yaml"):
-        old.unlink()
+def build_result_files(evaluation: Mapping | None) -> dict[str, str]:
+    """Name and content of the files that `.eval_results/` should hold, with success in percent."""
     if evaluation is None:
-        return
-    (folder / FOLDER).mkdir(exist_ok=True)
-    with write_whole_file(folder / FOLDER / f"{evaluation['benchmark'].lower()}.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(eval_results(evaluation), sort_keys=False))
+        return {}
+    commit = f"commit {evaluation['commit']}; " if evaluation["commit"] else ""  # none outside a checkout
+    entries = [
+        EvalResultEntry(
+            dataset_id=BENCHMARKS[evaluation["benchmark"]],
+            task_id=name,
+            value=round(100 * figures["success_rate"], 2),
+            date=evaluation["date"],
+            notes=f"success in percent of {figures['episodes']} unseen starts, 95 % Wilson interval "
+            f"{100 * figures['ci95'][0]:.1f} to {100 * figures['ci95'][1]:.1f}; "
+            f"{commit}{evaluation['command']}",
+        )
+        for name, figures in success_by_task(evaluation).items()
+    ]
+    content = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+    return {f"{evaluation['benchmark'].lower()}.yaml": content}
 
 
-def read_eval_results(folder: Path) -> list[dict]:
-    """The entries of all files in `.eval_results/`.
+def read_result_files(folder: Path) -> dict[str, str]:
+    """Name and content of all files in `.eval_results/`."""
+    return {path.name: path.read_text(errors="replace") for path in (folder / FOLDER).glob("*.yaml")}
 
-    Raises:
-        ValueError: If a file holds something else; names it.
-    """
-    entries = []
-    for path in sorted((folder / FOLDER).glob("*.yaml")):
-        try:
-            found = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
-        entries += found if isinstance(found, list) else [found]
-    return entries
+
+def write_result_files(folder: Path, evaluation: Mapping | None) -> None:
+    """Write `.eval_results/`, and remove earlier files."""
+    files = build_result_files(evaluation)
+    for name in read_result_files(folder).keys() - files.keys():
+        (folder / FOLDER / name).unlink()
+    for name, content in files.items():
+        with write_whole_file(folder / FOLDER / name) as temporary:
+            temporary.write_text(content)

@@ -1,6 +1,6 @@
-"""What a run measured, gathered in the folder that will be published: `evaluation/*.json` and pictures.
+"""Copy what a run measured into the folder that will be published: `evaluation/*.json` and pictures.
 
-From then on the folder is enough: `model_card.py` writes the card from it, and `check.py` compares the two.
+`model_card.py` writes the card from this folder alone, and `check.py` compares the two.
 """
 
 import json
@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets_scripts.storage.atomic import write_json, write_whole_file
-from hub_cards.cards.licences import find_previous_stage, parts_of_run
+from hub_cards.cards.licenses import find_previous_stage, list_parts
 from training.checkpoint_folder import read_run_config, read_summary, run_folder, weights_digest
-from training.config import RunConfig, load_config
+from training.config import RunConfig
 from training.run_facts import portable_path
 
 __all__ = ["collect_measurements", "has_measured_weights", "is_folder", "read_json", "read_measurements"]
@@ -40,11 +40,11 @@ def collect_measurements(run: Path, seed_evaluations: Sequence[Path] = (), open_
     """Copy figures and pictures of a run into its `model/`.
 
     Args:
-        run (`Path`): Folder with `model/`, `eval.json`, `foresight.png` and, if there is one, `rollout.mp4`.
+        run (`Path`): Folder with `model/`, `eval.json`, `foresight.png` and, optionally, `rollout.mp4`.
             `summary.json` and `config.yaml` of the training are in it, or in its `training/`.
-        seed_evaluations (`Sequence[Path]`): Evaluations of the same training with other seeds; `eval-*.json`
-            of the run are added to them.
-        open_loop (`bool`): Whether a policy may do without `eval.json`.
+        seed_evaluations (`Sequence[Path]`): Evaluations of the same training with other seeds, besides
+            `eval-*.json` of the run.
+        open_loop (`bool`): Whether a policy needs no `eval.json`.
 
     Raises:
         ValueError: If a figure is missing or does not belong to the model; names the file and the command
@@ -53,7 +53,9 @@ def collect_measurements(run: Path, seed_evaluations: Sequence[Path] = (), open_
     model = run / "model"
     adapter = (model / "adapter_config.json").is_file()
     trained = run if (run / "config.yaml").is_file() else run / "training"
-    places = {"run": run, "trained": trained, "data": _first_dataset(run, trained)}
+    settings = _read_settings(model)
+    datasets = settings.data.datasets if settings else []
+    places = {"run": run, "trained": trained, "data": datasets[0].path if datasets else run / "dataset"}
     _refuse_missing_files(places, adapter, open_loop)
     summary = read_json(trained / "summary.json")
     evaluation = read_json(run / "eval.json") if (run / "eval.json").is_file() else None
@@ -67,7 +69,7 @@ def collect_measurements(run: Path, seed_evaluations: Sequence[Path] = (), open_
     folder.mkdir(exist_ok=True)
     for old in folder.glob("eval*.json"):
         old.unlink()
-    write_json(folder / "training.json", _describe_training(summary, _settings(model), adapter))
+    write_json(folder / "training.json", _describe_training(summary, settings, adapter))
     for name, content in evaluations.items():
         write_json(folder / name, content)
     for name in PICTURES:
@@ -84,14 +86,14 @@ def read_measurements(folder: Path) -> dict:
     """
     evaluation = folder / "evaluation"
     adapter = (folder / "adapter_config.json").is_file()
-    own = folder / ("adapter_config.json" if adapter else "config.json")
+    settings = folder / ("adapter_config.json" if adapter else "config.json")
     for path, remedy in {
-        own: "give the folder that train.py exports",
+        settings: "give the folder that train.py exports",
         evaluation / "training.json": "run hub_cards/build.py on the run's folder, which holds model/",
     }.items():
         if not path.is_file():
             raise ValueError(f"{path} is missing: {remedy}")
-    summary, config = read_json(evaluation / "training.json"), read_json(own)
+    summary, config = read_json(evaluation / "training.json"), read_json(settings)
     base = summary.get("base")
     if adapter:
         # From the adapter's own file, which is corrected when the base is published later.
@@ -99,47 +101,38 @@ def read_measurements(folder: Path) -> dict:
         base = {"name": name, "revision": revision, "is_folder": is_folder(name)}
         config = summary.get("config", {})
     acts = "action" in config.get("objectives", ())
-    optional = {
-        name: read_json(path) if (path := evaluation / f"{name}.json").is_file() else None
+    measured, latency = (
+        read_json(path) if (path := evaluation / f"{name}.json").is_file() else None
         for name in ("eval", "latency")
-    }
+    )
     return {
         "kind": "adapter" if adapter else "finetuned" if acts else "pretrained",
         "config": config,
         "summary": summary,
-        "evaluation": optional["eval"],
+        "evaluation": measured,
         "seeds": [read_json(path) for path in sorted(evaluation.glob("eval-seed*.json"))],
-        "latency": optional["latency"],
+        "latency": latency,
         "base": base,
     }
-
-
-def _first_dataset(run: Path, trained: Path) -> str | Path:
-    settings = trained / "config.yaml"
-    datasets = load_config(settings, []).data.datasets if settings.is_file() else []
-    return datasets[0].path if datasets else run / "dataset"
 
 
 def _refuse_missing_files(places: Mapping[str, str | Path], adapter: bool, open_loop: bool) -> None:
     run, trained = Path(places["run"]), Path(places["trained"])
     train = RESUME if (trained / "config.yaml").is_file() else TRAIN
+    tried, summary = run / "eval.json", trained / "summary.json"
     needed = {
         run / "model" / ("adapter_config.json" if adapter else "config.json"): train,
-        trained / "summary.json": train,
-        run / "eval.json": EVALUATE,
+        summary: train,
         run / "foresight.png": VISUALIZE,
     }
-    tried = run / "eval.json"
-    missing = [path for path in needed if not path.is_file() and not (open_loop and path == tried)]
-    if missing == [tried]:  # a model without actions cannot be tried
-        acts = "action" in read_json(trained / "summary.json").get("objectives", ["action"])
-        missing = [tried] if acts else []
-    if missing:
-        lines = [f"{path} is missing; make it with:\n  {needed[path].format(**places)}" for path in missing]
-        if tried in missing:
-            lines.append(
-                "(for a policy that cannot be tried in MetaWorld, --open-loop writes a card that says so)"
-            )
+    acts = not summary.is_file() or "action" in read_json(summary).get("objectives", ["action"])
+    if acts and not open_loop:
+        needed[tried] = EVALUATE
+    missing = [path for path in needed if not path.is_file()]
+    lines = [f"{path} is missing; make it with:\n  {needed[path].format(**places)}" for path in missing]
+    if tried in missing:
+        lines.append("(for a policy that MetaWorld cannot try, --open-loop writes a card that says so)")
+    if lines:
         raise ValueError("\n".join(lines))
 
 
@@ -151,16 +144,15 @@ def _check_figures(places: Mapping[str, str | Path], summary: Mapping, evaluatio
             f"{places['trained']}/summary.json has no figures of held-out episodes (data.val_fraction 0?): "
             f"train with some, or measure them with:\n  {again} --dataset {places['data']}"
         )
+    measured = None
     if evaluation is None:
         return
-    measured = (run / evaluation["checkpoint"]["path"]).resolve()
-    if measured != (run / "model").resolve():
-        what = f"{evaluation['checkpoint']['path']}, not {run}/model"
+    if (run / evaluation["checkpoint"]["path"]).resolve() != (run / "model").resolve():
+        measured = f"{evaluation['checkpoint']['path']}, not {run}/model"
     elif not has_measured_weights(evaluation, run / "model"):
-        what = f"weights that {run}/model had before it was exported again"
-    else:
-        return
-    raise ValueError(f"{run}/eval.json measured {what}; measure again with:\n  {again}")
+        measured = f"weights that {run}/model had before it was exported again"
+    if measured:
+        raise ValueError(f"{run}/eval.json measured {measured}; measure again with:\n  {again}")
 
 
 def has_measured_weights(evaluation: Mapping, model: Path) -> bool:
@@ -195,31 +187,28 @@ def _read_other_seed(path: Path, evaluation: Mapping | None, summary: Mapping) -
             )
     if trained["seed"] == summary["seed"]:
         raise ValueError(f"{path} is of a training with the same seed, {summary['seed']}: train with another")
-    return {**other, "training": _describe_stage(trained) | _describe_base(_settings(checkpoint), trained)}
-
-
-def _describe_stage(summary: Mapping) -> dict:
-    return {name: summary[name] for name in STAGE_FIELDS}
+    stage = {name: trained[name] for name in STAGE_FIELDS}
+    return {**other, "training": stage | _describe_base(_read_settings(checkpoint), trained)}
 
 
 def _describe_base(run: RunConfig | None, summary: Mapping) -> dict:
-    """`base`: what a run started from, and how it was made if its run lies beside it; empty without one."""
+    """`base`: what a run started from, and how it was made if its run is beside it; empty without one."""
     if run is None or not run.init_from:
         return {}
     base = {"name": portable_path(run.init_from), "is_folder": is_folder(run.init_from)}
     base["revision"] = summary.get("init_revision")
     if stage := find_previous_stage(run):
-        base["training"] = _describe_stage(stage[1])
+        base["training"] = {name: stage[1][name] for name in STAGE_FIELDS}
     return {"base": base}
 
 
-def _settings(model: Path) -> RunConfig | None:
+def _read_settings(model: Path) -> RunConfig | None:
     return read_run_config(model) if run_folder(model) else None
 
 
 def _describe_training(summary: Mapping, run: RunConfig | None, adapter: bool) -> dict:
-    """The summary, licences, and what the card says of the base, which another machine may lack."""
-    described = {**summary, "licences": parts_of_run(run, summary), **_describe_base(run, summary)}
+    """The summary, licenses, and what the card says of the base, which another machine may lack."""
+    described = {**summary, "licences": list_parts(run, summary), **_describe_base(run, summary)}
     if adapter:
         if run is None:
             raise ValueError("the run's config.yaml is missing; it says which base the adapter has")

@@ -1,7 +1,7 @@
-"""Whether a card may be published: its figures were measured, and the Hub accepts its metadata."""
+"""Check a card: its figures were measured, and the Hub accepts its metadata."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ from huggingface_hub import DatasetCard, ModelCard, metadata_load
 from datasets_scripts.inspection.dataset_card import OUR_CARD, SOURCE_MARK
 from datasets_scripts.inspection.dataset_card import build_card as build_dataset_card
 from datasets_scripts.storage.provenance import read_provenance
-from hub_cards.cards.eval_results import eval_results, read_eval_results
-from hub_cards.cards.licences import HUB_LICENCES
+from hub_cards.cards.eval_results import build_result_files, read_result_files
+from hub_cards.cards.licenses import HUB_LICENSES
 from hub_cards.cards.measurements import has_measured_weights, read_measurements
 from hub_cards.cards.model_card import build_card
 
-__all__ = ["check_card", "check_metadata"]
+__all__ = ["check_card"]
 
 BUILD = "write it with hub_cards/build.py"
 # In lower case, "todo" is Spanish for everything, and may be part of an instruction.
@@ -42,57 +42,43 @@ def check_card(folder: Path) -> list[str]:
     body = card.text.split(SOURCE_MARK)[0]  # what follows was written by somebody else
     if len(body.split()) < 30 or not re.search(r"^# \S", body, re.MULTILINE):
         return [f"README.md says nothing: {BUILD}"]
-    problems = check_metadata(metadata, "dataset" if is_dataset else "model")
-    problems += _check_text(folder, body)
+    problems = [*_check_metadata(metadata, is_dataset), *_check_text(folder, body)]
     problems += _check_dataset_card(folder, body) if is_dataset else _check_model_card(folder, card, body)
     return problems
 
 
-def check_metadata(metadata: Mapping[str, Any], repo_type: str) -> list[str]:
-    """What the Hub would reject, as far as we know without asking it.
+def _check_metadata(metadata: Mapping[str, Any], is_dataset: bool) -> list[str]:
+    """What the Hub would reject of the card's YAML block, as far as we know without asking it."""
+    licenses = _as_list(metadata.get("license"))
+    problems = [] if licenses else [f"the card names no license: {BUILD}, with --license if it asks for one"]
 
-    Args:
-        metadata (`Mapping`): The YAML block of the card.
-        repo_type (`str`): `model` or `dataset`.
-    """
-    problems, wrong = [], []
-    licences = _as_list(metadata.get("license"))
-    if not licences:
-        problems.append(f"the card names no licence: {BUILD}, with --license if it asks for one")
+    def check(key: str, values: list, fits: Callable[[Any], bool], expected: str) -> None:
+        problems.extend(
+            f"the Hub would reject {key}: {value!r} of the card, which must be {expected}: {BUILD}"
+            for value in values
+            if not fits(value)
+        )
+
     expected = "one of the Hub's identifiers, such as apache-2.0, or other"
-    wrong += [("license", name, expected) for name in licences if str(name) not in HUB_LICENCES]
-    if repo_type == "model":
+    check("license", licenses, lambda name: str(name) in HUB_LICENSES, expected)
+    if not is_dataset:
         for key in ("base_model", "datasets"):
-            names = _as_list(metadata.get(key))
-            wrong += [(key, name, "ids of the Hub (owner/name)") for name in names if not _is_hub_id(name)]
-        if metadata.get("pipeline_tag") != "robotics":
-            wrong.append(("pipeline_tag", metadata.get("pipeline_tag"), "robotics"))
+            ids = _as_list(metadata.get(key))
+            check(key, ids, lambda name: HUB_ID.fullmatch(str(name)), "ids of the Hub (owner/name)")
+        check("pipeline_tag", [metadata.get("pipeline_tag")], "robotics".__eq__, "robotics")
     for key in ("tags", "task_categories", "size_categories"):
-        value = metadata.get(key, [])
-        if not (isinstance(value, list) and all(isinstance(word, str) for word in value)):
-            wrong.append((key, value, "a list of words"))
+        check(key, [metadata.get(key, [])], _are_words, "a list of words")
     for key in ("library_name", "license_name"):
-        if not isinstance(metadata.get(key, ""), str):
-            wrong.append((key, metadata[key], "a word"))
-    try:
-        models = metadata.get("model-index") or []
-        kinds = [result["dataset"]["type"] for model in models for result in model["results"]]
-        wrong += [("model-index: dataset type", kind, "an id") for kind in kinds if not _is_hub_id(kind)]
-    except (TypeError, KeyError):
-        expected = "a list of models, each with results on a dataset"
-        wrong.append(("model-index", metadata["model-index"], expected))
-    return problems + [
-        f"the Hub would reject {key}: {value!r} of the card, which must be {expected}: {BUILD}"
-        for key, value, expected in wrong
-    ]
+        check(key, [metadata.get(key, "")], lambda name: isinstance(name, str), "a word")
+    return problems
+
+
+def _are_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
 def _as_list(value: Any) -> list:
     return value if isinstance(value, list) else [value] if value is not None else []
-
-
-def _is_hub_id(name: Any) -> bool:
-    return HUB_ID.fullmatch(str(name)) is not None
 
 
 def _check_text(folder: Path, body: str) -> Iterator[str]:
@@ -100,36 +86,32 @@ def _check_text(folder: Path, body: str) -> Iterator[str]:
     prose = re.sub(r"^```.*?^```", "", body, flags=re.DOTALL | re.MULTILINE)
     for found in dict.fromkeys(match.group() for match in PLACEHOLDER.finditer(prose)):
         yield f"README.md has a place that was never filled in ({found}): {BUILD}"
-    for header, rows in _tables(prose).items():
+    for header, rows in _read_tables(prose).items():
         for row in rows:
             if not all(row):
                 name = row[0] or header[0]
                 yield f"README.md has an empty cell in the row of {name!r}: measure it, then {BUILD}"
     for target in re.findall(r"\]\(([^)#\s]+)\)", prose):
         if "://" not in target and not (folder / target).exists():
-            yield f"README.md shows {target}, which is not there: put it there, then {BUILD}"
+            yield f"README.md shows {target}, which is missing: add the file, then {BUILD}"
 
 
 def _check_model_card(folder: Path, card: ModelCard, body: str) -> list[str]:
     """Differences between the card and the one that the folder's measurements give."""
-    known = (name for name in _as_list(card.data.license) if isinstance(name, str) and name in HUB_LICENCES)
+    known = (name for name in _as_list(card.data.license) if isinstance(name, str) and name in HUB_LICENSES)
     try:
         evaluation = read_measurements(folder)["evaluation"]
     except ValueError as error:
         return [f"the card's figures have no source: {error}"]
     try:
-        fresh = build_card(folder, licence=next(known, None))
+        fresh = build_card(folder, license=next(known, None))
     except ValueError as error:
         return [str(error)]
-    problems = list(_differing_tables(body, fresh.text))
-    if _results(card) != _results(fresh):
+    problems = list(_compare_tables(body, fresh.text))
+    if card.data.eval_results != fresh.data.eval_results:
         problems.append(f"the card's model-index differs from evaluation/: {BUILD}")
-    try:
-        written = read_eval_results(folder)
-    except ValueError:
-        written = None
-    if written != (eval_results(evaluation) if evaluation else []):
-        what = "is missing" if written == [] else "differs from evaluation/eval.json"
+    if (written := read_result_files(folder)) != build_result_files(evaluation):
+        what = "differs from evaluation/eval.json" if written else "is missing"
         problems.append(f".eval_results {what}: {BUILD}")
     try:
         if evaluation and not has_measured_weights(evaluation, folder):
@@ -147,7 +129,7 @@ def _check_dataset_card(folder: Path, body: str) -> list[str]:
     try:
         if read_provenance(folder):
             fresh = build_dataset_card(folder).text.split(SOURCE_MARK)[0]
-            return list(_differing_tables(body, fresh))
+            return list(_compare_tables(body, fresh))
     except ValueError as error:
         return [str(error)]
     if OUR_CARD in body:  # otherwise the card is somebody else's
@@ -155,14 +137,9 @@ def _check_dataset_card(folder: Path, body: str) -> list[str]:
     return []
 
 
-def _results(card: ModelCard) -> list[tuple]:
-    results = card.data.eval_results or []
-    return [(result.dataset_name, result.metric_name, result.metric_value) for result in results]
-
-
-def _differing_tables(body: str, fresh: str) -> Iterator[str]:
+def _compare_tables(body: str, fresh: str) -> Iterator[str]:
     """Rows that differ from what the measurements give; prose may be added freely."""
-    there, measured = _tables(body), _tables(fresh)
+    there, measured = _read_tables(body), _read_tables(fresh)
     for header, rows in measured.items():
         known = there.get(header)
         if known is None:
@@ -179,15 +156,15 @@ def _differing_tables(body: str, fresh: str) -> Iterator[str]:
             yield f"README.md has a table of {header[0]!r} that nothing in evaluation/ measured: {BUILD}"
 
 
-def _tables(text: str) -> dict[tuple[str, ...], list[tuple[str, ...]]]:
+def _read_tables(text: str) -> dict[tuple[str, ...], list[tuple[str, ...]]]:
     """Header of each Markdown table -> its rows; tables with the same header are joined."""
     tables: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for block in re.findall(r"(?:^\|.*(?:\n|\Z))+", text, re.MULTILINE):
         header, *rows = block.splitlines()
         if rows and re.fullmatch(r"[|:\- ]+", rows[0]):
-            tables.setdefault(_cells(header), []).extend(map(_cells, rows[1:]))
+            tables.setdefault(_split_cells(header), []).extend(map(_split_cells, rows[1:]))
     return tables
 
 
-def _cells(line: str) -> tuple[str, ...]:
+def _split_cells(line: str) -> tuple[str, ...]:
     return tuple(cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|")))

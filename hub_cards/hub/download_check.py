@@ -1,6 +1,6 @@
 """Download what was published and check that files and outputs are the same."""
 
-import hashlib
+import filecmp
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,30 +16,21 @@ __all__ = ["verify_download"]
 
 
 def verify_download(repo_id: str, repo_type: str, commit: str, files: Mapping[str, Path]) -> None:
-    """Download a commit into a fresh cache, compare every file, load it and run it.
+    """Download a commit into a fresh cache, compare every file byte by byte, load it and run it.
 
-    huggingface_hub compares sizes only; a digest finds a flipped bit too. A model or an adapter must give the
-    outputs of its `sample.safetensors`, a dataset its first and last frame.
-
-    Args:
-        repo_id (`str`): `owner/name`.
-        repo_type (`str`): `model` or `dataset`.
-        commit (`str`): Full commit id.
-        files (`Mapping[str, Path]`): Place -> file as it was sent.
+    huggingface_hub itself compares only sizes. A model or an adapter must give the outputs of its
+    `sample.safetensors`, a dataset its first and last frame.
 
     Raises:
         ValueError: If a file or an output differs; names it.
         HubError: If the Hub cannot be reached.
     """
     with tempfile.TemporaryDirectory(prefix="foresight-pull-") as cache:
+        options = {"repo_type": repo_type, "revision": commit, "cache_dir": cache}
         with explain_hub_errors(repo_id, repo_type):
-            root = Path(
-                retry_request(
-                    lambda: snapshot_download(repo_id, repo_type=repo_type, revision=commit, cache_dir=cache)
-                )
-            )
+            root = Path(retry_request(lambda: snapshot_download(repo_id, **options)))
         for place, path in files.items():
-            if not (root / place).is_file() or _digest(root / place) != _digest(path):
+            if not (root / place).is_file() or not filecmp.cmp(root / place, path, shallow=False):
                 raise ValueError(
                     f"{place} does not come back from {repo_id} as it was sent: run the same command again; "
                     "if that does not help, delete the file there and publish again"
@@ -48,8 +39,3 @@ def verify_download(repo_id: str, repo_type: str, commit: str, files: Mapping[st
             check_sample(root)
         elif problems := check_dataset(root):
             raise ValueError("\n".join(problems))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
+from tqdm import tqdm
 
 from datasets_scripts.storage.hub_download import explain_hub_errors
 from datasets_scripts.storage.hub_upload import (
@@ -125,17 +126,9 @@ def publish(
 
 def _print_files(files: Mapping[str, Path], heading: str) -> None:
     sizes = {place: path.stat().st_size for place, path in files.items()}
-    print(f"{heading}: {len(files)} files, {_format_size(sum(sizes.values()))}")
+    print(f"{heading}: {len(files)} files, {tqdm.format_sizeof(sum(sizes.values()), 'B')}")
     for place, size in sizes.items():
-        print(f"  {_format_size(size):>9}  {place}")
-
-
-def _format_size(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
+        print(f"  {tqdm.format_sizeof(size, 'B'):>9}  {place}")
 
 
 def _send_files(files: Mapping[str, Path], target: HubTarget, repo_type: str) -> str:
@@ -215,5 +208,5 @@ def _check_metadata(card: str, repo_type: str) -> None:
         return response.json()
 
     if errors := retry_request(ask).get("errors"):
-        told = "; ".join(" ".join(str(error.get("message")).split()) for error in errors)
-        raise ValueError(f"the Hub rejects the card's metadata: {told}: correct README.md")
+        reasons = "; ".join(" ".join(str(error.get("message")).split()) for error in errors)
+        raise ValueError(f"the Hub rejects the card's metadata: {reasons}: correct README.md")

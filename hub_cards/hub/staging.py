@@ -1,4 +1,4 @@
-"""The folder as it will be on the Hub, in a temporary place: what is checked there is what is sent."""
+"""Copy a folder as it will be on the Hub to a temporary place, which is checked and sent."""
 
 import os
 import re
@@ -29,14 +29,7 @@ LARGE_FILE = 1 << 20  # bytes; smaller files are copied because some are rewritt
 
 @contextmanager
 def staged_folder(folder: Path, repo_id: str, kind: str, with_code: bool) -> Iterator[Path]:
-    """A temporary folder with the files that will be published.
-
-    Args:
-        folder (`Path`): Model, adapter or dataset.
-        repo_id (`str`): What the card's examples load from.
-        kind (`str`): `model`, `adapter` or `dataset`.
-        with_code (`bool`): Whether to add the model's Python files.
-    """
+    """A temporary folder with the files that will be published; the card's examples load from `repo_id`."""
     parent = folder.resolve().parent  # on the same disk, large files need no copy
     with tempfile.TemporaryDirectory(
         prefix=".publish-", dir=parent if os.access(parent, os.W_OK) else None
@@ -76,28 +69,25 @@ def _readdress_card(card: str, folder: Path, repo_id: str, with_code: bool) -> s
     That place is what the card's first example loads its processor from; for a pretrained model, the model.
     """
     examples, heading, rest = card.partition("\n## How it was trained\n")  # below, commands are a record
-    named = [
-        re.search(rf'Auto{what}\.from_pretrained\("([^"]+)"', examples) for what in ("Processor", "Model")
-    ]
-    places = {"model", portable_path(folder), str(folder), *[found[1] for found in named if found][:1]}
-    here = "|".join(map(re.escape, places))
+    places = {"model", portable_path(folder), str(folder)}
+    for auto_class in ("Processor", "Model"):
+        if found := re.search(rf'Auto{auto_class}\.from_pretrained\("([^"]+)"', examples):
+            places.add(found[1])
+            break
     load = r"--policy\.path=|from_pretrained\((?:base, )?\"|\.yaml --init_from "
+    here = "|".join(map(re.escape, places))
     card = re.sub(rf"({load})(?:{here})(?=[\s\"`])", rf"\g<1>{repo_id}", examples) + heading + rest
     if with_code:
         card = re.sub(r"^import modeling_foresight .*\n\n?", "", card, flags=re.MULTILINE)
-        card = card.replace(
-            f'from_pretrained("{repo_id}"', f'from_pretrained("{repo_id}", trust_remote_code=True'
-        )
+        load = f'from_pretrained("{repo_id}"'
+        card = card.replace(load, f"{load}, trust_remote_code=True")
     return card
 
 
 def pin_base(stage: Path, public: bool, dry_run: bool) -> None:
     """Write the commit of an adapter's base into the staged files, because a branch may move on.
 
-    Args:
-        stage (`Path`): Staged adapter.
-        public (`bool`): Whether the adapter will be public.
-        dry_run (`bool`): Whether to leave out the request to the Hub if the commit is known.
+    A dry run does not ask the Hub if the commit is known.
 
     Raises:
         ValueError: If the base is not on the Hub, or is private and the adapter will be public.

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import DatasetCard
 
 from datasets_scripts.inspection.dataset_card import write_card
-from datasets_scripts.inspection.quality import DepthMeter, TrackMeter, find_flags, summarise
+from datasets_scripts.inspection.quality import DepthMeter, TrackMeter, find_flags, summarize_figures
 from datasets_scripts.storage.provenance import flagged_episodes, read_provenance, write_provenance
 from tests.synthetic import make_dataset
 
@@ -131,9 +131,11 @@ def test_every_flag_is_raised_by_what_it_means(changed, flag):
 
 def test_the_summary_names_the_worst_episode():
     episodes = {str(e): {"main": GOOD | {"visible_share": share}} for e, share in enumerate([0.9, 0.5, 0.7])}
-    found = summarise(episodes | {"3": {"task": "open"}})["main"]
-    assert found["visible_share"] == {"median": 0.7, "min": 0.5, "max": 0.9, "worst": 1}
-    assert found["moving_share"]["median"] == 0.25 and found["depth.median_m"]["worst"] is None
+    rows = summarize_figures(episodes | {"3": {"task": "open"}})
+    found = {row["measure"]: row for row in rows if row["camera"] == "main"}
+    seen = found["frames in which a point is visible"]
+    assert (seen["median"], seen["min"], seen["max"], seen["worst"]) == ("70.0%", "50.0%", "90.0%", 1)
+    assert found["points that move"]["median"] == "25.0%" and found["median depth"]["worst"] is None
 
 
 @pytest.fixture
@@ -169,7 +171,7 @@ def test_the_card_says_what_was_added_how_and_how_good(annotated):
     text = card.text
     assert "`someone/drawer` with 3D point tracks added" in text and "# someone/drawer with depth" in text
     assert "| `observation.depth.main` | depth along the optical axis" in text
-    assert "| `observation.points.main` | 60 points x (x, y, z in metres) | some-tracker |" in text
+    assert "| `observation.points.main` | 60 points x (x, y, z in meters) | some-tracker |" in text
     assert "| tracks (main): seed | 5 |" in text and "| depth: source | sensor |" in text
     assert "- `owner/tracker`: cc-by-nc-4.0" in text
     assert "| tracks (main): models 2 model | owner/other |" in text
@@ -212,5 +214,5 @@ def test_what_was_left_out_is_told(annotated):
     (annotated / "meta/foresight.json").write_text(json.dumps(provenance))
     write_card(annotated)
     text = (annotated / "README.md").read_text()
-    assert "it holds 3 of its episodes, numbered anew" in text
+    assert "it holds 3 of its episodes, with new numbers" in text
     assert "- episode 4: videos/x.mp4 is truncated" in text

@@ -9,7 +9,7 @@ import pytest
 
 from datasets_scripts.inspect_dataset import main
 from datasets_scripts.inspection import report as label_report
-from datasets_scripts.inspection.report import worst_first
+from datasets_scripts.inspection.report import rank_episodes
 from datasets_scripts.storage.provenance import flagged_episodes, read_provenance
 from datasets_scripts.storage.rows import parse_episodes
 from tests.synthetic import make_dataset
@@ -24,6 +24,13 @@ def made(tmp_path_factory):
     tasks = ("open the <b>drawer</b>",)
     make_dataset(root, episodes=EPISODES, frames=FRAMES, size=(32, 40), tasks=tasks, use_videos=False)
     return root
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch):
+    """One picture of an episode that stands out, none of others, two moments each."""
+    for name, count in {"PICTURED_EPISODES": 1, "ORDINARY_EPISODES": 0, "MOMENTS": 2}.items():
+        monkeypatch.setattr(label_report, name, count)
 
 
 @pytest.fixture
@@ -44,7 +51,7 @@ def test_grave_flags_come_first_then_what_is_unlike_the_others():
     episodes["5"] = facts(depth={"valid_share": 0.9, "median_m": 5.0, "flicker": 0.004})  # far, not worse
     episodes["6"] = facts() | {"flags": ["main/no-motion"]}
     episodes["2"] = facts() | {"flags": ["main/depth-fallback"]}
-    found = worst_first(episodes)
+    found = rank_episodes(episodes)
     assert [episode for episode, _ in found] == [2, 6, 3]
     assert found[0][1] == ["main/depth-fallback"]
     assert found[2][1] == ["main: frames in which a point is visible 50.0% (median 90.0%)"]
@@ -137,8 +144,7 @@ def test_a_page_of_chosen_episodes_reads_those_alone(dataset, tmp_path, monkeypa
     assert read == [1, 2]
 
 
-def test_alignment_errors_of_the_annotation_are_in_the_page(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(label_report, "PICTURED_EPISODES", 1)
+def test_alignment_errors_of_the_annotation_are_in_the_page(dataset, tmp_path):
     path = dataset / "meta/foresight.json"
     content = json.loads(path.read_text())
     for episode in range(EPISODES):

@@ -1,0 +1,158 @@
+"""The license of weights, from the licenses of what they were made of.
+
+Weights carry on the terms of the pretrained towers inside them, of the model that a run started from, and of
+the models that made the labels. This is to our knowledge, not legal advice; we ask for what is unknown.
+"""
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, hf_hub_download
+
+from datasets_scripts.inspection.dataset_card import list_label_licenses
+from training.checkpoint_folder import read_run_config, read_summary
+from training.config import RunConfig
+from training.run_facts import portable_path
+
+__all__ = ["HUB_LICENSES", "derive_license", "find_previous_stage", "list_parts"]
+
+# Pretrained towers; where the page of a tower on the Hub and the authors' release differ, the stricter.
+TOWER_LICENSES = {
+    "facebook/vit-mae-*": "cc-by-nc-4.0",
+    "timm/vit_*.mae": "cc-by-nc-4.0",
+    "openai/clip-*": "mit",
+}
+# https://huggingface.co/docs/hub/repositories-licenses, and newer ones that the Hub accepts.
+_NAMES = """
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
+bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda
+cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0
+cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0
+cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0
+etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research
+intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0
+postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
+fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 grok2-community
+gemma unknown other
+"""
+HUB_LICENSES = frozenset(_NAMES.split())
+HUB_LICENSES = frozenset(_NAMES.split())
+PERMISSIVE = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "isc", "unlicense"}
+# Words of a license that forbids commerce, and of one that forbids more.
+RESEARCH = ("research",)
+NONCOMMERCIAL = ("-nc", "noncommercial", "non-commercial", *RESEARCH)
+
+
+def list_parts(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict[str, str | None]]:
+    """What a run's weights were made of.
+
+    Args:
+        run (`RunConfig`, *optional*): The run's settings; towers and base are unknown without them.
+        summary (`Mapping`): The run's `summary.json`.
+
+    Returns:
+        `list[dict]`: `what`, `name` and `licence` of each part; an unknown license is `None`.
+    """
+    parts = []
+    if run is None:
+        parts.append({"what": "the run's settings (config.yaml)", "name": "not found", "licence": None})
+    elif run.init_from:
+        license = _read_base_license(run.init_from, run.init_revision)
+        stage = None if license else find_previous_stage(run)
+        if stage:  # of the same training, without a card
+            parts += list_parts(*stage)
+        else:
+            name = portable_path(run.init_from)
+            parts.append({"what": "base model", "name": name, "licence": license})
+    else:
+        for tower in ("text", "vision"):
+            if name := getattr(run.towers, tower):
+                known = (value for pattern, value in TOWER_LICENSES.items() if fnmatchcase(name, pattern))
+                part = {"what": f"{tower} tower", "name": portable_path(name), "licence": next(known, None)}
+                parts.append(part)
+    for dataset in summary["datasets"]:
+        for name, license in list_label_licenses(dataset.get("labels", {})):
+            known = None if license == "not stated" else license
+            parts.append({"what": f"labels of {dataset['name']}", "name": name, "licence": known})
+    return [part for i, part in enumerate(parts) if part not in parts[:i]]
+
+
+def find_previous_stage(run: RunConfig) -> tuple[RunConfig, dict] | None:
+    """Settings and summary of the run that made what a run started from, if they are beside it.
+
+    Not if they are those of the run itself, whose export replaced what it started from.
+    """
+    summary = read_summary(run.init_from)
+    stage = read_run_config(run.init_from) if summary else run
+    return None if stage.init_from == run.init_from else (stage, summary)
+
+
+def _read_base_license(source: str, revision: str | None) -> str | None:
+    """What the card of a model says, in a folder or on the Hub; `None` without a card or a single license."""
+    try:
+        card = Path(source) / "README.md"
+        if not Path(source).is_dir():
+            card = hf_hub_download(source, "README.md", revision=revision)
+        data = ModelCard.load(card, ignore_metadata_errors=True).data
+        license = data.get("license_name", data.license) if data.license == "other" else data.license
+    except Exception:  # the Hub's client, YAML and files raise their own types; all mean: not known
+        return None
+    return license if isinstance(license, str) else None
+
+
+def derive_license(parts: Iterable[Mapping[str, Any]], chosen: str | None = None) -> dict[str, str]:
+    """The license for a card's metadata.
+
+    Args:
+        parts (`Iterable[Mapping]`): From [`list_parts`].
+        chosen (`str`, *optional*): The user's choice, where it is unknown or may be stricter.
+
+    Returns:
+        `dict`: `license`, and `license_name` if that is `other`.
+
+    Raises:
+        ValueError: If it is unknown and none is chosen, or the chosen one allows more than a part does;
+            names the part.
+    """
+    parts = list(parts)
+    strict = [part for part in parts if part["licence"] not in {None, *PERMISSIVE}]
+    if chosen:
+        if chosen not in HUB_LICENSES:
+            raise ValueError(
+                f"--license {chosen} is not a name that the Hub knows: give one of "
+                "https://huggingface.co/docs/hub/repositories-licenses, such as apache-2.0, or other"
+            )
+        for part in strict:
+            limits = [words for words in (RESEARCH, NONCOMMERCIAL) if _has(part["licence"], words)]
+            keeps = chosen == "other" or all(_has(chosen, words) for words in limits)
+            if chosen in PERMISSIVE or not keeps:
+                example = "other" if RESEARCH in limits else "cc-by-nc-4.0"
+                raise ValueError(
+                    f"--license {chosen} allows more than {_name_part(part)}: choose one that does not, "
+                    f"for example {example}, or train without that part"
+                )
+        return {"license": chosen, **({"license_name": "see-the-card"} if chosen == "other" else {})}
+    if unclear := [part for part in parts if part["licence"] is None]:
+        raise ValueError(
+            f"the license of these weights is not known, because that of {_name_part(unclear[0])} is not: "
+            "find it out and give --license, for example --license apache-2.0 or cc-by-nc-4.0"
+        )
+    kinds = {part["licence"] for part in strict} or {"apache-2.0"}  # the project's own
+    if len(kinds) == 1 and kinds <= HUB_LICENSES - {"other", "unknown"}:
+        return {"license": kinds.pop()}
+    if any("research" in kind for kind in kinds):
+        return {"license": "other", "license_name": "research-only"}
+    raise ValueError(
+        f"the license does not follow from {'; '.join(map(_name_part, strict))}: choose one that all of the "
+        "parts allow, with --license"
+    )
+
+
+def _has(license: str, words: Iterable[str]) -> bool:
+    return any(word in license for word in words)
+
+
+def _name_part(part: Mapping[str, Any]) -> str:
+    return f"{part['what']}, {part['name']} ({part['licence'] or 'license unknown'})"
