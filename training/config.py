@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "RunConfig",
     "TowerConfig",
     "TrainConfig",
+    "flatten",
     "load_config",
     "save_config",
 ]
@@ -297,6 +299,16 @@ def save_config(config: RunConfig, path: Path) -> None:
     """Writes the resolved run as YAML; `load_config` reads it back."""
     with write_whole_file(path) as temporary:
         temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+
+
+def flatten(settings: Mapping, prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1.0}}` -> `{"a/b": 1.0}`; lists become `name/0`, `name/1`, ..."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        value = dict(enumerate(value)) if isinstance(value, (list, tuple)) else value
+        is_group = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{name}/") if is_group else {f"{prefix}{name}": value}
+    return flat
 
 
 def resolve_presets(layers: list[dict[str, Any]]) -> dict[str, Any]:

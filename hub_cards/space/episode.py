@@ -211,7 +211,6 @@ def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeV
         processor,
         windows,
         chosen,
-        first_row=int(rows.episode_starts[choice.episode]),
         instruction=choice.instruction or None,
         batch_size=BATCH,
     ):

@@ -1,7 +1,6 @@
-"""Open-loop errors in real units, each beside what trivial predictors get on exactly the same elements.
+"""Open-loop errors in real units, each beside those of trivial predictors on exactly the same elements.
 
-A loss of 0.001 says nothing by itself: a flow that only repeats where its points are has a small one too. So
-every error here comes with those of the predictors that need no model:
+A loss of 0.001 says nothing by itself: a flow that only repeats where its points are has a small one too.
 
 | prediction | unit | trivial predictors |
 | --- | --- | --- |
@@ -18,15 +17,17 @@ Masks (padding, absent views, invalid depth, unsupervised points, actions past t
 everywhere. Sums are kept in float64.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, distributed
 from tqdm import tqdm
 
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
-from modeling_foresight.losses import masked_mean
+from modeling_foresight.heads import heads_of
+from modeling_foresight.inputs import ForesightInputs
+from modeling_foresight.losses import LossSum
 from modeling_foresight.targets import (
     Target,
     action_weight,
@@ -37,17 +38,19 @@ from modeling_foresight.targets import (
     progress_targets,
     rgb_target,
 )
-
-if TYPE_CHECKING:
-    from training.run_data import RunData
+from training.checkpoint_folder import read_run_config
+from training.evaluation.real_units import measure_in_real_units
+from training.run_data import RunData, evaluation_loader
 
 __all__ = [
     "evaluate_open_loop",
     "fit_baselines",
-    "flatten_metrics",
     "flow_errors",
     "format_open_loop",
+    "held_out_data",
     "measure_held_out",
+    "measure_losses",
+    "measure_recorded",
 ]
 
 
@@ -62,12 +65,12 @@ class _Mean:
         weight = weight.to(values.dtype).expand_as(values)
         values = torch.where(weight > 0, values, torch.zeros_like(values))
         axes = tuple(range(values.ndim - self.kept_axes))
-        self.sum = self.sum + (values * weight).sum(axes, dtype=torch.float64).cpu()
-        self.weight = self.weight + weight.sum(axes, dtype=torch.float64).cpu()
+        self.add_sums((values * weight).sum(axes, dtype=torch.float64), weight.sum(axes, dtype=torch.float64))
 
-    def merge(self, other: "_Mean") -> None:
-        """Adds what another process has summed up."""
-        self.sum, self.weight = self.sum + other.sum, self.weight + other.weight
+    def add_sums(self, total: Tensor, weight: Tensor) -> None:
+        """Adds weighted values that are summed up already."""
+        self.sum = self.sum + total.double().cpu()
+        self.weight = self.weight + weight.double().cpu()
 
     def __bool__(self) -> bool:
         return bool(torch.as_tensor(self.weight).sum() > 0)
@@ -86,19 +89,15 @@ def _merge_processes(means: dict) -> dict:
     shares: list = [None] * distributed.get_world_size()
     distributed.all_gather_object(shares, means)
     merged: dict = {}
-    for share in shares:
-        for name, mean in share.items():
-            if name in merged:
-                merged[name].merge(mean)
-            else:
-                merged[name] = mean
+    for name, mean in (pair for share in shares for pair in share.items()):
+        merged.setdefault(name, _Mean(mean.kept_axes)).add_sums(mean.sum, mean.weight)
     return merged
 
 
 def measure_held_out(
     model: ForesightForActionPrediction,
     processor: ForesightProcessor,
-    data: "RunData",
+    data: RunData,
     batch_size: int,
     baseline_windows: int,
     rank: int = 0,
@@ -116,8 +115,6 @@ def measure_held_out(
     Returns:
         `dict`: As [`evaluate_open_loop`]; the same in every process.
     """
-    from training.run_data import evaluation_loader
-
     share = {"rank": rank, "world_size": world_size}
     bar = {"unit": "batch", "disable": rank > 0}
     train = evaluation_loader(data.unaugmented_train(), batch_size, baseline_windows, **share)
@@ -176,10 +173,9 @@ def evaluate_open_loop(
     batches: Iterable[Mapping],
     baselines: Mapping[str, Tensor] | None = None,
 ) -> dict:
-    """Losses and errors of a model on recorded windows, beside trivial predictors.
+    """Losses and errors of a model in evaluation mode on recorded windows, beside trivial predictors.
 
-    The model is in evaluation mode meanwhile (the style of the action CVAE is zero then). In distributed
-    training every process calls it with its share of the windows.
+    In distributed training every process calls it with its share of the windows.
 
     Args:
         model (`ForesightForActionPrediction`): The policy.
@@ -190,7 +186,7 @@ def evaluate_open_loop(
     Returns:
         `dict`: Plain floats, `{section: {group: {predictor: {metric: value}}}}`, and `windows`, `losses`.
 
-        - `losses`: validation losses, the mean over batches weighted by their size, and `total`.
+        - `losses`: those of [`measure_losses`], and their weighted sum `total`.
         - `depth`, `future_rgb`, `future_depth`: group = view; `mse`.
         - `flow`: groups `all` and `moving` (labelled moving); `x_px`, `y_px` mean absolute error and `xy_px`
           mean distance in pixels of the flow view's native resolution, `xy_rmse` in image fractions, `z_m`
@@ -202,46 +198,107 @@ def evaluate_open_loop(
     Raises:
         ValueError: If there is no window.
     """
-    baselines = dict(baselines or {})
-    table = _Table()
-    losses: dict[str, _Mean] = {}
+    baselines = {name: mean.to(model.device) for name, mean in (baselines or {}).items()}
+    table, sums, windows = _Table(), {}, _Mean()
+    for raw, batch, output in _predict(model, processor, batches):
+        windows.add_sums(torch.ones(()), torch.tensor(len(raw["task"])))
+        _add_losses(sums, model.config, output, batch)
+        targets = _targets(model.config, raw, batch)
+        _compare(table, model, processor, raw, batch, output, targets, baselines)
+    table.means, sums = _merge_processes(table.means), _merge_processes(sums | {"windows": windows})
+    windows = sums.pop("windows")
+    if not windows:
+        raise ValueError("no windows to evaluate on; give validation episodes")
+    losses = _mean_losses(sums)
+    if losses:
+        weights = {name: getattr(model.config, f"{name}_loss_weight") for name in losses}
+        losses["total"] = sum(weights[name] * loss for name, loss in losses.items())
+    return {"windows": int(windows.weight), "losses": losses, **table.result()}
+
+
+def measure_losses(
+    model: ForesightForActionPrediction, processor: ForesightProcessor, batches: Iterable[Mapping]
+) -> dict[str, float]:
+    """The losses of a model in evaluation mode, each one masked mean over all batches of all processes.
+
+    In distributed training every process calls it with its share of the windows.
+    """
+    sums: dict[str, _Mean] = {}
+    for _, batch, output in _predict(model, processor, batches):
+        _add_losses(sums, model.config, output, batch)
+    return _mean_losses(_merge_processes(sums))
+
+
+def _predict(model, processor, batches: Iterable[Mapping]) -> Iterator[tuple]:
+    """Raw batches with their model batches and outputs; the model is in evaluation mode meanwhile."""
     was_training = model.training
     model.eval()
+    # The encoder of the action CVAE reads actions for the KL term; the style is zero in evaluation.
+    given = (*ForesightInputs.__annotations__, "actions", "action_mask")
     try:
-        with torch.no_grad():
-            for raw in batches:
-                batch = processor.prepare_batch(raw, model.device, model.config.history_length)
-                output = model(**batch)
-                size = torch.tensor(float(len(batch["pixel_values"])))
-                named = {"windows": torch.ones(()), **(output.losses or {})}
-                if output.loss is not None:
-                    named["total"] = output.loss
-                for name, loss in named.items():
-                    losses.setdefault(name, _Mean()).add(loss.detach().float().cpu(), size)
-                targets = _targets(model.config, raw, batch)
-                _compare(table, model, processor, raw, batch, output, targets, baselines)
+        for raw in batches:
+            batch = processor.prepare_batch(raw, model.device, model.config.history_length)
+            with torch.no_grad():
+                output = model(**{name: batch[name] for name in given if name in batch})
+            yield raw, batch, output
     finally:
         model.train(was_training)
-    losses, table.means = _merge_processes(losses), _merge_processes(table.means)
-    if not losses:
-        raise ValueError("no windows to evaluate on; give validation episodes")
+
+
+def _add_losses(sums: dict[str, _Mean], config: ForesightConfig, output, batch: Mapping) -> None:
+    for head in heads_of(config):
+        for name, loss in head.loss(config, output, batch).items():
+            sums.setdefault(name, _Mean()).add_sums(loss.total, loss.count)
+
+
+def _mean_losses(sums: dict[str, _Mean]) -> dict[str, float]:
+    return {name: LossSum(mean.sum, mean.weight).mean().item() for name, mean in sums.items()}
+
+
+def held_out_data(checkpoint: str, config: ForesightConfig, dataset: str) -> RunData:
+    """A dataset, split as the run split it that made a checkpoint: `val` are the episodes it held out.
+
+    Args:
+        checkpoint (`str`): Where the model comes from; the run's settings are looked up beside it.
+        config (`ForesightConfig`): The model's.
+        dataset (`str`): Folder or Hub id.
+
+    Raises:
+        ValueError: If it is unknown which episodes the run held out, or it held out none.
+    """
+    run, name = read_run_config(checkpoint), Path(dataset).name
+    run.data.datasets = [source for source in run.data.datasets if Path(source.path).name == name][:1]
+    if not run.data.datasets:
+        raise ValueError(
+            f"{name} is not among the data of the run that made {Path(checkpoint).name}, or that run's "
+            "config.yaml is not beside it: which episodes it held out is unknown"
+        )
+    run.data.datasets[0].path = dataset
+    data = RunData(run, config)
+    if data.val is None:
+        raise ValueError(f"the run that made {checkpoint} held out no episodes (data.val_fraction is 0)")
+    return data
+
+
+def measure_recorded(
+    model: ForesightForActionPrediction, processor: ForesightProcessor, data: RunData
+) -> dict:
+    """Errors on the held-out episodes of one dataset ([`held_out_data`]).
+
+    Returns:
+        `dict`: `dataset` (name), `episodes` (held out), `metrics` of [`evaluate_open_loop`] and `real_units`
+        of [`measure_in_real_units`].
+    """
+    (described,) = data.describe()
+    intrinsics = described["labels"].get(model.config.views[0], {}).get("intrinsics")
+    if intrinsics is not None:
+        intrinsics = {name: intrinsics[name] for name in ("fx", "fy", "cx", "cy")}
     return {
-        "windows": int(losses.pop("windows").weight),
-        "losses": {name: mean.value().item() for name, mean in losses.items()},
-        **table.result(),
+        "dataset": described["name"],
+        "episodes": described["validation_episodes"],
+        "metrics": measure_held_out(model, processor, data, batch_size=32, baseline_windows=2000),
+        "real_units": measure_in_real_units(model, processor, data.val.datasets[0], intrinsics),
     }
-
-
-def flatten_metrics(metrics: Mapping, prefix: str = "") -> dict[str, float]:
-    """`{"a": {"b": 1.0}}` -> `{"a/b": 1.0}`, for trackers; lists become `name/0`, `name/1`, ..."""
-    flat: dict[str, float] = {}
-    for name, value in metrics.items():
-        value = dict(enumerate(value)) if isinstance(value, (list, tuple)) else value
-        if isinstance(value, Mapping):
-            flat |= flatten_metrics(value, f"{prefix}{name}/")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def format_open_loop(metrics: Mapping) -> str:
@@ -266,39 +323,33 @@ def format_open_loop(metrics: Mapping) -> str:
     return "\n".join(lines)
 
 
-def flow_errors(flow: Tensor, raw: Mapping) -> dict[str, float]:
+def flow_errors(config: ForesightConfig, flow: Tensor, raw: Mapping, batch: Mapping) -> dict[str, float]:
     """Flow errors of one batch for the training log: x, y and z apart, on the points that move.
 
-    Points are those labelled moving (all, if the batch has no labels or none moves): elsewhere staying put is
-    right anyway. Args: `flow`, the model's `(B, T, L, P, 3 or 2)`; `raw`, the raw batch it was computed from.
+    Points are those labeled moving (all, if the batch has no labels or none moves): elsewhere staying put is
+    right anyway.
+
+    Args:
+        config (`ForesightConfig`): The model's.
+        flow (`torch.Tensor`): Its prediction `(B, T, L, P, 3 or 2)`.
+        raw, batch (`Mapping`): The raw batch, and the model batch it was predicted from.
 
     Returns:
         `dict`: Mean absolute errors `flow_x_px`, `flow_y_px` (pixels of the flow view as recorded),
         `flow_z_m` (if z is predicted), and `stay_put_x_px`, `stay_put_y_px` of points that stay where they
         are. Empty if nothing is supervised.
     """
-    track, frames = raw["track"].float()[..., : flow.shape[-1]], flow.shape[1]
-    weight = (
-        raw["track_weight"].float() if raw.get("track_weight") is not None else torch.ones_like(track[..., 0])
-    )
-    if raw.get("frame_mask") is not None:
-        weight = weight * raw["frame_mask"][:, :frames, None, None]
-    moving = raw.get("track_moving")
-    if moving is not None and (weight * moving[:, :, None]).sum() > 0:
-        weight = weight * moving[:, :, None]
-    if not weight.sum():
-        return {}
-    height, width = next(iter(raw["images"].values())).shape[-2:]
-    unit = track.new_tensor([width, height, 1.0])[: flow.shape[-1]]
-    still = raw["track_start"].float()[:, :, None].expand_as(track[..., :2])
-    errors = {
-        "flow": ((flow.detach().float().to(track.device) - track) * unit).abs(),
-        "stay_put": ((still - track[..., :2]) * unit[:2]).abs(),
-    }
+    table, target = _Table(), flow_targets(config, batch)
+    if target is not None:
+        _compare_flow(table, raw, batch, flow, target, config.views[0], {})
+    groups = table.result().get("flow", {})
+    errors = groups.get("moving") or groups.get("all") or {}
+    logged = {("model", axis): f"flow_{axis}" for axis in ("x_px", "y_px", "z_m")}
+    logged |= {("stay_put", axis): f"stay_put_{axis}" for axis in ("x_px", "y_px")}
     return {
-        f"{predictor}_{axis}": masked_mean(error[..., i], weight).item()
-        for predictor, error in errors.items()
-        for i, axis in enumerate(("x_px", "y_px", "z_m")[: error.shape[-1]])
+        name: errors[predictor][axis]
+        for (predictor, axis), name in logged.items()
+        if axis in errors.get(predictor, {})
     }
 
 
@@ -343,7 +394,6 @@ class _Table:
 def _compare(table: _Table, model, processor, raw, batch, output, targets, baselines) -> None:
     """Adds the errors of one batch to the table."""
     patch, views = model.config.patch_size, list(model.config.views)
-    baselines = {name: mean.to(model.device) for name, mean in baselines.items()}
 
     def patches(section: str, **predictors: Tensor | None) -> None:
         target, mask = targets[section]
@@ -373,7 +423,7 @@ def _compare(table: _Table, model, processor, raw, batch, output, targets, basel
                 current=torch.where(valid, current, torch.zeros_like(current)),
             )
     if "flow" in targets:
-        _compare_flow(table, raw, batch, output.flow, *targets["flow"], views[0], baselines)
+        _compare_flow(table, raw, batch, output.flow, targets["flow"], views[0], baselines)
     if "actions" in targets:
         actions, mask = targets["actions"]
         predicted = processor.denormalise_actions(output.actions)
@@ -390,19 +440,19 @@ def _compare(table: _Table, model, processor, raw, batch, output, targets, basel
                 table.add("progress", "all", predictor, "mae", (values - progress).abs(), mask)
 
 
-def _compare_flow(table, raw, batch, predicted, track, weight, view, baselines) -> None:
+def _compare_flow(table, raw, batch, predicted, target: Target, view, baselines) -> None:
     """Flow errors of the model and of the trivial predictors, for all points and for those that move."""
+    track, weight = target
     height, width = raw["images"][view].shape[-2:]
     size_px = track.new_tensor([width, height])
     start = batch["track_start"].float()[:, :, None].expand_as(track[..., :2])  # (B, T, L, P, 2)
-    z_now = track[:, :, :1, :, 2].expand_as(weight) if predicted.shape[-1] == 3 else None
+    z = z_now = None
+    if predicted.shape[-1] == 3:
+        z, z_now = predicted[..., 2].float(), track[:, :, :1, :, 2].expand_as(weight)
     z_known = weight[:, :, :1] > 0  # a point whose depth now has no label cannot be said to keep it
-    has_z = predicted.shape[-1] == 3
-    z = predicted[..., 2].float() if has_z else None
     predictors = {"model": (predicted[..., :2].float(), z), "stay_put": (start, z_now)}
     if "flow_displacement" in baselines:
-        z = baselines.get("flow_z") if has_z else None
-        predictors["mean"] = start + baselines["flow_displacement"], z
+        predictors["mean"] = start + baselines["flow_displacement"], baselines.get("flow_z")
     groups = {"all": weight}
     if raw.get("track_moving") is not None:
         groups["moving"] = weight * raw["track_moving"].to(weight.device)[:, :, None]

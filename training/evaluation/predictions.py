@@ -1,4 +1,4 @@
-"""What a checkpoint predicts for the frames of an episode, undone to pictures, beside what happened.
+"""Predictions for the frames of an episode, undone to pictures, beside what happened.
 
 The model predicts RGB and depth normalised per patch (zero mean, unit deviation), so level and contrast of a
 patch are not part of the prediction. For display they are taken from the *current* frame: its pixels, and for
@@ -13,22 +13,12 @@ import torch
 
 from datasets_scripts.inspection.pictures import Flow, depth_range
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
+from modeling_foresight.inputs import ForesightInputs
 from modeling_foresight.targets import depth_statistics, newest_trained_future, patchify, unpatchify
 from training.windows import ForesightWindows, collate_windows
 
-__all__ = ["Moment", "Prediction", "depth_limits", "foresee", "predict_windows"]
+__all__ = ["Moment", "Prediction", "depth_limits", "predict_windows"]
 
-MODEL_INPUTS = (
-    "pixel_values",
-    "input_ids",
-    "attention_mask",
-    "state",
-    "frame_mask",
-    "view_mask",
-    "goal_pixel_values",
-    "goal_mask",
-    "track_start",
-)
 # Where it is not recorded what moves: points that go farther than this share of the picture.
 SHOWN_MOTION = 0.01
 
@@ -79,27 +69,12 @@ class Prediction:
     progress: tuple[float, float] | None = None
 
 
-def foresee(
-    model: ForesightForActionPrediction,
-    processor: ForesightProcessor,
-    windows: ForesightWindows,
-    chosen: Sequence[int],
-    view: str,
-    first_row: int = 0,
-    batch_size: int = 16,
-) -> list[Moment]:
-    """Pictures of one view; see [`predict_windows`]."""
-    predictions = predict_windows(model, processor, windows, chosen, [view], first_row, batch_size=batch_size)
-    return [prediction.views[view] for prediction in predictions]
-
-
 def predict_windows(
     model: ForesightForActionPrediction,
     processor: ForesightProcessor,
     windows: ForesightWindows,
     chosen: Sequence[int],
     views: Sequence[str] | None = None,
-    first_row: int = 0,
     instruction: str | None = None,
     batch_size: int = 16,
 ) -> Iterator[Prediction]:
@@ -112,7 +87,6 @@ def predict_windows(
         chosen (`Sequence[int]`): Their numbers.
         views (`Sequence[str]`, *optional*): Cameras; all of the model's that the dataset has by default. Flow
             is only there for the model's first one.
-        first_row (`int`): Global number of the episode's first frame.
         instruction (`str`, *optional*): Said to the model in place of the recorded one.
         batch_size (`int`): Windows per forward pass.
     """
@@ -124,9 +98,9 @@ def predict_windows(
             raw["task"] = [instruction] * len(samples)
         batch = processor.prepare_batch(raw, model.device, model.config.history_length)
         with torch.no_grad():
-            output = model(**{name: batch[name] for name in MODEL_INPUTS if name in batch})
+            output = model(**{name: batch[name] for name in ForesightInputs.__annotations__ if name in batch})
         for i, sample in enumerate(samples):
-            frame = int(sample["index"]) - first_row
+            frame = int(sample["index"] - windows.rows.episode_starts[sample["episode_index"]])
             yield Prediction(
                 frame,
                 {view: _moment(model, processor, batch, output, sample, i, view, frame) for view in views},

@@ -1,7 +1,7 @@
 """What a model predicts for held-out windows, undone to metres, pixels and commands, in the hub's metrics.
 
 The model predicts pictures and depth normalised per patch; undone, a patch has the level and contrast of the
-current frame (see foresee.py). So depth here says how well the structure inside the patches is known, and
+current frame (see predictions.py). So depth here says how well the structure inside the patches is known, and
 not how well a depth camera could be replaced. Each prediction therefore stands beside one that needs no
 model: `patch_mean`, the recorded mean depth of each patch; `current`, the current frame repeated; `stay_put`,
 points that stay where they are.
@@ -56,7 +56,7 @@ def measure_in_real_units(
     """
     config, has_future = model.config, model.config.has("future")
     windows = ForesightWindows(
-        windows.rows.root, dataclasses.replace(windows.config, lookahead=has_future, p_moving=0.5)
+        windows.rows, dataclasses.replace(windows.config, lookahead=has_future, p_moving=0.5)
     )
     count = max(1, min(count, MAX_PIXELS // config.image_size**2))
     chosen = np.unique(np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int))
