@@ -65,20 +65,13 @@ class WindowReader:
             names = {
                 view: cameras[view].removeprefix(IMAGE_PREFIX) if view in cameras else None for view in views
             }
-        self._config = WindowConfig(
+        self._config = WindowConfig.for_model(
+            model,
             views=views,
             cameras=names,
-            history_length=model.history_length,
-            future_shift=model.future_shift,
-            lookahead=model.future_targets == "lookahead" and model.has("future"),
-            chunk_size=model.chunk_size,
-            flow_length=model.flow_length,
-            flow_grid=tuple(model.flow_grid),
-            objectives=[name for name in model.objectives if model.has(name)],
             state_key="observation.state" if model.state_dim else None,
             missing_targets=True,
             frame_cache=frame_cache,
-            image_size=model.image_size,
         )
         self._check_targets()
 

@@ -53,7 +53,6 @@ MANY_PARAMETERS = {
     "training.evaluation.hub_metrics.flow_3d.flow_3d:end_point_errors",  # stands alone, as `evaluate` wants
 }
 DIFFERING_CONSTANTS = {
-    "FACTS",
     "EXAMPLE",  # of every command's --help
     "GRIPPER",
     "RUN_FRAMES",

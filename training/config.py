@@ -211,27 +211,24 @@ class RunConfig:
         self.export = self.export or str(Path(self.output) / "model")
         self.model = resolve_presets([self.model])
         model_fields = {field.name for field in dataclasses.fields(ForesightConfig)}
-        for name in self.model:
-            # A config class of transformers takes any name, so a typo would go unnoticed.
-            if name not in model_fields:
-                raise ValueError(
-                    f"model.{name} is not a field of ForesightConfig{_closest(name, model_fields)}"
-                )
-        least = dict.fromkeys(
-            ("steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "log_every"), 1
-        ) | dict.fromkeys(("val_every", "checkpoint_every", "warmup_steps"), 0)
+        # A config class of transformers takes any name, so a typo would go unnoticed.
+        for name in self.model.keys() - model_fields:
+            raise ValueError(f"model.{name} is not a field of ForesightConfig{_closest(name, model_fields)}")
+        train, positive = self.train, ("steps", "batch_size", "gradient_accumulation_steps")
+        least = dict.fromkeys((*positive, "keep_checkpoints", "log_every"), 1)
+        least |= dict.fromkeys(("val_every", "checkpoint_every", "warmup_steps"), 0)
         for name, bound in least.items():
-            if getattr(self.train, name) < bound:
-                raise ValueError(f"train.{name} is {getattr(self.train, name)}; it must be at least {bound}")
-        if self.train.batch_size % self.train.gradient_accumulation_steps:
+            if getattr(train, name) < bound:
+                raise ValueError(f"train.{name} is {getattr(train, name)}; it must be at least {bound}")
+        if train.batch_size % train.gradient_accumulation_steps:
             raise ValueError(
-                f"train.batch_size={self.train.batch_size} cannot be cut into "
-                f"train.gradient_accumulation_steps={self.train.gradient_accumulation_steps} equal parts"
+                f"train.batch_size={train.batch_size} cannot be cut into "
+                f"train.gradient_accumulation_steps={train.gradient_accumulation_steps} equal parts"
             )
-        if self.train.mixed_precision == "False":  # YAML takes a bare `no` for false
-            self.train.mixed_precision = "no"
-        if self.train.mixed_precision not in ("no", "bf16"):
-            raise ValueError(f"train.mixed_precision is {self.train.mixed_precision!r}; use 'no' or 'bf16'")
+        if train.mixed_precision == "False":  # YAML takes a bare `no` for false
+            train.mixed_precision = "no"
+        if train.mixed_precision not in ("no", "bf16"):
+            raise ValueError(f"train.mixed_precision is {train.mixed_precision!r}; use 'no' or 'bf16'")
         if self.data.statistics not in ("dataset", "model"):
             raise ValueError(f"data.statistics is {self.data.statistics!r}; use 'dataset' or 'model'")
         self._check_start()
@@ -314,11 +311,8 @@ def flatten(settings: Mapping, prefix: str = "") -> dict[str, Any]:
 def resolve_presets(layers: list[dict[str, Any]]) -> dict[str, Any]:
     """The model's fields from layers of settings, weakest first, with `preset` replaced by its fields.
 
-    Only the last preset counts. It beats the fields of earlier layers; fields of its own layer beat it.
-
-    Args:
-        layers (`list[dict]`): Fields of `ForesightConfig` and `preset`, such as those of the YAML file and
-            those of the command line.
+    The layers are the fields in the YAML file and those on the command line. Only the last preset counts. It
+    beats the fields of earlier layers; fields of the same layer beat it.
 
     Raises:
         ValueError: If the preset is unknown.
@@ -327,12 +321,10 @@ def resolve_presets(layers: list[dict[str, Any]]) -> dict[str, Any]:
     last = max((i for i, layer in enumerate(layers) if layer.get("preset") is not None), default=None)
     for i, layer in enumerate(layers):
         if i == last:
-            if layer["preset"] not in PRESETS:
-                raise ValueError(
-                    f"model.preset={layer['preset']!r} is unknown{_closest(str(layer['preset']), PRESETS)}"
-                )
-            preset = PRESETS[layer["preset"]]
-            fields |= {name: list(v) if isinstance(v, tuple) else v for name, v in preset.items()}
+            name = layer["preset"]
+            if name not in PRESETS:
+                raise ValueError(f"model.preset={name!r} is unknown{_closest(str(name), PRESETS)}")
+            fields |= {key: list(v) if isinstance(v, tuple) else v for key, v in PRESETS[name].items()}
         _merge(fields, {name: value for name, value in layer.items() if name != "preset"})
     return fields
 
@@ -358,16 +350,14 @@ def _set(values: dict, key: str, value: Any) -> None:
 
 def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:
     """`["--a.b", "1", "--c=x"]` -> `[("a.b", 1), ("c", "x")]`."""
-    pairs, rest = [], list(arguments)
-    while rest:
-        argument = rest.pop(0)
+    pairs, rest = [], iter(arguments)
+    for argument in rest:
         if not argument.startswith("--"):
             raise ValueError(f"argument {argument!r}: expected --key.sub value")
         key, equals, value = argument[2:].partition("=")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise ValueError(f"--{key} needs a value")
-            value = rest.pop(0)
+        value = value if equals else next(rest, "--")
+        if not equals and value.startswith("--"):
+            raise ValueError(f"--{key} needs a value")
         # YAML 1.1 reads 1e-3 as text.
         parsed = yaml.safe_load(value)
         if isinstance(parsed, str):

@@ -143,7 +143,7 @@ def count_targets(run: Run, batches: Sequence[Mapping]) -> dict[str, Tensor]:
 def validate(run: Run) -> dict[str, float]:
     """Losses on `val_windows` windows of the validation episodes; each process measures its share."""
     options = run.config.train
-    subset = evaluation_loader(run.data.val, options.batch_size, options.val_windows, **run.share)
+    subset = evaluation_loader(run.data.val, options.batch_size, options.val_windows)
     with run.accelerator.autocast():
         return measure_losses(run.policy, run.processor, subset)
 
@@ -158,14 +158,8 @@ def measure_final_model(run: Run) -> dict:
     accelerator, options = run.accelerator, run.config.train
     accelerator.print("measuring the validation episodes, beside trivial predictors")
     accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)  # takes mixed precision from it for good
-    errors = measure_held_out(
-        run.policy,
-        run.processor,
-        run.data,
-        options.batch_size,
-        run.config.data.baseline_windows,
-        **run.share,
-    )
+    windows = run.config.data.baseline_windows
+    errors = measure_held_out(run.policy, run.processor, run.data, options.batch_size, windows)
     accelerator.print(format_open_loop(errors))
     return errors
 

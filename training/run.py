@@ -54,11 +54,6 @@ class Run:
         plain = self.accelerator.unwrap_model(self.model)
         return plain.get_base_model() if self.base else plain
 
-    @property
-    def share(self) -> dict[str, int]:
-        """`rank` and `world_size`, which decide this process's share of windows."""
-        return {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
-
     def sampler(self) -> WindowSampler:
         """Which windows form the micro-batches of this process; a step takes as many as it has parts."""
         options = self.config.train
@@ -67,9 +62,10 @@ class Run:
             options.batch_size // options.gradient_accumulation_steps,
             seed=self.config.seed,
             mixture=self.config.data.mixture,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
             start_step=self.start * options.gradient_accumulation_steps,
             steps=options.steps * options.gradient_accumulation_steps,
-            **self.share,
         )
 
     def prepare_batch(self, raw: Mapping) -> dict[str, Tensor]:

@@ -230,6 +230,18 @@ def test_results_hold_what_a_card_needs_and_no_place_of_the_machine(run, checkpo
     assert "6/7 = 85.7%" in done.out
 
 
+def test_a_policy_trained_with_goals_is_warned_about_once(run, tmp_path, monkeypatch):
+    config, said = robot_config(goal_image=True), []
+    ForesightForActionPrediction(config).save_pretrained(tmp_path / "model")
+    tiny_processor(config).save_pretrained(tmp_path / "model")
+    policy_logger = sys.modules[ForesightForActionPrediction.__module__].logger
+    type(policy_logger).warning_once.cache_clear()  # "once" is once per process, which tests share
+    monkeypatch.setattr(policy_logger, "warning", lambda message, *args, **kwargs: said.append(message))
+    done = run("--episodes", "3", "--seed", "1", "--num-envs", "2", checkpoint=tmp_path / "model")
+    assert done.code == 0 and len(done.results["episodes"]) == 3
+    assert len(said) == 1 and "acts without one" in said[0]
+
+
 def test_settings_follow_the_training_data_unless_given(run, checkpoint, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(checkpoint, folder / "model")

@@ -26,6 +26,7 @@ from modeling_foresight.transformer import ForesightBlock
 from tests.synthetic import make_dataset
 from training.checkpoints import latest_checkpoint
 from training.config import load_config
+from training.evaluation.metric_loader import load_metric
 from training.loop import train
 from training.run_data import RunData
 from training.starting_model import build_model, starting_config
@@ -458,15 +459,12 @@ def test_commands_run_as_modules_and_as_files(name, tmp_path):
         assert shown.returncode == 0 and "--output" in shown.stdout, shown.stderr
 
 
-def test_metrics_load_where_the_command_hides_the_library_of_its_name(tmp_path):
-    code = f"""
-import sys
-sys.path.insert(0, {str(REPO / "training")!r})  # as Python does for `python training/evaluate.py`
-from training.evaluation.metric_loader import load_metric
-print(load_metric("success_rate").compute(predictions=[1, 1])["success_rate"])
-"""
-    shown = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
-    assert shown.stdout.strip() == "1.0", shown.stderr
+def test_metrics_load_where_the_command_hides_the_library_of_its_name(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPO / "training"))  # as Python does for `python training/evaluate.py`
+    for name in [name for name in sys.modules if name.startswith("evaluate")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert load_metric("success_rate").compute(predictions=[1, 1])["success_rate"] == 1.0
+    assert Path(sys.modules["evaluate"].__file__).parent != REPO / "training"
 
 
 def test_lists_stay_lists_where_text_would_do():

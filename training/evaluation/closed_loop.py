@@ -40,7 +40,7 @@ class Episode:
 
 @dataclasses.dataclass
 class Timing:
-    """Durations in seconds: `policy` of each forward pass, `step` of each control step with simulation."""
+    """Seconds of each forward pass (`policy`) and of each control step with simulation (`step`)."""
 
     policy: list[float] = dataclasses.field(default_factory=list)
     step: list[float] = dataclasses.field(default_factory=list)
@@ -48,7 +48,7 @@ class Timing:
 
 @dataclasses.dataclass
 class _Slot:
-    """A simulator at work."""
+    """A busy simulator: what it showed last, and the actions planned for it."""
 
     episode: Episode
     images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -67,7 +67,7 @@ def run_episodes(
     film: int = 0,
     on_done: Callable[[Episode], None] | None = None,
 ) -> tuple[list[Episode], Timing]:
-    """Run a policy from given starts. What happens in a trial does not depend on the others.
+    """Runs a policy from given starts. What happens in a trial does not depend on the others.
 
     Args:
         stream (`ForesightStream`): Acts; one robot for each simulator.
@@ -139,7 +139,7 @@ def _act(stream: ForesightStream, ready: dict[int, _Slot]) -> np.ndarray:
 
 
 def _observe(slot: _Slot, answer: dict, views: Sequence[str], filmed: set[int]) -> None:
-    """Takes in a simulator's answer."""
+    """Stores a simulator's answer."""
     slot.begun = True
     slot.images, slot.state = answer["images"], answer["state"]
     slot.episode.success = answer["success"]

@@ -19,6 +19,7 @@ everywhere. Sums are kept in float64.
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -82,45 +83,75 @@ class _Mean:
         return torch.where(seen, self.sum / self.weight.clamp(min=1e-12), total)
 
 
-def _merge_processes(means: dict) -> dict:
-    """The same means over the shares of all processes; every process calls it and gets them."""
-    if not distributed.is_initialized():
-        return means
-    shares: list = [None] * distributed.get_world_size()
-    distributed.all_gather_object(shares, means)
-    merged: dict = {}
-    for name, mean in (pair for share in shares for pair in share.items()):
-        merged.setdefault(name, _Mean(mean.kept_axes)).add_sums(mean.sum, mean.weight)
-    return merged
+class _Means(dict[Any, _Mean]):
+    """Running means by name."""
+
+    def add(self, name, values: Tensor, weight: Tensor, kept_axes: int = 0) -> None:
+        """Adds values with their weights to one of them."""
+        self.setdefault(name, _Mean(kept_axes)).add(values, weight)
+
+    def add_losses(self, config: ForesightConfig, output: Mapping, batch: Mapping) -> None:
+        """Adds what a batch contributes to each loss."""
+        for head in heads_of(config):
+            for name, loss in head.loss(config, output, batch).items():
+                self.setdefault(name, _Mean()).add_sums(loss.total, loss.count)
+
+    def merge_processes(self) -> "_Means":
+        """The same means over the shares of all processes; every process calls it and gets them."""
+        if not distributed.is_initialized():
+            return self
+        shares: list = [None] * distributed.get_world_size()
+        distributed.all_gather_object(shares, self)
+        merged = _Means()
+        for name, mean in (pair for share in shares for pair in share.items()):
+            merged.setdefault(name, _Mean(mean.kept_axes)).add_sums(mean.sum, mean.weight)
+        return merged
+
+    def losses(self) -> dict[str, float]:
+        """The losses that were added, each one masked mean."""
+        return {name: LossSum(mean.sum, mean.weight).mean().item() for name, mean in self.items()}
+
+    def errors(self) -> dict:
+        """Plain floats by section, group, predictor and metric, without groups that never had an element.
+
+        Metrics with `rmse` in their name are roots.
+        """
+        result: dict = {}
+        for (section, group, predictor, metric), mean in self.items():
+            if mean:
+                value = mean.value().sqrt() if "rmse" in metric else mean.value()
+                entry = result.setdefault(section, {}).setdefault(group, {}).setdefault(predictor, {})
+                entry[metric] = value.tolist()
+                if value.ndim:
+                    entry[f"{metric}_mean"] = value.mean().item()
+        return result
 
 
 def measure_held_out(
     model: ForesightForActionPrediction,
     processor: ForesightProcessor,
     data: RunData,
-    batch_size: int,
-    baseline_windows: int,
-    rank: int = 0,
-    world_size: int = 1,
+    batch_size: int = 32,
+    baseline_windows: int = 2000,
 ) -> dict:
     """Errors on the validation windows, beside trivial predictors that are fitted to training windows.
+
+    In distributed training all processes call it together; each measures its share of the windows.
 
     Args:
         model, processor: The policy.
         data (`RunData`): Its `val` must exist.
         batch_size (`int`): Windows per forward pass.
         baseline_windows (`int`): Training windows, evenly spread, that the trivial predictors are fitted to.
-        rank, world_size (`int`): Each process measures a share of the windows; all must call this together.
 
     Returns:
         `dict`: As [`evaluate_open_loop`]; the same in every process.
     """
-    share = {"rank": rank, "world_size": world_size}
-    bar = {"unit": "batch", "disable": rank > 0}
-    train = evaluation_loader(data.unaugmented_train(), batch_size, baseline_windows, **share)
+    bar = {"unit": "batch", "disable": distributed.is_initialized() and distributed.get_rank() > 0}
+    train = evaluation_loader(data.unaugmented_train(), batch_size, baseline_windows)
     train = tqdm(train, desc="trivial predictors", **bar)
     baselines = fit_baselines(train, processor, model.config, model.device)
-    held_out = tqdm(evaluation_loader(data.val, batch_size, **share), desc="held-out episodes", **bar)
+    held_out = tqdm(evaluation_loader(data.val, batch_size), desc="held-out episodes", **bar)
     return evaluate_open_loop(model, processor, held_out, baselines)
 
 
@@ -145,26 +176,20 @@ def fit_baselines(
         `future_depth` `(V, N, values per patch)` normalised; `flow_displacement` `(L, P, 2)` fractions from
         the start; `flow_z` `(L, P)` metres; `actions` `(K, A)` in the raw batch's units; `progress` `()`.
     """
-    means: dict[str, _Mean] = {}
-
-    def add(name: str, kept_axes: int, values: Tensor, weight: Tensor) -> None:
-        means.setdefault(name, _Mean(kept_axes)).add(values, weight)
-
-    with torch.no_grad():
-        for raw in batches:
-            batch = processor.prepare_batch(raw, device, config.history_length)
-            for name, (target, weight) in _targets(config, raw, batch).items():
-                if name == "flow":
-                    displacement = target[..., :2] - batch["track_start"].float()[:, :, None]
-                    add("flow_displacement", 3, displacement, weight[..., None])
-                    if target.shape[-1] == 3:
-                        add("flow_z", 2, target[..., 2], weight)
-                elif name == "actions":
-                    add(name, 2, target, weight[..., None])
-                else:
-                    add(name, 0 if name == "progress" else 3, target, weight)
-    means = _merge_processes(means)
-    return {name: mean.value().float() for name, mean in means.items() if mean}
+    means = _Means()
+    for raw in batches:
+        batch = processor.prepare_batch(raw, device, config.history_length)
+        for name, (target, weight) in _targets(config, raw, batch).items():
+            if name == "flow":
+                displacement = target[..., :2] - batch["track_start"].float()[:, :, None]
+                means.add("flow_displacement", displacement, weight[..., None], 3)
+                if target.shape[-1] == 3:
+                    means.add("flow_z", target[..., 2], weight, 2)
+            elif name == "actions":
+                means.add(name, target, weight[..., None], 2)
+            else:
+                means.add(name, target, weight, 0 if name == "progress" else 3)
+    return {name: mean.value().float() for name, mean in means.merge_processes().items() if mean}
 
 
 def evaluate_open_loop(
@@ -199,21 +224,19 @@ def evaluate_open_loop(
         ValueError: If there is no window.
     """
     baselines = {name: mean.to(model.device) for name, mean in (baselines or {}).items()}
-    table, sums, windows = _Table(), {}, _Mean()
+    errors, losses, windows = _Means(), _Means(), _Means()
     for raw, batch, output in _predict(model, processor, batches):
-        windows.add_sums(torch.ones(()), torch.tensor(len(raw["task"])))
-        _add_losses(sums, model.config, output, batch)
-        targets = _targets(model.config, raw, batch)
-        _compare(table, model, processor, raw, batch, output, targets, baselines)
-    table.means, sums = _merge_processes(table.means), _merge_processes(sums | {"windows": windows})
-    windows = sums.pop("windows")
+        windows.add("windows", torch.ones(len(raw["task"])), torch.ones(()))
+        losses.add_losses(model.config, output, batch)
+        _compare(errors, model, processor, raw, batch, output, baselines)
+    errors, losses, windows = (means.merge_processes() for means in (errors, losses, windows))
     if not windows:
         raise ValueError("no windows to evaluate on; give validation episodes")
-    losses = _mean_losses(sums)
+    losses = losses.losses()
     if losses:
         weights = {name: getattr(model.config, f"{name}_loss_weight") for name in losses}
         losses["total"] = sum(weights[name] * loss for name, loss in losses.items())
-    return {"windows": int(windows.weight), "losses": losses, **table.result()}
+    return {"windows": int(windows["windows"].weight), "losses": losses, **errors.errors()}
 
 
 def measure_losses(
@@ -223,10 +246,10 @@ def measure_losses(
 
     In distributed training every process calls it with its share of the windows.
     """
-    sums: dict[str, _Mean] = {}
+    losses = _Means()
     for _, batch, output in _predict(model, processor, batches):
-        _add_losses(sums, model.config, output, batch)
-    return _mean_losses(_merge_processes(sums))
+        losses.add_losses(model.config, output, batch)
+    return losses.merge_processes().losses()
 
 
 def _predict(model, processor, batches: Iterable[Mapping]) -> Iterator[tuple]:
@@ -243,16 +266,6 @@ def _predict(model, processor, batches: Iterable[Mapping]) -> Iterator[tuple]:
             yield raw, batch, output
     finally:
         model.train(was_training)
-
-
-def _add_losses(sums: dict[str, _Mean], config: ForesightConfig, output, batch: Mapping) -> None:
-    for head in heads_of(config):
-        for name, loss in head.loss(config, output, batch).items():
-            sums.setdefault(name, _Mean()).add_sums(loss.total, loss.count)
-
-
-def _mean_losses(sums: dict[str, _Mean]) -> dict[str, float]:
-    return {name: LossSum(mean.sum, mean.weight).mean().item() for name, mean in sums.items()}
 
 
 def held_out_data(checkpoint: str, config: ForesightConfig, dataset: str) -> RunData:
@@ -296,7 +309,7 @@ def measure_recorded(
     return {
         "dataset": described["name"],
         "episodes": described["validation_episodes"],
-        "metrics": measure_held_out(model, processor, data, batch_size=32, baseline_windows=2000),
+        "metrics": measure_held_out(model, processor, data),
         "real_units": measure_in_real_units(model, processor, data.val.datasets[0], intrinsics),
     }
 
@@ -313,11 +326,11 @@ def format_open_loop(metrics: Mapping) -> str:
         if section in ("losses", "windows"):
             continue
         for group, predictors in groups.items():
+            trivial = {name: figures for name, figures in predictors.items() if name != "model"}
             parts = []
             for metric, value in predictors["model"].items():
                 if isinstance(value, float):  # neither a list nor a count
-                    others = [f"{who} {m[metric]:.4g}" for who, m in predictors.items() if who != "model"
-                              and metric in m]  # fmt: skip
+                    others = [f"{name} {f[metric]:.4g}" for name, f in trivial.items() if metric in f]
                     parts.append(f"{metric} {value:.4g}" + (f" ({', '.join(others)})" if others else ""))
             lines.append(f"{section} {group}: " + ", ".join(parts))
     return "\n".join(lines)
@@ -339,10 +352,10 @@ def flow_errors(config: ForesightConfig, flow: Tensor, raw: Mapping, batch: Mapp
         `flow_z_m` (if z is predicted), and `stay_put_x_px`, `stay_put_y_px` of points that stay where they
         are. Empty if nothing is supervised.
     """
-    table, target = _Table(), flow_targets(config, batch)
+    means, target = _Means(), flow_targets(config, batch)
     if target is not None:
-        _compare_flow(table, raw, batch, flow, target, config.views[0], {})
-    groups = table.result().get("flow", {})
+        _compare_flow(means, raw, batch, flow, target, config.views[0], {})
+    groups = means.errors().get("flow", {})
     errors = groups.get("moving") or groups.get("all") or {}
     logged = {("model", axis): f"flow_{axis}" for axis in ("x_px", "y_px", "z_m")}
     logged |= {("stay_put", axis): f"stay_put_{axis}" for axis in ("x_px", "y_px")}
@@ -366,81 +379,49 @@ def _targets(config: ForesightConfig, raw: Mapping, batch: Mapping) -> dict[str,
     return targets
 
 
-class _Table:
-    """Means by section, group, predictor and metric."""
+def _compare(means: _Means, model, processor, raw, batch, output, baselines) -> None:
+    """Adds the errors of one batch."""
+    config, targets = model.config, _targets(model.config, raw, batch)
+    patch = config.patch_size
 
-    def __init__(self):
-        self.means: dict[tuple[str, str, str, str], _Mean] = {}
-
-    def add(self, section, group, predictor, metric, error: Tensor, weight: Tensor, kept_axes=0) -> None:
-        """Adds errors with their weights to one entry."""
-        self.means.setdefault((section, group, predictor, metric), _Mean(kept_axes)).add(error, weight)
-
-    def result(self) -> dict:
-        """Nested plain floats. Groups that never had an element are left out; `..rmse..` are roots."""
-        result: dict = {}
-        for (section, group, predictor, metric), mean in self.means.items():
-            if not mean:
-                continue
-            value = mean.value()
-            value = value.sqrt() if "rmse" in metric else value
-            entry = result.setdefault(section, {}).setdefault(group, {}).setdefault(predictor, {})
-            entry[metric] = value.tolist()
-            if value.ndim:
-                entry[f"{metric}_mean"] = value.mean().item()
-        return result
-
-
-def _compare(table: _Table, model, processor, raw, batch, output, targets, baselines) -> None:
-    """Adds the errors of one batch to the table."""
-    patch, views = model.config.patch_size, list(model.config.views)
-
-    def patches(section: str, **predictors: Tensor | None) -> None:
+    def compare_patches(section: str, predicted: Tensor, **trivial: Tensor | None) -> None:
         target, mask = targets[section]
+        predictors = {"model": predicted[:, : target.shape[1]], "mean": baselines.get(section), **trivial}
         for predictor, values in predictors.items():
             if values is not None:
                 error = (values.float() - target) ** 2
-                for v, view in enumerate(views):
-                    table.add(section, view, predictor, "mse", error[:, :, v], mask[:, :, v])
+                for v, view in enumerate(config.views):
+                    means.add((section, view, predictor, "mse"), error[:, :, v], mask[:, :, v])
 
     if "depth" in targets:
-        patches("depth", model=output.depth, mean=baselines.get("depth"))
+        compare_patches("depth", output.depth)
     if "future_rgb" in targets:
-        n = targets["future_rgb"][0].shape[1]
-        patches(
-            "future_rgb",
-            model=output.future_rgb[:, :n],
-            mean=baselines.get("future_rgb"),
-            current=rgb_target(batch["pixel_values"][:, :n], patch),
-        )
+        n = targets["future_rgb"].values.shape[1]
+        current = rgb_target(batch["pixel_values"][:, :n], patch)
+        compare_patches("future_rgb", output.future_rgb, current=current)
         if "future_depth" in targets:
             current, valid = depth_target(batch["depth"][:, :n], patch)
-            patches(
-                "future_depth",
-                model=output.future_depth[:, :n],
-                mean=baselines.get("future_depth"),
-                # Where the current frame has no depth, its patch's mean is the best that can be repeated.
-                current=torch.where(valid, current, torch.zeros_like(current)),
-            )
+            # Where the current frame has no depth, its patch's mean is the best that can be repeated.
+            current = torch.where(valid, current, torch.zeros_like(current))
+            compare_patches("future_depth", output.future_depth, current=current)
     if "flow" in targets:
-        _compare_flow(table, raw, batch, output.flow, targets["flow"], views[0], baselines)
+        _compare_flow(means, raw, batch, output.flow, targets["flow"], config.views[0], baselines)
     if "actions" in targets:
         actions, mask = targets["actions"]
         predicted = processor.denormalise_actions(output.actions)
-        predictors = {"model": predicted, "mean": baselines.get("actions")}
-        for predictor, values in predictors.items():
+        for predictor, values in {"model": predicted, "mean": baselines.get("actions")}.items():
             if values is not None:
                 error = (values - actions).abs()
-                table.add("actions", "chunk", predictor, "l1", error, mask[..., None], 1)
-                table.add("actions", "first", predictor, "l1", error[:, :, 0], mask[:, :, 0, None], 1)
+                means.add(("actions", "chunk", predictor, "l1"), error, mask[..., None], 1)
+                means.add(("actions", "first", predictor, "l1"), error[:, :, 0], mask[:, :, 0, None], 1)
     if "progress" in targets:
         progress, mask = targets["progress"]
         for predictor, values in {"model": output.progress, "mean": baselines.get("progress")}.items():
             if values is not None:
-                table.add("progress", "all", predictor, "mae", (values - progress).abs(), mask)
+                means.add(("progress", "all", predictor, "mae"), (values - progress).abs(), mask)
 
 
-def _compare_flow(table, raw, batch, predicted, target: Target, view, baselines) -> None:
+def _compare_flow(means: _Means, raw, batch, predicted, target: Target, view, baselines) -> None:
     """Flow errors of the model and of the trivial predictors, for all points and for those that move."""
     track, weight = target
     height, width = raw["images"][view].shape[-2:]
@@ -459,13 +440,13 @@ def _compare_flow(table, raw, batch, predicted, target: Target, view, baselines)
     for predictor, (xy, z) in predictors.items():
         error_xy = xy - track[..., :2]
         error_px = (error_xy * size_px).abs()
-        error_z = None if z is None else (z - track[..., 2]).abs()
         for group, w in groups.items():
-            table.add("flow", group, predictor, "x_px", error_px[..., 0], w)
-            table.add("flow", group, predictor, "y_px", error_px[..., 1], w)
-            table.add("flow", group, predictor, "xy_px", error_px.norm(dim=-1), w)
-            table.add("flow", group, predictor, "xy_rmse", error_xy**2, w[..., None])
-            if error_z is not None:
-                w = w * z_known
-                table.add("flow", group, predictor, "z_m", error_z, w)
-                table.add("flow", group, predictor, "z_rmse_m", error_z**2, w)
+            place = "flow", group, predictor
+            means.add((*place, "x_px"), error_px[..., 0], w)
+            means.add((*place, "y_px"), error_px[..., 1], w)
+            means.add((*place, "xy_px"), error_px.norm(dim=-1), w)
+            means.add((*place, "xy_rmse"), error_xy**2, w[..., None])
+            if z is not None:
+                error_z = (z - track[..., 2]).abs()
+                means.add((*place, "z_m"), error_z, w * z_known)
+                means.add((*place, "z_rmse_m"), error_z**2, w * z_known)

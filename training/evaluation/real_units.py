@@ -8,7 +8,6 @@ points that stay where they are.
 """
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,14 +17,13 @@ from tqdm import tqdm
 
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.targets import depth_statistics, unpatchify
-from training.evaluation.metric_loader import load_metric
+from training.evaluation.metric_loader import import_evaluate
 from training.evaluation.predictions import Moment, Prediction, predict_windows
 from training.windows import ForesightWindows
 
 __all__ = ["measure_in_real_units"]
 
-# `evaluate` makes Python numbers of what it compares: some 650 bytes for a pixel of RGB-D and its truth.
-MAX_PIXELS = 2_000_000
+MAX_PIXELS = 2_000_000  # of one view, which are kept until all are compared
 
 # Metric, group and predictor, and several examples for it: predictions and references.
 Examples = tuple[tuple[str, str, str], np.ndarray, np.ndarray]
@@ -54,6 +52,14 @@ def measure_in_real_units(
         `robot_action` (group `chunk`, all its actions), `flow_3d`, `masked_depth` and `future_rgbd` (groups
         are views).
     """
+    import_evaluate()  # the library that the metrics import, not the command of that name
+    from training.evaluation.hub_metrics.flow_3d.flow_3d import end_point_errors
+    from training.evaluation.hub_metrics.future_rgbd.future_rgbd import frame_errors
+    from training.evaluation.hub_metrics.masked_depth.masked_depth import depth_errors
+    from training.evaluation.hub_metrics.robot_action.robot_action import action_errors
+
+    errors = {"flow_3d": end_point_errors, "future_rgbd": frame_errors}
+    errors |= {"masked_depth": depth_errors, "robot_action": action_errors}
     config, has_future = model.config, model.config.has("future")
     windows = ForesightWindows(
         windows.rows, dataclasses.replace(windows.config, lookahead=has_future, p_moving=0.5)
@@ -65,23 +71,17 @@ def measure_in_real_units(
         "flow_3d": {"width": width, "height": height, **(intrinsics or {})},
         "robot_action": _grippers(processor, config),
     }
-    metrics: dict[tuple[str, str, str], Any] = {}
-    result: dict[str, Any] = {"windows": len(chosen)}
+    found: dict[tuple[str, str, str], list] = {}
     predictions = predict_windows(model, processor, windows, chosen.tolist())
-    # On disk: what `evaluate` keeps in memory it pickles once more, to hash it.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        for prediction in tqdm(predictions, total=len(chosen), desc="in real units", unit="window"):
-            for place, predicted, truth in _examples(prediction, config.patch_size):
-                if not np.isfinite(truth).any():  # a metric without anything to compare is an error
-                    continue
-                if place not in metrics:
-                    files = {"cache_dir": folder, "experiment_id": "-".join(place), "keep_in_memory": False}
-                    metrics[place] = load_metric(place[0], **files)
-                # As lists: of an array of pixels, `evaluate` would take up every pixel by itself.
-                metrics[place].add_batch(predictions=predicted.tolist(), references=truth.tolist())
-        for (name, group, predictor), metric in metrics.items():
-            figures = metric.compute(**options.get(name, {}))
-            result.setdefault(name, {}).setdefault(group, {})[predictor] = figures
+    for prediction in tqdm(predictions, total=len(chosen), desc="in real units", unit="window"):
+        for place, predicted, truth in _examples(prediction, config.patch_size):
+            if np.isfinite(truth).any():  # a metric without anything to compare is an error
+                found.setdefault(place, []).append((predicted, truth))
+    result: dict[str, Any] = {"windows": len(chosen)}
+    for (name, group, predictor), pairs in found.items():
+        predicted, truth = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
+        figures = errors[name](predicted, truth, **options.get(name, {}))
+        result.setdefault(name, {}).setdefault(group, {})[predictor] = figures
     return result
 
 

@@ -7,7 +7,6 @@ step. The outcome does not depend on how many run at a time.
 # No import of PyTorch at the top: every simulator process imports the command, which imports this file.
 import dataclasses
 import itertools
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,17 +26,12 @@ from datasets_scripts.simulation.metaworld import (
 from datasets_scripts.storage.atomic import write_json
 from datasets_scripts.storage.dataset_folder import load_features
 from datasets_scripts.storage.provenance import read_provenance
+from training.run_facts import count_cores, describe_run, portable_path
 
 __all__ = ["SuccessOptions", "format_success", "measure_success"]
 
 MAX_FILMED = 20  # rollouts in one video
 SMALL_MODEL = 20_000_000  # parameters
-
-
-def _count_cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _option(default, help: str, **more):
@@ -64,7 +58,7 @@ class SuccessOptions:
     output: Path = _option(Path("eval.json"), "results (default: %(default)s)")
     video: Path | None = _option(None, f"film of the first {MAX_FILMED} episodes, .mp4")
     dataset: str | None = _option(None, "also measure errors on the held-out episodes of this dataset")
-    num_envs: int = _option(_count_cores, "simulators side by side (default: one per core, %(default)s here)")
+    num_envs: int = _option(count_cores, "simulators side by side (default: one per core, %(default)s here)")
     max_steps: int = _option(
         MAX_STEPS,
         f"simulation steps until an episode has failed (default, and MetaWorld's limit: {MAX_STEPS})",
@@ -125,7 +119,6 @@ def _measure(options: SuccessOptions, tasks: list[str], model, processor) -> dic
     from training.checkpoint_folder import read_summary, weights_digest
     from training.evaluation.metric_loader import load_metric
     from training.evaluation.open_loop import held_out_data, measure_recorded
-    from training.run_facts import describe_run, portable_path
 
     metric = load_metric("success_rate")  # before the episodes: the cache of such scripts may be read-only
     demonstrations = _find_demonstrations(options)

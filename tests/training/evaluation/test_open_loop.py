@@ -16,6 +16,7 @@ from training.evaluation.open_loop import (
     fit_baselines,
     flow_errors,
     format_open_loop,
+    measure_losses,
 )
 
 BATCH, HEIGHT, WIDTH = 3, 30, 60
@@ -93,6 +94,28 @@ def test_errors_add_up_to_the_losses_of_the_model(config, model, processor):
         for view in config.views
     )
     assert future == pytest.approx(metrics["losses"]["future"], rel=1e-5)
+
+
+def test_losses_of_several_batches_are_one_mean_over_all_their_elements(config, model, processor):
+    raws = [raw_batch(config, seed) for seed in (1, 2)]
+    raws[0]["track_weight"][:] = 0
+    raws[0]["track_weight"][0, 0, 0, 0] = 1  # a lone supervised point weighs as much as any other
+    raws[0]["frame_mask"][1:, 2:] = False
+    raws[1]["view_mask"][0, 1] = False
+    whole = {
+        name: {view: torch.cat([raw[name][view] for raw in raws]) for view in config.views}
+        if isinstance(raws[0][name], dict)
+        else raws[0][name] + raws[1][name]
+        if name == "task"
+        else torch.cat([raw[name] for raw in raws])
+        for name in raws[0]
+    }
+    with torch.no_grad():
+        output = model(**processor.prepare_batch(whole))
+    measured = measure_losses(model, processor, raws)
+    assert measured == pytest.approx({name: loss.item() for name, loss in output.losses.items()}, rel=1e-4)
+    losses = evaluate_open_loop(model, processor, raws)["losses"]
+    assert losses == pytest.approx({**measured, "total": output.loss.item()}, rel=1e-4)
 
 
 @pytest.mark.parametrize("future_targets", ["window", "lookahead"])

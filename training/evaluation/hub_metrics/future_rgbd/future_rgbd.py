@@ -25,9 +25,6 @@ Raises:
     ValueError: If shapes differ, colours of the truth leave [0, 1] (bytes need a division by 255),
         predicted ones are not finite, or nothing can be compared.
 
-`evaluate.load(PATH, "main")` calls the inputs `main_predictions` and `main_references`, so that metrics of
-different things combine.
-
 Example:
     >>> import evaluate
     >>> metric = evaluate.load("training/evaluation/hub_metrics/future_rgbd")
@@ -43,7 +40,7 @@ def frame_errors(predictions, references) -> dict:
     n = n_depth = n_true = frames = 0
     absolute = squared = relative = squared_m = 0.0
     for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-        p, t = _frame(prediction), _frame(reference)
+        p, t = (np.asarray(frame, dtype=np.float64) for frame in (prediction, reference))
         if p.shape != t.shape or p.shape[-1] not in (3, 4):
             raise ValueError(
                 f"frame {i}: the prediction has shape {p.shape}, its truth {t.shape}; both must be "
@@ -69,11 +66,7 @@ def frame_errors(predictions, references) -> dict:
     if not n:
         raise ValueError("no pixel has a known colour: nothing to compare")
     mse = squared / n
-    result = {
-        "rgb_mae": absolute / n,
-        "rgb_mse": mse,
-        "frames": frames,
-    }
+    result = {"rgb_mae": absolute / n, "rgb_mse": mse, "frames": frames}
     if mse:
         result["psnr_db"] = float(-10 * np.log10(mse))
     if n_true:
@@ -99,10 +92,3 @@ class FutureRGBD(evaluate.Metric):
     def _compute(self, **given):
         inputs = [given.pop(name) for name in self.features]
         return frame_errors(*inputs, **given)
-
-
-def _frame(values) -> np.ndarray:
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except ValueError:
-        raise ValueError("rows or pixels of one frame differ in length") from None
