@@ -45,7 +45,7 @@ def main() -> None:
     images = {view: frames[now] for view, frames in sample["images"].items()}
     batch = processor(images, sample["task"], sample["state"])
     with torch.no_grad():
-        actions = model.predict_action(**batch)  # (1, K, A) normalised
+        actions = model.predict_action(**batch)  # (1, K, A) normalized
     predicted = processor.decode_actions(actions, sample["state"][None, -1])[0]  # the dataset's units
     recorded = sample["actions"][model.config.history_length - 1]  # (K, A): from the newest frame on
     print(f"“{sample['task']}”, window {args.window} of {len(windows)}")

@@ -38,13 +38,8 @@ def export_model(
 ) -> None:
     """Writes the trained model, or the adapter and, if asked for, the merged model; all processes call it.
 
-    Args:
-        accelerator (`Accelerator`): Gathers the weights; its main process writes.
-        model (`torch.nn.Module`): As Accelerate prepared it.
-        processor (`ForesightProcessor`): The model's.
-        config (`RunConfig`): Names the folder.
-        image_keys (`dict`): Image column of every view, for LeRobot.
-        base (`dict`, *optional*): Of an adapter: the description of its base.
+    `model` is as Accelerate prepared it; `image_keys` are the image columns of the views, for LeRobot; `base`
+    is the description of an adapter's base.
     """
     target = Path(config.export)
     state = accelerator.get_state_dict(model)  # collective under sharding: all processes call it
@@ -80,11 +75,7 @@ def write_export(
 ) -> None:
     """Writes model and processor for `from_pretrained`; `target` appears only when it is whole.
 
-    Args:
-        target (`Path`): Final folder.
-        processor (`ForesightProcessor`): The model's.
-        write (`Callable`): Writes the model into the folder it is given.
-        image_keys (`dict`, *optional*): Image column of every view; the folder becomes a LeRobot policy too.
+    `write` writes the model into the folder it is given. With `image_keys` it becomes a LeRobot policy too.
 
     Raises:
         OSError: If a file cannot be written.
@@ -116,9 +107,7 @@ def add_lerobot_files(folder: Path, target: Path, image_keys: dict[str, str | No
 def load_checkpoint(
     source: str | Path, device: str | torch.device = "cpu", revision: str | None = None
 ) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
-    """Model in evaluation mode and processor.
-
-    An adapter is merged into the base that it names.
+    """Model in evaluation mode and processor; an adapter is merged into the base that it names.
 
     Args:
         source (`str` or `Path`): Folder or Hub id of a model, or of an adapter that `train.py` trained.
@@ -144,7 +133,7 @@ def load_checkpoint(
                 source, revision=revision, dtype=torch.float32
             )
         processor = ForesightProcessor.from_pretrained(source, revision=revision)
-    except Exception as error:  # safetensors, hub and tokenizer libraries raise types of their own
+    except Exception as error:  # safetensors, hub and tokenizer libraries raise their own types
         raise ValueError(f"checkpoint {source} cannot be loaded: {error}") from error
     return model.to(device).eval(), processor
 
@@ -168,10 +157,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def weights_digest(folder: str | Path) -> str:
-    """SHA-256 of the weights by name, dtype, shape and content, however many files they are split into.
-
-    Args:
-        folder (`str` or `Path`): Folder with `model*.safetensors` or `adapter_model.safetensors`.
+    """SHA-256 of a folder's weights by name, dtype, shape and content, however they are split into files.
 
     Raises:
         ValueError: If a file is damaged; names it.

@@ -25,7 +25,7 @@ __all__ = [
     "check_run_folder",
     "describe_run_folder",
     "latest_checkpoint",
-    "own_run_folder",
+    "lock_run_folder",
     "save_checkpoint",
 ]
 
@@ -47,7 +47,7 @@ MAY_CHANGE = (
 
 
 @contextlib.contextmanager
-def own_run_folder(accelerator: Accelerator, folder: Path) -> Iterator[None]:
+def lock_run_folder(accelerator: Accelerator, folder: Path) -> Iterator[None]:
     """Makes the run folder and locks it: two runs would overwrite each other's checkpoints.
 
     A killed launcher can leave its training processes alive. The lock ends with its process.
@@ -164,8 +164,7 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int
 class StopRequest:
     """Makes SIGINT and SIGTERM a request that the loop reads between steps; a second one kills at once.
 
-    Args:
-        accelerator (`Accelerator`): All its processes stop at the same step, whichever got the signal.
+    All processes stop at the same step, whichever got the signal.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -177,9 +176,8 @@ class StopRequest:
         signal.signal(number, signal.SIG_DFL)
 
     def __bool__(self) -> bool:
-        if self.accelerator.num_processes > 1:
-            signals = torch.tensor([self.signal], device=self.accelerator.device)
-            self.signal = int(self.accelerator.gather(signals).max())
+        signals = torch.tensor([self.signal], device=self.accelerator.device)
+        self.signal = int(self.accelerator.gather(signals).max())
         return self.signal != 0
 
     def close(self) -> None:

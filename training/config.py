@@ -38,7 +38,7 @@ class DatasetSource:
     Args:
         path (`str`): Folder or Hub id of a LeRobot v3 dataset.
         cameras (`dict`): Dataset camera of each view of the model (`front` of `observation.images.front`, or
-            a whole column's name); a view that is not listed uses the camera of its own name, `null` says
+            a whole column's name); a view that is not listed uses the camera of the same name, `null` says
             that this dataset has no such view.
         frame_stride (`int`): Dataset frames per step of the window.
         strided_commands (`str`): How the recorded commands of one step combine; see `WindowConfig`.
@@ -61,7 +61,7 @@ class DataConfig:
         random_shift (`float`): Largest random shift as a fraction of the image side.
         p_moving, occluded_weight (`float`): Choice and weight of flow points.
         state_key (`str`, *optional*), action_key (`str`): Columns.
-        statistics (`str`): With `init_from`, whose numbers states and actions are normalised by: those of the
+        statistics (`str`): With `init_from`, whose numbers states and actions are normalized by: those of the
             `dataset` trained on, right for another robot and the safe choice, or those the `model` came with,
             which its heads know: for small datasets of a robot and task space it has seen.
         skip_flagged (`bool`): Leave out episodes whose labels have a flag, in training and in validation.
@@ -213,7 +213,7 @@ class RunConfig:
         model_fields = {field.name for field in dataclasses.fields(ForesightConfig)}
         # A config class of transformers takes any name, so a typo would go unnoticed.
         for name in self.model.keys() - model_fields:
-            raise ValueError(f"model.{name} is not a field of ForesightConfig{_closest(name, model_fields)}")
+            raise ValueError(f"model.{name} is not a field of ForesightConfig{_suggest(name, model_fields)}")
         train, positive = self.train, ("steps", "batch_size", "gradient_accumulation_steps")
         least = dict.fromkeys((*positive, "keep_checkpoints", "log_every"), 1)
         least |= dict.fromkeys(("val_every", "checkpoint_every", "warmup_steps"), 0)
@@ -275,13 +275,13 @@ def load_config(path: str | Path | None, overrides: list[str]) -> RunConfig:
     except yaml.YAMLError as error:
         raise ValueError(f"config {path} is not valid YAML: {error}") from None
     values, given = values or {}, {}
-    for key, value in _pairs(overrides):
+    for key, value in _parse_pairs(overrides):
         if key == "dataset":
             key, value = "data.datasets", [{"path": str(value)}]
         if key.startswith("model."):
-            _set(given, key.removeprefix("model."), value)
+            _set_nested(given, key.removeprefix("model."), value)
         else:
-            _set(values, key, value)
+            _set_nested(values, key, value)
     if given:
         values["model"] = resolve_presets([values.get("model") or {}, given])
     _check_names(RunConfig, values, "")
@@ -323,7 +323,7 @@ def resolve_presets(layers: list[dict[str, Any]]) -> dict[str, Any]:
         if i == last:
             name = layer["preset"]
             if name not in PRESETS:
-                raise ValueError(f"model.preset={name!r} is unknown{_closest(str(name), PRESETS)}")
+                raise ValueError(f"model.preset={name!r} is unknown{_suggest(str(name), PRESETS)}")
             fields |= {key: list(v) if isinstance(v, tuple) else v for key, v in PRESETS[name].items()}
         _merge(fields, {name: value for name, value in layer.items() if name != "preset"})
     return fields
@@ -338,7 +338,7 @@ def _merge(fields: dict, layer: dict) -> None:
             fields[name] = value
 
 
-def _set(values: dict, key: str, value: Any) -> None:
+def _set_nested(values: dict, key: str, value: Any) -> None:
     """Sets `a.b.c` in nested dicts."""
     *parents, leaf = key.split(".")
     for parent in parents:
@@ -348,7 +348,7 @@ def _set(values: dict, key: str, value: Any) -> None:
     values[leaf] = value
 
 
-def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:
+def _parse_pairs(arguments: list[str]) -> list[tuple[str, Any]]:
     """`["--a.b", "1", "--c=x"]` -> `[("a.b", 1), ("c", "x")]`."""
     pairs, rest = [], iter(arguments)
     for argument in rest:
@@ -373,11 +373,11 @@ def _check_names(cls: type, values: dict, prefix: str) -> None:
     for name, value in values.items():
         if name not in fields:
             known = [*fields, "dataset"] if not prefix else fields
-            raise ValueError(f"{prefix}{name} is unknown{_closest(name, known)}")
+            raise ValueError(f"{prefix}{name} is unknown{_suggest(name, known)}")
         if dataclasses.is_dataclass(fields[name].type) and isinstance(value, dict):
             _check_names(fields[name].type, value, f"{prefix}{name}.")
 
 
-def _closest(name: str, known) -> str:
+def _suggest(name: str, known) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"

@@ -19,7 +19,7 @@ from training.checkpoints import (
     StopRequest,
     check_run_folder,
     describe_run_folder,
-    own_run_folder,
+    lock_run_folder,
     save_checkpoint,
 )
 from training.config import RunConfig
@@ -46,7 +46,7 @@ def train(config: RunConfig, resume: bool) -> int:
         ValueError: If config, data and run folder do not fit together, or a loss is not finite.
     """
     accelerator = build_accelerator(config)
-    with own_run_folder(accelerator, Path(config.output)):
+    with lock_run_folder(accelerator, Path(config.output)):
         # One process per machine downloads the data and fills the frame cache; the others then find it there.
         with accelerator.local_main_process_first():
             datasets = open_datasets(config)
@@ -72,6 +72,8 @@ def train(config: RunConfig, resume: bool) -> int:
         export_model(accelerator, run.model, run.processor, config, data.image_keys, run.base)
         write_summary(run, log.seconds, measure_final_model(run))
         accelerator.print(f"done: model in {config.export}, log and checkpoints in {config.output}")
+        # Right after a gather, gloo's thread may still free tensors; ending the process then can hang.
+        accelerator.wait_for_everyone()
         accelerator.end_training()
         return 0
 
@@ -167,20 +169,20 @@ def measure_final_model(run: Run) -> dict:
 def check_step(run: Run, step: int, batches: Sequence[Mapping], loss: Tensor, norm: Tensor) -> None:
     """Stops all processes before an update with a loss or gradient that is not finite.
 
-    The weights are still those of before the update; they are saved as a checkpoint if they are finite.
+    The weights before the update are saved as a checkpoint if they are finite.
 
     Raises:
         ValueError: In every process; names the windows at fault, and what to do.
     """
     if is_true_everywhere(run, torch.isfinite(loss) & torch.isfinite(norm)):
         return
-    suspects = gather_object(find_not_finite(run, step, batches))
+    suspects = gather_object(find_broken_windows(run, step, batches))
     shown = "; ".join(suspects[:5]) or "none of its windows by itself"
     output = Path(run.config.output)
     if has_finite_weights(run):
         run.optimizer.zero_grad()
         save_checkpoint(run.accelerator, output, step, run.config.train.keep_checkpoints)
-        saved = f"The weights of before are saved as the checkpoint of step {step}"
+        saved = f"The weights before the update are saved as the checkpoint of step {step}"
     else:
         saved = "The weights are not finite either, so nothing was saved after the last checkpoint"
     raise ValueError(
@@ -201,7 +203,7 @@ def check_weights(run: Run, done: int) -> None:
     if not has_finite_weights(run):
         raise ValueError(
             f"the weights are not finite after step {done} of {run.config.output}. They are not saved; "
-            "checkpoints of before are kept. Lower train.learning_rate, and start a run with another --output"
+            "earlier checkpoints are kept. Lower train.learning_rate, and start a run with another --output"
         )
 
 
@@ -216,7 +218,7 @@ def is_true_everywhere(run: Run, flag: Tensor) -> bool:
 
 
 @torch.no_grad()
-def find_not_finite(run: Run, step: int, batches: Sequence[Mapping]) -> list[str]:
+def find_broken_windows(run: Run, step: int, batches: Sequence[Mapping]) -> list[str]:
     """Windows of this process whose loss is not finite by itself: dataset, episode and newest frame."""
     sampler, found = run.sampler(), []
     for part, batch in enumerate(batches):

@@ -1,4 +1,4 @@
-"""A run in the making: accelerator, model, optimizer and schedule, and the summary that it leaves."""
+"""What a run is made of: accelerator, model, optimizer and schedule; and its summaries."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping

@@ -140,7 +140,7 @@ class RunData:
         """`mean`, `std`, `min` and `max` of `action` or `state` over the episodes trained on.
 
         In a mixture every dataset counts by its number of windows. `None` for `local_delta` actions, which
-        are never normalised.
+        are never normalized.
         """
         if key == "action" and self.train.config.action_codec == "local_delta":
             return None

@@ -22,9 +22,8 @@ class RunLog:
     Args:
         accelerator (`Accelerator`): Only its main process writes.
         output (`Path`): Run folder.
-        start (`int`): First step of this session; log lines of later steps are from a lost session and
-            removed.
-        steps (`int`): Last step.
+        start, steps (`int`): First step of this session, and the last step. Log lines of steps after `start`
+            are from a lost session and removed.
     """
 
     def __init__(self, accelerator: Accelerator, output: Path, start: int, steps: int):
@@ -35,7 +34,7 @@ class RunLog:
         self.since, self.since_step, self.seconds = time.perf_counter(), start, 0.0
         if accelerator.is_main_process:
             lines = self.path.read_text().splitlines() if self.path.exists() else []
-            kept = [line for line in lines if _step_of(line) <= start]
+            kept = [line for line in lines if _read_step(line) <= start]
             with write_whole_file(self.path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in kept))
             training = [json.loads(line) for line in kept if "step_s" in line]
@@ -112,7 +111,7 @@ class RunLog:
         self.bar.close()
 
 
-def _step_of(line: str) -> float:
+def _read_step(line: str) -> float:
     """Step of a log line; infinite for one that a full disk or a power cut left half-written."""
     try:
         return json.loads(line)["step"]

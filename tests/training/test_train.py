@@ -422,6 +422,13 @@ def test_two_processes_share_every_batch_and_learn_as_one(config_file, dataset, 
     )
     assert len(two) == 3 and two[0] != two[1]
     assert two == pytest.approx(one, rel=1e-3)
+    alone, shared = (
+        json.loads((tmp_path / name / "summary.json").read_text())["validation"] for name in ("one", "two")
+    )
+    assert shared["windows"] == alone["windows"]
+    assert shared["progress"]["all"]["model"]["mae"] == pytest.approx(
+        alone["progress"]["all"]["model"]["mae"], rel=1e-2
+    )
 
 
 @pytest.mark.slow  # the launch without bf16 is quick; this one repeats it

@@ -79,16 +79,16 @@ def explain_figure(config: ForesightConfig, fps: float) -> str:
     if config.has("depth") or config.has("future"):
         what = "Images and depth" if config.has_depth_decoder else "Images"
         parts.append(
-            f"{what} are predicted normalised per patch; for display each patch has the mean and deviation "
+            f"{what} are predicted normalized per patch; for display each patch has the mean and deviation "
             "of the current recorded frame, so only the structure within patches is the model's."
         )
     if config.has_depth_decoder:
-        parts.append("Grey: no depth was recorded; what is predicted there was never trained.")
+        parts.append("Gray: no depth was recorded; what is predicted there was never trained.")
     if config.has("flow"):
         color = " colored by depth" if config.flow_dim == 3 else ""
         parts.append(
             f"Flow: {config.flow_length} steps of the tracked point nearest to each grid node, trails of "
-            f"moving points{color}, still points grey."
+            f"moving points{color}, still points gray."
         )
     return " ".join(parts)
 

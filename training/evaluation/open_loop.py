@@ -4,9 +4,9 @@ A loss of 0.001 says nothing by itself: a flow that only repeats where its point
 
 | prediction | unit | trivial predictors |
 | --- | --- | --- |
-| current depth | squared, normalised per patch | `mean`: training mean of each pixel's normalised value |
+| current depth | squared, normalized per patch | `mean`: training mean of each pixel's normalized value |
 | future RGB, future depth | the same, apart | `mean`; `current`: the current frame repeated |
-| flow | pixels, fractions, metres | `mean` displacement and z per node and step; `stay_put`, z as labelled |
+| flow | pixels, fractions, meters | `mean` displacement and z per node and step; `stay_put`, z as labeled |
 | actions | the raw batch's | `mean` per step of the chunk |
 | progress | [0, 1] | `mean` |
 
@@ -134,18 +134,10 @@ def measure_held_out(
     batch_size: int = 32,
     baseline_windows: int = 2000,
 ) -> dict:
-    """Errors on the validation windows, beside trivial predictors that are fitted to training windows.
+    """What [`evaluate_open_loop`] gives for the validation windows of a run.
 
-    In distributed training all processes call it together; each measures its share of the windows.
-
-    Args:
-        model, processor: The policy.
-        data (`RunData`): Its `val` must exist.
-        batch_size (`int`): Windows per forward pass.
-        baseline_windows (`int`): Training windows, evenly spread, that the trivial predictors are fitted to.
-
-    Returns:
-        `dict`: As [`evaluate_open_loop`]; the same in every process.
+    The trivial predictors are fitted to `baseline_windows` evenly spread training windows. In distributed
+    training all processes call it together; each measures its share, and all get the same errors.
     """
     bar = {"unit": "batch", "disable": distributed.is_initialized() and distributed.get_rank() > 0}
     train = evaluation_loader(data.unaugmented_train(), batch_size, baseline_windows)
@@ -167,14 +159,13 @@ def fit_baselines(
 
     Args:
         batches (`Iterable`): Raw batches of *training* windows, best without augmentation.
-        processor (`ForesightProcessor`): Prepares them.
-        config (`ForesightConfig`): Says which targets there are and where; no model is needed.
+        processor, config: The model's; they decide the targets.
         device (`torch.device`, *optional*): Where targets are computed.
 
     Returns:
         `dict[str, Tensor]`: float32 on the CPU, as far as the batches have targets: `depth`, `future_rgb`,
-        `future_depth` `(V, N, values per patch)` normalised; `flow_displacement` `(L, P, 2)` fractions from
-        the start; `flow_z` `(L, P)` metres; `actions` `(K, A)` in the raw batch's units; `progress` `()`.
+        `future_depth` `(V, N, values per patch)` normalized; `flow_displacement` `(L, P, 2)` fractions from
+        the start; `flow_z` `(L, P)` meters; `actions` `(K, A)` in the raw batch's units; `progress` `()`.
     """
     means = _Means()
     for raw in batches:
@@ -203,8 +194,7 @@ def evaluate_open_loop(
     In distributed training every process calls it with its share of the windows.
 
     Args:
-        model (`ForesightForActionPrediction`): The policy.
-        processor (`ForesightProcessor`): Its processor.
+        model, processor: The policy.
         batches (`Iterable`): Raw batches (schema in `inputs.py`), as `collate_windows` makes.
         baselines (`Mapping`, *optional*): From [`fit_baselines`]; without them the `mean` rows are missing.
 
@@ -213,9 +203,9 @@ def evaluate_open_loop(
 
         - `losses`: those of [`measure_losses`], and their weighted sum `total`.
         - `depth`, `future_rgb`, `future_depth`: group = view; `mse`.
-        - `flow`: groups `all` and `moving` (labelled moving); `x_px`, `y_px` mean absolute error and `xy_px`
+        - `flow`: groups `all` and `moving` (labeled moving); `x_px`, `y_px` mean absolute error and `xy_px`
           mean distance in pixels of the flow view's native resolution, `xy_rmse` in image fractions, `z_m`
-          mean absolute error and `z_rmse_m` in metres. Step 0 (now) counts, as in the loss.
+          mean absolute error and `z_rmse_m` in meters. Step 0 (now) counts, as in the loss.
         - `actions`: groups `chunk` (all steps) and `first`; `l1` per dimension in the raw batch's units and
           `l1_mean`.
         - `progress`: group `all`; `mae`.
@@ -271,10 +261,7 @@ def _predict(model, processor, batches: Iterable[Mapping]) -> Iterator[tuple]:
 def held_out_data(checkpoint: str, config: ForesightConfig, dataset: str) -> RunData:
     """A dataset, split as the run split it that made a checkpoint: `val` are the episodes it held out.
 
-    Args:
-        checkpoint (`str`): Where the model comes from; the run's settings are looked up beside it.
-        config (`ForesightConfig`): The model's.
-        dataset (`str`): Folder or Hub id.
+    The run's settings are looked up beside the checkpoint, whose config is given.
 
     Raises:
         ValueError: If it is unknown which episodes the run held out, or it held out none.

@@ -1,6 +1,6 @@
-"""What a model predicts for held-out windows, undone to metres, pixels and commands, in the hub's metrics.
+"""What a model predicts for held-out windows, undone to meters, pixels and commands, in the hub's metrics.
 
-The model predicts pictures and depth normalised per patch; undone, a patch has the level and contrast of the
+The model predicts pictures and depth normalized per patch; undone, a patch has the level and contrast of the
 current frame (see predictions.py). So depth here says how well the structure inside the patches is known, and
 not how well a depth camera could be replaced. Each prediction therefore stands beside one that needs no
 model: `patch_mean`, the recorded mean depth of each patch; `current`, the current frame repeated; `stay_put`,
@@ -39,8 +39,7 @@ def measure_in_real_units(
     """Figures of the hub's metrics (docs/metrics.md) over the newest frames of windows.
 
     Args:
-        model (`ForesightForActionPrediction`): In evaluation mode.
-        processor (`ForesightProcessor`): Its processor.
+        model, processor: The policy, in evaluation mode.
         windows (`ForesightWindows`): Held-out windows; only what they have labels for is measured.
         intrinsics (`dict`, *optional*): `fx`, `fy`, `cx`, `cy` of the flow view in pixels of its recorded
             size, for errors in space.
@@ -48,9 +47,8 @@ def measure_in_real_units(
             224 px).
 
     Returns:
-        `dict`: `windows`, how many, and `{metric: {group: {predictor: figures}}}` as far as they can be told:
-        `robot_action` (group `chunk`, all its actions), `flow_3d`, `masked_depth` and `future_rgbd` (groups
-        are views).
+        `dict`: `windows`, how many, and `{metric: {group: {predictor: figures}}}` of what can be compared:
+        `robot_action` (group `chunk`), `flow_3d`, `masked_depth` and `future_rgbd` (groups are views).
     """
     import_evaluate()  # the library that the metrics import, not the command of that name
     from training.evaluation.hub_metrics.flow_3d.flow_3d import end_point_errors
@@ -118,20 +116,20 @@ def _depth(view: str, moment: Moment, patch: int) -> Iterator[Examples]:
 def _future(view: str, moment: Moment) -> Iterator[Examples]:
     if moment.future_rgb is None or moment.future_rgb[0] is None:
         return
-    colours, metres = moment.future_rgb, moment.future_depth or (None, None)
+    colors, meters = moment.future_rgb, moment.future_depth or (None, None)
     depth_now = moment.now_depth
-    if metres[0] is not None and depth_now is not None:
+    if meters[0] is not None and depth_now is not None:
         # Both predictors on the same pixels: what is unknown now can be neither undone nor repeated.
-        known = np.isfinite(metres[1]) & np.isfinite(depth_now)
-        metres = np.where(known, metres[0], np.nan), metres[1]
-    truth, predicted = (_picture(*pair) for pair in zip(colours, metres, strict=True))
+        known = np.isfinite(meters[1]) & np.isfinite(depth_now)
+        meters = np.where(known, meters[0], np.nan), meters[1]
+    truth, predicted = (_picture(*pair) for pair in zip(colors, meters, strict=True))
     yield ("future_rgbd", view, "model"), predicted[None], truth[None]
     yield ("future_rgbd", view, "current"), _picture(moment.now_rgb, depth_now)[None], truth[None]
 
 
-def _picture(rgb: np.ndarray, metres: np.ndarray | None) -> np.ndarray:
-    """`(H, W, 4)`; a depth that is not there is unknown, never a reason to leave the colours out."""
-    return np.dstack([rgb, np.full(rgb.shape[:2], np.nan) if metres is None else metres])
+def _picture(rgb: np.ndarray, meters: np.ndarray | None) -> np.ndarray:
+    """`(H, W, 4)`, with NaN where there is no depth."""
+    return np.dstack([rgb, np.full(rgb.shape[:2], np.nan) if meters is None else meters])
 
 
 def _grippers(processor: ForesightProcessor, config: ForesightConfig) -> dict[str, list]:

@@ -1,6 +1,6 @@
 """Success of a checkpoint in MetaWorld, from starts that its training never saw.
 
-Episodes run side by side, each simulator in a process of its own, and share one forward pass per control
+Episodes run side by side, each simulator in its own process, and share one forward pass per control
 step. The outcome does not depend on how many run at a time.
 """
 
@@ -154,7 +154,7 @@ def _measure(options: SuccessOptions, tasks: list[str], model, processor) -> dic
         results["open_loop"] = measure_recorded(model, processor, recorded)
     if options.video:
         write_json(options.output, results)
-        _film(options.video, episodes[:MAX_FILMED], len(tasks) > 1, settings["control_hz"])
+        _write_film(options.video, episodes[:MAX_FILMED], len(tasks) > 1, settings["control_hz"])
     return results
 
 
@@ -193,7 +193,7 @@ def _run_trials(
         tqdm(total=len(trials), desc="evaluate", unit="episode") as bar,
     ):
 
-        def show(episode) -> None:
+        def report(episode) -> None:
             outcomes.append(episode.success)
             rate = sum(outcomes) / len(outcomes)
             bar.set_postfix_str(f"success {sum(outcomes)}/{len(outcomes)} = {rate:.0%}")
@@ -201,12 +201,12 @@ def _run_trials(
 
         steps = {name: settings[name] for name in ("stride", "max_steps", "execute_steps")}
         film = MAX_FILMED if options.video else 0
-        episodes, timing = run_episodes(stream, pool, trials, **steps, film=film, on_done=show)
+        episodes, timing = run_episodes(stream, pool, trials, **steps, film=film, on_done=report)
     return episodes, {
         "wall_s": round(time.perf_counter() - begun, 2),
         "parallel_environments": size,
-        "policy_ms": _spread(timing.policy),
-        "control_step_ms": _spread(timing.step),
+        "policy_ms": _percentiles_ms(timing.policy),
+        "control_step_ms": _percentiles_ms(timing.step),
     }
 
 
@@ -284,7 +284,7 @@ def _check_unseen(tasks: list[str], seeds: range, demonstrations: list[Path]) ->
     counted = []
     for dataset in demonstrations:
         known = read_provenance(dataset).get("episodes", {}).values()
-        shown = {(facts.get("task"), facts["seed"]) for facts in known if "seed" in facts}
+        shown = {(episode.get("task"), episode["seed"]) for episode in known if "seed" in episode}
         if seen := sorted({seed for task in tasks for seed in seeds if (task, seed) in shown}):
             raise ValueError(
                 f"the dataset {dataset.name} has demonstrations from the starts {seen[:5]}: choose another "
@@ -295,15 +295,15 @@ def _check_unseen(tasks: list[str], seeds: range, demonstrations: list[Path]) ->
     return {"checked_against": " and ".join(filter(None, (", ".join(counted[:-1]), *counted[-1:]))) or None}
 
 
-def _spread(durations_s: Sequence[float]) -> dict:
-    """Median and 90th percentile in milliseconds."""
+def _percentiles_ms(durations_s: Sequence[float]) -> dict:
+    """Median and 90th percentile of durations, in milliseconds."""
     import numpy as np
 
     median, p90 = np.percentile(np.asarray(durations_s) * 1000, [50, 90])
     return {"median": round(float(median), 3), "p90": round(float(p90), 3), "count": len(durations_s)}
 
 
-def _film(path: Path, episodes: list, name_tasks: bool, fps: float) -> None:
+def _write_film(path: Path, episodes: list, name_tasks: bool, fps: float) -> None:
     from training.evaluation.videos import rollout_grid, write_video
 
     captions = [f"{e.task + ' ' if name_tasks else ''}{e.seed}" for e in episodes]

@@ -16,13 +16,8 @@ __all__ = ["SimulationPool"]
 class SimulationPool:
     """A fixed number of simulators, as a context manager whose end ends their processes.
 
-    Requests are sent to any of them, and answers are read one by one.
-
-    Args:
-        size (`int`): Processes.
-        cameras (`Sequence[str]`): Cameras to render.
-        image_size (`int`): Side of the square pictures in pixels.
-        quality (`str`): Rendering quality, see `MetaWorldSim`.
+    Requests are sent to any of them, and answers are read one by one. `MetaWorldSim` explains `cameras`,
+    `image_size` (pixels) and `quality`.
     """
 
     def __init__(self, size: int, cameras: Sequence[str], image_size: int, quality: str = "fast"):
@@ -32,7 +27,7 @@ class SimulationPool:
         for _ in range(size):
             ours, theirs = context.Pipe()
             arguments = (theirs, tuple(cameras), image_size, quality)
-            process = context.Process(target=_work, args=arguments, daemon=True)
+            process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
             self._connections.append(ours)
@@ -93,7 +88,7 @@ class SimulationPool:
                 process.join()
 
 
-def _work(connection, cameras: tuple[str, ...], image_size: int, quality: str) -> None:
+def _serve(connection, cameras: tuple[str, ...], image_size: int, quality: str) -> None:
     """Serves requests until the other end closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     # The processes share the cores already; the software renderer must not start threads for each of them.

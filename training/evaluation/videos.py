@@ -16,16 +16,11 @@ GREEN, RED, GREY = (40, 160, 70), (200, 50, 45), (90, 90, 90)
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Writes H.264 in a form that browsers and the Hub play; the file appears only when it is whole.
-
-    Args:
-        path (`str` or `Path`): `.mp4` file.
-        frames (`Iterable[np.ndarray]`): `(H, W, 3)` uint8 RGB, all of one size; odd sizes lose a pixel.
-        fps (`float`): Frames per second.
+    """Writes frames `(H, W, 3)` uint8 of one size as an .mp4 that browsers play; odd sizes lose a pixel.
 
     Raises:
         ValueError: If there is no frame.
-        OSError: If the file cannot be written.
+        OSError: If the file cannot be written; it appears only when it is whole.
     """
     even = (np.ascontiguousarray(f[: len(f) // 2 * 2, : f.shape[1] // 2 * 2]) for f in frames)
     with write_whole_file(path) as temporary:
@@ -33,18 +28,12 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> N
 
 
 def rollout_grid(
-    clips: Sequence[Sequence[np.ndarray]],
-    captions: Sequence[str],
-    successes: Sequence[bool],
-    hold: int = 10,
+    clips: Sequence[Sequence[np.ndarray]], captions: Sequence[str], successes: Sequence[bool], hold: int = 10
 ) -> Iterable[np.ndarray]:
     """Clips side by side as `(H', W', 3)` uint8; each ends in a green (success) or red (failure) frame.
 
-    Args:
-        clips (`Sequence`): Per rollout its pictures, `(H, W, 3)` uint8 of one size.
-        captions (`Sequence[str]`): Short text under each.
-        successes (`Sequence[bool]`): Outcome of each.
-        hold (`int`): Frames to show the last state.
+    A clip is the pictures of one rollout, `(H, W, 3)` uint8 of one size. Each has a caption and an outcome.
+    The last state is shown for `hold` more frames.
     """
     height, width = clips[0][0].shape[:2]
     factor = max(1, math.ceil(160 / width))  # small pictures are enlarged so that captions fit

@@ -2,10 +2,10 @@
 
 A window is T frames of one episode; the model predicts from each of them. It never crosses an episode, and
 the episode's last frame is never one of them, so that every frame has a next one (GR-MG; `slicing.py` has the
-arithmetic). Short histories, as at the start of control, need no windows of their own: the model is causal,
+arithmetic). Short histories, as at the start of control, need no extra windows: the model is causal,
 so prefixes train them.
 
-One sample, before `ForesightProcessor.prepare_batch` resizes and normalises (T history frames, F lookahead
+One sample, before `ForesightProcessor.prepare_batch` resizes and normalizes (T history frames, F lookahead
 frames, V views, K action chunk, L flow length, P grid nodes, A action size; torch tensors):
 
 | key | dtype, shape | meaning |
@@ -156,25 +156,25 @@ class ForesightWindows(Dataset):
         first, stop = int(rows.episode_starts[episode]), int(rows.episode_stops[episode])
         frames, stride = config.history_length, config.frame_stride
 
-        def ahead(steps: int) -> range:
+        def rows_ahead(steps: int) -> range:
             """Rows of the window and `steps` more, as far as the episode goes."""
             return range(start, min(stop, start + (frames + steps - 1) * stride + 1), stride)
 
-        newest = ahead(0)[-1]
+        newest = rows_ahead(0)[-1]
         padding = {view: shift_px(config.random_shift, *self.view_sizes[view]) for view in config.views}
         shifts = {view: draw_shift(rng, padding_px) for view, padding_px in padding.items()}
-        sample = self._read_frames(ahead(config.lookahead_frames), shifts)
+        sample = self._read_frames(rows_ahead(config.lookahead_frames), shifts)
         if config.goal_image:
             goals = goal_rows(newest, stop - 1, stride)
             sample |= self._read_goal(int(goals[rng.integers(len(goals))]), shifts)
         if columns.actions:
             sample |= self._read_actions(start, stop)
         if columns.state:
-            state = two_dimensional(rows.column(columns.state).read(ahead(0))).astype(np.float32)
+            state = two_dimensional(rows.column(columns.state).read(rows_ahead(0))).astype(np.float32)
             sample["state"] = torch.from_numpy(_pad_rows(state, frames))
             sample["state_mask"] = torch.tensor(True)
         if config.wants_flow:
-            sample |= self._read_flow(episode, ahead(config.flow_length - 1), shifts, rng)
+            sample |= self._read_flow(episode, rows_ahead(config.flow_length - 1), shifts, rng)
         share = progress(np.arange(start, start + frames * stride, stride), first, stop - 1)
         task_index = int(rows.column("task_index").read(range(newest, newest + 1))[0])
         return sample | {

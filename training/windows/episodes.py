@@ -14,12 +14,7 @@ __all__ = ["EpisodeWindows"]
 
 
 class EpisodeWindows:
-    """Windows of the chosen episodes, counted one episode after the other.
-
-    Args:
-        rows (`DatasetRows`): The dataset.
-        columns (`WindowColumns`): Its cameras decide whose flags count.
-        config (`WindowConfig`): Chosen episodes, lengths, and whether flags count.
+    """Windows of the chosen episodes, counted one episode after the other; flags of cameras in use count.
 
     Attributes:
         episodes (`numpy.ndarray`): int64, episodes that give windows.
@@ -98,7 +93,7 @@ def _find_flagged(
 ) -> list[int]:
     """Those of the chosen episodes that have a flag of a camera in use."""
     provenance = read_provenance(rows.root)
-    if not any("flags" in facts for facts in provenance.get("episodes", {}).values()):
+    if not any("flags" in episode for episode in provenance.get("episodes", {}).values()):
         if config.missing_targets:  # a mixture may hold datasets without labels
             return []
         raise ValueError(

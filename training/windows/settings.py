@@ -38,7 +38,7 @@ class WindowConfig:
         action_key (`str`): Action column; not read with `local_delta`.
         action_codec (`str`): `"recorded"`: actions are those of the action column. `"local_delta"`: they are
             made from the poses that the state column measured (`action_codec.encode_local_delta`); it must
-            begin with x, y, z in metres, roll, pitch, yaw in radians, and the gripper as -1 or 1, or 0 or 1.
+            begin with x, y, z in meters, roll, pitch, yaw in radians, and the gripper as -1 or 1, or 0 or 1.
         strided_commands (`str`): What a `recorded` action is where `frame_stride` is above 1 and a step spans
             several commands: `"sum"` for motions per frame, `"last"` for targets (`combine_commands`).
             `"refuse"` accepts no such dataset, because the column does not say which it holds. `local_delta`

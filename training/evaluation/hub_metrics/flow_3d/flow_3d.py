@@ -7,19 +7,19 @@ import evaluate
 import numpy as np
 
 _DESCRIPTION = (
-    "End-point errors of 3D flow in pixels and in centimetres, for points that move and that do not."
+    "End-point errors of 3D flow in pixels and in centimeters, for points that move and that do not."
 )
 _KWARGS_DESCRIPTION = """
 An example is the future of one point: L steps of x, y, z, where x and y are fractions of the image's width
-and height and z is the depth in metres. Steps with a NaN in the truth are unknown and not compared. A point
+and height and z is the depth in meters. Steps with a NaN in the truth are unknown and not compared. A point
 moves if its known steps lie farther than `moving_above_px` from the first known one.
 
 Means over all known steps of all points:
 
 - `epe_px`: sqrt(((x - x') width)^2 + ((y - y') height)^2), pixels
-- `z_cm`: |z - z'|, centimetres
+- `z_cm`: |z - z'|, centimeters
 - `epe_cm`, with intrinsics only: distance in space of ((x width - cx) z / fx, (y height - cy) z / fy, z),
-  centimetres in the camera's frame (x right, y down, z forward; pixel centres at i + 0.5)
+  centimeters in the camera's frame (x right, y down, z forward; pixel centers at i + 0.5)
 - each of them with `_moving` and `_still`, as far as there are such points
 - `points`, `points_moving`: numbers of points with a known step
 

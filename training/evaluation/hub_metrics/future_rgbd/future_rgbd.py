@@ -11,18 +11,18 @@ An example is one frame. Over all known values of all frames together:
 - `rgb_mae`: mean |p - t| of the three channels, range [0, 1]
 - `rgb_mse`: mean (p - t)^2
 - `psnr_db`: -10 log10(`rgb_mse`); absent for equal pictures, where it is infinite
-- `depth_abs_rel`: mean |p - t| / t, and `depth_rmse_m`: sqrt(mean (p - t)^2), metres; with depth only, over
+- `depth_abs_rel`: mean |p - t| / t, and `depth_rmse_m`: sqrt(mean (p - t)^2), meters; with depth only, over
   pixels where both are finite and positive
 - `depth_covered`: their share of the pixels with true depth; below 1 if predictions are missing
 - `frames`
 
 Args:
-    predictions: frames `(H, W, 3)`: red, green, blue in [0, 1], or `(H, W, 4)` with depth in metres; float.
-    references: true frames of the same shapes. A pixel with a NaN in its colours is not compared; 0 or NaN is
+    predictions: frames `(H, W, 3)`: red, green, blue in [0, 1], or `(H, W, 4)` with depth in meters; float.
+    references: true frames of the same shapes. A pixel with a NaN in its colors is not compared; 0 or NaN is
         an unknown depth.
 
 Raises:
-    ValueError: If shapes differ, colours of the truth leave [0, 1] (bytes need a division by 255),
+    ValueError: If shapes differ, colors of the truth leave [0, 1] (bytes need a division by 255),
         predicted ones are not finite, or nothing can be compared.
 
 Example:
@@ -47,14 +47,14 @@ def frame_errors(predictions, references) -> dict:
                 "(H, W, 3) or (H, W, 4)"
             )
         known = np.isfinite(t[..., :3]).all(-1)
-        colours, truth = p[known][:, :3], t[known][:, :3]
+        colors, truth = p[known][:, :3], t[known][:, :3]
         if truth.size and (truth.min() < -1e-3 or truth.max() > 1.001):
-            raise ValueError(f"frame {i}: colours of the truth leave [0, 1]; divide bytes by 255")
-        if not np.isfinite(colours).all():
-            raise ValueError(f"frame {i}: predicted colours are not finite where the truth is known")
+            raise ValueError(f"frame {i}: colors of the truth leave [0, 1]; divide bytes by 255")
+        if not np.isfinite(colors).all():
+            raise ValueError(f"frame {i}: predicted colors are not finite where the truth is known")
         frames, n = frames + 1, n + truth.size
-        absolute += float(np.abs(colours - truth).sum())
-        squared += float(((colours - truth) ** 2).sum())
+        absolute += float(np.abs(colors - truth).sum())
+        squared += float(((colors - truth) ** 2).sum())
         if p.shape[-1] == 4:
             d, m = p[..., 3], t[..., 3]
             measured = np.isfinite(m) & (m > 0)
@@ -64,7 +64,7 @@ def frame_errors(predictions, references) -> dict:
             relative += float((np.abs(d - m) / m).sum())
             squared_m += float(((d - m) ** 2).sum())
     if not n:
-        raise ValueError("no pixel has a known colour: nothing to compare")
+        raise ValueError("no pixel has a known color: nothing to compare")
     mse = squared / n
     result = {"rgb_mae": absolute / n, "rgb_mse": mse, "frames": frames}
     if mse:

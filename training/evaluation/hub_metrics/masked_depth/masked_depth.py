@@ -9,13 +9,13 @@ _KWARGS_DESCRIPTION = """
 With prediction d and truth t over all N pixels, of all maps together, where both are finite and positive:
 
 - `abs_rel`: 1/N sum |d - t| / t
-- `rmse_m`: sqrt(1/N sum (d - t)^2), metres
+- `rmse_m`: sqrt(1/N sum (d - t)^2), meters
 - `delta_1`, `delta_2`, `delta_3`: share of pixels with max(d / t, t / d) < 1.25, 1.25^2, 1.25^3
 - `covered`: N divided by the number of pixels with truth; below 1 if predictions are missing
 - `pixels`: N
 
 Args:
-    predictions: depth maps `(H, W)`, float, metres along the optical axis; 0 or NaN where there is none.
+    predictions: depth maps `(H, W)`, float, meters along the optical axis; 0 or NaN where there is none.
     references: true depth of the same shapes and unit; 0 or NaN where it is unknown.
 
 Raises:
@@ -56,7 +56,7 @@ def depth_errors(predictions, references) -> dict:
         close += [(ratio < 1.25**k).sum() for k in (1, 2, 3)]
     if not n:
         raise ValueError(
-            "no pixel has both a predicted and a true depth: nothing to compare (metres, 0 or NaN where "
+            "no pixel has both a predicted and a true depth: nothing to compare (meters, 0 or NaN where "
             "unknown)"
         )
     return {

@@ -19,7 +19,7 @@ Over all M actions whose truth is known:
 - `actions`: M
 
 Args:
-    predictions: actions `(A,)`, float; the steps of a chunk are actions of their own.
+    predictions: actions `(A,)`, float; each step of a chunk counts as one action.
     references: true actions `(A,)`. An action with a NaN in it is padding and not compared.
     binary_indices (`list[int]`): Dimensions that are one of two values; none by default.
     threshold (`float` or `list[float]`): Between those two values, of all or of each; 0.5 by default (0 for a
