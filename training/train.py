@@ -18,7 +18,7 @@ with LoRA:
       --init_from outputs/quickstart/model --lora.r 16 --dataset DIR --output outputs/my-adapter"""
 
 
-FLAGS = {
+RUN_FLAGS = {
     "dataset": "LeRobot v3 dataset with depth and track columns: folder or Hub id",
     "output": "run folder",
     "export": "folder of the finished model (default: OUTPUT/model)",
@@ -36,10 +36,10 @@ def main() -> int:
     parser.add_argument("--config", help="YAML file of the run, for example training/configs/quickstart.yaml")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output, if there is one")
     parser.add_argument("--skip-flagged", action="store_true", help="leave out episodes with flagged labels")
-    for name, text in FLAGS.items():
+    for name, text in RUN_FLAGS.items():
         parser.add_argument(f"--{name}", help=text)
     named, overrides = parser.parse_known_args()
-    for name in FLAGS:
+    for name in RUN_FLAGS:
         if getattr(named, name) is not None:
             overrides += [f"--{name}={getattr(named, name)}"]
     if named.skip_flagged:
