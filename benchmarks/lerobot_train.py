@@ -213,10 +213,9 @@ def measure_losses(config: RunConfig, args: argparse.Namespace, scratch: Path) -
 
 def held_out_losses(folder: Path, config: RunConfig) -> dict[str, float]:
     """Mean losses of a trained model on the windows of the held-out episodes."""
-    from accelerate import Accelerator
     from transformers import AutoModel, AutoProcessor
 
-    from training.loop import validate
+    from training.evaluation.open_loop import measure_losses
     from training.run_data import RunData, evaluation_loader
 
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
@@ -224,7 +223,7 @@ def held_out_losses(folder: Path, config: RunConfig) -> dict[str, float]:
     if held_out is None:
         return {}
     torch.manual_seed(0)
-    losses = validate(Accelerator(), model, processor, evaluation_loader(held_out, config.train.batch_size))
+    losses = measure_losses(model, processor, evaluation_loader(held_out, config.train.batch_size))
     return {f"held-out {name}": round(value, 4) for name, value in losses.items()}
 
 

@@ -37,7 +37,7 @@ def main() -> None:
     doubtful = flagged_episodes(provenance)
     for episode in range(rows.n_episodes):
         frames = range(int(rows.episode_starts[episode]), int(rows.episode_stops[episode]))
-        # (F, n, 3): x, y as fractions of the image, z in metres; (F, n): seen or hidden
+        # (F, n, 3): x, y as fractions of the image, z in meters; (F, n): seen or hidden
         points = unpack_points(rows.column(points_key(camera)).read(frames))
         visible = rows.column(points_visible_key(camera)).read(frames)
         moving = moving_flags(provenance, episode, camera, points.shape[1])  # (n,)

@@ -4,16 +4,16 @@ python examples/evaluate_policy.py --checkpoint ORG/NAME --dataset YOU/DATASET -
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from training import evaluate
+from datasets_scripts.storage.atomic import write_json
 from training.checkpoint_folder import load_checkpoint
 from training.config import DataConfig, RunConfig
 from training.evaluation.open_loop import evaluate_open_loop, format_open_loop
+from training.evaluation.simulated_success import SuccessOptions, format_success, measure_success
 from training.run_data import window_config
 from training.windows import ConcatWindows, ForesightWindows, collate_windows
 
@@ -36,10 +36,10 @@ def main() -> None:
 
     # A robot or simulator of your own: the loop of streaming_control.py, once per episode.
     if args.tasks != "none":
-        options = ["--checkpoint", args.checkpoint, "--tasks", args.tasks, "--episodes", str(args.episodes)]
-        if code := evaluate.main([*options, "--output", str(args.output)]):  # prints success per task
-            sys.exit(code)
-        results = json.loads(args.output.read_text())  # what hub_cards/build.py makes the card's tables of
+        options = SuccessOptions(args.checkpoint, args.tasks, episodes=args.episodes, output=args.output)
+        results = measure_success(options)
+        write_json(args.output, results)  # hub_cards/build.py makes the tables of the model's card from it
+        print(format_success(results))
         print(f"seeds {results['seeds']['first']} to {results['seeds']['last']}, commit {results['commit']}")
 
     # Only what the dataset has is measured: no depth or tracks, no depth or flow errors.

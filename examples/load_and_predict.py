@@ -14,9 +14,9 @@ from transformers import AutoModel, AutoProcessor
 import modeling_foresight  # noqa: F401 - registers the model with the Auto classes
 from datasets_scripts.inspection.pictures import save_png
 from training.config import DataConfig, RunConfig
-from training.evaluation.predictions import foresee
+from training.evaluation.figures import draw_moments
+from training.evaluation.predictions import predict_windows
 from training.run_data import window_config
-from training.visualize import draw
 from training.windows import ForesightWindows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -45,7 +45,7 @@ def main() -> None:
     images = {view: frames[now] for view, frames in sample["images"].items()}
     batch = processor(images, sample["task"], sample["state"])
     with torch.no_grad():
-        actions = model.predict_action(**batch)  # (1, K, A) normalised
+        actions = model.predict_action(**batch)  # (1, K, A) normalized
     predicted = processor.decode_actions(actions, sample["state"][None, -1])[0]  # the dataset's units
     recorded = sample["actions"][model.config.history_length - 1]  # (K, A): from the newest frame on
     print(f"“{sample['task']}”, window {args.window} of {len(windows)}")
@@ -54,7 +54,7 @@ def main() -> None:
         print(f"action {step}: predicted {ours}   recorded {theirs}")
 
     view = model.config.views[0]
-    moment = foresee(model, processor, windows, [args.window], view)[0]
+    moment = next(predict_windows(model, processor, windows, [args.window], [view])).views[view]
     for name, flow in zip(("recorded", "predicted"), moment.flow or (), strict=False):  # points: (L, P, 3)
         if flow is None:  # the dataset has no tracks
             continue
@@ -63,7 +63,7 @@ def main() -> None:
         share = path.sum() / max(1, len(path))
         print(f"{name} flow: {known.sum()} points move, by {share:.1%} of the image in the mean")
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    save_png(args.output, draw([moment], f"“{sample['task']}”, {view} camera", ""))
+    save_png(args.output, draw_moments([moment], f"“{sample['task']}”, {view} camera", ""))
     print(f"wrote {args.output}")
 
 

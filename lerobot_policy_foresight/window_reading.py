@@ -64,21 +64,14 @@ class WindowReader:
         if self.is_renamed:
             pictures = [key for key in features if features[key]["dtype"] in ("image", "video")]
             views = [key for key in pictures if not is_label_key(key, features[key])]
-            names = {view: view for view in views}
-        self._config = WindowConfig(
+            names = dict(zip(views, views, strict=True))
+        self._config = WindowConfig.for_model(
+            model,
             views=views,
             cameras=names,
-            history_length=model.history_length,
-            future_shift=model.future_shift,
-            lookahead=model.future_targets == "lookahead" and model.has("future"),
-            chunk_size=model.chunk_size,
-            flow_length=model.flow_length,
-            flow_grid=tuple(model.flow_grid),
-            objectives=[name for name in model.objectives if model.has(name)],
             state_key="observation.state" if model.state_dim else None,
             missing_targets=True,
             frame_cache=frame_cache,
-            image_size=model.image_size,
         )
         columns = WindowColumns.find(features, self._config)
         check_targets([(str(self.root), columns, self._config)])

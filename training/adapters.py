@@ -1,4 +1,4 @@
-"""LoRA in a run: adapter on a base, checkpoints and folders that hold the adapter alone, and loading them.
+"""LoRA in a run: an adapter on a base, and checkpoints and folders that hold the adapter alone.
 
 An adapter folder holds what `peft` writes, the processor of the data it was trained on, and
 `foresight_adapter.json`, which identifies the weights of the base.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers.utils import cached_file
 
@@ -23,7 +23,7 @@ from training.config import LoraOptions
 __all__ = ["add_lora", "describe_base", "save_only_adapter", "load_adapter", "write_adapter"]
 
 WEIGHTS = "adapter_model.safetensors"  # peft's name
-FACTS = "foresight_adapter.json"
+BASE_FILE = "foresight_adapter.json"
 
 
 def add_lora(model: ForesightForActionPrediction, options: LoraOptions) -> PeftModel:
@@ -56,18 +56,14 @@ def describe_base(model: ForesightForActionPrediction) -> dict:
 
 
 def write_adapter(model: PeftModel, folder: Path, base: dict, state: dict | None = None) -> None:
-    """Writes the adapter without its base.
+    """Writes the adapter of a model without its base, which [`describe_base`] described.
 
-    Args:
-        model (`PeftModel`): Base and adapter.
-        folder (`Path`): Destination.
-        base (`dict`): From [`describe_base`].
-        state (`dict`, *optional*): The model's state, if it was gathered from shards.
+    `state` is the state of the whole model, if it was gathered from shards.
     """
     # Embeddings belong to the frozen text tower; by default peft asks the Hub about them.
     model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
     (folder / "README.md").unlink(missing_ok=True)  # a template; hub_cards writes cards
-    write_json(folder / FACTS, base)
+    write_json(folder / BASE_FILE, base)
 
 
 def save_only_adapter(accelerator: Accelerator, base: dict) -> None:
@@ -81,20 +77,14 @@ def save_only_adapter(accelerator: Accelerator, base: dict) -> None:
     def load(models, folder):
         # Accelerate loads what is left in this list.
         model, folder = accelerator.unwrap_model(models.pop()), Path(folder)
-        before = json.loads((folder / FACTS).read_text())
+        before = json.loads((folder / BASE_FILE).read_text())
         if before["base_weights_sha256"] != base["base_weights_sha256"]:
             raise ValueError(
                 f"{folder} was trained on other weights than {base['base_model']} has now: bring back the "
                 "base it started from (revision "
                 f"{before['base_revision'] or 'unknown'}), or choose another --output"
             )
-        state = load_file(folder / WEIGHTS)
-        expected = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
-        if state.keys() != expected:
-            raise ValueError(
-                f"{folder / WEIGHTS} does not fit this run: {sorted(state.keys() ^ expected)[:5]}"
-            )
-        set_peft_model_state_dict(model, state)
+        set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
@@ -121,9 +111,9 @@ def load_adapter(source: str, revision: str | None = None) -> ForesightForAction
         model = ForesightForActionPrediction.from_pretrained(
             config.base_model_name_or_path, revision=config.revision, dtype=torch.float32
         )
-    except Exception as error:  # safetensors, hub and config classes raise types of their own
+    except Exception as error:  # safetensors, hub and config classes raise their own types
         raise ValueError(f"its base {base} cannot be loaded ({error}): {remedy}") from error
-    file = cached_file(source, FACTS, revision=revision, _raise_exceptions_for_missing_entries=False)
+    file = cached_file(source, BASE_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
     trained_on = json.loads(Path(file).read_text()) if file else {}  # peft alone does not write this file
     if trained_on and trained_on["base_weights_sha256"] != describe_base(model)["base_weights_sha256"]:
         raise ValueError(f"its base {base} has other weights than the adapter was trained on: {remedy}")

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers.utils import find_adapter_config_file
 
+from datasets_scripts.storage.atomic import write_whole_folder
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
-from training.checkpoints import replace_folder
 from training.config import RunConfig, load_config
 
 __all__ = [
@@ -39,24 +38,15 @@ def export_model(
 ) -> None:
     """Writes the trained model, or the adapter and, if asked for, the merged model; all processes call it.
 
-    Args:
-        accelerator (`Accelerator`): Gathers the weights; its main process writes.
-        model (`torch.nn.Module`): As Accelerate prepared it.
-        processor (`ForesightProcessor`): The model's.
-        config (`RunConfig`): Names the folder.
-        image_keys (`dict`): Image column of every view, for LeRobot.
-        base (`dict`, *optional*): Of an adapter: the description of its base.
+    `model` is as Accelerate prepared it; `image_keys` are the image columns of the views, for LeRobot; `base`
+    is the description of an adapter's base.
     """
     target = Path(config.export)
-
-    def write_model(target: Path, write: Callable[[Path], None]) -> None:
-        write_export(target, processor, write, lambda folder: add_lerobot_files(folder, target, image_keys))
-
     state = accelerator.get_state_dict(model)  # collective under sharding: all processes call it
     if accelerator.is_main_process:
         plain = accelerator.unwrap_model(model)
         if base is None:
-            write_model(target, lambda folder: plain.save_pretrained(folder, state_dict=state))
+            write_export(target, processor, lambda f: plain.save_pretrained(f, state_dict=state), image_keys)
         else:
             from training.adapters import write_adapter  # peft is slow to import
 
@@ -64,7 +54,8 @@ def export_model(
             if config.lora.merge:
                 # Merging changes the model in place, and the final measurement still needs it.
                 merged = copy.deepcopy(plain).merge_and_unload()
-                write_model(target.with_name(f"{target.name}-merged"), merged.save_pretrained)
+                place = target.with_name(f"{target.name}-merged")
+                write_export(place, processor, merged.save_pretrained, image_keys)
             else:
                 print(f"{target} is not a policy for LeRobot's commands; --lora.merge true makes one")
             if Path(config.init_from).exists():
@@ -80,27 +71,21 @@ def write_export(
     target: Path,
     processor: ForesightProcessor,
     write: Callable[[Path], None],
-    complete: Callable[[Path], None] | None = None,
+    image_keys: dict[str, str | None] | None = None,
 ) -> None:
     """Writes model and processor for `from_pretrained`; `target` appears only when it is whole.
 
-    Args:
-        target (`Path`): Final folder.
-        processor (`ForesightProcessor`): The model's.
-        write (`Callable`): Writes the model into the folder it is given.
-        complete (`Callable`, *optional*): Adds to that folder when model and processor are in it.
+    `write` writes the model into the folder it is given. With `image_keys` it becomes a LeRobot policy too.
 
     Raises:
         OSError: If a file cannot be written.
     """
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        write(partial)
-        processor.save_pretrained(partial)
-        if complete is not None:
-            complete(partial)
-        replace_folder(partial, target)
+        with write_whole_folder(target, replace=True) as folder:
+            write(folder)
+            processor.save_pretrained(folder)
+            if image_keys is not None:
+                add_lerobot_files(folder, target, image_keys)
     except (OSError, RuntimeError, SafetensorError) as error:  # each writer reports a full disk differently
         raise OSError(
             f"the model could not be written to {target}: {error}. Free space and repeat with --resume"
@@ -108,14 +93,8 @@ def write_export(
 
 
 def add_lerobot_files(folder: Path, target: Path, image_keys: dict[str, str | None]) -> None:
-    """Makes an exported model a LeRobot policy too, or prints why LeRobot cannot use it.
-
-    Args:
-        folder (`Path`): Where the model is now.
-        target (`Path`): Its final folder, for the message.
-        image_keys (`dict`): Image column of every view.
-    """
-    # Here, because no other part of training needs the policy.
+    """Makes a model that will lie in `target` a LeRobot policy too, or prints why LeRobot cannot use it."""
+    # No other part of training needs the policy.
     from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
 
     try:
@@ -128,9 +107,7 @@ def add_lerobot_files(folder: Path, target: Path, image_keys: dict[str, str | No
 def load_checkpoint(
     source: str | Path, device: str | torch.device = "cpu", revision: str | None = None
 ) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
-    """Model in evaluation mode and processor.
-
-    An adapter is merged into the base that it names.
+    """Model in evaluation mode and processor; an adapter is merged into the base that it names.
 
     Args:
         source (`str` or `Path`): Folder or Hub id of a model, or of an adapter that `train.py` trained.
@@ -140,26 +117,12 @@ def load_checkpoint(
     Raises:
         ValueError: If there is no such folder or repo, or a part of it is missing or damaged; names it.
     """
-    folder = Path(source)
-    if folder.is_dir():
-        adapter = (folder / ADAPTER_CONFIG).is_file()
-        needed = {"processor_config.json": "its processor"}
-        if not adapter:
-            needed = {"config.json": "a model's configuration", **needed}
-        for name, what in needed.items():
-            if not (folder / name).is_file():
-                raise ValueError(
-                    f"checkpoint {source} has no {name} ({what}): give the folder that train.py exports, for "
-                    "example outputs/quickstart/model"
-                )
-        weights = "adapter_model.safetensors" if adapter else "model*.safetensors"  # LeRobot has others
-        if not any(folder.glob(weights)):
-            raise ValueError(f"checkpoint {source} has no weights ({weights}): export the model again")
-        kind = "foresight" if adapter else _read_json(folder / "config.json").get("model_type")
-        if kind != "foresight":
-            raise ValueError(f"checkpoint {source} is a model of type {kind!r}, not 'foresight'")
-    elif folder.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
-        raise ValueError(f"checkpoint {source} is no folder; train one first, or give a Hub id (owner/name)")
+    if Path(source).is_dir():
+        _check_folder(Path(source))
+    elif Path(source).is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
+        raise ValueError(
+            f"checkpoint {source} is not a folder; train one first, or give a Hub id (owner/name)"
+        )
     try:
         if find_adapter_config_file(str(source), revision=revision):
             from training.adapters import load_adapter
@@ -170,38 +133,46 @@ def load_checkpoint(
                 source, revision=revision, dtype=torch.float32
             )
         processor = ForesightProcessor.from_pretrained(source, revision=revision)
-    except Exception as error:  # safetensors, hub and tokenizer libraries raise types of their own
+    except Exception as error:  # safetensors, hub and tokenizer libraries raise their own types
         raise ValueError(f"checkpoint {source} cannot be loaded: {error}") from error
     return model.to(device).eval(), processor
 
 
-def weights_digest(folder: str | Path) -> str:
-    """SHA-256 of the weights by name, dtype, shape and content, however many files they are split into.
+def _check_folder(folder: Path) -> None:
+    """Refuses a folder that lacks a part of a model or adapter of this project; names the part."""
+    adapter = (folder / ADAPTER_CONFIG).is_file()
+    needed = {} if adapter else {"config.json": "a model's configuration"}
+    for name, what in {**needed, "processor_config.json": "its processor"}.items():
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"checkpoint {folder} has no {name} ({what}): give the folder that train.py exports, for "
+                "example outputs/quickstart/model"
+            )
+    weights = "adapter_model.safetensors" if adapter else "model*.safetensors"  # LeRobot has others
+    if not any(folder.glob(weights)):
+        raise ValueError(f"checkpoint {folder} has no weights ({weights}): export the model again")
+    kind = "foresight" if adapter else _read_json(folder / "config.json").get("model_type")
+    if kind != "foresight":
+        raise ValueError(f"checkpoint {folder} is a model of type {kind!r}, not 'foresight'")
 
-    Args:
-        folder (`str` or `Path`): Folder with `model*.safetensors` or `adapter_model.safetensors`.
+
+def weights_digest(folder: str | Path) -> str:
+    """SHA-256 of a folder's weights by name, dtype, shape and content, however they are split into files.
 
     Raises:
         ValueError: If a file is damaged; names it.
     """
     lines = []
-    for pattern in ("model*.safetensors", "adapter_model.safetensors"):
-        for path in Path(folder).glob(pattern):
-            try:
-                lines += _tensor_digests(path)
-            except SafetensorError as error:
-                raise ValueError(f"{path} is damaged: {error}; copy it again, or export the model") from None
+    for path in [*Path(folder).glob("model*.safetensors"), *Path(folder).glob("adapter_model.safetensors")]:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118  not a dict
+                    value = file.get_tensor(name)
+                    digest = hashlib.sha256(value.contiguous().flatten().view(torch.uint8).numpy())
+                    lines.append(f"{name} {value.dtype} {tuple(value.shape)} {digest.hexdigest()}")
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}; copy it again, or export the model") from None
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
-
-
-def _tensor_digests(path: Path) -> list[str]:
-    lines = []
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118  no dict
-            value = file.get_tensor(name)
-            digest = hashlib.sha256(value.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
-            lines.append(f"{name} {value.dtype} {tuple(value.shape)} {digest}")
-    return lines
 
 
 def run_folder(checkpoint: str | Path) -> Path | None:

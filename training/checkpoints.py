@@ -1,9 +1,8 @@
-"""A run's folder: one run at a time, whole checkpoints, what a resumed run finds; and stopping on signals."""
+"""A run's folder and checkpoints: one run at a time, what a resumed run finds, and stopping on signals."""
 
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -11,13 +10,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from datasets_scripts.storage.atomic import write_json
+from datasets_scripts.storage.atomic import remove_leftovers, write_json, write_whole_folder
 from datasets_scripts.storage.rows import DatasetRows
-from training.config import RunConfig, load_config, save_config
-from training.evaluation.open_loop import flatten_metrics
+from training.config import RunConfig, flatten, load_config, save_config
 from training.run_data import dataset_identity
 
 __all__ = [
@@ -26,8 +25,7 @@ __all__ = [
     "check_run_folder",
     "describe_run_folder",
     "latest_checkpoint",
-    "own_run_folder",
-    "replace_folder",
+    "lock_run_folder",
     "save_checkpoint",
 ]
 
@@ -49,7 +47,7 @@ MAY_CHANGE = (
 
 
 @contextlib.contextmanager
-def own_run_folder(accelerator: Accelerator, folder: Path) -> Iterator[None]:
+def lock_run_folder(accelerator: Accelerator, folder: Path) -> Iterator[None]:
     """Makes the run folder and locks it: two runs would overwrite each other's checkpoints.
 
     A killed launcher can leave its training processes alive. The lock ends with its process.
@@ -122,7 +120,7 @@ def _comparable(config: RunConfig) -> dict:
     fields = dataclasses.asdict(config)
     for source in fields["data"]["datasets"]:
         source["path"] = Path(source["path"]).name
-    return {key: value for key, value in flatten_metrics(fields).items() if key not in MAY_CHANGE}
+    return {key: value for key, value in flatten(fields).items() if key not in MAY_CHANGE}
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path, int] | None:
@@ -137,51 +135,36 @@ def latest_checkpoint(folder: Path) -> tuple[Path, int] | None:
 def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int) -> Path:
     """Writes model, optimizer, scheduler and random states; all processes call it together.
 
-    A checkpoint is written under a temporary name and renamed when every process has finished, so a folder
-    named `step-...` is always whole. Then all but the newest `keep` are deleted.
+    A folder named `step-...` is always whole. All but the newest `keep` are deleted.
 
     Raises:
         OSError: If it cannot be written; the checkpoint before it is still there.
     """
-    folder = output / "checkpoints"
+    folder, main = output / "checkpoints", accelerator.is_main_process
     final = folder / f"{PREFIX}{step:07d}"
-    partial = folder / f".{final.name}.partial"
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
+    if main:
+        remove_leftovers(folder)
     try:
-        accelerator.save_state(str(partial))
+        with write_whole_folder(final, replace=True) if main else contextlib.nullcontext() as partial:
+            (partial,) = broadcast_object_list([partial])
+            accelerator.save_state(str(partial))
+            accelerator.wait_for_everyone()
     except (OSError, RuntimeError, SafetensorError) as error:  # each writer reports a full disk differently
         raise OSError(
             f"checkpoint of step {step} could not be written to {folder}: {error}. Free space and continue "
             "with --resume from the checkpoint before it"
         ) from error
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        replace_folder(partial, final)
+    if main:
         for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return final
 
 
-def replace_folder(new: Path, target: Path) -> None:
-    """Renames a finished folder to `target`; the folder that was there is deleted last."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(new, target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 class StopRequest:
     """Makes SIGINT and SIGTERM a request that the loop reads between steps; a second one kills at once.
 
-    Args:
-        accelerator (`Accelerator`): All its processes stop at the same step, whichever got the signal.
+    All processes stop at the same step, whichever got the signal.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -193,13 +176,12 @@ class StopRequest:
         signal.signal(number, signal.SIG_DFL)
 
     def __bool__(self) -> bool:
-        if self.accelerator.num_processes > 1:
-            signals = torch.tensor([self.signal], device=self.accelerator.device)
-            self.signal = int(self.accelerator.gather(signals).max())
+        signals = torch.tensor([self.signal], device=self.accelerator.device)
+        self.signal = int(self.accelerator.gather(signals).max())
         return self.signal != 0
 
     def close(self) -> None:
-        """Restores the signal handlers of before."""
+        """Restores the earlier signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

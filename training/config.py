@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "RunConfig",
     "TowerConfig",
     "TrainConfig",
+    "flatten",
     "load_config",
     "save_config",
 ]
@@ -36,7 +38,7 @@ class DatasetSource:
     Args:
         path (`str`): Folder or Hub id of a LeRobot v3 dataset.
         cameras (`dict`): Dataset camera of each view of the model (`front` of `observation.images.front`, or
-            a whole column's name); a view that is not listed uses the camera of its own name, `null` says
+            a whole column's name); a view that is not listed uses the camera of the same name, `null` says
             that this dataset has no such view.
         frame_stride (`int`): Dataset frames per step of the window.
         strided_commands (`str`): How the recorded commands of one step combine; see `WindowConfig`.
@@ -59,7 +61,7 @@ class DataConfig:
         random_shift (`float`): Largest random shift as a fraction of the image side.
         p_moving, occluded_weight (`float`): Choice and weight of flow points.
         state_key (`str`, *optional*), action_key (`str`): Columns.
-        statistics (`str`): With `init_from`, whose numbers states and actions are normalised by: those of the
+        statistics (`str`): With `init_from`, whose numbers states and actions are normalized by: those of the
             `dataset` trained on, right for another robot and the safe choice, or those the `model` came with,
             which its heads know: for small datasets of a robot and task space it has seen.
         skip_flagged (`bool`): Leave out episodes whose labels have a flag, in training and in validation.
@@ -209,27 +211,24 @@ class RunConfig:
         self.export = self.export or str(Path(self.output) / "model")
         self.model = resolve_presets([self.model])
         model_fields = {field.name for field in dataclasses.fields(ForesightConfig)}
-        for name in self.model:
-            # A config class of transformers takes any name, so a typo would go unnoticed.
-            if name not in model_fields:
-                raise ValueError(
-                    f"model.{name} is not a field of ForesightConfig{_closest(name, model_fields)}"
-                )
-        least = dict.fromkeys(
-            ("steps", "batch_size", "gradient_accumulation_steps", "keep_checkpoints", "log_every"), 1
-        ) | dict.fromkeys(("val_every", "checkpoint_every", "warmup_steps"), 0)
+        # A config class of transformers takes any name, so a typo would go unnoticed.
+        for name in self.model.keys() - model_fields:
+            raise ValueError(f"model.{name} is not a field of ForesightConfig{_suggest(name, model_fields)}")
+        train, positive = self.train, ("steps", "batch_size", "gradient_accumulation_steps")
+        least = dict.fromkeys((*positive, "keep_checkpoints", "log_every"), 1)
+        least |= dict.fromkeys(("val_every", "checkpoint_every", "warmup_steps"), 0)
         for name, bound in least.items():
-            if getattr(self.train, name) < bound:
-                raise ValueError(f"train.{name} is {getattr(self.train, name)}; it must be at least {bound}")
-        if self.train.batch_size % self.train.gradient_accumulation_steps:
+            if getattr(train, name) < bound:
+                raise ValueError(f"train.{name} is {getattr(train, name)}; it must be at least {bound}")
+        if train.batch_size % train.gradient_accumulation_steps:
             raise ValueError(
-                f"train.batch_size={self.train.batch_size} cannot be cut into "
-                f"train.gradient_accumulation_steps={self.train.gradient_accumulation_steps} equal parts"
+                f"train.batch_size={train.batch_size} cannot be cut into "
+                f"train.gradient_accumulation_steps={train.gradient_accumulation_steps} equal parts"
             )
-        if self.train.mixed_precision == "False":  # YAML takes a bare `no` for false
-            self.train.mixed_precision = "no"
-        if self.train.mixed_precision not in ("no", "bf16"):
-            raise ValueError(f"train.mixed_precision is {self.train.mixed_precision!r}; use 'no' or 'bf16'")
+        if train.mixed_precision == "False":  # YAML takes a bare `no` for false
+            train.mixed_precision = "no"
+        if train.mixed_precision not in ("no", "bf16"):
+            raise ValueError(f"train.mixed_precision is {train.mixed_precision!r}; use 'no' or 'bf16'")
         if self.data.statistics not in ("dataset", "model"):
             raise ValueError(f"data.statistics is {self.data.statistics!r}; use 'dataset' or 'model'")
         self._check_start()
@@ -276,13 +275,13 @@ def load_config(path: str | Path | None, overrides: list[str]) -> RunConfig:
     except yaml.YAMLError as error:
         raise ValueError(f"config {path} is not valid YAML: {error}") from None
     values, given = values or {}, {}
-    for key, value in _pairs(overrides):
+    for key, value in _parse_pairs(overrides):
         if key == "dataset":
             key, value = "data.datasets", [{"path": str(value)}]
         if key.startswith("model."):
-            _set(given, key.removeprefix("model."), value)
+            _set_nested(given, key.removeprefix("model."), value)
         else:
-            _set(values, key, value)
+            _set_nested(values, key, value)
     if given:
         values["model"] = resolve_presets([values.get("model") or {}, given])
     _check_names(RunConfig, values, "")
@@ -299,14 +298,21 @@ def save_config(config: RunConfig, path: Path) -> None:
         temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 
+def flatten(settings: Mapping, prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1.0}}` -> `{"a/b": 1.0}`; lists become `name/0`, `name/1`, ..."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        value = dict(enumerate(value)) if isinstance(value, (list, tuple)) else value
+        is_group = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{name}/") if is_group else {f"{prefix}{name}": value}
+    return flat
+
+
 def resolve_presets(layers: list[dict[str, Any]]) -> dict[str, Any]:
     """The model's fields from layers of settings, weakest first, with `preset` replaced by its fields.
 
-    Only the last preset counts. It beats the fields of earlier layers; fields of its own layer beat it.
-
-    Args:
-        layers (`list[dict]`): Fields of `ForesightConfig` and `preset`, such as those of the YAML file and
-            those of the command line.
+    The layers are the fields in the YAML file and those on the command line. Only the last preset counts. It
+    beats the fields of earlier layers; fields of the same layer beat it.
 
     Raises:
         ValueError: If the preset is unknown.
@@ -315,12 +321,10 @@ def resolve_presets(layers: list[dict[str, Any]]) -> dict[str, Any]:
     last = max((i for i, layer in enumerate(layers) if layer.get("preset") is not None), default=None)
     for i, layer in enumerate(layers):
         if i == last:
-            if layer["preset"] not in PRESETS:
-                raise ValueError(
-                    f"model.preset={layer['preset']!r} is unknown{_closest(str(layer['preset']), PRESETS)}"
-                )
-            preset = PRESETS[layer["preset"]]
-            fields |= {name: list(v) if isinstance(v, tuple) else v for name, v in preset.items()}
+            name = layer["preset"]
+            if name not in PRESETS:
+                raise ValueError(f"model.preset={name!r} is unknown{_suggest(str(name), PRESETS)}")
+            fields |= {key: list(v) if isinstance(v, tuple) else v for key, v in PRESETS[name].items()}
         _merge(fields, {name: value for name, value in layer.items() if name != "preset"})
     return fields
 
@@ -334,7 +338,7 @@ def _merge(fields: dict, layer: dict) -> None:
             fields[name] = value
 
 
-def _set(values: dict, key: str, value: Any) -> None:
+def _set_nested(values: dict, key: str, value: Any) -> None:
     """Sets `a.b.c` in nested dicts."""
     *parents, leaf = key.split(".")
     for parent in parents:
@@ -344,18 +348,16 @@ def _set(values: dict, key: str, value: Any) -> None:
     values[leaf] = value
 
 
-def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:
+def _parse_pairs(arguments: list[str]) -> list[tuple[str, Any]]:
     """`["--a.b", "1", "--c=x"]` -> `[("a.b", 1), ("c", "x")]`."""
-    pairs, rest = [], list(arguments)
-    while rest:
-        argument = rest.pop(0)
+    pairs, rest = [], iter(arguments)
+    for argument in rest:
         if not argument.startswith("--"):
             raise ValueError(f"argument {argument!r}: expected --key.sub value")
         key, equals, value = argument[2:].partition("=")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise ValueError(f"--{key} needs a value")
-            value = rest.pop(0)
+        value = value if equals else next(rest, "--")
+        if not equals and value.startswith("--"):
+            raise ValueError(f"--{key} needs a value")
         # YAML 1.1 reads 1e-3 as text.
         parsed = yaml.safe_load(value)
         if isinstance(parsed, str):
@@ -371,11 +373,11 @@ def _check_names(cls: type, values: dict, prefix: str) -> None:
     for name, value in values.items():
         if name not in fields:
             known = [*fields, "dataset"] if not prefix else fields
-            raise ValueError(f"{prefix}{name} is unknown{_closest(name, known)}")
+            raise ValueError(f"{prefix}{name} is unknown{_suggest(name, known)}")
         if dataclasses.is_dataclass(fields[name].type) and isinstance(value, dict):
             _check_names(fields[name].type, value, f"{prefix}{name}.")
 
 
-def _closest(name: str, known) -> str:
+def _suggest(name: str, known) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import distributed
 from torch.utils.data import DataLoader, Subset
 
 from datasets_scripts.columns import find_image_key, image_key
@@ -58,17 +59,11 @@ def dataset_identity(rows: DatasetRows) -> dict:
 
 
 def window_config(model: ForesightConfig, config: RunConfig) -> WindowConfig:
-    """Windows that hold what a model takes and is supervised with."""
+    """Windows of a run: what the model takes and is supervised with, made as `config.data` says."""
     data = config.data
-    return WindowConfig(
+    return WindowConfig.for_model(
+        model,
         views=list(model.views),
-        history_length=model.history_length,
-        future_shift=model.future_shift,
-        lookahead=model.future_targets == "lookahead" and model.has("future"),
-        chunk_size=model.chunk_size,
-        flow_length=model.flow_length,
-        flow_grid=tuple(model.flow_grid),
-        objectives=[objective for objective in model.objectives if model.has(objective)],
         goal_image=model.goal_image,
         p_moving=data.p_moving,
         occluded_weight=data.occluded_weight,
@@ -80,7 +75,6 @@ def window_config(model: ForesightConfig, config: RunConfig) -> WindowConfig:
         skip_flagged=data.skip_flagged,
         missing_targets=data.missing_targets,
         frame_cache=data.frame_cache,
-        image_size=model.image_size,
         seed=config.seed,
     )
 
@@ -129,19 +123,14 @@ class RunData:
 
     def unaugmented_train(self) -> ConcatWindows:
         """The training windows without augmentation."""
+        plain = (w.config.for_evaluation(w.config.episodes) for w in self.train.datasets)
         return ConcatWindows(
-            [
-                ForesightWindows(windows.rows, windows.config.for_evaluation(windows.config.episodes))
-                for windows in self.train.datasets
-            ]
+            [ForesightWindows(w.rows, own) for w, own in zip(self.train.datasets, plain, strict=True)]
         )
 
     def describe_window(self, index: int) -> str:
         """Dataset, episode and newest frame of a training window, for messages."""
-        for windows in self.train.datasets:
-            if index < len(windows):
-                break
-            index -= len(windows)
+        windows, index = self.train.locate(index)
         episode, first_row = windows.locate(index)
         newest = first_row + (windows.config.history_length - 1) * windows.config.frame_stride
         frame = newest - int(windows.rows.episode_starts[episode])
@@ -151,26 +140,21 @@ class RunData:
         """`mean`, `std`, `min` and `max` of `action` or `state` over the episodes trained on.
 
         In a mixture every dataset counts by its number of windows. `None` for `local_delta` actions, which
-        are never normalised.
+        are never normalized.
         """
         if key == "action" and self.train.config.action_codec == "local_delta":
             return None
-        column = {"action": "action_key", "state": "state_key"}[key]
-        found = [
-            (len(windows), windows.statistics[getattr(windows.config, column)])
-            for windows in self.train.datasets
-            if getattr(windows.config, column) in windows.statistics
-        ]
-        weight = np.array([n for n, _ in found], dtype=np.float64)[:, None] / sum(n for n, _ in found)
-        mean, std = (np.stack([stats[k] for _, stats in found]) for k in ("mean", "std"))
-        joint = (weight * mean).sum(0)
-        variance = (weight * (std**2 + (mean - joint) ** 2)).sum(0)
-        return {
-            "mean": joint,
-            "std": np.sqrt(variance),
-            "min": np.min([stats["min"] for _, stats in found], axis=0),
-            "max": np.max([stats["max"] for _, stats in found], axis=0),
+        column = getattr(self.train.config, f"{key}_key")
+        found = [windows for windows in self.train.datasets if column in windows.statistics]
+        weight = np.array([len(windows) for windows in found], dtype=np.float64)[:, None]
+        weight /= weight.sum()
+        each = {
+            name: np.stack([windows.statistics[column][name] for windows in found])
+            for name in ("mean", "std", "min", "max")
         }
+        mean = (weight * each["mean"]).sum(0)
+        variance = (weight * (each["std"] ** 2 + (each["mean"] - mean) ** 2)).sum(0)
+        return {"mean": mean, "std": np.sqrt(variance), "min": each["min"].min(0), "max": each["max"].max(0)}
 
     @property
     def image_keys(self) -> dict[str, str | None]:
@@ -185,25 +169,22 @@ class RunData:
 
     def describe(self) -> list[dict]:
         """Name, episodes, windows and label sources of every dataset, for the card."""
-        described = []
-        for windows, plain_val in zip(
-            self.train.datasets, self.val.datasets if self.val else self.train.datasets, strict=True
-        ):
-            described.append(
-                {
-                    "name": Path(windows.rows.name).name
-                    if Path(windows.rows.name).exists()
-                    else windows.rows.name,
-                    "train_episodes": len(windows.episodes),
-                    "train_windows": len(windows),
-                    "validation_episodes": [int(e) for e in plain_val.episodes] if self.val else [],
-                    "flagged_episodes": sorted({*windows.flagged, *plain_val.flagged}),
-                    "fps": windows.rows.fps,
-                    "tasks": windows.rows.tasks,
-                    "labels": read_provenance(windows.rows.root).get("cameras", {}),
-                }
-            )
-        return described
+        held_out = self.val.datasets if self.val else [None] * len(self.train.datasets)
+        return [
+            {
+                "name": Path(windows.rows.name).name
+                if Path(windows.rows.name).exists()
+                else windows.rows.name,
+                "train_episodes": len(windows.episodes),
+                "train_windows": len(windows),
+                "validation_episodes": val.episodes.tolist() if val else [],
+                "flagged_episodes": sorted({*windows.flagged, *(val.flagged if val else [])}),
+                "fps": windows.rows.fps,
+                "tasks": windows.rows.tasks,
+                "labels": read_provenance(windows.rows.root).get("cameras", {}),
+            }
+            for windows, val in zip(self.train.datasets, held_out, strict=True)
+        ]
 
 
 def training_loader(
@@ -223,12 +204,10 @@ def training_loader(
     )
 
 
-def evaluation_loader(
-    windows: ConcatWindows, batch_size: int, count: int | None = None, rank: int = 0, world_size: int = 1
-) -> DataLoader:
-    """Windows in order, all or `count` evenly spread; with `world_size`, this rank's share of them."""
-    chosen = range(len(windows))
-    if count is not None and count < len(windows):
-        chosen = [i * len(windows) // count for i in range(count)]
-    share = chosen[rank::world_size]
+def evaluation_loader(windows: ConcatWindows, batch_size: int, count: int | None = None) -> DataLoader:
+    """Windows in order, all or `count` evenly spread; of several processes, each gets its share of them."""
+    count = min(count or len(windows), len(windows))
+    chosen = [i * len(windows) // count for i in range(count)]
+    ranks = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    share = chosen[ranks[0] :: ranks[1]]
     return DataLoader(Subset(windows, share), batch_size=batch_size, collate_fn=collate_windows)

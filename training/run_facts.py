@@ -1,5 +1,6 @@
-"""What a figure was obtained with: versions, hardware, commit, command. No path of the machine gets in."""
+"""What a figure was measured with: versions, hardware, commit, command. Paths of the machine are left out."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -9,57 +10,47 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = [
-    "describe_run",
-    "git_commit",
-    "hardware",
-    "portable_command",
-    "portable_path",
-    "versions",
-]
+__all__ = ["describe_run", "portable_command", "portable_path"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = "lerobot_policy_foresight"
 PACKAGES = ("torch", "transformers", "lerobot", "metaworld", "mujoco", PROJECT)
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python, of this project and of the libraries that decide a result, as far as installed."""
+def count_cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _versions() -> dict[str, str]:
+    """Versions of Python, of this project and of the installed libraries that decide a result."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
-def hardware() -> dict:
+def _hardware() -> dict:
     """Processor model, usable cores, PyTorch's threads, and the GPU if there is one."""
     import torch
 
-    affinity = getattr(os, "sched_getaffinity", None)
-    facts = {
-        "cpu": _cpu_model(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-    }
+    found = {"cpu": _cpu_model(), "cores": count_cores(), "torch_threads": torch.get_num_threads()}
     if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
-    return facts
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
 
 
 def _cpu_model() -> str:
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 
-def git_commit() -> str | None:
+def _git_commit() -> str | None:
     """Commit of the checkout this code runs from, with `+changes` if files differ; `None` outside of one."""
 
     def git(*arguments: str) -> str:
@@ -78,25 +69,19 @@ def portable_path(path: str | Path, start: str | Path | None = None) -> str:
     """A path as it may be published: relative to `start`, or its last part.
 
     By default it is relative to the working directory if it lies inside; with a `start`, one step up is
-    allowed too. Relative paths and Hub ids stay as they are unless `start` is given.
+    allowed too. Relative paths and Hub ids do not change unless `start` is given.
     """
-    path, start_given = Path(path), start is not None
-    if not path.is_absolute() and not start_given:
+    path = Path(path)
+    if not path.is_absolute() and start is None:
         return path.as_posix()
-    start = Path.cwd() if start is None else Path(start)
-    relative = os.path.relpath(path.resolve(), start.resolve())
-    # Further up is another place of the machine, not a neighbour.
-    outside = os.path.join("..", "..") if start_given else ".."
+    relative = os.path.relpath(path.resolve(), Path(start or ".").resolve())
+    # Further up is another place of the machine.
+    outside = ".." if start is None else os.path.join("..", "..")
     return path.name if relative.startswith(outside) else Path(relative).as_posix()
 
 
 def portable_command(script: str, arguments: list[str]) -> str:
-    """The command line with absolute paths shortened by [`portable_path`].
-
-    Args:
-        script (`str`): Path of the script inside the project, for example `training/evaluate.py`.
-        arguments (`list[str]`): What followed it.
-    """
+    """The command line of a script of the project (`training/evaluate.py`) with absolute paths shortened."""
 
     def shorten(argument: str) -> str:
         name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
@@ -114,7 +99,7 @@ def describe_run(script: str | None = None, arguments: list[str] | None = None) 
     return {
         "command": portable_command(script, sys.argv[1:] if arguments is None else arguments),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": git_commit(),
-        "versions": versions(),
-        "hardware": hardware(),
+        "commit": _git_commit(),
+        "versions": _versions(),
+        "hardware": _hardware(),
     }

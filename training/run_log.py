@@ -1,4 +1,4 @@
-"""What a run says while it goes: a progress bar, one JSON line per interval, and Accelerate's trackers."""
+"""The log of a run: a progress bar, one JSON line per interval, and Accelerate's trackers."""
 
 import contextlib
 import json
@@ -22,20 +22,19 @@ class RunLog:
     Args:
         accelerator (`Accelerator`): Only its main process writes.
         output (`Path`): Run folder.
-        start (`int`): First step of this session; log lines of later steps are from a lost session and
-            removed.
-        steps (`int`): Last step.
+        start, steps (`int`): First step of this session, and the last step. Log lines of steps after `start`
+            are from a lost session and removed.
     """
 
     def __init__(self, accelerator: Accelerator, output: Path, start: int, steps: int):
         self.accelerator, self.path = accelerator, output / "metrics.jsonl"
         self.sums: dict[str, torch.Tensor] = {}
         self.counts: dict[str, int] = {}
-        self.times = {"data_s": 0.0}
+        self.data_s = 0.0
         self.since, self.since_step, self.seconds = time.perf_counter(), start, 0.0
         if accelerator.is_main_process:
             lines = self.path.read_text().splitlines() if self.path.exists() else []
-            kept = [line for line in lines if _step_of(line) <= start]
+            kept = [line for line in lines if _read_step(line) <= start]
             with write_whole_file(self.path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in kept))
             training = [json.loads(line) for line in kept if "step_s" in line]
@@ -44,9 +43,12 @@ class RunLog:
             total=steps, initial=start, desc="training", unit="step", disable=not accelerator.is_main_process
         )
 
-    def timed(self, name: str):
-        """Context manager that adds its duration to `name`."""
-        return _Timer(self.times, name)
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """What happens inside counts as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self.data_s += time.perf_counter() - start
 
     def add(self, values: dict[str, torch.Tensor]) -> None:
         """Adds one micro-batch's values to the running means."""
@@ -61,7 +63,7 @@ class RunLog:
         elapsed = now - self.since
         self.seconds += elapsed
         line = {"step": step, **means, **extra, "lr": lr}
-        line["data_s"] = self.times["data_s"] / steps
+        line["data_s"] = self.data_s / steps
         line["step_s"] = elapsed / steps - line["data_s"]
         line["samples_per_s"] = windows * steps / elapsed
         line["seconds"] = self.seconds
@@ -69,7 +71,7 @@ class RunLog:
         self.bar.set_postfix(
             {name: f"{value:.3g}" for name, value in {**means, **extra}.items() if name != "grad_norm"}
         )
-        self.sums, self.counts, self.times = {}, {}, {"data_s": 0.0}
+        self.sums, self.counts, self.data_s = {}, {}, 0.0
         self.since, self.since_step = time.perf_counter(), step
 
     def _means(self) -> dict[str, float]:
@@ -109,20 +111,9 @@ class RunLog:
         self.bar.close()
 
 
-def _step_of(line: str) -> float:
+def _read_step(line: str) -> float:
     """Step of a log line; infinite for one that a full disk or a power cut left half-written."""
     try:
         return json.loads(line)["step"]
     except ValueError:
         return math.inf
-
-
-class _Timer:
-    def __init__(self, times: dict[str, float], name: str):
-        self.times, self.name = times, name
-
-    def __enter__(self):
-        self.start = time.perf_counter()
-
-    def __exit__(self, *exception):
-        self.times[self.name] += time.perf_counter() - self.start

@@ -17,8 +17,7 @@ from modeling_foresight import (
 from modeling_foresight.processing_foresight import STILL
 from training.config import RunConfig
 from training.run_data import RunData
-from training.windows import collate_windows
-from training.windows.sampler import WindowSampler
+from training.windows import WindowSampler, collate_windows
 
 __all__ = ["build_model", "standardise_tokens", "starting_config"]
 
@@ -39,9 +38,9 @@ def starting_config(config: RunConfig) -> ForesightConfig:
                 "or start from the merged model that --lora.merge true exports"
             )
         source = {"pretrained_model_name_or_path": config.init_from, "revision": config.init_revision}
-        fields = dict(config.model)
+        fields = config.model
         if learns_to_act(AutoConfig.from_pretrained(**source), fields):
-            defaults = ForesightConfig()  # a base without actions has none of its own; the data set them
+            defaults = ForesightConfig()  # a base without actions has no sizes of a robot; the data set them
             fields = {name: getattr(defaults, name) for name in ROBOT} | fields
         return AutoConfig.from_pretrained(**source, **fields)
     return ForesightConfig(**config.model)
@@ -52,17 +51,15 @@ def learns_to_act(base: ForesightConfig, fields: dict) -> bool:
     return "action" in fields.get("objectives", ()) and not base.has("action")
 
 
-def robot_sizes(fields: dict, data: RunData) -> dict:
+def add_robot_sizes(fields: dict, data: RunData) -> dict:
     """Fields of the config, with missing sizes of the robot taken from the dataset."""
-    fields = dict(fields)
+    sizes = {"state_dim": data.train.state_dim}
     if data.train.action_dim:
-        fields.setdefault("action_dim", data.train.action_dim)
-        if fields.get("action_codec") != "local_delta":  # whose entries are fixed
-            fields.setdefault("binary_action_indices", [])
-    fields.setdefault("state_dim", data.train.state_dim)
-    if fields.get("action_codec") != "local_delta":
-        fields.setdefault("binary_state_indices", [])
-    return fields
+        sizes["action_dim"] = data.train.action_dim
+    if fields.get("action_codec") != "local_delta":  # whose entries are fixed
+        sizes |= {"binary_state_indices": []}
+        sizes |= {"binary_action_indices": []} if data.train.action_dim else {}
+    return sizes | fields
 
 
 def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
@@ -74,20 +71,19 @@ def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPre
                 f"{config.init_from} has learned: leave it out"
             )
         return load_base(config, data)
-    fields = dict(config.model)
-    if fields.pop("fps", None) not in (None, data.fps):
+    fields = {name: value for name, value in config.model.items() if name != "fps"}
+    if config.model.get("fps") not in (None, data.fps):
         raise ValueError(
             f"model.fps is {config.model['fps']}, but the dataset gives {data.fps:g} steps per second: leave "
             "it out, or choose a frame_stride"
         )
     tokenizer, fields = build_tokenizer(config, data, fields)
-    attention = config.train.attn_implementation
-    fields = robot_sizes(fields, data)
-    model_config = ForesightConfig(**fields, fps=data.fps, attn_implementation=attention)
-    if config.towers.text or config.towers.vision:
-        model = ForesightForActionPrediction.from_encoder_checkpoints(
-            model_config, text=config.towers.text, vision=config.towers.vision
-        )
+    model_config = ForesightConfig(
+        **add_robot_sizes(fields, data), fps=data.fps, attn_implementation=config.train.attn_implementation
+    )
+    towers = {"text": config.towers.text, "vision": config.towers.vision}
+    if any(towers.values()):
+        model = ForesightForActionPrediction.from_encoder_checkpoints(model_config, **towers)
     else:
         model = ForesightForActionPrediction(model_config)
     processor = ForesightProcessor.from_config(model.config, tokenizer, **dataset_statistics(data))
@@ -117,13 +113,13 @@ def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPredi
     """
     source = {"pretrained_model_name_or_path": config.init_from, "revision": config.init_revision}
     base, wanted = AutoConfig.from_pretrained(**source), starting_config(config)
-    acts_now = learns_to_act(base, config.model)
     _check_base(config, base, wanted)
     options = {"attn_implementation": config.train.attn_implementation}
     if (base.objectives, base.views) == (wanted.objectives, wanted.views):
         model = AutoModel.from_pretrained(**source, dtype=torch.float32, **options, **config.model)
     else:
-        fields = robot_sizes(config.model, data) if acts_now else config.model
+        acts_now = learns_to_act(base, config.model)
+        fields = add_robot_sizes(config.model, data) if acts_now else config.model
         model = AutoModel.from_config(AutoConfig.from_pretrained(**source, **fields), **options)
         fill_from(model, AutoModel.from_pretrained(**source, dtype=torch.float32))
     for name in ("action", "state"):
@@ -136,8 +132,8 @@ def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPredi
     model.config.fps = data.fps
     processor = AutoProcessor.from_pretrained(**source)
     if config.data.statistics == "dataset":
-        own = {"action_stats": processor.action_stats, "state_stats": processor.state_stats}
-        stats = {**own, **dataset_statistics(data)}
+        known = {"action_stats": processor.action_stats, "state_stats": processor.state_stats}
+        stats = known | dataset_statistics(data)
         processor = ForesightProcessor.from_config(model.config, processor.tokenizer, **stats)
     else:
         _check_motion(config, data, processor)
@@ -180,11 +176,7 @@ def fill_from(model: ForesightForActionPrediction, base: ForesightForActionPredi
 
 
 def _check_motion(config: RunConfig, data: RunData, processor: ForesightProcessor) -> None:
-    """Refuses statistics of the base that would keep moving action entries still.
-
-    Raises:
-        ValueError: If entries of the action move in the data that never did in the base's.
-    """
+    """Refuses statistics of the base if entries of the action move in the data that never did in its own."""
     there, here = processor.action_stats, data.statistics("action") if data.train.action_dim else None
     if there is None or here is None:
         return
@@ -196,8 +188,7 @@ def _check_motion(config: RunConfig, data: RunData, processor: ForesightProcesso
     if entries := np.flatnonzero(was_still & ~is_still).tolist():
         raise ValueError(
             f"data.statistics=model: entries {entries} of the action move in the dataset, but never did in "
-            f"what {config.init_from} was trained on, so they would be kept still: use "
-            "data.statistics=dataset"
+            f"what {config.init_from} was trained on. They would be kept still: use data.statistics=dataset"
         )
 
 
@@ -218,20 +209,15 @@ def standardise_tokens(
     mixture: str | Sequence[float] = "natural",
     windows: int = 256,
 ) -> None:
-    """Scales and shifts each view's projections: outputs get mean 0 and deviation 1 over images.
+    """Scales and shifts each view's projections in place: outputs get mean 0 and deviation 1 over images.
 
     In a scene that hardly changes, what all images share is four to fifty times as large as what differs,
     and the LayerNorm after the projections preserves that ratio: a fresh tower then needs hundreds to
     thousands of steps until actions depend on its images. LSUV (Mishkin & Matas 2016) is the same idea for
     every layer.
 
-    Args:
-        model (`ForesightForActionPrediction`): Changed in place.
-        processor (`ForesightProcessor`): Its processor.
-        data (`RunData`): Where the images come from.
-        mixture (`str` or `Sequence[float]`): Shares of the datasets, as in training; see
-            [`WindowSampler`].
-        windows (`int`): How many windows to use, or all if there are fewer; the same in every process.
+    The images are those of up to `windows` windows of `data`, the same in every process; `mixture` is as in
+    [`WindowSampler`].
     """
     count = min(windows, len(data.train))
     chosen = next(iter(WindowSampler(data.train.sizes, count, mixture=mixture, steps=1)))

@@ -18,6 +18,14 @@ with LoRA:
       --init_from outputs/quickstart/model --lora.r 16 --dataset DIR --output outputs/my-adapter"""
 
 
+RUN_FLAGS = {
+    "dataset": "LeRobot v3 dataset with depth and track columns: folder or Hub id",
+    "output": "run folder",
+    "export": "folder of the finished model (default: OUTPUT/model)",
+    "seed": "seed of everything random",
+}
+
+
 def main() -> int:
     """Runs the command; user mistakes become one line and exit code 1."""
     parser = argparse.ArgumentParser(
@@ -27,17 +35,13 @@ def main() -> int:
     )
     parser.add_argument("--config", help="YAML file of the run, for example training/configs/quickstart.yaml")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output, if there is one")
-    parser.add_argument("--dataset", help="LeRobot v3 dataset with depth and track columns: folder or Hub id")
-    parser.add_argument(
-        "--skip-flagged", action="store_true", help="leave out episodes whose labels have a flag"
-    )
-    parser.add_argument("--output", help="run folder")
-    parser.add_argument("--export", help="folder of the finished model (default: OUTPUT/model)")
-    parser.add_argument("--seed", type=int, help="seed of everything random")
+    parser.add_argument("--skip-flagged", action="store_true", help="leave out episodes with flagged labels")
+    for name, text in RUN_FLAGS.items():
+        parser.add_argument(f"--{name}", help=text)
     named, overrides = parser.parse_known_args()
-    for name in ("dataset", "output", "export", "seed"):
+    for name in RUN_FLAGS:
         if getattr(named, name) is not None:
-            overrides += [f"--{name}", str(getattr(named, name))]
+            overrides += [f"--{name}={getattr(named, name)}"]
     if named.skip_flagged:
         overrides += ["--data.skip_flagged", "true"]
     try:

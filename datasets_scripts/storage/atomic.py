@@ -34,17 +34,20 @@ def write_whole_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def write_whole_folder(path: str | Path, beside: Path | None = None, shared: bool = False) -> Iterator[Path]:
-    """Yield an empty folder; on success it is renamed to `path`, otherwise it is removed.
+def write_whole_folder(
+    path: str | Path, beside: Path | None = None, shared: bool = False, replace: bool = False
+) -> Iterator[Path]:
+    """Give an empty folder; on success it is renamed to `path`, on any error it is removed.
 
     Args:
-        path (`str` or `Path`): The folder to make; it must be missing or empty when the block ends.
-        beside (`Path`, *optional*): Parent of the temporary folder, on the same file system (default: that of
-            `path`).
-        shared (`bool`): Whether other processes may make the same folder; the first one stays.
+        path (`str` or `Path`): The folder to make; unless it is replaced, it must be missing or empty when
+            the block ends.
+        beside (`Path`, *optional*): Where it grows, on the same file system; beside `path` by default.
+        shared (`bool`): Other processes may make the same folder; the first one stays.
+        replace (`bool`): A folder that is there is deleted when the new one is whole.
 
     Raises:
-        OSError: If the disk is full, or (unless `shared`) `path` has contents.
+        OSError: If the disk is full, or (unless `shared` or `replace`) `path` has contents.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +55,13 @@ def write_whole_folder(path: str | Path, beside: Path | None = None, shared: boo
     try:
         yield folder
         folder.chmod(0o755)  # mkdtemp makes private folders
-        os.replace(folder, path)
+        if replace and path.exists():
+            old = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
+            os.replace(path, old)
+            os.replace(folder, path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(folder, path)
     except OSError as error:
         if not (shared and error.errno in (errno.ENOTEMPTY, errno.EEXIST)):
             raise

@@ -54,7 +54,7 @@ class ArrowColumn:
     def __init__(self, column: pa.ChunkedArray):
         self._chunks = column.chunks
         self._starts = np.cumsum([0] + [len(chunk) for chunk in self._chunks])
-        self._views: dict[int, np.ndarray] = {}  # chunks that numpy reads without a copy
+        self._views: dict[int, np.ndarray | None] = {}  # of chunks; `None` where numpy cannot look into one
 
     def read(self, rows: range) -> np.ndarray:
         """Values of ascending rows, in the stored dtype; numbers are a view of the file: do not write.
@@ -80,7 +80,9 @@ class ArrowColumn:
             try:
                 self._views[chunk] = _to_numpy(whole, zero_copy_only=True)
             except pa.ArrowInvalid:  # bits, text, pictures or missing values: converted at every read
-                return _to_numpy(whole.slice(start, stop - start), zero_copy_only=False)
+                self._views[chunk] = None
+        if self._views[chunk] is None:
+            return _to_numpy(self._chunks[chunk].slice(start, stop - start), zero_copy_only=False)
         return self._views[chunk][start:stop]
 
 

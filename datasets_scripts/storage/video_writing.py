@@ -8,7 +8,7 @@ import io
 import itertools
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -51,15 +51,24 @@ def lerobot_depth_encoder(depth_max_m: float) -> Any:
     return DepthEncoderConfig(depth_max=depth_max_m, extra_options=options)
 
 
-def encode_rgb(frames: np.ndarray, fps: int) -> bytes:
-    """Encode `(F, H, W, 3)` uint8 RGB frames into an mp4."""
-    file = io.BytesIO()
+def encode_rgb(frames: Iterable[np.ndarray], fps: int, options: dict[str, str] = RGB_OPTIONS) -> bytes:
+    """An mp4 of `(H, W, 3)` uint8 RGB frames, all of one size with even sides.
+
+    Raises:
+        ValueError: If there is no frame.
+    """
+    import av
+
+    file, stream = io.BytesIO(), None
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("h264", fps, options=RGB_OPTIONS)
-        stream.pix_fmt = "yuv420p"
-        stream.height, stream.width = frames.shape[1:3]
         for image in frames:
+            if stream is None:
+                stream = container.add_stream("h264", fps, options=options)
+                stream.pix_fmt = "yuv420p"
+                stream.height, stream.width = image.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        if stream is None:
+            raise ValueError("there are no frames to encode")
         container.mux(stream.encode(None))
     return file.getvalue()
 

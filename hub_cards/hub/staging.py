@@ -19,7 +19,7 @@ from datasets_scripts.storage.provenance import read_provenance
 from hub_cards.cards.measurements import is_folder, read_json
 from hub_cards.checks.sample import SAMPLE_FILE, write_sample
 from modeling_foresight.exporting import add_code
-from training.adapters import FACTS
+from training.adapters import BASE_FILE
 from training.run_facts import portable_path
 
 __all__ = ["list_files", "pin_base", "staged_folder"]
@@ -106,8 +106,10 @@ def pin_base(stage: Path, public: bool, dry_run: bool) -> None:
             f"the adapter's base {base} is private: nobody could load the adapter: make its base public first"
         )
     write_json(path, config | {"revision": info.sha})
-    if (stage / FACTS).is_file():
-        write_json(stage / FACTS, read_json(stage / FACTS) | {"base_model": base, "base_revision": info.sha})
+    if (stage / BASE_FILE).is_file():
+        write_json(
+            stage / BASE_FILE, read_json(stage / BASE_FILE) | {"base_model": base, "base_revision": info.sha}
+        )
     card = stage / "README.md"
     if card.is_file():
         pinned = f'AutoModel.from_pretrained("{base}", revision="{info.sha}"'

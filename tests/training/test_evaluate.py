@@ -18,6 +18,7 @@ from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training import evaluate
 from training.checkpoint_folder import load_checkpoint
+from training.evaluation import simulated_success
 from training.evaluation.closed_loop import run_episodes
 from training.evaluation.simulation_pool import SimulationPool
 from training.evaluation.videos import rollout_grid, write_video
@@ -128,7 +129,7 @@ def test_the_outcome_does_not_depend_on_how_many_run_side_by_side(size, execute_
 
 
 @pytest.mark.parametrize("execute_steps", [1, 3])
-def test_every_episode_starts_anew_and_shows_all_its_observations(execute_steps):
+def test_every_episode_starts_empty_and_shows_all_its_observations(execute_steps):
     stream = FakeStream()
     run_episodes(stream, FakePool(1), [("a", 5), ("b", 4)], 4, 9, execute_steps)
     assert stream.episodes == [
@@ -229,6 +230,18 @@ def test_results_hold_what_a_card_needs_and_no_place_of_the_machine(run, checkpo
     assert "6/7 = 85.7%" in done.out
 
 
+def test_a_policy_trained_with_goals_is_warned_about_once(run, tmp_path, monkeypatch):
+    config, said = robot_config(goal_image=True), []
+    ForesightForActionPrediction(config).save_pretrained(tmp_path / "model")
+    tiny_processor(config).save_pretrained(tmp_path / "model")
+    policy_logger = sys.modules[ForesightForActionPrediction.__module__].logger
+    type(policy_logger).warning_once.cache_clear()  # "once" is once per process, which tests share
+    monkeypatch.setattr(policy_logger, "warning", lambda message, *args, **kwargs: said.append(message))
+    done = run("--episodes", "3", "--seed", "1", "--num-envs", "2", checkpoint=tmp_path / "model")
+    assert done.code == 0 and len(done.results["episodes"]) == 3
+    assert len(said) == 1 and "acts without one" in said[0]
+
+
 def test_settings_follow_the_training_data_unless_given(run, checkpoint, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(checkpoint, folder / "model")
@@ -277,8 +290,8 @@ def test_starts_of_every_dataset_of_a_mixture_count(tmp_path):
         write_provenance(tmp_path / name, {"episodes": {"0": {"task": TASK, "seed": seed}}})
     both = [tmp_path / "goals", tmp_path / "objects"]
     with pytest.raises(ValueError, match=r"objects has demonstrations from the starts \[10007\]"):
-        evaluate._check_unseen([TASK], range(10005, 10010), both)
-    checked = evaluate._check_unseen([TASK], range(10010, 10020), both)
+        simulated_success._check_unseen([TASK], range(10005, 10010), both)
+    checked = simulated_success._check_unseen([TASK], range(10010, 10020), both)
     assert checked == {"checked_against": "1 demonstrations of goals and 1 demonstrations of objects"}
 
 
@@ -397,14 +410,14 @@ def test_a_truncated_checkpoint_is_named(checkpoint, tmp_path):
 )
 def test_a_policy_for_another_robot_is_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
-        evaluate._check_robot(robot_config(**overrides))
+        simulated_success._check_robot(robot_config(**overrides))
 
 
 def test_a_frame_rate_that_the_simulator_cannot_keep_is_refused(checkpoint):
-    args = evaluate._parse(["--checkpoint", str(checkpoint), "--tasks", TASK])
+    options = simulated_success.SuccessOptions(str(checkpoint), TASK)
     with pytest.raises(ValueError, match="--stride"):
-        evaluate._settings(args, robot_config(fps=30), {}, None)
-    assert evaluate._settings(args, robot_config(fps=40), {}, None)["stride"] == 2
+        simulated_success._choose_settings(options, robot_config(fps=30), {}, None)
+    assert simulated_success._choose_settings(options, robot_config(fps=40), {}, None)["stride"] == 2
 
 
 def test_places_of_the_machine_stay_out_of_what_is_published(tmp_path):

@@ -1,6 +1,9 @@
 """The optimization loop: one mean over a step's whole batch, and no step with a loss that is not finite."""
 
 import contextlib
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -19,8 +22,11 @@ from tests.training.test_train import (  # noqa: F401 - fixtures
     run_twofold,
 )
 from training.checkpoints import latest_checkpoint
-from training.config import load_config
+from training.config import flatten, load_config
+from training.evaluation.open_loop import measure_held_out
 from training.loop import train
+from training.run_data import RunData
+from training.starting_model import build_model, starting_config
 from training.windows import ForesightWindows
 
 ONE_STEP = ["--train.steps", "1", "--train.warmup_steps", "0", "--data.val_fraction", "0"]
@@ -151,6 +157,62 @@ def test_data_without_a_target_for_any_objective_are_refused_before_the_first_st
     with pytest.raises(ValueError, match="nothing to train.*depth \\(.*flow \\("):
         run(config_file, bare, tmp_path / "run", *flags)
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+class Ranks:
+    """Threads that stand in for the processes of `torch.distributed`."""
+
+    def __init__(self, size: int):
+        self.size, self.local, self.given = size, threading.local(), {}
+        self.barrier = threading.Barrier(size, timeout=60)
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def get_rank(self) -> int:
+        return self.local.rank
+
+    def get_world_size(self) -> int:
+        return self.size
+
+    def all_gather_object(self, gathered: list, own: object) -> None:
+        self.given[self.local.rank] = pickle.dumps(own)
+        self.barrier.wait()
+        gathered[:] = [pickle.loads(self.given[rank]) for rank in range(self.size)]
+        self.barrier.wait()
+
+    def run(self, work) -> list:
+        def start(rank: int):
+            self.local.rank = rank
+            return work(rank)
+
+        with ThreadPoolExecutor(self.size) as pool:
+            return list(pool.map(start, range(self.size)))
+
+
+def test_the_final_measurement_is_shared_over_ranks(config_file, dataset, tmp_path, monkeypatch):  # noqa: F811
+    config = load_config(config_file, ["--dataset", str(dataset), "--output", str(tmp_path / "run")])
+    torch.manual_seed(0)
+    data = RunData(config, starting_config(config))
+    model, processor = build_model(config, data)
+    model.eval()
+    alone = measure_held_out(model, processor, data, batch_size=3, baseline_windows=9)
+
+    ranks, seen = Ranks(2), {}
+    monkeypatch.setattr("training.run_data.distributed", ranks)
+    monkeypatch.setattr("training.evaluation.open_loop.distributed", ranks)
+    getitem = ForesightWindows.__getitem__
+
+    def note(self, item):
+        seen.setdefault(ranks.get_rank(), []).append((id(self), item))
+        return getitem(self, item)
+
+    monkeypatch.setattr(ForesightWindows, "__getitem__", note)
+    first, second = ranks.run(lambda rank: measure_held_out(model, processor, data, 3, 9))
+    assert flatten(first) == flatten(second) == pytest.approx(flatten(alone), rel=1e-4, abs=1e-6)
+    shares = {rank: len(range(rank, 9, 2)) + len(range(rank, len(data.val), 2)) for rank in (0, 1)}
+    assert {rank: len(windows) for rank, windows in seen.items()} == shares
+    assert not set(seen[0]) & set(seen[1])
 
 
 def test_the_model_is_exported_before_it_is_measured(config_file, dataset, tmp_path, monkeypatch):  # noqa: F811

@@ -371,7 +371,7 @@ def test_loss_weights_may_change_under_an_adapter(work, tmp_path):
 
 
 def test_an_adapter_stays_float32_in_mixed_precision_with_checkpointing(work, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.loop.has_bfloat16", lambda device: True)
+    monkeypatch.setattr("training.run.has_bfloat16", lambda device: True)
     flags = ["--train.mixed_precision", "bf16", "--train.gradient_checkpointing", "true"]
     assert run(work, tmp_path / "run", "--train.steps", "2", *flags) == 0
     tensors = load_file(tmp_path / "run" / "model" / "adapter_model.safetensors")

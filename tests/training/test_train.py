@@ -26,6 +26,7 @@ from modeling_foresight.transformer import ForesightBlock
 from tests.synthetic import make_dataset
 from training.checkpoints import latest_checkpoint
 from training.config import load_config
+from training.evaluation.metric_loader import load_metric
 from training.loop import train
 from training.run_data import RunData
 from training.starting_model import build_model, starting_config
@@ -34,6 +35,7 @@ from training.windows import collate_windows, split_episodes
 
 REPO = Path(__file__).parents[2]
 STEPS, BATCH = 6, 4
+DROPOUT = ["--model.resid_pdrop", "0.2"]
 TINY = {
     "model": {
         "views": ["front", "side"],
@@ -98,6 +100,16 @@ def dataset(tmp_path_factory):
     return make_dataset(root, episodes=4, frames=10, cameras=("front", "side"), size=(32, 40)).root
 
 
+@pytest.fixture(scope="module")
+def finished(dataset, tmp_path_factory):
+    """A finished run with dropout, and the config file that it was made from; read only."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    assert run(folder / "tiny.yaml", dataset, folder / "run", *DROPOUT) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return folder / "run"
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerate(tmp_path, monkeypatch):
     monkeypatch.setenv("FORESIGHT_CACHE", str(tmp_path / "cache"))
@@ -135,10 +147,8 @@ def weights(output) -> dict[str, torch.Tensor]:
     return load_file(output / "model" / "model.safetensors")
 
 
-def test_a_run_writes_a_model_that_loads_and_acts(config_file, dataset, tmp_path):
-    output = tmp_path / "run"
-    assert run(config_file, dataset, output) == 0
-
+def test_a_run_writes_a_model_that_loads_and_acts(finished):
+    output = finished
     model = AutoModel.from_pretrained(output / "model")
     processor = AutoProcessor.from_pretrained(output / "model")
     image = torch.zeros(32, 40, 3, dtype=torch.uint8)
@@ -162,16 +172,14 @@ def test_a_run_writes_a_model_that_loads_and_acts(config_file, dataset, tmp_path
     assert load_config(output / "config.yaml", []).model["history_length"] == 3
 
 
-def test_resuming_gives_the_weights_of_an_uninterrupted_run(config_file, dataset, tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+def test_resuming_gives_the_weights_of_an_uninterrupted_run(config_file, dataset, tmp_path, finished):
     # Dropout and the CVAE's noise are on: their randomness must continue too.
-    dropout = ["--model.resid_pdrop", "0.2"]
-    assert run(config_file, dataset, whole, *dropout) == 0
+    whole, broken = finished, tmp_path / "broken"
     shutil.copytree(whole, broken)
     shutil.rmtree(broken / "checkpoints" / f"step-{STEPS:07d}")
     shutil.rmtree(broken / "model")
     (broken / "summary.json").unlink()
-    assert run(config_file, dataset, broken, *dropout, resume=True) == 0
+    assert run(config_file, dataset, broken, *DROPOUT, resume=True) == 0
 
     expected, resumed = weights(whole), weights(broken)
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
@@ -185,20 +193,21 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(config_file, dataset
     assert told == again
 
 
-def test_a_finished_run_is_left_alone_and_another_one_refused(config_file, dataset, tmp_path):
-    output = tmp_path / "run"
-    run(config_file, dataset, output, "--train.steps", "1")
+def test_a_finished_run_is_left_alone_and_another_one_refused(config_file, dataset, tmp_path, finished):
+    output = finished
     before = (output / "model" / "model.safetensors").stat().st_mtime_ns
-    assert run(config_file, dataset, output, "--train.steps", "1", resume=True) == 0
+    assert run(config_file, dataset, output, *DROPOUT, resume=True) == 0
     assert (output / "model" / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="already holds a run.*--resume"):
-        run(config_file, dataset, output, "--train.steps", "1")
+        run(config_file, dataset, output, *DROPOUT)
     with pytest.raises(ValueError, match="other settings \\(seed: 0 there, 5 here\\)"):
-        run(config_file, dataset, output, "--train.steps", "1", "--seed", "5", resume=True)
+        run(config_file, dataset, output, *DROPOUT, "--seed", "5", resume=True)
     other = tmp_path / "other" / dataset.name  # other data under the same name
-    make_dataset(other, episodes=4, frames=9, cameras=("front", "side"), size=(32, 40))
+    shutil.copytree(dataset, other)
+    info = json.loads((other / "meta" / "info.json").read_text())
+    (other / "meta" / "info.json").write_text(json.dumps(info | {"robot_type": "another"}))
     with pytest.raises(ValueError, match="trained on other data"):
-        run(config_file, other, output, "--train.steps", "1", resume=True)
+        run(config_file, other, output, *DROPOUT, resume=True)
 
 
 def test_two_runs_cannot_share_a_folder(config_file, dataset, tmp_path):
@@ -208,14 +217,14 @@ def test_two_runs_cannot_share_a_folder(config_file, dataset, tmp_path):
         run(config_file, dataset, output)
 
 
-def test_a_half_written_log_line_does_not_hinder_resuming(config_file, dataset, tmp_path):
+def test_a_half_written_log_line_does_not_hinder_resuming(config_file, dataset, tmp_path, finished):
     output = tmp_path / "run"
-    run(config_file, dataset, output, "--train.steps", "2")
+    shutil.copytree(finished, output)
     (output / "summary.json").unlink()
     with (output / "metrics.jsonl").open("a") as log:
-        log.write('{"step": 3, "los')
-    assert run(config_file, dataset, output, "--train.steps", "2", resume=True) == 0
-    assert [line["step"] for line in log_lines(output) if "step_s" in line] == [1, 2]
+        log.write('{"step": 7, "los')
+    assert run(config_file, dataset, output, *DROPOUT, resume=True) == 0
+    assert [line["step"] for line in log_lines(output) if "step_s" in line] == list(range(1, STEPS + 1))
 
 
 def test_settings_reach_a_tracker_as_plain_values(config_file, dataset, tmp_path):
@@ -281,7 +290,7 @@ def test_gradient_accumulation_gives_the_update_of_the_whole_batch(config_file, 
 def test_bfloat16_is_for_where_it_has_kernels_and_keeps_float32_weights(
     config_file, dataset, tmp_path, monkeypatch, capsys, has_kernels, taken
 ):
-    monkeypatch.setattr("training.loop.has_bfloat16", lambda device: has_kernels)
+    monkeypatch.setattr("training.run.has_bfloat16", lambda device: has_kernels)
     forward, autocast = ForesightBlock.forward, []
 
     def note(self, *args, **kwargs):
@@ -300,15 +309,14 @@ def test_bfloat16_is_for_where_it_has_kernels_and_keeps_float32_weights(
     )
 
 
-def test_training_starts_from_a_trained_model_and_keeps_its_processor(config_file, dataset, tmp_path):
-    run(config_file, dataset, tmp_path / "first", "--train.steps", "1")
-    base = str(tmp_path / "first" / "model")
+def test_training_starts_from_a_trained_model_and_keeps_its_processor(dataset, tmp_path, finished):
+    base = str(finished / "model")
     flags = ["--dataset", str(dataset), "--output", str(tmp_path / "second"), "--init_from", base]
     AcceleratorState._reset_state(reset_partial_state=True)
     assert (
         train(load_config(None, [*flags, "--train.steps", "1", "--train.learning_rate", "0.0"]), False) == 0
     )
-    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
+    first, second = weights(finished), weights(tmp_path / "second")
     assert all(torch.equal(first[name], second[name]) for name in first)
     with pytest.raises(ValueError, match="standardise_tokens is for models that start fresh"):
         train(
@@ -421,6 +429,13 @@ def test_two_processes_share_every_batch_and_learn_as_one(config_file, dataset, 
     )
     assert len(two) == 3 and two[0] != two[1]
     assert two == pytest.approx(one, rel=1e-3)
+    alone, shared = (
+        json.loads((tmp_path / name / "summary.json").read_text())["validation"] for name in ("one", "two")
+    )
+    assert shared["windows"] == alone["windows"]
+    assert shared["progress"]["all"]["model"]["mae"] == pytest.approx(
+        alone["progress"]["all"]["model"]["mae"], rel=1e-2
+    )
 
 
 @pytest.mark.slow  # the launch without bf16 is quick; this one repeats it
@@ -458,15 +473,12 @@ def test_commands_run_as_modules_and_as_files(name, tmp_path):
         assert shown.returncode == 0 and "--output" in shown.stdout, shown.stderr
 
 
-def test_metrics_load_where_the_command_hides_the_library_of_its_name(tmp_path):
-    code = f"""
-import sys
-sys.path.insert(0, {str(REPO / "training")!r})  # as Python does for `python training/evaluate.py`
-from training.evaluation.metric_loader import load_metric
-print(load_metric("success_rate").compute(predictions=[1, 1])["success_rate"])
-"""
-    shown = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
-    assert shown.stdout.strip() == "1.0", shown.stderr
+def test_metrics_load_where_the_command_hides_the_library_of_its_name(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPO / "training"))  # as Python does for `python training/evaluate.py`
+    for name in [name for name in sys.modules if name.startswith("evaluate")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert load_metric("success_rate").compute(predictions=[1, 1])["success_rate"] == 1.0
+    assert Path(sys.modules["evaluate"].__file__).parent != REPO / "training"
 
 
 def test_lists_stay_lists_where_text_would_do():

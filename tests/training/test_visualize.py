@@ -1,4 +1,4 @@
-"""Pictures of what a checkpoint foresees: the right frames, honestly undone, for any set of objectives."""
+"""Pictures of what a checkpoint predicts: the right frames, honestly undone, for any set of objectives."""
 
 import dataclasses
 import shutil
@@ -15,8 +15,9 @@ from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.targets import depth_target, rgb_target
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
-from training.evaluation.predictions import _undo_depth, _undo_rgb, depth_limits, foresee
-from training.visualize import draw, main
+from training.evaluation.figures import draw_moments
+from training.evaluation.predictions import _undo_depth, _undo_rgb, depth_limits, predict_windows
+from training.visualize import main
 from training.windows import ForesightWindows, WindowConfig
 
 pytest.importorskip("matplotlib")
@@ -75,16 +76,20 @@ def windows_of(dataset, config, episode=1):
     )
 
 
+def predict_moments(model, windows, chosen, view="main"):
+    processor = tiny_processor(model.config)
+    return [p.views[view] for p in predict_windows(model, processor, windows, chosen, [view])]
+
+
 @pytest.mark.parametrize("future_targets", ["window", "lookahead"])
 def test_every_picture_shows_the_frame_it_claims(dataset, future_targets):
     """The newest frame's future is shown where it was trained; otherwise what was predicted of this frame."""
     torch.manual_seed(0)
     model = ForesightForActionPrediction(small_config(future_targets=future_targets)).eval()
     windows = windows_of(dataset, model.config)
-    first_row = int(windows.rows.episode_starts[1])
     chosen = [0, 2]
     for view in ("main", "wrist"):
-        moments = foresee(model, tiny_processor(model.config), windows, chosen, view, first_row)
+        moments = predict_moments(model, windows, chosen, view)
         for moment, i in zip(moments, chosen, strict=True):
             newest = i + model.config.history_length - 1
             now = newest if future_targets == "lookahead" else newest - model.config.future_shift
@@ -105,7 +110,7 @@ def test_every_picture_shows_the_frame_it_claims(dataset, future_targets):
 
 def test_flow_truth_and_prediction_start_at_the_same_points(dataset, model):
     windows = windows_of(dataset, model.config)
-    (moment,) = foresee(model, tiny_processor(model.config), windows, [2], "main")
+    (moment,) = predict_moments(model, windows, [2])
     sample = windows[2]
     truth, predicted = moment.flow
     np.testing.assert_array_equal(truth.points, sample["track"][-1].numpy())
@@ -143,8 +148,8 @@ def test_perfect_predictions_of_the_present_are_drawn_as_the_present():
 def test_objectives_that_are_off_have_no_columns(dataset, objectives, titles):
     model = ForesightForActionPrediction(small_config(objectives=objectives)).eval()
     windows = windows_of(dataset, model.config)
-    moments = foresee(model, tiny_processor(model.config), windows, [0, 1, 2], "main")
-    figure = draw(moments, "title", "caption")
+    moments = predict_moments(model, windows, [0, 2])
+    figure = draw_moments(moments, "title", "caption")
     pictures = [axis for axis in figure.axes if axis.get_title()]
     assert [axis.get_title().split("\n")[0] for axis in pictures] == titles
     scales = [axis for axis in figure.axes if axis.get_ylabel() == "depth (m)"]
@@ -213,7 +218,7 @@ def test_without_matplotlib_the_extra_is_named(checkpoint, dataset, tmp_path, ca
 
 def test_depth_colours_span_what_is_there(dataset, model):
     windows = windows_of(dataset, model.config)
-    moments = foresee(model, tiny_processor(model.config), windows, [0], "main")
+    moments = predict_moments(model, windows, [0])
     near, far = depth_limits(moments)
     assert 0.4 < near < far < 2
     blind = dataclasses.replace(moments[0], depth=None, future_depth=None, flow=None)

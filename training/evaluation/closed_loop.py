@@ -7,7 +7,7 @@ instruction, style z = 0, and the chunk of the newest frame counts.
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,11 +22,9 @@ class Episode:
     """One trial.
 
     Attributes:
-        task (`str`): MetaWorld task.
-        seed (`int`): Start.
+        task, seed: MetaWorld task and start.
         success (`bool`): Whether the task was solved at any simulation step (LeRobot's rule).
-        steps (`int`): Control steps, one action each.
-        simulation_steps (`int`): Simulation steps.
+        steps, simulation_steps (`int`): Control steps, one action each, and those of the simulation.
         frames (`list`): Pictures of the first view, `(H, W, 3)` uint8, if they were asked for.
     """
 
@@ -40,7 +38,7 @@ class Episode:
 
 @dataclasses.dataclass
 class Timing:
-    """Durations in seconds: `policy` of each forward pass, `step` of each control step with simulation."""
+    """Seconds of each forward pass (`policy`) and of each control step with simulation (`step`)."""
 
     policy: list[float] = dataclasses.field(default_factory=list)
     step: list[float] = dataclasses.field(default_factory=list)
@@ -48,13 +46,11 @@ class Timing:
 
 @dataclasses.dataclass
 class _Slot:
-    """A simulator at work."""
+    """A busy simulator: its last answer (see `SimulationPool.receive`), and the actions planned for it."""
 
     episode: Episode
-    images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    state: np.ndarray | None = None
+    seen: Mapping | None = None
     planned: deque = dataclasses.field(default_factory=deque)
-    begun: bool = False
 
 
 def run_episodes(
@@ -67,7 +63,7 @@ def run_episodes(
     film: int = 0,
     on_done: Callable[[Episode], None] | None = None,
 ) -> tuple[list[Episode], Timing]:
-    """Run a policy from given starts. What happens in a trial does not depend on the others.
+    """Runs a policy from given starts. What happens in a trial does not depend on the others.
 
     Args:
         stream (`ForesightStream`): Acts; one robot for each simulator.
@@ -102,19 +98,21 @@ def run_episodes(
         begin(worker)
     while slots:
         started = time.perf_counter()
-        observing = list(slots)
-        for worker in observing:
-            answer = pool.receive(worker)
-            if not slots[worker].begun:
-                stream.reset(answer["instruction"], envs=[worker])
-            _observe(slots[worker], answer, stream.model.config.views, filmed)
-        for worker in observing:
-            episode = slots[worker].episode
-            if episode.success or episode.steps >= max_steps:
+        for worker, slot in slots.items():
+            is_new = slot.seen is None
+            slot.seen = pool.receive(worker)
+            if is_new:
+                stream.reset(slot.seen["instruction"], envs=[worker])
+            episode = slot.episode
+            episode.success, episode.simulation_steps = slot.seen["success"], slot.seen["simulation_steps"]
+            if id(episode) in filmed:
+                episode.frames.append(slot.seen["images"][stream.model.config.views[0]])
+        for worker, slot in list(slots.items()):
+            if slot.episode.success or slot.episode.steps >= max_steps:
                 if on_done is not None:
-                    on_done(episode)
+                    on_done(slot.episode)
                 begin(worker)
-        ready = {worker: slot for worker, slot in slots.items() if slot.begun}
+        ready = {worker: slot for worker, slot in slots.items() if slot.seen is not None}
         if ready:
             asked = time.perf_counter()
             chunks = _act(stream, ready)
@@ -130,19 +128,8 @@ def run_episodes(
 
 
 def _act(stream: ForesightStream, ready: dict[int, _Slot]) -> np.ndarray:
-    """Shows the stream what the robots see; their action chunks `(robots, K, A)`."""
-    slots = list(ready.values())
-    images = {view: np.stack([slot.images[view] for slot in slots]) for view in slots[0].images}
-    has_state = bool(stream.model.config.state_dim)
-    state = np.stack([slot.state for slot in slots]) if has_state else None
+    """Action chunks `(robots, K, A)` after the stream has seen what the robots see."""
+    seen = [slot.seen for slot in ready.values()]
+    images = {view: np.stack([one["images"][view] for one in seen]) for view in seen[0]["images"]}
+    state = np.stack([one["state"] for one in seen]) if stream.model.config.state_dim else None
     return stream.step_chunk(images, state, envs=list(ready)).numpy()
-
-
-def _observe(slot: _Slot, answer: dict, views: Sequence[str], filmed: set[int]) -> None:
-    """Takes in a simulator's answer."""
-    slot.begun = True
-    slot.images, slot.state = answer["images"], answer["state"]
-    slot.episode.success = answer["success"]
-    slot.episode.simulation_steps = answer["simulation_steps"]
-    if id(slot.episode) in filmed:
-        slot.episode.frames.append(answer["images"][views[0]])

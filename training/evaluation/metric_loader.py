@@ -20,8 +20,7 @@ COMMANDS = Path(__file__).resolve().parents[1]
 def load_metric(name: str, config_name: str | None = None, **options) -> "evaluate.EvaluationModule":
     """One of the project's `evaluate` metrics, ready for `add_batch` and `compute`; nothing is downloaded.
 
-    What is added is kept in memory, unless several processes share it (`num_process`); `compute` without
-    any inputs is a `ValueError` that says so.
+    What is added is kept in memory, unless several processes share it (`num_process`).
 
     Args:
         name (`str`): A folder of `training/evaluation/hub_metrics`; docs/metrics.md lists them.
@@ -52,9 +51,8 @@ def load_metric(name: str, config_name: str | None = None, **options) -> "evalua
 def import_evaluate() -> ModuleType:
     """The library `evaluate`, not our command of that name.
 
-    `python training/evaluate.py` puts `training/` at the head of the search path, where the command would be
-    found instead. The library is taken from the rest of the path; its own imports and those of the metrics
-    then find it in `sys.modules`.
+    `python training/evaluate.py` puts `training/` first on the search path, where the command would be found
+    instead. Once imported from the rest of the path, the library is in `sys.modules` for all later imports.
     """
     if "evaluate" not in sys.modules:
         path = [folder for folder in sys.path if Path(folder).resolve() != COMMANDS]

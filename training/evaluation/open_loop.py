@@ -1,13 +1,12 @@
-"""Open-loop errors in real units, each beside what trivial predictors get on exactly the same elements.
+"""Open-loop errors in real units, each beside those of trivial predictors on exactly the same elements.
 
-A loss of 0.001 says nothing by itself: a flow that only repeats where its points are has a small one too. So
-every error here comes with those of the predictors that need no model:
+A loss of 0.001 says nothing by itself: a flow that only repeats where its points are has a small one too.
 
 | prediction | unit | trivial predictors |
 | --- | --- | --- |
-| current depth | squared, normalised per patch | `mean`: training mean of each pixel's normalised value |
+| current depth | squared, normalized per patch | `mean`: training mean of each pixel's normalized value |
 | future RGB, future depth | the same, apart | `mean`; `current`: the current frame repeated |
-| flow | pixels, fractions, metres | `mean` displacement and z per node and step; `stay_put`, z as labelled |
+| flow | pixels, fractions, meters | `mean` displacement and z per node and step; `stay_put`, z as labeled |
 | actions | the raw batch's | `mean` per step of the chunk |
 | progress | [0, 1] | `mean` |
 
@@ -18,15 +17,18 @@ Masks (padding, absent views, invalid depth, unsupervised points, actions past t
 everywhere. Sums are kept in float64.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
 from tqdm import tqdm
 
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
-from modeling_foresight.losses import masked_mean
+from modeling_foresight.heads import heads_of
+from modeling_foresight.inputs import ForesightInputs
+from modeling_foresight.losses import LossSum
 from modeling_foresight.targets import (
     Target,
     action_weight,
@@ -37,17 +39,19 @@ from modeling_foresight.targets import (
     progress_targets,
     rgb_target,
 )
-
-if TYPE_CHECKING:
-    from training.run_data import RunData
+from training.checkpoint_folder import read_run_config
+from training.evaluation.real_units import measure_in_real_units
+from training.run_data import RunData, evaluation_loader
 
 __all__ = [
     "evaluate_open_loop",
     "fit_baselines",
-    "flatten_metrics",
     "flow_errors",
     "format_open_loop",
+    "held_out_data",
     "measure_held_out",
+    "measure_losses",
+    "measure_recorded",
 ]
 
 
@@ -62,12 +66,12 @@ class _Mean:
         weight = weight.to(values.dtype).expand_as(values)
         values = torch.where(weight > 0, values, torch.zeros_like(values))
         axes = tuple(range(values.ndim - self.kept_axes))
-        self.sum = self.sum + (values * weight).sum(axes, dtype=torch.float64).cpu()
-        self.weight = self.weight + weight.sum(axes, dtype=torch.float64).cpu()
+        self.add_sums((values * weight).sum(axes, dtype=torch.float64), weight.sum(axes, dtype=torch.float64))
 
-    def merge(self, other: "_Mean") -> None:
-        """Adds what another process has summed up."""
-        self.sum, self.weight = self.sum + other.sum, self.weight + other.weight
+    def add_sums(self, total: Tensor, weight: Tensor) -> None:
+        """Adds weighted values that are summed up already."""
+        self.sum = self.sum + total.double().cpu()
+        self.weight = self.weight + weight.double().cpu()
 
     def __bool__(self) -> bool:
         return bool(torch.as_tensor(self.weight).sum() > 0)
@@ -79,51 +83,67 @@ class _Mean:
         return torch.where(seen, self.sum / self.weight.clamp(min=1e-12), total)
 
 
-def _merge_processes(means: dict) -> dict:
-    """The same means over the shares of all processes; every process calls it and gets them."""
-    if not distributed.is_initialized():
-        return means
-    shares: list = [None] * distributed.get_world_size()
-    distributed.all_gather_object(shares, means)
-    merged: dict = {}
-    for share in shares:
-        for name, mean in share.items():
-            if name in merged:
-                merged[name].merge(mean)
-            else:
-                merged[name] = mean
-    return merged
+class _Means(dict[Any, _Mean]):
+    """Running means by name."""
+
+    def add(self, name, values: Tensor, weight: Tensor, kept_axes: int = 0) -> None:
+        """Adds values with their weights to one of them."""
+        self.setdefault(name, _Mean(kept_axes)).add(values, weight)
+
+    def add_losses(self, config: ForesightConfig, output: Mapping, batch: Mapping) -> None:
+        """Adds what a batch contributes to each loss."""
+        for head in heads_of(config):
+            for name, loss in head.loss(config, output, batch).items():
+                self.setdefault(name, _Mean()).add_sums(loss.total, loss.count)
+
+    def merge_processes(self) -> "_Means":
+        """The same means over the shares of all processes; every process calls it and gets them."""
+        if not distributed.is_initialized():
+            return self
+        shares: list = [None] * distributed.get_world_size()
+        distributed.all_gather_object(shares, self)
+        merged = _Means()
+        for name, mean in (pair for share in shares for pair in share.items()):
+            merged.setdefault(name, _Mean(mean.kept_axes)).add_sums(mean.sum, mean.weight)
+        return merged
+
+    def losses(self) -> dict[str, float]:
+        """The losses that were added, each one masked mean."""
+        return {name: LossSum(mean.sum, mean.weight).mean().item() for name, mean in self.items()}
+
+    def errors(self) -> dict:
+        """Plain floats by section, group, predictor and metric, without groups that never had an element.
+
+        Metrics with `rmse` in their name are roots.
+        """
+        result: dict = {}
+        for (section, group, predictor, metric), mean in self.items():
+            if mean:
+                value = mean.value().sqrt() if "rmse" in metric else mean.value()
+                entry = result.setdefault(section, {}).setdefault(group, {}).setdefault(predictor, {})
+                entry[metric] = value.tolist()
+                if value.ndim:
+                    entry[f"{metric}_mean"] = value.mean().item()
+        return result
 
 
 def measure_held_out(
     model: ForesightForActionPrediction,
     processor: ForesightProcessor,
-    data: "RunData",
-    batch_size: int,
-    baseline_windows: int,
-    rank: int = 0,
-    world_size: int = 1,
+    data: RunData,
+    batch_size: int = 32,
+    baseline_windows: int = 2000,
 ) -> dict:
-    """Errors on the validation windows, beside trivial predictors that are fitted to training windows.
+    """What [`evaluate_open_loop`] gives for the validation windows of a run.
 
-    Args:
-        model, processor: The policy.
-        data (`RunData`): Its `val` must exist.
-        batch_size (`int`): Windows per forward pass.
-        baseline_windows (`int`): Training windows, evenly spread, that the trivial predictors are fitted to.
-        rank, world_size (`int`): Each process measures a share of the windows; all must call this together.
-
-    Returns:
-        `dict`: As [`evaluate_open_loop`]; the same in every process.
+    The trivial predictors are fitted to `baseline_windows` evenly spread training windows. In distributed
+    training all processes call it together; each measures its share, and all get the same errors.
     """
-    from training.run_data import evaluation_loader
-
-    share = {"rank": rank, "world_size": world_size}
-    bar = {"unit": "batch", "disable": rank > 0}
-    train = evaluation_loader(data.unaugmented_train(), batch_size, baseline_windows, **share)
+    bar = {"unit": "batch", "disable": distributed.is_initialized() and distributed.get_rank() > 0}
+    train = evaluation_loader(data.unaugmented_train(), batch_size, baseline_windows)
     train = tqdm(train, desc="trivial predictors", **bar)
     baselines = fit_baselines(train, processor, model.config, model.device)
-    held_out = tqdm(evaluation_loader(data.val, batch_size, **share), desc="held-out episodes", **bar)
+    held_out = tqdm(evaluation_loader(data.val, batch_size), desc="held-out episodes", **bar)
     return evaluate_open_loop(model, processor, held_out, baselines)
 
 
@@ -139,35 +159,28 @@ def fit_baselines(
 
     Args:
         batches (`Iterable`): Raw batches of *training* windows, best without augmentation.
-        processor (`ForesightProcessor`): Prepares them.
-        config (`ForesightConfig`): Says which targets there are and where; no model is needed.
+        processor, config: The model's; they decide the targets.
         device (`torch.device`, *optional*): Where targets are computed.
 
     Returns:
         `dict[str, Tensor]`: float32 on the CPU, as far as the batches have targets: `depth`, `future_rgb`,
-        `future_depth` `(V, N, values per patch)` normalised; `flow_displacement` `(L, P, 2)` fractions from
-        the start; `flow_z` `(L, P)` metres; `actions` `(K, A)` in the raw batch's units; `progress` `()`.
+        `future_depth` `(V, N, values per patch)` normalized; `flow_displacement` `(L, P, 2)` fractions from
+        the start; `flow_z` `(L, P)` meters; `actions` `(K, A)` in the raw batch's units; `progress` `()`.
     """
-    means: dict[str, _Mean] = {}
-
-    def add(name: str, kept_axes: int, values: Tensor, weight: Tensor) -> None:
-        means.setdefault(name, _Mean(kept_axes)).add(values, weight)
-
-    with torch.no_grad():
-        for raw in batches:
-            batch = processor.prepare_batch(raw, device, config.history_length)
-            for name, (target, weight) in _targets(config, raw, batch).items():
-                if name == "flow":
-                    displacement = target[..., :2] - batch["track_start"].float()[:, :, None]
-                    add("flow_displacement", 3, displacement, weight[..., None])
-                    if target.shape[-1] == 3:
-                        add("flow_z", 2, target[..., 2], weight)
-                elif name == "actions":
-                    add(name, 2, target, weight[..., None])
-                else:
-                    add(name, 0 if name == "progress" else 3, target, weight)
-    means = _merge_processes(means)
-    return {name: mean.value().float() for name, mean in means.items() if mean}
+    means = _Means()
+    for raw in batches:
+        batch = processor.prepare_batch(raw, device, config.history_length)
+        for name, (target, weight) in _targets(config, raw, batch).items():
+            if name == "flow":
+                displacement = target[..., :2] - batch["track_start"].float()[:, :, None]
+                means.add("flow_displacement", displacement, weight[..., None], 3)
+                if target.shape[-1] == 3:
+                    means.add("flow_z", target[..., 2], weight, 2)
+            elif name == "actions":
+                means.add(name, target, weight[..., None], 2)
+            else:
+                means.add(name, target, weight, 0 if name == "progress" else 3)
+    return {name: mean.value().float() for name, mean in means.merge_processes().items() if mean}
 
 
 def evaluate_open_loop(
@@ -176,25 +189,23 @@ def evaluate_open_loop(
     batches: Iterable[Mapping],
     baselines: Mapping[str, Tensor] | None = None,
 ) -> dict:
-    """Losses and errors of a model on recorded windows, beside trivial predictors.
+    """Losses and errors of a model in evaluation mode on recorded windows, beside trivial predictors.
 
-    The model is in evaluation mode meanwhile (the style of the action CVAE is zero then). In distributed
-    training every process calls it with its share of the windows.
+    In distributed training every process calls it with its share of the windows.
 
     Args:
-        model (`ForesightForActionPrediction`): The policy.
-        processor (`ForesightProcessor`): Its processor.
+        model, processor: The policy.
         batches (`Iterable`): Raw batches (schema in `inputs.py`), as `collate_windows` makes.
         baselines (`Mapping`, *optional*): From [`fit_baselines`]; without them the `mean` rows are missing.
 
     Returns:
         `dict`: Plain floats, `{section: {group: {predictor: {metric: value}}}}`, and `windows`, `losses`.
 
-        - `losses`: validation losses, the mean over batches weighted by their size, and `total`.
+        - `losses`: those of [`measure_losses`], and their weighted sum `total`.
         - `depth`, `future_rgb`, `future_depth`: group = view; `mse`.
-        - `flow`: groups `all` and `moving` (labelled moving); `x_px`, `y_px` mean absolute error and `xy_px`
+        - `flow`: groups `all` and `moving` (labeled moving); `x_px`, `y_px` mean absolute error and `xy_px`
           mean distance in pixels of the flow view's native resolution, `xy_rmse` in image fractions, `z_m`
-          mean absolute error and `z_rmse_m` in metres. Step 0 (now) counts, as in the loss.
+          mean absolute error and `z_rmse_m` in meters. Step 0 (now) counts, as in the loss.
         - `actions`: groups `chunk` (all steps) and `first`; `l1` per dimension in the raw batch's units and
           `l1_mean`.
         - `progress`: group `all`; `mae`.
@@ -202,46 +213,92 @@ def evaluate_open_loop(
     Raises:
         ValueError: If there is no window.
     """
-    baselines = dict(baselines or {})
-    table = _Table()
-    losses: dict[str, _Mean] = {}
+    baselines = {name: mean.to(model.device) for name, mean in (baselines or {}).items()}
+    errors, losses, windows = _Means(), _Means(), _Means()
+    for raw, batch, output in _predict(model, processor, batches):
+        windows.add("windows", torch.ones(len(raw["task"])), torch.ones(()))
+        losses.add_losses(model.config, output, batch)
+        _compare(errors, model, processor, raw, batch, output, baselines)
+    errors, losses, windows = (means.merge_processes() for means in (errors, losses, windows))
+    if not windows:
+        raise ValueError("no windows to evaluate on; give validation episodes")
+    losses = losses.losses()
+    if losses:
+        weights = {name: getattr(model.config, f"{name}_loss_weight") for name in losses}
+        losses["total"] = sum(weights[name] * loss for name, loss in losses.items())
+    return {"windows": int(windows["windows"].weight), "losses": losses, **errors.errors()}
+
+
+def measure_losses(
+    model: ForesightForActionPrediction, processor: ForesightProcessor, batches: Iterable[Mapping]
+) -> dict[str, float]:
+    """The losses of a model in evaluation mode, each one masked mean over all batches of all processes.
+
+    In distributed training every process calls it with its share of the windows.
+    """
+    losses = _Means()
+    for _, batch, output in _predict(model, processor, batches):
+        losses.add_losses(model.config, output, batch)
+    return losses.merge_processes().losses()
+
+
+def _predict(model, processor, batches: Iterable[Mapping]) -> Iterator[tuple]:
+    """Raw batches with their model batches and outputs; the model is in evaluation mode meanwhile."""
     was_training = model.training
     model.eval()
+    # The encoder of the action CVAE reads actions for the KL term; the style is zero in evaluation.
+    given = (*ForesightInputs.__annotations__, "actions", "action_mask")
     try:
-        with torch.no_grad():
-            for raw in batches:
-                batch = processor.prepare_batch(raw, model.device, model.config.history_length)
-                output = model(**batch)
-                size = torch.tensor(float(len(batch["pixel_values"])))
-                named = {"windows": torch.ones(()), **(output.losses or {})}
-                if output.loss is not None:
-                    named["total"] = output.loss
-                for name, loss in named.items():
-                    losses.setdefault(name, _Mean()).add(loss.detach().float().cpu(), size)
-                targets = _targets(model.config, raw, batch)
-                _compare(table, model, processor, raw, batch, output, targets, baselines)
+        for raw in batches:
+            batch = processor.prepare_batch(raw, model.device, model.config.history_length)
+            with torch.no_grad():
+                output = model(**{name: batch[name] for name in given if name in batch})
+            yield raw, batch, output
     finally:
         model.train(was_training)
-    losses, table.means = _merge_processes(losses), _merge_processes(table.means)
-    if not losses:
-        raise ValueError("no windows to evaluate on; give validation episodes")
+
+
+def held_out_data(checkpoint: str, config: ForesightConfig, dataset: str) -> RunData:
+    """A dataset, split as the run split it that made a checkpoint: `val` are the episodes it held out.
+
+    The run's settings are looked up beside the checkpoint, whose config is given.
+
+    Raises:
+        ValueError: If it is unknown which episodes the run held out, or it held out none.
+    """
+    run, name = read_run_config(checkpoint), Path(dataset).name
+    run.data.datasets = [source for source in run.data.datasets if Path(source.path).name == name][:1]
+    if not run.data.datasets:
+        raise ValueError(
+            f"{name} is not among the data of the run that made {Path(checkpoint).name}, or that run's "
+            "config.yaml is not beside it: which episodes it held out is unknown"
+        )
+    run.data.datasets[0].path = dataset
+    data = RunData(run, config)
+    if data.val is None:
+        raise ValueError(f"the run that made {checkpoint} held out no episodes (data.val_fraction is 0)")
+    return data
+
+
+def measure_recorded(
+    model: ForesightForActionPrediction, processor: ForesightProcessor, data: RunData
+) -> dict:
+    """Errors on the held-out episodes of one dataset ([`held_out_data`]).
+
+    Returns:
+        `dict`: `dataset` (name), `episodes` (held out), `metrics` of [`evaluate_open_loop`] and `real_units`
+        of [`measure_in_real_units`].
+    """
+    (described,) = data.describe()
+    intrinsics = described["labels"].get(model.config.views[0], {}).get("intrinsics")
+    if intrinsics is not None:
+        intrinsics = {name: intrinsics[name] for name in ("fx", "fy", "cx", "cy")}
     return {
-        "windows": int(losses.pop("windows").weight),
-        "losses": {name: mean.value().item() for name, mean in losses.items()},
-        **table.result(),
+        "dataset": described["name"],
+        "episodes": described["validation_episodes"],
+        "metrics": measure_held_out(model, processor, data),
+        "real_units": measure_in_real_units(model, processor, data.val.datasets[0], intrinsics),
     }
-
-
-def flatten_metrics(metrics: Mapping, prefix: str = "") -> dict[str, float]:
-    """`{"a": {"b": 1.0}}` -> `{"a/b": 1.0}`, for trackers; lists become `name/0`, `name/1`, ..."""
-    flat: dict[str, float] = {}
-    for name, value in metrics.items():
-        value = dict(enumerate(value)) if isinstance(value, (list, tuple)) else value
-        if isinstance(value, Mapping):
-            flat |= flatten_metrics(value, f"{prefix}{name}/")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def format_open_loop(metrics: Mapping) -> str:
@@ -256,49 +313,43 @@ def format_open_loop(metrics: Mapping) -> str:
         if section in ("losses", "windows"):
             continue
         for group, predictors in groups.items():
+            trivial = {name: figures for name, figures in predictors.items() if name != "model"}
             parts = []
             for metric, value in predictors["model"].items():
                 if isinstance(value, float):  # neither a list nor a count
-                    others = [f"{who} {m[metric]:.4g}" for who, m in predictors.items() if who != "model"
-                              and metric in m]  # fmt: skip
+                    others = [f"{name} {f[metric]:.4g}" for name, f in trivial.items() if metric in f]
                     parts.append(f"{metric} {value:.4g}" + (f" ({', '.join(others)})" if others else ""))
             lines.append(f"{section} {group}: " + ", ".join(parts))
     return "\n".join(lines)
 
 
-def flow_errors(flow: Tensor, raw: Mapping) -> dict[str, float]:
+def flow_errors(config: ForesightConfig, flow: Tensor, raw: Mapping, batch: Mapping) -> dict[str, float]:
     """Flow errors of one batch for the training log: x, y and z apart, on the points that move.
 
-    Points are those labelled moving (all, if the batch has no labels or none moves): elsewhere staying put is
-    right anyway. Args: `flow`, the model's `(B, T, L, P, 3 or 2)`; `raw`, the raw batch it was computed from.
+    Points are those labeled moving (all, if the batch has no labels or none moves): elsewhere staying put is
+    right anyway.
+
+    Args:
+        config (`ForesightConfig`): The model's.
+        flow (`torch.Tensor`): Its prediction `(B, T, L, P, 3 or 2)`.
+        raw, batch (`Mapping`): The raw batch, and the model batch it was predicted from.
 
     Returns:
         `dict`: Mean absolute errors `flow_x_px`, `flow_y_px` (pixels of the flow view as recorded),
         `flow_z_m` (if z is predicted), and `stay_put_x_px`, `stay_put_y_px` of points that stay where they
         are. Empty if nothing is supervised.
     """
-    track, frames = raw["track"].float()[..., : flow.shape[-1]], flow.shape[1]
-    weight = (
-        raw["track_weight"].float() if raw.get("track_weight") is not None else torch.ones_like(track[..., 0])
-    )
-    if raw.get("frame_mask") is not None:
-        weight = weight * raw["frame_mask"][:, :frames, None, None]
-    moving = raw.get("track_moving")
-    if moving is not None and (weight * moving[:, :, None]).sum() > 0:
-        weight = weight * moving[:, :, None]
-    if not weight.sum():
-        return {}
-    height, width = next(iter(raw["images"].values())).shape[-2:]
-    unit = track.new_tensor([width, height, 1.0])[: flow.shape[-1]]
-    still = raw["track_start"].float()[:, :, None].expand_as(track[..., :2])
-    errors = {
-        "flow": ((flow.detach().float().to(track.device) - track) * unit).abs(),
-        "stay_put": ((still - track[..., :2]) * unit[:2]).abs(),
-    }
+    means, target = _Means(), flow_targets(config, batch)
+    if target is not None:
+        _compare_flow(means, raw, batch, flow, target, config.views[0], {})
+    groups = means.errors().get("flow", {})
+    errors = groups.get("moving") or groups.get("all") or {}
+    logged = {("model", axis): f"flow_{axis}" for axis in ("x_px", "y_px", "z_m")}
+    logged |= {("stay_put", axis): f"stay_put_{axis}" for axis in ("x_px", "y_px")}
     return {
-        f"{predictor}_{axis}": masked_mean(error[..., i], weight).item()
-        for predictor, error in errors.items()
-        for i, axis in enumerate(("x_px", "y_px", "z_m")[: error.shape[-1]])
+        name: errors[predictor][axis]
+        for (predictor, axis), name in logged.items()
+        if axis in errors.get(predictor, {})
     }
 
 
@@ -315,107 +366,74 @@ def _targets(config: ForesightConfig, raw: Mapping, batch: Mapping) -> dict[str,
     return targets
 
 
-class _Table:
-    """Means by section, group, predictor and metric."""
+def _compare(means: _Means, model, processor, raw, batch, output, baselines) -> None:
+    """Adds the errors of one batch."""
+    config, targets = model.config, _targets(model.config, raw, batch)
+    patch = config.patch_size
 
-    def __init__(self):
-        self.means: dict[tuple[str, str, str, str], _Mean] = {}
-
-    def add(self, section, group, predictor, metric, error: Tensor, weight: Tensor, kept_axes=0) -> None:
-        """Adds errors with their weights to one entry."""
-        self.means.setdefault((section, group, predictor, metric), _Mean(kept_axes)).add(error, weight)
-
-    def result(self) -> dict:
-        """Nested plain floats. Groups that never had an element are left out; `..rmse..` are roots."""
-        result: dict = {}
-        for (section, group, predictor, metric), mean in self.means.items():
-            if not mean:
-                continue
-            value = mean.value()
-            value = value.sqrt() if "rmse" in metric else value
-            entry = result.setdefault(section, {}).setdefault(group, {}).setdefault(predictor, {})
-            entry[metric] = value.tolist()
-            if value.ndim:
-                entry[f"{metric}_mean"] = value.mean().item()
-        return result
-
-
-def _compare(table: _Table, model, processor, raw, batch, output, targets, baselines) -> None:
-    """Adds the errors of one batch to the table."""
-    patch, views = model.config.patch_size, list(model.config.views)
-    baselines = {name: mean.to(model.device) for name, mean in baselines.items()}
-
-    def patches(section: str, **predictors: Tensor | None) -> None:
+    def compare_patches(section: str, predicted: Tensor, **trivial: Tensor | None) -> None:
         target, mask = targets[section]
+        predictors = {"model": predicted[:, : target.shape[1]], "mean": baselines.get(section), **trivial}
         for predictor, values in predictors.items():
             if values is not None:
                 error = (values.float() - target) ** 2
-                for v, view in enumerate(views):
-                    table.add(section, view, predictor, "mse", error[:, :, v], mask[:, :, v])
+                for v, view in enumerate(config.views):
+                    means.add((section, view, predictor, "mse"), error[:, :, v], mask[:, :, v])
 
     if "depth" in targets:
-        patches("depth", model=output.depth, mean=baselines.get("depth"))
+        compare_patches("depth", output.depth)
     if "future_rgb" in targets:
-        n = targets["future_rgb"][0].shape[1]
-        patches(
-            "future_rgb",
-            model=output.future_rgb[:, :n],
-            mean=baselines.get("future_rgb"),
-            current=rgb_target(batch["pixel_values"][:, :n], patch),
-        )
+        n = targets["future_rgb"].values.shape[1]
+        current = rgb_target(batch["pixel_values"][:, :n], patch)
+        compare_patches("future_rgb", output.future_rgb, current=current)
         if "future_depth" in targets:
             current, valid = depth_target(batch["depth"][:, :n], patch)
-            patches(
-                "future_depth",
-                model=output.future_depth[:, :n],
-                mean=baselines.get("future_depth"),
-                # Where the current frame has no depth, its patch's mean is the best that can be repeated.
-                current=torch.where(valid, current, torch.zeros_like(current)),
-            )
+            # Where the current frame has no depth, its patch's mean is the best that can be repeated.
+            current = torch.where(valid, current, torch.zeros_like(current))
+            compare_patches("future_depth", output.future_depth, current=current)
     if "flow" in targets:
-        _compare_flow(table, raw, batch, output.flow, *targets["flow"], views[0], baselines)
+        _compare_flow(means, raw, batch, output.flow, targets["flow"], config.views[0], baselines)
     if "actions" in targets:
         actions, mask = targets["actions"]
         predicted = processor.denormalize_actions(output.actions)
-        predictors = {"model": predicted, "mean": baselines.get("actions")}
-        for predictor, values in predictors.items():
+        for predictor, values in {"model": predicted, "mean": baselines.get("actions")}.items():
             if values is not None:
                 error = (values - actions).abs()
-                table.add("actions", "chunk", predictor, "l1", error, mask[..., None], 1)
-                table.add("actions", "first", predictor, "l1", error[:, :, 0], mask[:, :, 0, None], 1)
+                means.add(("actions", "chunk", predictor, "l1"), error, mask[..., None], 1)
+                means.add(("actions", "first", predictor, "l1"), error[:, :, 0], mask[:, :, 0, None], 1)
     if "progress" in targets:
         progress, mask = targets["progress"]
         for predictor, values in {"model": output.progress, "mean": baselines.get("progress")}.items():
             if values is not None:
-                table.add("progress", "all", predictor, "mae", (values - progress).abs(), mask)
+                means.add(("progress", "all", predictor, "mae"), (values - progress).abs(), mask)
 
 
-def _compare_flow(table, raw, batch, predicted, track, weight, view, baselines) -> None:
+def _compare_flow(means: _Means, raw, batch, predicted, target: Target, view, baselines) -> None:
     """Flow errors of the model and of the trivial predictors, for all points and for those that move."""
+    track, weight = target
     height, width = raw["images"][view].shape[-2:]
     size_px = track.new_tensor([width, height])
     start = batch["track_start"].float()[:, :, None].expand_as(track[..., :2])  # (B, T, L, P, 2)
-    z_now = track[:, :, :1, :, 2].expand_as(weight) if predicted.shape[-1] == 3 else None
+    z = z_now = None
+    if predicted.shape[-1] == 3:
+        z, z_now = predicted[..., 2].float(), track[:, :, :1, :, 2].expand_as(weight)
     z_known = weight[:, :, :1] > 0  # a point whose depth now has no label cannot be said to keep it
-    has_z = predicted.shape[-1] == 3
-    z = predicted[..., 2].float() if has_z else None
     predictors = {"model": (predicted[..., :2].float(), z), "stay_put": (start, z_now)}
     if "flow_displacement" in baselines:
-        z = baselines.get("flow_z") if has_z else None
-        predictors["mean"] = start + baselines["flow_displacement"], z
+        predictors["mean"] = start + baselines["flow_displacement"], baselines.get("flow_z")
     groups = {"all": weight}
     if raw.get("track_moving") is not None:
         groups["moving"] = weight * raw["track_moving"].to(weight.device)[:, :, None]
     for predictor, (xy, z) in predictors.items():
         error_xy = xy - track[..., :2]
         error_px = (error_xy * size_px).abs()
-        error_z = None if z is None else (z - track[..., 2]).abs()
         for group, w in groups.items():
-            table.add("flow", group, predictor, "x_px", error_px[..., 0], w)
-            table.add("flow", group, predictor, "y_px", error_px[..., 1], w)
-            table.add("flow", group, predictor, "xy_px", error_px.norm(dim=-1), w)
-            table.add("flow", group, predictor, "xy_rmse", error_xy**2, w[..., None])
-            if error_z is not None:
-                w = w * z_known
-                table.add("flow", group, predictor, "z_m", error_z, w)
-                table.add("flow", group, predictor, "z_rmse_m", error_z**2, w)
+            place = "flow", group, predictor
+            means.add((*place, "x_px"), error_px[..., 0], w)
+            means.add((*place, "y_px"), error_px[..., 1], w)
+            means.add((*place, "xy_px"), error_px.norm(dim=-1), w)
+            means.add((*place, "xy_rmse"), error_xy**2, w[..., None])
+            if z is not None:
+                error_z = (z - track[..., 2]).abs()
+                means.add((*place, "z_m"), error_z, w * z_known)
+                means.add((*place, "z_rmse_m"), error_z**2, w * z_known)

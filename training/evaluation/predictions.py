@@ -1,6 +1,6 @@
-"""What a checkpoint predicts for the frames of an episode, undone to pictures, beside what happened.
+"""Predictions for the frames of an episode, undone to pictures, beside what happened.
 
-The model predicts RGB and depth normalised per patch (zero mean, unit deviation), so level and contrast of a
+The model predicts RGB and depth normalized per patch (zero mean, unit deviation), so level and contrast of a
 patch are not part of the prediction. For display they are taken from the *current* frame: its pixels, and for
 depth its recorded depth. What a prediction shows by itself is the structure inside the patches.
 """
@@ -13,29 +13,19 @@ import torch
 
 from datasets_scripts.inspection.pictures import Flow, depth_range
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
+from modeling_foresight.inputs import ForesightInputs
 from modeling_foresight.targets import depth_statistics, newest_trained_future, patchify, unpatchify
 from training.windows import ForesightWindows, collate_windows
 
-__all__ = ["Moment", "Prediction", "depth_limits", "foresee", "predict_windows"]
+__all__ = ["Moment", "Prediction", "depth_limits", "predict_windows"]
 
-MODEL_INPUTS = (
-    "pixel_values",
-    "input_ids",
-    "attention_mask",
-    "state",
-    "frame_mask",
-    "view_mask",
-    "goal_pixel_values",
-    "goal_mask",
-    "track_start",
-)
 # Where it is not recorded what moves: points that go farther than this share of the picture.
 SHOWN_MOTION = 0.01
 
 
 @dataclasses.dataclass
 class Moment:
-    """All pictures of one view at one moment; images `(H, W, 3)` float in [0, 1], depth `(H, W)` metres.
+    """All pictures of one view at one moment; images `(H, W, 3)` float in [0, 1], depth `(H, W)` meters.
 
     Pairs are truth and prediction; depth is NaN where it is unknown. `None` stands for a pair whose objective
     is off, for a truth that was not recorded, and for a prediction that cannot be undone without it.
@@ -79,41 +69,24 @@ class Prediction:
     progress: tuple[float, float] | None = None
 
 
-def foresee(
-    model: ForesightForActionPrediction,
-    processor: ForesightProcessor,
-    windows: ForesightWindows,
-    chosen: Sequence[int],
-    view: str,
-    first_row: int = 0,
-    batch_size: int = 16,
-) -> list[Moment]:
-    """Pictures of one view; see [`predict_windows`]."""
-    predictions = predict_windows(model, processor, windows, chosen, [view], first_row, batch_size=batch_size)
-    return [prediction.views[view] for prediction in predictions]
-
-
 def predict_windows(
     model: ForesightForActionPrediction,
     processor: ForesightProcessor,
     windows: ForesightWindows,
     chosen: Sequence[int],
     views: Sequence[str] | None = None,
-    first_row: int = 0,
     instruction: str | None = None,
     batch_size: int = 16,
 ) -> Iterator[Prediction]:
     """Predictions for the newest frame of some windows, undone to pictures, beside the truth.
 
     Args:
-        model (`ForesightForActionPrediction`): In evaluation mode; a head that is off leaves its field empty.
-        processor (`ForesightProcessor`): Its processor.
+        model, processor: The policy, in evaluation mode; a head that is off leaves its field empty.
         windows (`ForesightWindows`): Windows with lookahead frames for the future's truth.
-        chosen (`Sequence[int]`): Their numbers.
+        chosen (`Sequence[int]`): The numbers of those to predict.
         views (`Sequence[str]`, *optional*): Cameras; all of the model's that the dataset has by default. Flow
             is only there for the model's first one.
-        first_row (`int`): Global number of the episode's first frame.
-        instruction (`str`, *optional*): Said to the model in place of the recorded one.
+        instruction (`str`, *optional*): Given to the model in place of the recorded one.
         batch_size (`int`): Windows per forward pass.
     """
     views = [view for view in views or model.config.views if view in windows.cameras]
@@ -124,9 +97,9 @@ def predict_windows(
             raw["task"] = [instruction] * len(samples)
         batch = processor.prepare_batch(raw, model.device, model.config.history_length)
         with torch.no_grad():
-            output = model(**{name: batch[name] for name in MODEL_INPUTS if name in batch})
+            output = model(**{name: batch[name] for name in ForesightInputs.__annotations__ if name in batch})
         for i, sample in enumerate(samples):
-            frame = int(sample["index"]) - first_row
+            frame = int(sample["index"] - windows.rows.episode_starts[sample["episode_index"]])
             yield Prediction(
                 frame,
                 {view: _moment(model, processor, batch, output, sample, i, view, frame) for view in views},
@@ -158,11 +131,11 @@ def _moment(model, processor, batch, output, sample: dict, i: int, view: str, fr
     """Sample `i` of a batch, newest frame of the window."""
     config = model.config
     v, newest, patch = list(config.views).index(view), config.history_length - 1, config.patch_size
-    pixels = batch["pixel_values"][i, newest, v]  # (3, H, W) normalised
+    pixels = batch["pixel_values"][i, newest, v]  # (3, H, W) normalized
     moment = Moment(frame, _to_rgb(pixels, processor))
-    depth = batch["depth"][i, newest, v] if view in sample["depth"] else None  # (H, W) metres
+    depth = batch["depth"][i, newest, v] if view in sample["depth"] else None  # (H, W) meters
     if config.has("depth"):
-        moment.depth = _known(depth), _undo_depth(output.depth[i, newest, v], depth, patch)
+        moment.depth = _mark_unknown(depth), _undo_depth(output.depth[i, newest, v], depth, patch)
     if config.has("future"):
         _add_future(moment, processor, config, batch, output, i, v, depth is not None)
     if config.has("flow") and v == 0:
@@ -184,61 +157,63 @@ def _add_future(moment: Moment, processor, config, batch, output, i: int, v: int
     truth = _to_rgb(at("pixel_values", later), processor) if exists else None
     moment.now_rgb, moment.future_rgb = _to_rgb(pixels, processor), (truth, predicted)
     depth = at("depth", now) if depth_known else None
-    moment.now_depth = _known(depth)
+    moment.now_depth = _mark_unknown(depth)
     if output.future_depth is not None:
         truth = at("depth", later) if exists and depth_known else None
         undone = _undo_depth(output.future_depth[i, now, v], depth, patch)
-        moment.future_depth = _known(truth), undone
+        moment.future_depth = _mark_unknown(truth), undone
 
 
 def _flow(config, sample: dict, predicted: np.ndarray, newest: int) -> tuple[Flow | None, Flow]:
     """True flow, and the predicted one `(L, P, 3)` at the points that are shown of it."""
     shown = sample["track_weight"][newest].numpy() > 0
     if not shown.any():  # no tracks: points start on the grid
-        return None, Flow(predicted, np.ones_like(shown), _moves(predicted))
+        return None, Flow(predicted, np.ones_like(shown), _find_moving(predicted))
     truth = sample["track"][newest, ..., : config.flow_dim].numpy()
     moving = sample["track_moving"][newest].numpy()
-    moving = moving if moving.any() else _moves(truth)  # flags may be lost, as after LeRobot's own tools
+    moving = (
+        moving if moving.any() else _find_moving(truth)
+    )  # flags may be lost, as after LeRobot's own tools
     return Flow(truth, shown, moving), Flow(predicted, shown, moving)
 
 
-def _moves(points: np.ndarray) -> np.ndarray:
+def _find_moving(points: np.ndarray) -> np.ndarray:
     """Which of the points `(L, P, 2 or 3)` leave their place in the picture: boolean `(P,)`."""
     return np.linalg.norm(points[..., :2] - points[:1, :, :2], axis=-1).max(0) > SHOWN_MOTION
 
 
 def _undo_rgb(prediction: torch.Tensor, current: torch.Tensor, patch: int) -> torch.Tensor:
-    """Normalised patches `(N, p * p * 3)` -> `(3, H, W)` with the current frame's patch statistics."""
+    """Normalized patches `(N, p * p * 3)` -> `(3, H, W)` with the current frame's patch statistics."""
     patches = patchify(current, patch)
     mean, std = patches.mean(-1, keepdim=True), patches.std(-1, keepdim=True)
     return unpatchify(prediction.float() * (std + 1e-6) + mean, patch, 3)
 
 
 def _undo_depth(prediction: torch.Tensor, current: torch.Tensor | None, patch: int) -> np.ndarray | None:
-    """Normalised patches `(N, p * p)` -> `(H, W)` metres with the current frame's patch statistics."""
+    """Normalized patches `(N, p * p)` -> `(H, W)` meters with the current frame's patch statistics."""
     if current is None:
         return None
     _, valid, mean, deviation = depth_statistics(current, patch)
-    metres = prediction.float() * deviation + mean
-    metres = torch.where(valid.any(-1, keepdim=True), metres, torch.full_like(metres, torch.nan))
-    return unpatchify(metres, patch, 1)[0].cpu().numpy()
+    meters = prediction.float() * deviation + mean
+    meters = torch.where(valid.any(-1, keepdim=True), meters, torch.full_like(meters, torch.nan))
+    return unpatchify(meters, patch, 1)[0].cpu().numpy()
 
 
-def _known(depth: torch.Tensor | None) -> np.ndarray | None:
-    """`(H, W)` metres with NaN where invalid."""
+def _mark_unknown(depth: torch.Tensor | None) -> np.ndarray | None:
+    """`(H, W)` meters with NaN where invalid."""
     if depth is None:
         return None
     return torch.where(depth > 0, depth, torch.full_like(depth, torch.nan)).cpu().numpy()
 
 
 def _to_rgb(pixels: torch.Tensor, processor: ForesightProcessor) -> np.ndarray:
-    """Normalised `(3, H, W)` -> `(H, W, 3)` in [0, 1]."""
+    """Normalized `(3, H, W)` -> `(H, W, 3)` in [0, 1]."""
     mean, std = (pixels.new_tensor(x)[:, None, None] for x in (processor.image_mean, processor.image_std))
     return (pixels * std + mean).clamp(0, 1).movedim(0, -1).cpu().numpy()
 
 
 def depth_limits(moments: Sequence[Moment]) -> tuple[float, float]:
-    """Range of true depth over all moments, without the outermost 2 % at both ends; metres."""
+    """Range of true depth over all moments, without the outermost 2 % at both ends; meters."""
     pairs = [pair for m in moments for pair in (m.depth, m.future_depth) if pair is not None]
     maps = [truth.ravel() for truth, _ in pairs if truth is not None]
     flows = [truth or predicted for truth, predicted in (m.flow for m in moments if m.flow is not None)]

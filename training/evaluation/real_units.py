@@ -1,14 +1,13 @@
-"""What a model predicts for held-out windows, undone to metres, pixels and commands, in the hub's metrics.
+"""What a model predicts for held-out windows, undone to meters, pixels and commands, in the hub's metrics.
 
-The model predicts pictures and depth normalised per patch; undone, a patch has the level and contrast of the
-current frame (see foresee.py). So depth here says how well the structure inside the patches is known, and
+The model predicts pictures and depth normalized per patch; undone, a patch has the level and contrast of the
+current frame (see predictions.py). So depth here says how well the structure inside the patches is known, and
 not how well a depth camera could be replaced. Each prediction therefore stands beside one that needs no
 model: `patch_mean`, the recorded mean depth of each patch; `current`, the current frame repeated; `stay_put`,
 points that stay where they are.
 """
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,14 +17,13 @@ from tqdm import tqdm
 
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.targets import depth_statistics, unpatchify
-from training.evaluation.metric_loader import load_metric
+from training.evaluation.metric_loader import import_evaluate
 from training.evaluation.predictions import Moment, Prediction, predict_windows
 from training.windows import ForesightWindows
 
 __all__ = ["measure_in_real_units"]
 
-# `evaluate` makes Python numbers of what it compares: some 650 bytes for a pixel of RGB-D and its truth.
-MAX_PIXELS = 2_000_000
+MAX_PIXELS = 2_000_000  # of one view, which are kept until all are compared
 
 # Metric, group and predictor, and several examples for it: predictions and references.
 Examples = tuple[tuple[str, str, str], np.ndarray, np.ndarray]
@@ -41,8 +39,7 @@ def measure_in_real_units(
     """Figures of the hub's metrics (docs/metrics.md) over the newest frames of windows.
 
     Args:
-        model (`ForesightForActionPrediction`): In evaluation mode.
-        processor (`ForesightProcessor`): Its processor.
+        model, processor: The policy, in evaluation mode.
         windows (`ForesightWindows`): Held-out windows; only what they have labels for is measured.
         intrinsics (`dict`, *optional*): `fx`, `fy`, `cx`, `cy` of the flow view in pixels of its recorded
             size, for errors in space.
@@ -50,13 +47,20 @@ def measure_in_real_units(
             224 px).
 
     Returns:
-        `dict`: `windows`, how many, and `{metric: {group: {predictor: figures}}}` as far as they can be told:
-        `robot_action` (group `chunk`, all its actions), `flow_3d`, `masked_depth` and `future_rgbd` (groups
-        are views).
+        `dict`: `windows`, how many, and `{metric: {group: {predictor: figures}}}` of what can be compared:
+        `robot_action` (group `chunk`), `flow_3d`, `masked_depth` and `future_rgbd` (groups are views).
     """
+    import_evaluate()  # the library that the metrics import, not the command of that name
+    from training.evaluation.hub_metrics.flow_3d.flow_3d import end_point_errors
+    from training.evaluation.hub_metrics.future_rgbd.future_rgbd import frame_errors
+    from training.evaluation.hub_metrics.masked_depth.masked_depth import depth_errors
+    from training.evaluation.hub_metrics.robot_action.robot_action import action_errors
+
+    errors = {"flow_3d": end_point_errors, "future_rgbd": frame_errors}
+    errors |= {"masked_depth": depth_errors, "robot_action": action_errors}
     config, has_future = model.config, model.config.has("future")
     windows = ForesightWindows(
-        windows.rows.root, dataclasses.replace(windows.config, lookahead=has_future, p_moving=0.5)
+        windows.rows, dataclasses.replace(windows.config, lookahead=has_future, p_moving=0.5)
     )
     count = max(1, min(count, MAX_PIXELS // config.image_size**2))
     chosen = np.unique(np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int))
@@ -65,23 +69,17 @@ def measure_in_real_units(
         "flow_3d": {"width": width, "height": height, **(intrinsics or {})},
         "robot_action": _grippers(processor, config),
     }
-    metrics: dict[tuple[str, str, str], Any] = {}
-    result: dict[str, Any] = {"windows": len(chosen)}
+    found: dict[tuple[str, str, str], list] = {}
     predictions = predict_windows(model, processor, windows, chosen.tolist())
-    # On disk: what `evaluate` keeps in memory it pickles once more, to hash it.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        for prediction in tqdm(predictions, total=len(chosen), desc="in real units", unit="window"):
-            for place, predicted, truth in _examples(prediction, config.patch_size):
-                if not np.isfinite(truth).any():  # a metric without anything to compare is an error
-                    continue
-                if place not in metrics:
-                    files = {"cache_dir": folder, "experiment_id": "-".join(place), "keep_in_memory": False}
-                    metrics[place] = load_metric(place[0], **files)
-                # As lists: of an array of pixels, `evaluate` would take up every pixel by itself.
-                metrics[place].add_batch(predictions=predicted.tolist(), references=truth.tolist())
-        for (name, group, predictor), metric in metrics.items():
-            figures = metric.compute(**options.get(name, {}))
-            result.setdefault(name, {}).setdefault(group, {})[predictor] = figures
+    for prediction in tqdm(predictions, total=len(chosen), desc="in real units", unit="window"):
+        for place, predicted, truth in _examples(prediction, config.patch_size):
+            if np.isfinite(truth).any():  # a metric without anything to compare is an error
+                found.setdefault(place, []).append((predicted, truth))
+    result: dict[str, Any] = {"windows": len(chosen)}
+    for (name, group, predictor), pairs in found.items():
+        predicted, truth = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
+        figures = errors[name](predicted, truth, **options.get(name, {}))
+        result.setdefault(name, {}).setdefault(group, {})[predictor] = figures
     return result
 
 
@@ -118,20 +116,20 @@ def _depth(view: str, moment: Moment, patch: int) -> Iterator[Examples]:
 def _future(view: str, moment: Moment) -> Iterator[Examples]:
     if moment.future_rgb is None or moment.future_rgb[0] is None:
         return
-    colours, metres = moment.future_rgb, moment.future_depth or (None, None)
+    colors, meters = moment.future_rgb, moment.future_depth or (None, None)
     depth_now = moment.now_depth
-    if metres[0] is not None and depth_now is not None:
+    if meters[0] is not None and depth_now is not None:
         # Both predictors on the same pixels: what is unknown now can be neither undone nor repeated.
-        known = np.isfinite(metres[1]) & np.isfinite(depth_now)
-        metres = np.where(known, metres[0], np.nan), metres[1]
-    truth, predicted = (_picture(*pair) for pair in zip(colours, metres, strict=True))
+        known = np.isfinite(meters[1]) & np.isfinite(depth_now)
+        meters = np.where(known, meters[0], np.nan), meters[1]
+    truth, predicted = (_picture(*pair) for pair in zip(colors, meters, strict=True))
     yield ("future_rgbd", view, "model"), predicted[None], truth[None]
     yield ("future_rgbd", view, "current"), _picture(moment.now_rgb, depth_now)[None], truth[None]
 
 
-def _picture(rgb: np.ndarray, metres: np.ndarray | None) -> np.ndarray:
-    """`(H, W, 4)`; a depth that is not there is unknown, never a reason to leave the colours out."""
-    return np.dstack([rgb, np.full(rgb.shape[:2], np.nan) if metres is None else metres])
+def _picture(rgb: np.ndarray, meters: np.ndarray | None) -> np.ndarray:
+    """`(H, W, 4)`, with NaN where there is no depth."""
+    return np.dstack([rgb, np.full(rgb.shape[:2], np.nan) if meters is None else meters])
 
 
 def _grippers(processor: ForesightProcessor, config: ForesightConfig) -> dict[str, list]:

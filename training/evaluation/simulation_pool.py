@@ -1,6 +1,6 @@
 """MetaWorld simulators in worker processes, each with its own renderer, stepped side by side.
 
-This file and the worker processes know nothing of PyTorch: starting one takes as long as importing MuJoCo.
+Neither this file nor the worker processes import PyTorch: starting one takes as long as importing MuJoCo.
 """
 
 import multiprocessing
@@ -14,15 +14,10 @@ __all__ = ["SimulationPool"]
 
 
 class SimulationPool:
-    """A fixed number of simulators; requests are sent to any of them, and answers are read one by one.
+    """A fixed number of simulators, as a context manager whose end ends their processes.
 
-    Use it as a context manager: leaving ends the processes.
-
-    Args:
-        size (`int`): Processes.
-        cameras (`Sequence[str]`): Cameras to render.
-        image_size (`int`): Side of the square pictures in pixels.
-        quality (`str`): Rendering quality, see `MetaWorldSim`.
+    Requests are sent to any of them, and answers are read one by one. `MetaWorldSim` explains `cameras`,
+    `image_size` (pixels) and `quality`.
     """
 
     def __init__(self, size: int, cameras: Sequence[str], image_size: int, quality: str = "fast"):
@@ -32,7 +27,7 @@ class SimulationPool:
         for _ in range(size):
             ours, theirs = context.Pipe()
             arguments = (theirs, tuple(cameras), image_size, quality)
-            process = context.Process(target=_work, args=arguments, daemon=True)
+            process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
             self._connections.append(ours)
@@ -62,7 +57,7 @@ class SimulationPool:
         try:
             answer = self._connections[worker].recv()
         except (EOFError, OSError):
-            answer = self._death(worker)
+            answer = self._describe_death(worker)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -71,17 +66,19 @@ class SimulationPool:
         try:
             self._connections[worker].send(request)
         except OSError:
-            raise self._death(worker) from None
+            raise self._describe_death(worker) from None
 
-    def _death(self, worker: int) -> RuntimeError:
+    def _describe_death(self, worker: int) -> RuntimeError:
         self._processes[worker].join(timeout=5)
         return RuntimeError(
             f"simulator process {worker} ended (exit code {self._processes[worker].exitcode}); if memory ran "
             "out, use fewer --num-envs"
         )
 
-    def close(self) -> None:
-        """Ends all processes, politely first."""
+    def __enter__(self) -> "SimulationPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for connection in self._connections:
             connection.close()
         for process in self._processes:
@@ -90,15 +87,9 @@ class SimulationPool:
                 process.terminate()
                 process.join()
 
-    def __enter__(self) -> "SimulationPool":
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _work(connection, cameras: tuple[str, ...], image_size: int, quality: str) -> None:
-    """Serves requests until the other end hangs up."""
+def _serve(connection, cameras: tuple[str, ...], image_size: int, quality: str) -> None:
+    """Serves requests until the other end closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     # The processes share the cores already; the software renderer must not start threads for each of them.
     os.environ.setdefault("LP_NUM_THREADS", "0")
@@ -109,16 +100,15 @@ def _work(connection, cameras: tuple[str, ...], image_size: int, quality: str) -
         while True:
             request = connection.recv()
             try:
-                success = False
-                if request[0] == "reset":
-                    _, task, seed = request
-                    if sim is None or sim.task != task:
+                success, (kind, subject, number) = False, request
+                if kind == "step":
+                    success = sim.step(subject, number, stop_on_success=True)
+                else:
+                    if sim is None or sim.task != subject:
                         if sim is not None:
                             sim.close()
-                        sim = MetaWorldSim(task, cameras, image_size, quality)
-                    sim.reset(seed)
-                else:
-                    success = sim.step(request[1], request[2], stop_on_success=True)
+                        sim = MetaWorldSim(subject, cameras, image_size, quality)
+                    sim.reset(number)
                 answer = {
                     **sim.observe(),
                     "success": success,

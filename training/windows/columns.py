@@ -53,17 +53,13 @@ class WindowColumns:
         cameras = {view: camera for view, camera in cameras.items() if camera is not None}
         images = {view: find_image_key(features, camera) for view, camera in cameras.items()}
         depth = {view: find_depth_key(features, camera) for view, camera in cameras.items()}
-        tracked = cameras.get(config.views[0]) if {"flow", "flow_2d"} & set(config.objectives) else None
+        tracked = cameras.get(config.views[0]) if config.wants_flow else None
         points = None if tracked is None else (points_key(tracked), points_visible_key(tracked))
-        actions = config.state_key if config.action_codec == "local_delta" else config.action_key
+        actions = config.action_source
         return cls(
             cameras=cameras,
             images={view: key for view, key in images.items() if key},
-            depth={
-                view: key
-                for view, key in depth.items()
-                if key and {"depth", "future"} & set(config.objectives)
-            },
+            depth={view: key for view, key in depth.items() if key and config.wants_depth},
             points=points if points and set(points) <= set(features) else None,
             state=config.state_key if config.state_key in features else None,
             actions=actions if "action" in config.objectives and actions in features else None,
@@ -81,26 +77,18 @@ def idle_objectives(columns: WindowColumns, config: WindowConfig) -> dict[str, s
     `future`, `future_rgb` and `progress` always have one: pictures and frame numbers.
     """
     first = columns.cameras.get(config.views[0])
-    flow = (
-        "the first view has no camera"
-        if first is None
-        else f"no {points_key(first)} and {points_visible_key(first)}"
-    )
-    action = config.state_key if config.action_codec == "local_delta" else config.action_key
-    lacking = {
-        "action": None if columns.actions else f"no {action}",
-        "depth": None if columns.depth else "no camera in use has a depth column",
-        "flow": None if columns.points else flow,
-        "flow_2d": None if columns.points else flow,
-    }
-    return {name: lacking[name] for name in config.objectives if lacking.get(name)}
+    flow = "the first view has no camera"
+    if first is not None:
+        flow = f"no {points_key(first)} and {points_visible_key(first)}"
+    found = {"action": columns.actions, "depth": columns.depth}
+    lacking = {"action": f"no {config.action_source}", "depth": "no camera in use has a depth column"}
+    found |= dict.fromkeys(("flow", "flow_2d"), columns.points)
+    lacking |= dict.fromkeys(("flow", "flow_2d"), flow)
+    return {name: lacking[name] for name in config.objectives if name in lacking and not found[name]}
 
 
 def check_targets(datasets: Sequence[tuple[str, WindowColumns, WindowConfig]]) -> None:
-    """Refuse datasets of which none has a target of any objective.
-
-    Args:
-        datasets (`Sequence`): Name, columns and configuration of each.
+    """Refuses datasets (name, columns, configuration) of which none has a target of any objective.
 
     Raises:
         ValueError: Names what each dataset lacks.
@@ -118,24 +106,22 @@ def check_targets(datasets: Sequence[tuple[str, WindowColumns, WindowConfig]]) -
 
 
 def require_columns(rows: DatasetRows, columns: WindowColumns, config: WindowConfig) -> None:
-    """Refuse a dataset that lacks a column, unless `missing_targets` allows it.
+    """Refuses a dataset that lacks a column, unless `missing_targets` allows it.
 
     Raises:
         ValueError: Names the column and the remedy.
     """
-    name, strict = rows.name, not config.missing_targets
-    first = config.views[0]
+    name, strict, first = rows.name, not config.missing_targets, config.views[0]
     if not columns.cameras:
         raise ValueError(f"dataset {name}: every view is mapped to no camera; name at least one")
-    wants_tracks = bool({"flow", "flow_2d"} & set(config.objectives)) and strict
     validate_columns(
         rows.features,
         list(columns.cameras.values()),
-        need_depth=bool({"depth", "future"} & set(config.objectives)) and strict,
-        need_tracks=wants_tracks and first in columns.cameras,
-        name=str(name),
+        need_depth=config.wants_depth and strict,
+        need_tracks=config.wants_flow and strict and first in columns.cameras,
+        name=name,
     )
-    if wants_tracks and first not in columns.cameras:
+    if config.wants_flow and strict and first not in columns.cameras:
         raise ValueError(
             f"dataset {name}: the flow objective needs the view '{first}', which is mapped to no camera; "
             "name one, or set missing_targets for a mixture"
@@ -196,7 +182,7 @@ def column_statistics(
 
 
 def _check_poses(place: str, states: np.ndarray) -> None:
-    """Refuse states `(rows, >= 7)` whose angles are degrees or whose gripper has more than two values."""
+    """Refuses states `(rows, >= 7)` whose angles are degrees or whose gripper has more than two values."""
     if (largest := np.abs(states[:, 3:GRIPPER]).max()) > 2 * np.pi:
         raise ValueError(
             f"{place} has an angle of {largest:.4g} in entries 3 to 5, which must be roll, pitch, yaw in "

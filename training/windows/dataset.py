@@ -2,16 +2,16 @@
 
 A window is T frames of one episode; the model predicts from each of them. It never crosses an episode, and
 the episode's last frame is never one of them, so that every frame has a next one (GR-MG; `slicing.py` has the
-arithmetic). Short histories, as at the start of control, need no windows of their own: the model is causal,
+arithmetic). Short histories, as at the start of control, need no extra windows: the model is causal,
 so prefixes train them.
 
-One sample, before `ForesightProcessor.prepare_batch` resizes and normalises (T history frames, F lookahead
+One sample, before `ForesightProcessor.prepare_batch` resizes and normalizes (T history frames, F lookahead
 frames, V views, K action chunk, L flow length, P grid nodes, A action size; torch tensors):
 
 | key | dtype, shape | meaning |
 | --- | --- | --- |
 | `images` | {view: uint8 `(T+F, 3, h, w)`} | camera resolution, oldest first, then lookahead frames |
-| `depth` | {view: float32 `(T+F, h, w)`} | metres, 0 = invalid |
+| `depth` | {view: float32 `(T+F, h, w)`} | meters, 0 = invalid |
 | `view_mask` | bool `(V,)` | false where the dataset has no such view (zeros then) |
 | `frame_mask` | bool `(T+F,)` | false for lookahead frames past the episode's end (zeros then) |
 | `state`, `state_mask` | float32 `(T, state_dim)`, bool `()` | dataset units; absent if there is none |
@@ -66,8 +66,8 @@ class ForesightWindows(Dataset):
     draw)`, in whatever process they run.
 
     Args:
-        dataset (`str`, `Path` or `DatasetRows`): Dataset folder or Hub id; or the dataset, opened: one with
-            `stream` has only the videos of the chosen episodes looked at, without a frame cache.
+        dataset (`str`, `Path` or `DatasetRows`): Dataset folder or Hub id; or the dataset, opened. With
+            `stream`, only videos of the chosen episodes are read, and there is no frame cache.
         config (`WindowConfig`): What a window holds.
 
     Attributes:
@@ -118,34 +118,28 @@ class ForesightWindows(Dataset):
         return self.columns.cameras
 
     def _check_depth(self) -> None:
-        """Look at a few frames of every depth column: metres, or something else?"""
-        picks = np.linspace(0, len(self.episodes) - 1, min(DEPTH_CHECK_FRAMES, len(self.episodes))).astype(
-            int
-        )
+        """Refuses depth columns whose values cannot be meters, judged by a few frames of each."""
+        count = min(DEPTH_CHECK_FRAMES, len(self.episodes))
+        picks = np.linspace(0, len(self.episodes) - 1, count).astype(int)
         for key in self.columns.depth.values():
             decoder = self.frames.decoders[key]
-            first = [int(self.rows.episode_starts[self.episodes[pick]]) for pick in picks]
-            seen = [self.frames.read_stored(key, range(row, row + 1)) for row in first]
-            check_depth_range(decoder.metres(np.concatenate(seen), clean=False), key, decoder.limit_m)
+            seen = np.concatenate([self._first_frame(key, episode) for episode in self.episodes[picks]])
+            check_depth_range(decoder.metres(seen, clean=False), key, decoder.limit_m)
 
     def _measure(self, keys: Mapping[str, str]) -> dict[str, tuple[int, int]]:
-        row = int(self.rows.episode_starts[self.episodes[0]])
-        return {
-            view: tuple(self.frames.read_stored(key, range(row, row + 1)).shape[-2:])
-            for view, key in keys.items()
-        }
+        """Height and width of every view's pictures in a column."""
+        first = self.episodes[0]
+        return {view: tuple(self._first_frame(key, first).shape[-2:]) for view, key in keys.items()}
 
-    # ---------------------------------------------------------------- reading
+    def _first_frame(self, key: str, episode: int) -> np.ndarray:
+        row = int(self.rows.episode_starts[episode])
+        return self.frames.read_stored(key, range(row, row + 1))
 
     def __len__(self) -> int:
         return len(self._index)
 
     def locate(self, i: int) -> tuple[int, int]:
-        """Episode and first row (global frame number) of window `i`.
-
-        Raises:
-            IndexError: If there is no such window.
-        """
+        """Episode and first row (global frame number) of window `i`."""
         return self._index.locate(i)
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict:
@@ -153,38 +147,34 @@ class ForesightWindows(Dataset):
         return self.read(*self.locate(int(i)), np.random.default_rng((self.config.seed, int(i), draw)))
 
     def read(self, episode: int, start: int, rng: np.random.Generator) -> dict:
-        """The window of an episode that begins at a row.
+        """The window of an episode whose oldest frame has the global number `start`.
 
-        Args:
-            episode (`int`): Any of the dataset. One that is shorter than the window is masked at its end.
-            start (`int`): Global frame number of the oldest frame, within the episode.
-            rng (`numpy.random.Generator`): Source of augmentation and of the choice of points.
+        An episode that is shorter than the window is masked at its end. `rng` decides augmentation and the
+        choice of points.
         """
         config, rows, columns = self.config, self.rows, self.columns
         first, stop = int(rows.episode_starts[episode]), int(rows.episode_stops[episode])
         frames, stride = config.history_length, config.frame_stride
 
-        def ahead(steps: int) -> range:
+        def rows_ahead(steps: int) -> range:
             """Rows of the window and `steps` more, as far as the episode goes."""
             return range(start, min(stop, start + (frames + steps - 1) * stride + 1), stride)
 
-        newest = ahead(0)[-1]
-        shifts = {
-            view: draw_shift(rng, shift_px(config.random_shift, *self.view_sizes[view]))
-            for view in config.views
-        }
-        sample = self._read_frames(ahead(config.lookahead_frames), shifts)
+        newest = rows_ahead(0)[-1]
+        padding = {view: shift_px(config.random_shift, *self.view_sizes[view]) for view in config.views}
+        shifts = {view: draw_shift(rng, padding_px) for view, padding_px in padding.items()}
+        sample = self._read_frames(rows_ahead(config.lookahead_frames), shifts)
         if config.goal_image:
             goals = goal_rows(newest, stop - 1, stride)
             sample |= self._read_goal(int(goals[rng.integers(len(goals))]), shifts)
         if columns.actions:
             sample |= self._read_actions(start, stop)
         if columns.state:
-            state = two_dimensional(rows.column(columns.state).read(ahead(0))).astype(np.float32)
+            state = two_dimensional(rows.column(columns.state).read(rows_ahead(0))).astype(np.float32)
             sample["state"] = torch.from_numpy(_pad_rows(state, frames))
             sample["state_mask"] = torch.tensor(True)
-        if {"flow", "flow_2d"} & set(config.objectives):
-            sample |= self._read_flow(episode, ahead(config.flow_length - 1), shifts, rng)
+        if config.wants_flow:
+            sample |= self._read_flow(episode, rows_ahead(config.flow_length - 1), shifts, rng)
         share = progress(np.arange(start, start + frames * stride, stride), first, stop - 1)
         task_index = int(rows.column("task_index").read(range(newest, newest + 1))[0])
         return sample | {
@@ -198,8 +188,7 @@ class ForesightWindows(Dataset):
         """`images`, `depth`, `view_mask` and `frame_mask` of a window."""
         config = self.config
         n_frames = config.history_length + config.lookahead_frames
-        keys = [*self.columns.images.values(), *self.columns.depth.values()]
-        read = self.frames.read_many_stored(dict.fromkeys(keys, frame_rows))
+        read = self.frames.read_many_stored(dict.fromkeys(self.columns.pictures, frame_rows))
         images, depth = {}, {}
         for view in config.views:
             size = self.view_sizes[view]
@@ -250,36 +239,26 @@ class ForesightWindows(Dataset):
         return {"actions": torch.from_numpy(chunks), "action_mask": torch.from_numpy(mask)}
 
     def _read_flow(
-        self,
-        episode: int,
-        track_rows: range,
-        shifts: Mapping[str, tuple[int, int]],
-        rng: np.random.Generator,
+        self, episode: int, track_rows: range, shifts: Mapping[str, tuple[int, int]], rng: np.random.Generator
     ) -> dict:
         """Flow targets of the first view, or zeros of weight 0 where the dataset has no tracks."""
         config, view = self.config, self.config.views[0]
         lengths = (config.history_length, config.flow_length)
         sampling = FlowSampling(*lengths, config.flow_grid, config.p_moving, config.occluded_weight)
         if self.columns.points is None:
-            return {key: torch.from_numpy(value) for key, value in blank_flow_targets(sampling).items()}
-        packed, visible = (
-            _pad_rows(self.rows.column(key).read(track_rows), config.history_length)
-            for key in self.columns.points
-        )
-        points = packed.reshape(*visible.shape, 3)
-        targets = build_flow_targets(
-            points,
-            visible,
-            moving_flags(self._provenance, episode, self.cameras[view], points.shape[1]),
-            sampling,
-            rng,
-            shift_fraction(*shifts[view], *self.view_sizes[view]),
-        )
+            targets = blank_flow_targets(sampling)
+        else:
+            tracks = (self.rows.column(key).read(track_rows) for key in self.columns.points)
+            packed, visible = (_pad_rows(values, config.history_length) for values in tracks)
+            points = packed.reshape(*visible.shape, 3)
+            moving = moving_flags(self._provenance, episode, self.cameras[view], points.shape[1])
+            shift = shift_fraction(*shifts[view], *self.view_sizes[view])
+            targets = build_flow_targets(points, visible, moving, sampling, rng, shift)
         return {key: torch.from_numpy(value) for key, value in targets.items()}
 
 
 def _shift_into(n_frames: int, frames: np.ndarray, d_x: int, d_y: int) -> Tensor:
-    """Copy moved frames into a tensor of `n_frames`; those past the episode's end stay zero."""
+    """Copies moved frames into a tensor of `n_frames`; those past the episode's end stay zero."""
     out = torch.from_numpy(np.empty((n_frames, *frames.shape[1:]), frames.dtype))
     shift_frames(frames, d_x, d_y, out=out.numpy()[: len(frames)])
     out[len(frames) :] = 0

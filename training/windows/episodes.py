@@ -14,12 +14,7 @@ __all__ = ["EpisodeWindows"]
 
 
 class EpisodeWindows:
-    """Windows of the chosen episodes, counted one episode after the other.
-
-    Args:
-        rows (`DatasetRows`): The dataset.
-        columns (`WindowColumns`): Its cameras decide whose flags count.
-        config (`WindowConfig`): Chosen episodes, lengths, and whether flags count.
+    """Windows of the chosen episodes, counted one episode after the other; flags of cameras in use count.
 
     Attributes:
         episodes (`numpy.ndarray`): int64, episodes that give windows.
@@ -30,8 +25,8 @@ class EpisodeWindows:
     """
 
     def __init__(self, rows: DatasetRows, columns: WindowColumns, config: WindowConfig):
-        chosen = _chosen_episodes(rows, config)
-        self.flagged = _flagged_among(chosen, rows, columns, config) if config.skip_flagged else []
+        chosen = _choose_episodes(rows, config)
+        self.flagged = _find_flagged(chosen, rows, columns, config) if config.skip_flagged else []
         if len(self.flagged) == len(chosen):
             raise ValueError(
                 f"dataset {rows.name}: the {len(chosen)} episodes chosen all have a flag, such as "
@@ -40,35 +35,10 @@ class EpisodeWindows:
                 "the split, or set skip_flagged to false"
             )
         chosen = np.setdiff1d(chosen, self.flagged).astype(np.int64)
-        counts = self._count(rows, config, chosen)
+        counts = _count_windows(rows, config, chosen)
         self.episodes = chosen[counts >= 1]
         self._starts = rows.episode_starts[self.episodes]
         self._stops = np.cumsum(counts[counts >= 1])
-
-    @staticmethod
-    def _count(rows: DatasetRows, config: WindowConfig, chosen: np.ndarray) -> np.ndarray:
-        """Windows of each chosen episode; warns about those that are too short for one."""
-        needed = (config.history_length - 1) * config.frame_stride + 2
-        firsts, lasts = rows.episode_starts[chosen], rows.episode_stops[chosen] - 1
-        counts = np.array(
-            [
-                len(window_starts(first, last, config.history_length, 1, config.frame_stride))
-                for first, last in zip(firsts, lasts, strict=True)
-            ]
-        )
-        if counts.max() < 1:
-            raise ValueError(
-                f"dataset {rows.name}: no window of history_length={config.history_length} frames fits "
-                f"(frame_stride {config.frame_stride}); the longest episode has {(lasts - firsts).max() + 1} "
-                f"frames and {needed} are needed: choose a smaller history_length"
-            )
-        if short := int((counts < 1).sum()):
-            warnings.warn(
-                f"dataset {rows.name}: {short} of {len(chosen)} episodes are shorter than {needed} frames "
-                "and give no window",
-                stacklevel=4,
-            )
-        return counts
 
     def __len__(self) -> int:
         return int(self._stops[-1])
@@ -86,25 +56,44 @@ class EpisodeWindows:
         return int(self.episodes[slot]), int(self._starts[slot]) + i - before
 
 
-def _chosen_episodes(rows: DatasetRows, config: WindowConfig) -> np.ndarray:
-    chosen = range(rows.n_episodes) if config.episodes is None else config.episodes
-    chosen = np.asarray(sorted(set(chosen)), dtype=np.int64)
-    if len(chosen) == 0:
-        raise ValueError(f"dataset {rows.name}: no episodes chosen")
-    if chosen[0] < 0 or chosen[-1] >= rows.n_episodes:
+def _count_windows(rows: DatasetRows, config: WindowConfig, chosen: np.ndarray) -> np.ndarray:
+    """Windows of each chosen episode; warns about those that are too short for one."""
+    frames, stride = config.history_length, config.frame_stride
+    firsts, lasts = rows.episode_starts[chosen], rows.episode_stops[chosen] - 1
+    bounds = zip(firsts, lasts, strict=True)
+    counts = np.array([len(window_starts(first, last, frames, 1, stride)) for first, last in bounds])
+    needed = (frames - 1) * stride + 2
+    if counts.max() < 1:
         raise ValueError(
-            f"dataset {rows.name} has episodes 0 to {rows.n_episodes - 1}, "
-            f"but {chosen[0]} to {chosen[-1]} are asked for"
+            f"dataset {rows.name}: no window of history_length={frames} frames fits (frame_stride {stride}); "
+            f"the longest episode has {(lasts - firsts).max() + 1} frames and {needed} are needed: choose a "
+            "smaller history_length"
+        )
+    if short := int((counts < 1).sum()):
+        warnings.warn(
+            f"dataset {rows.name}: {short} of {len(chosen)} episodes are shorter than {needed} frames and "
+            "give no window",
+            stacklevel=4,
+        )
+    return counts
+
+
+def _choose_episodes(rows: DatasetRows, config: WindowConfig) -> np.ndarray:
+    chosen = range(rows.n_episodes) if config.episodes is None else config.episodes
+    chosen = np.unique(np.asarray(chosen, dtype=np.int64))
+    if not len(chosen) or chosen[0] < 0 or chosen[-1] >= rows.n_episodes:
+        raise ValueError(
+            f"dataset {rows.name} has episodes 0 to {rows.n_episodes - 1}, but {chosen.tolist()} were chosen"
         )
     return chosen
 
 
-def _flagged_among(
+def _find_flagged(
     chosen: np.ndarray, rows: DatasetRows, columns: WindowColumns, config: WindowConfig
 ) -> list[int]:
     """Those of the chosen episodes that have a flag of a camera in use."""
     provenance = read_provenance(rows.root)
-    if not any("flags" in facts for facts in provenance.get("episodes", {}).values()):
+    if not any("flags" in episode for episode in provenance.get("episodes", {}).values()):
         if config.missing_targets:  # a mixture may hold datasets without labels
             return []
         raise ValueError(

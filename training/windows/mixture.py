@@ -16,9 +16,9 @@ __all__ = ["ConcatWindows", "collate_windows"]
 
 
 class ConcatWindows(Dataset):
-    """Several datasets as one, every sample in the same layout, for mixtures.
+    """Several datasets as one, every sample in the same layout.
 
-    Window `i` counts through the datasets in order. Pictures are brought to the largest size of their view
+    Window `i` counts through the datasets in order. Pictures are resized to the largest size of their view
     among the datasets; what a dataset lacks (a view, depth, state, actions) becomes masked zeros.
 
     Args:
@@ -30,18 +30,14 @@ class ConcatWindows(Dataset):
 
     def __init__(self, datasets: Sequence[ForesightWindows]):
         self.datasets = list(datasets)
-        if not self.datasets:
-            raise ValueError("a mixture needs at least one dataset")
-        own = {"cameras", "episodes", "frame_cache", "frame_stride", "strided_commands", "seed"}
-        own |= {"missing_targets", "state_key", "action_key", "random_shift", "p_moving", "image_size"}
-        facts = [
-            {name: value for name, value in dataclasses.asdict(dataset.config).items() if name not in own}
-            for dataset in self.datasets
-        ]
-        for dataset, other in zip(self.datasets, facts, strict=True):
-            if differing := [name for name in other if other[name] != facts[0][name]]:
+        may_differ = {"cameras", "episodes", "frame_cache", "frame_stride", "strided_commands", "seed"}
+        may_differ |= {"missing_targets", "state_key", "action_key", "random_shift", "p_moving", "image_size"}
+        first = dataclasses.asdict(self.datasets[0].config)
+        for dataset in self.datasets:
+            other = dataclasses.asdict(dataset.config)
+            if unlike := [name for name in first.keys() - may_differ if other[name] != first[name]]:
                 raise ValueError(
-                    f"dataset {dataset.rows.name} differs from the first in {', '.join(differing)}"
+                    f"dataset {dataset.rows.name} differs from the first in {', '.join(sorted(unlike))}"
                 )
         check_targets([(d.rows.name, d.columns, d.config) for d in self.datasets])
         self.sizes = [len(dataset) for dataset in self.datasets]
@@ -49,13 +45,8 @@ class ConcatWindows(Dataset):
         self.config = self.datasets[0].config
         self.state_dim = self._common("state_dim")
         self.action_dim = self._common("action_dim")
-        views = self.config.views
-        self.view_sizes = {view: _largest([d.view_sizes[view] for d in self.datasets]) for view in views}
-        self.depth_sizes = {
-            view: _largest([d.depth_sizes[view] for d in self.datasets if view in d.depth_sizes])
-            for view in views
-            if any(view in d.depth_sizes for d in self.datasets)
-        }
+        self.view_sizes = _largest([dataset.view_sizes for dataset in self.datasets])
+        self.depth_sizes = _largest([dataset.depth_sizes for dataset in self.datasets])
 
     def _common(self, name: str) -> int:
         """The one size among the datasets that have it; 0 if none has."""
@@ -71,17 +62,19 @@ class ConcatWindows(Dataset):
     def __len__(self) -> int:
         return int(self._offsets[-1])
 
+    def locate(self, i: int) -> tuple[ForesightWindows, int]:
+        """The dataset of window `i`, and the window's number in it."""
+        which = int(np.searchsorted(self._offsets, i, side="right")) - 1
+        return self.datasets[which], int(i - self._offsets[which])
+
     def __getitem__(self, item: int | tuple[int, int]) -> dict:
         i, draw = item if isinstance(item, tuple) else (item, 0)
-        if not 0 <= i < len(self):
-            raise IndexError(f"window {i} of {len(self)}")
-        which = int(np.searchsorted(self._offsets, i, side="right")) - 1
-        return self._conform(self.datasets[which][int(i - self._offsets[which]), draw])
+        dataset, own = self.locate(i)
+        return self._conform(dataset[own, draw])
 
     def _conform(self, sample: dict) -> dict:
-        """Bring a sample to the common sizes and keys."""
-        config = self.config
-        n_frames = len(sample["frame_mask"])
+        """The sample with the common sizes and keys."""
+        config, n_frames = self.config, len(sample["frame_mask"])
         for view, size in self.view_sizes.items():
             sample["images"][view] = _resize_rgb(sample["images"][view], size)
         for view, size in self.depth_sizes.items():
@@ -103,14 +96,7 @@ class ConcatWindows(Dataset):
 
 
 def collate_windows(samples: Sequence[dict]) -> dict:
-    """Stack samples into a batch: tensors gain a leading batch axis, texts become a list.
-
-    Args:
-        samples (`Sequence[dict]`): Samples of one `ForesightWindows` or `ConcatWindows`.
-
-    Returns:
-        `dict`: The same keys; `images` and `depth` stay dicts by view, `task` is a list of str.
-    """
+    """A raw batch of samples: tensors (of every view) gain a leading batch axis, texts become a list."""
     batch = {}
     for key, value in samples[0].items():
         values = [sample[key] for sample in samples]
@@ -121,12 +107,14 @@ def collate_windows(samples: Sequence[dict]) -> dict:
     return batch
 
 
-def _largest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    return max(height for height, _ in sizes), max(width for _, width in sizes)
+def _largest(sizes: Sequence[dict[str, tuple[int, int]]]) -> dict[str, tuple[int, int]]:
+    """The largest height and width of each view among those of several datasets."""
+    views = dict.fromkeys(view for known in sizes for view in known)
+    return {view: tuple(np.max([known[view] for known in sizes if view in known], axis=0)) for view in views}
 
 
 def _resize_rgb(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Enlarge uint8 `(n, 3, h, w)` to a mixture's common size."""
+    """Enlarges uint8 `(n, 3, h, w)` to a mixture's common size."""
     if tuple(frames.shape[-2:]) == tuple(size):
         return frames
     resized = F.interpolate(frames.float(), size=size, mode="bilinear", align_corners=False)
@@ -134,7 +122,7 @@ def _resize_rgb(frames: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize `(n, h, w)` metres by nearest neighbour: in-between depths across an edge do not exist."""
+    """Resizes `(n, h, w)` meters by nearest neighbor: in-between depths across an edge do not exist."""
     if tuple(depth.shape[-2:]) == tuple(size):
         return depth
     return F.interpolate(depth[:, None], size=size, mode="nearest-exact")[:, 0]

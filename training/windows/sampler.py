@@ -17,10 +17,10 @@ SCHEDULE_BLOCK = 8192  # positions over which a mixture's shares are kept exactl
 class WindowSampler:
     """Batches of `(index, draw)` for `ForesightWindows` or `ConcatWindows`.
 
-    Windows are shuffled explicitly and without replacement: every epoch is its own permutation, derived from
-    the seed. `draw` says how often the window was handed out before; with it, augmentation differs between
-    epochs. In a mixture each dataset keeps its own permutations and epochs, and a fixed schedule of shuffled
-    blocks decides whose turn it is, so shares hold over every 8192 windows.
+    Every epoch is its own permutation of the windows, derived from the seed. `draw` says how often the window
+    was handed out before; with it, augmentation differs between epochs. In a mixture each dataset keeps its
+    own permutations and epochs, and a fixed schedule of shuffled blocks decides whose turn it is, so shares
+    hold over every 8192 windows.
 
     It is a batch sampler: `DataLoader(windows, batch_sampler=sampler, collate_fn=collate_windows)`. It
     already splits batches over ranks, so do not let Accelerate `prepare` that loader: it would split again.
@@ -32,8 +32,7 @@ class WindowSampler:
         mixture (`str` or `Sequence[float]`): `"natural"` takes windows as they are, each once per epoch;
             `"sqrt"` takes datasets in proportion to the square root of their sizes; numbers are explicit
             weights.
-        rank (`int`): This process.
-        world_size (`int`): Number of processes.
+        rank, world_size (`int`): This process, and the number of processes.
         start_step (`int`): Step of the first batch that iteration yields.
         steps (`int`, *optional*): Step at which iteration ends, not counted from `start_step`; endless if
             omitted.
@@ -53,14 +52,16 @@ class WindowSampler:
         start_step: int = 0,
         steps: int | None = None,
     ):
-        self.sizes = [int(sizes)] if isinstance(sizes, (int, np.integer)) else [int(size) for size in sizes]
-        if not self.sizes or min(self.sizes) < 1:
+        self.sizes = [int(size) for size in np.atleast_1d(sizes)]
+        if min(self.sizes) < 1:
             raise ValueError(f"every dataset needs at least one window; sizes are {self.sizes}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(
+                f"a global batch of {batch_size} windows cannot be divided among {world_size} processes; "
+                f"choose a multiple of {world_size}"
+            )
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.start_step, self.steps = start_step, steps
-        self._slice(rank, world_size, batch_size)
         self._offsets = np.cumsum([0, *self.sizes])
         weights = self._weights(mixture)
         # A "natural" mixture is one big dataset: one permutation over all windows, exact epochs.
@@ -83,41 +84,11 @@ class WindowSampler:
             )
         return weights
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps that hand out as many windows as there are."""
-        return -(-sum(self.sizes) // self.batch_size)
-
-    def batch_indices(
-        self, step: int, rank: int | None = None, world_size: int | None = None, batch_size: int | None = None
-    ) -> list[tuple[int, int]]:
-        """The windows of one rank at one step.
-
-        Args:
-            step (`int`): Step, from 0.
-            rank (`int`, *optional*): Defaults to the sampler's own, as do the next two.
-            world_size (`int`, *optional*): Number of ranks.
-            batch_size (`int`, *optional*): Global batch size.
-
-        Returns:
-            `list[tuple[int, int]]`: `(index, draw)`; the ranks' lists in order are the global batch.
-        """
-        rank = self.rank if rank is None else rank
-        world_size = self.world_size if world_size is None else world_size
-        batch_size = self.batch_size if batch_size is None else batch_size
-        part = self._slice(rank, world_size, batch_size)
-        return [self._window(step * batch_size + position) for position in range(part.start, part.stop)]
-
-    def _slice(self, rank: int, world_size: int, batch_size: int) -> slice:
-        if batch_size % world_size:
-            raise ValueError(
-                f"a global batch of {batch_size} windows cannot be divided among {world_size} processes; "
-                f"choose a multiple of {world_size}"
-            )
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} is not among {world_size} processes")
-        share = batch_size // world_size
-        return slice(rank * share, (rank + 1) * share)
+    def batch_indices(self, step: int) -> list[tuple[int, int]]:
+        """`(index, draw)` of this rank's windows at one step; all ranks in order have the global batch."""
+        share = self.batch_size // self.world_size
+        first = step * self.batch_size + self.rank * share
+        return [self._window(position) for position in range(first, first + share)]
 
     def _window(self, position: int) -> tuple[int, int]:
         """Window and draw at a position of the endless stream of windows."""

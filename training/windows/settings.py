@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from modeling_foresight.configuration_foresight import CHOICES, FAMILIES, OBJECTIVES
+from modeling_foresight.configuration_foresight import CHOICES, FAMILIES, OBJECTIVES, ForesightConfig
 
 __all__ = ["WindowConfig", "split_episodes"]
 
@@ -37,7 +37,7 @@ class WindowConfig:
         action_key (`str`): Action column; not read with `local_delta`.
         action_codec (`str`): `"recorded"`: actions are those of the action column. `"local_delta"`: they are
             made from the poses that the state column measured (`action_codec.encode_local_delta`); it must
-            begin with x, y, z in metres, roll, pitch, yaw in radians, and the gripper as -1 or 1, or 0 or 1.
+            begin with x, y, z in meters, roll, pitch, yaw in radians, and the gripper as -1 or 1, or 0 or 1.
         strided_commands (`str`): What a `recorded` action is where `frame_stride` is above 1 and a step spans
             several commands: `"sum"` for motions per frame, `"last"` for targets (`combine_commands`).
             `"refuse"` accepts no such dataset, because the column does not say which it holds. `local_delta`
@@ -86,30 +86,56 @@ class WindowConfig:
     image_size: int | None = None
 
     def __post_init__(self):
-        for name in ("history_length", "chunk_size", "flow_length", "frame_stride"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.future_shift < 0:
-            raise ValueError(f"future_shift is {self.future_shift}; it must not be negative")
+        at_least_one = ("history_length", "chunk_size", "flow_length", "frame_stride")
+        for name, bound in {**dict.fromkeys(at_least_one, 1), "future_shift": 0}.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {bound}")
         if not self.views or len(set(self.views)) != len(self.views):
             raise ValueError(f"views are {self.views}; at least one, each once")
         if unknown := set(self.objectives) - set(OBJECTIVES):
             raise ValueError(f"unknown objectives {sorted(unknown)}; choose among {', '.join(OBJECTIVES)}")
-        if self.action_codec not in (codecs := CHOICES["action_codec"]):
-            raise ValueError(f"action_codec is '{self.action_codec}'; choose among {', '.join(codecs)}")
-        if self.strided_commands not in STRIDED_COMMANDS:
-            raise ValueError(
-                f"strided_commands is '{self.strided_commands}'; choose among {', '.join(STRIDED_COMMANDS)}"
-            )
+        for name, known in (
+            ("action_codec", CHOICES["action_codec"]),
+            ("strided_commands", STRIDED_COMMANDS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is '{getattr(self, name)}'; choose among {', '.join(known)}")
         if unknown := set(self.cameras) - set(self.views):
             raise ValueError(
                 f"cameras are given for {sorted(unknown)}, which are not among the views {self.views}"
             )
         if not 0 <= self.random_shift < 0.5:
-            raise ValueError(
-                f"random_shift is {self.random_shift}; it is a fraction of the side, 0 to below 0.5"
-            )
+            raise ValueError(f"random_shift is {self.random_shift}, a fraction of the side: 0 to below 0.5")
         self.flow_grid = tuple(self.flow_grid)
+
+    @classmethod
+    def for_model(cls, model: ForesightConfig, **others) -> "WindowConfig":
+        """Windows that hold what a model takes and is supervised with; `others` are the remaining fields."""
+        lengths = {name: getattr(model, name) for name in ("history_length", "future_shift", "chunk_size")}
+        return cls(
+            **lengths,
+            lookahead=model.future_targets == "lookahead" and model.has("future"),
+            flow_length=model.flow_length,
+            flow_grid=tuple(model.flow_grid),
+            objectives=[objective for objective in model.objectives if model.has(objective)],
+            image_size=model.image_size,
+            **others,
+        )
+
+    @property
+    def wants_depth(self) -> bool:
+        """Whether an objective reads depth."""
+        return bool({"depth", "future"} & set(self.objectives))
+
+    @property
+    def wants_flow(self) -> bool:
+        """Whether an objective reads tracks."""
+        return bool({"flow", "flow_2d"} & set(self.objectives))
+
+    @property
+    def action_source(self) -> str | None:
+        """The column that actions are made from."""
+        return self.state_key if self.action_codec == "local_delta" else self.action_key
 
     @property
     def lookahead_frames(self) -> int:
@@ -124,16 +150,13 @@ class WindowConfig:
 
 
 def split_episodes(n_episodes: int, val_fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Split a dataset by episode, so that no frame of a validation episode is ever trained on.
+    """Sorted training and validation episodes, so that no frame of a validation episode is ever trained on.
 
     Args:
         n_episodes (`int`): Episodes of the dataset.
         val_fraction (`float`): Share kept for validation, in [0, 1); above 0 it is at least one episode, and
             training always keeps one.
         seed (`int`): Seed of the choice.
-
-    Returns:
-        `tuple[list[int], list[int]]`: Sorted training and validation episodes.
 
     Raises:
         ValueError: If the fraction is out of range, or there are too few episodes to split.

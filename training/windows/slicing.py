@@ -10,29 +10,21 @@ import numpy as np
 
 __all__ = ["action_chunks", "combine_commands", "goal_rows", "progress", "window_starts"]
 
-GOAL_WITHIN_FRAMES = 25
+GOAL_WITHIN_FRAMES = 25  # as in GR-MG
 
 
 def window_starts(first: int, last: int, history_length: int, chunk_size: int, stride: int = 1) -> range:
-    """First frames of all windows of a segment.
+    """First frames of all windows of a segment; empty if it is too short.
 
         start = first .. last - 1 - (T - 1) stride;   none if  last - (T + K - 2) stride <= first
 
     At stride 1 these are GR-MG's `first..last - T` and `last - T - K + 2 <= first`. The last frame is never a
-    current one, so that every frame has a next one.
+    current one, so that every frame has a next one. K is the number of actions that the newest frame of the
+    first window must have.
 
     `ForesightWindows` deviates from GR-MG on purpose: it asks with K = 1, and so takes segments that are too
     short for one whole chunk. What a chunk lacks there is masked as it is at the end of every other segment,
     and datasets of short clips keep their data.
-
-    Args:
-        first, last (`int`): The segment, both frames included.
-        history_length (`int`): T.
-        chunk_size (`int`): K, actions that the newest frame of a segment's first window must have.
-        stride (`int`): Frames per step.
-
-    Returns:
-        `range`: Empty if the segment is too short.
     """
     if last - (history_length + chunk_size - 2) * stride <= first:
         return range(0)
@@ -40,31 +32,17 @@ def window_starts(first: int, last: int, history_length: int, chunk_size: int, s
 
 
 def goal_rows(newest: int, last: int, stride: int = 1, within: int = GOAL_WITHIN_FRAMES) -> np.ndarray:
-    """Frames of which one is drawn uniformly as the goal: `newest + 1 .. min(newest + 25, last)`.
+    """Frames of which one is drawn uniformly as the goal: int64 `newest + 1 .. min(newest + 25, last)`.
 
     With a stride they are that many frames apart; a last step that the segment cuts short ends at its last
-    frame.
-
-    Args:
-        newest (`int`): Newest frame of the window, before `last`.
-        last (`int`): Last frame of the segment.
-        stride (`int`): Frames per step.
-        within (`int`): Steps to choose from; 25 in GR-MG.
-
-    Returns:
-        `numpy.ndarray`: int64, 1 to `within` frames.
+    frame. `newest`, the newest frame of the window, lies before `last`.
     """
     steps = min(within, -(-(last - newest) // stride))
     return np.minimum(newest + stride * np.arange(1, steps + 1), last)
 
 
 def progress(rows: np.ndarray, first: int, last: int) -> np.ndarray:
-    """Completed share of the instruction: `(s - first) / (last - first)`, float32 in [0, 1].
-
-    Args:
-        rows (`numpy.ndarray`): Frames s within the segment.
-        first, last (`int`): The segment; at least two frames.
-    """
+    """Completed share of the instruction at frames s: `(s - first) / (last - first)`, float32 in [0, 1]."""
     return ((np.asarray(rows) - first) / (last - first)).astype(np.float32)
 
 
@@ -76,15 +54,9 @@ def combine_commands(
         sum:   action[j] = commands[j * every] + ... + commands[j * every + stride - 1]
         last:  action[j] = commands[j * every + stride - 1]
 
-    A motion per frame adds up to the motion of a step. A target, and the state of a gripper, is the one that
-    holds when the step ends. Steps that the end of the rows cuts short are left out.
-
-    Args:
-        commands (`numpy.ndarray`): `(R, A)`.
-        stride (`int`): Frames per step. With 1 nothing changes.
-        how (`str`): `"sum"` or `"last"`.
-        binary (`Sequence[int]`): Entries that are never summed.
-        every (`int`, *optional*): Rows from one step to the next; `stride` if omitted.
+    A motion per frame adds up to the motion of a step. A target, and the state of a gripper (the entries in
+    `binary`), is the one that holds when the step ends. Steps that the end of the rows cuts short are left
+    out. `every` is the number of rows from one step to the next, `stride` if omitted.
     """
     if stride == 1:
         return commands
@@ -104,8 +76,7 @@ def action_chunks(actions: np.ndarray, history_length: int, chunk_size: int) -> 
         actions (`numpy.ndarray`): `(R, A)`, row 0 is that of the window's oldest frame. Recorded actions end
             with the segment's last whole step; `local_delta` actions (`encode_local_delta`) one frame
             earlier, because they need the next frame's pose.
-        history_length (`int`): T.
-        chunk_size (`int`): K.
+        history_length, chunk_size (`int`): T and K.
 
     Returns:
         `tuple[numpy.ndarray, numpy.ndarray]`: float32 `(T, K, A)` and bool `(T, K)`.

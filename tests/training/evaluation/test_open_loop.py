@@ -10,12 +10,13 @@ import torch
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.targets import depth_target
 from tests.tiny import TASKS, tiny_config, tiny_processor
+from training.config import flatten
 from training.evaluation.open_loop import (
     evaluate_open_loop,
     fit_baselines,
-    flatten_metrics,
     flow_errors,
     format_open_loop,
+    measure_losses,
 )
 
 BATCH, HEIGHT, WIDTH = 3, 30, 60
@@ -95,6 +96,28 @@ def test_errors_add_up_to_the_losses_of_the_model(config, model, processor):
     assert future == pytest.approx(metrics["losses"]["future"], rel=1e-5)
 
 
+def test_losses_of_several_batches_are_one_mean_over_all_their_elements(config, model, processor):
+    raws = [raw_batch(config, seed) for seed in (1, 2)]
+    raws[0]["track_weight"][:] = 0
+    raws[0]["track_weight"][0, 0, 0, 0] = 1  # a lone supervised point weighs as much as any other
+    raws[0]["frame_mask"][1:, 2:] = False
+    raws[1]["view_mask"][0, 1] = False
+    whole = {
+        name: {view: torch.cat([raw[name][view] for raw in raws]) for view in config.views}
+        if isinstance(raws[0][name], dict)
+        else raws[0][name] + raws[1][name]
+        if name == "task"
+        else torch.cat([raw[name] for raw in raws])
+        for name in raws[0]
+    }
+    with torch.no_grad():
+        output = model(**processor.prepare_batch(whole))
+    measured = measure_losses(model, processor, raws)
+    assert measured == pytest.approx({name: loss.item() for name, loss in output.losses.items()}, rel=1e-4)
+    losses = evaluate_open_loop(model, processor, raws)["losses"]
+    assert losses == pytest.approx({**measured, "total": output.loss.item()}, rel=1e-4)
+
+
 @pytest.mark.parametrize("future_targets", ["window", "lookahead"])
 def test_future_errors_follow_the_models_rule_for_targets(future_targets, processor):
     config = tiny_config(future_targets=future_targets, objectives=["future"])
@@ -139,7 +162,7 @@ def test_what_is_masked_counts_nowhere(config, model, processor):
         baselines = fit_baselines([raw], processor, config)
         metrics = evaluate_open_loop(model, processor, [raw], baselines)
         metrics.pop("losses")  # the KL term of GR-MG looks at padded frames too
-        results.append(flatten_metrics(metrics))
+        results.append(flatten(metrics))
     assert results[0].keys() == results[1].keys()
     for name, value in results[0].items():
         assert math.isfinite(value)
@@ -263,7 +286,8 @@ def test_2d_flow_has_errors_in_the_image_only_and_they_add_up_to_its_loss(proces
         assert all(math.isfinite(error) for error in errors.values())
     assert flow["model"]["xy_rmse"] ** 2 == pytest.approx(metrics["losses"]["flow"], rel=1e-5)
     with torch.no_grad():
-        logged = flow_errors(model.eval()(**processor.prepare_batch(raw)).flow, raw)
+        batch = processor.prepare_batch(raw)
+        logged = flow_errors(config, model.eval()(**batch).flow, raw, batch)
     assert set(logged) == {"flow_x_px", "flow_y_px", "stay_put_x_px", "stay_put_y_px"}
     assert logged["flow_x_px"] == pytest.approx(metrics["flow"]["moving"]["model"]["x_px"], rel=1e-4)
 
@@ -331,7 +355,7 @@ def test_results_are_plain_numbers_and_can_be_read(config, model, processor):
     metrics = evaluate_open_loop(model, processor, [raw, raw], fit_baselines([raw], processor, config))
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
     assert metrics["windows"] == 2 * BATCH
-    flat = flatten_metrics(metrics, "val/")
+    flat = flatten(metrics, "val/")
     assert flat["val/flow/moving/stay_put/xy_px"] == metrics["flow"]["moving"]["stay_put"]["xy_px"]
     assert "flow moving: x_px" in format_open_loop(metrics)
 
@@ -339,12 +363,13 @@ def test_results_are_plain_numbers_and_can_be_read(config, model, processor):
 def test_the_training_log_shows_flow_errors_beside_staying_put(config, model, processor):
     raw = raw_batch(config)
     raw["track_weight"][0] = 0
+    batch = processor.prepare_batch(raw)
     with torch.no_grad():
-        flow = model(**processor.prepare_batch(raw)).flow
-    logged = flow_errors(flow, raw)
+        flow = model(**batch).flow
+    logged = flow_errors(config, flow, raw, batch)
     moving = evaluate_open_loop(model, processor, [raw])["flow"]["moving"]
     for predictor, prefix in (("model", "flow"), ("stay_put", "stay_put")):
         for axis in ("x_px", "y_px", "z_m") if predictor == "model" else ("x_px", "y_px"):
             assert logged[f"{prefix}_{axis}"] == pytest.approx(moving[predictor][axis], rel=1e-4)
-    raw["track_weight"][:] = 0
-    assert flow_errors(flow, raw) == {}
+    batch["track_weight"][:] = 0
+    assert flow_errors(config, flow, raw, batch) == {}

@@ -71,8 +71,3 @@ def test_no_padding_draws_nothing_but_advances_the_generator_alike():
     with_padding, without = np.random.default_rng(3), np.random.default_rng(3)
     draw_shift(with_padding, (5, 5))
     assert draw_shift(without, (0, 0)) == (0, 0)
-
-
-def test_shift_larger_than_the_picture_is_refused():
-    with pytest.raises(ValueError, match="leaves nothing"):
-        shift_frames(np.zeros((HEIGHT, WIDTH)), WIDTH, 0)

@@ -7,19 +7,19 @@ import evaluate
 import numpy as np
 
 _DESCRIPTION = (
-    "End-point errors of 3D flow in pixels and in centimetres, for points that move and that do not."
+    "End-point errors of 3D flow in pixels and in centimeters, for points that move and that do not."
 )
 _KWARGS_DESCRIPTION = """
 An example is the future of one point: L steps of x, y, z, where x and y are fractions of the image's width
-and height and z is the depth in metres. Steps with a NaN in the truth are unknown and not compared. A point
+and height and z is the depth in meters. Steps with a NaN in the truth are unknown and not compared. A point
 moves if its known steps lie farther than `moving_above_px` from the first known one.
 
 Means over all known steps of all points:
 
 - `epe_px`: sqrt(((x - x') width)^2 + ((y - y') height)^2), pixels
-- `z_cm`: |z - z'|, centimetres
+- `z_cm`: |z - z'|, centimeters
 - `epe_cm`, with intrinsics only: distance in space of ((x width - cx) z / fx, (y height - cy) z / fy, z),
-  centimetres in the camera's frame (x right, y down, z forward; pixel centres at i + 0.5)
+  centimeters in the camera's frame (x right, y down, z forward; pixel centers at i + 0.5)
 - each of them with `_moving` and `_still`, as far as there are such points
 - `points`, `points_moving`: numbers of points with a known step
 
@@ -33,9 +33,6 @@ Args:
 Raises:
     ValueError: If shapes differ, a size or focal length is not above 0, some but not all intrinsics are
         given, a prediction is not finite where the truth is known, or nothing is known.
-
-`evaluate.load(PATH, "main")` calls the inputs `main_predictions` and `main_references`; options go to
-`evaluate.load` as well as to `compute`. So metrics of different things combine.
 
 Example:
     >>> import evaluate
@@ -69,7 +66,7 @@ def end_point_errors(
             raise ValueError(f"{name} is {value}; it must be above 0, in pixels")
     if not len(references):
         raise ValueError("no point was given: nothing to compare")
-    p, t = _stack(predictions), _stack(references)  # (M, L, 2 or 3)
+    p, t = (np.asarray(tracks, dtype=np.float64) for tracks in (predictions, references))  # (M, L, 2 or 3)
     if p.shape != t.shape or p.ndim != 3 or p.shape[-1] not in (2, 3):
         raise ValueError(
             f"predictions have shape {p.shape} and references {t.shape}; both must be (points, steps, "
@@ -81,29 +78,27 @@ def end_point_errors(
     if not np.isfinite(p[known]).all():
         raise ValueError("predictions are not finite where the truth is known")
     size = np.array([width, height], dtype=np.float64)
-    kept, first = known.any(1), known.argmax(1)
-    start = t[np.arange(len(t)), first][:, None, :2]
+    kept = known.any(1)
+    start = t[np.arange(len(t)), known.argmax(1)][:, None, :2]
     away = np.linalg.norm((t[..., :2] - start) * size, axis=-1)
     moving = np.where(known, away, 0).max(1) > moving_above_px
     errors = {"epe_px": np.linalg.norm((p - t)[..., :2] * size, axis=-1)}
     if p.shape[-1] == 3:
         errors["z_cm"] = 100 * np.abs(p - t)[..., 2]
         if not missing:
-            focal, centre = np.array([fx, fy]), np.array([cx, cy])
-            space = [
-                np.concatenate([(q[..., :2] * size - centre) / focal * q[..., 2:], q[..., 2:]], -1)
+            focal, center = np.array([fx, fy]), np.array([cx, cy])
+            ours, theirs = (
+                np.concatenate([(q[..., :2] * size - center) / focal * q[..., 2:], q[..., 2:]], -1)
                 for q in (p, t)
-            ]
-            errors["epe_cm"] = 100 * np.linalg.norm(space[0] - space[1], axis=-1)
-    result = {}
-    for name, error in errors.items():
-        for group, mask in (
-            ("", known),
-            ("_moving", known & moving[:, None]),
-            ("_still", known & ~moving[:, None]),
-        ):
-            if mask.any():
-                result[name + group] = float(error[mask].mean())
+            )
+            errors["epe_cm"] = 100 * np.linalg.norm(ours - theirs, axis=-1)
+    groups = {"": known, "_moving": known & moving[:, None], "_still": known & ~moving[:, None]}
+    result = {
+        name + group: float(error[mask].mean())
+        for name, error in errors.items()
+        for group, mask in groups.items()
+        if mask.any()
+    }
     return {**result, "points": int(kept.sum()), "points_moving": int((moving & kept).sum())}
 
 
@@ -113,7 +108,7 @@ class Flow3D(evaluate.Metric):
     def __init__(self, *args, **kwargs):
         self.options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
         if unknown := kwargs.keys() - inspect.signature(evaluate.Metric).parameters.keys():
-            # The base class would take it without a word, and the figures would be of the default.
+            # The base class would ignore it, and the figures would be of the default.
             raise TypeError(f"flow_3d has no option {', '.join(sorted(unknown))}: {', '.join(_OPTIONS)}")
         super().__init__(*args, **kwargs)
 
@@ -132,12 +127,3 @@ class Flow3D(evaluate.Metric):
     def _compute(self, **given):
         inputs = [given.pop(name) for name in self.features]
         return end_point_errors(*inputs, **(self.options | given))
-
-
-def _stack(trajectories) -> np.ndarray:
-    try:
-        return np.stack(
-            [np.stack([np.asarray(step, dtype=np.float64) for step in one]) for one in trajectories]
-        )
-    except ValueError as error:
-        raise ValueError(f"all trajectories must have the same steps and coordinates: {error}") from None

@@ -11,22 +11,19 @@ An example is one frame. Over all known values of all frames together:
 - `rgb_mae`: mean |p - t| of the three channels, range [0, 1]
 - `rgb_mse`: mean (p - t)^2
 - `psnr_db`: -10 log10(`rgb_mse`); absent for equal pictures, where it is infinite
-- `depth_abs_rel`: mean |p - t| / t, and `depth_rmse_m`: sqrt(mean (p - t)^2), metres; with depth only, over
+- `depth_abs_rel`: mean |p - t| / t, and `depth_rmse_m`: sqrt(mean (p - t)^2), meters; with depth only, over
   pixels where both are finite and positive
 - `depth_covered`: their share of the pixels with true depth; below 1 if predictions are missing
 - `frames`
 
 Args:
-    predictions: frames `(H, W, 3)`: red, green, blue in [0, 1], or `(H, W, 4)` with depth in metres; float.
-    references: true frames of the same shapes. A pixel with a NaN in its colours is not compared; 0 or NaN is
+    predictions: frames `(H, W, 3)`: red, green, blue in [0, 1], or `(H, W, 4)` with depth in meters; float.
+    references: true frames of the same shapes. A pixel with a NaN in its colors is not compared; 0 or NaN is
         an unknown depth.
 
 Raises:
-    ValueError: If shapes differ, colours of the truth leave [0, 1] (bytes need a division by 255),
+    ValueError: If shapes differ, colors of the truth leave [0, 1] (bytes need a division by 255),
         predicted ones are not finite, or nothing can be compared.
-
-`evaluate.load(PATH, "main")` calls the inputs `main_predictions` and `main_references`, so that metrics of
-different things combine.
 
 Example:
     >>> import evaluate
@@ -43,21 +40,21 @@ def frame_errors(predictions, references) -> dict:
     n = n_depth = n_true = frames = 0
     absolute = squared = relative = squared_m = 0.0
     for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-        p, t = _frame(prediction), _frame(reference)
+        p, t = (np.asarray(frame, dtype=np.float64) for frame in (prediction, reference))
         if p.shape != t.shape or p.shape[-1] not in (3, 4):
             raise ValueError(
                 f"frame {i}: the prediction has shape {p.shape}, its truth {t.shape}; both must be "
                 "(H, W, 3) or (H, W, 4)"
             )
         known = np.isfinite(t[..., :3]).all(-1)
-        colours, truth = p[known][:, :3], t[known][:, :3]
+        colors, truth = p[known][:, :3], t[known][:, :3]
         if truth.size and (truth.min() < -1e-3 or truth.max() > 1.001):
-            raise ValueError(f"frame {i}: colours of the truth leave [0, 1]; divide bytes by 255")
-        if not np.isfinite(colours).all():
-            raise ValueError(f"frame {i}: predicted colours are not finite where the truth is known")
+            raise ValueError(f"frame {i}: colors of the truth leave [0, 1]; divide bytes by 255")
+        if not np.isfinite(colors).all():
+            raise ValueError(f"frame {i}: predicted colors are not finite where the truth is known")
         frames, n = frames + 1, n + truth.size
-        absolute += float(np.abs(colours - truth).sum())
-        squared += float(((colours - truth) ** 2).sum())
+        absolute += float(np.abs(colors - truth).sum())
+        squared += float(((colors - truth) ** 2).sum())
         if p.shape[-1] == 4:
             d, m = p[..., 3], t[..., 3]
             measured = np.isfinite(m) & (m > 0)
@@ -67,13 +64,9 @@ def frame_errors(predictions, references) -> dict:
             relative += float((np.abs(d - m) / m).sum())
             squared_m += float(((d - m) ** 2).sum())
     if not n:
-        raise ValueError("no pixel has a known colour: nothing to compare")
+        raise ValueError("no pixel has a known color: nothing to compare")
     mse = squared / n
-    result = {
-        "rgb_mae": absolute / n,
-        "rgb_mse": mse,
-        "frames": frames,
-    }
+    result = {"rgb_mae": absolute / n, "rgb_mse": mse, "frames": frames}
     if mse:
         result["psnr_db"] = float(-10 * np.log10(mse))
     if n_true:
@@ -99,10 +92,3 @@ class FutureRGBD(evaluate.Metric):
     def _compute(self, **given):
         inputs = [given.pop(name) for name in self.features]
         return frame_errors(*inputs, **given)
-
-
-def _frame(values) -> np.ndarray:
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except ValueError:
-        raise ValueError("rows or pixels of one frame differ in length") from None

@@ -9,20 +9,17 @@ _KWARGS_DESCRIPTION = """
 With prediction d and truth t over all N pixels, of all maps together, where both are finite and positive:
 
 - `abs_rel`: 1/N sum |d - t| / t
-- `rmse_m`: sqrt(1/N sum (d - t)^2), metres
+- `rmse_m`: sqrt(1/N sum (d - t)^2), meters
 - `delta_1`, `delta_2`, `delta_3`: share of pixels with max(d / t, t / d) < 1.25, 1.25^2, 1.25^3
 - `covered`: N divided by the number of pixels with truth; below 1 if predictions are missing
 - `pixels`: N
 
 Args:
-    predictions: depth maps `(H, W)`, float, metres along the optical axis; 0 or NaN where there is none.
+    predictions: depth maps `(H, W)`, float, meters along the optical axis; 0 or NaN where there is none.
     references: true depth of the same shapes and unit; 0 or NaN where it is unknown.
 
 Raises:
     ValueError: If a map and its truth differ in shape, or no pixel can be compared.
-
-`evaluate.load(PATH, "main")` calls the inputs `main_predictions` and `main_references`, so that metrics of
-different things combine.
 
 Example:
     >>> import evaluate
@@ -42,10 +39,11 @@ _CITATION = """@inproceedings{eigen2014depth,
 
 def depth_errors(predictions, references) -> dict:
     """The figures from plain arrays; see `inputs_description`."""
-    n = n_true = close_1 = close_2 = close_3 = 0
+    n = n_true = 0
     relative = squared = 0.0
+    close = np.zeros(3)
     for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-        d, t = _image(prediction), _image(reference)
+        d, t = (np.asarray(image, dtype=np.float64) for image in (prediction, reference))
         if d.shape != t.shape:
             raise ValueError(f"map {i}: the prediction has shape {d.shape}, its truth {t.shape}")
         known = np.isfinite(t) & (t > 0)
@@ -55,20 +53,16 @@ def depth_errors(predictions, references) -> dict:
         n, n_true = n + d.size, n_true + int(known.sum())
         relative += float((np.abs(d - t) / t).sum())
         squared += float(((d - t) ** 2).sum())
-        close_1 += int((ratio < 1.25).sum())
-        close_2 += int((ratio < 1.25**2).sum())
-        close_3 += int((ratio < 1.25**3).sum())
+        close += [(ratio < 1.25**k).sum() for k in (1, 2, 3)]
     if not n:
         raise ValueError(
-            "no pixel has both a predicted and a true depth: nothing to compare (metres, 0 or NaN where "
+            "no pixel has both a predicted and a true depth: nothing to compare (meters, 0 or NaN where "
             "unknown)"
         )
     return {
         "abs_rel": relative / n,
         "rmse_m": (squared / n) ** 0.5,
-        "delta_1": close_1 / n,
-        "delta_2": close_2 / n,
-        "delta_3": close_3 / n,
+        **{f"delta_{k}": float(close[k - 1] / n) for k in (1, 2, 3)},
         "covered": n / n_true,
         "pixels": n,
     }
@@ -90,10 +84,3 @@ class MaskedDepth(evaluate.Metric):
     def _compute(self, **given):
         inputs = [given.pop(name) for name in self.features]
         return depth_errors(*inputs, **given)
-
-
-def _image(values) -> np.ndarray:
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except ValueError:
-        raise ValueError("rows of one map differ in length") from None

@@ -19,7 +19,7 @@ Over all M actions whose truth is known:
 - `actions`: M
 
 Args:
-    predictions: actions `(A,)`, float; the steps of a chunk are actions of their own.
+    predictions: actions `(A,)`, float; each step of a chunk counts as one action.
     references: true actions `(A,)`. An action with a NaN in it is padding and not compared.
     binary_indices (`list[int]`): Dimensions that are one of two values; none by default.
     threshold (`float` or `list[float]`): Between those two values, of all or of each; 0.5 by default (0 for a
@@ -28,9 +28,6 @@ Args:
 Raises:
     ValueError: If shapes differ, an index does not exist, no action is known, or a prediction
         for a known one is not finite.
-
-`evaluate.load(PATH, "main")` calls the inputs `main_predictions` and `main_references`; options go to
-`evaluate.load` as well as to `compute`. So metrics of different things combine.
 
 Example:
     >>> import evaluate
@@ -46,7 +43,7 @@ def action_errors(predictions, references, binary_indices=(), threshold=0.5) -> 
     """The figures from plain arrays; see `inputs_description`."""
     if not len(references):
         raise ValueError("no action was given: nothing to compare")
-    p, t = _stack(predictions), _stack(references)  # (M, A)
+    p, t = (np.asarray(actions, dtype=np.float64) for actions in (predictions, references))  # (M, A)
     if p.shape != t.shape or p.ndim != 2 or not p.size:
         raise ValueError(
             f"predictions have shape {p.shape} and references {t.shape}; both must be (actions, dimensions)"
@@ -83,7 +80,7 @@ class RobotAction(evaluate.Metric):
     def __init__(self, *args, **kwargs):
         self.options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
         if unknown := kwargs.keys() - inspect.signature(evaluate.Metric).parameters.keys():
-            # The base class would take it without a word, and the figures would be of the default.
+            # The base class would ignore it, and the figures would be of the default.
             raise TypeError(f"robot_action has no option {', '.join(sorted(unknown))}: {', '.join(_OPTIONS)}")
         super().__init__(*args, **kwargs)
 
@@ -100,10 +97,3 @@ class RobotAction(evaluate.Metric):
     def _compute(self, **given):
         inputs = [given.pop(name) for name in self.features]
         return action_errors(*inputs, **(self.options | given))
-
-
-def _stack(actions) -> np.ndarray:
-    try:
-        return np.stack([np.asarray(one, dtype=np.float64) for one in actions])
-    except ValueError as error:
-        raise ValueError(f"all actions must have the same number of dimensions: {error}") from None

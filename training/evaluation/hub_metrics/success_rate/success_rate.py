@@ -21,11 +21,8 @@ Args:
     confidence (`float`): 0.95 by default.
 
 Raises:
-    ValueError: If there is no episode, an outcome is no whole number from 0, or the confidence does not lie
+    ValueError: If there is no episode, an outcome is not a whole number from 0, or the confidence is not
         between 0 and 1.
-
-`evaluate.load(PATH, "main")` calls the inputs `main_predictions`; options go to
-`evaluate.load` as well as to `compute`. So metrics of different things combine.
 
 Example:
     >>> import evaluate
@@ -57,11 +54,11 @@ def success_rate(predictions, confidence=0.95) -> dict:
     successes = sum(outcome > 0 for outcome in predictions)
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     rate, spread = successes / n, z * z / n
-    centre = (rate + spread / 2) / (1 + spread)
+    center = (rate + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / n + spread / (4 * n))
     return {
         "success_rate": rate,
-        "interval": [max(0.0, centre - half), min(1.0, centre + half)],
+        "interval": [max(0.0, center - half), min(1.0, center + half)],
         "successes": successes,
         "episodes": n,
     }
@@ -73,7 +70,7 @@ class SuccessRate(evaluate.Metric):
     def __init__(self, *args, **kwargs):
         self.options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
         if unknown := kwargs.keys() - inspect.signature(evaluate.Metric).parameters.keys():
-            # The base class would take it without a word, and the figures would be of the default.
+            # The base class would ignore it, and the figures would be of the default.
             raise TypeError(f"success_rate has no option {', '.join(sorted(unknown))}: {', '.join(_OPTIONS)}")
         super().__init__(*args, **kwargs)
 

@@ -24,9 +24,6 @@ Args:
 Raises:
     ValueError: If there is no chain, or a number lies outside of 0 to `chain_length`.
 
-`evaluate.load(PATH, "main")` calls the inputs `main_predictions`; options go to
-`evaluate.load` as well as to `compute`. So metrics of different things combine.
-
 Example:
     >>> import evaluate
     >>> metric = evaluate.load("training/evaluation/hub_metrics/task_chain")
@@ -67,7 +64,7 @@ class TaskChain(evaluate.Metric):
     def __init__(self, *args, **kwargs):
         self.options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
         if unknown := kwargs.keys() - inspect.signature(evaluate.Metric).parameters.keys():
-            # The base class would take it without a word, and the figures would be of the default.
+            # The base class would ignore it, and the figures would be of the default.
             raise TypeError(f"task_chain has no option {', '.join(sorted(unknown))}: {', '.join(_OPTIONS)}")
         super().__init__(*args, **kwargs)
 

@@ -1,0 +1,164 @@
+"""What a run is made of: accelerator, model, optimizer and schedule; and its summaries."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import ProjectConfiguration, parse_flag_from_env
+from torch import Tensor
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+from datasets_scripts.storage.atomic import write_json
+from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
+from modeling_foresight.precision import NO_BFLOAT16, has_bfloat16
+from training.adapters import add_lora, describe_base, save_only_adapter
+from training.config import RunConfig, flatten
+from training.run_data import RunData
+from training.run_facts import describe_run, portable_path
+from training.starting_model import build_model
+from training.windows import WindowSampler
+
+__all__ = ["Run", "build_accelerator", "build_run", "print_summary", "write_summary"]
+
+
+@dataclasses.dataclass
+class Run:
+    """What the loop works with.
+
+    Attributes:
+        model (`torch.nn.Module`): As Accelerate prepared it.
+        trained (`list`): Its parameters that are trained.
+        parameters (`int`): The number of all parameters of the model, the adapter's included.
+        base (`dict`, *optional*): With LoRA, the description of the model that the adapter is trained on.
+        start (`int`): First step; above 0 in a resumed run.
+    """
+
+    config: RunConfig
+    accelerator: Accelerator
+    data: RunData
+    model: torch.nn.Module
+    processor: ForesightProcessor
+    trained: list[torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    parameters: int
+    base: dict | None = None
+    start: int = 0
+
+    @property
+    def policy(self) -> ForesightForActionPrediction:
+        """The model without DDP around it; with LoRA, the base with the adapter in its layers."""
+        # Unwrapping mixed precision too would take it from `self.model` for the rest of the run.
+        plain = self.accelerator.unwrap_model(self.model)
+        return plain.get_base_model() if self.base else plain
+
+    def sampler(self) -> WindowSampler:
+        """Which windows form the micro-batches of this process; a step takes as many as it has parts."""
+        options = self.config.train
+        return WindowSampler(
+            self.data.train.sizes,
+            options.batch_size // options.gradient_accumulation_steps,
+            seed=self.config.seed,
+            mixture=self.config.data.mixture,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            start_step=self.start * options.gradient_accumulation_steps,
+            steps=options.steps * options.gradient_accumulation_steps,
+        )
+
+    def prepare_batch(self, raw: Mapping) -> dict[str, Tensor]:
+        """A raw batch as a model batch on the run's device."""
+        return self.processor.prepare_batch(raw, self.accelerator.device, self.policy.config.history_length)
+
+
+def build_accelerator(config: RunConfig) -> Accelerator:
+    """Accelerate's view of this process; bfloat16 only where the device has kernels for it."""
+    options = config.train
+    # Without `cpu`, several processes on CPUs would not find each other.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    no_kernels = options.mixed_precision == "bf16" and not has_bfloat16(state.device)
+    if no_kernels:
+        state.print(NO_BFLOAT16)
+    return Accelerator(
+        mixed_precision="no" if no_kernels else options.mixed_precision,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        step_scheduler_with_optimizer=False,
+        log_with=options.tracker,
+        project_config=ProjectConfiguration(project_dir=config.output),
+    )
+
+
+def build_run(accelerator: Accelerator, config: RunConfig, data: RunData) -> Run:
+    """Model, adapter, optimizer and schedule, prepared by Accelerate."""
+    options, base = config.train, None
+    model, processor = build_model(config, data)
+    if config.lora.r:
+        base = describe_base(model)
+        model = add_lora(model, config.lora)
+        save_only_adapter(accelerator, base)
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    parameters = count_parameters(model.parameters())
+    optimizer = torch.optim.AdamW(
+        trained, lr=options.learning_rate, betas=tuple(options.betas), weight_decay=options.weight_decay
+    )
+    scheduler = get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer, options.warmup_steps, options.steps, min_lr_rate=options.min_learning_rate_ratio
+    )
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    if options.tracker:
+        # Trackers take plain values only.
+        settings = {name: str(value) for name, value in flatten(dataclasses.asdict(config)).items()}
+        accelerator.init_trackers("3d-foresight", config=settings)
+    return Run(config, accelerator, data, model, processor, trained, optimizer, scheduler, parameters, base)
+
+
+def count_parameters(parameters: Iterable[torch.nn.Parameter]) -> int:
+    """Numbers in all parameters together."""
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def print_summary(run: Run) -> None:
+    """Prints what will be trained on what."""
+    data, accelerator = run.data, run.accelerator
+    if run.start:
+        accelerator.print(f"continuing from step {run.start} of {run.config.output}")
+    for dataset in data.describe():
+        if left_out := dataset["flagged_episodes"]:
+            accelerator.print(f"{dataset['name']}: {len(left_out)} episodes are left out for their flags")
+    accelerator.print(
+        f"{len(data.train)} windows for training, {len(data.val) if data.val else 0} for validation; "
+        f"{count_parameters(run.trained) / 1e6:.2f} M of {run.parameters / 1e6:.2f} M parameters are trained "
+        f"on {accelerator.num_processes} x {accelerator.device.type}"
+    )
+
+
+def write_summary(run: Run, seconds: float, validation: dict) -> None:
+    """Writes `summary.json`: what was trained on what, how long, and how good it is."""
+    config, accelerator = run.config, run.accelerator
+    if not accelerator.is_main_process:
+        return
+    start = {}
+    if config.init_from:
+        start = {"init_from": portable_path(config.init_from), "init_revision": config.init_revision}
+    if run.base:
+        start |= {"init_revision": run.base["base_revision"], "lora": dataclasses.asdict(config.lora)}
+    summary = {
+        **describe_run(),
+        "seed": config.seed,
+        "steps": config.train.steps,
+        "train_seconds": seconds,
+        "datasets": run.data.describe(),
+        "parameters": run.parameters,
+        "trained_parameters": count_parameters(run.trained),
+        "objectives": list(run.policy.config.objectives),
+        "processes": accelerator.num_processes,
+        "device": accelerator.device.type,
+        "mixed_precision": accelerator.mixed_precision,
+        **start,
+        "validation": validation,
+    }
+    write_json(Path(config.output) / "summary.json", summary)
