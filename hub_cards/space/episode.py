@@ -175,7 +175,6 @@ def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeV
     windows = ForesightWindows(rows, wanted)
     chosen = range(0, len(windows), -(-len(windows) // MAX_MOMENTS))
     options = {"instruction": choice.instruction or None, "batch_size": BATCH}
-    options["first_row"] = int(rows.episode_starts[choice.episode])
     predictions = []
     for prediction in predict_windows(model, processor, windows, chosen, **options):
         predictions.append(prediction)
