@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.utils.constants import OBS_PREFIX
+from lerobot.utils.constants import HF_LEROBOT_HUB_CACHE, OBS_PREFIX
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -105,9 +105,10 @@ class WindowReader:
         try:
             self._windows = ForesightWindows(self.root, config)
         except ValueError as error:
-            if episodes is not None:  # LeRobot downloads only their files; we need the rows of all
+            # Of `--dataset.episodes` LeRobot downloads some files of a commit only; we need the rows of all.
+            if episodes is not None and HF_LEROBOT_HUB_CACHE in self.root.parents:
                 with contextlib.suppress(ValueError, RuntimeError):
-                    rows = DatasetRows(f"{self._meta.repo_id}@{self._meta.revision}", stream=True)
+                    rows = DatasetRows(f"{self._meta.repo_id}@{self.root.name}", stream=True)
                     self._windows = ForesightWindows(rows, config)
                     return
             raise ValueError(
