@@ -57,14 +57,15 @@ class WindowReader:
         self._meta, self._cameras = dataset_meta, cameras
         self._windows: ForesightWindows | None = None
         self.is_renamed = not set(cameras.values()) <= set(features)
-        views = list(model.views)
-        names = {
-            view: cameras[view].removeprefix(IMAGE_PREFIX) if view in cameras else None for view in views
-        }
         if self.is_renamed:
             pictures = [key for key in features if features[key]["dtype"] in ("image", "video")]
             views = [key for key in pictures if not is_label_key(key, features[key])]
-            names = {view: view for view in views}
+            names = dict(zip(views, views, strict=True))
+        else:
+            views = list(model.views)
+            names = {
+                view: cameras[view].removeprefix(IMAGE_PREFIX) if view in cameras else None for view in views
+            }
         self._config = WindowConfig(
             views=views,
             cameras=names,
