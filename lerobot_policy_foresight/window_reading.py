@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.utils.constants import OBS_PREFIX
+from lerobot.utils.constants import HF_LEROBOT_HUB_CACHE, OBS_PREFIX
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -57,14 +57,15 @@ class WindowReader:
         self._meta, self._cameras = dataset_meta, cameras
         self._windows: ForesightWindows | None = None
         self.is_renamed = not set(cameras.values()) <= set(features)
-        views = list(model.views)
-        names = {
-            view: cameras[view].removeprefix(IMAGE_PREFIX) if view in cameras else None for view in views
-        }
         if self.is_renamed:
             pictures = [key for key in features if features[key]["dtype"] in ("image", "video")]
             views = [key for key in pictures if not is_label_key(key, features[key])]
             names = dict(zip(views, views, strict=True))
+        else:
+            views = list(model.views)
+            names = {
+                view: cameras[view].removeprefix(IMAGE_PREFIX) if view in cameras else None for view in views
+            }
         self._config = WindowConfig.for_model(
             model,
             views=views,
@@ -98,9 +99,10 @@ class WindowReader:
         try:
             self._windows = ForesightWindows(self.root, config)
         except ValueError as error:
-            if episodes is not None:  # LeRobot downloads only their files; we need the rows of all
+            # Of `--dataset.episodes` LeRobot downloads some files of a commit only; we need the rows of all.
+            if episodes is not None and HF_LEROBOT_HUB_CACHE in self.root.parents:
                 with contextlib.suppress(ValueError, RuntimeError):
-                    rows = DatasetRows(f"{self._meta.repo_id}@{self._meta.revision}", stream=True)
+                    rows = DatasetRows(f"{self._meta.repo_id}@{self.root.name}", stream=True)
                     self._windows = ForesightWindows(rows, config)
                     return
             raise ValueError(

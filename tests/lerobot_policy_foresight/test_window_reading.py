@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, default_collate
 
 from datasets_scripts.storage import rows
-from lerobot_policy_foresight import LeRobotForesightConfig
+from lerobot_policy_foresight import LeRobotForesightConfig, window_reading
 from lerobot_policy_foresight.window_reading import WindowReader
 from tests.lerobot_policy_foresight.miniature import run_ranks, small_model
 from tests.synthetic import make_dataset
@@ -201,9 +201,10 @@ def test_chosen_episodes_of_a_partly_downloaded_dataset_are_read_from_the_hub(
     monkeypatch.setattr(
         rows, "find_dataset", lambda name, videos: (from_hub if "@" in name else find)(name, videos)
     )
+    monkeypatch.setattr(window_reading, "HF_LEROBOT_HUB_CACHE", downloaded.parent)
     batch = loaded(dataset, [0, 5])
     assert_same_windows(policy.windows.read_batch(batch), windows_of(policy, videos), [(0, 0), (0, 1)])
-    assert asked == [(f"local/synthetic@{dataset.meta.revision}", False)]
+    assert asked == [(f"local/synthetic@{downloaded.name}", False)]  # the folder of a commit
 
 
 def test_a_dataset_in_which_nothing_can_be_trained_is_refused_before_the_first_step(videos):
