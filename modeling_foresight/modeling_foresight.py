@@ -372,14 +372,6 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             getattr(model.model, f"{name}_encoder").tower.load_state_dict(tower.state_dict())
         return model
 
-    def get_input_embeddings(self) -> nn.Module:
-        """Token embeddings of the text tower."""
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replaces the token embeddings of the text tower."""
-        self.model.set_input_embeddings(value)
-
     @can_return_tuple
     def forward(
         self,

@@ -44,9 +44,6 @@ class ForesightProcessor(ProcessorMixin):
             the gripper last, never normalized by statistics.
         state_representation (`str`): `"absolute"`: all entries normalized by statistics; or `"relative"`: the
             pose in entries 0..5 is seen from the window's first frame, the other entries as before.
-
-    Raises:
-        ValueError: If the codec or the representation is unknown.
     """
 
     def __init__(
@@ -120,7 +117,7 @@ class ForesightProcessor(ProcessorMixin):
     def __call__(
         self, images=None, text=None, state=None, frame_mask=None, goal_image=None, device=None, **targets
     ) -> BatchFeature:
-        """One observation, or a window of them, of one robot or of a batch of robots.
+        """A [`ForesightBatch`] of one observation or a window, of one robot or several.
 
         Args:
             images (`dict[str, array]`): View name -> uint8 RGB, channels first or last, as array, tensor or
@@ -131,10 +128,7 @@ class ForesightProcessor(ProcessorMixin):
             frame_mask (`array`, *optional*): `(T,)`: real frames; padding is at the end.
             goal_image (`array`, *optional*): uint8 RGB of the first view, `(H, W, 3)`.
             device (`torch.device`, *optional*): Where the batch goes.
-            **targets: Further keys of the raw schema, already batched.
-
-        Returns:
-            `BatchFeature`: A [`ForesightBatch`].
+            **targets: Other keys of [`RawBatch`], with a batch axis.
         """
         if not isinstance(images, dict) or not images or text is None:
             raise ValueError(f"Give images as a dict from view name ({self.views}) to pixels, and a text.")
@@ -254,7 +248,7 @@ class ForesightProcessor(ProcessorMixin):
         images = images.flatten(0, -4).float() / 255
         if images.shape[-2:] != (self.image_size, self.image_size):
             images = F.interpolate(images, size=(self.image_size,) * 2, mode="bicubic", align_corners=False)
-        mean, std = (_constant(tuple(x), images.device) for x in (self.image_mean, self.image_std))
+        mean, std = (_cached_tensor(tuple(x), images.device) for x in (self.image_mean, self.image_std))
         return ((images - mean[:, None, None]) / std[:, None, None]).unflatten(0, lead)
 
     def resize_depth(self, depth: Tensor) -> Tensor:
@@ -287,11 +281,11 @@ class ForesightProcessor(ProcessorMixin):
         """
         actions = actions.float()
         # The only place where logits are read: a logit above 0 is a probability above one half.
-        binary, is_high = _entries(self.binary_action_indices, actions), actions > 0
+        binary, is_high = _entry_mask(self.binary_action_indices, actions), actions > 0
         if self.action_stats is None or self.action_codec == "local_delta":
             return torch.where(binary, is_high.float(), actions)
-        mean, std, low, high = _statistics("action", self.action_stats, actions)
-        still = _constant(tuple(self.action_stats["std"]), actions.device) <= STILL
+        mean, std, low, high = _read_statistics("action", self.action_stats, actions)
+        still = _cached_tensor(tuple(self.action_stats["std"]), actions.device) <= STILL
         moving = torch.where(still, mean, actions * std + mean)
         return torch.where(binary, torch.where(is_high, high, low), moving)
 
@@ -308,7 +302,7 @@ class ForesightProcessor(ProcessorMixin):
         if self.state_representation == "absolute":
             return result
         if self.state_stats is None:  # as after the conversion of a GR-MG checkpoint
-            binary = _entries(self.binary_state_indices, state)
+            binary = _entry_mask(self.binary_state_indices, state)
             result = torch.where(binary, gripper_is_open(state).float(), result)
         return torch.cat([relative_state(state)[..., :POSE_SIZE], result[..., POSE_SIZE:]], dim=-1)
 
@@ -370,25 +364,25 @@ def _send(values: Tensor, device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _constant(values: tuple, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+def _cached_tensor(values: tuple, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """A tensor that is copied to its device once. `dtype`: to the cache (0.0, 1.0) equals (False, True)."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device, dtype=dtype)
 
 
-def _entries(indices: list[int], like: Tensor) -> Tensor:
+def _entry_mask(indices: list[int], like: Tensor) -> Tensor:
     """Boolean `(A,)`, true at `indices`."""
-    return _constant(tuple(i in indices for i in range(like.shape[-1])), like.device, torch.bool)
+    return _cached_tensor(tuple(i in indices for i in range(like.shape[-1])), like.device, torch.bool)
 
 
-def _statistics(name: str, stats: dict, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _read_statistics(name: str, stats: dict, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean, divisor, minimum and maximum, float32 `(A,)` each, on the device of `like`."""
     if like.shape[-1] != len(stats["mean"]):
         raise ValueError(
             f"{name} has {like.shape[-1]} entries (shape {tuple(like.shape)}); expected "
             f"{len(stats['mean'])} as in the processor's statistics."
         )
-    mean, std, low, high = (_constant(tuple(stats[key]), like.device) for key in STATISTICS)
+    mean, std, low, high = (_cached_tensor(tuple(stats[key]), like.device) for key in STATISTICS)
     # The noise of an entry that never moves must not be scaled up.
     return mean, torch.where(std > STILL, std, 1.0), low, high
 
@@ -397,8 +391,9 @@ def _normalize(name: str, values: Tensor, stats: dict | None, binary: list[int])
     values = values.float()
     if stats is None:
         return values
-    mean, std, low, high = _statistics(name, stats, values)
-    return torch.where(_entries(binary, values), (values > (low + high) / 2).float(), (values - mean) / std)
+    mean, std, low, high = _read_statistics(name, stats, values)
+    is_high = values > (low + high) / 2
+    return torch.where(_entry_mask(binary, values), is_high.float(), (values - mean) / std)
 
 
 def build_small_tokenizer(

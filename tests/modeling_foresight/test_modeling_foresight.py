@@ -571,7 +571,9 @@ def test_every_parameter_gets_a_gradient_and_a_head_that_is_off_has_none(objecti
 
 
 def test_overfitting_one_window_drives_every_loss_down():
-    config = tiny_config(embd_pdrop=0.0, attention_dropout=0.0, resid_pdrop=0.0, kl_loss_weight=0.01)
+    small = {"num_hidden_layers": 1, "resampler_depth": 1, "decoder_depth": 1, "action_decoder_depth": 1}
+    no_dropout = dict.fromkeys(("embd_pdrop", "attention_dropout", "resid_pdrop"), 0.0)
+    config = tiny_config(**no_dropout, kl_loss_weight=0.01, **small)
     for name in ("depth", "future", "flow", "gripper"):
         setattr(config, f"{name}_loss_weight", 1.0)
     model, batch = build(config).train(), tiny_batch(config, batch=1)
