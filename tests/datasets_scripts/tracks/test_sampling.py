@@ -3,17 +3,14 @@
 import numpy as np
 import pytest
 
-from datasets_scripts.tracks.sampling import (
-    MIN_TRACKS,
-    Candidates,
+from datasets_scripts.tracks.motion import (
     camera_shift_px,
-    choose_tracks,
     classify_motion,
     fit_camera_motion,
-    sample_tracks,
     sort_tracks,
     usable_tracks,
 )
+from datasets_scripts.tracks.sampling import MIN_TRACKS, Candidates, choose_tracks, sample_tracks
 
 FRAMES = 21
 
@@ -233,6 +230,6 @@ def test_the_choice_does_not_depend_on_the_size_of_blocks(monkeypatch):
     visible &= np.random.default_rng(0).random(visible.shape) < 0.8
     made = []
     for size in (37, 10_000):
-        monkeypatch.setattr("datasets_scripts.tracks.sampling.BLOCK_TRACKS", size)
+        monkeypatch.setattr("datasets_scripts.tracks.motion.BLOCK_TRACKS", size)
         made.append(choose(points, visible, np.random.default_rng(0), n_points=300))
     assert (made[0].index == made[1].index).all() and (made[0].moving == made[1].moving).all()
