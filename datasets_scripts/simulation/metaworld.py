@@ -46,7 +46,7 @@ QUALITIES = ("fast", "default")
 
 def task_descriptions() -> dict[str, str]:
     """Instruction of each MetaWorld task in LeRobot's wording, for example `Open a drawer`."""
-    return _lerobot_tasks()["TASK_DESCRIPTIONS"]
+    return _load_tasks()["TASK_DESCRIPTIONS"]
 
 
 def resolve_tasks(names: str) -> list[str]:
@@ -55,7 +55,7 @@ def resolve_tasks(names: str) -> list[str]:
     Raises:
         ValueError: If a name is unknown (with the closest known names) or none is given.
     """
-    groups = {**_lerobot_tasks()["DIFFICULTY_TO_TASKS"], "all": sorted(task_descriptions())}
+    groups = {**_load_tasks()["DIFFICULTY_TO_TASKS"], "all": sorted(task_descriptions())}
     tasks: list[str] = []
     for name in (part.strip() for part in names.split(",")):
         if name in groups:
@@ -90,13 +90,13 @@ def check_image_size(side: int) -> None:
 
 
 @functools.cache
-def _lerobot_tasks() -> dict:
+def _load_tasks() -> dict:
     """LeRobot's task table, read as a file because importing its environment takes seconds."""
     return json.loads((importlib.resources.files("lerobot") / "envs/metaworld_config.json").read_text())
 
 
 @functools.cache
-def _simulator() -> types.SimpleNamespace:
+def _import_simulator() -> types.SimpleNamespace:
     """Import MuJoCo and MetaWorld.
 
     Raises:
@@ -128,7 +128,7 @@ def _rendering_advice(error: Exception) -> str:
     )
 
 
-def _free(renderer: Any, environment: Any) -> None:
+def _close_simulator(renderer: Any, environment: Any) -> None:
     # MuJoCo's Renderer.close ends its OpenGL context first, and would then delete, by number, textures and
     # frame buffers of another renderer. This is the right order.
     if renderer._gl_context:
@@ -170,7 +170,7 @@ class MetaWorldSim(contextlib.AbstractContextManager):
             raise ValueError(f"unknown quality '{quality}'; choose from {', '.join(QUALITIES)}")
         check_image_size(image_size)
         self.image_size = image_size
-        simulator = _simulator()
+        simulator = _import_simulator()
         self._mujoco = simulator.mujoco
         self._env = simulator.environments[self.task]()
         # As set_task in MetaWorld's multi-task benchmark: the expert reads goals from the observation.
@@ -199,7 +199,7 @@ class MetaWorldSim(contextlib.AbstractContextManager):
         except Exception as error:  # OpenGL raises many types
             raise RuntimeError(_rendering_advice(error)) from error
         # Also when the interpreter exits, where MuJoCo's own clean-up comes too late and fails.
-        self._closer = weakref.finalize(self, _free, self._renderer, self._env)
+        self._closer = weakref.finalize(self, _close_simulator, self._renderer, self._env)
 
     @property
     def task_description(self) -> str:

@@ -28,7 +28,7 @@ def dataset(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("data") / "ds", **settings).root
 
 
-def test_lerobot_train_is_told_all_that_a_config_says(script, dataset):
+def test_a_config_becomes_options_of_lerobot_train(script, dataset):
     config = load_config(CONFIG, ["--dataset", str(dataset), "--seed", "5", "--train.steps", "70"])
     register_third_party_plugins()
     told = draccus.parse(TrainPipelineConfig, args=script.lerobot_options(config))
@@ -55,7 +55,7 @@ def test_the_example_for_lerobot_train_is_the_quickstarts_run(script, dataset):
         assert getattr(shown, name) == getattr(told, name), name
 
 
-def test_what_lerobot_train_has_not_is_named(script, dataset):
+def test_what_lerobot_train_lacks_is_named(script, dataset):
     config = load_config(CONFIG, ["--dataset", str(dataset), "--data.random_shift", "0.05"])
     with pytest.raises(ValueError, match="data.random_shift"):
         script.lerobot_options(config)

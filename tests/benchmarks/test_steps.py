@@ -24,7 +24,7 @@ def run(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.slow  # compiles
-def test_control_step_compares_the_ways_and_says_the_setting_of_each_row(run):
+def test_control_step_compares_methods_and_names_the_setting_of_each_row(run):
     rows, ratios = run("control_step", "--warmup", "1", "--repeats", "1", "--batches", "1", "3")
     assert list(rows[0])[:8] == [
         "preset",

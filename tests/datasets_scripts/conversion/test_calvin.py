@@ -1,4 +1,4 @@
-"""CALVIN's files become a dataset: what lands where, stopping and going on, archives that are none."""
+"""CALVIN's files become a dataset: columns, resuming, bad archives."""
 
 import json
 import math
@@ -11,7 +11,7 @@ import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts.columns import clean_depth
-from datasets_scripts.conversion import job as flow
+from datasets_scripts.conversion import job as job_file
 from datasets_scripts.conversion.calvin import CalvinArchive
 from datasets_scripts.conversion.job import convert
 from datasets_scripts.convert_calvin import main
@@ -131,7 +131,7 @@ def test_windows_hold_depth_and_actions_made_from_the_poses(dataset):
 
 
 def test_an_interrupted_run_continues_to_the_same_dataset(archive, dataset, tmp_path, monkeypatch):
-    output, work, done = tmp_path / "calvin_d", flow._convert_one, []
+    output, work, done = tmp_path / "calvin_d", job_file._convert_one, []
 
     def dies_after_one(*job):
         if done:
@@ -139,10 +139,10 @@ def test_an_interrupted_run_continues_to_the_same_dataset(archive, dataset, tmp_
         done.append(job)
         return work(*job)
 
-    monkeypatch.setattr(flow, "_convert_one", dies_after_one)
+    monkeypatch.setattr(job_file, "_convert_one", dies_after_one)
     assert main(command(archive, output)) == 130 and not output.exists()
     again = []
-    monkeypatch.setattr(flow, "_convert_one", lambda *job: again.append(job[0]) or work(*job))
+    monkeypatch.setattr(job_file, "_convert_one", lambda *job: again.append(job[0]) or work(*job))
     assert main(command(archive, output)) == 0
     assert again == [1, 2] and not output.with_name("calvin_d.partial").exists()
     assert_same(output, dataset)
@@ -166,7 +166,7 @@ def assert_same(one, other):
     assert facts[0] == facts[1]
 
 
-def test_a_finished_dataset_is_left_alone_and_another_one_refused(archive, dataset, capsys):
+def test_a_finished_dataset_stays_unchanged_and_another_one_is_refused(archive, dataset, capsys):
     before = {path: os.stat(path).st_mtime_ns for path in dataset.rglob("*")}
     assert main(command(archive, dataset)) == 0
     assert {path: os.stat(path).st_mtime_ns for path in dataset.rglob("*")} == before
@@ -175,12 +175,12 @@ def test_a_finished_dataset_is_left_alone_and_another_one_refused(archive, datas
     assert "with other parameters (episodes" in capsys.readouterr().err
 
 
-def test_the_first_segments_alone(archive, tmp_path):
+def test_a_limit_keeps_the_first_segments(archive, tmp_path):
     assert main(command(archive, tmp_path / "few", "--limit=2")) == 0
     assert DatasetRows(tmp_path / "few").n_episodes == 2
 
 
-def test_depth_of_older_recordings_is_noticed_and_doubled(tmp_path, capsys):
+def test_depth_of_older_recordings_is_detected_and_doubled(tmp_path, capsys):
     def halve(_, arrays):
         arrays["depth_static"], arrays["depth_gripper"] = (
             arrays["depth_static"] / 2,
@@ -233,7 +233,7 @@ def spoiled(name, value):
         (spoiled("robot_obs", lambda v: v * 0 + 0.5), r"0000108.npz: entry 14 of robot_obs is 0.5"),
     ],
 )
-def test_a_frame_that_is_not_as_it_should_be_is_named(change, message, tmp_path, capsys):
+def test_a_bad_frame_is_named(change, message, tmp_path, capsys):
     assert main(command(make_archive(tmp_path, change), tmp_path / "out")) == 1
     error = capsys.readouterr().err
     assert re.search(message, error), error
@@ -253,7 +253,7 @@ def test_a_truncated_frame_is_named_and_finished_episodes_stay(archive, dataset,
     assert_same(tmp_path / "out", dataset)
 
 
-def test_what_is_no_split_of_calvin_is_refused(archive, tmp_path, capsys):
+def test_a_folder_that_is_not_a_split_of_calvin_is_refused(archive, tmp_path, capsys):
     def refused(source, *more):
         assert main(command(source, tmp_path / "out", *more)) == 1
         assert not (tmp_path / "out.partial").exists()
@@ -279,12 +279,12 @@ def test_what_is_no_split_of_calvin_is_refused(archive, tmp_path, capsys):
     assert "has no language" in refused(split)
 
 
-def test_a_full_disk_is_named_and_the_run_goes_on_later(archive, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_named_and_the_run_resumes_later(archive, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device", "somewhere")
 
     with monkeypatch.context() as patch:
-        patch.setattr(flow, "assemble_dataset", full)
+        patch.setattr(job_file, "assemble_dataset", full)
         assert main(command(archive, tmp_path / "out")) == 1
     assert "free some space and run the same command again" in capsys.readouterr().err
     assert main(command(archive, tmp_path / "out")) == 0

@@ -1,4 +1,4 @@
-"""Datasets under other names: the same content, opened by the stock reader; nothing half-done."""
+"""Datasets under other names: the same content for the stock reader, and no incomplete copies."""
 
 import errno
 import os
@@ -94,7 +94,7 @@ def test_labels_go_with_a_camera_without_prefix(tmp_path):
     assert moving_flags(provenance, 0, "front", facts.n_points).tolist() == facts.moving(0).tolist()
 
 
-def test_folders_on_another_disk_come_along(labelled, tmp_path):
+def test_linked_folders_are_copied(labelled, tmp_path):
     shutil.copytree(labelled.root, tmp_path / "old")
     (tmp_path / "old" / "videos").rename(tmp_path / "disk")
     (tmp_path / "old" / "videos").symlink_to(tmp_path / "disk")
@@ -133,19 +133,19 @@ def test_videos_are_copied_where_they_cannot_be_shared(labelled, tmp_path, monke
         ({}, "nothing to rename"),
     ],
 )
-def test_names_that_cannot_be_are_refused_before_anything_is_written(labelled, tmp_path, names, message):
+def test_bad_names_are_refused_before_anything_is_written(labelled, tmp_path, names, message):
     with pytest.raises(ValueError, match=message):
         rename_columns(labelled.root, tmp_path / "new", names)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_output_that_exists_stays(labelled, tmp_path, capsys):
+def test_an_existing_output_is_refused(labelled, tmp_path, capsys):
     options = ["--dataset", str(labelled.root), "--output", str(tmp_path), "--rename", "action=act"]
     assert main(options) == 1
     assert "exists already" in capsys.readouterr().err
 
 
-def test_nothing_is_left_when_it_fails_on_the_way(labelled, tmp_path, monkeypatch):
+def test_a_failure_leaves_nothing(labelled, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""LIBERO's files become a dataset: images upright, gripper and state as documented, files that are none."""
+"""LIBERO's files become a dataset: upright images, gripper and state as documented, bad files."""
 
 import json
 import pickle
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts.conversion import job as flow
+from datasets_scripts.conversion import job as job_file
 from datasets_scripts.conversion.job import convert
 from datasets_scripts.conversion.libero import LiberoArchive
 from datasets_scripts.convert_libero import main
@@ -135,7 +135,7 @@ def test_next_action_pairs_a_frame_with_the_command_that_follows_it(suite, datas
     assert "other parameters (next_action" in capsys.readouterr().err
 
 
-def test_images_that_the_file_calls_upright_are_left_so(tmp_path):
+def test_images_that_the_file_calls_upright_are_not_flipped(tmp_path):
     path = tmp_path / "a_demo.hdf5"
     write_file(path, (3,), "go", macros_image_convention="opencv")
     flipped = LiberoArchive(path).read(0).videos["observation.images.main"]
@@ -149,7 +149,7 @@ def test_an_instruction_in_quotes_or_in_letters_is_read(words, tmp_path):
 
 
 def test_an_interrupted_run_continues_to_the_same_dataset(suite, dataset, tmp_path, monkeypatch):
-    output, work, done = tmp_path / "libero_goal", flow._convert_one, []
+    output, work, done = tmp_path / "libero_goal", job_file._convert_one, []
 
     def dies_after_two(*job):
         if len(done) == 2:
@@ -158,7 +158,7 @@ def test_an_interrupted_run_continues_to_the_same_dataset(suite, dataset, tmp_pa
         return work(*job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(flow, "_convert_one", dies_after_two)
+        patch.setattr(job_file, "_convert_one", dies_after_two)
         assert main(command(suite, output)) == 130 and not output.exists()
     archive = pickle.loads(pickle.dumps(LiberoArchive(suite)))  # as workers get it
     convert(archive, output)
@@ -212,7 +212,7 @@ def attribute(name, value):
         (attribute("problem_info", json.dumps({"language_instruction": ' "" '})), "has no language"),
     ],
 )
-def test_a_file_that_is_not_as_it_should_be_is_named(change, message, tmp_path, capsys):
+def test_a_bad_file_is_named(change, message, tmp_path, capsys):
     write_file(tmp_path / "a_demo.hdf5", (4,), "go")
     write_file(tmp_path / "b_demo.hdf5", (4,), "go")
     with h5py.File(tmp_path / "b_demo.hdf5", "r+") as file:
@@ -223,7 +223,7 @@ def test_a_file_that_is_not_as_it_should_be_is_named(change, message, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_archive_of_libero_is_refused(suite, tmp_path, capsys):
+def test_a_folder_that_is_not_from_libero_is_refused(suite, tmp_path, capsys):
     def refused(source, *more):
         assert main(command(source, tmp_path / "out", *more)) == 1
         assert not (tmp_path / "out.partial").exists()

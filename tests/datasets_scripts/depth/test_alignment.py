@@ -21,7 +21,7 @@ def fit(relative, metric):
     return fit_alignment(relative, metric, np.random.default_rng(1))
 
 
-def test_the_pair_is_found_and_the_depth_with_it(clip):
+def test_scale_shift_and_depth_are_recovered(clip):
     depth, relative = clip
     found = fit(relative, depth)
     assert (found.scale, found.shift) == pytest.approx((SCALE, SHIFT), abs=1e-4)
@@ -29,7 +29,7 @@ def test_the_pair_is_found_and_the_depth_with_it(clip):
     np.testing.assert_allclose(invert_depth(relative, found.scale, found.shift), depth, rtol=1e-3)
 
 
-def test_outliers_and_flicker_do_not_pull_the_pair_away(clip):
+def test_outliers_and_flicker_do_not_change_scale_and_shift(clip):
     depth, relative = clip
     draw = np.random.default_rng(2)
     metric = depth * draw.normal(1, 0.05, (len(depth), 1, 1)).astype(np.float32)  # flickers by frame
@@ -54,7 +54,7 @@ def test_invalid_pixels_do_not_count(clip):
 
 
 @pytest.mark.parametrize("case", ["upside down", "nothing valid", "unrelated", "constant"])
-def test_a_clip_that_cannot_be_aligned_is_known(clip, case):
+def test_a_clip_that_cannot_be_aligned_is_not_good(clip, case):
     depth, relative = clip
     metric = {
         "upside down": 1 / (4 - 1 / depth),  # far where it should be near
@@ -82,7 +82,7 @@ def test_key_frames_span_the_clip():
     assert (len(long), long[0], long[-1]) == (32, 0, 999)
 
 
-def test_flicker_is_taken_out_where_there_is_no_alignment(clip):
+def test_flicker_is_removed_without_an_alignment(clip):
     depth, _ = clip
     flicker = np.array([1, 1.1, 0.9, 1, 1.08, 0.93, 1, 1.05])[:, None, None]
     metric = depth * flicker

@@ -175,7 +175,7 @@ def save_other(kind, folder):
 
 
 @pytest.mark.parametrize(("kind", "is_metric"), [("zoedepth", True), ("glpn", True), ("dpt", False)])
-def test_other_families_work_and_are_known_as_metric_or_not(kind, is_metric, video, tmp_path):
+def test_other_families_work_and_are_metric_or_relative(kind, is_metric, video, tmp_path):
     save_other(kind, tmp_path)
     source = TransformersDepth(str(tmp_path), "cpu")
     assert source.is_metric is is_metric
@@ -204,7 +204,7 @@ def test_bfloat16_on_a_gpu_is_close_to_float32(metric, video):
 # A relative model joined with a metric one
 
 
-def test_a_relative_model_comes_out_in_metres(scene):
+def test_a_relative_model_gives_meters(scene):
     frames, depth, inverse = scene
     flicker = np.random.default_rng(2).normal(1, 0.03, (60, 1, 1)).astype(np.float32)
     source = AlignedDepth(Truth(inverse, is_metric=False), Truth(depth * flicker))
@@ -218,7 +218,7 @@ def test_a_relative_model_comes_out_in_metres(scene):
     assert (clip.facts["fallback"], clip.facts["key_frames"]) == (False, 32)
 
 
-def test_where_the_two_disagree_the_metric_one_is_taken_and_said_so(scene):
+def test_where_the_models_disagree_the_metric_one_is_used_and_recorded(scene):
     frames, depth, _ = scene
     depth[7] = 0  # a frame without any depth
     flicker = np.random.default_rng(2).normal(1, 0.05, (60, 1, 1)).astype(np.float32)
@@ -325,7 +325,7 @@ def soft_video(n, height=28, width=42):
 
 
 @pytest.mark.parametrize("n", [1, 22, 32, 33, 100])
-def test_windows_of_a_clip_are_joined_to_one_scale_and_shift(project, n):
+def test_windows_of_a_clip_get_one_scale_and_shift(project, n):
     frames, truth = soft_video(n)
     source = VideoDepth(save_checkpoint(project), "cpu", side=28)
     depth = np.concatenate(list(source.predict(frames, FPS)))
@@ -340,7 +340,7 @@ def test_frames_of_a_video_keep_their_size_whatever_the_network_takes(project):
     np.testing.assert_allclose(depth, 0.8 * truth + 0.1, atol=0.02)  # resized twice
 
 
-def test_a_metric_checkpoint_is_known_by_its_name_and_left_as_it_is(project):
+def test_a_metric_checkpoint_is_recognized_by_its_name_and_not_scaled(project):
     frames, truth = soft_video(40)
     source = open_depth("video-depth-anything", save_checkpoint(project, "metric_vits.pth"), device="cpu")
     assert isinstance(source, MetricDepth)
@@ -349,7 +349,7 @@ def test_a_metric_checkpoint_is_known_by_its_name_and_left_as_it_is(project):
     np.testing.assert_allclose(meters, truth, atol=2e-3)
 
 
-def test_the_papers_two_models_give_metres(project, metric):
+def test_the_papers_two_models_give_meters(project, metric):
     """By name, with a random metric network; then with one that knows the truth."""
     frames, truth = soft_video(40)
     source = open_depth("vda+dav2", save_checkpoint(project), align_with=metric, device="cpu")
@@ -371,12 +371,12 @@ def test_the_papers_two_models_give_metres(project, metric):
     np.testing.assert_allclose(meters[:, 4:, 4:], 1 / truth[:, 4:, 4:], rtol=0.01)
 
 
-def test_a_licence_that_forbids_some_use_is_recorded(project):
+def test_a_restrictive_license_is_recorded(project):
     source = VideoDepth(save_checkpoint(project, "large.pth", width=1024), "cpu")
     assert source.describe()["licence"] == "cc-by-nc-4.0"
 
 
-def test_a_clip_is_as_the_projects_own_function_makes_it(tmp_path):
+def test_a_clip_equals_that_of_the_projects_own_function(tmp_path):
     """With the project itself, where it is installed, and random weights."""
     pytest.importorskip("video_depth_anything.video_depth", reason="needs the project on PYTHONPATH")
     from video_depth_anything.video_depth import VideoDepthAnything
@@ -397,7 +397,7 @@ def test_a_clip_is_as_the_projects_own_function_makes_it(tmp_path):
 # What goes wrong
 
 
-def test_the_depth_of_the_dataset_needs_no_opening():
+def test_the_depth_of_the_dataset_needs_no_source():
     assert open_depth("sensor") is None
 
 
@@ -417,7 +417,7 @@ def test_the_depth_of_the_dataset_needs_no_opening():
         (("video-depth-anything", "gone.pth"), "no checkpoint gone.pth"),
     ],
 )
-def test_what_cannot_work_is_known_before_weights_are_loaded(
+def test_bad_sources_are_refused_before_weights_are_loaded(
     arguments, message, metric, relative, project, tmp_path
 ):
     (tmp_path / "text").mkdir()
@@ -446,7 +446,7 @@ def test_a_damaged_checkpoint_is_named(project, content):
         VideoDepth(str(file), "cpu")
 
 
-def test_a_checkpoint_with_code_in_it_is_not_run(project):
+def test_code_in_a_checkpoint_is_not_run(project):
     class Trap:
         def __reduce__(self):
             return (print, ("run",))

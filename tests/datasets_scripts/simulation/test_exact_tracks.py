@@ -48,7 +48,7 @@ def test_points_of_a_still_scene_do_not_move():
     assert visible.all()
 
 
-def test_points_start_at_the_centre_of_their_pixel_and_at_its_depth():
+def test_points_start_at_the_center_of_their_pixel_and_at_its_depth():
     clip = make_clip(sideways(0.02), rest(1.0) + sideways(0.03))
     seeds = all_pixels(3)
     points, _ = follow_pixels(clip, seeds)

@@ -228,7 +228,7 @@ def test_tracks_of_a_still_scene_do_not_move(simulator):
     assert np.ptp(points, axis=0).max() == 0
 
 
-def test_episodes_go_on_a_little_after_success(stored, simulated_dataset):
+def test_episodes_continue_for_a_few_frames_after_success(stored, simulated_dataset):
     for index, episode in enumerate(stored[1]):
         facts = read_provenance(simulated_dataset.root)["episodes"][str(index)]
         assert facts["attempts"] >= 1
@@ -296,7 +296,7 @@ def test_truncated_shard_is_recorded_again(tiny_dataset, tiny_recording, tmp_pat
     assert_same_dataset(tmp_path / "dataset", tiny_dataset)
 
 
-def test_full_disk_leaves_nothing_that_passes_for_whole(tiny_dataset, tmp_path, monkeypatch, capsys):
+def test_full_disk_leaves_no_incomplete_dataset(tiny_dataset, tmp_path, monkeypatch, capsys):
     output = tmp_path / "dataset"
 
     def full(*args, **kwargs):
@@ -323,7 +323,7 @@ def command(output: Path, **changes) -> list[str]:
     return [part for name, value in options.items() for part in (f"--{name}", str(value))]
 
 
-def test_finished_dataset_is_left_alone(tiny_dataset, tmp_path, capsys):
+def test_finished_dataset_stays_unchanged(tiny_dataset, tmp_path, capsys):
     output = shutil.copytree(tiny_dataset, tmp_path / "dataset")
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     assert main(command(output)) == 0

@@ -1,4 +1,4 @@
-"""The simulator wrapper: LeRobot's pictures and wording, exact geometry, repeatable starts."""
+"""The simulator: LeRobot's images and instructions, exact geometry, repeatable starts."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_groups_and_names_become_tasks():
     assert task_descriptions()["drawer-open-v3"] == "Open a drawer"
 
 
-def test_unknown_task_is_named_with_its_neighbours():
+def test_unknown_task_is_named_with_similar_ones():
     with pytest.raises(ValueError, match=r"unknown MetaWorld task 'drawer-opn-v3'.*drawer-open-v3"):
         resolve_tasks("drawer-opn-v3")
     with pytest.raises(ValueError, match="no task given"):

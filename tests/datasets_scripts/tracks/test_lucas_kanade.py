@@ -1,4 +1,4 @@
-"""The built-in tracker, on a picture that moves as told and on simulated episodes with exact tracks."""
+"""The built-in tracker on a moving texture and on simulated episodes with exact tracks."""
 
 import cv2
 import numpy as np
@@ -61,7 +61,7 @@ def test_a_point_that_is_covered_is_lost_and_stays_where_it_was(moving_texture):
     assert (points[4:] == points[3]).all()
 
 
-def test_a_still_point_is_seen_again_when_what_covered_it_is_gone_and_a_moving_one_is_not(moving_texture):
+def test_a_still_point_is_found_after_an_occlusion_and_a_moving_one_is_not(moving_texture):
     video, depth = (part[[0, 1, 4, 5, 2, 3]] for part in moving_texture)
     points, visible, confidence = track(video, depth, np.array([[0, 80.5, 12.5], [0, 52.5, 40.5]]))
     assert visible[:, 0].tolist() == [True, True, False, False, True, True]

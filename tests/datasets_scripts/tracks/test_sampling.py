@@ -1,19 +1,16 @@
-"""Which tracks count as moving, and which of them are kept."""
+"""Which tracks are moving, and which are kept."""
 
 import numpy as np
 import pytest
 
-from datasets_scripts.tracks.sampling import (
-    MIN_TRACKS,
-    Candidates,
+from datasets_scripts.tracks.motion import (
     camera_shift_px,
-    choose_tracks,
     classify_motion,
     fit_camera_motion,
-    sample_tracks,
     sort_tracks,
     usable_tracks,
 )
+from datasets_scripts.tracks.sampling import MIN_TRACKS, Candidates, choose_tracks, sample_tracks
 
 FRAMES = 21
 
@@ -124,7 +121,7 @@ def test_hardly_any_motion_still_keeps_256_tracks(n_moving):
     assert choice.has_motion == bool(n_moving)
 
 
-def test_a_poor_clip_gives_what_it_has():
+def test_a_clip_with_few_tracks_keeps_them_all():
     points, visible = scene(20, 5)
     choice = choose(points, visible, np.random.default_rng(0))
     assert len(choice.index) == 25
@@ -219,7 +216,7 @@ def test_a_moving_camera_is_noticed_and_does_not_make_everything_move(pan):
     assert choice.moving.sum() == 100 and len(choice.index) == 400 and visible.any(axis=0).all()
 
 
-def test_tracks_that_the_tracker_does_not_trust_are_not_used():
+def test_tracks_of_low_confidence_are_not_used():
     points, visible = scene(40, 10)
     confidence = np.full(visible.shape, 0.9)
     confidence[:, :5] = confidence[:, 45:] = 0.3
@@ -228,11 +225,11 @@ def test_tracks_that_the_tracker_does_not_trust_are_not_used():
     assert moving.sum() == 5 and still.sum() == 35 and still[6]
 
 
-def test_blocks_of_tracks_give_what_all_at_once_gives(monkeypatch):
+def test_the_choice_does_not_depend_on_the_size_of_blocks(monkeypatch):
     points, visible = scene(700, 400)
     visible &= np.random.default_rng(0).random(visible.shape) < 0.8
     made = []
     for size in (37, 10_000):
-        monkeypatch.setattr("datasets_scripts.tracks.sampling.BLOCK_TRACKS", size)
+        monkeypatch.setattr("datasets_scripts.tracks.motion.BLOCK_TRACKS", size)
         made.append(choose(points, visible, np.random.default_rng(0), n_points=300))
     assert (made[0].index == made[1].index).all() and (made[0].moving == made[1].moving).all()

@@ -149,7 +149,7 @@ def test_a_long_clip_is_followed_chunk_by_chunk(source, projects, clip, queries,
 
 
 @pytest.mark.parametrize("source", LEARNED)
-def test_points_without_depth_are_visible_nowhere(source, projects, clip):
+def test_points_without_depth_are_never_visible(source, projects, clip):
     video, depth = clip
     depth[:, :, :] = 0
     _, visible, _ = open_tracker(source, projects, "cpu").track(video, depth, np.array([[3, 20.0, 10.0]]))
@@ -175,13 +175,13 @@ def test_a_clip_of_one_frame(source, projects, clip):
 
 
 @pytest.mark.parametrize("source", LEARNED)
-def test_the_provenance_names_weights_and_licence(source, projects):
+def test_the_provenance_names_weights_and_license(source, projects):
     facts = open_tracker(source, projects, "cpu").describe()
     assert "weights.pth" in facts["model"] and len(facts["revision"]) == len("sha256:") + 32
     assert "non-commercial" in facts["licence"] or "nc" in facts["licence"]
 
 
-def test_depth_goes_on_in_time_behind_an_occluder_and_past_an_edge():
+def test_depth_continues_behind_an_occluder_and_past_an_edge():
     frames = 12
     depth = np.tile(np.linspace(1.0, 1.11, frames, dtype=np.float32)[:, None, None], (1, 8, 9))
     truth_m = depth[:, 4, 4].copy()
@@ -196,7 +196,7 @@ def test_depth_goes_on_in_time_behind_an_occluder_and_past_an_edge():
     np.testing.assert_allclose(z[:, 1], truth_m, atol=1e-5)
 
 
-def test_holes_in_depth_are_filled_from_beside_them():
+def test_holes_in_depth_are_filled_from_their_neighbors():
     depth = np.full((3, 6, 8), 1.0, np.float32)
     depth[:, :, 5:] = 2.0
     depth[0, 2:4, 1:3] = depth[0, 0, 7] = 0
@@ -216,7 +216,7 @@ def test_holes_in_depth_are_filled_from_beside_them():
         ("cotracker3", "nowhere.pth", "there is no checkpoint nowhere.pth"),
     ],
 )
-def test_what_cannot_work_is_said_before_weights_are_loaded(projects, source, model, message):
+def test_bad_trackers_are_refused_before_weights_are_loaded(projects, source, model, message):
     with pytest.raises(ValueError, match=message):
         check_track_source(source, model)
 
@@ -235,7 +235,7 @@ def test_a_missing_project_or_damaged_weights_are_named(source, projects, tmp_pa
 
 
 @pytest.mark.slow
-def test_cotracker_gives_what_its_own_predictor_gives(tmp_path, clip):
+def test_cotracker_equals_its_own_predictor(tmp_path, clip):
     pytest.importorskip("cotracker", reason="needs the CoTracker package")
     from cotracker.predictor import CoTrackerPredictor
 
