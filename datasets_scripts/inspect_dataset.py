@@ -1,10 +1,10 @@
-"""What a dataset's labels look like: figures, a page about all of it, a picture, a Rerun recording.
+"""Show a dataset's labels: figures, a page about the whole dataset, a picture, a Rerun recording.
 
 `DIR` alone describes one episode. `--report` reads a sample of the episodes and writes one HTML file: figures
 and distributions by camera, flags, and pictures of the episodes to look at first. `--write-flags` reads all
 episodes and records figures and flags in `meta/foresight.json`, for datasets that `annotate.py` did not make.
-Depth and tracks are checked against each other: a visible point must lie on the depth map. Whatever a dataset
-lacks is left out.
+Depth and tracks are checked against each other: a visible point must lie on the depth map. Missing labels are
+left out.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from datasets_scripts.inspection.labeled_episode import LabeledDataset, LabeledE
 from datasets_scripts.inspection.pictures import import_matplotlib, save_png
 from datasets_scripts.inspection.report import rank_episodes, survey_labels, write_flags, write_report
 from datasets_scripts.inspection.rerun_recording import record_episode
+from datasets_scripts.storage.episode_job import resumable_command
 from datasets_scripts.storage.rows import parse_episodes
 
 EXAMPLE = """examples:
@@ -29,12 +30,7 @@ EXAMPLE = """examples:
 
 
 def inspect(args: argparse.Namespace) -> list[str]:
-    """Does what the command line asks for; returns the problems.
-
-    Raises:
-        ValueError: If the dataset or an episode cannot be read.
-        RuntimeError: If matplotlib or Rerun is missing.
-    """
+    """Does what the command line asks for; returns the problems."""
     if args.moments < 1:
         raise ValueError(f"--moments is {args.moments}; it must be at least 1")
     if args.episodes and not args.report:
@@ -58,7 +54,7 @@ def inspect(args: argparse.Namespace) -> list[str]:
 
 
 def _report(args: argparse.Namespace, dataset: LabeledDataset) -> list[str]:
-    """Writes the page; what cannot be read is a problem, what has a flag is not."""
+    """Writes the page; unreadable files are problems, flags are not."""
     chosen = parse_episodes(args.episodes, dataset.rows.n_episodes) if args.episodes else None
     survey = survey_labels(dataset, chosen, args.workers)
     write_report(args.report, dataset, survey)
@@ -76,8 +72,8 @@ def _report(args: argparse.Namespace, dataset: LabeledDataset) -> list[str]:
 
 def _show(args: argparse.Namespace, episode: LabeledEpisode) -> list[str]:
     """Describes one episode, draws it, records it."""
-    lines, problems = describe_episode(episode)
-    print("\n".join(lines))
+    text, problems = describe_episode(episode)
+    print(text)
     if args.picture:
         save_png(args.picture, draw_episode(episode, args.moments))
         print(f"wrote {args.picture}")
@@ -87,18 +83,11 @@ def _show(args: argparse.Namespace, episode: LabeledEpisode) -> list[str]:
     return problems
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code: 1 as well when the labels have problems."""
-    try:
-        problems = inspect(_parse(arguments))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, RuntimeError, OSError) as error:
-        problems = [str(error)]
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+@resumable_command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; returns the exit code: 1 as well when the labels have problems."""
+    if problems := inspect(_parse(arguments)):
+        raise ValueError("\nerror: ".join(problems))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

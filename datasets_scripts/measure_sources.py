@@ -9,6 +9,7 @@ from typing import Any
 from datasets_scripts.depth import DEPTH_SOURCES, check_depth_source, open_depth
 from datasets_scripts.inspection.source_errors import ExactEpisodes, format_report, measure_sources
 from datasets_scripts.storage.atomic import write_json, write_whole_file
+from datasets_scripts.storage.episode_job import resumable_command
 from datasets_scripts.storage.rows import parse_episodes
 from datasets_scripts.tracks import TRACK_SOURCES, check_track_source, open_tracker
 
@@ -20,11 +21,7 @@ EXAMPLE = """examples:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures what the command line says, and writes the report.
-
-    Raises:
-        ValueError: If the dataset is no truth, a source cannot be had, or a number is out of range.
-    """
+    """Measures what the command line asks for, and writes the report."""
     if args.steps < 0:
         raise ValueError(f"--steps is {args.steps}; it must be 0 (to the end) or more")
     if args.output.suffix == ".md" or args.output.is_dir():
@@ -79,17 +76,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    try:
-        print(format_report(measure(build_parser().parse_args(arguments))), end="")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+@resumable_command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; returns the exit code."""
+    print(format_report(measure(build_parser().parse_args(arguments))), end="")
 
 
 if __name__ == "__main__":

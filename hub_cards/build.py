@@ -1,8 +1,7 @@
 """Write the card of a model, an adapter or a dataset from its measurements, or say which one is missing.
 
-Every figure of a card is read from a file that the measuring script wrote; none is typed. These files go into
-the folder too (`evaluation/`), as do results for machines (`.eval_results/`), so the folder can be published
-as it is and `hub_cards/check.py` can compare.
+Every figure of a card is read from a file that a measuring script wrote. These files are copied into the
+folder (`evaluation/`), with results for machines (`.eval_results/`), so that `check.py` can compare.
 """
 
 import argparse
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets_scripts.storage.atomic import write_whole_file
+from datasets_scripts.storage.episode_job import resumable_command
 from datasets_scripts.storage.provenance import read_provenance
 
 EXAMPLE = """examples:
@@ -19,25 +19,19 @@ EXAMPLE = """examples:
   python hub_cards/build.py outputs/quickstart --kind dataset"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+@resumable_command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add(
-        "folder",
-        type=Path,
-        help="run with model/, eval.json and pictures: train.py's --output, or a folder with that as "
-        "training/; or a model, adapter or dataset itself",
-    )
-    add(
-        "--kind",
-        choices=("model", "adapter", "dataset"),
-        help="default: what the folder holds; dataset of a run: its dataset/",
-    )
-    add("--repo-id", help="Hub id the card's example loads from (default: the folder model/ beside the card)")
-    add("--license", help="the Hub's name of the licence, if it does not follow from towers and labels")
+    run = "run with model/, eval.json and pictures (train.py's --output, or a folder with that as training/)"
+    add("folder", type=Path, help=f"{run}, or a model, adapter or dataset")
+    kinds = ("model", "adapter", "dataset")
+    add("--kind", choices=kinds, help="default: what the folder holds; dataset of a run: its dataset/")
+    add("--repo-id", help="Hub id that the card's example loads from (default: model/ beside the card)")
+    add("--license", help="the Hub's name of the license, if it does not follow from towers and labels")
     add(
         "--seed-eval",
         type=Path,
@@ -48,31 +42,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "eval-*.json of the run are found)",
     )
     add("--open-loop", action="store_true", help="write a card for a policy that was never tried")
-    add(
-        "--sample",
-        action="store_true",
-        help="also write sample.safetensors again (publish.py writes a first)",
-    )
+    add("--sample", action="store_true", help="write sample.safetensors again (publish.py writes the first)")
     args = parser.parse_args(arguments)
-    try:
-        is_dataset = args.kind == "dataset" or (args.folder / "meta" / "info.json").is_file()
-        written = _build_dataset(args) if is_dataset else _build_model(args)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    is_dataset = args.kind == "dataset" or (args.folder / "meta" / "info.json").is_file()
+    written = _build_dataset(args) if is_dataset else _build_model(args)
     print("wrote " + " and ".join(map(str, written)))
-    return 0
 
 
 def _build_dataset(args: argparse.Namespace) -> list[Path]:
     from datasets_scripts.inspection.dataset_card import write_card
 
-    own = (args.folder / "meta" / "info.json").is_file()
-    folder = args.folder if own else args.folder / "dataset"
+    is_dataset = (args.folder / "meta" / "info.json").is_file()
+    folder = args.folder if is_dataset else args.folder / "dataset"
     if not read_provenance(folder):
         raise ValueError(
-            f"{folder} has no meta/foresight.json, so it is not known how its labels were made: annotate or "
-            "simulate it with datasets_scripts/. LeRobot writes the card of a dataset without labels"
+            f"{folder} has no meta/foresight.json, which says how its labels were made: annotate or simulate "
+            "it with datasets_scripts/. LeRobot writes the card of a dataset without labels"
         )
     write_card(folder, args.repo_id, args.license)
     return [folder / "README.md"]
@@ -103,18 +88,18 @@ def _build_model(args: argparse.Namespace) -> list[Path]:
     if args.kind and (args.kind == "adapter") != is_adapter:
         raise ValueError(f"{model} holds {'an adapter' if is_adapter else 'a model'}, not --kind {args.kind}")
     source = args.repo_id or ("model" if is_run else None)
-    build_card(model, source, args.license)  # refuses an unknown licence before the model runs for minutes
+    build_card(model, source, args.license)  # refuses an unknown license before the model runs for minutes
     if "action" in measurements["config"]["objectives"] and not (model / LATENCY).is_file():
         measure_latency(model)
     text = str(build_card(model, source, args.license))
     write_result_files(model, measurements["evaluation"])
     if args.sample:
         write_sample(model)
-    places = dict.fromkeys([args.folder, model])
-    for place in places:
-        with write_whole_file(place / "README.md") as temporary:
+    cards = [place / "README.md" for place in dict.fromkeys([args.folder, model])]
+    for card in cards:
+        with write_whole_file(card) as temporary:
             temporary.write_text(text)
-    return [place / "README.md" for place in places]
+    return cards
 
 
 if __name__ == "__main__":

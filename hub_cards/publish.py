@@ -1,8 +1,8 @@
 """Publish a model, an adapter or a dataset on the Hugging Face Hub: checked first, then sent in one commit.
 
 A folder that hub_cards/check.py refuses is not sent. A new repository is private unless --public is given.
-After an interruption, run the same command again: files that arrived are not sent again, and a folder that is
-already published is not committed twice.
+After an interruption, run the same command again: files that arrived are not sent again, and nothing is
+committed twice.
 """
 
 import argparse

@@ -1,1 +1,1 @@
-"""What labels look like: quality, errors against truth, report, pictures, Rerun, dataset card."""
+"""Labels of a dataset: quality, errors against truth, report, pictures, Rerun, dataset card."""

@@ -1,26 +1,27 @@
-"""Writes the card (README.md) of an annotated or simulated dataset from its metadata; no figure is typed.
+"""Write the card (README.md) of an annotated or simulated dataset from its metadata.
 
-The card of the dataset it was made from stays below it, and its metadata stays where ours says nothing.
+The card of the source dataset stays below it, and its metadata stays where ours says nothing.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData
-from jinja2 import Environment, StrictUndefined
 
 from datasets_scripts.columns import find_depth_key, list_cameras, points_key, points_visible_key
 from datasets_scripts.inspection.quality import FLAGS, summarize_figures
+from datasets_scripts.inspection.templates import render_template
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.dataset_folder import load_info
 from datasets_scripts.storage.provenance import flagged_episodes, read_provenance
 
-__all__ = ["build_card", "list_label_licenses", "write_card"]
+__all__ = ["as_list", "build_card", "list_label_licenses", "write_card"]
 
 CARD_TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
 # Closes every card that the template makes; the path before it may change between versions.
@@ -29,11 +30,8 @@ SOURCE_MARK = "<!-- below: the card of the dataset that was annotated -->"
 FREE = {"apache-2.0", "mit", "bsd-3-clause", "not stated"}  # of label models; all others limit the use
 LICENSE_KEYS = ("licence", "license")
 NAMED_EPISODES = 12  # of a flag, before "and n more"
-# The Hub's words for sizes, in rows.
-SIZE_WORDS = (
-    *((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M")),
-    *((1e8, "10M<n<100M"), (1e9, "100M<n<1B"), (float("inf"), "1B<n<10B")),
-)
+# The Hub's words for sizes, by the number of digits of the rows: up to 3, 4, 5, ...
+SIZE_WORDS = ["n<1K", *map("<n<".join, pairwise(("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B")))]
 
 
 def write_card(root: str | Path, repo_id: str | None = None, license: str | None = None) -> None:
@@ -64,25 +62,25 @@ def build_card(root: str | Path, repo_id: str | None = None, license: str | None
     source = str(annotation.get("parameters", {}).get("dataset", ""))
     terms = _build_terms(old_data, provenance, license)
     versions = {**annotation.get("versions", {}), **simulation.get("versions", {})}
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    content = environment.from_string(CARD_TEMPLATE.read_text()).render(
+    content = render_template(
+        CARD_TEMPLATE,
         card_data=_build_metadata(info, old_data, source, terms).to_yaml(),
         name=source or repo_id or "dataset",
         info={"robot_type": None, **info},
         annotation=annotation,
         simulation=simulation,
         cameras=list_cameras(info["features"]),
-        columns=list(_label_columns(info["features"], cameras)),
+        columns=list(_list_label_columns(info["features"], cameras)),
         parameters=[
             *((f"simulation: {key}", value) for key, value in _flatten(simulation.get("parameters", {}))),
-            *_label_parameters(cameras),
+            *_list_label_parameters(cameras),
             *((f"version of {name}", number) for name, number in versions.items()),
         ],
         tasks=sorted(Counter(facts["task"] for facts in episodes.values() if "task" in facts).items()),
         licenses=list_label_licenses(cameras),
         figures=summarize_figures(episodes),
         flagged=len(flagged_episodes(provenance)),
-        flags=list(_flag_rows(provenance)),
+        flags=list(_list_flags(provenance)),
         repo_id=repo_id,
         version=version("lerobot_policy_foresight"),
     )
@@ -112,7 +110,7 @@ def _build_terms(
     old: Mapping[str, Any], provenance: Mapping[str, Any], license: str | None
 ) -> dict[str, Any]:
     """`license` of the metadata: the dataset's, and that of each label model that limits its use."""
-    terms = [license] if license else _as_list(old.get("license"))
+    terms = [license] if license else as_list(old.get("license"))
     if not terms and "simulation" in provenance:
         terms = ["apache-2.0"]
     if not terms:
@@ -126,25 +124,26 @@ def _build_terms(
 def _build_metadata(
     info: Mapping, old: Mapping[str, Any], source: str, terms: Mapping[str, Any]
 ) -> DatasetCardData:
-    tags = dict.fromkeys([*_as_list(old.get("tags")), "LeRobot", "depth", "point-tracking", "foresight"])
+    tags = dict.fromkeys([*as_list(old.get("tags")), "LeRobot", "depth", "point-tracking", "foresight"])
     data = {
         "configs": [{"config_name": "default", "data_files": "data/*/*.parquet"}],
         **old,
         **terms,
         "tags": list(tags),
-        "task_categories": list(dict.fromkeys([*_as_list(old.get("task_categories")), "robotics"])),
-        "size_categories": [next(word for n, word in SIZE_WORDS if info["total_frames"] < n)],
+        "task_categories": list(dict.fromkeys([*as_list(old.get("task_categories")), "robotics"])),
+        "size_categories": [SIZE_WORDS[min(max(len(str(info["total_frames"])) - 3, 0), len(SIZE_WORDS) - 1)]],
     }
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         data["source_datasets"] = [source]
     return DatasetCardData(**data)
 
 
-def _as_list(value: Any) -> list:
+def as_list(value: Any) -> list:
+    """A value of a card's metadata that may be a list, as a list."""
     return value if isinstance(value, list) else [value] if value else []
 
 
-def _label_columns(
+def _list_label_columns(
     features: Mapping[str, Mapping], cameras: Mapping[str, Mapping]
 ) -> Iterator[dict[str, Any]]:
     """Label columns: `key`, `kind`, number of points `n`, and the source of the labels."""
@@ -160,8 +159,8 @@ def _label_columns(
             yield {"kind": "visible", "key": points_visible_key(camera), "source": tracks}
 
 
-def _label_parameters(cameras: Mapping[str, Mapping]) -> Iterator[tuple[str, str]]:
-    """Parameters of each kind of label; those that all cameras share stand there once."""
+def _list_label_parameters(cameras: Mapping[str, Mapping]) -> Iterator[tuple[str, str]]:
+    """Parameters of each kind of label; those that all cameras share are listed once."""
     for kind in ("depth", "tracks"):
         by_text: dict[tuple[str, str], list[str]] = {}
         for camera, facts in cameras.items():
@@ -204,7 +203,7 @@ def list_label_licenses(value: Any) -> list[tuple[str, str]]:
     return sorted(found)
 
 
-def _flag_rows(provenance: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+def _list_flags(provenance: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     """Flags in the order of `FLAGS`, with the episodes that have them."""
     episodes: dict[str, list[int]] = {}
     for episode, raised in sorted(flagged_episodes(provenance).items()):

@@ -1,5 +1,6 @@
-"""What the labels of one episode are, in lines of text, and what is wrong with them."""
+"""What the labels of one episode are, as text, and what is wrong with them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,68 +8,43 @@ import numpy as np
 from datasets_scripts.columns import picture_size
 from datasets_scripts.inspection.labeled_episode import Camera, LabeledEpisode, Measures, measure_episode
 from datasets_scripts.inspection.quality import FAR_FROM_DEPTH, MAX_OFF_DEPTH_SHARE
+from datasets_scripts.inspection.templates import render_template
 
 __all__ = ["describe_episode"]
 
+EPISODE_TEMPLATE = Path(__file__).with_name("episode_template.md")
 
-def describe_episode(episode: LabeledEpisode) -> tuple[list[str], list[str]]:
-    """Report on an episode, and what is wrong with it.
+
+def describe_episode(episode: LabeledEpisode) -> tuple[str, list[str]]:
+    """A report on an episode, and what is wrong with it.
 
     Returns:
-        `tuple[list[str], list[str]]`: Lines of the report; problems, none for a good dataset.
+        `tuple[str, list[str]]`: The report; problems, none for a good dataset.
     """
-    sizes = [f"{key} ({values.shape[1]})" for key, values in episode.series.items()]
-    name = Path(episode.rows.name).name
-    lines = [
-        f"{name}, episode {episode.number} of {episode.rows.n_episodes}: “{episode.task}”",
-        f"  {episode.length} frames at {episode.fps} fps; {', '.join(sizes) or 'no state and no action'}",
-    ]
-    problems: list[str] = []
-    measured = measure_episode(episode)
-    for camera in episode.cameras:
+    cameras, problems = [], []
+    for camera, measures in zip(episode.cameras, measure_episode(episode).values(), strict=True):
         height, width = picture_size(episode.rows.features[camera.image_key])
-        known = "known" if camera.intrinsics else "unknown"
-        lines.append(f"camera {camera.name}: {width} x {height}, intrinsics {known}")
-        own = measured[camera.name]
-        if own.problem is not None:
-            problems.append(own.problem)
-        lines.append(_describe_depth(camera, own, problems))
-        lines.append(_describe_points(camera, own, problems))
-    return lines, problems
+        depth = measures.depth and measures.problem is None and measures.depth.figures()
+        tracks = measures.tracks and measures.tracks.figures()
+        hidden = tracks and int(np.count_nonzero(~measures.tracks.real))
+        fields = {"name": camera.name, "depth_key": camera.depth_key, "intrinsics": camera.intrinsics}
+        fields |= {"width": width, "height": height, "hidden": hidden}
+        cameras.append({**fields, "figures": {"depth": depth, "tracks": tracks}})
+        problems += _find_problems(camera, measures, depth, tracks)
+    name = Path(episode.rows.name).name
+    report = {"name": name, "episode": episode, "cameras": cameras, "tolerance": FAR_FROM_DEPTH}
+    return render_template(EPISODE_TEMPLATE, **report).rstrip(), problems
 
 
-def _describe_depth(camera: Camera, own: Measures, problems: list[str]) -> str:
-    if own.depth is None:
-        return "  depth   none"
-    if own.problem is not None:
-        return "  depth   cannot be used"
-    known = own.depth.figures()
-    if known["median_m"] is None:
-        problems.append(f"depth column '{camera.depth_key}' has no valid value in this episode")
-        return f"  depth   {camera.depth_key}: nothing valid"
-    flicker = "" if known["flicker"] is None else f", flicker {known['flicker']:.2%}"
-    return (
-        f"  depth   {camera.depth_key}: {known['valid_share']:.1%} valid, {known['near_m']:.2f} to "
-        f"{known['far_m']:.2f} m (1 % to 99 %), median {known['median_m']:.2f} m{flicker}"
-    )
-
-
-def _describe_points(camera: Camera, own: Measures, problems: list[str]) -> str:
-    if own.tracks is None:
-        return "  tracks  none"
-    known, hidden = own.tracks.figures(), int(np.count_nonzero(~own.tracks.real))
-    moving = "unknown how many" if known["n_moving"] is None else known["n_moving"]
-    line = (
-        f"  tracks  {known['n_points']} points ({hidden} never visible), {moving} moving, "
-        f"visible in {known['visible_share']:.1%} of the frames"
-    )
-    if not known["n_points"]:
-        problems.append(f"camera {camera.name}: no point is visible in this episode")
-    if (missed := known["off_depth_share"]) is not None:
-        line += f"; {1 - missed:.1%} lie on the depth map within {FAR_FROM_DEPTH:.0%}"
-        if missed > MAX_OFF_DEPTH_SHARE:
-            problems.append(
-                f"camera {camera.name}: {missed:.1%} of the visible points miss the depth map by more than "
-                f"{FAR_FROM_DEPTH:.0%} of their distance; depth and tracks do not belong together"
-            )
-    return line
+def _find_problems(camera: Camera, measures: Measures, depth: dict, tracks: dict) -> Iterator[str]:
+    if measures.problem is not None:
+        yield measures.problem
+    if depth and depth["median_m"] is None:
+        yield f"depth column '{camera.depth_key}' has no valid value in this episode"
+    if tracks and not tracks["n_points"]:
+        yield f"camera {camera.name}: no point is visible in this episode"
+    if tracks and (missed := tracks["off_depth_share"] or 0) > MAX_OFF_DEPTH_SHARE:
+        yield (
+            f"camera {camera.name}: {missed:.1%} of the visible points miss the depth map by more than "
+            f"{FAR_FROM_DEPTH:.0%} of their distance; depth and tracks do not belong together"
+        )

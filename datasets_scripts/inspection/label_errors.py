@@ -1,9 +1,9 @@
-"""How far depth and tracks are from the truth, gathered while they are made.
+"""Errors of depth and tracks against the truth, gathered clip by clip.
 
 | figure | is |
 |---|---|
 | `abs_rel` | mean of abs(d - t) / t over pixels that have both |
-| `rmse_m` | root of the mean of (d - t)^2, metres |
+| `rmse_m` | root of the mean of (d - t)^2, meters |
 | `delta_125` | share of those pixels with max(d / t, t / d) < 1.25 |
 | `covered` | share of the pixels with truth that have depth |
 | `flicker` | mean change of d / t from frame to frame at a pixel; 0 for any steady error |
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from datasets_scripts.columns import REFERENCE_PX
-from datasets_scripts.inspection.pictures import points_in_space
+from datasets_scripts.inspection.pictures import locate_points
 
 __all__ = ["DepthErrors", "TrackErrors"]
 
@@ -39,11 +39,11 @@ class DepthErrors:
         self._ratio = None
 
     def add(self, depth_m: np.ndarray, true_m: np.ndarray) -> None:
-        """Take in successive frames of a clip.
+        """Add successive frames of a clip.
 
         Args:
-            depth_m (`np.ndarray`): `(k, H, W)` metres, 0 where invalid.
-            true_m (`np.ndarray`): `(k, H, W)` exact metres, 0 where unknown.
+            depth_m (`np.ndarray`): `(k, H, W)` meters, 0 where invalid.
+            true_m (`np.ndarray`): `(k, H, W)` exact meters, 0 where unknown.
         """
         for depth, true in zip(depth_m.astype(np.float64), true_m.astype(np.float64), strict=True):
             both = (depth > 0) & (true > 0)
@@ -65,11 +65,11 @@ class DepthErrors:
         """The figures of depth that the top of this file lists; `None` without any pixel to compare."""
         n = self._n
         return {
-            "abs_rel": _divide(self._relative, n),
-            "rmse_m": _divide((self._squared * n) ** 0.5, n),  # sqrt(squared / n)
-            "delta_125": _divide(self._n_close, n),
-            "covered": _divide(n, self._n_true),
-            "flicker": _divide(self._change, self._n_steps),
+            "abs_rel": _round_ratio(self._relative, n),
+            "rmse_m": _round_ratio((self._squared * n) ** 0.5, n),  # sqrt(squared / n)
+            "delta_125": _round_ratio(self._n_close, n),
+            "covered": _round_ratio(n, self._n_true),
+            "flicker": _round_ratio(self._change, self._n_steps),
         }
 
 
@@ -97,10 +97,10 @@ class TrackErrors:
         true_visible: np.ndarray,
         moving: np.ndarray,
     ) -> None:
-        """Take in successive frames of some tracks; leave out those in which the truth was given.
+        """Add successive frames of some tracks, without those in which the truth was given.
 
         Args:
-            points (`np.ndarray`): `(F, n, 3)` x, y as image fractions, z in metres.
+            points (`np.ndarray`): `(F, n, 3)` x, y as image fractions, z in meters.
             visible (`np.ndarray`): `(F, n)` bool.
             true_points (`np.ndarray`): `(F, n, 3)`, exact.
             true_visible (`np.ndarray`): `(F, n)` bool, exact.
@@ -109,7 +109,7 @@ class TrackErrors:
         epe_px = np.linalg.norm((points - true_points)[..., :2] * self._size_px, axis=-1)
         epe_cm, last = np.full(visible.shape, np.nan), np.zeros(visible.shape)
         if self._intrinsics is not None:
-            found, true = (points_in_space(each, self._intrinsics) for each in (points, true_points))
+            found, true = (locate_points(each, self._intrinsics) for each in (points, true_points))
             epe_cm = 100 * np.linalg.norm(found - true, axis=-1)
         last[-1] = 1
         part = np.stack([epe_px, epe_cm, visible, true_visible, last]).astype(np.float32)  # (5, F, n)
@@ -127,22 +127,22 @@ class TrackErrors:
             both = (seen > 0) & (true > 0)
             result[name] = {
                 "positions": int(true.sum()),
-                "epe_px": _spread(px[both]),
-                "epe_px_last": _spread(px[both & (last > 0)]),
-                "epe_cm": _spread(cm[both]) if self._intrinsics is not None else None,
-                "visibility_accuracy": _divide((seen == true).sum(), len(seen)),
-                "found": _divide(both.sum(), true.sum()),
+                "epe_px": _summarize_errors(px[both]),
+                "epe_px_last": _summarize_errors(px[both & (last > 0)]),
+                "epe_cm": _summarize_errors(cm[both]) if self._intrinsics is not None else None,
+                "visibility_accuracy": _round_ratio((seen == true).sum(), len(seen)),
+                "found": _round_ratio(both.sum(), true.sum()),
             }
         return result
 
 
-def _spread(errors: np.ndarray) -> dict[str, float] | None:
+def _summarize_errors(errors: np.ndarray) -> dict[str, float] | None:
     if not len(errors):
         return None
     numbers = {"median": np.median(errors), "mean": errors.mean(), "p90": np.percentile(errors, 90)}
-    return {name: _divide(value, 1) for name, value in numbers.items()}
+    return {name: _round_ratio(value, 1) for name, value in numbers.items()}
 
 
-def _divide(value: float, n: float) -> float | None:
+def _round_ratio(value: float, n: float) -> float | None:
     """`value / n` with four significant digits; `None` for nothing."""
     return float(f"{value / n:.4g}") if n else None

@@ -1,4 +1,4 @@
-"""Pictures of labels: moments of an episode, the ways of its points, distributions over a dataset."""
+"""Pictures of labels: moments of an episode, paths of its points, distributions over a dataset."""
 
 import base64
 import io
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets_scripts.columns import picture_size
-from datasets_scripts.inspection.labeled_episode import Camera, LabeledEpisode
+from datasets_scripts.inspection.labeled_episode import Camera, LabeledEpisode, spread_evenly
 from datasets_scripts.inspection.pictures import (
     Flow,
     add_color_bar,
@@ -35,7 +35,7 @@ def draw_episode(episode: LabeledEpisode, moments: int):
     Returns:
         `matplotlib.figure.Figure`: To be saved.
     """
-    chosen = sorted({round(i) for i in np.linspace(0, episode.length - 1, moments)})
+    chosen = spread_evenly(episode.length, moments)
     sizes = []  # height of every row by its width
     for camera in episode.cameras:
         height, width = picture_size(episode.rows.features[camera.image_key])
@@ -67,7 +67,7 @@ def draw_episode(episode: LabeledEpisode, moments: int):
 
 
 def _draw_camera(episode: LabeledEpisode, camera: Camera, chosen: list[int], axes: np.ndarray):
-    """Rows of one camera; returns the colors that mean metres, if there are any."""
+    """Rows of one camera; returns the colors that mean meters, if there are any."""
     depths = [episode.read(camera.depth_key, t)[0] for t in chosen] if camera.depth_key else []
     values = np.concatenate([np.zeros(0), *map(np.ravel, depths)])
     if camera.points is not None and not depths:
@@ -91,7 +91,7 @@ def _recent_flow(camera: Camera, t: int) -> Flow:
     past = range(t, max(t - TRAIL_STEPS, -1), -1)
     shown = camera.visible[past].copy()
     shown[:, ~shown[0]] = False  # hidden now
-    # Where it is not recorded which points move, all have a trail: what moves is seen then.
+    # Where it is not recorded which points move, all have a trail, which shows what moves.
     moving = np.ones(shown.shape[1], bool) if camera.moving is None else camera.moving
     return Flow(camera.points[past], shown, moving)
 
@@ -107,7 +107,7 @@ def draw_motion(episode: LabeledEpisode, camera: Camera):
     height, width = picture_size(episode.rows.features[camera.image_key])
     side = 3.6  # inches
     figure = new_figure(2 * side + 1.6, side * height / width + 0.3, layout="constrained")
-    moments = np.unique(np.linspace(0, episode.length - 1, TRAIL_MOMENTS).round().astype(int))
+    moments = spread_evenly(episode.length, TRAIL_MOMENTS)
     points, shown = camera.points[moments], camera.visible[moments]
     motion_px = TrackMeter(camera.points, camera.visible, camera.moving).motion_px
     image = episode.read(camera.image_key, episode.length // 2)[0] / 255
@@ -129,12 +129,12 @@ def draw_motion(episode: LabeledEpisode, camera: Camera):
 
 
 def draw_distributions(depth_counts: np.ndarray | None, points: np.ndarray, errors: Sequence[float]):
-    """Distributions of one camera over the episodes read; panels of what it lacks are left out.
+    """Distributions of one camera over the episodes read; panels without data are left out.
 
     Args:
         depth_counts (`np.ndarray`, *optional*): Pixels between `DEPTH_EDGES_M`.
         points (`np.ndarray`): `(3, n)`, of all points: `motion_px` and `shares` of `TrackMeter`, and 1 for a
-            point labelled moving, 0 for a still one, NaN where that is not recorded.
+            point labeled moving, 0 for a still one, NaN where that is not recorded.
         errors (`Sequence[float]`): Relative alignment error of every episode that has one.
 
     Returns:
@@ -142,17 +142,16 @@ def draw_distributions(depth_counts: np.ndarray | None, points: np.ndarray, erro
     """
     panels = []
     if depth_counts is not None and depth_counts.any():
-        panels.append(lambda axis: _draw_depths(axis, depth_counts))
+        panels.append((_draw_depths, depth_counts))
     if points.size:
-        panels.append(lambda axis: _draw_motions(axis, points[0], points[2]))
-        panels.append(lambda axis: _draw_shares(axis, points[1], points[2]))
+        panels += [(_draw_motions, points[0], points[2]), (_draw_shares, points[1], points[2])]
     if len(errors):
-        panels.append(lambda axis: _draw_errors(axis, errors))
+        panels.append((_draw_errors, errors))
     if not panels:
         return None
     figure = new_figure(3.1 * len(panels), 2.3, layout="constrained")
-    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        panel(axis)
+    for axis, (draw, *data) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        draw(axis, *data)
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
         axis.xaxis.label.set_size(8), axis.yaxis.label.set_size(8)
@@ -173,15 +172,15 @@ def _draw_depths(axis, counts: np.ndarray) -> None:
 
 
 def _stack_kinds(axis, values: np.ndarray, moving: np.ndarray, edges: np.ndarray) -> None:
-    """Histogram of a value of points: still ones, moving ones, and those of which it is not recorded."""
+    """Histogram of a value of points: still ones, moving ones, and those without a record."""
     kinds = {
         "still": (moving == 0, "0.65"),
         "moving": (moving == 1, "tab:orange"),
         "motion not recorded": (np.isnan(moving), "tab:olive"),
     }
-    groups = [(values[chosen], colour, name) for name, (chosen, colour) in kinds.items() if chosen.any()]
-    values, colours, names = zip(*groups, strict=True)
-    axis.hist(values, edges, stacked=True, color=colours, label=names)
+    groups = [(values[chosen], color, name) for name, (chosen, color) in kinds.items() if chosen.any()]
+    values, colors, names = zip(*groups, strict=True)
+    axis.hist(values, edges, stacked=True, color=colors, label=names)
 
 
 def _draw_motions(axis, motion_px: np.ndarray, moving: np.ndarray) -> None:
@@ -202,8 +201,8 @@ def _draw_errors(axis, errors: Sequence[float]) -> None:
     axis.set_xlabel("alignment error of an episode (%)"), axis.set_ylabel("episodes")
 
 
-def encode_picture(figure) -> str:
+def encode_picture(figure, dpi: float = 110) -> str:
     """A figure as the address of an `<img>`, in the page itself."""
     file = io.BytesIO()
-    figure.savefig(file, dpi=110, format="webp", pil_kwargs={"quality": 88})
+    figure.savefig(file, dpi=dpi, format="webp", pil_kwargs={"quality": 88})
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

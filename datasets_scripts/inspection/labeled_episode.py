@@ -1,4 +1,4 @@
-"""The episodes of a dataset with their labels: cameras, depth, tracks, and how good they are.
+"""The episodes of a dataset with their labels: cameras, depth, tracks, and their quality.
 
 Whatever a dataset lacks is left out.
 """
@@ -24,8 +24,6 @@ from datasets_scripts.storage.frame_cache import OnDemandFrames
 from datasets_scripts.storage.provenance import moving_flags, read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 
-__all__ = ["Camera", "LabeledDataset", "LabeledEpisode", "Measures", "measure_episode"]
-
 CHUNK = 32  # frames decoded at a time
 
 
@@ -35,8 +33,8 @@ class Camera:
 
     Attributes:
         name (`str`): Camera.
-        image_key (`str`): Its RGB column.
-        depth_key (`str`, *optional*): Its depth column.
+        image_key (`str`): RGB column.
+        depth_key (`str`, *optional*): Depth column.
         intrinsics (`dict`, *optional*): fx, fy, cx, cy in pixels from the image's outer edge, height, width.
         points (`np.ndarray`, *optional*): `(F, n, 3)` x, y as image fractions, z in meters.
         visible (`np.ndarray`, *optional*): Boolean `(F, n)`.
@@ -84,8 +82,8 @@ class LabeledEpisode:
     """An episode's cameras, labels and series; frames are decoded when they are asked for.
 
     Args:
-        dataset (`LabeledDataset`): Its dataset.
-        number (`int`): Which one.
+        dataset (`LabeledDataset`): Dataset of the episode.
+        number (`int`): Number of the episode.
 
     Attributes:
         series (`dict[str, np.ndarray]`): Key -> `(F, size)`: state and action, as far as they exist.
@@ -102,7 +100,7 @@ class LabeledEpisode:
         self.fps, self._frames = rows.fps, dataset.frames
         self.start, stop = int(rows.episode_starts[number]), int(rows.episode_stops[number])
         self.length, whole = stop - self.start, range(self.start, stop)
-        self.task = rows.tasks[int(rows.column("task_index").read(whole)[0])]
+        self.task = read_task(rows, number)
         self.cameras = [self._read_camera(dataset, camera, whole) for camera in dataset.labels]
         self.series = {
             key: rows.column(key).read(whole).astype(np.float32).reshape(self.length, -1)
@@ -138,13 +136,24 @@ class LabeledEpisode:
         return decoder.metres(decoder.decode(rows), clean=False), decoder.limit_m
 
 
+def read_task(rows: DatasetRows, episode: int) -> str:
+    """Instruction of an episode."""
+    start = int(rows.episode_starts[episode])
+    return rows.tasks[int(rows.column("task_index").read(range(start, start + 1))[0])]
+
+
+def spread_evenly(n: int, most: int) -> list[int]:
+    """At most `most` of the numbers from 0 to `n - 1`."""
+    return np.unique(np.linspace(0, n - 1, min(most, n)).round().astype(int)).tolist()
+
+
 @dataclasses.dataclass
 class Measures:
-    """How good the labels of one camera are in one episode.
+    """Quality of one camera's labels in one episode.
 
     Attributes:
-        depth (`DepthMeter`, *optional*): Of its depth.
-        tracks (`TrackMeter`, *optional*): Of its tracks.
+        depth (`DepthMeter`, *optional*): Figures of the depth.
+        tracks (`TrackMeter`, *optional*): Figures of the tracks.
         problem (`str`, *optional*): Why the depth cannot be used: a damaged file, or not in meters.
     """
 
@@ -164,7 +173,7 @@ def measure_episode(episode: LabeledEpisode, most_chunks: int | None = None) -> 
     """Reads an episode and measures its labels.
 
     Args:
-        episode (`LabeledEpisode`): Which one.
+        episode (`LabeledEpisode`): The episode.
         most_chunks (`int`, *optional*): Read at most so many evenly spread runs of 32 frames; all if omitted.
 
     Returns:
@@ -187,11 +196,8 @@ def measure_episode(episode: LabeledEpisode, most_chunks: int | None = None) -> 
 
 
 def _measure_depth(episode: LabeledEpisode, camera: Camera, measures: Measures, most: int | None) -> None:
-    chunks = list(episode.chunks())
-    if most is not None and len(chunks) > most:
-        chunks = [chunks[i] for i in np.linspace(0, len(chunks) - 1, most).round().astype(int)]
-    expected = 0
-    for first, count in chunks:
+    chunks, expected = list(episode.chunks()), 0
+    for first, count in (chunks[i] for i in spread_evenly(len(chunks), most or len(chunks))):
         if first != expected:
             measures.depth.cut()
         expected = first + count

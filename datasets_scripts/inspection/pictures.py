@@ -1,4 +1,4 @@
-"""Pictures of depth and tracks, drawn without a display: colours that mean metres, points and trails."""
+"""Pictures of depth and tracks, drawn without a display: colors that mean meters, points and trails."""
 
 import dataclasses
 from pathlib import Path
@@ -17,7 +17,7 @@ __all__ = [
     "draw_trails",
     "import_matplotlib",
     "new_figure",
-    "points_in_space",
+    "locate_points",
     "save_png",
     "set_plain_ticks",
 ]
@@ -28,9 +28,9 @@ class Flow:
     """Trajectories of points over a camera image.
 
     Attributes:
-        points (`np.ndarray`): `(L, P, 3)` x, y as image fractions, z in metres; `(L, P, 2)` for 2D flow.
+        points (`np.ndarray`): `(L, P, 3)` x, y as image fractions, z in meters; `(L, P, 2)` for 2D flow.
         shown (`np.ndarray`): Boolean `(L, P)`: where the point is known.
-        moving (`np.ndarray`): Boolean `(P,)`: points labelled moving.
+        moving (`np.ndarray`): Boolean `(P,)`: points labeled moving.
     """
 
     points: np.ndarray
@@ -39,15 +39,15 @@ class Flow:
 
 
 def depth_range(values_m: np.ndarray) -> tuple[float, float]:
-    """Range of the depth colours: all but the outermost 2 % at both ends of what is known; metres."""
+    """Range of the depth colors: all but the outermost 2 % at both ends of what is known; meters."""
     values_m = values_m[np.isfinite(values_m) & (values_m > 0)]
     near, far = np.percentile(values_m, [2, 98]) if values_m.size else (0.1, 1.0)
     return float(near), float(max(far, 1.01 * near))
 
 
 def draw_depth(axis, depth_m: np.ndarray, limits_m: tuple[float, float]):
-    """A depth map `(H, W)` in metres, NaN where unknown; returns its colours for `add_depth_scale`."""
-    from matplotlib.colors import LogNorm  # near things matter, a far background would take the colours
+    """A depth map `(H, W)` in meters, NaN where unknown; returns its colors for `add_depth_scale`."""
+    from matplotlib.colors import LogNorm  # near things matter, a far background would take the colors
 
     axis.set_facecolor("0.6")  # unknown depth
     return axis.imshow(depth_m, cmap="turbo_r", norm=LogNorm(*limits_m))
@@ -153,8 +153,8 @@ def new_figure(width: float, height: float, **options):
     return figure
 
 
-def points_in_space(points: np.ndarray, intrinsics: dict) -> np.ndarray:
-    """`(..., 3)` x, y as image fractions and z in metres -> x right, y down, z ahead in metres."""
+def locate_points(points: np.ndarray, intrinsics: dict) -> np.ndarray:
+    """`(..., 3)` x, y as image fractions and z in meters -> x right, y down, z ahead in meters."""
     k, z = intrinsics, points[..., 2]
     x = (points[..., 0] * k["width"] - k["cx"]) / k["fx"] * z
     y = (points[..., 1] * k["height"] - k["cy"]) / k["fy"] * z

@@ -1,21 +1,21 @@
-"""How good the labels of an episode are: figures gathered while frames pass by, and the flags they raise.
+"""Quality of an episode's labels: figures that are gathered frame by frame, and the flags they raise.
 
 `annotate.py` gathers them while it makes labels, `inspect_dataset.py` from what lies on disk. They are kept
 in `meta/foresight.json`, per episode and camera:
 
 | key | meaning |
 | --- | --- |
-| `n_points`, `n_moving` | points seen at least once; those among them that are labelled moving |
+| `n_points`, `n_moving` | points seen at least once; those among them that are labeled moving |
 | `visible_share` | share of frames in which such a point is visible, mean over points |
 | `motion_px` | median over moving points of the diagonal of the box their way fills, px at 224 px |
 | `off_depth_share` | share of visible points that miss the depth map by more than 5 % of their distance |
 | `depth.valid_share` | share of pixels that have a depth |
-| `depth.near_m`, `depth.median_m`, `depth.far_m` | 1st, 50th and 99th percentile of it, metres |
+| `depth.near_m`, `depth.median_m`, `depth.far_m` | 1st, 50th and 99th percentile of it, meters |
 | `depth.flicker` | where the image stays: how far depth is from the mean of the frames around, relative |
 | `depth.error`, `depth.fallback` | of the joined depth models, by their source (`depth/estimators.py`) |
 | `problem` | why the camera's files could not be read |
 
-A figure that cannot be had is `None`, such as `n_moving` where it is not recorded which points move. The
+A figure that is unknown is `None`, such as `n_moving` where it is not recorded which points move. The
 thresholds of the flags are our choice, not the paper's.
 """
 
@@ -26,20 +26,10 @@ import numpy as np
 
 from datasets_scripts.columns import REFERENCE_PX
 
-__all__ = [
-    "FLAGS",
-    "MEASURES",
-    "DepthMeter",
-    "TrackMeter",
-    "collect_figures",
-    "find_flags",
-    "summarize_figures",
-]
-
 # Log-spaced, so that a percentile is right to half a percent from 1 cm to 1 km however long the episode is.
 DEPTH_EDGES_M = np.geomspace(0.01, 1000.0, 2305)
-GRID = 64  # pixels per side that are looked at for percentiles and flicker
-STILL_LEVELS = 6  # of 255: a smaller change of every colour of a pixel may be noise and compression
+GRID = 64  # pixels per side that are sampled for percentiles and flicker
+STILL_LEVELS = 6  # of 255: a smaller change of every color of a pixel may be noise and compression
 MIN_STILL_SHARE = 0.01  # of the pixels, for a frame to say something about flicker
 FAR_FROM_DEPTH = 0.05  # share of a point's distance by which it misses the depth map
 
@@ -53,7 +43,7 @@ MAX_MOVING_SHARE = 0.9  # a quarter is wanted
 
 # Every flag, in the order in which episodes are worth a look.
 FLAGS = {
-    "unreadable": "a file of the camera is damaged, or its depth is not in metres",
+    "unreadable": "a file of the camera is damaged, or its depth is not in meters",
     "depth-fallback": "the two depth models did not fit together; depth of the image model alone was taken",
     "off-depth": f"more than {MAX_OFF_DEPTH_SHARE:.0%} of the visible points miss the depth map by more than "
     f"{FAR_FROM_DEPTH:.0%} of their distance: depth and tracks do not belong together",
@@ -95,26 +85,22 @@ class DepthMeter:
         self._last: list[tuple[np.ndarray, np.ndarray]] = []  # images and depths on the grid
 
     def add(self, depth_m: np.ndarray, images: np.ndarray | None = None) -> None:
-        """Take in successive frames.
+        """Add successive frames.
 
         Args:
-            depth_m (`np.ndarray`): `(k, H, W)` float metres, 0 where invalid.
+            depth_m (`np.ndarray`): `(k, H, W)` float meters, 0 where invalid.
             images (`np.ndarray`, *optional*): `(k, h, w, 3)` uint8 of the same moments, of any size; needed
                 for `flicker`, so give them always or never.
-
-        Raises:
-            ValueError: If there is not an image to every depth map.
         """
         if images is not None and len(images) != len(depth_m):
             raise ValueError(f"{len(depth_m)} depth maps came with {len(images)} images")
         self._valid += int(np.count_nonzero(depth_m))
         self._total += depth_m.size
-        depth = _on_grid(depth_m)
-        # Outermost bins hold what lies beyond them.
-        place = np.searchsorted(DEPTH_EDGES_M, depth[depth > 0], side="right") - 1
-        self.counts += np.bincount(place.clip(0, len(self.counts) - 1), minlength=len(self.counts))
+        depth = _sample_grid(depth_m)
+        # Outermost bins hold what is beyond them.
+        self.counts += np.histogram(depth[depth > 0].clip(*DEPTH_EDGES_M[[0, -1]]), DEPTH_EDGES_M)[0]
         if images is not None:
-            for image, one in zip(_on_grid(images).astype(np.int16), depth, strict=True):
+            for image, one in zip(_sample_grid(images).astype(np.int16), depth, strict=True):
                 self._add_flicker(image, one)
 
     def cut(self) -> None:
@@ -122,7 +108,7 @@ class DepthMeter:
         self._last = []
 
     def _add_flicker(self, image: np.ndarray, depth: np.ndarray) -> None:
-        """How far the middle one of the last three frames is from the mean of its neighbours.
+        """How far the middle one of the last three frames is from the mean of its neighbors.
 
         A change at a steady rate drops out of this, such as what a moving camera sees of a plain wall.
         """
@@ -133,14 +119,14 @@ class DepthMeter:
         change = np.maximum(np.abs(image_1 - image_0), np.abs(image_2 - image_1)).max(-1)
         still = (change <= STILL_LEVELS) & (depth_0 > 0) & (depth_1 > 0) & (depth_2 > 0)
         if still.mean() >= MIN_STILL_SHARE:
-            # The median, since an edge of the same colour as its background may pass over a few pixels.
+            # The median, since an edge of the same color as its background may pass over a few pixels.
             step = np.median(np.abs(depth_1 - (depth_0 + depth_2) / 2)[still] / depth_1[still])
             self._flicker_sum += float(step)
             self._flicker_frames += 1
 
     def figures(self) -> dict[str, Any]:
         """The figures of depth that the top of this file lists; JSON-able."""
-        near, median, far = depth_quantiles(self.counts, (0.01, 0.5, 0.99))
+        near, median, far = find_depth_quantiles(self.counts, (0.01, 0.5, 0.99))
         return {
             "valid_share": round(self._valid / self._total, 4) if self._total else None,
             "near_m": near,
@@ -154,13 +140,13 @@ class TrackMeter:
     """Figures of one camera's tracks in one episode.
 
     Args:
-        points (`np.ndarray`): `(F, n, 3)` x, y as image fractions, z in metres; padding is never visible.
+        points (`np.ndarray`): `(F, n, 3)` x, y as image fractions, z in meters; padding is never visible.
         visible (`np.ndarray`): `(F, n)` bool.
-        moving (`np.ndarray`, *optional*): `(n,)` bool, points labelled moving; `None` if that is not known.
+        moving (`np.ndarray`, *optional*): `(n,)` bool, points labeled moving; `None` if that is unknown.
 
     Attributes:
         real (`np.ndarray`): `(n,)` bool, points that are seen at least once.
-        moving (`np.ndarray`, *optional*): `(n,)` bool, those among them that are labelled moving.
+        moving (`np.ndarray`, *optional*): `(n,)` bool, those among them that are labeled moving.
         motion_px (`np.ndarray`): `(n,)` diagonal of the box their visible positions fill, px at 224 px.
         shares (`np.ndarray`): `(n,)` share of frames in which a point is visible.
     """
@@ -170,19 +156,15 @@ class TrackMeter:
         self.real = visible.any(0)
         self.moving = None if moving is None else moving & self.real
         self.shares = visible.mean(0) if len(visible) else np.zeros(visible.shape[1])
-        mask = visible | ~self.real
-        sides = []
-        for axis in (0, 1):
-            place = points[..., axis]
-            low = place.min(0, initial=np.inf, where=mask)
-            sides.append(place.max(0, initial=-np.inf, where=mask) - low)
-        self.motion_px = np.where(self.real, REFERENCE_PX * np.hypot(*sides), 0)
+        xy, mask = points[..., :2], (visible | ~self.real)[..., None]
+        sides = xy.max(0, initial=-np.inf, where=mask) - xy.min(0, initial=np.inf, where=mask)  # (n, 2)
+        self.motion_px = np.where(self.real, REFERENCE_PX * np.hypot(*sides.T), 0)
         self._misses = self._compared = 0
 
     def add(self, first: int, depth_m: np.ndarray) -> None:
-        """Compare with the depth of frames `first` and on: `(k, H, W)` metres, 0 where invalid."""
+        """Compare with the depth of frames `first` and on: `(k, H, W)` meters, 0 where invalid."""
         frames = slice(first, first + len(depth_m))
-        errors = miss_depth(depth_m, self._points[frames], self._visible[frames])
+        errors = measure_depth_misses(depth_m, self._points[frames], self._visible[frames])
         self._misses += int(np.count_nonzero(errors > FAR_FROM_DEPTH))
         self._compared += errors.size
 
@@ -202,44 +184,37 @@ def find_flags(facts: Mapping[str, Any]) -> list[str]:
     """What is wrong with an episode.
 
     Args:
-        facts (`Mapping`): Facts of the episode, as `meta/foresight.json` has them: by camera the figures of
-            `TrackMeter` and, under `depth`, those of `DepthMeter` and of the depth's source. Anything may
-            be missing; keys that are no camera are passed over.
+        facts (`Mapping`): Facts of the episode in `meta/foresight.json`. Anything may be missing; keys that
+            are not cameras are ignored.
 
     Returns:
         `list[str]`: `<camera>/<word>`, the words those of `FLAGS`; empty for a good episode.
     """
-    found = []
-    for camera, known in facts.items():
-        if isinstance(known, Mapping):
-            raised = {"unreadable"} if known.get("problem") else set()
-            raised |= _depth_flags(known.get("depth") or {}) | _track_flags(known)
-            found += [f"{camera}/{word}" for word in FLAGS if word in raised]
-    return found
+    cameras = {camera: known for camera, known in facts.items() if isinstance(known, Mapping)}
+    raised = {camera: _find_words(known) for camera, known in cameras.items()}
+    return [f"{camera}/{word}" for camera in cameras for word in FLAGS if word in raised[camera]]
 
 
-def _depth_flags(known: Mapping[str, Any]) -> set[str]:
-    median, valid, flicker = (known.get(key) for key in ("median_m", "valid_share", "flicker"))
+def _find_words(known: Mapping[str, Any]) -> set[str]:
+    depth, n_points, off_depth = (known.get(key) for key in ("depth", "n_points", "off_depth_share"))
+    median, valid, flicker, fallback = (
+        (depth or {}).get(key) for key in ("median_m", "valid_share", "flicker", "fallback")
+    )
     tests = {
-        "depth-fallback": bool(known.get("fallback")),
+        "unreadable": known.get("problem"),
+        "depth-fallback": fallback,
         "depth-implausible": median is not None and not PLAUSIBLE_M[0] <= median <= PLAUSIBLE_M[1],
         "depth-sparse": valid is not None and valid < MIN_DEPTH_SHARE,
         "depth-flickers": flicker is not None and flicker > MAX_FLICKER,
     }
-    return {word for word, raised in tests.items() if raised}
-
-
-def _track_flags(known: Mapping[str, Any]) -> set[str]:
-    n_points, off_depth = known.get("n_points"), known.get("off_depth_share")
-    if n_points is None:
-        return set()
-    tests = {
-        "off-depth": off_depth is not None and off_depth > MAX_OFF_DEPTH_SHARE,
-        "few-tracks": n_points < MIN_POINTS,
-        "tracks-hidden": n_points > 0 and known.get("visible_share", 1.0) < MIN_VISIBLE_SHARE,
-        "no-motion": known.get("n_moving") == 0,
-        "all-moves": (known.get("n_moving") or 0) > MAX_MOVING_SHARE * n_points,
-    }
+    if n_points is not None:
+        tests |= {
+            "off-depth": off_depth is not None and off_depth > MAX_OFF_DEPTH_SHARE,
+            "few-tracks": n_points < MIN_POINTS,
+            "tracks-hidden": n_points > 0 and known.get("visible_share", 1.0) < MIN_VISIBLE_SHARE,
+            "no-motion": known.get("n_moving") == 0,
+            "all-moves": (known.get("n_moving") or 0) > MAX_MOVING_SHARE * n_points,
+        }
     return {word for word, raised in tests.items() if raised}
 
 
@@ -287,14 +262,14 @@ def summarize_figures(episodes: Mapping[str, Mapping[str, Any]]) -> list[dict[st
     return rows
 
 
-def miss_depth(depth_m: np.ndarray, points: np.ndarray, visible: np.ndarray) -> np.ndarray:
+def measure_depth_misses(depth_m: np.ndarray, points: np.ndarray, visible: np.ndarray) -> np.ndarray:
     """Share of its distance by which each visible point misses the depth map, where that is valid.
 
     Against the nearest of 3 x 3 pixels: at an edge a point may belong to either side.
 
     Args:
-        depth_m (`np.ndarray`): `(k, H, W)` metres, 0 where invalid.
-        points (`np.ndarray`): `(k, n, 3)` x, y as image fractions, z in metres.
+        depth_m (`np.ndarray`): `(k, H, W)` meters, 0 where invalid.
+        points (`np.ndarray`): `(k, n, 3)` x, y as image fractions, z in meters.
         visible (`np.ndarray`): `(k, n)` bool.
 
     Returns:
@@ -311,17 +286,16 @@ def miss_depth(depth_m: np.ndarray, points: np.ndarray, visible: np.ndarray) -> 
     return (error / np.maximum(z, 1e-6))[np.isfinite(error)]
 
 
-def depth_quantiles(counts: np.ndarray, quantiles: tuple[float, ...]) -> list[float | None]:
-    """Metres below which the given shares of `DepthMeter.counts` lie; `None` without a valid pixel."""
+def find_depth_quantiles(counts: np.ndarray, quantiles: tuple[float, ...]) -> list[float | None]:
+    """Meters below which the given shares of `DepthMeter.counts` lie; `None` without a valid pixel."""
     if not counts.any():
         return [None] * len(quantiles)
-    reached = np.cumsum(counts) / counts.sum()
-    place = np.searchsorted(reached, quantiles)
     middle = np.sqrt(DEPTH_EDGES_M[:-1] * DEPTH_EDGES_M[1:])
-    return [round(float(middle[i]), 4) for i in place]
+    found = np.quantile(middle, quantiles, weights=counts, method="inverted_cdf")
+    return [round(float(value), 4) for value in found]
 
 
-def _on_grid(frames: np.ndarray) -> np.ndarray:
+def _sample_grid(frames: np.ndarray) -> np.ndarray:
     """At most 64 x 64 pixels of `(k, H, W, ...)`, evenly spread; of images of any size the same places."""
     rows, columns = (((np.arange(GRID) + 0.5) * side / GRID).astype(int) for side in frames.shape[1:3])
     return frames[:, rows[:, None], columns]

@@ -1,7 +1,7 @@
-"""A page about the labels of a whole dataset: figures, distributions, pictures, and where to look first.
+"""Write a page about the labels of a whole dataset: figures, distributions, pictures, where to look first.
 
-Figures that `annotate.py` or an earlier `--write-flags` has recorded are taken from `meta/foresight.json` for
-every episode; a sample of episodes is read from disk for what only pixels and points can tell.
+Figures that `annotate.py` or an earlier `--write-flags` recorded are taken from `meta/foresight.json`; some
+episodes are read from disk for what needs pixels and points.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from tqdm import tqdm
 
 from datasets_scripts.inspection.label_pictures import (
@@ -19,7 +18,14 @@ from datasets_scripts.inspection.label_pictures import (
     draw_motion,
     encode_picture,
 )
-from datasets_scripts.inspection.labeled_episode import CHUNK, LabeledDataset, LabeledEpisode, measure_episode
+from datasets_scripts.inspection.labeled_episode import (
+    CHUNK,
+    LabeledDataset,
+    LabeledEpisode,
+    measure_episode,
+    read_task,
+    spread_evenly,
+)
 from datasets_scripts.inspection.quality import (
     FLAGS,
     MEASURES,
@@ -27,6 +33,7 @@ from datasets_scripts.inspection.quality import (
     find_flags,
     summarize_figures,
 )
+from datasets_scripts.inspection.templates import render_template
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.episode_job import work_on_all
 from datasets_scripts.storage.provenance import PROVENANCE_PATH, write_provenance
@@ -111,28 +118,25 @@ def _merge_facts(earlier: Mapping[str, Any], measured: Mapping[str, Mapping[str,
 
 
 def survey_labels(dataset: LabeledDataset, chosen: Sequence[int] | None = None, workers: int = 1) -> Survey:
-    """Reads a sample of a dataset's episodes.
+    """Reads some episodes of a dataset (32, evenly spread, by default); adds what is recorded of the others.
 
     Args:
         dataset (`LabeledDataset`): The dataset.
-        chosen (`Sequence[int]`, *optional*): Episodes to read; 32, evenly spread, if omitted.
+        chosen (`Sequence[int]`, *optional*): Episodes to read.
         workers (`int`): Processes.
-
-    Returns:
-        `Survey`: Of these, and what is recorded of the others.
     """
-    total = dataset.rows.n_episodes
     if chosen is None:
-        spread = np.linspace(0, total - 1, min(SAMPLED_EPISODES, total)).round().astype(int)
-        chosen = np.unique(spread).tolist()
+        chosen = spread_evenly(dataset.rows.n_episodes, SAMPLED_EPISODES)
     survey = Survey(dict(dataset.provenance.get("episodes", {})), list(chosen), {}, {})
+    parts: dict[str, list[np.ndarray]] = {}
     for one in sorted(_read_episodes(dataset, chosen, workers), key=lambda one: one["episode"]):
         episode = str(one["episode"])
         survey.episodes[episode] = _merge_facts(survey.episodes.get(episode, {}), one["facts"])
         for camera, counts in one["depth"].items():
             survey.depth_counts[camera] = survey.depth_counts.get(camera, 0) + counts
         for camera, points in one["points"].items():
-            survey.points[camera] = np.hstack([survey.points.get(camera, np.zeros((3, 0))), points])
+            parts.setdefault(camera, []).append(points)
+    survey.points = {camera: np.hstack(points) for camera, points in parts.items()}
     survey.episodes = {e: {**facts, "flags": find_flags(facts)} for e, facts in survey.episodes.items()}
     return survey
 
@@ -140,8 +144,8 @@ def survey_labels(dataset: LabeledDataset, chosen: Sequence[int] | None = None, 
 def write_flags(dataset: LabeledDataset, workers: int = 1) -> dict[int, list[str]]:
     """Records figures and flags of all episodes in `meta/foresight.json`; resumes after an interruption.
 
-    Episodes that have figures are not read again. Flags come last and all at once, so that half of them
-    cannot be taken for all.
+    Episodes that have figures are not read again. Flags are written together at the end, so that an
+    interrupted run leaves none.
 
     Args:
         dataset (`LabeledDataset`): A local dataset.
@@ -151,7 +155,7 @@ def write_flags(dataset: LabeledDataset, workers: int = 1) -> dict[int, list[str
         `dict[int, list[str]]`: Flags by episode, without those that have none.
 
     Raises:
-        ValueError: If the dataset is in the cache of the Hub, which is not ours to change.
+        ValueError: If the dataset is in the Hub's cache, which we do not change.
     """
     rows = dataset.rows
     if not Path(rows.name).is_dir():
@@ -227,45 +231,26 @@ def rank_episodes(episodes: Mapping[str, Mapping[str, Any]]) -> list[tuple[int, 
 
 
 def write_report(path: Path, dataset: LabeledDataset, survey: Survey) -> None:
-    """Writes the page: one HTML file, pictures inside.
-
-    Args:
-        path (`Path`): File to write; it appears only when it is whole.
-        dataset (`LabeledDataset`): The dataset.
-        survey (`Survey`): What `survey_labels` found in it.
+    """Writes the page about what `survey_labels` found in a dataset: one HTML file, pictures inside.
 
     Raises:
         RuntimeError: If matplotlib is missing; says what to install.
     """
-    rows = dataset.rows
-    first = rank_episodes(survey.episodes)
-    flagged = {int(e): facts["flags"] for e, facts in survey.episodes.items() if facts.get("flags")}
-    counts = {
-        word: len([e for e in flagged if any(flag.endswith("/" + word) for flag in flagged[e])])
-        for word in FLAGS
-    }
-    pictured = _choose_pictured(survey, [episode for episode, _ in first])
+    rows, first = dataset.rows, rank_episodes(survey.episodes)
+    words = [{flag.rpartition("/")[2] for flag in facts["flags"]} for facts in survey.episodes.values()]
     reasons = dict(first)
-    drawn = [
-        _draw_pictures(LabeledEpisode(dataset, e), reasons.get(e)) for e in tqdm(pictured, desc="drawing")
-    ]
-    environment = Environment(
-        undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.from_string(REPORT_TEMPLATE.read_text()).render(
+    pictured = tqdm(_choose_pictured(survey, list(reasons)), desc="drawing")
+    page = render_template(
+        REPORT_TEMPLATE,
         name=Path(rows.name).name if Path(rows.name).is_dir() else rows.name,
-        episodes=rows.n_episodes,
-        frames=len(rows),
-        fps=rows.fps,
-        tasks=len(rows.tasks),
-        sampled=survey.sampled,
-        recorded=len(survey.episodes),
-        first=[(episode, _read_task(dataset, episode), why) for episode, why in first[:LISTED_EPISODES]],
+        rows=rows,
+        survey=survey,
+        first=[(episode, read_task(rows, episode), why) for episode, why in first[:LISTED_EPISODES]],
         more=max(0, len(first) - LISTED_EPISODES),
-        flagged=len(flagged),
-        flag_rows=[(word, counts[word], meaning) for word, meaning in FLAGS.items()],
-        cameras=list(_camera_sections(dataset, survey)),
-        pictured=drawn,
+        flagged=sum(map(bool, words)),
+        flag_rows=[(word, sum(word in each for each in words), meaning) for word, meaning in FLAGS.items()],
+        cameras=list(_build_sections(dataset, survey)),
+        pictured=[_draw_pictures(LabeledEpisode(dataset, e), reasons.get(e)) for e in pictured],
         provenance_path=PROVENANCE_PATH.as_posix(),
     )
     with write_whole_file(path) as temporary:
@@ -275,17 +260,11 @@ def write_report(path: Path, dataset: LabeledDataset, survey: Survey) -> None:
 def _choose_pictured(survey: Survey, first: list[int]) -> list[int]:
     """The worst episodes, and some that are like the others."""
     ordinary = [episode for episode in survey.sampled if episode not in first]
-    spread = np.linspace(0, len(ordinary) - 1, min(ORDINARY_EPISODES, len(ordinary))).round().astype(int)
-    chosen = first[:PICTURED_EPISODES] + [ordinary[i] for i in np.unique(spread)]
-    return chosen or survey.sampled[:1]
+    others = [ordinary[i] for i in spread_evenly(len(ordinary), ORDINARY_EPISODES)]
+    return first[:PICTURED_EPISODES] + others or survey.sampled[:1]
 
 
-def _read_task(dataset: LabeledDataset, episode: int) -> str:
-    start = int(dataset.rows.episode_starts[episode])
-    return dataset.rows.tasks[int(dataset.rows.column("task_index").read(range(start, start + 1))[0])]
-
-
-def _camera_sections(dataset: LabeledDataset, survey: Survey) -> Iterator[dict[str, Any]]:
+def _build_sections(dataset: LabeledDataset, survey: Survey) -> Iterator[dict[str, Any]]:
     """Table and distributions of every camera."""
     rows = summarize_figures(survey.episodes)
     for camera, kinds in dataset.labels.items():
@@ -304,7 +283,7 @@ def _camera_sections(dataset: LabeledDataset, survey: Survey) -> Iterator[dict[s
 
 
 def _draw_pictures(episode: LabeledEpisode, reasons: list[str] | None) -> dict[str, Any]:
-    """Contact sheet and ways of the points of an episode, or why there are none."""
+    """Contact sheet and paths of the points of an episode, or why there are none."""
     shown = {"number": episode.number, "task": episode.task, "length": episode.length, "reasons": reasons}
     try:
         sheet = encode_picture(draw_episode(episode, MOMENTS))

@@ -1,8 +1,8 @@
 """An episode with its labels as a Rerun recording.
 
-Every camera is a space of its own, `<camera>`: its image, depth and points in 2D under `<camera>/lens`, and,
-where the intrinsics are known, its depth and tracks in 3D, in the camera's own axes (x right, y down, z
-ahead). How cameras stand to each other is not known.
+Every camera has its own space, `<camera>`: image, depth and points in 2D under `<camera>/lens`, and, where
+the intrinsics are known, depth and tracks in 3D, in the camera's axes (x right, y down, z ahead). The poses
+of the cameras are not known.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets_scripts.inspection.labeled_episode import Camera, LabeledEpisode
-from datasets_scripts.inspection.pictures import points_in_space
+from datasets_scripts.inspection.pictures import locate_points
 from datasets_scripts.storage.atomic import write_whole_file
 
 __all__ = ["record_episode"]
@@ -22,7 +22,7 @@ def record_episode(episode: LabeledEpisode, path: str | Path) -> None:
     """Writes an episode for Rerun's viewer; the file appears only when it is whole.
 
     Args:
-        episode (`LabeledEpisode`): What to show; what it lacks is left out.
+        episode (`LabeledEpisode`): What to show; missing labels are left out.
         path (`str` or `Path`): File to write, `*.rrd`.
 
     Raises:
@@ -36,7 +36,7 @@ def record_episode(episode: LabeledEpisode, path: str | Path) -> None:
         ) from error
     with write_whole_file(path) as temporary:
         recording = rr.RecordingStream(f"{Path(episode.rows.name).name}/episode_{episode.number}")
-        recording.save(temporary, default_blueprint=_blueprint(episode))
+        recording.save(temporary, default_blueprint=_build_blueprint(episode))
         recording.log("instruction", rr.TextDocument(episode.task), static=True)
         for camera in episode.cameras:
             _log_lens(recording, camera)
@@ -70,24 +70,19 @@ def _log_lens(recording, camera: Camera) -> None:
 def _log_frames(recording, episode: LabeledEpisode, first: int, count: int) -> None:
     import rerun as rr
 
-    read = {
-        key: episode.read(key, first, count)
-        for camera in episode.cameras
-        for key in (camera.image_key, camera.depth_key)
-        if key
-    }
+    keys = [key for camera in episode.cameras for key in (camera.image_key, camera.depth_key) if key]
+    read = {key: episode.read(key, first, count) for key in keys}
     for i in range(count):
         t = first + i
         recording.set_time("frame", sequence=t)
         recording.set_time("time", duration=t / episode.fps)
         for camera in episode.cameras:
-            recording.log(f"{camera.name}/lens/rgb", rr.Image(read[camera.image_key][i]).compress())
+            image, lens = read[camera.image_key][i], f"{camera.name}/lens"
+            recording.log(f"{lens}/rgb", rr.Image(image).compress())
             if camera.depth_key:
-                recording.log(
-                    f"{camera.name}/lens/depth", rr.DepthImage(read[camera.depth_key][i], meter=1.0)
-                )
+                recording.log(f"{lens}/depth", rr.DepthImage(read[camera.depth_key][i], meter=1.0))
             if camera.points is not None:
-                _log_points(recording, camera, t, read[camera.image_key].shape[1:3])
+                _log_points(recording, camera, t, image.shape[:2])
         for key, values in episode.series.items():
             recording.log(key, rr.Scalars(values[t]))
 
@@ -98,17 +93,17 @@ def _log_points(recording, camera: Camera, t: int, size: tuple[int, int]) -> Non
 
     shown = camera.visible[t]
     moving = np.zeros_like(shown) if camera.moving is None else camera.moving
-    points, colours = camera.points[t, shown], np.where(moving[shown, None], MOVING_RGB, STILL_RGB)
+    points, colors = camera.points[t, shown], np.where(moving[shown, None], MOVING_RGB, STILL_RGB)
     height, width = size
     pixels = points[:, :2] * (width, height)  # Rerun counts from the image's outer edge, too
-    recording.log(f"{camera.name}/lens/points", rr.Points2D(pixels, colors=colours, radii=0.8))
+    recording.log(f"{camera.name}/lens/points", rr.Points2D(pixels, colors=colors, radii=0.8))
     if camera.intrinsics is not None:
-        space = points_in_space(points, camera.intrinsics)
-        recording.log(f"{camera.name}/tracks", rr.Points3D(space, colors=colours, radii=0.004))
+        space = locate_points(points, camera.intrinsics)
+        recording.log(f"{camera.name}/tracks", rr.Points3D(space, colors=colors, radii=0.004))
 
 
-def _blueprint(episode: LabeledEpisode):
-    """What the viewer shows at first: every camera flat and in space, the series, the instruction."""
+def _build_blueprint(episode: LabeledEpisode):
+    """The first view: every camera flat and in space, the series, the instruction."""
     import rerun.blueprint as rrb
 
     views = []

@@ -1,8 +1,8 @@
 """Errors of depth and track sources against exact labels.
 
 The dataset has exact depth and exact tracks, as `simulate.py` makes them. Depth is estimated from its images
-and compared pixel by pixel. Its own visible points are then followed from frame after frame through the next
-steps, on the depth that was estimated, and compared where they come to lie.
+and compared pixel by pixel. Visible points of the dataset are then followed through the next steps on the
+estimated depth, and their positions are compared.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,21 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
-from datasets_scripts.columns import (
-    POINTS_PREFIX,
-    find_depth_key,
-    find_image_key,
-    picture_size,
-    points_key,
-    points_visible_key,
-    unpack_points,
-)
+from datasets_scripts.columns import picture_size
 from datasets_scripts.inspection.label_errors import DepthErrors, TrackErrors
-from datasets_scripts.storage.frame_cache import FrameDecoder
-from datasets_scripts.storage.provenance import moving_flags, read_provenance
-from datasets_scripts.storage.rows import DatasetRows
+from datasets_scripts.inspection.labeled_episode import Camera, LabeledDataset, LabeledEpisode
+from datasets_scripts.inspection.templates import render_template
 from datasets_scripts.tracks import TRACK_SOURCES
 
 __all__ = ["ExactEpisodes", "format_report", "measure_sources", "split_windows"]
@@ -40,13 +30,13 @@ class ExactEpisodes:
         camera (`str`, *optional*): Which one; the first with tracks by default.
 
     Raises:
-        ValueError: If depth or tracks are missing, or the tracks were estimated themselves; names them.
+        ValueError: If depth or tracks are missing, or the tracks are estimates; names them.
     """
 
     def __init__(self, dataset: str, camera: str | None = None):
-        self.rows = DatasetRows(dataset)
-        features = self.rows.features
-        with_tracks = [key.removeprefix(POINTS_PREFIX) for key in features if key.startswith(POINTS_PREFIX)]
+        self._dataset = LabeledDataset(dataset)
+        self.rows, labels = self._dataset.rows, self._dataset.labels
+        with_tracks = [name for name, kinds in labels.items() if "tracks" in kinds]
         self.camera = camera or next(iter(with_tracks), None)
         if self.camera not in with_tracks:
             raise ValueError(
@@ -54,16 +44,9 @@ class ExactEpisodes:
                 + (f", not of '{camera}'" if camera else "")
                 + ": exact ones come from simulate.py"
             )
-        key = find_depth_key(features, self.camera)
-        if key is None:
+        if "depth" not in labels[self.camera]:
             raise ValueError(f"dataset {self.rows.name} has no depth of camera '{self.camera}'")
-        pictures = find_image_key(features, self.camera)
-        self.size = picture_size(features[pictures])
-        if picture_size(features[key]) != self.size:
-            raise ValueError(f"depth of {key} and its camera's images differ in size")
-        self._pictures, self._depth = FrameDecoder(self.rows, pictures), FrameDecoder(self.rows, key)
-        self._provenance = read_provenance(self.rows.root)
-        facts = self._provenance.get("cameras", {}).get(self.camera, {})
+        facts = self._dataset.provenance.get("cameras", {}).get(self.camera, {})
         self.intrinsics = facts.get("intrinsics")
         self.made_by = {name: facts.get(name, {}).get("source") for name in ("depth", "tracks")}
         if self.made_by["tracks"] in TRACK_SOURCES:
@@ -71,16 +54,22 @@ class ExactEpisodes:
                 f"tracks of dataset {self.rows.name} are estimates of {self.made_by['tracks']}, which "
                 "nothing can be measured against: exact ones come from simulate.py"
             )
+        features, (_, known) = self.rows.features, self._read_camera(0)
+        self.size = picture_size(features[known.image_key])
+        if picture_size(features[known.depth_key]) != self.size:
+            raise ValueError(f"depth of {known.depth_key} and its camera's images differ in size")
 
-    def read(self, episode: int) -> tuple[np.ndarray, ...]:
+    def _read_camera(self, number: int) -> tuple[LabeledEpisode, Camera]:
+        episode = LabeledEpisode(self._dataset, number)
+        return episode, next(camera for camera in episode.cameras if camera.name == self.camera)
+
+    def read(self, number: int) -> tuple[np.ndarray, ...]:
         """Images `(F, H, W, 3)`, depth `(F, H, W)` m, points `(F, n, 3)`, visible `(F, n)`, moving `(n,)`."""
-        rows = self.rows
-        span = range(int(rows.episode_starts[episode]), int(rows.episode_stops[episode]))
-        points = unpack_points(rows.column(points_key(self.camera)).read(span))
-        visible = np.asarray(rows.column(points_visible_key(self.camera)).read(span))
-        moving = moving_flags(self._provenance, episode, self.camera, points.shape[1])
-        depth_m = self._depth.metres(self._depth.decode(span))
-        return self._pictures.decode(span).transpose(0, 2, 3, 1), depth_m, points, visible, moving
+        episode, camera = self._read_camera(number)
+        images = episode.read(camera.image_key, 0, episode.length)
+        depth_m = episode.read(camera.depth_key, 0, episode.length)
+        moving = np.zeros(camera.points.shape[1], bool) if camera.moving is None else camera.moving
+        return images, depth_m, camera.points, camera.visible, moving
 
 
 def split_windows(n_frames: int, steps: int) -> Iterator[tuple[int, int]]:
@@ -119,9 +108,9 @@ def measure_sources(
             depth_m = np.empty_like(true_m)
             in_depth.start_clip()
             start, clip = 0, depth.estimate(video, exact.rows.fps)
-            for metres, valid in clip.runs:
-                run = slice(start, start + len(metres))
-                depth_m[run] = np.where(valid, metres, 0)
+            for meters, valid in clip.runs:
+                run = slice(start, start + len(meters))
+                depth_m[run] = np.where(valid, meters, 0)
                 in_depth.add(depth_m[run], true_m[run])
                 start = run.stop
             clips[str(episode)] = clip.facts
@@ -144,5 +133,4 @@ def measure_sources(
 
 def format_report(report: dict[str, Any]) -> str:
     """The report as tables in Markdown."""
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.from_string(ERRORS_TEMPLATE.read_text()).render(report)
+    return render_template(ERRORS_TEMPLATE, **report)

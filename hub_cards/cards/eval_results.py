@@ -9,19 +9,27 @@ from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_
 
 from datasets_scripts.storage.atomic import write_whole_file
 
-__all__ = ["build_result_files", "model_index", "read_result_files", "success_by_task", "write_result_files"]
+__all__ = [
+    "build_result_files",
+    "build_model_index",
+    "read_result_files",
+    "success_by_task",
+    "write_result_files",
+]
 
 FOLDER = ".eval_results"
 # The dataset of the Hub under which the results of a benchmark are collected.
 BENCHMARKS = {"MetaWorld": "lerobot/metaworld_mt50"}
 
 
-def model_index(evaluation: Mapping | None, errors: Sequence[Mapping], dataset: str) -> list[EvalResult]:
+def build_model_index(
+    evaluation: Mapping | None, errors: Sequence[Mapping], dataset: str
+) -> list[EvalResult]:
     """Success rates, one per task and one for all tasks; without an evaluation, errors on held-out episodes.
 
     Args:
         evaluation (`Mapping`, *optional*): What `training/evaluate.py` wrote.
-        errors (`Sequence[Mapping]`): Rows of `error_rows`.
+        errors (`Sequence[Mapping]`): Rows of `build_error_rows`.
         dataset (`str`): Name of the data with the held-out episodes.
     """
     task = {"task_type": "robotics", "task_name": "robot manipulation"}

@@ -1,6 +1,6 @@
-"""The time of a control step: images are prepared, new ones encoded, and the newest action is decoded.
+"""Measure a control step: images are prepared, new ones encoded, and the newest action is decoded.
 
-Rows of several machines and devices stand beside each other; a second measurement replaces the first.
+The file has a row per machine and setting; measuring again replaces the row.
 """
 
 import time
@@ -35,8 +35,8 @@ def measure_latency(
 
     Args:
         folder (`str` or `Path`): A model that acts, or an adapter on one.
-        device (`str`): Where it runs.
-        threads (`Sequence[int]`): Of PyTorch, a row each; by default 1, and as many as PyTorch chooses.
+        device (`str`): Device of the model.
+        threads (`Sequence[int]`): Threads of PyTorch, a row each; by default 1, and what PyTorch chooses.
         dtype (`str`): `float32` or `bfloat16`.
         warmup, repeats (`int`): Steps before the measured ones, and measured steps.
         arguments (`Sequence[str]`, *optional*): The command's arguments, for the record.
@@ -77,15 +77,9 @@ def measure_latency(
             rows.append(row | _time_steps(model, processor, warmup, repeats) | run)
     finally:
         torch.set_num_threads(before)
-    new = {_conditions(row) for row in rows}
-    path.parent.mkdir(exist_ok=True)
-    kept = [row for row in known if _conditions(row) not in new]
-    write_json(path, {"version": 1, "measurements": kept + rows})
+    by_conditions = {tuple(row[name] for name in CONDITIONS): row for row in known + rows}
+    write_json(path, {"version": 1, "measurements": list(by_conditions.values())})
     return rows
-
-
-def _conditions(row: dict) -> tuple:
-    return tuple(row[name] for name in CONDITIONS)
 
 
 def _time_steps(

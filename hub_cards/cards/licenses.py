@@ -1,7 +1,7 @@
 """The license of weights, from the licenses of what they were made of.
 
 Weights carry on the terms of the pretrained towers inside them, of the model that a run started from, and of
-the models that made the labels. To our knowledge; this is not legal advice, and we ask for what is not known.
+the models that made the labels. This is to our knowledge, not legal advice; we ask for what is unknown.
 """
 
 from collections.abc import Iterable, Mapping
@@ -53,7 +53,7 @@ def list_parts(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict[s
         summary (`Mapping`): The run's `summary.json`.
 
     Returns:
-        `list[dict]`: `what`, `name` and `licence` of each part; a license that is not known is `None`.
+        `list[dict]`: `what`, `name` and `licence` of each part; an unknown license is `None`.
     """
     parts = []
     if run is None:
@@ -107,13 +107,13 @@ def derive_license(parts: Iterable[Mapping[str, Any]], chosen: str | None = None
 
     Args:
         parts (`Iterable[Mapping]`): From [`list_parts`].
-        chosen (`str`, *optional*): The user's choice, where it is not known or may be stricter.
+        chosen (`str`, *optional*): The user's choice, where it is unknown or may be stricter.
 
     Returns:
         `dict`: `license`, and `license_name` if that is `other`.
 
     Raises:
-        ValueError: If it is not known and none is chosen, or the chosen one allows more than a part does;
+        ValueError: If it is unknown and none is chosen, or the chosen one allows more than a part does;
             names the part.
     """
     parts = list(parts)

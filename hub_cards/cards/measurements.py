@@ -1,6 +1,6 @@
-"""What a run measured, gathered in the folder that will be published: `evaluation/*.json` and pictures.
+"""Copy what a run measured into the folder that will be published: `evaluation/*.json` and pictures.
 
-From then on the folder is enough: `model_card.py` writes the card from it, and `check.py` compares the two.
+`model_card.py` writes the card from this folder alone, and `check.py` compares the two.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from datasets_scripts.storage.atomic import write_json, write_whole_file
 from hub_cards.cards.licenses import find_previous_stage, list_parts
 from training.checkpoint_folder import read_run_config, read_summary, run_folder, weights_digest
-from training.config import RunConfig, load_config
+from training.config import RunConfig
 from training.run_facts import portable_path
 
 __all__ = ["collect_measurements", "has_measured_weights", "is_folder", "read_json", "read_measurements"]
@@ -40,11 +40,11 @@ def collect_measurements(run: Path, seed_evaluations: Sequence[Path] = (), open_
     """Copy figures and pictures of a run into its `model/`.
 
     Args:
-        run (`Path`): Folder with `model/`, `eval.json`, `foresight.png` and, if there is one, `rollout.mp4`.
+        run (`Path`): Folder with `model/`, `eval.json`, `foresight.png` and, optionally, `rollout.mp4`.
             `summary.json` and `config.yaml` of the training are in it, or in its `training/`.
-        seed_evaluations (`Sequence[Path]`): Evaluations of the same training with other seeds; `eval-*.json`
-            of the run are added to them.
-        open_loop (`bool`): Whether a policy may do without `eval.json`.
+        seed_evaluations (`Sequence[Path]`): Evaluations of the same training with other seeds, besides
+            `eval-*.json` of the run.
+        open_loop (`bool`): Whether a policy needs no `eval.json`.
 
     Raises:
         ValueError: If a figure is missing or does not belong to the model; names the file and the command
@@ -53,7 +53,7 @@ def collect_measurements(run: Path, seed_evaluations: Sequence[Path] = (), open_
     model = run / "model"
     adapter = (model / "adapter_config.json").is_file()
     trained = run if (run / "config.yaml").is_file() else run / "training"
-    settings = load_config(trained / "config.yaml", []) if (trained / "config.yaml").is_file() else None
+    settings = _read_settings(model)
     datasets = settings.data.datasets if settings else []
     places = {"run": run, "trained": trained, "data": datasets[0].path if datasets else run / "dataset"}
     _refuse_missing_files(places, adapter, open_loop)
@@ -69,7 +69,7 @@ def collect_measurements(run: Path, seed_evaluations: Sequence[Path] = (), open_
     folder.mkdir(exist_ok=True)
     for old in folder.glob("eval*.json"):
         old.unlink()
-    write_json(folder / "training.json", _describe_training(summary, _read_settings(model), adapter))
+    write_json(folder / "training.json", _describe_training(summary, settings, adapter))
     for name, content in evaluations.items():
         write_json(folder / name, content)
     for name in PICTURES:
@@ -144,9 +144,9 @@ def _check_figures(places: Mapping[str, str | Path], summary: Mapping, evaluatio
             f"{places['trained']}/summary.json has no figures of held-out episodes (data.val_fraction 0?): "
             f"train with some, or measure them with:\n  {again} --dataset {places['data']}"
         )
+    measured = None
     if evaluation is None:
         return
-    measured = None
     if (run / evaluation["checkpoint"]["path"]).resolve() != (run / "model").resolve():
         measured = f"{evaluation['checkpoint']['path']}, not {run}/model"
     elif not has_measured_weights(evaluation, run / "model"):

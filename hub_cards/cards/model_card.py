@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+from jinja2 import UndefinedError
 
 from datasets_scripts.inspection.dataset_card import list_label_licenses
+from datasets_scripts.inspection.templates import render_template
 from datasets_scripts.simulation.metaworld import task_descriptions
-from hub_cards.cards.eval_results import model_index, success_by_task
+from hub_cards.cards.eval_results import build_model_index, success_by_task
 from hub_cards.cards.licenses import derive_license
 from hub_cards.cards.measurements import read_measurements
-from hub_cards.cards.tables import error_rows, format_number, join_words
+from hub_cards.cards.tables import build_error_rows, format_number, join_words
 from training.run_facts import portable_path
 
 __all__ = ["build_card"]
@@ -46,13 +47,12 @@ def build_card(folder: str | Path, source: str | None = None, license: str | Non
     try:
         parts = measured["summary"].get("licences", UNKNOWN_PARTS)
         terms = derive_license(parts, license)
-        fields = _fields(folder, measured) | {"parts": parts, "terms": terms}
-        # Strict: a figure that a template needs and the measurements lack is an error, never an empty place.
-        environment = Environment(
-            undefined=StrictUndefined, keep_trailing_newline=True, loader=FileSystemLoader(TEMPLATES)
-        )
-        text = environment.get_template(f"{measured['kind']}.md").render(
-            card_data=_metadata(fields).to_yaml(), source=source or portable_path(folder), **fields
+        fields = _build_fields(folder, measured) | {"parts": parts, "terms": terms}
+        text = render_template(
+            TEMPLATES / f"{measured['kind']}.md",
+            card_data=_build_metadata(fields).to_yaml(),
+            source=source or portable_path(folder),
+            **fields,
         )
     except (KeyError, UndefinedError) as error:
         raise ValueError(
@@ -62,12 +62,12 @@ def build_card(folder: str | Path, source: str | None = None, license: str | Non
     return ModelCard(text)
 
 
-def _fields(folder: Path, measured: Mapping) -> dict:
+def _build_fields(folder: Path, measured: Mapping) -> dict:
     """What the templates print."""
     config, summary, evaluation = (measured[name] for name in ("config", "summary", "evaluation"))
-    validation, episodes = _held_out(folder, summary, evaluation)
+    validation, episodes = _read_held_out(folder, summary, evaluation)
     local = config.get("action_codec") == "local_delta"
-    foresight = error_rows(validation, "2 cm or 0.05 rad" if local else "data units")
+    foresight = build_error_rows(validation, "2 cm or 0.05 rad" if local else "data units")
     tasks = list(evaluation["tasks"]) if evaluation else []
     descriptions = task_descriptions() if tasks else {}
     instructions = {task: descriptions.get(task, task) for task in tasks}
@@ -84,17 +84,14 @@ def _fields(folder: Path, measured: Mapping) -> dict:
         "subject": subject,
         "latency": (measured["latency"] or {}).get("measurements", []),
         "base": measured["base"] or {},
-        "acts": "action" in config["objectives"],
         "validation": validation,
         "views": join_words([f"`{view}`" for view in config["views"]]),
         "objectives": join_words(learned),
         "results": [success_by_task(run) for run in (evaluation, *measured["seeds"]) if run],
         "instructions": instructions,
         "foresight": foresight,
-        "not_better": "; ".join(row["what"] for row in foresight if not row["best"]),
         "held_out": f"{episodes} held-out episode{'s' if episodes != 1 else ''}",
         "demonstrations": join_words(demonstrations),
-        "predicts_depth": bool({"depth", "future"} & set(config["objectives"])),
         "depth_sources": join_words(sorted({x["depth"]["source"] for x in labels if "depth" in x})),
         "has_film": (folder / "rollout.mp4").is_file(),
         "is_lerobot_policy": (folder / "policy_preprocessor.json").is_file(),
@@ -104,7 +101,7 @@ def _fields(folder: Path, measured: Mapping) -> dict:
     }
 
 
-def _metadata(fields: Mapping) -> ModelCardData:
+def _build_metadata(fields: Mapping) -> ModelCardData:
     adapter, base, evaluation = fields["kind"] == "adapter", fields["base"], fields["evaluation"]
     datasets = [dataset["name"] for dataset in fields["summary"]["datasets"]]
     name = {"pretrained": "pretrained", "adapter": "lora"}.get(fields["kind"], "policy")
@@ -119,11 +116,11 @@ def _metadata(fields: Mapping) -> ModelCardData:
         tags=["robotics", "foresight", "lerobot", *(["lora"] if adapter else [])],
         datasets=[name for name in datasets if name.count("/") == 1] or None,
         model_name=f"3d-foresight-{name}",
-        eval_results=model_index(evaluation, fields["foresight"], join_words(datasets)),
+        eval_results=build_model_index(evaluation, fields["foresight"], join_words(datasets)),
     )
 
 
-def _held_out(folder: Path, summary: Mapping, evaluation: Mapping | None) -> tuple[Mapping, int]:
+def _read_held_out(folder: Path, summary: Mapping, evaluation: Mapping | None) -> tuple[Mapping, int]:
     """Errors on held-out episodes and their number, from the training or from a later evaluation."""
     if summary.get("validation"):
         return summary["validation"], sum(len(data["validation_episodes"]) for data in summary["datasets"])

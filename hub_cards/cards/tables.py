@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-__all__ = ["error_rows", "format_number", "join_words"]
+__all__ = ["build_error_rows", "format_number", "join_words"]
 
 NONE = "–"  # where there is no such predictor; an empty cell would be a missing figure
 PATCHES = {"depth": "depth", "future_rgb": "future image", "future_depth": "future depth"}
@@ -13,7 +13,7 @@ FLOW = (
 )
 
 
-def error_rows(validation: Mapping, action_unit: str) -> list[dict]:
+def build_error_rows(validation: Mapping, action_unit: str) -> list[dict]:
     """Errors of the model and of trivial predictors, one row per prediction; `value` is the model's."""
     rows = []
 
@@ -33,7 +33,7 @@ def error_rows(validation: Mapping, action_unit: str) -> list[dict]:
 
     for section, name in PATCHES.items():
         for view, group in validation.get(section, {}).items():
-            add(f"{name}, {view}", "squared, per-patch normalised", group, "mse", "current")
+            add(f"{name}, {view}", "squared, per-patch normalized", group, "mse", "current")
     for name, group in validation.get("flow", {}).items():
         for metric, axes, unit in FLOW:
             add(f"flow, {name} points: {axes}", unit, group, metric, "stay_put")

@@ -1,4 +1,4 @@
-"""Whether a card may be published: its figures were measured, and the Hub accepts its metadata."""
+"""Check a card: its figures were measured, and the Hub accepts its metadata."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCard, ModelCard, metadata_load
 
-from datasets_scripts.inspection.dataset_card import OUR_CARD, SOURCE_MARK
+from datasets_scripts.inspection.dataset_card import OUR_CARD, SOURCE_MARK, as_list
 from datasets_scripts.inspection.dataset_card import build_card as build_dataset_card
 from datasets_scripts.storage.provenance import read_provenance
 from hub_cards.cards.eval_results import build_result_files, read_result_files
@@ -49,8 +49,8 @@ def check_card(folder: Path) -> list[str]:
 
 def _check_metadata(metadata: Mapping[str, Any], is_dataset: bool) -> list[str]:
     """What the Hub would reject of the card's YAML block, as far as we know without asking it."""
-    licenses = _as_list(metadata.get("license"))
-    problems = [] if licenses else [f"the card names no licence: {BUILD}, with --license if it asks for one"]
+    licenses = as_list(metadata.get("license"))
+    problems = [] if licenses else [f"the card names no license: {BUILD}, with --license if it asks for one"]
 
     def check(key: str, values: list, fits: Callable[[Any], bool], expected: str) -> None:
         problems.extend(
@@ -63,7 +63,7 @@ def _check_metadata(metadata: Mapping[str, Any], is_dataset: bool) -> list[str]:
     check("license", licenses, lambda name: str(name) in HUB_LICENSES, expected)
     if not is_dataset:
         for key in ("base_model", "datasets"):
-            ids = _as_list(metadata.get(key))
+            ids = as_list(metadata.get(key))
             check(key, ids, lambda name: HUB_ID.fullmatch(str(name)), "ids of the Hub (owner/name)")
         check("pipeline_tag", [metadata.get("pipeline_tag")], "robotics".__eq__, "robotics")
     for key in ("tags", "task_categories", "size_categories"):
@@ -77,28 +77,24 @@ def _are_words(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
-def _as_list(value: Any) -> list:
-    return value if isinstance(value, list) else [value] if value is not None else []
-
-
 def _check_text(folder: Path, body: str) -> Iterator[str]:
     """Placeholders, empty cells, and links to files that do not exist."""
     prose = re.sub(r"^```.*?^```", "", body, flags=re.DOTALL | re.MULTILINE)
     for found in dict.fromkeys(match.group() for match in PLACEHOLDER.finditer(prose)):
         yield f"README.md has a place that was never filled in ({found}): {BUILD}"
-    for header, rows in _tables(prose).items():
+    for header, rows in _read_tables(prose).items():
         for row in rows:
             if not all(row):
                 name = row[0] or header[0]
                 yield f"README.md has an empty cell in the row of {name!r}: measure it, then {BUILD}"
     for target in re.findall(r"\]\(([^)#\s]+)\)", prose):
         if "://" not in target and not (folder / target).exists():
-            yield f"README.md shows {target}, which is not there: put it there, then {BUILD}"
+            yield f"README.md shows {target}, which is missing: add the file, then {BUILD}"
 
 
 def _check_model_card(folder: Path, card: ModelCard, body: str) -> list[str]:
     """Differences between the card and the one that the folder's measurements give."""
-    known = (name for name in _as_list(card.data.license) if isinstance(name, str) and name in HUB_LICENSES)
+    known = (name for name in as_list(card.data.license) if isinstance(name, str) and name in HUB_LICENSES)
     try:
         evaluation = read_measurements(folder)["evaluation"]
     except ValueError as error:
@@ -107,7 +103,7 @@ def _check_model_card(folder: Path, card: ModelCard, body: str) -> list[str]:
         fresh = build_card(folder, license=next(known, None))
     except ValueError as error:
         return [str(error)]
-    problems = list(_differing_tables(body, fresh.text))
+    problems = list(_compare_tables(body, fresh.text))
     if card.data.eval_results != fresh.data.eval_results:
         problems.append(f"the card's model-index differs from evaluation/: {BUILD}")
     if (written := read_result_files(folder)) != build_result_files(evaluation):
@@ -129,7 +125,7 @@ def _check_dataset_card(folder: Path, body: str) -> list[str]:
     try:
         if read_provenance(folder):
             fresh = build_dataset_card(folder).text.split(SOURCE_MARK)[0]
-            return list(_differing_tables(body, fresh))
+            return list(_compare_tables(body, fresh))
     except ValueError as error:
         return [str(error)]
     if OUR_CARD in body:  # otherwise the card is somebody else's
@@ -137,9 +133,9 @@ def _check_dataset_card(folder: Path, body: str) -> list[str]:
     return []
 
 
-def _differing_tables(body: str, fresh: str) -> Iterator[str]:
+def _compare_tables(body: str, fresh: str) -> Iterator[str]:
     """Rows that differ from what the measurements give; prose may be added freely."""
-    there, measured = _tables(body), _tables(fresh)
+    there, measured = _read_tables(body), _read_tables(fresh)
     for header, rows in measured.items():
         known = there.get(header)
         if known is None:
@@ -156,15 +152,15 @@ def _differing_tables(body: str, fresh: str) -> Iterator[str]:
             yield f"README.md has a table of {header[0]!r} that nothing in evaluation/ measured: {BUILD}"
 
 
-def _tables(text: str) -> dict[tuple[str, ...], list[tuple[str, ...]]]:
+def _read_tables(text: str) -> dict[tuple[str, ...], list[tuple[str, ...]]]:
     """Header of each Markdown table -> its rows; tables with the same header are joined."""
     tables: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for block in re.findall(r"(?:^\|.*(?:\n|\Z))+", text, re.MULTILINE):
         header, *rows = block.splitlines()
         if rows and re.fullmatch(r"[|:\- ]+", rows[0]):
-            tables.setdefault(_cells(header), []).extend(map(_cells, rows[1:]))
+            tables.setdefault(_split_cells(header), []).extend(map(_split_cells, rows[1:]))
     return tables
 
 
-def _cells(line: str) -> tuple[str, ...]:
+def _split_cells(line: str) -> tuple[str, ...]:
     return tuple(cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|")))

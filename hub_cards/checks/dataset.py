@@ -1,4 +1,4 @@
-"""Whether a LeRobot dataset is complete and can be read."""
+"""Check that a LeRobot dataset is complete and can be read."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +47,7 @@ def check_dataset(folder: Path) -> list[str]:
     try:
         dataset = LeRobotDataset("local/check", root=folder)
         dataset[0], dataset[len(dataset) - 1]  # a truncated file lacks its end
-    except Exception as error:  # LeRobot, its decoders and Arrow raise types of their own
+    except Exception as error:  # LeRobot, its decoders and Arrow raise their own types
         problems.append(f"LeRobot does not read it: {shorten_error(error)}: {AGAIN}")
     return problems
 

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a folder that is to be published."""
+"""All checks of a folder before it is published."""
 
 from pathlib import Path
 
@@ -13,19 +13,14 @@ KIND_FILES = {"adapter_config.json": "adapter", "config.json": "model", "meta/in
 
 
 def find_kind(folder: Path) -> str | None:
-    """`adapter`, `model` or `dataset`, by the file that only this kind has; `None` for anything else."""
+    """`adapter`, `model` or `dataset`, by the file that only this kind has; otherwise `None`."""
     return next((kind for name, kind in KIND_FILES.items() if (folder / name).is_file()), None)
 
 
 def check_folder(folder: str | Path) -> list[str]:
-    """Problems of a folder that is to be published.
+    """Problems of a model, an adapter or a LeRobot dataset with its card: one line each, with the remedy.
 
-    Args:
-        folder (`str` or `Path`): A model as `train.py` exports it, an adapter, or a LeRobot dataset, with its
-            card. An adapter's base is loaded too, from the Hub if it is not in the cache.
-
-    Returns:
-        `list[str]`: One line per problem, with its remedy; empty if there is none.
+    An adapter's base is loaded too, from the Hub if it is not in the cache.
     """
     folder = Path(folder)
     kind = find_kind(folder)

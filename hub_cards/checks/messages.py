@@ -1,4 +1,4 @@
-"""How problems are worded."""
+"""Wording of problems."""
 
 from collections.abc import Collection
 

@@ -1,4 +1,4 @@
-"""Whether a model or an adapter loads: weights, configuration, statistics, LeRobot's files, stored sample."""
+"""Check a model or an adapter: weights, configuration, statistics, LeRobot's files, stored sample."""
 
 import warnings
 from collections.abc import Iterator
@@ -22,14 +22,14 @@ __all__ = ["check_adapter", "check_model"]
 
 def check_model(folder: Path) -> list[str]:
     """Problems of weights, processor, statistics, LeRobot's files and the stored sample of a model."""
-    if problems := _check_weight_files(folder):
+    if problems := list(_check_weight_files(folder)):
         return problems
     try:
-        with _quiet_transformers():
+        with _silence_transformers():
             model, loaded = ForesightForActionPrediction.from_pretrained(
                 folder, output_loading_info=True, ignore_mismatched_sizes=True
             )
-    except Exception as error:  # safetensors, JSON and config classes raise types of their own
+    except Exception as error:  # safetensors, JSON and config classes raise their own types
         return [f"the model does not load: {shorten_error(error)}: {EXPORT_AGAIN}"]
     for what, names in (
         ("lack", loaded["missing_keys"]),
@@ -41,41 +41,36 @@ def check_model(folder: Path) -> list[str]:
     broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         problems.append(f"the weights are not finite in {list_some(broken)}: train again")
-    problems += _check_processor(folder, model.config) + _check_lerobot_files(folder)
-    return problems or _check_stored_sample(folder)
+    problems += [*_check_processor(folder, model.config), *_check_lerobot_files(folder)]
+    return problems or list(_check_stored_sample(folder))
 
 
 def check_adapter(folder: Path) -> list[str]:
     """Problems of an adapter, its base and its processor."""
+    problems = []
     try:
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or ""
-    except ValueError as error:
-        return [f"{shorten_error(error)}: {EXPORT_AGAIN}"]
-    problems = []
-    if is_folder(base):
-        problems.append(
-            f"its base {base!r} is a folder of this machine: publish it (python hub_cards/publish.py "
-            f"{base or 'BASE'} --repo-id YOU/BASE), write YOU/BASE into base_model_name_or_path of "
-            "adapter_config.json, then run hub_cards/build.py again"
-        )
-    try:
-        with _quiet_transformers():
+        if is_folder(base):
+            problems.append(
+                f"its base {base!r} is a folder of this machine: publish it (python hub_cards/publish.py "
+                f"{base or 'BASE'} --repo-id YOU/BASE), write YOU/BASE into base_model_name_or_path of "
+                "adapter_config.json, then run hub_cards/build.py again"
+            )
+        with _silence_transformers():
             model, _ = load_checkpoint(folder)
     except ValueError as error:
         return [*problems, f"the adapter does not load: {shorten_error(error)}"]
     problems += _check_processor(folder, model.config)
-    return problems or _check_stored_sample(folder)
+    return problems or list(_check_stored_sample(folder))
 
 
-def _check_weight_files(folder: Path) -> list[str]:
+def _check_weight_files(folder: Path) -> Iterator[str]:
     """Weight files that are missing or damaged; loading finds out whether one of several is missing."""
-    problems = []
     for path in sorted(folder.glob("model-*.safetensors")) or [folder / "model.safetensors"]:
         if not path.is_file():
-            problems.append(f"{path.name} is missing, the weights: {EXPORT_AGAIN}")
+            yield f"{path.name} is missing, the weights: {EXPORT_AGAIN}"
         elif damage := _find_damage(path):
-            problems.append(f"{path.name} cannot be read ({damage}): copy it again, or {EXPORT_AGAIN}")
-    return problems
+            yield f"{path.name} cannot be read ({damage}): copy it again, or {EXPORT_AGAIN}"
 
 
 def _find_damage(path: Path) -> str:
@@ -83,26 +78,25 @@ def _find_damage(path: Path) -> str:
     try:
         with safe_open(path, framework="pt") as file:
             file.keys()
-    except Exception as error:  # safetensors raises a type of its own, and OSError
+    except Exception as error:  # safetensors raises its own type, and OSError
         return shorten_error(error)
     return ""
 
 
-def _check_processor(folder: Path, config) -> list[str]:
+def _check_processor(folder: Path, config) -> Iterator[str]:
     """Fields that differ from the configuration, and statistics that are missing or of another size."""
     if not (folder / "processor_config.json").is_file():
-        return [f"processor_config.json is missing; nobody can prepare inputs without it: {EXPORT_AGAIN}"]
+        yield f"processor_config.json is missing; nobody can prepare inputs without it: {EXPORT_AGAIN}"
+        return
     try:
         processor = ForesightProcessor.from_pretrained(folder)
-    except Exception as error:  # tokenizers raise types of their own
-        return [f"the processor does not load: {shorten_error(error)}: {EXPORT_AGAIN}"]
-    problems = []
+    except Exception as error:  # tokenizers raise their own types
+        yield f"the processor does not load: {shorten_error(error)}: {EXPORT_AGAIN}"
+        return
     for name in SHARED:
         ours, theirs = (getattr(one, name) for one in (processor, config))
         if np.shape(ours) != np.shape(theirs) or np.any(np.asarray(ours) != np.asarray(theirs)):
-            problems.append(
-                f"{name} is {ours} in processor_config.json and {theirs} in config.json: {EXPORT_AGAIN}"
-            )
+            yield f"{name} is {ours} in processor_config.json and {theirs} in config.json: {EXPORT_AGAIN}"
     needed = {}
     if config.has("action") and config.action_codec != "local_delta":  # local deltas have fixed units
         needed["action"] = config.action_dim
@@ -111,20 +105,15 @@ def _check_processor(folder: Path, config) -> list[str]:
     for name, size in needed.items():
         stats = getattr(processor, f"{name}_stats")
         if not stats:
-            problems.append(
-                f"processor_config.json has no {name}_stats, so {name}s are not normalised: {EXPORT_AGAIN}"
-            )
+            yield f"processor_config.json has no {name}_stats, so {name}s are not normalized: {EXPORT_AGAIN}"
         elif any(np.shape(value) != (size,) or not np.isfinite(value).all() for value in stats.values()):
-            problems.append(
-                f"{name}_stats of processor_config.json are not {size} finite numbers each: {EXPORT_AGAIN}"
-            )
-    return problems
+            yield f"{name}_stats of processor_config.json are not {size} finite numbers each: {EXPORT_AGAIN}"
 
 
-def _check_lerobot_files(folder: Path) -> list[str]:
+def _check_lerobot_files(folder: Path) -> Iterator[str]:
     """The pipelines of a LeRobot policy (`type` in config.json), and the files that they name."""
     if "type" not in read_json(folder / "config.json"):
-        return []
+        return
     bad = []
     for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
         try:
@@ -132,23 +121,23 @@ def _check_lerobot_files(folder: Path) -> list[str]:
             states = [step["state_file"] for step in steps if "state_file" in step]
         except (OSError, ValueError, KeyError, TypeError):
             bad.append(name)
-            continue
-        bad += [state for state in states if _find_damage(folder / state)]
-    remedy = "write them with `python -m lerobot_policy_foresight FOLDER`"
-    return [f"LeRobot's files are missing or damaged: {list_some(bad)}: {remedy}"] if bad else []
+        else:
+            bad += [state for state in states if _find_damage(folder / state)]
+    if bad:
+        remedy = "write them with `python -m lerobot_policy_foresight FOLDER`"
+        yield f"LeRobot's files are missing or damaged: {list_some(bad)}: {remedy}"
 
 
-def _check_stored_sample(folder: Path) -> list[str]:
+def _check_stored_sample(folder: Path) -> Iterator[str]:
     try:
         if (folder / SAMPLE_FILE).is_file():  # publish.py writes one where there is none
             check_sample(folder)
     except ValueError as error:
-        return [str(error)]
-    return []
+        yield str(error)
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def _silence_transformers() -> Iterator[None]:
     """Hide what transformers prints about keys: the problems name them."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()

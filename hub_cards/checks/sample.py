@@ -3,7 +3,7 @@
 `sample.safetensors` holds a window (`images.VIEW` uint8 `(T, H, W, 3)`, `state` and `goal_image` where the
 model takes them; the instruction is in the metadata) and outputs for its newest frame (`output.*` float32, as
 in `ForesightOutput`; `output.commands` is the action chunk in the dataset's units). The images are noise from
-a fixed seed, so no licence of a dataset applies to them.
+a fixed seed, so no dataset's license applies.
 """
 
 import json
@@ -30,10 +30,7 @@ WRITE = "write it again with hub_cards/build.py FOLDER --sample"
 
 
 def write_sample(folder: str | Path) -> None:
-    """Write `sample.safetensors` of a model or an adapter into its folder.
-
-    Args:
-        folder (`str` or `Path`): What `train.py` exports. An adapter's base is loaded too.
+    """Write `sample.safetensors` into the folder of a model or an adapter, whose base is loaded too.
 
     Raises:
         ValueError: If the folder does not load; names what is wrong.
@@ -49,9 +46,6 @@ def write_sample(folder: str | Path) -> None:
 def check_sample(folder: str | Path) -> None:
     """Load a model or an adapter and compare its outputs for the stored window with the stored outputs.
 
-    Args:
-        folder (`str` or `Path`): Folder with `sample.safetensors`.
-
     Raises:
         ValueError: If there is no sample, it belongs to other weights, or an output differs by more than a
             thousandth of its largest value; names it.
@@ -64,7 +58,7 @@ def check_sample(folder: str | Path) -> None:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
             metadata = json.loads(file.metadata()[METADATA_KEY])
             instruction, digest = metadata["instruction"], metadata["weights_sha256"]
-    except Exception as error:  # safetensors raises a type of its own; metadata may be None
+    except Exception as error:  # safetensors raises its own type; metadata may be None
         raise ValueError(f"{SAMPLE_FILE} cannot be read ({error}): {WRITE}") from error
     if digest != weights_digest(folder):
         raise ValueError(f"{SAMPLE_FILE} was made with other weights: if those here are right, {WRITE}")
@@ -111,14 +105,11 @@ def _draw_window(model: ForesightForActionPrediction, processor: ForesightProces
 
 @torch.no_grad()
 def _predict_outputs(
-    model: ForesightForActionPrediction,
-    processor: ForesightProcessor,
-    window: dict[str, Tensor],
-    instruction: str,
+    model: ForesightForActionPrediction, processor: ForesightProcessor, window: dict[str, Tensor], text: str
 ) -> dict[str, Tensor]:
     state, views = window.get("state"), model.config.views
     images = {view: window[f"images.{view}"] for view in views}
-    inputs = processor(images, instruction, state, goal_image=window.get("goal_image"))
+    inputs = processor(images, text, state, goal_image=window.get("goal_image"))
     predicted = model(**inputs)
     outputs = {name: predicted[name][0, -1] for name in OUTPUTS if predicted.get(name) is not None}
     if "actions" in outputs:

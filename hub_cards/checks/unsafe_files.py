@@ -31,7 +31,7 @@ def check_files(folder: Path) -> list[str]:
 
 
 def _foreign_code(path: Path) -> Iterator[str]:
-    """Code that `trust_remote_code=True` would run (`auto_map`) and that does not lie beside the file."""
+    """Code that `trust_remote_code=True` would run (`auto_map`) that is not beside the file."""
     try:
         classes = json.loads(path.read_text())["auto_map"].values()
     except (ValueError, TypeError, KeyError, AttributeError):

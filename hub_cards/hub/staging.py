@@ -1,4 +1,4 @@
-"""The folder as it will be on the Hub, in a temporary place: what is checked there is what is sent."""
+"""Copy a folder as it will be on the Hub to a temporary place, which is checked and sent."""
 
 import os
 import re
@@ -29,14 +29,7 @@ LARGE_FILE = 1 << 20  # bytes; smaller files are copied because some are rewritt
 
 @contextmanager
 def staged_folder(folder: Path, repo_id: str, kind: str, with_code: bool) -> Iterator[Path]:
-    """A temporary folder with the files that will be published.
-
-    Args:
-        folder (`Path`): Model, adapter or dataset.
-        repo_id (`str`): What the card's examples load from.
-        kind (`str`): `model`, `adapter` or `dataset`.
-        with_code (`bool`): Whether to add the model's Python files.
-    """
+    """A temporary folder with the files that will be published; the card's examples load from `repo_id`."""
     parent = folder.resolve().parent  # on the same disk, large files need no copy
     with tempfile.TemporaryDirectory(
         prefix=".publish-", dir=parent if os.access(parent, os.W_OK) else None
@@ -94,10 +87,7 @@ def _readdress_card(card: str, folder: Path, repo_id: str, with_code: bool) -> s
 def pin_base(stage: Path, public: bool, dry_run: bool) -> None:
     """Write the commit of an adapter's base into the staged files, because a branch may move on.
 
-    Args:
-        stage (`Path`): Staged adapter.
-        public (`bool`): Whether the adapter will be public.
-        dry_run (`bool`): Whether to leave out the request to the Hub if the commit is known.
+    A dry run does not ask the Hub if the commit is known.
 
     Raises:
         ValueError: If the base is not on the Hub, or is private and the adapter will be public.

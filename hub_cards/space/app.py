@@ -1,4 +1,4 @@
-"""Look through a checkpoint's eyes: what it sees, expects and does in an episode, in the browser.
+"""Show in the browser what a checkpoint sees, expects and does in an episode.
 
 On this machine: `python hub_cards/space/app.py`, then open the address that it prints. As a Space of the Hub:
 see `README.md` beside this file. The page needs no internet.
@@ -45,10 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _find_shipped(folder: str, holds: str) -> str:
-    """What lies beside this file in a Space, or beside its folder in the project."""
+    """The folder beside this file in a Space, or beside its folder in the project."""
     found = [file for base in (HERE, HERE.parent) for file in sorted((base / folder).glob(f"*/{holds}"))]
     if not found:
-        raise ValueError(f"nothing lies in {HERE.parent / folder}: name it with --checkpoint and --dataset")
+        raise ValueError(f"{HERE.parent / folder} is empty: use --checkpoint and --dataset")
     root = found[0].parents[len(Path(holds).parts) - 1]
     return str(root.relative_to(Path.cwd())) if root.is_relative_to(Path.cwd()) else str(root)
 

@@ -1,18 +1,19 @@
 """Everything that a checkpoint predicts in an episode, predicted once and kept.
 
-Checkpoint and dataset need not have been made for each other. Cameras are matched by name, then in order; a
-state or an action of another size is not used. Notes say what the two do not share.
+Checkpoint and dataset may differ. Cameras are matched by name, then in order; a state or an action of another
+size is not used. Notes list the differences.
 """
 
 import dataclasses
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from datasets_scripts.columns import find_depth_key, list_cameras, points_key
+from datasets_scripts.inspection.labeled_episode import read_task
 from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
@@ -35,8 +36,8 @@ class Choice:
     Attributes:
         checkpoint (`str`): Folder or Hub id of a model or adapter.
         dataset (`str`): Folder or Hub id of a LeRobot dataset.
-        episode (`int`): Its number.
-        instruction (`str`): What the model is told; empty for what was recorded.
+        episode (`int`): Number of the episode.
+        instruction (`str`): The model's instruction; empty for the recorded one.
         cameras (`str`): Such as `main=front, wrist=none`; empty to match them by name and order.
     """
 
@@ -60,7 +61,7 @@ class EpisodeView:
         fps (`float`): Of the dataset's frames.
         stride (`int`): Frames of the dataset per step of the model.
         action_names (`list[str]`): One per entry.
-        limits_m (`dict[str, tuple[float, float]]`): Range of the depth colours by view.
+        limits_m (`dict[str, tuple[float, float]]`): Range of the depth colors by view.
         intrinsics (`dict[str, float]`, *optional*): Of the first view: fx, fy, cx, cy, width, height, px.
         notes (`list[str]`): What checkpoint and dataset do not share.
     """
@@ -88,12 +89,7 @@ def _load(checkpoint: str) -> tuple[ForesightForActionPrediction, ForesightProce
 
 @functools.lru_cache(maxsize=4)
 def open_dataset(dataset: str) -> DatasetRows:
-    """A dataset without its videos, which are fetched episode by episode.
-
-    Raises:
-        ValueError: If there is no such dataset; names it.
-        HubError: If the Hub cannot be reached.
-    """
+    """A dataset without its videos, which are fetched episode by episode."""
     if not dataset.strip():
         raise ValueError("no dataset is named: give a folder, or a Hub id such as lerobot/pusht")
     return DatasetRows(dataset.strip(), stream=True)
@@ -101,10 +97,8 @@ def open_dataset(dataset: str) -> DatasetRows:
 
 def name_episodes(rows: DatasetRows) -> list[tuple[str, int]]:
     """Title and number of every episode."""
-    lengths, starts = rows.episode_stops - rows.episode_starts, rows.episode_starts
-    tasks = [rows.tasks[int(rows.column("task_index").read(range(start, start + 1))[0])] for start in starts]
-    named = enumerate(zip(tasks, lengths, strict=True))
-    return [(f"{episode}: {task} ({length} frames)", episode) for episode, (task, length) in named]
+    lengths = rows.episode_stops - rows.episode_starts
+    return [(f"{e}: {read_task(rows, e)} ({length} frames)", e) for e, length in enumerate(lengths)]
 
 
 def match_cameras(views: Sequence[str], features: Mapping[str, dict], given: str = "") -> dict:
@@ -117,10 +111,10 @@ def match_cameras(views: Sequence[str], features: Mapping[str, dict], given: str
             then in the dataset's order.
 
     Returns:
-        `dict[str, str | None]`: Camera by view; `None` where there is none left.
+        `dict[str, str | None]`: Camera by view; `None` where no camera is left.
 
     Raises:
-        ValueError: If the dataset has no cameras, or there is no such view or camera; names what there is.
+        ValueError: If the dataset has no cameras, or a view or camera does not exist; lists those that do.
     """
     known = list_cameras(features)
     if not known:
@@ -153,12 +147,10 @@ _one_at_a_time = threading.Lock()
 def predict_episode(choice: Choice, report: Callable[[float], None] | None = None) -> EpisodeView:
     """Everything that a checkpoint predicts in an episode; the last few are kept.
 
-    Args:
-        choice (`Choice`): Checkpoint, dataset, episode and instruction.
-        report (`Callable`, *optional*): Called with the share that is done.
+    `report` is called with the share that is done.
 
     Raises:
-        ValueError: If the checkpoint, the dataset, the episode or the cameras cannot be had; says why.
+        ValueError: If the checkpoint, the dataset, the episode or the cameras cannot be used; says why.
         HubError: If the Hub cannot be reached.
     """
     with _one_at_a_time:  # visitors of a page ask for the same
@@ -179,7 +171,7 @@ def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeV
             f"dataset {rows.name} has no episode {choice.episode}: choose 0 to {rows.n_episodes - 1}"
         )
     cameras = match_cameras(config.views, rows.features, choice.cameras)
-    wanted, notes = _window_config(choice, config, rows, cameras)
+    wanted, notes = _configure_windows(choice, config, rows, cameras)
     windows = ForesightWindows(rows, wanted)
     chosen = range(0, len(windows), -(-len(windows) // MAX_MOMENTS))
     options = {"instruction": choice.instruction or None, "batch_size": BATCH}
@@ -198,17 +190,17 @@ def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeV
         cameras=cameras,
         fps=rows.fps,
         stride=wanted.frame_stride,
-        action_names=_action_names(rows.features.get(wanted.action_key, {}), config),
+        action_names=_name_actions(rows.features.get(wanted.action_key, {}), config),
         limits_m={v: depth_limits([p.views[v] for p in predictions]) for v in predictions[0].views},
         intrinsics=cameras_of_dataset.get(cameras[config.views[0]], {}).get("intrinsics"),
         notes=notes,
     )
 
 
-def _window_config(choice: Choice, config: ForesightConfig, rows: DatasetRows, cameras: Mapping):
+def _configure_windows(choice: Choice, config: ForesightConfig, rows: DatasetRows, cameras: Mapping):
     """Windows of the episode with all that model and dataset share; notes on what they do not."""
     wanted = window_config(config, read_run_config(choice.checkpoint)).for_evaluation([choice.episode])
-    differing, notes = _differing_sizes(config, wanted, rows)
+    differing, notes = _compare_sizes(config, wanted, rows)
     wanted = dataclasses.replace(
         wanted,
         cameras=cameras,
@@ -220,19 +212,18 @@ def _window_config(choice: Choice, config: ForesightConfig, rows: DatasetRows, c
         frame_cache="off",
         **differing,
     )
-    return wanted, [*_camera_notes(cameras), *notes, *_label_notes(config, rows, cameras)]
+    return wanted, [*_note_cameras(cameras), *notes, *_note_labels(config, rows, cameras)]
 
 
-def _camera_notes(cameras: Mapping[str, str | None]) -> list[str]:
-    """Views without a camera, and those whose camera has another name."""
-    return [f"The dataset has no camera for the view “{view}”." for view in cameras if not cameras[view]] + [
-        f"The view “{view}” looks through the camera “{camera}”."
-        for view, camera in cameras.items()
-        if camera not in (None, view)
-    ]
+def _note_cameras(cameras: Mapping[str, str | None]) -> Iterator[str]:
+    for view, camera in cameras.items():
+        if camera is None:
+            yield f"The dataset has no camera for the view “{view}”."
+        elif camera != view:
+            yield f"The view “{view}” looks through the camera “{camera}”."
 
 
-def _differing_sizes(config: ForesightConfig, wanted, rows: DatasetRows) -> tuple[dict, list[str]]:
+def _compare_sizes(config: ForesightConfig, wanted, rows: DatasetRows) -> tuple[dict, list[str]]:
     """Settings that leave out state or actions whose size differs in model and dataset; notes on them."""
     changes, notes = {}, []
 
@@ -243,8 +234,8 @@ def _differing_sizes(config: ForesightConfig, wanted, rows: DatasetRows) -> tupl
     if config.state_dim and state != config.state_dim:
         has = f"has {state} entries" if state else "is missing"
         notes.append(
-            f"The checkpoint reads a state of {config.state_dim} numbers; the dataset's {has}: the model is "
-            "asked without it."
+            f"The checkpoint reads a state of {config.state_dim} numbers; the dataset's {has}: it predicts "
+            "without a state."
         )
         changes["state_key"] = None
     actions = size(wanted.action_key)
@@ -258,25 +249,23 @@ def _differing_sizes(config: ForesightConfig, wanted, rows: DatasetRows) -> tupl
     return changes, notes
 
 
-def _label_notes(config: ForesightConfig, rows: DatasetRows, cameras: Mapping) -> list[str]:
+def _note_labels(config: ForesightConfig, rows: DatasetRows, cameras: Mapping) -> Iterator[str]:
     """Labels that the model could be compared with and the dataset lacks."""
-    notes = []
     blind = [view for view, camera in cameras.items() if camera and not find_depth_key(rows.features, camera)]
     if blind and config.has_depth_decoder:
-        notes.append(
-            f"No depth was recorded for {' and '.join(blind)}: the model predicts it normalised per patch; "
-            "there is nothing to scale it by."
+        yield (
+            f"No depth was recorded for {' and '.join(blind)}: the model predicts it normalized per patch, "
+            "and the scale is unknown."
         )
     flow_camera = cameras[config.views[0]]
     if config.has("flow") and flow_camera and points_key(flow_camera) not in rows.features:
-        notes.append(
+        yield (
             f"No 3D tracks were recorded for {config.views[0]}: predicted flow starts on a grid, and points "
             "that should move more than 1 % of the picture are drawn as moving."
         )
-    return notes
 
 
-def _action_names(feature: Mapping, config: ForesightConfig) -> list[str]:
+def _name_actions(feature: Mapping, config: ForesightConfig) -> list[str]:
     """Names of the action's entries, as far as the dataset has them; LeRobot's form of them varies."""
     names = feature.get("names") or []
     if isinstance(names, Mapping):

@@ -9,14 +9,14 @@ import gradio as gr
 import plotly
 
 from hub_cards.space.episode import Choice, EpisodeView, name_episodes, open_dataset, predict_episode
-from hub_cards.space.moment_pictures import moment_html
-from hub_cards.space.plots import CLOUDS, actions_figure, scene_figure
+from hub_cards.space.moment_pictures import render_moment
+from hub_cards.space.plots import CLOUDS, draw_actions, draw_scene
 
 __all__ = ["build_page", "launch_options"]
 
 TITLE = """# 3D Foresight
-Look through a robot policy's eyes: what it sees, how far away it takes that to be, what it expects to happen,
-and what it does about it, beside what was recorded."""
+What a robot policy sees, the depth it estimates, what it expects to happen and what it does, beside what was
+recorded."""
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 # Gradio's own Plot makes a new plot for every update, which would turn the scene back while scrubbing.
 DRAW = """
@@ -34,12 +34,7 @@ PROGRESS = gr.Progress()  # gradio shows it for the handlers that take it
 
 
 def build_page(checkpoint: str, dataset: str) -> gr.Blocks:
-    """The page.
-
-    Args:
-        checkpoint (`str`): Folder or Hub id that it opens with.
-        dataset (`str`): Folder or Hub id that it opens with.
-    """
+    """The page, which opens with this checkpoint and this dataset (folders or Hub ids)."""
     return _Page(checkpoint, dataset).blocks
 
 
@@ -72,12 +67,11 @@ class _Page:
 
     def _add_controls(self, checkpoint: str, dataset: str) -> None:
         with gr.Row(equal_height=True):
-            label = "Checkpoint: folder or Hub id"
-            self.checkpoint = gr.Textbox(checkpoint, label=label, elem_id="checkpoint", scale=3)
-            label = "LeRobot dataset: folder or Hub id"
-            self.dataset = gr.Textbox(dataset, label=label, elem_id="dataset", scale=3)
-            placeholder = "view=camera, ..."
-            self.cameras = gr.Textbox(label="Cameras", placeholder=placeholder, elem_id="cameras", scale=2)
+            name = functools.partial(gr.Textbox, scale=3)
+            self.checkpoint = name(checkpoint, label="Checkpoint: folder or Hub id", elem_id="checkpoint")
+            self.dataset = name(dataset, label="LeRobot dataset: folder or Hub id", elem_id="dataset")
+            example = "view=camera, ..."
+            self.cameras = gr.Textbox(label="Cameras", placeholder=example, elem_id="cameras", scale=2)
             self.open = gr.Button("Open", variant="primary", elem_id="open", scale=1, min_width=90)
         self.banner = gr.HTML(elem_id="banner")
         with gr.Row(equal_height=True):
@@ -94,7 +88,7 @@ class _Page:
             with gr.Column(scale=2, min_width=400):
                 label = "Scene in 3D (drag to turn)"
                 self.cloud = gr.Radio(list(CLOUDS), value=next(iter(CLOUDS)), label=label, elem_id="cloud")
-                self.scene, self.actions = _plot("scene"), _plot("actions")
+                self.scene, self.actions = _add_plot("scene"), _add_plot("actions")
         self.shown = gr.State()
         self.timer = gr.Timer(PLAY_PAUSE_S, active=False)
         self.playing = gr.State(False)
@@ -151,18 +145,18 @@ class _Page:
     def _show(self, choice: Choice | None, cloud: str, progress: gr.Progress, moment: int | None = None):
         """The whole page for a choice; if that fails, the reason, above what is already shown."""
         if choice is None:
-            return {self.banner: _message("Open a checkpoint and a dataset first.", error=True)}
+            return {self.banner: _format_message("Open a checkpoint and a dataset first.", error=True)}
         try:
             view = predict_episode(choice, lambda share: progress(share, desc="predicting the episode"))
             rows = open_dataset(choice.dataset)
         except (ValueError, RuntimeError, OSError) as error:
-            return {self.banner: _message(str(error), error=True)}
+            return {self.banner: _format_message(str(error), error=True)}
         last = len(view.predictions) - 1
         moment = last // 2 if moment is None else min(int(moment), last)
         words = choice.instruction or view.task
         pictures, scene, actions = _draw(view, moment, cloud)
         return {
-            self.banner: _message(_describe_episode(view)),
+            self.banner: _format_message(_describe_episode(view)),
             self.shown: choice,
             self.cameras: ", ".join(f"{name}={camera or 'none'}" for name, camera in view.cameras.items()),
             self.episode: gr.Dropdown(name_episodes(rows), value=choice.episode),
@@ -178,18 +172,18 @@ def _draw(view: EpisodeView, moment: int, cloud: str) -> list[str]:
     """Pictures, scene and actions of a moment."""
     moment = min(int(moment), len(view.predictions) - 1)
     return [
-        _moment_html(view.choice, moment),
-        scene_figure(view, moment, cloud).to_json(),
-        actions_figure(view, moment, _recorded_instruction(view)).to_json(),
+        _render_moment(view.choice, moment),
+        draw_scene(view, moment, cloud).to_json(),
+        draw_actions(view, moment, _recorded_instruction(view)).to_json(),
     ]
 
 
 @functools.lru_cache(maxsize=512)
-def _moment_html(choice: Choice, moment: int) -> str:
-    return moment_html(predict_episode(choice), moment)
+def _render_moment(choice: Choice, moment: int) -> str:
+    return render_moment(predict_episode(choice), moment)
 
 
-def _plot(name: str) -> gr.HTML:
+def _add_plot(name: str) -> gr.HTML:
     """A place for a plotly figure, given as JSON."""
     return gr.HTML(
         html_template='<div class="plot"></div>',
@@ -222,6 +216,6 @@ def _describe_episode(view: EpisodeView) -> str:
     return " ".join([*parts, *view.notes])
 
 
-def _message(text: str, error: bool = False) -> str:
+def _format_message(text: str, error: bool = False) -> str:
     kind, role = ("banner error", "alert") if error else ("banner", "status")
     return f'<div class="{kind}" role="{role}">{html.escape(text)}</div>'

@@ -5,16 +5,16 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.subplots import make_subplots
 
-from datasets_scripts.inspection.pictures import Flow, points_in_space
+from datasets_scripts.inspection.pictures import Flow, locate_points
 from hub_cards.space.episode import EpisodeView
 from training.evaluation.predictions import Moment
 
-__all__ = ["CLOUDS", "actions_figure", "scene_figure"]
+__all__ = ["CLOUDS", "draw_actions", "draw_scene"]
 
 RECORDED, PREDICTED, OTHER = "#3b82f6", "#f97316", "#9ca3af"
 CLOUD_POINTS = 9216  # of a depth map, at most
 BACKGROUND = 1.8  # times the median depth: what is farther is not drawn
-# What the cloud of points is made of: fields of `Moment` for colours and depth, and which one of the pair.
+# What the cloud of points is made of: fields of `Moment` for colors and depth, and which one of the pair.
 CLOUDS = {
     "now": ("camera", "depth", 0),
     "now, predicted": ("camera", "depth", 1),
@@ -31,16 +31,11 @@ LAYOUT = {
 ASSUMED_INTRINSICS = {"fx": 1.0, "fy": 1.0, "cx": 0.5, "cy": 0.5, "width": 1, "height": 1}
 
 
-def scene_figure(view: EpisodeView, number: int, cloud: str) -> go.Figure:
-    """The first view's scene in metres, seen from beside its camera, with recorded and predicted flow.
+def draw_scene(view: EpisodeView, number: int, cloud: str) -> go.Figure:
+    """The first view's scene at moment `number`, with recorded and predicted flow.
 
-    Args:
-        view (`EpisodeView`): An episode.
-        number (`int`): Of the moment.
-        cloud (`str`): What the cloud of coloured points shows; one of `CLOUDS`.
-
-    Returns:
-        `plotly.graph_objects.Figure`: x to the right, y away from the camera, z up.
+    In meters, seen from beside the camera: x to the right, y away from the camera, z up. `cloud` says what
+    the cloud of colored points shows; one of `CLOUDS`.
     """
     moment = view.predictions[number].views.get(view.config.views[0])
     figure, missing = go.Figure(), []
@@ -66,21 +61,21 @@ def scene_figure(view: EpisodeView, number: int, cloud: str) -> go.Figure:
     return figure
 
 
-def _in_space(view: EpisodeView, xy: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Image fractions `(..., 2)` and depth `(...)` -> `(..., 3)` metres: right, away, up."""
+def _locate_in_scene(view: EpisodeView, xy: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Image fractions `(..., 2)` and depth `(...)` -> `(..., 3)` meters: right, away, up."""
     points = np.concatenate([xy, z[..., None]], axis=-1)
-    right, down, away = np.moveaxis(points_in_space(points, view.intrinsics or ASSUMED_INTRINSICS), -1, 0)
+    right, down, away = np.moveaxis(locate_points(points, view.intrinsics or ASSUMED_INTRINSICS), -1, 0)
     return np.stack([right, away, -down], axis=-1)
 
 
 def _add_cloud(figure: go.Figure, view: EpisodeView, moment: Moment, cloud: str) -> list[str]:
-    """Coloured points of a depth map; returns what is missing."""
-    colour_field, depth_field, which = CLOUDS[cloud]
+    """Colored points of a depth map; returns what is missing."""
+    color_field, depth_field, which = CLOUDS[cloud]
     pair = getattr(moment, depth_field)
-    colours = moment.camera if colour_field == "camera" else moment.future_rgb and moment.future_rgb[which]
+    colors = moment.camera if color_field == "camera" else moment.future_rgb and moment.future_rgb[which]
     if pair is None:
         return [f"no points: this checkpoint predicts no {depth_field.replace('_', ' ')}"]
-    if pair[which] is None or colours is None:
+    if pair[which] is None or colors is None:
         return ["no points: no depth was recorded here"]
     depth = pair[which]
     height, width = depth.shape
@@ -91,19 +86,19 @@ def _add_cloud(figure: go.Figure, view: EpisodeView, moment: Moment, cloud: str)
     if known.any():  # a far background would make the scene small
         known &= z <= BACKGROUND * np.median(z[known])
     xy = np.stack([(columns + 0.5) / width, (rows + 0.5) / height], axis=-1)
-    points = _in_space(view, xy[known], z[known]).astype(np.float32)
+    points = _locate_in_scene(view, xy[known], z[known]).astype(np.float32)
     xyz = dict(zip("xyz", points.T, strict=True))
-    marker = {"size": 3, "opacity": 1, **_palette(colours[rows, columns], known)}
+    marker = {"size": 3, "opacity": 1, **_build_palette(colors[rows, columns], known)}
     figure.add_scatter3d(**xyz, mode="markers", marker=marker, hoverinfo="skip", showlegend=False)
     return []
 
 
-def _palette(picture: np.ndarray, chosen: np.ndarray) -> dict:
-    """Colours of the chosen pixels of `(h, w, 3)` as numbers of a scale: a text for each is slow to send."""
+def _build_palette(picture: np.ndarray, chosen: np.ndarray) -> dict:
+    """Colors of the chosen pixels of `(h, w, 3)` as numbers of a scale: a text for each is slow to send."""
     pixels = Image.fromarray((255 * np.clip(picture, 0, 1)).round().astype(np.uint8)).quantize(256)
-    colours = np.asarray(pixels.getpalette()).reshape(-1, 3)
-    last = max(1, len(colours) - 1)
-    scale = [(i / last, f"rgb({r},{g},{b})") for i, (r, g, b) in enumerate(colours)]
+    colors = np.asarray(pixels.getpalette()).reshape(-1, 3)
+    last = max(1, len(colors) - 1)
+    scale = [(i / last, f"rgb({r},{g},{b})") for i, (r, g, b) in enumerate(colors)]
     scale = scale if len(scale) > 1 else [*scale, (1, scale[0][1])]
     return {"color": np.asarray(pixels)[chosen], "colorscale": scale, "cmin": 0, "cmax": last}
 
@@ -117,30 +112,24 @@ def _add_flow(figure: go.Figure, view: EpisodeView, moment: Moment) -> list[str]
     names, colors = ("recorded flow", "predicted flow"), (RECORDED, PREDICTED)
     for flow, name, color in zip(moment.flow, names, colors, strict=True):
         if flow is not None:
-            xyz = dict(zip("xyz", _trails(view, flow).T, strict=True))
+            xyz = dict(zip("xyz", _join_trails(view, flow).T, strict=True))
             line = {"color": color, "width": 6}
             figure.add_scatter3d(**xyz, mode="lines", line=line, name=name, hoverinfo="skip")
     return [] if moment.flow[0] is not None else ["no tracks were recorded"]
 
 
-def _trails(view: EpisodeView, flow: Flow) -> np.ndarray:
-    """Ways of the moving points, `(m, 3)` metres, with NaN between two of them."""
-    points = _in_space(view, flow.points[..., :2], flow.points[..., 2])  # (L, P, 3)
+def _join_trails(view: EpisodeView, flow: Flow) -> np.ndarray:
+    """Ways of the moving points, `(m, 3)` meters, with NaN between two of them."""
+    points = _locate_in_scene(view, flow.points[..., :2], flow.points[..., 2])  # (L, P, 3)
     points = np.where(flow.shown[..., None], points, np.nan)[:, flow.moving]
     gap = np.full((1, *points.shape[1:]), np.nan)
     return np.concatenate([points, gap]).swapaxes(0, 1).reshape(-1, 3).astype(np.float32)
 
 
-def actions_figure(view: EpisodeView, number: int, usual: EpisodeView | None = None) -> go.Figure:
-    """Recorded and predicted actions over the episode; at the moment, the whole predicted chunk.
+def draw_actions(view: EpisodeView, number: int, usual: EpisodeView | None = None) -> go.Figure:
+    """Recorded and predicted actions over the episode; at moment `number`, the whole predicted chunk.
 
-    Args:
-        view (`EpisodeView`): An episode.
-        number (`int`): Of the moment.
-        usual (`EpisodeView`, *optional*): The same with the recorded instruction, to compare with.
-
-    Returns:
-        `plotly.graph_objects.Figure`: One row per entry of the action.
+    One row per entry of the action. `usual` is the same episode with the recorded instruction, to compare.
     """
     names = view.action_names if view.config.has("action") else []
     figure = make_subplots(

@@ -13,9 +13,10 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
 
 from datasets_scripts.inspect_dataset import main
+from datasets_scripts.inspection import report
 from datasets_scripts.inspection.label_pictures import _recent_flow
 from datasets_scripts.inspection.labeled_episode import LabeledDataset, LabeledEpisode
-from datasets_scripts.inspection.pictures import points_in_space
+from datasets_scripts.inspection.pictures import locate_points
 from datasets_scripts.storage.provenance import read_provenance
 from tests.synthetic import SyntheticDataset, make_dataset
 
@@ -60,7 +61,10 @@ def test_the_report_counts_what_the_dataset_holds(facts, capsys):
     assert "depth and tracks do not belong together" in said.err
 
 
-def test_after_lerobots_tools_it_is_unknown_which_points_move_and_not_none(facts, tmp_path, capsys):
+def test_after_lerobots_tools_it_is_unknown_which_points_move_and_not_none(
+    facts, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(report, "MOMENTS", 1)
     dataset = LeRobotDataset("local/synthetic", root=facts.root)
     delete_episodes(dataset, [0], output_dir=tmp_path / "shorter", repo_id="local/shorter")
     options = ["--report", str(tmp_path / "a.html"), "--output", str(tmp_path / "a.rrd"), "--write-flags"]
@@ -92,8 +96,8 @@ def test_the_picture_has_a_row_for_every_camera_and_its_depth(facts, tmp_path):
     height, width = picture.shape[:2]
     expected = (2 * 32 / 48 + 2 * 40 / 36) * 1.9 + 0.85, 3 * 1.9 + 1.4  # inches
     np.testing.assert_allclose((height, width), np.array(expected) * 150, atol=2)
-    colourful = np.ptp(picture, axis=2) > 100  # the depth maps, not the pale images
-    assert colourful.mean() > 0.3
+    colorful = np.ptp(picture, axis=2) > 100  # the depth maps, not the pale images
+    assert colorful.mean() > 0.3
 
 
 def test_trails_lead_to_where_visible_points_are_now(facts):
@@ -128,7 +132,7 @@ def test_a_recording_shows_points_where_they_are(facts, tmp_path):
     x, y, z = (facts.points(0, 0)[seen] * (48, 32, 1)).T
     expected = np.stack([(x - 24) / 40 * z, (y - 16) / 30 * z, z], axis=-1)
     np.testing.assert_allclose(space, expected, atol=5e-3)
-    np.testing.assert_allclose(points_in_space(np.array([0.5, 0.5, 2.0]), intrinsics), [0, 0, 2])
+    np.testing.assert_allclose(locate_points(np.array([0.5, 0.5, 2.0]), intrinsics), [0, 0, 2])
 
 
 def test_a_dataset_without_labels_shows_what_it_has(plain, tmp_path, capsys):
@@ -164,7 +168,7 @@ def test_an_episode_in_which_no_point_is_visible_is_a_problem(tmp_path, monkeypa
 
 
 def test_depth_in_another_unit_is_a_problem(tmp_path, capsys):
-    root = tmp_path / "millimetres"
+    root = tmp_path / "millimeters"
     make_dataset(root, episodes=1, frames=3, use_videos=False, tracks=False, depth_factor=1000)
     assert main([str(root)]) == 1
     assert "looks like millimetres read as metres" in capsys.readouterr().err

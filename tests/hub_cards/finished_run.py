@@ -1,5 +1,6 @@
 """A finished run in a folder: the model is real and tiny, the figures are made up."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -12,6 +13,12 @@ from training.run_facts import describe_run
 
 TASK = "drawer-open-v3"
 RUN = {"train.py": ["--seed", "3"], "evaluate.py": ["--episodes", "20"]}
+
+
+@functools.cache
+def facts_of_run(script: str, *arguments: str) -> dict:
+    """Versions, hardware and commit as `describe_run` gives them; it asks git."""
+    return describe_run(script, list(arguments))
 
 
 def validation():
@@ -49,7 +56,7 @@ def validation():
 def summary():
     """What `train.py` writes."""
     return {
-        **describe_run("training/train.py", RUN["train.py"]),
+        **facts_of_run("training/train.py", *RUN["train.py"]),
         "seed": 3,
         "steps": 1234,
         "train_seconds": 90.0,
@@ -99,7 +106,7 @@ def evaluation(tasks=(TASK,)):
             "policy_ms": {"median": 12.34, "p90": 20.0, "count": 400},
         },
         "episodes": [],
-        **describe_run("training/evaluate.py", RUN["evaluate.py"]),
+        **facts_of_run("training/evaluate.py", *RUN["evaluate.py"]),
     }
 
 
@@ -112,7 +119,7 @@ def stats(size: int) -> dict:
 
 def latency() -> dict:
     """What `latency.py` writes."""
-    run = describe_run("hub_cards/latency.py", ["model"])
+    run = dict(facts_of_run("hub_cards/latency.py", "model"))
     row = {
         "device": "cpu",
         "hardware": run.pop("hardware")["cpu"],

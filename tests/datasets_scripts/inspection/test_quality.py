@@ -171,7 +171,7 @@ def test_the_card_says_what_was_added_how_and_how_good(annotated):
     text = card.text
     assert "`someone/drawer` with 3D point tracks added" in text and "# someone/drawer with depth" in text
     assert "| `observation.depth.main` | depth along the optical axis" in text
-    assert "| `observation.points.main` | 60 points x (x, y, z in metres) | some-tracker |" in text
+    assert "| `observation.points.main` | 60 points x (x, y, z in meters) | some-tracker |" in text
     assert "| tracks (main): seed | 5 |" in text and "| depth: source | sensor |" in text
     assert "- `owner/tracker`: cc-by-nc-4.0" in text
     assert "| tracks (main): models 2 model | owner/other |" in text

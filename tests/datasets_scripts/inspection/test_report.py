@@ -19,11 +19,18 @@ EPISODES, FRAMES = 3, 7
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Tracks that have nothing to do with the depth, and an instruction that is no HTML."""
+    """Tracks that have nothing to do with the depth, and an instruction that looks like HTML."""
     root = tmp_path_factory.mktemp("report") / "drawer"
     tasks = ("open the <b>drawer</b>",)
     make_dataset(root, episodes=EPISODES, frames=FRAMES, size=(32, 40), tasks=tasks, use_videos=False)
     return root
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch):
+    """One picture of an episode that stands out, none of others, two moments each."""
+    for name, count in {"PICTURED_EPISODES": 1, "ORDINARY_EPISODES": 0, "MOMENTS": 2}.items():
+        monkeypatch.setattr(label_report, name, count)
 
 
 @pytest.fixture
@@ -137,8 +144,7 @@ def test_a_page_of_chosen_episodes_reads_those_alone(dataset, tmp_path, monkeypa
     assert read == [1, 2]
 
 
-def test_alignment_errors_of_the_annotation_are_in_the_page(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(label_report, "PICTURED_EPISODES", 1)
+def test_alignment_errors_of_the_annotation_are_in_the_page(dataset, tmp_path):
     path = dataset / "meta/foresight.json"
     content = json.loads(path.read_text())
     for episode in range(EPISODES):

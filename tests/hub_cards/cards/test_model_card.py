@@ -12,15 +12,9 @@ from huggingface_hub import DatasetCard, ModelCard, parse_eval_result_entries
 
 from hub_cards.build import main
 from hub_cards.measure_latency import main as latency
-from tests.hub_cards.finished_run import TASK, evaluation, make_run, summary, validation
+from tests.hub_cards.finished_run import TASK, evaluation, summary, validation
 from training.config import DataConfig, DatasetSource, RunConfig, TowerConfig, save_config
 from training.run_facts import describe_run
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run; read only."""
-    return make_run(tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture
@@ -46,8 +40,8 @@ def test_the_card_shows_every_figure_with_how_it_was_obtained(folder):
     assert main([str(folder)]) == 0
     text = (folder / "README.md").read_text()
     assert f"| {TASK} | Open a drawer | **95 %** | 19 of 20 | 76.4 to 99.1 % |" in text
-    assert "| depth, main | squared, per-patch normalised | **0.210** | 0.500 | – |" in text
-    assert "| future image, wrist | squared, per-patch normalised | **0.300** | 0.600 | 0.400 |" in text
+    assert "| depth, main | squared, per-patch normalized | **0.210** | 0.500 | – |" in text
+    assert "| future image, wrist | squared, per-patch normalized | **0.300** | 0.600 | 0.400 |" in text
     assert "| flow, moving points: x and y | pixels, distance | **0.913** | 1.83 | 1.83 |" in text
     assert "| flow, moving points: z | mm | **12.3** | 300 | – |" in text
     assert "starts 10000 to\n10019 (none of them among the 50 demonstrations of dataset)" in text
@@ -63,7 +57,7 @@ def test_what_a_trivial_predictor_does_better_is_said(folder):
     assert main([str(folder)]) == 0
     text = (folder / "README.md").read_text()
     assert "**Not better than a trivial predictor:** future depth, main; future depth, wrist." in text
-    assert "| future depth, main | squared, per-patch normalised | 0.300 | 0.600 | 0.250 |" in text
+    assert "| future depth, main | squared, per-patch normalized | 0.300 | 0.600 | 0.250 |" in text
 
 
 def test_the_model_folder_gets_the_card_with_its_pictures(folder):
@@ -256,7 +250,7 @@ def test_another_training_seed_gets_a_column_and_its_own_commands(folder):
 @pytest.mark.parametrize(
     ("changes", "reason"), [({"seed": 3}, "same seed, 3"), ({"steps": 9}, "other steps of training")]
 )
-def test_an_evaluation_that_is_not_of_the_same_training_is_no_column(folder, capsys, changes, reason):
+def test_an_evaluation_that_is_not_of_the_same_training_gets_no_column(folder, capsys, changes, reason):
     assert main([str(folder), "--seed-eval", str(other_seed(folder, **changes))]) == 1
     assert reason in capsys.readouterr().err
 
@@ -272,7 +266,7 @@ def test_a_policy_that_was_never_tried_needs_open_loop_and_then_says_so(folder, 
     assert not (folder / "model" / ".eval_results").exists()
 
 
-def test_a_pretrained_model_is_no_policy_and_its_card_shows_what_it_foresees(folder):
+def test_a_pretrained_model_is_not_a_policy_and_its_card_shows_what_it_foresees(folder):
     path = folder / "model" / "config.json"
     config = json.loads(path.read_text()) | {"objectives": ["depth", "future", "flow"]}
     path.write_text(json.dumps(config))
@@ -283,7 +277,7 @@ def test_a_pretrained_model_is_no_policy_and_its_card_shows_what_it_foresees(fol
     assert main([str(folder)]) == 0
     text = (folder / "README.md").read_text()
     assert "# 3D Foresight, pretrained: someone/demos" in text and "It does not act" in text
-    assert "| depth, main | squared, per-patch normalised | **0.210** |" in text
+    assert "| depth, main | squared, per-patch normalized | **0.210** |" in text
     for absent in ("predict_action", "How fast", "keeps a robot from harm"):
         assert absent not in text
 
@@ -298,7 +292,7 @@ def adapter(folder):
     (folder / "model" / "adapter_config.json").write_text(
         json.dumps({"base_model_name_or_path": "someone/base", "revision": "0123abc"})
     )
-    # The base lies at hand while the adapter is trained; its licence is that of its card.
+    # The base is on this machine while the adapter is trained; its license is that of its card.
     (base / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n\n# Base\n")
     save_config(RunConfig(init_from=str(base)), folder / "training" / "config.yaml")
     content = summary() | {"trained_parameters": 12345, "lora": {"r": 8}}
@@ -306,7 +300,7 @@ def adapter(folder):
     return folder
 
 
-def test_the_card_of_an_adapter_names_its_base_and_inherits_its_licence(adapter):
+def test_the_card_of_an_adapter_names_its_base_and_inherits_its_license(adapter):
     assert main([str(adapter), "--repo-id", "someone/adapter"]) == 0
     card = ModelCard.load(adapter / "model" / "README.md")
     assert (card.data.base_model, card.data.library_name) == ("someone/base", "peft")
@@ -316,7 +310,7 @@ def test_the_card_of_an_adapter_names_its_base_and_inherits_its_licence(adapter)
     assert "12,345 of 987,654 parameters" in card.text and "| LoRA rank | 8 |" in card.text
 
 
-def test_a_base_that_is_a_folder_is_no_base_model_of_the_hub(adapter):
+def test_a_base_that_is_a_folder_is_not_a_base_model_of_the_hub(adapter):
     (adapter / "model" / "adapter_config.json").write_text(
         json.dumps({"base_model_name_or_path": str(adapter / "base"), "revision": None})
     )
@@ -324,7 +318,7 @@ def test_a_base_that_is_a_folder_is_no_base_model_of_the_hub(adapter):
     assert ModelCard.load(adapter / "README.md").data.base_model is None
 
 
-def test_a_stage_of_the_same_training_is_told_with_its_command_and_hands_on_its_licence(folder):
+def test_a_stage_of_the_same_training_is_told_with_its_command_and_hands_on_its_license(folder):
     stage = folder / "stage"
     (stage / "training").mkdir(parents=True)
     shutil.copytree(folder / "model", stage / "model")
@@ -339,7 +333,7 @@ def test_a_stage_of_the_same_training_is_told_with_its_command_and_hands_on_its_
     assert card.data.license == "cc-by-nc-4.0" and card.data.base_model is None
 
 
-def test_a_run_whose_export_took_the_place_of_its_start_is_no_stage_of_its_own(folder, capsys):
+def test_a_run_whose_export_took_the_place_of_its_start_is_not_its_own_stage(folder, capsys):
     save_config(RunConfig(init_from=str(folder / "model")), folder / "training" / "config.yaml")
     assert main([str(folder)]) == 1
     assert "that of base model, model (license unknown) is not" in capsys.readouterr().err
@@ -348,27 +342,27 @@ def test_a_run_whose_export_took_the_place_of_its_start_is_no_stage_of_its_own(f
 
 
 @pytest.mark.parametrize(
-    ("stated", "licence"),
+    ("stated", "license"),
     [
         ("license: cc-by-nc-sa-4.0", "cc-by-nc-sa-4.0"),
         ("license: other\nlicense_name: research-only", "other"),
         ("license: [mit, cc-by-nc-4.0]", None),
     ],
 )
-def test_what_the_card_of_the_base_says_is_handed_on_or_asked_for(folder, capsys, stated, licence):
+def test_what_the_card_of_the_base_says_is_handed_on_or_asked_for(folder, capsys, stated, license):
     base = folder / "base"
     base.mkdir()
     (base / "README.md").write_text(f"---\n{stated}\n---\n\n# Base\n")
     save_config(RunConfig(init_from=str(base)), folder / "training" / "config.yaml")
-    assert main([str(folder)]) == (licence is None)
-    if licence is None:
+    assert main([str(folder)]) == (license is None)
+    if license is None:
         assert "--license" in capsys.readouterr().err
     else:
-        assert ModelCard.load(folder / "README.md").data.license == licence
+        assert ModelCard.load(folder / "README.md").data.license == license
 
 
 @pytest.mark.parametrize(
-    ("text", "vision", "licence"),
+    ("text", "vision", "license"),
     [
         (None, None, "apache-2.0"),
         ("openai/clip-vit-base-patch32", None, "apache-2.0"),
@@ -376,31 +370,31 @@ def test_what_the_card_of_the_base_says_is_handed_on_or_asked_for(folder, capsys
         ("openai/clip-vit-base-patch32", "timm/vit_base_patch16_224.mae", "cc-by-nc-4.0"),
     ],
 )
-def test_the_licence_is_that_of_the_strictest_tower(folder, text, vision, licence):
+def test_the_license_is_that_of_the_strictest_tower(folder, text, vision, license):
     save_config(RunConfig(towers=TowerConfig(text=text, vision=vision)), folder / "training" / "config.yaml")
     assert main([str(folder)]) == 0
-    assert ModelCard.load(folder / "README.md").data.license == licence
+    assert ModelCard.load(folder / "README.md").data.license == license
 
 
-def labelled_by(folder, licence):
+def labeled_by(folder, license):
     content = summary()
-    content["datasets"][0]["labels"]["main"]["tracks"]["model"] = {"name": "tracker", "licence": licence}
+    content["datasets"][0]["labels"]["main"]["tracks"]["model"] = {"name": "tracker", "licence": license}
     (folder / "training" / "summary.json").write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
-    ("stated", "licence"),
+    ("stated", "license"),
     [("cc-by-nc-4.0", "cc-by-nc-4.0"), ("Snap Inc., non-commercial research only", "other")],
 )
-def test_labels_hand_on_the_licence_of_the_model_that_made_them(folder, stated, licence):
-    labelled_by(folder, stated)
+def test_labels_hand_on_the_license_of_the_model_that_made_them(folder, stated, license):
+    labeled_by(folder, stated)
     assert main([str(folder)]) == 0
     card = ModelCard.load(folder / "README.md")
-    assert card.data.license == licence and f"| labels of someone/demos | tracker | {stated} |" in card.text
+    assert card.data.license == license and f"| labels of someone/demos | tracker | {stated} |" in card.text
 
 
-def test_a_licence_that_is_not_known_is_asked_for(folder, capsys):
-    labelled_by(folder, "not stated")
+def test_a_license_that_is_not_known_is_asked_for(folder, capsys):
+    labeled_by(folder, "not stated")
     assert main([str(folder)]) == 1
     error = capsys.readouterr().err
     assert "tracker" in error and "--license" in error and not (folder / "README.md").exists()
@@ -408,8 +402,8 @@ def test_a_licence_that_is_not_known_is_asked_for(folder, capsys):
     assert ModelCard.load(folder / "README.md").data.license == "mit"
 
 
-def test_a_licence_that_allows_more_than_a_part_does_is_refused(folder, capsys):
-    labelled_by(folder, "cc-by-nc-4.0")
+def test_a_license_that_allows_more_than_a_part_does_is_refused(folder, capsys):
+    labeled_by(folder, "cc-by-nc-4.0")
     for chosen in ("apache-2.0", "gpl-3.0"):
         assert main([str(folder), "--license", chosen]) == 1
         assert "allows more than labels of someone/demos, tracker (cc-by-nc-4.0)" in capsys.readouterr().err

@@ -20,9 +20,9 @@ VARIANTS = {
 
 
 @pytest.fixture(scope="module")
-def sampled(tmp_path_factory):
+def sampled(finished, tmp_path_factory):
     """A model's folder with its sample; read only."""
-    model = make_run(tmp_path_factory.mktemp("sampled") / "run") / "model"
+    model = shutil.copytree(finished / "model", tmp_path_factory.mktemp("sampled") / "model")
     write_sample(model)
     return model
 

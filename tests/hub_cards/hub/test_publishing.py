@@ -25,7 +25,7 @@ from hub_cards.checks.sample import SAMPLE_FILE, write_sample
 from hub_cards.publish import main
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.lora import lora_config
-from tests.hub_cards.finished_run import latency, make_run, summary
+from tests.hub_cards.finished_run import latency, summary
 from tests.hub_server import running_hub
 from tests.modeling_foresight.test_hub_export import site_packages_without_this_project
 from training.adapters import describe_base, write_adapter
@@ -38,12 +38,11 @@ COMMIT = f"POST /api/models/{REPO}/commit/"
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """A model's folder with its card; read only."""
-    run = make_run(tmp_path_factory.mktemp("built") / "run")
-    assert build([str(run)]) == 0
-    write_sample(run / "model")
-    return run / "model"
+def built(built, tmp_path_factory):
+    """A model's folder with its card and its sample; read only."""
+    model = shutil.copytree(built, tmp_path_factory.mktemp("sampled") / "model")
+    write_sample(model)
+    return model
 
 
 @pytest.fixture

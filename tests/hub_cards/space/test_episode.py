@@ -16,8 +16,8 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("plotly")
 from hub_cards.space import episode as episode_module
 from hub_cards.space.episode import Choice, match_cameras, name_episodes, open_dataset, predict_episode
-from hub_cards.space.moment_pictures import depth_colours, moment_html, scale_ticks
-from hub_cards.space.plots import CLOUDS, actions_figure, scene_figure
+from hub_cards.space.moment_pictures import color_depth, place_ticks, render_moment
+from hub_cards.space.plots import CLOUDS, draw_actions, draw_scene
 
 EPISODES, FRAMES = 2, 11
 STATE, ACTION = 3, 4
@@ -98,14 +98,14 @@ def test_predicted_actions_are_those_that_the_policy_gives_in_control(view, chec
 
 
 def test_scrubbing_changes_every_picture(view):
-    first, second = (pictures(moment_html(view, number)) for number in (0, 1))
+    first, second = (pictures(render_moment(view, number)) for number in (0, 1))
     # main: camera, depth, image and depth to come, flow; wrist: no flow; all but the camera twice
     assert len(first) == len(second) == 9 + 7
     assert all(a != b for a, b in zip(first, second, strict=True))
 
 
 def test_at_the_end_of_the_episode_only_the_recorded_future_is_missing(view):
-    text = moment_html(view, len(view.predictions) - 1)
+    text = render_moment(view, len(view.predictions) - 1)
     assert text.count("the episode is over by then") == 4  # image and depth of two views
     assert len(pictures(text)) == 9 + 7 - 4
 
@@ -119,12 +119,12 @@ def test_other_words_change_what_is_predicted_and_not_what_was_recorded(view, ch
         np.testing.assert_array_equal(usual.actions[1], ours.actions[1])
         np.testing.assert_array_equal(usual.actions[0], theirs.actions[0])
         assert not np.array_equal(usual.actions[1], theirs.actions[1])  # fresh weights listen a little
-    names = [trace.name for trace in actions_figure(other, 0, usual=view).data[:4]]
+    names = [trace.name for trace in draw_actions(other, 0, usual=view).data[:4]]
     assert names == ["recorded", "predicted, recorded words", "predicted", "chunk predicted now"]
 
 
 def test_the_plot_of_actions_has_a_row_per_entry_and_stands_at_the_moment(view):
-    figure = actions_figure(view, 2)
+    figure = draw_actions(view, 2)
     assert len(figure.data) == 3 * ACTION
     frames = [prediction.frame for prediction in view.predictions]
     np.testing.assert_array_equal(figure.data[0].x, frames)
@@ -142,7 +142,7 @@ def test_the_scene_is_in_metres_by_the_camera_s_intrinsics(checkpoint, tmp_path)
     provenance["cameras"]["main"]["intrinsics"] = k
     write_provenance(root, provenance)
     view = predict_episode(Choice(checkpoint, str(root)))
-    scene = scene_figure(view, 0, "now")
+    scene = draw_scene(view, 0, "now")
     t = view.predictions[0].frame
     x, y, z = facts.points(0, t)[facts.moving(0) & facts.visible(0, t)].T
     expected = np.stack([(x * WIDTH - k["cx"]) / k["fx"] * z, z, -(y * HEIGHT - k["cy"]) / k["fy"] * z], 1)
@@ -156,7 +156,7 @@ def test_the_scene_is_in_metres_by_the_camera_s_intrinsics(checkpoint, tmp_path)
 
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_a_scene_without_known_intrinsics_says_what_it_assumes(view, cloud):
-    figure = scene_figure(view, 0, cloud)
+    figure = draw_scene(view, 0, cloud)
     assert figure.data[0].mode == "markers" and len(figure.data[0].x) > 500
     assert "53° assumed" in figure.layout.annotations[0].text
 
@@ -175,11 +175,11 @@ def test_what_a_dataset_lacks_is_said_and_the_rest_is_shown(checkpoint, bare_dat
         "No 3D tracks were recorded for main",
     ):
         assert said in notes
-    text = moment_html(view, 0)
+    text = render_moment(view, 0)
     assert len(pictures(text)) == 4  # camera, image to come recorded and predicted, predicted flow
     assert text.count("no depth recorded") == 4 and text.count("no tracks recorded") == 1
-    assert [trace.name for trace in actions_figure(view, 0).data[:2]] == ["predicted", "chunk predicted now"]
-    assert "no depth was recorded" in scene_figure(view, 0, "now").layout.annotations[0].text
+    assert [trace.name for trace in draw_actions(view, 0).data[:2]] == ["predicted", "chunk predicted now"]
+    assert "no depth was recorded" in draw_scene(view, 0, "now").layout.annotations[0].text
 
 
 def test_an_episode_is_predicted_once_and_the_oldest_is_forgotten(checkpoint, dataset, monkeypatch):
@@ -236,7 +236,7 @@ def test_cameras_are_matched_by_name_then_in_order_unless_told(given, cameras, e
         ({"cameras": "main=none,wrist=none"}, "at least one view needs a camera"),
     ],
 )
-def test_what_cannot_be_had_is_said_in_one_sentence(checkpoint, dataset, changes, message):
+def test_what_does_not_exist_is_named_in_one_sentence(checkpoint, dataset, changes, message):
     choice = Choice(**{"checkpoint": checkpoint, "dataset": str(dataset.root), **changes})
     with pytest.raises((ValueError, RuntimeError)) as raised:
         predict_episode(choice)
@@ -248,19 +248,19 @@ def test_episodes_are_called_by_number_task_and_length(dataset):
     assert choices == [(f"{e}: {dataset.task(e)} ({FRAMES} frames)", e) for e in range(EPISODES)]
 
 
-def test_depth_has_the_colours_of_the_other_pictures_and_unknown_is_grey():
+def test_depth_has_the_colors_of_the_other_pictures_and_unknown_is_grey():
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm
 
     depth = np.array([[0.5, 1.0], [2.0, np.nan]])
-    coloured = depth_colours(depth, (0.5, 2.0))
+    colored = color_depth(depth, (0.5, 2.0))
     expected = colormaps["turbo_r"](LogNorm(0.5, 2.0)(depth[:1]))[..., :3]
-    np.testing.assert_allclose(coloured[:1], expected, atol=0.01)
-    np.testing.assert_allclose(coloured[1, 1], 0.6)
+    np.testing.assert_allclose(colored[:1], expected, atol=0.01)
+    np.testing.assert_allclose(colored[1, 1], 0.6)
 
 
-def test_the_scale_names_round_metres_where_their_colours_are():
-    ticks = scale_ticks((0.5, 2.0))
+def test_the_scale_names_round_metres_where_their_colors_are():
+    ticks = place_ticks((0.5, 2.0))
     assert [tick["label"] for tick in ticks] == ["0.5", "1", "2"]
     assert [tick["share"] for tick in ticks] == pytest.approx([0, 0.5, 1])
-    assert len(scale_ticks((1.1, 1.3))) == 2
+    assert len(place_ticks((1.1, 1.3))) == 2

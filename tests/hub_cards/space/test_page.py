@@ -13,7 +13,7 @@ from tests.tiny import tiny_config, tiny_processor
 pytest.importorskip("gradio")
 pytest.importorskip("plotly")
 pytest.importorskip("matplotlib")
-from hub_cards.space import app
+from hub_cards.space import app, episode
 from hub_cards.space.page import build_page, launch_options
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -39,7 +39,10 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page_app(checkpoint):
-    return build_page(checkpoint, str(SAMPLE))
+    """The page; of every episode four moments are predicted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(episode, "MAX_MOMENTS", 4)
+        yield build_page(checkpoint, str(SAMPLE))
 
 
 @pytest.fixture(scope="module")
