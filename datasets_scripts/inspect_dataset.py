@@ -19,6 +19,7 @@ from datasets_scripts.inspection.labeled_episode import LabeledDataset, LabeledE
 from datasets_scripts.inspection.pictures import import_matplotlib, save_png
 from datasets_scripts.inspection.report import rank_episodes, survey_labels, write_flags, write_report
 from datasets_scripts.inspection.rerun_recording import record_episode
+from datasets_scripts.storage.episode_job import resumable_command
 from datasets_scripts.storage.rows import parse_episodes
 
 EXAMPLE = """examples:
@@ -82,18 +83,11 @@ def _show(args: argparse.Namespace, episode: LabeledEpisode) -> list[str]:
     return problems
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code: 1 as well when the labels have problems."""
-    try:
-        problems = inspect(_parse(arguments))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, RuntimeError, OSError) as error:
-        problems = [str(error)]
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+@resumable_command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; returns the exit code: 1 as well when the labels have problems."""
+    if problems := inspect(_parse(arguments)):
+        raise ValueError("\nerror: ".join(problems))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

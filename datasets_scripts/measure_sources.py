@@ -9,6 +9,7 @@ from typing import Any
 from datasets_scripts.depth import DEPTH_SOURCES, check_depth_source, open_depth
 from datasets_scripts.inspection.source_errors import ExactEpisodes, format_report, measure_sources
 from datasets_scripts.storage.atomic import write_json, write_whole_file
+from datasets_scripts.storage.episode_job import resumable_command
 from datasets_scripts.storage.rows import parse_episodes
 from datasets_scripts.tracks import TRACK_SOURCES, check_track_source, open_tracker
 
@@ -75,17 +76,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    try:
-        print(format_report(measure(build_parser().parse_args(arguments))), end="")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+@resumable_command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; returns the exit code."""
+    print(format_report(measure(build_parser().parse_args(arguments))), end="")
 
 
 if __name__ == "__main__":

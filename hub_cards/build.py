@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets_scripts.storage.atomic import write_whole_file
+from datasets_scripts.storage.episode_job import resumable_command
 from datasets_scripts.storage.provenance import read_provenance
 
 EXAMPLE = """examples:
@@ -18,17 +19,15 @@ EXAMPLE = """examples:
   python hub_cards/build.py outputs/quickstart --kind dataset"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+@resumable_command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add(
-        "folder",
-        type=Path,
-        help="run (train.py's --output), model, adapter or dataset",
-    )
+    run = "run with model/, eval.json and pictures (train.py's --output, or a folder with that as training/)"
+    add("folder", type=Path, help=f"{run}, or a model, adapter or dataset")
     kinds = ("model", "adapter", "dataset")
     add("--kind", choices=kinds, help="default: what the folder holds; dataset of a run: its dataset/")
     add("--repo-id", help="Hub id that the card's example loads from (default: model/ beside the card)")
@@ -45,14 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--open-loop", action="store_true", help="write a card for a policy that was never tried")
     add("--sample", action="store_true", help="write sample.safetensors again (publish.py writes the first)")
     args = parser.parse_args(arguments)
-    try:
-        is_dataset = args.kind == "dataset" or (args.folder / "meta" / "info.json").is_file()
-        written = _build_dataset(args) if is_dataset else _build_model(args)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    is_dataset = args.kind == "dataset" or (args.folder / "meta" / "info.json").is_file()
+    written = _build_dataset(args) if is_dataset else _build_model(args)
     print("wrote " + " and ".join(map(str, written)))
-    return 0
 
 
 def _build_dataset(args: argparse.Namespace) -> list[Path]:

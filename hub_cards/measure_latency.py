@@ -5,13 +5,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets_scripts.storage.episode_job import resumable_command
+
 EXAMPLE = """examples:
   python hub_cards/measure_latency.py outputs/quickstart/model
   python hub_cards/measure_latency.py outputs/quickstart/model --device cuda --dtype bfloat16 --repeats 200"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+@resumable_command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -28,18 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imported here because it loads transformers: --help answers at once.
     from hub_cards.cards.latency import LATENCY, measure_latency
 
-    try:
-        rows = measure_latency(**vars(args), arguments=given)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for row in rows:
+    for row in measure_latency(**vars(args), arguments=given):
         print(
             f"{row['hardware']}, {row['threads']} threads, {row['dtype']}: {row['median_ms']:.1f} ms per "
             f"control step (90th percentile {row['p90_ms']:.1f}, {row['count']} steps)"
         )
     print(f"wrote {args.folder / LATENCY}; hub_cards/build.py puts it into the card")
-    return 0
 
 
 if __name__ == "__main__":

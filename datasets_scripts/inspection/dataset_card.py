@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.dataset_folder import load_info
 from datasets_scripts.storage.provenance import flagged_episodes, read_provenance
 
-__all__ = ["build_card", "list_label_licenses", "write_card"]
+__all__ = ["as_list", "build_card", "list_label_licenses", "write_card"]
 
 CARD_TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
 # Closes every card that the template makes; the path before it may change between versions.
@@ -29,11 +30,8 @@ SOURCE_MARK = "<!-- below: the card of the dataset that was annotated -->"
 FREE = {"apache-2.0", "mit", "bsd-3-clause", "not stated"}  # of label models; all others limit the use
 LICENSE_KEYS = ("licence", "license")
 NAMED_EPISODES = 12  # of a flag, before "and n more"
-# The Hub's words for sizes, in rows.
-SIZE_WORDS = (
-    *((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M")),
-    *((1e8, "10M<n<100M"), (1e9, "100M<n<1B"), (float("inf"), "1B<n<10B")),
-)
+# The Hub's words for sizes, by the number of digits of the rows: up to 3, 4, 5, ...
+SIZE_WORDS = ["n<1K", *map("<n<".join, pairwise(("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B")))]
 
 
 def write_card(root: str | Path, repo_id: str | None = None, license: str | None = None) -> None:
@@ -112,7 +110,7 @@ def _build_terms(
     old: Mapping[str, Any], provenance: Mapping[str, Any], license: str | None
 ) -> dict[str, Any]:
     """`license` of the metadata: the dataset's, and that of each label model that limits its use."""
-    terms = [license] if license else _as_list(old.get("license"))
+    terms = [license] if license else as_list(old.get("license"))
     if not terms and "simulation" in provenance:
         terms = ["apache-2.0"]
     if not terms:
@@ -126,21 +124,22 @@ def _build_terms(
 def _build_metadata(
     info: Mapping, old: Mapping[str, Any], source: str, terms: Mapping[str, Any]
 ) -> DatasetCardData:
-    tags = dict.fromkeys([*_as_list(old.get("tags")), "LeRobot", "depth", "point-tracking", "foresight"])
+    tags = dict.fromkeys([*as_list(old.get("tags")), "LeRobot", "depth", "point-tracking", "foresight"])
     data = {
         "configs": [{"config_name": "default", "data_files": "data/*/*.parquet"}],
         **old,
         **terms,
         "tags": list(tags),
-        "task_categories": list(dict.fromkeys([*_as_list(old.get("task_categories")), "robotics"])),
-        "size_categories": [next(word for n, word in SIZE_WORDS if info["total_frames"] < n)],
+        "task_categories": list(dict.fromkeys([*as_list(old.get("task_categories")), "robotics"])),
+        "size_categories": [SIZE_WORDS[min(max(len(str(info["total_frames"])) - 3, 0), len(SIZE_WORDS) - 1)]],
     }
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         data["source_datasets"] = [source]
     return DatasetCardData(**data)
 
 
-def _as_list(value: Any) -> list:
+def as_list(value: Any) -> list:
+    """A value of a card's metadata that may be a list, as a list."""
     return value if isinstance(value, list) else [value] if value else []
 
 

@@ -201,8 +201,8 @@ def _draw_errors(axis, errors: Sequence[float]) -> None:
     axis.set_xlabel("alignment error of an episode (%)"), axis.set_ylabel("episodes")
 
 
-def encode_picture(figure) -> str:
+def encode_picture(figure, dpi: float = 110) -> str:
     """A figure as the address of an `<img>`, in the page itself."""
     file = io.BytesIO()
-    figure.savefig(file, dpi=110, format="webp", pil_kwargs={"quality": 88})
+    figure.savefig(file, dpi=dpi, format="webp", pil_kwargs={"quality": 88})
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

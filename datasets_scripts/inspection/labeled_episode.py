@@ -24,9 +24,6 @@ from datasets_scripts.storage.frame_cache import OnDemandFrames
 from datasets_scripts.storage.provenance import moving_flags, read_provenance
 from datasets_scripts.storage.rows import DatasetRows
 
-__all__ = ["Camera", "LabeledDataset", "LabeledEpisode", "Measures", "measure_episode", "read_task"]
-__all__ += ["spread_evenly"]
-
 CHUNK = 32  # frames decoded at a time
 
 

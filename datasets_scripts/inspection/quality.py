@@ -26,16 +26,6 @@ import numpy as np
 
 from datasets_scripts.columns import REFERENCE_PX
 
-__all__ = [
-    "FLAGS",
-    "MEASURES",
-    "DepthMeter",
-    "TrackMeter",
-    "collect_figures",
-    "find_flags",
-    "summarize_figures",
-]
-
 # Log-spaced, so that a percentile is right to half a percent from 1 cm to 1 km however long the episode is.
 DEPTH_EDGES_M = np.geomspace(0.01, 1000.0, 2305)
 GRID = 64  # pixels per side that are sampled for percentiles and flicker
@@ -107,9 +97,8 @@ class DepthMeter:
         self._valid += int(np.count_nonzero(depth_m))
         self._total += depth_m.size
         depth = _sample_grid(depth_m)
-        # Outermost bins hold what lies beyond them.
-        place = np.searchsorted(DEPTH_EDGES_M, depth[depth > 0], side="right") - 1
-        self.counts += np.bincount(place.clip(0, len(self.counts) - 1), minlength=len(self.counts))
+        # Outermost bins hold what is beyond them.
+        self.counts += np.histogram(depth[depth > 0].clip(*DEPTH_EDGES_M[[0, -1]]), DEPTH_EDGES_M)[0]
         if images is not None:
             for image, one in zip(_sample_grid(images).astype(np.int16), depth, strict=True):
                 self._add_flicker(image, one)
@@ -167,13 +156,9 @@ class TrackMeter:
         self.real = visible.any(0)
         self.moving = None if moving is None else moving & self.real
         self.shares = visible.mean(0) if len(visible) else np.zeros(visible.shape[1])
-        mask = visible | ~self.real
-        sides = []
-        for axis in (0, 1):
-            place = points[..., axis]
-            low = place.min(0, initial=np.inf, where=mask)
-            sides.append(place.max(0, initial=-np.inf, where=mask) - low)
-        self.motion_px = np.where(self.real, REFERENCE_PX * np.hypot(*sides), 0)
+        xy, mask = points[..., :2], (visible | ~self.real)[..., None]
+        sides = xy.max(0, initial=-np.inf, where=mask) - xy.min(0, initial=np.inf, where=mask)  # (n, 2)
+        self.motion_px = np.where(self.real, REFERENCE_PX * np.hypot(*sides.T), 0)
         self._misses = self._compared = 0
 
     def add(self, first: int, depth_m: np.ndarray) -> None:
@@ -305,10 +290,9 @@ def find_depth_quantiles(counts: np.ndarray, quantiles: tuple[float, ...]) -> li
     """Meters below which the given shares of `DepthMeter.counts` lie; `None` without a valid pixel."""
     if not counts.any():
         return [None] * len(quantiles)
-    reached = np.cumsum(counts) / counts.sum()
-    place = np.searchsorted(reached, quantiles)
     middle = np.sqrt(DEPTH_EDGES_M[:-1] * DEPTH_EDGES_M[1:])
-    return [round(float(middle[i]), 4) for i in place]
+    found = np.quantile(middle, quantiles, weights=counts, method="inverted_cdf")
+    return [round(float(value), 4) for value in found]
 
 
 def _sample_grid(frames: np.ndarray) -> np.ndarray:

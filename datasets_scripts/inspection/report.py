@@ -129,13 +129,15 @@ def survey_labels(dataset: LabeledDataset, chosen: Sequence[int] | None = None, 
     if chosen is None:
         chosen = spread_evenly(dataset.rows.n_episodes, SAMPLED_EPISODES)
     survey = Survey(dict(dataset.provenance.get("episodes", {})), list(chosen), {}, {})
+    parts: dict[str, list[np.ndarray]] = {}
     for one in sorted(_read_episodes(dataset, chosen, workers), key=lambda one: one["episode"]):
         episode = str(one["episode"])
         survey.episodes[episode] = _merge_facts(survey.episodes.get(episode, {}), one["facts"])
         for camera, counts in one["depth"].items():
             survey.depth_counts[camera] = survey.depth_counts.get(camera, 0) + counts
         for camera, points in one["points"].items():
-            survey.points[camera] = np.hstack([survey.points.get(camera, np.zeros((3, 0))), points])
+            parts.setdefault(camera, []).append(points)
+    survey.points = {camera: np.hstack(points) for camera, points in parts.items()}
     survey.episodes = {e: {**facts, "flags": find_flags(facts)} for e, facts in survey.episodes.items()}
     return survey
 
@@ -235,28 +237,21 @@ def write_report(path: Path, dataset: LabeledDataset, survey: Survey) -> None:
     Raises:
         RuntimeError: If matplotlib is missing; says what to install.
     """
-    rows = dataset.rows
-    first = rank_episodes(survey.episodes)
-    flagged = {int(e): facts["flags"] for e, facts in survey.episodes.items() if facts.get("flags")}
-    words = [{flag.rpartition("/")[2] for flag in flags} for flags in flagged.values()]
+    rows, first = dataset.rows, rank_episodes(survey.episodes)
+    words = [{flag.rpartition("/")[2] for flag in facts["flags"]} for facts in survey.episodes.values()]
     reasons = dict(first)
     pictured = tqdm(_choose_pictured(survey, list(reasons)), desc="drawing")
-    drawn = [_draw_pictures(LabeledEpisode(dataset, e), reasons.get(e)) for e in pictured]
     page = render_template(
         REPORT_TEMPLATE,
         name=Path(rows.name).name if Path(rows.name).is_dir() else rows.name,
-        episodes=rows.n_episodes,
-        frames=len(rows),
-        fps=rows.fps,
-        tasks=len(rows.tasks),
-        sampled=survey.sampled,
-        recorded=len(survey.episodes),
+        rows=rows,
+        survey=survey,
         first=[(episode, read_task(rows, episode), why) for episode, why in first[:LISTED_EPISODES]],
         more=max(0, len(first) - LISTED_EPISODES),
-        flagged=len(flagged),
+        flagged=sum(map(bool, words)),
         flag_rows=[(word, sum(word in each for each in words), meaning) for word, meaning in FLAGS.items()],
         cameras=list(_build_sections(dataset, survey)),
-        pictured=drawn,
+        pictured=[_draw_pictures(LabeledEpisode(dataset, e), reasons.get(e)) for e in pictured],
         provenance_path=PROVENANCE_PATH.as_posix(),
     )
     with write_whole_file(path) as temporary:

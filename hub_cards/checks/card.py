@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCard, ModelCard, metadata_load
 
-from datasets_scripts.inspection.dataset_card import OUR_CARD, SOURCE_MARK
+from datasets_scripts.inspection.dataset_card import OUR_CARD, SOURCE_MARK, as_list
 from datasets_scripts.inspection.dataset_card import build_card as build_dataset_card
 from datasets_scripts.storage.provenance import read_provenance
 from hub_cards.cards.eval_results import build_result_files, read_result_files
@@ -49,7 +49,7 @@ def check_card(folder: Path) -> list[str]:
 
 def _check_metadata(metadata: Mapping[str, Any], is_dataset: bool) -> list[str]:
     """What the Hub would reject of the card's YAML block, as far as we know without asking it."""
-    licenses = _as_list(metadata.get("license"))
+    licenses = as_list(metadata.get("license"))
     problems = [] if licenses else [f"the card names no license: {BUILD}, with --license if it asks for one"]
 
     def check(key: str, values: list, fits: Callable[[Any], bool], expected: str) -> None:
@@ -63,7 +63,7 @@ def _check_metadata(metadata: Mapping[str, Any], is_dataset: bool) -> list[str]:
     check("license", licenses, lambda name: str(name) in HUB_LICENSES, expected)
     if not is_dataset:
         for key in ("base_model", "datasets"):
-            ids = _as_list(metadata.get(key))
+            ids = as_list(metadata.get(key))
             check(key, ids, lambda name: HUB_ID.fullmatch(str(name)), "ids of the Hub (owner/name)")
         check("pipeline_tag", [metadata.get("pipeline_tag")], "robotics".__eq__, "robotics")
     for key in ("tags", "task_categories", "size_categories"):
@@ -75,10 +75,6 @@ def _check_metadata(metadata: Mapping[str, Any], is_dataset: bool) -> list[str]:
 
 def _are_words(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(word, str) for word in value)
-
-
-def _as_list(value: Any) -> list:
-    return value if isinstance(value, list) else [value] if value is not None else []
 
 
 def _check_text(folder: Path, body: str) -> Iterator[str]:
@@ -98,7 +94,7 @@ def _check_text(folder: Path, body: str) -> Iterator[str]:
 
 def _check_model_card(folder: Path, card: ModelCard, body: str) -> list[str]:
     """Differences between the card and the one that the folder's measurements give."""
-    known = (name for name in _as_list(card.data.license) if isinstance(name, str) and name in HUB_LICENSES)
+    known = (name for name in as_list(card.data.license) if isinstance(name, str) and name in HUB_LICENSES)
     try:
         evaluation = read_measurements(folder)["evaluation"]
     except ValueError as error:

@@ -105,14 +105,11 @@ def _draw_window(model: ForesightForActionPrediction, processor: ForesightProces
 
 @torch.no_grad()
 def _predict_outputs(
-    model: ForesightForActionPrediction,
-    processor: ForesightProcessor,
-    window: dict[str, Tensor],
-    instruction: str,
+    model: ForesightForActionPrediction, processor: ForesightProcessor, window: dict[str, Tensor], text: str
 ) -> dict[str, Tensor]:
     state, views = window.get("state"), model.config.views
     images = {view: window[f"images.{view}"] for view in views}
-    inputs = processor(images, instruction, state, goal_image=window.get("goal_image"))
+    inputs = processor(images, text, state, goal_image=window.get("goal_image"))
     predicted = model(**inputs)
     outputs = {name: predicted[name][0, -1] for name in OUTPUTS if predicted.get(name) is not None}
     if "actions" in outputs:

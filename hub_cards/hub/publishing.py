@@ -23,6 +23,7 @@ from datasets_scripts.storage.hub_upload import (
 )
 from hub_cards.cards.measurements import read_json
 from hub_cards.checks.folder import KIND_FILES, check_folder, find_kind
+from hub_cards.checks.messages import list_some
 from hub_cards.hub.download_check import verify_download
 from hub_cards.hub.staging import list_files, pin_base, staged_folder
 
@@ -150,9 +151,8 @@ def _send_files(files: Mapping[str, Path], target: HubTarget, repo_type: str) ->
         known = remote_files(repo_id, repo_type, target.revision)
         strangers = sorted(known.keys() - files.keys() - FILES_OF_THE_HUB)
         if strangers and not target.replace:
-            more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
             raise ValueError(
-                f"{repo_id} holds files that this folder does not ({strangers[0]}{more}): add --replace to "
+                f"{repo_id} holds files that this folder does not ({list_some(strangers)}): add --replace to "
                 "delete them in the same commit, or choose another --repo-id"
             )
         _check_tag(files, target, repo_type, changed=bool(strangers))

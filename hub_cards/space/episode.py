@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -214,13 +214,12 @@ def _configure_windows(choice: Choice, config: ForesightConfig, rows: DatasetRow
     return wanted, [*_note_cameras(cameras), *notes, *_note_labels(config, rows, cameras)]
 
 
-def _note_cameras(cameras: Mapping[str, str | None]) -> list[str]:
-    """Views without a camera, and those whose camera has another name."""
-    return [f"The dataset has no camera for the view “{view}”." for view in cameras if not cameras[view]] + [
-        f"The view “{view}” looks through the camera “{camera}”."
-        for view, camera in cameras.items()
-        if camera not in (None, view)
-    ]
+def _note_cameras(cameras: Mapping[str, str | None]) -> Iterator[str]:
+    for view, camera in cameras.items():
+        if camera is None:
+            yield f"The dataset has no camera for the view “{view}”."
+        elif camera != view:
+            yield f"The view “{view}” looks through the camera “{camera}”."
 
 
 def _compare_sizes(config: ForesightConfig, wanted, rows: DatasetRows) -> tuple[dict, list[str]]:
@@ -249,22 +248,20 @@ def _compare_sizes(config: ForesightConfig, wanted, rows: DatasetRows) -> tuple[
     return changes, notes
 
 
-def _note_labels(config: ForesightConfig, rows: DatasetRows, cameras: Mapping) -> list[str]:
+def _note_labels(config: ForesightConfig, rows: DatasetRows, cameras: Mapping) -> Iterator[str]:
     """Labels that the model could be compared with and the dataset lacks."""
-    notes = []
     blind = [view for view, camera in cameras.items() if camera and not find_depth_key(rows.features, camera)]
     if blind and config.has_depth_decoder:
-        notes.append(
+        yield (
             f"No depth was recorded for {' and '.join(blind)}: the model predicts it normalized per patch, "
             "and the scale is unknown."
         )
     flow_camera = cameras[config.views[0]]
     if config.has("flow") and flow_camera and points_key(flow_camera) not in rows.features:
-        notes.append(
+        yield (
             f"No 3D tracks were recorded for {config.views[0]}: predicted flow starts on a grid, and points "
             "that should move more than 1 % of the picture are drawn as moving."
         )
-    return notes
 
 
 def _name_actions(feature: Mapping, config: ForesightConfig) -> list[str]:

@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.colors import LogNorm
 from PIL import Image
 
+from datasets_scripts.inspection.label_pictures import encode_picture
 from datasets_scripts.inspection.pictures import Flow, draw_flow, new_figure
 from datasets_scripts.inspection.templates import render_template
 from hub_cards.space.episode import EpisodeView
@@ -96,8 +97,7 @@ def _encode_flow(camera: np.ndarray, flow: Flow, limits: tuple[float, float]) ->
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
     draw_flow(axis, camera, flow, limits)
-    figure.canvas.draw()
-    return encode_image(np.asarray(figure.canvas.buffer_rgba())[..., :3] / 255)
+    return encode_picture(figure, figure.dpi)
 
 
 def place_ticks(limits_m: tuple[float, float]) -> list[dict]:

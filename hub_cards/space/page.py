@@ -67,12 +67,11 @@ class _Page:
 
     def _add_controls(self, checkpoint: str, dataset: str) -> None:
         with gr.Row(equal_height=True):
-            label = "Checkpoint: folder or Hub id"
-            self.checkpoint = gr.Textbox(checkpoint, label=label, elem_id="checkpoint", scale=3)
-            label = "LeRobot dataset: folder or Hub id"
-            self.dataset = gr.Textbox(dataset, label=label, elem_id="dataset", scale=3)
-            placeholder = "view=camera, ..."
-            self.cameras = gr.Textbox(label="Cameras", placeholder=placeholder, elem_id="cameras", scale=2)
+            name = functools.partial(gr.Textbox, scale=3)
+            self.checkpoint = name(checkpoint, label="Checkpoint: folder or Hub id", elem_id="checkpoint")
+            self.dataset = name(dataset, label="LeRobot dataset: folder or Hub id", elem_id="dataset")
+            example = "view=camera, ..."
+            self.cameras = gr.Textbox(label="Cameras", placeholder=example, elem_id="cameras", scale=2)
             self.open = gr.Button("Open", variant="primary", elem_id="open", scale=1, min_width=90)
         self.banner = gr.HTML(elem_id="banner")
         with gr.Row(equal_height=True):

@@ -19,7 +19,7 @@ EPISODES, FRAMES = 3, 7
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Tracks that have nothing to do with the depth, and an instruction that is no HTML."""
+    """Tracks that have nothing to do with the depth, and an instruction that looks like HTML."""
     root = tmp_path_factory.mktemp("report") / "drawer"
     tasks = ("open the <b>drawer</b>",)
     make_dataset(root, episodes=EPISODES, frames=FRAMES, size=(32, 40), tasks=tasks, use_videos=False)

@@ -250,7 +250,7 @@ def test_another_training_seed_gets_a_column_and_its_own_commands(folder):
 @pytest.mark.parametrize(
     ("changes", "reason"), [({"seed": 3}, "same seed, 3"), ({"steps": 9}, "other steps of training")]
 )
-def test_an_evaluation_that_is_not_of_the_same_training_is_no_column(folder, capsys, changes, reason):
+def test_an_evaluation_that_is_not_of_the_same_training_gets_no_column(folder, capsys, changes, reason):
     assert main([str(folder), "--seed-eval", str(other_seed(folder, **changes))]) == 1
     assert reason in capsys.readouterr().err
 
@@ -266,7 +266,7 @@ def test_a_policy_that_was_never_tried_needs_open_loop_and_then_says_so(folder, 
     assert not (folder / "model" / ".eval_results").exists()
 
 
-def test_a_pretrained_model_is_no_policy_and_its_card_shows_what_it_foresees(folder):
+def test_a_pretrained_model_is_not_a_policy_and_its_card_shows_what_it_foresees(folder):
     path = folder / "model" / "config.json"
     config = json.loads(path.read_text()) | {"objectives": ["depth", "future", "flow"]}
     path.write_text(json.dumps(config))
@@ -292,7 +292,7 @@ def adapter(folder):
     (folder / "model" / "adapter_config.json").write_text(
         json.dumps({"base_model_name_or_path": "someone/base", "revision": "0123abc"})
     )
-    # The base lies at hand while the adapter is trained; its license is that of its card.
+    # The base is on this machine while the adapter is trained; its license is that of its card.
     (base / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n\n# Base\n")
     save_config(RunConfig(init_from=str(base)), folder / "training" / "config.yaml")
     content = summary() | {"trained_parameters": 12345, "lora": {"r": 8}}
@@ -310,7 +310,7 @@ def test_the_card_of_an_adapter_names_its_base_and_inherits_its_license(adapter)
     assert "12,345 of 987,654 parameters" in card.text and "| LoRA rank | 8 |" in card.text
 
 
-def test_a_base_that_is_a_folder_is_no_base_model_of_the_hub(adapter):
+def test_a_base_that_is_a_folder_is_not_a_base_model_of_the_hub(adapter):
     (adapter / "model" / "adapter_config.json").write_text(
         json.dumps({"base_model_name_or_path": str(adapter / "base"), "revision": None})
     )
@@ -333,7 +333,7 @@ def test_a_stage_of_the_same_training_is_told_with_its_command_and_hands_on_its_
     assert card.data.license == "cc-by-nc-4.0" and card.data.base_model is None
 
 
-def test_a_run_whose_export_took_the_place_of_its_start_is_no_stage_of_its_own(folder, capsys):
+def test_a_run_whose_export_took_the_place_of_its_start_is_not_its_own_stage(folder, capsys):
     save_config(RunConfig(init_from=str(folder / "model")), folder / "training" / "config.yaml")
     assert main([str(folder)]) == 1
     assert "that of base model, model (license unknown) is not" in capsys.readouterr().err

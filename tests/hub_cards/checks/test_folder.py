@@ -77,7 +77,7 @@ def test_a_problem_is_one_line_with_its_remedy_and_exit_code_1(folder, capsys):
     )
 
 
-def test_prose_of_ones_own_may_be_added_to_a_card(folder):
+def test_users_may_add_prose_to_a_card(folder):
     edit_card(folder, "## Limits", "## What we used it for\n\nOpening drawers.\n\n## Limits")
     assert check_card(folder) == []
 
@@ -184,7 +184,7 @@ def test_a_card_with_figures_that_nobody_measured(folder, old, new, reason):
     assert any(reason in problem for problem in check_card(folder))
 
 
-def test_a_word_of_an_instruction_is_no_place_left_open(folder):
+def test_a_word_of_an_instruction_is_not_a_placeholder(folder):
     edit_card(folder, "## Limits", "abrir todo\n\n## Limits")
     assert check_card(folder) == []
 
@@ -303,7 +303,7 @@ def test_a_folder_that_holds_nothing_of_ours(tmp_path):
     assert problem.startswith("no adapter_config.json, config.json, meta/info.json")
 
 
-def test_a_configuration_that_is_no_json(folder):
+def test_a_configuration_that_is_not_json(folder):
     (folder / "config.json").write_text("{")
     assert "the model does not load" in check_folder(folder)[0]
 

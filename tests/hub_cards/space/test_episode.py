@@ -236,7 +236,7 @@ def test_cameras_are_matched_by_name_then_in_order_unless_told(given, cameras, e
         ({"cameras": "main=none,wrist=none"}, "at least one view needs a camera"),
     ],
 )
-def test_what_cannot_be_had_is_said_in_one_sentence(checkpoint, dataset, changes, message):
+def test_what_does_not_exist_is_named_in_one_sentence(checkpoint, dataset, changes, message):
     choice = Choice(**{"checkpoint": checkpoint, "dataset": str(dataset.root), **changes})
     with pytest.raises((ValueError, RuntimeError)) as raised:
         predict_episode(choice)
