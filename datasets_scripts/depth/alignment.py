@@ -42,9 +42,9 @@ class Alignment:
         return self.scale > 0 and self.error <= MAX_ERROR
 
 
-def choose_key_frames(n_frames: int, count: int = MAX_KEY_FRAMES) -> np.ndarray:
-    """Evenly spaced frames for metric depth, including the first and the last: `(<=count,)` int64."""
-    return np.unique(np.linspace(0, n_frames - 1, min(count, n_frames)).round().astype(np.int64))
+def choose_key_frames(n_frames: int) -> np.ndarray:
+    """At most 32 evenly spaced frames for metric depth, including the first and the last: `(k,)` int64."""
+    return np.unique(np.linspace(0, n_frames - 1, min(MAX_KEY_FRAMES, n_frames)).round().astype(np.int64))
 
 
 def fit_alignment(relative: np.ndarray, metric_m: np.ndarray, generator: np.random.Generator) -> Alignment:

@@ -76,9 +76,7 @@ class VideoDepth:
         """
         _import_project()
         if not Path(checkpoint).is_file():
-            raise ValueError(
-                f"there is no checkpoint {checkpoint}; the project's README says where to get it"
-            )
+            raise ValueError(f"there is no checkpoint {checkpoint}; the project's README links to it")
         return Path(checkpoint).name.startswith("metric_")
 
     def describe(self) -> dict[str, Any]:
