@@ -225,7 +225,7 @@ def test_cameras_are_matched_by_name_then_in_order_unless_told(given, cameras, e
     ("changes", "message"),
     [
         ({"checkpoint": ""}, "no checkpoint is named"),
-        ({"checkpoint": "no such thing"}, "checkpoint no such thing is no folder"),
+        ({"checkpoint": "no such thing"}, "checkpoint no such thing is not a folder"),
         ({"checkpoint": "nobody/nothing"}, "checkpoint nobody/nothing cannot be loaded"),
         ({"dataset": " "}, "no dataset is named"),
         ({"dataset": "no/such/thing"}, "dataset no/such/thing is neither a folder nor a Hub id"),
