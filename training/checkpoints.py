@@ -48,9 +48,7 @@ MAY_CHANGE = (
 
 @contextlib.contextmanager
 def lock_run_folder(accelerator: Accelerator, folder: Path) -> Iterator[None]:
-    """Makes the run folder and locks it: two runs would overwrite each other's checkpoints.
-
-    A killed launcher can leave its training processes alive. The lock ends with its process.
+    """Makes the run folder and locks it, because a killed launcher can leave its training processes alive.
 
     Raises:
         ValueError: If another process is training there.
@@ -100,12 +98,9 @@ def check_run_folder(
             f"(see its {DATASETS}): choose another --output, or bring the data back"
         )
     before, now = (_comparable(run) for run in (load_config(saved, []), config))
-    if before != now:
-        changed = [
-            f"{key.replace('/', '.')}: {before.get(key)} there, {now.get(key)} here"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
+    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if keys:
+        changed = [f"{key.replace('/', '.')}: {before.get(key)} there, {now.get(key)} here" for key in keys]
         raise ValueError(
             f"{output} holds a run with other settings ({'; '.join(changed)}): choose another --output, or "
             "repeat the settings of its config.yaml"
@@ -125,14 +120,11 @@ def _comparable(config: RunConfig) -> dict:
 
 def latest_checkpoint(folder: Path) -> tuple[Path, int] | None:
     """The newest complete checkpoint of a run folder and its step."""
-    found = {int(p.name.removeprefix(PREFIX)): p for p in folder.glob(f"{PREFIX}*") if p.is_dir()}
-    if not found:
-        return None
-    step = max(found)
-    return found[step], step
+    found = {int(path.name.removeprefix(PREFIX)): path for path in folder.glob(f"{PREFIX}*")}
+    return (found[max(found)], max(found)) if found else None
 
 
-def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int) -> Path:
+def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int) -> None:
     """Writes model, optimizer, scheduler and random states; all processes call it together.
 
     A folder named `step-...` is always whole. All but the newest `keep` are deleted.
@@ -158,7 +150,6 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int
         for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
-    return final
 
 
 class StopRequest:

@@ -96,8 +96,8 @@ class TowerConfig:
     Args:
         tokenizer (`str`): Folder or Hub id of the text tower's tokenizer; `small` trains a byte-level one on
             the dataset's instructions (nothing is downloaded).
-        text (`str`, *optional*): Folder or Hub id of CLIP weights; the tower starts fresh without.
-        vision (`str`, *optional*): Folder or Hub id of image encoder weights; the tower starts fresh without.
+        text, vision (`str`, *optional*): Folder or Hub id of weights of CLIP and of an image encoder; a tower
+            without weights starts fresh.
     """
 
     tokenizer: str = "small"
@@ -190,10 +190,7 @@ class RunConfig:
         model (`dict`): Fields of `ForesightConfig`; `preset: grmg` stands for those of a variant (see
             `python -m modeling_foresight`). Sizes of state and action and the vocabulary of a `small`
             tokenizer are filled in from the data.
-        towers (`TowerConfig`): Pretrained towers.
-        data (`DataConfig`): Data.
-        train (`TrainConfig`): Optimization.
-        lora (`LoraOptions`): Train an adapter only.
+        towers, data, train, lora: See [`TowerConfig`], [`DataConfig`], [`TrainConfig`], [`LoraOptions`].
     """
 
     output: str = "outputs/training"

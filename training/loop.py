@@ -66,7 +66,7 @@ def train(config: RunConfig, resume: bool) -> int:
         accelerator.wait_for_everyone()
         print_summary(run)
         log = RunLog(accelerator, Path(config.output), run.start, config.train.steps)
-        with contextlib.closing(log), contextlib.closing(StopRequest(accelerator)) as stop:
+        with contextlib.closing(log.bar), contextlib.closing(StopRequest(accelerator)) as stop:
             if exit_code := run_steps(run, log, stop):
                 return exit_code
         export_model(accelerator, run.model, run.processor, config, data.image_keys, run.base)

@@ -1,7 +1,7 @@
 """What a run is made of: accelerator, model, optimizer and schedule; and its summaries."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -30,7 +30,6 @@ class Run:
     Attributes:
         model (`torch.nn.Module`): As Accelerate prepared it.
         trained (`list`): Its parameters that are trained.
-        parameters (`int`): The number of all parameters of the model, the adapter's included.
         base (`dict`, *optional*): With LoRA, the description of the model that the adapter is trained on.
         start (`int`): First step; above 0 in a resumed run.
     """
@@ -43,7 +42,6 @@ class Run:
     trained: list[torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
-    parameters: int
     base: dict | None = None
     start: int = 0
 
@@ -101,7 +99,6 @@ def build_run(accelerator: Accelerator, config: RunConfig, data: RunData) -> Run
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     trained = [p for p in model.parameters() if p.requires_grad]
-    parameters = count_parameters(model.parameters())
     optimizer = torch.optim.AdamW(
         trained, lr=options.learning_rate, betas=tuple(options.betas), weight_decay=options.weight_decay
     )
@@ -113,12 +110,7 @@ def build_run(accelerator: Accelerator, config: RunConfig, data: RunData) -> Run
         # Trackers take plain values only.
         settings = {name: str(value) for name, value in flatten(dataclasses.asdict(config)).items()}
         accelerator.init_trackers("3d-foresight", config=settings)
-    return Run(config, accelerator, data, model, processor, trained, optimizer, scheduler, parameters, base)
-
-
-def count_parameters(parameters: Iterable[torch.nn.Parameter]) -> int:
-    """Numbers in all parameters together."""
-    return sum(parameter.numel() for parameter in parameters)
+    return Run(config, accelerator, data, model, processor, trained, optimizer, scheduler, base)
 
 
 def print_summary(run: Run) -> None:
@@ -131,8 +123,9 @@ def print_summary(run: Run) -> None:
             accelerator.print(f"{dataset['name']}: {len(left_out)} episodes are left out for their flags")
     accelerator.print(
         f"{len(data.train)} windows for training, {len(data.val) if data.val else 0} for validation; "
-        f"{count_parameters(run.trained) / 1e6:.2f} M of {run.parameters / 1e6:.2f} M parameters are trained "
-        f"on {accelerator.num_processes} x {accelerator.device.type}"
+        f"{run.policy.num_parameters(only_trainable=True) / 1e6:.2f} M of "
+        f"{run.policy.num_parameters() / 1e6:.2f} M parameters are trained on "
+        f"{accelerator.num_processes} x {accelerator.device.type}"
     )
 
 
@@ -152,8 +145,8 @@ def write_summary(run: Run, seconds: float, validation: dict) -> None:
         "steps": config.train.steps,
         "train_seconds": seconds,
         "datasets": run.data.describe(),
-        "parameters": run.parameters,
-        "trained_parameters": count_parameters(run.trained),
+        "parameters": run.policy.num_parameters(),
+        "trained_parameters": run.policy.num_parameters(only_trainable=True),
         "objectives": list(run.policy.config.objectives),
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,

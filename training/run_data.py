@@ -60,22 +60,17 @@ def dataset_identity(rows: DatasetRows) -> dict:
 
 def window_config(model: ForesightConfig, config: RunConfig) -> WindowConfig:
     """Windows of a run: what the model takes and is supervised with, made as `config.data` says."""
-    data = config.data
+    names = ("p_moving", "occluded_weight", "random_shift", "action_key")
+    names += ("skip_flagged", "missing_targets", "frame_cache")
     return WindowConfig.for_model(
         model,
         views=list(model.views),
         goal_image=model.goal_image,
-        p_moving=data.p_moving,
-        occluded_weight=data.occluded_weight,
-        random_shift=data.random_shift,
-        state_key=data.state_key if model.state_dim else None,
-        action_key=data.action_key,
+        state_key=config.data.state_key if model.state_dim else None,
         action_codec=model.action_codec,
         binary_action_indices=list(model.binary_action_indices),
-        skip_flagged=data.skip_flagged,
-        missing_targets=data.missing_targets,
-        frame_cache=data.frame_cache,
         seed=config.seed,
+        **{name: getattr(config.data, name) for name in names},
     )
 
 
@@ -104,12 +99,8 @@ class RunData:
         base = window_config(model, config)
         train, val = [], []
         for source, rows in zip(config.data.datasets, datasets, strict=True):
-            own = dataclasses.replace(
-                base,
-                cameras=source.cameras,
-                frame_stride=source.frame_stride,
-                strided_commands=source.strided_commands,
-            )
+            choices = {name: value for name, value in vars(source).items() if name != "path"}
+            own = dataclasses.replace(base, **choices)
             # Split before flagged episodes are removed: a flag must not move other episodes across the split.
             chosen, held_out = split_episodes(rows.n_episodes, config.data.val_fraction, config.seed)
             train.append(ForesightWindows(rows, dataclasses.replace(own, episodes=chosen)))

@@ -106,10 +106,6 @@ class RunLog:
             {name: value for name, value in line.items() if name != "step"}, step=line["step"]
         )
 
-    def close(self) -> None:
-        """Ends the progress bar."""
-        self.bar.close()
-
 
 def _read_step(line: str) -> float:
     """Step of a log line; infinite for one that a full disk or a power cut left half-written."""

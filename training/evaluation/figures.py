@@ -17,14 +17,8 @@ def draw_moments(
 ):
     """A figure with one row per moment; objectives that are off have no columns.
 
-    Args:
-        moments (`Sequence[Moment]`): Rows.
-        title, caption (`str`): Text above and below.
-        depth_limits_m (`tuple[float, float]`, *optional*): Range of the depth colors; by default that of the
-            moments' true depth.
-
-    Returns:
-        `matplotlib.figure.Figure`: No window is opened.
+    The colors of depth cover `depth_limits_m`, by default the range of the moments' true depth. No window is
+    opened.
     """
     figure_type, canvas_type = import_matplotlib()
     first = moments[0]

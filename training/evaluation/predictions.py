@@ -99,12 +99,15 @@ def predict_windows(
         with torch.no_grad():
             output = model(**{name: batch[name] for name in ForesightInputs.__annotations__ if name in batch})
         for i, sample in enumerate(samples):
+            newest, progress = model.config.history_length - 1, None
+            if output.progress is not None:
+                progress = float(sample["progress"][newest]), float(output.progress[i, newest])
             frame = int(sample["index"] - windows.rows.episode_starts[sample["episode_index"]])
             yield Prediction(
                 frame,
                 {view: _moment(model, processor, batch, output, sample, i, view, frame) for view in views},
                 _actions(model, processor, output, sample, i),
-                _progress(model, output, sample, i),
+                progress,
             )
 
 
@@ -118,13 +121,6 @@ def _actions(model, processor, output, sample: dict, i: int):
         return None, predicted
     exists = sample["action_mask"][newest][:, None].numpy()
     return np.where(exists, sample["actions"][newest].numpy(), np.nan), predicted
-
-
-def _progress(model, output, sample: dict, i: int):
-    newest = model.config.history_length - 1
-    if output.progress is None:
-        return None
-    return float(sample["progress"][newest]), float(output.progress[i, newest])
 
 
 def _moment(model, processor, batch, output, sample: dict, i: int, view: str, frame: int) -> Moment:
@@ -171,9 +167,8 @@ def _flow(config, sample: dict, predicted: np.ndarray, newest: int) -> tuple[Flo
         return None, Flow(predicted, np.ones_like(shown), _find_moving(predicted))
     truth = sample["track"][newest, ..., : config.flow_dim].numpy()
     moving = sample["track_moving"][newest].numpy()
-    moving = (
-        moving if moving.any() else _find_moving(truth)
-    )  # flags may be lost, as after LeRobot's own tools
+    # Flags may be lost, as after LeRobot's own tools.
+    moving = moving if moving.any() else _find_moving(truth)
     return Flow(truth, shown, moving), Flow(predicted, shown, moving)
 
 

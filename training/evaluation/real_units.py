@@ -18,7 +18,7 @@ from tqdm import tqdm
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.targets import depth_statistics, unpatchify
 from training.evaluation.metric_loader import import_evaluate
-from training.evaluation.predictions import Moment, Prediction, predict_windows
+from training.evaluation.predictions import Prediction, predict_windows
 from training.windows import ForesightWindows
 
 __all__ = ["measure_in_real_units"]
@@ -72,7 +72,7 @@ def measure_in_real_units(
     found: dict[tuple[str, str, str], list] = {}
     predictions = predict_windows(model, processor, windows, chosen.tolist())
     for prediction in tqdm(predictions, total=len(chosen), desc="in real units", unit="window"):
-        for place, predicted, truth in _examples(prediction, config.patch_size):
+        for place, predicted, truth in _find_examples(prediction, config.patch_size):
             if np.isfinite(truth).any():  # a metric without anything to compare is an error
                 found.setdefault(place, []).append((predicted, truth))
     result: dict[str, Any] = {"windows": len(chosen)}
@@ -83,48 +83,33 @@ def measure_in_real_units(
     return result
 
 
-def _examples(prediction: Prediction, patch: int) -> Iterator[Examples]:
+def _find_examples(prediction: Prediction, patch: int) -> Iterator[Examples]:
     if prediction.actions is not None and prediction.actions[0] is not None:
         recorded, predicted = prediction.actions  # (K, A)
         yield ("robot_action", "chunk", "model"), predicted, recorded
     for view, moment in prediction.views.items():
-        yield from _flow(view, moment)
-        yield from _depth(view, moment, patch)
-        yield from _future(view, moment)
-
-
-def _flow(view: str, moment: Moment) -> Iterator[Examples]:
-    if moment.flow is None or moment.flow[0] is None:
-        return
-    truth, predicted = moment.flow
-    shown = truth.shown & truth.shown[:1]  # (L, P); where a point starts must be known to let it stay there
-    known = np.where(shown[..., None], truth.points, np.nan).swapaxes(0, 1)  # (P, L, 3)
-    yield ("flow_3d", view, "model"), predicted.points.swapaxes(0, 1), known
-    yield ("flow_3d", view, "stay_put"), np.broadcast_to(known[:, :1], known.shape), known
-
-
-def _depth(view: str, moment: Moment, patch: int) -> Iterator[Examples]:
-    if moment.depth is None or moment.depth[0] is None:
-        return
-    truth, predicted = moment.depth  # (H, W), NaN where unknown
-    yield ("masked_depth", view, "model"), predicted[None], truth[None]
-    _, valid, mean, _ = depth_statistics(torch.from_numpy(truth), patch)
-    flat = unpatchify(mean.expand(valid.shape), patch, 1).numpy()  # (1, H, W)
-    yield ("masked_depth", view, "patch_mean"), flat, truth[None]
-
-
-def _future(view: str, moment: Moment) -> Iterator[Examples]:
-    if moment.future_rgb is None or moment.future_rgb[0] is None:
-        return
-    colors, meters = moment.future_rgb, moment.future_depth or (None, None)
-    depth_now = moment.now_depth
-    if meters[0] is not None and depth_now is not None:
-        # Both predictors on the same pixels: what is unknown now can be neither undone nor repeated.
-        known = np.isfinite(meters[1]) & np.isfinite(depth_now)
-        meters = np.where(known, meters[0], np.nan), meters[1]
-    truth, predicted = (_picture(*pair) for pair in zip(colors, meters, strict=True))
-    yield ("future_rgbd", view, "model"), predicted[None], truth[None]
-    yield ("future_rgbd", view, "current"), _picture(moment.now_rgb, depth_now)[None], truth[None]
+        if moment.flow is not None and moment.flow[0] is not None:
+            truth, predicted = moment.flow
+            # (L, P); where a point starts must be known to let it stay there
+            shown = truth.shown & truth.shown[:1]
+            known = np.where(shown[..., None], truth.points, np.nan).swapaxes(0, 1)  # (P, L, 3)
+            yield ("flow_3d", view, "model"), predicted.points.swapaxes(0, 1), known
+            yield ("flow_3d", view, "stay_put"), np.broadcast_to(known[:, :1], known.shape), known
+        if moment.depth is not None and moment.depth[0] is not None:
+            truth, predicted = moment.depth  # (H, W), NaN where unknown
+            yield ("masked_depth", view, "model"), predicted[None], truth[None]
+            _, valid, mean, _ = depth_statistics(torch.from_numpy(truth), patch)
+            flat = unpatchify(mean.expand(valid.shape), patch, 1).numpy()  # (1, H, W)
+            yield ("masked_depth", view, "patch_mean"), flat, truth[None]
+        if moment.future_rgb is not None and moment.future_rgb[0] is not None:
+            meters, depth_now = moment.future_depth or (None, None), moment.now_depth
+            if meters[0] is not None and depth_now is not None:
+                # Both predictors on the same pixels: what is unknown now can be neither undone nor repeated.
+                known = np.isfinite(meters[1]) & np.isfinite(depth_now)
+                meters = np.where(known, meters[0], np.nan), meters[1]
+            truth, predicted = (_picture(*pair) for pair in zip(moment.future_rgb, meters, strict=True))
+            yield ("future_rgbd", view, "model"), predicted[None], truth[None]
+            yield ("future_rgbd", view, "current"), _picture(moment.now_rgb, depth_now)[None], truth[None]
 
 
 def _picture(rgb: np.ndarray, meters: np.ndarray | None) -> np.ndarray:

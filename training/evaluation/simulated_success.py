@@ -34,7 +34,7 @@ MAX_FILMED = 20  # rollouts in one video
 SMALL_MODEL = 20_000_000  # parameters
 
 
-def _option(default, help: str, **more):
+def _option(help: str, default=dataclasses.MISSING, **more):
     """A field with its help text; `default` may be a function that gives the value."""
     kind = "default_factory" if callable(default) else "default"
     return dataclasses.field(**{kind: default}, metadata={"help": help, **more})
@@ -48,31 +48,29 @@ class SuccessOptions:
         ValueError: If a value makes no sense; names it.
     """
 
-    checkpoint: str = dataclasses.field(metadata={"help": "folder of a trained model, or Hub id"})
-    tasks: str = dataclasses.field(
-        metadata={"help": "comma-separated MetaWorld tasks, or easy, medium, hard, very_hard, all"}
-    )
-    revision: str | None = _option(None, "commit, branch or tag of a Hub id")
-    episodes: int = _option(20, "per task (default: %(default)s)")
-    seed: int = _option(10000, "start of the first episode; the others follow (default: %(default)s)")
-    output: Path = _option(Path("eval.json"), "results (default: %(default)s)")
-    video: Path | None = _option(None, f"film of the first {MAX_FILMED} episodes, .mp4")
-    dataset: str | None = _option(None, "also measure errors on the held-out episodes of this dataset")
-    num_envs: int = _option(count_cores, "simulators side by side (default: one per core, %(default)s here)")
+    checkpoint: str = _option("folder of a trained model, or Hub id")
+    tasks: str = _option("comma-separated MetaWorld tasks, or easy, medium, hard, very_hard, all")
+    revision: str | None = _option("commit, branch or tag of a Hub id", None)
+    episodes: int = _option("per task (default: %(default)s)", 20)
+    seed: int = _option("start of the first episode; the others follow (default: %(default)s)", 10000)
+    output: Path = _option("results (default: %(default)s)", Path("eval.json"))
+    video: Path | None = _option(f"film of the first {MAX_FILMED} episodes, .mp4", None)
+    dataset: str | None = _option("also measure errors on the held-out episodes of this dataset", None)
+    num_envs: int = _option("simulators side by side (default: one per core, %(default)s here)", count_cores)
     max_steps: int = _option(
-        MAX_STEPS,
         f"simulation steps until an episode has failed (default, and MetaWorld's limit: {MAX_STEPS})",
+        MAX_STEPS,
     )
     stride: int | None = _option(
-        None, f"simulation steps ({SIMULATION_HZ} a second) per action (default: as in the training data)"
+        f"simulation steps ({SIMULATION_HZ} a second) per action (default: as in the training data)", None
     )
     execute_steps: int = _option(
-        1, "actions of a chunk to execute before the next plan (default: %(default)s)"
+        "actions of a chunk to execute before the next plan (default: %(default)s)", 1
     )
-    quality: str = _option("fast", "rendering (default: %(default)s, as simulate.py)", choices=QUALITIES)
-    image_size: int | None = _option(None, "rendered pixels per side (default: as in the training data)")
-    threads: int | None = _option(None, "threads of PyTorch (default: 1 for a small model)")
-    device: str | None = _option(None, "default: cuda if there is one, otherwise cpu")
+    quality: str = _option("rendering (default: %(default)s, as simulate.py)", "fast", choices=QUALITIES)
+    image_size: int | None = _option("rendered pixels per side (default: as in the training data)", None)
+    threads: int | None = _option("threads of PyTorch (default: 1 for a small model)", None)
+    device: str | None = _option("default: cuda if there is one, otherwise cpu", None)
 
     def __post_init__(self):
         for name in ("episodes", "num_envs", "execute_steps", "max_steps", "stride", "threads"):

@@ -47,9 +47,8 @@ class SimulationPool:
     def receive(self, worker: int) -> Mapping:
         """The answer to the last request.
 
-        Returns:
-            `Mapping`: `images`: camera -> `(H, W, 3)` uint8; `state` `(4,)` float32; `success` (bool) of this
-            request; `instruction`; `simulation_steps` since the episode's start.
+        It has `images` (camera -> `(H, W, 3)` uint8), `state` `(4,)` float32, `success` of this request,
+        `instruction`, and `simulation_steps` since the episode's start.
 
         Raises:
             RuntimeError: If the simulator failed or its process died.

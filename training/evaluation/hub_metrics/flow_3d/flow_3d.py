@@ -42,12 +42,7 @@ Example:
     >>> figures["epe_px"], figures["z_cm"], figures["points_moving"]  # 0 and 16 px, 0 and 50 cm; it stands
     (8.0, 25.0, 0)
 """
-_CITATION = """@inproceedings{vedula1999scene,
-  title     = {Three-Dimensional Scene Flow},
-  author    = {Vedula, Sundar and Baker, Simon and Rander, Peter and Collins, Robert and Kanade, Takeo},
-  booktitle = {International Conference on Computer Vision},
-  year      = {1999}
-}"""
+_CITATION = "Vedula, Baker, Rander, Collins, Kanade: Three-Dimensional Scene Flow, ICCV 1999"
 _OPTIONS = ("width", "height", "fx", "fy", "cx", "cy", "moving_above_px")
 
 

@@ -29,12 +29,9 @@ Example:
     >>> figures["abs_rel"], figures["delta_1"] == 1 / 3, figures["covered"]  # errors of 1/2, 0 and 1/4
     (0.25, True, 0.75)
 """
-_CITATION = """@inproceedings{eigen2014depth,
-  title     = {Depth Map Prediction from a Single Image using a Multi-Scale Deep Network},
-  author    = {Eigen, David and Puhrsch, Christian and Fergus, Rob},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year      = {2014}
-}"""
+_CITATION = (
+    "Eigen, Puhrsch, Fergus: Depth Map Prediction from a Single Image using a Multi-Scale Deep Network, 2014"
+)
 
 
 def depth_errors(predictions, references) -> dict:

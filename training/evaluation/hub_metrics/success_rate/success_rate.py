@@ -31,14 +31,9 @@ Example:
     >>> figures["success_rate"], [round(bound, 4) for bound in figures["interval"]]
     (0.95, [0.7639, 0.9911])
 """
-_CITATION = """@article{wilson1927probable,
-  title   = {Probable Inference, the Law of Succession, and Statistical Inference},
-  author  = {Wilson, Edwin B.},
-  journal = {Journal of the American Statistical Association},
-  volume  = {22},
-  number  = {158},
-  year    = {1927}
-}"""
+_CITATION = (
+    "Wilson: Probable Inference, the Law of Succession, and Statistical Inference, JASA 22 (158), 1927"
+)
 _OPTIONS = ("confidence",)
 
 

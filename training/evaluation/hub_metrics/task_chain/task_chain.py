@@ -31,13 +31,10 @@ Example:
     >>> figures["1_in_a_row"], figures["2_in_a_row"], figures["avg_len"]
     (0.75, 0.5, 2.0)
 """
-_CITATION = """@article{mees2022calvin,
-  title   = {CALVIN: A Benchmark for Language-Conditioned Policy Learning for Long-Horizon Robot
-             Manipulation Tasks},
-  author  = {Mees, Oier and Hermann, Lukas and Rosete-Beas, Erick and Burgard, Wolfram},
-  journal = {IEEE Robotics and Automation Letters},
-  year    = {2022}
-}"""
+_CITATION = (
+    "Mees, Hermann, Rosete-Beas, Burgard: CALVIN: A Benchmark for Language-Conditioned Policy Learning for "
+    "Long-Horizon Robot Manipulation Tasks, RA-L 2022"
+)
 _OPTIONS = ("chain_length",)
 
 
