@@ -61,20 +61,20 @@ def tokens_of(layout: TokenLayout) -> list[tuple[int, int, int, int]]:
 
 
 def mask_by_table(layout: TokenLayout, table: dict[str, str]) -> torch.Tensor:
+    def may_attend(row, column) -> bool:
+        (row_kind, row_frame, row_group, row_rank), (kind, frame, group, rank) = row, column
+        letter = table[table_name(row_kind, row_group)][COLUMNS.index(table_name(kind, group))]
+        return {
+            "A": frame <= row_frame,
+            "B": frame < row_frame,
+            "C": frame < row_frame or (frame == row_frame and rank <= row_rank),
+            "S": frame == row_frame,
+            "G": True,
+            "-": False,
+        }[letter]
+
     tokens = tokens_of(layout)
-    mask = torch.zeros(len(tokens), len(tokens), dtype=torch.bool)
-    for i, (row_kind, row_frame, row_group, row_rank) in enumerate(tokens):
-        for j, (kind, frame, group, rank) in enumerate(tokens):
-            letter = table[table_name(row_kind, row_group)][COLUMNS.index(table_name(kind, group))]
-            mask[i, j] = {
-                "A": frame <= row_frame,
-                "B": frame < row_frame,
-                "C": frame < row_frame or (frame == row_frame and rank <= row_rank),
-                "S": frame == row_frame,
-                "G": True,
-                "-": False,
-            }[letter]
-    return mask
+    return torch.tensor([[may_attend(row, column) for column in tokens] for row in tokens])
 
 
 def gr_mg_mask(config: ForesightConfig, frames: int) -> torch.Tensor:
