@@ -1,11 +1,13 @@
 """The sample beside the weights: it tells other weights, another processor and damage from the same model."""
 
+import functools
 import json
 import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from hub_cards.checks import sample
 from hub_cards.checks.folder import check_folder
 from hub_cards.checks.sample import SAMPLE_FILE, check_sample, write_sample
 from modeling_foresight import ForesightForActionPrediction
@@ -33,7 +35,8 @@ def folder(sampled, tmp_path):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_kind_of_model_gives_its_sample_again(variant, tmp_path):
+def test_every_kind_of_model_gives_its_sample_again(variant, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "load_checkpoint", functools.cache(sample.load_checkpoint))
     model = make_run(tmp_path / "run", **VARIANTS[variant]) / "model"
     write_sample(model)
     check_sample(model)

@@ -39,9 +39,9 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page_app(checkpoint):
-    """The page; of every episode four moments are predicted."""
+    """The page; of every episode three moments are predicted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(episode, "MAX_MOMENTS", 4)
+        patch.setattr(episode, "MAX_MOMENTS", 3)
         yield build_page(checkpoint, str(SAMPLE))
 
 
