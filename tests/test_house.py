@@ -47,7 +47,6 @@ CIRCLES: set = set()  # (importer, imported)
 LONG_FUNCTIONS: set = set()
 MANY_PARAMETERS = {
     "modeling_foresight.processing_foresight:ForesightProcessor.__init__",  # saved by name: a public schema
-    "training.evaluation.hub_metrics.flow_3d.flow_3d:end_point_errors",  # stands alone, as `evaluate` wants
 }
 DIFFERING_CONSTANTS = {
     "EXAMPLE",  # of every command's --help

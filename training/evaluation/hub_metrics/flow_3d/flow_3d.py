@@ -47,13 +47,15 @@ _OPTIONS = ("width", "height", "fx", "fy", "cx", "cy", "moving_above_px")
 
 
 def end_point_errors(
-    predictions, references, width=None, height=None, fx=None, fy=None, cx=None, cy=None, moving_above_px=1.0
+    predictions, references, width=None, height=None, moving_above_px=1.0, **intrinsics
 ) -> dict:
     """The figures from plain arrays; see `inputs_description`."""
     if not width or not height:
         raise ValueError("flow_3d needs width and height, the image's size in pixels")
-    intrinsics = {"fx": fx, "fy": fy, "cx": cx, "cy": cy}
-    missing = [name for name, value in intrinsics.items() if value is None]
+    if unknown := intrinsics.keys() - set(_OPTIONS):
+        raise TypeError(f"flow_3d has no option {', '.join(sorted(unknown))}: {', '.join(_OPTIONS)}")
+    fx, fy, cx, cy = (intrinsics.get(name) for name in ("fx", "fy", "cx", "cy"))
+    missing = [name for name in ("fx", "fy", "cx", "cy") if intrinsics.get(name) is None]
     if 0 < len(missing) < 4:
         raise ValueError(f"of the intrinsics {', '.join(missing)} are missing: give all four, or none")
     for name, value in {"width": width, "height": height, "fx": fx, "fy": fy}.items():
