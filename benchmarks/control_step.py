@@ -39,7 +39,7 @@ from modeling_foresight import (
     ForesightStream,
     build_small_tokenizer,
 )
-from modeling_foresight.pretrained import EmbeddedInputs
+from modeling_foresight.base_model import EmbeddedInputs
 
 INSTRUCTION = "open the drawer"
 CAMERA_PX = {"main": 200, "wrist": 84}  # CALVIN's

@@ -24,7 +24,7 @@ import torch
 import yaml
 from _measure import build_parser, describe_machine, print_table, write_csv
 
-from datasets_scripts.storage.rows import DatasetRows
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from training.config import DataConfig, RunConfig, load_config
 from training.windows import split_episodes
 

@@ -13,14 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets_scripts.inspection.drawing import import_matplotlib, save_png
 from datasets_scripts.inspection.episode_description import describe_episode
 from datasets_scripts.inspection.label_pictures import draw_episode
 from datasets_scripts.inspection.labeled_episode import LabeledDataset, LabeledEpisode
-from datasets_scripts.inspection.pictures import import_matplotlib, save_png
 from datasets_scripts.inspection.report import rank_episodes, survey_labels, write_flags, write_report
 from datasets_scripts.inspection.rerun_recording import record_episode
+from datasets_scripts.storage.dataset_rows import parse_episodes
 from datasets_scripts.storage.episode_job import resumable_command
-from datasets_scripts.storage.rows import parse_episodes
 
 EXAMPLE = """examples:
   python datasets_scripts/inspect_dataset.py outputs/quickstart/dataset --report labels.html

@@ -9,8 +9,8 @@ from typing import Any
 from datasets_scripts.depth import DEPTH_SOURCES, check_depth_source, open_depth
 from datasets_scripts.inspection.source_errors import ExactEpisodes, format_report, measure_sources
 from datasets_scripts.storage.atomic import write_json, write_whole_file
+from datasets_scripts.storage.dataset_rows import parse_episodes
 from datasets_scripts.storage.episode_job import resumable_command
-from datasets_scripts.storage.rows import parse_episodes
 from datasets_scripts.tracks import TRACK_SOURCES, check_track_source, open_tracker
 
 EXAMPLE = """examples:

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     dataset = parser.parse_args(argv).dataset
     from lerobot.utils.feature_utils import dataset_to_policy_features
 
-    from datasets_scripts.storage.rows import DatasetRows
+    from datasets_scripts.storage.dataset_rows import DatasetRows
 
     features = DatasetRows(dataset).features
     plain = {key: feature for key, feature in features.items() if not is_label_key(key, feature)}

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from datasets_scripts.conversion.column_names import rename_columns
+from datasets_scripts.conversion.column_renaming import rename_columns
 from datasets_scripts.storage.episode_job import resumable_command
 
 

@@ -13,8 +13,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from datasets_scripts.annotation.episode import Annotation
 from datasets_scripts.annotation.job import AnnotationJob, annotate
 from datasets_scripts.columns import points_key, points_visible_key, unpack_points
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import flagged_episodes, moving_flags, read_provenance
-from datasets_scripts.storage.rows import DatasetRows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

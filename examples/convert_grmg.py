@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import AutoModel
 
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction
-from modeling_foresight.grmg.checkpoints import to_foresight, to_grmg
+from modeling_foresight.grmg.conversion import to_foresight, to_grmg
 
 
 def main() -> None:

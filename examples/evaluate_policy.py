@@ -10,10 +10,10 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from datasets_scripts.storage.atomic import write_json
-from training.checkpoint_folder import load_checkpoint
 from training.config import DataConfig, RunConfig
+from training.evaluation.metaworld_success import SuccessOptions, format_success, measure_success
 from training.evaluation.open_loop import evaluate_open_loop, format_open_loop
-from training.evaluation.simulated_success import SuccessOptions, format_success, measure_success
+from training.model_folder import load_checkpoint
 from training.run_data import window_config
 from training.windows import ConcatWindows, ForesightWindows, collate_windows
 

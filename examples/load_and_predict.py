@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 import modeling_foresight  # noqa: F401 - registers the model with the Auto classes
-from datasets_scripts.inspection.pictures import save_png
+from datasets_scripts.inspection.drawing import save_png
 from training.config import DataConfig, RunConfig
 from training.evaluation.figures import draw_moments
 from training.evaluation.predictions import predict_windows

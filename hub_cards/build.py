@@ -66,7 +66,7 @@ def _build_dataset(args: argparse.Namespace) -> list[Path]:
 def _build_model(args: argparse.Namespace) -> list[Path]:
     # Imported here because they load transformers: --help answers at once.
     from hub_cards.cards.eval_results import write_result_files
-    from hub_cards.cards.latency import LATENCY, measure_latency
+    from hub_cards.cards.latency_measurement import LATENCY, measure_latency
     from hub_cards.cards.measurements import collect_measurements, read_measurements
     from hub_cards.cards.model_card import build_card
     from hub_cards.checks.sample import write_sample

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = parser.parse_args(given)
     # Imported here because it loads transformers: --help answers at once.
-    from hub_cards.cards.latency import LATENCY, measure_latency
+    from hub_cards.cards.latency_measurement import LATENCY, measure_latency
 
     for row in measure_latency(**vars(args), arguments=given):
         print(

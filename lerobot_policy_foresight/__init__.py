@@ -9,7 +9,7 @@ from .lerobot_version import refuse_untested_lerobot
 
 try:
     from .configuration_foresight import LeRobotForesightConfig
-    from .metaworld import ForesightMetaWorldConfig
+    from .metaworld_env import ForesightMetaWorldConfig
     from .processor_foresight import make_foresight_pre_post_processors
 except ImportError:
     refuse_untested_lerobot()  # the reason, if what is missing was moved by another version

@@ -7,7 +7,7 @@ python -m lerobot_policy_foresight ADAPTER --merge outputs/merged
 
 import argparse
 
-from .checkpoint_files import merge_adapter, write_lerobot_files
+from .lerobot_files import merge_adapter, write_lerobot_files
 
 
 def main() -> None:

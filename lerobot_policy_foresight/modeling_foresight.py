@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor, ForesightStream
+from modeling_foresight.bfloat16_support import NO_BFLOAT16, has_bfloat16
 from modeling_foresight.lora import TOP_LEVEL, TOWERS, lora_config
-from modeling_foresight.precision import NO_BFLOAT16, has_bfloat16
-from modeling_foresight.seeds import step_seed
+from modeling_foresight.step_seed import step_seed
 
+from .config_from_dataset import check_column_names, check_dataset, fill_from_dataset, statistics_from_dataset
 from .configuration_foresight import LeRobotForesightConfig
-from .dataset_fit import check_column_names, check_dataset, fill_from_dataset, statistics_from_dataset
 from .window_reading import WindowReader, to_uint8
 
 __all__ = ["LeRobotForesightPolicy"]

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from datasets_scripts.columns import IMAGE_PREFIX, is_label_key
-from datasets_scripts.storage.rows import DatasetRows
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from modeling_foresight import ForesightConfig
 from training.windows import ForesightWindows, WindowConfig
 from training.windows.columns import WindowColumns, check_targets, idle_objectives

@@ -3,9 +3,9 @@
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .configuration_foresight import ForesightConfig
-from .exporting import export_with_code
 from .modeling_foresight import ForesightForActionPrediction, ForesightModel, ForesightOutput
 from .processing_foresight import ForesightProcessor, build_small_tokenizer
+from .remote_code import export_with_code
 from .streaming import ForesightStream
 
 AutoConfig.register("foresight", ForesightConfig, exist_ok=True)

@@ -18,6 +18,7 @@ from transformers.utils import can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_mask import allowed_pairs, build_attention_mask, build_layout, valid_columns
+from .base_model import EmbeddedInputs, ForesightModelOutput, ForesightOutput, ForesightPreTrainedModel
 from .configuration_foresight import ForesightConfig
 
 # From the Hub, transformers copies only the files that this one names: it imports every helper.
@@ -37,7 +38,6 @@ from .heads import AUXILIARY_DECODERS, AUXILIARY_QUERIES, DECODERS, heads_of, qu
 from .inputs import ForesightBatch, ForesightInputs, batch_size, check_inputs, check_targets, real_frames
 from .lora import FROM_LEROBOT, declare_lora_targets
 from .losses import LossSum  # noqa: F401
-from .pretrained import EmbeddedInputs, ForesightModelOutput, ForesightOutput, ForesightPreTrainedModel
 from .streaming import ForesightStream
 from .targets import Target  # noqa: F401
 from .tokens import QUERIES, Kind, TokenLayout

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from .pretrained import EmbeddedInputs
+from .base_model import EmbeddedInputs
 from .tokens import Kind
 
 # What a processor and its model must agree on.

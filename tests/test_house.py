@@ -30,7 +30,7 @@ FORBIDDEN = {
     "modeling_foresight": "lerobot datasets_scripts training lerobot_policy_foresight hub_cards",
     "datasets_scripts": "modeling_foresight training lerobot_policy_foresight hub_cards",
     # `train.py --export` writes LeRobot's files beside the model.
-    "training": "hub_cards lerobot_policy_foresight !lerobot_policy_foresight.checkpoint_files",
+    "training": "hub_cards lerobot_policy_foresight !lerobot_policy_foresight.lerobot_files",
     "lerobot_policy_foresight": "training hub_cards !training.windows",
     "training.windows": "training !training.windows datasets_scripts !datasets_scripts.columns "
     "!datasets_scripts.storage",

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from datasets_scripts.storage.atomic import remove_leftovers, write_json, write_whole_folder
-from datasets_scripts.storage.rows import DatasetRows
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from training.config import RunConfig, flatten, load_config, save_config
 from training.run_data import dataset_identity
 

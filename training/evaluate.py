@@ -5,7 +5,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
 from datasets_scripts.storage.atomic import write_json
-from training.evaluation.simulated_success import SuccessOptions, format_success, measure_success
+from training.evaluation.metaworld_success import SuccessOptions, format_success, measure_success
 
 EXAMPLE = """example:
   python training/evaluate.py --checkpoint outputs/quickstart/model --tasks drawer-open-v3 \\

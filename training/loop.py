@@ -12,8 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from modeling_foresight.seeds import step_seed
-from training.checkpoint_folder import export_model
+from modeling_foresight.step_seed import step_seed
 from training.checkpoints import (
     FINISHED,
     StopRequest,
@@ -24,9 +23,10 @@ from training.checkpoints import (
 )
 from training.config import RunConfig
 from training.evaluation.open_loop import flow_errors, format_open_loop, measure_held_out, measure_losses
-from training.run import Run, build_accelerator, build_run, print_summary, write_summary
+from training.model_folder import export_model
 from training.run_data import RunData, evaluation_loader, open_datasets, training_loader
 from training.run_log import RunLog
+from training.run_state import Run, build_accelerator, build_run, print_summary, write_summary
 from training.starting_model import starting_config
 
 __all__ = ["train"]

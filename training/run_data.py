@@ -11,8 +11,8 @@ from torch import distributed
 from torch.utils.data import DataLoader, Subset
 
 from datasets_scripts.columns import find_image_key, image_key
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import PROVENANCE_PATH, read_provenance
-from datasets_scripts.storage.rows import DatasetRows
 from modeling_foresight import ForesightConfig
 from training.config import RunConfig
 from training.windows import (

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets_scripts.inspection.pictures import import_matplotlib, save_png
-from datasets_scripts.storage.rows import DatasetRows
+from datasets_scripts.inspection.drawing import import_matplotlib, save_png
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from modeling_foresight import ForesightConfig
-from training.checkpoint_folder import load_checkpoint, read_run_config
 from training.config import DatasetSource
 from training.evaluation.figures import draw_moments, explain_figure, to_pixels
 from training.evaluation.predictions import depth_limits, predict_windows
 from training.evaluation.videos import write_video
+from training.model_folder import load_checkpoint, read_run_config
 from training.run_data import window_config
 from training.windows import ForesightWindows, split_episodes
 

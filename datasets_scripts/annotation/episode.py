@@ -26,9 +26,9 @@ from datasets_scripts.depth import DEPTH_SOURCES, check_depth_source, open_depth
 from datasets_scripts.inspection.quality import DepthMeter, TrackMeter
 from datasets_scripts.storage.atomic import write_whole_folder
 from datasets_scripts.storage.dataset_folder import dataset_files
-from datasets_scripts.storage.depth_videos import DepthVideos
+from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows
+from datasets_scripts.storage.depth_reading import DepthVideos
 from datasets_scripts.storage.frame_cache import FrameDecoder, depth_code_table
-from datasets_scripts.storage.rows import RESTORE, BrokenEpisodeError, DatasetRows
 from datasets_scripts.storage.shards import ARRAYS_FILE, read_facts, write_facts
 from datasets_scripts.storage.video_writing import (
     MIN_DEPTH_SIDE_PX,
@@ -37,7 +37,7 @@ from datasets_scripts.storage.video_writing import (
     video_stats,
 )
 from datasets_scripts.tracks import check_track_source, open_tracker
-from datasets_scripts.tracks.sampling import sample_tracks
+from datasets_scripts.tracks.track_selection import sample_tracks
 
 __all__ = [
     "Annotation",

@@ -19,9 +19,9 @@ from datasets_scripts.annotation.episode import (
 )
 from datasets_scripts.annotation.merging import assemble
 from datasets_scripts.storage.dataset_folder import data_files, load_info
+from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows, parse_episodes
 from datasets_scripts.storage.episode_job import EpisodeJob, EpisodeWork
 from datasets_scripts.storage.provenance import flagged_episodes
-from datasets_scripts.storage.rows import RESTORE, BrokenEpisodeError, DatasetRows, parse_episodes
 
 __all__ = ["AnnotationJob", "annotate", "check", "make_shards", "merge", "open_job", "prepare"]
 

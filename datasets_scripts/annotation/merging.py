@@ -28,9 +28,9 @@ from datasets_scripts.inspection.quality import find_flags
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.dataset_copy import copy_dataset
 from datasets_scripts.storage.dataset_folder import append_columns, video_sizes
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.episode_job import EpisodeJob
 from datasets_scripts.storage.provenance import encode_flags, read_provenance, write_provenance
-from datasets_scripts.storage.rows import DatasetRows
 from datasets_scripts.storage.shards import read_array
 from datasets_scripts.storage.video_writing import join_videos
 

@@ -48,7 +48,7 @@ def open_depth(
     ]
     if not opened:
         return None
-    from datasets_scripts.depth.estimators import AlignedDepth, MetricDepth
+    from datasets_scripts.depth.estimated_depth import AlignedDepth, MetricDepth
 
     return AlignedDepth(*opened) if len(opened) == 2 else MetricDepth(*opened)
 

@@ -16,7 +16,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from datasets_scripts.columns import find_depth_key, list_cameras, points_key, points_visible_key
 from datasets_scripts.inspection.quality import FLAGS, summarize_figures
-from datasets_scripts.inspection.templates import render_template
+from datasets_scripts.inspection.template_rendering import render_template
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.dataset_folder import load_info
 from datasets_scripts.storage.provenance import flagged_episodes, read_provenance

@@ -8,7 +8,7 @@ import numpy as np
 from datasets_scripts.columns import picture_size
 from datasets_scripts.inspection.labeled_episode import Camera, LabeledEpisode, Measures, measure_episode
 from datasets_scripts.inspection.quality import FAR_FROM_DEPTH, MAX_OFF_DEPTH_SHARE
-from datasets_scripts.inspection.templates import render_template
+from datasets_scripts.inspection.template_rendering import render_template
 
 __all__ = ["describe_episode"]
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from datasets_scripts.columns import REFERENCE_PX
-from datasets_scripts.inspection.pictures import locate_points
+from datasets_scripts.inspection.drawing import locate_points
 
 __all__ = ["DepthErrors", "TrackErrors"]
 

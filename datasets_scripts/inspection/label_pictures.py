@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets_scripts.columns import picture_size
-from datasets_scripts.inspection.labeled_episode import Camera, LabeledEpisode, spread_evenly
-from datasets_scripts.inspection.pictures import (
+from datasets_scripts.inspection.drawing import (
     Flow,
     add_color_bar,
     depth_range,
@@ -19,6 +18,7 @@ from datasets_scripts.inspection.pictures import (
     new_figure,
     set_plain_ticks,
 )
+from datasets_scripts.inspection.labeled_episode import Camera, LabeledEpisode, spread_evenly
 from datasets_scripts.inspection.quality import DEPTH_EDGES_M, TrackMeter
 
 __all__ = ["draw_distributions", "draw_episode", "draw_motion", "encode_picture"]

@@ -20,9 +20,9 @@ from datasets_scripts.columns import (
     unpack_points,
 )
 from datasets_scripts.inspection.quality import DepthMeter, TrackMeter
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import OnDemandFrames
 from datasets_scripts.storage.provenance import moving_flags, read_provenance
-from datasets_scripts.storage.rows import DatasetRows
 
 CHUNK = 32  # frames decoded at a time
 

@@ -12,7 +12,7 @@ in `meta/foresight.json`, per episode and camera:
 | `depth.valid_share` | share of pixels that have a depth |
 | `depth.near_m`, `depth.median_m`, `depth.far_m` | 1st, 50th and 99th percentile of it, meters |
 | `depth.flicker` | where the image stays: how far depth is from the mean of the frames around, relative |
-| `depth.error`, `depth.fallback` | of the joined depth models, by their source (`depth/estimators.py`) |
+| `depth.error`, `depth.fallback` | of the joined depth models, by their source (`depth/estimated_depth.py`) |
 | `problem` | why the camera's files could not be read |
 
 A figure that is unknown is `None`, such as `n_moving` where it is not recorded which points move. The

@@ -34,7 +34,7 @@ from datasets_scripts.inspection.quality import (
     find_flags,
     summarize_figures,
 )
-from datasets_scripts.inspection.templates import render_template
+from datasets_scripts.inspection.template_rendering import render_template
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.episode_job import work_on_all
 from datasets_scripts.storage.provenance import PROVENANCE_PATH, write_provenance

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets_scripts.inspection.drawing import locate_points
 from datasets_scripts.inspection.labeled_episode import Camera, LabeledEpisode
-from datasets_scripts.inspection.pictures import locate_points
 from datasets_scripts.storage.atomic import write_whole_file
 
 __all__ = ["record_episode"]

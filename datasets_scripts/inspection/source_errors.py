@@ -14,7 +14,7 @@ import numpy as np
 from datasets_scripts.columns import picture_size
 from datasets_scripts.inspection.label_errors import DepthErrors, TrackErrors
 from datasets_scripts.inspection.labeled_episode import Camera, LabeledDataset, LabeledEpisode
-from datasets_scripts.inspection.templates import render_template
+from datasets_scripts.inspection.template_rendering import render_template
 from datasets_scripts.tracks import TRACK_SOURCES
 
 __all__ = ["ExactEpisodes", "format_report", "measure_sources", "split_windows"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets_scripts.tracks.sampling import TrackChoice, sample_tracks
+from datasets_scripts.tracks.track_selection import TrackChoice, sample_tracks
 
 NEAR_M = 0.02
 DEPTH_TOLERANCE_M = 0.01

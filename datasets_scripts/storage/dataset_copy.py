@@ -26,7 +26,7 @@ from datasets_scripts.storage.dataset_folder import (
     iterate_episodes,
     load_info,
 )
-from datasets_scripts.storage.rows import DatasetRows
+from datasets_scripts.storage.dataset_rows import DatasetRows
 
 __all__ = ["copy_dataset"]
 

@@ -33,8 +33,8 @@ from tqdm.auto import tqdm
 
 from datasets_scripts.columns import clean_depth, depth_limit_m, is_depth_feature
 from datasets_scripts.storage.atomic import write_whole_file
-from datasets_scripts.storage.depth_videos import DepthVideos
-from datasets_scripts.storage.rows import RESTORE, BrokenEpisodeError, DatasetRows
+from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows
+from datasets_scripts.storage.depth_reading import DepthVideos
 from datasets_scripts.storage.video_writing import MAX_DEPTH_CODE
 
 __all__ = ["CachedFrames", "FrameDecoder", "OnDemandFrames", "depth_code_table", "open_frames"]

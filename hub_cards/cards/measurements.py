@@ -10,8 +10,8 @@ from pathlib import Path
 
 from datasets_scripts.storage.atomic import write_json, write_whole_file
 from hub_cards.cards.licenses import find_previous_stage, list_parts
-from training.checkpoint_folder import read_run_config, read_summary, run_folder, weights_digest
 from training.config import RunConfig
+from training.model_folder import read_run_config, read_summary, run_folder, weights_digest
 from training.run_facts import portable_path
 
 __all__ = ["collect_measurements", "has_measured_weights", "is_folder", "read_json", "read_measurements"]

@@ -7,12 +7,12 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import UndefinedError
 
 from datasets_scripts.inspection.dataset_card import list_label_licenses
-from datasets_scripts.inspection.templates import render_template
+from datasets_scripts.inspection.template_rendering import render_template
 from datasets_scripts.simulation.metaworld import task_descriptions
+from hub_cards.cards.error_tables import build_error_rows, format_number, join_words
 from hub_cards.cards.eval_results import build_model_index, success_by_task
 from hub_cards.cards.licenses import derive_license
 from hub_cards.cards.measurements import read_measurements
-from hub_cards.cards.tables import build_error_rows, format_number, join_words
 from training.run_facts import portable_path
 
 __all__ = ["build_card"]

@@ -11,11 +11,11 @@ from safetensors import safe_open
 from transformers.utils import logging
 
 from hub_cards.cards.measurements import is_folder, read_json
-from hub_cards.checks.messages import EXPORT_AGAIN, list_some, shorten_error
 from hub_cards.checks.sample import SAMPLE_FILE, check_sample
+from hub_cards.checks.wording import EXPORT_AGAIN, list_some, shorten_error
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.streaming import SHARED
-from training.checkpoint_folder import load_checkpoint
+from training.model_folder import load_checkpoint
 
 __all__ = ["check_adapter", "check_model"]
 

@@ -23,7 +23,7 @@ from datasets_scripts.storage.hub_upload import (
 )
 from hub_cards.cards.measurements import read_json
 from hub_cards.checks.folder import KIND_FILES, check_folder, find_kind
-from hub_cards.checks.messages import list_some
+from hub_cards.checks.wording import list_some
 from hub_cards.hub.download_check import verify_download
 from hub_cards.hub.staging import list_files, pin_base, staged_folder
 

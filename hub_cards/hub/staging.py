@@ -18,7 +18,7 @@ from datasets_scripts.storage.hub_upload import retry_request
 from datasets_scripts.storage.provenance import read_provenance
 from hub_cards.cards.measurements import is_folder, read_json
 from hub_cards.checks.sample import SAMPLE_FILE, write_sample
-from modeling_foresight.exporting import add_code
+from modeling_foresight.remote_code import add_code
 from training.adapters import BASE_FILE
 from training.run_facts import portable_path
 

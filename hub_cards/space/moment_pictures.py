@@ -10,10 +10,10 @@ from matplotlib import colormaps
 from matplotlib.colors import LogNorm
 from PIL import Image
 
+from datasets_scripts.inspection.drawing import Flow, draw_flow, new_figure
 from datasets_scripts.inspection.label_pictures import encode_picture
-from datasets_scripts.inspection.pictures import Flow, draw_flow, new_figure
-from datasets_scripts.inspection.templates import render_template
-from hub_cards.space.episode import EpisodeView
+from datasets_scripts.inspection.template_rendering import render_template
+from hub_cards.space.episode_predictions import EpisodeView
 from training.evaluation.predictions import Moment
 
 __all__ = ["color_depth", "render_moment", "encode_image", "place_ticks"]

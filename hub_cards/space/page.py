@@ -8,7 +8,13 @@ from pathlib import Path
 import gradio as gr
 import plotly
 
-from hub_cards.space.episode import Choice, EpisodeView, name_episodes, open_dataset, predict_episode
+from hub_cards.space.episode_predictions import (
+    Choice,
+    EpisodeView,
+    name_episodes,
+    open_dataset,
+    predict_episode,
+)
 from hub_cards.space.moment_pictures import render_moment
 from hub_cards.space.plots import CLOUDS, draw_actions, draw_scene
 

@@ -5,8 +5,8 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.subplots import make_subplots
 
-from datasets_scripts.inspection.pictures import Flow, locate_points
-from hub_cards.space.episode import EpisodeView
+from datasets_scripts.inspection.drawing import Flow, locate_points
+from hub_cards.space.episode_predictions import EpisodeView
 from training.evaluation.predictions import Moment
 
 __all__ = ["CLOUDS", "draw_actions", "draw_scene"]

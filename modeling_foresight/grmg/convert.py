@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging
 
 from ..configuration_foresight import PRESETS
-from .checkpoints import to_foresight, to_grmg
+from .conversion import to_foresight, to_grmg
 from .reading import read_settings
 
 OPTIONS = ("preset", "text_tower", "vision_tower", "tokenizer")  # without --to-grmg

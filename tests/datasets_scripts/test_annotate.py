@@ -20,9 +20,9 @@ from datasets_scripts.annotation import job as command
 from datasets_scripts.annotation.episode import Annotation
 from datasets_scripts.annotation.job import AnnotationJob, annotate
 from datasets_scripts.columns import unpack_points
-from datasets_scripts.conversion import column_names
+from datasets_scripts.conversion import column_renaming
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import moving_flags, read_provenance
-from datasets_scripts.storage.rows import DatasetRows
 from tests.synthetic import make_dataset
 from training.windows import ForesightWindows, WindowConfig
 
@@ -116,8 +116,8 @@ def test_a_finished_dataset_without_a_video_is_named(recorded, annotated, tmp_pa
 def test_depth_of_another_size_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
     sizes = {"main": (48, 64), "side": (32, 40)}
     facts = make_dataset(tmp_path / "data", frames=[3], cameras=sizes, depth=("side",), tracks=False)
-    monkeypatch.setattr(column_names, "_add_labels", lambda features, names: names)
-    column_names.rename_columns(
+    monkeypatch.setattr(column_renaming, "_add_labels", lambda features, names: names)
+    column_renaming.rename_columns(
         facts.root, tmp_path / "other", {"observation.depth.side": "observation.depth.main"}
     )
     facts = dataclasses.replace(facts, root=tmp_path / "other")

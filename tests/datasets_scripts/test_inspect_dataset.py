@@ -14,9 +14,9 @@ from PIL import Image
 
 from datasets_scripts.inspect_dataset import main
 from datasets_scripts.inspection import report
+from datasets_scripts.inspection.drawing import locate_points
 from datasets_scripts.inspection.label_pictures import _recent_flow
 from datasets_scripts.inspection.labeled_episode import LabeledDataset, LabeledEpisode
-from datasets_scripts.inspection.pictures import locate_points
 from datasets_scripts.storage.provenance import read_provenance
 from tests.synthetic import SyntheticDataset, make_dataset
 

@@ -118,8 +118,8 @@ def stats(size: int) -> dict:
 
 
 def latency() -> dict:
-    """What `latency.py` writes."""
-    run = dict(facts_of_run("hub_cards/latency.py", "model"))
+    """What `measure_latency.py` writes."""
+    run = dict(facts_of_run("hub_cards/measure_latency.py", "model"))
     row = {
         "device": "cpu",
         "hardware": run.pop("hardware")["cpu"],

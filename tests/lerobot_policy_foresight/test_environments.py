@@ -11,9 +11,9 @@ import torch
 from lerobot.envs.configs import EnvConfig
 from lerobot.envs.utils import NEW_ROLLOUT_OPTION, env_to_policy_features, preprocess_observation
 
-from lerobot_policy_foresight import metaworld
-from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
-from lerobot_policy_foresight.metaworld import ForesightMetaWorldConfig, MetaWorldEnv
+from lerobot_policy_foresight import metaworld_env
+from lerobot_policy_foresight.lerobot_files import write_lerobot_files
+from lerobot_policy_foresight.metaworld_env import ForesightMetaWorldConfig, MetaWorldEnv
 from modeling_foresight import ForesightForActionPrediction
 from tests.lerobot_policy_foresight.miniature import (
     lerobot_eval,
@@ -68,7 +68,7 @@ def test_settings_that_cannot_be_are_named(options, complaint):
 
 def test_other_environments_keep_their_choice_of_renderer():
     # Importing the simulator sets MUJOCO_GL, and LeRobot imports the plugin for every command.
-    body = ast.parse(Path(metaworld.__file__).read_text()).body
+    body = ast.parse(Path(metaworld_env.__file__).read_text()).body
     imports = [node.module for node in body if isinstance(node, ast.ImportFrom)]
     assert not any(name.startswith("datasets_scripts") for name in imports)
 

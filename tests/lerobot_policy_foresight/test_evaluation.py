@@ -2,7 +2,7 @@
 
 import pytest
 
-from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
+from lerobot_policy_foresight.lerobot_files import write_lerobot_files
 from modeling_foresight import ForesightForActionPrediction
 from tests.lerobot_policy_foresight.miniature import lerobot_eval
 from tests.tiny import tiny_config, tiny_processor

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
+from lerobot_policy_foresight.lerobot_files import write_lerobot_files
 from modeling_foresight import ForesightForActionPrediction, ForesightStream
 from tests.lerobot_policy_foresight.miniature import (
     lerobot_eval,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from lerobot_policy_foresight.__main__ import main
-from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
+from lerobot_policy_foresight.lerobot_files import write_lerobot_files
 from lerobot_policy_foresight.modeling_foresight import LeRobotForesightPolicy
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.lora import lora_config

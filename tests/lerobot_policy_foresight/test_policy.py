@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig
 
 from lerobot_policy_foresight import LeRobotForesightConfig
-from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
+from lerobot_policy_foresight.lerobot_files import write_lerobot_files
 from lerobot_policy_foresight.lerobot_version import TESTED_LEROBOT
 from lerobot_policy_foresight.window_reading import WindowReader
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor

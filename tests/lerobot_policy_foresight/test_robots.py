@@ -20,8 +20,8 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
-from datasets_scripts.conversion.column_names import rename_columns
-from lerobot_policy_foresight.dataset_fit import check_column_names
+from datasets_scripts.conversion.column_renaming import rename_columns
+from lerobot_policy_foresight.config_from_dataset import check_column_names
 from tests.lerobot_policy_foresight.miniature import (
     assert_same_actions,
     lerobot_train,

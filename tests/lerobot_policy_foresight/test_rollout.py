@@ -12,7 +12,7 @@ from lerobot.policies.factory import get_policy_class
 from lerobot.utils.import_utils import register_third_party_plugins
 from transformers import AutoModel, AutoProcessor
 
-from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
+from lerobot_policy_foresight.lerobot_files import write_lerobot_files
 from modeling_foresight import ForesightForActionPrediction
 from tests.lerobot_policy_foresight.fakearm import FakeArm
 from tests.tiny import tiny_config, tiny_processor

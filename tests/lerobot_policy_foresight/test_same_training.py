@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
 from safetensors.torch import load_file
 
-from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
+from lerobot_policy_foresight.lerobot_files import write_lerobot_files
 from modeling_foresight import ForesightForActionPrediction
 from tests.lerobot_policy_foresight.miniature import lerobot_train, run_options
 from tests.synthetic import make_dataset

@@ -17,7 +17,7 @@ from lerobot.scripts import lerobot_train as script
 from safetensors.torch import load_file, save_model
 from transformers import AutoModel
 
-from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
+from lerobot_policy_foresight.lerobot_files import write_lerobot_files
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor, export_with_code
 from tests.lerobot_policy_foresight.miniature import (
     assert_same_actions,
@@ -29,9 +29,9 @@ from tests.lerobot_policy_foresight.miniature import (
 )
 from tests.synthetic import make_dataset
 from tests.training.test_train import TINY
-from training.checkpoint_folder import load_checkpoint
 from training.config import load_config
 from training.loop import train
+from training.model_folder import load_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from lerobot.policies.factory import make_policy
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, default_collate
 
-from datasets_scripts.storage import rows
 from lerobot_policy_foresight import LeRobotForesightConfig, window_reading
 from lerobot_policy_foresight.window_reading import WindowReader
 from tests.lerobot_policy_foresight.miniature import run_ranks, small_model
@@ -197,9 +196,9 @@ def test_chosen_episodes_of_a_partly_downloaded_dataset_are_read_from_the_hub(
 
     dataset = opened(downloaded, episodes=[0])
     policy = policy_for(dataset)
-    find = rows.find_dataset
+    find = dataset_rows.find_dataset
     monkeypatch.setattr(
-        rows, "find_dataset", lambda name, videos: (from_hub if "@" in name else find)(name, videos)
+        dataset_rows, "find_dataset", lambda name, videos: (from_hub if "@" in name else find)(name, videos)
     )
     monkeypatch.setattr(window_reading, "HF_LEROBOT_HUB_CACHE", downloaded.parent)
     batch = loaded(dataset, [0, 5])

@@ -17,7 +17,7 @@ import torch
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightModel
-from modeling_foresight.pretrained import ForesightPreTrainedModel
+from modeling_foresight.base_model import ForesightPreTrainedModel
 from tests.tiny import tiny_config, tiny_inputs, tiny_targets
 
 SOURCES = (

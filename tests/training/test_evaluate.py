@@ -17,11 +17,11 @@ from modeling_foresight import ForesightForActionPrediction, ForesightStream
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training import evaluate
-from training.checkpoint_folder import load_checkpoint
-from training.evaluation import simulated_success
+from training.evaluation import metaworld_success
 from training.evaluation.closed_loop import run_episodes
 from training.evaluation.simulation_pool import SimulationPool
 from training.evaluation.videos import rollout_grid, write_video
+from training.model_folder import load_checkpoint
 from training.run_facts import portable_command, portable_path
 
 ROOT = Path(evaluate.__file__).parents[1]
@@ -290,8 +290,8 @@ def test_starts_of_every_dataset_of_a_mixture_count(tmp_path):
         write_provenance(tmp_path / name, {"episodes": {"0": {"task": TASK, "seed": seed}}})
     both = [tmp_path / "goals", tmp_path / "objects"]
     with pytest.raises(ValueError, match=r"objects has demonstrations from the starts \[10007\]"):
-        simulated_success._check_unseen([TASK], range(10005, 10010), both)
-    checked = simulated_success._check_unseen([TASK], range(10010, 10020), both)
+        metaworld_success._check_unseen([TASK], range(10005, 10010), both)
+    checked = metaworld_success._check_unseen([TASK], range(10010, 10020), both)
     assert checked == {"checked_against": "1 demonstrations of goals and 1 demonstrations of objects"}
 
 
@@ -410,14 +410,14 @@ def test_a_truncated_checkpoint_is_named(checkpoint, tmp_path):
 )
 def test_a_policy_for_another_robot_is_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
-        simulated_success._check_robot(robot_config(**overrides))
+        metaworld_success._check_robot(robot_config(**overrides))
 
 
 def test_a_frame_rate_that_the_simulator_cannot_keep_is_refused(checkpoint):
-    options = simulated_success.SuccessOptions(str(checkpoint), TASK)
+    options = metaworld_success.SuccessOptions(str(checkpoint), TASK)
     with pytest.raises(ValueError, match="--stride"):
-        simulated_success._choose_settings(options, robot_config(fps=30), {}, None)
-    assert simulated_success._choose_settings(options, robot_config(fps=40), {}, None)["stride"] == 2
+        metaworld_success._choose_settings(options, robot_config(fps=30), {}, None)
+    assert metaworld_success._choose_settings(options, robot_config(fps=40), {}, None)["stride"] == 2
 
 
 def test_places_of_the_machine_stay_out_of_what_is_published(tmp_path):

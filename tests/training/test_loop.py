@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from datasets_scripts.storage.rows import DatasetRows
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from modeling_foresight import ForesightForActionPrediction
 from tests.synthetic import make_dataset
 from tests.training.test_train import (  # noqa: F401 - fixtures

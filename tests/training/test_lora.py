@@ -22,9 +22,9 @@ from modeling_foresight.lora import LORA_TARGETS, lora_config
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_batch, tiny_config, tiny_inputs
 from tests.training.test_train import TINY, command, environment, log_lines
-from training.checkpoint_folder import load_checkpoint
 from training.config import load_config
 from training.loop import train
+from training.model_folder import load_checkpoint
 
 STEPS, RANK = 4, 3
 LORA = ["--lora.r", str(RANK), "--lora.dropout", "0.1", "--train.steps", str(STEPS)]
@@ -371,7 +371,7 @@ def test_loss_weights_may_change_under_an_adapter(work, tmp_path):
 
 
 def test_an_adapter_stays_float32_in_mixed_precision_with_checkpointing(work, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.run.has_bfloat16", lambda device: True)
+    monkeypatch.setattr("training.run_state.has_bfloat16", lambda device: True)
     flags = ["--train.mixed_precision", "bf16", "--train.gradient_checkpointing", "true"]
     assert run(work, tmp_path / "run", "--train.steps", "2", *flags) == 0
     tensors = load_file(tmp_path / "run" / "model" / "adapter_model.safetensors")

@@ -290,7 +290,7 @@ def test_gradient_accumulation_gives_the_update_of_the_whole_batch(config_file, 
 def test_bfloat16_is_for_where_it_has_kernels_and_keeps_float32_weights(
     config_file, dataset, tmp_path, monkeypatch, capsys, has_kernels, taken
 ):
-    monkeypatch.setattr("training.run.has_bfloat16", lambda device: has_kernels)
+    monkeypatch.setattr("training.run_state.has_bfloat16", lambda device: has_kernels)
     forward, autocast = ForesightBlock.forward, []
 
     def note(self, *args, **kwargs):

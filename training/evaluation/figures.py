@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datasets_scripts.inspection.pictures import add_depth_scale, draw_depth, draw_flow, import_matplotlib
+from datasets_scripts.inspection.drawing import add_depth_scale, draw_depth, draw_flow, import_matplotlib
 from modeling_foresight import ForesightConfig
 from training.evaluation.predictions import Moment, depth_limits
 

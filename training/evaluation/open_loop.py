@@ -39,8 +39,8 @@ from modeling_foresight.targets import (
     progress_targets,
     rgb_target,
 )
-from training.checkpoint_folder import read_run_config
 from training.evaluation.real_units import measure_in_real_units
+from training.model_folder import read_run_config
 from training.run_data import RunData, evaluation_loader
 
 __all__ = [

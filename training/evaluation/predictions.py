@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from datasets_scripts.inspection.pictures import Flow, depth_range
+from datasets_scripts.inspection.drawing import Flow, depth_range
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.inputs import ForesightInputs
 from modeling_foresight.targets import depth_statistics, newest_trained_future, patchify, unpatchify

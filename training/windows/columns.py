@@ -12,7 +12,7 @@ from datasets_scripts.columns import (
     points_visible_key,
     validate_columns,
 )
-from datasets_scripts.storage.rows import DatasetRows
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from modeling_foresight.action_codec import ACTION_SIZE, GRIPPER
 from training.windows.settings import WindowConfig
 from training.windows.slicing import combine_commands

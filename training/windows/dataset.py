@@ -37,9 +37,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets_scripts.columns import check_depth_range
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import open_frames
 from datasets_scripts.storage.provenance import moving_flags, read_provenance
-from datasets_scripts.storage.rows import DatasetRows
 from modeling_foresight.action_codec import ACTION_SIZE, encode_local_delta
 from modeling_foresight.targets import FlowSampling, blank_flow_targets, build_flow_targets
 from training.windows.augmentation import draw_shift, shift_fraction, shift_frames, shift_px
@@ -50,7 +50,7 @@ from training.windows.columns import (
     require_columns,
     two_dimensional,
 )
-from training.windows.episodes import EpisodeWindows
+from training.windows.episode_windows import EpisodeWindows
 from training.windows.settings import WindowConfig
 from training.windows.slicing import action_chunks, combine_commands, goal_rows, progress
 

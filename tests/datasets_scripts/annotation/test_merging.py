@@ -18,9 +18,9 @@ from datasets_scripts.annotation import episode as annotate_episode
 from datasets_scripts.annotation import merging as annotated_dataset
 from datasets_scripts.columns import clean_depth, unpack_points
 from datasets_scripts.depth.source import DepthClip
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import FrameDecoder
 from datasets_scripts.storage.provenance import read_provenance
-from datasets_scripts.storage.rows import DatasetRows
 from tests.synthetic import make_dataset
 
 DEPTH_MAX_M, LENGTHS = 4.0, [7, 6, 4, 5]

@@ -15,8 +15,8 @@ from datasets_scripts.conversion import job as job_file
 from datasets_scripts.conversion.calvin import CalvinArchive
 from datasets_scripts.conversion.job import convert
 from datasets_scripts.convert_calvin import main
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import read_provenance
-from datasets_scripts.storage.rows import DatasetRows
 from training.windows import ForesightWindows, WindowConfig
 
 SEGMENTS = [(103, 109), (106, 112), (120, 125)]  # the first two overlap, as in CALVIN

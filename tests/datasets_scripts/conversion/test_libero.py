@@ -13,8 +13,8 @@ from datasets_scripts.conversion import job as job_file
 from datasets_scripts.conversion.job import convert
 from datasets_scripts.conversion.libero import LiberoArchive
 from datasets_scripts.convert_libero import main
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import read_provenance
-from datasets_scripts.storage.rows import DatasetRows
 
 h5py = pytest.importorskip("h5py")
 Rotation = pytest.importorskip("scipy.spatial.transform").Rotation

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from datasets_scripts.depth import check_depth_source, open_depth
-from datasets_scripts.depth.estimators import AlignedDepth, MetricDepth
+from datasets_scripts.depth.estimated_depth import AlignedDepth, MetricDepth
 from datasets_scripts.depth.gpu import prefetch
 from datasets_scripts.depth.transformers_model import TransformersDepth
 from datasets_scripts.depth.video_depth_anything import VideoDepth

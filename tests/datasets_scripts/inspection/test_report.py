@@ -10,8 +10,8 @@ import pytest
 from datasets_scripts.inspect_dataset import main
 from datasets_scripts.inspection import report as label_report
 from datasets_scripts.inspection.report import rank_episodes
+from datasets_scripts.storage.dataset_rows import parse_episodes
 from datasets_scripts.storage.provenance import flagged_episodes, read_provenance
-from datasets_scripts.storage.rows import parse_episodes
 from tests.synthetic import make_dataset
 
 EPISODES, FRAMES = 3, 7

@@ -4,8 +4,8 @@ import shutil
 import pytest
 
 from datasets_scripts.storage import frame_cache
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import CachedFrames, OnDemandFrames, open_frames
-from datasets_scripts.storage.rows import DatasetRows
 from tests.synthetic import make_dataset
 from training.config import load_config
 

@@ -20,12 +20,12 @@ from datasets_scripts.annotation.episode import Annotation
 from datasets_scripts.annotation.job import AnnotationJob, make_shards, merge, open_job
 from datasets_scripts.annotation.push import check_push, push_dataset
 from datasets_scripts.inspect_dataset import main
+from datasets_scripts.storage import dataset_rows as dataset_rows
 from datasets_scripts.storage import hub_download as hub_source
-from datasets_scripts.storage import rows as dataset_rows
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import FrameDecoder
 from datasets_scripts.storage.hub_download import HubError, explain_hub_errors
 from datasets_scripts.storage.provenance import read_provenance
-from datasets_scripts.storage.rows import DatasetRows
 from tests.hub_server import running_hub
 from tests.synthetic import make_dataset
 

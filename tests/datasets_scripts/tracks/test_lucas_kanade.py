@@ -7,10 +7,10 @@ import pytest
 from datasets_scripts.inspection.source_errors import ExactEpisodes, measure_sources
 from datasets_scripts.simulation.job import simulate
 from datasets_scripts.simulation.recording import Recording
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import FrameDecoder
-from datasets_scripts.storage.rows import DatasetRows
 from datasets_scripts.tracks import open_tracker
-from datasets_scripts.tracks.sampling import sample_tracks
+from datasets_scripts.tracks.track_selection import sample_tracks
 
 track = open_tracker("lucas-kanade").track
 SIDE, FRAMES = 96, 6

@@ -4,8 +4,8 @@ import warnings
 
 import numpy as np
 
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import flagged_episodes, read_provenance
-from datasets_scripts.storage.rows import DatasetRows
 from training.windows.columns import WindowColumns
 from training.windows.settings import WindowConfig
 from training.windows.slicing import window_starts

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts.conversion.column_names import rename_columns
+from datasets_scripts.conversion.column_renaming import rename_columns
 from datasets_scripts.rename_columns import main
 from datasets_scripts.storage.provenance import moving_flags, read_provenance
 from tests.synthetic import make_dataset
@@ -149,7 +149,7 @@ def test_a_failure_leaves_nothing(labelled, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("datasets_scripts.conversion.column_names.share_file", full)
+    monkeypatch.setattr("datasets_scripts.conversion.column_renaming.share_file", full)
     with pytest.raises(OSError, match="No space"):
         rename_columns(labelled.root, tmp_path / "new", {"action": "act"})
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from datasets_scripts.annotation.episode import LabelMaker
 from datasets_scripts.annotation.job import AnnotationJob, open_job
 from datasets_scripts.columns import depth_key, points_key, points_visible_key
 from datasets_scripts.storage.dataset_folder import dataset_files
-from datasets_scripts.storage.rows import DatasetRows
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.shards import ARRAYS_FILE
 
 __all__ = ["describe_plan"]

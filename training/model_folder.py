@@ -95,7 +95,7 @@ def write_export(
 def add_lerobot_files(folder: Path, target: Path, image_keys: dict[str, str | None]) -> None:
     """Makes a model that will lie in `target` a LeRobot policy too, or prints why LeRobot cannot use it."""
     # No other part of training needs the policy.
-    from lerobot_policy_foresight.checkpoint_files import write_lerobot_files
+    from lerobot_policy_foresight.lerobot_files import write_lerobot_files
 
     try:
         write_lerobot_files(folder, image_keys)

@@ -10,12 +10,18 @@ from datasets_scripts.storage.provenance import read_provenance, write_provenanc
 from modeling_foresight import ForesightForActionPrediction
 from tests.synthetic import make_dataset
 from tests.tiny import TASKS, tiny_config, tiny_processor
-from training.checkpoint_folder import load_checkpoint
+from training.model_folder import load_checkpoint
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("plotly")
-from hub_cards.space import episode as episode_module
-from hub_cards.space.episode import Choice, match_cameras, name_episodes, open_dataset, predict_episode
+from hub_cards.space import episode_predictions as episode_module
+from hub_cards.space.episode_predictions import (
+    Choice,
+    match_cameras,
+    name_episodes,
+    open_dataset,
+    predict_episode,
+)
 from hub_cards.space.moment_pictures import color_depth, place_ticks, render_moment
 from hub_cards.space.plots import CLOUDS, draw_actions, draw_scene
 

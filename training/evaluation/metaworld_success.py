@@ -99,7 +99,7 @@ def measure_success(options: SuccessOptions) -> dict:
     tasks = resolve_tasks(options.tasks)  # before anything slow
     import torch
 
-    from training.checkpoint_folder import load_checkpoint
+    from training.model_folder import load_checkpoint
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model, processor = load_checkpoint(options.checkpoint, device, options.revision)
@@ -114,9 +114,9 @@ def measure_success(options: SuccessOptions) -> dict:
 
 
 def _measure(options: SuccessOptions, tasks: list[str], model, processor) -> dict:
-    from training.checkpoint_folder import read_summary, weights_digest
     from training.evaluation.metric_loader import load_metric
     from training.evaluation.open_loop import held_out_data, measure_recorded
+    from training.model_folder import read_summary, weights_digest
 
     metric = load_metric("success_rate")  # before the episodes: the cache of such scripts may be read-only
     demonstrations = _find_demonstrations(options)
@@ -233,7 +233,7 @@ def _check_robot(config) -> None:
 
 def _find_demonstrations(options: SuccessOptions) -> list[Path]:
     """The training data that this machine has: named, in the run's settings, or beside the model."""
-    from training.checkpoint_folder import read_run_config
+    from training.model_folder import read_run_config
 
     trained_on = [source.path for source in read_run_config(options.checkpoint).data.datasets]
     beside = Path(options.checkpoint).resolve().parent / "dataset"

@@ -26,8 +26,8 @@ from datasets_scripts.columns import (
 )
 from datasets_scripts.storage.atomic import share_file, write_json, write_whole_folder
 from datasets_scripts.storage.dataset_folder import INFO_PATH, STATS_PATH, dataset_files
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import PROVENANCE_PATH
-from datasets_scripts.storage.rows import DatasetRows
 
 __all__ = ["rename_columns"]
 

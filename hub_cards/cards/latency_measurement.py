@@ -13,7 +13,7 @@ import torch
 from datasets_scripts.storage.atomic import write_json
 from hub_cards.cards.measurements import read_json
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
-from training.checkpoint_folder import load_checkpoint
+from training.model_folder import load_checkpoint
 from training.run_facts import describe_run
 
 __all__ = ["LATENCY", "measure_latency"]

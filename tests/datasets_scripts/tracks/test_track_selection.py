@@ -10,7 +10,7 @@ from datasets_scripts.tracks.motion import (
     sort_tracks,
     usable_tracks,
 )
-from datasets_scripts.tracks.sampling import MIN_TRACKS, Candidates, choose_tracks, sample_tracks
+from datasets_scripts.tracks.track_selection import MIN_TRACKS, Candidates, choose_tracks, sample_tracks
 
 FRAMES = 21
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from lerobot.datasets.video_utils import decode_video_frames
 
-from datasets_scripts.storage.depth_videos import DepthVideos
+from datasets_scripts.storage.dataset_rows import DatasetRows
+from datasets_scripts.storage.depth_reading import DepthVideos
 from datasets_scripts.storage.frame_cache import FrameDecoder
-from datasets_scripts.storage.rows import DatasetRows
 from datasets_scripts.storage.video_writing import encode_depth
 from tests.synthetic import make_dataset
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from datasets_scripts.columns import find_depth_key, list_cameras, points_key
 from datasets_scripts.inspection.labeled_episode import read_task
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import read_provenance
-from datasets_scripts.storage.rows import DatasetRows
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
-from training.checkpoint_folder import load_checkpoint, read_run_config
 from training.evaluation.predictions import Prediction, depth_limits, predict_windows
+from training.model_folder import load_checkpoint, read_run_config
 from training.run_data import window_config
 from training.windows import ForesightWindows
 

@@ -17,8 +17,8 @@ from transformers import CLIPTextModelWithProjection, ViTMAEConfig, ViTMAEForPre
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.attention_mask import Kind
 from modeling_foresight.encoders import sincos_2d
-from modeling_foresight.grmg.checkpoints import tensors_in_file
 from modeling_foresight.grmg.configuration import Checkpoint, count_heads
+from modeling_foresight.grmg.conversion import tensors_in_file
 from modeling_foresight.grmg.convert import main
 from modeling_foresight.grmg.names import IGNORED, NEW_IN_3D, POSITIONS, table_rows
 from modeling_foresight.grmg.reading import read_tensors

@@ -12,7 +12,7 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from datasets_scripts.storage.atomic import write_json
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
-from modeling_foresight.precision import NO_BFLOAT16, has_bfloat16
+from modeling_foresight.bfloat16_support import NO_BFLOAT16, has_bfloat16
 from training.adapters import add_lora, describe_base, save_only_adapter
 from training.config import RunConfig, flatten
 from training.run_data import RunData
