@@ -14,6 +14,7 @@ from lerobot.policies.factory import make_policy
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, default_collate
 
+from datasets_scripts.storage import dataset_rows
 from lerobot_policy_foresight import LeRobotForesightConfig, window_reading
 from lerobot_policy_foresight.window_reading import WindowReader
 from tests.lerobot_policy_foresight.miniature import run_ranks, small_model
