@@ -18,7 +18,7 @@ THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 
 # Only `setup`, `test-common` and `test-newest` use the network, for packages: nothing that make runs fetches models or data.
 export HF_HUB_OFFLINE = 1
-# Where this is set, as in some containers, every process compiles all of PyTorch anew: 2 s each.
+# Where this is set, as in some containers, every process compiles all of PyTorch again: 2 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := setup
@@ -33,7 +33,7 @@ setup: ## (default) make .venv with the tested versions; a no-op when nothing ch
 	@scripts/setup.sh
 
 # One step per line of the README: demonstrations, training, closed loop, picture, card.
-# Each script takes up where an earlier run of it stopped, so the target can be repeated.
+# Simulation and training resume and the other steps overwrite their output, so the target can be repeated.
 define quickstart_steps
 	@echo "== 1/5 simulating $(EPISODES) demonstrations of $(TASK): $(OUTPUT)/dataset"
 	$(PY) datasets_scripts/simulate.py --tasks $(TASK) --episodes $(EPISODES) \
@@ -109,7 +109,7 @@ test-common: setup ## the common model tests of transformers, fetched once for t
 	$(PY) scripts/fetch_common_tests.py
 	RUN_SLOW=1 $(PY) -m pytest -m common tests/modeling_foresight/test_transformers_common.py --no-header $(PYTEST_FLAGS)
 
-# An environment of its own: LeRobot, and so .venv, allows no newer transformers than 5.5.
+# A separate environment: LeRobot, and so .venv, allows no newer transformers than 5.5.
 .venv-newest/.installed: scripts/newest.txt
 	$(UV) venv --quiet --clear --python $(PY) .venv-newest
 	$(UV) pip install --quiet --python .venv-newest/bin/python --requirements scripts/newest.txt
@@ -130,7 +130,7 @@ style: setup ## repair lint and format where a tool can
 	.venv/bin/ruff format
 
 space: export HF_HUB_OFFLINE = 0
-space: setup ## look through the shipped checkpoint's eyes in the browser (SPACE_FLAGS="--checkpoint DIR --dataset DIR")
+space: setup ## inspect the shipped checkpoint's predictions in the browser (SPACE_FLAGS="--checkpoint DIR --dataset DIR")
 	$(PY) hub_cards/space/app.py $(SPACE_FLAGS)
 
 benchmark-gpu: setup ## on a GPU: tests marked gpu; control step, training step and depth sources at true size

@@ -92,6 +92,7 @@ def open_episode(args: argparse.Namespace, model: ForesightConfig) -> tuple[Fore
         window_config(model, run).for_evaluation([episode]),
         cameras=source.cameras,
         frame_stride=source.frame_stride,
+        strided_commands=source.strided_commands,
         lookahead=model.has("future"),
         p_moving=1.0,  # show what moves
         skip_flagged=False,  # the episode was asked for

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ __all__ = ["remove_leftovers", "share_file", "write_json", "write_whole_file", "
 
 # Errors of linking: another file system, one without links, too many of them.
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)
-SUFFIX = ".tmp"
+SUFFIX, REPLACED = ".tmp", ".replaced"
 
 
 @contextlib.contextmanager
@@ -37,30 +38,29 @@ def write_whole_file(path: str | Path) -> Iterator[Path]:
 def write_whole_folder(
     path: str | Path, beside: Path | None = None, shared: bool = False, replace: bool = False
 ) -> Iterator[Path]:
-    """Give an empty folder; on success it is renamed to `path`, on any error it is removed.
+    """Yield an empty folder; on success it is renamed to `path`, on any error it is removed.
 
     Args:
-        path (`str` or `Path`): The folder to make; unless it is replaced, it must be missing or empty when
-            the block ends.
-        beside (`Path`, *optional*): Where it grows, on the same file system; beside `path` by default.
-        shared (`bool`): Other processes may make the same folder; the first one stays.
-        replace (`bool`): A folder that is there is deleted when the new one is whole.
+        path (`str` or `Path`): The folder to make; unless `replace`, it must be missing or empty when the
+            block ends.
+        beside (`Path`, *optional*): Parent of the temporary folder, on the same file system (default: that of
+            `path`).
+        shared (`bool`): Whether other processes may make the same folder; the first one stays.
+        replace (`bool`): Whether the new folder, once whole, takes the place of one that exists. No other
+            process may be writing the same folder: what a killed one left is removed.
 
     Raises:
         OSError: If the disk is full, or (unless `shared` or `replace`) `path` has contents.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if replace:
+        remove_leftovers(path.parent, glob.escape(path.name))
     folder = Path(tempfile.mkdtemp(dir=beside or path.parent, prefix=f".{path.name}.", suffix=SUFFIX))
     try:
         yield folder
         folder.chmod(0o755)  # mkdtemp makes private folders
-        if replace and path.exists():
-            old = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
-            os.replace(path, old)
-            os.replace(folder, path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
+        with _set_aside(path) if replace else contextlib.nullcontext():
             os.replace(folder, path)
     except OSError as error:
         if not (shared and error.errno in (errno.ENOTEMPTY, errno.EEXIST)):
@@ -69,9 +69,37 @@ def write_whole_folder(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary folders of killed processes; nobody else may be writing in `folder`."""
-    for leftover in folder.glob(f".*{SUFFIX}"):
+@contextlib.contextmanager
+def _set_aside(path: Path) -> Iterator[None]:
+    """Move what is at `path` away; it is removed on success and comes back on an error."""
+    old = path.with_name(f".{path.name}{REPLACED}")
+    if not os.path.lexists(path):
+        yield
+        return
+    os.replace(path, old)
+    try:
+        yield
+    except BaseException:
+        os.replace(old, path)
+        raise
+    if old.is_symlink():
+        old.unlink()
+    else:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove temporary folders of killed processes; nobody else may be writing in `folder`.
+
+    A folder that was about to be replaced when its process was killed gets its name back.
+    """
+    for old in folder.glob(f".{name}{REPLACED}"):
+        path = old.with_name(old.name.removeprefix(".").removesuffix(REPLACED))
+        if not os.path.lexists(path):
+            os.replace(old, path)
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+    for leftover in folder.glob(f".{name}.{8 * '?'}{SUFFIX}"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 

@@ -38,7 +38,6 @@ fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 lla
 gemma unknown other
 """
 HUB_LICENSES = frozenset(_NAMES.split())
-HUB_LICENSES = frozenset(_NAMES.split())
 PERMISSIVE = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "isc", "unlicense"}
 # Words of a license that forbids commerce, and of one that forbids more.
 RESEARCH = ("research",)

@@ -144,9 +144,9 @@ def _check_figures(places: Mapping[str, str | Path], summary: Mapping, evaluatio
             f"{places['trained']}/summary.json has no figures of held-out episodes (data.val_fraction 0?): "
             f"train with some, or measure them with:\n  {again} --dataset {places['data']}"
         )
-    measured = None
     if evaluation is None:
         return
+    measured = None
     if (run / evaluation["checkpoint"]["path"]).resolve() != (run / "model").resolve():
         measured = f"{evaluation['checkpoint']['path']}, not {run}/model"
     elif not has_measured_weights(evaluation, run / "model"):
