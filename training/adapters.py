@@ -11,7 +11,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import load_file
 from transformers.utils import cached_file
 
@@ -84,7 +90,13 @@ def save_only_adapter(accelerator: Accelerator, base: dict) -> None:
                 "base it started from (revision "
                 f"{before['base_revision'] or 'unknown'}), or choose another --output"
             )
-        set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+        state = load_file(folder / WEIGHTS)
+        expected = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+        if state.keys() != expected:
+            raise ValueError(
+                f"{folder / WEIGHTS} does not fit this run: {sorted(state.keys() ^ expected)[:5]}"
+            )
+        set_peft_model_state_dict(model, state)
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)

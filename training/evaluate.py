@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = HfArgumentParser(SuccessOptions, **help_page).parse_args(arguments)
     try:
         options = SuccessOptions(**vars(given))
-        results = measure_success(options)
+        results = measure_success(options, arguments)
         write_json(options.output, results)
     except KeyboardInterrupt:
         print("interrupted: the results are not written, or not complete", file=sys.stderr)

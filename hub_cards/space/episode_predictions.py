@@ -198,12 +198,16 @@ def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeV
 
 def _configure_windows(choice: Choice, config: ForesightConfig, rows: DatasetRows, cameras: Mapping):
     """Windows of the episode with all that model and dataset share; notes on what they do not."""
-    wanted = window_config(config, read_run_config(choice.checkpoint)).for_evaluation([choice.episode])
+    run = read_run_config(choice.checkpoint)
+    wanted = window_config(config, run).for_evaluation([choice.episode])
+    # What one step of the policy commands; where its data needed no choice, the newest command is shown.
+    choices = [s.strided_commands for s in run.data.datasets if s.strided_commands != "refuse"]
     differing, notes = _compare_sizes(config, wanted, rows)
     wanted = dataclasses.replace(
         wanted,
         cameras=cameras,
         frame_stride=max(1, round(rows.fps / config.fps)) if config.fps else 1,
+        strided_commands=choices[0] if choices else "last",
         lookahead=config.has("future"),
         p_moving=1.0,  # show what moves
         skip_flagged=False,  # the episode was asked for

@@ -73,9 +73,9 @@ class _Page:
 
     def _add_controls(self, checkpoint: str, dataset: str) -> None:
         with gr.Row(equal_height=True):
-            name = functools.partial(gr.Textbox, scale=3)
-            self.checkpoint = name(checkpoint, label="Checkpoint: folder or Hub id", elem_id="checkpoint")
-            self.dataset = name(dataset, label="LeRobot dataset: folder or Hub id", elem_id="dataset")
+            textbox = functools.partial(gr.Textbox, scale=3)
+            self.checkpoint = textbox(checkpoint, label="Checkpoint: folder or Hub id", elem_id="checkpoint")
+            self.dataset = textbox(dataset, label="LeRobot dataset: folder or Hub id", elem_id="dataset")
             example = "view=camera, ..."
             self.cameras = gr.Textbox(label="Cameras", placeholder=example, elem_id="cameras", scale=2)
             self.open = gr.Button("Open", variant="primary", elem_id="open", scale=1, min_width=90)

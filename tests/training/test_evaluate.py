@@ -204,6 +204,7 @@ def test_results_hold_what_a_card_needs_and_no_place_of_the_machine(run, checkpo
     assert done.code == 0
     results = done.results
     assert list(results["tasks"]) == [TASK, "door-open-v3"]
+    assert results["command"].startswith("python training/evaluate.py --checkpoint ")
     task = results["tasks"][TASK]
     assert (task["successes"], task["episodes"]) == (6, 7)
     assert task["success_rate"] == pytest.approx(6 / 7)

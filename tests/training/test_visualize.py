@@ -1,5 +1,6 @@
 """Pictures of what a checkpoint predicts: the right frames, honestly undone, for any set of objectives."""
 
+import argparse
 import dataclasses
 import shutil
 import sys
@@ -15,9 +16,10 @@ from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.targets import depth_target, rgb_target
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
+from training.config import DataConfig, DatasetSource, RunConfig, save_config
 from training.evaluation.figures import draw_moments
 from training.evaluation.predictions import _undo_depth, _undo_rgb, depth_limits, predict_windows
-from training.visualize import main
+from training.visualize import main, open_episode
 from training.windows import ForesightWindows, WindowConfig
 
 pytest.importorskip("matplotlib")
@@ -156,6 +158,19 @@ def test_objectives_that_are_off_have_no_columns(dataset, objectives, titles):
     assert len(scales) == any("depth" in title or title == "3D flow" for title in titles)
     labels = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel().startswith("frame")]
     assert labels == [f"frame {moment.frame}" for moment in moments]
+
+
+def test_a_strided_run_is_drawn_with_its_stride_and_commands(model, dataset, tmp_path):
+    folder = tmp_path / "run" / "model"
+    model.save_pretrained(folder)
+    tiny_processor(model.config).save_pretrained(folder)
+    source = DatasetSource(str(dataset.root), frame_stride=2, strided_commands="sum")
+    save_config(RunConfig(data=DataConfig(datasets=[source])), tmp_path / "run" / "training" / "config.yaml")
+    arguments = argparse.Namespace(checkpoint=str(folder), dataset=str(dataset.root), episode=0)
+    windows, _ = open_episode(arguments, model.config)
+    newest = 2 * (model.config.history_length - 1)
+    wanted = sum(dataset.action(0, newest + step) for step in range(2))
+    np.testing.assert_allclose(windows[0]["actions"][-1, 0], wanted, atol=1e-6)
 
 
 def test_the_command_draws_a_held_out_episode_and_a_film(checkpoint, dataset, tmp_path, capsys, monkeypatch):

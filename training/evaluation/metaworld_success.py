@@ -85,8 +85,13 @@ class SuccessOptions:
             raise ValueError(f"--video is {self.video}; its name must end in .mp4")
 
 
-def measure_success(options: SuccessOptions) -> dict:
-    """Runs the episodes, and measures the held-out episodes of `options.dataset` if it is given.
+def measure_success(options: SuccessOptions, arguments: Sequence[str] | None = None) -> dict:
+    """Run the episodes, and measure the held-out episodes of `options.dataset` if it is given.
+
+    Args:
+        options (`SuccessOptions`): What to measure.
+        arguments (`Sequence[str]`, *optional*): Arguments of `training/evaluate.py` for the recorded command;
+            by default the command of this process is recorded.
 
     Returns:
         `dict`: What goes into the JSON file: `tasks` and `mean` (success rate with its 95 % Wilson interval),
@@ -108,12 +113,13 @@ def measure_success(options: SuccessOptions) -> dict:
     # Threads of a small model mostly wait for each other, and for long where other processes want the cores.
     torch.set_num_threads(options.threads or (1 if model.num_parameters() < SMALL_MODEL else threads))
     try:
-        return _measure(options, tasks, model, processor)
+        run = describe_run("training/evaluate.py" if arguments is not None else None, arguments)
+        return _measure(options, tasks, model, processor, run)
     finally:
         torch.set_num_threads(threads)
 
 
-def _measure(options: SuccessOptions, tasks: list[str], model, processor) -> dict:
+def _measure(options: SuccessOptions, tasks: list[str], model, processor, run: dict) -> dict:
     from training.evaluation.metric_loader import load_metric
     from training.evaluation.open_loop import held_out_data, measure_recorded
     from training.model_folder import read_summary, weights_digest
@@ -145,7 +151,7 @@ def _measure(options: SuccessOptions, tasks: list[str], model, processor) -> dic
             {name: getattr(e, name) for name in ("task", "seed", "success", "steps", "simulation_steps")}
             for e in episodes
         ],
-        **describe_run(),
+        **run,
     }
     if recorded is not None:
         write_json(options.output, results)  # what fails from here on must not cost the results

@@ -1,6 +1,8 @@
 """The Space's logic: an episode is predicted once, shown moment by moment, and what is missing is said."""
 
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -101,6 +103,18 @@ def test_predicted_actions_are_those_that_the_policy_gives_in_control(view, chec
         images = {camera: dataset.image(1, t, camera) for camera in dataset.sizes}
         chunk = stream.step_chunk(images, dataset.state(1, t))
     np.testing.assert_allclose(view.predictions[0].actions[1], chunk.numpy(), atol=1e-4)
+
+
+def test_a_policy_of_half_the_rate_sees_every_other_frame(checkpoint, dataset, tmp_path):
+    slow = shutil.copytree(checkpoint, tmp_path / "slow")
+    config = json.loads((slow / "config.json").read_text())
+    (slow / "config.json").write_text(json.dumps(config | {"fps": 10}))  # the dataset has 20
+    view = predict_episode(Choice(str(slow), str(dataset.root), episode=1))
+    frame, (recorded, _) = view.predictions[0].frame, view.predictions[0].actions
+    assert frame == 2 * (config["history_length"] - 1)
+    np.testing.assert_allclose(
+        recorded[0], dataset.action(1, frame + 1), atol=1e-6
+    )  # the newest of two commands
 
 
 def test_scrubbing_changes_every_picture(view):

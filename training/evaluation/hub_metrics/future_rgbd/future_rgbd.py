@@ -40,7 +40,7 @@ def frame_errors(predictions, references) -> dict:
     n = n_depth = n_true = frames = 0
     absolute = squared = relative = squared_m = 0.0
     for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-        p, t = (np.asarray(frame, dtype=np.float64) for frame in (prediction, reference))
+        p, t = _to_array(prediction), _to_array(reference)
         if p.shape != t.shape or p.shape[-1] not in (3, 4):
             raise ValueError(
                 f"frame {i}: the prediction has shape {p.shape}, its truth {t.shape}; both must be "
@@ -92,3 +92,10 @@ class FutureRGBD(evaluate.Metric):
     def _compute(self, **given):
         inputs = [given.pop(name) for name in self.features]
         return frame_errors(*inputs, **given)
+
+
+def _to_array(frame) -> np.ndarray:
+    try:
+        return np.asarray(frame, dtype=np.float64)
+    except ValueError:
+        raise ValueError("rows or pixels of one frame differ in length") from None

@@ -40,7 +40,7 @@ def depth_errors(predictions, references) -> dict:
     relative = squared = 0.0
     close = np.zeros(3)
     for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-        d, t = (np.asarray(image, dtype=np.float64) for image in (prediction, reference))
+        d, t = _to_array(prediction), _to_array(reference)
         if d.shape != t.shape:
             raise ValueError(f"map {i}: the prediction has shape {d.shape}, its truth {t.shape}")
         known = np.isfinite(t) & (t > 0)
@@ -81,3 +81,10 @@ class MaskedDepth(evaluate.Metric):
     def _compute(self, **given):
         inputs = [given.pop(name) for name in self.features]
         return depth_errors(*inputs, **given)
+
+
+def _to_array(depth) -> np.ndarray:
+    try:
+        return np.asarray(depth, dtype=np.float64)
+    except ValueError:
+        raise ValueError("rows of one map differ in length") from None
