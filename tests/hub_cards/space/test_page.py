@@ -13,7 +13,7 @@ from tests.tiny import tiny_config, tiny_processor
 pytest.importorskip("gradio")
 pytest.importorskip("plotly")
 pytest.importorskip("matplotlib")
-from hub_cards.space import app, episode
+from hub_cards.space import app, episode_predictions
 from hub_cards.space.page import build_page, launch_options
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory):
 def page_app(checkpoint):
     """The page; of every episode three moments are predicted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(episode, "MAX_MOMENTS", 3)
+        patch.setattr(episode_predictions, "MAX_MOMENTS", 3)
         yield build_page(checkpoint, str(SAMPLE))
 
 
