@@ -164,7 +164,7 @@ def _check_sensor_depth(rows: DatasetRows, camera: str, episodes: Sequence[int],
     for episode in {episodes[0], episodes[len(episodes) // 2], episodes[-1]}:
         first = int(rows.episode_starts[episode])
         stored = depth.decode(range(first, first + 1))
-        check_depth_range(depth.metres(stored, clean=False), key, depth.limit_m)
+        check_depth_range(depth.meters(stored, clean=False), key, depth.limit_m)
         height, width = images.decode(range(first, first + 1)).shape[-2:]
         if has_tracks and stored.shape[1:] != (height, width):
             raise ValueError(
@@ -279,7 +279,7 @@ class LabelMaker:
     def _read_sensor_depth(self, camera: str, span: range) -> EpisodeFrames:
         decoder = self.decoders[find_depth_key(self.rows.features, camera)]
         return EpisodeFrames(
-            len(span), lambda frames: decoder.metres(decoder.decode(span[frames.start : frames.stop]))
+            len(span), lambda frames: decoder.meters(decoder.decode(span[frames.start : frames.stop]))
         )
 
     def _read_estimated_depth(self, path: Path, n_frames: int) -> EpisodeFrames:
@@ -382,7 +382,7 @@ def annotate_shard(maker: LabelMaker, episode: int, folder: Path, skip_broken: b
             for unfinished in scratch.iterdir():
                 unfinished.unlink()
             place = None if error.path is None else error.path.relative_to(rows.root).as_posix()
-            facts = {"n_frames": len(span), "broken": {"file": place, "reason": rows.remove_folder(error)}}
+            facts = {"n_frames": len(span), "broken": {"file": place, "reason": rows.strip_folder(error)}}
             read += [error.path] if error.path else []
         facts["videos"] = {path.relative_to(rows.root).as_posix(): _read_size(path) for path in read}
         return write_facts(scratch, facts)

@@ -99,7 +99,7 @@ def test_depth_of_every_camera_is_what_the_source_gave(annotated, camera):
     for start, stop in zip(rows.episode_starts, rows.episode_stops, strict=True):
         span = range(int(start), int(stop))
         expected = expected_depth(rows, camera, span)
-        found = decoder.metres(decoder.decode(span))
+        found = decoder.meters(decoder.decode(span))
         assert np.abs(found - expected).max() < 2e-3
         assert (expected > 0).any() and (expected == 0).any()
         last = stock[int(stop) - 1][f"observation.depth.{camera}"].numpy()[0]
@@ -110,7 +110,7 @@ def test_tracks_of_the_first_camera_lie_on_that_depth(annotated):
     rows = DatasetRows(annotated)
     assert "observation.points.wrist" not in rows.features
     decoder = FrameDecoder(rows, "observation.depth.main")
-    depth = decoder.metres(decoder.decode(range(LENGTHS[0])))
+    depth = decoder.meters(decoder.decode(range(LENGTHS[0])))
     points = unpack_points(rows.column("observation.points.main").read(range(LENGTHS[0]))) * [64, 48, 1]
     visible = rows.column("observation.points_visible.main").read(range(LENGTHS[0]))
     for frame, place, seen in zip(depth, points, visible, strict=True):
