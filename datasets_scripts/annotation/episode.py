@@ -192,12 +192,13 @@ class EpisodeFrames(Sequence):
     def __init__(self, n_frames: int, read: Callable[[range], np.ndarray]):
         frame_bytes = read(range(1)).nbytes
         self._n_frames = n_frames
-        self._run_frames = int(np.clip(DECODED_BYTES // frame_bytes, 1, DECODED_FRAMES))
+        self._run_frames = run_frames = int(np.clip(DECODED_BYTES // frame_bytes, 1, DECODED_FRAMES))
 
-        @functools.lru_cache(max(1, int(HELD_BYTES // (frame_bytes * self._run_frames))))
+        # Without `self`: a reference cycle would keep the frames until the garbage collector runs.
+        @functools.lru_cache(max(1, int(HELD_BYTES // (frame_bytes * run_frames))))
         def read_run(number: int) -> np.ndarray:
-            start = number * self._run_frames
-            return read(range(start, min(start + self._run_frames, n_frames)))
+            start = number * run_frames
+            return read(range(start, min(start + run_frames, n_frames)))
 
         self._read_run = read_run
 
