@@ -298,8 +298,10 @@ def _estimate_bytes(decoder: FrameDecoder) -> int:
 
 def _build_cache_file(decoder: FrameDecoder, path: Path) -> None:
     """Decode a whole key into one `.npy` file if it is missing; other processes wait meanwhile."""
+    if path.exists():  # before the lock, which needs a folder that can be written to
+        return
     with FileLock(path.with_suffix(".lock")):
-        if path.exists():
+        if path.exists():  # another process made it meanwhile
             return
         # Files of an older state of this key; open maps keep their pages.
         for stale in path.parent.glob(f"{decoder.key}-*"):
