@@ -14,6 +14,7 @@ from lerobot.datasets.io_utils import load_stats
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts.annotate import main
+from datasets_scripts.annotation import dry_run
 from datasets_scripts.annotation import episode as annotate_episode
 from datasets_scripts.annotation import merging as annotated_dataset
 from datasets_scripts.columns import clean_depth, unpack_points
@@ -280,8 +281,11 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(recorded, tmp_path, 
     assert main(command_line(recorded.root, tmp_path / "output", "--dry-run", "--episodes=:3")) == 0
     said = capsys.readouterr().out
     assert f"3 of 4 episodes, {sum(LENGTHS[:3])} frames" in said
-    assert "observation.depth.wrist" in said and re.search(r"time: about .*disk: about", said, re.DOTALL)
+    assert "observation.depth.wrist" in said
+    assert re.search(r"time: about \d+ s with 1 workers .*disk: about", said, re.DOTALL)
     assert not list(tmp_path.iterdir())
+    times = [dry_run._format_time(seconds) for seconds in (5, 720, 11160)]
+    assert times == ["5 s", "12 min", "3.1 h"]
 
 
 @pytest.mark.parametrize(
