@@ -3,8 +3,10 @@
 All methods see the same observations and run in turns in this process. `everything` is GR-MG as published:
 the whole window through all towers, queries and decoders; `window` encodes all images but decodes only the
 newest action (`predict_action`); `stream` encodes only the new images (`ForesightStream`), and the text once
-per instruction. Weights are random: the time does not depend on them. `stream` runs in every mode given; the
-other two are always eager and are timed again beside each mode. The parts of an eager step are timed too.
+per instruction. Weights are random: the time does not depend on them. `stream` runs in every mode given:
+eager, compiled (`torch.compile`), graphed (the eager step as a CUDA graph), or compiled-graphed (the compiled
+step as a CUDA graph). The other two are always eager and are timed again beside each mode. The parts of an
+eager step are timed too.
 
 Each row has the median and 90th percentile of `--repeats` calls after `--warmup` calls, with the device
 synchronized around each call, and the memory with only that row's model resident. PyTorch sees no peak inside

@@ -47,7 +47,7 @@ def describe_plan(job: AnnotationJob, workers: int = 1) -> str:
     seconds, n_tried, loading_s, *n_bytes = _time_labels(rows, job, readable[0])
     expected_s = seconds / n_tried * n_frames / min(workers, len(readable))
     lines.append(
-        f"time: about {tqdm.format_interval(expected_s)} with {workers} workers "
+        f"time: about {_format_time(expected_s)} with {workers} workers "
         f"({n_tried} frames took {seconds:.2f} s, loading the sources {loading_s:.1f} s)"
     )
     shard_bytes, final_bytes = (sizes / n_tried * n_frames for sizes in n_bytes)
@@ -66,6 +66,12 @@ def describe_plan(job: AnnotationJob, workers: int = 1) -> str:
     if needed > free:
         lines.append("this is NOT enough: free some space, or choose an --output on another disk")
     return "\n".join(lines)
+
+
+def _format_time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _time_labels(rows: DatasetRows, job: AnnotationJob, episode: int) -> tuple[float, int, float, int, int]:

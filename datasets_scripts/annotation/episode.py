@@ -164,7 +164,7 @@ def _check_sensor_depth(rows: DatasetRows, camera: str, episodes: Sequence[int],
     for episode in {episodes[0], episodes[len(episodes) // 2], episodes[-1]}:
         first = int(rows.episode_starts[episode])
         stored = depth.decode(range(first, first + 1))
-        check_depth_range(depth.metres(stored, clean=False), key, depth.limit_m)
+        check_depth_range(depth.meters(stored, clean=False), key, depth.limit_m)
         height, width = images.decode(range(first, first + 1)).shape[-2:]
         if has_tracks and stored.shape[1:] != (height, width):
             raise ValueError(
@@ -192,12 +192,13 @@ class EpisodeFrames(Sequence):
     def __init__(self, n_frames: int, read: Callable[[range], np.ndarray]):
         frame_bytes = read(range(1)).nbytes
         self._n_frames = n_frames
-        self._run_frames = int(np.clip(DECODED_BYTES // frame_bytes, 1, DECODED_FRAMES))
+        self._run_frames = run_frames = int(np.clip(DECODED_BYTES // frame_bytes, 1, DECODED_FRAMES))
 
-        @functools.lru_cache(max(1, int(HELD_BYTES // (frame_bytes * self._run_frames))))
+        # Without `self`: a reference cycle would keep the frames until the garbage collector runs.
+        @functools.lru_cache(max(1, int(HELD_BYTES // (frame_bytes * run_frames))))
         def read_run(number: int) -> np.ndarray:
-            start = number * self._run_frames
-            return read(range(start, min(start + self._run_frames, n_frames)))
+            start = number * run_frames
+            return read(range(start, min(start + run_frames, n_frames)))
 
         self._read_run = read_run
 
@@ -279,7 +280,7 @@ class LabelMaker:
     def _read_sensor_depth(self, camera: str, span: range) -> EpisodeFrames:
         decoder = self.decoders[find_depth_key(self.rows.features, camera)]
         return EpisodeFrames(
-            len(span), lambda frames: decoder.metres(decoder.decode(span[frames.start : frames.stop]))
+            len(span), lambda frames: decoder.meters(decoder.decode(span[frames.start : frames.stop]))
         )
 
     def _read_estimated_depth(self, path: Path, n_frames: int) -> EpisodeFrames:
@@ -382,7 +383,7 @@ def annotate_shard(maker: LabelMaker, episode: int, folder: Path, skip_broken: b
             for unfinished in scratch.iterdir():
                 unfinished.unlink()
             place = None if error.path is None else error.path.relative_to(rows.root).as_posix()
-            facts = {"n_frames": len(span), "broken": {"file": place, "reason": rows.remove_folder(error)}}
+            facts = {"n_frames": len(span), "broken": {"file": place, "reason": rows.strip_folder(error)}}
             read += [error.path] if error.path else []
         facts["videos"] = {path.relative_to(rows.root).as_posix(): _read_size(path) for path in read}
         return write_facts(scratch, facts)

@@ -133,7 +133,7 @@ class LabeledEpisode:
         """Depth `(count, H, W)` in meters, nothing marked invalid, and the far limit of its storage."""
         decoder = self._frames.decoders[key]
         rows = range(self.start + first, self.start + first + count)
-        return decoder.metres(decoder.decode(rows), clean=False), decoder.limit_m
+        return decoder.meters(decoder.decode(rows), clean=False), decoder.limit_m
 
 
 def read_task(rows: DatasetRows, episode: int) -> str:
@@ -191,7 +191,7 @@ def measure_episode(episode: LabeledEpisode, most_chunks: int | None = None) -> 
             else:
                 episode.read(camera.image_key, episode.length - 1)  # tells whether the file is whole
         except ValueError as error:
-            measures.problem = episode.rows.remove_folder(error)
+            measures.problem = episode.rows.strip_folder(error)
     return found
 
 

@@ -294,5 +294,5 @@ def _draw_pictures(episode: LabeledEpisode, reasons: list[str] | None) -> dict[s
             if camera.points is not None and camera.visible.any()
         ]
     except ValueError as error:
-        return shown | {"sheet": None, "motions": [], "error": episode.rows.remove_folder(error)}
+        return shown | {"sheet": None, "motions": [], "error": episode.rows.strip_folder(error)}
     return shown | {"sheet": sheet, "motions": motions, "error": None}

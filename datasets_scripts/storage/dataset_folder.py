@@ -193,17 +193,21 @@ def check_dataset(root: Path, n_episodes: int, video_bytes: Mapping[str, int]) -
         ValueError: Names the file that is missing or damaged and the remedy.
     """
     remedy = f"delete {root} and run the same command again"
-    info = load_info(root)
-    if info["total_episodes"] != n_episodes:
-        raise ValueError(f"{root} holds {info['total_episodes']} episodes, not {n_episodes}; {remedy}")
+    try:
+        info = json.loads((root / INFO_PATH).read_text())
+        n_found, n_frames = info["total_episodes"], info["total_frames"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{root / INFO_PATH} is missing or damaged ({error}); {remedy}") from error
+    if n_found != n_episodes:
+        raise ValueError(f"{root} holds {n_found} episodes, not {n_episodes}; {remedy}")
     n_rows = 0
     for path in data_files(root):
         try:
             n_rows += pq.read_metadata(path).num_rows
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"data file {path} is damaged ({error}); {remedy}") from error
-    if n_rows != info["total_frames"]:
-        raise ValueError(f"the data files of {root} hold {n_rows} of {info['total_frames']} frames; {remedy}")
+    if n_rows != n_frames:
+        raise ValueError(f"the data files of {root} hold {n_rows} of {n_frames} frames; {remedy}")
     for name, size in video_bytes.items():
         path = root / name
         found = path.stat().st_size if path.exists() else None

@@ -232,7 +232,7 @@ class DatasetRows:
             missing = [path for path in sorted(self.video_files(episodes)) if not path.exists()]
             self.hub.fetch([path.relative_to(self.root).as_posix() for path in missing])
 
-    def remove_folder(self, error: Exception) -> str:
+    def strip_folder(self, error: Exception) -> str:
         """Message of an error without the dataset's folder, for files that are published."""
         return str(error).replace(f"{self.root}/", "").removeprefix(f"dataset {self.name}: ")
 

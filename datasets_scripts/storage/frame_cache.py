@@ -97,7 +97,7 @@ class FrameDecoder:
         """
         return self._decode_video(rows) if self.is_video else self._decode_pictures(rows)
 
-    def metres(self, stored: np.ndarray, clean: bool = True) -> np.ndarray:
+    def meters(self, stored: np.ndarray, clean: bool = True) -> np.ndarray:
         """Depth `(n, H, W)` as stored -> float32 meters; invalid pixels are 0 unless `clean` is false."""
         if not self.is_video:
             return clean_depth(stored, self.limit_m) if clean else stored
@@ -192,7 +192,7 @@ class OnDemandFrames:
         """Frames of one episode: uint8 `(n, 3, H, W)`, or depth `(n, H, W)` in meters."""
         decoder = self.decoders[key]
         stored = self.read_stored(key, rows)
-        return decoder.metres(stored) if decoder.is_depth else stored
+        return decoder.meters(stored) if decoder.is_depth else stored
 
     def read_stored(self, key: str, rows: range) -> np.ndarray:
         """Frames of one episode as `FrameDecoder.decode` gives them."""
@@ -298,8 +298,10 @@ def _estimate_bytes(decoder: FrameDecoder) -> int:
 
 def _build_cache_file(decoder: FrameDecoder, path: Path) -> None:
     """Decode a whole key into one `.npy` file if it is missing; other processes wait meanwhile."""
+    if path.exists():  # before the lock, which needs a folder that can be written to
+        return
     with FileLock(path.with_suffix(".lock")):
-        if path.exists():
+        if path.exists():  # another process made it meanwhile
             return
         # Files of an older state of this key; open maps keep their pages.
         for stale in path.parent.glob(f"{decoder.key}-*"):

@@ -118,16 +118,16 @@ def commit_files(
                 "at what came, then run the same command again"
             )
         options = {"repo_type": repo_type, "revision": revision, "parent_commit": parents[0]}
-        return api.create_commit(repo_id, operations, commit_message=message, **options).oid
+        commit = api.create_commit(repo_id, operations, commit_message=message, **options).oid
+        if wrong := find_differences(files, remote_files(repo_id, repo_type, commit)):
+            raise HubError(
+                f"commit {commit} of {repo_type} {repo_id} lacks {wrong[0]} as it is here: does a .gitignore "
+                "there hide it?"
+            )
+        return commit
 
     with explain_hub_errors(repo_id, repo_type):
-        commit = retry_request(send_commit)
-    if wrong := find_differences(files, remote_files(repo_id, repo_type, commit)):
-        raise HubError(
-            f"commit {commit} of {repo_type} {repo_id} lacks {wrong[0]} as it is here: does a .gitignore "
-            "there hide it?"
-        )
-    return commit
+        return retry_request(send_commit)
 
 
 def find_differences(files: Mapping[str, Path], there: Mapping[str, RepoFile]) -> list[str]:
@@ -165,7 +165,7 @@ def move_tag(repo_id: str, repo_type: str, tag: str, commit: str) -> None:
 
 
 def retry_request[T](request: Callable[[], T]) -> T:
-    """Send a request that may be repeated again while the connection fails; raises its last error.
+    """Send a request that may be repeated, again after errors that may pass; raises its last error.
 
     The pauses grow; the Hub may ask for longer ones.
     """
@@ -183,8 +183,10 @@ def _wait(pause_s: float, error: Exception) -> None:
     refusals = [refusal.response for refusal in find_refusals(error)]
     asked = [response.headers.get("Retry-After", "") for response in refusals]
     pause_s = min(max([pause_s, *(float(text) for text in asked if text.isdigit())]), LONGEST_PAUSE_S)
-    what = f"HTTP {refusals[0].status_code}" if refusals else type(error_chain(error)[-1]).__name__
-    print(f"the connection to the Hub failed ({what}); trying again in {pause_s:g} s", file=sys.stderr)
+    what = f"the connection to the Hub failed ({type(error_chain(error)[-1]).__name__})"
+    if refusals:
+        what = f"the Hub answered HTTP {refusals[0].status_code}"
+    print(f"{what}; trying again in {pause_s:g} s", file=sys.stderr)
     time.sleep(pause_s)
 
 

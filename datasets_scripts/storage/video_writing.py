@@ -57,8 +57,6 @@ def encode_rgb(frames: Iterable[np.ndarray], fps: int, options: dict[str, str] =
     Raises:
         ValueError: If there is no frame.
     """
-    import av
-
     file, stream = io.BytesIO(), None
     with av.open(file, "w", format="mp4") as container:
         for image in frames:

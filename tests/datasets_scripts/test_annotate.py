@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,11 +19,12 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts.annotate import main
 from datasets_scripts.annotation import job as command
-from datasets_scripts.annotation.episode import Annotation
+from datasets_scripts.annotation.episode import Annotation, LabelMaker
 from datasets_scripts.annotation.job import AnnotationJob, annotate
 from datasets_scripts.columns import unpack_points
 from datasets_scripts.conversion import column_renaming
 from datasets_scripts.storage.dataset_rows import DatasetRows
+from datasets_scripts.storage.frame_cache import FrameDecoder
 from datasets_scripts.storage.provenance import moving_flags, read_provenance
 from tests.synthetic import make_dataset
 from training.windows import ForesightWindows, WindowConfig
@@ -192,6 +195,25 @@ def test_two_runs_do_not_work_on_one_dataset(recorded, annotated, tmp_path, monk
 def test_workers_do_not_change_the_result(recorded, annotated, tmp_path):
     annotate(AnnotationJob(str(recorded.root), tmp_path / "data", WANTED), workers=2)
     assert contents(tmp_path / "data") == contents(annotated)
+
+
+def test_frames_are_freed_with_their_episode(recorded, tmp_path, monkeypatch):
+    """Without the garbage collector, which runs too late for hundreds of megabytes."""
+    decoded, decode = [], FrameDecoder.decode
+
+    def noted(self, rows):
+        frames = decode(self, rows)
+        decoded.append(weakref.ref(frames))
+        return frames
+
+    monkeypatch.setattr(FrameDecoder, "decode", noted)
+    maker = LabelMaker(DatasetRows(recorded.root), Annotation(("main",), n_points=8))
+    gc.disable()
+    try:
+        maker.label(range(7), 0, tmp_path)
+        assert decoded and not any(frames() is not None for frames in decoded)
+    finally:
+        gc.enable()
 
 
 def test_a_finished_dataset_is_left_alone(recorded, annotated, capsys):

@@ -124,7 +124,7 @@ class ForesightWindows(Dataset):
         for key in self.columns.depth.values():
             decoder = self.frames.decoders[key]
             seen = np.concatenate([self._first_frame(key, episode) for episode in self.episodes[picks]])
-            check_depth_range(decoder.metres(seen, clean=False), key, decoder.limit_m)
+            check_depth_range(decoder.meters(seen, clean=False), key, decoder.limit_m)
 
     def _measure(self, keys: Mapping[str, str]) -> dict[str, tuple[int, int]]:
         """Height and width of every view's pictures in a column."""
@@ -205,7 +205,7 @@ class ForesightWindows(Dataset):
                 key = self.columns.depth[view]
                 # Moved as stored, in half the bytes. Frames past the end are 0, an invalid code too.
                 moved = _shift_into(n_frames, read[key], d_x, d_y)
-                depth[view] = torch.from_numpy(self.frames.decoders[key].metres(moved.numpy()))
+                depth[view] = torch.from_numpy(self.frames.decoders[key].meters(moved.numpy()))
         return {
             "images": images,
             "depth": depth,

@@ -14,6 +14,7 @@ from lerobot.datasets.io_utils import load_stats
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts.annotate import main
+from datasets_scripts.annotation import dry_run
 from datasets_scripts.annotation import episode as annotate_episode
 from datasets_scripts.annotation import merging as annotated_dataset
 from datasets_scripts.columns import clean_depth, unpack_points
@@ -99,7 +100,7 @@ def test_depth_of_every_camera_is_what_the_source_gave(annotated, camera):
     for start, stop in zip(rows.episode_starts, rows.episode_stops, strict=True):
         span = range(int(start), int(stop))
         expected = expected_depth(rows, camera, span)
-        found = decoder.metres(decoder.decode(span))
+        found = decoder.meters(decoder.decode(span))
         assert np.abs(found - expected).max() < 2e-3
         assert (expected > 0).any() and (expected == 0).any()
         last = stock[int(stop) - 1][f"observation.depth.{camera}"].numpy()[0]
@@ -110,7 +111,7 @@ def test_tracks_of_the_first_camera_lie_on_that_depth(annotated):
     rows = DatasetRows(annotated)
     assert "observation.points.wrist" not in rows.features
     decoder = FrameDecoder(rows, "observation.depth.main")
-    depth = decoder.metres(decoder.decode(range(LENGTHS[0])))
+    depth = decoder.meters(decoder.decode(range(LENGTHS[0])))
     points = unpack_points(rows.column("observation.points.main").read(range(LENGTHS[0]))) * [64, 48, 1]
     visible = rows.column("observation.points_visible.main").read(range(LENGTHS[0]))
     for frame, place, seen in zip(depth, points, visible, strict=True):
@@ -280,8 +281,11 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(recorded, tmp_path, 
     assert main(command_line(recorded.root, tmp_path / "output", "--dry-run", "--episodes=:3")) == 0
     said = capsys.readouterr().out
     assert f"3 of 4 episodes, {sum(LENGTHS[:3])} frames" in said
-    assert "observation.depth.wrist" in said and re.search(r"time: about .*disk: about", said, re.DOTALL)
+    assert "observation.depth.wrist" in said
+    assert re.search(r"time: about \d+ s with 1 workers .*disk: about", said, re.DOTALL)
     assert not list(tmp_path.iterdir())
+    times = [dry_run._format_time(seconds) for seconds in (5, 720, 11160)]
+    assert times == ["5 s", "12 min", "3.1 h"]
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,18 @@ def test_damaged_data_file_is_named(plain):
         dataset_folder.append_columns(plain, SCORE, {"observation.points.main": score})
 
 
+@pytest.mark.parametrize("content", [None, '{"features": {', "[]", '{"features": {}}'])
+def test_a_finished_dataset_whose_info_is_damaged_can_be_made_again(plain, content):
+    info = plain / dataset_folder.INFO_PATH
+    dataset_folder.check_dataset(plain, len(FRAMES), {})
+    info.unlink()
+    if content is not None:
+        info.write_text(content)
+    with pytest.raises(ValueError, match="missing or damaged .* run the same command again") as caught:
+        dataset_folder.check_dataset(plain, len(FRAMES), {})
+    assert str(info) in str(caught.value) and f"delete {plain} and" in str(caught.value)
+
+
 def test_folder_without_a_dataset_is_named(tmp_path):
     with pytest.raises(ValueError, match="is not a LeRobot dataset"):
         dataset_folder.load_features(tmp_path)

@@ -48,6 +48,6 @@ def test_every_run_of_frames_can_be_read_where_episodes_were_joined(tmp_path):
     for episode, length in enumerate(facts.lengths):
         start = int(rows.episode_starts[episode])
         for first, last in itertools.combinations(range(length + 1), 2):
-            depth = decoder.metres(decoder.decode(range(start + first, start + last)))
+            depth = decoder.meters(decoder.decode(range(start + first, start + last)))
             true = np.stack([facts.depth(episode, t, "main") for t in range(first, last)])
             assert np.abs(depth - true)[true > 0].max() < 0.003

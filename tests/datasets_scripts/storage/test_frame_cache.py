@@ -31,6 +31,16 @@ def test_changed_videos_are_decoded_again_and_the_old_file_goes(facts, tmp_path)
     assert not first["observation.images.main"].exists()
 
 
+def test_a_finished_cache_is_read_where_nothing_can_be_written(facts, tmp_path, monkeypatch):
+    first = open_frames(DatasetRows(facts.root), KEYS, str(tmp_path)).files
+
+    def read_only(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(frame_cache, "FileLock", read_only)
+    assert open_frames(DatasetRows(facts.root), KEYS, str(tmp_path)).files == first
+
+
 def test_full_disk_leaves_no_cache_file_and_says_what_to_do(facts, tmp_path, monkeypatch):
     def full_disk(decoder, file):
         file.write(b"half of it")

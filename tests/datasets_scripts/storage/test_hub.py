@@ -22,6 +22,7 @@ from datasets_scripts.annotation.push import check_push, push_dataset
 from datasets_scripts.inspect_dataset import main
 from datasets_scripts.storage import dataset_rows as dataset_rows
 from datasets_scripts.storage import hub_download as hub_source
+from datasets_scripts.storage import hub_upload
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import FrameDecoder
 from datasets_scripts.storage.hub_download import HubError, explain_hub_errors
@@ -223,6 +224,18 @@ def test_the_stock_reader_finds_the_tag_of_what_was_pushed(recorded, published, 
     tags = HfApi().list_repo_refs(published, repo_type="dataset").tags
     assert [tag.name for tag in tags] == ["v3.0"]
     assert len(LeRobotDataset(published, root=tmp_path / "again")) == 7
+
+
+def test_a_finished_push_that_is_repeated_reads_its_files_once(recorded, published, monkeypatch):
+    read, has_content = [], hub_upload._has_content
+
+    def noted(known, path):
+        read.append(path)
+        return has_content(known, path)
+
+    monkeypatch.setattr(hub_upload, "_has_content", noted)
+    push_dataset(recorded.root, published)
+    assert read and len(read) == len(set(read))
 
 
 def test_files_of_another_dataset_are_not_mixed_with_ours(published, tmp_path):

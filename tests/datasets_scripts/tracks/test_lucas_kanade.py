@@ -106,7 +106,7 @@ def test_tracks_of_an_episode_are_chosen_like_exact_ones(simulated_dataset):
     pictures, depths = (FrameDecoder(rows, f"observation.{kind}.main") for kind in ("images", "depth"))
     frames = range(int(rows.episode_stops[0]))
     video = pictures.decode(frames).transpose(0, 2, 3, 1)
-    depth = depths.metres(depths.decode(frames))
+    depth = depths.meters(depths.decode(frames))
 
     def follow(seeds):
         points, visible, confidence = track(video, depth, seeds[:, [0, 2, 1]] + [0, 0.5, 0.5])

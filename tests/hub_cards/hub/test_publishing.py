@@ -207,7 +207,7 @@ def test_a_hub_that_is_busy_is_given_the_time_that_it_asks_for(built, hub, unche
     hub.add_fault(kind="status", status=503, match=COMMIT, skip=1)
     assert publish(built) == 0
     assert waited == [7, 0]
-    assert "the connection to the Hub failed (HTTP 429); trying again in 7 s" in capsys.readouterr().err
+    assert "the Hub answered HTTP 429; trying again in 7 s" in capsys.readouterr().err
 
 
 def test_a_connection_that_stays_away_leaves_nothing_and_the_next_run_goes_on(built, hub, unchecked, capsys):
