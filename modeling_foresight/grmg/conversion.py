@@ -137,6 +137,7 @@ def to_foresight(
                 )
         model.save_pretrained(folder)
         build_processor(model.config, tokenizer, folders.get("text"), source).save_pretrained(folder)
+        check_written(model, folder)
     kind = "GR-MG policy" if source.has_part("action decoder") else "GR-MG video pretraining"
     kind += f" -> {preset}" if preset else ""
     fresh += [prefix.removeprefix("model.").rstrip(".") for prefix in new]
@@ -175,7 +176,9 @@ def find_rows(
     rows = table_rows(config)
     fresh = [part for part in rows if not source.has_part(part)]
     if wrong := [part for part in fresh if preset is None or part not in MAY_BE_FRESH]:
-        raise ConversionError(f"The checkpoint lacks the {list_names(wrong)} of {preset or 'its own kind'}.")
+        raise ConversionError(
+            f"The checkpoint lacks the {list_names(wrong)}, which {preset or 'GR-MG'} needs."
+        )
     if homeless := [part for part in PARTS if source.has_part(part) and part not in rows]:
         raise ConversionError(
             f"The preset {preset!r} has no place for the checkpoint's {list_names(homeless)}."
@@ -276,6 +279,15 @@ def placeholder_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, is_placeholder=True)
+
+
+def check_written(model: ForesightForActionPrediction, folder: Path) -> None:
+    """Raises if `from_pretrained` does not read back the model's tensors."""
+    again = tensors_in_file(ForesightForActionPrediction.from_pretrained(folder, dtype=torch.float32))
+    if wrong := [n for n, value in tensors_in_file(model).items() if not torch.equal(value, again[n])]:
+        raise ConversionError(
+            f"Reading the written folder gave other values of {list_names(wrong)}: is the disk damaged?"
+        )
 
 
 # ---------------------------------------------------------------------- to GR-MG

@@ -715,6 +715,25 @@ def test_a_preset_that_does_not_fit_the_file_is_refused(pairs, tmp_path, capsys)
     assert_refused(code, "has no place for", capsys, tmp_path)
 
 
+@pytest.mark.parametrize("preset", [[], ["--preset", "foresight_3d"]])
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("action encoder", "only one of the action encoder and the action decoder"),
+        ("action decoder", "only one of the action encoder and the action decoder"),
+        ("wrist embeddings", "only one of the wrist camera's input and its future query"),
+        ("wrist future query", "only one of the wrist camera's input and its future query"),
+    ],
+)
+def test_half_of_a_pair_of_parts_is_refused_with_and_without_a_preset(
+    pairs, part, message, preset, tmp_path, capsys
+):
+    tensors = dict(pairs["other"].reference.state_dict())
+    for row in Checkpoint(tensors, {}).rows(part):
+        del tensors[row.theirs]
+    assert_refused(convert(tmp_path, tensors, OTHER, *preset), message, capsys, tmp_path)
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", '{"trainer": {}}'])
 def test_a_json_that_is_not_gr_mgs_is_refused(pairs, text, tmp_path, capsys):
     (tmp_path / "bad.json").write_text(text)
@@ -744,6 +763,20 @@ def test_a_failed_conversion_writes_nothing(pairs, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(ForesightProcessor, "save_pretrained", full_disk)
     code = convert(tmp_path, pairs["other"].reference.state_dict(), OTHER)
     assert_refused(code, "no space left", capsys, tmp_path)
+
+
+def test_a_folder_that_reads_back_other_values_is_not_kept(pairs, tmp_path, capsys, monkeypatch):
+    save = ForesightProcessor.save_pretrained
+
+    def damage_weights(self, folder):
+        save(self, folder)
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.embed_norm.weight"][3] += 1
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(ForesightProcessor, "save_pretrained", damage_weights)
+    code = convert(tmp_path, pairs["other"].reference.state_dict(), OTHER)
+    assert_refused(code, "gave other values of model.embed_norm.weight", capsys, tmp_path)
 
 
 @pytest.mark.parametrize(
