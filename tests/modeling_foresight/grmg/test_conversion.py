@@ -6,6 +6,8 @@ import hashlib
 import json
 import pickle
 import re
+import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -492,14 +494,14 @@ def test_half_precision_and_old_buffers_are_read(pairs, tmp_path):
 
 @pytest.mark.parametrize("declared", [None, {}, True, {"kind": "conv"}])
 def test_a_tower_of_another_structure_leaves_a_model_that_wants_features(pairs, declared, tmp_path, capsys):
-    tensors = pairs["other"].reference.state_dict() | {"model_mae.conv.weight": torch.zeros(40, 3, 8, 8)}
-    save_file(tensors, tmp_path / "grmg.safetensors")
-    settings = OTHER.grmg_json() | {"vision_stand_in": declared}
+    tensors = {k: v for k, v in pairs["small"].reference.state_dict().items() if "model_mae." not in k}
+    save_file({**tensors, "model_mae.conv.weight": torch.zeros(40, 3, 8, 8)}, tmp_path / "grmg.safetensors")
+    settings = SMALL.grmg_json() | {"text_stand_in": {"heads": SMALL.text_heads}, "vision_stand_in": declared}
     (tmp_path / "grmg.json").write_text(json.dumps(settings))
     options = ["--config", str(tmp_path / "grmg.json"), "--output", str(tmp_path / "ours")]
     assert main([str(tmp_path / "grmg.safetensors"), *options]) == 0
     assert "the file's vision tower is another network" in capsys.readouterr().out
-    assert ForesightConfig.from_pretrained(tmp_path / "ours").towers == []
+    assert ForesightConfig.from_pretrained(tmp_path / "ours").towers == ["text"]
 
 
 def test_a_tower_with_gaps_is_refused_rather_than_left_out(pairs, tmp_path, capsys):
@@ -536,8 +538,8 @@ def test_heads_of_reduced_towers_are_not_guessed_from_their_width(width, tmp_pat
     assert ForesightConfig.from_pretrained(tmp_path / "ours").towers == ["text"]
 
 
-def test_other_kinds_of_towers_are_refused_in_one_sentence(pairs, tmp_path, capsys):
-    tensors = pairs["other"].reference.state_dict()
+def test_other_kinds_of_towers_are_refused_in_one_sentence_before_the_checkpoint_is_read(tmp_path, capsys):
+    command = ["absent.pt", "--config", write_json(tmp_path, OTHER), "--output", str(tmp_path / "ours")]
     torch.save({}, tmp_path / "clip.pt")
     CLIPTextModelWithProjection(tiny_config().text_config).save_pretrained(tmp_path / "clip")
     for option, source, message in (
@@ -546,8 +548,7 @@ def test_other_kinds_of_towers_are_refused_in_one_sentence(pairs, tmp_path, caps
         ("--vision-tower", "clip", "a MAE or ViT checkpoint belongs there"),
         ("--vision-tower", "absent", "absent is neither a file nor a folder with a model's config.json"),
     ):
-        code = convert(tmp_path, tensors, OTHER, option, str(tmp_path / source))
-        assert_refused(code, message, capsys, tmp_path)
+        assert_refused(main([*command, option, str(tmp_path / source)]), message, capsys, tmp_path)
 
 
 def test_without_an_activation_in_the_json_relu_is_taken_and_said(pairs, tmp_path, capsys):
@@ -576,6 +577,18 @@ def test_pickled_objects_need_an_explicit_opt_in(pairs, opt_in, tmp_path, capsys
     if not opt_in:
         message = capsys.readouterr().err
         assert "--allow-pickle" in message and "Hyperparameters" in message
+
+
+def test_pickled_objects_of_a_missing_module_name_it(tmp_path, capsys, monkeypatch):
+    module = types.ModuleType("absent_trainer")
+    module.Options = type("Options", (), {"__module__": "absent_trainer"})
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "absent_trainer", module)
+        torch.save({"hyper_parameters": module.Options()}, tmp_path / "grmg.ckpt")
+    code = main([str(tmp_path / "grmg.ckpt"), "--allow-pickle", "--output", str(tmp_path / "ours")])
+    assert_refused(
+        code, "cannot be imported here: install it. (No module named 'absent_trainer')", capsys, tmp_path
+    )
 
 
 def test_the_json_inside_a_lightning_checkpoint_is_enough(pairs, tmp_path):
