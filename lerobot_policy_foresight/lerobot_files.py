@@ -20,8 +20,8 @@ __all__ = ["merge_adapter", "write_lerobot_files"]
 def write_lerobot_files(folder: str | Path, cameras: dict[str, str] | None = None) -> None:
     """Completes a model's folder, in place, so that LeRobot's commands take it as `--policy.path`.
 
-    `config.json` gains LeRobot's fields and keeps its own; the pipelines are written beside it. In the folder
-    of a policy of LeRobot only the cameras change.
+    `config.json` gains LeRobot's fields and keeps its own; the pipelines are written next to it. In the
+    folder of a policy of LeRobot only the cameras change.
 
     Args:
         folder (`str` or `Path`): Model and processor.

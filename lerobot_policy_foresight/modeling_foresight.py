@@ -370,6 +370,10 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
                     f"The observation lacks {key!r}, the camera of view {view!r}; it has {there}. Name it "
                     f"""with --policy.cameras='{{"{view}": "KEY"}}', or leave it out: '{{"{view}": null}}'."""
                 )
+            if batch[key].ndim != 4:
+                raise ValueError(
+                    f"{key} has shape {tuple(batch[key].shape)}; expected (environments, 3, height, width)."
+                )
             images[view] = to_uint8(batch[key])
         return images
 

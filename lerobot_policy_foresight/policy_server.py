@@ -128,8 +128,11 @@ class ForesightServer(PolicyServer):
         if self.config.cameras:
             config.cameras = config.cameras | self.config.cameras
             config.validate_features()
-        (rename,) = (s for s in self.preprocessor.steps if isinstance(s, RenameObservationsProcessorStep))
-        there = {rename.rename_map.get(key, key): value for key, value in self.lerobot_features.items()}
+        renamed = {}
+        for step in self.preprocessor.steps:
+            if isinstance(step, RenameObservationsProcessorStep):
+                renamed |= step.rename_map
+        there = {renamed.get(key, key): value for key, value in self.lerobot_features.items()}
         if absent := [key for key in config.cameras.values() if key not in there]:
             images = [key for key in there if key != OBS_STATE]
             raise ValueError(

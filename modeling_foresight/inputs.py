@@ -206,9 +206,10 @@ def check_shapes(batch: Mapping, shapes: Mapping[str, tuple], sizes: Mapping[str
                 sizes.setdefault(axis, axis if isinstance(axis, int) else size)
         expected = tuple(sizes.get(axis, axis) for axis in axes)
         if tuple(tensor.shape) != expected:
+            wanted, letters = (str(shape).replace("'", "") for shape in (expected, axes))
             raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}; expected {expected}, which is "
-                f"({', '.join(map(str, axes))}) of ForesightBatch. ForesightProcessor prepares such batches."
+                f"{name} has shape {tuple(tensor.shape)}; expected {wanted}, which is {letters} of "
+                "ForesightBatch. ForesightProcessor prepares such batches."
             )
 
 
@@ -249,15 +250,19 @@ def check_inputs(config: ForesightConfig, vision_width: int, batch: Mapping) -> 
         raise ValueError("A goal was given, but config.goal_image is false: leave it out.")
     if "state" in given and not config.state_dim:
         raise ValueError("state was given, but config.state_dim is 0: leave it out.")
-    frames = batch_size(batch)[1]
-    if not 1 <= frames <= config.history_length:
-        raise ValueError(f"The batch has {frames} frames; the config takes 1 to {config.history_length}.")
     pairs = {"vision_features", "goal_features"} & given
     tensors = {**batch, **{f"{name}[{i}]": batch[name][i] for name in pairs for i in (0, 1)}}
-    shapes, views = dict(INPUT_SHAPES), batch.get("view_mask")
-    if views is not None and views.ndim == 3:
+    shapes, mask, sizes = dict(INPUT_SHAPES), batch.get("view_mask"), {**_sizes(config), "C": vision_width}
+    if mask is not None and mask.ndim == 3:
         shapes["view_mask"] = ("B", "T", "V")
-    check_shapes(tensors, shapes, {**_sizes(config), "C": vision_width})
+    name = "pixel_values" if "pixel_values" in given else "vision_features[0]"
+    if tensors[name].ndim == len(shapes[name]) and (views := tensors[name].shape[2]) != len(config.views):
+        raise ValueError(f"{name} has {views} views; the config names {list(config.views)}.")
+    check_shapes(tensors, {name: shapes[name]}, sizes)
+    frames = batch_size(batch)[1]
+    if not 1 <= frames <= config.history_length:
+        raise ValueError(f"{name} has {frames} frames; the config takes 1 to {config.history_length}.")
+    check_shapes(tensors, shapes, sizes)
 
 
 def check_targets(config: ForesightConfig, batch: Mapping) -> None:

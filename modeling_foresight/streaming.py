@@ -353,10 +353,12 @@ class ForesightStream:
         if self.static:  # a camera that fails stays in the graph, as zeros; every set would need its own
             self._views |= set(given)
             views = sorted(self._views)
-        side = self.processor.image_size
-        blank = torch.zeros(len(rows), 3, side, side, device=self.model.device)
+        blank = (len(rows), 3, self.processor.image_size, self.processor.image_size)
         pixels = [
-            self._read_frame(images[names[v]], names[v], len(rows)) if v in given else blank for v in views
+            self._read_frame(images[names[v]], names[v], len(rows))
+            if v in given
+            else torch.zeros(blank, device=self.model.device)
+            for v in views
         ]
         present = torch.tensor([v in given for v in range(len(names))]).expand(len(rows), -1)
         if view_mask is not None:

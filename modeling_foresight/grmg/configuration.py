@@ -353,6 +353,14 @@ def check_names(checkpoint: Checkpoint) -> None:
         gaps.append(POSITIONS)
     if gaps:
         raise ConversionError(f"The checkpoint lacks tensors of GR-MG: {list_names(gaps)}. Is it complete?")
+    if has_part("action encoder") != has_part("action decoder"):
+        raise ConversionError(
+            "The checkpoint has only one of the action encoder and the action decoder. Is it complete?"
+        )
+    if has_part("wrist future query") != (has_part("wrist embeddings") and has_part("future")):
+        raise ConversionError(
+            "The checkpoint has only one of the wrist camera's input and its future query. Is it complete?"
+        )
 
 
 def build_settings(config: ForesightConfig) -> dict:

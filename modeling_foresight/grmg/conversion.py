@@ -117,12 +117,13 @@ def to_foresight(
     towers = {name: path for name, path in (("text", text_tower), ("vision", vision_tower)) if path}
     folders = {name: path for name, path in towers.items() if not Path(path).is_file()}
     with new_folder(Path(output)) as folder:
+        kinds = {name: read_kind(name, path) for name, path in folders.items()}
         source, ignored = read_checkpoint(checkpoint, settings, towers, allow_pickle)
         config = read_config(source, preset)
         rows, fresh = find_rows(source, config, preset)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # of the fresh parts
-            model = build_model(config, folders)
+            model = build_model(config, folders, kinds)
         mapped = [row for part in rows if part not in fresh for row in rows[part]]
         untouched = copy_weights(model, mapped, source.tensors)
         new = [prefix for prefix in NEW_IN_3D if any(name.startswith(prefix) for name in untouched)]
@@ -137,16 +138,44 @@ def to_foresight(
                 )
         model.save_pretrained(folder)
         build_processor(model.config, tokenizer, folders.get("text"), source).save_pretrained(folder)
+        check_written(model, folder)
     kind = "GR-MG policy" if source.has_part("action decoder") else "GR-MG video pretraining"
     kind += f" -> {preset}" if preset else ""
     fresh += [prefix.removeprefix("model.").rstrip(".") for prefix in new]
     return Report(kind, Path(output), len(mapped), fresh, sorted(ignored), source.notices, model.config)
 
 
+def read_kind(name: str, folder: str) -> str:
+    """The kind of model in a folder for the `text` or `vision` tower, which must belong there."""
+    try:
+        kind = AutoConfig.from_pretrained(folder).model_type
+    except (OSError, ValueError) as error:
+        raise ConversionError(
+            f"--{name}-tower {folder} is neither a file nor a folder with a model's config.json."
+        ) from error
+    if (kind in ("clip", "clip_text_model")) != (name == "text"):
+        wanted = "a CLIP" if name == "text" else "a MAE or ViT"
+        raise ConversionError(f"--{name}-tower {folder} is a {kind}; {wanted} checkpoint belongs there.")
+    return kind
+
+
+def read_tower(name: str, file: str, allow_pickle: bool) -> dict[str, Tensor]:
+    """The tensors of a file for the `text` or `vision` tower, under their names in a policy."""
+    prefix, (tensors, _) = PARTS[f"{name} tower"][0], read_tensors(file, allow_pickle)
+    tower = {prefix + key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    if not Checkpoint(tower, {}).has_part(f"{name} tower"):
+        raise ConversionError(f"--{name}-tower {file}: the file's {name} tower is another network.")
+    return tower
+
+
 def read_checkpoint(
     path: str | Path, settings: dict | None, towers: dict[str, str], allow_pickle: bool
 ) -> tuple[Checkpoint, list[str]]:
     """A policy and its json, with the towers of files and without those of folders; and what is left out."""
+    files = {name: file for name, file in towers.items() if Path(file).is_file()}
+    given: dict[str, Tensor] = {}
+    for name, file in files.items():
+        given |= read_tower(name, file, allow_pickle)
     tensors, inside = read_policy(path, allow_pickle)
     if not (settings or inside):
         raise ConversionError(
@@ -155,11 +184,7 @@ def read_checkpoint(
         )
     replaced = tuple(PARTS[f"{name} tower"][0] for name in towers)
     ignored = [name for name in tensors if IGNORED.fullmatch(name) or name.startswith(replaced)]
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(replaced)}
-    files = {name: file for name, file in towers.items() if Path(file).is_file()}
-    for name, file in files.items():
-        prefix, (tower, _) = PARTS[f"{name} tower"][0], read_tensors(file, allow_pickle)
-        kept |= {prefix + key.removeprefix(prefix): tensor for key, tensor in tower.items()}
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(replaced)} | given
     source = Checkpoint(kept, settings or inside)
     check_checkpoint(source)
     for name, file in files.items():
@@ -175,7 +200,9 @@ def find_rows(
     rows = table_rows(config)
     fresh = [part for part in rows if not source.has_part(part)]
     if wrong := [part for part in fresh if preset is None or part not in MAY_BE_FRESH]:
-        raise ConversionError(f"The checkpoint lacks the {list_names(wrong)} of {preset or 'its own kind'}.")
+        raise ConversionError(
+            f"The checkpoint lacks the {list_names(wrong)}, which {preset or 'GR-MG'} needs."
+        )
     if homeless := [part for part in PARTS if source.has_part(part) and part not in rows]:
         raise ConversionError(
             f"The preset {preset!r} has no place for the checkpoint's {list_names(homeless)}."
@@ -191,21 +218,10 @@ def find_rows(
     return rows, fresh
 
 
-def build_model(config: ForesightConfig, folders: dict[str, str]) -> ForesightForActionPrediction:
-    """A fresh model, on towers from folders by `text` and `vision`, which must be of that kind and width."""
-    kinds = {}
-    for name, source in folders.items():
-        try:
-            kinds[name] = AutoConfig.from_pretrained(source).model_type
-        except (OSError, ValueError) as error:
-            raise ConversionError(
-                f"--{name}-tower {source} is neither a file nor a folder with a model's config.json."
-            ) from error
-        if (kinds[name] in ("clip", "clip_text_model")) != (name == "text"):
-            wanted = "a CLIP" if name == "text" else "a MAE or ViT"
-            raise ConversionError(
-                f"--{name}-tower {source} is a {kinds[name]}; {wanted} checkpoint belongs there."
-            )
+def build_model(
+    config: ForesightConfig, folders: dict[str, str], kinds: dict[str, str]
+) -> ForesightForActionPrediction:
+    """A fresh model, on towers of these kinds from folders by `text` and `vision`, of fitting width."""
     model = ForesightForActionPrediction.from_encoder_checkpoints(config, **folders)
     for name, given, wanted in (
         ("text", model.config.text_config.projection_dim, config.text_config.projection_dim),
@@ -276,6 +292,15 @@ def placeholder_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, is_placeholder=True)
+
+
+def check_written(model: ForesightForActionPrediction, folder: Path) -> None:
+    """Raises if `from_pretrained` does not read back the model's tensors."""
+    again = tensors_in_file(ForesightForActionPrediction.from_pretrained(folder, dtype=torch.float32))
+    if wrong := [n for n, value in tensors_in_file(model).items() if not torch.equal(value, again[n])]:
+        raise ConversionError(
+            f"Reading the written folder gave other values of {list_names(wrong)}: is the disk damaged?"
+        )
 
 
 # ---------------------------------------------------------------------- to GR-MG

@@ -17,7 +17,7 @@ from .configuration import ConversionError
 
 SIGNATURE = ("transformer.ln_f.weight", "embed_timestep.weight", "perceiver_resampler.latents")
 READ_ERRORS = (UnpicklingError, SafetensorError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError)
-READ_ERRORS += (EOFError, ModuleNotFoundError, AttributeError)
+READ_ERRORS += (EOFError,)
 
 
 def read_payload(path: Path, allow_pickle: bool):
@@ -35,6 +35,10 @@ def read_payload(path: Path, allow_pickle: bool):
             check_sums(path)
             payload = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
             return payload.state_dict() if isinstance(payload, torch.nn.Module) else payload
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ConversionError(
+            f"{path} holds pickled objects of code that cannot be imported here: install it. ({error})"
+        ) from error
     except READ_ERRORS as error:
         # OpenAI publishes CLIP as a TorchScript archive.
         if what := re.search(r"Weights only.*?(?:GLOBAL|class) (\S+)|(TorchScript)", str(error), re.DOTALL):
@@ -44,8 +48,7 @@ def read_payload(path: Path, allow_pickle: bool):
             ) from None
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise ConversionError(
-            f"{path} is damaged, cut short, of another program, or needs code that is not installed: copy or "
-            f"download it again. ({reason})"
+            f"{path} is damaged, cut short or of another program: copy or download it again. ({reason})"
         ) from error
     raise ConversionError(
         f"{path} is neither a safetensors file nor one of torch.save since 2020: load its weights "

@@ -248,6 +248,9 @@ def test_what_does_not_fit_the_policy_is_named(trained):
     ):
         with pytest.raises(ValueError, match=message):
             policy.select_action({key: value for key, value in before(seen).items() if key != absent})
+    unbatched = before(seen) | {"observation.images.main": torch.zeros(3, 48, 48)}
+    with pytest.raises(ValueError, match=r"images.main has shape \(3, 48, 48\); expected \(environments, 3"):
+        policy.select_action(unbatched)
     meta = LeRobotDataset("local/synthetic", root=trained.facts.root).meta
     meta.info.fps = 31
     with pytest.raises(ValueError, match="31 frames per second; the policy learned from 20"):

@@ -2,8 +2,10 @@
 
 import dataclasses
 import importlib
+import json
 import logging
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -263,6 +265,20 @@ def test_cameras_are_named_at_the_server(serve, connect, folder):
     client.tick()
     seen = {**client.robot.seen[0], "main": client.robot.seen[0]["top"]}
     assert_queue(client, Expected(folder).chunk(seen, views=("main",)), 0)
+
+
+def test_a_preprocessor_may_rename_in_several_steps(serve, connect, folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "model")
+    pipeline = json.loads((copy / "policy_preprocessor.json").read_text())
+    (rename,) = (step for step in pipeline["steps"] if step["registry_name"].startswith("rename"))
+    pipeline["steps"].insert(0, rename)
+    (copy / "policy_preprocessor.json").write_text(json.dumps(pipeline))
+    address, _ = serve()
+    client = connect(address, {"pretrained_name_or_path": str(copy)})
+    assert client.start()
+    client.thread.start()
+    client.tick()
+    assert_queue(client, Expected(folder).chunk(client.robot.seen[0]), 0)
 
 
 @pytest.mark.parametrize(

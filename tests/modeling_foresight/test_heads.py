@@ -169,7 +169,7 @@ def test_the_schema_names_everything_that_is_checked():
 
 
 @pytest.mark.parametrize("mode", ["autocast", "bfloat16 weights"])
-def test_metres_pixels_and_actions_are_not_rounded_to_bfloat16(mode):
+def test_meters_pixels_and_actions_are_not_rounded_to_bfloat16(mode):
     config = tiny_config()
     model, inputs = build(config).eval(), tiny_inputs(config)
     with torch.no_grad():  # points some 6 m away: bfloat16 has steps of 3 cm there

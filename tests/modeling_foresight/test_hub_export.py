@@ -13,12 +13,13 @@ import torch
 from modeling_foresight import ForesightForActionPrediction, ForesightModel, ForesightStream, export_with_code
 from tests.tiny import TASKS, tiny_config, tiny_inputs, tiny_processor
 
+ROOT = Path(__file__).parents[2]
 OURS = ("modeling_foresight", "training", "lerobot_policy_foresight", "__editable__")
 
 HEAVY = ("timm", "lerobot", "peft", "datasets", "pandas", "wandb", "matplotlib", "gradio", "training")
 
 LOAD_AND_ACT = f"""
-import importlib.util, sys
+import importlib.util, os, sys
 assert sys.flags.isolated and sys.flags.no_site
 sys.path.append(sys.argv[1])
 assert importlib.util.find_spec("modeling_foresight") is None, "this project can be imported here"
@@ -35,8 +36,17 @@ trust = dict(trust_remote_code=True)
 config = AutoConfig.from_pretrained("./exported-policy", **trust)
 type(config)(), type(config).from_preset("foresight_3d")
 get_class_from_dynamic_module("modeling_foresight.ForesightForActionPrediction", "./exported-policy")
-heavy = [name for name in {HEAVY!r} if name in sys.modules]
-assert not heavy, f"importing the model imports {{heavy}}"
+def check_imports(what):
+    heavy = [name for name in {HEAVY!r} if name in sys.modules]
+    assert not heavy, f"importing {{what}} imports {{heavy}}"
+
+check_imports("the exported files")
+if (child := os.fork()) == 0:  # only this copy of the process can import the project
+    sys.path.append(sys.argv[2])
+    import modeling_foresight
+    check_imports("the project")
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
 model = AutoModel.from_pretrained("./exported-policy", **trust)
 processor = AutoProcessor.from_pretrained("./exported-policy", **trust)
 actor = AutoModel.from_pretrained("./exported-policy", auxiliary_heads=False, **trust)
@@ -92,7 +102,7 @@ def test_exported_files_act_without_this_project_import_nothing_heavy_and_need_n
     torch.save(given, tmp_path / "given.pt")
     packages = site_packages_without_this_project(tmp_path / "packages")
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", LOAD_AND_ACT, str(packages)],
+        [sys.executable, "-I", "-S", "-c", LOAD_AND_ACT, str(packages), str(ROOT)],
         cwd=tmp_path,
         env={"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""},
         capture_output=True,

@@ -862,18 +862,20 @@ def test_initial_weights_follow_gr_mg(config):
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
+        ("pixel_values", (40,), r"pixel_values has shape \(40,\); expected \(B, T, 2, 3, 40, 40\)"),
+        (
+            "pixel_values",
+            (3, 40, 40),
+            r"pixel_values has shape \(3, 40, 40\); expected \(B, T, 2, 3, 40, 40\)",
+        ),
         (
             "pixel_values",
             (3, 5, 3, 40, 40),
-            r"has shape \(3, 5, 3, 40, 40\).*\(B, T, V, 3, H, H\)",
+            r"pixel_values has shape \(3, 5, 3, 40, 40\); expected \(B, T, 2, .*\(B, T, V, 3, H, H\)",
         ),
-        ("pixel_values", (3, 5, 2, 3, 40, 48), r"40, 48\); expected .*3, 40, 40"),
-        (
-            "pixel_values",
-            (3, 5, 1, 3, 40, 40),
-            r"expected \(3, 5, 2, 3, 40, 40\), .*\(B, T, V, 3",
-        ),
-        ("pixel_values", (3, 6, 2, 3, 40, 40), r"has 6 frames; the config takes 1 to 5"),
+        ("pixel_values", (3, 5, 2, 3, 40, 48), r"40, 48\); expected \(3, 5, 2, 3, 40, 40\), .*\(B, T, V, 3"),
+        ("pixel_values", (3, 5, 1, 3, 40, 40), r"has 1 views; the config names \['main', 'wrist'\]"),
+        ("pixel_values", (3, 6, 2, 3, 40, 40), r"pixel_values has 6 frames; the config takes 1 to 5"),
         ("state", (3, 5, 8), r"state has shape \(3, 5, 8\); expected \(3, 5, 11\)"),
         ("frame_mask", (3, 4), r"frame_mask has shape \(3, 4\); expected \(3, 5\)"),
         ("view_mask", (3, 5), r"view_mask has shape \(3, 5\); expected \(3, 2\)"),
@@ -893,6 +895,19 @@ def test_a_wrong_shape_is_refused_with_what_was_expected_and_what_came(model, co
     batch = tiny_batch(config) | {name: torch.zeros(shape)}
     with pytest.raises(ValueError, match=message):
         model(**batch)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((40,), r"vision_features\[0\] has shape \(40,\); expected \(B, T, 2, 40\)"),
+        ((3, 5, 1, 40), r"vision_features\[0\] has 1 views; the config names \['main', 'wrist'\]"),
+    ],
+)
+def test_features_of_another_shape_are_refused_with_what_was_expected(model, config, shape, message):
+    inputs = tiny_inputs(config) | {"pixel_values": None}
+    with pytest.raises(ValueError, match=message):
+        model(**inputs, vision_features=(torch.zeros(shape), torch.zeros(*shape[:-1], 25, 40)))
 
 
 def test_a_state_for_a_model_without_state_is_refused():

@@ -295,7 +295,7 @@ def calvin_states(*lead: int) -> torch.Tensor:
     return states
 
 
-def test_relative_states_keep_metres_and_radians_and_normalize_the_rest():
+def test_relative_states_keep_meters_and_radians_and_normalize_the_rest():
     states = calvin_states(B, T)
     processor = tiny_processor(calvin_config(), state_stats=CALVIN_STATS)
     result = processor.normalize_state(states)

@@ -6,6 +6,8 @@ import hashlib
 import json
 import pickle
 import re
+import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -492,14 +494,14 @@ def test_half_precision_and_old_buffers_are_read(pairs, tmp_path):
 
 @pytest.mark.parametrize("declared", [None, {}, True, {"kind": "conv"}])
 def test_a_tower_of_another_structure_leaves_a_model_that_wants_features(pairs, declared, tmp_path, capsys):
-    tensors = pairs["other"].reference.state_dict() | {"model_mae.conv.weight": torch.zeros(40, 3, 8, 8)}
-    save_file(tensors, tmp_path / "grmg.safetensors")
-    settings = OTHER.grmg_json() | {"vision_stand_in": declared}
+    tensors = {k: v for k, v in pairs["small"].reference.state_dict().items() if "model_mae." not in k}
+    save_file({**tensors, "model_mae.conv.weight": torch.zeros(40, 3, 8, 8)}, tmp_path / "grmg.safetensors")
+    settings = SMALL.grmg_json() | {"text_stand_in": {"heads": SMALL.text_heads}, "vision_stand_in": declared}
     (tmp_path / "grmg.json").write_text(json.dumps(settings))
     options = ["--config", str(tmp_path / "grmg.json"), "--output", str(tmp_path / "ours")]
     assert main([str(tmp_path / "grmg.safetensors"), *options]) == 0
     assert "the file's vision tower is another network" in capsys.readouterr().out
-    assert ForesightConfig.from_pretrained(tmp_path / "ours").towers == []
+    assert ForesightConfig.from_pretrained(tmp_path / "ours").towers == ["text"]
 
 
 def test_a_tower_with_gaps_is_refused_rather_than_left_out(pairs, tmp_path, capsys):
@@ -536,8 +538,8 @@ def test_heads_of_reduced_towers_are_not_guessed_from_their_width(width, tmp_pat
     assert ForesightConfig.from_pretrained(tmp_path / "ours").towers == ["text"]
 
 
-def test_other_kinds_of_towers_are_refused_in_one_sentence(pairs, tmp_path, capsys):
-    tensors = pairs["other"].reference.state_dict()
+def test_other_kinds_of_towers_are_refused_in_one_sentence_before_the_checkpoint_is_read(tmp_path, capsys):
+    command = ["absent.pt", "--config", write_json(tmp_path, OTHER), "--output", str(tmp_path / "ours")]
     torch.save({}, tmp_path / "clip.pt")
     CLIPTextModelWithProjection(tiny_config().text_config).save_pretrained(tmp_path / "clip")
     for option, source, message in (
@@ -546,8 +548,7 @@ def test_other_kinds_of_towers_are_refused_in_one_sentence(pairs, tmp_path, caps
         ("--vision-tower", "clip", "a MAE or ViT checkpoint belongs there"),
         ("--vision-tower", "absent", "absent is neither a file nor a folder with a model's config.json"),
     ):
-        code = convert(tmp_path, tensors, OTHER, option, str(tmp_path / source))
-        assert_refused(code, message, capsys, tmp_path)
+        assert_refused(main([*command, option, str(tmp_path / source)]), message, capsys, tmp_path)
 
 
 def test_without_an_activation_in_the_json_relu_is_taken_and_said(pairs, tmp_path, capsys):
@@ -576,6 +577,18 @@ def test_pickled_objects_need_an_explicit_opt_in(pairs, opt_in, tmp_path, capsys
     if not opt_in:
         message = capsys.readouterr().err
         assert "--allow-pickle" in message and "Hyperparameters" in message
+
+
+def test_pickled_objects_of_a_missing_module_name_it(tmp_path, capsys, monkeypatch):
+    module = types.ModuleType("absent_trainer")
+    module.Options = type("Options", (), {"__module__": "absent_trainer"})
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "absent_trainer", module)
+        torch.save({"hyper_parameters": module.Options()}, tmp_path / "grmg.ckpt")
+    code = main([str(tmp_path / "grmg.ckpt"), "--allow-pickle", "--output", str(tmp_path / "ours")])
+    assert_refused(
+        code, "cannot be imported here: install it. (No module named 'absent_trainer')", capsys, tmp_path
+    )
 
 
 def test_the_json_inside_a_lightning_checkpoint_is_enough(pairs, tmp_path):
@@ -715,6 +728,25 @@ def test_a_preset_that_does_not_fit_the_file_is_refused(pairs, tmp_path, capsys)
     assert_refused(code, "has no place for", capsys, tmp_path)
 
 
+@pytest.mark.parametrize("preset", [[], ["--preset", "foresight_3d"]])
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("action encoder", "only one of the action encoder and the action decoder"),
+        ("action decoder", "only one of the action encoder and the action decoder"),
+        ("wrist embeddings", "only one of the wrist camera's input and its future query"),
+        ("wrist future query", "only one of the wrist camera's input and its future query"),
+    ],
+)
+def test_half_of_a_pair_of_parts_is_refused_with_and_without_a_preset(
+    pairs, part, message, preset, tmp_path, capsys
+):
+    tensors = dict(pairs["other"].reference.state_dict())
+    for row in Checkpoint(tensors, {}).rows(part):
+        del tensors[row.theirs]
+    assert_refused(convert(tmp_path, tensors, OTHER, *preset), message, capsys, tmp_path)
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", '{"trainer": {}}'])
 def test_a_json_that_is_not_gr_mgs_is_refused(pairs, text, tmp_path, capsys):
     (tmp_path / "bad.json").write_text(text)
@@ -744,6 +776,20 @@ def test_a_failed_conversion_writes_nothing(pairs, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(ForesightProcessor, "save_pretrained", full_disk)
     code = convert(tmp_path, pairs["other"].reference.state_dict(), OTHER)
     assert_refused(code, "no space left", capsys, tmp_path)
+
+
+def test_a_folder_that_reads_back_other_values_is_not_kept(pairs, tmp_path, capsys, monkeypatch):
+    save = ForesightProcessor.save_pretrained
+
+    def damage_weights(self, folder):
+        save(self, folder)
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.embed_norm.weight"][3] += 1
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(ForesightProcessor, "save_pretrained", damage_weights)
+    code = convert(tmp_path, pairs["other"].reference.state_dict(), OTHER)
+    assert_refused(code, "gave other values of model.embed_norm.weight", capsys, tmp_path)
 
 
 @pytest.mark.parametrize(
