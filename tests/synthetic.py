@@ -67,7 +67,7 @@ class SyntheticDataset:
         return image
 
     def depth(self, e: int, t: int, camera: str) -> np.ndarray:
-        """`(H, W)` float32 metres: a slope; the dot is at 0.5 m; the lower right corner is invalid (0)."""
+        """`(H, W)` float32 meters: a slope; the dot is at 0.5 m; the lower right corner is invalid (0)."""
         height, width = self.sizes[camera]
         y, x = np.mgrid[:height, :width]
         depth = (0.8 + 0.5 * x / width + 0.3 * y / height + 0.01 * t + 0.02 * e).astype(np.float32)
@@ -172,7 +172,7 @@ def make_dataset(
         fps: Frames per second.
         use_videos: Video files, or exact pictures inside the parquet files.
         depth_max_m: Far limit of the depth video.
-        depth_factor: Multiplies stored depth; 1000 makes the mistake of storing millimetres as metres.
+        depth_factor: Multiplies stored depth; 1000 makes the mistake of storing millimeters as meters.
         action_key: Name of the action column.
         state_key: Name of the state column; `None` leaves it out.
         poses: Let the state begin with a pose and a gripper, as CALVIN's does; `state_dim` is 7 or more.

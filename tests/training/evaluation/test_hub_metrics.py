@@ -132,8 +132,8 @@ def test_future_frames_with_and_without_depth(metric):
 
 
 def test_future_depth_that_is_not_predicted_shows_in_what_is_covered(metric):
-    truth = [[[[0.5, 0.5, 0.5, metres] for metres in (1.0, 2.0, 4.0, 0.0)]]]
-    holes = [[[[0.5, 0.5, 0.5, metres] for metres in (NAN, 1.0, 0.0, 3.0)]]]
+    truth = [[[[0.5, 0.5, 0.5, meters] for meters in (1.0, 2.0, 4.0, 0.0)]]]
+    holes = [[[[0.5, 0.5, 0.5, meters] for meters in (NAN, 1.0, 0.0, 3.0)]]]
     figures = metric["future_rgbd"].compute(predictions=holes, references=truth)
     assert (figures["depth_abs_rel"], figures["depth_covered"]) == (0.5, pytest.approx(1 / 3))
 

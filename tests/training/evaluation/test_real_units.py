@@ -1,4 +1,4 @@
-"""Predictions on recorded windows in metres, pixels and commands, beside predictors that need no model."""
+"""Predictions on recorded windows in meters, pixels and commands, beside predictors that need no model."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def policy():
     )
     torch.manual_seed(1)
     stats = {name: [value] * ACTION for name, value in (("mean", 0.0), ("std", 1.0))}
-    # A gripper in metres: half way between its two values is 0.02.
+    # A gripper in meters: half way between its two values is 0.02.
     stats |= {"min": [-1.0] * GRIPPER + [0.0], "max": [1.0] * GRIPPER + [0.04]}
     return ForesightForActionPrediction(config).eval(), tiny_processor(config, action_stats=stats)
 
