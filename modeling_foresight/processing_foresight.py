@@ -18,7 +18,6 @@ from transformers.processing_utils import ProcessorMixin
 from .action_codec import POSE_SIZE, gripper_is_open, relative_state, to_simulator_action
 from .configuration_foresight import CHOICES
 
-STILL = 1e-4  # entries with this deviation or less never moved
 STATISTICS = ("mean", "std", "min", "max")
 # Fields of the config that the processor has too.
 CONFIG_FIELDS = ("views", "image_size", "image_mean", "image_std", "binary_action_indices")
@@ -285,7 +284,7 @@ class ForesightProcessor(ProcessorMixin):
         if self.action_stats is None or self.action_codec == "local_delta":
             return torch.where(binary, is_high.float(), actions)
         mean, std, low, high = _read_statistics("action", self.action_stats, actions)
-        still = _cached_tensor(tuple(self.action_stats["std"]), actions.device) <= STILL
+        still = _cached_tensor(find_still_entries(self.action_stats), actions.device, torch.bool)
         moving = torch.where(still, mean, actions * std + mean)
         return torch.where(binary, torch.where(is_high, high, low), moving)
 
@@ -370,6 +369,22 @@ def _cached_tensor(values: tuple, device: torch.device, dtype: torch.dtype = tor
         return torch.tensor(values, device=device, dtype=dtype)
 
 
+def find_still_entries(stats: dict) -> tuple[bool, ...]:
+    """Entries of an action or a state that never moved: their range is what float32 rounds away.
+
+    Units are the user's, so no fixed length or angle says what moves: 5e-5 may be noise or the meters of one
+    step at a high rate. Rounding leaves some units in the last place of the entry itself, and about one of
+    the largest entry where it was computed from that one, such as a difference of poses.
+
+    Args:
+        stats (`dict`): `min`, `max` and `std` of every entry, in the dataset's units.
+    """
+    low, high, std = (np.asarray(stats[key], dtype=np.float64) for key in ("min", "max", "std"))
+    size = np.maximum(abs(low), abs(high))
+    noise = np.finfo(np.float32).eps * np.maximum(8 * size, size.max(initial=0))
+    return tuple(((high - low <= noise) | (std <= 0)).tolist())
+
+
 def _entry_mask(indices: list[int], like: Tensor) -> Tensor:
     """Boolean `(A,)`, true at `indices`."""
     return _cached_tensor(tuple(i in indices for i in range(like.shape[-1])), like.device, torch.bool)
@@ -384,7 +399,8 @@ def _read_statistics(name: str, stats: dict, like: Tensor) -> tuple[Tensor, Tens
         )
     mean, std, low, high = (_cached_tensor(tuple(stats[key]), like.device) for key in STATISTICS)
     # The noise of an entry that never moves must not be scaled up.
-    return mean, torch.where(std > STILL, std, 1.0), low, high
+    still = _cached_tensor(find_still_entries(stats), like.device, torch.bool)
+    return mean, torch.where(still, 1.0, std), low, high
 
 
 def _normalize(name: str, values: Tensor, stats: dict | None, binary: list[int]) -> Tensor:

@@ -14,7 +14,7 @@ from modeling_foresight import (
     ForesightProcessor,
     build_small_tokenizer,
 )
-from modeling_foresight.processing_foresight import STILL
+from modeling_foresight.processing_foresight import find_still_entries
 from training.config import RunConfig
 from training.run_data import RunData
 from training.windows import WindowSampler, collate_windows
@@ -182,7 +182,7 @@ def _check_motion(config: RunConfig, data: RunData, processor: ForesightProcesso
         return
     binary = np.isin(np.arange(len(here["std"])), processor.binary_action_indices)
     was_still, is_still = (
-        np.where(binary, np.equal(stats["min"], stats["max"]), np.less_equal(stats["std"], STILL))
+        np.where(binary, np.equal(stats["min"], stats["max"]), find_still_entries(stats))
         for stats in (there, here)
     )
     if entries := np.flatnonzero(was_still & ~is_still).tolist():

@@ -238,6 +238,37 @@ def test_an_action_entry_that_never_moved_stays_where_it_was(processor):
     assert (decoded[..., 5] == ACTION_STATS["mean"][5]).all()
 
 
+def statistics_of(values) -> dict:
+    values = np.asarray(values, dtype=np.float32)
+    found = {"mean": values.mean(0), "std": values.std(0), "min": values.min(0), "max": values.max(0)}
+    return {name: value.tolist() for name, value in found.items()}
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_what_moves_does_not_depend_on_the_unit(config, unit):
+    rng = np.random.default_rng(0)
+    deviations = np.array([5e-5, 1.0, 1.0, 2e-6, 1.0, 1.0, 1.0])  # 5e-5: meters per step at a high rate
+    actions = torch.tensor(unit * deviations * rng.standard_normal((200, 7)), dtype=torch.float32)
+    processor = tiny_processor(config, action_stats=statistics_of(actions))
+    moving = [0, 1, 3, 4, 5, 6]  # 2 is binary
+    normalized = processor.normalize_actions(actions)
+    torch.testing.assert_close(normalized.std(0, correction=0)[moving], torch.ones(6), atol=1e-3, rtol=0)
+    decoded = processor.decode_actions(normalized)
+    torch.testing.assert_close(decoded[:, moving], actions[:, moving], rtol=1e-4, atol=1e-7 * unit)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, -250.0])
+def test_float_noise_around_a_constant_is_not_motion(config, value):
+    rng = np.random.default_rng(0)
+    actions = rng.standard_normal((200, 7)).astype(np.float32)
+    noise = np.spacing(np.float32(value)) * rng.integers(-2, 3, 200) if value else 1e-9 * actions[:, 1]
+    actions[:, 0] = np.float32(value) + noise
+    processor = tiny_processor(config, action_stats=statistics_of(actions))
+    assert processor.normalize_actions(torch.from_numpy(actions))[:, 0].abs().max() < 1e-3
+    decoded = processor.decode_actions(torch.randn(20, 7))[:, 0]
+    assert (decoded == decoded[0]).all() and decoded[0].item() == pytest.approx(value, abs=1e-4)
+
+
 def test_the_state_is_normalized_with_its_binary_entries_as_bits(processor):
     state = torch.rand(2, 11) * 4
     result = processor.normalize_state(state)
