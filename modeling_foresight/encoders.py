@@ -252,8 +252,24 @@ class VisionEncoder(nn.Module):
         num_patches = shape.numel() // self.width - self.num_prefix_tokens
         self.readout = None if has_cls else SpatialReadout(num_patches, self.width)
 
+    def hold_fixed_statistics(self) -> None:
+        """Put layers whose parameters are fixed, as under an adapter, in evaluation mode.
+
+        Otherwise BatchNorm's running statistics, which are no parameters, would drift away from the base that
+        an adapter is loaded on.
+        """
+        for norm in self.tower.modules():
+            if getattr(norm, "running_mean", None) is None:
+                continue
+            # A layer without parameters is as fixed as its tower.
+            parameters = list(norm.parameters()) or self.tower.parameters()
+            if not any(parameter.requires_grad for parameter in parameters):
+                norm.eval()
+
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Normalized RGB `(M, 3, H, W)` -> CLS `(M, C)` and patch features `(M, N, C)`, row-major."""
+        if self.training:
+            self.hold_fixed_statistics()
         features = self.tower(pixel_values).last_hidden_state
         if isinstance(features, list | tuple):  # timm's `features_only` gives one map per chosen stage
             features = features[-1]

@@ -48,11 +48,13 @@ def add_lora(model: ForesightForActionPrediction, options: LoraOptions) -> PeftM
 def describe_base(model: ForesightForActionPrediction) -> dict:
     """Name, revision, weights digest and control rate of an adapter's base; call it before [`add_lora`].
 
-    The digest covers the values of all parameters, not their names or files: it is the same for a folder, its
-    copy on the Hub, and any sharding.
+    The digest covers the values of all parameters and saved buffers (running statistics), not their names or
+    files: it is the same for a folder, its copy on the Hub, and any sharding.
     """
-    parameters = (p.detach().cpu().contiguous().flatten().view(torch.uint8) for p in model.parameters())
-    digests = sorted(hashlib.sha256(p.numpy()).digest() for p in parameters)
+    saved = model.state_dict().keys()
+    tensors = [*model.parameters(), *(buffer for name, buffer in model.named_buffers() if name in saved)]
+    raw = (t.detach().cpu().contiguous().flatten().view(torch.uint8) for t in tensors)
+    digests = sorted(hashlib.sha256(t.numpy()).digest() for t in raw)
     return {
         "base_model": model.name_or_path,
         "base_revision": getattr(model.config, "_commit_hash", None),

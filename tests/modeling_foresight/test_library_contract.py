@@ -8,7 +8,7 @@ from transformers import AutoModel, ResNetConfig, TimmWrapperConfig
 
 from modeling_foresight import ForesightForActionPrediction, ForesightModel
 from modeling_foresight.lora import lora_config
-from tests.tiny import BATCH, tiny_config, tiny_inputs
+from tests.tiny import BATCH, tiny_batch, tiny_config, tiny_inputs
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +215,42 @@ def test_a_model_without_a_text_tower_takes_an_adapter_and_checkpointing():
         model.get_input_embeddings()
     model.gradient_checkpointing_enable()
     peft.get_peft_model(model, lora_config(model, r=2))
+
+
+def batch_norm_config():
+    tower = {"architecture": "test_resnet", "model_args": {"features_only": True, "out_indices": [2]}}
+    return tiny_config(
+        vision_config={"model_type": "timm_wrapper", "do_pooling": False, **tower}, freeze_vision=False
+    )
+
+
+@pytest.mark.parametrize("trains_before", [False, True])
+@pytest.mark.parametrize("own", [["embed_state"], ["bn1"]], ids=["no norm learns", "one norm learns"])
+def test_no_tensor_of_the_base_changes_while_an_adapter_trains(trains_before, own):
+    """Running statistics are not parameters: freezing does not hold them, and no adapter brings them back."""
+    peft = pytest.importorskip("peft")
+    config = batch_norm_config()
+    model = build(config).train(trains_before)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert any("running_mean" in name for name in before)
+    adapted = peft.get_peft_model(model, lora_config(model, r=2, modules_to_save=own))
+    if not trains_before:
+        adapted.train()
+    adapted(**tiny_batch(config)).loss.backward()
+    after = {
+        name.replace("base_layer.", "").replace("original_module.", ""): value
+        for name, value in model.state_dict().items()
+        if "lora_" not in name and "modules_to_save" not in name
+    }
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    saved = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    assert any("bn1.running_mean" in name for name in saved) == (own == ["bn1"])
+
+
+def test_statistics_follow_the_images_where_their_layers_learn():
+    config = batch_norm_config()
+    model = build(config).train()
+    before = {n: b.clone() for n, b in model.named_buffers() if n.endswith("running_mean")}
+    model(**tiny_batch(config))
+    assert all(not torch.equal(b, before[n]) for n, b in model.named_buffers() if n in before)
