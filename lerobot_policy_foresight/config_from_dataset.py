@@ -5,6 +5,7 @@ from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_IMAGES, OBS_PREFI
 from transformers import AutoTokenizer
 
 from datasets_scripts.columns import is_label_key
+from datasets_scripts.storage.dataset_rows import read_instructions
 from modeling_foresight import ForesightConfig, build_small_tokenizer
 
 from .configuration_foresight import LeRobotForesightConfig
@@ -16,7 +17,7 @@ def fill_from_dataset(config: LeRobotForesightConfig, dataset_meta):
     """Fills what a fresh policy's config leaves open from a dataset, in place; returns the tokenizer."""
     text = config.text_config or {}
     if config.tokenizer == "small":
-        instructions = [str(task) for task in dataset_meta.tasks.index]
+        instructions = list(read_instructions(dataset_meta).values())
         tokenizer = build_small_tokenizer(instructions, max_length=text.get("max_position_embeddings", 77))
         special = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
         config.text_config = {**text, "vocab_size": len(tokenizer), **special}

@@ -133,7 +133,7 @@ class WindowReader:
             "episode_index": torch.tensor(episode),
             "frame_index": torch.tensor(frame - first),
             "timestamp": torch.tensor((frame - first) / rows.fps, dtype=torch.float32),
-            "task_index": torch.tensor(rows.tasks.index(sample["task"])),
+            "task_index": torch.tensor(int(rows.column("task_index").read(range(frame, frame + 1))[0])),
             "task": sample["task"],
         }
         for view, pictures in sample.pop("images").items():

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.feature_utils import get_hf_features_from_features
@@ -30,6 +32,7 @@ __all__ = [
     "parse_episodes",
 ]
 
+TASKS = "meta/tasks.parquet"
 RESTORE = "download the dataset again, or make it again with the script that made it"
 
 
@@ -117,7 +120,7 @@ class DatasetRows:
         hub (`HubFiles | None`): Source of videos that are not in the folder yet, if any.
         features (`dict[str, dict]`): LeRobot features.
         fps (`int`): Frames per second.
-        tasks (`list[str]`): Instruction by `task_index`.
+        tasks (`dict[int, str]`): Instruction by `task_index`.
         episode_starts, episode_stops (`numpy.ndarray`): `(episodes,)` int64 row bounds, stop exclusive.
 
     Raises:
@@ -133,7 +136,7 @@ class DatasetRows:
 
     def _open(self) -> None:
         load_features(self.root)  # with a better message than LeRobot's
-        for part in ("meta/tasks.parquet", "meta/episodes"):
+        for part in (TASKS, "meta/episodes"):
             if not (self.root / part).exists():  # LeRobot would search the Hub
                 raise ValueError(f"dataset {self.name} lacks {self.root / part}; {RESTORE}")
         files = data_files(self.root)
@@ -150,19 +153,25 @@ class DatasetRows:
         episodes = meta.episodes.data
         self.episode_starts = episodes.column("dataset_from_index").to_numpy().astype(np.int64)
         self.episode_stops = episodes.column("dataset_to_index").to_numpy().astype(np.int64)
-        by_index = dict(zip(meta.tasks["task_index"], meta.tasks.index, strict=True))
-        self.tasks = [str(by_index[i]) for i in range(len(by_index))]
+        self.tasks = read_instructions(meta)
         self._columns: dict[str, ArrowColumn] = {}
         self._segments: dict[str, VideoSegments] = {}
 
     def _check_rows(self) -> None:
-        """The index column must count the rows and the episode table must cover them."""
+        """Rows must count up, the episode table must cover them, and their instructions must exist."""
         index = self.column("index").read(range(len(self)))
         promised = int(self.episode_stops[-1]) if len(self.episode_stops) else 0
         if len(index) != promised or not np.array_equal(index, np.arange(len(index))):
             raise ValueError(
                 f"dataset {self.name}: its data files hold {len(index)} frames but meta/episodes lists "
                 f"{promised}, or their frame numbers do not count up; the dataset is incomplete: {RESTORE}"
+            )
+
+        used = pc.unique(self._table.data.column("task_index")).to_pylist()
+        if unknown := sorted(set(used) - self.tasks.keys()):
+            raise ValueError(
+                f"dataset {self.name}: frames have task_index {unknown[:5]}, but {self.root / TASKS} does "
+                f"not; {RESTORE}"
             )
 
     def __len__(self) -> int:
@@ -289,6 +298,30 @@ def find_dataset(name: str, videos: bool) -> tuple[Path, HubFiles | None]:
     if (recorded / INFO_PATH).is_file() and not has_legacy_hub_download_metadata(recorded):
         return recorded.resolve(), None
     return open_hub_dataset(name, videos)
+
+
+def read_instructions(meta: LeRobotDatasetMetadata) -> dict[int, str]:
+    """Instructions of a dataset by `task_index`; numbers may have gaps, and rows any order.
+
+    LeRobot writes the texts as the table's index; other tools write them as a column `task`.
+
+    Raises:
+        ValueError: If the table has no texts, or a number twice; names the file and the remedy.
+    """
+    table = meta.tasks if meta.tasks is not None else pd.DataFrame()
+    texts = list(table.get("task", table.index))
+    numbers = list(table.get("task_index", []))
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, (int, np.integer)) for number in numbers)
+        and len(set(numbers)) == len(texts) > 0
+    ):
+        raise ValueError(
+            f"{meta.root / TASKS} must have one row per instruction: a text in `task` (index or column) and "
+            f"its own whole number in `task_index`. It begins with {texts[:3]} and {numbers[:3]}: write the "
+            "texts of the instructions there"
+        )
+    return dict(zip(map(int, numbers), texts, strict=True))
 
 
 def _check_parquet(path: Path) -> None:
