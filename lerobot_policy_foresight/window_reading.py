@@ -15,7 +15,7 @@ metadata, are read again by their frame numbers in the training process.
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,14 @@ __all__ = ["WindowReader", "to_uint8"]
 
 SAMPLE = f"{OBS_PREFIX}foresight."  # LeRobot's preprocessor passes on what begins with `observation.`
 WINDOWS = "foresight_windows"  # attribute of a dataset's metadata
+# Transforms of LeRobot and torchvision that leave every point where it is in the picture.
+_NAMES = """
+    CoarseDropout ColorJitter GammaCorrection GaussianBlur GaussianNoise GaussianPatchBrightness Grayscale
+    Identity JPEG JPEGCompression MotionBlur PlanckianJitter RandomAdjustSharpness RandomAutocontrast
+    RandomChannelPermutation RandomEqualize RandomErasing RandomGrayscale RandomInvert
+    RandomPhotometricDistort RandomPosterize RandomShadow RandomSolarize SharpnessJitter
+"""
+PHOTOMETRIC = frozenset(_NAMES.split())
 
 
 class WindowReader:
@@ -116,6 +124,8 @@ class WindowReader:
         `indices` count the frames of the dataset's chosen episodes; its image transforms apply.
         """
         self._open(dataset.episodes)
+        if self._windows.config.wants_depth or self._windows.config.wants_flow:
+            check_image_transforms(dataset.image_transforms)
         places = dataset.absolute_to_relative_idx
         frames = range(len(dataset)) if places is None else list(places)
         return [self._read_item(int(frames[int(i)]), dataset.image_transforms) for i in indices]
@@ -137,7 +147,8 @@ class WindowReader:
             "task": sample["task"],
         }
         for view, pictures in sample.pop("images").items():
-            pictures = pictures if image_transforms is None else image_transforms(pictures)
+            if image_transforms is not None:  # some of LeRobot's change float pictures only
+                pictures = (image_transforms(pictures / 255) * 255).round().clamp(0, 255).to(torch.uint8)
             item[view if self.is_renamed else f"{SAMPLE}images.{view}"] = pictures
         for view, depth in sample.pop("depth").items():
             item[f"{SAMPLE}depth.{view}"] = depth
@@ -183,3 +194,22 @@ def _read_loader_batch(dataset: LeRobotDataset, indices: Sequence[int]) -> list[
 
 # Worker processes do this too: unpickling their reader imports this module.
 LeRobotDataset.__getitems__ = _read_loader_batch
+
+
+def check_image_transforms(transform) -> None:
+    """Refuse transforms that move the picture: depth and tracks would stay where they are.
+
+    Raises:
+        ValueError: If a transform is not known to be photometric; names it and the remedy.
+    """
+    parts = getattr(transform, "transforms", None)
+    if parts is not None:
+        for part in parts.values() if isinstance(parts, Mapping) else parts:
+            check_image_transforms(part)
+    elif transform is not None and type(transform).__name__ not in PHOTOMETRIC:
+        raise ValueError(
+            f"--dataset.image_transforms: {type(transform).__name__} may move pictures, and their depth and "
+            "3D tracks would stay where they are. List those that change colors only in "
+            "--dataset.image_transforms.tfs (docs/lerobot.md), or use training/train.py, whose "
+            "data.random_shift moves pictures and labels together"
+        )

@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -59,18 +58,6 @@ def lerobot_eval(folder: Path, output: Path, *options: str) -> dict:
             root.handlers[:] = handlers
             root.setLevel(level)
     return json.loads((output / "eval_info.json").read_text())
-
-
-def run_ranks(function, *args) -> None:
-    """`function(rank, *args)` in two forks of this process, which need not import LeRobot again."""
-    ranks = torch.multiprocessing.start_processes(function, args, nprocs=2, join=False, start_method="fork")
-    end = time.monotonic() + 300
-    try:
-        while not ranks.join(timeout=1):
-            assert time.monotonic() < end, "the processes wait for each other"
-    finally:
-        for process in ranks.processes:
-            process.kill()
 
 
 def run_options(root: Path, output: Path) -> list[str]:

@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +23,9 @@ from tests.lerobot_policy_foresight.miniature import (
     lerobot_train,
     policy_options,
     run_options,
-    run_ranks,
     small_model,
 )
+from tests.ranks import run_ranks
 from tests.synthetic import make_dataset
 from tests.training.test_train import TINY
 from training.config import load_config
@@ -104,14 +103,10 @@ def test_bfloat16_is_float32_where_it_has_no_kernels(facts, tmp_path, monkeypatc
     assert any(not torch.equal(expected[name], rounded[name]) for name in expected)
 
 
-def run_process(rank: int, folder, port: int, options: list[str]) -> None:
+def run_process(rank: int, folder, options: list[str]) -> None:
     """`lerobot-train` in one of two processes, as `accelerate launch` starts it; saves its weights."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
     made, make_policy = [], script.make_policy
     script.make_policy = lambda *args, **kwargs: made.append(make_policy(*args, **kwargs)) or made[0]
-    AcceleratorState._reset_state(True)
     lerobot_train(*options)
     save_model(made[0], f"{folder}/rank{rank}.safetensors")
 
@@ -128,10 +123,7 @@ def check_processes(folder, output: str) -> None:
 
 def test_two_processes_train_one_policy_and_write_it_once(facts, tmp_path, capfd):
     options = [*run_options(facts.root, tmp_path / "run"), "--policy.scheduler_warmup_steps=0"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    run_ranks(run_process, tmp_path, port, [*policy_options(small_model()), *options])
+    run_ranks(run_process, tmp_path, [*policy_options(small_model()), *options])
     check_processes(tmp_path, capfd.readouterr().err)
 
 
@@ -140,7 +132,7 @@ PROCESS = """
 import os, sys
 from tests.lerobot_policy_foresight.test_training import run_process
 folder, *options = sys.argv[1:]
-run_process(int(os.environ["RANK"]), folder, int(os.environ["MASTER_PORT"]), options)
+run_process(int(os.environ["RANK"]), folder, options)
 """
 
 

@@ -11,13 +11,16 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy
+from lerobot.transforms.transforms import ImageTransformConfig, ImageTransforms, ImageTransformsConfig
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, default_collate
+from torchvision.transforms import v2
 
 from datasets_scripts.storage import dataset_rows
 from lerobot_policy_foresight import LeRobotForesightConfig, window_reading
 from lerobot_policy_foresight.window_reading import WindowReader
-from tests.lerobot_policy_foresight.miniature import run_ranks, small_model
+from tests.lerobot_policy_foresight.miniature import small_model
+from tests.ranks import run_ranks
 from tests.synthetic import make_dataset
 from training.windows import ForesightWindows, WindowConfig, collate_windows
 
@@ -34,7 +37,7 @@ def videos(tmp_path_factory):
 
 
 def config(**options) -> LeRobotForesightConfig:
-    return LeRobotForesightConfig(device="cpu", cameras={"main": MAIN}, **small_model(), **options)
+    return LeRobotForesightConfig(device="cpu", cameras={"main": MAIN}, **small_model(**options))
 
 
 def opened(root, **settings) -> LeRobotDataset:
@@ -132,15 +135,35 @@ def test_frames_that_no_loader_read_as_windows_are_read_by_their_number(videos):
 
 
 def test_image_transforms_reach_the_pictures_of_a_window_and_nothing_else(videos):
-    plain, flipped = opened(videos), opened(videos, image_transforms=lambda frames: frames.flip(-1))
-    policies = [policy_for(dataset) for dataset in (plain, flipped)]
+    settings = ImageTransformsConfig(enable=True, max_num_transforms=1)
+    settings.tfs = {"invert": ImageTransformConfig(type="RandomInvert", kwargs={"p": 1.0})}
+    plain, inverted = opened(videos), opened(videos, image_transforms=ImageTransforms(settings))
+    policies = [policy_for(dataset) for dataset in (plain, inverted)]
     one, other = (
         policy.windows.read_batch(loaded(dataset, [4, 16]))
-        for policy, dataset in zip(policies, (plain, flipped), strict=True)
+        for policy, dataset in zip(policies, (plain, inverted), strict=True)
     )
-    torch.testing.assert_close(other["images"]["main"], one["images"]["main"].flip(-1))
+    torch.testing.assert_close(other["images"]["main"], 255 - one["images"]["main"])
     assert other["images"]["main"].dtype == torch.uint8 and other["images"]["main"].any()
     torch.testing.assert_close(other["depth"], one["depth"])
+
+
+@pytest.mark.parametrize(
+    ("transform", "name"),
+    [
+        (ImageTransforms(ImageTransformsConfig(enable=True)), "RandomAffine"),  # LeRobot's defaults
+        (v2.Compose([v2.ColorJitter(), v2.RandomApply([v2.RandomHorizontalFlip()])]), "RandomHorizontalFlip"),
+        (lambda frames: frames.flip(-1), "function"),
+    ],
+    ids=["defaults", "nested", "unknown"],
+)
+def test_transforms_that_would_leave_labels_behind_are_refused_by_name(videos, transform, name):
+    dataset = opened(videos, image_transforms=transform)
+    policy = policy_for(dataset)
+    with pytest.raises(ValueError, match=f"{name} may move pictures"):
+        loaded(dataset, [4])
+    policy_for(dataset, objectives=["action"])
+    assert policy and loaded(dataset, [4])  # without labels nothing is left behind
 
 
 def test_only_the_dataset_of_the_policy_is_read_as_windows(videos):
@@ -243,7 +266,6 @@ def gradients(root, places: list[int], unsupervised: list[int]) -> dict[str, tor
 
 
 def run_rank(rank: int, root, folder) -> None:
-    torch.set_num_threads(1)
     store = f"file://{folder}/store"
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     places = [[4, 16], [0, 10]][rank]

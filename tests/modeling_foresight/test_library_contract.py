@@ -190,7 +190,7 @@ def test_the_trunk_refuses_unknown_arguments_too(model, inputs):
     ("name", "shape", "message"),
     [
         ("input_ids", (BATCH + 1, 9), r"input_ids has shape \(4, 9\); expected \(3, 9\)"),
-        ("input_ids", (9,), r"input_ids has shape \(9,\); expected \(3, 'length'\)"),
+        ("input_ids", (9,), r"input_ids has shape \(9,\); expected \(3, length\)"),
         ("attention_mask", (BATCH, 8), r"attention_mask has shape \(3, 8\); expected \(3, 9\)"),
     ],
 )

@@ -23,6 +23,7 @@ from transformers import AutoModel, AutoProcessor
 from datasets_scripts.storage.hub_download import HubError
 from datasets_scripts.storage.provenance import read_provenance, write_provenance
 from modeling_foresight.transformer import ForesightBlock
+from tests.ranks import run_ranks
 from tests.synthetic import make_dataset
 from training.checkpoints import latest_checkpoint
 from training.config import load_config
@@ -414,12 +415,16 @@ def run_twofold(arguments: list[str]) -> None:
     assert result.returncode == 0, result.stderr[-3000:]
 
 
+def run_process(rank: int, config_file, dataset, output, flags: list[str]) -> None:
+    assert run(config_file, dataset, output, *flags) == 0
+
+
 def test_two_processes_share_every_batch_and_learn_as_one(config_file, dataset, tmp_path):
     # Progress has a target in every frame, so that the mean of the halves' means is the mean of the batch.
     flags = ["--model.objectives", "[progress]", "--train.steps", "3", "--train.warmup_steps", "0"]
     for dropout in ("embd_pdrop", "attention_dropout", "resid_pdrop"):  # its draws differ between processes
         flags += [f"--model.{dropout}", "0.0"]
-    run_twofold(command(config_file, dataset, tmp_path / "two", *flags))
+    run_ranks(run_process, config_file, dataset, tmp_path / "two", flags)
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
 
     run(config_file, dataset, tmp_path / "one", *flags)
@@ -438,7 +443,7 @@ def test_two_processes_share_every_batch_and_learn_as_one(config_file, dataset, 
     )
 
 
-@pytest.mark.slow  # the launch without bf16 is quick; this one repeats it
+@pytest.mark.slow  # launches processes that import everything again
 def test_two_processes_are_one_run_in_bf16_too(config_file, dataset, tmp_path):
     flags = ["--train.mixed_precision", "bf16", "--train.attn_implementation", "eager", "--train.steps", "1"]
     run_twofold(command(config_file, dataset, tmp_path / "two", *flags))
