@@ -253,7 +253,7 @@ def run(args: argparse.Namespace, scratch: Path) -> dict:
         ),
     }
     processor = ForesightProcessor(
-        build_small_tokenizer(list(cached.rows.tasks.values())),
+        build_small_tokenizer(cached.rows.tasks),
         views=config.views,
         image_size=args.image_size or max(cached.view_sizes[config.views[0]]),
     )

@@ -53,7 +53,7 @@ def dataset_identity(rows: DatasetRows) -> dict:
         "name": Path(rows.name).name,
         "episodes": rows.n_episodes,
         "frames": len(rows),
-        "tasks": list(rows.tasks.values()),
+        "tasks": rows.tasks,
         "digest": digest[:16],
     }
 
@@ -108,7 +108,7 @@ class RunData:
                 val.append(ForesightWindows(rows, own.for_evaluation(held_out)))
         self.train = ConcatWindows(train)
         self.val = ConcatWindows(val) if val else None
-        self.instructions = sorted({task for windows in train for task in windows.rows.tasks.values()})
+        self.instructions = sorted({task for windows in train for task in windows.rows.tasks})
         # Datasets of a mixture may differ; control follows the first.
         self.fps = train[0].rows.fps / train[0].config.frame_stride
 
@@ -171,7 +171,7 @@ class RunData:
                 "validation_episodes": val.episodes.tolist() if val else [],
                 "flagged_episodes": sorted({*windows.flagged, *(val.flagged if val else [])}),
                 "fps": windows.rows.fps,
-                "tasks": list(windows.rows.tasks.values()),
+                "tasks": windows.rows.tasks,
                 "labels": read_provenance(windows.rows.root).get("cameras", {}),
             }
             for windows, val in zip(self.train.datasets, held_out, strict=True)

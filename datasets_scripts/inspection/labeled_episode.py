@@ -139,7 +139,7 @@ class LabeledEpisode:
 def read_task(rows: DatasetRows, episode: int) -> str:
     """Instruction of an episode."""
     start = int(rows.episode_starts[episode])
-    return rows.tasks[int(rows.column("task_index").read(range(start, start + 1))[0])]
+    return rows.instructions[int(rows.column("task_index").read(range(start, start + 1))[0])]
 
 
 def spread_evenly(n: int, most: int) -> list[int]:

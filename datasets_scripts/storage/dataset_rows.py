@@ -120,7 +120,8 @@ class DatasetRows:
         hub (`HubFiles | None`): Source of videos that are not in the folder yet, if any.
         features (`dict[str, dict]`): LeRobot features.
         fps (`int`): Frames per second.
-        tasks (`dict[int, str]`): Instruction by `task_index`.
+        instructions (`dict[int, str]`): Texts by `task_index`.
+        tasks (`list[str]`): Those texts, in the order of their numbers.
         episode_starts, episode_stops (`numpy.ndarray`): `(episodes,)` int64 row bounds, stop exclusive.
 
     Raises:
@@ -153,7 +154,8 @@ class DatasetRows:
         episodes = meta.episodes.data
         self.episode_starts = episodes.column("dataset_from_index").to_numpy().astype(np.int64)
         self.episode_stops = episodes.column("dataset_to_index").to_numpy().astype(np.int64)
-        self.tasks = read_instructions(meta)
+        self.instructions = read_instructions(meta)
+        self.tasks = list(self.instructions.values())
         self._columns: dict[str, ArrowColumn] = {}
         self._segments: dict[str, VideoSegments] = {}
 
@@ -168,7 +170,7 @@ class DatasetRows:
             )
 
         used = pc.unique(self._table.data.column("task_index")).to_pylist()
-        if unknown := sorted(set(used) - self.tasks.keys()):
+        if unknown := sorted(set(used) - self.instructions.keys()):
             raise ValueError(
                 f"dataset {self.name}: frames have task_index {unknown[:5]}, but {self.root / TASKS} does "
                 f"not; {RESTORE}"
@@ -321,7 +323,7 @@ def read_instructions(meta: LeRobotDatasetMetadata) -> dict[int, str]:
             f"its own whole number in `task_index`. It begins with {texts[:3]} and {numbers[:3]}: write the "
             "texts of the instructions there"
         )
-    return dict(zip(map(int, numbers), texts, strict=True))
+    return dict(sorted(zip(map(int, numbers), texts, strict=True)))
 
 
 def _check_parquet(path: Path) -> None:

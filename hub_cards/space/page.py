@@ -166,9 +166,7 @@ class _Page:
             self.shown: choice,
             self.cameras: ", ".join(f"{name}={camera or 'none'}" for name, camera in view.cameras.items()),
             self.episode: gr.Dropdown(name_episodes(rows), value=choice.episode),
-            self.words: gr.Dropdown(
-                list(dict.fromkeys([view.task, *rows.tasks.values(), words])), value=words
-            ),
+            self.words: gr.Dropdown(list(dict.fromkeys([view.task, *rows.tasks, words])), value=words),
             self.moment: gr.Slider(0, max(1, last), moment, step=1),
             self.pictures: pictures,
             self.scene: scene,

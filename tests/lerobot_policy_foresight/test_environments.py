@@ -279,7 +279,7 @@ def test_lerobot_eval_gives_what_training_evaluate_gives(simulator, folder, tmp_
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize("has_kernels", [True, False])
+@pytest.mark.parametrize("has_kernels", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_lerobot_train_evaluates_the_policy_while_it_trains(
     simulated_dataset, tmp_path, monkeypatch, episodes, has_kernels
 ):

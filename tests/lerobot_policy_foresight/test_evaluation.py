@@ -11,6 +11,7 @@ STEPS = 3
 
 
 @pytest.mark.sim
+@pytest.mark.slow  # test_lerobot_eval_gives_what_training_evaluate_gives runs one quickly
 def test_lerobot_eval_runs_a_folder_of_transformers(simulator, tmp_path, monkeypatch):
     from lerobot.envs.metaworld import MetaworldEnv
 

@@ -172,6 +172,7 @@ def test_a_robot_that_does_not_fit_is_named_and_not_moved(rollout, options, mess
     assert FakeArm.made[-1].sent == []
 
 
+@pytest.mark.slow  # tests/modeling_foresight/test_streaming.py compiles the step quickly
 def test_the_step_alone_is_compiled(rollout, folder, monkeypatch):
     compiled, compile_anything = [], torch.compile
 

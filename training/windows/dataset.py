@@ -179,7 +179,7 @@ class ForesightWindows(Dataset):
         task_index = int(rows.column("task_index").read(range(newest, newest + 1))[0])
         return sample | {
             "progress": torch.from_numpy(share.clip(max=1)),
-            "task": rows.tasks[task_index],
+            "task": rows.instructions[task_index],
             "index": torch.tensor(newest),
             "episode_index": torch.tensor(episode),
         }
