@@ -7,6 +7,7 @@ objective is a class here and an entry of `HEADS`; the config names it and its l
 query gets a row in the attention mask.
 """
 
+import abc
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -52,7 +53,7 @@ from .tokens import Kind
 Read = Callable[..., Tensor]
 
 
-class Head:
+class Head(abc.ABC):
     """What every objective has.
 
     Attributes:
@@ -85,21 +86,21 @@ class Head:
         """Query tokens of `size` = (B, frames): one `(B, frames * tokens, D)` per group."""
         return [_repeat(getattr(trunk, name), size, device) for name in self.queries]
 
+    @abc.abstractmethod
     def add_decoders(self, policy: nn.Module) -> None:
         """Makes the decoders, on a policy whose config has the objective."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def decode(self, policy: nn.Module, read: Read, batch: Mapping) -> dict[str, Tensor]:
         """Fields of [`ForesightOutput`] from the final hidden states."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def loss(self, config: ForesightConfig, predicted: Mapping, batch: Mapping) -> dict[str, LossSum]:
         """The losses by name; empty if the batch has no target for them."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def count(self, config: ForesightConfig, batch: Mapping) -> dict[str, Tensor]:
         """The counts of [`loss`] without a prediction; empty if the batch has no target."""
-        raise NotImplementedError
 
     def zero_loss(self, policy: nn.Module, predicted: Mapping) -> Tensor:
         """Zero that depends on every parameter of the head, for a batch without its target (DDP)."""
