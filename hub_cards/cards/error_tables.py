@@ -7,10 +7,16 @@ __all__ = ["build_error_rows", "format_number", "join_words"]
 
 NONE = "–"  # where there is no such predictor; an empty cell would be a missing figure
 PATCHES = {"depth": "depth", "future_rgb": "future image", "future_depth": "future depth"}
-FLOW = (
-    *(("x_px", "x", "pixels"), ("y_px", "y", "pixels")),
-    *(("xy_px", "x and y", "pixels, distance"), ("z_m", "z", "mm")),
-)
+FLOW = {
+    "x_px": ("x", "pixels"),
+    "y_px": ("y", "pixels"),
+    "xy_px": ("x and y", "pixels, distance"),
+    "z_m": ("z", "mm"),
+    "start_z_m": ("z at the start", "mm"),
+    "displacement_x_px": ("displacement in x", "pixels"),
+    "displacement_y_px": ("displacement in y", "pixels"),
+    "displacement_z_m": ("displacement in z", "mm"),
+}
 
 
 def build_error_rows(validation: Mapping, action_unit: str) -> list[dict]:
@@ -35,7 +41,9 @@ def build_error_rows(validation: Mapping, action_unit: str) -> list[dict]:
         for view, group in validation.get(section, {}).items():
             add(f"{name}, {view}", "squared, per-patch normalized", group, "mse", "current")
     for name, group in validation.get("flow", {}).items():
-        for metric, axes, unit in FLOW:
+        if name == "still":  # nothing to foresee
+            continue
+        for metric, (axes, unit) in FLOW.items():
             add(f"flow, {name} points: {axes}", unit, group, metric, "stay_put")
     for name, what in {"first": "next action", "chunk": "all actions of a chunk"}.items():
         group = validation.get("actions", {}).get(name, {})

@@ -7,8 +7,12 @@ A loss of 0.001 says nothing by itself: a flow that only repeats where its point
 | current depth | squared, normalized per patch | `mean`: training mean of each pixel's normalized value |
 | future RGB, future depth | the same, apart | `mean`; `current`: the current frame repeated |
 | flow | pixels, fractions, meters | `mean` displacement and z per node and step; `stay_put`, z as labeled |
+| flow, start depth and displacement apart | pixels, meters | `mean`; `stay_put` (zero displacement) |
 | actions | the raw batch's | `mean` per step of the chunk |
 | progress | [0, 1] | `mean` |
+
+The absolute z of a flow is the depth at the start, which a model must guess from RGB, plus the change since:
+`stay_put` is told the first part, so only errors of the change can be compared with it.
 
 What a model does not predict has no errors: future depth with `future_rgb`, z with `flow_2d`. Actions are
 compared as a raw batch holds them: in the dataset's units, or as `local_delta` (1 = 2 cm or 0.05 rad).
@@ -203,9 +207,11 @@ def evaluate_open_loop(
 
         - `losses`: those of [`measure_losses`], and their weighted sum `total`.
         - `depth`, `future_rgb`, `future_depth`: group = view; `mse`.
-        - `flow`: groups `all` and `moving` (labeled moving); `x_px`, `y_px` mean absolute error and `xy_px`
-          mean distance in pixels of the flow view's native resolution, `xy_rmse` in image fractions, `z_m`
-          mean absolute error and `z_rmse_m` in meters. Step 0 (now) counts, as in the loss.
+        - `flow`: groups `all`, `moving` and `still` (as labeled); `x_px`, `y_px` mean absolute error and
+          `xy_px` mean distance in pixels of the flow view's native resolution, `xy_rmse` in image fractions,
+          `z_m` mean absolute error and `z_rmse_m` in meters; step 0 (now) counts, as in the loss.
+          `start_z_m` is the error at step 0, `displacement_x_px`, `displacement_y_px` and
+          `displacement_z_m` those of the change since step 0, over all later steps.
         - `actions`: groups `chunk` (all steps) and `first`; `l1` per dimension in the raw batch's units and
           `l1_mean`.
         - `progress`: group `all`; `mae`.
@@ -335,21 +341,23 @@ def flow_errors(config: ForesightConfig, flow: Tensor, raw: Mapping, batch: Mapp
         raw, batch (`Mapping`): The raw batch, and the model batch it was predicted from.
 
     Returns:
-        `dict`: Mean absolute errors `flow_x_px`, `flow_y_px` (pixels of the flow view as recorded),
-        `flow_z_m` (if z is predicted), and `stay_put_x_px`, `stay_put_y_px` of points that stay where they
-        are. Empty if nothing is supervised.
+        `dict`: Mean absolute errors of the displacement, `flow_x_px`, `flow_y_px` (pixels of the flow view as
+        recorded) and `flow_z_m` (if z is predicted), those of points that stay where they are as
+        `stay_put_x_px` and so on, and `flow_start_z_m`. Empty if nothing is supervised.
     """
     means, target = _Means(), flow_targets(config, batch)
     if target is not None:
         _compare_flow(means, raw, batch, flow, target, config.views[0], {})
     groups = means.errors().get("flow", {})
     errors = groups.get("moving") or groups.get("all") or {}
-    logged = {("model", axis): f"flow_{axis}" for axis in ("x_px", "y_px", "z_m")}
-    logged |= {("stay_put", axis): f"stay_put_{axis}" for axis in ("x_px", "y_px")}
+    logged = {("model", "start_z_m"): "flow_start_z_m"}
+    for axis in ("x_px", "y_px", "z_m"):
+        logged["model", f"displacement_{axis}"] = f"flow_{axis}"
+        logged["stay_put", f"displacement_{axis}"] = f"stay_put_{axis}"
     return {
-        name: errors[predictor][axis]
-        for (predictor, axis), name in logged.items()
-        if axis in errors.get(predictor, {})
+        name: errors[predictor][metric]
+        for (predictor, metric), name in logged.items()
+        if metric in errors.get(predictor, {})
     }
 
 
@@ -409,31 +417,39 @@ def _compare(means: _Means, model, processor, raw, batch, output, baselines) -> 
 
 
 def _compare_flow(means: _Means, raw, batch, predicted, target: Target, view, baselines) -> None:
-    """Flow errors of the model and of the trivial predictors, for all points and for those that move."""
+    """Flow errors of the model and of the trivial predictors: all points, those that move, and the rest."""
     track, weight = target
     height, width = raw["images"][view].shape[-2:]
-    size_px = track.new_tensor([width, height])
     start = batch["track_start"].float()[:, :, None].expand_as(track[..., :2])  # (B, T, L, P, 2)
-    z = z_now = None
-    if predicted.shape[-1] == 3:
-        z, z_now = predicted[..., 2].float(), track[:, :, :1, :, 2].expand_as(weight)
-    z_known = weight[:, :, :1] > 0  # a point whose depth now has no label cannot be said to keep it
-    predictors = {"model": (predicted[..., :2].float(), z), "stay_put": (start, z_now)}
+    z_now = track[:, :, :1, :, 2:].expand_as(track[..., 2:])  # (B, T, L, P, 1), or 0 entries with `flow_2d`
+    known = weight[:, :, :1] > 0  # a point whose place now has no label cannot be said to keep it
+    predictors = {"model": predicted.float(), "stay_put": torch.cat([start, z_now], -1)}
     if "flow_displacement" in baselines:
-        predictors["mean"] = start + baselines["flow_displacement"], baselines.get("flow_z")
+        mean = [start + baselines["flow_displacement"]]
+        mean += [baselines["flow_z"][..., None].expand_as(z_now)] if "flow_z" in baselines else []
+        predictors["mean"] = torch.cat(mean, -1)
     groups = {"all": weight}
     if raw.get("track_moving") is not None:
-        groups["moving"] = weight * raw["track_moving"].to(weight.device)[:, :, None]
-    for predictor, (xy, z) in predictors.items():
-        error_xy = xy - track[..., :2]
-        error_px = (error_xy * size_px).abs()
+        moving = raw["track_moving"].to(weight.device)[:, :, None]
+        groups |= {"moving": weight * moving, "still": weight * ~moving}
+    for predictor, flow in predictors.items():
+        error = flow - track  # (B, T, L, P, 3 or 2)
+        change = error[:, :, 1:] - error[:, :, :1]  # (B, T, L - 1, P, 3 or 2)
+        px = torch.stack([error[..., 0] * width, error[..., 1] * height], -1)
         for group, w in groups.items():
-            place = "flow", group, predictor
-            means.add((*place, "x_px"), error_px[..., 0], w)
-            means.add((*place, "y_px"), error_px[..., 1], w)
-            means.add((*place, "xy_px"), error_px.norm(dim=-1), w)
-            means.add((*place, "xy_rmse"), error_xy**2, w[..., None])
-            if z is not None:
-                error_z = (z - track[..., 2]).abs()
-                means.add((*place, "z_m"), error_z, w * z_known)
-                means.add((*place, "z_rmse_m"), error_z**2, w * z_known)
+
+            def add(metric, values, weight, place=("flow", group, predictor)):
+                means.add((*place, metric), values, weight)
+
+            add("x_px", px[..., 0].abs(), w)
+            add("y_px", px[..., 1].abs(), w)
+            add("xy_px", px.norm(dim=-1), w)
+            add("xy_rmse", error[..., :2] ** 2, w[..., None])
+            add("displacement_x_px", change[..., 0].abs() * width, (w * known)[:, :, 1:])
+            add("displacement_y_px", change[..., 1].abs() * height, (w * known)[:, :, 1:])
+            if error.shape[-1] == 3:
+                add("z_m", error[..., 2].abs(), w * known)
+                add("z_rmse_m", error[..., 2] ** 2, w * known)
+                add("displacement_z_m", change[..., 2].abs(), (w * known)[:, :, 1:])
+                if predictor != "stay_put":  # it is told the depth at the start
+                    add("start_z_m", error[:, :, 0, :, 2].abs(), w[:, :, 0])

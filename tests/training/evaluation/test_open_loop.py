@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from modeling_foresight import ForesightForActionPrediction
+from modeling_foresight.base_model import ForesightOutput
 from modeling_foresight.targets import depth_target
 from tests.tiny import TASKS, tiny_config, tiny_processor
 from training.config import flatten
@@ -245,6 +246,41 @@ def test_flow_is_measured_in_pixels_of_the_recording_and_for_moving_points_apart
     assert "moving" not in evaluate_open_loop(model, processor, [raw])["flow"]
 
 
+def test_the_depth_at_the_start_and_the_displacement_since_have_errors_apart(processor):
+    """One frame of one point that moves and one that does not, predicted by hand."""
+    config = tiny_config(objectives=["flow"], flow_grid=(1, 2), flow_length=3, history_length=1)
+    raw = raw_batch(config, batch=1)
+    raw["track_start"][0, 0] = torch.tensor([[0.5, 0.5], [0.25, 0.5]])
+    raw["track"][0, 0, :, 0] = torch.tensor([[0.5, 0.5, 1.0], [0.6, 0.5, 0.9], [0.7, 0.4, 0.7]])
+    raw["track"][0, 0, :, 1] = torch.tensor([0.25, 0.5, 2.0])
+    raw["track_moving"][0, 0] = torch.tensor([True, False])
+
+    predicted = raw["track"] + torch.tensor([0.0, 0.0, 0.3])  # 0.3 m too far away, from the start on
+    predicted[0, 0, 1:, 0] += torch.tensor([0.01, -0.02, 0.1])  # and a wrong displacement of the first
+
+    class Known(ForesightForActionPrediction):
+        def forward(self, **batch):
+            return ForesightOutput(flow=predicted)
+
+    means = {"flow_displacement": torch.zeros(3, 2, 2), "flow_z": torch.tensor([[1.5, 1.5]] * 3)}
+    flow = evaluate_open_loop(Known(config), processor, [raw], means)["flow"]
+    displacement = [f"displacement_{axis}" for axis in ("x_px", "y_px", "z_m")]
+
+    def errors(group, predictor):
+        return [flow[group][predictor].get(name) for name in ("start_z_m", *displacement)]
+
+    assert errors("moving", "model") == pytest.approx([0.3, 0.01 * WIDTH, 0.02 * HEIGHT, 0.1], rel=1e-4)
+    # (0.1 + 0.2) / 2 of the width, (0 + 0.1) / 2 of the height, (0.1 + 0.3) / 2 meters
+    assert errors("moving", "stay_put")[1:] == pytest.approx([0.15 * WIDTH, 0.05 * HEIGHT, 0.2], rel=1e-4)
+    assert errors("moving", "stay_put")[0] is None  # it is told where points start
+    assert errors("moving", "mean") == pytest.approx([0.5, 0.15 * WIDTH, 0.05 * HEIGHT, 0.2], rel=1e-4)
+    assert errors("still", "model") == pytest.approx([0.3, 0, 0, 0], abs=1e-5)
+    assert errors("all", "model") == pytest.approx([0.3, 0.005 * WIDTH, 0.01 * HEIGHT, 0.05], rel=1e-4)
+    raw["track_weight"][0, 0, 0, 0] = 0  # where the point starts is not known: no displacement either
+    flow = evaluate_open_loop(Known(config), processor, [raw], means)["flow"]
+    assert not {"start_z_m", *displacement} & set(flow["moving"]["model"])
+
+
 def test_action_errors_are_in_the_units_of_the_dataset(config, model, processor):
     raw = raw_batch(config)
     metrics = evaluate_open_loop(model, processor, [raw], fit_baselines([raw], processor, config))
@@ -282,14 +318,16 @@ def test_2d_flow_has_errors_in_the_image_only_and_they_add_up_to_its_loss(proces
     flow = metrics["flow"]["all"]
     assert set(flow) == {"model", "stay_put", "mean"}
     for errors in flow.values():
-        assert set(errors) == {"x_px", "y_px", "xy_px", "xy_rmse"}
+        in_image = {"x_px", "y_px", "xy_px", "xy_rmse", "displacement_x_px", "displacement_y_px"}
+        assert set(errors) == in_image
         assert all(math.isfinite(error) for error in errors.values())
     assert flow["model"]["xy_rmse"] ** 2 == pytest.approx(metrics["losses"]["flow"], rel=1e-5)
     with torch.no_grad():
         batch = processor.prepare_batch(raw)
         logged = flow_errors(config, model.eval()(**batch).flow, raw, batch)
     assert set(logged) == {"flow_x_px", "flow_y_px", "stay_put_x_px", "stay_put_y_px"}
-    assert logged["flow_x_px"] == pytest.approx(metrics["flow"]["moving"]["model"]["x_px"], rel=1e-4)
+    moving = metrics["flow"]["moving"]["model"]
+    assert logged["flow_x_px"] == pytest.approx(moving["displacement_x_px"], rel=1e-4)
 
 
 def test_future_rgb_has_no_depth_errors_even_if_current_depth_is_predicted(processor):
@@ -369,7 +407,9 @@ def test_the_training_log_shows_flow_errors_beside_staying_put(config, model, pr
     logged = flow_errors(config, flow, raw, batch)
     moving = evaluate_open_loop(model, processor, [raw])["flow"]["moving"]
     for predictor, prefix in (("model", "flow"), ("stay_put", "stay_put")):
-        for axis in ("x_px", "y_px", "z_m") if predictor == "model" else ("x_px", "y_px"):
-            assert logged[f"{prefix}_{axis}"] == pytest.approx(moving[predictor][axis], rel=1e-4)
+        for axis in ("x_px", "y_px", "z_m"):
+            error = moving[predictor][f"displacement_{axis}"]
+            assert logged[f"{prefix}_{axis}"] == pytest.approx(error, rel=1e-4)
+    assert logged["flow_start_z_m"] == pytest.approx(moving["model"]["start_z_m"], rel=1e-4)
     batch["track_weight"][:] = 0
     assert flow_errors(config, flow, raw, batch) == {}
