@@ -50,7 +50,7 @@ def main() -> None:
             f"{value:,}" if isinstance(value, int) and value else str(value or "-")
             for value in variant.values()
         )
-        print(f"{name:21}", *(f"{number:>11}" for number in numbers), f" {objectives}")
+        print(f"{name:25}", *(f"{number:>11}" for number in numbers), f" {objectives}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,14 @@ PRESETS = {
     "grmg": {**_CALVIN, "objectives": ("action", "future_rgb", "progress"), **_SEES_STATE},
     "foresight_2d": {**_CALVIN, "objectives": ("action", "future_rgb", "flow_2d", "progress")},
     "foresight_3d": {**_CALVIN, "objectives": _FORESIGHT},
+    # Not the paper's: flow whose motion is learned, at a weight that leaves the action as it was. The squared
+    # error of absolute z is nearly all depth at the start, so `foresight_3d` hardly learns motion in depth.
+    "foresight_3d_displacement": {
+        **_CALVIN,
+        "objectives": _FORESIGHT,
+        "flow_form": "displacement",
+        "flow_loss_weight": 0.03,
+    },
     "no_depth": {**_CALVIN, "objectives": ("action", "future", "flow", "progress")},
     "no_future": {**_CALVIN, "objectives": ("action", "depth", "flow", "progress")},
     "no_flow": {**_CALVIN, "objectives": ("action", "depth", "future", "progress")},
@@ -30,6 +38,7 @@ PRESETS = {
 
 # Fields that name one of several options.
 CHOICES = {
+    "flow_form": ("absolute", "displacement"),
     "future_targets": ("window", "lookahead"),
     "within_frame": ("causal", "full"),
     "action_loss": ("smooth_l1", "l1"),
@@ -70,7 +79,13 @@ class ForesightConfig(PreTrainedConfig):
         flow_length (`int`): L, steps of each point trajectory; step 0 is the current frame.
         flow_grid (`list[int]`): Rows and columns of the grid of flow points; P is their product.
         num_flow_queries (`int`): Learned vectors in the FLOW query.
-        flow_xy_residual (`bool`): Predict x, y as offsets from the start; the output stays absolute.
+        flow_form (`str`): `"absolute"`: x, y and z of every step, with one squared error (paper);
+            `"displacement"`: the depth at the start and the displacement since as two outputs, each with an
+            error in units of its size. The flow of the output is absolute either way. The second learns
+            motion, the first mostly the depth at the start; it wants a smaller `flow_loss_weight`.
+        flow_xy_residual (`bool`): In the absolute form, predict x, y as offsets from the start.
+        flow_scales (`list[float]`): In the displacement form, typical sizes of what is unknown: depth at the
+            start (meters), displacement within `flow_length` steps (image fractions and meters).
         objectives (`list[str]`): Any of `action`, `depth` (current depth), `future` (future RGB-D) or
             `future_rgb` (without depth), `flow` (3D flow) or `flow_2d` (x and y only), and `progress`. A head
             that is off has no parameters and no tokens.
@@ -146,6 +161,8 @@ class ForesightConfig(PreTrainedConfig):
     flow_grid: list[int] | tuple[int, ...] = (14, 14)
     num_flow_queries: int = 10
     flow_xy_residual: bool = True
+    flow_form: str = "absolute"
+    flow_scales: list[float] | tuple[float, ...] = (0.3, 0.03)
     objectives: list[str] | tuple[str, ...] = _FORESIGHT
     auxiliary_heads: bool = True
     goal_image: bool = False
@@ -348,6 +365,10 @@ class ForesightConfig(PreTrainedConfig):
                 f"history_length={self.history_length} leaves no target {self.future_shift} frames ahead "
                 "inside the window: lengthen it, or set future_targets='lookahead'."
             )
+        if self.flow_form == "displacement" and self.flow_length < 2:
+            raise ValueError("flow_form='displacement' needs flow_length of at least 2: step 0 is the start.")
+        if len(self.flow_scales) != 2 or min(self.flow_scales) <= 0:
+            raise ValueError(f"flow_scales={self.flow_scales} must be two positive numbers.")
         if len(self.flow_grid) != 2 or min(self.flow_grid) < 1:
             raise ValueError(f"flow_grid={self.flow_grid} must be two positive numbers, rows and columns.")
         for name, size in (("binary_action_indices", "action_dim"), ("binary_state_indices", "state_dim")):

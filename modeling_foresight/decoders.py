@@ -81,6 +81,9 @@ class FlowDecoder(nn.Module):
         self.embed_start = nn.Linear(2, width)
         self.blocks = vit_blocks(config, width, config.decoder_heads, config.decoder_depth)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self._add_outputs(config, width)
+
+    def _add_outputs(self, config: ForesightConfig, width: int) -> None:
         # Small, so that training starts from "points stay put".
         self.predict = start_normal(Float32Linear(width, config.flow_length * config.flow_dim), 1e-4)
 
@@ -93,11 +96,31 @@ class FlowDecoder(nn.Module):
         context = self.embed(context.flatten(0, 1))
         queries = self.mask_token + self.embed_start((2 * start - 1).flatten(0, 1).to(context.dtype))
         x = self.blocks(torch.cat([context, queries.to(context.dtype)], dim=1))
-        flow = self.predict(self.norm(x[:, -points:]))  # (B * T, P, L * 3)
-        flow = flow.unflatten(-1, (self.length, self.dim)).unflatten(0, lead).transpose(2, 3)
+        return self._predict(self.norm(x[:, -points:]).unflatten(0, lead), start.float())
+
+    def _predict(self, x: Tensor, start: Tensor) -> Tensor:
+        """Hidden states of points `(B, T, P, D)` -> trajectories."""
+        flow = self.predict(x).unflatten(-1, (self.length, self.dim)).transpose(2, 3)  # (B, T, L, P, 3)
         if self.xy_residual:
-            flow = torch.cat([flow[..., :2] + start[:, :, None].float(), flow[..., 2:]], dim=-1)
+            flow = torch.cat([flow[..., :2] + start[:, :, None], flow[..., 2:]], dim=-1)
         return flow
+
+
+class DisplacementFlowDecoder(FlowDecoder):
+    """The same with two outputs, depth at the start and displacement since: step 0 *is* the start."""
+
+    def _add_outputs(self, config: ForesightConfig, width: int) -> None:
+        _, self.scale = config.flow_scales
+        self.predict = start_normal(Float32Linear(width, (self.length - 1) * self.dim), 1e-4)
+        if self.dim == 3:
+            self.predict_start = Float32Linear(width, 1)
+
+    def _predict(self, x: Tensor, start: Tensor) -> Tensor:
+        if self.dim == 3:
+            start = torch.cat([start, self.predict_start(x)], dim=-1)  # (B, T, P, 3)
+        moved = self.scale * self.predict(x).unflatten(-1, (self.length - 1, self.dim)).transpose(2, 3)
+        start = start[:, :, None]  # (B, T, 1, P, 3)
+        return torch.cat([start, start + moved], dim=2)
 
 
 class ActionEncoder(nn.Module):

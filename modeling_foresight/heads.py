@@ -17,6 +17,7 @@ from .configuration_foresight import ForesightConfig
 from .decoders import (
     ActionDecoder,
     ActionEncoder,
+    DisplacementFlowDecoder,
     FlowDecoder,
     LinearActionDecoder,
     PatchDecoder,
@@ -28,8 +29,10 @@ from .losses import (
     LossSum,
     action_losses,
     count_actions,
+    count_displacements,
     count_per_view,
     depth_loss,
+    displacement_loss,
     flow_loss,
     future_loss,
     kl_loss,
@@ -151,7 +154,8 @@ class FlowHead(Head):
         return [(embed_all(trunk.flow_query, device) + points[:, :, None]).flatten(1, 2)]
 
     def add_decoders(self, policy):
-        policy.flow_decoder = FlowDecoder(policy.config)
+        apart = policy.config.flow_form == "displacement"
+        policy.flow_decoder = (DisplacementFlowDecoder if apart else FlowDecoder)(policy.config)
 
     def decode(self, policy, read, batch):
         context = read(Kind.FLOW)
@@ -160,11 +164,19 @@ class FlowHead(Head):
 
     def loss(self, config, predicted, batch):
         target = flow_targets(config, batch)
-        return {} if target is None else {"flow": flow_loss(predicted["flow"], target)}
+        if target is None:
+            return {}
+        if config.flow_form == "displacement":
+            return {"flow": displacement_loss(predicted["flow"], target, config.flow_scales)}
+        return {"flow": flow_loss(predicted["flow"], target)}
 
     def count(self, config, batch):
         target = flow_targets(config, batch)
-        return {} if target is None else {"flow": target.weight.sum() * config.flow_dim}
+        if target is None:
+            return {}
+        if config.flow_form == "displacement":
+            return {"flow": count_displacements(target)}
+        return {"flow": target.weight.sum() * config.flow_dim}
 
 
 class ActionHead(Head):

@@ -6,6 +6,7 @@ gradient accumulation) share one mean. Losses are float32 for every model dtype.
 is an exact zero that still depends on the prediction: distributed training needs all parameters.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -83,6 +84,37 @@ def flow_loss(prediction: Tensor, target: Target) -> LossSum:
     weight = target.weight[..., None]
     error = (prediction.float() - masked_target(target.values, weight)) ** 2
     return LossSum(masked_sum(error, weight), target.weight.sum() * prediction.shape[-1])
+
+
+def displacement_loss(prediction: Tensor, target: Target, scales: Sequence[float]) -> LossSum:
+    """Squared errors of the depth at the start and of the displacement since: one mean over all of them.
+
+    Not the paper's: of the squared error of [`flow_loss`] nearly all is depth at the start.
+
+    Args:
+        prediction (`torch.Tensor`): Trajectories `(B, T, L, P, 3)`, or `(B, T, L, P, 2)` without z.
+        target (`Target`): Of the same form. Without a known start a point has no displacement.
+        scales (`Sequence[float]`): What each error is measured in: meters, and fractions and meters.
+    """
+    starts, later = _displacement_weights(target)
+    error = prediction.float() - masked_target(target.values, target.weight[..., None])
+    start = error[:, :, 0, :, 2:] / scales[0]  # (B, T, P, 1), or no entry without z
+    moved = (error[:, :, 1:] - error[:, :, :1]) / scales[1]  # (B, T, L - 1, P, 3)
+    total = masked_sum(start**2, starts) + masked_sum(moved**2, later)
+    return LossSum(total, count_displacements(target))
+
+
+def count_displacements(target: Target) -> Tensor:
+    """The count of [`displacement_loss`]: x and y of the start are given."""
+    starts, later = _displacement_weights(target)
+    dim = target.values.shape[-1]
+    return starts.sum() * (dim - 2) + later.sum() * dim
+
+
+def _displacement_weights(target: Target) -> tuple[Tensor, Tensor]:
+    """Weights `(B, T, P, 1)` of the start and `(B, T, L - 1, P, 1)` of each later step."""
+    weight = target.weight[..., None]
+    return weight[:, :, 0], weight[:, :, 1:] * (weight[:, :, :1] > 0)
 
 
 def action_losses(

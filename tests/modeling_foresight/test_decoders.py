@@ -8,6 +8,7 @@ from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.decoders import (
     ActionDecoder,
     ActionEncoder,
+    DisplacementFlowDecoder,
     FlowDecoder,
     PatchDecoder,
     ProgressDecoder,
@@ -87,6 +88,35 @@ def test_the_residual_shifts_x_and_y_by_the_start_and_nothing_else():
     difference = residual(context, start) - absolute(context, start)
     torch.testing.assert_close(difference[..., :2], start[:, :, None].expand(-1, -1, 6, -1, -1))
     assert (difference[..., 2] == 0).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("objective", ["flow", "flow_2d"])
+def test_the_displacement_form_starts_at_the_start_and_from_points_that_stay_put(
+    objective,
+):
+    config = tiny_config(flow_form="displacement", objectives=[objective])
+    decoder = ForesightForActionPrediction(config).flow_decoder
+    start, dim = torch.rand(BATCH, FRAMES, 16, 2), 3 if objective == "flow" else 2
+    flow = decoder(torch.randn(BATCH, FRAMES, 3, 48), start)
+    assert flow.shape == (BATCH, FRAMES, 6, 16, dim) and flow.dtype == torch.float32
+    assert torch.equal(flow[:, :, 0, :, :2], start)
+    assert (flow[:, :, 1:] - flow[:, :, :1]).abs().max() < 1e-3
+
+
+@torch.no_grad()
+def test_displacements_are_predicted_in_units_of_their_scale_and_added_to_the_start():
+    config = tiny_config(flow_form="displacement", flow_scales=(1.0, 0.5))
+    decoder = DisplacementFlowDecoder(config)
+    for layer in (decoder.predict, decoder.predict_start):
+        layer.weight.zero_()
+    decoder.predict.bias.copy_(torch.arange(15.0))
+    decoder.predict_start.bias.fill_(7.0)
+    start = torch.rand(1, 1, 16, 2)
+    flow = decoder(torch.randn(1, 1, 3, 48), start)[0, 0, :, 4]  # (L, 3)
+    here = torch.tensor([*start[0, 0, 4].tolist(), 7.0])
+    torch.testing.assert_close(flow[0], here)
+    torch.testing.assert_close(flow[1:], here + 0.5 * torch.arange(15.0).view(5, 3))
 
 
 @torch.no_grad()

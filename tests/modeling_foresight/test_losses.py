@@ -8,7 +8,9 @@ import torch
 from modeling_foresight.inputs import check_shapes
 from modeling_foresight.losses import (
     action_losses,
+    count_displacements,
     depth_loss,
+    displacement_loss,
     flow_loss,
     future_loss,
     kl_loss,
@@ -174,6 +176,34 @@ def test_flow_loss_is_the_weighted_mean_over_all_three_coordinates():
     )
 
 
+@pytest.mark.parametrize("dim", [2, 3])
+def test_displacement_loss_measures_the_start_and_what_happened_since_in_their_own_units(dim):
+    prediction, track = draw(B, T, L, P, dim, seed=7), draw(B, T, L, P, dim, seed=8)
+    weight = torch.rand(B, T, L, P, generator=torch.Generator().manual_seed(9))
+    weight[weight < 0.3] = 0
+    total = divisor = 0.0
+    for b, t, k, p in torch.cartesian_prod(*(torch.arange(n) for n in (B, T, L, P))).tolist():
+        w, error = weight[b, t, k, p].item(), prediction[b, t, k, p] - track[b, t, k, p]
+        if k == 0:
+            total += w * (error[2:] / 0.5).square().sum().item()  # x and y of the start are given
+            divisor += w * (dim - 2)
+        elif weight[b, t, 0, p] > 0:
+            moved = error - (prediction[b, t, 0, p] - track[b, t, 0, p])
+            total += w * (moved / 0.1).square().sum().item()
+            divisor += w * dim
+    loss = displacement_loss(prediction, Target(track, weight), (0.5, 0.1))
+    assert loss.mean().item() == pytest.approx(total / divisor, rel=1e-5)
+    assert count_displacements(Target(track, weight)).item() == pytest.approx(divisor, rel=1e-5)
+
+
+def test_displacement_loss_does_not_mistake_a_wrong_start_for_motion():
+    track = draw(B, T, L, P, 3, seed=8)
+    further_away = track + torch.tensor([0.0, 0.0, 0.2])
+    target = Target(track, torch.ones(B, T, L, P))
+    loss = displacement_loss(further_away, target, (0.1, 0.01))
+    assert loss.total.item() == pytest.approx(B * T * P * 2**2, rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["smooth_l1", "l1"])
 @pytest.mark.parametrize("binary", [[1], [0, 3], [], [0, 1, 2, 3, 4]])
 def test_action_losses_are_masked_means_of_smooth_l1_and_cross_entropy(kind, binary):
@@ -242,6 +272,7 @@ def all_losses(poison: float, mask_value: bool) -> dict[str, tuple[torch.Tensor,
         "future": (future_loss(rgb, rgb_depth, rgbd), [rgb, rgb_depth]),
         "future without depth": (future_loss(rgb, rgb_depth, only_rgb), [rgb, rgb_depth]),
         "flow": (flow_loss(flow, Target(target(B, T, L, P, 3), weight)), [flow]),
+        "displacement": (displacement_loss(flow, Target(target(B, T, L, P, 3), weight), (1, 0.5)), [flow]),
         "arm": (arm, [action]),
         "gripper": (gripper, [action]),
         "progress": (progress_loss(progress, Target(target(B, T), some)), [progress]),
