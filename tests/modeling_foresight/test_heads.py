@@ -30,6 +30,7 @@ def uneven_batch(config) -> dict:
     batch["view_mask"][1, 1] = False
     batch["depth"][0, :, :, :11] = 0
     batch["track_weight"][0, :, 2:] = 0.3
+    batch["track_weight"][1, :, 0, 0] = 0  # a point whose place now is not known
     batch["action_mask"][1, 2:] = False
     batch["frame_mask"][2] = False
     return batch
@@ -40,8 +41,9 @@ def parts_of(batch: dict) -> list[dict]:
 
 
 @pytest.mark.parametrize("future_targets", ["window", "lookahead"])
-def test_targets_are_counted_exactly_as_the_losses_count_them(future_targets):
-    config = tiny_config(future_targets=future_targets)
+@pytest.mark.parametrize("flow_form", ["absolute", "displacement"])
+def test_targets_are_counted_exactly_as_the_losses_count_them(future_targets, flow_form):
+    config = tiny_config(future_targets=future_targets, flow_form=flow_form)
     model, batch = build(config), uneven_batch(config)
     counted = model.count_targets(batch)
     assert set(counted) == LOSSES
@@ -70,8 +72,9 @@ def test_counting_without_targets_gives_zero_for_every_loss():
 
 
 @pytest.mark.parametrize("future_targets", ["window", "lookahead"])
-def test_parts_with_the_counts_of_the_whole_sum_to_its_loss_and_gradient(future_targets):
-    config = tiny_config(future_targets=future_targets)
+@pytest.mark.parametrize("flow_form", ["absolute", "displacement"])
+def test_parts_with_the_counts_of_the_whole_sum_to_its_loss_and_gradient(future_targets, flow_form):
+    config = tiny_config(future_targets=future_targets, flow_form=flow_form)
     whole, parted = build(config), build(config)
     batch = uneven_batch(config)
     output = whole(**batch)
