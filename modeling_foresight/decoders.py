@@ -71,6 +71,8 @@ class PatchDecoder(nn.Module):
 class FlowDecoder(nn.Module):
     """FLOW query of one frame + start coordinates of P points -> their trajectories over L steps."""
 
+    start_features = 2
+
     def __init__(self, config: ForesightConfig):
         super().__init__()
         width = config.hidden_size
@@ -78,7 +80,7 @@ class FlowDecoder(nn.Module):
         self.xy_residual = config.flow_xy_residual
         self.embed = nn.Linear(width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.embed_start = nn.Linear(2, width)
+        self.embed_start = nn.Linear(self.start_features, width)
         self.blocks = vit_blocks(config, width, config.decoder_heads, config.decoder_depth)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self._add_outputs(config, width)
@@ -94,9 +96,14 @@ class FlowDecoder(nn.Module):
         """
         lead, points = start.shape[:2], start.shape[2]
         context = self.embed(context.flatten(0, 1))
-        queries = self.mask_token + self.embed_start((2 * start - 1).flatten(0, 1).to(context.dtype))
+        place = self._describe_places(2 * start - 1).flatten(0, 1)  # (B * T, P, features)
+        queries = self.mask_token + self.embed_start(place.to(context.dtype))
         x = self.blocks(torch.cat([context, queries.to(context.dtype)], dim=1))
         return self._predict(self.norm(x[:, -points:]).unflatten(0, lead), start.float())
+
+    def _describe_places(self, xy: Tensor) -> Tensor:
+        """Coordinates in [-1, 1] `(..., 2)` -> `(..., start_features)`."""
+        return xy
 
     def _predict(self, x: Tensor, start: Tensor) -> Tensor:
         """Hidden states of points `(B, T, P, D)` -> trajectories."""
@@ -107,13 +114,23 @@ class FlowDecoder(nn.Module):
 
 
 class DisplacementFlowDecoder(FlowDecoder):
-    """The same with two outputs, depth at the start and displacement since: step 0 *is* the start."""
+    """The same with two outputs, depth at the start and displacement since: step 0 *is* the start.
+
+    Start points enter with their sines and cosines in four octaves as well (Mildenhall et al. 2020): depth
+    changes within a few pixels, which linear coordinates alone hardly tell apart.
+    """
+
+    start_features = 2 + 2 * 2 * 4
 
     def _add_outputs(self, config: ForesightConfig, width: int) -> None:
         _, self.scale = config.flow_scales
         self.predict = start_normal(Float32Linear(width, (self.length - 1) * self.dim), 1e-4)
         if self.dim == 3:
             self.predict_start = Float32Linear(width, 1)
+
+    def _describe_places(self, xy: Tensor) -> Tensor:
+        waves = torch.cat([torch.pi * 2**octave * xy.float() for octave in range(4)], dim=-1)
+        return torch.cat([xy, waves.sin(), waves.cos()], dim=-1)
 
     def _predict(self, x: Tensor, start: Tensor) -> Tensor:
         if self.dim == 3:

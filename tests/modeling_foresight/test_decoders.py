@@ -1,5 +1,7 @@
 """Decoders: shapes, order of entries, what starts where, and blocks against the equations."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -102,6 +104,16 @@ def test_the_displacement_form_starts_at_the_start_and_from_points_that_stay_put
     assert flow.shape == (BATCH, FRAMES, 6, 16, dim) and flow.dtype == torch.float32
     assert torch.equal(flow[:, :, 0, :, :2], start)
     assert (flow[:, :, 1:] - flow[:, :, :1]).abs().max() < 1e-3
+
+
+@torch.no_grad()
+def test_in_the_displacement_form_a_start_point_enters_with_waves_of_four_octaves():
+    decoder = DisplacementFlowDecoder(tiny_config(flow_form="displacement"))
+    features = decoder._describe_places(torch.tensor([0.25, -0.5]))
+    phases = [torch.pi * 2**octave * u for octave in range(4) for u in (0.25, -0.5)]
+    expected = [0.25, -0.5, *(math.sin(p) for p in phases), *(math.cos(p) for p in phases)]
+    torch.testing.assert_close(features, torch.tensor(expected))
+    assert decoder.embed_start.in_features == len(expected)
 
 
 @torch.no_grad()

@@ -19,12 +19,13 @@ GRMG_TRAINED = 48_596_936  # the published policy without its frozen towers
 DEPTH_DECODER = 3_796_480
 FLOW = 10 * 384 + (2 * 196 + 1) * 384  # query vectors, and the map of the start points
 FLOW_DECODER = 384 * 385 + 384 + 3 * 384 + 2 * 1_774_464 + 768  # embed, mask, start, two blocks, norm
+DISPLACEMENT = 385 * (5 * 3 + 1) + 384 * 16  # two outputs, and waves of the start points
 SIZES = {
     "gr1": (430, 43, None),
     "grmg": (450, 44, 0),
     "foresight_2d": (550, 54, FLOW + FLOW_DECODER + 385 * 6 * 2),
     "foresight_3d": (550, 54, FLOW + FLOW_DECODER + 385 * 6 * 3 + DEPTH_DECODER),
-    "foresight_3d_displacement": (550, 54, FLOW + FLOW_DECODER + 385 * (5 * 3 + 1) + DEPTH_DECODER),
+    "foresight_3d_displacement": (550, 54, FLOW + FLOW_DECODER + DISPLACEMENT + DEPTH_DECODER),
     "no_depth": (550, 54, FLOW + FLOW_DECODER + 385 * 6 * 3 + DEPTH_DECODER),
     "no_future": (350, 34, FLOW + FLOW_DECODER + 385 * 6 * 3 + DEPTH_DECODER - 3_993_600 - 20 * 384),
     "no_flow": (450, 44, DEPTH_DECODER),
