@@ -21,8 +21,9 @@ PRESETS = {
     "grmg": {**_CALVIN, "objectives": ("action", "future_rgb", "progress"), **_SEES_STATE},
     "foresight_2d": {**_CALVIN, "objectives": ("action", "future_rgb", "flow_2d", "progress")},
     "foresight_3d": {**_CALVIN, "objectives": _FORESIGHT},
-    # Not the paper's: flow whose motion is learned, at a weight that leaves the action as it was. The squared
-    # error of absolute z is nearly all depth at the start, so `foresight_3d` hardly learns motion in depth.
+    # Not the paper's: flow whose motion is learned. Nearly all of the squared error of absolute z is depth at
+    # the start, so `foresight_3d` hardly learns motion in depth: after 600 quickstart steps it is 5 % better
+    # than zero motion on held-out moving points, this form 58 % or more, with the same error of the action.
     "foresight_3d_displacement": {
         **_CALVIN,
         "objectives": _FORESIGHT,
@@ -244,7 +245,8 @@ class ForesightConfig(PreTrainedConfig):
     def from_preset(cls, name: str, **overrides) -> "ForesightConfig":
         """The config of a variant of the method (a name in `PRESETS`), at the paper's size unless overridden.
 
-        All except `gr1` and the pretrainings have states and actions in CALVIN's form;
+        `foresight_3d` is the paper's; `foresight_3d_displacement` has a form of flow that learns motion in
+        depth. All except `gr1` and the pretrainings have states and actions in CALVIN's form;
         `state_representation="absolute"` and `action_codec="recorded"` suit any other robot.
         """
         if name not in PRESETS:
