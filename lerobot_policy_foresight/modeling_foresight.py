@@ -25,6 +25,7 @@ from modeling_foresight.step_seed import step_seed
 
 from .config_from_dataset import check_column_names, check_dataset, fill_from_dataset, statistics_from_dataset
 from .configuration_foresight import LeRobotForesightConfig
+from .processor_foresight import check_pipelines
 from .window_reading import WindowReader, to_uint8
 
 __all__ = ["LeRobotForesightPolicy"]
@@ -116,8 +117,8 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         """As in LeRobot; `dataset_stats` of the data to train on replace the folder's.
 
         Raises:
-            ValueError: If weights are missing, unexpected, of other sizes, or only an adapter's; or if a run
-                is resumed on data with other statistics.
+            ValueError: If weights are missing, unexpected, of other sizes, or only an adapter's; if the
+                folder's pipelines could run code; or if a run is resumed on data with other statistics.
         """
         folder = Path(pretrained_name_or_path)
         is_adapter = ValueError(
@@ -136,6 +137,8 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
             source, source_revision = config.pretrained_path, config.pretrained_revision
             if str(source) == str(pretrained_name_or_path):  # on the Hub
                 raise is_adapter
+        for place in {(str(pretrained_name_or_path), revision), (str(source), source_revision)}:
+            check_pipelines(*place, **hub)  # LeRobot opens them next
         kwargs |= {"config": config, "dataset_stats": dataset_stats, "revision": revision}
         policy = super().from_pretrained(pretrained_name_or_path, **kwargs)
         policy.processor = ForesightProcessor.from_pretrained(source, revision=source_revision, **hub)

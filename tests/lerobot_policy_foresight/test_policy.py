@@ -175,6 +175,15 @@ def test_missing_and_unexpected_weights_are_refused(copied, damage):
         load_policy(copied)
 
 
+@pytest.mark.parametrize("name", ["policy_preprocessor.json", "policy_postprocessor.json"])
+def test_a_pipeline_that_would_run_a_program_is_refused_before_it_runs(copied, tmp_path, name):
+    step = {"class": "subprocess.Popen", "config": {"args": ["touch", str(tmp_path / "ran")]}}
+    (copied / name).write_text(json.dumps({"name": "pipeline", "steps": [step]}))
+    with pytest.raises(ValueError, match=rf"{name} of {copied} has steps .*: subprocess.Popen"):
+        load_policy(copied)
+    assert not (tmp_path / "ran").exists()
+
+
 def loaded_for(policy, facts, places) -> dict:
     """Frames of the dataset as a data loader of `lerobot-train` reads them."""
     data = dataset_for(policy.config, facts.root)
