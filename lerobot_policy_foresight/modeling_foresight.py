@@ -377,6 +377,8 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
                 raise ValueError(
                     f"{key} has shape {tuple(batch[key].shape)}; expected (environments, 3, height, width)."
                 )
+            if not batch[key].isfinite().all():
+                raise ValueError(f"{key} holds NaN or infinite values: look at the camera, or leave it out.")
             images[view] = to_uint8(batch[key])
         return images
 

@@ -260,6 +260,11 @@ def test_what_does_not_fit_the_policy_is_named(trained):
     unbatched = before(seen) | {"observation.images.main": torch.zeros(3, 48, 48)}
     with pytest.raises(ValueError, match=r"images.main has shape \(3, 48, 48\); expected \(environments, 3"):
         policy.select_action(unbatched)
+    for value in (float("nan"), float("inf")):
+        broken = before(seen)
+        broken["observation.images.main"][0, 1, 2, 3] = value
+        with pytest.raises(ValueError, match="images.main holds NaN or infinite values"):
+            policy.select_action(broken)
     meta = LeRobotDataset("local/synthetic", root=trained.facts.root).meta
     meta.info.fps = 31
     with pytest.raises(ValueError, match="31 frames per second; the policy learned from 20"):
