@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -88,6 +89,7 @@ def _readdress_card(card: str, folder: Path, repo_id: str, with_code: bool) -> s
             places.add(found[1])
             break
     load = r"--policy\.path=|from_pretrained\((?:base, )?\"|\.yaml --init_from "
+    places |= {shlex.quote(place) for place in places}
     here = "|".join(map(re.escape, places))
     card = re.sub(rf"({load})(?:{here})(?=[\s\"`])", rf"\g<1>{repo_id}", examples) + heading + rest
     if with_code:
