@@ -137,9 +137,9 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
             source, source_revision = config.pretrained_path, config.pretrained_revision
             if str(source) == str(pretrained_name_or_path):  # on the Hub
                 raise is_adapter
+        kwargs |= {"config": config, "dataset_stats": dataset_stats, "revision": revision}
         for place in {(str(pretrained_name_or_path), revision), (str(source), source_revision)}:
             check_pipelines(*place, **hub)  # LeRobot opens them next
-        kwargs |= {"config": config, "dataset_stats": dataset_stats, "revision": revision}
         policy = super().from_pretrained(pretrained_name_or_path, **kwargs)
         policy.processor = ForesightProcessor.from_pretrained(source, revision=source_revision, **hub)
         if dataset_stats:

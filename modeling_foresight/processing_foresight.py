@@ -22,8 +22,8 @@ STATISTICS = ("mean", "std", "min", "max")
 # Fields of the config that the processor has too.
 CONFIG_FIELDS = ("views", "image_size", "image_mean", "image_std", "binary_action_indices")
 CONFIG_FIELDS += ("binary_state_indices", "action_codec", "state_representation")
-MAX_CHARACTERS = 10_000  # of an instruction; a megabyte takes seconds to split, and 77 tokens are read
 UNCHANGED = ("state_mask", "goal_mask", "action_mask", "track_start", "track", "track_weight", "progress")
+MAX_CHARACTERS = 10_000  # of an instruction; a megabyte takes seconds to split, and 77 tokens are read
 
 
 class ForesightProcessor(ProcessorMixin):

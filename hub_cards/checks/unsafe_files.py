@@ -27,7 +27,10 @@ CODE_NAMES = {
     "megatron_core": lambda name: name == "megatron.core",
     "trust_remote_code": lambda value: value is False,
     **dict.fromkeys(
-        ("image_processor_type", "feature_extractor_type", "video_processor_type", "custom_pipelines"),
+        (
+            *("image_processor_type", "feature_extractor_type", "video_processor_type"),
+            *("custom_pipelines", "audio_tokenizer"),
+        ),
         lambda name: False,
     ),
 }
