@@ -19,7 +19,7 @@ __all__ = ["as_code", "render_template"]
 
 # Line breaks of any kind, other control characters, and those that reverse the direction of a text.
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
-MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)")
+MARKDOWN = re.compile(r"[\\`*\[\]|~${]|(?<!\w)_|_(?!\w)")
 
 
 def render_template(path: Path, **fields: Any) -> str:

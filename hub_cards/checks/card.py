@@ -87,7 +87,7 @@ def _check_text(folder: Path, body: str) -> Iterator[str]:
             if not all(row):
                 name = row[0] or header[0]
                 yield f"README.md has an empty cell in the row of {name!r}: measure it, then {BUILD}"
-    for target in re.findall(r"\]\(([^)#\s]+)\)", prose):
+    for target in re.findall(r"(?<!\\)\]\(([^)#\s]+)\)", prose):
         if "://" not in target and not (folder / target).exists():
             yield f"README.md shows {target}, which is missing: add the file, then {BUILD}"
 
