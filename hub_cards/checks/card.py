@@ -21,7 +21,7 @@ __all__ = ["check_card"]
 BUILD = "write it with hub_cards/build.py"
 # In lower case, "todo" is Spanish for everything, and may be part of an instruction.
 PLACEHOLDER = re.compile(
-    r"\b(?:TODO|TBD|FIXME|XXX)\b|(?i:\[(?:more information needed|optional)\]|\bn/a\b)|\{\{|\{%"
+    r"\b(?:TODO|TBD|FIXME|XXX)\b|(?i:\[(?:more information needed|optional)\]|\bn/a\b)|(?<!\\)\{[{%]"
 )
 # First words of the tables that hold measurements; a card may have other tables too.
 MEASURED = {"task", "prediction", "hardware"}
