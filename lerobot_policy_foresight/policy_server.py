@@ -98,9 +98,7 @@ class ForesightServer(PolicyServer):
         if LeRobotForesightPolicy.name not in SUPPORTED_POLICIES:
             SUPPORTED_POLICIES.append(LeRobotForesightPolicy.name)
         self._changed = threading.Condition()  # guards the next seven, and wakes who waits for actions
-        self._listening: dict[
-            grpc.ServicerContext, None
-        ] = {}  # calls that have not sent everything, in order
+        self._listening: dict[grpc.ServicerContext, None] = {}  # calls that have not sent all, by age
         self._asking: deque[grpc.ServicerContext] = deque(maxlen=ASKING)
         self._waiting: dict[int, TimedObservation] = {}  # timestep -> its newest observation, in order
         self._last_timestep = -1  # of any observation that arrived
