@@ -25,6 +25,7 @@ from modeling_foresight.step_seed import step_seed
 
 from .config_from_dataset import check_column_names, check_dataset, fill_from_dataset, statistics_from_dataset
 from .configuration_foresight import LeRobotForesightConfig
+from .processor_foresight import check_pipelines
 from .window_reading import WindowReader, to_uint8
 
 __all__ = ["LeRobotForesightPolicy"]
@@ -116,8 +117,8 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         """As in LeRobot; `dataset_stats` of the data to train on replace the folder's.
 
         Raises:
-            ValueError: If weights are missing, unexpected, of other sizes, or only an adapter's; or if a run
-                is resumed on data with other statistics.
+            ValueError: If weights are missing, unexpected, of other sizes, or only an adapter's; if the
+                folder's pipelines could run code; or if a run is resumed on data with other statistics.
         """
         folder = Path(pretrained_name_or_path)
         is_adapter = ValueError(
@@ -137,6 +138,8 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
             if str(source) == str(pretrained_name_or_path):  # on the Hub
                 raise is_adapter
         kwargs |= {"config": config, "dataset_stats": dataset_stats, "revision": revision}
+        for place in {(str(pretrained_name_or_path), revision), (str(source), source_revision)}:
+            check_pipelines(*place, **hub)  # LeRobot opens them next
         policy = super().from_pretrained(pretrained_name_or_path, **kwargs)
         policy.processor = ForesightProcessor.from_pretrained(source, revision=source_revision, **hub)
         if dataset_stats:
@@ -374,6 +377,8 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
                 raise ValueError(
                     f"{key} has shape {tuple(batch[key].shape)}; expected (environments, 3, height, width)."
                 )
+            if not batch[key].isfinite().all():
+                raise ValueError(f"{key} holds NaN or infinite values: look at the camera, or leave it out.")
             images[view] = to_uint8(batch[key])
         return images
 

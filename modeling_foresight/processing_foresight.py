@@ -23,6 +23,7 @@ STATISTICS = ("mean", "std", "min", "max")
 CONFIG_FIELDS = ("views", "image_size", "image_mean", "image_std", "binary_action_indices")
 CONFIG_FIELDS += ("binary_state_indices", "action_codec", "state_representation")
 UNCHANGED = ("state_mask", "goal_mask", "action_mask", "track_start", "track", "track_weight", "progress")
+MAX_CHARACTERS = 10_000  # of an instruction; a megabyte takes seconds to split, and 77 tokens are read
 
 
 class ForesightProcessor(ProcessorMixin):
@@ -216,6 +217,11 @@ class ForesightProcessor(ProcessorMixin):
             raise ValueError(
                 "This processor has no tokenizer yet: set processor.tokenizer to the text tower's (for "
                 "GR-MG CLIP's, openai/clip-vit-base-patch32), or convert the checkpoint with --tokenizer."
+            )
+        if (longest := max(map(len, texts), default=0)) > MAX_CHARACTERS:
+            raise ValueError(
+                f"An instruction has {longest} characters ('{max(texts, key=len)[:40]}...'); the limit is "
+                f"{MAX_CHARACTERS}: use fewer words."
             )
         text = self.tokenizer(
             texts, padding=True, truncation=True, max_length=self.max_text_length, return_tensors="pt"

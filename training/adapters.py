@@ -116,6 +116,8 @@ def load_adapter(source: str, revision: str | None = None) -> ForesightForAction
             adapter is missing; names it and the remedy.
     """
     config = PeftConfig.from_pretrained(source, revision=revision)
+    if getattr(config, "megatron_config", None) is not None:  # peft would import the module `megatron_core`
+        raise ValueError(f"adapter_config.json of {source} names code in megatron_core: train it again")
     base = f"{config.base_model_name_or_path}" + (f" (revision {config.revision})" if config.revision else "")
     remedy = (
         f"bring it back, or correct base_model_name_or_path in the adapter_config.json of {source}. An "

@@ -60,16 +60,47 @@ def data_files(root: str | Path) -> list[Path]:
     return paths
 
 
-def dataset_files(root: str | Path) -> list[Path]:
-    """Sorted relative paths of all files of a dataset but hidden ones.
+def dataset_files(root: str | Path, linked: Path | None = None) -> list[Path]:
+    """Sorted relative paths of all files of a folder but hidden ones: what may be copied or sent.
 
-    Symbolic links to folders are followed, as LeRobot does: videos may lie on another disk.
+    A link to a file of the folder counts as that file; links to its folders are not entered.
+
+    Args:
+        root (`str` or `Path`): A dataset, or another folder.
+        linked (`Path`, *optional*): Links into this folder are left out instead of refused.
+
+    Raises:
+        ValueError: If a link leads out of the folder, or something is not a file; names it.
     """
     places = []
-    for folder, inner, names in os.walk(root, followlinks=True):
+    for folder, inner, names in os.walk(root):
         inner[:] = [name for name in inner if not name.startswith(".")]
-        places += [Path(folder, name).relative_to(root) for name in names if not name.startswith(".")]
+        visible = [Path(folder, name) for name in names if not name.startswith(".")]
+        links = [path for name in inner if (path := Path(folder, name)).is_symlink()]
+        for path in [*visible, *links]:
+            if linked is None or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(linked)):
+                check_inside(root, path)
+                places += [path.relative_to(root)] if path in visible else []
     return sorted(places)
+
+
+def check_inside(root: str | Path, path: Path) -> None:
+    """Refuse a path whose links lead out of the folder `root`, and what is neither file nor folder.
+
+    The Hub's cache keeps the files of its snapshots in `blobs`, two folders above.
+
+    Raises:
+        ValueError: Names the path, and where it leads.
+    """
+    folder, target = Path(os.path.realpath(root)), Path(os.path.realpath(path))
+    blobs = [parent.with_name("blobs") for parent in folder.parents if parent.name == "snapshots"]
+    if not any(target.is_relative_to(allowed) for allowed in (folder, *blobs)):
+        raise ValueError(
+            f"{path} is a link out of its folder, to {target}, and would be copied or sent: put the file "
+            "itself there, or remove the link (for a dataset's videos on another disk, see --linked-videos)"
+        )
+    if not (target.is_file() or target.is_dir()):
+        raise ValueError(f"{path} is not a file, or a link that leads nowhere: remove it")
 
 
 def append_columns(

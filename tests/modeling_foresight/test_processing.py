@@ -429,6 +429,12 @@ def test_instructions_begin_and_end_like_clips_and_are_padded_after_the_end(proc
         assert row[real - 1] == 1 and (row[real:] == 2).all() and not (row[: real - 1] == 1).any()
 
 
+def test_an_instruction_that_nobody_would_write_is_refused_before_it_costs_seconds(processor, monkeypatch):
+    monkeypatch.setattr(type(processor.tokenizer), "__call__", None)  # not even called
+    with pytest.raises(ValueError, match=r"1000000 characters \('xxx.*use fewer words"):
+        processor.tokenize(["open", "x" * 1_000_000])
+
+
 def test_a_long_instruction_is_cut_with_a_warning_and_still_ends(processor):
     with pytest.warns(UserWarning, match="'open the drawer .* 213 tokens, but the text tower reads 16"):
         batch = processor({"main": pixels()}, "open the drawer and " * 30)

@@ -22,6 +22,7 @@ from modeling_foresight.lora import LORA_TARGETS, lora_config
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_batch, tiny_config, tiny_inputs
 from tests.training.test_train import TINY, command, environment, log_lines
+from training.adapters import load_adapter
 from training.config import load_config
 from training.loop import train
 from training.model_folder import load_checkpoint
@@ -235,6 +236,13 @@ def test_a_missing_or_changed_base_is_named(work, tmp_path):
     shutil.rmtree(base)
     with pytest.raises(ValueError, match="base .*base cannot be loaded.*adapter_config.json"):
         load_checkpoint(tmp_path / "adapter")
+
+
+def test_an_adapter_that_names_a_module_to_import_is_refused(tmp_path):
+    config = {"peft_type": "LORA", "megatron_config": {"a": 1}, "megatron_core": "antigravity"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="names code in megatron_core"):
+        load_adapter(str(tmp_path))
 
 
 def test_an_adapter_that_lacks_weights_is_refused(work, tmp_path):

@@ -111,6 +111,47 @@ def test_folder_without_a_dataset_is_named(tmp_path):
         dataset_folder.load_features(tmp_path)
 
 
+@pytest.mark.parametrize("place", ["notes.txt", "meta/more", "videos/other.mp4", "data/chunk-000"])
+def test_a_link_out_of_a_folder_is_refused_by_name(tmp_path, place):
+    root, secret = tmp_path / "data", tmp_path / "secret"
+    (root / place).parent.mkdir(parents=True)
+    secret.mkdir()
+    for target in (secret, secret / "key", secret / "missing"):
+        (secret / "key").touch()
+        (root / place).symlink_to(target)
+        with pytest.raises(ValueError, match=f"{place} is a link out of its folder, to {target}"):
+            dataset_folder.dataset_files(root)
+        assert dataset_folder.dataset_files(root, linked=secret) == []
+        (root / place).unlink()
+
+
+def test_links_inside_a_folder_are_files_and_circles_end(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").touch()
+    (tmp_path / "same").symlink_to("inner/file")
+    for name in ("one", "two"):
+        (tmp_path / "inner" / name).symlink_to(".")
+        (tmp_path / name).symlink_to(tmp_path)
+    assert list(map(str, dataset_folder.dataset_files(tmp_path))) == ["inner/file", "same"]
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(ValueError, match="round is not a file, or a link that leads nowhere"):
+        dataset_folder.dataset_files(tmp_path)
+
+
+def test_a_snapshot_of_the_hub_is_a_folder_of_links(tmp_path):
+    root = tmp_path / "snapshots" / "abc"
+    root.mkdir(parents=True)
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "0").touch()
+    (root / "file").symlink_to("../../blobs/0")
+    assert list(map(str, dataset_folder.dataset_files(root))) == ["file"]
+    (tmp_path / "key").touch()
+    (tmp_path / "blobs" / "1").symlink_to("../key")
+    (root / "other").symlink_to("../../blobs/1")
+    with pytest.raises(ValueError, match="other is a link out of its folder"):
+        dataset_folder.dataset_files(root)
+
+
 def test_schema_metadata_of_lerobot_is_dropped(plain):
     dataset_folder.append_columns(plain, SCORE, {"observation.points.main": score})
     schema = pq.read_schema(dataset_folder.data_files(plain)[0])
