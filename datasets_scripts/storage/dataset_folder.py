@@ -96,8 +96,8 @@ def check_inside(root: str | Path, path: Path) -> None:
     blobs = [parent.with_name("blobs") for parent in folder.parents if parent.name == "snapshots"]
     if not any(target.is_relative_to(allowed) for allowed in (folder, *blobs)):
         raise ValueError(
-            f"{path} is a link out of its folder, to {target}, and would be copied or sent: put the file "
-            "itself there, or remove the link (for a dataset's videos on another disk, see --linked-videos)"
+            f"{path} leads out of its folder, to {target}, and would be copied or sent: put the file "
+            "itself there, or remove it (for a dataset's videos on another disk, see --linked-videos)"
         )
     if not (target.is_file() or target.is_dir()):
         raise ValueError(f"{path} is not a file, or a link that leads nowhere: remove it")

@@ -119,7 +119,7 @@ def test_a_link_out_of_a_folder_is_refused_by_name(tmp_path, place):
     for target in (secret, secret / "key", secret / "missing"):
         (secret / "key").touch()
         (root / place).symlink_to(target)
-        with pytest.raises(ValueError, match=f"{place} is a link out of its folder, to {target}"):
+        with pytest.raises(ValueError, match=f"{place} leads out of its folder, to {target}"):
             dataset_folder.dataset_files(root)
         assert dataset_folder.dataset_files(root, linked=secret) == []
         (root / place).unlink()
@@ -148,7 +148,7 @@ def test_a_snapshot_of_the_hub_is_a_folder_of_links(tmp_path):
     (tmp_path / "key").touch()
     (tmp_path / "blobs" / "1").symlink_to("../key")
     (root / "other").symlink_to("../../blobs/1")
-    with pytest.raises(ValueError, match="other is a link out of its folder"):
+    with pytest.raises(ValueError, match="other leads out of its folder"):
         dataset_folder.dataset_files(root)
 
 
