@@ -264,6 +264,12 @@ def validate_columns(
     if need_tracks:
         wanted = (points_key(cameras[0]), points_visible_key(cameras[0]))
         missing += [key for key in wanted if key not in features]
+    tracks = [features.get(key) for key in (points_key(cameras[0]), points_visible_key(cameras[0]))]
+    if all(tracks) and math.prod(tracks[0]["shape"]) != 3 * math.prod(tracks[1]["shape"]):
+        raise ValueError(
+            f"the dataset {name} has '{points_key(cameras[0])}' of shape {tracks[0]['shape']} and its "
+            f"visibility of shape {tracks[1]['shape']}; points need 3 values each: annotate it again"
+        )
     if missing:
         raise ValueError(
             f"the dataset {name} lacks the column '{missing[0]}'; `python datasets_scripts/annotate.py` adds "

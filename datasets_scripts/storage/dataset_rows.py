@@ -20,7 +20,7 @@ from lerobot.datasets.io_utils import load_nested_dataset
 from lerobot.datasets.utils import has_legacy_hub_download_metadata
 from lerobot.utils.constants import HF_LEROBOT_HOME
 
-from datasets_scripts.storage.dataset_folder import INFO_PATH, data_files, load_features
+from datasets_scripts.storage.dataset_folder import INFO_PATH, data_files, load_info
 from datasets_scripts.storage.hub_download import HubFiles, open_hub_dataset
 
 __all__ = [
@@ -136,7 +136,7 @@ class DatasetRows:
         self._check_rows()
 
     def _open(self) -> None:
-        load_features(self.root)  # with a better message than LeRobot's
+        load_info(self.root)  # with a better message than LeRobot's
         for part in (TASKS, "meta/episodes"):
             if not (self.root / part).exists():  # LeRobot would search the Hub
                 raise ValueError(f"dataset {self.name} lacks {self.root / part}; {RESTORE}")
@@ -168,6 +168,19 @@ class DatasetRows:
                 f"dataset {self.name}: its data files hold {len(index)} frames but meta/episodes lists "
                 f"{promised}, or their frame numbers do not count up; the dataset is incomplete: {RESTORE}"
             )
+        bounds = np.stack([self.episode_starts, self.episode_stops])
+        if bounds[0, :1].any() or (bounds[0, 1:] != bounds[1, :-1]).any() or (bounds[0] > bounds[1]).any():
+            raise ValueError(
+                f"dataset {self.name}: the episodes of meta/episodes do not follow each other "
+                f"(dataset_from_index, dataset_to_index); {RESTORE}"
+            )
+        found = {"total_frames": len(index), "total_episodes": self.n_episodes}
+        for name, count in found.items():
+            if (said := getattr(self.meta, name)) != count:
+                raise ValueError(
+                    f"dataset {self.name}: {INFO_PATH} says {name} {said}, but there are {count}; the "
+                    f"dataset is incomplete: {RESTORE}, or correct the number"
+                )
 
         used = pc.unique(self._table.data.column("task_index")).to_pylist()
         if unknown := sorted(set(used) - self.instructions.keys()):

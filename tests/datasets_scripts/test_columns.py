@@ -118,3 +118,7 @@ def test_missing_columns_are_named_with_the_command_that_adds_them(pristine, ann
         columns.validate_columns(load_features(pristine), ["main"], need_tracks=True)
     with pytest.raises(ValueError, match="no camera 'front'.*its cameras are main"):
         columns.validate_columns(load_features(annotated.root), ["front"])
+    features = load_features(annotated.root)
+    features["observation.points_visible.main"]["shape"] = [POINTS + 1]
+    with pytest.raises(ValueError, match="'observation.points.main' of shape .* points need 3 values each"):
+        columns.validate_columns(features, ["main"], need_tracks=True)
