@@ -32,7 +32,14 @@ from lerobot.datasets.video_utils import (
 from PIL import Image
 from tqdm.auto import tqdm
 
-from datasets_scripts.columns import clean_depth, depth_limit_m, is_depth_feature
+from datasets_scripts.columns import (
+    UINT16_SENTINELS_M,
+    check_meters,
+    clean_depth,
+    depth_limit_m,
+    erase_sentinels,
+    is_depth_feature,
+)
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.dataset_folder import INFO_PATH, check_inside
 from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows
@@ -86,6 +93,9 @@ class FrameDecoder:
         if self.is_depth and self.is_video:
             self._table_m = depth_code_table(DepthEncoderConfig.from_video_info(info))
             self._clean_table_m = clean_depth(self._table_m, self.limit_m)
+            if self._depth_unit == "mm":  # recorded as uint16, whose largest value is "no measurement"
+                code = np.searchsorted(self._table_m, UINT16_SENTINELS_M[0])
+                self._clean_table_m[code - 1 : code + 1] = 0
         self._backend = get_safe_default_video_backend()
         self._decoders: tuple[int, VideoDecoderCache] | None = None
         self._depth_videos = DepthVideos(MAX_OPEN_DECODERS)
@@ -177,6 +187,12 @@ class FrameDecoder:
             ) from error
         for frame in frames:
             self._check_size(frame.shape[-2:], rows)
+            try:
+                if self.is_depth:
+                    check_meters(frame[::4, ::4], self.key)  # every fourth pixel tells the unit
+            except ValueError as error:
+                where = f"dataset {self.rows.name}, episode {self.rows.episode_of(rows[0])}"
+                raise BrokenEpisodeError(f"{where}: {error}") from error
         return np.stack(frames)
 
     def _decode_picture(self, picture: dict | None) -> np.ndarray:
@@ -194,7 +210,7 @@ class FrameDecoder:
             raise ValueError(f"a depth map has one number per pixel, this picture is {image.mode}")
         depth = np.asarray(image)
         unit = self._depth_unit or ("m" if np.issubdtype(depth.dtype, np.floating) else "mm")
-        depth = depth.astype(np.float32)
+        depth = erase_sentinels(depth).astype(np.float32)
         return depth / np.float32(MM_PER_METRE) if unit == "mm" else depth
 
     def fingerprint(self) -> str:
@@ -206,7 +222,7 @@ class FrameDecoder:
             status = path.stat()
             name = path.relative_to(self.rows.root).as_posix()
             files.append((name, status.st_size, status.st_mtime_ns))
-        content = [1, self.key, self.rows.features[self.key], len(self.rows), files]
+        content = [2, self.key, self.rows.features[self.key], len(self.rows), files]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
         timestamps = self.rows.column("timestamp").read(range(len(self.rows)))
         for array in (self.rows.episode_starts, timestamps, *((segments.start_s,) if segments else ())):

@@ -1,11 +1,15 @@
 import dataclasses
 import errno
 import io
+import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from lerobot.configs import DepthEncoderConfig
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
 
 from datasets_scripts.storage import frame_cache
@@ -83,7 +87,8 @@ def replace_pictures(root, key, rows, picture: bytes | None, place: str | None =
     for row in rows:
         stored[row] = {"bytes": picture, "path": place} if picture or place else None
     position = table.schema.get_field_index(key)
-    pq.write_table(table.set_column(position, table.field(position), [stored]), path)
+    field = table.field(position)
+    pq.write_table(table.set_column(position, field, pa.array(stored, field.type)), path)
 
 
 def encode_picture(pixels, kind="png") -> bytes:
@@ -129,6 +134,55 @@ def test_depth_among_pictures_and_pictures_among_depth_are_refused(pictures, tmp
     replace_pictures(root, key, [8], encode_picture(pixels, kind))
     with pytest.raises(ValueError, match=f"a picture of '{key}' among frames 6 to 8"):
         open_frames(DatasetRows(root), [key], str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("far", "sentinels", "kind"),
+    [
+        (np.uint16(60_000), [65535], "tiff"),
+        (np.uint16(60_000), [65535], "png"),
+        (np.int32(60_000), [-1, 32767, 65535, 2**31 - 1], "tiff"),
+        (np.float32(60), [-1], "tiff"),
+        (np.float32(60), [np.nan, np.inf, 65.535, 65535, 3e38], "tiff"),
+    ],
+)
+def test_depth_pictures_keep_a_scene_at_60_m_and_lose_what_was_not_measured(
+    pictures, tmp_path, far, sentinels, kind
+):
+    root, key = shutil.copytree(pictures.root, tmp_path / "ds"), "observation.depth.main"
+    info = root / "meta/info.json"
+    content = json.loads(info.read_text())
+    content["features"][key]["info"].pop("depth_unit", None)  # then integers are millimeters
+    info.write_text(json.dumps(content))
+    pixels = np.full((32, 40), far)
+    pixels[: len(sentinels)] = np.array(sentinels, dtype=far.dtype)[:, None]
+    replace_pictures(root, key, range(9), encode_picture(pixels, kind))
+    depth_m = open_frames(DatasetRows(root), [key], str(tmp_path / "cache")).read(key, range(9))
+    assert (depth_m[:, : len(sentinels)] == 0).all() and (depth_m[:, len(sentinels) :] == 60).all()
+
+
+def test_millimeters_in_one_episode_of_depth_in_meters_are_named(pictures, tmp_path):
+    root, key = shutil.copytree(pictures.root, tmp_path / "ds"), "observation.depth.main"
+    replace_pictures(root, key, [8], encode_picture(np.full((32, 40), 1500, np.float32), "tiff"))
+    with pytest.raises(ValueError, match=f"episode 2: depth column '{key}' .* looks like millimeters"):
+        open_frames(DatasetRows(root), [key], str(tmp_path / "cache"))
+
+
+def test_a_depth_video_of_millimeters_keeps_60_m_and_loses_the_largest_integer(tmp_path):
+    key = "observation.depth.main"
+    feature = {"dtype": "video", "shape": (32, 40, 1), "names": None, "info": {"is_depth_map": True}}
+    encoder = DepthEncoderConfig(depth_max=100.0)
+    dataset = LeRobotDataset.create(
+        "local/far", fps=10, features={key: feature}, root=tmp_path / "ds", depth_encoder=encoder
+    )
+    pixels = np.full((32, 40, 1), 60_000, np.uint16)
+    pixels[:16] = 65535
+    for _ in range(3):
+        dataset.add_frame({key: pixels, "task": "look"})
+    dataset.save_episode()
+    dataset.finalize()
+    depth_m = open_frames(DatasetRows(tmp_path / "ds"), [key], "off").read(key, range(3))
+    assert (depth_m[:, :14] == 0).all() and np.abs(depth_m[:, 18:] - 60).max() < 0.1
 
 
 def test_a_missing_picture_and_one_outside_of_the_dataset_are_named(pictures, tmp_path):
