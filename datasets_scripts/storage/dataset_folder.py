@@ -126,6 +126,14 @@ def _is_template(template: Any, folder: str) -> bool:
     )
 
 
+def refuse_patterns(root: Path) -> None:
+    """Refuse a dataset's path that LeRobot's reader, which expands it, would not find or take for others."""
+    if marks := [mark for mark in ("[", "*", "?", "::") if mark in str(root.resolve())]:
+        raise ValueError(
+            f"{root} has '{marks[0]}' in its path, which LeRobot takes for a pattern: rename the folder"
+        )
+
+
 def load_features(root: str | Path) -> dict[str, dict]:
     """Features of a local LeRobot dataset; errors are those of `load_info`."""
     return load_info(root)["features"]

@@ -20,7 +20,7 @@ from lerobot.datasets.io_utils import load_nested_dataset
 from lerobot.datasets.utils import has_legacy_hub_download_metadata
 from lerobot.utils.constants import HF_LEROBOT_HOME
 
-from datasets_scripts.storage.dataset_folder import INFO_PATH, data_files, load_info
+from datasets_scripts.storage.dataset_folder import INFO_PATH, data_files, load_info, refuse_patterns
 from datasets_scripts.storage.hub_download import HubFiles, open_hub_dataset
 
 __all__ = [
@@ -103,6 +103,7 @@ class VideoSegments:
     paths: list[Path]  # distinct
     file_of_episode: np.ndarray  # (episodes,) positions in `paths`
     start_s: np.ndarray  # (episodes,) float64, times of the first frames within their files
+    stop_s: np.ndarray  # (episodes,) float64, times after the last frames
 
 
 class DatasetRows:
@@ -136,6 +137,7 @@ class DatasetRows:
         self._check_rows()
 
     def _open(self) -> None:
+        refuse_patterns(self.root)
         load_info(self.root)  # with a better message than LeRobot's
         for part in (TASKS, "meta/episodes"):
             if not (self.root / part).exists():  # LeRobot would search the Hub
@@ -216,8 +218,8 @@ class DatasetRows:
         return self._segments[key]
 
     def _read_segments(self, key: str) -> VideoSegments:
-        parts = ("chunk_index", "file_index", "from_timestamp")
-        chunks, files, starts_s = (
+        parts = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+        chunks, files, starts_s, stops_s = (
             self.meta.episodes.data.column(f"videos/{key}/{part}").to_numpy() for part in parts
         )
         numbers, file_of_episode = np.unique(np.stack([chunks, files]), axis=1, return_inverse=True)
@@ -225,7 +227,8 @@ class DatasetRows:
             self.root / self.meta.video_path.format(video_key=key, chunk_index=chunk, file_index=file)
             for chunk, file in numbers.T.tolist()
         ]
-        return VideoSegments(paths, file_of_episode.reshape(-1), starts_s.astype(np.float64))
+        bounds_s = starts_s.astype(np.float64), stops_s.astype(np.float64)
+        return VideoSegments(paths, file_of_episode.reshape(-1), *bounds_s)
 
     def video_files(self, episodes: Sequence[int]) -> set[Path]:
         """Video files of some episodes, those to be downloaded included."""

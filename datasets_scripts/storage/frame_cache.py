@@ -7,6 +7,7 @@ times, so a changed dataset is decoded again.
 """
 
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -44,6 +45,7 @@ from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.dataset_folder import INFO_PATH, check_inside
 from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows
 from datasets_scripts.storage.depth_reading import DepthVideos
+from datasets_scripts.storage.video_diagnosis import explain_rows, explain_video
 from datasets_scripts.storage.video_writing import MAX_DEPTH_CODE
 
 __all__ = ["CachedFrames", "FrameDecoder", "OnDemandFrames", "depth_code_table", "open_frames"]
@@ -144,6 +146,11 @@ class FrameDecoder:
         path = self.rows.local(self.file_of(episode))
         start_s = float(self._segments.start_s[episode])
         times_s = [start_s + float(t) for t in self.rows.column("timestamp").read(rows)]
+        span = range(int(self.rows.episode_starts[episode]), int(self.rows.episode_stops[episode]))
+        video_s = float(self._segments.stop_s[episode]) - start_s
+        where = f"video file {path} of '{self.key}', episode {episode}"
+        if reason := explain_rows(len(span), video_s, self.rows.fps):
+            raise BrokenEpisodeError(f"{where}: {reason}", path)
         try:
             if self.is_depth:
                 return self._depth_videos.read(path, times_s, self._tolerance_s)
@@ -156,11 +163,11 @@ class FrameDecoder:
                     path, times_s, self._tolerance_s, backend=self._backend, return_uint8=True
                 )
         except Exception as error:  # av, torchcodec and LeRobot each have their own
-            raise BrokenEpisodeError(
-                f"video file {path} cannot be decoded at {times_s[0]:.3f} s ({error}); it is damaged or "
-                f"truncated: {RESTORE}",
-                path,
-            ) from error
+            all_times_s = start_s + self.rows.column("timestamp").read(span).astype(np.float64)
+            reason = explain_video(path, all_times_s, self.rows.fps, self.is_depth) or (
+                f"it cannot be decoded at {times_s[0]:.3f} s ({error}); it is damaged or truncated: {RESTORE}"
+            )
+            raise BrokenEpisodeError(f"{where}: {reason}", path) from error
         return frames.numpy()
 
     def _decoder_cache(self) -> VideoDecoderCache:
@@ -359,7 +366,7 @@ def _build_cache_file(decoder: FrameDecoder, path: Path) -> None:
         if path.exists():  # another process made it meanwhile
             return
         # Files of an older state of this key; open maps keep their pages.
-        for stale in path.parent.glob(f"{decoder.key}-*"):
+        for stale in path.parent.glob(f"{glob.escape(decoder.key)}-*"):
             if re.fullmatch(re.escape(decoder.key) + r"-[0-9a-f]{16}\.npy", stale.name):
                 stale.unlink(missing_ok=True)
         needed, free = _estimate_bytes(decoder), shutil.disk_usage(path.parent).free
