@@ -31,11 +31,9 @@ def load_info(root: str | Path) -> dict:
     """
     path = Path(root) / INFO_PATH
     try:
-        info = json.loads(path.read_text())
+        info = read_json(path)
     except FileNotFoundError:
         raise ValueError(f"{root} is not a LeRobot dataset: {INFO_PATH} is missing") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); download or create the dataset again") from error
     if not isinstance(info, dict) or not isinstance(info.get("features"), dict):
         raise ValueError(f"{path} lists no features; download or create the dataset again")
     version = str(info.get("codebase_version", "v3")).removeprefix("v")
@@ -50,6 +48,14 @@ def load_info(root: str | Path) -> dict:
     for problem in _find_info_problems(info):
         raise ValueError(f"{path}: {problem}; correct it, or download the dataset again")
     return info
+
+
+def read_json(path: Path) -> Any:
+    """Contents of a dataset's JSON file; raises a `ValueError` that names it if it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); download or create the dataset again") from error
 
 
 def _find_info_problems(info: Mapping[str, Any]) -> Iterator[str]:

@@ -20,7 +20,13 @@ from lerobot.datasets.io_utils import load_nested_dataset
 from lerobot.datasets.utils import has_legacy_hub_download_metadata
 from lerobot.utils.constants import HF_LEROBOT_HOME
 
-from datasets_scripts.storage.dataset_folder import INFO_PATH, data_files, load_info, refuse_patterns
+from datasets_scripts.storage.dataset_folder import (
+    INFO_PATH,
+    data_files,
+    load_info,
+    read_json,
+    refuse_patterns,
+)
 from datasets_scripts.storage.hub_download import HubFiles, open_hub_dataset
 
 __all__ = [
@@ -151,6 +157,8 @@ class DatasetRows:
         except Exception as error:  # whatever LeRobot, datasets or Arrow raise: find the faulty file
             for path in [*files, *sorted((self.root / "meta").rglob("*.parquet"))]:
                 _check_parquet(path)
+            for path in sorted((self.root / "meta").glob("*.json")):
+                read_json(path)
             raise ValueError(f"dataset {self.name} cannot be read: {error}; {RESTORE}") from error
         self.meta, self.features, self.fps, self._table = meta, meta.features, meta.fps, table
         episodes = meta.episodes.data

@@ -231,6 +231,13 @@ def test_metadata_that_others_write_is_read(tmp_path, pristine):
         dataset_folder.load_info(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"action": ', "[1]"])
+def test_damaged_statistics_are_named(plain, content):
+    (plain / dataset_folder.STATS_PATH).write_text(content)
+    with pytest.raises(ValueError, match="meta/stats.json is damaged|cannot be read"):
+        DatasetRows(plain)
+
+
 @pytest.mark.parametrize("name", ["total_frames", "total_episodes"])
 def test_counts_that_disagree_with_the_data_are_refused(plain, name):
     change_info(plain, **{name: 2})
