@@ -6,7 +6,7 @@ import os
 import re
 import reprlib
 import string
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -175,7 +175,7 @@ def dataset_files(root: str | Path, linked: Path | None = None) -> list[Path]:
         visible = [Path(folder, name) for name in names if not name.startswith(".")]
         links = [path for name in inner if (path := Path(folder, name)).is_symlink()]
         for path in [*visible, *links]:
-            if linked is None or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(linked)):
+            if linked is None or not _leads_into(path, [linked]) or _leads_into(path, _own_folders(root)):
                 check_inside(root, path)
                 places += [path.relative_to(root)] if path in visible else []
     return sorted(places)
@@ -189,15 +189,24 @@ def check_inside(root: str | Path, path: Path) -> None:
     Raises:
         ValueError: Names the path, and where it leads.
     """
-    folder, target = Path(os.path.realpath(root)), Path(os.path.realpath(path))
-    blobs = [parent.with_name("blobs") for parent in folder.parents if parent.name == "snapshots"]
-    if not any(target.is_relative_to(allowed) for allowed in (folder, *blobs)):
+    target = Path(os.path.realpath(path))
+    if not _leads_into(path, _own_folders(root)):
         raise ValueError(
             f"{path} leads out of its folder, to {target}, and would be copied or sent: put the file "
             "itself there, or remove it (for a dataset's videos on another disk, see --linked-videos)"
         )
     if not (target.is_file() or target.is_dir()):
         raise ValueError(f"{path} is not a file, or a link that leads nowhere: remove it")
+
+
+def _own_folders(root: str | Path) -> list[Path]:
+    folder = Path(os.path.realpath(root))
+    return [folder, *(p.with_name("blobs") for p in folder.parents if p.name == "snapshots")]
+
+
+def _leads_into(path: Path, folders: Iterable[Path]) -> bool:
+    target = Path(os.path.realpath(path))
+    return any(target.is_relative_to(os.path.realpath(folder)) for folder in folders)
 
 
 def append_columns(

@@ -107,7 +107,7 @@ def test_videos_on_another_disk_come_along_if_their_folder_is_named(recorded, an
     job = AnnotationJob(str(tmp_path / "recorded"), tmp_path / "data", WANTED)
     with pytest.raises(ValueError, match="recorded/videos leads out .* see --linked-videos"):
         check(job)
-    annotate(dataclasses.replace(job, linked_videos=tmp_path / "disk"))
+    annotate(dataclasses.replace(job, linked_videos=tmp_path))
     ours, theirs = contents(tmp_path / "data"), contents(annotated)
     assert set(ours) == set(theirs)
     named = ("meta/foresight.json", "README.md")  # these name the old dataset
