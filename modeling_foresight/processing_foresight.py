@@ -344,12 +344,18 @@ class ForesightProcessor(ProcessorMixin):
 
     def read_images(self, pixels, view: str, single: bool) -> Tensor:
         """Images of one view as array, tensor or PIL image -> uint8 `(B, T, 3, h, w)`; see [`__call__`]."""
-        pixels = _as_tensor(pixels)
+        try:
+            pixels = _as_tensor(pixels)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"images[{view!r}] is not one array of numbers ({error}); expected uint8 RGB, all "
+                "pictures of one size and none missing."
+            ) from error
         if pixels.dtype != torch.uint8:
             raise ValueError(f"images[{view!r}] has dtype {pixels.dtype}; expected uint8 RGB in 0..255.")
         pixels = pixels[None] if single else pixels
         pixels = pixels[:, None] if pixels.ndim == 4 else pixels
-        if pixels.ndim != 5 or 3 not in (pixels.shape[-1], pixels.shape[-3]):
+        if pixels.ndim != 5 or 3 not in (pixels.shape[-1], pixels.shape[-3]) or not pixels.numel():
             raise ValueError(
                 f"images[{view!r}] has shape {tuple(pixels.shape)} (with batch and time axes); expected "
                 "(batch, time, height, width, 3) or (batch, time, 3, height, width), the batch axis only if "

@@ -232,7 +232,7 @@ class LabelMaker:
         keys = [find_image_key(rows.features, camera) for camera in annotation.cameras]
         if self.depth is None:
             keys += [find_depth_key(rows.features, camera) for camera in annotation.cameras]
-        self.decoders = {key: FrameDecoder(rows, key) for key in keys}
+        self.decoders = {key: FrameDecoder(rows, key, picture_size(rows.features[key])) for key in keys}
         table_m = depth_code_table(lerobot_depth_encoder(annotation.depth_max_m))
         self.depth_table_m = clean_depth(table_m, annotation.depth_max_m)
 

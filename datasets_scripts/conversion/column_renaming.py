@@ -26,7 +26,7 @@ from datasets_scripts.columns import (
 )
 from datasets_scripts.storage.atomic import share_file, write_json, write_whole_folder
 from datasets_scripts.storage.dataset_copy import list_copied_files
-from datasets_scripts.storage.dataset_folder import INFO_PATH, STATS_PATH
+from datasets_scripts.storage.dataset_folder import INFO_PATH, STATS_PATH, refuse_patterns
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import PROVENANCE_PATH
 
@@ -61,6 +61,7 @@ def rename_columns(
     output = Path(output)
     if output.exists():
         raise ValueError(f"{output} exists already: name another folder for the renamed dataset")
+    refuse_patterns(output)
     rows = DatasetRows(source)  # refuses a damaged dataset
     root, features = rows.root, rows.features
     names = _add_labels(features, names)

@@ -4,7 +4,6 @@ The episodes of a part are renumbered. They point into the old video files, whic
 episode uses: LeRobot reads such datasets, and its split, delete and merge tools take them.
 """
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from datasets_scripts.storage.dataset_folder import (
     dataset_files,
     iterate_episodes,
     load_info,
+    read_json,
 )
 from datasets_scripts.storage.dataset_rows import DatasetRows
 
@@ -134,7 +134,7 @@ def _write_metadata(
         pq.write_table(pa.Table.from_pylist(kept, schema=pq.read_schema(path)), target)
         chunk, file = update_chunk_file_indices(chunk, file, rows.meta.chunks_size)
     if all(stats):  # some writers keep none by episode
-        total = json.loads((root / STATS_PATH).read_text()) | aggregate_stats(stats)
+        total = read_json(root / STATS_PATH) | aggregate_stats(stats)
         write_stats(dict(sorted(total.items())), root)  # LeRobot's order differs from process to process
     n_episodes, n_frames = len(new_numbers), places[-1]["dataset_to_index"]
     totals = {

@@ -105,9 +105,9 @@ def test_videos_on_another_disk_come_along_if_their_folder_is_named(recorded, an
     (tmp_path / "recorded" / "videos").symlink_to(tmp_path / "disk")
     (tmp_path / "recorded" / "again").symlink_to(".")
     job = AnnotationJob(str(tmp_path / "recorded"), tmp_path / "data", WANTED)
-    with pytest.raises(ValueError, match="recorded/videos is a link out .* see --linked-videos"):
+    with pytest.raises(ValueError, match="recorded/videos leads out .* see --linked-videos"):
         check(job)
-    annotate(dataclasses.replace(job, linked_videos=tmp_path / "disk"))
+    annotate(dataclasses.replace(job, linked_videos=tmp_path))
     ours, theirs = contents(tmp_path / "data"), contents(annotated)
     assert set(ours) == set(theirs)
     named = ("meta/foresight.json", "README.md")  # these name the old dataset
@@ -117,7 +117,7 @@ def test_videos_on_another_disk_come_along_if_their_folder_is_named(recorded, an
 def test_linked_content_is_not_pushed(annotated, tmp_path):
     shutil.copytree(annotated, tmp_path / "data")
     (tmp_path / "data" / "notes.txt").symlink_to(__file__)
-    with pytest.raises(ValueError, match="notes.txt is a link out of its folder"):
+    with pytest.raises(ValueError, match="notes.txt leads out of its folder"):
         push_dataset(tmp_path / "data", "me/data")
 
 

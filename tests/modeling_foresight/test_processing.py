@@ -485,6 +485,23 @@ def test_a_saved_processor_gives_the_same_batches_and_actions(processor, config,
             {"front": np.zeros((24, 36, 3), np.uint8)},
             r"images has the views \['front'\]; the model knows \['main'",
         ),
+        *(
+            (
+                {"main": pictures},
+                r"images\['main'\] is not one array .* all pictures of one size and none missing",
+            )
+            for pictures in (
+                None,
+                "a.png",
+                [np.zeros((24, 36, 3), np.uint8), None],
+                [np.zeros((24, 36, 3), np.uint8), np.zeros((36, 24, 3), np.uint8)],
+                [torch.zeros(3, 24, 36, dtype=torch.uint8), torch.zeros(3, 36, 24, dtype=torch.uint8)],
+            )
+        ),
+        *(
+            ({"main": np.zeros(shape, np.uint8)}, r"images\['main'\] has shape \(1, 1, .*0.* expected")
+            for shape in ((0, 0, 3), (3, 0, 5))
+        ),
         ({}, r"Give images as a dict from view name \(\['main', 'wrist'\]\)"),
         (np.zeros((24, 36, 3), np.uint8), "Give images as a dict"),
         (

@@ -103,7 +103,7 @@ class ForesightWindows(Dataset):
         self._index = EpisodeWindows(rows, columns, config)
         self.episodes, self.flagged = self._index.episodes, self._index.flagged
         self.statistics = column_statistics(rows, columns, config, self.episodes)
-        self.frames = open_frames(rows, columns.pictures, config.frame_cache)
+        self.frames = open_frames(rows, columns.pictures, config.frame_cache, self.episodes)
         self._check_depth()
         self.view_sizes = self._measure(columns.images)
         self.depth_sizes = self._measure(columns.depth)

@@ -98,7 +98,7 @@ def test_linked_videos_are_copied_if_their_folder_is_named(labelled, tmp_path):
     shutil.copytree(labelled.root, tmp_path / "old")
     (tmp_path / "old" / "videos").rename(tmp_path / "disk")
     (tmp_path / "old" / "videos").symlink_to(tmp_path / "disk")
-    with pytest.raises(ValueError, match="old/videos is a link out of its folder"):
+    with pytest.raises(ValueError, match="old/videos leads out of its folder"):
         rename_columns(tmp_path / "old", tmp_path / "new", {"action": "act"})
     rename_columns(tmp_path / "old", tmp_path / "new", {"action": "act"}, tmp_path / "disk")
     assert_same_items(labelled.root, tmp_path / "new", {"action": "act"})
