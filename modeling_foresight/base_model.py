@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, TransformersKwargs, find_adapter_config_file
 
+from .checkpoint_sizes import SOURCE_OPTIONS, check_sizes, read_shapes
 from .configuration_foresight import ForesightConfig
 from .decoders import FlowDecoder, PatchDecoder
 from .encoders import PerceiverResampler, SpatialReadout, sincos_2d, tower_attention
@@ -138,10 +139,14 @@ class ForesightPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: If weights are missing, unexpected, of other sizes (unless `ignore_mismatched_sizes`)
-                or unreadable, which the message names; if it is an adapter; or if parts were left on disk.
+                or unreadable, which the message names; if the config describes a much larger model; if it is
+                an adapter; or if parts were left on disk.
         """
         resize = kwargs.pop("ignore_mismatched_sizes", False)
+        kwargs.setdefault("use_safetensors", True)
         try:
+            if kwargs.get("state_dict") is None:
+                cls.check_checkpoint(pretrained_model_name_or_path, strict=strict, **kwargs)
             model, report = super().from_pretrained(
                 pretrained_model_name_or_path,
                 *args,
@@ -188,6 +193,25 @@ class ForesightPreTrainedModel(PreTrainedModel):
             if hasattr(module, "freeze_towers"):
                 module.freeze_towers()  # loading makes every weight trainable
         return (model, report) if output_loading_info else model
+
+    @classmethod
+    def check_checkpoint(
+        cls, source, config: ForesightConfig | None = None, strict: bool = True, **options
+    ) -> None:
+        """Refuses a config that describes a much larger model than the weights beside it; allocates nothing.
+
+        Args:
+            source (`str` or `Path`): Folder or Hub id.
+            config (`ForesightConfig`, *optional*): In place of the one there.
+            strict (`bool`): As in [`from_pretrained`].
+            **options: Of [`from_pretrained`].
+        """
+        if shapes := read_shapes(source, options):
+            if not isinstance(config, ForesightConfig):
+                found = {name: options[name] for name in SOURCE_OPTIONS if name in options}
+                fields = {name: options[name] for name in ForesightConfig.__annotations__ if name in options}
+                config = ForesightConfig.from_pretrained(config or source, **found, **fields)
+            check_sizes(cls, config, shapes, source, strict)
 
     def load_adapter(self, peft_model_id=None, *args, **kwargs):
         """Refused: `transformers` leaves out modules that an adapter holds in full, almost silently.

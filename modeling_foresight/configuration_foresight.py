@@ -1,6 +1,8 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
 """Configuration of 3D Foresight: sizes, views, objectives and loss weights."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPTextConfig, PreTrainedConfig, ViTConfig
 
@@ -38,7 +40,37 @@ CHOICES = {
     "state_representation": ("absolute", "relative"),
 }
 POSITIVE = "image_size patch_size history_length future_shift chunk_size flow_length action_dim num_latents"
-POSITIVE += " num_flow_queries num_attention_heads decoder_heads action_num_heads"
+POSITIVE += (
+    " num_flow_queries num_attention_heads decoder_heads action_num_heads hidden_size num_hidden_layers"
+)
+POSITIVE += (
+    " intermediate_size action_hidden_size latent_dim resampler_heads resampler_head_dim resampler_ff_mult"
+)
+# A config.json comes from anybody. Larger numbers exhaust memory before any weight is compared with them.
+LARGEST = 2**20
+LARGEST_IMAGE = 2**13
+MOST_VIEWS = 1000
+
+
+def check_image_statistics(mean, std) -> None:
+    """Refuses a mean or deviation of RGB that would turn images into NaN or into other colors."""
+    for name, values in (("image_mean", mean), ("image_std", std)):
+        valid = isinstance(values, list | tuple) and len(values) == 3
+        valid = valid and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+        if not valid or (name == "image_std" and min(values) <= 0):
+            above = " above 0" if name == "image_std" else ""
+            raise ValueError(f"{name}={values} must be three finite numbers{above}, one per color.")
+
+
+def _check_sizes(prefix: str, fields) -> None:
+    """Refuses whole numbers that no model has, in fields of a config and in what they hold."""
+    if isinstance(fields, PreTrainedConfig):
+        return  # made already
+    for name, value in fields.items() if isinstance(fields, dict) else enumerate(fields or ()):
+        if isinstance(value, int) and value > LARGEST:
+            raise ValueError(f"{prefix}{name}={value} is more than any model has ({LARGEST} at most).")
+        if isinstance(value, dict | list | tuple):
+            _check_sizes(f"{prefix}{name}.", value)
 
 
 @strict
@@ -204,6 +236,9 @@ class ForesightConfig(PreTrainedConfig):
     state_representation: str = "absolute"
 
     def __post_init__(self, **kwargs):
+        _check_sizes("", {"num_labels": kwargs.get("num_labels")})  # a label is made for each of them
+        for name in self.sub_configs:
+            _check_sizes(f"{name}.", getattr(self, name))
         if self.text_config is None:
             self.text_config = CLIPTextConfig(projection_dim=512, eos_token_id=49407, bos_token_id=49406)
         elif isinstance(self.text_config, dict):
@@ -316,14 +351,29 @@ class ForesightConfig(PreTrainedConfig):
             raise ValueError(f"towers has {unknown}; choose from ['text', 'vision'].")
         if not 0 <= self.goal_dropout < 1:
             raise ValueError(f"goal_dropout={self.goal_dropout} must be at least 0 and below 1.")
+        if len(self.views) > MOST_VIEWS:
+            raise ValueError(f"views names {len(self.views)} cameras; expected at most {MOST_VIEWS}.")
         if not self.views or len(set(self.views)) != len(self.views):
             raise ValueError(f"views={list(self.views)} must name at least one camera, each once.")
 
+    def validate_numbers(self):
+        """Checks that every number is one, and in its range."""
+        numbers = {name: getattr(self, name) for name in ForesightConfig.__annotations__}
+        numbers = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
+        _check_sizes("", numbers)
+        for name, value in numbers.items():
+            share = name.endswith("dropout") or name.endswith("pdrop")
+            least, most = int(name in POSITIVE.split()), 1 if share else math.inf
+            if not least <= value <= most or math.isinf(value):
+                raise ValueError(f"{name}={value} must be at least {least}{' and at most 1' * share}.")
+        if self.fps is not None and self.fps <= 0:
+            raise ValueError(f"fps={self.fps} must be above 0.")
+        if self.image_size > LARGEST_IMAGE:
+            raise ValueError(f"image_size={self.image_size} must be at most {LARGEST_IMAGE} pixels.")
+        check_image_statistics(self.image_mean, self.image_std)
+
     def validate_sizes(self):
         """Checks that widths, heads, patches and lengths fit together."""
-        for name in POSITIVE.split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         divisible = [("image_size", "patch_size"), ("hidden_size", "num_attention_heads")]
         if any(self.has(o) for o in ("depth", "future", "flow")):
             divisible.append(("hidden_size", "decoder_heads"))

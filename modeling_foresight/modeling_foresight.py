@@ -19,6 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention_mask import allowed_pairs, build_attention_mask, build_layout, valid_columns
 from .base_model import EmbeddedInputs, ForesightModelOutput, ForesightOutput, ForesightPreTrainedModel
+from .checkpoint_sizes import check_sizes  # noqa: F401
 from .configuration_foresight import ForesightConfig
 
 # From the Hub, transformers copies only the files that this one names: it imports every helper.

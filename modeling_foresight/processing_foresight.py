@@ -16,12 +16,13 @@ from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
 
 from .action_codec import POSE_SIZE, gripper_is_open, relative_state, to_simulator_action
-from .configuration_foresight import CHOICES
+from .configuration_foresight import CHOICES, LARGEST_IMAGE, check_image_statistics
 
 STATISTICS = ("mean", "std", "min", "max")
 # Fields of the config that the processor has too.
 CONFIG_FIELDS = ("views", "image_size", "image_mean", "image_std", "binary_action_indices")
 CONFIG_FIELDS += ("binary_state_indices", "action_codec", "state_representation")
+MOST_TOKENS = 2**16
 UNCHANGED = ("state_mask", "goal_mask", "action_mask", "track_start", "track", "track_weight", "progress")
 
 
@@ -64,6 +65,15 @@ class ForesightProcessor(ProcessorMixin):
         for name, given in (("action_codec", action_codec), ("state_representation", state_representation)):
             if given not in CHOICES[name]:
                 raise ValueError(f"{name}={given!r} is unknown; choose one of {list(CHOICES[name])}.")
+        for name, number, most in (
+            ("image_size", image_size, LARGEST_IMAGE),
+            ("max_text_length", max_text_length, MOST_TOKENS),
+        ):
+            if type(number) is not int or not 1 <= number <= most:
+                raise ValueError(f"{name}={number!r} must be a whole number from 1 to {most}.")
+        check_image_statistics(image_mean, image_std)
+        _check_statistics("action", action_stats)
+        _check_statistics("state", state_stats)
         self.views = list(views)
         self.image_size = image_size
         self.image_mean = list(image_mean)
@@ -98,11 +108,6 @@ class ForesightProcessor(ProcessorMixin):
                 continue
             kept = {key: np.asarray(given[key], dtype=np.float64).ravel().tolist() for key in STATISTICS}
             size, expected = len(kept["mean"]), getattr(config, f"{name}_dim")
-            if not np.isfinite(list(kept.values())).all():
-                raise ValueError(
-                    f"The dataset's statistics of {name} are not finite: it holds NaN or infinite "
-                    "values. Repair those frames or leave their episodes out, then recompute them."
-                )
             if size != expected:
                 raise ValueError(
                     f"The dataset's {name} has {size} entries, but the config says {name}_dim={expected}: "
@@ -350,6 +355,27 @@ class ForesightProcessor(ProcessorMixin):
                 "text is a list."
             )
         return pixels if pixels.shape[-3] == 3 else pixels.movedim(-1, -3)
+
+
+def _check_statistics(name: str, stats: dict | None) -> None:
+    """Refuses statistics, of a dataset or of a processor_config.json, that would turn values into NaN."""
+    if stats is None:
+        return
+    try:
+        values = np.array([stats[key] for key in STATISTICS], dtype=np.float64)
+    except (KeyError, TypeError, ValueError):
+        values = np.empty(0)
+    if values.ndim != 2 or any(isinstance(entry, bool | str) for key in STATISTICS for entry in stats[key]):
+        raise ValueError(f"{name}_stats must hold one number per entry for each of {list(STATISTICS)}.")
+    # What is finite as float64 only becomes infinite as soon as it meets a tensor.
+    if not (np.abs(values) <= np.finfo(np.float32).max).all():
+        raise ValueError(
+            f"The statistics of {name} are not finite: the dataset holds NaN or infinite values. Repair "
+            "those frames or leave their episodes out, then recompute them."
+        )
+    _, std, low, high = values
+    if (std < 0).any() or (low > high).any():
+        raise ValueError(f"{name}_stats has a negative std, or a min above its max: recompute them.")
 
 
 def _as_tensor(values) -> Tensor:

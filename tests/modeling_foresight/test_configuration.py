@@ -55,11 +55,40 @@ def test_defaults_are_the_papers():
         ("binary_action_indices", [7], r"binary_action_indices=\[7\] exceeds action_dim=7"),
         ("binary_state_indices", [-1], r"binary_state_indices=\[-1\] exceeds state_dim=11"),
         ("image_size", 48, "vision_config.image_size=40, but image_size=48"),
+        ("fps", 0, "fps=0 must be above 0"),
+        ("fps", float("nan"), "fps=nan must be at least 0"),
+        ("image_mean", [0.5, float("nan"), 0.5], "image_mean=.*nan.* must be three finite numbers, one per"),
+        ("image_mean", [0.5, 0.5], "image_mean=.* must be three finite numbers"),
+        ("image_std", [0.2, 0.0, 0.2], "image_std=.* must be three finite numbers above 0"),
+        ("layer_norm_eps", float("nan"), "layer_norm_eps=nan must be at least 0"),
+        ("flow_loss_weight", float("inf"), "flow_loss_weight=inf must be at least 0"),
+        ("embd_pdrop", 1.5, "embd_pdrop=1.5 must be at least 0 and at most 1"),
+        ("state_dim", -1, "state_dim=-1 must be at least 0"),
+        ("num_hidden_layers", 0, "num_hidden_layers=0 must be at least 1"),
+        ("action_dim", 10**9, "action_dim=1000000000 is more than any model has"),
+        ("image_size", 10**6, "image_size=1000000 must be at most 8192 pixels"),
+        ("views", [str(view) for view in range(2000)], "views names 2000 cameras; expected at most 1000"),
     ],
 )
 def test_contradictions_are_refused_with_the_fields_and_their_values(field, value, message):
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         tiny_config(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_labels": 10**9}, "num_labels=1000000000 is more than any model has"),
+        ({"text_config": {"vocab_size": 10**9}}, "text_config.vocab_size=1000000000 is more"),
+        (
+            {"vision_config": {"model_type": "resnet", "depths": [1, 10**9]}},
+            "vision_config.depths.1=1000000000",
+        ),
+    ],
+)
+def test_numbers_that_no_model_has_are_refused_before_a_tower_is_described(fields, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**fields)
 
 
 def test_a_wrong_type_is_refused_with_the_name_of_the_field():
