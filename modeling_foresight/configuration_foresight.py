@@ -2,6 +2,7 @@
 """Configuration of 3D Foresight: sizes, views, objectives and loss weights."""
 
 import math
+import re
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPTextConfig, PreTrainedConfig, ViTConfig
@@ -48,6 +49,18 @@ POSITIVE += (
 )
 # A config.json comes from anybody. Larger numbers exhaust memory before any weight is compared with them.
 LARGEST = 2**20
+# Arguments of `timm.create_model` that a vision_config may hold. All others are refused: some name a file or
+# a repo, which timm reads, or unpickles.
+TIMM_ARGUMENTS = "aa_layer act_layer attn_drop_rate base_width bottleneck_ratio cardinality channels"
+TIMM_ARGUMENTS += " class_token conv_mlp depth depths dims drop_block_rate drop_path_rate drop_rate"
+TIMM_ARGUMENTS += " dynamic_img_pad dynamic_img_size embed_dim features_only fc_norm global_pool"
+TIMM_ARGUMENTS += " img_size in_chans init_values layers mlp_ratio no_embed_class norm_layer num_heads"
+TIMM_ARGUMENTS += " out_indices output_stride patch_size pos_embed pre_norm proj_drop_rate qk_norm"
+TIMM_ARGUMENTS += " qkv_bias reg_tokens stem_type stem_width strict_img_size window_size"
+# Fields by which a tower's config would name code, files or repos for the library.
+SOURCES = ("auto_map", "backbone", "backbone_kwargs", "transformers_weights", "trust_remote_code")
+SOURCES += ("use_pretrained_backbone",)
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 LARGEST_IMAGE = 2**13
 MOST_VIEWS = 1000
 
@@ -60,6 +73,17 @@ def check_image_statistics(mean, std) -> None:
         if not valid or (name == "image_std" and min(values) <= 0):
             above = " above 0" if name == "image_std" else ""
             raise ValueError(f"{name}={values} must be three finite numbers{above}, one per color.")
+
+
+def refuse_sources(fields: dict, prefix: str = "") -> None:
+    """Refuses fields by which a JSON file would name code, files or repos for the library to open."""
+    for name, value in fields.items():
+        if name in SOURCES and value:
+            raise ValueError(
+                f"{prefix}{name}={value!r} names code or weights that would be opened: leave it out."
+            )
+        if isinstance(value, dict):
+            refuse_sources(value, f"{prefix}{name}.")
 
 
 def _check_sizes(prefix: str, fields) -> None:
@@ -237,8 +261,16 @@ class ForesightConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         _check_sizes("", {"num_labels": kwargs.get("num_labels")})  # a label is made for each of them
-        for name in self.sub_configs:
-            _check_sizes(f"{name}.", getattr(self, name))
+        refuse_sources({name: kwargs.get(name) for name in SOURCES if name != "auto_map"})
+        for prefix, fields in (
+            ("", self),
+            ("text_config.", self.text_config),
+            ("vision_config.", self.vision_config),
+        ):
+            fields = fields if isinstance(fields, dict) else {"dtype": getattr(fields, "dtype", None)}
+            _check_sizes(prefix, fields)
+            if fields.get("dtype") not in (None, *DTYPES) and isinstance(fields["dtype"], str):
+                raise ValueError(f"{prefix}dtype={fields['dtype']!r} is unknown; choose one of {DTYPES}.")
         if self.text_config is None:
             self.text_config = CLIPTextConfig(projection_dim=512, eos_token_id=49407, bos_token_id=49406)
         elif isinstance(self.text_config, dict):
@@ -248,7 +280,12 @@ class ForesightConfig(PreTrainedConfig):
             self.vision_config = ViTConfig(image_size=self.image_size, patch_size=16, layer_norm_eps=1e-6)
         elif isinstance(self.vision_config, dict):
             fields = dict(self.vision_config)
-            config_class = CONFIG_MAPPING[fields.pop("model_type", "vit")]
+            kind = fields.pop("model_type", "vit")
+            if kind not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"vision_config.model_type={kind!r} is unknown to the installed transformers."
+                )
+            config_class = CONFIG_MAPPING[kind]
             # A saved TimmWrapperConfig restores its labels in `from_dict`, which fails on one without any.
             saved = "label_names" in fields
             self.vision_config = config_class.from_dict(fields) if saved else config_class(**fields)
@@ -332,6 +369,29 @@ class ForesightConfig(PreTrainedConfig):
             raise ValueError(
                 f"vision_config.image_size={size}, but image_size={self.image_size}: set both to the size "
                 "that the tower was trained with."
+            )
+
+    def validate_sources(self):
+        """Checks that nothing in the config is looked up in a file or on the Hub when the model is made."""
+        for name in self.sub_configs:
+            refuse_sources(getattr(self, name).to_dict(), f"{name}.")
+        kernels = self._attn_implementation  # the towers' own choice is not read
+        for name in kernels.values() if isinstance(kernels, dict) else [kernels]:
+            if name is not None and not re.fullmatch(r"\w+", name):
+                raise ValueError(
+                    f"attn_implementation={name!r} names a kernel of the Hub: use 'sdpa' or 'eager'."
+                )
+        if self.vision_config.model_type != "timm_wrapper":
+            return
+        architecture, arguments = self.vision_config.architecture, self.vision_config.model_args or {}
+        if not re.fullmatch(r"[\w.]+", architecture):
+            raise ValueError(
+                f"vision_config.architecture={architecture!r} names a source; give the name of a timm model, "
+                "as in timm.list_models()."
+            )
+        if unknown := [name for name in arguments if name not in TIMM_ARGUMENTS.split()]:
+            raise ValueError(
+                f"vision_config.model_args has {unknown}; a config may hold {TIMM_ARGUMENTS.split()}."
             )
 
     def validate_choices(self):

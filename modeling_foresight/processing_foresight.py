@@ -4,8 +4,10 @@
 The schemas of both batches, [`RawBatch`] and [`ForesightBatch`], are in `inputs.py`.
 """
 
+import json
 import warnings
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,8 +16,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import AUDIO_TOKENIZER_NAME, PROCESSOR_NAME, cached_file
 
 from .action_codec import POSE_SIZE, gripper_is_open, relative_state, to_simulator_action
+from .checkpoint_sizes import SOURCE_OPTIONS
 from .configuration_foresight import CHOICES, LARGEST_IMAGE, check_image_statistics
 
 STATISTICS = ("mean", "std", "min", "max")
@@ -86,6 +90,20 @@ class ForesightProcessor(ProcessorMixin):
         self.action_codec = action_codec
         self.state_representation = state_representation
         super().__init__(tokenizer, **kwargs)
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in `transformers`, which here would load any model that an `audio_tokenizer` names."""
+        options = {name: kwargs[name] for name in SOURCE_OPTIONS if kwargs.get(name) is not None}
+        options["_raise_exceptions_for_missing_entries"] = False
+        file = cached_file(pretrained_model_name_or_path, PROCESSOR_NAME, **options)
+        named = file is not None and "audio_tokenizer" in json.loads(Path(file).read_text(encoding="utf-8"))
+        if named or cached_file(pretrained_model_name_or_path, AUDIO_TOKENIZER_NAME, **options):
+            raise ValueError(
+                f"The processor of {pretrained_model_name_or_path} names an audio_tokenizer, a model that "
+                f"would be loaded from anywhere: delete it from {PROCESSOR_NAME}, and {AUDIO_TOKENIZER_NAME}."
+            )
+        return super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_config(cls, config, tokenizer, action_stats=None, state_stats=None) -> "ForesightProcessor":

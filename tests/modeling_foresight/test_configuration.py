@@ -91,6 +91,53 @@ def test_numbers_that_no_model_has_are_refused_before_a_tower_is_described(field
         tiny_config(**fields)
 
 
+def timm(architecture="test_vit", **model_args) -> dict:
+    return {"model_type": "timm_wrapper", "architecture": architecture, "model_args": model_args}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"vision_config": timm(checkpoint_path="weights.pth")}, r"model_args has \['checkpoint_path'\]"),
+        ({"vision_config": timm(pretrained=True)}, r"model_args has \['pretrained'\]"),
+        ({"vision_config": timm(pretrained_cfg={"file": "weights.pth"})}, "model_args has .'pretrained_cfg'"),
+        ({"vision_config": timm(pretrained_cfg_overlay={"hf_hub_id": "a/b"})}, "'pretrained_cfg_overlay'"),
+        ({"vision_config": timm(cache_dir="/")}, r"model_args has \['cache_dir'\]"),
+        ({"vision_config": timm("hf-hub:timm/resnet18.a1_in1k")}, "architecture='hf-hub:.*names a source"),
+        ({"vision_config": timm("hf_hub:timm/resnet18")}, "architecture='hf_hub:.*names a source"),
+        ({"vision_config": timm("local-dir:/tmp")}, "architecture='local-dir:.*names a source"),
+        ({"vision_config": timm("timm/resnet18")}, "architecture='timm/resnet18' names a source"),
+        (
+            {"vision_config": {"model_type": "timm_backbone", "backbone": "resnet18"}},
+            "vision_config.backbone=",
+        ),
+        (
+            {"vision_config": {"model_type": "vit", "auto_map": {"AutoModel": "a--b.C"}}},
+            "vision_config.auto_map=",
+        ),
+        (
+            {"attn_implementation": "kernels-community/flash-attn2"},
+            "attn_implementation='kernels-.* names a kernel",
+        ),
+        (
+            {"transformers_weights": "../other.safetensors"},
+            "transformers_weights='../other.safetensors' names",
+        ),
+        ({"vision_config": {"model_type": "nothing"}}, "vision_config.model_type='nothing' is unknown"),
+        ({"dtype": "os"}, "dtype='os' is unknown"),
+        ({"vision_config": {"dtype": "nope"}}, "vision_config.dtype='nope' is unknown"),
+    ],
+)
+def test_nothing_in_a_config_names_code_or_weights_elsewhere(fields, message):
+    with pytest.raises((ValueError, StrictDataclassClassValidationError), match=message):
+        tiny_config(**fields)
+
+
+def test_a_timm_tower_takes_the_arguments_of_its_architecture():
+    config = tiny_config(vision_config=timm("test_vit.r160_in1k", img_size=40, depth=1, drop_path_rate=0.1))
+    assert config.vision_config.model_args["depth"] == 1
+
+
 def test_a_wrong_type_is_refused_with_the_name_of_the_field():
     with pytest.raises(StrictDataclassFieldValidationError, match="chunk_size"):
         tiny_config(chunk_size="five")

@@ -1,5 +1,7 @@
 """The processor: every form of images, resizing, numbers there and back, text, saving, bad input."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -435,6 +437,18 @@ ONE = {"mean": [0.0], "std": [1.0], "min": [-1.0], "max": [1.0]}
 def test_numbers_that_would_break_every_image_state_or_action_are_refused_at_loading(field, value, message):
     with pytest.raises(ValueError, match=message):
         ForesightProcessor(tiny_tokenizer(), **{field: value})
+
+
+@pytest.mark.parametrize("name", ["processor_config.json", "audio_tokenizer_config.json"])
+def test_a_processor_that_names_another_model_to_load_is_refused(tmp_path, name):
+    tiny_processor(tiny_config()).save_pretrained(tmp_path)
+    named = {"audio_tokenizer_class": "AutoModel", "audio_tokenizer_name_or_path": "somebody/model"}
+    content = named
+    if name == "processor_config.json":
+        content = json.loads((tmp_path / name).read_text()) | {"audio_tokenizer": named}
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="names an audio_tokenizer, a model that would be loaded"):
+        ForesightProcessor.from_pretrained(tmp_path)
 
 
 def test_a_saved_processor_keeps_its_forms_of_action_and_state(tmp_path):
