@@ -165,6 +165,25 @@ def test_weights_of_another_size_are_refused(broken):
     assert loaded.model.flow_query.weight.shape == (4, 48)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(broken, value):
+    weights = load_file(broken / "model.safetensors")
+    weights["action_decoder.embed_query.weight"][0, 0] = value
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"the weights are not finite in action_decoder.embed_query.weight:"):
+        AutoModel.from_pretrained(broken)
+
+
+def test_running_statistics_that_are_not_finite_are_refused_by_name(tmp_path):
+    tower = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
+    model = ForesightForActionPrediction(tiny_config(vision_config=tower | {"layer_type": "basic"}))
+    name, statistics = next(entry for entry in model.named_buffers() if entry[0].endswith("running_var"))
+    statistics[1] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"the weights are not finite in {name}:"):
+        AutoModel.from_pretrained(tmp_path)
+
+
 TOO_LARGE = {
     "width": ({"hidden_size": 40_000}, "hidden_size=40000"),
     "views": ({"views": [f"camera{view}" for view in range(1000)], "hidden_size": 96}, r"len\(views\)=1000"),
