@@ -125,7 +125,7 @@ test-newest: setup ## the model tests under the newest transformers and huggingf
 .venv-lowest/.installed: pyproject.toml
 	$(UV) venv --quiet --clear --python $(PY) .venv-lowest
 	$(UV) pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct \
-		--requirements pyproject.toml "torch==2.7.*" "pytest>=8.3" "pytest-xdist>=3.6,<4"
+		--requirements pyproject.toml "torch==2.8.*" "pytest>=8.3" "pytest-xdist>=3.6,<4"
 	touch $@
 
 test-lowest: setup ## the model tests under the lowest versions that pyproject.toml allows, in .venv-lowest
