@@ -134,7 +134,8 @@ def load_adapter(source: str, revision: str | None = None) -> ForesightForAction
         raise ValueError(f"its base {base} has other weights than the adapter was trained on: {remedy}")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
-        adapted = PeftModel.from_pretrained(model, source, revision=revision)
+        # Without memory, until the sizes in its config have been compared with its weights.
+        adapted = PeftModel.from_pretrained(model, source, revision=revision, low_cpu_mem_usage=True)
     merged = adapted.merge_and_unload()
     check_weights(merged, source)
     merged.config.fps = trained_on.get("fps", merged.config.fps)
