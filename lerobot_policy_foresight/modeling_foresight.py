@@ -137,6 +137,9 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
             source, source_revision = config.pretrained_path, config.pretrained_revision
             if str(source) == str(pretrained_name_or_path):  # on the Hub
                 raise is_adapter
+        # LeRobot makes the policy before it opens the weights.
+        model = config.model_config()
+        ForesightForActionPrediction.check_checkpoint(source, model, revision=source_revision, **hub)
         kwargs |= {"config": config, "dataset_stats": dataset_stats, "revision": revision}
         for place in {(str(pretrained_name_or_path), revision), (str(source), source_revision)}:
             check_pipelines(*place, **hub)  # LeRobot opens them next

@@ -120,8 +120,9 @@ def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPredi
     else:
         acts_now = learns_to_act(base, config.model)
         fields = add_robot_sizes(config.model, data) if acts_now else config.model
+        trained = AutoModel.from_pretrained(**source, dtype=torch.float32)  # compares sizes with the weights
         model = AutoModel.from_config(AutoConfig.from_pretrained(**source, **fields), **options)
-        fill_from(model, AutoModel.from_pretrained(**source, dtype=torch.float32))
+        fill_from(model, trained)
     for name in ("action", "state"):
         here, there = getattr(data.train, f"{name}_dim"), getattr(model.config, f"{name}_dim")
         if here and there and here != there:

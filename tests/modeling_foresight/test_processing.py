@@ -1,5 +1,7 @@
 """The processor: every form of images, resizing, numbers there and back, text, saving, bad input."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -405,6 +407,48 @@ def test_recorded_actions_do_not_mind_a_state(processor):
 def test_unknown_forms_of_action_and_state_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         ForesightProcessor(tiny_tokenizer(), **overrides)
+
+
+ONE = {"mean": [0.0], "std": [1.0], "min": [-1.0], "max": [1.0]}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("image_size", 0, "image_size=0 must be a whole number from 1 to 8192"),
+        ("image_size", True, "image_size=True must"),
+        ("image_size", "96", "image_size='96' must"),
+        ("image_size", 10**6, "image_size=1000000 must"),
+        ("max_text_length", -1, "max_text_length=-1 must be a whole number"),
+        ("image_mean", [float("nan"), 0.0, 0.0], "image_mean=.*nan.* must be three finite numbers"),
+        ("image_mean", 0.5, "image_mean=0.5 must be three finite numbers"),
+        ("image_std", [1.0, 1.0, 0.0], "image_std=.* must be three finite numbers above 0"),
+        ("image_std", [1.0, 1.0], "image_std=.* must be three finite numbers above 0"),
+        ("action_stats", ONE | {"mean": [float("nan")]}, "statistics of action are not finite"),
+        ("state_stats", ONE | {"std": [float("inf")]}, "statistics of state are not finite"),
+        ("state_stats", ONE | {"max": [1e39]}, "statistics of state are not finite"),
+        ("action_stats", ONE | {"std": [-1.0]}, "action_stats has a negative std"),
+        ("action_stats", ONE | {"min": [2.0]}, "action_stats has .* a min above its max"),
+        ("action_stats", ONE | {"mean": [0.0, 0.0]}, "action_stats must hold one number per entry"),
+        ("action_stats", ONE | {"mean": ["0"]}, "action_stats must hold one number per entry"),
+        ("state_stats", {"mean": [0.0]}, "state_stats must hold one number per entry"),
+    ],
+)
+def test_numbers_that_would_break_every_image_state_or_action_are_refused_at_loading(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        ForesightProcessor(tiny_tokenizer(), **{field: value})
+
+
+@pytest.mark.parametrize("name", ["processor_config.json", "audio_tokenizer_config.json"])
+def test_a_processor_that_names_another_model_to_load_is_refused(tmp_path, name):
+    tiny_processor(tiny_config()).save_pretrained(tmp_path)
+    named = {"audio_tokenizer_class": "AutoModel", "audio_tokenizer_name_or_path": "somebody/model"}
+    content = named
+    if name == "processor_config.json":
+        content = json.loads((tmp_path / name).read_text()) | {"audio_tokenizer": named}
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="names an audio_tokenizer, a model that would be loaded"):
+        ForesightProcessor.from_pretrained(tmp_path)
 
 
 def test_a_saved_processor_keeps_its_forms_of_action_and_state(tmp_path):
