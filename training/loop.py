@@ -19,6 +19,7 @@ from training.checkpoints import (
     check_run_folder,
     describe_run_folder,
     lock_run_folder,
+    restore_checkpoint,
     save_checkpoint,
 )
 from training.config import RunConfig
@@ -59,7 +60,7 @@ def train(config: RunConfig, resume: bool) -> int:
             data = RunData(config, starting_config(config), datasets)
         run = build_run(accelerator, config, data)
         if found:
-            accelerator.load_state(str(found[0]))
+            restore_checkpoint(accelerator, found[0])
             run.start = found[1]
         elif accelerator.is_main_process:
             describe_run_folder(config, datasets)

@@ -177,10 +177,14 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(config_file, dataset
     # Dropout and the CVAE's noise are on: their randomness must continue too.
     whole, broken = finished, tmp_path / "broken"
     shutil.copytree(whole, broken)
-    shutil.rmtree(broken / "checkpoints" / f"step-{STEPS:07d}")
+    newest = broken / "checkpoints" / f"step-{STEPS:07d}"
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    content[-1] ^= 1  # a byte that the disk lost: the checkpoint before this one is taken
+    (newest / "model.safetensors").write_bytes(content)
     shutil.rmtree(broken / "model")
     (broken / "summary.json").unlink()
-    assert run(config_file, dataset, broken, *DROPOUT, resume=True) == 0
+    with pytest.warns(UserWarning, match=f"{newest.name} is left out: its model.safetensors is damaged"):
+        assert run(config_file, dataset, broken, *DROPOUT, resume=True) == 0
 
     expected, resumed = weights(whole), weights(broken)
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
