@@ -209,8 +209,9 @@ def check_weights(run: Run, done: int) -> None:
 
 
 def has_finite_weights(run: Run) -> bool:
-    """Whether all trained weights are finite, in every process."""
-    return is_true_everywhere(run, torch.stack([p.isfinite().all() for p in run.trained]).all())
+    """Whether all weights and running statistics are finite, in every process."""
+    floats = (value for value in run.model.state_dict().values() if value.is_floating_point())
+    return is_true_everywhere(run, torch.stack([value.isfinite().all() for value in floats]).all())
 
 
 def is_true_everywhere(run: Run, flag: Tensor) -> bool:

@@ -614,12 +614,14 @@ def test_short_episodes_are_skipped_with_one_warning(facts, cache):
     assert sum("shorter than 11 frames" in str(warning.message) for warning in caught) == 1
 
 
-@pytest.mark.parametrize(("key", "value"), [("action", np.nan), ("observation.state", np.inf)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("action", np.nan), ("observation.state", np.inf), ("action", 1e39)]
+)
 def test_nan_in_actions_or_state_is_found_when_opened(facts, cache, tmp_path, key, value):
     root = copy_of(facts, tmp_path)
     path = next((root / "data").rglob("*.parquet"))
     table = pq.read_table(path)
-    values = np.stack(table.column(key).to_numpy())
+    values = np.stack(table.column(key).to_numpy()).astype(np.float64)
     values[LENGTHS[0] + 5, 1] = value
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
     position = table.column_names.index(key)
@@ -627,6 +629,10 @@ def test_nan_in_actions_or_state_is_found_when_opened(facts, cache, tmp_path, ke
     with pytest.raises(ValueError, match=f"'{key}' is not finite in episode 1, frame 5"):
         ForesightWindows(root, config(cache))
     ForesightWindows(root, config(cache, episodes=[0, 2]))  # the remedy works
+    unread = ForesightWindows(root, config(cache), with_statistics=False)
+    unread.read(0, 0, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=f"'{key}' is not finite in episode 1, frame 5"):
+        unread.read(1, LENGTHS[0] + 3, np.random.default_rng(0))
 
 
 def test_unknown_camera_lists_the_cameras(facts, cache):
