@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -215,18 +216,28 @@ def restore_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
 
 
 class StopRequest:
-    """Makes SIGINT and SIGTERM a request that the loop reads between steps; a second one kills at once.
+    """Makes SIGINT, SIGTERM and SIGHUP (a closed terminal) a request that the loop reads between steps.
 
-    All processes stop at the same step, whichever got the signal.
+    All processes stop at the same step, whichever got the signal. A second SIGINT or SIGTERM kills at once.
     """
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator, self.signal = accelerator, 0
-        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._terminals = [output for output in (1, 2) if os.isatty(output)]
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+            numbers.append(signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
 
     def _note(self, number: int, frame) -> None:
         self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        # The kernel and the shell may each announce that a terminal is closed.
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
+        if number == signal.SIGHUP:
+            # Writing to a closed terminal is an error, which would come before the checkpoint.
+            with open(os.devnull, "w") as nowhere:
+                for output in self._terminals:
+                    os.dup2(nowhere.fileno(), output)
 
     def __bool__(self) -> bool:
         signals = torch.tensor([self.signal], device=self.accelerator.device)

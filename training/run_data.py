@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -189,10 +190,17 @@ def training_loader(
         collate_fn=collate_windows,
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=leave_signals_to_parent,
         # Forking a process that decodes video and computes with threads is not safe.
         multiprocessing_context="spawn" if workers else None,
         pin_memory=device.type == "cuda",
     )
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """Ignores what a terminal sends to all its processes: a run needs its workers to finish the step."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def evaluation_loader(windows: ConcatWindows, batch_size: int, count: int | None = None) -> DataLoader:

@@ -1,8 +1,10 @@
 """Checkpoints on disk: the newest whole one is found, whatever happened to files and lies beside them."""
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import warnings
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from training.checkpoints import latest_checkpoint, restore_checkpoint, save_checkpoint
+from training.checkpoints import StopRequest, latest_checkpoint, restore_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +117,31 @@ def test_all_files_are_on_the_disk_before_the_checkpoint_has_its_name(accelerato
     assert {os.path.basename(path) for path in before} >= set(names)
     assert any(os.path.basename(path).startswith(".step-0000001.") for path in before)
     assert after == [str(final.parent)]
+
+
+def test_a_closed_terminal_is_a_request_to_stop_and_what_is_printed_after_it_no_error(accelerator):
+    child = os.fork()
+    if not child:  # it has a terminal, which is closed
+        with contextlib.suppress(BaseException):
+            master, terminal = os.openpty()
+            for output in (1, 2):
+                os.dup2(terminal, output)
+            stop = StopRequest(accelerator)
+            os.close(master)
+            for _ in range(2):  # from the kernel and from the shell
+                os.kill(os.getpid(), signal.SIGHUP)
+            os.write(1, b"saving")
+            os._exit(stop.exit_code if stop else 0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+
+
+def test_nohup_is_respected(accelerator):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = StopRequest(accelerator)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop
+        stop.close()
+    finally:
+        signal.signal(signal.SIGHUP, before)
