@@ -23,6 +23,7 @@ from training.windows import (
     WindowSampler,
     collate_windows,
     split_episodes,
+    warn_of_differences,
 )
 
 __all__ = [
@@ -108,6 +109,7 @@ class RunData:
             if held_out:
                 val.append(ForesightWindows(rows, own.for_evaluation(held_out)))
         self.train = ConcatWindows(train)
+        warn_of_differences(train)
         self.val = ConcatWindows(val) if val else None
         self.instructions = sorted({task for windows in train for task in windows.rows.tasks})
         # Datasets of a mixture may differ; control follows the first.
