@@ -194,7 +194,7 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int
         # Newer ones are damaged: this run resumed before them.
         kept = sorted(number for number in found if number <= step)[-keep:]
         for number in found.keys() - kept:
-            shutil.rmtree(found[number])
+            shutil.rmtree(found[number], ignore_errors=True)  # a link to another disk stays
     accelerator.wait_for_everyone()
 
 
