@@ -96,7 +96,7 @@ def build_tokenizer(config: RunConfig, data: RunData, fields: dict) -> tuple[Pre
     """The text tower's tokenizer, and the model's fields with the vocabulary of one that is trained here."""
     if config.towers.tokenizer != "small":
         return AutoTokenizer.from_pretrained(config.towers.tokenizer), fields
-    text = fields.get("text_config", {})
+    text = fields.get("text_config") or {}
     tokenizer = build_small_tokenizer(data.instructions, max_length=text.get("max_position_embeddings", 77))
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     return tokenizer, {**fields, "text_config": {**text, "vocab_size": len(tokenizer), **special}}
