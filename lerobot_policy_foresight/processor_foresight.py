@@ -33,8 +33,8 @@ from .configuration_foresight import LeRobotForesightConfig
 __all__ = ["CheckStateStep", "check_pipelines", "find_foreign_steps", "make_foresight_pre_post_processors"]
 
 # Arguments by which LeRobot's own steps load a tokenizer or a model, with its code.
-SOURCES = {"checkpoint_path", "model_name", "pretrained_path", "processor_name", "tokenizer_name"}
-SOURCES |= {"trust_remote_code"}
+SOURCE_ARGUMENTS = {"checkpoint_path", "model_name", "pretrained_path", "processor_name", "tokenizer_name"}
+SOURCE_ARGUMENTS |= {"trust_remote_code"}
 
 
 @ProcessorStepRegistry.register("foresight_check_state")
@@ -117,5 +117,6 @@ def find_foreign_steps(pipeline: Any) -> Iterator[str]:
             yield str(step.get("registry_name", step.get("class")) if isinstance(step, dict) else step)
             continue
         kind = ProcessorStepRegistry.get(name)
-        if kind.__module__.startswith("lerobot.") and SOURCES & inspect.signature(kind).parameters.keys():
+        arguments = inspect.signature(kind).parameters.keys()
+        if kind.__module__.startswith("lerobot.") and SOURCE_ARGUMENTS & arguments:
             yield name

@@ -48,7 +48,7 @@ POSITIVE += (
     " intermediate_size action_hidden_size latent_dim resampler_heads resampler_head_dim resampler_ff_mult"
 )
 # A config.json comes from anybody. Larger numbers exhaust memory before any weight is compared with them.
-LARGEST = 2**20
+LARGEST_SIZE = 2**20
 # Arguments of `timm.create_model` that a vision_config may hold. All others are refused: some name a file or
 # a repo, which timm reads, or unpickles.
 TIMM_ARGUMENTS = "aa_layer act_layer attn_drop_rate base_width bottleneck_ratio cardinality channels"
@@ -58,8 +58,8 @@ TIMM_ARGUMENTS += " img_size in_chans init_values layers mlp_ratio no_embed_clas
 TIMM_ARGUMENTS += " out_indices output_stride patch_size pos_embed pre_norm proj_drop_rate qk_norm"
 TIMM_ARGUMENTS += " qkv_bias reg_tokens stem_type stem_width strict_img_size window_size"
 # Fields by which a tower's config would name code, files or repos for the library.
-SOURCES = ("auto_map", "backbone", "backbone_kwargs", "transformers_weights", "trust_remote_code")
-SOURCES += ("use_pretrained_backbone",)
+SOURCE_FIELDS = ("auto_map", "backbone", "backbone_kwargs", "transformers_weights", "trust_remote_code")
+SOURCE_FIELDS += ("use_pretrained_backbone",)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LARGEST_IMAGE = 2**13
 MOST_VIEWS = 1000
@@ -78,7 +78,7 @@ def check_image_statistics(mean, std) -> None:
 def refuse_sources(fields: dict, prefix: str = "") -> None:
     """Refuses fields by which a JSON file would name code, files or repos for the library to open."""
     for name, value in fields.items():
-        if name in SOURCES and value:
+        if name in SOURCE_FIELDS and value:
             raise ValueError(
                 f"{prefix}{name}={value!r} names code or weights that would be opened: leave it out."
             )
@@ -91,8 +91,8 @@ def _check_sizes(prefix: str, fields) -> None:
     if isinstance(fields, PreTrainedConfig):
         return  # made already
     for name, value in fields.items() if isinstance(fields, dict) else enumerate(fields or ()):
-        if isinstance(value, int) and value > LARGEST:
-            raise ValueError(f"{prefix}{name}={value} is more than any model has ({LARGEST} at most).")
+        if isinstance(value, int) and value > LARGEST_SIZE:
+            raise ValueError(f"{prefix}{name}={value} is more than any model has ({LARGEST_SIZE} at most).")
         if isinstance(value, dict | list | tuple):
             _check_sizes(f"{prefix}{name}.", value)
 
@@ -261,7 +261,7 @@ class ForesightConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         _check_sizes("", {"num_labels": kwargs.get("num_labels")})  # a label is made for each of them
-        refuse_sources({name: kwargs.get(name) for name in SOURCES if name != "auto_map"})
+        refuse_sources({name: kwargs.get(name) for name in SOURCE_FIELDS if name != "auto_map"})
         for prefix, fields in (
             ("", self),
             ("text_config.", self.text_config),

@@ -19,7 +19,7 @@ from datasets_scripts.storage.atomic import write_json, write_whole_file
 
 INFO_PATH = Path("meta/info.json")
 STATS_PATH = Path("meta/stats.json")
-LARGEST = 2**31  # of sizes and rates
+LARGEST_VALUE = 2**31  # of sizes and rates
 
 
 def load_info(root: str | Path) -> dict:
@@ -62,7 +62,7 @@ def _find_info_problems(info: Mapping[str, Any]) -> Iterator[str]:
     """Values that would become sizes, times, paths or program text, and cannot be right."""
     for name in ("fps", "chunks_size", "data_files_size_in_mb", "video_files_size_in_mb"):
         value, is_count = info.get(name, 1), name == "chunks_size"
-        if not _is_number(value, whole=is_count) or not 0 < value < LARGEST:
+        if not _is_number(value, whole=is_count) or not 0 < value < LARGEST_VALUE:
             yield f"{name} is {reprlib.repr(value)}, not a {'whole ' * is_count}number above 0"
     for name in ("total_frames", "total_episodes", "total_tasks"):
         if not _is_number(info.get(name, 0), whole=True) or info.get(name, 0) < 0:
@@ -90,7 +90,7 @@ def _find_feature_problem(feature: Any) -> str | None:
     shape, is_picture = feature.get("shape"), feature["dtype"] in ("image", "video")
     if not isinstance(shape, list) or not all(_is_number(size, whole=True) and size > 0 for size in shape):
         return f"has the shape {reprlib.repr(shape)}, not a list of whole numbers above 0"
-    if math.prod(shape) > LARGEST or (is_picture and len(shape) != 3):
+    if math.prod(shape) > LARGEST_VALUE or (is_picture and len(shape) != 3):
         return f"has the shape {reprlib.repr(shape)}" + ", not (height, width, channels)" * is_picture
     notes = [feature.get(name) or {} for name in ("info", "video_info")]
     if not all(isinstance(note, dict) for note in notes):
@@ -98,7 +98,7 @@ def _find_feature_problem(feature: Any) -> str | None:
     if is_depth_feature(feature):
         for name in ("depth_min", "depth_max", "shift"):
             for value in (note.get(known) for note in notes for known in (name, f"video.{name}")):
-                if value is not None and not (_is_number(value) and 0 <= value < LARGEST):
+                if value is not None and not (_is_number(value) and 0 <= value < LARGEST_VALUE):
                     return f"has the {name} {reprlib.repr(value)}, not meters"
         if (unit := notes[0].get("depth_unit")) not in (None, "m", "mm"):
             return f"has the depth_unit {reprlib.repr(unit)}, not 'm' or 'mm'"
