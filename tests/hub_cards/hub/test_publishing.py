@@ -119,7 +119,7 @@ def test_a_link_out_of_the_folder_is_refused_before_anything_is_listed(folder, t
     (folder / place).symlink_to(tmp_path / "private" / ("" if place == "weights" else "key"))
     assert publish(folder, "--dry-run") == 1
     captured = capsys.readouterr()
-    assert f"error: {folder / place} is a link out of its folder" in captured.err and not captured.out
+    assert f"error: {folder / place} leads out of its folder" in captured.err and not captured.out
 
 
 def test_links_to_the_folder_itself_are_not_walked(folder, unchecked, capsys):
