@@ -16,6 +16,10 @@ UV = $(shell command -v uv || echo .venv/bin/uv)
 # accelerate gives a CPU process one thread unless it is told; more than four do not help at these sizes.
 THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 
+# A waiting thread of OpenMP sleeps after this many spins. Beside a busy process a training step then takes 1.2 times
+# its fair share instead of 1.6 to 2.2, and idle what it took (benchmarks/thread_waiting.py).
+export GOMP_SPINCOUNT ?= 1000
+
 # Only `setup`, `test-common`, `test-newest` and `test-lowest` use the network, for packages: nothing that make runs fetches models or data.
 export HF_HUB_OFFLINE = 1
 # Where this is set, as in some containers, every process compiles all of PyTorch again: 2 s each.
