@@ -41,6 +41,9 @@ def libraries_do_not_repeat_themselves():
     When one of the hundred columns of LeRobot's `meta/episodes` is set, `datasets` inspects all of them, and
     draccus parses the source of LeRobot's classes again for every command.
     """
+    if importlib.util.find_spec("draccus") is None:  # `make test-newest` has the model's libraries alone
+        yield
+        return
     from datasets.features import features
     from draccus.wrappers import docstring
 
