@@ -16,13 +16,17 @@ UV = $(shell command -v uv || echo .venv/bin/uv)
 # accelerate gives a CPU process one thread unless it is told; more than four do not help at these sizes.
 THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 
-# Only `setup`, `test-common` and `test-newest` use the network, for packages: nothing that make runs fetches models or data.
+# A waiting thread of OpenMP sleeps after this many spins. Beside a busy process a training step then takes 1.2 times
+# its fair share instead of 1.6 to 2.2, and idle what it took (benchmarks/thread_waiting.py).
+export GOMP_SPINCOUNT ?= 1000
+
+# Only `setup`, `test-common`, `test-newest` and `test-lowest` use the network, for packages: nothing that make runs fetches models or data.
 export HF_HUB_OFFLINE = 1
 # Where this is set, as in some containers, every process compiles all of PyTorch again: 2 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup quickstart quickstart-mini metaworld-tiny sample-data test test-slow test-common test-newest quality style space benchmark benchmark-gpu constraints clean
+.PHONY: help setup quickstart quickstart-mini metaworld-tiny sample-data test test-slow test-common test-newest test-lowest quality style space benchmark benchmark-gpu constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -118,6 +122,19 @@ test-common: setup ## the common model tests of transformers, fetched once for t
 test-newest: setup ## the model tests under the newest transformers and huggingface_hub, in .venv-newest
 	@$(MAKE) --no-print-directory .venv-newest/.installed
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest tests/modeling_foresight \
+		-m "not slow and not network and not common" -n $(THREADS) --dist worksteal $(PYTEST_FLAGS)
+
+# What pyproject.toml allows at least. Resolvers take the newest torchvision, and with it the newest torch,
+# unless torch is named.
+.venv-lowest/.installed: pyproject.toml
+	$(UV) venv --quiet --clear --python $(PY) .venv-lowest
+	$(UV) pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct \
+		--requirements pyproject.toml "torch==2.8.*" "pytest>=8.3" "pytest-xdist>=3.6,<4"
+	touch $@
+
+test-lowest: setup ## the model tests under the lowest versions that pyproject.toml allows, in .venv-lowest
+	@$(MAKE) --no-print-directory .venv-lowest/.installed
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest tests/modeling_foresight \
 		-m "not slow and not network and not common" -n $(THREADS) --dist worksteal $(PYTEST_FLAGS)
 
 quality: setup ## check lint, format and spelling; change nothing

@@ -59,6 +59,12 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave out episodes that cannot be read, and record them, instead of stopping",
     )
+    add(
+        "--linked-videos",
+        type=Path,
+        metavar="DIR",
+        help="folder into which videos of the dataset may be links (default: no link may lead out of it)",
+    )
     add("--dry-run", action="store_true", help="print what would be done, time and space; write nothing")
     add("--device", default="auto", help="of learned sources: cuda, cuda:1, cpu (default: a GPU if any)")
     add("--batch-size", type=int, help="frames per batch of depth models that take single frames")
@@ -80,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     names = ("depth", "depth_model", "align_with", "tracks", "track_model", "n_points", "seed")
     options = {name: getattr(args, name) for name in names}
     annotation = Annotation(cameras, depth_max_m=args.depth_max, **options)
-    names = ("dataset", "output", "episodes", "limit", "skip_broken", "device", "batch_size")
+    names = ("dataset", "output", "episodes", "limit", "skip_broken", "device", "batch_size", "linked_videos")
     job = AnnotationJob(annotation=annotation, **{name: getattr(args, name) for name in names})
     learned = args.depth != "sensor" or args.tracks != "lucas-kanade"
     workers = args.workers or (1 if learned else os.cpu_count() or 1)

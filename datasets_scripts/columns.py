@@ -36,6 +36,13 @@ DEPTH_FLOOR_M = 0.011
 DEPTH_LIMIT_MARGIN_M = 0.01
 # No robot camera sees half of its pixels farther than this; millimeters of any real scene do.
 IMPLAUSIBLE_MEDIAN_M = 100.0
+METERS_REMEDY = (
+    "record uint16 frames as millimeters or float32 frames as meters, or set the right 'depth_unit' in the "
+    "feature's info in meta/info.json"
+)
+# "No measurement" in floats: the largest uint16, in meters or not, and what is farther than millimeters are.
+UINT16_SENTINELS_M = (np.float32(65.535), np.float32(65535))
+NO_DEPTH_M = 1e5
 
 # Image distances are given for a shorter side of this length, whatever the resolution.
 REFERENCE_PX = 224.0
@@ -169,6 +176,19 @@ def depth_limit_m(feature: Mapping[str, Any]) -> float:
     return math.inf if limit is None else float(limit)
 
 
+def erase_sentinels(depth: np.ndarray) -> np.ndarray:
+    """Depth as a camera stores it, in any unit, with 0 where a value stands for "no measurement".
+
+    Those are negative integers and the largest one of 8, 15, 16 or 31 bits; a camera that sees so far exactly
+    there loses these pixels. Pillow widens 16 bits to 32, so that the type does not say which.
+    """
+    if np.issubdtype(depth.dtype, np.floating):
+        return depth
+    largest = [2**bits - 1 for bits in ((8,) if depth.dtype.itemsize == 1 else (16, 32))]
+    largest += [2**bits - 1 for bits in (15, 31) if np.issubdtype(depth.dtype, np.signedinteger)]
+    return np.where((depth < 0) | np.isin(depth, largest), depth.dtype.type(0), depth)
+
+
 def clean_depth(depth_m: Any, limit_m: float = math.inf) -> Any:
     """Set invalid depth to zero.
 
@@ -177,12 +197,15 @@ def clean_depth(depth_m: Any, limit_m: float = math.inf) -> Any:
         limit_m (`float`): Far limit of the storage (`depth_limit_m`); values within 1 cm of it are saturated.
 
     Returns:
-        Same type and shape, float32: meters, 0 where the value was at most 1.1 cm, saturated, or not finite.
+        Same type and shape, float32: meters, 0 where the value was at most 1.1 cm (negative ones included),
+        saturated, not finite, or `NO_DEPTH_M` and more.
     """
-    valid = (depth_m > DEPTH_FLOOR_M) & (depth_m < limit_m - DEPTH_LIMIT_MARGIN_M)
-    if isinstance(depth_m, np.ndarray):
-        return np.where(valid, depth_m.astype(np.float32, copy=False), np.float32(0))
-    return depth_m.float().where(valid, 0)
+    is_array = isinstance(depth_m, np.ndarray)
+    depth_m = depth_m.astype(np.float32, copy=False) if is_array else depth_m.float()
+    valid = (depth_m > DEPTH_FLOOR_M) & (depth_m < min(limit_m - DEPTH_LIMIT_MARGIN_M, NO_DEPTH_M))
+    for sentinel in UINT16_SENTINELS_M:
+        valid &= depth_m != float(sentinel)
+    return np.where(valid, depth_m, np.float32(0)) if is_array else depth_m.where(valid, 0)
 
 
 def check_depth_range(depth_m: Any, key: str, limit_m: float = math.inf) -> None:
@@ -203,24 +226,29 @@ def check_depth_range(depth_m: Any, key: str, limit_m: float = math.inf) -> None
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         raise ValueError(f"depth column '{key}' holds no finite value; remove it or annotate it again")
-    seen = f"values from {finite.min():.3g} to {finite.max():.3g}"
-    remedy = (
-        "record uint16 frames as millimeters or float32 frames as meters, or set the right 'depth_unit' "
-        "in the feature's info in meta/info.json"
-    )
-    if finite.min() < 0:
-        raise ValueError(f"depth column '{key}' has {seen}; depth in meters cannot be negative: {remedy}")
-    measured = finite[finite > DEPTH_FLOOR_M]
-    if measured.size and np.median(measured) > IMPLAUSIBLE_MEDIAN_M:
-        raise ValueError(
-            f"depth column '{key}' has {seen}, median {np.median(measured):.4g}; "
-            f"this looks like millimeters read as meters: {remedy}"
-        )
+    check_meters(values, key)
     saturated = float(np.mean(finite >= limit_m - DEPTH_LIMIT_MARGIN_M))
     if saturated > 0.99:
         raise ValueError(
             f"depth column '{key}' is at its far limit of {limit_m:g} m in {saturated:.1%} of the pixels; "
-            f"this looks like millimeters stored as meters: {remedy}, then record the depth again"
+            f"this looks like millimeters stored as meters: {METERS_REMEDY}, then record the depth again"
+        )
+
+
+def check_meters(depth_m: np.ndarray, key: str) -> None:
+    """The part of `check_depth_range` that holds for every single frame."""
+    measured = depth_m[(np.abs(depth_m) < NO_DEPTH_M) & ~np.isin(depth_m, UINT16_SENTINELS_M)]
+    negative, positive = measured[measured < 0], measured[measured > DEPTH_FLOOR_M]
+    # One value, such as -1 or -999, stands for "no measurement".
+    if negative.size and negative.min() < negative.max():
+        raise ValueError(
+            f"depth column '{key}' has values from {measured.min():.3g} to {measured.max():.3g}; depth in "
+            "meters cannot be negative: write 0 or NaN where nothing was measured"
+        )
+    if positive.size and np.median(positive) > IMPLAUSIBLE_MEDIAN_M:
+        raise ValueError(
+            f"depth column '{key}' has values from {measured.min():.3g} to {measured.max():.3g}, median "
+            f"{np.median(positive):.4g}; this looks like millimeters read as meters: {METERS_REMEDY}"
         )
 
 
@@ -264,6 +292,12 @@ def validate_columns(
     if need_tracks:
         wanted = (points_key(cameras[0]), points_visible_key(cameras[0]))
         missing += [key for key in wanted if key not in features]
+    tracks = [features.get(key) for key in (points_key(cameras[0]), points_visible_key(cameras[0]))]
+    if all(tracks) and math.prod(tracks[0]["shape"]) != 3 * math.prod(tracks[1]["shape"]):
+        raise ValueError(
+            f"the dataset {name} has '{points_key(cameras[0])}' of shape {tracks[0]['shape']} and its "
+            f"visibility of shape {tracks[1]['shape']}; points need 3 values each: annotate it again"
+        )
     if missing:
         raise ValueError(
             f"the dataset {name} lacks the column '{missing[0]}'; `python datasets_scripts/annotate.py` adds "

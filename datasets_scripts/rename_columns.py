@@ -27,6 +27,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="OLD=NEW",
         help="columns; depth and points of a camera go with it",
     )
+    parser.add_argument(
+        "--linked-videos",
+        type=Path,
+        metavar="DIR",
+        help="folder into which videos of the dataset may be links (default: no link may lead out of it)",
+    )
     return parser
 
 
@@ -37,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     pairs = [pair.partition("=")[::2] for pair in args.rename]
     if len({old for old, _ in pairs}) < len(pairs):
         raise ValueError(f"a column gets two names in {' '.join(args.rename)}")
-    for old, new in rename_columns(args.dataset, args.output, dict(pairs)).items():
+    for old, new in rename_columns(args.dataset, args.output, dict(pairs), args.linked_videos).items():
         print(f"{old} -> {new}")
     print(f"{args.output}: renamed; {args.dataset} is unchanged")
 

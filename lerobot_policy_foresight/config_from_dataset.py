@@ -1,12 +1,16 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
 """What a policy takes from the dataset that it is trained on, and whether the two fit."""
 
+import warnings
+
+import numpy as np
 from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_IMAGES, OBS_PREFIX, OBS_STATE
 from transformers import AutoTokenizer
 
 from datasets_scripts.columns import is_label_key
-from datasets_scripts.storage.dataset_rows import read_instructions
+from datasets_scripts.storage.dataset_rows import DatasetRows, read_instructions
 from modeling_foresight import ForesightConfig, build_small_tokenizer
+from training.windows.columns import two_dimensional
 
 from .configuration_foresight import LeRobotForesightConfig
 
@@ -36,8 +40,14 @@ def fill_from_dataset(config: LeRobotForesightConfig, dataset_meta):
     return tokenizer
 
 
-def statistics_from_dataset(config: LeRobotForesightConfig, dataset_stats) -> dict[str, dict]:
-    """`action_stats` and `state_stats` of the processor, from a dataset's statistics by column."""
+def statistics_from_dataset(
+    config: LeRobotForesightConfig, dataset_stats, dataset_meta=None
+) -> dict[str, dict]:
+    """`action_stats` and `state_stats` of the processor, from a dataset's statistics by column.
+
+    One NaN in a dataset makes LeRobot's statistics NaN, also where `--dataset.episodes` leaves its episode
+    out. Those of the finite frames of `dataset_meta` take their place; windows refuse the other frames.
+    """
     wanted = {"action_stats": ACTION} if config.action_feature else {}
     if config.robot_state_feature:
         wanted["state_stats"] = OBS_STATE
@@ -47,7 +57,19 @@ def statistics_from_dataset(config: LeRobotForesightConfig, dataset_stats) -> di
             f"The dataset has no statistics of {absent} under the policy's names: compute them with LeRobot, "
             "and rename states in the dataset instead of with --rename_map."
         )
-    return {name: stats[key] for name, key in wanted.items()}
+    found = {name: stats[key] for name, key in wanted.items()}
+    for name, key in wanted.items():
+        if dataset_meta is not None and not all(np.isfinite(value).all() for value in stats[key].values()):
+            rows = DatasetRows(dataset_meta.root)
+            values = two_dimensional(rows.column(key).read(range(len(rows))))
+            values = values[np.isfinite(values).all(1)].astype(np.float64)
+            found[name] = {how: getattr(values, how)(0) for how in ("mean", "std", "min", "max")}
+            warnings.warn(
+                f"{dataset_meta.root}: the statistics of '{key}' are not finite; those of its {len(values)} "
+                "finite frames are used",
+                stacklevel=2,
+            )
+    return found
 
 
 def check_dataset(model: ForesightConfig, dataset_meta) -> None:

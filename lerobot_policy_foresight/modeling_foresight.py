@@ -25,6 +25,7 @@ from modeling_foresight.step_seed import step_seed
 
 from .config_from_dataset import check_column_names, check_dataset, fill_from_dataset, statistics_from_dataset
 from .configuration_foresight import LeRobotForesightConfig
+from .processor_foresight import check_pipelines
 from .window_reading import WindowReader, to_uint8
 
 __all__ = ["LeRobotForesightPolicy"]
@@ -69,7 +70,7 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
                 config.model_config(), text=config.text_tower, vision=config.vision_tower
             )
             self.processor = ForesightProcessor.from_config(
-                self.model.config, tokenizer, **statistics_from_dataset(config, dataset_stats)
+                self.model.config, tokenizer, **statistics_from_dataset(config, dataset_stats, dataset_meta)
             )
         else:
             self.model = ForesightForActionPrediction(config.model_config())
@@ -79,6 +80,7 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         if self.model.config.action_codec == "local_delta" and dataset_meta is not None:
             raise ValueError("action_codec='local_delta' is trained by training/train.py, not by LeRobot.")
         self.windows: WindowReader | None = None
+        self._trained_on: dict[str, Tensor] = {}  # episodes and frames of the last batch
         if dataset_meta is not None:
             self.windows = WindowReader(dataset_meta, config.cameras, self.model.config, config.frame_cache)
             self.windows.attach()
@@ -97,11 +99,30 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Weights under `transformers`' names; the config that both libraries read, and the processor."""
-        if state_dict is not None:  # gathered by FSDP under the policy's names
-            state_dict = {name.removeprefix("model."): value for name, value in state_dict.items()}
+        state_dict = state_dict or self.state_dict()  # of FSDP: gathered under the policy's names
+        state_dict = {name.removeprefix("model."): value for name, value in state_dict.items()}
         # LeRobot reads unsharded files only.
         self.model.save_pretrained(save_directory, state_dict=state_dict, max_shard_size="1TB")
         self.config._save_pretrained(save_directory)
+
+    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
+        """As in `torch`; what LeRobot and peft write passes here, so broken weights never reach a file.
+
+        Raises:
+            ValueError: If a weight is not finite: the loss of a step can be finite and its update overflow.
+        """
+        state = super().state_dict(*args, **kwargs)
+        floats = {
+            name: value for name, value in state.items() if value.is_floating_point() and not value.is_meta
+        }
+        local = {name: getattr(value, "to_local", lambda v=value: v)() for name, value in floats.items()}
+        if broken := [name for name, value in local.items() if not value.isfinite().all()]:
+            raise ValueError(
+                f"{len(broken)} weights are not finite, such as {broken[0]}, after {self._describe_batch()}. "
+                "They are not saved; earlier checkpoints are intact. Look at these frames, or lower "
+                "--policy.optimizer_lr."
+            )
+        return state
 
     @classmethod
     def from_pretrained(
@@ -116,8 +137,8 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         """As in LeRobot; `dataset_stats` of the data to train on replace the folder's.
 
         Raises:
-            ValueError: If weights are missing, unexpected, of other sizes, or only an adapter's; or if a run
-                is resumed on data with other statistics.
+            ValueError: If weights are missing, unexpected, of other sizes, or only an adapter's; if the
+                folder's pipelines could run code; or if a run is resumed on data with other statistics.
         """
         folder = Path(pretrained_name_or_path)
         is_adapter = ValueError(
@@ -136,16 +157,21 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
             source, source_revision = config.pretrained_path, config.pretrained_revision
             if str(source) == str(pretrained_name_or_path):  # on the Hub
                 raise is_adapter
+        # LeRobot makes the policy before it opens the weights.
+        model = config.model_config()
+        ForesightForActionPrediction.check_checkpoint(source, model, revision=source_revision, **hub)
         kwargs |= {"config": config, "dataset_stats": dataset_stats, "revision": revision}
+        for place in {(str(pretrained_name_or_path), revision), (str(source), source_revision)}:
+            check_pipelines(*place, **hub)  # LeRobot opens them next
         policy = super().from_pretrained(pretrained_name_or_path, **kwargs)
         policy.processor = ForesightProcessor.from_pretrained(source, revision=source_revision, **hub)
         if dataset_stats:
-            policy._replace_statistics(dataset_stats)
+            policy._replace_statistics(dataset_stats, kwargs.get("dataset_meta"))
         return policy
 
-    def _replace_statistics(self, dataset_stats) -> None:
+    def _replace_statistics(self, dataset_stats, dataset_meta) -> None:
         """Normalizes by the statistics of a dataset, which must not change when a run resumes."""
-        stats, before = statistics_from_dataset(self.config, dataset_stats), self.processor
+        stats, before = statistics_from_dataset(self.config, dataset_stats, dataset_meta), self.processor
         self.processor = ForesightProcessor.from_config(self.model.config, before.tokenizer, **stats)
         saved = Path(self.config.pretrained_path) / "train_config.json"
         if not self.config.trained_batches or not saved.is_file():
@@ -257,8 +283,10 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
             for name in counts or found[0]
         }
         losses = torch.stack([output.loss for output in outputs])
-        if self.training and not losses.isfinite().all():
-            self._refuse_loss(batch, parts)
+        if self.training:
+            self._trained_on = {name: batch[name] for name in ("episode_index", "index") if name in batch}
+            if not losses.isfinite().all():
+                self._refuse_loss(parts)
         return losses if reduction == "none" else losses[0], parts
 
     def _global_counts(self, inputs: dict) -> dict[str, Tensor] | None:
@@ -276,15 +304,20 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         parts = (together / torch.distributed.get_world_size()).split(sizes)
         return {name: part.view_as(counts[name]) for name, part in zip(counts, parts, strict=True)}
 
-    def _refuse_loss(self, batch: dict, parts: dict[str, float]) -> None:
-        """Raises before the weights become NaN, and names the frames of the batch."""
-        pairs = zip(batch["episode_index"].flatten().tolist(), batch["index"].flatten().tolist(), strict=True)
+    def _describe_batch(self) -> str:
+        """Where the windows of the last batch come from, for messages."""
+        if self.windows is None or len(self._trained_on) < 2:
+            return "no batch"
+        pairs = zip(*(values.flatten().tolist() for values in self._trained_on.values()), strict=True)
         places = ", ".join(f"episode {episode} frame {frame}" for episode, frame in pairs)
+        return f"a batch of {self.windows.root}: {places} (`index`, the newest frame of a window)"
+
+    def _refuse_loss(self, parts: dict[str, float]) -> None:
+        """Raises before the weights become NaN, and names the frames of the batch."""
         values = ", ".join(f"{name} {value:g}" for name, value in parts.items())
         raise ValueError(
-            f"The loss is not finite ({values}) on a batch of {self.windows.root}: {places} (`index`, the "
-            "newest frame of a window). Look at these frames, or lower --policy.optimizer_lr. The last "
-            "checkpoint is intact."
+            f"The loss is not finite ({values}) on {self._describe_batch()}. Look at these frames, or lower "
+            "--policy.optimizer_lr. The last checkpoint is intact."
         )
 
     # ------------------------------------------------------------------ control
@@ -374,6 +407,8 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
                 raise ValueError(
                     f"{key} has shape {tuple(batch[key].shape)}; expected (environments, 3, height, width)."
                 )
+            if not batch[key].isfinite().all():
+                raise ValueError(f"{key} holds NaN or infinite values: look at the camera, or leave it out.")
             images[view] = to_uint8(batch[key])
         return images
 

@@ -30,7 +30,7 @@ from datasets_scripts.columns import IMAGE_PREFIX, is_label_key
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from modeling_foresight import ForesightConfig
 from training.windows import ForesightWindows, WindowConfig
-from training.windows.columns import WindowColumns, check_targets, idle_objectives
+from training.windows.columns import WindowColumns, check_targets, column_statistics, idle_objectives
 
 __all__ = ["WindowReader", "to_uint8"]
 
@@ -105,13 +105,13 @@ class WindowReader:
             return
         config = dataclasses.replace(self._config, episodes=episodes)
         try:
-            self._windows = ForesightWindows(self.root, config)
+            self._windows = ForesightWindows(self.root, config, with_statistics=False)
         except ValueError as error:
             # Of `--dataset.episodes` LeRobot downloads some files of a commit only; we need the rows of all.
             if episodes is not None and HF_LEROBOT_HUB_CACHE in self.root.parents:
                 with contextlib.suppress(ValueError, RuntimeError):
                     rows = DatasetRows(f"{self._meta.repo_id}@{self.root.name}", stream=True)
-                    self._windows = ForesightWindows(rows, config)
+                    self._windows = ForesightWindows(rows, config, with_statistics=False)
                     return
             raise ValueError(
                 f"{error}. lerobot-train needs the whole dataset on this machine (`hf download "
@@ -123,7 +123,11 @@ class WindowReader:
 
         `indices` count the frames of the dataset's chosen episodes; its image transforms apply.
         """
-        self._open(dataset.episodes)
+        if self._windows is None:
+            self._open(dataset.episodes)
+            opened = self._windows
+            # Refuses NaN before the first step; the statistics themselves come from LeRobot.
+            column_statistics(opened.rows, opened.columns, opened.config, opened.episodes)
         if self._windows.config.wants_depth or self._windows.config.wants_flow:
             check_image_transforms(dataset.image_transforms)
         places = dataset.absolute_to_relative_idx

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, TransformersKwargs, find_adapter_config_file
 
+from .checkpoint_sizes import SOURCE_OPTIONS, check_sizes, read_shapes
 from .configuration_foresight import ForesightConfig
 from .decoders import FlowDecoder, PatchDecoder
 from .encoders import PerceiverResampler, SpatialReadout, sincos_2d, tower_attention
@@ -101,6 +102,26 @@ def adapter_message(name) -> str:
     )
 
 
+def broken_weights(model: nn.Module) -> str:
+    """Names of weights and buffers that hold NaN or infinity; empty without any."""
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
+    names = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    return ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def check_weights(model: nn.Module, source) -> None:
+    """Refuses a checkpoint with weights that would turn every action into NaN.
+
+    Raises:
+        ValueError: The message names them.
+    """
+    if broken := broken_weights(model):
+        raise ValueError(
+            f"{source} cannot be used, the weights are not finite in {broken}: take an earlier checkpoint, "
+            "or train again. Weights that are too large for float16 load in bfloat16 or float32."
+        )
+
+
 class ForesightPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialization shared by the two model classes."""
 
@@ -137,11 +158,15 @@ class ForesightPreTrainedModel(PreTrainedModel):
             output_loading_info (`bool`): Return what was missing and unexpected as well, and allow it.
 
         Raises:
-            ValueError: If weights are missing, unexpected, of other sizes (unless `ignore_mismatched_sizes`)
-                or unreadable, which the message names; if it is an adapter; or if parts were left on disk.
+            ValueError: If weights are missing, unexpected, of other sizes (unless `ignore_mismatched_sizes`),
+                unreadable or not finite, which the message names; if the config describes a much larger
+                model; if it is an adapter; or if parts were left on disk.
         """
         resize = kwargs.pop("ignore_mismatched_sizes", False)
+        kwargs.setdefault("use_safetensors", True)
         try:
+            if kwargs.get("state_dict") is None:
+                cls.check_checkpoint(pretrained_model_name_or_path, strict=strict, **kwargs)
             model, report = super().from_pretrained(
                 pretrained_model_name_or_path,
                 *args,
@@ -176,6 +201,7 @@ class ForesightPreTrainedModel(PreTrainedModel):
                     "Its config.json and weights must belong together; strict=False loads what is there, "
                     "ignore_mismatched_sizes=True what fits."
                 )
+        check_weights(model, pretrained_model_name_or_path)
         if "disk" in (getattr(model, "hf_device_map", None) or {}).values():
             raise ValueError(
                 "Parts of the model do not fit and were left on disk, where its fixed tables would be lost: "
@@ -188,6 +214,25 @@ class ForesightPreTrainedModel(PreTrainedModel):
             if hasattr(module, "freeze_towers"):
                 module.freeze_towers()  # loading makes every weight trainable
         return (model, report) if output_loading_info else model
+
+    @classmethod
+    def check_checkpoint(
+        cls, source, config: ForesightConfig | None = None, strict: bool = True, **options
+    ) -> None:
+        """Refuses a config that describes a much larger model than the weights beside it; allocates nothing.
+
+        Args:
+            source (`str` or `Path`): Folder or Hub id.
+            config (`ForesightConfig`, *optional*): In place of the one there.
+            strict (`bool`): As in [`from_pretrained`].
+            **options: Of [`from_pretrained`].
+        """
+        if shapes := read_shapes(source, options):
+            if not isinstance(config, ForesightConfig):
+                found = {name: options[name] for name in SOURCE_OPTIONS if name in options}
+                fields = {name: options[name] for name in ForesightConfig.__annotations__ if name in options}
+                config = ForesightConfig.from_pretrained(config or source, **found, **fields)
+            check_sizes(cls, config, shapes, source, strict)
 
     def load_adapter(self, peft_model_id=None, *args, **kwargs):
         """Refused: `transformers` leaves out modules that an adapter holds in full, almost silently.

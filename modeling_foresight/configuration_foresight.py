@@ -1,6 +1,9 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
 """Configuration of 3D Foresight: sizes, views, objectives and loss weights."""
 
+import math
+import re
+
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPTextConfig, PreTrainedConfig, ViTConfig
 
@@ -48,7 +51,60 @@ CHOICES = {
     "state_representation": ("absolute", "relative"),
 }
 POSITIVE = "image_size patch_size history_length future_shift chunk_size flow_length action_dim num_latents"
-POSITIVE += " num_flow_queries num_attention_heads decoder_heads action_num_heads"
+POSITIVE += (
+    " num_flow_queries num_attention_heads decoder_heads action_num_heads hidden_size num_hidden_layers"
+)
+POSITIVE += (
+    " intermediate_size action_hidden_size latent_dim resampler_heads resampler_head_dim resampler_ff_mult"
+)
+# A config.json comes from anybody. Larger numbers exhaust memory before any weight is compared with them.
+LARGEST_SIZE = 2**20
+# Arguments of `timm.create_model` that a vision_config may hold. All others are refused: some name a file or
+# a repo, which timm reads, or unpickles.
+TIMM_ARGUMENTS = "aa_layer act_layer attn_drop_rate base_width bottleneck_ratio cardinality channels"
+TIMM_ARGUMENTS += " class_token conv_mlp depth depths dims drop_block_rate drop_path_rate drop_rate"
+TIMM_ARGUMENTS += " dynamic_img_pad dynamic_img_size embed_dim features_only fc_norm global_pool"
+TIMM_ARGUMENTS += " img_size in_chans init_values layers mlp_ratio no_embed_class norm_layer num_heads"
+TIMM_ARGUMENTS += " out_indices output_stride patch_size pos_embed pre_norm proj_drop_rate qk_norm"
+TIMM_ARGUMENTS += " qkv_bias reg_tokens stem_type stem_width strict_img_size window_size"
+# Fields by which a tower's config would name code, files or repos for the library.
+SOURCE_FIELDS = ("auto_map", "backbone", "backbone_kwargs", "transformers_weights", "trust_remote_code")
+SOURCE_FIELDS += ("use_pretrained_backbone",)
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+LARGEST_IMAGE = 2**13
+MOST_VIEWS = 1000
+
+
+def check_image_statistics(mean, std) -> None:
+    """Refuses a mean or deviation of RGB that would turn images into NaN or into other colors."""
+    for name, values in (("image_mean", mean), ("image_std", std)):
+        valid = isinstance(values, list | tuple) and len(values) == 3
+        valid = valid and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+        if not valid or (name == "image_std" and min(values) <= 0):
+            above = " above 0" if name == "image_std" else ""
+            raise ValueError(f"{name}={values} must be three finite numbers{above}, one per color.")
+
+
+def refuse_sources(fields: dict, prefix: str = "") -> None:
+    """Refuses fields by which a JSON file would name code, files or repos for the library to open."""
+    for name, value in fields.items():
+        if name in SOURCE_FIELDS and value:
+            raise ValueError(
+                f"{prefix}{name}={value!r} names code or weights that would be opened: leave it out."
+            )
+        if isinstance(value, dict):
+            refuse_sources(value, f"{prefix}{name}.")
+
+
+def _check_sizes(prefix: str, fields) -> None:
+    """Refuses whole numbers that no model has, in fields of a config and in what they hold."""
+    if isinstance(fields, PreTrainedConfig):
+        return  # made already
+    for name, value in fields.items() if isinstance(fields, dict) else enumerate(fields or ()):
+        if isinstance(value, int) and value > LARGEST_SIZE:
+            raise ValueError(f"{prefix}{name}={value} is more than any model has ({LARGEST_SIZE} at most).")
+        if isinstance(value, dict | list | tuple):
+            _check_sizes(f"{prefix}{name}.", value)
 
 
 @strict
@@ -222,6 +278,17 @@ class ForesightConfig(PreTrainedConfig):
     state_representation: str = "absolute"
 
     def __post_init__(self, **kwargs):
+        _check_sizes("", {"num_labels": kwargs.get("num_labels")})  # a label is made for each of them
+        refuse_sources({name: kwargs.get(name) for name in SOURCE_FIELDS if name != "auto_map"})
+        for prefix, fields in (
+            ("", self),
+            ("text_config.", self.text_config),
+            ("vision_config.", self.vision_config),
+        ):
+            fields = fields if isinstance(fields, dict) else {"dtype": getattr(fields, "dtype", None)}
+            _check_sizes(prefix, fields)
+            if fields.get("dtype") not in (None, *DTYPES) and isinstance(fields["dtype"], str):
+                raise ValueError(f"{prefix}dtype={fields['dtype']!r} is unknown; choose one of {DTYPES}.")
         if self.text_config is None:
             self.text_config = CLIPTextConfig(projection_dim=512, eos_token_id=49407, bos_token_id=49406)
         elif isinstance(self.text_config, dict):
@@ -231,7 +298,12 @@ class ForesightConfig(PreTrainedConfig):
             self.vision_config = ViTConfig(image_size=self.image_size, patch_size=16, layer_norm_eps=1e-6)
         elif isinstance(self.vision_config, dict):
             fields = dict(self.vision_config)
-            config_class = CONFIG_MAPPING[fields.pop("model_type", "vit")]
+            kind = fields.pop("model_type", "vit")
+            if kind not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"vision_config.model_type={kind!r} is unknown to the installed transformers."
+                )
+            config_class = CONFIG_MAPPING[kind]
             # A saved TimmWrapperConfig restores its labels in `from_dict`, which fails on one without any.
             saved = "label_names" in fields
             self.vision_config = config_class.from_dict(fields) if saved else config_class(**fields)
@@ -318,6 +390,29 @@ class ForesightConfig(PreTrainedConfig):
                 "that the tower was trained with."
             )
 
+    def validate_sources(self):
+        """Checks that nothing in the config is looked up in a file or on the Hub when the model is made."""
+        for name in self.sub_configs:
+            refuse_sources(getattr(self, name).to_dict(), f"{name}.")
+        kernels = self._attn_implementation  # the towers' own choice is not read
+        for name in kernels.values() if isinstance(kernels, dict) else [kernels]:
+            if name is not None and not re.fullmatch(r"\w+", name):
+                raise ValueError(
+                    f"attn_implementation={name!r} names a kernel of the Hub: use 'sdpa' or 'eager'."
+                )
+        if self.vision_config.model_type != "timm_wrapper":
+            return
+        architecture, arguments = self.vision_config.architecture, self.vision_config.model_args or {}
+        if not re.fullmatch(r"[\w.]+", architecture):
+            raise ValueError(
+                f"vision_config.architecture={architecture!r} names a source; give the name of a timm model, "
+                "as in timm.list_models()."
+            )
+        if unknown := [name for name in arguments if name not in TIMM_ARGUMENTS.split()]:
+            raise ValueError(
+                f"vision_config.model_args has {unknown}; a config may hold {TIMM_ARGUMENTS.split()}."
+            )
+
     def validate_choices(self):
         """Checks fields that name one of several options, and lists of names."""
         for name, options in CHOICES.items():
@@ -335,14 +430,29 @@ class ForesightConfig(PreTrainedConfig):
             raise ValueError(f"towers has {unknown}; choose from ['text', 'vision'].")
         if not 0 <= self.goal_dropout < 1:
             raise ValueError(f"goal_dropout={self.goal_dropout} must be at least 0 and below 1.")
+        if len(self.views) > MOST_VIEWS:
+            raise ValueError(f"views names {len(self.views)} cameras; expected at most {MOST_VIEWS}.")
         if not self.views or len(set(self.views)) != len(self.views):
             raise ValueError(f"views={list(self.views)} must name at least one camera, each once.")
 
+    def validate_numbers(self):
+        """Checks that every number is one, and in its range."""
+        numbers = {name: getattr(self, name) for name in ForesightConfig.__annotations__}
+        numbers = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
+        _check_sizes("", numbers)
+        for name, value in numbers.items():
+            share = name.endswith("dropout") or name.endswith("pdrop")
+            least, most = int(name in POSITIVE.split()), 1 if share else math.inf
+            if not least <= value <= most or math.isinf(value):
+                raise ValueError(f"{name}={value} must be at least {least}{' and at most 1' * share}.")
+        if self.fps is not None and self.fps <= 0:
+            raise ValueError(f"fps={self.fps} must be above 0.")
+        if self.image_size > LARGEST_IMAGE:
+            raise ValueError(f"image_size={self.image_size} must be at most {LARGEST_IMAGE} pixels.")
+        check_image_statistics(self.image_mean, self.image_std)
+
     def validate_sizes(self):
         """Checks that widths, heads, patches and lengths fit together."""
-        for name in POSITIVE.split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         divisible = [("image_size", "patch_size"), ("hidden_size", "num_attention_heads")]
         if any(self.has(o) for o in ("depth", "future", "flow")):
             divisible.append(("hidden_size", "decoder_heads"))

@@ -271,7 +271,7 @@ class VisionEncoder(nn.Module):
         if self.training:
             self.hold_fixed_statistics()
         features = self.tower(pixel_values).last_hidden_state
-        if isinstance(features, list | tuple):  # timm's `features_only` gives one map per chosen stage
+        if not isinstance(features, Tensor):  # timm's `features_only` gives one map per chosen stage
             features = features[-1]
         if self.is_map:
             features = features.movedim(-1, 1) if self.channels_last else features

@@ -18,7 +18,14 @@ from transformers.utils import can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_mask import allowed_pairs, build_attention_mask, build_layout, valid_columns
-from .base_model import EmbeddedInputs, ForesightModelOutput, ForesightOutput, ForesightPreTrainedModel
+from .base_model import (
+    EmbeddedInputs,
+    ForesightModelOutput,
+    ForesightOutput,
+    ForesightPreTrainedModel,
+    broken_weights,
+)
+from .checkpoint_sizes import check_sizes  # noqa: F401
 from .configuration_foresight import ForesightConfig
 
 # From the Hub, transformers copies only the files that this one names: it imports every helper.
@@ -468,13 +475,34 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
 
         Raises:
             TypeError: If an input is not known.
-            ValueError: If the model was built without the objective `action`, or a shape does not fit.
+            ValueError: If the model was built without the objective `action`, or a shape does not fit; or,
+                unless this is compiled, if the actions are not finite: the message names the cause.
         """
         self.require_heads()
         inputs, _ = self._split_options(inputs)
         if inputs.get("goal_pixel_values") is None and inputs.get("goal_features") is None:
             self.warn_without_goal()
-        return self.decode_newest(self.model.embed_inputs(**inputs))[0]
+        actions = self.decode_newest(self.model.embed_inputs(**inputs))[0]
+        # A compiled graph cannot end with an error.
+        if not torch.compiler.is_compiling() and not actions.isfinite().all():
+            raise ValueError(self.explain_broken_actions(inputs))
+        return actions
+
+    def explain_broken_actions(self, inputs: Mapping) -> str:
+        """Why actions are not finite, which no robot may get: weights, inputs, or the model's dtype.
+
+        Args:
+            inputs (`Mapping`): What the actions were made from, by name; a value may be a tuple of tensors.
+        """
+        causes = []
+        for name, value in inputs.items():
+            tensors = value if isinstance(value, tuple) else (value,)
+            if any(tensor is not None and not tensor.isfinite().all() for tensor in tensors):
+                causes.append(name)
+        if broken := broken_weights(self):  # these break what the inputs become, too
+            causes = [f"weights that hold NaN or infinity ({broken})"]
+        cause = ", ".join(causes) or f"numbers too large for {self.dtype}: use bfloat16 or float32"
+        return f"The actions would be NaN or infinite, because of {cause}. Nothing is returned."
 
     def warn_without_goal(self) -> None:
         """Warns, once per process, that a policy trained with goal images acts without one."""

@@ -4,8 +4,10 @@
 The schemas of both batches, [`RawBatch`] and [`ForesightBatch`], are in `inputs.py`.
 """
 
+import json
 import warnings
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,15 +16,19 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import AUDIO_TOKENIZER_NAME, PROCESSOR_NAME, cached_file
 
 from .action_codec import POSE_SIZE, gripper_is_open, relative_state, to_simulator_action
-from .configuration_foresight import CHOICES
+from .checkpoint_sizes import SOURCE_OPTIONS
+from .configuration_foresight import CHOICES, LARGEST_IMAGE, check_image_statistics
 
 STATISTICS = ("mean", "std", "min", "max")
 # Fields of the config that the processor has too.
 CONFIG_FIELDS = ("views", "image_size", "image_mean", "image_std", "binary_action_indices")
 CONFIG_FIELDS += ("binary_state_indices", "action_codec", "state_representation")
+MOST_TOKENS = 2**16
 UNCHANGED = ("state_mask", "goal_mask", "action_mask", "track_start", "track", "track_weight", "progress")
+MAX_CHARACTERS = 10_000  # of an instruction; a megabyte takes seconds to split, and 77 tokens are read
 
 
 class ForesightProcessor(ProcessorMixin):
@@ -64,6 +70,15 @@ class ForesightProcessor(ProcessorMixin):
         for name, given in (("action_codec", action_codec), ("state_representation", state_representation)):
             if given not in CHOICES[name]:
                 raise ValueError(f"{name}={given!r} is unknown; choose one of {list(CHOICES[name])}.")
+        for name, number, most in (
+            ("image_size", image_size, LARGEST_IMAGE),
+            ("max_text_length", max_text_length, MOST_TOKENS),
+        ):
+            if type(number) is not int or not 1 <= number <= most:
+                raise ValueError(f"{name}={number!r} must be a whole number from 1 to {most}.")
+        check_image_statistics(image_mean, image_std)
+        _check_statistics("action", action_stats)
+        _check_statistics("state", state_stats)
         self.views = list(views)
         self.image_size = image_size
         self.image_mean = list(image_mean)
@@ -76,6 +91,20 @@ class ForesightProcessor(ProcessorMixin):
         self.action_codec = action_codec
         self.state_representation = state_representation
         super().__init__(tokenizer, **kwargs)
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in `transformers`, which here would load any model that an `audio_tokenizer` names."""
+        options = {name: kwargs[name] for name in SOURCE_OPTIONS if kwargs.get(name) is not None}
+        options["_raise_exceptions_for_missing_entries"] = False
+        file = cached_file(pretrained_model_name_or_path, PROCESSOR_NAME, **options)
+        named = file is not None and "audio_tokenizer" in json.loads(Path(file).read_text(encoding="utf-8"))
+        if named or cached_file(pretrained_model_name_or_path, AUDIO_TOKENIZER_NAME, **options):
+            raise ValueError(
+                f"The processor of {pretrained_model_name_or_path} names an audio_tokenizer, a model that "
+                f"would be loaded from anywhere: delete it from {PROCESSOR_NAME}, and {AUDIO_TOKENIZER_NAME}."
+            )
+        return super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_config(cls, config, tokenizer, action_stats=None, state_stats=None) -> "ForesightProcessor":
@@ -98,11 +127,6 @@ class ForesightProcessor(ProcessorMixin):
                 continue
             kept = {key: np.asarray(given[key], dtype=np.float64).ravel().tolist() for key in STATISTICS}
             size, expected = len(kept["mean"]), getattr(config, f"{name}_dim")
-            if not np.isfinite(list(kept.values())).all():
-                raise ValueError(
-                    f"The dataset's statistics of {name} are not finite: it holds NaN or infinite "
-                    "values. Repair those frames or leave their episodes out, then recompute them."
-                )
             if size != expected:
                 raise ValueError(
                     f"The dataset's {name} has {size} entries, but the config says {name}_dim={expected}: "
@@ -216,6 +240,11 @@ class ForesightProcessor(ProcessorMixin):
             raise ValueError(
                 "This processor has no tokenizer yet: set processor.tokenizer to the text tower's (for "
                 "GR-MG CLIP's, openai/clip-vit-base-patch32), or convert the checkpoint with --tokenizer."
+            )
+        if (longest := max(map(len, texts), default=0)) > MAX_CHARACTERS:
+            raise ValueError(
+                f"An instruction has {longest} characters ('{max(texts, key=len)[:40]}...'); the limit is "
+                f"{MAX_CHARACTERS}: use fewer words."
             )
         text = self.tokenizer(
             texts, padding=True, truncation=True, max_length=self.max_text_length, return_tensors="pt"
@@ -338,18 +367,45 @@ class ForesightProcessor(ProcessorMixin):
 
     def read_images(self, pixels, view: str, single: bool) -> Tensor:
         """Images of one view as array, tensor or PIL image -> uint8 `(B, T, 3, h, w)`; see [`__call__`]."""
-        pixels = _as_tensor(pixels)
+        try:
+            pixels = _as_tensor(pixels)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"images[{view!r}] is not one array of numbers ({error}); expected uint8 RGB, all "
+                "pictures of one size and none missing."
+            ) from error
         if pixels.dtype != torch.uint8:
             raise ValueError(f"images[{view!r}] has dtype {pixels.dtype}; expected uint8 RGB in 0..255.")
         pixels = pixels[None] if single else pixels
         pixels = pixels[:, None] if pixels.ndim == 4 else pixels
-        if pixels.ndim != 5 or 3 not in (pixels.shape[-1], pixels.shape[-3]):
+        if pixels.ndim != 5 or 3 not in (pixels.shape[-1], pixels.shape[-3]) or not pixels.numel():
             raise ValueError(
                 f"images[{view!r}] has shape {tuple(pixels.shape)} (with batch and time axes); expected "
                 "(batch, time, height, width, 3) or (batch, time, 3, height, width), the batch axis only if "
                 "text is a list."
             )
         return pixels if pixels.shape[-3] == 3 else pixels.movedim(-1, -3)
+
+
+def _check_statistics(name: str, stats: dict | None) -> None:
+    """Refuses statistics, of a dataset or of a processor_config.json, that would turn values into NaN."""
+    if stats is None:
+        return
+    try:
+        values = np.array([stats[key] for key in STATISTICS], dtype=np.float64)
+    except (KeyError, TypeError, ValueError):
+        values = np.empty(0)
+    if values.ndim != 2 or any(isinstance(entry, bool | str) for key in STATISTICS for entry in stats[key]):
+        raise ValueError(f"{name}_stats must hold one number per entry for each of {list(STATISTICS)}.")
+    # What is finite as float64 only becomes infinite as soon as it meets a tensor.
+    if not (np.abs(values) <= np.finfo(np.float32).max).all():
+        raise ValueError(
+            f"The statistics of {name} are not finite: the dataset holds NaN or infinite values. Repair "
+            "those frames or leave their episodes out, then recompute them."
+        )
+    _, std, low, high = values
+    if (std < 0).any() or (low > high).any():
+        raise ValueError(f"{name}_stats has a negative std, or a min above its max: recompute them.")
 
 
 def _as_tensor(values) -> Tensor:

@@ -174,6 +174,9 @@ class ForesightStream:
 
         Returns:
             `torch.Tensor`: float32 `(A,)`, or `(robots, A)`, in the dataset's units, on the CPU.
+
+        Raises:
+            ValueError: If an input does not fit or is not finite, or the action would not be; names it.
         """
         return self.step_chunk(images, state, envs, view_mask)[..., 0, :]
 
@@ -222,11 +225,20 @@ class ForesightStream:
             actions, progress = actions[rows], None if progress is None else progress[rows]
         else:
             actions, progress = self._predict(pixels, views, slot, slides, rows)
+        chunk = self.processor.decode_actions(actions, state=state if state.shape[-1] else None)
+        if not all(x is None or x.isfinite().all() for x in (actions, chunk, progress)):
+            raise ValueError(self.model.explain_broken_actions(self._named_inputs(rows)))
         if self.with_progress:
             self.progress[rows] = progress
         self._instructed[rows] = True
-        chunk = self.processor.decode_actions(actions, state=state if state.shape[-1] else None)
         return chunk[0] if self.single else chunk
+
+    def _named_inputs(self, rows: Tensor) -> dict[str, Tensor | None]:
+        """What these robots' actions depend on, by the names that users give them."""
+        state = self.processor.normalize_state(self._states[rows]) if self._states.shape[-1] else None
+        goal = None if self._goal is None else self._goal[rows]
+        shown = {"images": self._images[rows], "goal": goal}
+        return {"state": state, "the instruction's features": self._language[rows], **shown}
 
     def _predict(self, pixels: Tensor, views: tuple[int, ...], slot: Tensor, slides: Tensor, rows: Tensor):
         """Actions and progress of these robots, on the CPU."""

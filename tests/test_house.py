@@ -36,7 +36,14 @@ FORBIDDEN = {
     "!datasets_scripts.storage",
 }
 # From the bottom up: a room imports itself and the rooms before it.
-DATASET_ROOMS = ("columns", "storage", "depth", "tracks", "simulation conversion inspection", "annotation")
+DATASET_ROOMS = (
+    "columns numpy_pickles",
+    "storage",
+    "depth",
+    "tracks",
+    "simulation conversion inspection",
+    "annotation",
+)
 
 MAX_FILES, MAX_LINES, MAX_PARAMETERS = 13, 60, 8
 

@@ -17,6 +17,14 @@ def tiny_tokenizer():
     return build_small_tokenizer(list(TASKS), vocab_size=300, max_length=16)
 
 
+BATCH_NORM_TOWER = {
+    "model_type": "timm_wrapper",
+    "do_pooling": False,
+    "architecture": "test_resnet",
+    "model_args": {"features_only": True, "out_indices": [2]},
+}
+
+
 def tiny_config(**overrides) -> ForesightConfig:
     """T=5 frames of 2 views at 40 px, d=48, 2 layers, every objective on. `overrides` are config fields."""
     fields = {

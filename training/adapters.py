@@ -23,6 +23,7 @@ from transformers.utils import cached_file
 
 from datasets_scripts.storage.atomic import write_json
 from modeling_foresight import ForesightForActionPrediction
+from modeling_foresight.base_model import check_weights
 from modeling_foresight.lora import lora_config
 from training.config import LoraOptions
 
@@ -116,6 +117,8 @@ def load_adapter(source: str, revision: str | None = None) -> ForesightForAction
             adapter is missing; names it and the remedy.
     """
     config = PeftConfig.from_pretrained(source, revision=revision)
+    if getattr(config, "megatron_config", None) is not None:  # peft would import the module `megatron_core`
+        raise ValueError(f"adapter_config.json of {source} names code in megatron_core: train it again")
     base = f"{config.base_model_name_or_path}" + (f" (revision {config.revision})" if config.revision else "")
     remedy = (
         f"bring it back, or correct base_model_name_or_path in the adapter_config.json of {source}. An "
@@ -133,7 +136,9 @@ def load_adapter(source: str, revision: str | None = None) -> ForesightForAction
         raise ValueError(f"its base {base} has other weights than the adapter was trained on: {remedy}")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
-        adapted = PeftModel.from_pretrained(model, source, revision=revision)
+        # Without memory, until the sizes in its config have been compared with its weights.
+        adapted = PeftModel.from_pretrained(model, source, revision=revision, low_cpu_mem_usage=True)
     merged = adapted.merge_and_unload()
+    check_weights(merged, source)
     merged.config.fps = trained_on.get("fps", merged.config.fps)
     return merged

@@ -2,9 +2,13 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
+import os
+import re
 import shutil
 import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from safetensors import SafetensorError
 from datasets_scripts.storage.atomic import remove_leftovers, write_json, write_whole_folder
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from training.config import RunConfig, flatten, load_config, save_config
+from training.model_folder import read_json
 from training.run_data import dataset_identity
 
 __all__ = [
@@ -26,10 +31,12 @@ __all__ = [
     "describe_run_folder",
     "latest_checkpoint",
     "lock_run_folder",
+    "restore_checkpoint",
     "save_checkpoint",
 ]
 
 PREFIX = "step-"
+MANIFEST = "files.json"  # in a checkpoint: SHA-256 of its files
 DATASETS = "datasets.json"  # in the run folder: what it was trained on
 FINISHED = "finished"
 # Settings that may change between sessions of a run, because they do not change what is computed.
@@ -91,7 +98,7 @@ def check_run_folder(
         raise ValueError(
             f"{output} already holds a run: continue it with --resume, or choose another --output"
         )
-    known = json.loads((output / DATASETS).read_text()) if (output / DATASETS).exists() else None
+    known = read_json(output / DATASETS) if (output / DATASETS).exists() else None
     if known not in (None, [dataset_identity(rows) for rows in datasets]):
         raise ValueError(
             f"{output} was trained on other data than {', '.join(rows.name for rows in datasets)} has now "
@@ -119,15 +126,46 @@ def _comparable(config: RunConfig) -> dict:
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path, int] | None:
-    """The newest complete checkpoint of a run folder and its step."""
-    found = {int(path.name.removeprefix(PREFIX)): path for path in folder.glob(f"{PREFIX}*")}
-    return (found[max(found)], max(found)) if found else None
+    """The newest whole checkpoint of a run folder and its step; warns about damaged ones that are newer."""
+    for step, path in sorted(_find_checkpoints(folder).items(), reverse=True):
+        if (damage := _find_damage(path)) is None:
+            return path, step
+        warnings.warn(f"checkpoint {path} is left out: its {damage}", stacklevel=2)
+    return None
+
+
+def _find_checkpoints(folder: Path) -> dict[int, Path]:
+    """Checkpoints by step; other names beside them are not ours."""
+    pattern = re.compile(rf"{PREFIX}(\d{{7,}})", re.ASCII)
+    matches = ((pattern.fullmatch(path.name), path) for path in folder.glob(f"{PREFIX}*") if path.is_dir())
+    return {int(match[1]): path for match, path in matches if match}
+
+
+def _find_damage(checkpoint: Path) -> str | None:
+    """The first file of a checkpoint that is not as it was written, and its fault; `None` if it is whole."""
+    if not (checkpoint / MANIFEST).exists() and (checkpoint / "optimizer.bin").exists():
+        return None  # of a version that wrote no digests
+    try:
+        for name, digest in json.loads((checkpoint / MANIFEST).read_text()).items():
+            if not (checkpoint / name).is_file():
+                return f"{name} is missing"
+            if _digest(checkpoint / name) != digest:
+                return f"{name} is damaged"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int) -> None:
     """Writes model, optimizer, scheduler and random states; all processes call it together.
 
-    A folder named `step-...` is always whole. All but the newest `keep` are deleted.
+    A folder named `step-...` is whole when it appears, and its manifest shows later damage. All but the
+    newest `keep` are deleted.
 
     Raises:
         OSError: If it cannot be written; the checkpoint before it is still there.
@@ -141,30 +179,65 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int
             (partial,) = broadcast_object_list([partial])
             accelerator.save_state(str(partial))
             accelerator.wait_for_everyone()
+            if main:
+                files = sorted(path for path in partial.rglob("*") if path.is_file())
+                write_json(
+                    partial / MANIFEST, {str(path.relative_to(partial)): _digest(path) for path in files}
+                )
     except (OSError, RuntimeError, SafetensorError) as error:  # each writer reports a full disk differently
         raise OSError(
             f"checkpoint of step {step} could not be written to {folder}: {error}. Free space and continue "
             "with --resume from the checkpoint before it"
         ) from error
     if main:
-        for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
-            shutil.rmtree(old)
+        found = _find_checkpoints(folder)
+        # Newer ones are damaged: this run resumed before them.
+        kept = sorted(number for number in found if number <= step)[-keep:]
+        for number in found.keys() - kept:
+            shutil.rmtree(found[number], ignore_errors=True)  # a link to another disk stays
     accelerator.wait_for_everyone()
 
 
-class StopRequest:
-    """Makes SIGINT and SIGTERM a request that the loop reads between steps; a second one kills at once.
+def restore_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
+    """Loads what [`save_checkpoint`] wrote; all processes call it together.
 
-    All processes stop at the same step, whichever got the signal.
+    Raises:
+        ValueError: If it cannot be loaded; names it and the remedy.
+    """
+    try:
+        accelerator.load_state(str(checkpoint))
+    except ValueError:
+        raise
+    except Exception as error:  # accelerate, torch and safetensors raise their own types
+        raise ValueError(
+            f"checkpoint {checkpoint} cannot be loaded: {error}. Delete this folder and repeat with "
+            "--resume, which then takes the checkpoint before it"
+        ) from error
+
+
+class StopRequest:
+    """Makes SIGINT, SIGTERM and SIGHUP (a closed terminal) a request that the loop reads between steps.
+
+    All processes stop at the same step, whichever got the signal. A second SIGINT or SIGTERM kills at once.
     """
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator, self.signal = accelerator, 0
-        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._terminals = [output for output in (1, 2) if os.isatty(output)]
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+            numbers.append(signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
 
     def _note(self, number: int, frame) -> None:
         self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        # The kernel and the shell may each announce that a terminal is closed.
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
+        if number == signal.SIGHUP:
+            # Writing to a closed terminal is an error, which would come before the checkpoint.
+            with open(os.devnull, "w") as nowhere:
+                for output in self._terminals:
+                    os.dup2(nowhere.fileno(), output)
 
     def __bool__(self) -> bool:
         signals = torch.tensor([self.signal], device=self.accelerator.device)

@@ -3,6 +3,10 @@
 import contextlib
 import dataclasses
 import difflib
+import math
+import reprlib
+import types
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,7 @@ __all__ = [
     "save_config",
 ]
 
+LARGEST_CONFIG = 10_000  # values in a YAML file
 # Fields of the model that only training uses; an adapter leaves all others as its base has them.
 TRAINING_ONLY = ("_loss_weight", "_pdrop", "attention_dropout", "action_loss")
 
@@ -213,10 +218,17 @@ class RunConfig:
             raise ValueError(f"model.{name} is not a field of ForesightConfig{_suggest(name, model_fields)}")
         train, positive = self.train, ("steps", "batch_size", "gradient_accumulation_steps")
         least = dict.fromkeys((*positive, "keep_checkpoints", "log_every"), 1)
-        least |= dict.fromkeys(("val_every", "checkpoint_every", "warmup_steps"), 0)
-        for name, bound in least.items():
-            if getattr(train, name) < bound:
-                raise ValueError(f"train.{name} is {getattr(train, name)}; it must be at least {bound}")
+        least |= dict.fromkeys(("val_every", "checkpoint_every", "warmup_steps", "val_windows"), 0)
+        least |= dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm"), 0)
+        for group, bounds in {"train": least, "data": {"num_workers": 0, "baseline_windows": 1}}.items():
+            for name, bound in bounds.items():
+                value = getattr(getattr(self, group), name)
+                if value < bound:
+                    raise ValueError(f"{group}.{name} is {value}; it must be at least {bound}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**63 - 1")
+        if len(train.betas) != 2:
+            raise ValueError(f"train.betas is {train.betas}; AdamW takes two")
         if train.batch_size % train.gradient_accumulation_steps:
             raise ValueError(
                 f"train.batch_size={train.batch_size} cannot be cut into "
@@ -264,14 +276,7 @@ def load_config(path: str | Path | None, overrides: list[str]) -> RunConfig:
     Raises:
         ValueError: If the file cannot be read, a key is unknown or a value has the wrong type; names it.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text()) if path else {}
-    except FileNotFoundError:
-        named = sorted(p.name for p in (Path(__file__).parent / "configs").glob("*.yaml"))
-        raise ValueError(f"config {path} does not exist; training/configs has {', '.join(named)}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"config {path} is not valid YAML: {error}") from None
-    values, given = values or {}, {}
+    values, given = _read_config(Path(path)) if path else {}, {}
     for key, value in _parse_pairs(overrides):
         if key == "dataset":
             key, value = "data.datasets", [{"path": str(value)}]
@@ -281,12 +286,42 @@ def load_config(path: str | Path | None, overrides: list[str]) -> RunConfig:
             _set_nested(values, key, value)
     if given:
         values["model"] = resolve_presets([values.get("model") or {}, given])
-    _check_names(RunConfig, values, "")
+    _check_fields(RunConfig, values, "")
     try:
         return draccus.decode(RunConfig, values)
     except ParsingError as error:
         # draccus hides a dataclass's own ValueError behind a general sentence.
-        raise ValueError(f"config: {error} ({error.__cause__ or 'see training/config.py'})") from None
+        raise ValueError(f"config {path or ''}: {error.__cause__ or error}") from None
+
+
+def _read_config(path: Path) -> dict:
+    """Settings of a YAML file, whose names and types fit; an error names the file."""
+    try:
+        values = _parse_yaml(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict | None):
+            raise ValueError(f"it holds {reprlib.repr(values)} instead of settings by name")
+        _check_fields(RunConfig, values or {}, "")
+    except FileNotFoundError:
+        named = sorted(p.name for p in (Path(__file__).parent / "configs").glob("*.yaml"))
+        raise ValueError(f"config {path} does not exist; training/configs has {', '.join(named)}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"config {path}: {error}") from None
+    return values or {}
+
+
+def _parse_yaml(text: str) -> Any:
+    """A value in YAML, of bounded size: aliases of aliases can stand for billions of values."""
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"it is not valid YAML: {' '.join(str(error).split())}") from None
+    parts, count = [value], 0
+    while parts:
+        part, count = parts.pop(), count + 1
+        if count > LARGEST_CONFIG:
+            raise ValueError(f"its aliases stand for more than {LARGEST_CONFIG} values: write them out")
+        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    return value
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -319,7 +354,7 @@ def resolve_presets(layers: list[dict[str, Any]]) -> dict[str, Any]:
     for i, layer in enumerate(layers):
         if i == last:
             name = layer["preset"]
-            if name not in PRESETS:
+            if str(name) not in PRESETS:
                 raise ValueError(f"model.preset={name!r} is unknown{_suggest(str(name), PRESETS)}")
             fields |= {key: list(v) if isinstance(v, tuple) else v for key, v in PRESETS[name].items()}
         _merge(fields, {name: value for name, value in layer.items() if name != "preset"})
@@ -355,8 +390,11 @@ def _parse_pairs(arguments: list[str]) -> list[tuple[str, Any]]:
         value = value if equals else next(rest, "--")
         if not equals and value.startswith("--"):
             raise ValueError(f"--{key} needs a value")
+        try:
+            parsed = _parse_yaml(value)
+        except ValueError as error:
+            raise ValueError(f"--{key} {value}: {error}") from None
         # YAML 1.1 reads 1e-3 as text.
-        parsed = yaml.safe_load(value)
         if isinstance(parsed, str):
             with contextlib.suppress(ValueError):
                 parsed = float(parsed)
@@ -364,15 +402,48 @@ def _parse_pairs(arguments: list[str]) -> list[tuple[str, Any]]:
     return pairs
 
 
-def _check_names(cls: type, values: dict, prefix: str) -> None:
-    """Refuses unknown keys and suggests the closest known one; draccus names only the top level."""
+def _check_fields(cls: type, values: dict, prefix: str) -> None:
+    """Refuses unknown keys, with the closest known one, and values of another type; names the field."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
+    is_model = cls is ForesightConfig
     for name, value in values.items():
         if name not in fields:
+            if is_model:  # a preset; other names are refused when it is resolved
+                continue
             known = [*fields, "dataset"] if not prefix else fields
-            raise ValueError(f"{prefix}{name} is unknown{_suggest(name, known)}")
-        if dataclasses.is_dataclass(fields[name].type) and isinstance(value, dict):
-            _check_names(fields[name].type, value, f"{prefix}{name}.")
+            raise ValueError(f"{prefix}{name} is unknown{_suggest(str(name), known)}")
+        kind = ForesightConfig if (cls, name) == (RunConfig, "model") else fields[name].type
+        if not _fits(value, kind, strict=is_model):
+            told = str(kind) if typing.get_args(kind) else kind.__name__
+            told = "a group of settings" if dataclasses.is_dataclass(kind) else told
+            raise ValueError(f"{prefix}{name} is {reprlib.repr(value)}; it must be {told}, or left out")
+        if dataclasses.is_dataclass(kind):
+            _check_fields(kind, value, f"{prefix}{name}.")
+        elif typing.get_args(kind) == (DatasetSource,):
+            for i, source in enumerate(value):
+                _check_fields(DatasetSource, source, f"{prefix}{name}.{i}.")
+
+
+def _fits(value: Any, kind: Any, strict: bool) -> bool:
+    """Whether a value of YAML is of a type; `strict` as transformers' configs, which convert no text."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, part, strict) for part in arguments)
+    if origin in (list, tuple):
+        return isinstance(value, list) and all(_fits(part, arguments[0], strict) for part in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(part, arguments[1], strict) for part in value.values())
+    if dataclasses.is_dataclass(kind):
+        return isinstance(value, dict)
+    if kind in (int, float):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            number = value if strict else float(value)  # YAML 1.1 reads 1e-3 as text
+            whole = kind is float or number == int(number)
+            return whole and math.isfinite(number) and not isinstance(value, bool)
+        return False
+    if kind is str and not strict:  # a folder may be named 2026
+        return value not in ("", None) and not isinstance(value, dict | list)
+    return kind is Any or not isinstance(kind, type) or isinstance(value, kind)
 
 
 def _suggest(name: str, known) -> str:

@@ -19,6 +19,7 @@ from training.checkpoints import (
     check_run_folder,
     describe_run_folder,
     lock_run_folder,
+    restore_checkpoint,
     save_checkpoint,
 )
 from training.config import RunConfig
@@ -59,7 +60,7 @@ def train(config: RunConfig, resume: bool) -> int:
             data = RunData(config, starting_config(config), datasets)
         run = build_run(accelerator, config, data)
         if found:
-            accelerator.load_state(str(found[0]))
+            restore_checkpoint(accelerator, found[0])
             run.start = found[1]
         elif accelerator.is_main_process:
             describe_run_folder(config, datasets)
@@ -208,8 +209,9 @@ def check_weights(run: Run, done: int) -> None:
 
 
 def has_finite_weights(run: Run) -> bool:
-    """Whether all trained weights are finite, in every process."""
-    return is_true_everywhere(run, torch.stack([p.isfinite().all() for p in run.trained]).all())
+    """Whether all weights and running statistics are finite, in every process."""
+    floats = (value for value in run.model.state_dict().values() if value.is_floating_point())
+    return is_true_everywhere(run, torch.stack([value.isfinite().all() for value in floats]).all())
 
 
 def is_true_everywhere(run: Run, flag: Tensor) -> bool:

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +20,7 @@ from training.config import RunConfig, load_config
 __all__ = [
     "export_model",
     "load_checkpoint",
+    "read_json",
     "read_run_config",
     "read_summary",
     "run_folder",
@@ -151,7 +153,7 @@ def _check_folder(folder: Path) -> None:
     weights = "adapter_model.safetensors" if adapter else "model*.safetensors"  # LeRobot has others
     if not any(folder.glob(weights)):
         raise ValueError(f"checkpoint {folder} has no weights ({weights}): export the model again")
-    kind = "foresight" if adapter else _read_json(folder / "config.json").get("model_type")
+    kind = "foresight" if adapter else read_json(folder / "config.json").get("model_type")
     if kind != "foresight":
         raise ValueError(f"checkpoint {folder} is a model of type {kind!r}, not 'foresight'")
 
@@ -187,7 +189,7 @@ def run_folder(checkpoint: str | Path) -> Path | None:
 def read_summary(checkpoint: str | Path) -> dict:
     """`summary.json` of the run that made a local checkpoint; empty if it is not beside it."""
     folder = run_folder(checkpoint)
-    return _read_json(folder / "summary.json") if folder and (folder / "summary.json").is_file() else {}
+    return read_json(folder / "summary.json") if folder and (folder / "summary.json").is_file() else {}
 
 
 def read_run_config(checkpoint: str | Path) -> RunConfig:
@@ -199,7 +201,8 @@ def read_run_config(checkpoint: str | Path) -> RunConfig:
     return load_config(folder / "config.yaml", []) if folder else RunConfig()
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> Any:
+    """Content of a JSON file; an error names the file."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:

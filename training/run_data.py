@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from training.windows import (
     WindowSampler,
     collate_windows,
     split_episodes,
+    warn_of_differences,
 )
 
 __all__ = [
@@ -107,6 +109,7 @@ class RunData:
             if held_out:
                 val.append(ForesightWindows(rows, own.for_evaluation(held_out)))
         self.train = ConcatWindows(train)
+        warn_of_differences(train)
         self.val = ConcatWindows(val) if val else None
         self.instructions = sorted({task for windows in train for task in windows.rows.tasks})
         # Datasets of a mixture may differ; control follows the first.
@@ -189,10 +192,17 @@ def training_loader(
         collate_fn=collate_windows,
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=leave_signals_to_parent,
         # Forking a process that decodes video and computes with threads is not safe.
         multiprocessing_context="spawn" if workers else None,
         pin_memory=device.type == "cuda",
     )
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """Ignores what a terminal sends to all its processes: a run needs its workers to finish the step."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def evaluation_loader(windows: ConcatWindows, batch_size: int, count: int | None = None) -> DataLoader:

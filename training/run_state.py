@@ -79,13 +79,19 @@ def build_accelerator(config: RunConfig) -> Accelerator:
     no_kernels = options.mixed_precision == "bf16" and not has_bfloat16(state.device)
     if no_kernels:
         state.print(NO_BFLOAT16)
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision="no" if no_kernels else options.mixed_precision,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         step_scheduler_with_optimizer=False,
         log_with=options.tracker,
         project_config=ProjectConfiguration(project_dir=config.output),
     )
+    if options.tracker and not accelerator.log_with:  # Accelerate leaves it out without a word
+        raise ValueError(
+            f"train.tracker={options.tracker} is not installed: pip install {options.tracker}, or leave it "
+            "out"
+        )
+    return accelerator
 
 
 def build_run(accelerator: Accelerator, config: RunConfig, data: RunData) -> Run:
@@ -109,7 +115,10 @@ def build_run(accelerator: Accelerator, config: RunConfig, data: RunData) -> Run
     if options.tracker:
         # Trackers take plain values only.
         settings = {name: str(value) for name, value in flatten(dataclasses.asdict(config)).items()}
-        accelerator.init_trackers("3d-foresight", config=settings)
+        try:
+            accelerator.init_trackers("3d-foresight", config=settings)
+        except Exception as error:  # each tracker raises its own types
+            raise ValueError(f"train.tracker={options.tracker} does not start: {error}") from error
     return Run(config, accelerator, data, model, processor, trained, optimizer, scheduler, base)
 
 

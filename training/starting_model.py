@@ -96,7 +96,7 @@ def build_tokenizer(config: RunConfig, data: RunData, fields: dict) -> tuple[Pre
     """The text tower's tokenizer, and the model's fields with the vocabulary of one that is trained here."""
     if config.towers.tokenizer != "small":
         return AutoTokenizer.from_pretrained(config.towers.tokenizer), fields
-    text = fields.get("text_config", {})
+    text = fields.get("text_config") or {}
     tokenizer = build_small_tokenizer(data.instructions, max_length=text.get("max_position_embeddings", 77))
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     return tokenizer, {**fields, "text_config": {**text, "vocab_size": len(tokenizer), **special}}
@@ -120,8 +120,9 @@ def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPredi
     else:
         acts_now = learns_to_act(base, config.model)
         fields = add_robot_sizes(config.model, data) if acts_now else config.model
+        trained = AutoModel.from_pretrained(**source, dtype=torch.float32)  # compares sizes with the weights
         model = AutoModel.from_config(AutoConfig.from_pretrained(**source, **fields), **options)
-        fill_from(model, AutoModel.from_pretrained(**source, dtype=torch.float32))
+        fill_from(model, trained)
     for name in ("action", "state"):
         here, there = getattr(data.train, f"{name}_dim"), getattr(model.config, f"{name}_dim")
         if here and there and here != there:

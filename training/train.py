@@ -47,7 +47,7 @@ def main() -> int:
     try:
         return train(load_config(named.config, overrides), named.resume)
     except (ValueError, OSError, HubError, StrictDataclassError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # some libraries write paragraphs
         return 1
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from datasets_scripts.annotation.episode import LabelMaker
 from datasets_scripts.annotation.job import AnnotationJob, open_job
 from datasets_scripts.columns import depth_key, points_key, points_visible_key
-from datasets_scripts.storage.dataset_folder import dataset_files
+from datasets_scripts.storage.dataset_copy import list_copied_files
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.shards import ARRAYS_FILE
 
@@ -52,7 +52,7 @@ def describe_plan(job: AnnotationJob, workers: int = 1) -> str:
     )
     shard_bytes, final_bytes = (sizes / n_tried * n_frames for sizes in n_bytes)
     parent = next(folder for folder in job.output.resolve().parents if folder.exists())
-    for place in dataset_files(rows.root):
+    for place in list_copied_files(rows, work.episodes, job.linked_videos):
         status = (rows.root / place).stat()
         # Videos are hard-linked where the file system allows it.
         if place.parts[0] != "videos" or status.st_dev != parent.stat().st_dev:

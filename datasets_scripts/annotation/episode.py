@@ -25,7 +25,6 @@ from datasets_scripts.columns import (
 from datasets_scripts.depth import DEPTH_SOURCES, check_depth_source, open_depth
 from datasets_scripts.inspection.quality import DepthMeter, TrackMeter
 from datasets_scripts.storage.atomic import write_whole_folder
-from datasets_scripts.storage.dataset_folder import dataset_files
 from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows
 from datasets_scripts.storage.depth_reading import DepthVideos
 from datasets_scripts.storage.frame_cache import FrameDecoder, depth_code_table
@@ -176,7 +175,8 @@ def _check_sensor_depth(rows: DatasetRows, camera: str, episodes: Sequence[int],
 def _fingerprint(model: Path) -> str:
     """Hash of the sizes, first and last bytes of a model's files, which differ between two trainings."""
     digest = hashlib.sha256()
-    for path in [model] if model.is_file() else [model / place for place in dataset_files(model)]:
+    files = [model] if model.is_file() else sorted(model.rglob("[!.]*"))
+    for path in filter(Path.is_file, files):
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             digest.update(f"{path.name} {size} ".encode())
@@ -232,7 +232,7 @@ class LabelMaker:
         keys = [find_image_key(rows.features, camera) for camera in annotation.cameras]
         if self.depth is None:
             keys += [find_depth_key(rows.features, camera) for camera in annotation.cameras]
-        self.decoders = {key: FrameDecoder(rows, key) for key in keys}
+        self.decoders = {key: FrameDecoder(rows, key, picture_size(rows.features[key])) for key in keys}
         table_m = depth_code_table(lerobot_depth_encoder(annotation.depth_max_m))
         self.depth_table_m = clean_depth(table_m, annotation.depth_max_m)
 

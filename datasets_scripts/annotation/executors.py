@@ -87,6 +87,7 @@ def run_tasks(
         job,
         output=job.output.expanduser().resolve(),
         dataset=str(dataset.resolve()) if dataset.is_dir() else job.dataset,
+        linked_videos=job.linked_videos and job.linked_videos.expanduser().resolve(),
     )
     _check_executor(executor, resources)
     prepare(job)

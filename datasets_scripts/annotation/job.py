@@ -18,6 +18,7 @@ from datasets_scripts.annotation.episode import (
     read_current_facts,
 )
 from datasets_scripts.annotation.merging import assemble
+from datasets_scripts.storage.dataset_copy import list_copied_files
 from datasets_scripts.storage.dataset_folder import data_files, load_info
 from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows, parse_episodes
 from datasets_scripts.storage.episode_job import EpisodeJob, EpisodeWork
@@ -39,6 +40,8 @@ class AnnotationJob:
         skip_broken (`bool`): Whether to leave out, and record, episodes that cannot be read.
         device (`str`): Device of learned sources: `"cuda"`, `"cuda:1"`, `"cpu"`, or `"auto"`.
         batch_size (`int`, *optional*): Frames per batch of depth models that take single frames.
+        linked_videos (`Path`, *optional*): Folder into which videos of the dataset may be links; no other
+            link may lead out of the dataset.
     """
 
     dataset: str
@@ -49,6 +52,7 @@ class AnnotationJob:
     skip_broken: bool = False
     device: str = "auto"
     batch_size: int | None = None
+    linked_videos: Path | None = None
 
 
 def annotate(job: AnnotationJob, workers: int = 1) -> dict:
@@ -124,6 +128,7 @@ class OpenJob:
 
     def check(self) -> list[int]:
         """Check the job before hours of work; returns the episodes that can be read, as far as known."""
+        list_copied_files(self.rows, self.episodes, self.job.linked_videos)  # links out of it are refused
         readable = []
         for episode in self.episodes:
             try:
@@ -155,9 +160,8 @@ class OpenJob:
         if not facts:
             raise ValueError(f"no episode of dataset {self.rows.name} can be read: {skipped[0]['reason']}")
         self.rows.fetch_videos(list(facts))
-        self.shards.write_dataset(
-            lambda root: assemble(root, self.rows, self.job.annotation, self.shards, facts, skipped)
-        )
+        parts = self.rows, self.job.annotation, self.shards, facts, skipped, self.job.linked_videos
+        self.shards.write_dataset(lambda root: assemble(root, *parts))
 
     def confirm(self) -> dict:
         """Check a finished dataset.

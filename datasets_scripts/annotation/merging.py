@@ -44,6 +44,7 @@ def assemble(
     job: EpisodeJob,
     facts: Mapping[int, dict],
     skipped: Sequence[dict],
+    linked_videos: Path | None = None,
 ) -> None:
     """Write the annotated dataset to an empty folder.
 
@@ -54,9 +55,10 @@ def assemble(
         job (`EpisodeJob`): The shards, by the episodes' numbers in the old dataset.
         facts (`Mapping[int, dict]`): Facts of the episodes to keep, by the same numbers, in order.
         skipped (`Sequence[dict]`): Episodes that cannot be read: `episode`, `file` and `reason`.
+        linked_videos (`Path`, *optional*): Folder into which the old dataset's videos may be links.
     """
     kept = list(facts)
-    copy_dataset(rows, root, kept)
+    copy_dataset(rows, root, kept, linked_videos)
     shards = [job.shard(episode) for episode in kept]
     if annotation.estimates_depth:
         _add_depth(root, annotation, shards, list(facts.values()))

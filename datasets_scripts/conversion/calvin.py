@@ -16,10 +16,8 @@ The model's `local_delta` actions are made from `observation.state`, not from `a
 """
 
 import hashlib
-import importlib
 import json
 import math
-import pickle
 import re
 from pathlib import Path
 
@@ -27,6 +25,7 @@ import numpy as np
 
 from datasets_scripts.columns import depth_key, image_key, recorded_features
 from datasets_scripts.conversion.job import Demonstration
+from datasets_scripts.numpy_pickles import NumpyUnpickler
 from datasets_scripts.storage.shards import Layout
 
 __all__ = ["CalvinArchive"]
@@ -43,14 +42,6 @@ VECTORS = {"robot_obs": 15, "rel_actions": 7}
 # (calvin_env, scripts/unnormalize_depth.py).
 TABLE_M, TABLE_RANGE_M = 4.2, (3.15, 5.6)
 DEPTH_CHECKS = 8  # segments of which the first frame is checked
-# All that numpy needs to unpickle arrays and scalars: the annotations are a pickle, which could run anything.
-NUMPY_PICKLES = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("_codecs", "encode"),
-}
 
 
 class CalvinArchive:
@@ -239,16 +230,6 @@ def _read_annotations(folder: Path) -> tuple[list[tuple[int, int]], list[str], l
     return segments, instructions, tasks
 
 
-class _NumpyOnly(pickle.Unpickler):
-    """Refuses everything but numpy's types and plain values."""
-
-    def find_class(self, module: str, name: str):
-        module = re.sub(r"^numpy\.core\b", "numpy._core", module)  # as numpy before 2 called it
-        if (module, name) not in NUMPY_PICKLES:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return getattr(importlib.import_module(module), name)
-
-
 def _load_pickled(path: Path) -> dict:
     """The dict in a npy file that `np.save` made."""
     with path.open("rb") as file:
@@ -256,4 +237,4 @@ def _load_pickled(path: Path) -> dict:
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)  # 2.0 is for long headers only
         if shape != () or not dtype.hasobject:
             raise ValueError(f"it is an array of {dtype} {shape}")
-        return _NumpyOnly(file).load().item()
+        return NumpyUnpickler(file).load().item()

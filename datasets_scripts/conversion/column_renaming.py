@@ -25,7 +25,8 @@ from datasets_scripts.columns import (
     is_label_key,
 )
 from datasets_scripts.storage.atomic import share_file, write_json, write_whole_folder
-from datasets_scripts.storage.dataset_folder import INFO_PATH, STATS_PATH, dataset_files
+from datasets_scripts.storage.dataset_copy import list_copied_files
+from datasets_scripts.storage.dataset_folder import INFO_PATH, STATS_PATH, refuse_patterns
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import PROVENANCE_PATH
 
@@ -36,7 +37,9 @@ PREFIXES = (DEPTH_PREFIX, POINTS_PREFIX, POINTS_VISIBLE_PREFIX, IMAGE_PREFIX)
 FIXED = ("timestamp", "frame_index", "episode_index", "index", "task_index", "task")
 
 
-def rename_columns(source: str | Path, output: str | Path, names: Mapping[str, str]) -> dict[str, str]:
+def rename_columns(
+    source: str | Path, output: str | Path, names: Mapping[str, str], linked_videos: Path | None = None
+) -> dict[str, str]:
     """Write the dataset under new names; the old one stays unchanged.
 
     Depth and points of a renamed camera are renamed too, as they are found by its name.
@@ -45,23 +48,26 @@ def rename_columns(source: str | Path, output: str | Path, names: Mapping[str, s
         source (`str` or `Path`): Dataset folder, or Hub id (downloaded by LeRobot).
         output (`str` or `Path`): Folder to make; it appears when it is whole.
         names (`Mapping[str, str]`): New names by old name.
+        linked_videos (`Path`, *optional*): Folder into which videos of the dataset may be links.
 
     Returns:
         `dict[str, str]`: All renamed columns, including labels.
 
     Raises:
-        ValueError: If the output exists, the dataset is damaged, or a name is unknown, taken or not allowed.
+        ValueError: If the output exists, the dataset is damaged, a name is unknown, taken or not allowed, or
+            another link leads out of the dataset.
         OSError: If the disk is full; nothing is left behind.
     """
     output = Path(output)
     if output.exists():
         raise ValueError(f"{output} exists already: name another folder for the renamed dataset")
+    refuse_patterns(output)
     rows = DatasetRows(source)  # refuses a damaged dataset
     root, features = rows.root, rows.features
     names = _add_labels(features, names)
     _check_names(features, names)
     with write_whole_folder(output) as folder:
-        for place in dataset_files(root):
+        for place in list_copied_files(rows, range(rows.n_episodes), linked_videos):
             _write_file(root / place, folder, place, names)
     return names
 

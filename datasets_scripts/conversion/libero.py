@@ -117,6 +117,8 @@ class LiberoArchive:
         for key in [*(f"obs/{name}" for name in LIBERO_CAMERAS.values()), *wanted]:
             if key not in group:
                 raise ValueError(f"{path}: {demo} lacks {key}; {REMEDY}")
+            if group[key].external or group[key].is_virtual or Path(group[key].file.filename) != path:
+                raise ValueError(f"{path}: {key} of {demo} lies in another file; {REMEDY}")
             shape = group[key].shape
             n_frames = shape[0] if n_frames is None else n_frames
             tail = wanted.get(key, (*shape[1:3], 3))

@@ -182,7 +182,7 @@ def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _flatten(inner, f"{path} {number}".strip())
     elif value is not None:
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        yield path.replace("_", " "), text.replace("|", "\\|")
+        yield path.replace("_", " "), text
 
 
 def list_label_licenses(value: Any) -> list[tuple[str, str]]:

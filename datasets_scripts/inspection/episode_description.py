@@ -12,7 +12,7 @@ from datasets_scripts.inspection.template_rendering import render_template
 
 __all__ = ["describe_episode"]
 
-EPISODE_TEMPLATE = Path(__file__).with_name("episode_template.md")
+EPISODE_TEMPLATE = Path(__file__).with_name("episode_template.txt")
 
 
 def describe_episode(episode: LabeledEpisode) -> tuple[str, list[str]]:

@@ -55,7 +55,7 @@ def draw_episode(episode: LabeledEpisode, moments: int):
             add_color_bar(figure, colors, ax=axes[first : last + 1].ravel().tolist())
         first = last + 1
     name = Path(episode.rows.name).name
-    figure.suptitle(f"{name}, episode {episode.number}: “{episode.task}”", fontsize=10)
+    figure.suptitle(f"{name}, episode {episode.number}: “{episode.task}”", fontsize=10, parse_math=False)
     caption = "Depth: gray is unknown. " if any(camera.depth_key for camera in episode.cameras) else ""
     tracked = [camera for camera in episode.cameras if camera.points is not None]
     if tracked:
@@ -82,7 +82,7 @@ def _draw_camera(episode: LabeledEpisode, camera: Camera, chosen: list[int], axe
         if depths:
             colors = draw_depth(axes[1, i], np.where(depths[i] > 0, depths[i], np.nan), limits)
     for axis, name in zip(axes[:, 0], (camera.name, "depth"), strict=False):
-        axis.set_ylabel(name, fontsize=9)
+        axis.set_ylabel(name, fontsize=9, parse_math=False)
     return colors
 
 

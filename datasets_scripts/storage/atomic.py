@@ -15,6 +15,7 @@ __all__ = ["remove_leftovers", "share_file", "write_json", "write_whole_file", "
 
 # Errors of linking: another file system, one without links, too many of them.
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of syncing a folder on some network file systems
 SUFFIX, REPLACED = ".tmp", ".replaced"
 
 
@@ -29,7 +30,9 @@ def write_whole_file(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o644)  # mkstemp makes private files
+        _sync(temporary)
         os.replace(temporary, path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -60,13 +63,30 @@ def write_whole_folder(
     try:
         yield folder
         folder.chmod(0o755)  # mkdtemp makes private folders
+        for part in (*folder.rglob("*"), folder):
+            _sync(part)
         with _set_aside(path) if replace else contextlib.nullcontext():
             os.replace(folder, path)
+        _sync(path.parent)
     except OSError as error:
         if not (shared and error.errno in (errno.ENOTEMPTY, errno.EEXIST)):
             raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder's list is on the disk: after a power cut no name must lack content."""
+    if path.is_symlink():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ The episodes of a part are renumbered. They point into the old video files, whic
 episode uses: LeRobot reads such datasets, and its split, delete and merge tools take them.
 """
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,21 +20,45 @@ from datasets_scripts.storage.atomic import share_file, write_json
 from datasets_scripts.storage.dataset_folder import (
     INFO_PATH,
     STATS_PATH,
+    check_inside,
     data_files,
     dataset_files,
     iterate_episodes,
     load_info,
+    read_json,
 )
 from datasets_scripts.storage.dataset_rows import DatasetRows
 
-__all__ = ["copy_dataset"]
+__all__ = ["copy_dataset", "list_copied_files"]
 
 # Statistics of a counter (`index`) that move with it; its standard deviation does not.
 SHIFTED_STATS = ("min", "max", "mean", "q01", "q10", "q50", "q90", "q99")
 
 
-def copy_dataset(rows: DatasetRows, root: Path, episodes: Sequence[int]) -> None:
+def list_copied_files(
+    rows: DatasetRows, episodes: Sequence[int], linked_videos: Path | None = None
+) -> list[Path]:
+    """Sorted relative paths of what a copy takes: the folder's files, and the episodes' videos.
+
+    Raises:
+        ValueError: If a link leads out of the dataset, except of these videos into the folder
+            `linked_videos`; names it.
+    """
+    places = set(dataset_files(rows.root, linked_videos))
+    for path in sorted(rows.video_files(episodes)):
+        if path.exists():  # others are still on the Hub
+            if linked_videos is None or not path.resolve().is_relative_to(linked_videos.resolve()):
+                check_inside(rows.root, path)
+            places.add(path.relative_to(rows.root))
+    return sorted(places)
+
+
+def copy_dataset(
+    rows: DatasetRows, root: Path, episodes: Sequence[int], linked_videos: Path | None = None
+) -> None:
     """Write a dataset of ascending episodes of another, whose videos are downloaded, to the folder `root`.
+
+    Raises as `list_copied_files`, and:
 
     Raises:
         OSError: If the disk is full.
@@ -43,7 +66,7 @@ def copy_dataset(rows: DatasetRows, root: Path, episodes: Sequence[int]) -> None
     """
     is_part = len(episodes) < rows.n_episodes
     used = rows.video_files(episodes)
-    for place in dataset_files(rows.root):
+    for place in list_copied_files(rows, episodes, linked_videos):
         is_video = place.parts[0] == "videos"
         is_numbered = place.parts[0] == "data" or place.parts[:2] == ("meta", "episodes")
         if is_part and (is_numbered or (is_video and rows.root / place not in used)):
@@ -111,7 +134,7 @@ def _write_metadata(
         pq.write_table(pa.Table.from_pylist(kept, schema=pq.read_schema(path)), target)
         chunk, file = update_chunk_file_indices(chunk, file, rows.meta.chunks_size)
     if all(stats):  # some writers keep none by episode
-        total = json.loads((root / STATS_PATH).read_text()) | aggregate_stats(stats)
+        total = read_json(root / STATS_PATH) | aggregate_stats(stats)
         write_stats(dict(sorted(total.items())), root)  # LeRobot's order differs from process to process
     n_episodes, n_frames = len(new_numbers), places[-1]["dataset_to_index"]
     totals = {

@@ -1,35 +1,40 @@
 """Find, check and extend the files of a LeRobot v3 dataset."""
 
 import json
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+import re
+import reprlib
+import string
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datasets_scripts.columns import is_depth_feature
 from datasets_scripts.storage.atomic import write_json, write_whole_file
 
 INFO_PATH = Path("meta/info.json")
 STATS_PATH = Path("meta/stats.json")
+LARGEST_VALUE = 2**31  # of sizes and rates
 
 
 def load_info(root: str | Path) -> dict:
     """Contents of `meta/info.json` of a local LeRobot dataset.
 
     Raises:
-        ValueError: If the file is missing or damaged, or of another version than v3; names it.
+        ValueError: If the file is missing or damaged, of another version than v3, or has a value that makes
+            no sense; names the file and the field.
     """
     path = Path(root) / INFO_PATH
     try:
-        info = json.loads(path.read_text())
+        info = read_json(path)
     except FileNotFoundError:
         raise ValueError(f"{root} is not a LeRobot dataset: {INFO_PATH} is missing") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); download or create the dataset again") from error
-    if not isinstance(info, dict) or "features" not in info:
+    if not isinstance(info, dict) or not isinstance(info.get("features"), dict):
         raise ValueError(f"{path} lists no features; download or create the dataset again")
     version = str(info.get("codebase_version", "v3")).removeprefix("v")
     if version.split(".")[0] != "3":
@@ -40,7 +45,99 @@ def load_info(root: str | Path) -> dict:
                 "--push-to-hub=false` (--root=DIR for a folder)"
             )
         raise ValueError(f"{root} is a LeRobot dataset of version {version}, not 3: {remedy}")
+    for problem in _find_info_problems(info):
+        raise ValueError(f"{path}: {problem}; correct it, or download the dataset again")
     return info
+
+
+def read_json(path: Path) -> Any:
+    """Contents of a dataset's JSON file; raises a `ValueError` that names it if it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); download or create the dataset again") from error
+
+
+def _find_info_problems(info: Mapping[str, Any]) -> Iterator[str]:
+    """Values that would become sizes, times, paths or program text, and cannot be right."""
+    for name in ("fps", "chunks_size", "data_files_size_in_mb", "video_files_size_in_mb"):
+        value, is_count = info.get(name, 1), name == "chunks_size"
+        if not _is_number(value, whole=is_count) or not 0 < value < LARGEST_VALUE:
+            yield f"{name} is {reprlib.repr(value)}, not a {'whole ' * is_count}number above 0"
+    for name in ("total_frames", "total_episodes", "total_tasks"):
+        if not _is_number(info.get(name, 0), whole=True) or info.get(name, 0) < 0:
+            yield f"{name} is {reprlib.repr(info[name])}, not a count"
+    for key, feature in info["features"].items():
+        if key in ("", ".", "..") or set(key) & set("/\\\0") or len(key.encode()) > 200:
+            yield f"the column {reprlib.repr(key)} has a name that would become a path"
+        if problem := _find_feature_problem(feature):
+            yield f"the column {reprlib.repr(key)} {problem}"
+        elif feature["dtype"] == "video" and info.get("video_path", "") is None:
+            yield f"the column {reprlib.repr(key)} is a video, but there is no video_path"
+    for name, folder in (("data_path", "data"), ("video_path", "videos")):
+        template = info.get(name)
+        if template is not None and not _is_template(template, folder):
+            yield (
+                f"{name} is {reprlib.repr(template)}, not a path inside of the dataset such as LeRobot's "
+                "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+            )
+
+
+def _find_feature_problem(feature: Any) -> str | None:
+    """What is wrong with the definition of a column, if anything."""
+    if not isinstance(feature, dict) or not isinstance(feature.get("dtype"), str):
+        return "has no dtype"
+    shape, is_picture = feature.get("shape"), feature["dtype"] in ("image", "video")
+    if not isinstance(shape, list) or not all(_is_number(size, whole=True) and size > 0 for size in shape):
+        return f"has the shape {reprlib.repr(shape)}, not a list of whole numbers above 0"
+    if math.prod(shape) > LARGEST_VALUE or (is_picture and len(shape) != 3):
+        return f"has the shape {reprlib.repr(shape)}" + ", not (height, width, channels)" * is_picture
+    notes = [feature.get(name) or {} for name in ("info", "video_info")]
+    if not all(isinstance(note, dict) for note in notes):
+        return "has an info that is not an object"
+    if is_depth_feature(feature):
+        for name in ("depth_min", "depth_max", "shift"):
+            for value in (note.get(known) for note in notes for known in (name, f"video.{name}")):
+                if value is not None and not (_is_number(value) and 0 <= value < LARGEST_VALUE):
+                    return f"has the {name} {reprlib.repr(value)}, not meters"
+        if (unit := notes[0].get("depth_unit")) not in (None, "m", "mm"):
+            return f"has the depth_unit {reprlib.repr(unit)}, not 'm' or 'mm'"
+    return None
+
+
+def _is_number(value: Any, whole: bool = False) -> bool:
+    """Whether a JSON value is a finite number; `True` is not one."""
+    if isinstance(value, float) and not whole:
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_template(template: Any, folder: str) -> bool:
+    """Whether a path inside `folder` results: text and plain fields, so that no input makes it long."""
+    try:
+        fields = list(string.Formatter().parse(template))
+        path = PurePosixPath(template)
+    except (ValueError, TypeError):
+        return False
+    return (
+        path.parts[:1] == (folder,)
+        and ".." not in path.parts
+        and not set(template) & set("\\\0")
+        and all(
+            (name is None or name in ("chunk_index", "file_index") or (name == "video_key" and not spec))
+            and re.fullmatch(r"(0?\d{1,2})?d?", spec or "")
+            and conversion is None
+            for _, name, spec, conversion in fields
+        )
+    )
+
+
+def refuse_patterns(root: Path) -> None:
+    """Refuse a dataset's path that LeRobot's reader, which expands it, would not find or take for others."""
+    if marks := [mark for mark in ("[", "*", "?", "::") if mark in str(root.resolve())]:
+        raise ValueError(
+            f"{root} has '{marks[0]}' in its path, which LeRobot takes for a pattern: rename the folder"
+        )
 
 
 def load_features(root: str | Path) -> dict[str, dict]:
@@ -60,16 +157,56 @@ def data_files(root: str | Path) -> list[Path]:
     return paths
 
 
-def dataset_files(root: str | Path) -> list[Path]:
-    """Sorted relative paths of all files of a dataset but hidden ones.
+def dataset_files(root: str | Path, linked: Path | None = None) -> list[Path]:
+    """Sorted relative paths of all files of a folder but hidden ones: what may be copied or sent.
 
-    Symbolic links to folders are followed, as LeRobot does: videos may lie on another disk.
+    A link to a file of the folder counts as that file; links to its folders are not entered.
+
+    Args:
+        root (`str` or `Path`): A dataset, or another folder.
+        linked (`Path`, *optional*): Links into this folder are left out instead of refused.
+
+    Raises:
+        ValueError: If a link leads out of the folder, or something is not a file; names it.
     """
     places = []
-    for folder, inner, names in os.walk(root, followlinks=True):
+    for folder, inner, names in os.walk(root):
         inner[:] = [name for name in inner if not name.startswith(".")]
-        places += [Path(folder, name).relative_to(root) for name in names if not name.startswith(".")]
+        visible = [Path(folder, name) for name in names if not name.startswith(".")]
+        links = [path for name in inner if (path := Path(folder, name)).is_symlink()]
+        for path in [*visible, *links]:
+            if linked is None or not _leads_into(path, [linked]) or _leads_into(path, _own_folders(root)):
+                check_inside(root, path)
+                places += [path.relative_to(root)] if path in visible else []
     return sorted(places)
+
+
+def check_inside(root: str | Path, path: Path) -> None:
+    """Refuse a path whose links lead out of the folder `root`, and what is neither file nor folder.
+
+    The Hub's cache keeps the files of its snapshots in `blobs`, two folders above.
+
+    Raises:
+        ValueError: Names the path, and where it leads.
+    """
+    target = Path(os.path.realpath(path))
+    if not _leads_into(path, _own_folders(root)):
+        raise ValueError(
+            f"{path} leads out of its folder, to {target}, and would be copied or sent: put the file "
+            "itself there, or remove it (for a dataset's videos on another disk, see --linked-videos)"
+        )
+    if not (target.is_file() or target.is_dir()):
+        raise ValueError(f"{path} is not a file, or a link that leads nowhere: remove it")
+
+
+def _own_folders(root: str | Path) -> list[Path]:
+    folder = Path(os.path.realpath(root))
+    return [folder, *(p.with_name("blobs") for p in folder.parents if p.name == "snapshots")]
+
+
+def _leads_into(path: Path, folders: Iterable[Path]) -> bool:
+    target = Path(os.path.realpath(path))
+    return any(target.is_relative_to(os.path.realpath(folder)) for folder in folders)
 
 
 def append_columns(

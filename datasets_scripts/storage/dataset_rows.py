@@ -20,7 +20,13 @@ from lerobot.datasets.io_utils import load_nested_dataset
 from lerobot.datasets.utils import has_legacy_hub_download_metadata
 from lerobot.utils.constants import HF_LEROBOT_HOME
 
-from datasets_scripts.storage.dataset_folder import INFO_PATH, data_files, load_features
+from datasets_scripts.storage.dataset_folder import (
+    INFO_PATH,
+    data_files,
+    load_info,
+    read_json,
+    refuse_patterns,
+)
 from datasets_scripts.storage.hub_download import HubFiles, open_hub_dataset
 
 __all__ = [
@@ -103,6 +109,7 @@ class VideoSegments:
     paths: list[Path]  # distinct
     file_of_episode: np.ndarray  # (episodes,) positions in `paths`
     start_s: np.ndarray  # (episodes,) float64, times of the first frames within their files
+    stop_s: np.ndarray  # (episodes,) float64, times after the last frames
 
 
 class DatasetRows:
@@ -136,7 +143,8 @@ class DatasetRows:
         self._check_rows()
 
     def _open(self) -> None:
-        load_features(self.root)  # with a better message than LeRobot's
+        refuse_patterns(self.root)
+        load_info(self.root)  # with a better message than LeRobot's
         for part in (TASKS, "meta/episodes"):
             if not (self.root / part).exists():  # LeRobot would search the Hub
                 raise ValueError(f"dataset {self.name} lacks {self.root / part}; {RESTORE}")
@@ -149,6 +157,8 @@ class DatasetRows:
         except Exception as error:  # whatever LeRobot, datasets or Arrow raise: find the faulty file
             for path in [*files, *sorted((self.root / "meta").rglob("*.parquet"))]:
                 _check_parquet(path)
+            for path in sorted((self.root / "meta").glob("*.json")):
+                read_json(path)
             raise ValueError(f"dataset {self.name} cannot be read: {error}; {RESTORE}") from error
         self.meta, self.features, self.fps, self._table = meta, meta.features, meta.fps, table
         episodes = meta.episodes.data
@@ -168,6 +178,19 @@ class DatasetRows:
                 f"dataset {self.name}: its data files hold {len(index)} frames but meta/episodes lists "
                 f"{promised}, or their frame numbers do not count up; the dataset is incomplete: {RESTORE}"
             )
+        bounds = np.stack([self.episode_starts, self.episode_stops])
+        if bounds[0, :1].any() or (bounds[0, 1:] != bounds[1, :-1]).any() or (bounds[0] > bounds[1]).any():
+            raise ValueError(
+                f"dataset {self.name}: the episodes of meta/episodes do not follow each other "
+                f"(dataset_from_index, dataset_to_index); {RESTORE}"
+            )
+        found = {"total_frames": len(index), "total_episodes": self.n_episodes}
+        for name, count in found.items():
+            if (said := getattr(self.meta, name)) != count:
+                raise ValueError(
+                    f"dataset {self.name}: {INFO_PATH} says {name} {said}, but there are {count}; the "
+                    f"dataset is incomplete: {RESTORE}, or correct the number"
+                )
 
         used = pc.unique(self._table.data.column("task_index")).to_pylist()
         if unknown := sorted(set(used) - self.instructions.keys()):
@@ -203,8 +226,8 @@ class DatasetRows:
         return self._segments[key]
 
     def _read_segments(self, key: str) -> VideoSegments:
-        parts = ("chunk_index", "file_index", "from_timestamp")
-        chunks, files, starts_s = (
+        parts = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+        chunks, files, starts_s, stops_s = (
             self.meta.episodes.data.column(f"videos/{key}/{part}").to_numpy() for part in parts
         )
         numbers, file_of_episode = np.unique(np.stack([chunks, files]), axis=1, return_inverse=True)
@@ -212,7 +235,8 @@ class DatasetRows:
             self.root / self.meta.video_path.format(video_key=key, chunk_index=chunk, file_index=file)
             for chunk, file in numbers.T.tolist()
         ]
-        return VideoSegments(paths, file_of_episode.reshape(-1), starts_s.astype(np.float64))
+        bounds_s = starts_s.astype(np.float64), stops_s.astype(np.float64)
+        return VideoSegments(paths, file_of_episode.reshape(-1), *bounds_s)
 
     def video_files(self, episodes: Sequence[int]) -> set[Path]:
         """Video files of some episodes, those to be downloaded included."""

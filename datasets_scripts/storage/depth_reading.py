@@ -8,7 +8,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-__all__ = ["DepthVideos"]
+__all__ = ["DEPTH_BITS", "DepthVideos"]
+
+DEPTH_BITS = 12
 
 
 class DepthVideos:
@@ -56,6 +58,10 @@ class DepthVideos:
             if len(self._open) >= self.max_open:
                 self._open.popitem(last=False)[1].close()
             self._open[path] = av.open(str(path))
+            bits = self._open[path].streams.video[0].codec_context.format.components[0].bits
+            if bits < DEPTH_BITS:  # it would be stretched to 12
+                self._open.pop(path).close()
+                raise ValueError(f"its pixels have {bits} bits instead of {DEPTH_BITS}")
             # Threads would have to be filled again after every seek.
             self._open[path].streams.video[0].codec_context.thread_count = 1
         self._open.move_to_end(path)

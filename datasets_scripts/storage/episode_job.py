@@ -26,7 +26,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from tqdm import tqdm
 
 from datasets_scripts.storage.atomic import remove_leftovers, write_json, write_whole_folder
-from datasets_scripts.storage.dataset_folder import check_dataset
+from datasets_scripts.storage.dataset_folder import check_dataset, refuse_patterns
 from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.shards import read_facts
 
@@ -59,6 +59,7 @@ class EpisodeJob:
 
     def open(self) -> None:
         """Make the folder of unfinished work, or check that the existing one is of this job."""
+        refuse_patterns(self.partial)
         path = self.partial / PARAMETERS
         if not path.exists():
             with write_whole_folder(self.partial, shared=True) as folder:

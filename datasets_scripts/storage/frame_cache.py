@@ -7,6 +7,7 @@ times, so a changed dataset is decoded again.
 """
 
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -14,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,10 +33,19 @@ from lerobot.datasets.video_utils import (
 from PIL import Image
 from tqdm.auto import tqdm
 
-from datasets_scripts.columns import clean_depth, depth_limit_m, is_depth_feature
+from datasets_scripts.columns import (
+    UINT16_SENTINELS_M,
+    check_meters,
+    clean_depth,
+    depth_limit_m,
+    erase_sentinels,
+    is_depth_feature,
+)
 from datasets_scripts.storage.atomic import write_whole_file
+from datasets_scripts.storage.dataset_folder import INFO_PATH, check_inside
 from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows
 from datasets_scripts.storage.depth_reading import DepthVideos
+from datasets_scripts.storage.video_diagnosis import explain_rows, explain_video
 from datasets_scripts.storage.video_writing import MAX_DEPTH_CODE
 
 __all__ = ["CachedFrames", "FrameDecoder", "OnDemandFrames", "depth_code_table", "open_frames"]
@@ -42,6 +53,7 @@ __all__ = ["CachedFrames", "FrameDecoder", "OnDemandFrames", "depth_code_table",
 logger = logging.getLogger(__name__)
 
 MAX_OPEN_DECODERS = 16  # per process; LeRobot's default of 100 holds a few MB each
+DEPTH_MODES = {"L", "I", "I;16", "I;16L", "I;16B", "F"}  # Pillow's, one number per pixel
 BUILD_FRAMES = 128  # frames decoded at a time while the cache is built
 AUTO_CACHE_BYTES = 32 * 2**30  # "auto" decodes on demand beyond this
 
@@ -56,6 +68,12 @@ def depth_code_table(encoder: DepthEncoderConfig) -> np.ndarray:
 class FrameDecoder:
     """Decodes one image or depth feature of a dataset, whether stored as video or as pictures.
 
+    Args:
+        rows (`DatasetRows`): The dataset.
+        key (`str`): The feature.
+        size (`tuple[int, int]`, *optional*): Height and width that all frames must have; if omitted, those of
+            the first frame that is decoded.
+
     Attributes:
         is_depth (`bool`): Whether frames are depth maps.
         limit_m (`float`): Far limit of the depth storage in meters; `inf` if none.
@@ -64,7 +82,7 @@ class FrameDecoder:
         BrokenEpisodeError: If a video file is missing.
     """
 
-    def __init__(self, rows: DatasetRows, key: str):
+    def __init__(self, rows: DatasetRows, key: str, size: tuple[int, int] | None = None):
         feature = rows.features[key]
         self.rows, self.key, self.is_depth = rows, key, is_depth_feature(feature)
         self.is_video = feature["dtype"] == "video"
@@ -77,9 +95,13 @@ class FrameDecoder:
         if self.is_depth and self.is_video:
             self._table_m = depth_code_table(DepthEncoderConfig.from_video_info(info))
             self._clean_table_m = clean_depth(self._table_m, self.limit_m)
+            if self._depth_unit == "mm":  # recorded as uint16, whose largest value is "no measurement"
+                code = np.searchsorted(self._table_m, UINT16_SENTINELS_M[0])
+                self._clean_table_m[code - 1 : code + 1] = 0
         self._backend = get_safe_default_video_backend()
         self._decoders: tuple[int, VideoDecoderCache] | None = None
         self._depth_videos = DepthVideos(MAX_OPEN_DECODERS)
+        self._size = size and (tuple(size), INFO_PATH.as_posix())
 
     def file_of(self, episode: int) -> Path:
         """The video file that holds an episode, downloaded or not."""
@@ -93,9 +115,24 @@ class FrameDecoder:
             meters of pictures.
 
         Raises:
-            BrokenEpisodeError: If a file is missing or damaged; names it.
+            BrokenEpisodeError: If a file is missing or damaged, or a frame has another size than the others;
+                names it.
         """
-        return self._decode_video(rows) if self.is_video else self._decode_pictures(rows)
+        frames = self._decode_video(rows) if self.is_video else self._decode_pictures(rows)
+        self._check_size(frames.shape[-2:], rows)
+        return frames
+
+    def _check_size(self, size: tuple[int, int], rows: range) -> None:
+        """Refuse frames of another size than the first: batches and the frame cache have one per column."""
+        episode = self.rows.episode_of(rows[0])
+        self._size = self._size or (size, f"episode {episode}")
+        if size != self._size[0]:
+            (height, width), (first_height, first_width) = size, self._size[0]
+            raise BrokenEpisodeError(
+                f"dataset {self.rows.name}: '{self.key}' has pictures of {width}x{height} px in episode "
+                f"{episode}, but {first_width}x{first_height} px in {self._size[1]}: resize them to one "
+                "size, or leave episodes out (in training with `episodes` and frame_cache 'off')"
+            )
 
     def meters(self, stored: np.ndarray, clean: bool = True) -> np.ndarray:
         """Depth `(n, H, W)` as stored -> float32 meters; invalid pixels are 0 unless `clean` is false."""
@@ -109,6 +146,11 @@ class FrameDecoder:
         path = self.rows.local(self.file_of(episode))
         start_s = float(self._segments.start_s[episode])
         times_s = [start_s + float(t) for t in self.rows.column("timestamp").read(rows)]
+        span = range(int(self.rows.episode_starts[episode]), int(self.rows.episode_stops[episode]))
+        video_s = float(self._segments.stop_s[episode]) - start_s
+        where = f"video file {path} of '{self.key}', episode {episode}"
+        if reason := explain_rows(len(span), video_s, self.rows.fps):
+            raise BrokenEpisodeError(f"{where}: {reason}", path)
         try:
             if self.is_depth:
                 return self._depth_videos.read(path, times_s, self._tolerance_s)
@@ -121,11 +163,11 @@ class FrameDecoder:
                     path, times_s, self._tolerance_s, backend=self._backend, return_uint8=True
                 )
         except Exception as error:  # av, torchcodec and LeRobot each have their own
-            raise BrokenEpisodeError(
-                f"video file {path} cannot be decoded at {times_s[0]:.3f} s ({error}); it is damaged or "
-                f"truncated: {RESTORE}",
-                path,
-            ) from error
+            all_times_s = start_s + self.rows.column("timestamp").read(span).astype(np.float64)
+            reason = explain_video(path, all_times_s, self.rows.fps, self.is_depth) or (
+                f"it cannot be decoded at {times_s[0]:.3f} s ({error}); it is damaged or truncated: {RESTORE}"
+            )
+            raise BrokenEpisodeError(f"{where}: {reason}", path) from error
         return frames.numpy()
 
     def _decoder_cache(self) -> VideoDecoderCache:
@@ -134,31 +176,48 @@ class FrameDecoder:
             self._decoders = (os.getpid(), VideoDecoderCache(max_size=MAX_OPEN_DECODERS))
         return self._decoders[1]
 
-    def check_files(self) -> None:
-        """Decode the last frame of every video file, so that a truncated one is found early."""
+    def check_files(self, episodes: Sequence[int]) -> None:
+        """Decode the last used frame of every video file, so that a truncated one is found early."""
         if self.is_video:
-            last_episodes = {file: e for e, file in enumerate(self._segments.file_of_episode.tolist())}
+            last_episodes = {int(self._segments.file_of_episode[episode]): episode for episode in episodes}
             for stop in self.rows.episode_stops[list(last_episodes.values())].tolist():
                 self.decode(range(stop - 1, stop))
 
     def _decode_pictures(self, rows: range) -> np.ndarray:
         stored = self.rows.column(self.key).read(rows)
         try:
-            return np.stack([self._decode_picture(picture) for picture in stored])
+            frames = [self._decode_picture(picture) for picture in stored]
         except Exception as error:  # Pillow raises many kinds
             raise BrokenEpisodeError(
                 f"dataset {self.rows.name}: a picture of '{self.key}' among frames {rows[0]} to {rows[-1]} "
                 f"cannot be decoded ({error}); {RESTORE}"
             ) from error
+        for frame in frames:
+            self._check_size(frame.shape[-2:], rows)
+            try:
+                if self.is_depth:
+                    check_meters(frame[::4, ::4], self.key)  # every fourth pixel tells the unit
+            except ValueError as error:
+                where = f"dataset {self.rows.name}, episode {self.rows.episode_of(rows[0])}"
+                raise BrokenEpisodeError(f"{where}: {error}") from error
+        return np.stack(frames)
 
-    def _decode_picture(self, picture: dict) -> np.ndarray:
-        source = picture["bytes"]
-        image = Image.open(self.rows.root / picture["path"] if source is None else io.BytesIO(source))
+    def _decode_picture(self, picture: dict | None) -> np.ndarray:
+        source, place = (picture or {}).get("bytes"), (picture or {}).get("path")
+        if source is None and not place:
+            raise ValueError("it is missing: its row is null")
+        if source is None:
+            check_inside(self.rows.root, self.rows.root / place)
+        image = Image.open(self.rows.root / place if source is None else io.BytesIO(source))
         if not self.is_depth:
+            if image.mode in DEPTH_MODES - {"L"}:
+                raise ValueError(f"its pixels are {image.mode}, not colors of 8 bits")
             return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        if image.mode not in DEPTH_MODES:
+            raise ValueError(f"a depth map has one number per pixel, this picture is {image.mode}")
         depth = np.asarray(image)
         unit = self._depth_unit or ("m" if np.issubdtype(depth.dtype, np.floating) else "mm")
-        depth = depth.astype(np.float32)
+        depth = erase_sentinels(depth).astype(np.float32)
         return depth / np.float32(MM_PER_METRE) if unit == "mm" else depth
 
     def fingerprint(self) -> str:
@@ -170,7 +229,7 @@ class FrameDecoder:
             status = path.stat()
             name = path.relative_to(self.rows.root).as_posix()
             files.append((name, status.st_size, status.st_mtime_ns))
-        content = [1, self.key, self.rows.features[self.key], len(self.rows), files]
+        content = [2, self.key, self.rows.features[self.key], len(self.rows), files]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
         timestamps = self.rows.column("timestamp").read(range(len(self.rows)))
         for array in (self.rows.episode_starts, timestamps, *((segments.start_s,) if segments else ())):
@@ -242,7 +301,9 @@ class CachedFrames(OnDemandFrames):
         return {**self.__dict__, "_maps": {}}  # pickling a map would copy the whole file
 
 
-def open_frames(rows: DatasetRows, keys: list[str], frame_cache: str = "auto") -> OnDemandFrames:
+def open_frames(
+    rows: DatasetRows, keys: list[str], frame_cache: str = "auto", episodes: Sequence[int] | None = None
+) -> OnDemandFrames:
     """Choose and open the frame reader of a dataset.
 
     Args:
@@ -251,6 +312,7 @@ def open_frames(rows: DatasetRows, keys: list[str], frame_cache: str = "auto") -
         frame_cache (`str`): `"off"` decodes on demand; a folder holds the cache; `"auto"` caches under
             `$FORESIGHT_CACHE` or `~/.cache/foresight` unless that would take more than 32 GiB or half of the
             free space.
+        episodes (`Sequence[int]`, *optional*): Those that will be read (default: all).
 
     Raises:
         ValueError: If a file of the dataset is damaged, or the cache cannot be written; names it.
@@ -258,7 +320,7 @@ def open_frames(rows: DatasetRows, keys: list[str], frame_cache: str = "auto") -
     if frame_cache in ("off", "False") or rows.stream or not keys:  # YAML takes a bare `off` for false
         on_demand = OnDemandFrames(rows, keys)
         for decoder in on_demand.decoders.values() if not rows.stream else ():
-            decoder.check_files()
+            decoder.check_files(range(rows.n_episodes) if episodes is None else episodes)
         return on_demand
     base = frame_cache
     if frame_cache == "auto":
@@ -283,7 +345,7 @@ def open_frames(rows: DatasetRows, keys: list[str], frame_cache: str = "auto") -
                 "%s; decoding on demand instead. Set frame_cache to a folder to cache anyway.",
                 *(rows.name, missing / 1e9, room / 1e9, folder),
             )
-            return open_frames(rows, keys, "off")
+            return open_frames(rows, keys, "off", episodes)
     return CachedFrames(rows, keys, folder)
 
 
@@ -304,7 +366,7 @@ def _build_cache_file(decoder: FrameDecoder, path: Path) -> None:
         if path.exists():  # another process made it meanwhile
             return
         # Files of an older state of this key; open maps keep their pages.
-        for stale in path.parent.glob(f"{decoder.key}-*"):
+        for stale in path.parent.glob(f"{glob.escape(decoder.key)}-*"):
             if re.fullmatch(re.escape(decoder.key) + r"-[0-9a-f]{16}\.npy", stale.name):
                 stale.unlink(missing_ok=True)
         needed, free = _estimate_bytes(decoder), shutil.disk_usage(path.parent).free

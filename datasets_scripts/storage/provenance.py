@@ -26,7 +26,7 @@ def read_provenance(root: str | Path) -> dict:
         provenance = json.loads(path.read_text())
         if not isinstance(provenance, dict):
             raise ValueError("it holds no JSON object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); annotate the dataset again or delete the file"
         ) from error

@@ -135,6 +135,7 @@ class DepthVideo:
 def depth_codes(depth_m: np.ndarray, depth_max_m: float) -> np.ndarray:
     """LeRobot's depth code: meters, any shape -> uint16 in 0..4095, clipped to [0.01 m, depth_max_m]."""
     low, high = np.log(DEPTH_MIN_M + DEPTH_SHIFT_M), np.log(depth_max_m + DEPTH_SHIFT_M)
+    depth_m = np.fmax(depth_m, np.float32(0))  # NaN and negative: nothing was measured
     fraction = (np.log(depth_m.astype(np.float32) + np.float32(DEPTH_SHIFT_M)) - low) / (high - low)
     return np.rint(fraction * MAX_DEPTH_CODE).clip(0, MAX_DEPTH_CODE).astype(np.uint16)
 

@@ -32,9 +32,8 @@ def build_error_rows(validation: Mapping, action_unit: str) -> list[dict]:
         if model is None:
             return
         best = all(model < other for other in others if other is not None)
-        text = format_number(model)
         mean, still = (NONE if other is None else format_number(other) for other in others)
-        row = {"what": what, "unit": unit, "value": model, "model": f"**{text}**" if best else text}
+        row = {"what": what, "unit": unit, "value": model, "model": format_number(model)}
         rows.append({**row, "mean": mean, "still": still, "best": best})
 
     for section, name in PATCHES.items():

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets_scripts.storage.atomic import write_json, write_whole_file
+from datasets_scripts.storage.dataset_folder import check_inside
 from hub_cards.cards.licenses import find_previous_stage, list_parts
 from training.config import RunConfig
 from training.model_folder import read_run_config, read_summary, run_folder, weights_digest
@@ -74,6 +75,7 @@ def collect_measurements(run: Path, seed_evaluations: Sequence[Path] = (), open_
         write_json(folder / name, content)
     for name in PICTURES:
         if (run / name).is_file():
+            check_inside(run, run / name)
             with write_whole_file(model / name) as temporary:
                 shutil.copyfile(run / name, temporary)
 

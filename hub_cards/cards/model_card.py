@@ -5,9 +5,10 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import UndefinedError
+from markupsafe import Markup
 
 from datasets_scripts.inspection.dataset_card import list_label_licenses
-from datasets_scripts.inspection.template_rendering import render_template
+from datasets_scripts.inspection.template_rendering import as_code, render_template
 from datasets_scripts.simulation.metaworld import task_descriptions
 from hub_cards.cards.error_tables import build_error_rows, format_number, join_words
 from hub_cards.cards.eval_results import build_model_index, success_by_task
@@ -77,7 +78,9 @@ def _build_fields(folder: Path, measured: Mapping) -> dict:
         many = f"{len(tasks)} {evaluation['benchmark']} tasks"
         subject = many if len(tasks) > 1 else instructions[tasks[0]]
     learned = [text for name, text in OBJECTIVE_TEXTS.items() if name in config["objectives"]]
-    demonstrations = [f"{d['train_episodes']} episodes of `{d['name']}`" for d in summary["datasets"]]
+    demonstrations = [
+        f"{d['train_episodes']:d} episodes of {as_code(d['name'])}" for d in summary["datasets"]
+    ]
     labels = [each for dataset in summary["datasets"] for each in dataset.get("labels", {}).values()]
     return {
         **measured,
@@ -85,13 +88,13 @@ def _build_fields(folder: Path, measured: Mapping) -> dict:
         "latency": (measured["latency"] or {}).get("measurements", []),
         "base": measured["base"] or {},
         "validation": validation,
-        "views": join_words([f"`{view}`" for view in config["views"]]),
+        "views": Markup(join_words([as_code(view) for view in config["views"]])),
         "objectives": join_words(learned),
         "results": [success_by_task(run) for run in (evaluation, *measured["seeds"]) if run],
         "instructions": instructions,
         "foresight": foresight,
         "held_out": f"{episodes} held-out episode{'s' if episodes != 1 else ''}",
-        "demonstrations": join_words(demonstrations),
+        "demonstrations": Markup(join_words(demonstrations)),
         "depth_sources": join_words(sorted({x["depth"]["source"] for x in labels if "depth" in x})),
         "has_film": (folder / "rollout.mp4").is_file(),
         "is_lerobot_policy": (folder / "policy_preprocessor.json").is_file(),

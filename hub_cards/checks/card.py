@@ -21,7 +21,7 @@ __all__ = ["check_card"]
 BUILD = "write it with hub_cards/build.py"
 # In lower case, "todo" is Spanish for everything, and may be part of an instruction.
 PLACEHOLDER = re.compile(
-    r"\b(?:TODO|TBD|FIXME|XXX)\b|(?i:\[(?:more information needed|optional)\]|\bn/a\b)|\{\{|\{%"
+    r"\b(?:TODO|TBD|FIXME|XXX)\b|(?i:\[(?:more information needed|optional)\]|\bn/a\b)|(?<!\\)\{[{%]"
 )
 # First words of the tables that hold measurements; a card may have other tables too.
 MEASURED = {"task", "prediction", "hardware"}
@@ -87,7 +87,7 @@ def _check_text(folder: Path, body: str) -> Iterator[str]:
             if not all(row):
                 name = row[0] or header[0]
                 yield f"README.md has an empty cell in the row of {name!r}: measure it, then {BUILD}"
-    for target in re.findall(r"\]\(([^)#\s]+)\)", prose):
+    for target in re.findall(r"(?<!\\)\]\(([^)#\s]+)\)", prose):
         if "://" not in target and not (folder / target).exists():
             yield f"README.md shows {target}, which is missing: add the file, then {BUILD}"
 

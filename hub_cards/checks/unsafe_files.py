@@ -4,8 +4,13 @@ import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import transformers
+from lerobot.utils.import_utils import register_third_party_plugins
 
 import modeling_foresight
+from lerobot_policy_foresight.processor_foresight import find_foreign_steps
 
 __all__ = ["check_files"]
 
@@ -14,6 +19,22 @@ PROGRAMS = {".so", ".dll", ".dylib", ".exe", ".sh", ".bat", ".pyc", ".pyd", ".wh
 # First bytes, whatever the file is called. A safetensors file begins with a length, which may look the same.
 PICKLE, PROGRAM = tuple(b"\x80" + bytes([n]) for n in range(2, 6)), (b"\x7fELF", b"MZ", b"#!")
 CODE = Path(modeling_foresight.__file__).parent
+# Keys by which transformers and peft find code, beside `auto_map`, and the values that mean nobody else's.
+CODE_NAMES = {
+    "processor_class": lambda name: name == "ForesightProcessor",
+    "tokenizer_class": lambda name: isinstance(name, str) and hasattr(transformers, name),
+    "parent_library": lambda name: str(name).partition(".")[0] in OWN_PACKAGES,
+    "megatron_core": lambda name: name == "megatron.core",
+    "trust_remote_code": lambda value: value is False,
+    **dict.fromkeys(
+        (
+            *("image_processor_type", "feature_extractor_type", "video_processor_type"),
+            *("custom_pipelines", "audio_tokenizer"),
+        ),
+        lambda name: False,
+    ),
+}
+OWN_PACKAGES = ("modeling_foresight", "lerobot_policy_foresight")
 
 
 def check_files(folder: Path) -> list[str]:
@@ -27,19 +48,47 @@ def check_files(folder: Path) -> list[str]:
             )
         elif path.is_file():
             problems += [f"{name} {reason}" for reason in _reasons_against(path)]
-    return problems + [problem for path in sorted(folder.glob("*.json")) for problem in _foreign_code(path)]
+    register_third_party_plugins()  # their steps may be in a pipeline
+    return problems + [problem for path in sorted(folder.rglob("*.json")) for problem in _foreign_code(path)]
 
 
 def _foreign_code(path: Path) -> Iterator[str]:
-    """Code that `trust_remote_code=True` would run (`auto_map`) that is not beside the file."""
+    """Code that whoever opens the file would run, and that is not beside it."""
     try:
-        classes = json.loads(path.read_text())["auto_map"].values()
-    except (ValueError, TypeError, KeyError, AttributeError):
+        content = json.loads(path.read_text())
+    except (ValueError, OSError):
         return  # names no code; loading reports a damaged file
-    names = [name for value in classes for name in (value if isinstance(value, list) else [value]) if name]
-    for name in map(str, names):
-        if "--" in name or not (path.parent / f"{name.partition('.')[0]}.py").is_file():
-            yield f"{path.name} takes code from elsewhere (auto_map: {name}): export the model again"
+    except RecursionError:
+        yield f"{path.name} is nested too deeply to be read: write the file again"
+        return
+    for step in find_foreign_steps(content):
+        yield f"{path.name} has a step that is not registered ({step}): remove it, or register its class"
+    for key, value in _list_entries(content):
+        if value is None:
+            continue
+        if key == "auto_map":
+            names = value.values() if isinstance(value, dict) else [value]
+            names = [name for one in names for name in (one if isinstance(one, list) else [one]) if name]
+            foreign = [name for name in map(str, names) if not _is_beside(path, name)]
+        else:
+            foreign = [] if CODE_NAMES.get(key, lambda name: True)(value) else [value]
+        for name in foreign:
+            yield f"{path.name} takes code from elsewhere ({key}: {name}): export the model again"
+
+
+def _list_entries(content: Any) -> Iterator[tuple[str, Any]]:
+    """All keys and values of objects, however deep."""
+    found = [content]
+    while found:
+        one = found.pop()
+        if isinstance(one, dict):
+            yield from one.items()
+        if isinstance(one, dict | list):
+            found += one.values() if isinstance(one, dict) else one
+
+
+def _is_beside(path: Path, name: str) -> bool:
+    return "--" not in name and (path.parent / f"{name.partition('.')[0]}.py").is_file()
 
 
 def _reasons_against(path: Path) -> list[str]:

@@ -2,17 +2,19 @@
 
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, constants
 
 from datasets_scripts.inspection.dataset_card import write_card
 from datasets_scripts.storage.atomic import share_file, write_json
-from datasets_scripts.storage.dataset_folder import dataset_files
+from datasets_scripts.storage.dataset_folder import check_inside, dataset_files
 from datasets_scripts.storage.hub_download import explain_hub_errors
 from datasets_scripts.storage.hub_upload import retry_request
 from datasets_scripts.storage.provenance import read_provenance
@@ -26,14 +28,16 @@ __all__ = ["list_files", "pin_base", "staged_folder"]
 
 LARGE_FILE = 1 << 20  # bytes; smaller files are copied because some are rewritten, larger ones are linked
 
+STAGE, LOCK = ".publish-", ".lock"
+
 
 @contextmanager
 def staged_folder(folder: Path, repo_id: str, kind: str, with_code: bool) -> Iterator[Path]:
     """A temporary folder with the files that will be published; the card's examples load from `repo_id`."""
     parent = folder.resolve().parent  # on the same disk, large files need no copy
-    with tempfile.TemporaryDirectory(
-        prefix=".publish-", dir=parent if os.access(parent, os.W_OK) else None
-    ) as name:
+    parent = parent if os.access(parent, os.W_OK) else Path(tempfile.gettempdir())
+    _remove_leftovers(parent)
+    with tempfile.TemporaryDirectory(prefix=STAGE, dir=parent) as name, FileLock(Path(name) / LOCK):
         stage = Path(name)
         for place in _published_places(folder):
             (stage / place).parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +54,13 @@ def staged_folder(folder: Path, repo_id: str, kind: str, with_code: bool) -> Ite
         yield stage
 
 
+def _remove_leftovers(parent: Path) -> None:
+    """Remove staged folders whose process was killed: nobody holds their lock."""
+    for left in parent.glob(f"{STAGE}*"):
+        with suppress(Timeout, OSError), FileLock(left / LOCK, timeout=0):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def list_files(stage: Path, kind: str) -> dict[str, Path]:
     """Place in the repository -> file; a model or adapter without `sample.safetensors` gets one first."""
     if kind != "dataset" and not (stage / SAMPLE_FILE).is_file():
@@ -58,9 +69,12 @@ def list_files(stage: Path, kind: str) -> dict[str, Path]:
 
 
 def _published_places(folder: Path) -> list[Path]:
-    """No hidden files except the Hub's results, and no compiled code."""
+    """No hidden files except the Hub's results, no compiled code, and nothing that is a link out of it."""
     places = [place for place in dataset_files(folder) if "__pycache__" not in place.parts]
-    return sorted([*places, *(path.relative_to(folder) for path in folder.glob(".eval_results/*.yaml"))])
+    results = sorted(folder.glob(".eval_results/*.yaml"))
+    for path in results:
+        check_inside(folder, path)
+    return sorted([*places, *(path.relative_to(folder) for path in results)])
 
 
 def _readdress_card(card: str, folder: Path, repo_id: str, with_code: bool) -> str:
@@ -75,6 +89,7 @@ def _readdress_card(card: str, folder: Path, repo_id: str, with_code: bool) -> s
             places.add(found[1])
             break
     load = r"--policy\.path=|from_pretrained\((?:base, )?\"|\.yaml --init_from "
+    places |= {shlex.quote(place) for place in places}
     here = "|".join(map(re.escape, places))
     card = re.sub(rf"({load})(?:{here})(?=[\s\"`])", rf"\g<1>{repo_id}", examples) + heading + rest
     if with_code:

@@ -2,6 +2,9 @@
 
 On this machine: `python hub_cards/space/app.py`, then open the address that it prints. As a Space of the Hub:
 see `README.md` beside this file. The page needs no internet.
+
+Where others can reach the page, they may open what is public on the Hub and what the options name, nothing
+else of this machine or of its Hub account.
 """
 
 import argparse
@@ -21,14 +24,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", help="folder or Hub id (default: the shipped one)")
-    parser.add_argument("--dataset", help="LeRobot dataset: folder or Hub id (default: the shipped sample)")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="0.0.0.0 serves the network too (default: %(default)s)"
+        "--checkpoint",
+        default=os.getenv("FORESIGHT_CHECKPOINT"),
+        help="folder or Hub id (default: $FORESIGHT_CHECKPOINT, or the shipped one)",
+    )
+    parser.add_argument(
+        "--dataset",
+        default=os.getenv("FORESIGHT_DATASET"),
+        help="LeRobot dataset: folder or Hub id (default: $FORESIGHT_DATASET, or the shipped sample)",
+    )
+    parser.add_argument(
+        "--host",
+        help="0.0.0.0 serves the network too (default: $GRADIO_SERVER_NAME, which Spaces set, or 127.0.0.1)",
     )
     parser.add_argument("--port", type=int, help="(default: the first free one from 7860)")
     args = parser.parse_args(arguments)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    public = _is_public(args.host)
+    if public:  # read when huggingface_hub is imported
+        os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
     try:
         from hub_cards.space.page import build_page, launch_options
     except ImportError as error:
@@ -36,12 +51,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         checkpoint = args.checkpoint or _find_shipped("models", "config.json")
         dataset = args.dataset or _find_shipped("sample_data", "meta/info.json")
-        page = build_page(checkpoint, dataset)
+        chosen = {checkpoint: "model", dataset: "dataset"}
+        folders = {name: _fetch(name, kind) for name, kind in chosen.items()} if public else None
+        page = build_page(checkpoint, dataset, folders)
         page.launch(server_name=args.host, server_port=args.port, **launch_options())
     except (ValueError, RuntimeError, OSError, OverflowError) as error:  # the last for a port beyond 65535
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _is_public(host: str | None) -> bool:
+    """Whether others than this machine's users can open the page."""
+    host = host or os.getenv("GRADIO_SERVER_NAME", "127.0.0.1")
+    shared = "SPACE_ID" in os.environ or os.getenv("GRADIO_SHARE", "").lower() == "true"
+    return shared or host not in ("127.0.0.1", "localhost", "::1", "[::1]")
+
+
+def _fetch(name: str, repo_type: str) -> str:
+    """The folder of what the owner chose; only this download uses the account's token."""
+    from huggingface_hub import get_token, snapshot_download
+
+    from datasets_scripts.storage.hub_download import explain_hub_errors
+
+    if Path(name).expanduser().exists():
+        return name
+    repo_id, _, revision = name.partition("@")
+    with explain_hub_errors(repo_id, repo_type):
+        return snapshot_download(
+            repo_id, repo_type=repo_type, revision=revision or None, token=get_token() or False
+        )
 
 
 def _find_shipped(folder: str, holds: str) -> str:

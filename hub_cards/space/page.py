@@ -3,10 +3,13 @@
 import dataclasses
 import functools
 import html
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import gradio as gr
 import plotly
+from lerobot.utils.constants import HF_LEROBOT_HOME
 
 from hub_cards.space.episode_predictions import (
     Choice,
@@ -35,13 +38,17 @@ const draw = () => {
 watch('value', draw);
 draw();
 """
+PUBLIC_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(?:@[\w./-]+)?", re.ASCII)
 PLAY_PAUSE_S = 0.4
 PROGRESS = gr.Progress()  # gradio shows it for the handlers that take it
 
 
-def build_page(checkpoint: str, dataset: str) -> gr.Blocks:
-    """The page, which opens with this checkpoint and this dataset (folders or Hub ids)."""
-    return _Page(checkpoint, dataset).blocks
+def build_page(checkpoint: str, dataset: str, folders: Mapping[str, str] | None = None) -> gr.Blocks:
+    """The page, which opens with this checkpoint and this dataset (folders or Hub ids).
+
+    With `folders`, name -> folder, visitors may open only these of this machine, and what is on the Hub.
+    """
+    return _Page(checkpoint, dataset, folders).blocks
 
 
 def launch_options() -> dict:
@@ -64,7 +71,8 @@ def launch_options() -> dict:
 class _Page:
     """Parts of the page as attributes, and a method for every event."""
 
-    def __init__(self, checkpoint: str, dataset: str):
+    def __init__(self, checkpoint: str, dataset: str, folders: Mapping[str, str] | None):
+        self.folders = folders
         with gr.Blocks(title="3D Foresight", analytics_enabled=False, fill_width=True) as self.blocks:
             gr.Markdown(TITLE, elem_id="title")
             self._add_controls(checkpoint, dataset)
@@ -126,8 +134,27 @@ class _Page:
         self.timer.tick(self.on_tick, [self.shown, self.moment], self.moment, show_progress="hidden")
 
     def on_open(self, checkpoint, dataset, cameras, cloud, progress=PROGRESS):
-        choice = Choice(checkpoint.strip(), dataset.strip(), cameras=cameras.strip())
+        try:
+            choice = Choice(self._find(checkpoint), self._find(dataset), cameras=cameras.strip())
+        except ValueError as error:
+            return {self.banner: _format_message(str(error), error=True)}
         return self._show(choice, cloud, progress)
+
+    def _find(self, name: str) -> str:
+        """The folder or Hub id of what a visitor names.
+
+        Raises:
+            ValueError: If it is another folder of the machine, and the page has visitors.
+        """
+        name = name.strip()
+        if self.folders is None:
+            return name
+        if name in self.folders:
+            return self.folders[name]
+        here = Path(name).expanduser().exists() or (HF_LEROBOT_HOME / name).exists()
+        if here or not PUBLIC_ID.fullmatch(name):
+            raise ValueError(f"{name[:80]} is not an id of the Hub: give owner/name, of a public repository")
+        return name
 
     def on_episode(self, shown, episode, cloud, progress=PROGRESS):
         if shown is not None and episode is not None:

@@ -1,5 +1,7 @@
 """Plots that can be turned and read: the scene with its flow in 3D, and actions over the episode."""
 
+import html
+
 import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
@@ -151,7 +153,7 @@ def draw_actions(view: EpisodeView, number: int, usual: EpisodeView | None = Non
                 row=entry + 1,
                 col=1,
             )
-        figure.update_yaxes(title={"text": title, "font": {"size": 11}}, row=entry + 1, col=1)
+        figure.update_yaxes(title={"text": html.escape(title), "font": {"size": 11}}, row=entry + 1, col=1)
     figure.update_xaxes(range=[frames[0] - 0.5, frames[-1] + view.config.chunk_size * view.stride])
     figure.update_xaxes(title="frame", row=max(1, len(names)), col=1)
     figure.update_xaxes(gridcolor="rgba(128,128,128,0.2)", zeroline=False)

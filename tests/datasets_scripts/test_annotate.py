@@ -20,7 +20,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from datasets_scripts.annotate import main
 from datasets_scripts.annotation import job as command
 from datasets_scripts.annotation.episode import Annotation, LabelMaker
-from datasets_scripts.annotation.job import AnnotationJob, annotate
+from datasets_scripts.annotation.job import AnnotationJob, annotate, check
+from datasets_scripts.annotation.push import push_dataset
 from datasets_scripts.columns import unpack_points
 from datasets_scripts.conversion import column_renaming
 from datasets_scripts.storage.dataset_rows import DatasetRows
@@ -98,15 +99,26 @@ def test_videos_are_shared_and_the_old_dataset_stays(recorded, annotated):
     assert not (recorded.root / "meta/foresight.json").exists()
 
 
-def test_folders_on_another_disk_come_along(recorded, annotated, tmp_path):
+def test_videos_on_another_disk_come_along_if_their_folder_is_named(recorded, annotated, tmp_path):
     shutil.copytree(recorded.root, tmp_path / "recorded")
     (tmp_path / "recorded" / "videos").rename(tmp_path / "disk")
     (tmp_path / "recorded" / "videos").symlink_to(tmp_path / "disk")
-    annotate(AnnotationJob(str(tmp_path / "recorded"), tmp_path / "data", WANTED))
+    (tmp_path / "recorded" / "again").symlink_to(".")
+    job = AnnotationJob(str(tmp_path / "recorded"), tmp_path / "data", WANTED)
+    with pytest.raises(ValueError, match="recorded/videos leads out .* see --linked-videos"):
+        check(job)
+    annotate(dataclasses.replace(job, linked_videos=tmp_path))
     ours, theirs = contents(tmp_path / "data"), contents(annotated)
     assert set(ours) == set(theirs)
     named = ("meta/foresight.json", "README.md")  # these name the old dataset
     assert all(ours[name] == theirs[name] for name in ours if name not in named)
+
+
+def test_linked_content_is_not_pushed(annotated, tmp_path):
+    shutil.copytree(annotated, tmp_path / "data")
+    (tmp_path / "data" / "notes.txt").symlink_to(__file__)
+    with pytest.raises(ValueError, match="notes.txt leads out of its folder"):
+        push_dataset(tmp_path / "data", "me/data")
 
 
 def test_a_finished_dataset_without_a_video_is_named(recorded, annotated, tmp_path, capsys):

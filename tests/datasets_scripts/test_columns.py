@@ -86,6 +86,23 @@ def test_plausible_depth_passes():
     columns.check_depth_range(torch.zeros(3, 3), "observation.depth.main", 4.0)  # nothing measured is allowed
 
 
+@pytest.mark.parametrize("sentinel", [-1, -999, -np.inf, np.inf, np.nan, 65.535, 65535, 3.4e38])
+def test_a_value_that_stands_for_no_measurement_is_invalid_and_a_scene_at_60_m_is_not(sentinel):
+    depth = np.array([59.9, 60.0, *[sentinel] * 5], np.float32)
+    columns.check_depth_range(depth, "observation.depth.main")
+    for cleaned in (columns.clean_depth(depth), columns.clean_depth(torch.from_numpy(depth))):
+        assert cleaned.tolist() == [*depth[:2].tolist(), 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint32"])
+def test_the_largest_integer_and_negative_ones_stand_for_no_measurement(dtype):
+    limits = np.iinfo(dtype)
+    low = [-1, limits.min] if limits.min else [0, 0]
+    depth = np.array([0, 1, 254, *low, limits.max], dtype)
+    erased = columns.erase_sentinels(depth)
+    assert erased.tolist() == [0, 1, 254, 0, 0, 0] and erased.dtype == dtype
+
+
 def test_annotated_dataset_passes_stock_split_delete_and_merge(annotated, tmp_path):
     dataset = LeRobotDataset("local/annotated", root=annotated.root)
     split = split_dataset(dataset, {"a": [0, 1], "b": [2]}, output_dir=tmp_path / "split")
@@ -118,3 +135,7 @@ def test_missing_columns_are_named_with_the_command_that_adds_them(pristine, ann
         columns.validate_columns(load_features(pristine), ["main"], need_tracks=True)
     with pytest.raises(ValueError, match="no camera 'front'.*its cameras are main"):
         columns.validate_columns(load_features(annotated.root), ["front"])
+    features = load_features(annotated.root)
+    features["observation.points_visible.main"]["shape"] = [POINTS + 1]
+    with pytest.raises(ValueError, match="'observation.points.main' of shape .* points need 3 values each"):
+        columns.validate_columns(features, ["main"], need_tracks=True)

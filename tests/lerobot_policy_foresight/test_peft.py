@@ -21,7 +21,7 @@ from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.lora import lora_config
 from tests.lerobot_policy_foresight.miniature import lerobot_train, observation, run_options
 from tests.synthetic import make_dataset
-from tests.tiny import tiny_config, tiny_processor
+from tests.tiny import BATCH_NORM_TOWER, tiny_config, tiny_processor
 
 RANK = 3
 ROBOT = {"action_dim": 4, "binary_action_indices": (2,), "state_dim": 5, "binary_state_indices": ()}
@@ -37,7 +37,9 @@ def adapted(tmp_path_factory):
     """A base that both libraries read and two steps of `lerobot-train --peft.*` on it."""
     root = tmp_path_factory.mktemp("peft")
     facts = make_dataset(root / "data", use_videos=False, action_dim=4, state_dim=5, frames=[11, 13])
-    config = tiny_config(history_length=4, future_shift=2, initializer_range=0.3, **ROBOT)
+    # A tower with running statistics, which are no parameters.
+    tower = {"vision_config": BATCH_NORM_TOWER, "freeze_vision": False}
+    config = tiny_config(history_length=4, future_shift=2, initializer_range=0.3, **tower, **ROBOT)
     torch.manual_seed(0)
     ForesightForActionPrediction(config).save_pretrained(root / "base")
     tiny_processor(config, **BASE_STATS).save_pretrained(root / "base")
@@ -106,7 +108,11 @@ def test_a_merged_adapter_is_a_folder_of_both_libraries_and_acts_the_same(adapte
     base = acts(LeRobotForesightPolicy.from_pretrained(adapted.base), *pipelines, adapted.facts)
     assert (base - merged).abs().max() > 1e-2  # or the adapter would not matter
     weights = AutoModel.from_pretrained(tmp_path / "merged").state_dict()
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in policy.model.state_dict().items())
+    assert [n for n, t in policy.model.state_dict().items() if not torch.equal(t, weights[n])] == []
+    before = AutoModel.from_pretrained(adapted.base).state_dict()
+    tower = [name for name in before if "vision_encoder" in name]
+    assert any("running_mean" in name for name in tower)
+    assert [name for name in tower if not torch.equal(before[name], weights[name])] == []
 
 
 def test_an_adapter_whose_cameras_are_renamed_stays_one(adapted, tmp_path):

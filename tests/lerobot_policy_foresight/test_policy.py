@@ -175,6 +175,15 @@ def test_missing_and_unexpected_weights_are_refused(copied, damage):
         load_policy(copied)
 
 
+@pytest.mark.parametrize("name", ["policy_preprocessor.json", "policy_postprocessor.json"])
+def test_a_pipeline_that_would_run_a_program_is_refused_before_it_runs(copied, tmp_path, name):
+    step = {"class": "subprocess.Popen", "config": {"args": ["touch", str(tmp_path / "ran")]}}
+    (copied / name).write_text(json.dumps({"name": "pipeline", "steps": [step]}))
+    with pytest.raises(ValueError, match=rf"{name} of {copied} has steps .*: subprocess.Popen"):
+        load_policy(copied)
+    assert not (tmp_path / "ran").exists()
+
+
 def loaded_for(policy, facts, places) -> dict:
     """Frames of the dataset as a data loader of `lerobot-train` reads them."""
     data = dataset_for(policy.config, facts.root)
@@ -251,6 +260,11 @@ def test_what_does_not_fit_the_policy_is_named(trained):
     unbatched = before(seen) | {"observation.images.main": torch.zeros(3, 48, 48)}
     with pytest.raises(ValueError, match=r"images.main has shape \(3, 48, 48\); expected \(environments, 3"):
         policy.select_action(unbatched)
+    for value in (float("nan"), float("inf")):
+        broken = before(seen)
+        broken["observation.images.main"][0, 1, 2, 3] = value
+        with pytest.raises(ValueError, match="images.main holds NaN or infinite values"):
+            policy.select_action(broken)
     meta = LeRobotDataset("local/synthetic", root=trained.facts.root).meta
     meta.info.fps = 31
     with pytest.raises(ValueError, match="31 frames per second; the policy learned from 20"):

@@ -2,8 +2,11 @@
 
 import dataclasses
 import importlib
+import itertools
 import json
 import logging
+import os
+import pickle
 import re
 import shutil
 import signal
@@ -21,7 +24,12 @@ from transformers import AutoModel, AutoProcessor
 from tests.lerobot_policy_foresight.fakearm import FakeArmConfig
 from tests.lerobot_policy_foresight.test_rollout import TASK, sent_actions, write_folder
 
-pytest.importorskip("grpc", reason="extra async")
+grpc = pytest.importorskip("grpc", reason="extra async")
+from lerobot.async_inference.helpers import TimedObservation  # noqa: E402
+from lerobot.transport import services_pb2, services_pb2_grpc  # noqa: E402
+
+from lerobot_policy_foresight.server_messages import limit_chunks, read_observation  # noqa: E402
+
 WAIT_S = 30  # for what takes milliseconds
 
 
@@ -284,7 +292,9 @@ def test_a_preprocessor_may_rename_in_several_steps(serve, connect, folder, tmp_
 @pytest.mark.parametrize(
     ("server", "options", "robot", "message"),
     [
-        ({}, {"policy_type": "cleverer"}, {}, "cleverer not supported"),
+        ({}, {"policy_type": "cleverer"}, {}, "'cleverer' is not supported"),
+        ({}, {"policy_type": "act", "pretrained_name_or_path": "unsafe"}, {}, "'act' is not supported"),
+        ({}, {"pretrained_name_or_path": "unsafe"}, {}, "not registered .*subprocess.Popen"),
         ({"fps": 30}, {}, {}, "--fps=30; the policy learned from 20"),
         ({}, {}, {"views": ["top", "wrist"]}, "needs .'observation.images.main'.: .* --cameras="),
         ({}, {}, {"joints": ["pan", "lift"]}, "2 entries .'pan.pos', 'lift.pos'.; the policy was made for 5"),
@@ -299,15 +309,144 @@ def test_what_does_not_fit_is_refused_before_the_robot_moves(
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter" / "config.json").write_text((folder / "config.json").read_text())
+    shutil.copytree(folder, tmp_path / "unsafe")
+    step = {"class": "subprocess.Popen", "config": {"args": ["touch", str(tmp_path / "ran")]}}
+    (tmp_path / "unsafe" / "policy_preprocessor.json").write_text(json.dumps({"steps": [step]}))
     address, _ = serve(**server)
     client = connect(address, options, **robot)
     with caplog.at_level(logging.ERROR):
         assert not client.start()
-    assert re.search(message, caplog.text)
+    assert re.search(message, caplog.text) and not (tmp_path / "ran").exists()
+
+
+@pytest.fixture
+def call_silently():
+    """Starts calls that never send anything, counts those that have ended, and ends the others."""
+    end, ended, channels = threading.Event(), threading.Semaphore(0), []
+
+    def call(address: str, method: str, count: int) -> threading.Semaphore:
+        for _ in range(count):
+            channels.append(grpc.insecure_channel(address))
+            started = channels[-1].stream_unary(f"/transport.AsyncInference/{method}")
+            started.future(iter(end.wait, True)).add_done_callback(lambda _: ended.release())
+        return ended
+
+    yield call
+    end.set()
+    for channel in channels:
+        channel.close()
+
+
+@pytest.mark.parametrize("method", ["Ready", "SendPolicyInstructions", "SendObservations", "GetActions"])
+def test_silent_clients_do_not_keep_the_others_waiting(modules, serve, call_silently, method):
+    address, _ = serve()
+    ended = call_silently(address, method, modules[0].LISTENING + 3)
+    assert all(ended.acquire(timeout=WAIT_S) for _ in range(3))  # the oldest gave way; the others are silent
+    with grpc.insecure_channel(address) as channel:
+        services_pb2_grpc.AsyncInferenceStub(channel).Ready(services_pb2.Empty(), timeout=1)
+
+
+def test_whoever_asks_last_gets_the_actions(modules, serve, connect, folder):
+    address, service = serve(obs_queue_timeout=WAIT_S)
+    client = connect(address)
+    assert client.start()
+    with grpc.insecure_channel(address) as channel:
+        ask = services_pb2_grpc.AsyncInferenceStub(channel).GetActions.future
+        ended = threading.Semaphore(0)
+        for _ in range(modules[0].ASKING + 2):
+            ask(services_pb2.Empty()).add_done_callback(lambda call: call.result().data or ended.release())
+        assert ended.acquire(timeout=WAIT_S) and ended.acquire(timeout=WAIT_S)  # the oldest, with nothing
+        client.thread.start()
+        client.tick()
+        assert_queue(client, Expected(folder).chunk(client.robot.seen[0]), 0)
+
+
+def test_frames_older_than_the_window_are_not_kept(serve, connect, folder, monkeypatch):
+    address, service = serve()
+    client, expected = connect(address), Expected(folder)
+    assert client.start()
+    for step in range(50):
+        client.latest_action = step
+        client.control_loop_observation(TASK)
+    assert list(service._waiting) == [46, 47, 48, 49]
+    client.thread.start()
+    assert client.answered.wait(WAIT_S)
+    for seen in client.robot.seen[-4:]:
+        chunk = expected.chunk(seen)
+    assert_queue(client, chunk, 1)
+
+
+def test_a_wrong_timestep_does_not_silence_a_client(serve, connect, folder):
+    address, service = serve()
+    client, other = connect(address), connect(address)
+    assert client.start()
+    for wrong in (10**15, -1, 2**31, 1.5, True, float("nan"), "7", None):
+        other.latest_action = 0
+        assert not other.send_observation(
+            TimedObservation(timestamp=0.0, timestep=wrong, observation={"task": TASK})
+        )
+    assert other.send_observation(TimedObservation(timestamp=0.0, timestep=10**9, observation={}))
+    for _ in range(4):  # the server believes the fourth
+        client.control_loop_observation(TASK)
+    client.thread.start()
+    assert client.answered.wait(WAIT_S)
+    assert_queue(client, Expected(folder).chunk(client.robot.seen[-1]), 0)
+
+
+class Runs:
+    """Its pickle runs a function that LeRobot's client does not send."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (pickle.dumps(Runs(os.mkdir, "made")), "asks for posix.mkdir"),
+        (pickle.dumps(TimedObservation(0.0, 0, {"main": Runs(os.mkdir, "made")})), "asks for posix.mkdir"),
+        (pickle.dumps(TimedObservation(0.0, 0, {"main": torch.zeros(2)})), "asks for torch"),
+        (pickle.dumps({"timestep": 0}), "is a dict, expected a TimedObservation"),
+        (pickle.dumps(TimedObservation(0.0, 0, [1])), "must be a dict"),
+        (pickle.dumps(TimedObservation(0.0, 0, {"task": 7})), "its task a text"),
+        (pickle.dumps(TimedObservation(float("inf"), 0, {})), "timestamp=inf"),
+        (pickle.dumps(TimedObservation(0.0, 0, {"main": Runs(np.ndarray, (5000, 5000), "u1")})), "larger"),
+        (b"\x80\x04Nr\xff\xff\xff\xff.", "too many parts"),
+        (b"\x80\x04" + b"(" * 200_000 + b".", "too many parts"),
+        (b"nothing", "is not LeRobot's"),
+        (b"", "is not LeRobot's"),
+    ],
+)
+def test_a_message_that_lerobots_client_does_not_send_is_refused(tmp_path, monkeypatch, data, reason):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=reason):
+        read_observation(data)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_what_robots_send_passes(protocol):
+    values = {"pan.pos": np.float32(1.5), "lift.pos": 2.0, "task": TASK}
+    values |= {
+        "main": np.arange(24, dtype=np.uint8).reshape(2, 4, 3)[:, ::-1],
+        "depth": np.ones(3, np.uint16),
+    }
+    seen = read_observation(pickle.dumps(TimedObservation(0.0, 3, values), protocol)).observation
+    assert seen.keys() == values.keys() and all(np.array_equal(seen[key], values[key]) for key in seen)
+
+
+def test_an_observation_of_any_size_ends(monkeypatch):
+    monkeypatch.setattr("lerobot_policy_foresight.server_messages.MAX_OBSERVATION", 1 << 20)
+    endless = itertools.repeat(services_pb2.Observation(data=bytes(1 << 18)))
+    with pytest.raises(ValueError, match="larger than 1 MB"):
+        list(limit_chunks(endless))
 
 
 @pytest.mark.slow
-def test_the_command_serves_until_it_is_interrupted(connect, tmp_path):
+def test_the_command_serves_until_it_is_ended(connect, call_silently, tmp_path):
     port = free_port()
     command = [sys.executable, "-m", "lerobot_policy_foresight.policy_server", f"--port={port}", "--fps=20"]
     server = subprocess.Popen(
@@ -326,7 +465,8 @@ def test_the_command_serves_until_it_is_interrupted(connect, tmp_path):
         client.tick()
         client.stop()
         client.thread.join(WAIT_S)
-        server.send_signal(signal.SIGINT)
+        call_silently(f"127.0.0.1:{port}", "SendObservations", 5)
+        server.send_signal(signal.SIGTERM)
         assert "Stopped" in server.stdout.read() and server.wait(WAIT_S) == 0
     finally:
         server.kill()

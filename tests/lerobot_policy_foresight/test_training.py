@@ -1,5 +1,6 @@
 """Runs of both trainers as a user has them: what is exported, resumed, run by two processes."""
 
+import json
 import logging
 import os
 import shutil
@@ -7,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -82,6 +86,29 @@ def test_lerobots_sample_weighting_and_held_out_episodes_work(facts, tmp_path, c
     lerobot_train(*policy_options(small_model()), *options)
     assert "step 2: eval_loss=" in capfd.readouterr().err
     assert weights(tmp_path / "run" / "checkpoints" / "last")
+
+
+def test_nan_stops_a_run_unless_its_episode_is_left_out(facts, tmp_path, capfd):
+    root = shutil.copytree(facts.root, tmp_path / "data")
+    path = next((root / "data").rglob("*.parquet"))
+    table = pq.read_table(path)
+    actions = np.stack(table["action"].to_numpy())
+    actions[facts.starts[1] + 5, 1] = np.nan
+    column = pa.FixedSizeListArray.from_arrays(pa.array(actions.ravel()), actions.shape[1])
+    pq.write_table(table.set_column(table.column_names.index("action"), "action", column), path)
+    stats = json.loads((root / "meta" / "stats.json").read_text())
+    stats["action"] |= {name: [float("nan")] * actions.shape[1] for name in ("mean", "std", "min", "max")}
+    (root / "meta" / "stats.json").write_text(json.dumps(stats))  # as LeRobot's recorder leaves it
+    fresh = policy_options(small_model())
+    with pytest.raises(ValueError, match="'action' is not finite in episode 1, frame 5.*--dataset.episodes"):
+        lerobot_train(*fresh, *run_options(root, tmp_path / "broken"))
+    options = [*run_options(root, tmp_path / "run"), "--dataset.episodes=[0, 2, 3]"]
+    with pytest.warns(UserWarning, match="those of its 37 finite frames are used"):
+        lerobot_train(*fresh, *options, "--dataset.eval_split=0.3", "--eval_steps=2")
+    assert "step 2: eval_loss=nan" not in capfd.readouterr().err
+    assert all(
+        value.isfinite().all() for value in weights(tmp_path / "run" / "checkpoints" / "last").values()
+    )
 
 
 def test_bfloat16_is_float32_where_it_has_no_kernels(facts, tmp_path, monkeypatch, capfd):

@@ -12,6 +12,7 @@ from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy
 from lerobot.transforms.transforms import ImageTransformConfig, ImageTransforms, ImageTransformsConfig
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
@@ -19,6 +20,7 @@ from torchvision.transforms import v2
 from datasets_scripts.storage import dataset_rows
 from lerobot_policy_foresight import LeRobotForesightConfig, window_reading
 from lerobot_policy_foresight.window_reading import WindowReader
+from modeling_foresight.lora import lora_config
 from tests.lerobot_policy_foresight.miniature import small_model
 from tests.ranks import run_ranks
 from tests.synthetic import make_dataset
@@ -249,6 +251,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_frames(videos):
     policy.train()
     with pytest.raises(ValueError, match="not finite.*action_loss nan.*episode 0 frame 4, episode 2 frame 1"):
         policy.forward(batch)
+
+
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_weights_that_an_update_broke_are_not_saved_and_the_frames_before_it_named(
+    videos, tmp_path, with_adapter
+):
+    dataset = opened(videos)
+    policy = policy_for(dataset).train()
+    policy.forward(loaded(dataset, [4, 16]))
+    saved = get_peft_model(policy, lora_config(policy.model)) if with_adapter else policy
+    with torch.no_grad():
+        next(p for p in saved.parameters() if p.requires_grad).fill_(float("inf"))
+    with pytest.raises(ValueError, match="not finite.*after .*episode 0 frame 4.* earlier checkpoints are"):
+        saved.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 def gradients(root, places: list[int], unsupervised: list[int]) -> dict[str, torch.Tensor]:

@@ -57,11 +57,87 @@ def test_defaults_are_the_papers():
         ("binary_action_indices", [7], r"binary_action_indices=\[7\] exceeds action_dim=7"),
         ("binary_state_indices", [-1], r"binary_state_indices=\[-1\] exceeds state_dim=11"),
         ("image_size", 48, "vision_config.image_size=40, but image_size=48"),
+        ("fps", 0, "fps=0 must be above 0"),
+        ("fps", float("nan"), "fps=nan must be at least 0"),
+        ("image_mean", [0.5, float("nan"), 0.5], "image_mean=.*nan.* must be three finite numbers, one per"),
+        ("image_mean", [0.5, 0.5], "image_mean=.* must be three finite numbers"),
+        ("image_std", [0.2, 0.0, 0.2], "image_std=.* must be three finite numbers above 0"),
+        ("layer_norm_eps", float("nan"), "layer_norm_eps=nan must be at least 0"),
+        ("flow_loss_weight", float("inf"), "flow_loss_weight=inf must be at least 0"),
+        ("embd_pdrop", 1.5, "embd_pdrop=1.5 must be at least 0 and at most 1"),
+        ("state_dim", -1, "state_dim=-1 must be at least 0"),
+        ("num_hidden_layers", 0, "num_hidden_layers=0 must be at least 1"),
+        ("action_dim", 10**9, "action_dim=1000000000 is more than any model has"),
+        ("image_size", 10**6, "image_size=1000000 must be at most 8192 pixels"),
+        ("views", [str(view) for view in range(2000)], "views names 2000 cameras; expected at most 1000"),
     ],
 )
 def test_contradictions_are_refused_with_the_fields_and_their_values(field, value, message):
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         tiny_config(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_labels": 10**9}, "num_labels=1000000000 is more than any model has"),
+        ({"text_config": {"vocab_size": 10**9}}, "text_config.vocab_size=1000000000 is more"),
+        (
+            {"vision_config": {"model_type": "resnet", "depths": [1, 10**9]}},
+            "vision_config.depths.1=1000000000",
+        ),
+    ],
+)
+def test_numbers_that_no_model_has_are_refused_before_a_tower_is_described(fields, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**fields)
+
+
+def timm(architecture="test_vit", **model_args) -> dict:
+    return {"model_type": "timm_wrapper", "architecture": architecture, "model_args": model_args}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"vision_config": timm(checkpoint_path="weights.pth")}, r"model_args has \['checkpoint_path'\]"),
+        ({"vision_config": timm(pretrained=True)}, r"model_args has \['pretrained'\]"),
+        ({"vision_config": timm(pretrained_cfg={"file": "weights.pth"})}, "model_args has .'pretrained_cfg'"),
+        ({"vision_config": timm(pretrained_cfg_overlay={"hf_hub_id": "a/b"})}, "'pretrained_cfg_overlay'"),
+        ({"vision_config": timm(cache_dir="/")}, r"model_args has \['cache_dir'\]"),
+        ({"vision_config": timm("hf-hub:timm/resnet18.a1_in1k")}, "architecture='hf-hub:.*names a source"),
+        ({"vision_config": timm("hf_hub:timm/resnet18")}, "architecture='hf_hub:.*names a source"),
+        ({"vision_config": timm("local-dir:/tmp")}, "architecture='local-dir:.*names a source"),
+        ({"vision_config": timm("timm/resnet18")}, "architecture='timm/resnet18' names a source"),
+        (
+            {"vision_config": {"model_type": "timm_backbone", "backbone": "resnet18"}},
+            "vision_config.backbone=",
+        ),
+        (
+            {"vision_config": {"model_type": "vit", "auto_map": {"AutoModel": "a--b.C"}}},
+            "vision_config.auto_map=",
+        ),
+        (
+            {"attn_implementation": "kernels-community/flash-attn2"},
+            "attn_implementation='kernels-.* names a kernel",
+        ),
+        (
+            {"transformers_weights": "../other.safetensors"},
+            "transformers_weights='../other.safetensors' names",
+        ),
+        ({"vision_config": {"model_type": "nothing"}}, "vision_config.model_type='nothing' is unknown"),
+        ({"dtype": "os"}, "dtype='os' is unknown"),
+        ({"vision_config": {"dtype": "nope"}}, "vision_config.dtype='nope' is unknown"),
+    ],
+)
+def test_nothing_in_a_config_names_code_or_weights_elsewhere(fields, message):
+    with pytest.raises((ValueError, StrictDataclassClassValidationError), match=message):
+        tiny_config(**fields)
+
+
+def test_a_timm_tower_takes_the_arguments_of_its_architecture():
+    config = tiny_config(vision_config=timm("test_vit.r160_in1k", img_size=40, depth=1, drop_path_rate=0.1))
+    assert config.vision_config.model_args["depth"] == 1
 
 
 def test_a_wrong_type_is_refused_with_the_name_of_the_field():

@@ -8,7 +8,7 @@ from transformers import AutoModel, ResNetConfig, TimmWrapperConfig
 
 from modeling_foresight import ForesightForActionPrediction, ForesightModel
 from modeling_foresight.lora import lora_config
-from tests.tiny import BATCH, tiny_batch, tiny_config, tiny_inputs
+from tests.tiny import BATCH, BATCH_NORM_TOWER, tiny_batch, tiny_config, tiny_inputs
 
 
 @pytest.fixture(scope="module")
@@ -218,10 +218,7 @@ def test_a_model_without_a_text_tower_takes_an_adapter_and_checkpointing():
 
 
 def batch_norm_config():
-    tower = {"architecture": "test_resnet", "model_args": {"features_only": True, "out_indices": [2]}}
-    return tiny_config(
-        vision_config={"model_type": "timm_wrapper", "do_pooling": False, **tower}, freeze_vision=False
-    )
+    return tiny_config(vision_config=BATCH_NORM_TOWER, freeze_vision=False)
 
 
 @pytest.mark.parametrize("trains_before", [False, True])

@@ -323,6 +323,31 @@ def test_predict_action_equals_the_newest_action_of_the_whole_window(model, goal
     torch.testing.assert_close(actions, whole, **TOLERANCE)
 
 
+@pytest.mark.parametrize("name", ["pixel_values", "state", "goal_pixel_values"])
+def test_predict_action_returns_no_nan_but_names_the_input_that_holds_one(model, inputs, name):
+    broken = {**inputs, name: inputs[name].clone()}
+    broken[name][0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=f"The actions would be NaN or infinite, because of {name}."):
+        model.predict_action(**broken)
+
+
+def test_predict_action_names_weights_that_became_nan(model, inputs):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.model.norm.weight[0] = float("nan")
+    with pytest.raises(ValueError, match=r"because of weights that hold NaN or .* \(model.norm.weight\)"):
+        broken.predict_action(**inputs)
+
+
+def test_predict_action_compiles_without_a_graph_break():
+    small = {"num_hidden_layers": 1, "resampler_depth": 1, "action_decoder_depth": 1, "history_length": 1}
+    model = build(tiny_config(towers=[], views=["main"], objectives=["action"], **small))
+    vision = torch.randn(2, 1, 1, 40), torch.randn(2, 1, 1, 16, 40)
+    inputs = {"vision_features": vision, "text_features": torch.randn(2, 22)}
+    compiled = torch.compile(model.predict_action, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(**inputs), model.predict_action(**inputs))
+
+
 def test_predict_action_works_without_binary_entries_and_without_flow(inputs):
     config = tiny_config(goal_image=True, objectives=["action"], binary_action_indices=[])
     model = build(config)

@@ -1,5 +1,7 @@
 """The processor: every form of images, resizing, numbers there and back, text, saving, bad input."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -407,6 +409,48 @@ def test_unknown_forms_of_action_and_state_are_refused(overrides, message):
         ForesightProcessor(tiny_tokenizer(), **overrides)
 
 
+ONE = {"mean": [0.0], "std": [1.0], "min": [-1.0], "max": [1.0]}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("image_size", 0, "image_size=0 must be a whole number from 1 to 8192"),
+        ("image_size", True, "image_size=True must"),
+        ("image_size", "96", "image_size='96' must"),
+        ("image_size", 10**6, "image_size=1000000 must"),
+        ("max_text_length", -1, "max_text_length=-1 must be a whole number"),
+        ("image_mean", [float("nan"), 0.0, 0.0], "image_mean=.*nan.* must be three finite numbers"),
+        ("image_mean", 0.5, "image_mean=0.5 must be three finite numbers"),
+        ("image_std", [1.0, 1.0, 0.0], "image_std=.* must be three finite numbers above 0"),
+        ("image_std", [1.0, 1.0], "image_std=.* must be three finite numbers above 0"),
+        ("action_stats", ONE | {"mean": [float("nan")]}, "statistics of action are not finite"),
+        ("state_stats", ONE | {"std": [float("inf")]}, "statistics of state are not finite"),
+        ("state_stats", ONE | {"max": [1e39]}, "statistics of state are not finite"),
+        ("action_stats", ONE | {"std": [-1.0]}, "action_stats has a negative std"),
+        ("action_stats", ONE | {"min": [2.0]}, "action_stats has .* a min above its max"),
+        ("action_stats", ONE | {"mean": [0.0, 0.0]}, "action_stats must hold one number per entry"),
+        ("action_stats", ONE | {"mean": ["0"]}, "action_stats must hold one number per entry"),
+        ("state_stats", {"mean": [0.0]}, "state_stats must hold one number per entry"),
+    ],
+)
+def test_numbers_that_would_break_every_image_state_or_action_are_refused_at_loading(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        ForesightProcessor(tiny_tokenizer(), **{field: value})
+
+
+@pytest.mark.parametrize("name", ["processor_config.json", "audio_tokenizer_config.json"])
+def test_a_processor_that_names_another_model_to_load_is_refused(tmp_path, name):
+    tiny_processor(tiny_config()).save_pretrained(tmp_path)
+    named = {"audio_tokenizer_class": "AutoModel", "audio_tokenizer_name_or_path": "somebody/model"}
+    content = named
+    if name == "processor_config.json":
+        content = json.loads((tmp_path / name).read_text()) | {"audio_tokenizer": named}
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="names an audio_tokenizer, a model that would be loaded"):
+        ForesightProcessor.from_pretrained(tmp_path)
+
+
 def test_a_saved_processor_keeps_its_forms_of_action_and_state(tmp_path):
     processor = tiny_processor(calvin_config(), state_stats=CALVIN_STATS)
     processor.save_pretrained(tmp_path)
@@ -427,6 +471,12 @@ def test_instructions_begin_and_end_like_clips_and_are_padded_after_the_end(proc
     assert (ids[:, 0] == 0).all()
     for row, real in zip(ids, mask.sum(1), strict=True):
         assert row[real - 1] == 1 and (row[real:] == 2).all() and not (row[: real - 1] == 1).any()
+
+
+def test_an_instruction_that_nobody_would_write_is_refused_before_it_costs_seconds(processor, monkeypatch):
+    monkeypatch.setattr(type(processor.tokenizer), "__call__", None)  # not even called
+    with pytest.raises(ValueError, match=r"1000000 characters \('xxx.*use fewer words"):
+        processor.tokenize(["open", "x" * 1_000_000])
 
 
 def test_a_long_instruction_is_cut_with_a_warning_and_still_ends(processor):
@@ -478,6 +528,23 @@ def test_a_saved_processor_gives_the_same_batches_and_actions(processor, config,
         (
             {"front": np.zeros((24, 36, 3), np.uint8)},
             r"images has the views \['front'\]; the model knows \['main'",
+        ),
+        *(
+            (
+                {"main": pictures},
+                r"images\['main'\] is not one array .* all pictures of one size and none missing",
+            )
+            for pictures in (
+                None,
+                "a.png",
+                [np.zeros((24, 36, 3), np.uint8), None],
+                [np.zeros((24, 36, 3), np.uint8), np.zeros((36, 24, 3), np.uint8)],
+                [torch.zeros(3, 24, 36, dtype=torch.uint8), torch.zeros(3, 36, 24, dtype=torch.uint8)],
+            )
+        ),
+        *(
+            ({"main": np.zeros(shape, np.uint8)}, r"images\['main'\] has shape \(1, 1, .*0.* expected")
+            for shape in ((0, 0, 3), (3, 0, 5))
         ),
         ({}, r"Give images as a dict from view name \(\['main', 'wrist'\]\)"),
         (np.zeros((24, 36, 3), np.uint8), "Give images as a dict"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, TimmWrapperConfig
+from transformers import AutoModel, PreTrainedModel, TimmWrapperConfig
 from transformers.utils import logging
 
 from modeling_foresight import ForesightForActionPrediction, ForesightModel, export_with_code
@@ -163,6 +163,65 @@ def test_weights_of_another_size_are_refused(broken):
         AutoModel.from_pretrained(broken, strict=False)
     loaded = AutoModel.from_pretrained(broken, ignore_mismatched_sizes=True)
     assert loaded.model.flow_query.weight.shape == (4, 48)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(broken, value):
+    weights = load_file(broken / "model.safetensors")
+    weights["action_decoder.embed_query.weight"][0, 0] = value
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"the weights are not finite in action_decoder.embed_query.weight:"):
+        AutoModel.from_pretrained(broken)
+
+
+def test_running_statistics_that_are_not_finite_are_refused_by_name(tmp_path):
+    tower = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
+    model = ForesightForActionPrediction(tiny_config(vision_config=tower | {"layer_type": "basic"}))
+    name, statistics = next(entry for entry in model.named_buffers() if entry[0].endswith("running_var"))
+    statistics[1] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"the weights are not finite in {name}:"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+TOO_LARGE = {
+    "width": ({"hidden_size": 40_000}, "hidden_size=40000"),
+    "views": ({"views": [f"camera{view}" for view in range(1000)], "hidden_size": 96}, r"len\(views\)=1000"),
+    "actions": ({"action_dim": 10**6}, "action_dim=1000000"),
+    "states": ({"state_dim": 10**6}, "state_dim=1000000"),
+    "layers": ({"num_hidden_layers": 10**6}, "num_hidden_layers=1000000"),
+    "queries": ({"num_flow_queries": 10**6}, "num_flow_queries=1000000"),
+    "decoders": ({"decoder_depth": 10**6}, "decoder_depth=1000000"),
+    "history": ({"history_length": 10**6}, "history_length=1000000"),
+    "pixels": ({"image_size": 8000, "vision_config": {"image_size": 8000}}, "image_size=8000"),
+    "tower": ({"vision_config": {"model_type": "resnet", "depths": [10**6]}}, "vision_config.depths=1000000"),
+    "vocabulary": ({"text_config": {"vocab_size": 10**6, "hidden_size": 4096}}, "vocab_size=1000000"),
+    "all at once": ({"intermediate_size": 10**6, "flow_grid": [10**6, 10**6]}, "flow_grid=1000000"),
+}
+
+
+@pytest.mark.parametrize(("fields", "named"), TOO_LARGE.values(), ids=TOO_LARGE)
+def test_a_config_that_is_larger_than_the_weights_is_refused_before_memory_is_allocated(
+    broken, fields, named, monkeypatch
+):
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | fields))
+    # Whatever loads the weights would allocate.
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", None)
+    with pytest.raises(ValueError, match=rf"describes a model of .* in \d+ tensors.*{named}"):
+        ForesightForActionPrediction.from_pretrained(broken, ignore_mismatched_sizes=True)
+
+
+def test_sizes_are_compared_with_all_shards_and_with_overrides(model, tmp_path):
+    model.save_pretrained(tmp_path, max_shard_size="200KB")
+    with pytest.raises(ValueError, match="num_hidden_layers=100000"):
+        AutoModel.from_pretrained(tmp_path, num_hidden_layers=10**5)
+
+
+def test_a_config_without_weights_may_describe_any_model():
+    with torch.device("meta"):
+        large = AutoModel.from_config(tiny_config(hidden_size=1920))
+    assert large.model.embed_norm.weight.shape == (1920,)
 
 
 def test_a_checkpoint_of_another_kind_is_refused(model, tmp_path):

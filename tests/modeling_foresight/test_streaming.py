@@ -470,6 +470,26 @@ def test_a_wrong_observation_is_refused_and_leaves_the_stream_as_it_was(stream, 
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
 
 
+def test_a_stream_gives_no_nan_but_names_the_cause():
+    model, processor = build()
+    stream = ForesightStream(model, processor, num_envs=2)
+    observation = {"images": {"main": np.stack([FRAME] * 2)}, "state": np.zeros((2, 11))}
+    stream.reset(text_features=torch.full((2, 22), float("nan")))
+    with pytest.raises(ValueError, match="would be NaN or infinite, because of the instruction's features"):
+        stream.step(**observation)
+    with pytest.raises(ValueError, match="have no instruction: call reset"):  # as after any failed step
+        stream.step(**observation)
+    stream.reset(TASKS[0])
+    with pytest.raises(ValueError, match="because of state"):
+        stream.step(**(observation | {"state": np.full((2, 11), 3e38)}))
+    stream.reset(TASKS[0])
+    assert stream.step(**observation).isfinite().all()
+    with torch.no_grad():
+        model.model.norm.bias[0] = float("inf")
+    with pytest.raises(ValueError, match=r"because of weights that hold NaN or infinity \(model.norm.bias\)"):
+        stream.step(**observation)
+
+
 def test_a_stream_says_what_it_needs_before_it_runs():
     model, processor = build()
     with pytest.raises(ValueError, match=r"Robots \[0\] have no instruction: call reset"):

@@ -20,8 +20,9 @@ from transformers import AutoModel, AutoProcessor
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.lora import LORA_TARGETS, lora_config
 from tests.synthetic import make_dataset
-from tests.tiny import tiny_batch, tiny_config, tiny_inputs
+from tests.tiny import BATCH_NORM_TOWER, tiny_batch, tiny_config, tiny_inputs
 from tests.training.test_train import TINY, command, environment, log_lines
+from training.adapters import load_adapter
 from training.config import load_config
 from training.loop import train
 from training.model_folder import load_checkpoint
@@ -51,7 +52,9 @@ def work(tmp_path_factory):
     sizes = {"cameras": ("front", "side"), "size": (32, 40), "fps": 10}
     make_dataset(root / "first", episodes=2, frames=8, **sizes)
     make_dataset(root / "second", episodes=4, frames=11, **{**sizes, "fps": 5})
-    settings = {**TINY, "train": {**TINY["train"], "checkpoint_every": 2, "val_every": 0}}
+    # A tower with running statistics, which are no parameters.
+    model = {**TINY["model"], "vision_config": BATCH_NORM_TOWER}
+    settings = {**TINY, "model": model, "train": {**TINY["train"], "checkpoint_every": 2, "val_every": 0}}
     (root / "base.yaml").write_text(yaml.safe_dump(settings))
     (root / "tiny.yaml").write_text(yaml.safe_dump({k: v for k, v in settings.items() if k != "model"}))
     arguments = ["--dataset", str(root / "first"), "--output", str(root / "base"), "--train.steps", "1"]
@@ -158,6 +161,11 @@ def test_resuming_gives_the_adapter_of_an_uninterrupted_run(work, tmp_path):
     )
     assert expected.keys() == resumed.keys()
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    base = load_file(work / "base" / "model" / "model.safetensors")
+    merged = load_file(broken / "model-merged" / "model.safetensors")
+    moved = {name for name in base if not torch.equal(base[name], merged[name])}
+    assert any("running_mean" in name for name in base)
+    assert moved and not any("vision_encoder" in name or "text_encoder" in name for name in moved)
     losses = [[line["loss"] for line in log_lines(folder)] for folder in (work / "adapter", broken)]
     assert losses[0] == losses[1]
 
@@ -235,6 +243,13 @@ def test_a_missing_or_changed_base_is_named(work, tmp_path):
     shutil.rmtree(base)
     with pytest.raises(ValueError, match="base .*base cannot be loaded.*adapter_config.json"):
         load_checkpoint(tmp_path / "adapter")
+
+
+def test_an_adapter_that_names_a_module_to_import_is_refused(tmp_path):
+    config = {"peft_type": "LORA", "megatron_config": {"a": 1}, "megatron_core": "antigravity"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="names code in megatron_core"):
+        load_adapter(str(tmp_path))
 
 
 def test_an_adapter_that_lacks_weights_is_refused(work, tmp_path):

@@ -16,6 +16,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
+from accelerate.utils import LoggerType
 from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
@@ -177,10 +178,14 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(config_file, dataset
     # Dropout and the CVAE's noise are on: their randomness must continue too.
     whole, broken = finished, tmp_path / "broken"
     shutil.copytree(whole, broken)
-    shutil.rmtree(broken / "checkpoints" / f"step-{STEPS:07d}")
+    newest = broken / "checkpoints" / f"step-{STEPS:07d}"
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    content[-1] ^= 1  # a byte that the disk lost: the checkpoint before this one is taken
+    (newest / "model.safetensors").write_bytes(content)
     shutil.rmtree(broken / "model")
     (broken / "summary.json").unlink()
-    assert run(config_file, dataset, broken, *DROPOUT, resume=True) == 0
+    with pytest.warns(UserWarning, match=f"{newest.name} is left out: its model.safetensors is damaged"):
+        assert run(config_file, dataset, broken, *DROPOUT, resume=True) == 0
 
     expected, resumed = weights(whole), weights(broken)
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
@@ -511,6 +516,80 @@ def test_bad_settings_are_named_before_training(config_file, dataset, tmp_path, 
     with pytest.raises((ValueError, OSError, HubError), match=f"(?s){message}"):
         run(config_file, dataset, tmp_path / "run", *flags)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+ALIASES = "".join(f"b{n + 1}: &b{n + 1} [{', '.join([f'*b{n}'] * 9)}]\n" for n in range(9))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- a", "it holds ['a'] instead of settings by name"),
+        ("5", "it holds 5 instead of settings"),
+        ("seed: 1\n---\nseed: 2", "is not valid YAML: expected a single document"),
+        ("model:\n\tviews: [a]", "is not valid YAML"),
+        ("model: " + 1500 * "[", "is not valid YAML"),
+        ("b0: &b0 [x, x]\n" + ALIASES, "its aliases stand for more than"),
+        ("model: &m {text_config: *m}", "its aliases stand for more than"),
+        (b"# caf\xe9", "'utf-8' codec can't decode"),
+        ("1: 2", "1 is unknown"),
+        ("model: null", "model is None; it must be a group of settings"),
+        ("model: {objectives: null}", "model.objectives is None; it must be list[str]"),
+        ("model: {views: null}", "model.views is None"),
+        ("model: {views: [null]}", "model.views is [None]"),
+        ("model: {hidden_size: text}", "model.hidden_size is 'text'; it must be int"),
+        ("model: {depth_loss_weight: .nan}", "model.depth_loss_weight is nan"),
+        ("model: {preset: []}", "model.preset=[] is unknown"),
+        ("data: {datasets: {}}", "data.datasets is {}; it must be list"),
+        ("data: {datasets: [5]}", "data.datasets is [5]"),
+        ("data: {datasets: [{path: null}]}", "data.datasets.0.path is None; it must be str"),
+        ("data: {datasets: [{pth: x}]}", "data.datasets.0.pth is unknown; did you mean path"),
+        ("data: {p_moving: null}", "data.p_moving is None; it must be float"),
+        ("lora: []", "lora is []; it must be a group of settings"),
+        ("train: {steps: true}", "train.steps is True; it must be int"),
+        ("train: {learning_rate: .inf}", "train.learning_rate is inf"),
+        ("train: {betas: [0.9]}", "train.betas is [0.9]; AdamW takes two"),
+        ("towers: {tokenizer: null}", "towers.tokenizer is None"),
+        ("seed: -1", "seed is -1; it must be from 0"),
+        ("init_from: ''", "init_from is ''; it must be"),
+    ],
+)
+def test_a_config_of_any_content_is_one_line_that_names_file_and_field(
+    tmp_path, monkeypatch, capsys, content, message
+):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(file)])
+    assert main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: config {file}: ") and message in line and len(line) < 600
+
+
+def test_settings_that_yaml_writes_otherwise_are_taken(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "train: {learning_rate: 1e-3, steps: '5'}\noutput: 2026\nexport: null\n"
+    )
+    config = load_config(tmp_path / "mine.yaml", ["--data.state_key", "null"])
+    assert (config.train.learning_rate, config.train.steps, config.output) == (1e-3, 5, "2026")
+    with pytest.raises(ValueError, match=r"--model.views \[a: it is not valid YAML"):
+        load_config(None, ["--model.views", "[a"])
+    with pytest.raises(ValueError, match="config .*Is a directory"):
+        load_config(tmp_path, [])
+
+
+@pytest.mark.parametrize("start", ["is not installed: pip install wandb", "does not start: no key"])
+def test_a_tracker_that_cannot_log_is_named_before_training(
+    config_file, dataset, tmp_path, monkeypatch, start
+):
+    def fail(self, *args, **kwargs):
+        raise RuntimeError("no key")
+
+    found = [LoggerType.WANDB] if "start" in start else []
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: found)
+    monkeypatch.setattr(Accelerator, "init_trackers", fail)
+    with pytest.raises(ValueError, match=f"train.tracker=wandb {start}"):
+        run(config_file, dataset, tmp_path / "run", "--train.tracker", "wandb")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_flagged_episodes_are_left_out_of_training_and_validation(

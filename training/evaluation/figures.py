@@ -56,7 +56,7 @@ def draw_moments(
         row[0].set_ylabel(f"frame {moment.frame}", fontsize=9)
     if colors is not None:
         add_depth_scale(figure, colors, (0.945, bottom / height, 0.01, 1 - (0.8 + bottom) / height))
-    figure.suptitle(title, fontsize=10, y=1 - 0.12 / height, va="top")
+    figure.suptitle(title, fontsize=10, y=1 - 0.12 / height, va="top", parse_math=False)
     figure.text(0.05, 0.12 / height, caption, fontsize=7.5, va="bottom")
     return figure
 

@@ -1,7 +1,7 @@
 """Datasets -> windows of T frames with targets and masks, for both trainers."""
 
 from training.windows.dataset import ForesightWindows
-from training.windows.mixture import ConcatWindows, collate_windows
+from training.windows.mixture import ConcatWindows, collate_windows, warn_of_differences
 from training.windows.sampler import WindowSampler
 from training.windows.settings import WindowConfig, split_episodes
 
@@ -12,4 +12,5 @@ __all__ = [
     "WindowSampler",
     "collate_windows",
     "split_episodes",
+    "warn_of_differences",
 ]

@@ -23,6 +23,7 @@ __all__ = [
     "column_statistics",
     "column_width",
     "idle_objectives",
+    "read_numbers",
     "require_columns",
     "two_dimensional",
 ]
@@ -161,16 +162,8 @@ def column_statistics(
     """
     statistics = {}
     for key in dict.fromkeys(filter(None, (columns.actions, columns.state))):
-        values = two_dimensional(rows.column(key).read(range(len(rows))))
-        parts = [values[rows.episode_starts[e] : rows.episode_stops[e]].astype(np.float64) for e in episodes]
-        for episode, part in zip(episodes, parts, strict=True):
-            bad = np.flatnonzero(~np.isfinite(part).all(1))
-            if len(bad):
-                raise ValueError(
-                    f"dataset {rows.name}: '{key}' is not finite in episode {episode}, frame {bad[0]} (and "
-                    f"in {len(bad) - 1} more frames of it); repair it, or leave the episode out with "
-                    "`episodes`"
-                )
+        spans = [range(int(rows.episode_starts[e]), int(rows.episode_stops[e])) for e in episodes]
+        parts = [read_numbers(rows, key, span).astype(np.float64) for span in spans]
         if key == columns.actions and config.action_codec == "local_delta":
             _check_poses(f"dataset {rows.name}: '{key}'", np.concatenate(parts))
         elif key == columns.actions and config.frame_stride > 1:
@@ -179,6 +172,27 @@ def column_statistics(
         used = np.concatenate(parts)
         statistics[key] = {"mean": used.mean(0), "std": used.std(0), "min": used.min(0), "max": used.max(0)}
     return statistics
+
+
+def read_numbers(rows: DatasetRows, key: str, chosen: range) -> np.ndarray:
+    """`(rows, size)` of some rows of a column of states or actions.
+
+    Raises:
+        ValueError: If a value is NaN or infinite; names the place and the remedy.
+    """
+    values = two_dimensional(rows.column(key).read(chosen))
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(values.astype(np.float32)).all(1)  # as the model takes them
+    if not finite.all():
+        bad = chosen[int(np.flatnonzero(~finite)[0])]
+        episode = rows.episode_of(bad)
+        raise ValueError(
+            f"dataset {rows.name}: '{key}' is not finite in episode {episode}, frame "
+            f"{bad - int(rows.episode_starts[episode])} (and in {(~finite).sum() - 1} more frames of it): "
+            "repair it, or leave the episode out (lerobot-edit-dataset deletes episodes, lerobot-train takes "
+            "--dataset.episodes)"
+        )
+    return values
 
 
 def _check_poses(place: str, states: np.ndarray) -> None:

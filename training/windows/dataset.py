@@ -47,8 +47,8 @@ from training.windows.columns import (
     WindowColumns,
     column_statistics,
     column_width,
+    read_numbers,
     require_columns,
-    two_dimensional,
 )
 from training.windows.episode_windows import EpisodeWindows
 from training.windows.settings import WindowConfig
@@ -69,6 +69,8 @@ class ForesightWindows(Dataset):
         dataset (`str`, `Path` or `DatasetRows`): Dataset folder or Hub id; or the dataset, opened. With
             `stream`, only videos of the chosen episodes are read, and there is no frame cache.
         config (`WindowConfig`): What a window holds.
+        with_statistics (`bool`): Whether to read states and actions of all chosen episodes at once. Values
+            that are not finite are refused then; otherwise by the window that holds them.
 
     Attributes:
         rows (`DatasetRows`): The dataset underneath.
@@ -84,7 +86,7 @@ class ForesightWindows(Dataset):
         ValueError: If the dataset cannot serve the configuration; names the thing and the remedy.
     """
 
-    def __init__(self, dataset: str | Path | DatasetRows, config: WindowConfig):
+    def __init__(self, dataset: str | Path | DatasetRows, config: WindowConfig, with_statistics: bool = True):
         self.config = config
         self.rows = dataset if isinstance(dataset, DatasetRows) else DatasetRows(dataset)
         rows, features = self.rows, self.rows.features
@@ -102,8 +104,8 @@ class ForesightWindows(Dataset):
             )
         self._index = EpisodeWindows(rows, columns, config)
         self.episodes, self.flagged = self._index.episodes, self._index.flagged
-        self.statistics = column_statistics(rows, columns, config, self.episodes)
-        self.frames = open_frames(rows, columns.pictures, config.frame_cache)
+        self.statistics = column_statistics(rows, columns, config, self.episodes) if with_statistics else {}
+        self.frames = open_frames(rows, columns.pictures, config.frame_cache, self.episodes)
         self._check_depth()
         self.view_sizes = self._measure(columns.images)
         self.depth_sizes = self._measure(columns.depth)
@@ -170,7 +172,7 @@ class ForesightWindows(Dataset):
         if columns.actions:
             sample |= self._read_actions(start, stop)
         if columns.state:
-            state = two_dimensional(rows.column(columns.state).read(rows_ahead(0))).astype(np.float32)
+            state = read_numbers(rows, columns.state, rows_ahead(0)).astype(np.float32)
             sample["state"] = torch.from_numpy(_pad_rows(state, frames))
             sample["state_mask"] = torch.tensor(True)
         if config.wants_flow:
@@ -224,14 +226,14 @@ class ForesightWindows(Dataset):
 
     def _read_actions(self, start: int, stop: int) -> dict:
         """Chunks of actions at every frame of the window from `start`; masked zeros past row `stop`."""
-        config, column = self.config, self.rows.column(self.columns.actions)
+        config, rows, key = self.config, self.rows, self.columns.actions
         steps, stride = config.history_length + config.chunk_size - 1, config.frame_stride
         if config.action_codec == "local_delta":
-            poses = two_dimensional(column.read(range(start, min(stop, start + steps * stride + 1), stride)))
+            poses = read_numbers(rows, key, range(start, min(stop, start + steps * stride + 1), stride))
             # In float64: what is left of a difference of poses is small.
             actions = encode_local_delta(torch.from_numpy(poses.astype(np.float64))).numpy()
         else:
-            commands = two_dimensional(column.read(range(start, min(stop, start + steps * stride))))
+            commands = read_numbers(rows, key, range(start, min(stop, start + steps * stride)))
             actions = combine_commands(
                 commands, stride, config.strided_commands, config.binary_action_indices
             )

@@ -1,6 +1,8 @@
 """Several datasets as one, and samples as batches: what differs between datasets becomes masked zeros."""
 
 import dataclasses
+import itertools
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,10 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from modeling_foresight.processing_foresight import find_still_entries
 from training.windows.columns import check_targets
 from training.windows.dataset import ForesightWindows
 
-__all__ = ["ConcatWindows", "collate_windows"]
+__all__ = ["ConcatWindows", "collate_windows", "warn_of_differences"]
+
+# Between datasets, what this many times exceeds the deviation of an entry is a difference of units.
+UNIT_RATIO = 20
 
 
 class ConcatWindows(Dataset):
@@ -93,6 +99,41 @@ class ConcatWindows(Dataset):
             sample.setdefault("actions", torch.zeros(*shape, self.action_dim))
             sample.setdefault("action_mask", torch.zeros(shape, dtype=torch.bool))
         return sample
+
+
+def warn_of_differences(datasets: Sequence[ForesightWindows]) -> None:
+    """Warns where datasets of one mixture differ in the units of an entry, or in their steps per second.
+
+    A model has one normalization and one rate. A robot in meters beside one in millimeters keeps a thousandth
+    of its range.
+    """
+    rates = {dataset.rows.name: dataset.rows.fps / dataset.config.frame_stride for dataset in datasets}
+    if max(rates.values()) > 1.02 * min(rates.values()):
+        told = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+        warnings.warn(
+            f"datasets of the mixture differ in steps per second: {told}. One model has one rate, and "
+            f"control follows the first ({next(iter(rates.values())):g}): choose frame_stride of each "
+            "dataset so that their rates agree",
+            stacklevel=3,
+        )
+    for first, second in itertools.combinations(datasets, 2):
+        for key in first.statistics.keys() & second.statistics.keys():
+            a, b = first.statistics[key], second.statistics[key]
+            apart = np.hypot(np.hypot(a["std"], b["std"]), a["mean"] - b["mean"])
+            unlike = apart > UNIT_RATIO * np.minimum(a["std"], b["std"])
+            unlike &= ~(np.array(find_still_entries(a)) | find_still_entries(b))
+            if key == first.config.action_key:
+                unlike[first.config.binary_action_indices] = False
+            if not unlike.any():
+                continue
+            here, there = (lambda i, s=s: f"{s['mean'][i]:.3g} ± {s['std'][i]:.3g}" for s in (a, b))
+            told = "; ".join(f"entry {i}: {here(i)} and {there(i)}" for i in np.flatnonzero(unlike))
+            warnings.warn(
+                f"datasets {first.rows.name} and {second.rows.name} seem to differ in the units or origin of "
+                f"'{key}' ({told}). They are normalized together, so the smaller motion nearly vanishes: "
+                "convert one dataset to the units and origin of the other, or train a model for each",
+                stacklevel=3,
+            )
 
 
 def collate_windows(samples: Sequence[dict]) -> dict:

@@ -94,11 +94,13 @@ def test_labels_go_with_a_camera_without_prefix(tmp_path):
     assert moving_flags(provenance, 0, "front", facts.n_points).tolist() == facts.moving(0).tolist()
 
 
-def test_linked_folders_are_copied(labelled, tmp_path):
+def test_linked_videos_are_copied_if_their_folder_is_named(labelled, tmp_path):
     shutil.copytree(labelled.root, tmp_path / "old")
     (tmp_path / "old" / "videos").rename(tmp_path / "disk")
     (tmp_path / "old" / "videos").symlink_to(tmp_path / "disk")
-    rename_columns(tmp_path / "old", tmp_path / "new", {"action": "act"})
+    with pytest.raises(ValueError, match="old/videos leads out of its folder"):
+        rename_columns(tmp_path / "old", tmp_path / "new", {"action": "act"})
+    rename_columns(tmp_path / "old", tmp_path / "new", {"action": "act"}, tmp_path / "disk")
     assert_same_items(labelled.root, tmp_path / "new", {"action": "act"})
 
 

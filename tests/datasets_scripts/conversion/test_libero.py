@@ -184,6 +184,18 @@ def replaced(key, values):
     return change
 
 
+def stored_elsewhere(file):
+    """Bytes of any file as numbers of a demonstration."""
+    del file["data/demo_0/actions"]
+    options = {"shape": (4, 7), "dtype": "u1", "external": [(__file__, 0, 28)]}
+    file["data/demo_0"].create_dataset("actions", **options)
+
+
+def linked_elsewhere(file):
+    del file["data/demo_0/actions"]
+    file["data/demo_0/actions"] = h5py.ExternalLink("a_demo.hdf5", "data/demo_0/actions")
+
+
 def attribute(name, value):
     return lambda file: file["data"].attrs.__setitem__(name, value)
 
@@ -208,6 +220,8 @@ def attribute(name, value):
             replaced("data/demo_0/obs/agentview_rgb", np.zeros((4, SIDE, SIDE, 3))),
             "agentview_rgb of demo_0 is float64, expected uint8",
         ),
+        (stored_elsewhere, "actions of demo_0 lies in another file"),
+        (linked_elsewhere, "actions of demo_0 lies in another file"),
         (attribute("problem_info", "{}"), "has no language"),
         (attribute("problem_info", json.dumps({"language_instruction": ' "" '})), "has no language"),
     ],

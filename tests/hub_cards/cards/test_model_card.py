@@ -11,7 +11,9 @@ import yaml
 from huggingface_hub import DatasetCard, ModelCard, parse_eval_result_entries
 
 from hub_cards.build import main
+from hub_cards.cards.model_card import build_card
 from hub_cards.measure_latency import main as latency
+from tests.datasets_scripts.inspection.test_template_rendering import HOSTILE, list_structure, spoil
 from tests.hub_cards.finished_run import TASK, evaluation, summary, validation
 from training.config import DataConfig, DatasetSource, RunConfig, TowerConfig, save_config
 from training.run_facts import describe_run
@@ -75,6 +77,20 @@ def test_the_example_of_the_card_runs(folder, monkeypatch):
     exec(compile(code, "README.md", "exec"), names)
     assert names["actions"].shape == (1, 4, 4)
     assert len([line for line in code.splitlines() if line.strip()]) <= 11
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_texts_of_a_run_change_nothing_around_them_in_the_card(built, tmp_path, text):
+    model = shutil.copytree(built, tmp_path / "model")
+    plain = build_card(model, "you/policy").text
+    for name in ("training", "eval", "latency"):
+        path = model / "evaluation" / f"{name}.json"
+        facts = json.loads(path.read_text())
+        kept = {key: facts[key] for key in ("objectives", "mixed_precision", "benchmark") if key in facts}
+        path.write_text(json.dumps(spoil(facts, text) | kept))
+    spoiled = build_card(model, "you/policy").text
+    assert list_structure(spoiled) == list_structure(plain)
+    assert len(spoiled.splitlines()) == len(plain.splitlines())
 
 
 def test_a_hub_id_takes_the_place_of_the_folder(folder):

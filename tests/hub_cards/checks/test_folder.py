@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import metadata_load, metadata_save
+from lerobot.processor import ProcessorStep, ProcessorStepRegistry
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +19,7 @@ from hub_cards.build import main as build
 from hub_cards.check import main
 from hub_cards.checks.card import check_card
 from hub_cards.checks.folder import check_folder
+from hub_cards.checks.unsafe_files import check_files
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.lora import lora_config
 from modeling_foresight.remote_code import export_with_code
@@ -140,7 +142,9 @@ def test_a_policy_of_lerobot_without_its_pipelines(folder):
     (problem,) = check_folder(folder)
     assert "policy_preprocessor.json" in problem and "python -m lerobot_policy_foresight" in problem
     (folder / "policy_preprocessor.json").write_text('{"steps": [')
-    (folder / "policy_postprocessor.json").write_text('{"steps": [{"state_file": "stats.safetensors"}]}')
+    (folder / "policy_postprocessor.json").write_text(
+        '{"steps": [{"registry_name": "normalizer_processor", "state_file": "stats.safetensors"}]}'
+    )
     (folder / "stats.safetensors").write_bytes(b"")
     (problem,) = check_folder(folder)
     assert "damaged: policy_preprocessor.json, stats.safetensors" in problem
@@ -289,6 +293,56 @@ def test_code_of_another_repository_is_named(folder):
         "config.json takes code from elsewhere (auto_map",
         "processor_config.json takes code from elsewhere (auto_map",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("policy_preprocessor.json", {"steps": [{"class": "subprocess.Popen"}]}, "subprocess.Popen"),
+        ("any/other.json", {"steps": [{"registry_name": "gone", "class": "os.system"}]}, "step .*gone"),
+        ("policy_postprocessor.json", {"steps": ["x", None, [], {"registry_name": ["x"]}]}, "step .*x"),
+        (
+            "policy_preprocessor.json",
+            {"steps": [{"registry_name": "action_tokenizer_processor"}]},
+            "action_tokenizer_processor",
+        ),
+        ("processor_config.json", {"processor_class": "StrangeProcessor"}, "processor_class: StrangeProc"),
+        ("tokenizer_config.json", {"tokenizer_class": "StrangeTokenizer"}, "tokenizer_class: StrangeTok"),
+        ("tokenizer_config.json", {"tokenizer_class": ["A", None]}, "tokenizer_class: "),
+        ("preprocessor_config.json", {"image_processor_type": "AnyProcessor"}, "image_processor_type: Any"),
+        ("config.json", {"custom_pipelines": {"x": {"impl": "x.Y"}}}, "custom_pipelines: "),
+        ("config.json", {"text_config": {"auto_map": {"AutoConfig": "x.Y"}}}, "auto_map: x.Y"),
+        ("config.json", {"parts": [{"auto_map": "a/b--x.Y"}]}, "auto_map: a/b--x.Y"),
+        ("train_config.json", {"env": {"trust_remote_code": True}}, "trust_remote_code: True"),
+        ("adapter_config.json", {"auto_mapping": {"parent_library": "antigravity"}}, "antigravity"),
+        ("adapter_config.json", {"megatron_config": {}, "megatron_core": "antigravity"}, "antigravity"),
+    ],
+)
+def test_a_name_of_foreign_code_in_any_json_file_is_refused(tmp_path, name, content, reason):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(json.dumps(content))
+    problems = check_files(tmp_path)
+    assert re.search(rf"^{Path(name).name} .*{reason}", problems[0]) and not any("\n" in x for x in problems)
+
+
+def test_a_json_file_of_any_depth_is_a_problem_in_a_line(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 100_000 + "]" * 100_000)
+    (problem,) = check_files(tmp_path)
+    assert "nested too deeply" in problem
+
+
+def test_steps_of_lerobot_and_of_plugins_may_be_in_a_pipeline(tmp_path):
+    @ProcessorStepRegistry.register("step_of_a_plugin")
+    class Step(ProcessorStep):
+        pass
+
+    names = ["step_of_a_plugin", "rename_observations_processor", "map_tensor_to_delta_action_dict"]
+    steps = [{"registry_name": name, "config": {}} for name in names]
+    (tmp_path / "policy_preprocessor.json").write_text(json.dumps({"steps": steps}))
+    try:
+        assert check_files(tmp_path) == []
+    finally:
+        ProcessorStepRegistry.unregister("step_of_a_plugin")
 
 
 def test_the_projects_own_code_may_be_published(folder):

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.utils import _http
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -101,6 +102,31 @@ def test_a_dry_run_lists_what_would_be_sent_and_needs_no_hub(folder, capsys):
         assert f"B  {name}\n" in out
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert [path.name for path in folder.parent.glob(".*")] == []  # nothing is left beside it
+
+
+def test_what_a_killed_run_left_is_removed_but_not_what_another_run_is_making(folder, unchecked):
+    for name in (".publish-killed", ".publish-running"):
+        (folder.parent / name / "evaluation").mkdir(parents=True)
+    with FileLock(folder.parent / ".publish-running" / ".lock"):
+        assert publish(folder, "--dry-run") == 0
+        assert [path.name for path in folder.parent.glob(".*")] == [".publish-running"]
+
+
+@pytest.mark.parametrize("place", ["notes.txt", "weights", ".eval_results/more.yaml"])
+def test_a_link_out_of_the_folder_is_refused_before_anything_is_listed(folder, tmp_path, capsys, place):
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "key").write_text("secret")
+    (folder / place).symlink_to(tmp_path / "private" / ("" if place == "weights" else "key"))
+    assert publish(folder, "--dry-run") == 1
+    captured = capsys.readouterr()
+    assert f"error: {folder / place} leads out of its folder" in captured.err and not captured.out
+
+
+def test_links_to_the_folder_itself_are_not_walked(folder, unchecked, capsys):
+    for name in ("a", "b"):
+        (folder / name).symlink_to(".")
+    assert publish(folder, "--dry-run") == 0
+    assert "13 files, " in capsys.readouterr().out
 
 
 def test_a_folder_without_weights_is_refused_with_every_problem_on_a_line(folder, capsys):

@@ -1,8 +1,10 @@
 """The Space's page: its handlers in this process, and the page itself in a headless Chromium."""
 
 import json
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -87,6 +89,93 @@ def test_the_command_names_what_is_missing(monkeypatch, tmp_path, capsys):
     assert app.main([]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "--checkpoint" in error
+
+
+@pytest.fixture
+def launched(monkeypatch, tmp_path):
+    """Starts the command with a page that is only noted; what page and server are given."""
+
+    def launch(*arguments):
+        noted = {}
+        page = SimpleNamespace(launch=lambda **options: noted.update(options))
+        monkeypatch.setattr(
+            "hub_cards.space.page.build_page", lambda *given: noted.update(folders=given[2]) or page
+        )
+        assert app.main(list(arguments)) == 0
+        return noted
+
+    for name in ("SPACE_ID", "GRADIO_SERVER_NAME", "GRADIO_SHARE", "HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+        monkeypatch.setenv(name, "")  # so that what the command sets is taken back
+        monkeypatch.delenv(name)
+    return launch
+
+
+def test_the_page_listens_where_gradio_says_and_is_private_on_this_machine_alone(launched, monkeypatch):
+    assert launched()["server_name"] is None and launched()["folders"] is None
+    assert launched("--host", "localhost")["folders"] is None
+    assert "HF_HUB_DISABLE_IMPLICIT_TOKEN" not in os.environ
+    assert launched("--host", "0.0.0.0")["server_name"] == "0.0.0.0"
+    for name, value in {
+        "GRADIO_SERVER_NAME": "0.0.0.0",
+        "SPACE_ID": "you/space",
+        "GRADIO_SHARE": "True",
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.delenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", raising=False)
+            patch.setenv(name, value)
+            noted = launched()
+            assert noted["server_name"] is None and len(noted["folders"]) == 2
+            assert os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"
+
+
+def test_the_token_is_for_what_the_owner_named(launched, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda *names, **options: asked.append((names, options)) or "here",
+    )
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "secret")
+    noted = launched("--host=0.0.0.0", "--checkpoint=you/model", "--dataset=you/data@v1")
+    assert noted["folders"] == {"you/model": "here", "you/data@v1": "here"}
+    assert [(names[0], options["token"], options["revision"]) for names, options in asked] == [
+        ("you/model", "secret", None),
+        ("you/data", "secret", "v1"),
+    ]
+
+
+def test_visitors_open_no_folder_of_the_machine(monkeypatch, tmp_path):
+    opened = []
+    monkeypatch.setattr(
+        "hub_cards.space.page.predict_episode", lambda choice, *_: opened.append(choice) or 1 / 0
+    )
+    monkeypatch.setattr("hub_cards.space.page.HF_LEROBOT_HOME", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "you" / "recorded").mkdir(parents=True)
+    page = build_page("mine", "you/data", {"mine": "folder", "you/data": "cache"})
+    opening = next(block.fn for block in page.fns.values() if block.name == "on_open")
+    for name in (
+        str(SAMPLE),
+        "~",
+        "..",
+        "you/recorded",
+        "folder",
+        "/etc/passwd",
+        "",
+        "a/../b",
+        "\\x/y",
+        "a/b/c",
+    ):
+        for names in ((name, "you/data"), ("mine", name)):
+            (message,) = opening(*names, "", "now").values()
+            assert "not an id of the Hub" in message
+    assert not opened
+    for names, found in {
+        ("mine", "you/data"): ("folder", "cache"),
+        ("a/b", "c/d@v1"): ("a/b", "c/d@v1"),
+    }.items():
+        with pytest.raises(ZeroDivisionError):
+            opening(*names, "", "now")
+        assert (opened[-1].checkpoint, opened[-1].dataset) == found
 
 
 @pytest.fixture(scope="module")

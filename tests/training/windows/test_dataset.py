@@ -1,8 +1,10 @@
 import dataclasses
 import json
 import pickle
+import re
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,7 @@ from training.windows import (
     WindowSampler,
     collate_windows,
     split_episodes,
+    warn_of_differences,
 )
 
 LENGTHS = [12, 9, 14]
@@ -589,6 +592,44 @@ def test_datasets_of_different_action_sizes_cannot_be_mixed(facts, cache, tmp_pa
         ConcatWindows([ForesightWindows(facts.root, config(cache)), ForesightWindows(other.root, settings)])
 
 
+def robot(name: str, scale, mean=0.0, fps: float = 20, stride: int = 1):
+    """A dataset of a mixture: actions of three entries, of which the last one is binary."""
+    std = np.array([0.3, 0.2, 0.5]) * scale
+    mean = mean + 0 * std
+    stats = {"mean": mean, "std": std, "min": mean - 2 * std, "max": mean + 2 * std}
+    settings = WindowConfig(binary_action_indices=[2], frame_stride=stride)
+    return SimpleNamespace(
+        rows=SimpleNamespace(name=name, fps=fps), config=settings, statistics={"action": stats}
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        (
+            robot("a", 1),
+            robot("b", [1, 1e-3, 1]),
+            "a and b .*origin of 'action' .entry 1: 0 ± 0.2 and",
+        ),
+        (robot("a", 1), robot("b", 57.3), "entry 0.*entry 1"),  # radians and degrees
+        (robot("a", 1), robot("b", 1, mean=[0, 50, 0]), "entry 1: 0 ± 0.2 and 50 ± 0.2"),
+        (robot("a", 1, fps=30), robot("b", 1, fps=10), "steps per second: a 30, b 10.*frame_stride"),
+        (robot("a", 1, fps=30, stride=3), robot("b", 1, fps=10), None),
+        (robot("a", 1, fps=30), robot("b", 1, fps=29.97), None),
+        (robot("a", 1), robot("b", [4, 0.2, 1], mean=0.3), None),
+        (robot("a", 1), robot("b", [1, 0, 1]), None),  # an entry that never moves
+        (robot("a", 1), robot("b", [1, 1, 255]), None),  # binary entries are not normalized
+    ],
+)
+def test_datasets_of_a_mixture_that_differ_in_units_or_rates_are_named(first, second, told):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_differences([first, second])
+    assert len(caught) == (told is not None)
+    if told:
+        assert re.search(told, str(caught[0].message))
+
+
 def test_split_is_by_episode_and_seeded():
     train, val = split_episodes(50, 0.1, seed=3)
     assert len(val) == 5 and sorted(train + val) == list(range(50))
@@ -614,12 +655,14 @@ def test_short_episodes_are_skipped_with_one_warning(facts, cache):
     assert sum("shorter than 11 frames" in str(warning.message) for warning in caught) == 1
 
 
-@pytest.mark.parametrize(("key", "value"), [("action", np.nan), ("observation.state", np.inf)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("action", np.nan), ("observation.state", np.inf), ("action", 1e39)]
+)
 def test_nan_in_actions_or_state_is_found_when_opened(facts, cache, tmp_path, key, value):
     root = copy_of(facts, tmp_path)
     path = next((root / "data").rglob("*.parquet"))
     table = pq.read_table(path)
-    values = np.stack(table.column(key).to_numpy())
+    values = np.stack(table.column(key).to_numpy()).astype(np.float64)
     values[LENGTHS[0] + 5, 1] = value
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
     position = table.column_names.index(key)
@@ -627,6 +670,10 @@ def test_nan_in_actions_or_state_is_found_when_opened(facts, cache, tmp_path, ke
     with pytest.raises(ValueError, match=f"'{key}' is not finite in episode 1, frame 5"):
         ForesightWindows(root, config(cache))
     ForesightWindows(root, config(cache, episodes=[0, 2]))  # the remedy works
+    unread = ForesightWindows(root, config(cache), with_statistics=False)
+    unread.read(0, 0, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=f"'{key}' is not finite in episode 1, frame 5"):
+        unread.read(1, LENGTHS[0] + 3, np.random.default_rng(0))
 
 
 def test_unknown_camera_lists_the_cameras(facts, cache):
