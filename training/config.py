@@ -26,6 +26,7 @@ __all__ = [
     "RunConfig",
     "TowerConfig",
     "TrainConfig",
+    "check_fields",
     "flatten",
     "load_config",
     "save_config",
@@ -286,7 +287,7 @@ def load_config(path: str | Path | None, overrides: list[str]) -> RunConfig:
             _set_nested(values, key, value)
     if given:
         values["model"] = resolve_presets([values.get("model") or {}, given])
-    _check_fields(RunConfig, values, "")
+    check_fields(RunConfig, values, "")
     try:
         return draccus.decode(RunConfig, values)
     except ParsingError as error:
@@ -300,7 +301,7 @@ def _read_config(path: Path) -> dict:
         values = _parse_yaml(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict | None):
             raise ValueError(f"it holds {reprlib.repr(values)} instead of settings by name")
-        _check_fields(RunConfig, values or {}, "")
+        check_fields(RunConfig, values or {}, "")
     except FileNotFoundError:
         named = sorted(p.name for p in (Path(__file__).parent / "configs").glob("*.yaml"))
         raise ValueError(f"config {path} does not exist; training/configs has {', '.join(named)}") from None
@@ -402,7 +403,7 @@ def _parse_pairs(arguments: list[str]) -> list[tuple[str, Any]]:
     return pairs
 
 
-def _check_fields(cls: type, values: dict, prefix: str) -> None:
+def check_fields(cls: type, values: dict, prefix: str) -> None:
     """Refuses unknown keys, with the closest known one, and values of another type; names the field."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     is_model = cls is ForesightConfig
@@ -418,10 +419,10 @@ def _check_fields(cls: type, values: dict, prefix: str) -> None:
             told = "a group of settings" if dataclasses.is_dataclass(kind) else told
             raise ValueError(f"{prefix}{name} is {reprlib.repr(value)}; it must be {told}, or left out")
         if dataclasses.is_dataclass(kind):
-            _check_fields(kind, value, f"{prefix}{name}.")
+            check_fields(kind, value, f"{prefix}{name}.")
         elif typing.get_args(kind) == (DatasetSource,):
             for i, source in enumerate(value):
-                _check_fields(DatasetSource, source, f"{prefix}{name}.{i}.")
+                check_fields(DatasetSource, source, f"{prefix}{name}.{i}.")
 
 
 def _fits(value: Any, kind: Any, strict: bool) -> bool:

@@ -32,6 +32,7 @@ class RunLog:
         self.counts: dict[str, int] = {}
         self.data_s = 0.0
         self.since, self.since_step, self.seconds = time.perf_counter(), start, 0.0
+        self.cpu_since = time.process_time()
         if accelerator.is_main_process:
             lines = self.path.read_text().splitlines() if self.path.exists() else []
             kept = [line for line in lines if _read_step(line) <= start]
@@ -57,7 +58,11 @@ class RunLog:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def write(self, step: int, lr: float, windows: int, **extra: float) -> None:
-        """Writes the means since the last line; `data_s` and `step_s` are seconds per step."""
+        """Writes the means since the last line; `data_s`, `step_s` and `cpu_s` are seconds per step.
+
+        `cpu_s` is the processor time of this process, all its threads together: the time that it waits for
+        other processes of a busy machine does not count.
+        """
         means = self._means()
         now, steps = time.perf_counter(), step - self.since_step
         elapsed = now - self.since
@@ -65,6 +70,7 @@ class RunLog:
         line = {"step": step, **means, **extra, "lr": lr}
         line["data_s"] = self.data_s / steps
         line["step_s"] = elapsed / steps - line["data_s"]
+        line["cpu_s"] = (time.process_time() - self.cpu_since) / steps
         line["samples_per_s"] = windows * steps / elapsed
         line["seconds"] = self.seconds
         self._append(line)
@@ -72,7 +78,7 @@ class RunLog:
             {name: f"{value:.3g}" for name, value in {**means, **extra}.items() if name != "grad_norm"}
         )
         self.sums, self.counts, self.data_s = {}, {}, 0.0
-        self.since, self.since_step = time.perf_counter(), step
+        self.since, self.cpu_since, self.since_step = time.perf_counter(), time.process_time(), step
 
     def _means(self) -> dict[str, float]:
         """Means over the interval and over all processes, brought from the device in one go."""
@@ -89,9 +95,10 @@ class RunLog:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """What happens inside (validation, checkpoints) does not count as training time."""
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         yield
         self.since += time.perf_counter() - start
+        self.cpu_since += time.process_time() - cpu_start
 
     def _append(self, line: dict) -> None:
         if self.accelerator.is_main_process:
