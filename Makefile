@@ -26,7 +26,7 @@ export HF_HUB_OFFLINE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup quickstart quickstart-mini metaworld-tiny sample-data test test-slow test-common test-newest test-lowest quality style space benchmark benchmark-gpu constraints clean
+.PHONY: help setup quickstart quickstart-mini metaworld-tiny sample-data ablation ablation-pilot mt50 mt50-experts test test-slow test-common test-newest test-lowest quality style space benchmark benchmark-gpu constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -102,6 +102,22 @@ metaworld-tiny: setup ## the shipped checkpoint, made again: ten tasks in one po
 sample-data: setup ## the shipped sample dataset, made again in outputs/sample_data: one demonstration of each of the ten tasks
 	$(PY) datasets_scripts/simulate.py --tasks $(METAWORLD_OBJECTS),$(METAWORLD_GOALS) --episodes 1 --image-size 96 \
 		--stride 4 --noise 0.1 --seed 4242 --n-points 400 --output outputs/sample_data/metaworld
+
+# Results that take hours, in cells that are made once: run the same command again to resume. One thread each.
+WORKERS = 1
+EXPERIMENT = OMP_NUM_THREADS=1 nice -n 15 $(PY) -m
+
+ablation: setup ## which objective helps, and how much: variants, seeds, tasks (days; WORKERS=2: two cells at a time)
+	$(EXPERIMENT) experiments.ablation --workers $(WORKERS) --results results/ablation.json
+
+ablation-pilot: setup ## which tasks are neither always nor never solved (hours)
+	$(EXPERIMENT) experiments.ablation --plan experiments/plans/pilot.yaml --workers $(WORKERS)
+
+mt50-experts: setup ## ceiling of MT50: the scripted experts under the recording's settings (minutes)
+	$(EXPERIMENT) experiments.mt50 --experts
+
+mt50: setup ## MetaWorld MT50: one policy for 50 tasks, from data to success in LeRobot's protocol (a day)
+	$(EXPERIMENT) experiments.mt50 --results results/metaworld_mt50.json
 
 test: setup ## the quick tests, on all cores (PYTEST_FLAGS="-k mask" picks some, "-n 0" takes one process)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not network" -n $(THREADS) --dist worksteal $(PYTEST_FLAGS)

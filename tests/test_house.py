@@ -24,14 +24,17 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
 PRODUCT = ("modeling_foresight", "datasets_scripts", "training", "lerobot_policy_foresight", "hub_cards")
+PRODUCT += ("experiments",)  # measurements of this repository, not installed
 
 # What each package or room may never import; `!` in front of what it may import in spite of that.
 FORBIDDEN = {
-    "modeling_foresight": "lerobot datasets_scripts training lerobot_policy_foresight hub_cards",
-    "datasets_scripts": "modeling_foresight training lerobot_policy_foresight hub_cards",
+    "modeling_foresight": "lerobot datasets_scripts training lerobot_policy_foresight hub_cards experiments",
+    "datasets_scripts": "modeling_foresight training lerobot_policy_foresight hub_cards experiments",
     # `train.py --export` writes LeRobot's files beside the model.
-    "training": "hub_cards lerobot_policy_foresight !lerobot_policy_foresight.lerobot_files",
-    "lerobot_policy_foresight": "training hub_cards !training.windows",
+    "training": "hub_cards experiments lerobot_policy_foresight !lerobot_policy_foresight.lerobot_files",
+    "lerobot_policy_foresight": "training hub_cards experiments !training.windows",
+    "hub_cards": "experiments",
+    "experiments": "lerobot_policy_foresight hub_cards",
     "training.windows": "training !training.windows datasets_scripts !datasets_scripts.columns "
     "!datasets_scripts.storage",
 }

@@ -1,0 +1,263 @@
+"""Run the cells of a plan: simulate, train, try, write one row each.
+
+The results folder holds `plan.json` (the settings), `data/`, `clock.json`, `cells/NAME/` (the run, the model,
+one file of outcomes per task) and `rows/NAME.json`. A row appears when its cell is finished, which is then
+never run again; an unfinished cell resumes from its newest checkpoint and the tasks it has tried. Several
+processes may work on one folder: each takes cells that no other has locked.
+
+**Equal time.** The steps of each variant are timed beforehand in short trainings, in turns (every variant
+once, then every variant again), by the processor time of the training process (`cpu_s` in `metrics.jsonl`),
+and the median counts. A busy machine lets a process wait, which its processor time does not count. It also
+slows down what is shared (caches, memory), but all variants alike, because they take turns. Windows are read
+in the same process, so their time counts too. The number of steps follows from the clock once and is written
+to `clock.json`, and the schedule of the learning rate is made for it: nothing reads a clock while a cell is
+trained.
+"""
+
+import dataclasses
+import json
+import shutil
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from datasets_scripts.simulation.job import simulate
+from datasets_scripts.storage.atomic import write_json
+from experiments.plans import STEPS, TIME, Cell, Plan
+from modeling_foresight.configuration_foresight import PRESETS
+from training.config import RunConfig, flatten, load_config
+from training.evaluation.metaworld_success import SuccessOptions, measure_success
+from training.loop import train
+from training.model_folder import read_json
+from training.run_facts import describe_run
+
+__all__ = ["StoppedError", "data_folder", "open_results", "prepare_results", "read_rows", "run_cells"]
+
+FORM_FIELDS = ("objectives", "flow_form", "flow_loss_weight")  # of a preset; the others suit CALVIN
+CLOCK_ROUNDS = 2
+
+
+class StoppedError(Exception):
+    """A signal ended the training; the argument is the exit code."""
+
+
+def model_fields(plan: Plan, variant: str) -> dict:
+    """Fields of `ForesightConfig` by which a variant differs from the plan's config."""
+    preset = {"objectives": ["action"]} if variant == "action_only" else PRESETS.get(variant, {})
+    form = {name: preset[name] for name in FORM_FIELDS if name in preset}
+    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in form.items()}
+    if not fields and not plan.variants[variant]:
+        raise ValueError(f"variants.{variant} is neither a preset nor has it fields that differ")
+    return fields | plan.variants[variant]
+
+
+def run_config(plan: Plan, variant: str, **settings) -> RunConfig:
+    """The training of a variant; `settings` by dotted name, with `__` for the dot, win over the plan's."""
+    given = {"data.num_workers": 0, "train.val_every": 0} | plan.overrides
+    given |= {f"model.{name}": value for name, value in model_fields(plan, variant).items()}
+    given |= {name.replace("__", "."): value for name, value in settings.items()}
+    return load_config(plan.config, [f"--{name}={json.dumps(value)}" for name, value in given.items()])
+
+
+def open_results(plan: Plan, folder: Path) -> None:
+    """Makes the results folder, or checks that the one that exists is of this plan.
+
+    Raises:
+        ValueError: If its settings differ (names them), or an objective that is measured does not exist.
+    """
+    configs = {variant: run_config(plan, variant) for variant in plan.variants}
+    for variant, config in configs.items():
+        if "action" not in config.model.get("objectives", ()):
+            raise ValueError(f"variants.{variant} has no action objective, so its success cannot be measured")
+    trained = {part for config in configs.values() for part in config.model["objectives"]}
+    for name in plan.losses:
+        if not any(part == name or part.startswith(f"{name}_") for part in trained):
+            raise ValueError(f"losses has {name!r}, but no variant is trained with that objective")
+    path = folder / "plan.json"
+    settings = dataclasses.asdict(plan)
+    for name in ("seeds", "demonstrations", "budgets", "variants", "losses"):
+        del settings[name]
+    settings["variants"] = {variant: dataclasses.asdict(config) for variant, config in configs.items()}
+    now = flatten(json.loads(json.dumps(settings)))
+    before = read_json(path) if path.exists() else {}
+
+    def group(key: str) -> str:
+        """`variants/NAME` for the settings of a variant."""
+        return "/".join(key.split("/")[:2]) if key.startswith("variants/") else ""
+
+    # A variant that only one of them has is new, or left out this time.
+    shared = {group(key) for key in before} & {group(key) for key in now}
+    keys = [key for key in sorted(before.keys() | now.keys()) if group(key) in shared]
+    keys = [key for key in keys if before.get(key) != now.get(key)]
+    if keys:
+        changed = [f"{k.replace('/', '.')}: {before.get(k)} there, {now.get(k)} here" for k in keys]
+        raise ValueError(
+            f"{folder} holds results of other settings ({'; '.join(changed[:5])}): choose another --output, "
+            "or bring the settings back"
+        )
+    if before != before | now:
+        write_json(path, before | now)
+
+
+def prepare_results(plan: Plan, folder: Path, workers: int) -> dict[str, int]:
+    """Simulates what is missing, and measures the time of a step if a budget needs it.
+
+    Returns:
+        `dict`: Steps of each variant under the budget of time.
+    """
+    for n, recording in plan.recordings().items():
+        for tasks in plan.task_groups():
+            simulate(
+                dataclasses.replace(recording, tasks=tasks), data_folder(plan, folder, n, tasks), workers
+            )
+    return measure_steps(plan, folder) if TIME in plan.budgets else {}
+
+
+def data_folder(plan: Plan, folder: Path, demonstrations: int, tasks: Sequence[str]) -> Path:
+    """The dataset that a policy is trained on."""
+    part = f"-{tasks[0]}" if plan.policies == "per_task" else ""
+    return folder / "data" / f"{demonstrations}demos{part}"
+
+
+def measure_steps(plan: Plan, folder: Path) -> dict[str, int]:
+    """Steps that each variant may take in the reference's time; what is measured already is kept."""
+    path = folder / "clock.json"
+    known = read_json(path) if path.exists() else {}
+    missing = [variant for variant in plan.variants if variant not in known]
+    if missing:
+        # The reference is timed again with variants that were added later: the machine may have changed.
+        variants = list(dict.fromkeys([plan.reference, *missing]))
+        seconds = time_steps(plan, folder, variants)
+        of_reference = statistics.median(seconds[plan.reference])
+        for variant in variants:
+            median = statistics.median(seconds[variant])
+            steps = max(1, round(plan.steps * of_reference / median))
+            known.setdefault(variant, {"cpu_s": median, "reference_cpu_s": of_reference, "steps": steps})
+        write_json(path, known)
+    return {variant: known[variant]["steps"] for variant in plan.variants}
+
+
+def time_steps(plan: Plan, folder: Path, variants: Sequence[str]) -> dict[str, list[float]]:
+    """Processor seconds of single training steps, variant by variant in turns."""
+    shutil.rmtree(folder / "clock", ignore_errors=True)
+    found: dict[str, list[float]] = {variant: [] for variant in variants}
+    data = str(data_folder(plan, folder, min(plan.demonstrations), plan.task_groups()[0]))
+    options = {"train__steps": plan.clock_steps, "train__log_every": 1, "train__checkpoint_every": 0}
+    options |= {"data__val_fraction": 0.0, "dataset": data}
+    for turn in range(CLOCK_ROUNDS):
+        for variant in variants:
+            output = folder / "clock" / f"{variant}-{turn}"
+            config = run_config(plan, variant, **options, output=str(output))
+            if exit_code := train(config, resume=True):
+                raise StoppedError(exit_code)
+            found[variant] += [line["cpu_s"] for line in read_log(output)]
+    shutil.rmtree(folder / "clock")
+    return found
+
+
+def read_log(output: Path) -> list[dict]:
+    """Lines of a run's log about training steps."""
+    lines = (json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "cpu_s" in line]
+
+
+def run_cells(plan: Plan, folder: Path, steps: Mapping[str, int], threads: int) -> None:
+    """Runs the unfinished cells that no other process is at work on.
+
+    Raises:
+        StoppedError: If a signal ended a training.
+    """
+    torch.set_num_threads(threads)
+    cells = plan.cells()
+    for cell in cells:
+        done = read_rows(plan, folder)
+        if cell in done:
+            continue
+        home = folder / "cells" / cell.name
+        home.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(home / ".lock", timeout=0):
+                if not row_path(folder, cell).exists():
+                    run_cell(plan, cell, folder, steps, threads)
+        except Timeout:
+            continue
+        done = read_rows(plan, folder)
+        row, left = done[cell], len(cells) - len(done)
+        mean_h = statistics.mean(one["hours"] for one in done.values())
+        print(
+            f"[{len(done)}/{len(cells)}] {cell.name}: {row['successes']}/{row['trials']} solved, "
+            f"{row['hours'] * 60:.1f} min; {left} cells of {mean_h * 60:.1f} min are left: "
+            f"{left * mean_h:.1f} h for one process",
+            flush=True,
+        )
+
+
+def run_cell(plan: Plan, cell: Cell, folder: Path, steps: Mapping[str, int], threads: int) -> None:
+    """Trains and tries one policy, or what is left of it, and writes its row."""
+    home = folder / "cells" / cell.name
+    count = plan.steps if cell.budget == STEPS else steps[cell.variant]
+    config = run_config(
+        plan,
+        cell.variant,
+        train__steps=count,
+        seed=cell.seed,
+        dataset=str(data_folder(plan, folder, cell.demonstrations, cell.tasks)),
+        output=str(home / "training"),
+        export=str(home / "model"),
+    )
+    if exit_code := train(config, resume=True):
+        raise StoppedError(exit_code)
+    outcomes = {task: try_task(plan, task, home, threads) for task in cell.tasks}
+    summary = read_json(home / "training" / "summary.json")
+    evaluation_s = sum(one["timing"]["wall_s"] for one in outcomes.values())
+    log = read_log(home / "training")
+    success = {t: [int(e["success"]) for e in one["episodes"]] for t, one in outcomes.items()}
+    row = {
+        **dataclasses.asdict(cell),
+        "steps": count,
+        "success": success,
+        "successes": sum(map(sum, success.values())),
+        "trials": sum(map(len, success.values())),
+        "first_start": plan.first_start,
+        "validation": summary["validation"],
+        "parameters": summary["parameters"],
+        "step_cpu_s": statistics.median(line["cpu_s"] for line in log),
+        "train_s": summary["train_seconds"],
+        "evaluation_s": evaluation_s,
+        "hours": (summary["train_seconds"] + evaluation_s) / 3600,
+        **describe_run(),
+    }
+    write_json(row_path(folder, cell), row)
+    shutil.rmtree(home / "training" / "checkpoints", ignore_errors=True)
+
+
+def try_task(plan: Plan, task: str, home: Path, threads: int) -> dict:
+    """Outcomes of the starts of one task; kept in the cell's folder."""
+    path = home / "eval" / f"{task}.json"
+    if not path.exists():
+        options = SuccessOptions(
+            checkpoint=str(home / "model"),
+            tasks=task,
+            episodes=plan.episodes,
+            seed=plan.first_start,
+            output=path,
+            num_envs=1,
+            max_steps=plan.max_steps,
+            threads=threads,
+        )
+        write_json(path, measure_success(options))
+    return read_json(path)
+
+
+def row_path(folder: Path, cell: Cell) -> Path:
+    """File of a finished cell."""
+    return folder / "rows" / f"{cell.name}.json"
+
+
+def read_rows(plan: Plan, folder: Path) -> dict[Cell, dict]:
+    """Rows of the finished cells."""
+    finished = [cell for cell in plan.cells() if row_path(folder, cell).exists()]
+    return {cell: read_json(row_path(folder, cell)) for cell in finished}

@@ -1,0 +1,107 @@
+"""What both commands share: options, worker processes, one line per error."""
+
+# No import of PyTorch at the top: every simulator process imports the command, which imports this file.
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["add_run_options", "results_folder", "run_command"]
+
+
+def add_run_options(parser: argparse.ArgumentParser, plan: Path) -> None:
+    """Options of a command that runs the cells of a plan."""
+    add = parser.add_argument
+    add("--plan", type=Path, default=plan, help="what to measure (default: %(default)s)")
+    add("--output", type=Path, help="results folder (default: outputs/<command>/<name of the plan>)")
+    add("--threads", type=int, default=1, help="threads of each training (default: %(default)s)")
+    add("--workers", type=int, default=1, help="cells that run side by side (default: %(default)s)")
+
+
+def results_folder(args: argparse.Namespace, command: str) -> Path:
+    """The folder of a plan's results."""
+    return args.output or Path("outputs") / command / args.plan.stem
+
+
+def run_command(
+    module: str,
+    args: argparse.Namespace,
+    folder: Path,
+    run: bool,
+    finish: Callable[..., None],
+    check: Callable[..., None] = lambda plan: None,
+) -> int:
+    """Runs a plan's cells, then `finish(plan)` when all are finished; returns the exit code.
+
+    Args:
+        module (`str`): The command, which the other workers run too.
+        args (`argparse.Namespace`): Of [`add_run_options`].
+        folder (`Path`): Results folder.
+        run (`bool`): Whether to run cells; otherwise only `finish` is called.
+        finish (`Callable`): Writes the results.
+        check (`Callable`): Raises a `ValueError` for a plan that the command cannot use.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
+    from huggingface_hub.errors import StrictDataclassError
+
+    from experiments.cells import StoppedError
+    from experiments.plans import load_plan
+
+    try:
+        if min(args.threads, args.workers) < 1:
+            raise ValueError("--threads and --workers must be at least 1")
+        plan = load_plan(args.plan)
+        check(plan)
+        if run:
+            run_plan(plan, module, args, folder)
+        if os.environ.get(WORKER) is None:
+            finish(plan)
+    except StoppedError as stopped:
+        print("stopped; the same command resumes", file=sys.stderr)
+        return stopped.args[0]
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        return 130
+    except (ValueError, RuntimeError, OSError, StrictDataclassError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+WORKER = "FORESIGHT_EXPERIMENT_WORKER"  # set in the processes that another one started
+
+
+def run_plan(plan, module: str, args: argparse.Namespace, folder: Path) -> None:
+    """Prepares the data and runs the cells, with other workers beside this process."""
+    from experiments.cells import open_results, prepare_results, run_cells
+
+    open_results(plan, folder)
+    steps = prepare_results(plan, folder, args.workers)
+    count = 0 if os.environ.get(WORKER) else args.workers - 1
+    command = [sys.executable, "-m", module, "--plan", str(args.plan), "--output", str(folder)]
+    command += ["--threads", str(args.threads)]
+    with started(command, count) as others:
+        run_cells(plan, folder, steps, args.threads)
+        failed = [code for code in (other.wait() for other in others) if code]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {count} workers failed; the same command resumes")
+
+
+@contextmanager
+def started(command: list[str], count: int) -> Iterator[list[subprocess.Popen]]:
+    """Worker processes that end with this one: a signal that ends it is passed on to them."""
+    others = [subprocess.Popen(command, env=os.environ | {WORKER: "1"}) for _ in range(count)]
+    if others:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield others
+    finally:
+        for other in others:
+            if other.poll() is None:
+                other.terminate()
+        for other in others:
+            other.wait()

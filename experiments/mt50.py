@@ -1,0 +1,149 @@
+"""MetaWorld MT50: one policy with language for 50 tasks in LeRobot's protocol, beside the scripted experts.
+
+LeRobot's protocol: its instructions, success at any of at most 500 simulation steps, its groups easy, medium,
+hard and very hard, the mean over tasks. Two tasks share an instruction ("Push the puck to a goal": push-v3
+and push-back-v3). The wording is kept, and the policy must tell them apart by what it sees: one puck starts
+between the hand and its goal, the other one beyond its goal. The results name them in `shared_instructions`.
+"""
+
+# No import of PyTorch at the top: every simulator process imports the command again.
+import argparse
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from experiments.driver import add_run_options, results_folder, run_command
+
+EXAMPLE = """example:
+  python -m experiments.mt50 --experts
+  python -m experiments.mt50 --plan experiments/plans/mt50.yaml"""
+PUBLISHED_DEMONSTRATIONS = 50  # per task, of lerobot/metaworld_mt50
+EXPERT_STARTS = 20  # per task; the first ones are those of the policies
+
+
+def check_one_row(plan) -> None:
+    """Refuses plans that hold more than one row of the benchmark."""
+    if len(plan.demonstrations) > 1 or len(plan.variants) > 1 or plan.budgets != ["steps"]:
+        raise ValueError("MT50 is one row: give one of variants, one of demonstrations, and budgets [steps]")
+
+
+def run_experts(plan, folder: Path) -> dict[str, dict]:
+    """Outcomes of the experts from the starts that policies are tried from, and further ones."""
+    from experiments.experts import measure_experts
+
+    recording = plan.recordings()[max(plan.demonstrations)]
+    starts = range(plan.first_start, plan.first_start + EXPERT_STARTS)
+    return measure_experts(recording, starts, folder / "experts")
+
+
+def build_mt50(plan, folder: Path) -> dict:
+    """All figures of the benchmark, ready for JSON; raises a `ValueError` if a cell is not finished."""
+    import numpy as np
+
+    from datasets_scripts.simulation.metaworld import resolve_tasks, task_descriptions
+    from experiments.cells import read_rows
+    from experiments.tables import describe_rows, outcomes_of, require_all, success_figures
+
+    rows = read_rows(plan, folder)
+    require_all(plan, rows)
+    count = plan.demonstrations[0]
+    outcomes = outcomes_of(plan, rows, plan.reference, "steps", count)  # (S, T, E)
+    experts = run_experts(plan, folder)
+    ceiling = {
+        name: np.array([[experts[task][name] for task in plan.tasks]]) for name in ("noisy", "clean")
+    }  # (1, T, E)
+
+    def figures(tasks: list[str]) -> dict:
+        chosen = [plan.tasks.index(task) for task in tasks]
+        found = success_figures(outcomes[:, chosen]) | {"tasks": len(tasks)}
+        return found | {f"experts_{name}": float(of[:, chosen].mean()) for name, of in ceiling.items()}
+
+    groups = {name: resolve_tasks(name) for name in ("easy", "medium", "hard", "very_hard")}
+    groups = {name: [task for task in tasks if task in plan.tasks] for name, tasks in groups.items()}
+    by_instruction = defaultdict(list)
+    for task in plan.tasks:
+        by_instruction[task_descriptions()[task]].append(task)
+    enough = count > PUBLISHED_DEMONSTRATIONS
+    return {
+        "version": 1,
+        "benchmark": "MetaWorld MT50" if len(plan.tasks) == 50 else f"MetaWorld, {len(plan.tasks)} tasks",
+        **figures(plan.tasks),
+        "row": "more scripted demonstrations than lerobot/metaworld_mt50" if enough else "at most 50 a task",
+        "demonstrations_per_task": count,
+        "groups": {name: figures(tasks) for name, tasks in groups.items() if tasks},
+        "tasks": {task: figures([task]) for task in plan.tasks},
+        "shared_instructions": {text: tasks for text, tasks in by_instruction.items() if len(tasks) > 1},
+        "experts": {name: success_figures(of) for name, of in ceiling.items()},
+        "parameters": next(iter(rows.values()))["parameters"],
+        "steps": plan.steps,
+        "recording": plan.recordings()[count].to_dict(),
+        **describe_rows(plan, rows),
+    }
+
+
+def format_mt50(results: dict) -> str:
+    """The benchmark as Markdown: groups, then tasks."""
+    from experiments.tables import markdown_table
+
+    def line(name: str, figures: dict) -> list[str]:
+        low, high = (100 * bound for bound in figures["wilson95"])
+        row = [name, f"{figures['successes']}/{figures['episodes']}", f"{100 * figures['success_rate']:.1f}"]
+        row += [f"{low:.1f} to {high:.1f}"]
+        return row + [f"{100 * figures[f'experts_{kind}']:.0f}" for kind in ("noisy", "clean")]
+
+    header = ["", "solved", "%", "95 % interval (Wilson)", "experts with noise, %", "experts, %"]
+    groups = [line("all", results), *(line(name, one) for name, one in results["groups"].items())]
+    tasks = [line(name, one) for name, one in results["tasks"].items()]
+    return f"{markdown_table(header, groups)}\n\n{markdown_table(header, tasks)}\n"
+
+
+def write_mt50(plan, folder: Path, results_file: Path) -> None:
+    """Writes the results as JSON, and as Markdown beside the cells; prints the latter."""
+    from datasets_scripts.storage.atomic import write_json, write_whole_file
+
+    results = build_mt50(plan, folder)
+    write_json(results_file, results)
+    text = format_mt50(results)
+    with write_whole_file(folder / "tables.md") as temporary:
+        temporary.write_text(text)
+    print(f"{text}\nresults: {results_file}, tables: {folder / 'tables.md'}")
+
+
+def print_experts(plan, folder: Path) -> None:
+    """Measures the experts and prints a line per task."""
+    found = run_experts(plan, folder)
+    for task, of in found.items():
+        print(f"{task}: with noise {sum(of['noisy'])}/{len(of['noisy'])}, without {sum(of['clean'])}")
+    for name in ("noisy", "clean"):
+        rates = [sum(of[name]) / len(of[name]) for of in found.values()]
+        print(f"mean of {len(rates)} tasks, {name}: {sum(rates) / len(rates):.1%}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.mt50",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_run_options(parser, Path("experiments/plans/mt50.yaml"))
+    parser.add_argument("--experts", action="store_true", help="measure the scripted experts only")
+    parser.add_argument("--tables", action="store_true", help="write tables of finished cells, run nothing")
+    parser.add_argument("--results", type=Path, help="results file (default: results.json in the folder)")
+    args = parser.parse_args(arguments)
+    folder = results_folder(args, "mt50")
+    results_file = args.results or folder / "results.json"
+
+    def finish(plan) -> None:
+        if args.experts:
+            print_experts(plan, folder)
+        else:
+            write_mt50(plan, folder, results_file)
+
+    run = not (args.tables or args.experts)
+    return run_command("experiments.mt50", args, folder, run, finish, check_one_row)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""Which cells a plan has, and how many steps each takes."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments import cells
+from experiments.cells import measure_steps, run_config
+from experiments.plans import load_plan
+
+PLANS = sorted((Path(cells.__file__).parent / "plans").glob("*.yaml"))
+
+
+def test_the_reference_is_trained_once_for_both_budgets(write_plan):
+    plan = load_plan(write_plan(budgets=["steps", "time"], seeds=[0, 1], demonstrations=[2, 3]))
+    names = [cell.name for cell in plan.cells()]
+    assert len(names) == len(set(names)) == 2 * 2 * 3
+    assert not any(name.startswith("foresight_3d-time") for name in names)
+    assert [cell.seed for cell in plan.cells()] == sorted(cell.seed for cell in plan.cells())
+
+
+def test_a_variant_that_is_twice_as_fast_takes_twice_the_steps_once_and_for_all(
+    write_plan, tmp_path, monkeypatch
+):
+    plan = load_plan(write_plan(budgets=["steps", "time"]))
+    times = {"foresight_3d": [0.4, 9.0, 0.4], "action_only": [0.2, 0.2, 0.1]}
+    monkeypatch.setattr(cells, "time_steps", lambda plan, folder, names: {n: times[n] for n in names})
+    assert measure_steps(plan, tmp_path) == {"foresight_3d": 2, "action_only": 4}
+    times["action_only"] = [0.1]
+    assert measure_steps(plan, tmp_path) == {"foresight_3d": 2, "action_only": 4}
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_every_plan_of_ours_can_be_trained(path):
+    plan = load_plan(path)
+    forms = {v: run_config(plan, v).model for v in plan.variants}
+    if "foresight_3d_displacement" in forms:
+        assert forms["foresight_3d_displacement"]["flow_form"] == "displacement"
+    if "foresight_2d" in forms:
+        assert "flow_2d" in forms["foresight_2d"]["objectives"]
+        assert forms["action_only"]["objectives"] == ["action"]
+        assert "depth" not in forms["no_depth"]["objectives"]
+    assert all(form.get("action_codec", "recorded") == "recorded" for form in forms.values())
