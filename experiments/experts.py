@@ -16,6 +16,7 @@ from datasets_scripts.simulation.metaworld import MetaWorldSim
 from datasets_scripts.simulation.recording import Recording, plan_episode
 from datasets_scripts.storage.atomic import write_json
 from training.model_folder import read_json
+from training.run_facts import describe_run
 
 __all__ = ["measure_experts"]
 
@@ -41,7 +42,8 @@ def measure_experts(recording: Recording, starts: Sequence[int], folder: Path) -
     for task in tqdm(recording.tasks, desc="experts", unit="task"):
         path = folder / f"{task}.json"
         if not path.exists():
-            write_json(path, {"settings": settings, **try_expert(recording, task, starts)})
+            outcomes = try_expert(recording, task, starts)
+            write_json(path, {"settings": settings, **outcomes, **describe_run()})
         known = read_json(path)
         if known["settings"] != settings:
             changed = [name for name in settings if settings[name] != known["settings"].get(name)]
