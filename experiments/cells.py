@@ -172,6 +172,7 @@ def run_cells(plan: Plan, folder: Path, steps: Mapping[str, int], threads: int) 
     """
     torch.set_num_threads(threads)
     cells = plan.cells()
+    made_with = describe_run()  # now: in hours, the checkout may hold other code than this process runs
     for cell in cells:
         done = read_rows(plan, folder)
         if cell in done:
@@ -181,7 +182,7 @@ def run_cells(plan: Plan, folder: Path, steps: Mapping[str, int], threads: int) 
         try:
             with FileLock(home / ".lock", timeout=0):
                 if not row_path(folder, cell).exists():
-                    run_cell(plan, cell, folder, steps, threads)
+                    run_cell(plan, cell, folder, steps, made_with)
         except Timeout:
             continue
         done = read_rows(plan, folder)
@@ -195,8 +196,8 @@ def run_cells(plan: Plan, folder: Path, steps: Mapping[str, int], threads: int) 
         )
 
 
-def run_cell(plan: Plan, cell: Cell, folder: Path, steps: Mapping[str, int], threads: int) -> None:
-    """Trains and tries one policy, or what is left of it, and writes its row."""
+def run_cell(plan: Plan, cell: Cell, folder: Path, steps: Mapping[str, int], made_with: Mapping) -> None:
+    """Trains and tries one policy, or what is left of it, and writes its row, with commit and hardware."""
     home = folder / "cells" / cell.name
     count = plan.steps if cell.budget == STEPS else steps[cell.variant]
     config = run_config(
@@ -210,7 +211,7 @@ def run_cell(plan: Plan, cell: Cell, folder: Path, steps: Mapping[str, int], thr
     )
     if exit_code := train(config, resume=True):
         raise StoppedError(exit_code)
-    outcomes = {task: try_task(plan, task, home, threads) for task in cell.tasks}
+    outcomes = {task: try_task(plan, task, home) for task in cell.tasks}
     summary = read_json(home / "training" / "summary.json")
     evaluation_s = sum(one["timing"]["wall_s"] for one in outcomes.values())
     log = read_log(home / "training")
@@ -228,13 +229,13 @@ def run_cell(plan: Plan, cell: Cell, folder: Path, steps: Mapping[str, int], thr
         "train_s": summary["train_seconds"],
         "evaluation_s": evaluation_s,
         "hours": (summary["train_seconds"] + evaluation_s) / 3600,
-        **describe_run(),
+        **made_with,
     }
     write_json(row_path(folder, cell), row)
     shutil.rmtree(home / "training" / "checkpoints", ignore_errors=True)
 
 
-def try_task(plan: Plan, task: str, home: Path, threads: int) -> dict:
+def try_task(plan: Plan, task: str, home: Path) -> dict:
     """Outcomes of the starts of one task; kept in the cell's folder."""
     path = home / "eval" / f"{task}.json"
     if not path.exists():
@@ -246,7 +247,7 @@ def try_task(plan: Plan, task: str, home: Path, threads: int) -> dict:
             output=path,
             num_envs=1,
             max_steps=plan.max_steps,
-            threads=threads,
+            threads=torch.get_num_threads(),
         )
         write_json(path, measure_success(options))
     return read_json(path)
