@@ -107,16 +107,16 @@ sample-data: setup ## the shipped sample dataset, made again in outputs/sample_d
 WORKERS = 1
 EXPERIMENT = OMP_NUM_THREADS=1 nice -n 15 $(PY) -m
 
-ablation: setup ## which objective helps, and how much: variants, seeds, tasks (days; WORKERS=2: two cells at a time)
+ablation: setup ## which objective helps, and how much: variants, seeds, tasks (20 hours; WORKERS=2: two cells at a time)
 	$(EXPERIMENT) experiments.ablation --workers $(WORKERS) --results results/ablation.json
 
-ablation-pilot: setup ## which tasks are neither always nor never solved (hours)
+ablation-pilot: setup ## which tasks are neither always nor never solved (an hour)
 	$(EXPERIMENT) experiments.ablation --plan experiments/plans/pilot.yaml --workers $(WORKERS)
 
 mt50-experts: setup ## ceiling of MT50: the scripted experts under the recording's settings (minutes)
 	$(EXPERIMENT) experiments.mt50 --experts
 
-mt50: setup ## MetaWorld MT50: one policy for 50 tasks, from data to success in LeRobot's protocol (a day)
+mt50: setup ## MetaWorld MT50: one policy for 50 tasks, from data to success in LeRobot's protocol (5 hours)
 	$(EXPERIMENT) experiments.mt50 --results results/metaworld_mt50.json
 
 test: setup ## the quick tests, on all cores (PYTEST_FLAGS="-k mask" picks some, "-n 0" takes one process)
