@@ -29,7 +29,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup quickstart quickstart-mini metaworld-tiny sample-data ablation ablation-pilot mt50 mt50-experts test test-slow test-common test-newest test-lowest quality style space benchmark benchmark-gpu constraints clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
 		printf '  %-16s %s\n' "$$name" "$$text"; done
 	@echo "Variables: TASK=$(TASK) SEED=$(SEED) EPISODES=$(EPISODES) OUTPUT=$(OUTPUT)"
 
