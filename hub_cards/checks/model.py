@@ -9,7 +9,8 @@ import numpy as np
 from safetensors import safe_open
 from transformers.utils import logging
 
-from hub_cards.cards.measurements import is_folder, read_json
+from datasets_scripts.storage.atomic import read_json
+from hub_cards.cards.measurements import is_folder
 from hub_cards.checks.sample import SAMPLE_FILE, check_sample
 from hub_cards.checks.wording import EXPORT_AGAIN, list_some, shorten_error
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
