@@ -281,7 +281,7 @@ class ForesightConfig(PreTrainedConfig):
         elif isinstance(self.vision_config, dict):
             fields = dict(self.vision_config)
             kind = fields.pop("model_type", "vit")
-            if kind not in CONFIG_MAPPING:
+            if str(kind) not in CONFIG_MAPPING:  # JSON may hold a list
                 raise ValueError(
                     f"vision_config.model_type={kind!r} is unknown to the installed transformers."
                 )
