@@ -41,11 +41,7 @@ def sincos_2d(rows: int, cols: int, dim: int, device=None) -> Tensor:
 
 @contextmanager
 def name_config(name: str) -> Iterator[None]:
-    """Makes an error while a tower is built one that names the config: libraries raise nearly any type.
-
-    Raises:
-        ValueError: If the tower cannot be built.
-    """
+    """Makes any error while a tower is built a `ValueError` that names its config."""
     try:
         yield
     except Exception as error:

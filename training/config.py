@@ -319,9 +319,8 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_mapping_node(anchor)
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(set(keys)) < len(keys):
-            raise yaml.MarkedYAMLError(
-                None, None, f"{max(keys, key=keys.count)} is given twice", node.start_mark
-            )
+            problem = f"{max(keys, key=keys.count)} is given twice"
+            raise yaml.MarkedYAMLError(None, None, problem, node.start_mark)
         return node
 
 
