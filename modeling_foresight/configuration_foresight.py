@@ -41,12 +41,9 @@ CHOICES = {
     "state_representation": ("absolute", "relative"),
 }
 POSITIVE = "image_size patch_size history_length future_shift chunk_size flow_length action_dim num_latents"
-POSITIVE += (
-    " num_flow_queries num_attention_heads decoder_heads action_num_heads hidden_size num_hidden_layers"
-)
-POSITIVE += (
-    " intermediate_size action_hidden_size latent_dim resampler_heads resampler_head_dim resampler_ff_mult"
-)
+POSITIVE += " num_flow_queries num_attention_heads decoder_heads action_num_heads hidden_size latent_dim"
+POSITIVE += " num_hidden_layers intermediate_size action_hidden_size resampler_heads resampler_head_dim"
+POSITIVE += " resampler_ff_mult"
 # A config.json comes from anybody. Larger numbers exhaust memory before any weight is compared with them.
 LARGEST_SIZE = 2**20
 # Arguments of `timm.create_model` that a vision_config may hold. All others are refused: some name a file or
@@ -281,7 +278,7 @@ class ForesightConfig(PreTrainedConfig):
         elif isinstance(self.vision_config, dict):
             fields = dict(self.vision_config)
             kind = fields.pop("model_type", "vit")
-            if kind not in CONFIG_MAPPING:
+            if str(kind) not in CONFIG_MAPPING:  # JSON may hold a list
                 raise ValueError(
                     f"vision_config.model_type={kind!r} is unknown to the installed transformers."
                 )

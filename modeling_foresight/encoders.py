@@ -3,6 +3,8 @@
 
 import copy
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,17 @@ def sincos_2d(rows: int, cols: int, dim: int, device=None) -> Tensor:
     )
     angles = [coordinate.flatten()[:, None] * frequency for coordinate in (col, row)]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
+
+
+@contextmanager
+def name_config(name: str) -> Iterator[None]:
+    """Makes any error while a tower is built a `ValueError` that names its config."""
+    try:
+        yield
+    except Exception as error:
+        if "overflow" in str(error):  # a size that `check_sizes` explains
+            raise
+        raise ValueError(f"{name} describes no tower that can be built: {error!r}") from error
 
 
 def build_vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
@@ -229,9 +242,10 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: ForesightConfig):
         super().__init__()
         vision = config.vision_config
-        self.tower = build_vision_tower(vision)
+        with name_config("vision_config"):
+            self.tower = build_vision_tower(vision)
+            shape = feature_shape(config)
         timm_model = getattr(self.tower, "timm_model", None)
-        shape = feature_shape(config)
         if len(shape) not in (3, 4):
             raise ValueError(
                 f"The vision tower {type(self.tower).__name__} returns features of shape {tuple(shape)}; "
@@ -381,7 +395,8 @@ class TextEncoder(nn.Module):
         super().__init__()
         text = config.text_config
         text._attn_implementation = tower_attention(text, text._attn_implementation)
-        self.tower = CLIPTextModelWithProjection._from_config(text)
+        with name_config("text_config"):
+            self.tower = CLIPTextModelWithProjection._from_config(text)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Ids `(B, length)`, each row with the end-of-text id and padding on either side -> `(B, width)`."""

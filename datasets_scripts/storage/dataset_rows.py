@@ -20,11 +20,11 @@ from lerobot.datasets.io_utils import load_nested_dataset
 from lerobot.datasets.utils import has_legacy_hub_download_metadata
 from lerobot.utils.constants import HF_LEROBOT_HOME
 
+from datasets_scripts.storage.atomic import read_json
 from datasets_scripts.storage.dataset_folder import (
     INFO_PATH,
     data_files,
     load_info,
-    read_json,
     refuse_patterns,
 )
 from datasets_scripts.storage.hub_download import HubFiles, open_hub_dataset

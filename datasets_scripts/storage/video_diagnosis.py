@@ -12,7 +12,7 @@ __all__ = ["explain_rows", "explain_video"]
 
 
 def explain_rows(n_rows: int, video_s: float, fps: float) -> str | None:
-    """Why an episode has fewer frames than rows, if it has: else the next episode's would be read.
+    """Why an episode has fewer frames than rows, if it has. The next episode's would be read instead.
 
     Args:
         n_rows (`int`): Rows of the episode.
