@@ -229,7 +229,7 @@ class FrameDecoder:
             status = path.stat()
             name = path.relative_to(self.rows.root).as_posix()
             files.append((name, status.st_size, status.st_mtime_ns))
-        content = [2, self.key, self.rows.features[self.key], len(self.rows), files]
+        content = [3, self.key, self.rows.features[self.key], len(self.rows), files]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
         timestamps = self.rows.column("timestamp").read(range(len(self.rows)))
         for array in (self.rows.episode_starts, timestamps, *((segments.start_s,) if segments else ())):
