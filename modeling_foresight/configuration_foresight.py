@@ -48,12 +48,12 @@ POSITIVE += " resampler_ff_mult"
 LARGEST_SIZE = 2**20
 # Arguments of `timm.create_model` that a vision_config may hold. All others are refused: some name a file or
 # a repo, which timm reads, or unpickles.
-TIMM_ARGUMENTS = "aa_layer act_layer attn_drop_rate base_width bottleneck_ratio cardinality channels"
+TIMM_ARGUMENTS = "aa_layer act_layer attn_drop_rate base_width bn_eps bn_momentum bottleneck_ratio cardinality channels"
 TIMM_ARGUMENTS += " class_token conv_mlp depth depths dims drop_block_rate drop_path_rate drop_rate"
 TIMM_ARGUMENTS += " dynamic_img_pad dynamic_img_size embed_dim features_only fc_norm global_pool"
 TIMM_ARGUMENTS += " img_size in_chans init_values layers mlp_ratio no_embed_class norm_layer num_heads"
 TIMM_ARGUMENTS += " out_indices output_stride patch_size pos_embed pre_norm proj_drop_rate qk_norm"
-TIMM_ARGUMENTS += " qkv_bias reg_tokens stem_type stem_width strict_img_size window_size"
+TIMM_ARGUMENTS += " qkv_bias reg_tokens stem_type stem_width strict_img_size weight_init window_size"
 # Fields by which a tower's config would name code, files or repos for the library.
 SOURCE_FIELDS = ("auto_map", "backbone", "backbone_kwargs", "transformers_weights", "trust_remote_code")
 SOURCE_FIELDS += ("use_pretrained_backbone",)

@@ -269,11 +269,11 @@ class VisionEncoder(nn.Module):
     def hold_fixed_statistics(self) -> None:
         """Put layers whose parameters are fixed, as under an adapter, in evaluation mode.
 
-        Otherwise BatchNorm's running statistics, which are no parameters, would drift away from the base that
-        an adapter is loaded on.
+        Otherwise running statistics (of BatchNorm, EvoNorm), which are no parameters, would drift away from
+        the base that an adapter is loaded on.
         """
         for norm in self.tower.modules():
-            if getattr(norm, "running_mean", None) is None:
+            if not any(name.startswith("running_") for name, _ in norm.named_buffers(recurse=False)):
                 continue
             # A layer without parameters is as fixed as its tower.
             parameters = list(norm.parameters()) or self.tower.parameters()
