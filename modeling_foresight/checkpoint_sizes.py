@@ -20,6 +20,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from .configuration_foresight import explain_config_errors
+
 SOURCE_OPTIONS = (
     "cache_dir",
     "force_download",
@@ -78,15 +80,17 @@ def check_sizes(
         ValueError: The message names both sizes and the largest numbers of the config.
     """
     held = sum(prod(shape) for shape in shapes.values())
-    try:
-        with _limit_parameters(4 * len(shapes) + MORE_TENSORS), init.no_init_weights(), torch.device("meta"):
-            model = model_class(copy.deepcopy(config))
-        wanted = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))
-        size = f"{wanted:,} numbers"
-    except (OverflowError, RuntimeError) as error:
-        if "overflow" not in str(error):  # PyTorch's word for a size beyond 64 bits
-            raise
-        wanted, size = None, "far more"
+    with explain_config_errors(f" of {source}"):
+        try:
+            most = 4 * len(shapes) + MORE_TENSORS
+            with _limit_parameters(most), init.no_init_weights(), torch.device("meta"):
+                model = model_class(copy.deepcopy(config))
+            wanted = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))
+            size = f"{wanted:,} numbers"
+        except (OverflowError, RuntimeError) as error:
+            if "overflow" not in str(error):  # PyTorch's word for a size beyond 64 bits
+                raise
+            wanted, size = None, "far more"
     if wanted is None or wanted > 2 * held + (MORE_NUMBERS if strict else NEW_NUMBERS):
         numbers = sorted(_list_numbers("", config.to_dict()), reverse=True)
         raise ValueError(

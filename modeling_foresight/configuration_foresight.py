@@ -3,9 +3,12 @@
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPTextConfig, PreTrainedConfig, ViTConfig
+from transformers.activations import ACT2FN
 
 OBJECTIVES = ("action", "depth", "future", "future_rgb", "flow", "flow_2d", "progress")
 # Objectives that are a smaller form of another one: same head and tokens, fewer outputs.
@@ -73,6 +76,18 @@ def check_image_statistics(mean, std) -> None:
         if not valid or (name == "image_std" and min(values) <= 0):
             above = " above 0" if name == "image_std" else ""
             raise ValueError(f"{name}={values} must be three finite numbers{above}, one per color.")
+
+
+@contextmanager
+def explain_config_errors(source) -> Iterator[None]:
+    """One line where classes of the library stumble over a config, such as one of 0 heads."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"No model can be made from the config.json{source}: {type(error).__name__}: "
+            f"{str(error)[:200]}. Copy or download it again."
+        ) from error
 
 
 def refuse_sources(fields: dict, prefix: str = "") -> None:
@@ -315,7 +330,8 @@ class ForesightConfig(PreTrainedConfig):
                 f"Expected the config.json of a {cls.model_type!r} model, got "
                 + (f"that of a {kind!r} model." if kind else "none with a model_type: is the file missing?")
             )
-        loaded = super().from_dict(config_dict, **kwargs)
+        with explain_config_errors(""):
+            loaded = super().from_dict(config_dict, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded  # with the keywords it did not use
         config.validate()
         return loaded
@@ -399,6 +415,12 @@ class ForesightConfig(PreTrainedConfig):
         for name, options in CHOICES.items():
             if getattr(self, name) not in options:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {list(options)}.")
+        for prefix, part in (("", self), *((f"{name}.", getattr(self, name)) for name in self.sub_configs)):
+            activation = getattr(part, "hidden_act", None)
+            if isinstance(activation, str) and activation not in ACT2FN:
+                raise ValueError(
+                    f"{prefix}hidden_act={activation[:40]!r} is unknown; choose from {[*ACT2FN]}."
+                )
         unknown = [o for o in self.objectives if o not in OBJECTIVES]
         if unknown or not self.objectives:
             raise ValueError(f"objectives has {unknown or 'no entry'}; choose from {list(OBJECTIVES)}.")

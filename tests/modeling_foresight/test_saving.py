@@ -212,6 +212,26 @@ def test_a_config_that_is_larger_than_the_weights_is_refused_before_memory_is_al
         ForesightForActionPrediction.from_pretrained(broken, ignore_mismatched_sizes=True)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_act": "nonsense"}, "hidden_act='nonsense' is unknown; choose from"),
+        ({"vision_config": {"hidden_act": "nonsense"}}, "vision_config.hidden_act='nonsense' is unknown"),
+        ({"text_config": {"num_attention_heads": 0}}, "No model can be made .* modulo by zero"),
+        ({"vision_config": {"model_type": ["vit"]}}, "No model can be made .* unhashable type: 'list'"),
+        (
+            {"vision_config": {"model_type": "resnet", "depths": []}},
+            "No model can be made .* of .*IndexError",
+        ),
+    ],
+)
+def test_a_config_of_which_no_model_can_be_made_is_named(broken, fields, message):
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | fields))
+    with pytest.raises((ValueError, StrictDataclassClassValidationError), match=message):
+        ForesightForActionPrediction.from_pretrained(broken)
+
+
 def test_sizes_are_compared_with_all_shards_and_with_overrides(model, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="200KB")
     with pytest.raises(ValueError, match="num_hidden_layers=100000"):
