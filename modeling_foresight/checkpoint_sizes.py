@@ -7,6 +7,7 @@ Both come from the same stranger: `hidden_size: 40000` beside 10 MB of weights w
 
 import copy
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -57,8 +58,14 @@ def read_shapes(source: str, options: Mapping) -> dict[str, tuple[int, ...]]:
         return {}
     files = [file]
     if file.endswith(".json"):
-        with open(file, encoding="utf-8") as index:
-            shards = set(json.load(index)["weight_map"].values())
+        try:
+            with open(file, encoding="utf-8") as index:
+                shards = set(json.load(index)["weight_map"].values())
+            outside = [shard for shard in shards if os.path.basename(shard) != shard]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{file} is damaged ({error}): copy or download it again.") from error
+        if outside:
+            raise ValueError(f"{file} names files outside of its folder, {outside[0]!r}: download it again.")
         files = [cached_file(source, shard, **options) for shard in sorted(shards)]
     shapes = {}
     for file in files:

@@ -10,6 +10,7 @@ from transformers import AutoModel, PreTrainedModel, TimmWrapperConfig
 from transformers.utils import logging
 
 from modeling_foresight import ForesightForActionPrediction, ForesightModel, export_with_code
+from modeling_foresight.checkpoint_sizes import read_shapes
 from tests.tiny import tiny_config, tiny_inputs, tiny_processor, tiny_targets
 
 
@@ -230,6 +231,24 @@ def test_a_config_of_which_no_model_can_be_made_is_named(broken, fields, message
     (broken / "config.json").write_text(json.dumps(config | fields))
     with pytest.raises((ValueError, StrictDataclassClassValidationError), match=message):
         ForesightForActionPrediction.from_pretrained(broken)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (
+            '{"weight_map": {"a": "../b.safetensors"}}',
+            "names files outside of its folder, '../b.safetensors'",
+        ),
+        ('{"weight_map": {"a": 5}}', "index.json is damaged"),
+        ("[]", "index.json is damaged"),
+        ("[" * 10**5, "index.json is damaged"),
+    ],
+)
+def test_an_index_of_shards_stays_in_its_folder(tmp_path, index, message):
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=message):
+        read_shapes(str(tmp_path), {})
 
 
 def test_sizes_are_compared_with_all_shards_and_with_overrides(model, tmp_path):
