@@ -118,6 +118,12 @@ def load_adapter(source: str, revision: str | None = None) -> ForesightForAction
     config = PeftConfig.from_pretrained(source, revision=revision)
     if getattr(config, "megatron_config", None) is not None:  # peft would import the module `megatron_core`
         raise ValueError(f"adapter_config.json of {source} names code in megatron_core: train it again")
+    if not Path(source).is_dir() and Path(config.base_model_name_or_path or "").is_dir():
+        raise ValueError(
+            f"the adapter {source} of the Hub names a folder of this machine as its base, "
+            f"{config.base_model_name_or_path}: download the adapter, and correct base_model_name_or_path in "
+            "its adapter_config.json"
+        )
     base = f"{config.base_model_name_or_path}" + (f" (revision {config.revision})" if config.revision else "")
     remedy = (
         f"bring it back, or correct base_model_name_or_path in the adapter_config.json of {source}. An "

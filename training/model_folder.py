@@ -150,7 +150,8 @@ def _check_folder(folder: Path) -> None:
     weights = "adapter_model.safetensors" if adapter else "model*.safetensors"  # LeRobot has others
     if not any(folder.glob(weights)):
         raise ValueError(f"checkpoint {folder} has no weights ({weights}): export the model again")
-    kind = "foresight" if adapter else read_json(folder / "config.json").get("model_type")
+    config = {"model_type": "foresight"} if adapter else read_json(folder / "config.json")
+    kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "foresight":
         raise ValueError(f"checkpoint {folder} is a model of type {kind!r}, not 'foresight'")
 

@@ -188,6 +188,11 @@ def test_a_card_with_figures_that_nobody_measured(folder, old, new, reason):
     assert any(reason in problem for problem in check_card(folder))
 
 
+def test_a_card_whose_metadata_is_nested_too_deeply(tmp_path):
+    (tmp_path / "README.md").write_text("---\na: " + "[" * 5000 + "\n---\n# Notes\n")
+    assert "would reject the card's metadata" in check_card(tmp_path)[0]
+
+
 def test_a_word_of_an_instruction_is_not_a_placeholder(folder):
     edit_card(folder, "## Limits", "abrir todo\n\n## Limits")
     assert check_card(folder) == []
