@@ -546,7 +546,7 @@ ALIASES = "".join(f"b{n + 1}: &b{n + 1} [{', '.join([f'*b{n}'] * 9)}]\n" for n i
         ("model: " + 1500 * "[", "is not valid YAML"),
         ("b0: &b0 [x, x]\n" + ALIASES, "its aliases stand for more than"),
         ("model: &m {text_config: *m}", "its aliases stand for more than"),
-        (b"# caf\xe9", "'utf-8' codec can't decode"),
+        (b"# \xe9", "'utf-8' codec can't decode"),
         ("1: 2", "1 is unknown"),
         ("model: null", "model is None; it must be a group of settings"),
         ("model: {objectives: null}", "model.objectives is None; it must be list[str]"),
