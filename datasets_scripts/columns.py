@@ -180,12 +180,12 @@ def erase_sentinels(depth: np.ndarray) -> np.ndarray:
     """Depth as a camera stores it, in any unit, with 0 where a value stands for "no measurement".
 
     Those are negative integers and the largest one of 8, 15, 16 or 31 bits; a camera that sees so far exactly
-    there loses these pixels. Pillow widens 16 bits to 32, so that the type does not say which.
+    there loses these pixels. The type does not say which: Pillow widens 16 bits to 32, and PNG has no signed
+    integers.
     """
     if np.issubdtype(depth.dtype, np.floating):
         return depth
-    largest = [2**bits - 1 for bits in ((8,) if depth.dtype.itemsize == 1 else (16, 32))]
-    largest += [2**bits - 1 for bits in (15, 31) if np.issubdtype(depth.dtype, np.signedinteger)]
+    largest = [2**bits - 1 for bits in ((8,) if depth.dtype.itemsize == 1 else (15, 16, 31, 32))]
     return np.where((depth < 0) | np.isin(depth, largest), depth.dtype.type(0), depth)
 
 

@@ -112,10 +112,8 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
             ValueError: If a weight is not finite: the loss of a step can be finite and its update overflow.
         """
         state = super().state_dict(*args, **kwargs)
-        floats = {
-            name: value for name, value in state.items() if value.is_floating_point() and not value.is_meta
-        }
-        local = {name: getattr(value, "to_local", lambda v=value: v)() for name, value in floats.items()}
+        stored = {name: value for name, value in state.items() if not value.is_meta}
+        local = {name: getattr(value, "to_local", lambda v=value: v)() for name, value in stored.items()}
         if broken := [name for name, value in local.items() if not value.isfinite().all()]:
             raise ValueError(
                 f"{len(broken)} weights are not finite, such as {broken[0]}, after {self._describe_batch()}. "

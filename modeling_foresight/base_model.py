@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, TransformersKwargs, find_adapter_config_file
 
@@ -228,7 +228,7 @@ class ForesightPreTrainedModel(PreTrainedModel):
             **options: Of [`from_pretrained`].
         """
         if shapes := read_shapes(source, options):
-            if not isinstance(config, ForesightConfig):
+            if not isinstance(config, PreTrainedConfig):  # a published class may be loaded twice
                 found = {name: options[name] for name in SOURCE_OPTIONS if name in options}
                 fields = {name: options[name] for name in ForesightConfig.__annotations__ if name in options}
                 config = ForesightConfig.from_pretrained(config or source, **found, **fields)

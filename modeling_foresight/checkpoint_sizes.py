@@ -7,6 +7,7 @@ Both come from the same stranger: `hidden_size: 40000` beside 10 MB of weights w
 
 import copy
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from .configuration_foresight import explain_config_errors
 
 SOURCE_OPTIONS = (
     "cache_dir",
@@ -55,8 +58,14 @@ def read_shapes(source: str, options: Mapping) -> dict[str, tuple[int, ...]]:
         return {}
     files = [file]
     if file.endswith(".json"):
-        with open(file, encoding="utf-8") as index:
-            shards = set(json.load(index)["weight_map"].values())
+        try:
+            with open(file, encoding="utf-8") as index:
+                shards = set(json.load(index)["weight_map"].values())
+            outside = [shard for shard in shards if os.path.basename(shard) != shard]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{file} is damaged ({error}): copy or download it again.") from error
+        if outside:
+            raise ValueError(f"{file} names files outside of its folder, {outside[0]!r}: download it again.")
         files = [cached_file(source, shard, **options) for shard in sorted(shards)]
     shapes = {}
     for file in files:
@@ -78,15 +87,17 @@ def check_sizes(
         ValueError: The message names both sizes and the largest numbers of the config.
     """
     held = sum(prod(shape) for shape in shapes.values())
-    try:
-        with _limit_parameters(4 * len(shapes) + MORE_TENSORS), init.no_init_weights(), torch.device("meta"):
-            model = model_class(copy.deepcopy(config))
-        wanted = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))
-        size = f"{wanted:,} numbers"
-    except (OverflowError, RuntimeError) as error:
-        if "overflow" not in str(error):  # PyTorch's word for a size beyond 64 bits
-            raise
-        wanted, size = None, "far more"
+    with explain_config_errors(f" of {source}"):
+        try:
+            most = 4 * len(shapes) + MORE_TENSORS
+            with _limit_parameters(most), init.no_init_weights(), torch.device("meta"):
+                model = model_class(copy.deepcopy(config))
+            wanted = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))
+            size = f"{wanted:,} numbers"
+        except (OverflowError, RuntimeError) as error:
+            if "overflow" not in str(error):  # PyTorch's word for a size beyond 64 bits
+                raise
+            wanted, size = None, "far more"
     if wanted is None or wanted > 2 * held + (MORE_NUMBERS if strict else NEW_NUMBERS):
         numbers = sorted(_list_numbers("", config.to_dict()), reverse=True)
         raise ValueError(

@@ -3,9 +3,12 @@
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPTextConfig, PreTrainedConfig, ViTConfig
+from transformers.activations import ACT2FN
 
 OBJECTIVES = ("action", "depth", "future", "future_rgb", "flow", "flow_2d", "progress")
 # Objectives that are a smaller form of another one: same head and tokens, fewer outputs.
@@ -51,22 +54,21 @@ CHOICES = {
     "state_representation": ("absolute", "relative"),
 }
 POSITIVE = "image_size patch_size history_length future_shift chunk_size flow_length action_dim num_latents"
-POSITIVE += (
-    " num_flow_queries num_attention_heads decoder_heads action_num_heads hidden_size num_hidden_layers"
-)
-POSITIVE += (
-    " intermediate_size action_hidden_size latent_dim resampler_heads resampler_head_dim resampler_ff_mult"
-)
+POSITIVE += " num_flow_queries num_attention_heads decoder_heads action_num_heads hidden_size latent_dim"
+POSITIVE += " num_hidden_layers intermediate_size action_hidden_size resampler_heads resampler_head_dim"
+POSITIVE += " resampler_ff_mult"
 # A config.json comes from anybody. Larger numbers exhaust memory before any weight is compared with them.
 LARGEST_SIZE = 2**20
 # Arguments of `timm.create_model` that a vision_config may hold. All others are refused: some name a file or
 # a repo, which timm reads, or unpickles.
-TIMM_ARGUMENTS = "aa_layer act_layer attn_drop_rate base_width bottleneck_ratio cardinality channels"
+TIMM_ARGUMENTS = (
+    "aa_layer act_layer attn_drop_rate base_width bn_eps bn_momentum bottleneck_ratio cardinality channels"
+)
 TIMM_ARGUMENTS += " class_token conv_mlp depth depths dims drop_block_rate drop_path_rate drop_rate"
 TIMM_ARGUMENTS += " dynamic_img_pad dynamic_img_size embed_dim features_only fc_norm global_pool"
 TIMM_ARGUMENTS += " img_size in_chans init_values layers mlp_ratio no_embed_class norm_layer num_heads"
 TIMM_ARGUMENTS += " out_indices output_stride patch_size pos_embed pre_norm proj_drop_rate qk_norm"
-TIMM_ARGUMENTS += " qkv_bias reg_tokens stem_type stem_width strict_img_size window_size"
+TIMM_ARGUMENTS += " qkv_bias reg_tokens stem_type stem_width strict_img_size weight_init window_size"
 # Fields by which a tower's config would name code, files or repos for the library.
 SOURCE_FIELDS = ("auto_map", "backbone", "backbone_kwargs", "transformers_weights", "trust_remote_code")
 SOURCE_FIELDS += ("use_pretrained_backbone",)
@@ -83,6 +85,18 @@ def check_image_statistics(mean, std) -> None:
         if not valid or (name == "image_std" and min(values) <= 0):
             above = " above 0" if name == "image_std" else ""
             raise ValueError(f"{name}={values} must be three finite numbers{above}, one per color.")
+
+
+@contextmanager
+def explain_config_errors(source) -> Iterator[None]:
+    """One line where classes of the library stumble over a config, such as one of 0 heads."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"No model can be made from the config.json{source}: {type(error).__name__}: "
+            f"{str(error)[:200]}. Copy or download it again."
+        ) from error
 
 
 def refuse_sources(fields: dict, prefix: str = "") -> None:
@@ -299,7 +313,7 @@ class ForesightConfig(PreTrainedConfig):
         elif isinstance(self.vision_config, dict):
             fields = dict(self.vision_config)
             kind = fields.pop("model_type", "vit")
-            if kind not in CONFIG_MAPPING:
+            if str(kind) not in CONFIG_MAPPING:  # JSON may hold a list
                 raise ValueError(
                     f"vision_config.model_type={kind!r} is unknown to the installed transformers."
                 )
@@ -334,7 +348,8 @@ class ForesightConfig(PreTrainedConfig):
                 f"Expected the config.json of a {cls.model_type!r} model, got "
                 + (f"that of a {kind!r} model." if kind else "none with a model_type: is the file missing?")
             )
-        loaded = super().from_dict(config_dict, **kwargs)
+        with explain_config_errors(""):
+            loaded = super().from_dict(config_dict, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded  # with the keywords it did not use
         config.validate()
         return loaded
@@ -418,6 +433,12 @@ class ForesightConfig(PreTrainedConfig):
         for name, options in CHOICES.items():
             if getattr(self, name) not in options:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {list(options)}.")
+        for prefix, part in (("", self), *((f"{name}.", getattr(self, name)) for name in self.sub_configs)):
+            activation = getattr(part, "hidden_act", None)
+            if isinstance(activation, str) and activation not in ACT2FN:
+                raise ValueError(
+                    f"{prefix}hidden_act={activation[:40]!r} is unknown; choose from {[*ACT2FN]}."
+                )
         unknown = [o for o in self.objectives if o not in OBJECTIVES]
         if unknown or not self.objectives:
             raise ValueError(f"objectives has {unknown or 'no entry'}; choose from {list(OBJECTIVES)}.")

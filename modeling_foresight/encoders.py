@@ -3,6 +3,8 @@
 
 import copy
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,17 @@ def sincos_2d(rows: int, cols: int, dim: int, device=None) -> Tensor:
     )
     angles = [coordinate.flatten()[:, None] * frequency for coordinate in (col, row)]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
+
+
+@contextmanager
+def name_config(name: str) -> Iterator[None]:
+    """Makes any error while a tower is built a `ValueError` that names its config."""
+    try:
+        yield
+    except Exception as error:
+        if "overflow" in str(error):  # a size that `check_sizes` explains
+            raise
+        raise ValueError(f"{name} describes no tower that can be built: {error!r}") from error
 
 
 def build_vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
@@ -229,9 +242,10 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: ForesightConfig):
         super().__init__()
         vision = config.vision_config
-        self.tower = build_vision_tower(vision)
+        with name_config("vision_config"):
+            self.tower = build_vision_tower(vision)
+            shape = feature_shape(config)
         timm_model = getattr(self.tower, "timm_model", None)
-        shape = feature_shape(config)
         if len(shape) not in (3, 4):
             raise ValueError(
                 f"The vision tower {type(self.tower).__name__} returns features of shape {tuple(shape)}; "
@@ -255,11 +269,11 @@ class VisionEncoder(nn.Module):
     def hold_fixed_statistics(self) -> None:
         """Put layers whose parameters are fixed, as under an adapter, in evaluation mode.
 
-        Otherwise BatchNorm's running statistics, which are no parameters, would drift away from the base that
-        an adapter is loaded on.
+        Otherwise running statistics (of BatchNorm, EvoNorm), which are no parameters, would drift away from
+        the base that an adapter is loaded on.
         """
         for norm in self.tower.modules():
-            if getattr(norm, "running_mean", None) is None:
+            if not any(name.startswith("running_") for name, _ in norm.named_buffers(recurse=False)):
                 continue
             # A layer without parameters is as fixed as its tower.
             parameters = list(norm.parameters()) or self.tower.parameters()
@@ -381,7 +395,8 @@ class TextEncoder(nn.Module):
         super().__init__()
         text = config.text_config
         text._attn_implementation = tower_attention(text, text._attn_implementation)
-        self.tower = CLIPTextModelWithProjection._from_config(text)
+        with name_config("text_config"):
+            self.tower = CLIPTextModelWithProjection._from_config(text)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Ids `(B, length)`, each row with the end-of-text id and padding on either side -> `(B, width)`."""

@@ -430,14 +430,16 @@ def find_still_entries(stats: dict) -> tuple[bool, ...]:
 
     Units are the user's, so no fixed length or angle says what moves: 5e-5 may be noise or the meters of one
     step at a high rate. Rounding leaves some units in the last place of the entry itself, and about one of
-    the largest entry where it was computed from that one, such as a difference of poses.
+    a larger entry where it was computed from that one, such as a difference of poses. The median entry stands
+    for these: beside one entry in ticks of an encoder, small motions in meters are no rounding.
 
     Args:
         stats (`dict`): `min`, `max` and `std` of every entry, in the dataset's units.
     """
     low, high, std = (np.asarray(stats[key], dtype=np.float64) for key in ("min", "max", "std"))
     size = np.maximum(abs(low), abs(high))
-    noise = np.finfo(np.float32).eps * np.maximum(8 * size, size.max(initial=0))
+    typical = np.sort(size)[(len(size) - 1) // 2] if len(size) else 0
+    noise = np.finfo(np.float32).eps * np.maximum(8 * size, typical)
     return tuple(((high - low <= noise) | (std <= 0)).tolist())
 
 

@@ -5,7 +5,6 @@ An adapter folder holds what `peft` writes, the processor of the data it was tra
 """
 
 import hashlib
-import json
 import warnings
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from peft import (
 from safetensors.torch import load_file
 from transformers.utils import cached_file
 
-from datasets_scripts.storage.atomic import write_json
+from datasets_scripts.storage.atomic import read_json, write_json
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.base_model import check_weights
 from modeling_foresight.lora import lora_config
@@ -86,7 +85,7 @@ def save_only_adapter(accelerator: Accelerator, base: dict) -> None:
     def load(models, folder):
         # Accelerate loads what is left in this list.
         model, folder = accelerator.unwrap_model(models.pop()), Path(folder)
-        before = json.loads((folder / BASE_FILE).read_text())
+        before = read_json(folder / BASE_FILE)
         if before["base_weights_sha256"] != base["base_weights_sha256"]:
             raise ValueError(
                 f"{folder} was trained on other weights than {base['base_model']} has now: bring back the "
@@ -119,6 +118,12 @@ def load_adapter(source: str, revision: str | None = None) -> ForesightForAction
     config = PeftConfig.from_pretrained(source, revision=revision)
     if getattr(config, "megatron_config", None) is not None:  # peft would import the module `megatron_core`
         raise ValueError(f"adapter_config.json of {source} names code in megatron_core: train it again")
+    if not Path(source).is_dir() and Path(config.base_model_name_or_path or "").is_dir():
+        raise ValueError(
+            f"the adapter {source} of the Hub names a folder of this machine as its base, "
+            f"{config.base_model_name_or_path}: download the adapter, and correct base_model_name_or_path in "
+            "its adapter_config.json"
+        )
     base = f"{config.base_model_name_or_path}" + (f" (revision {config.revision})" if config.revision else "")
     remedy = (
         f"bring it back, or correct base_model_name_or_path in the adapter_config.json of {source}. An "
@@ -131,7 +136,7 @@ def load_adapter(source: str, revision: str | None = None) -> ForesightForAction
     except Exception as error:  # safetensors, hub and config classes raise their own types
         raise ValueError(f"its base {base} cannot be loaded ({error}): {remedy}") from error
     file = cached_file(source, BASE_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
-    trained_on = json.loads(Path(file).read_text()) if file else {}  # peft alone does not write this file
+    trained_on = read_json(Path(file)) if file else {}  # peft alone does not write this file
     if trained_on and trained_on["base_weights_sha256"] != describe_base(model)["base_weights_sha256"]:
         raise ValueError(f"its base {base} has other weights than the adapter was trained on: {remedy}")
     with warnings.catch_warnings():

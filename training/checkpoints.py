@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -18,10 +17,9 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from datasets_scripts.storage.atomic import remove_leftovers, write_json, write_whole_folder
+from datasets_scripts.storage.atomic import read_json, remove_leftovers, write_json, write_whole_folder
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from training.config import RunConfig, flatten, load_config, save_config
-from training.model_folder import read_json
 from training.run_data import dataset_identity
 
 __all__ = [
@@ -98,7 +96,7 @@ def check_run_folder(
         raise ValueError(
             f"{output} already holds a run: continue it with --resume, or choose another --output"
         )
-    known = read_json(output / DATASETS) if (output / DATASETS).exists() else None
+    known = read_json(output / DATASETS, kind=list) if (output / DATASETS).exists() else None
     if known not in (None, [dataset_identity(rows) for rows in datasets]):
         raise ValueError(
             f"{output} was trained on other data than {', '.join(rows.name for rows in datasets)} has now "
@@ -146,12 +144,12 @@ def _find_damage(checkpoint: Path) -> str | None:
     if not (checkpoint / MANIFEST).exists() and (checkpoint / "optimizer.bin").exists():
         return None  # of a version that wrote no digests
     try:
-        for name, digest in json.loads((checkpoint / MANIFEST).read_text()).items():
+        for name, digest in read_json(checkpoint / MANIFEST).items():
             if not (checkpoint / name).is_file():
                 return f"{name} is missing"
             if _digest(checkpoint / name) != digest:
                 return f"{name} is damaged"
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     return None
 

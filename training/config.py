@@ -220,8 +220,11 @@ class RunConfig:
         train, positive = self.train, ("steps", "batch_size", "gradient_accumulation_steps")
         least = dict.fromkeys((*positive, "keep_checkpoints", "log_every"), 1)
         least |= dict.fromkeys(("val_every", "checkpoint_every", "warmup_steps", "val_windows"), 0)
-        least |= dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm"), 0)
-        for group, bounds in {"train": least, "data": {"num_workers": 0, "baseline_windows": 1}}.items():
+        least |= dict.fromkeys(
+            ("learning_rate", "weight_decay", "max_grad_norm", "min_learning_rate_ratio"), 0
+        )
+        data = {"num_workers": 0, "baseline_windows": 1, "p_moving": 0, "occluded_weight": 0}
+        for group, bounds in {"train": least, "data": data}.items():
             for name, bound in bounds.items():
                 value = getattr(getattr(self, group), name)
                 if value < bound:
@@ -310,10 +313,22 @@ def _read_config(path: Path) -> dict:
     return values or {}
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice: the last one would count, and the first vanish."""
+
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            problem = f"{max(keys, key=keys.count)} is given twice"
+            raise yaml.MarkedYAMLError(None, None, problem, node.start_mark)
+        return node
+
+
 def _parse_yaml(text: str) -> Any:
     """A value in YAML, of bounded size: aliases of aliases can stand for billions of values."""
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"it is not valid YAML: {' '.join(str(error).split())}") from None
     parts, count = [value], 0

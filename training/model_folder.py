@@ -2,10 +2,8 @@
 
 import copy
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,14 +11,13 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers.utils import find_adapter_config_file
 
-from datasets_scripts.storage.atomic import write_whole_folder
+from datasets_scripts.storage.atomic import read_json, write_whole_folder
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from training.config import RunConfig, load_config
 
 __all__ = [
     "export_model",
     "load_checkpoint",
-    "read_json",
     "read_run_config",
     "read_summary",
     "run_folder",
@@ -153,7 +150,8 @@ def _check_folder(folder: Path) -> None:
     weights = "adapter_model.safetensors" if adapter else "model*.safetensors"  # LeRobot has others
     if not any(folder.glob(weights)):
         raise ValueError(f"checkpoint {folder} has no weights ({weights}): export the model again")
-    kind = "foresight" if adapter else read_json(folder / "config.json").get("model_type")
+    config = {"model_type": "foresight"} if adapter else read_json(folder / "config.json")
+    kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "foresight":
         raise ValueError(f"checkpoint {folder} is a model of type {kind!r}, not 'foresight'")
 
@@ -199,11 +197,3 @@ def read_run_config(checkpoint: str | Path) -> RunConfig:
     """
     folder = run_folder(checkpoint)
     return load_config(folder / "config.yaml", []) if folder else RunConfig()
-
-
-def read_json(path: Path) -> Any:
-    """Content of a JSON file; an error names the file."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None

@@ -41,9 +41,16 @@ def starting_config(config: RunConfig) -> ForesightConfig:
         fields = config.model
         if learns_to_act(AutoConfig.from_pretrained(**source), fields):
             defaults = ForesightConfig()  # a base without actions has no sizes of a robot; the data set them
-            fields = {name: getattr(defaults, name) for name in ROBOT} | fields
+            fields = {name: getattr(defaults, name) for name in ROBOT} | add_binary_entries(fields)
         return AutoConfig.from_pretrained(**source, **fields)
-    return ForesightConfig(**config.model)
+    return ForesightConfig(**add_binary_entries(config.model))
+
+
+def add_binary_entries(fields: dict) -> dict:
+    """Fields of the config, in which no entry of states and actions is binary unless it is named there."""
+    if fields.get("action_codec") == "local_delta":  # whose entries are fixed
+        return fields
+    return {"binary_action_indices": [], "binary_state_indices": []} | fields
 
 
 def learns_to_act(base: ForesightConfig, fields: dict) -> bool:
@@ -56,10 +63,7 @@ def add_robot_sizes(fields: dict, data: RunData) -> dict:
     sizes = {"state_dim": data.train.state_dim}
     if data.train.action_dim:
         sizes["action_dim"] = data.train.action_dim
-    if fields.get("action_codec") != "local_delta":  # whose entries are fixed
-        sizes |= {"binary_state_indices": []}
-        sizes |= {"binary_action_indices": []} if data.train.action_dim else {}
-    return sizes | fields
+    return sizes | add_binary_entries(fields)
 
 
 def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPrediction, ForesightProcessor]:

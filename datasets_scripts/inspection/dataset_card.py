@@ -96,9 +96,12 @@ def _read_source_card(path: Path) -> tuple[dict, str]:
     text = path.read_text(errors="replace")
     try:
         card = DatasetCard(text, ignore_metadata_errors=True)
+        card.data.to_yaml()  # not all that can be read can be written
         data, text = card.data.to_dict(), card.text
-    except (ValueError, TypeError, yaml.YAMLError):
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError):
         data = {}  # all of it is text then
+    for key in data.keys() & {"license", "tags", "task_categories"}:  # ours are added to these
+        data[key] = [value for value in as_list(data[key]) if isinstance(value, str)] or None
     if SOURCE_MARK in text:
         text = text.split(SOURCE_MARK, 1)[1]
     elif OUR_CARD in text:

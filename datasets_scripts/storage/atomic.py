@@ -1,4 +1,4 @@
-"""Write files and folders whole or not at all: under a temporary name that is then renamed."""
+"""Write files and folders whole or not at all, under a temporary name that is then renamed; read JSON."""
 
 import contextlib
 import errno
@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["remove_leftovers", "share_file", "write_json", "write_whole_file", "write_whole_folder"]
+__all__ = [
+    "read_json",
+    "remove_leftovers",
+    "share_file",
+    "write_json",
+    "write_whole_file",
+    "write_whole_folder",
+]
 
 # Errors of linking: another file system, one without links, too many of them.
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)
@@ -127,6 +134,17 @@ def write_json(path: str | Path, content: Any) -> None:
     """Write a JSON file; a reader sees the old or the new one, never half of it."""
     with write_whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, remedy: str = "download or create it again", kind: type = dict) -> Any:
+    """Contents of a JSON file; raises a `ValueError` that names it if it is damaged, or of another kind."""
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, kind):
+            raise ValueError(f"it holds a {type(content).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from None
+    return content
 
 
 def share_file(path: Path, target: Path) -> None:

@@ -16,7 +16,7 @@ from lerobot.datasets.compute_stats import aggregate_stats
 from lerobot.datasets.io_utils import write_stats
 from lerobot.datasets.utils import DEFAULT_DATA_PATH, DEFAULT_EPISODES_PATH, update_chunk_file_indices
 
-from datasets_scripts.storage.atomic import share_file, write_json
+from datasets_scripts.storage.atomic import read_json, share_file, write_json
 from datasets_scripts.storage.dataset_folder import (
     INFO_PATH,
     STATS_PATH,
@@ -25,7 +25,6 @@ from datasets_scripts.storage.dataset_folder import (
     dataset_files,
     iterate_episodes,
     load_info,
-    read_json,
 )
 from datasets_scripts.storage.dataset_rows import DatasetRows
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets_scripts.columns import is_depth_feature
-from datasets_scripts.storage.atomic import write_json, write_whole_file
+from datasets_scripts.storage.atomic import read_json, write_json, write_whole_file
 
 INFO_PATH = Path("meta/info.json")
 STATS_PATH = Path("meta/stats.json")
@@ -34,7 +34,7 @@ def load_info(root: str | Path) -> dict:
         info = read_json(path)
     except FileNotFoundError:
         raise ValueError(f"{root} is not a LeRobot dataset: {INFO_PATH} is missing") from None
-    if not isinstance(info, dict) or not isinstance(info.get("features"), dict):
+    if not isinstance(info.get("features"), dict):
         raise ValueError(f"{path} lists no features; download or create the dataset again")
     version = str(info.get("codebase_version", "v3")).removeprefix("v")
     if version.split(".")[0] != "3":
@@ -48,14 +48,6 @@ def load_info(root: str | Path) -> dict:
     for problem in _find_info_problems(info):
         raise ValueError(f"{path}: {problem}; correct it, or download the dataset again")
     return info
-
-
-def read_json(path: Path) -> Any:
-    """Contents of a dataset's JSON file; raises a `ValueError` that names it if it is damaged."""
-    try:
-        return json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); download or create the dataset again") from error
 
 
 def _find_info_problems(info: Mapping[str, Any]) -> Iterator[str]:
@@ -331,7 +323,7 @@ def check_dataset(root: Path, n_episodes: int, video_bytes: Mapping[str, int]) -
     """
     remedy = f"delete {root} and run the same command again"
     try:
-        info = json.loads((root / INFO_PATH).read_text())
+        info = read_json(root / INFO_PATH)
         n_found, n_frames = info["total_episodes"], info["total_frames"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{root / INFO_PATH} is missing or damaged ({error}); {remedy}") from error

@@ -20,11 +20,11 @@ from lerobot.datasets.io_utils import load_nested_dataset
 from lerobot.datasets.utils import has_legacy_hub_download_metadata
 from lerobot.utils.constants import HF_LEROBOT_HOME
 
+from datasets_scripts.storage.atomic import read_json
 from datasets_scripts.storage.dataset_folder import (
     INFO_PATH,
     data_files,
     load_info,
-    read_json,
     refuse_patterns,
 )
 from datasets_scripts.storage.hub_download import HubFiles, open_hub_dataset
@@ -69,7 +69,8 @@ class ArrowColumn:
         """Values of ascending rows, in the stored dtype; numbers are a view of the file: do not write.
 
         Returns:
-            `numpy.ndarray`: `(len(rows),)` for scalars, `(len(rows), size)` for lists.
+            `numpy.ndarray`: `(len(rows),)` for scalars, `(len(rows), size)` for lists; NaN, or false, where
+            a row has no value.
         """
         if not rows:
             return self._read_chunk(0, 0, 0)
@@ -96,9 +97,19 @@ class ArrowColumn:
 
 
 def _to_numpy(array: pa.Array, zero_copy_only: bool) -> np.ndarray:
-    if pa.types.is_fixed_size_list(array.type):  # flatten respects a slice, `.values` does not
+    if pa.types.is_fixed_size_list(array.type):
+        if array.null_count and zero_copy_only:
+            raise pa.ArrowInvalid("missing rows")
         size = array.type.list_size
-        return array.flatten().to_numpy(zero_copy_only=zero_copy_only).reshape(-1, size)
+        # `flatten` would leave out missing rows, and all rows after them would move up.
+        entries = array.values.slice(array.offset * size, len(array) * size)
+        rows = entries.to_numpy(zero_copy_only=zero_copy_only).reshape(-1, size)
+        if array.null_count == 0:
+            return rows
+        present = array.is_valid().to_numpy(zero_copy_only=False)[:, None]
+        if pa.types.is_boolean(array.type.value_type):
+            return present & rows.astype(bool)
+        return np.where(present, rows, np.nan)
     return array.to_numpy(zero_copy_only=zero_copy_only)
 
 

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import json
 import multiprocessing
 import os
 import shutil
@@ -25,7 +24,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 from tqdm import tqdm
 
-from datasets_scripts.storage.atomic import remove_leftovers, write_json, write_whole_folder
+from datasets_scripts.storage.atomic import read_json, remove_leftovers, write_json, write_whole_folder
 from datasets_scripts.storage.dataset_folder import check_dataset, refuse_patterns
 from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.shards import read_facts
@@ -66,10 +65,7 @@ class EpisodeJob:
                 write_json(folder / PARAMETERS, self.parameters)
         if not path.exists():
             raise ValueError(f"{self.partial} is not an unfinished run of this script; move it away")
-        try:
-            earlier = json.loads(path.read_text())
-        except ValueError:
-            raise ValueError(f"{path} is damaged; delete {self.partial} and start again") from None
+        earlier = read_json(path, f"delete {self.partial} and start again")
         self._check_parameters(earlier, f"an unfinished run in {self.partial}", self.partial)
 
     def lock(self) -> BaseFileLock:

@@ -149,7 +149,8 @@ class FrameDecoder:
         span = range(int(self.rows.episode_starts[episode]), int(self.rows.episode_stops[episode]))
         video_s = float(self._segments.stop_s[episode]) - start_s
         where = f"video file {path} of '{self.key}', episode {episode}"
-        if reason := explain_rows(len(span), video_s, self.rows.fps):
+        all_times_s = self.rows.column("timestamp").read(span).astype(np.float64)
+        if reason := explain_rows(all_times_s, video_s, self.rows.fps):
             raise BrokenEpisodeError(f"{where}: {reason}", path)
         try:
             if self.is_depth:
@@ -163,8 +164,7 @@ class FrameDecoder:
                     path, times_s, self._tolerance_s, backend=self._backend, return_uint8=True
                 )
         except Exception as error:  # av, torchcodec and LeRobot each have their own
-            all_times_s = start_s + self.rows.column("timestamp").read(span).astype(np.float64)
-            reason = explain_video(path, all_times_s, self.rows.fps, self.is_depth) or (
+            reason = explain_video(path, start_s + all_times_s, self.rows.fps, self.is_depth) or (
                 f"it cannot be decoded at {times_s[0]:.3f} s ({error}); it is damaged or truncated: {RESTORE}"
             )
             raise BrokenEpisodeError(f"{where}: {reason}", path) from error
@@ -229,7 +229,7 @@ class FrameDecoder:
             status = path.stat()
             name = path.relative_to(self.rows.root).as_posix()
             files.append((name, status.st_size, status.st_mtime_ns))
-        content = [2, self.key, self.rows.features[self.key], len(self.rows), files]
+        content = [3, self.key, self.rows.features[self.key], len(self.rows), files]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
         timestamps = self.rows.column("timestamp").read(range(len(self.rows)))
         for array in (self.rows.episode_starts, timestamps, *((segments.start_s,) if segments else ())):

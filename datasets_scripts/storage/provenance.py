@@ -1,13 +1,12 @@
 """Read and write `meta/foresight.json`: how depth and tracks were made, and facts of each episode."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datasets_scripts.storage.atomic import write_json
+from datasets_scripts.storage.atomic import read_json, write_json
 
 PROVENANCE_PATH = Path("meta/foresight.json")
 PROVENANCE_VERSION = 1
@@ -22,14 +21,7 @@ def read_provenance(root: str | Path) -> dict:
     path = Path(root) / PROVENANCE_PATH
     if not path.exists():
         return {}
-    try:
-        provenance = json.loads(path.read_text())
-        if not isinstance(provenance, dict):
-            raise ValueError("it holds no JSON object")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); annotate the dataset again or delete the file"
-        ) from error
+    provenance = read_json(path, "annotate the dataset again, or delete the file")
     if provenance.get("version", 0) > PROVENANCE_VERSION:
         raise ValueError(
             f"{path} has version {provenance['version']}, this code knows {PROVENANCE_VERSION}; "

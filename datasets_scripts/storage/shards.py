@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets_scripts.storage.atomic import write_json, write_whole_folder
+from datasets_scripts.storage.atomic import read_json, write_json, write_whole_folder
 from datasets_scripts.storage.video_writing import (
     encode_depth,
     encode_rgb,
@@ -86,7 +86,7 @@ def write_facts(folder: Path, facts: Mapping) -> dict:
 def read_facts(shard: Path) -> dict | None:
     """Facts of a shard, or `None` if a file is missing or has another size than when it was written."""
     try:
-        facts = json.loads((shard / FACTS_FILE).read_text())
+        facts = read_json(shard / FACTS_FILE)
         whole = all((shard / name).stat().st_size == size for name, size in facts["bytes"].items())
     except (OSError, ValueError, KeyError):
         return None

@@ -11,22 +11,28 @@ from datasets_scripts.storage.depth_reading import DEPTH_BITS
 __all__ = ["explain_rows", "explain_video"]
 
 
-def explain_rows(n_rows: int, video_s: float, fps: float) -> str | None:
-    """Why an episode has fewer frames than rows, if it has: else the next episode's would be read.
+def explain_rows(times_s: np.ndarray, video_s: float, fps: float) -> str | None:
+    """Why rows of an episode would be given frames of another row or episode, if they would.
 
     Args:
-        n_rows (`int`): Rows of the episode.
+        times_s (`numpy.ndarray`): Times of all rows of the episode, from its beginning.
         video_s (`float`): Seconds that its video lasts, as the metadata says.
         fps (`float`): Frames per second of the dataset.
     """
-    n_frames = video_s * fps
-    if not n_rows - n_frames > 1.5:  # some writers leave out the time of the last frame
-        return None
-    return (
-        f"it has about {n_frames:.0f} frames for {n_rows} rows: the camera gave "
-        f"{n_frames / n_rows * fps:.4g} frames per second and the dataset has {fps:g}; record it at that "
-        "rate, or repeat frames so that every row has one"
-    )
+    n_rows, n_frames = len(times_s), video_s * fps
+    if n_rows - n_frames > 1.5:  # some writers leave out the time of the last frame
+        return (
+            f"it has about {n_frames:.0f} frames for {n_rows} rows: the camera gave "
+            f"{n_frames / n_rows * fps:.4g} frames per second and the dataset has {fps:g}; record it at that "
+            "rate, or repeat frames so that every row has one"
+        )
+    outside = (times_s < -0.5 / fps) | (times_s > video_s + 1.5 / fps)
+    if outside.any() or not (np.diff(times_s) > 0).all():  # false for NaN
+        return (
+            f"the timestamps of its rows, from {times_s[0]:.6g} to {times_s[-1]:.6g} s, do not count up from "
+            f"0 to its end at {video_s:.6g} s: write timestamp = frame_index / fps"
+        )
+    return None
 
 
 def explain_video(path: Path, times_s: Sequence[float], fps: float, is_depth: bool) -> str | None:

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets_scripts.storage.atomic import write_json
-from hub_cards.cards.measurements import read_json
+from datasets_scripts.storage.atomic import read_json, write_json
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from training.model_folder import load_checkpoint
 from training.run_facts import describe_run

@@ -3,19 +3,18 @@
 `model_card.py` writes the card from this folder alone, and `check.py` compares the two.
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets_scripts.storage.atomic import write_json, write_whole_file
+from datasets_scripts.storage.atomic import read_json, write_json, write_whole_file
 from datasets_scripts.storage.dataset_folder import check_inside
 from hub_cards.cards.licenses import find_previous_stage, list_parts
 from training.config import RunConfig
 from training.model_folder import read_run_config, read_summary, run_folder, weights_digest
 from training.run_facts import portable_path
 
-__all__ = ["collect_measurements", "has_measured_weights", "is_folder", "read_json", "read_measurements"]
+__all__ = ["collect_measurements", "has_measured_weights", "is_folder", "read_measurements"]
 
 # Commands that make what a card needs; in braces the run, the folder of its training and its (first) dataset.
 TRAIN = (
@@ -224,18 +223,3 @@ def _describe_training(summary: Mapping, run: RunConfig | None, adapter: bool) -
 def is_folder(name: str) -> bool:
     """Whether a base's name is a place on some machine rather than a Hub id."""
     return Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/", "~"))
-
-
-def read_json(path: Path) -> dict:
-    """The object in a JSON file.
-
-    Raises:
-        ValueError: If the file is damaged or holds something else; names it.
-    """
-    try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and make it again") from None
-    return content

@@ -37,7 +37,7 @@ def check_card(folder: Path) -> list[str]:
     try:
         card = (DatasetCard if is_dataset else ModelCard)(path.read_text())
         metadata = metadata_load(path) or {}  # as written; `card.data` repairs some of it
-    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError) as error:
         return [f"the Hub would reject the card's metadata ({' '.join(str(error).split())[:200]}): {BUILD}"]
     body = card.text.split(SOURCE_MARK)[0]  # what follows was written by somebody else
     if len(body.split()) < 30 or not re.search(r"^# \S", body, re.MULTILINE):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+from datasets_scripts.storage.atomic import read_json
 from datasets_scripts.storage.dataset_folder import data_files, load_info
 from datasets_scripts.storage.provenance import read_provenance
-from hub_cards.cards.measurements import read_json
 from hub_cards.checks.wording import list_some, shorten_error
 
 __all__ = ["check_dataset"]

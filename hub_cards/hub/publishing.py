@@ -11,6 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
 from tqdm import tqdm
 
+from datasets_scripts.storage.atomic import read_json
 from datasets_scripts.storage.hub_download import explain_hub_errors
 from datasets_scripts.storage.hub_upload import (
     commit_files,
@@ -21,7 +22,6 @@ from datasets_scripts.storage.hub_upload import (
     require_token,
     retry_request,
 )
-from hub_cards.cards.measurements import read_json
 from hub_cards.checks.folder import KIND_FILES, check_folder, find_kind
 from hub_cards.checks.wording import list_some
 from hub_cards.hub.download_check import verify_download

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import gradio as gr
 import plotly
+from huggingface_hub import HfApi, constants, hf_hub_download
 from lerobot.utils.constants import HF_LEROBOT_HOME
 
+from datasets_scripts.storage.hub_download import HubError, explain_hub_errors
 from hub_cards.space.episode_predictions import (
     Choice,
     EpisodeView,
@@ -20,6 +22,7 @@ from hub_cards.space.episode_predictions import (
 )
 from hub_cards.space.moment_pictures import render_moment
 from hub_cards.space.plots import CLOUDS, draw_actions, draw_scene
+from training.model_folder import read_json
 
 __all__ = ["build_page", "launch_options"]
 
@@ -39,6 +42,7 @@ watch('value', draw);
 draw();
 """
 PUBLIC_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(?:@[\w./-]+)?", re.ASCII)
+LARGEST_DOWNLOAD = 8 * 10**9  # bytes of a repository that a visitor names
 PLAY_PAUSE_S = 0.4
 PROGRESS = gr.Progress()  # gradio shows it for the handlers that take it
 
@@ -135,16 +139,18 @@ class _Page:
 
     def on_open(self, checkpoint, dataset, cameras, cloud, progress=PROGRESS):
         try:
-            choice = Choice(self._find(checkpoint), self._find(dataset), cameras=cameras.strip())
-        except ValueError as error:
+            names = self._find(checkpoint, "model"), self._find(dataset, "dataset")
+            choice = Choice(*names, cameras=cameras.strip())
+        except (ValueError, HubError) as error:
             return {self.banner: _format_message(str(error), error=True)}
         return self._show(choice, cloud, progress)
 
-    def _find(self, name: str) -> str:
+    def _find(self, name: str, kind: str) -> str:
         """The folder or Hub id of what a visitor names.
 
         Raises:
-            ValueError: If it is another folder of the machine, and the page has visitors.
+            ValueError: If the page has visitors, and it is another folder of the machine, or too large.
+            HubError: If the Hub cannot be reached.
         """
         name = name.strip()
         if self.folders is None:
@@ -154,6 +160,8 @@ class _Page:
         here = Path(name).expanduser().exists() or (HF_LEROBOT_HOME / name).exists()
         if here or not PUBLIC_ID.fullmatch(name):
             raise ValueError(f"{name[:80]} is not an id of the Hub: give owner/name, of a public repository")
+        if not constants.HF_HUB_OFFLINE:
+            _check_download(name, kind)
         return name
 
     def on_episode(self, shown, episode, cloud, progress=PROGRESS):
@@ -199,6 +207,33 @@ class _Page:
             self.scene: scene,
             self.actions: actions,
         }
+
+
+def _check_download(name: str, kind: str, is_base: bool = False) -> None:
+    """Refuses a repository whose files, or those of an adapter's base, would fill the machine's disk.
+
+    Raises:
+        ValueError: Names both sizes, or the base that is no model of the Hub.
+        HubError: If the Hub cannot be reached.
+    """
+    repo_id, _, revision = name.partition("@")
+    with explain_hub_errors(repo_id, kind):
+        info = HfApi().repo_info(repo_id, repo_type=kind, revision=revision or None, files_metadata=True)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings}
+        videos = [size for file, size in sizes.items() if file.startswith("videos/")]  # one at a time
+        if (size := sum(sizes.values()) - sum(videos) + max(videos, default=0)) > LARGEST_DOWNLOAD:
+            raise ValueError(
+                f"{name} has {size / 1e9:.1f} GB; this page opens up to {LARGEST_DOWNLOAD / 1e9:g} GB: run "
+                "it on your machine (python hub_cards/space/app.py)"
+            )
+        if kind == "dataset" or "adapter_config.json" not in sizes:
+            return
+        config = read_json(Path(hf_hub_download(repo_id, "adapter_config.json", revision=info.sha)))
+    config = config if isinstance(config, dict) else {}
+    base = str(config.get("base_model_name_or_path"))
+    if is_base or not PUBLIC_ID.fullmatch(base):
+        raise ValueError(f"the base of the adapter {name} is not a model of the Hub: {base[:80]}")
+    _check_download(base + (f"@{config['revision']}" if config.get("revision") else ""), kind, is_base=True)
 
 
 def _draw(view: EpisodeView, moment: int, cloud: str) -> list[str]:

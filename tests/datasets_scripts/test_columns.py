@@ -103,6 +103,11 @@ def test_the_largest_integer_and_negative_ones_stand_for_no_measurement(dtype):
     assert erased.tolist() == [0, 1, 254, 0, 0, 0] and erased.dtype == dtype
 
 
+def test_the_largest_int16_stands_for_no_measurement_where_a_png_has_made_it_unsigned():
+    depth = np.array([32766, 32767, 60_000], np.uint16)
+    assert columns.erase_sentinels(depth).tolist() == [32766, 0, 60_000]
+
+
 def test_annotated_dataset_passes_stock_split_delete_and_merge(annotated, tmp_path):
     dataset = LeRobotDataset("local/annotated", root=annotated.root)
     split = split_dataset(dataset, {"a": [0, 1], "b": [2]}, output_dir=tmp_path / "split")

@@ -125,6 +125,7 @@ def timm(architecture="test_vit", **model_args) -> dict:
             {"transformers_weights": "../other.safetensors"},
             "transformers_weights='../other.safetensors' names",
         ),
+        ({"vision_config": {"model_type": ["vit"]}}, "vision_config.model_type=.'vit'. is unknown"),
         ({"vision_config": {"model_type": "nothing"}}, "vision_config.model_type='nothing' is unknown"),
         ({"dtype": "os"}, "dtype='os' is unknown"),
         ({"vision_config": {"dtype": "nope"}}, "vision_config.dtype='nope' is unknown"),

@@ -101,6 +101,15 @@ def test_a_timm_vit_gives_patches_without_cls_and_registers(images, model_args, 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    "model_args",
+    [{"depth": "a"}, {"num_heads": 0}, {"norm_layer": "foo"}, {"img_size": [SIDE]}, {"img_size": SIDE + 10}],
+)
+def test_a_tower_that_cannot_be_built_is_named_whatever_the_library_raises(model_args):
+    with pytest.raises(ValueError, match="vision_config describes no tower that can be built: .*Error"):
+        vision_encoder(timm_vit_config(**model_args))
+
+
 @pytest.mark.parametrize("model_args", [{}, {"features_only": True, "out_indices": [1, 2]}])
 def test_a_convolutional_tower_gives_its_last_map_as_patches_with_positions(images, model_args):
     encoder = vision_encoder(timm_config("test_resnet", **model_args))

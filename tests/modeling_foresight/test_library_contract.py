@@ -245,6 +245,18 @@ def test_no_tensor_of_the_base_changes_while_an_adapter_trains(trains_before, ow
     assert any("bn1.running_mean" in name for name in saved) == (own == ["bn1"])
 
 
+def test_statistics_of_norms_that_are_not_batch_norm_stay_too():
+    peft = pytest.importorskip("peft")
+    arguments = {"norm_layer": "evonormb0", "layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+    tower = {"architecture": "resnetv2_50", "model_args": {**BATCH_NORM_TOWER["model_args"], **arguments}}
+    config = tiny_config(vision_config={**BATCH_NORM_TOWER, **tower}, freeze_vision=False)
+    model = build(config).train()
+    before = {name: value.clone() for name, value in model.named_buffers() if name.endswith("running_var")}
+    assert before
+    peft.get_peft_model(model, lora_config(model, r=2))(**tiny_batch(config))
+    assert all(torch.equal(value, before[n]) for n, value in model.named_buffers() if n in before)
+
+
 def test_statistics_follow_the_images_where_their_layers_learn():
     config = batch_norm_config()
     model = build(config).train()

@@ -11,6 +11,7 @@ from transformers import AutoProcessor
 
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor, build_small_tokenizer
 from modeling_foresight.action_codec import encode_local_delta, relative_state, to_simulator_action
+from modeling_foresight.processing_foresight import find_still_entries
 from tests.tiny import TASKS, tiny_config, tiny_processor, tiny_tokenizer
 
 B, T, AHEAD = 2, 5, 3
@@ -257,6 +258,14 @@ def test_what_moves_does_not_depend_on_the_unit(config, unit):
     torch.testing.assert_close(normalized.std(0, correction=0)[moving], torch.ones(6), atol=1e-3, rtol=0)
     decoded = processor.decode_actions(normalized)
     torch.testing.assert_close(decoded[:, moving], actions[:, moving], rtol=1e-4, atol=1e-7 * unit)
+
+
+@pytest.mark.parametrize("ticks", [4096, 2**16])
+def test_small_motions_beside_an_entry_in_ticks_of_an_encoder_are_motion(ticks):
+    rng = np.random.default_rng(0)
+    actions = 5e-5 * rng.standard_normal((200, 2))
+    stats = statistics_of(np.column_stack([actions, rng.integers(0, ticks, 200), np.full(200, 0.3)]))
+    assert find_still_entries(stats) == (False, False, False, True)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, -250.0])

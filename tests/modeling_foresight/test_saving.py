@@ -10,6 +10,7 @@ from transformers import AutoModel, PreTrainedModel, TimmWrapperConfig
 from transformers.utils import logging
 
 from modeling_foresight import ForesightForActionPrediction, ForesightModel, export_with_code
+from modeling_foresight.checkpoint_sizes import read_shapes
 from tests.tiny import tiny_config, tiny_inputs, tiny_processor, tiny_targets
 
 
@@ -210,6 +211,41 @@ def test_a_config_that_is_larger_than_the_weights_is_refused_before_memory_is_al
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", None)
     with pytest.raises(ValueError, match=rf"describes a model of .* in \d+ tensors.*{named}"):
         ForesightForActionPrediction.from_pretrained(broken, ignore_mismatched_sizes=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_act": "nonsense"}, "hidden_act='nonsense' is unknown; choose from"),
+        ({"vision_config": {"hidden_act": "nonsense"}}, "vision_config.hidden_act='nonsense' is unknown"),
+        ({"text_config": {"num_attention_heads": 0}}, "No model can be made .* modulo by zero"),
+        ({"vision_config": {"model_type": ["vit"]}}, r"vision_config.model_type=\['vit'\] is unknown"),
+        ({"vision_config": {"model_type": "resnet", "depths": []}}, "no tower that can be built: IndexError"),
+    ],
+)
+def test_a_config_of_which_no_model_can_be_made_is_named(broken, fields, message):
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | fields))
+    with pytest.raises((ValueError, StrictDataclassClassValidationError), match=message):
+        ForesightForActionPrediction.from_pretrained(broken)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (
+            '{"weight_map": {"a": "../b.safetensors"}}',
+            "names files outside of its folder, '../b.safetensors'",
+        ),
+        ('{"weight_map": {"a": 5}}', "index.json is damaged"),
+        ("[]", "index.json is damaged"),
+        ("[" * 10**5, "index.json is damaged"),
+    ],
+)
+def test_an_index_of_shards_stays_in_its_folder(tmp_path, index, message):
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=message):
+        read_shapes(str(tmp_path), {})
 
 
 def test_sizes_are_compared_with_all_shards_and_with_overrides(model, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 
@@ -250,6 +250,15 @@ def test_an_adapter_that_names_a_module_to_import_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="names code in megatron_core"):
         load_adapter(str(tmp_path))
+
+
+def test_an_adapter_of_the_hub_may_not_name_a_folder_here(tmp_path, monkeypatch):
+    config = PeftConfig(base_model_name_or_path=str(tmp_path))
+    monkeypatch.setattr("training.adapters.PeftConfig.from_pretrained", lambda *_, **__: config)
+    with pytest.raises(
+        ValueError, match=r"v/adapter of the Hub names a folder of this machine.*correct base"
+    ):
+        load_adapter("v/adapter")
 
 
 def test_an_adapter_that_lacks_weights_is_refused(work, tmp_path):

@@ -389,6 +389,18 @@ def test_image_tokens_of_a_fresh_model_differ_between_images_from_the_first_step
         assert plain[:, view, -1].mean(0).square().mean() > plain[:, view, -1].var(0).mean()
 
 
+def test_windows_of_a_mixture_know_the_binary_entries_of_the_model(config_file, dataset):
+    twice = f"--data.datasets=[{{path: '{dataset}'}}, {{path: '{dataset}'}}]"
+    for named, expected in (
+        ([], []),
+        (["--model.action_dim", "4", "--model.binary_action_indices", "[3]"], [3]),
+    ):
+        config = load_config(config_file, [twice, "--data.num_workers", "0", *named])
+        data = RunData(config, starting_config(config))
+        assert [windows.config.binary_action_indices for windows in data.train.datasets] == [expected] * 2
+        assert build_model(config, data)[0].config.binary_action_indices == expected
+
+
 def test_sigterm_saves_and_a_resumed_run_finishes(config_file, dataset, tmp_path, monkeypatch, capsys):
     output = tmp_path / "run"
     flags = ["--train.checkpoint_every", "0"]
@@ -527,11 +539,14 @@ ALIASES = "".join(f"b{n + 1}: &b{n + 1} [{', '.join([f'*b{n}'] * 9)}]\n" for n i
         ("- a", "it holds ['a'] instead of settings by name"),
         ("5", "it holds 5 instead of settings"),
         ("seed: 1\n---\nseed: 2", "is not valid YAML: expected a single document"),
+        ("seed: 1\ntrain: {steps: 1}\nseed: 2", "is not valid YAML: seed is given twice"),
+        ("data: {datasets: [{path: a, path: b}]}", "path is given twice"),
+        ("train: {min_learning_rate_ratio: -1}", "min_learning_rate_ratio is -1.0; it must be at least 0"),
         ("model:\n\tviews: [a]", "is not valid YAML"),
         ("model: " + 1500 * "[", "is not valid YAML"),
         ("b0: &b0 [x, x]\n" + ALIASES, "its aliases stand for more than"),
         ("model: &m {text_config: *m}", "its aliases stand for more than"),
-        (b"# caf\xe9", "'utf-8' codec can't decode"),
+        (b"# \xe9", "'utf-8' codec can't decode"),
         ("1: 2", "1 is unknown"),
         ("model: null", "model is None; it must be a group of settings"),
         ("model: {objectives: null}", "model.objectives is None; it must be list[str]"),

@@ -123,7 +123,7 @@ def warn_of_differences(datasets: Sequence[ForesightWindows]) -> None:
             unlike = apart > UNIT_RATIO * np.minimum(a["std"], b["std"])
             unlike &= ~(np.array(find_still_entries(a)) | find_still_entries(b))
             if key == first.config.action_key:
-                unlike[first.config.binary_action_indices] = False
+                unlike &= ~np.isin(np.arange(len(unlike)), first.config.binary_action_indices)
             if not unlike.any():
                 continue
             here, there = (lambda i, s=s: f"{s['mean'][i]:.3g} ± {s['std'][i]:.3g}" for s in (a, b))

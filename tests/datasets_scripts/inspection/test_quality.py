@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from huggingface_hub import DatasetCard
 
-from datasets_scripts.inspection.dataset_card import write_card
+from datasets_scripts.inspection.dataset_card import _read_source_card, write_card
 from datasets_scripts.inspection.quality import DepthMeter, TrackMeter, find_flags, summarize_figures
 from datasets_scripts.storage.provenance import flagged_episodes, read_provenance, write_provenance
 from tests.synthetic import make_dataset
@@ -199,6 +199,25 @@ def test_a_card_without_proper_metadata_is_kept_as_text(annotated):
     write_card(annotated)
     text = (annotated / "README.md").read_text()
     assert text.endswith("---\ntags: [unclosed\n---\nMy notes\n")
+
+
+@pytest.mark.parametrize("metadata", ["a: " + "[" * 5000, "a: 0x" + "f" * 5000])
+def test_metadata_that_cannot_be_read_or_written_is_kept_as_text(tmp_path, metadata):
+    card = tmp_path / "README.md"
+    card.write_text(f"---\n{metadata}\n---\nMy notes\n")
+    assert _read_source_card(card) == ({}, card.read_text())
+
+
+def test_metadata_of_a_source_that_is_no_list_of_names_is_left_out(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("---\nlicense: {a: b}\ntags: [{a: b}, aloha]\ntask_categories: &x [*x]\n---\nMy notes\n")
+    data, text = _read_source_card(card)
+    assert (data["license"], data["tags"], data["task_categories"], text) == (
+        None,
+        ["aloha"],
+        None,
+        "My notes\n",
+    )
 
 
 def test_a_published_card_loads_from_the_hub(annotated):

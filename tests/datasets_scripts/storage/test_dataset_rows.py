@@ -1,12 +1,13 @@
-"""Instructions are texts, found by their number."""
+"""Instructions are texts, found by their number; rows stay where they are."""
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from datasets_scripts.storage.dataset_folder import data_files
-from datasets_scripts.storage.dataset_rows import TASKS, DatasetRows
+from datasets_scripts.storage.dataset_rows import TASKS, ArrowColumn, DatasetRows
 from tests.synthetic import make_dataset
 from training.windows import ForesightWindows, WindowConfig
 
@@ -90,3 +91,14 @@ def test_frames_of_an_instruction_that_does_not_exist_are_refused(root):
     renumber(root, {0: 0, 1: 7})
     with pytest.raises(ValueError, match=r"task_index \[7\], but .*tasks\.parquet does not"):
         DatasetRows(root)
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.int64(), pa.float16(), pa.bool_()])
+def test_a_row_without_a_value_does_not_move_the_rows_after_it(kind):
+    rows = [[0, 1], None, [1, 0], [1, 1], None, [0, 0]]
+    rows = [row and np.array(row, kind.to_pandas_dtype()) for row in rows]
+    column = pa.chunked_array([pa.array(part, pa.list_(kind, 2)) for part in (rows[:4], rows[4:])])
+    values = ArrowColumn(column).read(range(0, 6)).astype(float)
+    missing = [0, 0] if kind == pa.bool_() else [np.nan, np.nan]
+    np.testing.assert_equal(values, [[0, 1], missing, [1, 0], [1, 1], missing, [0, 0]])
+    np.testing.assert_equal(ArrowColumn(column.slice(2)).read(range(1, 3)), values[3:5])

@@ -100,6 +100,27 @@ def test_a_video_with_half_the_frames_of_its_rows_does_not_give_those_of_the_nex
     assert "the camera gave 10 frames per second and the dataset has 20" in message
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda times: 0 * times,
+        lambda times: np.where(times == times[5], np.nan, times),
+        lambda times: times[::-1],
+        lambda times: times + times[-1],
+        lambda times: 1000 * times,
+    ],
+    ids=["constant", "nan", "backwards", "of the next episode", "milliseconds"],
+)
+def test_timestamps_that_would_give_frames_of_other_rows_are_refused(root, change):
+    for path in root.glob("data/*/*.parquet"):
+        table = pq.read_table(path)
+        position, times = table.schema.get_field_index("timestamp"), np.array(table["timestamp"])
+        changed = change(times).astype(np.float32)
+        pq.write_table(table.set_column(position, table.field(position), [changed]), path)
+    with pytest.raises(ValueError, match=r"'observation.images.main', episode 0: the timestamps of its rows"):
+        open_frames(DatasetRows(root), [MAIN], "off", [0])
+
+
 def test_pictures_of_two_sizes_in_one_file_and_a_depth_video_of_8_bits_are_named(root, tmp_path):
     path = sorted(root.glob(f"videos/{MAIN}/*/*.mp4"))[1]
     write_video(path, np.arange(FRAMES) / FPS, size=(40, 32))

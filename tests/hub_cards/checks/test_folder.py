@@ -125,7 +125,7 @@ def test_a_folder_without_a_processor(folder):
     ("changes", "reason"),
     [
         ({"action_stats": None}, "has no action_stats"),
-        ({"state_stats": stats(3)}, "state_stats of processor_config.json are not 4 finite numbers"),
+        ({"state_stats": stats(3)}, "state_stats of processor_config.json are not 4 numbers"),
         (
             {"views": ["front", "wrist"]},
             "views is ['front', 'wrist'] in processor_config.json and ['main', 'wrist']",
@@ -186,6 +186,11 @@ def test_a_card_that_is_missing_or_says_nothing(folder):
 def test_a_card_with_figures_that_nobody_measured(folder, old, new, reason):
     edit_card(folder, old, new)
     assert any(reason in problem for problem in check_card(folder))
+
+
+def test_a_card_whose_metadata_is_nested_too_deeply(tmp_path):
+    (tmp_path / "README.md").write_text("---\na: " + "[" * 5000 + "\n---\n# Notes\n")
+    assert "would reject the card's metadata" in check_card(tmp_path)[0]
 
 
 def test_a_word_of_an_instruction_is_not_a_placeholder(folder):

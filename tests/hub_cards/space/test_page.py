@@ -16,6 +16,7 @@ pytest.importorskip("gradio")
 pytest.importorskip("plotly")
 pytest.importorskip("matplotlib")
 from hub_cards.space import app, episode_predictions
+from hub_cards.space import page as page_module
 from hub_cards.space.page import build_page, launch_options
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -176,6 +177,39 @@ def test_visitors_open_no_folder_of_the_machine(monkeypatch, tmp_path):
         with pytest.raises(ZeroDivisionError):
             opening(*names, "", "now")
         assert (opened[-1].checkpoint, opened[-1].dataset) == found
+
+
+@pytest.mark.parametrize(
+    ("sizes", "base", "message"),
+    [
+        ({"model.safetensors": 9_000}, None, "v/model has 0.0 GB; this page opens up to 8e-06 GB"),
+        ({"adapter_config.json": 1}, "v/large", "v/large@main has 0.0 GB"),
+        ({"adapter_config.json": 1}, "/srv/private", "not a model of the Hub: /srv/private"),
+        ({"adapter_config.json": 1}, "v/model", "base of the adapter v/model@main is not a model of the Hub"),
+        ({"adapter_config.json": 1}, "v/small", None),
+    ],
+)
+def test_visitors_download_no_more_than_fits(monkeypatch, tmp_path, sizes, base, message):
+    repos = {"v/model": sizes, "v/large": {"a": 9_000}, "v/small": {}}
+    repos["v/data"] = {f"videos/{number}.mp4": 2_000 for number in range(9)}
+    (tmp_path / "config.json").write_text(json.dumps({"base_model_name_or_path": base, "revision": "main"}))
+
+    def info(name, **_):
+        files = [SimpleNamespace(rfilename=file, size=size) for file, size in repos[name].items()]
+        return SimpleNamespace(siblings=files, sha="1" * 40)
+
+    monkeypatch.setattr(page_module, "LARGEST_DOWNLOAD", 8_000)
+    monkeypatch.setattr(page_module.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(page_module, "HfApi", lambda: SimpleNamespace(repo_info=info))
+    monkeypatch.setattr(page_module, "hf_hub_download", lambda *_, **__: tmp_path / "config.json")
+    monkeypatch.setattr(page_module, "predict_episode", lambda *_: 1 / 0)
+    opening = next(b.fn for b in build_page("", "", {}).fns.values() if b.name == "on_open")
+    if message is None:
+        with pytest.raises(ZeroDivisionError):
+            opening("v/model", "v/data", "", "now")
+    else:
+        (said,) = opening("v/model", "v/data", "", "now").values()
+        assert message in said
 
 
 @pytest.fixture(scope="module")

@@ -597,7 +597,7 @@ def robot(name: str, scale, mean=0.0, fps: float = 20, stride: int = 1):
     std = np.array([0.3, 0.2, 0.5]) * scale
     mean = mean + 0 * std
     stats = {"mean": mean, "std": std, "min": mean - 2 * std, "max": mean + 2 * std}
-    settings = WindowConfig(binary_action_indices=[2], frame_stride=stride)
+    settings = WindowConfig(binary_action_indices=[2, 6], frame_stride=stride)
     return SimpleNamespace(
         rows=SimpleNamespace(name=name, fps=fps), config=settings, statistics={"action": stats}
     )
