@@ -4,11 +4,10 @@ Running the same command again resumes what was interrupted; finished cells are 
 """
 
 # No import of PyTorch at the top: every simulator process imports the command again.
-import argparse
 import sys
 from pathlib import Path
 
-from experiments.driver import add_run_options, results_folder, run_command
+from experiments.driver import build_parser, results_places, run_command
 
 EXAMPLE = """example:
   python -m experiments.ablation --plan experiments/plans/ablation.yaml --workers 2
@@ -31,18 +30,8 @@ def write_tables(plan, folder: Path, results_file: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.ablation",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_run_options(parser, Path("experiments/plans/ablation.yaml"))
-    parser.add_argument("--tables", action="store_true", help="write tables of finished cells, run nothing")
-    parser.add_argument("--results", type=Path, help="results file (default: results.json in the folder)")
-    args = parser.parse_args(arguments)
-    folder = results_folder(args, "ablation")
-    results_file = args.results or folder / "results.json"
+    args = build_parser("ablation", __doc__, EXAMPLE).parse_args(arguments)
+    folder, results_file = results_places(args, "ablation")
     return run_command(
         "experiments.ablation",
         args,

@@ -25,13 +25,12 @@ import torch
 from filelock import FileLock, Timeout
 
 from datasets_scripts.simulation.job import simulate
-from datasets_scripts.storage.atomic import write_json
+from datasets_scripts.storage.atomic import read_json, write_json
 from experiments.plans import STEPS, TIME, Cell, Plan
 from modeling_foresight.configuration_foresight import PRESETS
 from training.config import RunConfig, flatten, load_config
 from training.evaluation.metaworld_success import SuccessOptions, measure_success
 from training.loop import train
-from training.model_folder import read_json
 from training.run_facts import describe_run
 
 __all__ = ["StoppedError", "data_folder", "open_results", "prepare_results", "read_rows", "run_cells"]

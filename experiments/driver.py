@@ -10,21 +10,31 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["add_run_options", "results_folder", "run_command"]
+__all__ = ["build_parser", "results_places", "run_command"]
 
 
-def add_run_options(parser: argparse.ArgumentParser, plan: Path) -> None:
+def build_parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
     """Options of a command that runs the cells of a plan."""
-    add = parser.add_argument
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments.{command}",
+        description=description,
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add, plan = parser.add_argument, Path(f"experiments/plans/{command}.yaml")
     add("--plan", type=Path, default=plan, help="what to measure (default: %(default)s)")
-    add("--output", type=Path, help="results folder (default: outputs/<command>/<name of the plan>)")
+    add("--output", type=Path, help=f"results folder (default: outputs/{command}/NAME_OF_THE_PLAN)")
     add("--threads", type=int, default=1, help="threads of each training (default: %(default)s)")
     add("--workers", type=int, default=1, help="cells that run side by side (default: %(default)s)")
+    add("--tables", action="store_true", help="write tables of finished cells, run nothing")
+    add("--results", type=Path, help="results file (default: results.json in the results folder)")
+    return parser
 
 
-def results_folder(args: argparse.Namespace, command: str) -> Path:
-    """The folder of a plan's results."""
-    return args.output or Path("outputs") / command / args.plan.stem
+def results_places(args: argparse.Namespace, command: str) -> tuple[Path, Path]:
+    """Folder and file of a plan's results."""
+    folder = args.output or Path("outputs") / command / args.plan.stem
+    return folder, args.results or folder / "results.json"
 
 
 def run_command(
@@ -39,7 +49,7 @@ def run_command(
 
     Args:
         module (`str`): The command, which the other workers run too.
-        args (`argparse.Namespace`): Of [`add_run_options`].
+        args (`argparse.Namespace`): Of [`build_parser`].
         folder (`Path`): Results folder.
         run (`bool`): Whether to run cells; otherwise only `finish` is called.
         finish (`Callable`): Writes the results.

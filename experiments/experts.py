@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from datasets_scripts.simulation.metaworld import MetaWorldSim
 from datasets_scripts.simulation.recording import Recording, plan_episode
-from datasets_scripts.storage.atomic import write_json
-from training.model_folder import read_json
+from datasets_scripts.storage.atomic import read_json, write_json
 from training.run_facts import describe_run
 
 __all__ = ["measure_experts"]

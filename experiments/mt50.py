@@ -7,12 +7,11 @@ between the hand and its goal, the other one beyond its goal. The results name t
 """
 
 # No import of PyTorch at the top: every simulator process imports the command again.
-import argparse
 import sys
 from collections import defaultdict
 from pathlib import Path
 
-from experiments.driver import add_run_options, results_folder, run_command
+from experiments.driver import build_parser, results_places, run_command
 
 EXAMPLE = """example:
   python -m experiments.mt50 --experts
@@ -121,19 +120,10 @@ def print_experts(plan, folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.mt50",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_run_options(parser, Path("experiments/plans/mt50.yaml"))
+    parser = build_parser("mt50", __doc__, EXAMPLE)
     parser.add_argument("--experts", action="store_true", help="measure the scripted experts only")
-    parser.add_argument("--tables", action="store_true", help="write tables of finished cells, run nothing")
-    parser.add_argument("--results", type=Path, help="results file (default: results.json in the folder)")
     args = parser.parse_args(arguments)
-    folder = results_folder(args, "mt50")
-    results_file = args.results or folder / "results.json"
+    folder, results_file = results_places(args, "mt50")
 
     def finish(plan) -> None:
         if args.experts:

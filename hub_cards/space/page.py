@@ -12,6 +12,7 @@ import plotly
 from huggingface_hub import HfApi, constants, hf_hub_download
 from lerobot.utils.constants import HF_LEROBOT_HOME
 
+from datasets_scripts.storage.atomic import read_json
 from datasets_scripts.storage.hub_download import HubError, explain_hub_errors
 from hub_cards.space.episode_predictions import (
     Choice,
@@ -22,7 +23,6 @@ from hub_cards.space.episode_predictions import (
 )
 from hub_cards.space.moment_pictures import render_moment
 from hub_cards.space.plots import CLOUDS, draw_actions, draw_scene
-from training.model_folder import read_json
 
 __all__ = ["build_page", "launch_options"]
 
