@@ -126,6 +126,7 @@ def test_a_closed_terminal_is_a_request_to_stop_and_what_is_printed_after_it_no_
             master, terminal = os.openpty()
             for output in (1, 2):
                 os.dup2(terminal, output)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
             stop = StopRequest(accelerator)
             os.close(master)
             for _ in range(2):  # from the kernel and from the shell
