@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,7 +97,9 @@ def run_plan(plan, module: str, args: argparse.Namespace, folder: Path) -> None:
     command += ["--threads", str(args.threads)]
     with started(command, count) as others:
         run_cells(plan, folder, steps, args.threads)
-        failed = [code for code in (other.wait() for other in others) if code]
+        while any(other.poll() is None for other in others):
+            time.sleep(0.2)  # `wait` would sleep on if the system gave a signal to another thread
+        failed = [other.returncode for other in others if other.returncode]
     if failed:
         raise RuntimeError(f"{len(failed)} of {count} workers failed; the same command resumes")
 

@@ -357,16 +357,23 @@ def _build_handler(service: ForesightServer, method: str, kind: type) -> grpc.Rp
     )
 
 
+def wait_for_end() -> None:
+    """Returns after Ctrl-C or SIGTERM; must run in the main thread."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    # Handlers run in this thread, but a signal that the system gives to one of gRPC's does not wake it.
+    while not ended.wait(timeout=0.2):
+        pass
+
+
 @draccus.wrap()
 def serve(config: ForesightServerConfig) -> None:
     """Serves until Ctrl-C or SIGTERM."""
     server, service = make_server(config)
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
     server.start()
     service.logger.info(f"Serving 3D Foresight on {config.host}:{config.port}")
-    stopped.wait()
+    wait_for_end()
     service.stop()
     server.stop(grace=1).wait(timeout=5)
     service.logger.info("Stopped")

@@ -356,7 +356,11 @@ def test_whoever_asks_last_gets_the_actions(modules, serve, connect, folder):
         for _ in range(modules[0].ASKING + 2):
             ask(services_pb2.Empty()).add_done_callback(lambda call: call.result().data or ended.release())
         assert ended.acquire(timeout=WAIT_S) and ended.acquire(timeout=WAIT_S)  # the oldest, with nothing
-        client.thread.start()
+        with service._changed:
+            before = set(service._asking)
+            client.thread.start()
+            # What it sees may go out only after it asked: the call before it would get the actions.
+            assert service._changed.wait_for(lambda: set(service._asking) - before, WAIT_S)
         client.tick()
         assert_queue(client, Expected(folder).chunk(client.robot.seen[0]), 0)
 
@@ -443,6 +447,25 @@ def test_an_observation_of_any_size_ends(monkeypatch):
     endless = itertools.repeat(services_pb2.Observation(data=bytes(1 << 18)))
     with pytest.raises(ValueError, match="larger than 1 MB"):
         list(limit_chunks(endless))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_reaches_another_thread_ends_the_server_too(modules, number):
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+
+    def send():
+        while signal.getsignal(number) is before[number]:
+            pass
+        signal.pthread_kill(threading.get_ident(), number)
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    try:
+        modules[0].wait_for_end()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    thread.join(WAIT_S)
 
 
 @pytest.mark.slow
