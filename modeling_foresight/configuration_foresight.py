@@ -36,6 +36,8 @@ PRESETS = {
         "flow_form": "displacement",
         "flow_loss_weight": 0.03,
     },
+    # Not the paper's: two more numbers per patch, with which predicted depth is in meters.
+    "foresight_3d_metric": {**_CALVIN, "objectives": _FORESIGHT, "depth_form": "metric"},
     "no_depth": {**_CALVIN, "objectives": ("action", "future", "flow", "progress")},
     "no_future": {**_CALVIN, "objectives": ("action", "depth", "flow", "progress")},
     "no_flow": {**_CALVIN, "objectives": ("action", "depth", "future", "progress")},
@@ -45,6 +47,7 @@ PRESETS = {
 
 # Fields that name one of several options.
 CHOICES = {
+    "depth_form": ("normalized", "metric"),
     "flow_form": ("absolute", "displacement"),
     "future_targets": ("window", "lookahead"),
     "within_frame": ("causal", "full"),
@@ -149,6 +152,9 @@ class ForesightConfig(PreTrainedConfig):
         chunk_size (`int`): K, actions predicted per frame.
         flow_length (`int`): L, steps of each point trajectory; step 0 is the current frame.
         flow_grid (`list[int]`): Rows and columns of the grid of flow points; P is their product.
+        depth_form (`str`): `"normalized"`: current and future depth normalized per patch, of unknown scale
+            (paper); `"metric"`: the mean and deviation of log depth of every patch as well, and so depth in
+            meters (`predicted_depth` and `predicted_future_depth` of the output).
         num_flow_queries (`int`): Learned vectors in the FLOW query.
         flow_form (`str`): `"absolute"`: x, y and z of every step, with one squared error (paper);
             `"displacement"`: the depth at the start and the displacement since as two outputs, each with an
@@ -199,6 +205,8 @@ class ForesightConfig(PreTrainedConfig):
         action_loss_weight, gripper_loss_weight, depth_loss_weight, future_loss_weight, flow_loss_weight,
         kl_loss_weight, progress_loss_weight (`float`): Loss weights; alpha, beta, gamma, delta of the paper
             are the gripper, depth, future and flow weights.
+        depth_scale_loss_weight, future_depth_scale_loss_weight (`float`): Loss weights of what `depth_form`
+            `"metric"` adds.
         fps (`float`, *optional*): Control steps per second of the training data.
         action_codec (`str`): What an action means: `"recorded"` commands as stored, or `"local_delta"`, the
             scaled change of the measured pose in the gripper's own frame (CALVIN, GR-MG).
@@ -230,6 +238,7 @@ class ForesightConfig(PreTrainedConfig):
     chunk_size: int = 5
     flow_length: int = 6
     flow_grid: list[int] | tuple[int, ...] = (14, 14)
+    depth_form: str = "normalized"
     num_flow_queries: int = 10
     flow_xy_residual: bool = True
     flow_form: str = "absolute"
@@ -286,6 +295,8 @@ class ForesightConfig(PreTrainedConfig):
     flow_loss_weight: int | float = 0.1
     kl_loss_weight: int | float = 1.0
     progress_loss_weight: int | float = 1.0
+    depth_scale_loss_weight: int | float = 0.1
+    future_depth_scale_loss_weight: int | float = 0.1
 
     fps: int | float | None = None
     action_codec: str = "recorded"

@@ -61,11 +61,28 @@ class PatchDecoder(nn.Module):
 
         Inside a patch the order is (row, column, channel); values are normalized per patch.
         """
+        return self.predict(self._decode(context))
+
+    def _decode(self, context: Tensor) -> Tensor:
+        """Hidden states of the patches `(..., N, D)`."""
         lead = context.shape[:-2]
         context = self.embed(context.flatten(0, -3))
         queries = (self.mask_token + self.positions.to(context.dtype)).expand(len(context), -1, -1)
         x = self.blocks(torch.cat([context, queries.to(context.dtype)], dim=1))
-        return self.predict(self.norm(x[:, -(self.side**2) :])).unflatten(0, lead)
+        return self.norm(x[:, -(self.side**2) :]).unflatten(0, lead)
+
+
+class MetricDepthDecoder(PatchDecoder):
+    """The depth decoder with two more numbers per patch, which make meters of it: not the paper's."""
+
+    def __init__(self, config: ForesightConfig):
+        super().__init__(config, channels=1)
+        self.predict_scale = Float32Linear(self.width, 2)
+
+    def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """As [`PatchDecoder`], and float32 `(..., N, 2)` as in [`depth_scale_target`]."""
+        x = self._decode(context)
+        return self.predict(x), self.predict_scale(x)
 
 
 class FlowDecoder(nn.Module):
