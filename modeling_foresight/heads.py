@@ -49,6 +49,7 @@ from .targets import (
     masked_target,
     num_future_targets,
     progress_targets,
+    take_supervised,
 )
 from .tokens import Kind
 
@@ -121,7 +122,7 @@ class DepthHead(Head):
     def decode(self, policy, read, batch):
         views = range(len(policy.config.views))
         images = torch.stack([read(Kind.IMAGE, view) for view in views], dim=2)  # (B, T, V, r + 1, D)
-        return {"depth": policy.depth_decoder(images)}
+        return {"depth": policy.depth_decoder(take_supervised(policy.config, batch, images))}
 
     def loss(self, config, predicted, batch):
         target = depth_targets(config, batch)
@@ -130,8 +131,9 @@ class DepthHead(Head):
     def count(self, config, batch):
         if batch.get("depth") is None:
             return {}
-        valid = depth_weight(batch["depth"], config.patch_size)
-        return {"depth": count_per_view(valid & present_views(config, batch)[..., None, None])}
+        valid = depth_weight(take_supervised(config, batch, batch["depth"]), config.patch_size)
+        present = take_supervised(config, batch, present_views(config, batch))
+        return {"depth": count_per_view(valid & present[..., None, None])}
 
 
 class FlowHead(Head):
@@ -279,6 +281,7 @@ class FutureHead(Head):
         frames = slice(known if policy.training and known else None)
         views = range(len(config.views))
         future = torch.stack([read(Kind.FUTURE, view)[:, frames] for view in views], dim=2)
+        future = take_supervised(config, batch, future)
         predicted = {"future_rgb": policy.image_decoder(future)}
         if "future" in config.objectives:
             predicted["future_depth"] = policy.depth_decoder(future)
@@ -288,16 +291,18 @@ class FutureHead(Head):
         targets = future_targets(config, batch)
         if not targets:
             return {}
-        known = targets["future_rgb"].values.shape[1]
+        known = targets["future_rgb"].values.shape[1]  # with a supervision order, all that are predicted
         depth = predicted["future_depth"][:, :known] if "future_depth" in predicted else None
         return {"future": future_loss(predicted["future_rgb"][:, :known], depth, targets)}
 
     def count(self, config, batch):
         if not num_future_targets(config, batch):
             return {}
-        mask, side = future_mask(config, batch)[..., None, None], config.image_size
+        mask = take_supervised(config, batch, future_mask(config, batch))[..., None, None]
+        side = config.image_size
         count, depth = count_per_view(mask, 3 * side**2), future_depth(config, batch)
         if depth is not None and "future" in config.objectives:
+            depth = take_supervised(config, batch, depth)
             count = count + count_per_view(depth_weight(depth, config.patch_size) & mask)
         return {"future": count}
 

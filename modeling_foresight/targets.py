@@ -121,12 +121,57 @@ def depth_weight(depth: Tensor, patch_size: int) -> Tensor:
     return _in_good_patches(_depth_patches(depth, patch_size)[1])
 
 
+def draw_supervision(config: ForesightConfig, batch: Mapping, seed: int | None = None) -> dict[str, Tensor]:
+    """The random `supervision_order` of a training batch; empty if all images are supervised.
+
+    A trainer that counts targets over processes or parts adds it to the batch before `count_targets` and
+    `forward`, so that both know which images are left out.
+
+    Args:
+        config (`ForesightConfig`): Its `supervised_share` counts.
+        batch (`Mapping`): A [`ForesightBatch`].
+        seed (`int`, *optional*): Of the draw; by default PyTorch's own generator draws.
+    """
+    if config.supervised_share == 1:
+        return {}
+    views = present_views(config, batch)
+    # Dropout has the numbers of the seed itself.
+    draw = None if seed is None else torch.Generator().manual_seed(~seed)
+    return {"supervision_order": torch.rand(views.shape, generator=draw).to(views.device)}
+
+
+def take_supervised(config: ForesightConfig, batch: Mapping, images: Tensor) -> Tensor:
+    """The images that a batch supervises, as frames of one window; all if it has no `supervision_order`.
+
+    Whole images, because the decoders' attention joins the patches of one; equally many of each view, because
+    losses are means per view; masked ones too, so that shapes do not depend on the data.
+
+    Args:
+        config (`ForesightConfig`): Its `supervised_share` counts.
+        batch (`Mapping`): A [`ForesightBatch`].
+        images (`torch.Tensor`): `(B, T', V, ...)` of anything that belongs to the first T' frames' images.
+
+    Returns:
+        `torch.Tensor`: `(1, M, V, ...)`, M at least 1.
+    """
+    order = batch.get("supervision_order")
+    if order is None:
+        return images
+    order = order[:, : images.shape[1]].flatten(0, 1)  # (B * T', V)
+    chosen = order.topk(max(round(config.supervised_share * len(order)), 1), dim=0).indices  # (M, V)
+    return images.flatten(0, 1)[chosen, torch.arange(images.shape[2], device=chosen.device)][None]
+
+
 def depth_targets(config: ForesightConfig, batch: Mapping) -> Target | None:
-    """Current depth `(B, T, V, N, patch_size**2)`, normalized per patch; `None` if the batch has no depth."""
+    """Current depth `(B, T, V, N, patch_size**2)`, normalized per patch; `None` if the batch has no depth.
+
+    This and [`future_targets`] hold the images of [`take_supervised`] alone.
+    """
     if batch.get("depth") is None:
         return None
-    values, valid = depth_target(batch["depth"], config.patch_size)
-    return Target(values, valid & present_views(config, batch)[..., None, None])
+    values, valid = depth_target(take_supervised(config, batch, batch["depth"]), config.patch_size)
+    present = take_supervised(config, batch, present_views(config, batch))
+    return Target(values, valid & present[..., None, None])
 
 
 def newest_trained_future(config: ForesightConfig) -> int:
@@ -188,12 +233,12 @@ def future_targets(config: ForesightConfig, batch: Mapping) -> dict[str, Target]
     """
     if not num_future_targets(config, batch):
         return {}
-    mask, patch = future_mask(config, batch)[..., None, None], config.patch_size
+    mask = take_supervised(config, batch, future_mask(config, batch))[..., None, None]
+    patch, depth = config.patch_size, future_depth(config, batch)
     pixels = frames_ahead(config, batch["pixel_values"], batch.get("lookahead_pixel_values"))
-    targets = {"future_rgb": Target(rgb_target(pixels, patch), mask)}
-    depth = future_depth(config, batch)
+    targets = {"future_rgb": Target(rgb_target(take_supervised(config, batch, pixels), patch), mask)}
     if depth is not None and "future" in config.objectives:
-        values, valid = depth_target(depth, patch)
+        values, valid = depth_target(take_supervised(config, batch, depth), patch)
         targets["future_depth"] = Target(values, valid & mask)
     return targets
 
