@@ -22,6 +22,7 @@ from modeling_foresight import ForesightForActionPrediction, ForesightProcessor,
 from modeling_foresight.bfloat16_support import NO_BFLOAT16, has_bfloat16
 from modeling_foresight.lora import TOP_LEVEL, TOWERS, lora_config
 from modeling_foresight.step_seed import step_seed
+from modeling_foresight.targets import draw_supervision
 
 from .config_from_dataset import check_column_names, check_dataset, fill_from_dataset, statistics_from_dataset
 from .configuration_foresight import LeRobotForesightConfig
@@ -262,6 +263,8 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         inputs = self._require_processor().prepare_batch(
             raw, device=self.model.device, history_length=self.model.config.history_length
         )
+        if self.training:
+            inputs |= draw_supervision(self.model.config, inputs, torch.initial_seed())
         batches, counts = [inputs], None
         if reduction == "mean":
             counts = self._global_counts(inputs)

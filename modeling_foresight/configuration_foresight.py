@@ -207,6 +207,9 @@ class ForesightConfig(PreTrainedConfig):
             are the gripper, depth, future and flow weights.
         depth_scale_loss_weight, future_depth_scale_loss_weight (`float`): Loss weights of what `depth_form`
             `"metric"` adds.
+        supervised_share (`float`): Share of each view's images whose depth and future are decoded and
+            supervised in a training step, drawn at random: these decoders are most of a step. In (0, 1];
+            evaluation decodes all images.
         fps (`float`, *optional*): Control steps per second of the training data.
         action_codec (`str`): What an action means: `"recorded"` commands as stored, or `"local_delta"`, the
             scaled change of the measured pose in the gripper's own frame (CALVIN, GR-MG).
@@ -297,6 +300,7 @@ class ForesightConfig(PreTrainedConfig):
     progress_loss_weight: int | float = 1.0
     depth_scale_loss_weight: int | float = 0.1
     future_depth_scale_loss_weight: int | float = 0.1
+    supervised_share: int | float = 1.0
 
     fps: int | float | None = None
     action_codec: str = "recorded"
@@ -462,6 +466,8 @@ class ForesightConfig(PreTrainedConfig):
             raise ValueError(f"towers has {unknown}; choose from ['text', 'vision'].")
         if not 0 <= self.goal_dropout < 1:
             raise ValueError(f"goal_dropout={self.goal_dropout} must be at least 0 and below 1.")
+        if not 0 < self.supervised_share <= 1:
+            raise ValueError(f"supervised_share={self.supervised_share} must be above 0 and at most 1.")
         if len(self.views) > MOST_VIEWS:
             raise ValueError(f"views names {len(self.views)} cameras; expected at most {MOST_VIEWS}.")
         if not self.views or len(set(self.views)) != len(self.views):

@@ -55,6 +55,7 @@ from .targets import (
     masked_target,
     num_future_targets,
     progress_targets,
+    take_supervised,
 )
 from .tokens import Kind
 
@@ -127,7 +128,7 @@ class DepthHead(Head):
     def decode(self, policy, read, batch):
         views = range(len(policy.config.views))
         images = torch.stack([read(Kind.IMAGE, view) for view in views], dim=2)  # (B, T, V, r + 1, D)
-        return _decode_depth(policy, images, "depth")
+        return _decode_depth(policy, take_supervised(policy.config, batch, images), "depth")
 
     def loss(self, config, predicted, batch):
         target = depth_targets(config, batch)
@@ -141,9 +142,8 @@ class DepthHead(Head):
     def count(self, config, batch):
         if batch.get("depth") is None:
             return {}
-        valid = (
-            depth_weight(batch["depth"], config.patch_size) & present_views(config, batch)[..., None, None]
-        )
+        valid = depth_weight(take_supervised(config, batch, batch["depth"]), config.patch_size)
+        valid = valid & take_supervised(config, batch, present_views(config, batch))[..., None, None]
         counts = {"depth": count_per_view(valid)}
         if config.depth_form == "metric":
             counts["depth_scale"] = count_scales(valid.any(-1))
@@ -295,6 +295,7 @@ class FutureHead(Head):
         frames = slice(known if policy.training and known else None)
         views = range(len(config.views))
         future = torch.stack([read(Kind.FUTURE, view)[:, frames] for view in views], dim=2)
+        future = take_supervised(config, batch, future)
         predicted = {"future_rgb": policy.image_decoder(future)}
         if "future" in config.objectives:
             predicted |= _decode_depth(policy, future, "future_depth")
@@ -304,7 +305,7 @@ class FutureHead(Head):
         targets = future_targets(config, batch)
         if not targets:
             return {}
-        known = targets["future_rgb"].values.shape[1]
+        known = targets["future_rgb"].values.shape[1]  # with a supervision order, all that are predicted
         depth = predicted["future_depth"][:, :known] if "future_depth" in predicted else None
         losses = {"future": future_loss(predicted["future_rgb"][:, :known], depth, targets)}
         if "future_depth_scale" in predicted:
@@ -315,10 +316,11 @@ class FutureHead(Head):
     def count(self, config, batch):
         if not num_future_targets(config, batch):
             return {}
-        mask, side = future_mask(config, batch)[..., None, None], config.image_size
-        counts, depth = {"future": count_per_view(mask, 3 * side**2)}, future_depth(config, batch)
+        mask = take_supervised(config, batch, future_mask(config, batch))[..., None, None]
+        counts = {"future": count_per_view(mask, 3 * config.image_size**2)}
+        depth = future_depth(config, batch)
         if depth is not None and "future" in config.objectives:
-            valid = depth_weight(depth, config.patch_size) & mask
+            valid = depth_weight(take_supervised(config, batch, depth), config.patch_size) & mask
             counts["future"] = counts["future"] + count_per_view(valid)
             if config.depth_form == "metric":
                 counts["future_depth_scale"] = count_scales(valid.any(-1))

@@ -91,7 +91,7 @@ class ForesightInputs(TypedDict, total=False):
 
 
 class ForesightBatch(ForesightInputs, total=False):
-    """Inputs and targets of the policy. `ForesightProcessor.prepare_batch` fills all except `style_noise`.
+    """Inputs and targets of the policy. `ForesightProcessor.prepare_batch` fills all but the last two.
 
     Attributes:
         actions: float32 `(B, T, K, A)`, normalized (`local_delta`: unchanged); binary entries 0 or 1; masked
@@ -108,6 +108,9 @@ class ForesightBatch(ForesightInputs, total=False):
         progress: float32 `(B, T)` in [0, 1], the completed share of the instruction.
         style_noise: float `(B, T, latent)` standard normal, to fix the CVAE's sample. Training draws it; in
             evaluation the style is zero unless this is given.
+        supervision_order: float32 `(B, T, V)`, uniform: with `supervised_share` below 1, the images of each
+            view with the largest numbers are decoded. `targets.draw_supervision` makes it. Training draws it
+            if it is missing; evaluation ignores it.
     """
 
     actions: Tensor
@@ -120,6 +123,7 @@ class ForesightBatch(ForesightInputs, total=False):
     track_weight: Tensor
     progress: Tensor
     style_noise: Tensor
+    supervision_order: Tensor
 
 
 # Axes by letter (see `_sizes`) or size.
@@ -147,12 +151,13 @@ TARGET_SHAPES = {
         "action_mask": ("B", "T", "K"),
         "style_noise": ("B", "T", "latent"),
     },
-    "depth": {"depth": ("B", "T", "V", "H", "H")},
+    "depth": {"depth": ("B", "T", "V", "H", "H"), "supervision_order": ("B", "T", "V")},
     "future": {
         "depth": ("B", "T", "V", "H", "H"),
         "lookahead_pixel_values": ("B", "F", "V", 3, "H", "H"),
         "lookahead_depth": ("B", "F", "V", "H", "H"),
         "lookahead_mask": ("B", "F"),
+        "supervision_order": ("B", "T", "V"),
     },
     "flow": {"track": ("B", "T", "L", "P", 3), "track_weight": ("B", "T", "L", "P")},
     "progress": {"progress": ("B", "T")},

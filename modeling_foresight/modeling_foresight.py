@@ -46,7 +46,7 @@ from .inputs import ForesightBatch, ForesightInputs, batch_size, check_inputs, c
 from .lora import FROM_LEROBOT, declare_lora_targets
 from .losses import LossSum  # noqa: F401
 from .streaming import ForesightStream
-from .targets import Target  # noqa: F401
+from .targets import Target, draw_supervision  # noqa: F401
 from .tokens import QUERIES, Kind, TokenLayout
 from .transformer import ForesightBlock
 
@@ -410,6 +410,10 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             inputs.pop("track_start", None)
         outputs = self.model(**inputs, **options)
         check_targets(self.config, batch)
+        if not self.training:
+            batch.pop("supervision_order", None)
+        elif batch.get("supervision_order") is None:
+            batch |= draw_supervision(self.config, batch)
         frames = batch_size(batch)[1]
         layout = self.model.layout(frames)
 

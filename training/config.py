@@ -34,7 +34,7 @@ __all__ = [
 
 LARGEST_CONFIG = 10_000  # values in a YAML file
 # Fields of the model that only training uses; an adapter leaves all others as its base has them.
-TRAINING_ONLY = ("_loss_weight", "_pdrop", "attention_dropout", "action_loss")
+TRAINING_ONLY = ("_loss_weight", "_pdrop", "attention_dropout", "action_loss", "supervised_share")
 
 
 @dataclasses.dataclass

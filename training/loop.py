@@ -92,12 +92,13 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> int:
     for step in range(run.start, options.steps):
         with log.reading():
             raws = [next(batches) for _ in range(parts)]
-        micro_batches = [run.prepare_batch(raw) for raw in raws]
+        # Dropout and draws are a function of (seed, step, process), whatever ran in between.
+        seeds = [step_seed(config.seed, step * parts + i, accelerator.process_index) for i in range(parts)]
+        micro_batches = [run.prepare_batch(raw, seed) for raw, seed in zip(raws, seeds, strict=True)]
         counts = count_targets(run, micro_batches)
         total = 0.0
-        for part, batch in enumerate(micro_batches):
-            # Dropout and noise are a function of (seed, step, process), whatever ran in between.
-            torch.manual_seed(step_seed(config.seed, step * parts + part, accelerator.process_index))
+        for seed, batch in zip(seeds, micro_batches, strict=True):
+            torch.manual_seed(seed)
             with accelerator.accumulate(run.model):
                 outputs = run.model(**batch, loss_counts=counts)
                 accelerator.backward(outputs.loss)
@@ -223,6 +224,7 @@ def is_true_everywhere(run: Run, flag: Tensor) -> bool:
 def find_broken_windows(run: Run, step: int, batches: Sequence[Mapping]) -> list[str]:
     """Windows of this process whose loss is not finite by itself: dataset, episode and newest frame."""
     sampler, found = run.sampler(), []
+    run.policy.eval()  # training may leave out the image at fault
     for part, batch in enumerate(batches):
         for row, (index, _) in enumerate(sampler.batch_indices(step * len(batches) + part)):
             sample = {name: value[row : row + 1] for name, value in batch.items()}

@@ -13,6 +13,7 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 from datasets_scripts.storage.atomic import write_json
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.bfloat16_support import NO_BFLOAT16, has_bfloat16
+from modeling_foresight.targets import draw_supervision
 from training.adapters import add_lora, describe_base, save_only_adapter
 from training.config import RunConfig, flatten
 from training.run_data import RunData
@@ -66,9 +67,11 @@ class Run:
             steps=options.steps * options.gradient_accumulation_steps,
         )
 
-    def prepare_batch(self, raw: Mapping) -> dict[str, Tensor]:
-        """A raw batch as a model batch on the run's device."""
-        return self.processor.prepare_batch(raw, self.accelerator.device, self.policy.config.history_length)
+    def prepare_batch(self, raw: Mapping, seed: int) -> dict[str, Tensor]:
+        """A raw batch as a model batch on the run's device; `seed` draws the images that are supervised."""
+        config = self.policy.config
+        batch = self.processor.prepare_batch(raw, self.accelerator.device, config.history_length)
+        return batch | draw_supervision(config, batch, seed)
 
 
 def build_accelerator(config: RunConfig) -> Accelerator:

@@ -30,7 +30,7 @@ TOLERANCE = 1e-5  # relative, per step; what was seen is the rounding of float32
 
 @pytest.fixture
 def start(tmp_path):
-    """A dataset that leaves no choice of points to follow, and a model with dropout and noise."""
+    """A dataset that leaves no choice of points to follow, and a model with all kinds of draws."""
     facts = make_dataset(
         tmp_path / "data", use_videos=False, frames=[9, 11], state_dim=5, n_points=2, n_padding=1
     )
@@ -39,6 +39,7 @@ def start(tmp_path):
         history_length=3,
         future_shift=2,
         future_targets="lookahead",
+        supervised_share=0.5,
         action_dim=4,
         binary_action_indices=[2],
         state_dim=5,

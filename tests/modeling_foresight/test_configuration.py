@@ -65,6 +65,7 @@ def test_defaults_are_the_papers():
         ("image_std", [0.2, 0.0, 0.2], "image_std=.* must be three finite numbers above 0"),
         ("layer_norm_eps", float("nan"), "layer_norm_eps=nan must be at least 0"),
         ("flow_loss_weight", float("inf"), "flow_loss_weight=inf must be at least 0"),
+        ("supervised_share", 0, "supervised_share=0 must be above 0 and at most 1"),
         ("embd_pdrop", 1.5, "embd_pdrop=1.5 must be at least 0 and at most 1"),
         ("state_dim", -1, "state_dim=-1 must be at least 0"),
         ("num_hidden_layers", 0, "num_hidden_layers=0 must be at least 1"),

@@ -10,7 +10,14 @@ from torch import nn
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.heads import HEADS
 from modeling_foresight.inputs import INPUT_SHAPES, TARGET_SHAPES, ForesightBatch, ForesightInputs
-from modeling_foresight.targets import newest_trained_future
+from modeling_foresight.losses import depth_loss, future_loss
+from modeling_foresight.targets import (
+    Target,
+    depth_targets,
+    draw_supervision,
+    future_targets,
+    newest_trained_future,
+)
 from tests.tiny import BATCH, tiny_batch, tiny_config, tiny_inputs
 
 LOSSES = {"depth", "flow", "action", "gripper", "kl", "future", "progress"}
@@ -42,11 +49,12 @@ def parts_of(batch: dict) -> list[dict]:
     return [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 2), slice(2, 3))]
 
 
-@pytest.mark.parametrize("future_targets", ["window", "lookahead"])
-@pytest.mark.parametrize("forms", [{}, OTHER_FORMS], ids=["paper", "other"])
-def test_targets_are_counted_exactly_as_the_losses_count_them(future_targets, forms):
-    config = tiny_config(future_targets=future_targets, **forms)
+@pytest.mark.parametrize("share", [1.0, 0.4])
+@pytest.mark.parametrize(("future_targets", "forms"), [("window", {}), ("lookahead", OTHER_FORMS)])
+def test_targets_are_counted_exactly_as_the_losses_count_them(future_targets, forms, share):
+    config = tiny_config(future_targets=future_targets, supervised_share=share, **forms)
     model, batch = build(config), uneven_batch(config)
+    batch |= draw_supervision(config, batch, seed=0)
     counted = model.count_targets(batch)
     assert set(counted) == LOSSES
     seen = {}
@@ -74,8 +82,7 @@ def test_counting_without_targets_gives_zero_for_every_loss():
     assert all((count == 0).all() for count in counts.values())
 
 
-@pytest.mark.parametrize("future_targets", ["window", "lookahead"])
-@pytest.mark.parametrize("forms", [{}, OTHER_FORMS], ids=["paper", "other"])
+@pytest.mark.parametrize(("future_targets", "forms"), [("window", {}), ("lookahead", OTHER_FORMS)])
 def test_parts_with_the_counts_of_the_whole_sum_to_its_loss_and_gradient(future_targets, forms):
     config = tiny_config(future_targets=future_targets, **forms)
     whole, parted = build(config), build(config)
@@ -97,6 +104,37 @@ def test_parts_with_the_counts_of_the_whole_sum_to_its_loss_and_gradient(future_
     for name, parameter in whole.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(gradients[name].grad, parameter.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_losses_of_drawn_images_are_those_of_all_images_restricted_to_them():
+    config = tiny_config(supervised_share=0.4, future_targets="lookahead")
+    model, batch = build(config), uneven_batch(config)
+    draw = draw_supervision(config, batch, seed=0)
+    partial, whole = model(**batch, **draw), model.eval()(**batch, **draw)
+    assert partial.depth.shape == partial.future_depth.shape == (1, 6, 2, 25, 64)  # 0.4 of 3 * 5 frames
+    assert whole.depth.shape == whole.future_depth.shape == (3, 5, 2, 25, 64)  # evaluation decodes all
+    order = draw["supervision_order"]
+    drawn = order >= order.flatten(0, 1).sort(0, descending=True).values[5]  # (B, T, V)
+
+    def restrict(target: Target) -> Target:
+        return Target(target.values, target.weight & drawn[..., None, None])
+
+    future = {name: restrict(target) for name, target in future_targets(config, batch).items()}
+    expected = {
+        "depth": depth_loss(whole.depth, restrict(depth_targets(config, batch))),
+        "future": future_loss(whole.future_rgb, whole.future_depth, future),
+    }
+    for name, loss in expected.items():
+        torch.testing.assert_close(partial.losses[name], loss.mean(), rtol=1e-5, atol=0)
+
+
+def test_the_draw_is_a_function_of_the_seed_and_nothing_is_drawn_where_all_images_are_supervised():
+    config, whole = tiny_config(supervised_share=0.4), tiny_config()
+    batch, state = tiny_batch(config), torch.get_rng_state()
+    one, same, other = (draw_supervision(config, batch, seed)["supervision_order"] for seed in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert draw_supervision(whole, batch, seed=1) == draw_supervision(whole, batch) == {}
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_with_dropout_the_average_over_processes_is_one_mean_over_all_elements():

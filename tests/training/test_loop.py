@@ -143,7 +143,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_window_named_and_the_w
 ):
     output = tmp_path / "run"
     with pytest.raises(ValueError, match=r"not finite at step 3 .*episode \d+, frame \d+\. .*step 2"):
-        run(config_file, dataset, output, "--train.checkpoint_every", "0")
+        run(config_file, dataset, output, "--train.checkpoint_every=0", "--model.supervised_share=0.5")
     folder, step = latest_checkpoint(output / "checkpoints")
     assert step == 2 and not (output / "model").exists()
     assert all(tensor.isfinite().all() for tensor in load_file(folder / "model.safetensors").values())
