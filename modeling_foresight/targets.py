@@ -202,7 +202,7 @@ def depth_scale_target(depth: Tensor, patch_size: int) -> Target:
 def depth_in_meters(patches: Tensor, scale: Tensor, patch_size: int) -> Tensor:
     """Predicted `(..., N, patch_size**2)` and [`depth_scale_target`] -> float32 `(..., H, W)` meters.
 
-    In log space, where depth stays positive and a near edge weighs as much as a far one: on held-out MetaWorld
+    In log space, where depth stays positive and near and far edges weigh alike: on held-out MetaWorld
     episodes AbsRel was 0.060 and 0.195 (two cameras), with mean and deviation in meters 0.069 and 0.208.
     """
     mean, log_deviation = scale[..., :1], scale[..., 1:]
