@@ -483,4 +483,4 @@ def test_depth_in_meters_has_a_row_of_relative_errors_for_each_camera():
     figures = {"model": {"abs_rel": 0.06, "delta1": 0.9}, "mean": {"abs_rel": 0.03, "delta1": 0.95}}
     (row,) = build_error_rows({"metric_depth": {"main": figures}}, "data units")
     assert row["what"] == "depth in meters, main" and row["unit"] == "absolute, share of the depth"
-    assert (row["model"], row["mean"], row["best"]) == ("0.06", "0.03", False)
+    assert (row["model"], row["mean"], row["best"]) == ("0.0600", "0.0300", False)
