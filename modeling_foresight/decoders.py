@@ -5,6 +5,7 @@ All are plain pre-norm ViT blocks with bidirectional attention, exact GELU and n
 frame alone: context tokens from the transformer, then mask tokens that are read out.
 """
 
+import math
 from functools import partial
 
 import torch
@@ -77,12 +78,14 @@ class MetricDepthDecoder(PatchDecoder):
 
     def __init__(self, config: ForesightConfig):
         super().__init__(config, channels=1)
-        self.predict_scale = Float32Linear(self.width, 2)
+        # Small, so that two outputs that are far off at first do not disturb what all patches share.
+        self.predict_scale = start_normal(Float32Linear(self.width, 2), 1e-4)
 
     def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """As [`PatchDecoder`], and float32 `(..., N, 2)` as in [`depth_scale_target`]."""
+        """As [`PatchDecoder`], and the float32 [`depth_scale_target`] `(..., N, 2)`, at first 1 m and 3 %."""
         x = self._decode(context)
-        return self.predict(x), self.predict_scale(x)
+        mean, log_deviation = self.predict_scale(x).chunk(2, dim=-1)
+        return self.predict(x), torch.cat([mean, log_deviation + math.log(0.03)], dim=-1)
 
 
 class FlowDecoder(nn.Module):

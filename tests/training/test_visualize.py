@@ -140,7 +140,7 @@ def test_perfect_predictions_of_the_present_are_drawn_as_the_present():
 def test_depth_in_meters_is_drawn_as_predicted_and_without_recorded_depth_too(dataset):
     model = ForesightForActionPrediction(small_config(objectives=["depth"], depth_form="metric")).eval()
     torch.nn.init.zeros_(model.depth_decoder.predict_scale.weight)
-    model.depth_decoder.predict_scale.bias.data = torch.tensor([math.log(3), -20])  # flat patches 3 m away
+    model.depth_decoder.predict_scale.bias.data = torch.tensor([math.log(3), -20.0])  # flat patches 3 m away
     (moment,) = predict_moments(model, windows_of(dataset, model.config), [0])
     np.testing.assert_allclose(moment.depth[1], 3, rtol=1e-5)
     blind = dataclasses.replace(moment, depth=(None, moment.depth[1]))
