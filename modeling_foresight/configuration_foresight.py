@@ -149,12 +149,12 @@ class ForesightConfig(PreTrainedConfig):
         future_shift (`int`): S, frames between an observation and its future target.
         future_targets (`str`): `"window"` takes future targets inside the window only (GR-MG); `"lookahead"`
             asks the loader for S more frames after it.
-        chunk_size (`int`): K, actions predicted per frame.
-        flow_length (`int`): L, steps of each point trajectory; step 0 is the current frame.
-        flow_grid (`list[int]`): Rows and columns of the grid of flow points; P is their product.
         depth_form (`str`): `"normalized"`: current and future depth normalized per patch, of unknown scale
             (paper); `"metric"`: the mean and deviation of log depth of every patch as well, and so depth in
             meters (`predicted_depth` and `predicted_future_depth` of the output).
+        chunk_size (`int`): K, actions predicted per frame.
+        flow_length (`int`): L, steps of each point trajectory; step 0 is the current frame.
+        flow_grid (`list[int]`): Rows and columns of the grid of flow points; P is their product.
         num_flow_queries (`int`): Learned vectors in the FLOW query.
         flow_form (`str`): `"absolute"`: x, y and z of every step, with one squared error (paper);
             `"displacement"`: the depth at the start and the displacement since as two outputs, each with an
@@ -206,7 +206,7 @@ class ForesightConfig(PreTrainedConfig):
         kl_loss_weight, progress_loss_weight (`float`): Loss weights; alpha, beta, gamma, delta of the paper
             are the gripper, depth, future and flow weights.
         depth_scale_loss_weight, future_depth_scale_loss_weight (`float`): Loss weights of what `depth_form`
-            `"metric"` adds.
+            `"metric"` adds. Large ones cost accuracy within patches: the decoder is shared.
         supervised_share (`float`): Share of each view's images whose depth and future are decoded and
             supervised in a training step, drawn at random: these decoders are most of a step. In (0, 1];
             evaluation decodes all images.
@@ -238,10 +238,10 @@ class ForesightConfig(PreTrainedConfig):
     history_length: int = 10
     future_shift: int = 3
     future_targets: str = "window"
+    depth_form: str = "normalized"
     chunk_size: int = 5
     flow_length: int = 6
     flow_grid: list[int] | tuple[int, ...] = (14, 14)
-    depth_form: str = "normalized"
     num_flow_queries: int = 10
     flow_xy_residual: bool = True
     flow_form: str = "absolute"
@@ -298,8 +298,8 @@ class ForesightConfig(PreTrainedConfig):
     flow_loss_weight: int | float = 0.1
     kl_loss_weight: int | float = 1.0
     progress_loss_weight: int | float = 1.0
-    depth_scale_loss_weight: int | float = 0.1
-    future_depth_scale_loss_weight: int | float = 0.1
+    depth_scale_loss_weight: int | float = 0.01
+    future_depth_scale_loss_weight: int | float = 0.01
     supervised_share: int | float = 1.0
 
     fps: int | float | None = None
