@@ -35,7 +35,8 @@ from training.run_facts import describe_run
 
 __all__ = ["StoppedError", "data_folder", "open_results", "prepare_results", "read_rows", "run_cells"]
 
-FORM_FIELDS = ("objectives", "flow_form", "flow_loss_weight")  # of a preset; the others suit CALVIN
+# Fields of a preset; the others suit CALVIN.
+FORM_FIELDS = ("objectives", "depth_form", "flow_form", "flow_loss_weight")
 CLOCK_ROUNDS = 2
 
 

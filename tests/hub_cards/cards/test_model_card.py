@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import DatasetCard, ModelCard, parse_eval_result_entries
 
 from hub_cards.build import main
+from hub_cards.cards.error_tables import build_error_rows
 from hub_cards.cards.model_card import build_card
 from hub_cards.measure_latency import main as latency
 from tests.datasets_scripts.inspection.test_template_rendering import HOSTILE, list_structure, spoil
@@ -476,3 +477,10 @@ def test_a_dataset_whose_labels_have_no_history_gets_no_card(folder, capsys):
     (simulated(folder / "dataset") / "meta" / "foresight.json").unlink()
     assert main([str(folder / "dataset")]) == 1
     assert "has no meta/foresight.json" in capsys.readouterr().err
+
+
+def test_depth_in_meters_has_a_row_of_relative_errors_for_each_camera():
+    figures = {"model": {"abs_rel": 0.06, "delta1": 0.9}, "mean": {"abs_rel": 0.03, "delta1": 0.95}}
+    (row,) = build_error_rows({"metric_depth": {"main": figures}}, "data units")
+    assert row["what"] == "depth in meters, main" and row["unit"] == "absolute, share of the depth"
+    assert (row["model"], row["mean"], row["best"]) == ("0.0600", "0.0300", False)
