@@ -211,7 +211,6 @@ class MetaWorldSim(contextlib.AbstractContextManager):
         self._env.displacement = perturbation.object_displacement(self._main_axes)
         if perturbation.table_color is not None:
             table = model.geom_bodyid == model.body("tablelink").id
-            model.geom_matid[table] = -1
             model.geom_rgba[table] = (*perturbation.table_color, 1.0)
         if quality == "fast":
             model.vis.quality.offsamples = 0

@@ -25,7 +25,8 @@ class Perturbation:
             positive, nearer to it if negative. Each object moves along this axis from where it would begin to
             this distance behind the edge of the range. The goal stays, unless it is a part of the object (as
             of drawers and doors).
-        table_color (`tuple[float, float, float] | None`): RGB in [0, 1] of the table, instead of its wood.
+        table_color (`tuple[float, float, float] | None`): RGB in [0, 1] that multiplies the color
+            of the table's wood; its grain stays.
 
     Raises:
         ValueError: If a value makes no sense; names it.

@@ -78,7 +78,7 @@ class SuccessOptions:
         "nearer if negative",
         0.0,
     )
-    table_color: list[float] | None = _option("red, green and blue (0 to 1) of the table", None)
+    table_color: list[float] | None = _option("red, green, blue (0 to 1): factors of the table's color", None)
     threads: int | None = _option("threads of PyTorch (default: 1 for a small model)", None)
     device: str | None = _option("default: cuda if there is one, otherwise cpu", None)
 
