@@ -185,20 +185,22 @@ def test_a_run_without_held_out_episodes_is_refused_unless_evaluate_measured_the
     assert "97 windows of 5 held-out episodes" in (folder / "README.md").read_text()
 
 
-def test_an_evaluation_of_another_model_is_refused(folder, capsys):
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("checkpoint", {"path": "../other/model"}, "../other/model"),
+        ("checkpoint", {"weights_sha256": "0" * 64}, "had before it was exported again"),
+        ("settings", {"perturbation": {"camera_shift_m": 0.05}}, "measured changed scenes (camera_shift_m)"),
+    ],
+)
+def test_an_evaluation_of_another_model_or_earlier_weights_or_changed_scenes_is_refused(
+    part, change, words, folder, capsys
+):
     content = copy.deepcopy(evaluation())
-    content["checkpoint"]["path"] = "../other/model"
+    content[part] |= change
     (folder / "eval.json").write_text(json.dumps(content))
     assert main([str(folder)]) == 1
-    assert "../other/model" in capsys.readouterr().err
-
-
-def test_an_evaluation_of_weights_that_were_exported_before_is_refused(folder, capsys):
-    content = copy.deepcopy(evaluation())
-    content["checkpoint"]["weights_sha256"] = "0" * 64
-    (folder / "eval.json").write_text(json.dumps(content))
-    assert main([str(folder)]) == 1
-    assert "had before it was exported again" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
