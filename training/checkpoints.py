@@ -144,7 +144,10 @@ def _find_damage(checkpoint: Path) -> str | None:
     if not (checkpoint / MANIFEST).exists() and (checkpoint / "optimizer.bin").exists():
         return None  # of a version that wrote no digests
     try:
-        for name, digest in read_json(checkpoint / MANIFEST).items():
+        digests = read_json(checkpoint / MANIFEST)
+        if not digests:
+            return f"{MANIFEST} lists no files"
+        for name, digest in digests.items():
             if not (checkpoint / name).is_file():
                 return f"{name} is missing"
             if _digest(checkpoint / name) != digest:
