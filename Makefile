@@ -26,7 +26,7 @@ export HF_HUB_OFFLINE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup quickstart quickstart-mini metaworld-tiny sample-data ablation ablation-pilot mt50 mt50-experts test test-slow test-common test-newest test-lowest quality style space benchmark benchmark-gpu constraints clean
+.PHONY: help setup quickstart quickstart-mini metaworld-tiny sample-data ablation ablation-pilot ablation-robustness mt50 mt50-experts test test-slow test-common test-newest test-lowest quality style space benchmark benchmark-gpu constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -112,6 +112,9 @@ ablation: setup ## which objective helps, and how much: variants, seeds, tasks (
 
 ablation-pilot: setup ## which tasks are neither always nor never solved (an hour)
 	$(EXPERIMENT) experiments.ablation --plan experiments/plans/pilot.yaml --workers $(WORKERS)
+
+ablation-robustness: setup ## the ablation's policies in changed scenes: camera, objects' depth, table color (4 hours)
+	$(EXPERIMENT) experiments.robustness --workers $(WORKERS) --results results/robustness.json
 
 mt50-experts: setup ## ceiling of MT50: the scripted experts under the recording's settings (minutes)
 	$(EXPERIMENT) experiments.mt50 --experts

@@ -1,1 +1,1 @@
-"""Measurements that take hours: the ablation and MT50, in cells that are made once and can be interrupted."""
+"""Measurements that take hours: ablation, robustness and MT50, in parts that are made once."""

@@ -33,9 +33,18 @@ from training.evaluation.metaworld_success import SuccessOptions, measure_succes
 from training.loop import train
 from training.run_facts import describe_run
 
-__all__ = ["StoppedError", "data_folder", "open_results", "prepare_results", "read_rows", "run_cells"]
+__all__ = [
+    "StoppedError",
+    "data_folder",
+    "open_results",
+    "prepare_results",
+    "read_rows",
+    "run_cells",
+    "try_policy",
+]
 
-FORM_FIELDS = ("objectives", "flow_form", "flow_loss_weight")  # of a preset; the others suit CALVIN
+# Fields of a preset; the others suit CALVIN.
+FORM_FIELDS = ("objectives", "depth_form", "flow_form", "flow_loss_weight")
 CLOCK_ROUNDS = 2
 
 
@@ -236,19 +245,23 @@ def run_cell(plan: Plan, cell: Cell, folder: Path, steps: Mapping[str, int], mad
 
 def try_task(plan: Plan, task: str, home: Path) -> dict:
     """Outcomes of the starts of one task; kept in the cell's folder."""
-    path = home / "eval" / f"{task}.json"
+    return try_policy(plan, home, task, home / "eval" / f"{task}.json")
+
+
+def try_policy(plan: Plan, home: Path, tasks: str, path: Path, **changes) -> dict:
+    """Outcomes of a cell's policy at the plan's starts; kept in a file. `changes` are of `SuccessOptions`."""
     if not path.exists():
-        options = SuccessOptions(
-            checkpoint=str(home / "model"),
-            tasks=task,
-            episodes=plan.episodes,
-            seed=plan.first_start,
-            output=path,
-            num_envs=1,
-            max_steps=plan.max_steps,
-            threads=torch.get_num_threads(),
-        )
-        write_json(path, measure_success(options))
+        options = {
+            "checkpoint": str(home / "model"),
+            "tasks": tasks,
+            "episodes": plan.episodes,
+            "seed": plan.first_start,
+            "output": path,
+            "num_envs": 1,
+            "max_steps": plan.max_steps,
+            "threads": torch.get_num_threads(),
+        }
+        write_json(path, measure_success(SuccessOptions(**options | changes)))
     return read_json(path)
 
 

@@ -1,4 +1,4 @@
-"""What both commands share: options, worker processes, one line per error."""
+"""What all commands share: options, worker processes, one line per error."""
 
 # No import of PyTorch at the top: every simulator process imports the command, which imports this file.
 import argparse
@@ -14,19 +14,22 @@ from pathlib import Path
 __all__ = ["build_parser", "results_places", "run_command"]
 
 
-def build_parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
-    """Options of a command that runs the cells of a plan."""
+def build_parser(
+    command: str, description: str, example: str, plan: str | None = None, workers: str = "cells"
+) -> argparse.ArgumentParser:
+    """Options of a command that runs the cells of a plan, by default that of its own name."""
+    plan = plan or command
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{command}",
         description=description,
         epilog=example,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add, plan = parser.add_argument, Path(f"experiments/plans/{command}.yaml")
-    add("--plan", type=Path, default=plan, help="what to measure (default: %(default)s)")
-    add("--output", type=Path, help=f"results folder (default: outputs/{command}/NAME_OF_THE_PLAN)")
+    add, default = parser.add_argument, Path(f"experiments/plans/{plan}.yaml")
+    add("--plan", type=Path, default=default, help="what to measure (default: %(default)s)")
+    add("--output", type=Path, help=f"results folder (default: outputs/{plan}/NAME_OF_THE_PLAN)")
     add("--threads", type=int, default=1, help="threads of each training (default: %(default)s)")
-    add("--workers", type=int, default=1, help="cells that run side by side (default: %(default)s)")
+    add("--workers", type=int, default=1, help=f"{workers} that run side by side (default: %(default)s)")
     add("--tables", action="store_true", help="write tables of finished cells, run nothing")
     add("--results", type=Path, help="results file (default: results.json in the results folder)")
     return parser

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets_scripts.simulation.metaworld import MetaWorldSim
+from datasets_scripts.simulation.perturbation import Perturbation
 from datasets_scripts.simulation.recording import Recording, plan_episode
 from datasets_scripts.storage.atomic import read_json, write_json
 from training.run_facts import describe_run
@@ -20,13 +21,19 @@ from training.run_facts import describe_run
 __all__ = ["measure_experts"]
 
 
-def measure_experts(recording: Recording, starts: Sequence[int], folder: Path) -> dict[str, dict]:
+def measure_experts(
+    recording: Recording,
+    starts: Sequence[int],
+    folder: Path,
+    perturbation: Perturbation = Perturbation(),  # noqa: B008 - frozen
+) -> dict[str, dict]:
     """Success of the experts from given starts, with the recording's noise and without any.
 
     Args:
         recording (`Recording`): Tasks, noise, stride, steps.
         starts (`Sequence[int]`): Seeds of the starts, for each task.
         folder (`Path`): One file per task, which is not measured again.
+        perturbation (`Perturbation`): Of the scenes.
 
     Returns:
         `dict`: By task: `noisy` and `clean`, lists of 0 and 1, one per start.
@@ -34,18 +41,19 @@ def measure_experts(recording: Recording, starts: Sequence[int], folder: Path) -
     Raises:
         ValueError: If the folder holds results of other settings.
     """
-    settings = {**recording.to_dict(), "starts": list(starts)}
+    settings = {**recording.to_dict(), "starts": list(starts), **perturbation.changes()}
     for name in ("tasks", "episodes", "n_points", "image_size"):
         del settings[name]
     found = {}
     for task in tqdm(recording.tasks, desc="experts", unit="task"):
         path = folder / f"{task}.json"
         if not path.exists():
-            outcomes = try_expert(recording, task, starts)
+            outcomes = try_expert(recording, task, starts, perturbation)
             write_json(path, {"settings": settings, **outcomes, **describe_run()})
         known = read_json(path)
         if known["settings"] != settings:
-            changed = [name for name in settings if settings[name] != known["settings"].get(name)]
+            names = sorted(settings.keys() | known["settings"].keys())
+            changed = [name for name in names if settings.get(name) != known["settings"].get(name)]
             raise ValueError(
                 f"{path} was measured with other settings ({', '.join(changed)}): choose another --output"
             )
@@ -53,11 +61,13 @@ def measure_experts(recording: Recording, starts: Sequence[int], folder: Path) -
     return found
 
 
-def try_expert(recording: Recording, task: str, starts: Sequence[int]) -> dict[str, list[int]]:
+def try_expert(
+    recording: Recording, task: str, starts: Sequence[int], perturbation: Perturbation
+) -> dict[str, list[int]]:
     """Outcomes of one task."""
     recordings = {"noisy": recording, "clean": dataclasses.replace(recording, noise=0.0, detour=0)}
     outcomes: dict[str, list[int]] = {}
-    with MetaWorldSim(task, recording.cameras[:1], image_size=16) as sim:
+    with MetaWorldSim(task, recording.cameras[:1], image_size=16, perturbation=perturbation) as sim:
         for name, one in recordings.items():
             outcomes[name] = []
             for start in starts:

@@ -15,6 +15,7 @@ from training.run_facts import describe_run
 
 __all__ = [
     "build_results",
+    "compare",
     "describe_rows",
     "format_results",
     "markdown_table",
@@ -33,15 +34,20 @@ def require_all(plan: Plan, rows: Mapping[Cell, dict]) -> None:
 
 
 def outcomes_of(
-    plan: Plan, rows: Mapping[Cell, dict], variant: str, budget: str, demonstrations: int
+    plan: Plan,
+    rows: Mapping[Cell, dict],
+    variant: str,
+    budget: str,
+    demonstrations: int,
+    tasks: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Outcomes `(S, T, E)` of a variant: training seeds, tasks, starts."""
+    """Outcomes `(S, T, E)` of a variant: training seeds, tasks (by default all of the plan), starts."""
     found = []
     for seed in plan.seeds:
         success: dict[str, list[int]] = {}
-        for tasks in plan.task_groups():
-            success |= rows[plan.cell(variant, budget, demonstrations, seed, tasks)]["success"]
-        found.append([success[task] for task in plan.tasks])
+        for group in plan.task_groups():
+            success |= rows[plan.cell(variant, budget, demonstrations, seed, group)]["success"]
+        found.append([success[task] for task in tasks or plan.tasks])
     return np.array(found)
 
 

@@ -69,9 +69,14 @@ class ForesightOutput(ModelOutput):
         actions: float32 `(B, T, K, A)` normalized; logits at `config.binary_action_indices`.
         style_mean, style_log_var: float32 `(B, T, latent)` of the action CVAE, if actions were given.
         depth: `(B, T, V, N, patch_size**2)` current depth, normalized per patch.
+        depth_scale: float32 `(B, T, V, N, 2)` mean of log depth (meters) of a patch and log of its deviation,
+            with `depth_form="metric"`.
+        predicted_depth: float32 `(B, T, V, H, W)` current depth in meters, with `depth_form="metric"` and not
+            in training mode.
         future_rgb: `(B, T', V, N, patch_size**2 * 3)` RGB `future_shift` frames ahead, normalized per patch.
             T' is T, or fewer where the batch holds no target for the newest frames.
         future_depth: `(B, T', V, N, patch_size**2)` depth `future_shift` frames ahead, normalized per patch.
+        future_depth_scale, predicted_future_depth: Of future depth, as those of current depth.
         flow: float32 `(B, T, L, P, 3)` x, y as fractions of the flow view, z in meters; without z for
             `flow_2d`.
         progress: float32 `(B, T)` in [0, 1].
@@ -84,8 +89,12 @@ class ForesightOutput(ModelOutput):
     style_mean: Tensor | None = None
     style_log_var: Tensor | None = None
     depth: Tensor | None = None
+    depth_scale: Tensor | None = None
+    predicted_depth: Tensor | None = None
     future_rgb: Tensor | None = None
     future_depth: Tensor | None = None
+    future_depth_scale: Tensor | None = None
+    predicted_future_depth: Tensor | None = None
     flow: Tensor | None = None
     progress: Tensor | None = None
     embeddings: Tensor | None = None

@@ -36,6 +36,8 @@ PRESETS = {
         "flow_form": "displacement",
         "flow_loss_weight": 0.03,
     },
+    # Not the paper's: two more numbers per patch, with which predicted depth is in meters.
+    "foresight_3d_metric": {**_CALVIN, "objectives": _FORESIGHT, "depth_form": "metric"},
     "no_depth": {**_CALVIN, "objectives": ("action", "future", "flow", "progress")},
     "no_future": {**_CALVIN, "objectives": ("action", "depth", "flow", "progress")},
     "no_flow": {**_CALVIN, "objectives": ("action", "depth", "future", "progress")},
@@ -45,6 +47,7 @@ PRESETS = {
 
 # Fields that name one of several options.
 CHOICES = {
+    "depth_form": ("normalized", "metric"),
     "flow_form": ("absolute", "displacement"),
     "future_targets": ("window", "lookahead"),
     "within_frame": ("causal", "full"),
@@ -146,6 +149,9 @@ class ForesightConfig(PreTrainedConfig):
         future_shift (`int`): S, frames between an observation and its future target.
         future_targets (`str`): `"window"` takes future targets inside the window only (GR-MG); `"lookahead"`
             asks the loader for S more frames after it.
+        depth_form (`str`): `"normalized"`: current and future depth normalized per patch, of unknown scale
+            (paper); `"metric"`: the mean and deviation of log depth of every patch as well, and so depth in
+            meters (`predicted_depth` and `predicted_future_depth` of the output).
         chunk_size (`int`): K, actions predicted per frame.
         flow_length (`int`): L, steps of each point trajectory; step 0 is the current frame.
         flow_grid (`list[int]`): Rows and columns of the grid of flow points; P is their product.
@@ -199,6 +205,8 @@ class ForesightConfig(PreTrainedConfig):
         action_loss_weight, gripper_loss_weight, depth_loss_weight, future_loss_weight, flow_loss_weight,
         kl_loss_weight, progress_loss_weight (`float`): Loss weights; alpha, beta, gamma, delta of the paper
             are the gripper, depth, future and flow weights.
+        depth_scale_loss_weight, future_depth_scale_loss_weight (`float`): Loss weights of what `depth_form`
+            `"metric"` adds. Large ones cost accuracy within patches: the decoder is shared.
         supervised_share (`float`): Share of each view's images whose depth and future are decoded and
             supervised in a training step, drawn at random: these decoders are most of a step. In (0, 1];
             evaluation decodes all images.
@@ -230,6 +238,7 @@ class ForesightConfig(PreTrainedConfig):
     history_length: int = 10
     future_shift: int = 3
     future_targets: str = "window"
+    depth_form: str = "normalized"
     chunk_size: int = 5
     flow_length: int = 6
     flow_grid: list[int] | tuple[int, ...] = (14, 14)
@@ -289,6 +298,8 @@ class ForesightConfig(PreTrainedConfig):
     flow_loss_weight: int | float = 0.1
     kl_loss_weight: int | float = 1.0
     progress_loss_weight: int | float = 1.0
+    depth_scale_loss_weight: int | float = 0.01
+    future_depth_scale_loss_weight: int | float = 0.01
     supervised_share: int | float = 1.0
 
     fps: int | float | None = None

@@ -5,6 +5,7 @@ All are plain pre-norm ViT blocks with bidirectional attention, exact GELU and n
 frame alone: context tokens from the transformer, then mask tokens that are read out.
 """
 
+import math
 from functools import partial
 
 import torch
@@ -61,11 +62,30 @@ class PatchDecoder(nn.Module):
 
         Inside a patch the order is (row, column, channel); values are normalized per patch.
         """
+        return self.predict(self._decode(context))
+
+    def _decode(self, context: Tensor) -> Tensor:
+        """Hidden states of the patches `(..., N, D)`."""
         lead = context.shape[:-2]
         context = self.embed(context.flatten(0, -3))
         queries = (self.mask_token + self.positions.to(context.dtype)).expand(len(context), -1, -1)
         x = self.blocks(torch.cat([context, queries.to(context.dtype)], dim=1))
-        return self.predict(self.norm(x[:, -(self.side**2) :])).unflatten(0, lead)
+        return self.norm(x[:, -(self.side**2) :]).unflatten(0, lead)
+
+
+class MetricDepthDecoder(PatchDecoder):
+    """The depth decoder with two more numbers per patch, which make meters of it: not the paper's."""
+
+    def __init__(self, config: ForesightConfig):
+        super().__init__(config, channels=1)
+        # Small, so that two outputs that are far off at first do not disturb what all patches share.
+        self.predict_scale = start_normal(Float32Linear(self.width, 2), 1e-4)
+
+    def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """As [`PatchDecoder`], and the float32 [`depth_scale_target`] `(..., N, 2)`, at first 1 m and 3 %."""
+        x = self._decode(context)
+        mean, log_deviation = self.predict_scale(x).chunk(2, dim=-1)
+        return self.predict(x), torch.cat([mean, log_deviation + math.log(0.03)], dim=-1)
 
 
 class FlowDecoder(nn.Module):

@@ -20,6 +20,7 @@ from .decoders import (
     DisplacementFlowDecoder,
     FlowDecoder,
     LinearActionDecoder,
+    MetricDepthDecoder,
     PatchDecoder,
     ProgressDecoder,
 )
@@ -31,20 +32,25 @@ from .losses import (
     count_actions,
     count_displacements,
     count_per_view,
+    count_scales,
     depth_loss,
     displacement_loss,
     flow_loss,
     future_loss,
     kl_loss,
     progress_loss,
+    scale_loss,
 )
 from .targets import (
     action_weight,
+    depth_in_meters,
+    depth_scale_targets,
     depth_targets,
     depth_weight,
     flow_targets,
     future_depth,
     future_mask,
+    future_scale_targets,
     future_targets,
     masked_target,
     num_future_targets,
@@ -114,26 +120,34 @@ class Head(abc.ABC):
 class DepthHead(Head):
     """Current depth of every view, decoded from the image tokens: it adds no query."""
 
-    objective, losses, decoders = "depth", ("depth",), ("depth_decoder",)
+    objective, losses, decoders = "depth", ("depth", "depth_scale"), ("depth_decoder",)
 
     def add_decoders(self, policy):
-        policy.depth_decoder = PatchDecoder(policy.config, channels=1)
+        _add_depth_decoder(policy)
 
     def decode(self, policy, read, batch):
         views = range(len(policy.config.views))
         images = torch.stack([read(Kind.IMAGE, view) for view in views], dim=2)  # (B, T, V, r + 1, D)
-        return {"depth": policy.depth_decoder(take_supervised(policy.config, batch, images))}
+        return _decode_depth(policy, take_supervised(policy.config, batch, images), "depth")
 
     def loss(self, config, predicted, batch):
         target = depth_targets(config, batch)
-        return {} if target is None else {"depth": depth_loss(predicted["depth"], target)}
+        if target is None:
+            return {}
+        losses = {"depth": depth_loss(predicted["depth"], target)}
+        if config.depth_form == "metric":
+            losses["depth_scale"] = scale_loss(predicted["depth_scale"], depth_scale_targets(config, batch))
+        return losses
 
     def count(self, config, batch):
         if batch.get("depth") is None:
             return {}
         valid = depth_weight(take_supervised(config, batch, batch["depth"]), config.patch_size)
-        present = take_supervised(config, batch, present_views(config, batch))
-        return {"depth": count_per_view(valid & present[..., None, None])}
+        valid = valid & take_supervised(config, batch, present_views(config, batch))[..., None, None]
+        counts = {"depth": count_per_view(valid)}
+        if config.depth_form == "metric":
+            counts["depth_scale"] = count_scales(valid.any(-1))
+        return counts
 
 
 class FlowHead(Head):
@@ -255,7 +269,7 @@ class ActionHead(Head):
 class FutureHead(Head):
     """RGB-D (or RGB) `future_shift` frames ahead. Depth comes from the decoder of current depth."""
 
-    objective, losses, query = "future", ("future",), Kind.FUTURE
+    objective, losses, query = "future", ("future", "future_depth_scale"), Kind.FUTURE
     queries, decoders = ("future_queries",), ("image_decoder", "depth_decoder")
 
     def query_tokens(self, config):
@@ -273,7 +287,7 @@ class FutureHead(Head):
     def add_decoders(self, policy):
         policy.image_decoder = PatchDecoder(policy.config, channels=3)
         if policy.config.has_depth_decoder and not hasattr(policy, "depth_decoder"):
-            policy.depth_decoder = PatchDecoder(policy.config, channels=1)
+            _add_depth_decoder(policy)
 
     def decode(self, policy, read, batch):
         config, known = policy.config, num_future_targets(policy.config, batch)
@@ -284,7 +298,7 @@ class FutureHead(Head):
         future = take_supervised(config, batch, future)
         predicted = {"future_rgb": policy.image_decoder(future)}
         if "future" in config.objectives:
-            predicted["future_depth"] = policy.depth_decoder(future)
+            predicted |= _decode_depth(policy, future, "future_depth")
         return predicted
 
     def loss(self, config, predicted, batch):
@@ -293,18 +307,24 @@ class FutureHead(Head):
             return {}
         known = targets["future_rgb"].values.shape[1]  # with a supervision order, all that are predicted
         depth = predicted["future_depth"][:, :known] if "future_depth" in predicted else None
-        return {"future": future_loss(predicted["future_rgb"][:, :known], depth, targets)}
+        losses = {"future": future_loss(predicted["future_rgb"][:, :known], depth, targets)}
+        if "future_depth_scale" in predicted:
+            scale = predicted["future_depth_scale"][:, :known]
+            losses["future_depth_scale"] = scale_loss(scale, future_scale_targets(config, batch))
+        return losses
 
     def count(self, config, batch):
         if not num_future_targets(config, batch):
             return {}
         mask = take_supervised(config, batch, future_mask(config, batch))[..., None, None]
-        side = config.image_size
-        count, depth = count_per_view(mask, 3 * side**2), future_depth(config, batch)
+        counts = {"future": count_per_view(mask, 3 * config.image_size**2)}
+        depth = future_depth(config, batch)
         if depth is not None and "future" in config.objectives:
-            depth = take_supervised(config, batch, depth)
-            count = count + count_per_view(depth_weight(depth, config.patch_size) & mask)
-        return {"future": count}
+            valid = depth_weight(take_supervised(config, batch, depth), config.patch_size) & mask
+            counts["future"] = counts["future"] + count_per_view(valid)
+            if config.depth_form == "metric":
+                counts["future_depth_scale"] = count_scales(valid.any(-1))
+        return counts
 
 
 class ProgressHead(Head):
@@ -355,6 +375,24 @@ def query_groups(config: ForesightConfig, kinds: Iterable[Kind]) -> list[tuple[K
         for head in query_heads(config, kinds)
         for group, tokens in enumerate(head.query_tokens(config))
     ]
+
+
+def _add_depth_decoder(policy: nn.Module) -> None:
+    metric = policy.config.depth_form == "metric"
+    policy.depth_decoder = (
+        MetricDepthDecoder(policy.config) if metric else PatchDecoder(policy.config, channels=1)
+    )
+
+
+def _decode_depth(policy: nn.Module, context: Tensor, name: str) -> dict[str, Tensor]:
+    """Depth as `name` in [`ForesightOutput`], and what belongs to it with `depth_form="metric"`."""
+    if policy.config.depth_form == "normalized":
+        return {name: policy.depth_decoder(context)}
+    patches, scale = policy.depth_decoder(context)
+    predicted = {name: patches, f"{name}_scale": scale}
+    if not policy.training:  # no loss needs it
+        predicted[f"predicted_{name}"] = depth_in_meters(patches, scale, policy.config.patch_size)
+    return predicted
 
 
 def _repeat(query: nn.Embedding, size: tuple[int, int], device: torch.device) -> Tensor:

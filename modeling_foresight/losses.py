@@ -79,6 +79,20 @@ def future_loss(rgb: Tensor, depth: Tensor | None, targets: dict[str, Target]) -
     return LossSum(total + more.total, count + more.count)
 
 
+def scale_loss(prediction: Tensor, target: Target | None) -> LossSum:
+    """Absolute error of [`depth_scale_target`] `(B, T, V, N, 2)`: a share, like AbsRel. Not the paper's."""
+    if target is None:
+        nothing = 0 * prediction.sum()
+        return LossSum(nothing, nothing.detach())
+    error = (prediction - masked_target(target.values, target.weight)).abs()
+    return LossSum(masked_sum(error, target.weight), count_scales(target.weight))
+
+
+def count_scales(known: Tensor) -> Tensor:
+    """The count of [`scale_loss`]: two numbers for each patch with depth."""
+    return 2 * known.sum().float()
+
+
 def flow_loss(prediction: Tensor, target: Target) -> LossSum:
     """Eq. (3): weighted squared error of trajectories `(B, T, L, P, 3)`, or `(B, T, L, P, 2)` without z."""
     weight = target.weight[..., None]

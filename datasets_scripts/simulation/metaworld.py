@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from datasets_scripts.simulation.perturbation import Perturbation, displaced_starts
+
 # MuJoCo picks its renderer when it is first imported. Software rendering needs neither a display nor a GPU;
 # the user's own choice is kept.
 if sys.platform.startswith("linux") and "PYOPENGL_PLATFORM" not in os.environ:
@@ -40,6 +42,9 @@ CAMERAS = {"main": "corner2", "wrist": "gripperPOV", "behind": "behindGripper", 
 # LeRobot moves MetaWorld's corner camera closer and turns its upside-down image by 180 degrees.
 MAIN_CAMERA_POSITION = (0.75, 0.075, 0.7)
 UPSIDE_DOWN = ("main",)
+
+# Their random vector moves the goal only.
+FIXED_OBJECTS = ("plate-slide-v3", "plate-slide-side-v3", "plate-slide-back-v3", "plate-slide-back-side-v3")
 
 QUALITIES = ("fast", "default")
 
@@ -128,6 +133,12 @@ def _rendering_advice(error: Exception) -> str:
     )
 
 
+def _image_axes(camera: str) -> np.ndarray:
+    """Right, down and forward in the frame of a camera of MuJoCo, as columns."""
+    # MuJoCo's cameras look along -z with y up; turning the image by 180 degrees turns x and y.
+    return np.diag([-1.0, 1.0, -1.0]) if camera in UPSIDE_DOWN else np.diag([1.0, -1.0, -1.0])
+
+
 def _close_simulator(renderer: Any, environment: Any) -> None:
     # MuJoCo's Renderer.close ends its OpenGL context first, and would then delete, by number, textures and
     # frame buffers of another renderer. This is the right order.
@@ -151,9 +162,10 @@ class MetaWorldSim(contextlib.AbstractContextManager):
         image_size (`int`): Side of the square images in pixels.
         quality (`str`): `fast` renders without shadows, reflections and multisampling, some ten times faster
             in software; `default` is MuJoCo's and LeRobot's.
+        perturbation (`Perturbation`): How the scenes differ from MetaWorld's; by default they do not.
 
     Raises:
-        ValueError: If task, camera, size or quality is unknown.
+        ValueError: If task, camera, size or quality is unknown, or the task's object cannot be displaced.
         RuntimeError: If the simulator or its rendering library is missing.
     """
 
@@ -163,6 +175,7 @@ class MetaWorldSim(contextlib.AbstractContextManager):
         cameras: Sequence[str] = ("main", "wrist"),
         image_size: int = 96,
         quality: str = "fast",
+        perturbation: Perturbation = Perturbation(),  # noqa: B008 - frozen
     ):
         (self.task,) = resolve_tasks(task)
         self.cameras = check_cameras(cameras)
@@ -172,7 +185,16 @@ class MetaWorldSim(contextlib.AbstractContextManager):
         self.image_size = image_size
         simulator = _import_simulator()
         self._mujoco = simulator.mujoco
-        self._env = simulator.environments[self.task]()
+        self.perturbation = perturbation
+        environment = simulator.environments[self.task]
+        if perturbation.object_shift_m:
+            if self.task in FIXED_OBJECTS:
+                raise ValueError(
+                    f"the plate of {self.task} always starts at one place and cannot be displaced: leave out "
+                    f"{', '.join(FIXED_OBJECTS)}"
+                )
+            environment = displaced_starts(environment)
+        self._env = environment()
         # As set_task in MetaWorld's multi-task benchmark: the expert reads goals from the observation.
         self._env._partially_observable = False
         self._env.__dict__.pop("sawyer_observation_space", None)  # cached with hidden goals
@@ -185,7 +207,11 @@ class MetaWorldSim(contextlib.AbstractContextManager):
         self._observation = np.zeros(39)
         self._steps_taken = 0
         model = self._env.model
-        model.camera(CAMERAS["main"]).pos = MAIN_CAMERA_POSITION
+        self._main_axes = model.camera(CAMERAS["main"]).mat0.reshape(3, 3) @ _image_axes("main")
+        self._env.displacement = perturbation.object_displacement(self._main_axes)
+        if perturbation.table_color is not None:
+            table = model.geom_bodyid == model.body("tablelink").id
+            model.geom_rgba[table] = (*perturbation.table_color, 1.0)
         if quality == "fast":
             model.vis.quality.offsamples = 0
             model.vis.quality.shadowsize = 0
@@ -213,6 +239,8 @@ class MetaWorldSim(contextlib.AbstractContextManager):
 
     def reset(self, seed: int) -> None:
         """Start an episode; the same non-negative seed gives the same start, whatever happened before."""
+        shift = self.perturbation.camera_shift(seed, self._main_axes)
+        self._env.model.camera(CAMERAS["main"]).pos = MAIN_CAMERA_POSITION + shift
         self._env.seed(int(seed))  # the seed argument of MetaWorld's reset is ignored
         self._observation, _ = self._env.reset()
         # Reset draws twice and leaves the goal marker at the first draw.
@@ -299,9 +327,7 @@ class MetaWorldSim(contextlib.AbstractContextManager):
             (right), y (down) and z (forward) axes in the world frame.
         """
         data_camera = self._env.data.camera(CAMERAS[camera])
-        # MuJoCo's cameras look along -z with y up; turning the image by 180 degrees turns x and y.
-        to_image_axes = np.diag([-1.0, 1.0, -1.0]) if camera in UPSIDE_DOWN else np.diag([1.0, -1.0, -1.0])
-        return data_camera.xpos.copy(), data_camera.xmat.reshape(3, 3) @ to_image_axes
+        return data_camera.xpos.copy(), data_camera.xmat.reshape(3, 3) @ _image_axes(camera)
 
     def intrinsics(self, camera: str) -> dict[str, float]:
         """Pinhole intrinsics in pixels: fx, fy, cx, cy, height, width (edge-based pixel coordinates)."""

@@ -39,6 +39,9 @@ def build_error_rows(validation: Mapping, action_unit: str) -> list[dict]:
     for section, name in PATCHES.items():
         for view, group in validation.get(section, {}).items():
             add(f"{name}, {view}", "squared, per-patch normalized", group, "mse", "current")
+    for section, name in {"metric_depth": "depth", "metric_future_depth": "future depth"}.items():
+        for view, group in validation.get(section, {}).items():
+            add(f"{name} in meters, {view}", "absolute, share of the depth", group, "abs_rel")
     for name, group in validation.get("flow", {}).items():
         if name == "still":  # nothing to foresee
             continue

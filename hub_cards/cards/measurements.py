@@ -152,6 +152,8 @@ def _check_figures(places: Mapping[str, str | Path], summary: Mapping, evaluatio
         measured = f"{evaluation['checkpoint']['path']}, not {run}/model"
     elif not has_measured_weights(evaluation, run / "model"):
         measured = f"weights that {run}/model had before it was exported again"
+    elif changes := evaluation["settings"].get("perturbation"):
+        measured = f"changed scenes ({', '.join(changes)})"
     if measured:
         raise ValueError(f"{run}/eval.json measured {measured}; measure again with:\n  {again}")
 

@@ -77,7 +77,10 @@ def _build_fields(folder: Path, measured: Mapping) -> dict:
     if tasks:
         many = f"{len(tasks)} {evaluation['benchmark']} tasks"
         subject = many if len(tasks) > 1 else instructions[tasks[0]]
-    learned = [text for name, text in OBJECTIVE_TEXTS.items() if name in config["objectives"]]
+    texts = dict(OBJECTIVE_TEXTS)
+    if config.get("depth_form") == "metric":
+        texts["depth"] += " in meters"
+    learned = [text for name, text in texts.items() if name in config["objectives"]]
     demonstrations = [
         f"{d['train_episodes']:d} episodes of {as_code(d['name'])}" for d in summary["datasets"]
     ]

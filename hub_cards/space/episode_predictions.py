@@ -257,8 +257,12 @@ def _note_labels(config: ForesightConfig, rows: DatasetRows, cameras: Mapping) -
     blind = [view for view, camera in cameras.items() if camera and not find_depth_key(rows.features, camera)]
     if blind and config.has_depth_decoder:
         yield (
-            f"No depth was recorded for {' and '.join(blind)}: the model predicts it normalized per patch, "
-            "and the scale is unknown."
+            f"No depth was recorded for {' and '.join(blind)}: "
+            + (
+                "what the model predicts, in meters, stands alone."
+                if config.depth_form == "metric"
+                else "the model predicts it normalized per patch, and the scale is unknown."
+            )
         )
     flow_camera = cameras[config.views[0]]
     if config.has("flow") and flow_camera and points_key(flow_camera) not in rows.features:

@@ -41,9 +41,9 @@ def write_plan(tmp_path):
 class LocalPool:
     """A `SimulationPool` of one simulator in this process."""
 
-    def __init__(self, size, cameras, image_size, quality):
+    def __init__(self, size, *settings):
         assert size == 1
-        self.settings, self.sim, self.success = (cameras, image_size, quality), None, False
+        self.settings, self.sim, self.success = settings, None, False
 
     def __len__(self):
         return 1

@@ -36,6 +36,8 @@ def test_every_plan_of_ours_can_be_trained(path):
     forms = {v: run_config(plan, v).model for v in plan.variants}
     if "foresight_3d_displacement" in forms:
         assert forms["foresight_3d_displacement"]["flow_form"] == "displacement"
+    if "foresight_3d_metric" in forms:
+        assert forms["foresight_3d_metric"]["depth_form"] == "metric"
     if "foresight_2d" in forms:
         assert "flow_2d" in forms["foresight_2d"]["objectives"]
         assert forms["action_only"]["objectives"] == ["action"]

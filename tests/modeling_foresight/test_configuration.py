@@ -51,6 +51,7 @@ def test_defaults_are_the_papers():
         ("history_length", 3, "history_length=3 leaves no target 3 frames ahead"),
         ("history_length", 0, "history_length=0 must be at least 1"),
         ("chunk_size", -1, "chunk_size=-1 must be at least 1"),
+        ("depth_form", "meters", "depth_form='meters' is unknown; choose one of"),
         ("flow_form", "motion", "flow_form='motion' is unknown; choose one of"),
         ("flow_scales", [0.3], r"flow_scales=\[0.3\] must be two positive numbers"),
         ("flow_grid", [4], r"flow_grid=\[4\] must be two positive numbers"),

@@ -12,6 +12,7 @@ from modeling_foresight.decoders import (
     ActionEncoder,
     DisplacementFlowDecoder,
     FlowDecoder,
+    MetricDepthDecoder,
     PatchDecoder,
     ProgressDecoder,
     vit_blocks,
@@ -59,6 +60,16 @@ def test_the_patch_decoder_reads_its_mask_tokens_out(config, channels):
     masks = decoder.mask_token[0] + sincos_2d(5, 5, 48)
     hidden = decoder.norm(decoder.blocks(torch.cat([one, masks])[None])[0, 10:])
     torch.testing.assert_close(patches[1, 2, 1], decoder.predict(hidden), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_metric_depth_decoder_starts_from_patches_one_meter_away_with_a_deviation_of_3_percent():
+    config = tiny_config(depth_form="metric", objectives=["depth"])
+    decoder = ForesightForActionPrediction(config).depth_decoder
+    patches, scale = decoder(torch.randn(BATCH, FRAMES, 2, 10, 48))
+    assert isinstance(decoder, MetricDepthDecoder) and patches.shape == (BATCH, FRAMES, 2, 25, 64)
+    assert scale.shape == (BATCH, FRAMES, 2, 25, 2) and scale.dtype == torch.float32
+    torch.testing.assert_close(scale.exp(), torch.tensor([1, 0.03]).expand_as(scale), rtol=0.01, atol=0)
 
 
 @torch.no_grad()

@@ -21,6 +21,8 @@ from modeling_foresight.targets import (
 from tests.tiny import BATCH, tiny_batch, tiny_config, tiny_inputs
 
 LOSSES = {"depth", "flow", "action", "gripper", "kl", "future", "progress"}
+LOSSES |= {"depth_scale", "future_depth_scale"}  # 0 of 0 in the paper's form
+OTHER_FORMS = {"flow_form": "displacement", "depth_form": "metric"}
 
 
 def build(config, dropout: float = 0.0) -> ForesightForActionPrediction:
@@ -48,11 +50,9 @@ def parts_of(batch: dict) -> list[dict]:
 
 
 @pytest.mark.parametrize("share", [1.0, 0.4])
-@pytest.mark.parametrize(
-    ("future_targets", "flow_form"), [("window", "absolute"), ("lookahead", "displacement")]
-)
-def test_targets_are_counted_exactly_as_the_losses_count_them(future_targets, flow_form, share):
-    config = tiny_config(future_targets=future_targets, flow_form=flow_form, supervised_share=share)
+@pytest.mark.parametrize(("future_targets", "forms"), [("window", {}), ("lookahead", OTHER_FORMS)])
+def test_targets_are_counted_exactly_as_the_losses_count_them(future_targets, forms, share):
+    config = tiny_config(future_targets=future_targets, supervised_share=share, **forms)
     model, batch = build(config), uneven_batch(config)
     batch |= draw_supervision(config, batch, seed=0)
     counted = model.count_targets(batch)
@@ -67,6 +67,7 @@ def test_targets_are_counted_exactly_as_the_losses_count_them(future_targets, fl
     for head in HEADS:
         predicted = head.decode(model, read, batch)
         seen |= {name: loss.count for name, loss in head.loss(config, predicted, batch).items()}
+    assert len(seen) == len(LOSSES) - (0 if forms else 2)
     for name, count in seen.items():
         assert torch.equal(counted[name], count), name
     assert counted["kl"] == BATCH * 5  # of all frames, padded too
@@ -81,18 +82,16 @@ def test_counting_without_targets_gives_zero_for_every_loss():
     assert all((count == 0).all() for count in counts.values())
 
 
-@pytest.mark.parametrize(
-    ("future_targets", "flow_form"), [("window", "absolute"), ("lookahead", "displacement")]
-)
-def test_parts_with_the_counts_of_the_whole_sum_to_its_loss_and_gradient(future_targets, flow_form):
-    config = tiny_config(future_targets=future_targets, flow_form=flow_form)
+@pytest.mark.parametrize(("future_targets", "forms"), [("window", {}), ("lookahead", OTHER_FORMS)])
+def test_parts_with_the_counts_of_the_whole_sum_to_its_loss_and_gradient(future_targets, forms):
+    config = tiny_config(future_targets=future_targets, **forms)
     whole, parted = build(config), build(config)
     batch = uneven_batch(config)
     output = whole(**batch)
     output.loss.backward()
     counts = [parted.count_targets(part) for part in parts_of(batch)]
     total = {name: sum(count[name] for count in counts) for name in LOSSES}
-    loss, single = 0.0, dict.fromkeys(LOSSES, 0.0)
+    loss, single = 0.0, dict.fromkeys(output.losses, 0.0)
     for part in parts_of(batch):
         result = parted(**part, loss_counts=total)
         result.loss.backward()
@@ -158,9 +157,12 @@ def test_with_dropout_the_average_over_processes_is_one_mean_over_all_elements()
 
 
 def test_a_part_without_any_target_adds_zero_to_loss_and_gradients():
-    config = tiny_config()
+    config = tiny_config(depth_form="metric")
     model = build(config)
     counts = model.count_targets(tiny_batch(config))
+    without_depth = tiny_batch(config)
+    del without_depth["depth"]  # but with images to come
+    assert model(**without_depth, loss_counts=counts).losses["future_depth_scale"] == 0
     output = model(**tiny_inputs(config, frames=3), loss_counts=counts)
     assert output.loss == 0 and output.losses is None
     output.loss.backward()
@@ -215,19 +217,21 @@ def test_the_schema_names_everything_that_is_checked():
 
 @pytest.mark.parametrize("mode", ["autocast", "bfloat16 weights"])
 def test_meters_pixels_and_actions_are_not_rounded_to_bfloat16(mode):
-    config = tiny_config()
+    config = tiny_config(depth_form="metric")
     model, inputs = build(config).eval(), tiny_inputs(config)
     with torch.no_grad():  # points some 6 m away: bfloat16 has steps of 3 cm there
         model.flow_decoder.predict.bias.view(-1, 3)[:, 2] = 6.0
         nn.init.normal_(model.flow_decoder.predict.weight, std=0.02)
         model.action_decoder.predict_continuous.bias += 6.0
+        model.depth_decoder.predict_scale.bias += 2.0
     if mode == "autocast":
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
             output = model(**inputs)
     else:
         with torch.no_grad():
             output = model.bfloat16()(**inputs)
-    for values in (output.flow, output.actions, output.progress):
+    meters = (output.flow, output.depth_scale, output.predicted_depth, output.predicted_future_depth)
+    for values in (*meters, output.actions, output.progress):
         assert values.dtype == torch.float32
         rounded = (values == values.bfloat16().float()).float().mean()
         assert rounded < 0.1, "the values lie on the grid of bfloat16"

@@ -16,8 +16,17 @@ from modeling_foresight.losses import (
     kl_loss,
     masked_mean,
     progress_loss,
+    scale_loss,
 )
-from modeling_foresight.targets import Target, depth_target, patchify, rgb_target, unpatchify
+from modeling_foresight.targets import (
+    Target,
+    depth_in_meters,
+    depth_scale_target,
+    depth_target,
+    patchify,
+    rgb_target,
+    unpatchify,
+)
 
 B, T, V, K, L, P = 2, 3, 2, 4, 6, 5
 PATCH, ROWS, COLS = 4, 3, 2
@@ -102,6 +111,37 @@ def test_depth_target_has_its_variance_floor_inside_the_root_and_leaves_invalid_
         torch.testing.assert_close(target[n][mask[n]], expected, rtol=1e-4, atol=1e-4)
     assert mask.any(-1).tolist() == [True, True, True, False, False, True]
     assert target.isfinite().all()
+
+
+def test_the_scale_of_a_patch_is_the_mean_and_log_deviation_of_log_depth_over_its_valid_pixels():
+    depth = depth_map()
+    scale, known = depth_scale_target(depth, PATCH)
+    assert known[:, 0].tolist() == [True, True, True, False, False, True]
+    for n, values in enumerate(patches_by_loop(depth[None])):
+        logs = [math.log(v) for v in values if math.isfinite(v) and v > 0]
+        if known[n]:
+            mean = sum(logs) / len(logs)
+            variance = sum((v - mean) ** 2 for v in logs) / (len(logs) - 1)
+            assert scale[n].tolist() == pytest.approx([mean, math.log(math.sqrt(variance + 1e-6))], abs=1e-4)
+    assert scale.isfinite().all()
+
+
+def test_normalized_patches_with_their_scale_are_depth_in_meters():
+    depth = 0.7 * (1 + 0.02 * draw(V, H, H))  # meters
+    meters = depth_in_meters(depth_target(depth, PATCH)[0], depth_scale_target(depth, PATCH)[0], PATCH)
+    torch.testing.assert_close(meters, depth, rtol=0.005, atol=0)
+    twice = depth_in_meters(depth_target(depth, PATCH)[0], depth_scale_target(2 * depth, PATCH)[0], PATCH)
+    torch.testing.assert_close(twice, 2 * meters)
+
+
+def test_scale_loss_is_the_mean_absolute_error_of_both_numbers_over_known_patches():
+    target = Target(draw(B, T, V, N, 2), draw(B, T, V, N, 1, seed=1) > 0)
+    prediction = draw(B, T, V, N, 2, seed=2)
+    known = target.weight[..., 0].nonzero().tolist()
+    errors = [(prediction - target.values)[tuple(place)].abs() for place in known]
+    loss = scale_loss(prediction, target)
+    assert loss.count == 2 * len(errors)
+    assert loss.mean().item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
 
 
 def test_a_millimeter_of_noise_on_a_flat_patch_stays_of_unit_scale():
@@ -262,6 +302,7 @@ def all_losses(poison: float, mask_value: bool) -> dict[str, tuple[torch.Tensor,
     pixels = draw(B, T, V, 3, H, W)
     deep, rgb, rgb_depth = (prediction(B, T, V, N, PATCH**2 * c) for c in (1, 3, 1))
     flow, action, progress = prediction(B, T, L, P, 3), prediction(B, T, K, 5), prediction(B, T)
+    scale = prediction(B, T, V, N, 2)
     weight = some[..., None, None].float().expand(B, T, L, P)
     steps = some[..., None].expand(B, T, K)
     actions = target(B, T, K, 5)
@@ -271,6 +312,7 @@ def all_losses(poison: float, mask_value: bool) -> dict[str, tuple[torch.Tensor,
         "depth": (depth_loss(deep, masked_depth(depth, views)), [deep]),
         "future": (future_loss(rgb, rgb_depth, rgbd), [rgb, rgb_depth]),
         "future without depth": (future_loss(rgb, rgb_depth, only_rgb), [rgb, rgb_depth]),
+        "scale": (scale_loss(scale, Target(target(B, T, V, N, 2), views[..., None, None])), [scale]),
         "flow": (flow_loss(flow, Target(target(B, T, L, P, 3), weight)), [flow]),
         "displacement": (displacement_loss(flow, Target(target(B, T, L, P, 3), weight), (1, 0.5)), [flow]),
         "arm": (arm, [action]),

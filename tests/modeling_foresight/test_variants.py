@@ -26,12 +26,14 @@ SIZES = {
     "foresight_2d": (550, 54, FLOW + FLOW_DECODER + 385 * 6 * 2),
     "foresight_3d": (550, 54, FLOW + FLOW_DECODER + 385 * 6 * 3 + DEPTH_DECODER),
     "foresight_3d_displacement": (550, 54, FLOW + FLOW_DECODER + DISPLACEMENT + DEPTH_DECODER),
+    "foresight_3d_metric": (550, 54, FLOW + FLOW_DECODER + 385 * 6 * 3 + DEPTH_DECODER + 385 * 2),
     "no_depth": (550, 54, FLOW + FLOW_DECODER + 385 * 6 * 3 + DEPTH_DECODER),
     "no_future": (350, 34, FLOW + FLOW_DECODER + 385 * 6 * 3 + DEPTH_DECODER - 3_993_600 - 20 * 384),
     "no_flow": (450, 44, DEPTH_DECODER),
     "grmg_pretrain": (220, 21, None),
     "foresight_3d_pretrain": (320, 31, None),
 }
+SCALES = {"depth_scale", "future_depth_scale"}
 # Parts that exist in each variant, of all that a variant may lack.
 PARTS = {
     "model.embed_goal": set(PRESETS) - {"gr1"},
@@ -48,6 +50,7 @@ PARTS = {
     "progress_decoder": set(PRESETS) - {"gr1", "grmg_pretrain", "foresight_3d_pretrain"},
     "image_decoder": set(PRESETS) - {"no_future"},
     "depth_decoder": set(PRESETS) - {"gr1", "grmg", "foresight_2d", "grmg_pretrain"},
+    "depth_decoder.predict_scale": {"foresight_3d_metric"},
     "flow_decoder": set(PRESETS) - {"gr1", "grmg", "no_flow", "grmg_pretrain"},
 }
 
@@ -109,6 +112,7 @@ def test_one_training_step_gives_every_parameter_a_gradient(name):
         "foresight_2d": {"action", "gripper", "kl", "future", "flow", "progress"},
         "foresight_3d": {"action", "gripper", "kl", "depth", "future", "flow", "progress"},
         "foresight_3d_displacement": {"action", "gripper", "kl", "depth", "future", "flow", "progress"},
+        "foresight_3d_metric": {"action", "gripper", "kl", "depth", "future", "flow", "progress", *SCALES},
         "no_depth": {"action", "gripper", "kl", "future", "flow", "progress"},
         "no_future": {"action", "gripper", "kl", "depth", "flow", "progress"},
         "no_flow": {"action", "gripper", "kl", "depth", "future", "progress"},

@@ -63,7 +63,9 @@ def test_a_damaged_checkpoint_is_left_out_and_its_file_named(folder, name, damag
     assert name in str(caught[0].message) or name == "files.json"
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"model.safetensors": 3}', "\ud800", "[" * 9999])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", "null", '{"model.safetensors": 3}', "\ud800", "[" * 9999]
+)
 def test_a_manifest_of_any_content_is_no_traceback(folder, content):
     (folder / "step-0000002" / "files.json").write_text(content, errors="surrogatepass")
     with pytest.warns(UserWarning, match="step-0000002 is left out"):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from datasets_scripts.simulation.perturbation import Perturbation
 from datasets_scripts.storage.provenance import write_provenance
 from modeling_foresight import ForesightForActionPrediction, ForesightStream
 from tests.synthetic import make_dataset
@@ -167,13 +168,14 @@ def run(checkpoint, tmp_path, monkeypatch, capsys):
     """Runs the command with fake simulators; gives the exit code, the output and the results."""
 
     class Pool(FakePool):
-        def __init__(self, size, cameras, image_size, quality):
+        def __init__(self, size, cameras, image_size, quality, perturbation):
             super().__init__(size)
             run.opened = {
                 "size": size,
                 "cameras": list(cameras),
                 "image_size": image_size,
                 "quality": quality,
+                "perturbation": perturbation,
             }
 
         def __enter__(self):
@@ -221,7 +223,9 @@ def test_results_hold_what_a_card_needs_and_no_place_of_the_machine(run, checkpo
     settings = results["settings"]
     assert (settings["stride"], settings["max_steps"], settings["execute_steps"]) == (4, 125, 1)
     assert (settings["image_size"], settings["control_hz"]) == (40, 20)
-    assert run.opened == {"size": 3, "cameras": ["main", "wrist"], "image_size": 40, "quality": "fast"}
+    assert (run.opened["size"], run.opened["cameras"]) == (3, ["main", "wrist"])
+    assert (run.opened["image_size"], run.opened["quality"]) == (40, "fast")
+    assert run.opened["perturbation"] == Perturbation() and "perturbation" not in settings
     assert results["timing"]["policy_ms"]["median"] > 0
     assert {"torch", "transformers", "mujoco", "lerobot_policy_foresight"} <= set(results["versions"])
     assert {"cpu", "cores"} <= set(results["hardware"])
@@ -264,12 +268,16 @@ def test_settings_follow_the_training_data_unless_given(run, checkpoint, tmp_pat
             "--execute-steps",
             "2",
         ),
-        *("--quality", "default"),
+        *("--quality", "default", "--camera-shift-m", "0.05", "--object-shift-m", "-0.02"),
+        *("--table-color", "0", "0.5", "1"),
         checkpoint=folder / "model",
     )
     settings = done.results["settings"]
     assert (settings["image_size"], settings["stride"], settings["max_steps"]) == (32, 5, 10)
     assert (settings["execute_steps"], run.opened["quality"]) == (2, "default")
+    assert run.opened["perturbation"] == Perturbation(0.05, -0.02, (0.0, 0.5, 1.0))
+    changes = {"camera_shift_m": 0.05, "object_shift_m": -0.02, "table_color": [0.0, 0.5, 1.0]}
+    assert settings["perturbation"] == changes
 
 
 def test_starts_that_were_demonstrated_are_refused(run, tmp_path):

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from modeling_foresight.targets import depth_target, rgb_target
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training.config import DataConfig, DatasetSource, RunConfig, save_config
-from training.evaluation.figures import draw_moments
+from training.evaluation.figures import draw_moments, explain_figure
 from training.evaluation.predictions import _undo_depth, _undo_rgb, depth_limits, predict_windows
 from training.visualize import main, open_episode
 from training.windows import ForesightWindows, WindowConfig
@@ -134,6 +135,17 @@ def test_perfect_predictions_of_the_present_are_drawn_as_the_present():
     assert np.isnan(undone[:patch, :patch]).all()
     known = depth.numpy() > 0
     np.testing.assert_allclose(undone[known], depth.numpy()[known], atol=1e-5)
+
+
+def test_depth_in_meters_is_drawn_as_predicted_and_without_recorded_depth_too(dataset):
+    model = ForesightForActionPrediction(small_config(objectives=["depth"], depth_form="metric")).eval()
+    torch.nn.init.zeros_(model.depth_decoder.predict_scale.weight)
+    model.depth_decoder.predict_scale.bias.data = torch.tensor([math.log(3), -20.0])  # flat patches 3 m away
+    (moment,) = predict_moments(model, windows_of(dataset, model.config), [0])
+    np.testing.assert_allclose(moment.depth[1], 3, rtol=1e-5)
+    blind = dataclasses.replace(moment, depth=(None, moment.depth[1]))
+    assert depth_limits([moment])[1] < 2 and depth_limits([blind])[0] == pytest.approx(3)
+    assert "Depth is predicted in meters." in explain_figure(model.config, 10)
 
 
 @pytest.mark.parametrize(

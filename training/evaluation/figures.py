@@ -70,8 +70,11 @@ def explain_figure(config: ForesightConfig, fps: float) -> str:
             parts.append(f"Future: of this frame, predicted {distance} before.")
         else:
             parts.append(f"Future: {distance} ahead.")
-    if config.has("depth") or config.has("future"):
-        what = "Images and depth" if config.has_depth_decoder else "Images"
+    metric = config.depth_form == "metric" and config.has_depth_decoder
+    if metric:
+        parts.append("Depth is predicted in meters.")
+    if config.has("future") or (config.has("depth") and not metric):
+        what = "Images and depth" if config.has_depth_decoder and not metric else "Images"
         parts.append(
             f"{what} are predicted normalized per patch; for display each patch has the mean and deviation "
             "of the current recorded frame, so only the structure within patches is the model's."

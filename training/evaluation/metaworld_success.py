@@ -23,6 +23,7 @@ from datasets_scripts.simulation.metaworld import (
     STATE_DIM,
     resolve_tasks,
 )
+from datasets_scripts.simulation.perturbation import Perturbation
 from datasets_scripts.storage.atomic import write_json
 from datasets_scripts.storage.dataset_folder import load_features
 from datasets_scripts.storage.provenance import read_provenance
@@ -69,6 +70,15 @@ class SuccessOptions:
     )
     quality: str = _option("rendering (default: %(default)s, as simulate.py)", "fast", choices=QUALITIES)
     image_size: int | None = _option("rendered pixels per side (default: as in the training data)", None)
+    camera_shift_m: float = _option(
+        "meters by which the main camera moves, in one of six directions by the start's seed", 0.0
+    )
+    object_shift_m: float = _option(
+        "meters beyond MetaWorld's range of starts at which the object begins: farther from the camera, or "
+        "nearer if negative",
+        0.0,
+    )
+    table_color: list[float] | None = _option("red, green, blue (0 to 1): factors of the table's color", None)
     threads: int | None = _option("threads of PyTorch (default: 1 for a small model)", None)
     device: str | None = _option("default: cuda if there is one, otherwise cpu", None)
 
@@ -83,6 +93,13 @@ class SuccessOptions:
             raise ValueError(f"--max-steps is {self.max_steps}; MetaWorld stops at {MAX_STEPS}")
         if self.video and self.video.suffix != ".mp4":
             raise ValueError(f"--video is {self.video}; its name must end in .mp4")
+        self.perturbation  # noqa: B018 - checks its values
+
+    @property
+    def perturbation(self) -> Perturbation:
+        """How the scenes differ from those of the demonstrations."""
+        color = self.table_color and tuple(self.table_color)
+        return Perturbation(self.camera_shift_m, self.object_shift_m, color)
 
 
 def measure_success(options: SuccessOptions, arguments: Sequence[str] | None = None) -> dict:
@@ -188,12 +205,13 @@ def _run_trials(
     from training.evaluation.closed_loop import run_episodes
     from training.evaluation.simulation_pool import SimulationPool
 
-    size, views = min(options.num_envs, len(trials)), model.config.views
+    size = min(options.num_envs, len(trials))
+    scenes = (model.config.views, settings["image_size"], options.quality, options.perturbation)
     stream = ForesightStream(model, processor, num_envs=size)
     outcomes: list[bool] = []
     begun = time.perf_counter()
     with (
-        SimulationPool(size, views, settings["image_size"], settings["render_quality"]) as pool,
+        SimulationPool(size, *scenes) as pool,
         tqdm(total=len(trials), desc="evaluate", unit="episode") as bar,
     ):
 
@@ -271,7 +289,7 @@ def _choose_settings(
         raise ValueError(
             f"--execute-steps is {options.execute_steps}, but the model plans {config.chunk_size} actions"
         )
-    return {
+    settings = {
         "control_hz": SIMULATION_HZ / stride,
         "stride": stride,
         "execute_steps": options.execute_steps,
@@ -281,6 +299,9 @@ def _choose_settings(
         "image_size": int(size),
         "success": "info['success'] at any simulation step",
     }
+    if changes := options.perturbation.changes():
+        settings["perturbation"] = changes
+    return settings
 
 
 def _check_unseen(tasks: list[str], seeds: range, demonstrations: list[Path]) -> dict:

@@ -5,6 +5,7 @@ A loss of 0.001 says nothing by itself: a flow that only repeats where its point
 | prediction | unit | trivial predictors |
 | --- | --- | --- |
 | current depth | squared, normalized per patch | `mean`: training mean of each pixel's normalized value |
+| current and future depth in meters | AbsRel, delta1 | `mean` of each pixel; `node_mean` of each patch |
 | future RGB, future depth | the same, apart | `mean`; `current`: the current frame repeated |
 | flow | pixels, fractions, meters | `mean` displacement and z per node and step; `stay_put`, z as labeled |
 | flow, start depth and displacement apart | pixels, meters | `mean`; `stay_put` (zero displacement) |
@@ -14,7 +15,8 @@ A loss of 0.001 says nothing by itself: a flow that only repeats where its point
 The absolute z of a flow is the depth at the start, which a model must guess from RGB, plus the change since:
 `stay_put` is told the first part, so only errors of the change can be compared with it.
 
-What a model does not predict has no errors: future depth with `future_rgb`, z with `flow_2d`. Actions are
+What a model does not predict has no errors: depth in meters without `depth_form="metric"`, future depth with
+`future_rgb`, z with `flow_2d`. Actions are
 compared as a raw batch holds them: in the dataset's units, or as `local_delta` (1 = 2 cm or 0.05 rad).
 
 Masks (padding, absent views, invalid depth, unsupervised points, actions past the end) are respected
@@ -36,10 +38,13 @@ from modeling_foresight.losses import LossSum
 from modeling_foresight.targets import (
     Target,
     action_weight,
+    depth_statistics,
     depth_target,
     depth_targets,
     flow_targets,
+    future_depth,
     future_targets,
+    patchify,
     progress_targets,
     rgb_target,
 )
@@ -168,7 +173,8 @@ def fit_baselines(
 
     Returns:
         `dict[str, Tensor]`: float32 on the CPU, as far as the batches have targets: `depth`, `future_rgb`,
-        `future_depth` `(V, N, values per patch)` normalized; `flow_displacement` `(L, P, 2)` fractions from
+        `future_depth` `(V, N, values per patch)` normalized; `metric_depth`, `metric_future_depth` the same
+        in meters, and `<name>_node` `(V, N)`; `flow_displacement` `(L, P, 2)` fractions from
         the start; `flow_z` `(L, P)` meters; `actions` `(K, A)` in the raw batch's units; `progress` `()`.
     """
     means = _Means()
@@ -184,6 +190,8 @@ def fit_baselines(
                 means.add(name, target, weight[..., None], 2)
             else:
                 means.add(name, target, weight, 0 if name == "progress" else 3)
+            if name.startswith("metric"):
+                means.add(f"{name}_node", target.movedim(-1, 0), weight.movedim(-1, 0), 2)
     return {name: mean.value().float() for name, mean in means.merge_processes().items() if mean}
 
 
@@ -207,6 +215,8 @@ def evaluate_open_loop(
 
         - `losses`: those of [`measure_losses`], and their weighted sum `total`.
         - `depth`, `future_rgb`, `future_depth`: group = view; `mse`.
+        - `metric_depth`, `metric_future_depth`: group = view; `abs_rel`, the mean of |error| / depth, and
+          `delta1`, the share of pixels with less than a factor of 1.25 between prediction and depth.
         - `flow`: groups `all`, `moving` and `still` (as labeled); `x_px`, `y_px` mean absolute error and
           `xy_px` mean distance in pixels of the flow view's native resolution, `xy_rmse` in image fractions,
           `z_m` mean absolute error and `z_rmse_m` in meters; step 0 (now) counts, as in the loss.
@@ -371,6 +381,12 @@ def _targets(config: ForesightConfig, raw: Mapping, batch: Mapping) -> dict[str,
     for objective, make in makers.items():
         if config.has(objective) and (target := make(config, batch)) is not None:
             targets[objective] = target
+    if config.depth_form == "metric":
+        meters = {"depth": batch.get("depth"), "future_depth": future_depth(config, batch)}
+        for name, depth in meters.items():
+            if name in targets:
+                patches = depth_statistics(depth, config.patch_size)[0]
+                targets[f"metric_{name}"] = Target(patches, targets[name].weight)
     return targets
 
 
@@ -399,6 +415,10 @@ def _compare(means: _Means, model, processor, raw, batch, output, baselines) -> 
             # Where the current frame has no depth, its patch's mean is the best that can be repeated.
             current = torch.where(valid, current, torch.zeros_like(current))
             compare_patches("future_depth", output.future_depth, current=current)
+    for name in ("depth", "future_depth"):
+        if f"metric_{name}" in targets:
+            meters = patchify(output[f"predicted_{name}"][..., None, :, :], patch)  # (B, T, V, N, p * p)
+            _compare_meters(means, config.views, f"metric_{name}", meters, targets, baselines)
     if "flow" in targets:
         _compare_flow(means, raw, batch, output.flow, targets["flow"], config.views[0], baselines)
     if "actions" in targets:
@@ -414,6 +434,20 @@ def _compare(means: _Means, model, processor, raw, batch, output, baselines) -> 
         for predictor, values in {"model": output.progress, "mean": baselines.get("progress")}.items():
             if values is not None:
                 means.add(("progress", "all", predictor, "mae"), (values - progress).abs(), mask)
+
+
+def _compare_meters(means: _Means, views, section: str, predicted: Tensor, targets, baselines) -> None:
+    """Relative errors of depth in meters."""
+    depth, mask = targets[section]
+    predictors = {"model": predicted[:, : depth.shape[1]]}
+    if section in baselines:
+        predictors |= {"mean": baselines[section], "node_mean": baselines[f"{section}_node"][..., None]}
+    for predictor, values in predictors.items():
+        ratio = values / depth
+        close = (torch.maximum(ratio, 1 / ratio) < 1.25).float()
+        for v, view in enumerate(views):
+            means.add((section, view, predictor, "abs_rel"), (ratio - 1).abs()[:, :, v], mask[:, :, v])
+            means.add((section, view, predictor, "delta1"), close[:, :, v], mask[:, :, v])
 
 
 def _compare_flow(means: _Means, raw, batch, predicted, target: Target, view, baselines) -> None:

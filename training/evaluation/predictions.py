@@ -2,7 +2,8 @@
 
 The model predicts RGB and depth normalized per patch (zero mean, unit deviation), so level and contrast of a
 patch are not part of the prediction. For display they are taken from the *current* frame: its pixels, and for
-depth its recorded depth. What a prediction shows by itself is the structure inside the patches.
+depth its recorded depth. What a prediction shows by itself is the structure inside the patches. With
+`depth_form="metric"` depth is predicted in meters and shown as it is.
 """
 
 import dataclasses
@@ -131,7 +132,7 @@ def _moment(model, processor, batch, output, sample: dict, i: int, view: str, fr
     moment = Moment(frame, _to_rgb(pixels, processor))
     depth = batch["depth"][i, newest, v] if view in sample["depth"] else None  # (H, W) meters
     if config.has("depth"):
-        moment.depth = _mark_unknown(depth), _undo_depth(output.depth[i, newest, v], depth, patch)
+        moment.depth = _mark_unknown(depth), _show_depth(output, "depth", (i, newest, v), depth, patch)
     if config.has("future"):
         _add_future(moment, processor, config, batch, output, i, v, depth is not None)
     if config.has("flow") and v == 0:
@@ -156,8 +157,8 @@ def _add_future(moment: Moment, processor, config, batch, output, i: int, v: int
     moment.now_depth = _mark_unknown(depth)
     if output.future_depth is not None:
         truth = at("depth", later) if exists and depth_known else None
-        undone = _undo_depth(output.future_depth[i, now, v], depth, patch)
-        moment.future_depth = _mark_unknown(truth), undone
+        predicted = _show_depth(output, "future_depth", (i, now, v), depth, patch)
+        moment.future_depth = _mark_unknown(truth), predicted
 
 
 def _flow(config, sample: dict, predicted: np.ndarray, newest: int) -> tuple[Flow | None, Flow]:
@@ -184,6 +185,15 @@ def _undo_rgb(prediction: torch.Tensor, current: torch.Tensor, patch: int) -> to
     return unpatchify(prediction.float() * (std + 1e-6) + mean, patch, 3)
 
 
+def _show_depth(
+    output, name: str, place: tuple, current: torch.Tensor | None, patch: int
+) -> np.ndarray | None:
+    """Predicted depth at `place`, `(H, W)` meters: the model's own, or undone with the current frame."""
+    if (meters := output.get(f"predicted_{name}")) is not None:
+        return meters[place].cpu().numpy()
+    return _undo_depth(output[name][place], current, patch)
+
+
 def _undo_depth(prediction: torch.Tensor, current: torch.Tensor | None, patch: int) -> np.ndarray | None:
     """Normalized patches `(N, p * p)` -> `(H, W)` meters with the current frame's patch statistics."""
     if current is None:
@@ -208,9 +218,13 @@ def _to_rgb(pixels: torch.Tensor, processor: ForesightProcessor) -> np.ndarray:
 
 
 def depth_limits(moments: Sequence[Moment]) -> tuple[float, float]:
-    """Range of true depth over all moments, without the outermost 2 % at both ends; meters."""
+    """Range of depth over all moments, without the outermost 2 % at both ends; meters.
+
+    It is that of recorded depth; of predicted depth where none was recorded.
+    """
     pairs = [pair for m in moments for pair in (m.depth, m.future_depth) if pair is not None]
-    maps = [truth.ravel() for truth, _ in pairs if truth is not None]
+    recorded, predicted = ([pair[which] for pair in pairs if pair[which] is not None] for which in (0, 1))
+    maps = [depth.ravel() for depth in recorded or predicted]
     flows = [truth or predicted for truth, predicted in (m.flow for m in moments if m.flow is not None)]
     maps += [flow.points[..., 2][flow.shown] for flow in flows if flow.points.shape[-1] == 3]
     return depth_range(np.concatenate(maps) if maps else np.zeros(0))

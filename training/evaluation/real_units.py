@@ -2,9 +2,9 @@
 
 The model predicts pictures and depth normalized per patch; undone, a patch has the level and contrast of the
 current frame (see predictions.py). So depth here says how well the structure inside the patches is known, and
-not how well a depth camera could be replaced. Each prediction therefore stands beside one that needs no
-model: `patch_mean`, the recorded mean depth of each patch; `current`, the current frame repeated; `stay_put`,
-points that stay where they are.
+not how well a depth camera could be replaced; with `depth_form="metric"` depth is the model's own, in meters.
+Each prediction stands beside one that needs no model: `patch_mean`, the recorded mean depth of each patch;
+`current`, the current frame repeated; `stay_put`, points that stay where they are.
 """
 
 import dataclasses

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from datasets_scripts.simulation.perturbation import Perturbation
+
 __all__ = ["SimulationPool"]
 
 
@@ -17,17 +19,24 @@ class SimulationPool:
     """A fixed number of simulators, as a context manager whose end ends their processes.
 
     Requests are sent to any of them, and answers are read one by one. `MetaWorldSim` explains `cameras`,
-    `image_size` (pixels) and `quality`.
+    `image_size` (pixels), `quality` and `perturbation`.
     """
 
-    def __init__(self, size: int, cameras: Sequence[str], image_size: int, quality: str = "fast"):
+    def __init__(
+        self,
+        size: int,
+        cameras: Sequence[str],
+        image_size: int,
+        quality: str = "fast",
+        perturbation: Perturbation = Perturbation(),  # noqa: B008 - frozen
+    ):
         # Spawned, because a forked copy of a process with threads and an OpenGL context is not safe.
         context = multiprocessing.get_context("spawn")
         self._connections, self._processes = [], []
         for _ in range(size):
             ours, theirs = context.Pipe()
-            arguments = (theirs, tuple(cameras), image_size, quality)
-            process = context.Process(target=_serve, args=arguments, daemon=True)
+            settings = (tuple(cameras), image_size, quality, perturbation)
+            process = context.Process(target=_serve, args=(theirs, settings), daemon=True)
             process.start()
             theirs.close()
             self._connections.append(ours)
@@ -87,8 +96,8 @@ class SimulationPool:
                 process.join()
 
 
-def _serve(connection, cameras: tuple[str, ...], image_size: int, quality: str) -> None:
-    """Serves requests until the other end closes the connection."""
+def _serve(connection, settings: tuple) -> None:
+    """Serves requests until the other end closes the connection; `settings` of `MetaWorldSim`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     # The processes share the cores already; the software renderer must not start threads for each of them.
     os.environ.setdefault("LP_NUM_THREADS", "0")
@@ -106,7 +115,7 @@ def _serve(connection, cameras: tuple[str, ...], image_size: int, quality: str) 
                     if sim is None or sim.task != subject:
                         if sim is not None:
                             sim.close()
-                        sim = MetaWorldSim(subject, cameras, image_size, quality)
+                        sim = MetaWorldSim(subject, *settings)
                     sim.reset(number)
                 answer = {
                     **sim.observe(),

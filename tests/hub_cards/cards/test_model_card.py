@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import DatasetCard, ModelCard, parse_eval_result_entries
 
 from hub_cards.build import main
+from hub_cards.cards.error_tables import build_error_rows
 from hub_cards.cards.model_card import build_card
 from hub_cards.measure_latency import main as latency
 from tests.datasets_scripts.inspection.test_template_rendering import HOSTILE, list_structure, spoil
@@ -184,20 +185,22 @@ def test_a_run_without_held_out_episodes_is_refused_unless_evaluate_measured_the
     assert "97 windows of 5 held-out episodes" in (folder / "README.md").read_text()
 
 
-def test_an_evaluation_of_another_model_is_refused(folder, capsys):
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("checkpoint", {"path": "../other/model"}, "../other/model"),
+        ("checkpoint", {"weights_sha256": "0" * 64}, "had before it was exported again"),
+        ("settings", {"perturbation": {"camera_shift_m": 0.05}}, "measured changed scenes (camera_shift_m)"),
+    ],
+)
+def test_an_evaluation_of_another_model_or_earlier_weights_or_changed_scenes_is_refused(
+    part, change, words, folder, capsys
+):
     content = copy.deepcopy(evaluation())
-    content["checkpoint"]["path"] = "../other/model"
+    content[part] |= change
     (folder / "eval.json").write_text(json.dumps(content))
     assert main([str(folder)]) == 1
-    assert "../other/model" in capsys.readouterr().err
-
-
-def test_an_evaluation_of_weights_that_were_exported_before_is_refused(folder, capsys):
-    content = copy.deepcopy(evaluation())
-    content["checkpoint"]["weights_sha256"] = "0" * 64
-    (folder / "eval.json").write_text(json.dumps(content))
-    assert main([str(folder)]) == 1
-    assert "had before it was exported again" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -476,3 +479,10 @@ def test_a_dataset_whose_labels_have_no_history_gets_no_card(folder, capsys):
     (simulated(folder / "dataset") / "meta" / "foresight.json").unlink()
     assert main([str(folder / "dataset")]) == 1
     assert "has no meta/foresight.json" in capsys.readouterr().err
+
+
+def test_depth_in_meters_has_a_row_of_relative_errors_for_each_camera():
+    figures = {"model": {"abs_rel": 0.06, "delta1": 0.9}, "mean": {"abs_rel": 0.03, "delta1": 0.95}}
+    (row,) = build_error_rows({"metric_depth": {"main": figures}}, "data units")
+    assert row["what"] == "depth in meters, main" and row["unit"] == "absolute, share of the depth"
+    assert (row["model"], row["mean"], row["best"]) == ("0.0600", "0.0300", False)

@@ -139,6 +139,33 @@ def test_future_errors_follow_the_models_rule_for_targets(future_targets, proces
     assert future == pytest.approx(metrics["losses"]["future"], rel=1e-5)
 
 
+def test_depth_in_meters_has_relative_errors_beside_the_mean_of_each_pixel_and_of_each_patch(processor):
+    config = tiny_config(objectives=["depth", "future"], depth_form="metric", future_targets="lookahead")
+    torch.manual_seed(0)
+    model, raws = ForesightForActionPrediction(config).eval(), [raw_batch(config, seed) for seed in (1, 2)]
+    raws[1]["depth"]["main"][0] = 0  # an invalid picture
+    baselines = fit_baselines(raws, processor, config)
+    metrics = evaluate_open_loop(model, processor, raws[1:], baselines)
+    batches = [processor.prepare_batch(raw) for raw in raws]
+    with torch.no_grad():
+        output = model(**batches[1])
+    frames = config.history_length
+    seen = [batch["depth"][:, :, 0] for batch in batches]  # (B, T, 40, 40)
+    both = torch.cat([seen[0], seen[1][1:]]).flatten(0, 1)
+    of_patches = both.view(-1, 5, 8, 5, 8).mean((0, 2, 4)).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    ahead = torch.cat([batches[1]["depth"], batches[1]["lookahead_depth"]], 1)[1:, config.future_shift :, 0]
+    for section, predictor, predicted, truth in (
+        ("metric_depth", "model", output.predicted_depth[1:, :, 0], seen[1][1:]),
+        ("metric_future_depth", "model", output.predicted_future_depth[1:, :, 0], ahead[:, :frames]),
+        ("metric_depth", "mean", both.mean(0), seen[1][1:]),
+        ("metric_depth", "node_mean", of_patches, seen[1][1:]),
+    ):
+        errors = metrics[section]["main"][predictor]
+        close = (predicted < 1.25 * truth) & (truth < 1.25 * predicted)
+        assert errors["abs_rel"] == pytest.approx(((predicted - truth).abs() / truth).mean().item(), rel=1e-4)
+        assert errors["delta1"] == pytest.approx(close.float().mean().item(), abs=1e-4)
+
+
 def test_what_is_masked_counts_nowhere(config, model, processor):
     clean = raw_batch(config, batch=2)
     clean["frame_mask"][0, 3:] = False
