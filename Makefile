@@ -113,7 +113,7 @@ ablation: setup ## which objective helps, and how much: variants, seeds, tasks (
 ablation-pilot: setup ## which tasks are neither always nor never solved (an hour)
 	$(EXPERIMENT) experiments.ablation --plan experiments/plans/pilot.yaml --workers $(WORKERS)
 
-ablation-robustness: setup ## the ablation's policies in changed scenes: camera, objects' depth, table color (4 hours)
+ablation-robustness: setup ## the ablation's policies in changed scenes: camera, objects' depth, table color (5 hours)
 	$(EXPERIMENT) experiments.robustness --workers $(WORKERS) --results results/robustness.json
 
 mt50-experts: setup ## ceiling of MT50: the scripted experts under the recording's settings (minutes)

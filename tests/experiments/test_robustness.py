@@ -60,7 +60,7 @@ def test_every_policy_is_tried_once_in_every_kind_of_scenes_and_compared_pair_by
 ):
     command, folder, tried = ablation
     assert main([*command, "--tables"]) == 1
-    assert "8 of 8 results are missing, the first is robustness/camera_2cm/" in capsys.readouterr().err
+    assert "10 of 10 results are missing, the first is robustness/camera_2cm/" in capsys.readouterr().err
     measure = cells.measure_success
 
     def interrupt(options):
@@ -75,7 +75,7 @@ def test_every_policy_is_tried_once_in_every_kind_of_scenes_and_compared_pair_by
     assert len(tried) == 2 * (len(SCENES) - 1) and tried[-1].num_envs == 3
     assert {options.tasks for options in tried if options.object_shift_m} == {"reach-v3"}
     before = {path: path.read_bytes() for path in (folder / "rows").iterdir()}
-    assert main([*command, "--tables"]) == 0 and len(tried) == 8
+    assert main([*command, "--tables"]) == 0 and len(tried) == 10
     assert before == {path: path.read_bytes() for path in (folder / "rows").iterdir()}
 
     results = json.loads((folder / "robustness" / "results.json").read_text())
@@ -91,7 +91,7 @@ def test_every_policy_is_tried_once_in_every_kind_of_scenes_and_compared_pair_by
     assert scenes["table_color"]["variants"]["action_only"]["loss"]["mean"] == 1.0
     displaced = scenes["objects_5cm_nearer"]
     assert (displaced["tasks"], displaced["experts"]["noisy"]) == (["reach-v3"], 0.5)
-    assert (results["hours"], results["commit"], results["tried_with_commit"]) == (0.8, "abc", "def")
+    assert (results["hours"], results["commit"], results["tried_with_commit"]) == (1.0, "abc", "def")
     text = (folder / "robustness" / "tables.md").read_text()
     assert "| camera_5cm | action_only | 2/4 | 50.0 |" in text
     assert "| table_color | foresight_3d - action_only | +0.0 |" in text
