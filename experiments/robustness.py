@@ -23,7 +23,7 @@ SCENES = {
     PLAIN_SCENES: Perturbation(),
     "camera_2cm": Perturbation(camera_shift_m=0.02),
     "camera_5cm": Perturbation(camera_shift_m=0.05),
-    # On the far side, the arm does not reach the puck of push-back, and the expert of soccer fails.
+    # On the far side, the arm does not reach the puck of push-back.
     "objects_2cm_nearer": Perturbation(object_shift_m=-0.02),
     "objects_5cm_nearer": Perturbation(object_shift_m=-0.05),
     "table_color": Perturbation(table_color=(0.3, 0.6, 1.0)),  # dark blue instead of brown
