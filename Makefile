@@ -30,7 +30,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
-		printf '  %-16s %s\n' "$$name" "$$text"; done
+		printf '  %-19s %s\n' "$$name" "$$text"; done
 	@echo "Variables: TASK=$(TASK) SEED=$(SEED) EPISODES=$(EPISODES) OUTPUT=$(OUTPUT)"
 
 setup: ## (default) make .venv with the tested versions; a no-op when nothing changed

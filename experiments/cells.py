@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from datasets_scripts.simulation.job import simulate
 from datasets_scripts.storage.atomic import read_json, write_json
 from experiments.plans import STEPS, TIME, Cell, Plan
-from modeling_foresight.configuration_foresight import PRESETS
+from modeling_foresight.configuration_foresight import PRESETS, ForesightConfig
 from training.config import RunConfig, flatten, load_config
 from training.evaluation.metaworld_success import SuccessOptions, measure_success
 from training.loop import train
@@ -55,10 +55,11 @@ class StoppedError(Exception):
 def model_fields(plan: Plan, variant: str) -> dict:
     """Fields of `ForesightConfig` by which a variant differs from the plan's config."""
     preset = {"objectives": ["action"]} if variant == "action_only" else PRESETS.get(variant, {})
-    form = {name: preset[name] for name in FORM_FIELDS if name in preset}
-    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in form.items()}
-    if not fields and not plan.variants[variant]:
+    if not preset and not plan.variants[variant]:
         raise ValueError(f"variants.{variant} is neither a preset nor has it fields that differ")
+    # What a preset does not name, it has from the model's defaults: the config may have another form.
+    form = {name: preset.get(name, getattr(ForesightConfig, name)) for name in FORM_FIELDS if preset}
+    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in form.items()}
     return fields | plan.variants[variant]
 
 

@@ -52,7 +52,8 @@ class Plan:
     Args:
         tasks (`list[str]`): MetaWorld tasks, or groups of them (`easy`, `all`).
         variants (`dict`): Name -> fields of `ForesightConfig` that differ from `config`. The name of a
-            preset, or `action_only`, brings its objectives and form of flow; further fields override them.
+            preset, or `action_only`, brings its objectives and forms of depth and flow; further fields
+            override them.
         config (`str`): Training config of all cells.
         overrides (`dict`): Settings of `config` that differ, by dotted name, as on the command line.
         steps (`int`): Training steps.

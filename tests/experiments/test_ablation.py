@@ -65,7 +65,7 @@ def test_a_plan_that_is_killed_twice_resumes_and_ends_in_tables(
         ({"episodes": 3}, "episodes: 2 there, 3 here"),
         (
             {"variants": {"foresight_3d": {"flow_loss_weight": 0.5}}},
-            "variants.foresight_3d.model.flow_loss_weight: None there, 0.5 here",
+            "variants.foresight_3d.model.flow_loss_weight: 0.1 there, 0.5 here",
         ),
     ],
 )
