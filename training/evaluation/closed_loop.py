@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from modeling_foresight.streaming import ForesightStream
-from training.evaluation.simulation_pool import SimulationPool
+from training.evaluation.simulation_pool import WorkerPool
 
 __all__ = ["Episode", "Timing", "run_episodes"]
 
@@ -22,14 +22,19 @@ class Episode:
     """One trial.
 
     Attributes:
-        task, seed: MetaWorld task and start.
-        success (`bool`): Whether the task was solved at any simulation step (LeRobot's rule).
+        task, seed: Task of the simulator and start.
+        following (`tuple[str, ...]`): Tasks that follow without a reset, each once the one before is solved:
+            the rest of a CALVIN chain.
+        solved (`int`): Tasks solved in a row.
+        success (`bool`): Whether the last task tried was solved at any simulation step (LeRobot's rule).
         steps, simulation_steps (`int`): Control steps, one action each, and those of the simulation.
         frames (`list`): Pictures of the first view, `(H, W, 3)` uint8, if they were asked for.
     """
 
     task: str
     seed: int
+    following: tuple[str, ...] = ()
+    solved: int = 0
     success: bool = False
     steps: int = 0
     simulation_steps: int = 0
@@ -46,17 +51,18 @@ class Timing:
 
 @dataclasses.dataclass
 class _Slot:
-    """A busy simulator: its last answer (see `SimulationPool.receive`), and the actions planned for it."""
+    """A busy simulator and its task: the last answer (see `WorkerPool.receive`), and the actions planned."""
 
     episode: Episode
     seen: Mapping | None = None
+    steps: int = 0
     planned: deque = dataclasses.field(default_factory=deque)
 
 
 def run_episodes(
     stream: ForesightStream,
-    pool: SimulationPool,
-    trials: Sequence[tuple[str, int]],
+    pool: WorkerPool,
+    trials: Sequence[tuple],
     stride: int,
     max_steps: int,
     execute_steps: int = 1,
@@ -67,10 +73,10 @@ def run_episodes(
 
     Args:
         stream (`ForesightStream`): Acts; one robot for each simulator.
-        pool (`SimulationPool`): Renders the policy's views.
-        trials (`Sequence[tuple[str, int]]`): Task and seed of each episode.
+        pool (`WorkerPool`): Renders the policy's views.
+        trials (`Sequence[tuple]`): Task and seed of each episode, and the tasks that follow if there are any.
         stride (`int`): Simulation steps per control step.
-        max_steps (`int`): Control steps after which an episode has failed.
+        max_steps (`int`): Control steps after which a task has failed.
         execute_steps (`int`): Actions of a chunk that are executed before the next chunk is followed; 1 as in
             GR-MG. Every observation enters the window either way.
         film (`int`): Keep the pictures of this many first trials.
@@ -82,7 +88,7 @@ def run_episodes(
     Raises:
         RuntimeError: If a simulator fails.
     """
-    episodes = [Episode(task, seed) for task, seed in trials]
+    episodes = [Episode(*trial) for trial in trials]
     filmed = {id(episode) for episode in episodes[:film]}
     waiting = deque(episodes)
     slots: dict[int, _Slot] = {}
@@ -108,9 +114,14 @@ def run_episodes(
             if id(episode) in filmed:
                 episode.frames.append(slot.seen["images"][stream.model.config.views[0]])
         for worker, slot in list(slots.items()):
-            if slot.episode.success or slot.episode.steps >= max_steps:
+            episode = slot.episode
+            episode.solved += episode.success
+            if episode.success and episode.solved <= len(episode.following):
+                slots[worker] = _Slot(episode)
+                pool.follow(worker, episode.following[episode.solved - 1])
+            elif episode.success or slot.steps >= max_steps:
                 if on_done is not None:
-                    on_done(slot.episode)
+                    on_done(episode)
                 begin(worker)
         ready = {worker: slot for worker, slot in slots.items() if slot.seen is not None}
         if ready:
@@ -123,6 +134,7 @@ def run_episodes(
         for worker, slot in ready.items():
             pool.step(worker, slot.planned.popleft(), stride)
             slot.episode.steps += 1
+            slot.steps += 1
         timing.step.append(time.perf_counter() - started)
     return episodes, timing
 

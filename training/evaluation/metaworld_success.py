@@ -4,7 +4,7 @@ Episodes run side by side, each simulator in its own process, and share one forw
 step. The outcome does not depend on how many run at a time.
 """
 
-# No import of PyTorch at the top: every simulator process imports the command, which imports this file.
+# No import of PyTorch at the top: every simulator process imports its command, which may import this file.
 import dataclasses
 import itertools
 import time
@@ -27,18 +27,18 @@ from datasets_scripts.simulation.perturbation import Perturbation
 from datasets_scripts.storage.atomic import write_json
 from datasets_scripts.storage.dataset_folder import load_features
 from datasets_scripts.storage.provenance import read_provenance
-from training.run_facts import count_cores, describe_run, portable_path
+from training.evaluation.benchmark import (
+    describe_checkpoint,
+    open_policy,
+    option,
+    percentiles_ms,
+    success_figures,
+)
+from training.run_facts import count_cores, describe_run
 
 __all__ = ["SuccessOptions", "format_success", "measure_success"]
 
 MAX_FILMED = 20  # rollouts in one video
-SMALL_MODEL = 20_000_000  # parameters
-
-
-def _option(help: str, default=dataclasses.MISSING, **more):
-    """A field with its help text; `default` may be a function that gives the value."""
-    kind = "default_factory" if callable(default) else "default"
-    return dataclasses.field(**{kind: default}, metadata={"help": help, **more})
 
 
 @dataclasses.dataclass
@@ -49,38 +49,38 @@ class SuccessOptions:
         ValueError: If a value makes no sense; names it.
     """
 
-    checkpoint: str = _option("folder of a trained model, or Hub id")
-    tasks: str = _option("comma-separated MetaWorld tasks, or easy, medium, hard, very_hard, all")
-    revision: str | None = _option("commit, branch or tag of a Hub id", None)
-    episodes: int = _option("per task (default: %(default)s)", 20)
-    seed: int = _option("start of the first episode; the others follow (default: %(default)s)", 10000)
-    output: Path = _option("results (default: %(default)s)", Path("eval.json"))
-    video: Path | None = _option(f"film of the first {MAX_FILMED} episodes, .mp4", None)
-    dataset: str | None = _option("also measure errors on the held-out episodes of this dataset", None)
-    num_envs: int = _option("simulators side by side (default: one per core, %(default)s here)", count_cores)
-    max_steps: int = _option(
+    checkpoint: str = option("folder of a trained model, or Hub id")
+    tasks: str = option("comma-separated MetaWorld tasks, or easy, medium, hard, very_hard, all")
+    revision: str | None = option("commit, branch or tag of a Hub id", None)
+    episodes: int = option("per task (default: %(default)s)", 20)
+    seed: int = option("start of the first episode; the others follow (default: %(default)s)", 10000)
+    output: Path = option("results (default: %(default)s)", Path("eval.json"))
+    video: Path | None = option(f"film of the first {MAX_FILMED} episodes, .mp4", None)
+    dataset: str | None = option("also measure errors on the held-out episodes of this dataset", None)
+    num_envs: int = option("simulators side by side (default: one per core, %(default)s here)", count_cores)
+    max_steps: int = option(
         f"simulation steps until an episode has failed (default, and MetaWorld's limit: {MAX_STEPS})",
         MAX_STEPS,
     )
-    stride: int | None = _option(
+    stride: int | None = option(
         f"simulation steps ({SIMULATION_HZ} a second) per action (default: as in the training data)", None
     )
-    execute_steps: int = _option(
+    execute_steps: int = option(
         "actions of a chunk to execute before the next plan (default: %(default)s)", 1
     )
-    quality: str = _option("rendering (default: %(default)s, as simulate.py)", "fast", choices=QUALITIES)
-    image_size: int | None = _option("rendered pixels per side (default: as in the training data)", None)
-    camera_shift_m: float = _option(
+    quality: str = option("rendering (default: %(default)s, as simulate.py)", "fast", choices=QUALITIES)
+    image_size: int | None = option("rendered pixels per side (default: as in the training data)", None)
+    camera_shift_m: float = option(
         "meters by which the main camera moves, in one of six directions by the start's seed", 0.0
     )
-    object_shift_m: float = _option(
+    object_shift_m: float = option(
         "meters beyond MetaWorld's range of starts at which the object begins: farther from the camera, or "
         "nearer if negative",
         0.0,
     )
-    table_color: list[float] | None = _option("red, green, blue (0 to 1): factors of the table's color", None)
-    threads: int | None = _option("threads of PyTorch (default: 1 for a small model)", None)
-    device: str | None = _option("default: cuda if there is one, otherwise cpu", None)
+    table_color: list[float] | None = option("red, green, blue (0 to 1): factors of the table's color", None)
+    threads: int | None = option("threads of PyTorch (default: 1 for a small model)", None)
+    device: str | None = option("default: cuda if there is one, otherwise cpu", None)
 
     def __post_init__(self):
         for name in ("episodes", "num_envs", "execute_steps", "max_steps", "stride", "threads"):
@@ -119,48 +119,31 @@ def measure_success(options: SuccessOptions, arguments: Sequence[str] | None = N
         RuntimeError: If the simulator is missing or fails.
     """
     tasks = resolve_tasks(options.tasks)  # before anything slow
-    import torch
-
-    from training.model_folder import load_checkpoint
-
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, processor = load_checkpoint(options.checkpoint, device, options.revision)
-    _check_robot(model.config)
-    threads = torch.get_num_threads()
-    # Threads of a small model mostly wait for each other, and for long where other processes want the cores.
-    torch.set_num_threads(options.threads or (1 if model.num_parameters() < SMALL_MODEL else threads))
-    try:
+    with open_policy(options, _check_robot) as (model, processor):
         run = describe_run("training/evaluate.py" if arguments is not None else None, arguments)
         return _measure(options, tasks, model, processor, run)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _measure(options: SuccessOptions, tasks: list[str], model, processor, run: dict) -> dict:
     from training.evaluation.metric_loader import load_metric
     from training.evaluation.open_loop import held_out_data, measure_recorded
-    from training.model_folder import read_summary, weights_digest
+    from training.model_folder import read_summary
 
     metric = load_metric("success_rate")  # before the episodes: the cache of such scripts may be read-only
     demonstrations = _find_demonstrations(options)
     settings = _choose_settings(options, model.config, read_summary(options.checkpoint), demonstrations)
     seeds = range(options.seed, options.seed + options.episodes)
     checked = _check_unseen(tasks, seeds, demonstrations)
-    source, digest = options.checkpoint, None
-    recorded = held_out_data(source, model.config, options.dataset) if options.dataset else None
+    recorded = held_out_data(options.checkpoint, model.config, options.dataset) if options.dataset else None
     episodes, timing = _run_trials(model, processor, list(itertools.product(tasks, seeds)), settings, options)
-    if Path(source).is_dir():
-        source, digest = portable_path(source, options.output.parent), weights_digest(source)
     results = {
         "version": 1,
         "benchmark": "MetaWorld",
-        "checkpoint": {
-            "path": source,
-            "revision": options.revision or getattr(model.config, "_commit_hash", None),
-            "weights_sha256": digest,
+        "checkpoint": describe_checkpoint(options, model.config),
+        "tasks": {
+            task: success_figures(metric, [e.success for e in episodes if e.task == task]) for task in tasks
         },
-        "tasks": {task: _success_rate(metric, [e for e in episodes if e.task == task]) for task in tasks},
-        "mean": _success_rate(metric, episodes),
+        "mean": success_figures(metric, [e.success for e in episodes]),
         "seeds": {"first": seeds[0], "last": seeds[-1], **checked},
         "settings": settings,
         "timing": timing,
@@ -227,15 +210,9 @@ def _run_trials(
     return episodes, {
         "wall_s": round(time.perf_counter() - begun, 2),
         "parallel_environments": size,
-        "policy_ms": _percentiles_ms(timing.policy),
-        "control_step_ms": _percentiles_ms(timing.step),
+        "policy_ms": percentiles_ms(timing.policy),
+        "control_step_ms": percentiles_ms(timing.step),
     }
-
-
-def _success_rate(metric, episodes: list) -> dict:
-    figures = metric.compute(predictions=[int(e.success) for e in episodes])
-    interval = figures.pop("interval")
-    return {**figures, "ci95": [round(bound, 4) for bound in interval]}
 
 
 def _check_robot(config) -> None:
@@ -318,14 +295,6 @@ def _check_unseen(tasks: list[str], seeds: range, demonstrations: list[Path]) ->
         if shown:
             counted.append(f"{len(shown)} demonstrations of {dataset.name}")
     return {"checked_against": " and ".join(filter(None, (", ".join(counted[:-1]), *counted[-1:]))) or None}
-
-
-def _percentiles_ms(durations_s: Sequence[float]) -> dict:
-    """Median and 90th percentile of durations, in milliseconds."""
-    import numpy as np
-
-    median, p90 = np.percentile(np.asarray(durations_s) * 1000, [50, 90])
-    return {"median": round(float(median), 3), "p90": round(float(p90), 3), "count": len(durations_s)}
 
 
 def _write_film(path: Path, episodes: list, name_tasks: bool, fps: float) -> None:
