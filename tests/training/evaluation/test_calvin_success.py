@@ -21,6 +21,7 @@ from tests.tiny import tiny_config, tiny_processor
 from training import evaluate
 from training.evaluation import calvin_success
 from training.evaluation.calvin_success import CalvinPool, ChainOptions
+from training.evaluation.simulation_pool import WorkerPool
 
 STAND_IN = Path(__file__).parents[2] / "calvin_stand_in"
 PACKAGES = ("calvin_env", "calvin_agent", "hydra", "omegaconf")
@@ -110,16 +111,23 @@ class FakeStream:
 
 
 @pytest.fixture
-def run(checkpoint, archive, stand_in, tmp_path, monkeypatch, capsys):
-    """Runs the command with stand-ins for CALVIN and the policy; gives code, output and results."""
+def rooms(stand_in, monkeypatch):
+    """The simulators of every pool that is opened: in this process, with the stand-in for CALVIN."""
+    opened = []
 
     def start(pool, size, serve, settings):
         pool._connections, pool._processes = [LocalConnection(settings[-1]) for _ in range(size)], []
+        opened.append([connection.simulator for connection in pool._connections])
 
-    monkeypatch.setattr("training.evaluation.simulation_pool.WorkerPool.__init__", start)
-    monkeypatch.setattr(
-        "training.evaluation.simulation_pool.WorkerPool.__len__", lambda p: len(p._connections)
-    )
+    monkeypatch.setattr(WorkerPool, "__init__", start)
+    monkeypatch.setattr(WorkerPool, "__len__", lambda pool: len(pool._connections))
+    return opened
+
+
+@pytest.fixture
+def run(checkpoint, archive, rooms, tmp_path, monkeypatch, capsys):
+    """Runs the command with stand-ins for CALVIN and the policy; gives code, output and results."""
+
     monkeypatch.setattr(modeling_foresight, "ForesightStream", FakeStream)
     output = tmp_path / "results" / "calvin.json"
 
@@ -224,31 +232,39 @@ def test_results_of_another_policy_or_other_settings_are_refused_and_kept(run, t
 
 
 @pytest.mark.parametrize(
-    ("overrides", "options", "message"),
+    ("options", "message"),
     [
-        ({"views": ["main"]}, [], "the views ['main']; CALVIN's protocol shows ['main', 'wrist']"),
-        ({"goal_image": True}, [], "--goal_source none"),
-        ({"state_dim": 9}, [], "state_dim 9"),
-        ({"fps": 10}, [], "10 steps a second"),
-        ({"objectives": ["depth"]}, [], "no action head"),
-        ({}, ["--execute_steps", "5"], "plans 4 actions"),
-        ({}, ["--chains", "1001"], "--chains is 1001"),
-        ({}, ["--num_envs", "0"], "--num_envs is 0"),
-        ({}, ["--calvin_python", "no/such/python"], "--calvin_python is no/such/python"),
-        ({}, ["--calvin_data", "elsewhere"], "elsewhere, which has no validation/.hydra"),
+        (["--execute_steps", "5"], "plans 4 actions"),
+        (["--chains", "1001"], "--chains is 1001"),
+        (["--num_envs", "0"], "--num_envs is 0"),
+        (["--calvin_python", "no/such/python"], "--calvin_python is no/such/python"),
+        (["--calvin_data", "elsewhere"], "elsewhere, which has no validation/.hydra"),
     ],
 )
-def test_user_mistakes_are_one_clear_message(run, tmp_path, checkpoint, overrides, options, message):
-    folder = save(tmp_path / "model", robot_config(**overrides)) if overrides else checkpoint
-    done = run(*options, checkpoint=folder)
+def test_user_mistakes_are_one_clear_message(run, options, message):
+    done = run(*options)
     assert done.code == 1 and done.results is None
     assert done.err.splitlines()[-1].startswith("error: ") and message in done.err
 
 
-def test_a_policy_trained_with_goals_may_act_without(run, tmp_path):
-    folder = save(tmp_path / "model", robot_config(goal_image=True))
-    done = run("--chains", "1", "--goal_source", "none", checkpoint=folder)
-    assert done.code == 0 and done.results["settings"]["goal_source"] == "none"
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"views": ["main"]}, r"the views \['main'\]; CALVIN's protocol shows \['main', 'wrist'\]"),
+        ({"goal_image": True}, "--goal_source none"),
+        ({"state_dim": 9}, "state_dim 9"),
+        ({"fps": 10}, "10 steps a second"),
+        ({"objectives": ["depth"]}, "no action head"),
+    ],
+)
+def test_a_policy_that_does_not_fit_the_protocol_is_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        calvin_success._check_policy(robot_config(**overrides), ChainOptions("model", Path("task_D_D")))
+
+
+def test_a_policy_trained_with_goals_may_act_without():
+    options = ChainOptions("model", Path("task_D_D"), goal_source="none")
+    calvin_success._check_policy(robot_config(goal_image=True), options)
 
 
 @pytest.mark.parametrize("lost", ["calvin_agent", "calvin_env", "hydra"])
@@ -306,16 +322,7 @@ def test_a_process_of_another_python_answers_and_its_end_is_reported(archive, mo
             pool.receive(0)
 
 
-def test_the_policy_acts_alike_alone_and_beside_others(checkpoint, archive, stand_in, tmp_path, monkeypatch):
-    def start(pool, size, serve, settings):
-        pool._connections, pool._processes = [LocalConnection(settings[-1]) for _ in range(size)], []
-        rooms.append([connection.simulator for connection in pool._connections])
-
-    monkeypatch.setattr("training.evaluation.simulation_pool.WorkerPool.__init__", start)
-    monkeypatch.setattr(
-        "training.evaluation.simulation_pool.WorkerPool.__len__", lambda p: len(p._connections)
-    )
-    rooms = []
+def test_the_policy_acts_alike_alone_and_beside_others(checkpoint, archive, rooms, tmp_path):
     for size in (1, 2):
         shared = {"chains": 2, "num_envs": size, "max_steps": 3, "output": tmp_path / f"{size}.json"}
         calvin_success.measure_chains(ChainOptions(str(checkpoint), archive, **shared))
