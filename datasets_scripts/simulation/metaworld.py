@@ -185,7 +185,7 @@ class MetaWorldSim(contextlib.AbstractContextManager):
         self._make_expert = simulator.policies[self.task]
         self._expert = self._make_expert()
         self._observation = np.zeros(39)
-        self._steps_taken = 0
+        self.steps_taken = 0
         model = self._env.model
         self._main_axes = model.camera(CAMERAS["main"]).mat0.reshape(3, 3) @ _image_axes("main")
         self._env.displacement = perturbation.object_displacement(self._main_axes)
@@ -215,7 +215,7 @@ class MetaWorldSim(contextlib.AbstractContextManager):
     @property
     def steps_left(self) -> int:
         """Simulation steps until MetaWorld's own limit of 500."""
-        return MAX_STEPS - self._steps_taken
+        return MAX_STEPS - self.steps_taken
 
     def reset(self, seed: int) -> None:
         """Start an episode; the same non-negative seed gives the same start, whatever happened before."""
@@ -227,7 +227,7 @@ class MetaWorldSim(contextlib.AbstractContextManager):
         self._mujoco.mj_kinematics(self._env.model, self._env.data)
         self._mujoco.mj_camlight(self._env.model, self._env.data)
         self._expert = self._make_expert()
-        self._steps_taken = 0
+        self.steps_taken = 0
 
     def observe(self) -> dict:
         """What a policy sees now: `images`, `(H, W, 3)` uint8 RGB by camera, and `state`."""
@@ -257,7 +257,7 @@ class MetaWorldSim(contextlib.AbstractContextManager):
         success = False
         for _ in range(min(repeat, self.steps_left)):
             self._observation, _, _, _, info = self._env.step(action)
-            self._steps_taken += 1
+            self.steps_taken += 1
             success = success or bool(info["success"])
             if success and stop_on_success:
                 break

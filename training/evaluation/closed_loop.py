@@ -7,7 +7,7 @@ instruction, style z = 0, and the chunk of the newest frame counts.
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class Episode:
     """One trial.
 
     Attributes:
-        task, seed: MetaWorld task and start.
+        task, seed: Task and start.
         success (`bool`): Whether the task was solved at any simulation step (LeRobot's rule).
         steps, simulation_steps (`int`): Control steps, one action each, and those of the simulation.
         frames (`list`): Pictures of the first view, `(H, W, 3)` uint8, if they were asked for.
@@ -58,9 +58,9 @@ def run_episodes(
     pool: SimulationPool,
     trials: Sequence[tuple[str, int]],
     stride: int,
-    max_steps: int,
+    max_steps: Mapping[str, int],
     execute_steps: int = 1,
-    film: int = 0,
+    film: Collection[tuple[str, int]] = (),
     on_done: Callable[[Episode], None] | None = None,
 ) -> tuple[list[Episode], Timing]:
     """Runs a policy from given starts. What happens in a trial does not depend on the others.
@@ -70,10 +70,10 @@ def run_episodes(
         pool (`SimulationPool`): Renders the policy's views.
         trials (`Sequence[tuple[str, int]]`): Task and seed of each episode.
         stride (`int`): Simulation steps per control step.
-        max_steps (`int`): Control steps after which an episode has failed.
+        max_steps (`Mapping[str, int]`): Control steps after which an episode has failed, by task.
         execute_steps (`int`): Actions of a chunk that are executed before the next chunk is followed; 1 as in
             GR-MG. Every observation enters the window either way.
-        film (`int`): Keep the pictures of this many first trials.
+        film (`Collection`): Trials whose pictures are kept.
         on_done (`Callable`, *optional*): Called with every finished episode, in order of finishing.
 
     Returns:
@@ -83,7 +83,6 @@ def run_episodes(
         RuntimeError: If a simulator fails.
     """
     episodes = [Episode(task, seed) for task, seed in trials]
-    filmed = {id(episode) for episode in episodes[:film]}
     waiting = deque(episodes)
     slots: dict[int, _Slot] = {}
     timing = Timing()
@@ -105,10 +104,10 @@ def run_episodes(
                 stream.reset(slot.seen["instruction"], envs=[worker])
             episode = slot.episode
             episode.success, episode.simulation_steps = slot.seen["success"], slot.seen["simulation_steps"]
-            if id(episode) in filmed:
+            if (episode.task, episode.seed) in film:
                 episode.frames.append(slot.seen["images"][stream.model.config.views[0]])
         for worker, slot in list(slots.items()):
-            if slot.episode.success or slot.episode.steps >= max_steps:
+            if slot.episode.success or slot.episode.steps >= max_steps[slot.episode.task]:
                 if on_done is not None:
                     on_done(slot.episode)
                 begin(worker)
