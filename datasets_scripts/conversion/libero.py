@@ -33,15 +33,13 @@ import numpy as np
 
 from datasets_scripts.columns import image_key, recorded_features
 from datasets_scripts.conversion.job import Demonstration
+from datasets_scripts.simulation.libero import CONVERTED_STATE, LIBERO_HZ, converted_state
 from datasets_scripts.storage.shards import Layout
 
 __all__ = ["LiberoArchive"]
 
-LIBERO_FPS = 20
 LIBERO_CAMERAS = {"main": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
 WIDTHS = {"ee_states": 6, "gripper_states": 2}
-HALF_OPEN_M = 0.04  # the Panda's fingers are 0 to 8 cm apart
-STATE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 LIBERO_ACTIONS = (*(f"{kind}_{axis}" for kind in ("delta", "axis_angle") for axis in "xyz"), "gripper")
 REMEDY = "download the file again"
 
@@ -77,8 +75,8 @@ class LiberoArchive:
             self._open(path, name)
             sources.append([name, path.stat().st_size, len(self._demos) - before])
         self._demos, self.lengths = self._demos[:limit], self.lengths[:limit]
-        features = recorded_features(self._sizes, False, STATE_NAMES, LIBERO_ACTIONS)
-        self.layout = Layout(LIBERO_FPS, "panda", features, {})
+        features = recorded_features(self._sizes, False, CONVERTED_STATE, LIBERO_ACTIONS)
+        self.layout = Layout(LIBERO_HZ, "panda", features, {})
         self.parameters = {
             "format": "LIBERO",
             "episodes": len(self._demos),
@@ -156,10 +154,7 @@ class LiberoArchive:
                 f"{path}: the gripper command of {demo} is not -1 (open) or 1 (closed) throughout"
             )
         actions = np.concatenate([actions[:, :6], (actions[:, 6:] < 0)], axis=1)
-        # Extrinsic x, y, z: Rz(yaw) Ry(pitch) Rx(roll).
-        angles = Rotation.from_rotvec(pose[:, 3:]).as_euler("xyz")
-        opened = (fingers[:, :1] - fingers[:, 1:]) > HALF_OPEN_M
-        state = np.concatenate([pose[:, :3], angles, opened], axis=1)
+        state = converted_state(pose[:, :3], Rotation.from_rotvec(pose[:, 3:]), fingers)  # (F, 7)
         if self.next_action:
             actions, state = actions[1:], state[:-1]
         n_frames = len(state)

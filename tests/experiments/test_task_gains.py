@@ -11,7 +11,7 @@ def results(successes, **changes):
     """Results of `evaluate.py` with 20 tries of each task."""
     tasks = {t: {"success_rate": s / 20, "successes": s, "episodes": 20} for t, s in successes.items()}
     settings = {"max_steps": 360}
-    return {"benchmark": "CALVIN", "complete": True, "settings": settings, "tasks": tasks, **changes}
+    return {"benchmark": "CALVIN", "settings": settings, "tasks": tasks, **changes}
 
 
 BASE = results({"stack_block": 10, "open_drawer": 20, "lift_red_block_slider": 4, "push_into_drawer": 1})
@@ -43,7 +43,6 @@ def test_the_command_draws_and_prints_the_gains(tmp_path, capsys):
     [
         ({"benchmark": "LIBERO"}, "different benchmark: CALVIN and LIBERO"),
         ({"settings": {"max_steps": 100}}, "different settings"),
-        ({"complete": False}, "not complete"),
         ({"tasks": {}}, "no task in common"),
     ],
 )

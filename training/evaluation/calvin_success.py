@@ -26,16 +26,17 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets_scripts.conversion.calvin import CALVIN_ACTIONS, CALVIN_CAMERAS, CALVIN_FPS, STATE_ENTRIES
-from datasets_scripts.storage.atomic import write_json
-from training.evaluation.benchmark import (
+from datasets_scripts.storage.atomic import read_json, write_json
+from training.evaluation.simulation_pool import WorkerPool, become_command
+from training.evaluation.success import (
     describe_checkpoint,
+    evaluation_job,
+    format_rates,
     open_policy,
     option,
     percentiles_ms,
-    read_earlier,
     success_figures,
 )
-from training.evaluation.simulation_pool import WorkerPool, become_command
 from training.run_facts import count_cores, describe_run
 
 __all__ = ["CalvinPool", "ChainOptions", "format_chains", "measure_chains", "task_outcomes"]
@@ -59,10 +60,7 @@ class ChainOptions:
     )
     revision: str | None = option("commit, branch or tag of a Hub id", None)
     chains: int = option(f"the first of the protocol's {CALVIN_CHAINS} chains (default: all)", CALVIN_CHAINS)
-    output: Path = option(
-        "results, written after every chain; an interrupted evaluation resumes (default: %(default)s)",
-        Path("calvin.json"),
-    )
+    output: Path = option("results (default: %(default)s)", Path("calvin.json"))
     num_envs: int = option("simulators side by side (default: one per core, %(default)s here)", count_cores)
     max_steps: int = option("steps until a task has failed (default: %(default)s)", CALVIN_MAX_STEPS)
     execute_steps: int = option(
@@ -139,19 +137,19 @@ class CalvinPool(WorkerPool):
 
 
 def measure_chains(options: ChainOptions, arguments: Sequence[str] | None = None) -> dict:
-    """Runs the chains that `options.output` does not have yet, and writes it after each of them.
+    """Runs the chains; those that an interrupted evaluation finished are kept.
 
     Args:
         options (`ChainOptions`): What to measure.
-        arguments (`Sequence[str]`, *optional*): As of `measure_success`.
+        arguments (`Sequence[str]`, *optional*): As of [`success.measure`].
 
     Returns:
         `dict`: What goes into the JSON file: `chains` (success of 1 to 5 tasks in a row and Avg. Len., with
-        standard errors), `tasks` (success rate of each task that was tried, with its interval), `episodes`,
-        `settings`, `timing`, `checkpoint`, what `describe_run` gives.
+        standard errors), `tasks` (success rate of each task that was tried, with its interval), `episodes`
+        (one per chain), `settings`, `timing`, `checkpoint`, what `describe_run` gives.
 
     Raises:
-        ValueError: If checkpoint, data and earlier results do not fit together; names the remedy.
+        ValueError: If checkpoint, data and earlier chains do not fit together; names the remedy.
         RuntimeError: If CALVIN is missing or fails.
     """
     environment = _read_environment(options.calvin_data)
@@ -165,70 +163,69 @@ def measure_chains(options: ChainOptions, arguments: Sequence[str] | None = None
             "success": "CALVIN's task oracle after any step",
         }
         checkpoint = describe_checkpoint(options, model.config)
-        earlier = read_earlier(options.output, "CALVIN", checkpoint, settings)
-        results = {
-            "version": 1,
-            "benchmark": "CALVIN",
-            "checkpoint": checkpoint,
-            "complete": False,
-            "settings": settings,
-            "timing": earlier.get("timing", {}),
-            "episodes": earlier.get("episodes", []),
-            **describe_run("training/evaluate.py" if arguments is not None else None, arguments),
-        }
-        return _measure(options, model, processor, results)
+        facts = {"benchmark": "CALVIN", "checkpoint": checkpoint, "settings": settings}
+        run = describe_run("training/evaluate.py" if arguments is not None else None, arguments)
+        return _measure(options, model, processor, facts, run)
 
 
-def _measure(options: ChainOptions, model, processor, results: dict) -> dict:
+def _measure(options: ChainOptions, model, processor, facts: dict, run: dict) -> dict:
+    from modeling_foresight import ForesightStream
     from training.evaluation.metric_loader import load_metric
 
     # Before the chains: the cache of such scripts may be read-only.
-    metrics = {name: load_metric(name) for name in ("task_chain", "success_rate")}
-    done = {episode["chain"] for episode in results["episodes"]}
-    if missing := [number for number in range(options.chains) if number not in done]:
-        _run_chains(options, model, processor, missing, results)
-    results["complete"] = True
-    chains = metrics["task_chain"].compute(predictions=[e["solved"] for e in results["episodes"]])
-    tasks = {
-        task: success_figures(metrics["success_rate"], outcomes)
-        for task, outcomes in sorted(task_outcomes(results["episodes"]).items())
-    }
-    return {**results, "chains": chains, "tasks": tasks}
+    chain_metric, task_metric = load_metric("task_chain"), load_metric("success_rate")
+    job, size = evaluation_job(options.output, facts), min(options.num_envs, options.chains)
+    if job.partial.exists():
+        job.open()  # refuses another evaluation before CALVIN starts, which takes a minute
+    stream = ForesightStream(model, processor, num_envs=size)
+    with CalvinPool(size, options.calvin_python, options.calvin_data) as pool, job.claim():
+        episodes, timing = _run_chains(options, stream, pool, job.partial)
+        outcomes = sorted(task_outcomes(episodes).items())
+        results = {
+            "version": 1,
+            **facts,
+            "chains": chain_metric.compute(predictions=[episode["solved"] for episode in episodes]),
+            "tasks": {task: success_figures(task_metric, tries) for task, tries in outcomes},
+            "timing": timing,
+            "episodes": episodes,
+            **run,
+            "versions": run["versions"] | pool.versions,
+        }
+        write_json(options.output, results)
+    shutil.rmtree(job.partial, ignore_errors=True)
+    return results
 
 
-def _run_chains(options: ChainOptions, model, processor, numbers: list[int], results: dict) -> None:
-    """Runs the chains of these numbers, and adds them to `results` and its file one by one."""
-    from modeling_foresight import ForesightStream
+def _run_chains(options: ChainOptions, stream, pool: CalvinPool, folder: Path) -> tuple[list[dict], dict]:
+    """Runs the chains that `folder` lacks; gives what is known of all, and the `timing` of the results."""
     from training.evaluation.closed_loop import run_episodes
 
-    size, begun = min(options.num_envs, len(numbers)), time.perf_counter()
-    earlier_s = results["timing"].get("wall_s", 0)
-    stream = ForesightStream(model, processor, num_envs=size)
-    with CalvinPool(size, options.calvin_python, options.calvin_data) as pool:
-        _check_chains(results["episodes"], pool.chains, options.output)
-        results["versions"] |= pool.versions
-        trials = [(tasks[0], number, tuple(tasks[1:])) for number, (_, tasks) in enumerate(pool.chains)]
-        with tqdm(total=options.chains, initial=options.chains - len(numbers), unit="chain") as bar:
+    begun = time.perf_counter()
+    known = {int(path.stem): read_json(path) for path in folder.glob("[0-9]*.json")}
+    _check_chains(known, pool.chains, folder)
+    missing = [number for number in range(options.chains) if number not in known]
+    resumed = options.chains - len(missing)
+    with tqdm(total=options.chains, initial=resumed, desc="evaluate", unit="chain") as bar:
 
-            def keep(episode) -> None:
-                results["episodes"].append(
-                    {
-                        "chain": episode.seed,
-                        "tasks": [episode.task, *episode.following],
-                        "solved": episode.solved,
-                        "steps": episode.steps,
-                    }
-                )
-                results["episodes"].sort(key=lambda chain: chain["chain"])
-                results["timing"]["wall_s"] = round(earlier_s + time.perf_counter() - begun, 2)
-                write_json(options.output, results)
-                bar.set_postfix_str(f"Avg. Len. {np.mean([e['solved'] for e in results['episodes']]):.2f}")
-                bar.update()
+        def keep(episode) -> None:
+            known[episode.seed] = {
+                "chain": episode.seed,
+                "tasks": [episode.task, *episode.following],
+                "solved": episode.solved,
+                "steps": episode.steps,
+            }
+            write_json(folder / f"{episode.seed:06d}.json", known[episode.seed])
+            bar.set_postfix_str(f"Avg. Len. {np.mean([chain['solved'] for chain in known.values()]):.2f}")
+            bar.update()
 
-            chosen, steps = [trials[number] for number in numbers], (options.max_steps, options.execute_steps)
-            _, timing = run_episodes(stream, pool, chosen, 1, *steps, on_done=keep)
-    results["timing"] |= {
-        "parallel_environments": size,
+        chains = [(number, pool.chains[number][1]) for number in missing]
+        trials = [(tasks[0], number, tuple(tasks[1:])) for number, tasks in chains]
+        limits = dict.fromkeys((task for _, tasks in chains for task in tasks), options.max_steps)
+        _, timing = run_episodes(stream, pool, trials, 1, limits, options.execute_steps, on_done=keep)
+    return [known[number] for number in range(options.chains)], {
+        "wall_s": round(time.perf_counter() - begun, 2),
+        "parallel_environments": len(pool),
+        **({"resumed_after": resumed} if resumed else {}),
         "policy_ms": percentiles_ms(timing.policy),
         "control_step_ms": percentiles_ms(timing.step),
     }
@@ -244,19 +241,12 @@ def task_outcomes(episodes: Sequence[Mapping]) -> dict[str, list[bool]]:
 
 
 def format_chains(results: dict) -> str:
-    """The table of the paper as a line for people, and a line per task."""
+    """A line for people per task, and the row of the paper's Table I."""
     chains = results["chains"]
     rates = " ".join(f"{chains[f'{k}_in_a_row']:.1%}" for k in range(1, CHAIN_LENGTH + 1))
     error = f" +- {chains['avg_len_se']:.3f}" if "avg_len_se" in chains else ""
-    lines = [
-        f"{task}: {f['successes']}/{f['episodes']} = {f['success_rate']:.1%}"
-        for task, f in results["tasks"].items()
-    ]
-    lines.append(
-        f"1 to {CHAIN_LENGTH} in a row: {rates}; Avg. Len. {chains['avg_len']:.3f}{error} "
-        f"({chains['chains']} chains)"
-    )
-    return "\n".join(lines)
+    row = f"1 to {CHAIN_LENGTH} in a row: {rates}; Avg. Len. {chains['avg_len']:.3f}{error}"
+    return "\n".join([*format_rates(results["tasks"]), f"{row} ({chains['chains']} chains)"])
 
 
 def _read_environment(folder: Path) -> str | None:
@@ -273,8 +263,6 @@ def _read_environment(folder: Path) -> str | None:
 
 def _check_policy(config, options: ChainOptions) -> None:
     """Refuses a policy that does not fit CALVIN's robot, cameras and rate, or lacks a goal source."""
-    if not config.has("action"):
-        raise ValueError(f"the checkpoint has no action head; its objectives are {list(config.objectives)}")
     if set(config.views) != set(CALVIN_CAMERAS):
         raise ValueError(
             f"the checkpoint has the views {list(config.views)}; CALVIN's protocol shows "
@@ -299,11 +287,11 @@ def _check_policy(config, options: ChainOptions) -> None:
         )
 
 
-def _check_chains(episodes: Sequence[Mapping], chains: Sequence[tuple], output: Path) -> None:
-    """Refuses to resume results whose chains are not those of the installed CALVIN."""
-    for episode in episodes:
-        if episode["tasks"] != list(chains[episode["chain"]][1]):
+def _check_chains(known: Mapping[int, Mapping], chains: Sequence[tuple], folder: Path) -> None:
+    """Refuses to resume an evaluation whose chains are not those of the installed CALVIN."""
+    for number, chain in known.items():
+        if chain["tasks"] != list(chains[number][1]):
             raise ValueError(
-                f"{output} has chain {episode['chain']} with other tasks than this calvin_agent makes; give "
-                "another --output"
+                f"chain {number} in {folder} has other tasks than this calvin_agent gives it; choose another "
+                f"--output, or delete {folder}"
             )

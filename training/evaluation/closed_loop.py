@@ -7,7 +7,7 @@ instruction, style z = 0, and the chunk of the newest frame counts.
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class _Slot:
     """A busy simulator and its task: the last answer (see `WorkerPool.receive`), and the actions planned."""
 
     episode: Episode
+    task: str
     seen: Mapping | None = None
     steps: int = 0
     planned: deque = dataclasses.field(default_factory=deque)
@@ -64,9 +65,9 @@ def run_episodes(
     pool: WorkerPool,
     trials: Sequence[tuple],
     stride: int,
-    max_steps: int,
+    max_steps: Mapping[str, int],
     execute_steps: int = 1,
-    film: int = 0,
+    film: Collection[tuple[str, int]] = (),
     on_done: Callable[[Episode], None] | None = None,
 ) -> tuple[list[Episode], Timing]:
     """Runs a policy from given starts. What happens in a trial does not depend on the others.
@@ -76,10 +77,10 @@ def run_episodes(
         pool (`WorkerPool`): Renders the policy's views.
         trials (`Sequence[tuple]`): Task and seed of each episode, and the tasks that follow if there are any.
         stride (`int`): Simulation steps per control step.
-        max_steps (`int`): Control steps after which a task has failed.
+        max_steps (`Mapping[str, int]`): Control steps after which a task has failed, by task.
         execute_steps (`int`): Actions of a chunk that are executed before the next chunk is followed; 1 as in
             GR-MG. Every observation enters the window either way.
-        film (`int`): Keep the pictures of this many first trials.
+        film (`Collection`): Trials whose pictures are kept.
         on_done (`Callable`, *optional*): Called with every finished episode, in order of finishing.
 
     Returns:
@@ -89,7 +90,6 @@ def run_episodes(
         RuntimeError: If a simulator fails.
     """
     episodes = [Episode(*trial) for trial in trials]
-    filmed = {id(episode) for episode in episodes[:film]}
     waiting = deque(episodes)
     slots: dict[int, _Slot] = {}
     timing = Timing()
@@ -97,8 +97,9 @@ def run_episodes(
     def begin(worker: int) -> None:
         slots.pop(worker, None)
         if waiting:
-            slots[worker] = _Slot(waiting.popleft())
-            pool.reset(worker, slots[worker].episode.task, slots[worker].episode.seed)
+            episode = waiting.popleft()
+            slots[worker] = _Slot(episode, episode.task)
+            pool.reset(worker, episode.task, episode.seed)
 
     for worker in range(len(pool)):
         begin(worker)
@@ -111,15 +112,15 @@ def run_episodes(
                 stream.reset(slot.seen["instruction"], envs=[worker])
             episode = slot.episode
             episode.success, episode.simulation_steps = slot.seen["success"], slot.seen["simulation_steps"]
-            if id(episode) in filmed:
+            if (episode.task, episode.seed) in film:
                 episode.frames.append(slot.seen["images"][stream.model.config.views[0]])
         for worker, slot in list(slots.items()):
             episode = slot.episode
             episode.solved += episode.success
             if episode.success and episode.solved <= len(episode.following):
-                slots[worker] = _Slot(episode)
-                pool.follow(worker, episode.following[episode.solved - 1])
-            elif episode.success or slot.steps >= max_steps:
+                slots[worker] = _Slot(episode, episode.following[episode.solved - 1])
+                pool.follow(worker, slots[worker].task)
+            elif episode.success or slot.steps >= max_steps[slot.task]:
                 if on_done is not None:
                     on_done(episode)
                 begin(worker)

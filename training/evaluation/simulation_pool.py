@@ -6,12 +6,10 @@ Neither this file nor the worker processes import PyTorch: starting one takes as
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from typing import Self
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import numpy as np
-
-from datasets_scripts.simulation.perturbation import Perturbation
 
 __all__ = ["SimulationPool", "WorkerPool", "become_command"]
 
@@ -25,10 +23,10 @@ class WorkerPool:
         size (`int`): Number of simulators.
         serve (`Callable`): What a process does: it answers the requests of a connection, and gets `settings`
             too. Its module is imported by each process.
-        settings (`tuple`): Of the simulators.
+        settings: Of the simulators.
     """
 
-    def __init__(self, size: int, serve: Callable, settings: tuple):
+    def __init__(self, size: int, serve: Callable, settings: Any):
         # Spawned, because a forked copy of a process with threads and an OpenGL context is not safe.
         context = multiprocessing.get_context("spawn")
         self._connections, self._processes = [], []
@@ -46,8 +44,8 @@ class WorkerPool:
     def receive(self, worker: int) -> Mapping:
         """The answer to the last request.
 
-        It has `images` (camera -> `(H, W, 3)` uint8), `state` `(state_dim,)` float32, `success` of this
-        request, `instruction`, and `simulation_steps` since the episode's start.
+        It has `images` (camera -> `(H, W, 3)` uint8), `state` `(S,)` float32, `success` of this request,
+        `instruction`, and `simulation_steps` since the episode's start.
 
         Raises:
             RuntimeError: If the simulator failed or its process died.
@@ -96,17 +94,15 @@ def become_command(connection, command: tuple[str, ...]) -> None:
 
 
 class SimulationPool(WorkerPool):
-    """MetaWorld; `MetaWorldSim` explains `cameras`, `image_size` (pixels), `quality` and `perturbation`."""
+    """Simulators in our own Python.
 
-    def __init__(
-        self,
-        size: int,
-        cameras: Sequence[str],
-        image_size: int,
-        quality: str = "fast",
-        perturbation: Perturbation = Perturbation(),  # noqa: B008 - frozen
-    ):
-        super().__init__(size, _serve, (tuple(cameras), image_size, quality, perturbation))
+    Args:
+        size (`int`): Number of simulators.
+        make_simulator (`Callable`): Task -> simulator, such as `MetaWorldSim`, in the process that calls it.
+    """
+
+    def __init__(self, size: int, make_simulator: Callable[[str], Any]):
+        super().__init__(size, _serve, make_simulator)
 
     def reset(self, worker: int, task: str, seed: int) -> None:
         """Asks for a new episode; [`receive`] gives its first observation."""
@@ -117,13 +113,11 @@ class SimulationPool(WorkerPool):
         self._send(worker, ("step", np.asarray(action, dtype=np.float32), repeat))
 
 
-def _serve(connection, settings: tuple) -> None:
-    """Serves requests until the other end closes the connection; `settings` of `MetaWorldSim`."""
+def _serve(connection, make_simulator: Callable[[str], Any]) -> None:
+    """Serves requests until the other end closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     # The processes share the cores already; the software renderer must not start threads for each of them.
     os.environ.setdefault("LP_NUM_THREADS", "0")
-    from datasets_scripts.simulation.metaworld import MAX_STEPS, MetaWorldSim
-
     sim = None
     try:
         while True:
@@ -136,13 +130,13 @@ def _serve(connection, settings: tuple) -> None:
                     if sim is None or sim.task != subject:
                         if sim is not None:
                             sim.close()
-                        sim = MetaWorldSim(subject, *settings)
+                        sim = make_simulator(subject)
                     sim.reset(number)
                 answer = {
                     **sim.observe(),
                     "success": success,
                     "instruction": sim.task_description,
-                    "simulation_steps": MAX_STEPS - sim.steps_left,
+                    "simulation_steps": sim.steps_taken,
                 }
             except (ValueError, RuntimeError) as error:
                 answer = error

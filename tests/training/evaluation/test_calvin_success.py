@@ -138,7 +138,7 @@ def run(checkpoint, archive, rooms, tmp_path, monkeypatch, capsys):
         results = json.loads(output.read_text()) if output.exists() else None
         return SimpleNamespace(code=code, out=printed.out, err=printed.err, results=results)
 
-    run.output = output
+    run.output, run.partial = output, output.with_name("calvin.json.partial")
     return run
 
 
@@ -152,7 +152,7 @@ def test_a_failure_ends_a_chain_however_many_run_side_by_side(run, size):
     assert done.code == 0, done.err
     results = done.results
     assert outcomes(results) == [(i, SOLVED[i % 4], STEPS[i % 4]) for i in range(6)]
-    assert results["complete"] and results["settings"]["environment"] == "D"
+    assert results["settings"]["environment"] == "D" and not run.partial.exists()
     assert results["versions"]["pybullet"] == "3.2.7"
     chains = results["chains"]
     assert [round(chains[f"{k}_in_a_row"] * 6) for k in range(1, 6)] == [5, 3, 2, 2, 2]
@@ -184,51 +184,44 @@ def test_between_tasks_the_scene_stays_and_the_policy_starts_anew(run):
     assert FakeStream.last.tasks[5] == ("open the drawer", [0, 1, 2]), "the next chain begins with a reset"
 
 
-def test_an_interrupted_evaluation_resumes_to_the_same_results(run, monkeypatch):
-    whole = run("--chains", "5").results
-    run.output.unlink()
-    step, left = calvin.CalvinSimulator._step, iter(range(40))
+@pytest.fixture
+def interrupted(run, monkeypatch):
+    """An evaluation that ended in its third chain."""
+    with monkeypatch.context() as patch:
+        step, left = calvin.CalvinSimulator._step, iter(range(40))
 
-    def interrupted(self, action):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return step(self, action)
+        def interrupt(self, action):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return step(self, action)
 
-    monkeypatch.setattr(calvin.CalvinSimulator, "_step", interrupted)
-    done = run("--chains", "5", "--num_envs", "1")
-    assert done.code == 130 and not done.results["complete"]
-    assert outcomes(done.results) == outcomes(whole)[:2]
-    monkeypatch.setattr(calvin.CalvinSimulator, "_step", step)
-    done = run("--chains", "5")
-    assert done.code == 0 and len(FakeStream.last.tasks) == 1 + 3 + 5, "the first two chains are kept"
-    for name in ("episodes", "chains", "tasks", "complete"):
-        assert done.results[name] == whole[name]
+        patch.setattr(calvin.CalvinSimulator, "_step", interrupt)
+        done = run("--chains", "5", "--num_envs", "1")
+    assert done.code == 130 and done.results is None
+    assert [path.name for path in sorted(run.partial.glob("0*"))] == ["000000.json", "000001.json"]
+    return run
 
 
-def test_a_finished_evaluation_needs_no_simulator(run, monkeypatch):
-    whole = run("--chains", "4").results
-    monkeypatch.setattr(calvin_success, "CalvinPool", None)
-    again = run("--chains", "4")
-    assert again.code == 0 and again.results["chains"] == whole["chains"]
-    assert again.results["timing"] == whole["timing"]
+def test_an_interrupted_evaluation_resumes_to_the_same_results(interrupted):
+    resumed = interrupted("--chains", "5")
+    assert resumed.code == 0 and len(FakeStream.last.tasks) == 1 + 3 + 5, "the first two chains are kept"
+    assert resumed.results["timing"]["resumed_after"] == 2
+    whole = interrupted("--chains", "5").results
+    for name in ("episodes", "chains", "tasks"):
+        assert resumed.results[name] == whole[name]
 
 
-def test_results_of_another_policy_or_other_settings_are_refused_and_kept(run, tmp_path):
-    assert run("--chains", "2").code == 0
-    before = run.output.read_text()
+def test_chains_of_another_policy_or_other_settings_are_refused_and_kept(interrupted, tmp_path):
     torch.manual_seed(1)
-    other = run("--chains", "4", checkpoint=save(tmp_path / "other", robot_config()))
-    assert other.code == 1 and "checkpoint.weights_sha256" in other.err and "--output" in other.err
-    slower = run("--chains", "4", "--max_steps", "9")
-    assert slower.code == 1 and "results with max_steps 8, this run has 9" in slower.err
-    assert run.output.read_text() == before
-    results = json.loads(before)
-    results["episodes"][0]["tasks"][0] = "close_drawer"
-    run.output.write_text(json.dumps(results))
-    newer = run("--chains", "4")
-    assert newer.code == 1 and "chain 0 with other tasks than this calvin_agent makes" in newer.err
-    run.output.write_text("{}")
-    assert "holds no results" in run("--chains", "4").err
+    other = interrupted("--chains", "5", checkpoint=save(tmp_path / "other", robot_config()))
+    assert other.code == 1 and "with other parameters (checkpoint: " in other.err and "--output" in other.err
+    slower = interrupted("--chains", "5", "--max_steps", "9")
+    assert slower.code == 1 and "with other parameters (settings: " in slower.err
+    kept = interrupted.partial / "000000.json"
+    kept.write_text(kept.read_text().replace("turn_on_led", "close_drawer"))
+    newer = interrupted("--chains", "5")
+    assert newer.code == 1 and "has other tasks than this calvin_agent gives it" in newer.err
+    assert len(list(interrupted.partial.glob("0*"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -254,7 +247,6 @@ def test_user_mistakes_are_one_clear_message(run, options, message):
         ({"goal_image": True}, "--goal_source none"),
         ({"state_dim": 9}, "state_dim 9"),
         ({"fps": 10}, "10 steps a second"),
-        ({"objectives": ["depth"]}, "no action head"),
     ],
 )
 def test_a_policy_that_does_not_fit_the_protocol_is_refused(overrides, message):
@@ -271,7 +263,7 @@ def test_a_policy_trained_with_goals_may_act_without():
 def test_a_missing_package_is_named_with_what_installs_it(run, monkeypatch, lost):
     monkeypatch.setitem(sys.modules, lost, None)
     done = run("--chains", "1")
-    assert done.code == 1 and done.results is None
+    assert done.code == 1 and done.results is None and not run.partial.exists()
     assert lost in done.err and "install.sh" in done.err and "--calvin_python" in done.err
 
 
