@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
+SHOWN_CAMERAS = ("static", "gripper")
 INSTALL = (
     "install CALVIN (git clone --recurse-submodules https://github.com/mees/calvin; cd calvin; "
     "sh install.sh), and name its Python with --calvin_python"
@@ -60,8 +61,10 @@ class CalvinSimulator:
         tasks = settings / "callbacks" / "rollout" / "tasks" / "new_playtable_tasks.yaml"
         self._oracle = instantiate(OmegaConf.load(tasks))
         self._wording = OmegaConf.load(settings / "annotations" / "new_playtable_validation.yaml")
+        # Without the tactile camera of the archives, which no policy of ours sees.
+        seen = {"rgb_obs": [f"rgb_{camera}" for camera in SHOWN_CAMERAS], "depth_obs": []}
         try:
-            self._env = get_env(Path(folder) / "validation", show_gui=False)
+            self._env = get_env(Path(folder) / "validation", obs_space=seen, show_gui=False)
         except SystemExit:  # calvin_env's, where PyBullet finds no EGL
             raise RuntimeError(
                 "PyBullet's EGL renderer does not start; set use_egl: false in "
@@ -99,7 +102,7 @@ class CalvinSimulator:
 
     def _observe(self, observation: dict, success: bool) -> dict:
         images = {}
-        for camera in ("static", "gripper"):
+        for camera in SHOWN_CAMERAS:
             pixels = np.ascontiguousarray(observation["rgb_obs"][f"rgb_{camera}"], dtype=np.uint8)
             images[camera] = (pixels.tobytes(), pixels.shape)
         return {

@@ -30,7 +30,7 @@ STEPS = [23, 11, 8, 19]  # when a task fails after 8
 ARCHIVE = """\
 env:
   _target_: calvin_env.envs.play_table_env.PlayTableSimEnv
-  cameras: {static: {height: 200, width: 200}, gripper: {height: 84, width: 84}}
+  cameras: {static: {height: 200, width: 200}, gripper: {height: 84, width: 84}, tactile: {}}
 scene: {table: calvin_table_D/urdf/calvin_table_D.urdf}
 """
 

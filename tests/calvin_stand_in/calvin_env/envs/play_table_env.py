@@ -51,4 +51,8 @@ class PlayTableSimEnv:
 
 def get_env(dataset_path, obs_space=None, show_gui=True, **kwargs):
     config = OmegaConf.load(Path(dataset_path) / ".hydra" / "merged_config.yaml")
+    cameras = config["env"]["cameras"]
+    if obs_space is not None:
+        keep = {key.split("_")[1] for key in obs_space["rgb_obs"] + obs_space["depth_obs"]}
+        config["env"]["cameras"] = {name: camera for name, camera in cameras.items() if name in keep}
     return instantiate(config["env"], show_gui=show_gui, use_vr=False, use_scene_info=True)
