@@ -130,16 +130,14 @@ def serve_requests(connection: Connection, folder: str) -> None:
     except Exception as error:
         connection.send(RuntimeError(str(error) or repr(error)))
         return
-    while True:
-        try:
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
             request = connection.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            answer = simulator.answer(request)
-        except Exception as error:  # of PyBullet, hydra, calvin_env: types that the other Python may lack
-            answer = RuntimeError(f"CALVIN's simulator failed at {request[0]}: {error!r}")
-        connection.send(answer)
+            try:
+                answer = simulator.answer(request)
+            except Exception as error:  # of PyBullet, hydra, calvin_env: types that the other Python may lack
+                answer = RuntimeError(f"CALVIN's simulator failed at {request[0]}: {error!r}")
+            connection.send(answer)
 
 
 if __name__ == "__main__":

@@ -294,6 +294,20 @@ def test_the_simulator_runs_in_an_old_python_without_the_project():
     assert not {name for name in imported if name.split(".")[0] in ("datasets_scripts", "training")}
 
 
+def test_a_connection_that_closes_ends_the_simulator_quietly(archive, stand_in):
+    class Closed:
+        """The other end: it asks once, and is gone when the answer comes."""
+
+        def recv(self):
+            return ("chains", 1)
+
+        def send(self, answer):
+            if isinstance(answer, list):
+                raise BrokenPipeError
+
+    calvin.serve_requests(Closed(), str(archive))
+
+
 def test_a_process_of_another_python_answers_and_its_end_is_reported(archive, monkeypatch):
     folders = (STAND_IN, STAND_IN / "calvin_models")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
