@@ -175,11 +175,17 @@ def _measure(benchmark: Benchmark, model, processor, run: dict) -> dict:
         "seeds": {"first": options.seeds[0], "last": options.seeds[-1]},
         "settings": settings,
     }
-    weights = facts["checkpoint"]["weights_sha256"] or options.checkpoint
-    asked = {**facts, "checkpoint": [weights, facts["checkpoint"]["revision"]], "tasks": benchmark.tasks}
+    digest, commit = facts["checkpoint"]["weights_sha256"], facts["checkpoint"]["revision"]
+    policy = f"weights {digest[:12]}" if digest else f"{options.checkpoint}@{commit}"
+    asked = {**facts, "checkpoint": policy, "tasks": benchmark.tasks}
     job = EpisodeJob(options.output, "evaluation", json.loads(json.dumps(asked)))
     with job.claim():
-        episodes, timing = _run_trials(benchmark, model, processor, settings, job.partial)
+        try:
+            episodes, timing = _run_trials(benchmark, model, processor, settings, job.partial)
+        except BaseException:
+            if not any(_read_episodes(job.partial)):
+                shutil.rmtree(job.partial)  # nothing is lost
+            raise
 
         def rate(tasks: Sequence[str]) -> dict:
             return _success_rate(metric, [e.success for e in episodes if e.task in tasks])

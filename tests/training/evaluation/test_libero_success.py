@@ -111,7 +111,7 @@ def test_the_paper_s_mean_needs_all_four_suites():
 @pytest.mark.parametrize(
     ("options", "policy", "message"),
     [
-        (["--suite", "libero_objct"], {}, "did you mean libero_object"),
+        (["--suite", "libero_objects"], {}, "did you mean libero_object"),
         (["--tasks", "11"], {}, "11 is not one of them"),
         (["--others", "nowhere.json"], {}, "nowhere.json"),
         ([], {"views": ("main",)}, "needs the wrist view"),
