@@ -112,8 +112,8 @@ def resolve_libero_tasks(suites: str, numbers: Sequence[int] | None = None) -> l
 
 
 def libero_instruction(task: str) -> str:
-    """Instruction of a task `suite/name`, for example `pick up the milk and place it in the basket`."""
-    name = task.partition("/")[2]
+    """Instruction of a task (`suite/name` or `name`), for example `pick up the milk and place ...`."""
+    name = task.rpartition("/")[2]
     return re.sub(r"^[A-Z_]+_SCENE\d+_", "", name).replace("_", " ")
 
 
