@@ -39,7 +39,7 @@ class Suite:
 
     Attributes:
         title (`str`): Its column in Table II of the paper.
-        max_steps (`int`): Control steps after which an episode has failed, as LeRobot and OpenVLA count.
+        max_steps (`int`): Control steps after which an episode has failed, as in LeRobot.
     """
 
     title: str
