@@ -39,7 +39,7 @@ class Suite:
 
     Attributes:
         title (`str`): Its column in Table II of the paper.
-        max_steps (`int`): Control steps after which an episode has failed, as LeRobot and OpenVLA count.
+        max_steps (`int`): Control steps after which an episode has failed, as in LeRobot.
     """
 
     title: str
@@ -112,8 +112,8 @@ def resolve_libero_tasks(suites: str, numbers: Sequence[int] | None = None) -> l
 
 
 def libero_instruction(task: str) -> str:
-    """Instruction of a task `suite/name`, for example `pick up the milk and place it in the basket`."""
-    name = task.partition("/")[2]
+    """Instruction of a task (`suite/name` or `name`), for example `pick up the milk and place ...`."""
+    name = task.rpartition("/")[2]
     return re.sub(r"^[A-Z_]+_SCENE\d+_", "", name).replace("_", " ")
 
 

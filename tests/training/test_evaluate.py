@@ -402,13 +402,17 @@ def test_an_interrupted_evaluation_resumes_to_the_same_results(run, tmp_path):
 
 def test_an_interrupted_evaluation_of_another_policy_or_setting_is_not_resumed(run, policy, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, seed=8)
+        assert run("--episodes", "2", "--seed", "8", "--num-envs", "1").code == 130
+        assert not any(run.output.parent.iterdir()), "no episode was finished"
+    with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, seed=9)
         assert run("--episodes", "2", "--seed", "8", "--num-envs", "1").code == 130
     kept = sorted(path.name for path in run.output.with_name("eval.json.partial").iterdir())
     ForesightForActionPrediction(policy.model.config).save_pretrained(tmp_path / "other")
     policy.processor.save_pretrained(tmp_path / "other")
     refused = run("--episodes", "2", "--seed", "8", checkpoint=tmp_path / "other")
-    assert refused.code == 1 and "with other parameters (checkpoint: " in refused.err
+    assert refused.code == 1 and "with other parameters (checkpoint: weights " in refused.err
     assert "delete" in refused.err and refused.results is None
     refused = run("--episodes", "2", "--seed", "8", "--execute-steps", "2")
     assert refused.code == 1 and "with other parameters (settings: " in refused.err

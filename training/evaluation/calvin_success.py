@@ -29,6 +29,7 @@ from datasets_scripts.conversion.calvin import CALVIN_ACTIONS, CALVIN_CAMERAS, C
 from datasets_scripts.storage.atomic import read_json, write_json
 from training.evaluation.simulation_pool import WorkerPool, become_command
 from training.evaluation.success import (
+    claim_evaluation,
     describe_checkpoint,
     evaluation_job,
     format_rates,
@@ -178,7 +179,7 @@ def _measure(options: ChainOptions, model, processor, facts: dict, run: dict) ->
     if job.partial.exists():
         job.open()  # refuses another evaluation before CALVIN starts, which takes a minute
     stream = ForesightStream(model, processor, num_envs=size)
-    with CalvinPool(size, options.calvin_python, options.calvin_data) as pool, job.claim():
+    with CalvinPool(size, options.calvin_python, options.calvin_data) as pool, claim_evaluation(job):
         episodes, timing = _run_chains(options, stream, pool, job.partial)
         outcomes = sorted(task_outcomes(episodes).items())
         results = {
@@ -192,7 +193,6 @@ def _measure(options: ChainOptions, model, processor, facts: dict, run: dict) ->
             "versions": run["versions"] | pool.versions,
         }
         write_json(options.output, results)
-    shutil.rmtree(job.partial, ignore_errors=True)
     return results
 
 

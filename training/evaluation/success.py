@@ -28,6 +28,7 @@ from training.run_facts import count_cores, describe_run, portable_path
 __all__ = [
     "Benchmark",
     "EvaluationOptions",
+    "claim_evaluation",
     "describe_checkpoint",
     "evaluation_job",
     "format_rates",
@@ -194,7 +195,7 @@ def _measure(benchmark: Benchmark, model, processor, run: dict) -> dict:
         "settings": settings,
     }
     job = evaluation_job(options.output, {**facts, "tasks": benchmark.tasks})
-    with job.claim():
+    with claim_evaluation(job):
         episodes, timing = _run_trials(benchmark, model, processor, settings, job.partial)
 
         def rate(tasks: Sequence[str]) -> dict:
@@ -212,7 +213,6 @@ def _measure(benchmark: Benchmark, model, processor, run: dict) -> dict:
             **run,
         }
         write_json(options.output, results)  # what fails from here on must not cost the results
-    shutil.rmtree(job.partial, ignore_errors=True)
     if recorded is not None:
         results["open_loop"] = measure_recorded(model, processor, recorded)
     if options.video:
@@ -235,9 +235,22 @@ def evaluation_job(output: Path, facts: Mapping) -> EpisodeJob:
 
     `facts` has what [`describe_checkpoint`] gives as `checkpoint`.
     """
-    policy = facts["checkpoint"]
-    asked = {**facts, "checkpoint": [policy["weights_sha256"] or policy["path"], policy["revision"]]}
-    return EpisodeJob(output, "evaluation", json.loads(json.dumps(asked)))
+    digest, commit = facts["checkpoint"]["weights_sha256"], facts["checkpoint"]["revision"]
+    policy = f"weights {digest[:12]}" if digest else f"{facts['checkpoint']['path']}@{commit}"
+    return EpisodeJob(output, "evaluation", json.loads(json.dumps({**facts, "checkpoint": policy})))
+
+
+@contextlib.contextmanager
+def claim_evaluation(job: EpisodeJob) -> Iterator[None]:
+    """Opens and locks the folder of finished episodes; an end, or an error before the first, removes it."""
+    with job.claim():
+        try:
+            yield
+        except BaseException:
+            if not any(job.partial.glob("[0-9]*.json")):
+                shutil.rmtree(job.partial)  # nothing is lost
+            raise
+    shutil.rmtree(job.partial, ignore_errors=True)
 
 
 def success_figures(metric, successes: Sequence[bool]) -> dict:

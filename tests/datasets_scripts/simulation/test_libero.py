@@ -57,7 +57,7 @@ def test_states_of_both_forms_describe_one_rotation(angle):
         (("image", "image2"), 0, "lerobot"),
     ],
 )
-def test_the_form_follows_the_policys_state_and_views(views, state_dim, form):
+def test_the_form_follows_state_and_views_of_the_policy(views, state_dim, form):
     assert choose_form(views, state_dim) == form
 
 

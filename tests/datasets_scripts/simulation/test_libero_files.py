@@ -41,7 +41,7 @@ def test_tasks_are_those_of_the_suites_in_their_order(installed):
 @pytest.mark.parametrize(
     ("suites", "numbers", "message"),
     [
-        ("libero_objct", None, "unknown LIBERO suite 'libero_objct'; did you mean libero_object"),
+        ("libero_objects", None, "unknown LIBERO suite 'libero_objects'; did you mean libero_object"),
         ("libero_90", None, "unknown LIBERO suite 'libero_90'"),
         (" ,", None, "no suite given"),
         ("libero_goal", [10], "libero_goal has the tasks 0 to 9; 10 is not"),

@@ -111,7 +111,7 @@ def test_the_paper_s_mean_needs_all_four_suites():
 @pytest.mark.parametrize(
     ("options", "policy", "message"),
     [
-        (["--suite", "libero_objct"], {}, "did you mean libero_object"),
+        (["--suite", "libero_objects"], {}, "did you mean libero_object"),
         (["--tasks", "11"], {}, "11 is not one of them"),
         (["--others", "nowhere.json"], {}, "nowhere.json"),
         ([], {"views": ("main",)}, "needs the wrist view"),
@@ -127,3 +127,15 @@ def test_what_does_not_fit_is_one_clear_message(run, tmp_path, options, policy, 
     done = run("--suite", "libero_object", *options, checkpoint=checkpoint)
     assert done.code == 1 and done.err.splitlines()[-1].startswith("error: ") and message in done.err
     assert run.opened is None and done.results is None
+
+
+@pytest.mark.slow
+def test_the_command_runs_in_liberos_own_simulator(libero_simulator, tmp_path, capsys):
+    output = tmp_path / "eval.json"
+    arguments = f"--benchmark libero --checkpoint {save_policy(tmp_path / 'model')} --suite libero_object"
+    arguments += f" --tasks 0 --episodes 2 --max-steps 3 --image-size 48 --num-envs 1 --output {output}"
+    assert evaluate.main([*arguments.split(), "--video", str(tmp_path / "film.mp4")]) == 0
+    results = json.loads(output.read_text())
+    assert [(e["seed"], e["steps"]) for e in results["episodes"]] == [(1000, 3), (1001, 3)]
+    assert "| - | 0.0 | - | - | - |" in capsys.readouterr().out
+    assert (tmp_path / "film.mp4").stat().st_size > 1000
