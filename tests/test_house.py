@@ -44,7 +44,8 @@ DATASET_ROOMS = (
     "storage",
     "depth",
     "tracks",
-    "simulation conversion inspection",
+    "simulation",
+    "conversion inspection",
     "annotation",
 )
 

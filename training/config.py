@@ -64,6 +64,9 @@ class DataConfig:
         datasets (`list[DatasetSource]`): The mixture; `--dataset DIR_OR_REPO` stands for a single one.
         mixture (`str` or `list[float]`): `natural`, `sqrt`, or one weight per dataset.
         val_fraction (`float`): Share of each dataset's episodes kept for validation.
+        validation (`str`, *optional*): Folder or Hub id of a dataset for validation alone, read as the first
+            of `datasets` is. These are then trained on in whole: `val_fraction` becomes 0. For episodes that
+            overlap, as CALVIN's, which cannot be split.
         random_shift (`float`): Largest random shift as a fraction of the image side.
         p_moving, occluded_weight (`float`): Choice and weight of flow points.
         state_key (`str`, *optional*), action_key (`str`): Columns.
@@ -82,6 +85,7 @@ class DataConfig:
     # The list comes first: draccus takes the first type that fits, and everything fits a string.
     mixture: list[float] | str = "natural"
     val_fraction: float = 0.1
+    validation: str | None = None
     random_shift: float = 0.05
     p_moving: float = 0.5
     occluded_weight: float = 1.0
@@ -217,6 +221,8 @@ class RunConfig:
         # A config class of transformers takes any name, so a typo would go unnoticed.
         for name in self.model.keys() - model_fields:
             raise ValueError(f"model.{name} is not a field of ForesightConfig{_suggest(name, model_fields)}")
+        if self.data.validation:
+            self.data.val_fraction = 0.0
         train, positive = self.train, ("steps", "batch_size", "gradient_accumulation_steps")
         least = dict.fromkeys((*positive, "keep_checkpoints", "log_every"), 1)
         least |= dict.fromkeys(("val_every", "checkpoint_every", "warmup_steps", "val_windows"), 0)

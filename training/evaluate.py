@@ -1,15 +1,30 @@
-"""Measure how often a checkpoint solves tasks in MetaWorld, and its errors on held-out episodes."""
+"""Measure how often a checkpoint solves simulated tasks, and its errors on held-out episodes."""
 
 import sys
-from argparse import RawDescriptionHelpFormatter
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
 from datasets_scripts.storage.atomic import write_json
+from training.evaluation.calvin_success import ChainOptions, format_chains, measure_chains
+from training.evaluation.libero_success import LiberoOptions, format_libero, measure_libero
 from training.evaluation.metaworld_success import SuccessOptions, format_success, measure_success
 
-EXAMPLE = """example:
+EXAMPLE = """examples:
   python training/evaluate.py --checkpoint outputs/quickstart/model --tasks drawer-open-v3 \\
-      --episodes 20 --seed 10000 --output eval.json --video rollout.mp4"""
+      --episodes 20 --seed 10000 --output eval.json --video rollout.mp4
+  python training/evaluate.py --benchmark libero --checkpoint outputs/libero/model --suite libero_object \\
+      --output libero_object.json
+  python training/evaluate.py --benchmark calvin --checkpoint outputs/calvin_d_d/model \\
+      --calvin_data task_D_D --output calvin_d_d.json
+
+`--benchmark libero --help` shows the options of that benchmark. After an interruption, run the same command
+again to resume."""
+
+SIMULATED_BENCHMARKS = {
+    "metaworld": (SuccessOptions, measure_success, format_success),
+    "libero": (LiberoOptions, measure_libero, format_libero),
+    "calvin": (ChainOptions, measure_chains, format_chains),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,19 +32,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Every simulator process imports this file again: nothing at its top imports PyTorch or transformers.
     from transformers import HfArgumentParser
 
+    chooser = ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument(
+        "--benchmark", choices=list(SIMULATED_BENCHMARKS), default="metaworld", help="(default: %(default)s)"
+    )
+    kind, measure, describe = SIMULATED_BENCHMARKS[chooser.parse_known_args(arguments)[0].benchmark]
     help_page = {"description": __doc__, "epilog": EXAMPLE, "formatter_class": RawDescriptionHelpFormatter}
-    given = HfArgumentParser(SuccessOptions, **help_page).parse_args(arguments)
+    given = vars(HfArgumentParser(kind, parents=[chooser], **help_page).parse_args(arguments))
+    del given["benchmark"]
     try:
-        options = SuccessOptions(**vars(given))
-        results = measure_success(options, arguments)
+        options = kind(**given)
+        results = measure(options, arguments)
         write_json(options.output, results)
     except KeyboardInterrupt:
-        print("interrupted: the results are not written, or not complete", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         return 130
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(format_success(results))
+    print(describe(results))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from datasets_scripts.columns import find_image_key, image_key
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import PROVENANCE_PATH, read_provenance
 from modeling_foresight import ForesightConfig
-from training.config import RunConfig
+from training.config import DatasetSource, RunConfig
 from training.windows import (
     ConcatWindows,
     ForesightWindows,
@@ -86,7 +87,8 @@ class RunData:
 
     Attributes:
         train (`ConcatWindows`): Augmented windows of the training episodes.
-        val (`ConcatWindows`, *optional*): Windows of the validation episodes; `None` if `val_fraction` is 0.
+        val (`ConcatWindows`, *optional*): Windows of the validation episodes, held out or those of
+            `data.validation`; `None` if there are none.
         instructions (`list[str]`): All instructions.
         fps (`float`): Control steps per second.
 
@@ -101,8 +103,7 @@ class RunData:
         base = window_config(model, config)
         train, val = [], []
         for source, rows in zip(config.data.datasets, datasets, strict=True):
-            choices = {name: value for name, value in vars(source).items() if name != "path"}
-            own = dataclasses.replace(base, **choices)
+            own = _apply_source(base, source)
             # Split before flagged episodes are removed: a flag must not move other episodes across the split.
             chosen, held_out = split_episodes(rows.n_episodes, config.data.val_fraction, config.seed)
             train.append(ForesightWindows(rows, dataclasses.replace(own, episodes=chosen)))
@@ -110,6 +111,9 @@ class RunData:
                 val.append(ForesightWindows(rows, own.for_evaluation(held_out)))
         self.train = ConcatWindows(train)
         warn_of_differences(train)
+        if config.data.validation:
+            own = _apply_source(base, config.data.datasets[0])
+            val.append(_open_validation(config.data.validation, own.for_evaluation(), train))
         self.val = ConcatWindows(val) if val else None
         self.instructions = sorted({task for windows in train for task in windows.rows.tasks})
         # Datasets of a mixture may differ; control follows the first.
@@ -163,22 +167,53 @@ class RunData:
 
     def describe(self) -> list[dict]:
         """Name, episodes, windows and label sources of every dataset, for the card."""
-        held_out = self.val.datasets if self.val else [None] * len(self.train.datasets)
-        return [
-            {
-                "name": Path(windows.rows.name).name
-                if Path(windows.rows.name).exists()
-                else windows.rows.name,
-                "train_episodes": len(windows.episodes),
-                "train_windows": len(windows),
-                "validation_episodes": val.episodes.tolist() if val else [],
-                "flagged_episodes": sorted({*windows.flagged, *(val.flagged if val else [])}),
-                "fps": windows.rows.fps,
-                "tasks": windows.rows.tasks,
-                "labels": read_provenance(windows.rows.root).get("cameras", {}),
-            }
-            for windows, val in zip(self.train.datasets, held_out, strict=True)
-        ]
+        val = self.val.datasets if self.val else []
+        apart = [windows for windows in val if windows.config.episodes is None]
+        pairs = itertools.zip_longest(self.train.datasets, [] if apart else val)
+        return [_describe_dataset(*pair) for pair in (*pairs, *((None, windows) for windows in apart))]
+
+
+def _apply_source(base: WindowConfig, source: DatasetSource) -> WindowConfig:
+    """Windows of one dataset of the mixture."""
+    return dataclasses.replace(base, **{name: x for name, x in vars(source).items() if name != "path"})
+
+
+def _open_validation(path: str, config: WindowConfig, train: Sequence[ForesightWindows]) -> ForesightWindows:
+    """Windows of a dataset for validation alone; it must be like the first one, and none trained on."""
+    val, first = ForesightWindows(path, config), train[0]
+    if val.rows.root.resolve() in [windows.rows.root.resolve() for windows in train]:
+        raise ValueError(f"data.validation is {path}, which is trained on too; give another dataset")
+    for what, read in {
+        "state size": lambda windows: windows.state_dim,
+        "action size": lambda windows: windows.action_dim,
+        "pictures": lambda windows: windows.view_sizes,
+        "depth": lambda windows: windows.depth_sizes,
+        "views": lambda windows: sorted(windows.cameras),
+        "tracks": lambda windows: windows.columns.points is not None,
+        "frames a second": lambda windows: windows.rows.fps,
+    }.items():
+        if read(val) != read(first):
+            raise ValueError(
+                f"data.validation: {val.rows.name} and {first.rows.name} differ in {what}: {read(val)} and "
+                f"{read(first)}; convert and annotate both in the same way"
+            )
+    return val
+
+
+def _describe_dataset(train: ForesightWindows | None, val: ForesightWindows | None) -> dict:
+    """One entry of `RunData.describe`, from the windows of the two parts of a dataset."""
+    parts = [windows for windows in (train, val) if windows is not None]
+    rows = parts[0].rows
+    return {
+        "name": Path(rows.name).name if Path(rows.name).exists() else rows.name,
+        "train_episodes": len(train.episodes) if train else 0,
+        "train_windows": len(train) if train else 0,
+        "validation_episodes": val.episodes.tolist() if val else [],
+        "flagged_episodes": sorted({episode for windows in parts for episode in windows.flagged}),
+        "fps": rows.fps,
+        "tasks": rows.tasks,
+        "labels": read_provenance(rows.root).get("cameras", {}),
+    }
 
 
 def training_loader(

@@ -14,7 +14,7 @@ __all__ = ["describe_run", "portable_command", "portable_path"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = "lerobot_policy_foresight"
-PACKAGES = ("torch", "transformers", "lerobot", "metaworld", "mujoco", PROJECT)
+PACKAGES = ("torch", "transformers", "lerobot", "metaworld", "hf-libero", "robosuite", "mujoco", PROJECT)
 
 
 def count_cores() -> int:

@@ -35,6 +35,7 @@ CALVIN_FPS = 30
 # (calvin_env, conf/cameras).
 CALVIN_CAMERAS = {"main": ("static", 10.0, 10.0), "wrist": ("gripper", 75.0, 2.0)}
 GRIPPER_ENTRY = 14  # of robot_obs
+STATE_ENTRIES = (*range(6), GRIPPER_ENTRY)
 STATE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 CALVIN_ACTIONS = ("delta_x", "delta_y", "delta_z", "delta_roll", "delta_pitch", "delta_yaw", "gripper")
 VECTORS = {"robot_obs": 15, "rel_actions": 7}
@@ -97,7 +98,7 @@ class CalvinArchive:
             videos[image_key(camera)] = arrays[f"rgb_{name}"]
             videos[depth_key(camera)] = arrays[f"depth_{name}"].astype(np.float32) * scale
         columns = {
-            "observation.state": arrays["robot_obs"][:, [*range(6), GRIPPER_ENTRY]].astype(np.float32),
+            "observation.state": arrays["robot_obs"][:, STATE_ENTRIES].astype(np.float32),
             "action": arrays["rel_actions"].astype(np.float32),
         }
         facts = {"task": self._tasks[episode], "frames": [first, last]}

@@ -1,7 +1,8 @@
 """LIBERO's files as episodes: one per demonstration, images upright.
 
 A suite is a folder with one HDF5 file per task (`..._demo.hdf5`), each with `data/demo_0`, `data/demo_1` and
-so on, at 20 Hz, and the instruction in the attributes of `data`.
+so on, at 20 Hz. The instruction is the file's name in words, or that of the attributes of `data` if the name
+is not of a task.
 
 | LIBERO | column |
 | --- | --- |
@@ -33,15 +34,14 @@ import numpy as np
 
 from datasets_scripts.columns import image_key, recorded_features
 from datasets_scripts.conversion.job import Demonstration
+from datasets_scripts.simulation.libero import CONVERTED_STATE, LIBERO_HZ, converted_state
+from datasets_scripts.simulation.libero_files import libero_instruction
 from datasets_scripts.storage.shards import Layout
 
 __all__ = ["LiberoArchive"]
 
-LIBERO_FPS = 20
 LIBERO_CAMERAS = {"main": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
 WIDTHS = {"ee_states": 6, "gripper_states": 2}
-HALF_OPEN_M = 0.04  # the Panda's fingers are 0 to 8 cm apart
-STATE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 LIBERO_ACTIONS = (*(f"{kind}_{axis}" for kind in ("delta", "axis_angle") for axis in "xyz"), "gripper")
 REMEDY = "download the file again"
 
@@ -77,8 +77,8 @@ class LiberoArchive:
             self._open(path, name)
             sources.append([name, path.stat().st_size, len(self._demos) - before])
         self._demos, self.lengths = self._demos[:limit], self.lengths[:limit]
-        features = recorded_features(self._sizes, False, STATE_NAMES, LIBERO_ACTIONS)
-        self.layout = Layout(LIBERO_FPS, "panda", features, {})
+        features = recorded_features(self._sizes, False, CONVERTED_STATE, LIBERO_ACTIONS)
+        self.layout = Layout(LIBERO_HZ, "panda", features, {})
         self.parameters = {
             "format": "LIBERO",
             "episodes": len(self._demos),
@@ -101,7 +101,7 @@ class LiberoArchive:
             demos = sorted(names, key=lambda name: int(name.removeprefix("demo_")))
             if not demos:
                 raise ValueError(f"{path} is not a demonstration file of LIBERO: it has no group data/demo_0")
-            self._instructions[name] = _read_instruction(path, data.attrs)
+            self._instructions[name] = _instruction_of_name(path) or _read_instruction(path, data.attrs)
             # robosuite's image convention; "opengl" starts with the lowest row.
             convention = data.attrs.get("macros_image_convention", "opengl")
             self._upright[name] = _decode_text(convention) == "opencv"
@@ -156,10 +156,7 @@ class LiberoArchive:
                 f"{path}: the gripper command of {demo} is not -1 (open) or 1 (closed) throughout"
             )
         actions = np.concatenate([actions[:, :6], (actions[:, 6:] < 0)], axis=1)
-        # Extrinsic x, y, z: Rz(yaw) Ry(pitch) Rx(roll).
-        angles = Rotation.from_rotvec(pose[:, 3:]).as_euler("xyz")
-        opened = (fingers[:, :1] - fingers[:, 1:]) > HALF_OPEN_M
-        state = np.concatenate([pose[:, :3], angles, opened], axis=1)
+        state = converted_state(pose[:, :3], Rotation.from_rotvec(pose[:, 3:]), fingers)  # (F, 7)
         if self.next_action:
             actions, state = actions[1:], state[:-1]
         n_frames = len(state)
@@ -203,6 +200,16 @@ def _open_file(path: Path) -> Iterator[Any]:
 
 def _decode_text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _instruction_of_name(path: Path) -> str | None:
+    """Instruction in the words of the file's name, if they look like a task.
+
+    LIBERO's and LeRobot's evaluations word instructions so. The BDDL files, from which the files' attributes
+    come, word many of them differently: "pick the milk" instead of "pick up the milk".
+    """
+    words = libero_instruction(path.stem.removesuffix("_demo"))
+    return words if path.stem.endswith("_demo") and words.count(" ") >= 2 else None
 
 
 def _read_instruction(path: Path, attributes: Any) -> str:

@@ -13,8 +13,6 @@ import difflib
 import functools
 import importlib.resources
 import json
-import os
-import sys
 import types
 import warnings
 import weakref
@@ -24,13 +22,9 @@ from typing import Any
 import numpy as np
 
 from datasets_scripts.simulation.perturbation import Perturbation, displaced_starts
+from datasets_scripts.simulation.rendering import check_image_size, choose_renderer, rendering_advice
 
-# MuJoCo picks its renderer when it is first imported. Software rendering needs neither a display nor a GPU;
-# the user's own choice is kept.
-if sys.platform.startswith("linux") and "PYOPENGL_PLATFORM" not in os.environ:
-    os.environ.setdefault("MUJOCO_GL", "osmesa")
-    # Mesa would start a thread per core for each renderer, which makes these small scenes slower.
-    os.environ.setdefault("LP_NUM_THREADS", "0")
+choose_renderer()
 
 SIMULATION_HZ = 80  # MetaWorld's control rate
 MAX_STEPS = 500  # MetaWorld's limit
@@ -88,12 +82,6 @@ def check_cameras(cameras: Sequence[str]) -> list[str]:
     return list(cameras)
 
 
-def check_image_size(side: int) -> None:
-    """Raise a `ValueError` if images would be too small to show anything."""
-    if side < 16:
-        raise ValueError(f"image size is {side} px; it must be at least 16")
-
-
 @functools.cache
 def _load_tasks() -> dict:
     """LeRobot's task table, read as a file because importing its environment takes seconds."""
@@ -121,16 +109,8 @@ def _import_simulator() -> types.SimpleNamespace:
             raise RuntimeError(
                 f"the simulator is not installed ({error}); run `pip install 'lerobot_policy_foresight[sim]'`"
             ) from error
-        raise RuntimeError(_rendering_advice(error)) from error
+        raise RuntimeError(rendering_advice(error)) from error
     return types.SimpleNamespace(mujoco=mujoco, environments=ALL_V3_ENVIRONMENTS, policies=ENV_POLICY_MAP)
-
-
-def _rendering_advice(error: Exception) -> str:
-    return (
-        f"MuJoCo cannot render with MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')} ({error}); install the "
-        "software renderer (Debian and Ubuntu: `apt-get install libosmesa6`), "
-        "or set MUJOCO_GL=egl on a machine with a GPU"
-    )
 
 
 def _image_axes(camera: str) -> np.ndarray:
@@ -205,7 +185,7 @@ class MetaWorldSim(contextlib.AbstractContextManager):
         self._make_expert = simulator.policies[self.task]
         self._expert = self._make_expert()
         self._observation = np.zeros(39)
-        self._steps_taken = 0
+        self.steps_taken = 0
         model = self._env.model
         self._main_axes = model.camera(CAMERAS["main"]).mat0.reshape(3, 3) @ _image_axes("main")
         self._env.displacement = perturbation.object_displacement(self._main_axes)
@@ -223,7 +203,7 @@ class MetaWorldSim(contextlib.AbstractContextManager):
         try:
             self._renderer = self._mujoco.Renderer(model, image_size, image_size)
         except Exception as error:  # OpenGL raises many types
-            raise RuntimeError(_rendering_advice(error)) from error
+            raise RuntimeError(rendering_advice(error)) from error
         # Also when the interpreter exits, where MuJoCo's own clean-up comes too late and fails.
         self._closer = weakref.finalize(self, _close_simulator, self._renderer, self._env)
 
@@ -235,7 +215,7 @@ class MetaWorldSim(contextlib.AbstractContextManager):
     @property
     def steps_left(self) -> int:
         """Simulation steps until MetaWorld's own limit of 500."""
-        return MAX_STEPS - self._steps_taken
+        return MAX_STEPS - self.steps_taken
 
     def reset(self, seed: int) -> None:
         """Start an episode; the same non-negative seed gives the same start, whatever happened before."""
@@ -247,7 +227,7 @@ class MetaWorldSim(contextlib.AbstractContextManager):
         self._mujoco.mj_kinematics(self._env.model, self._env.data)
         self._mujoco.mj_camlight(self._env.model, self._env.data)
         self._expert = self._make_expert()
-        self._steps_taken = 0
+        self.steps_taken = 0
 
     def observe(self) -> dict:
         """What a policy sees now: `images`, `(H, W, 3)` uint8 RGB by camera, and `state`."""
@@ -277,7 +257,7 @@ class MetaWorldSim(contextlib.AbstractContextManager):
         success = False
         for _ in range(min(repeat, self.steps_left)):
             self._observation, _, _, _, info = self._env.step(action)
-            self._steps_taken += 1
+            self.steps_taken += 1
             success = success or bool(info["success"])
             if success and stop_on_success:
                 break

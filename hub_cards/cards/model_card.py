@@ -73,7 +73,8 @@ def _build_fields(folder: Path, measured: Mapping) -> dict:
     descriptions = task_descriptions() if tasks else {}
     instructions = {task: descriptions.get(task, task) for task in tasks}
     recorded = [text for dataset in summary["datasets"] for text in dataset.get("tasks", [])]
-    subject = join_words([dataset["name"] for dataset in summary["datasets"]])
+    trained_on = [dataset for dataset in summary["datasets"] if dataset["train_episodes"]]
+    subject = join_words([dataset["name"] for dataset in trained_on])
     if tasks:
         many = f"{len(tasks)} {evaluation['benchmark']} tasks"
         subject = many if len(tasks) > 1 else instructions[tasks[0]]
@@ -81,9 +82,7 @@ def _build_fields(folder: Path, measured: Mapping) -> dict:
     if config.get("depth_form") == "metric":
         texts["depth"] += " in meters"
     learned = [text for name, text in texts.items() if name in config["objectives"]]
-    demonstrations = [
-        f"{d['train_episodes']:d} episodes of {as_code(d['name'])}" for d in summary["datasets"]
-    ]
+    demonstrations = [f"{d['train_episodes']:d} episodes of {as_code(d['name'])}" for d in trained_on]
     labels = [each for dataset in summary["datasets"] for each in dataset.get("labels", {}).values()]
     return {
         **measured,

@@ -3,8 +3,6 @@
 import pytest
 import yaml
 
-from datasets_scripts.simulation.metaworld import MetaWorldSim
-
 PLAN = {
     "tasks": ["drawer-open-v3"],
     "variants": {"foresight_3d": None, "action_only": None},
@@ -41,15 +39,15 @@ def write_plan(tmp_path):
 class LocalPool:
     """A `SimulationPool` of one simulator in this process."""
 
-    def __init__(self, size, *settings):
+    def __init__(self, size, make_simulator):
         assert size == 1
-        self.settings, self.sim, self.success = settings, None, False
+        self.make_simulator, self.sim, self.success = make_simulator, None, False
 
     def __len__(self):
         return 1
 
     def reset(self, worker, task, seed):
-        self.sim = self.sim or MetaWorldSim(task, *self.settings)
+        self.sim = self.sim or self.make_simulator(task)
         self.sim.reset(seed)
         self.success = False
 
@@ -57,7 +55,7 @@ class LocalPool:
         self.success = self.sim.step(action, repeat, stop_on_success=True)
 
     def receive(self, worker):
-        seen = self.sim.observe() | {"success": self.success, "simulation_steps": 500 - self.sim.steps_left}
+        seen = self.sim.observe() | {"success": self.success, "simulation_steps": self.sim.steps_taken}
         return seen | {"instruction": self.sim.task_description}
 
     def __enter__(self):

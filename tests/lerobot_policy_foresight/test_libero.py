@@ -19,6 +19,7 @@ from tests.lerobot_policy_foresight.miniature import (
 )
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
+from training import evaluate
 
 SIDE = 48
 SETTLING_STEPS = 10  # in which LeRobot's environment does nothing, after a reset
@@ -172,3 +173,62 @@ def test_a_policy_with_views_of_other_names_acts_in_libero(libero, shown, tmp_pa
     info = evaluate_in_libero(tmp_path / "model", tmp_path / "evaluation", f"{option}={json.dumps(views)}")
     assert info["per_group"]["libero_spatial"]["pc_success"] == 100
     check_shown(shown, "main", "wrist")
+
+
+@pytest.mark.slow
+def test_lerobot_eval_and_training_evaluate_agree_in_liberos_own_simulator(
+    libero_simulator, tmp_path, monkeypatch
+):
+    config = tiny_config(
+        views=("image", "image2"),
+        action_dim=7,
+        binary_action_indices=(6,),
+        state_dim=8,
+        binary_state_indices=(),
+    )
+    statistics = {"mean": [0.1] * 8, "std": [0.5] * 8, "min": [-1.0] * 8, "max": [1.0] * 8}
+    moves = {name: values[:7] for name, values in statistics.items()}
+    ForesightForActionPrediction(config).save_pretrained(tmp_path / "model")
+    processor = tiny_processor(config, action_stats=moves, state_stats=statistics)
+    processor.save_pretrained(tmp_path / "model")
+    write_lerobot_files(tmp_path / "model")
+    seen = []
+    step_chunk = ForesightStream.step_chunk
+
+    def noted(self, images, state=None, *args, **kwargs):
+        chunk = step_chunk(self, images, state, *args, **kwargs)
+        pictures = [images[view][0] for view in config.views]
+        if isinstance(pictures[0], torch.Tensor):  # LeRobot's: channels first
+            pictures = [picture.permute(1, 2, 0).numpy() for picture in pictures]
+        seen.append((pictures, np.asarray(state[0]), chunk[0, 0].numpy()))
+        return chunk
+
+    monkeypatch.setattr(ForesightStream, "step_chunk", noted)
+    arguments = f"--benchmark libero --checkpoint {tmp_path / 'model'} --suite libero_goal --tasks 2"
+    arguments += f" --episodes 2 --seed 7 --max-steps 5 --image-size {SIDE} --num-envs 1 --device cpu"
+    assert evaluate.main([*arguments.split(), "--output", str(tmp_path / "eval.json")]) == 0
+    ours, seen[:] = seen[:], []
+    info = lerobot_eval(
+        tmp_path / "model",
+        tmp_path / "evaluation",
+        "--env.type=libero",
+        "--env.task=libero_goal",
+        "--env.task_ids=[2]",
+        "--env.episode_length=5",
+        f"--env.observation_height={SIDE}",
+        f"--env.observation_width={SIDE}",
+        "--seed=7",
+        "--eval.n_episodes=2",
+        "--eval.batch_size=1",
+        "--eval.use_async_envs=false",
+    )
+    episodes = json.loads((tmp_path / "eval.json").read_text())["episodes"]
+    assert info["per_task"][0]["metrics"]["successes"] == [episode["success"] for episode in episodes]
+    assert len(ours) == len(seen) == 10
+    for (pictures, state, action), (their_pictures, their_state, their_action) in zip(
+        ours, seen, strict=True
+    ):
+        assert all((one == other).all() for one, other in zip(pictures, their_pictures, strict=True))
+        assert np.abs(state - their_state).max() < 1e-6
+        assert np.abs(action - their_action).max() < 1e-4
+    assert (ours[0][0][0] != ours[5][0][0]).any(), "two starts"

@@ -93,3 +93,14 @@ def test_the_named_run_reads_the_dataset(name, archive, codec, tmp_path):
     windows = RunData(run, model).train
     assert (windows.action_dim, windows.state_dim) == (7, 7) == (model.action_dim, model.state_dim)
     assert set(windows[0]["images"]) == {"main", "wrist"}
+
+
+def test_abc_d_is_trained_as_d_d_for_three_times_as_long():
+    one, three = (load_config(f"training/configs/calvin_{name}.yaml", []) for name in ("d_d", "abc_d"))
+    assert three.train.steps / one.train.steps == pytest.approx(
+        three.train.warmup_steps / one.train.warmup_steps, rel=0.01
+    )
+    assert three.train.steps == pytest.approx(3 * one.train.steps, rel=0.01)
+    for name in ("steps", "warmup_steps", "val_every", "checkpoint_every"):
+        setattr(one.train, name, getattr(three.train, name))
+    assert one == three

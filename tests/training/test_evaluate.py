@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 
+from datasets_scripts.simulation.metaworld import MetaWorldSim
 from datasets_scripts.simulation.perturbation import Perturbation
 from datasets_scripts.storage.provenance import write_provenance
 from modeling_foresight import ForesightForActionPrediction, ForesightStream
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training import evaluate
-from training.evaluation import metaworld_success
 from training.evaluation.closed_loop import run_episodes
+from training.evaluation.metaworld_success import MetaWorld, SuccessOptions, _check_unseen
 from training.evaluation.simulation_pool import SimulationPool
 from training.evaluation.videos import rollout_grid, write_video
 from training.model_folder import load_checkpoint
@@ -107,6 +109,7 @@ class FakeStream:
         return torch.from_numpy(np.repeat(state[:, None, :1], 4, axis=2).repeat(self.chunk, axis=1))
 
 
+LIMITS = {"a": 5, "b": 5}
 TRIALS = [("a", seed) for seed in range(8)] + [("b", seed) for seed in range(8, 11)]
 
 
@@ -115,7 +118,13 @@ TRIALS = [("a", seed) for seed in range(8)] + [("b", seed) for seed in range(8, 
 def test_the_outcome_does_not_depend_on_how_many_run_side_by_side(size, execute_steps):
     finished = []
     episodes, timing = run_episodes(
-        FakeStream(), FakePool(size), TRIALS, 4, 5, execute_steps, on_done=lambda e: finished.append(e.seed)
+        FakeStream(),
+        FakePool(size),
+        TRIALS,
+        4,
+        LIMITS,
+        execute_steps,
+        on_done=lambda e: finished.append(e.seed),
     )
     assert [(e.task, e.seed) for e in episodes] == TRIALS
     for episode in episodes:
@@ -132,15 +141,15 @@ def test_the_outcome_does_not_depend_on_how_many_run_side_by_side(size, execute_
 @pytest.mark.parametrize("execute_steps", [1, 3])
 def test_every_episode_starts_empty_and_shows_all_its_observations(execute_steps):
     stream = FakeStream()
-    run_episodes(stream, FakePool(1), [("a", 5), ("b", 4)], 4, 9, execute_steps)
+    run_episodes(stream, FakePool(1), [("a", 5), ("b", 4)], 4, {"a": 9, "b": 9}, execute_steps)
     assert stream.episodes == [
         ("a", [(5, step) for step in range(5)]),
         ("b", [(4, step) for step in range(4)]),
     ]
 
 
-def test_film_keeps_the_first_trials_up_to_their_last_picture():
-    episodes, _ = run_episodes(FakeStream(), FakePool(2), TRIALS[1:6], 4, 9, film=2)
+def test_film_keeps_the_given_trials_up_to_their_last_picture():
+    episodes, _ = run_episodes(FakeStream(), FakePool(2), TRIALS[1:6], 4, LIMITS, film=TRIALS[1:3])
     assert [[int(frame[0, 0, 0]) for frame in e.frames] for e in episodes] == [[0, 1], [0, 1, 2], [], [], []]
 
 
@@ -168,21 +177,19 @@ def run(checkpoint, tmp_path, monkeypatch, capsys):
     """Runs the command with fake simulators; gives the exit code, the output and the results."""
 
     class Pool(FakePool):
-        def __init__(self, size, cameras, image_size, quality, perturbation):
+        def __init__(self, size, make_simulator):
             super().__init__(size)
-            run.opened = {
-                "size": size,
-                "cameras": list(cameras),
-                "image_size": image_size,
-                "quality": quality,
-                "perturbation": perturbation,
-            }
+            run.opened, run.used = {"size": size, **make_simulator.keywords}, []
 
         def __enter__(self):
             return self
 
         def __exit__(self, *_):
             pass
+
+        def reset(self, worker, task, seed):
+            super().reset(worker, task, seed)
+            run.used.append(seed)
 
         def step(self, worker, action, repeat):
             super().step(worker, [self.state[worker].seed], repeat)
@@ -223,7 +230,7 @@ def test_results_hold_what_a_card_needs_and_no_place_of_the_machine(run, checkpo
     settings = results["settings"]
     assert (settings["stride"], settings["max_steps"], settings["execute_steps"]) == (4, 125, 1)
     assert (settings["image_size"], settings["control_hz"]) == (40, 20)
-    assert (run.opened["size"], run.opened["cameras"]) == (3, ["main", "wrist"])
+    assert (run.opened["size"], run.opened["cameras"]) == (3, ("main", "wrist"))
     assert (run.opened["image_size"], run.opened["quality"]) == (40, "fast")
     assert run.opened["perturbation"] == Perturbation() and "perturbation" not in settings
     assert results["timing"]["policy_ms"]["median"] > 0
@@ -299,8 +306,8 @@ def test_starts_of_every_dataset_of_a_mixture_count(tmp_path):
         write_provenance(tmp_path / name, {"episodes": {"0": {"task": TASK, "seed": seed}}})
     both = [tmp_path / "goals", tmp_path / "objects"]
     with pytest.raises(ValueError, match=r"objects has demonstrations from the starts \[10007\]"):
-        metaworld_success._check_unseen([TASK], range(10005, 10010), both)
-    checked = metaworld_success._check_unseen([TASK], range(10010, 10020), both)
+        _check_unseen([TASK], range(10005, 10010), both)
+    checked = _check_unseen([TASK], range(10010, 10020), both)
     assert checked == {"checked_against": "1 demonstrations of goals and 1 demonstrations of objects"}
 
 
@@ -361,14 +368,55 @@ def test_what_fails_after_the_episodes_does_not_cost_them(run, checkpoint, demos
     assert done.results["mean"]["successes"] == 6 and "open_loop" not in done.results
 
 
-def test_an_interrupted_evaluation_writes_nothing(run, monkeypatch):
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
+def interrupt(patch, seed):
+    """Ctrl-C after the first action from a start."""
+    receive = FakePool.receive
 
-    monkeypatch.setattr("training.evaluation.closed_loop.run_episodes", interrupted)
-    done = run("--episodes", "2")
-    assert done.code == 130 and done.results is None and "interrupted" in done.err
-    assert not run.output.parent.exists()
+    def interrupted(self, worker):
+        if self.state[worker].seed == seed and self.state[worker].steps == 1:
+            raise KeyboardInterrupt
+        return receive(self, worker)
+
+    patch.setattr(FakePool, "receive", interrupted)
+
+
+def test_an_interrupted_evaluation_resumes_to_the_same_results(run, tmp_path):
+    options = ("--episodes", "4", "--seed", "8", "--num-envs", "1", "--video", str(tmp_path / "film.mp4"))
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, seed=10)
+        done = run(*options)
+    assert done.code == 130 and done.results is None and "again to resume" in done.err
+    partial = run.output.with_name("eval.json.partial")
+    assert sorted(path.name for path in partial.glob("0*")) == [
+        f"00000{n}.{kind}" for n in (0, 1) for kind in ("json", "npz")
+    ]
+    resumed = run(*options)
+    assert resumed.code == 0, resumed.err
+    assert run.used == [10, 11] and resumed.results["timing"]["resumed_after"] == 2
+    assert not partial.exists() and (tmp_path / "film.mp4").exists()
+    run.output.unlink()
+    whole = run(*options)
+    for part in ("tasks", "mean", "episodes", "settings", "seeds", "checkpoint"):
+        assert whole.results[part] == resumed.results[part]
+
+
+def test_an_interrupted_evaluation_of_another_policy_or_setting_is_not_resumed(run, policy, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, seed=8)
+        assert run("--episodes", "2", "--seed", "8", "--num-envs", "1").code == 130
+        assert not any(run.output.parent.iterdir()), "no episode was finished"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, seed=9)
+        assert run("--episodes", "2", "--seed", "8", "--num-envs", "1").code == 130
+    kept = sorted(path.name for path in run.output.with_name("eval.json.partial").iterdir())
+    ForesightForActionPrediction(policy.model.config).save_pretrained(tmp_path / "other")
+    policy.processor.save_pretrained(tmp_path / "other")
+    refused = run("--episodes", "2", "--seed", "8", checkpoint=tmp_path / "other")
+    assert refused.code == 1 and "with other parameters (checkpoint: weights " in refused.err
+    assert "delete" in refused.err and refused.results is None
+    refused = run("--episodes", "2", "--seed", "8", "--execute-steps", "2")
+    assert refused.code == 1 and "with other parameters (settings: " in refused.err
+    assert sorted(path.name for path in run.output.with_name("eval.json.partial").iterdir()) == kept
 
 
 @pytest.mark.parametrize(
@@ -414,19 +462,18 @@ def test_a_truncated_checkpoint_is_named(checkpoint, tmp_path):
         ({"views": ["main", "left"]}, "left"),
         ({"action_dim": 7}, "action_dim 7"),
         ({"state_dim": 9}, "state_dim 9"),
-        ({"objectives": ["depth"]}, "no action head"),
     ],
 )
 def test_a_policy_for_another_robot_is_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
-        metaworld_success._check_robot(robot_config(**overrides))
+        MetaWorld(SuccessOptions("policy", TASK)).check_policy(robot_config(**overrides))
 
 
 def test_a_frame_rate_that_the_simulator_cannot_keep_is_refused(checkpoint):
-    options = metaworld_success.SuccessOptions(str(checkpoint), TASK)
+    benchmark = MetaWorld(SuccessOptions(str(checkpoint), TASK))
     with pytest.raises(ValueError, match="--stride"):
-        metaworld_success._choose_settings(options, robot_config(fps=30), {}, None)
-    assert metaworld_success._choose_settings(options, robot_config(fps=40), {}, None)["stride"] == 2
+        benchmark.choose_settings(robot_config(fps=30), SIDE)
+    assert benchmark.choose_settings(robot_config(fps=40), SIDE)["stride"] == 2
 
 
 def test_places_of_the_machine_stay_out_of_what_is_published(tmp_path):
@@ -457,9 +504,9 @@ def test_the_same_seeds_give_the_same_rollouts_for_one_and_two_simulators(simula
     trials = [(TASK, 10000), (TASK, 10001), (TASK, 10000)]
     rollouts = []
     for size in (1, 2):
-        with SimulationPool(size, ["main", "wrist"], SIDE) as pool:
+        with SimulationPool(size, partial(MetaWorldSim, image_size=SIDE)) as pool:
             stream = ForesightStream(policy.model, policy.processor, num_envs=size)
-            episodes, _ = run_episodes(stream, pool, trials, 4, 4, film=len(trials))
+            episodes, _ = run_episodes(stream, pool, trials, 4, {TASK: 4}, film=trials)
         rollouts.append(episodes)
     for one, two in zip(*rollouts, strict=True):
         assert (one.task, one.seed, one.success, one.steps) == (two.task, two.seed, two.success, two.steps)
@@ -474,7 +521,7 @@ def test_the_same_seeds_give_the_same_rollouts_for_one_and_two_simulators(simula
 
 @pytest.mark.sim
 def test_a_simulator_that_fails_or_dies_is_an_error_not_a_hang(simulator):
-    with SimulationPool(1, ["main"], SIDE) as pool:
+    with SimulationPool(1, partial(MetaWorldSim, cameras=["main"], image_size=SIDE)) as pool:
         pool.reset(0, "no-such-task", 0)
         with pytest.raises(ValueError, match="no-such-task"):
             pool.receive(0)

@@ -7,12 +7,12 @@ instruction, style z = 0, and the chunk of the newest frame counts.
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
 from modeling_foresight.streaming import ForesightStream
-from training.evaluation.simulation_pool import SimulationPool
+from training.evaluation.simulation_pool import WorkerPool
 
 __all__ = ["Episode", "Timing", "run_episodes"]
 
@@ -22,14 +22,19 @@ class Episode:
     """One trial.
 
     Attributes:
-        task, seed: MetaWorld task and start.
-        success (`bool`): Whether the task was solved at any simulation step (LeRobot's rule).
+        task, seed: Task of the simulator and start.
+        following (`tuple[str, ...]`): Tasks that follow without a reset, each once the one before is solved:
+            the rest of a CALVIN chain.
+        solved (`int`): Tasks solved in a row.
+        success (`bool`): Whether the last task tried was solved at any simulation step (LeRobot's rule).
         steps, simulation_steps (`int`): Control steps, one action each, and those of the simulation.
         frames (`list`): Pictures of the first view, `(H, W, 3)` uint8, if they were asked for.
     """
 
     task: str
     seed: int
+    following: tuple[str, ...] = ()
+    solved: int = 0
     success: bool = False
     steps: int = 0
     simulation_steps: int = 0
@@ -46,34 +51,36 @@ class Timing:
 
 @dataclasses.dataclass
 class _Slot:
-    """A busy simulator: its last answer (see `SimulationPool.receive`), and the actions planned for it."""
+    """A busy simulator and its task: the last answer (see `WorkerPool.receive`), and the actions planned."""
 
     episode: Episode
+    task: str
     seen: Mapping | None = None
+    steps: int = 0
     planned: deque = dataclasses.field(default_factory=deque)
 
 
 def run_episodes(
     stream: ForesightStream,
-    pool: SimulationPool,
-    trials: Sequence[tuple[str, int]],
+    pool: WorkerPool,
+    trials: Sequence[tuple],
     stride: int,
-    max_steps: int,
+    max_steps: Mapping[str, int],
     execute_steps: int = 1,
-    film: int = 0,
+    film: Collection[tuple[str, int]] = (),
     on_done: Callable[[Episode], None] | None = None,
 ) -> tuple[list[Episode], Timing]:
     """Runs a policy from given starts. What happens in a trial does not depend on the others.
 
     Args:
         stream (`ForesightStream`): Acts; one robot for each simulator.
-        pool (`SimulationPool`): Renders the policy's views.
-        trials (`Sequence[tuple[str, int]]`): Task and seed of each episode.
+        pool (`WorkerPool`): Renders the policy's views.
+        trials (`Sequence[tuple]`): Task and seed of each episode, and the tasks that follow if there are any.
         stride (`int`): Simulation steps per control step.
-        max_steps (`int`): Control steps after which an episode has failed.
+        max_steps (`Mapping[str, int]`): Control steps after which a task has failed, by task.
         execute_steps (`int`): Actions of a chunk that are executed before the next chunk is followed; 1 as in
             GR-MG. Every observation enters the window either way.
-        film (`int`): Keep the pictures of this many first trials.
+        film (`Collection`): Trials whose pictures are kept.
         on_done (`Callable`, *optional*): Called with every finished episode, in order of finishing.
 
     Returns:
@@ -82,8 +89,7 @@ def run_episodes(
     Raises:
         RuntimeError: If a simulator fails.
     """
-    episodes = [Episode(task, seed) for task, seed in trials]
-    filmed = {id(episode) for episode in episodes[:film]}
+    episodes = [Episode(*trial) for trial in trials]
     waiting = deque(episodes)
     slots: dict[int, _Slot] = {}
     timing = Timing()
@@ -91,8 +97,9 @@ def run_episodes(
     def begin(worker: int) -> None:
         slots.pop(worker, None)
         if waiting:
-            slots[worker] = _Slot(waiting.popleft())
-            pool.reset(worker, slots[worker].episode.task, slots[worker].episode.seed)
+            episode = waiting.popleft()
+            slots[worker] = _Slot(episode, episode.task)
+            pool.reset(worker, episode.task, episode.seed)
 
     for worker in range(len(pool)):
         begin(worker)
@@ -105,12 +112,17 @@ def run_episodes(
                 stream.reset(slot.seen["instruction"], envs=[worker])
             episode = slot.episode
             episode.success, episode.simulation_steps = slot.seen["success"], slot.seen["simulation_steps"]
-            if id(episode) in filmed:
+            if (episode.task, episode.seed) in film:
                 episode.frames.append(slot.seen["images"][stream.model.config.views[0]])
         for worker, slot in list(slots.items()):
-            if slot.episode.success or slot.episode.steps >= max_steps:
+            episode = slot.episode
+            episode.solved += episode.success
+            if episode.success and episode.solved <= len(episode.following):
+                slots[worker] = _Slot(episode, episode.following[episode.solved - 1])
+                pool.follow(worker, slots[worker].task)
+            elif episode.success or slot.steps >= max_steps[slot.task]:
                 if on_done is not None:
-                    on_done(slot.episode)
+                    on_done(episode)
                 begin(worker)
         ready = {worker: slot for worker, slot in slots.items() if slot.seen is not None}
         if ready:
@@ -123,6 +135,7 @@ def run_episodes(
         for worker, slot in ready.items():
             pool.step(worker, slot.planned.popleft(), stride)
             slot.episode.steps += 1
+            slot.steps += 1
         timing.step.append(time.perf_counter() - started)
     return episodes, timing
 

@@ -283,6 +283,11 @@ def held_out_data(checkpoint: str, config: ForesightConfig, dataset: str) -> Run
         ValueError: If it is unknown which episodes the run held out, or it held out none.
     """
     run, name = read_run_config(checkpoint), Path(dataset).name
+    if run.data.validation:
+        raise ValueError(
+            f"the run that made {checkpoint} held out no episodes: its summary.json has the errors on "
+            f"{Path(run.data.validation).name}"
+        )
     run.data.datasets = [source for source in run.data.datasets if Path(source.path).name == name][:1]
     if not run.data.datasets:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""MetaWorld simulators in worker processes, each with its own renderer, stepped side by side.
+"""Simulators in worker processes, each with its own renderer, stepped side by side.
 
 Neither this file nor the worker processes import PyTorch: starting one takes as long as importing MuJoCo.
 """
@@ -6,37 +6,33 @@ Neither this file nor the worker processes import PyTorch: starting one takes as
 import multiprocessing
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import numpy as np
 
-from datasets_scripts.simulation.perturbation import Perturbation
-
-__all__ = ["SimulationPool"]
+__all__ = ["SimulationPool", "WorkerPool", "become_command"]
 
 
-class SimulationPool:
+class WorkerPool:
     """A fixed number of simulators, as a context manager whose end ends their processes.
 
-    Requests are sent to any of them, and answers are read one by one. `MetaWorldSim` explains `cameras`,
-    `image_size` (pixels), `quality` and `perturbation`.
+    Requests are sent to any of them, and answers are read one by one.
+
+    Args:
+        size (`int`): Number of simulators.
+        serve (`Callable`): What a process does: it answers the requests of a connection, and gets `settings`
+            too. Its module is imported by each process.
+        settings: Of the simulators.
     """
 
-    def __init__(
-        self,
-        size: int,
-        cameras: Sequence[str],
-        image_size: int,
-        quality: str = "fast",
-        perturbation: Perturbation = Perturbation(),  # noqa: B008 - frozen
-    ):
+    def __init__(self, size: int, serve: Callable, settings: Any):
         # Spawned, because a forked copy of a process with threads and an OpenGL context is not safe.
         context = multiprocessing.get_context("spawn")
         self._connections, self._processes = [], []
         for _ in range(size):
             ours, theirs = context.Pipe()
-            settings = (tuple(cameras), image_size, quality, perturbation)
-            process = context.Process(target=_serve, args=(theirs, settings), daemon=True)
+            process = context.Process(target=serve, args=(theirs, settings), daemon=True)
             process.start()
             theirs.close()
             self._connections.append(ours)
@@ -45,18 +41,10 @@ class SimulationPool:
     def __len__(self) -> int:
         return len(self._processes)
 
-    def reset(self, worker: int, task: str, seed: int) -> None:
-        """Asks for a new episode; [`receive`] gives its first observation."""
-        self._send(worker, ("reset", task, seed))
-
-    def step(self, worker: int, action: np.ndarray, repeat: int) -> None:
-        """Asks to hold an action for `repeat` simulation steps, or until success; then call [`receive`]."""
-        self._send(worker, ("step", np.asarray(action, dtype=np.float32), repeat))
-
     def receive(self, worker: int) -> Mapping:
         """The answer to the last request.
 
-        It has `images` (camera -> `(H, W, 3)` uint8), `state` `(4,)` float32, `success` of this request,
+        It has `images` (camera -> `(H, W, 3)` uint8), `state` `(S,)` float32, `success` of this request,
         `instruction`, and `simulation_steps` since the episode's start.
 
         Raises:
@@ -83,7 +71,7 @@ class SimulationPool:
             "out, use fewer --num-envs"
         )
 
-    def __enter__(self) -> "SimulationPool":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,13 +84,40 @@ class SimulationPool:
                 process.join()
 
 
-def _serve(connection, settings: tuple) -> None:
-    """Serves requests until the other end closes the connection; `settings` of `MetaWorldSim`."""
+def become_command(connection, command: tuple[str, ...]) -> None:
+    """Replaces this process by a command; its last argument is the connection's file descriptor.
+
+    For simulators that need a Python of their own.
+    """
+    os.set_inheritable(connection.fileno(), True)
+    os.execv(command[0], [*command, str(connection.fileno())])
+
+
+class SimulationPool(WorkerPool):
+    """Simulators in our own Python.
+
+    Args:
+        size (`int`): Number of simulators.
+        make_simulator (`Callable`): Task -> simulator, such as `MetaWorldSim`, in the process that calls it.
+    """
+
+    def __init__(self, size: int, make_simulator: Callable[[str], Any]):
+        super().__init__(size, _serve, make_simulator)
+
+    def reset(self, worker: int, task: str, seed: int) -> None:
+        """Asks for a new episode; [`receive`] gives its first observation."""
+        self._send(worker, ("reset", task, seed))
+
+    def step(self, worker: int, action: np.ndarray, repeat: int) -> None:
+        """Asks to hold an action for `repeat` simulation steps, or until success; then call [`receive`]."""
+        self._send(worker, ("step", np.asarray(action, dtype=np.float32), repeat))
+
+
+def _serve(connection, make_simulator: Callable[[str], Any]) -> None:
+    """Serves requests until the other end closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     # The processes share the cores already; the software renderer must not start threads for each of them.
     os.environ.setdefault("LP_NUM_THREADS", "0")
-    from datasets_scripts.simulation.metaworld import MAX_STEPS, MetaWorldSim
-
     sim = None
     try:
         while True:
@@ -115,13 +130,13 @@ def _serve(connection, settings: tuple) -> None:
                     if sim is None or sim.task != subject:
                         if sim is not None:
                             sim.close()
-                        sim = MetaWorldSim(subject, *settings)
+                        sim = make_simulator(subject)
                     sim.reset(number)
                 answer = {
                     **sim.observe(),
                     "success": success,
                     "instruction": sim.task_description,
-                    "simulation_steps": MAX_STEPS - sim.steps_left,
+                    "simulation_steps": sim.steps_taken,
                 }
             except (ValueError, RuntimeError) as error:
                 answer = error

@@ -148,6 +148,20 @@ def test_an_instruction_in_quotes_or_in_letters_is_read(words, tmp_path):
     assert LiberoArchive(tmp_path).read(0).instruction == "close it"
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pick_up_the_milk_demo", "pick up the milk"),
+        ("KITCHEN_SCENE3_turn_on_the_stove_demo", "turn on the stove"),
+        ("pick_up_the_milk", "pick the milk"),
+        ("my_demo", "pick the milk"),
+    ],
+)
+def test_instructions_are_worded_as_in_evaluations_if_the_name_of_the_file_tells(name, words, tmp_path):
+    write_file(tmp_path / f"{name}.hdf5", (3,), "pick the milk")
+    assert LiberoArchive(tmp_path).read(0).instruction == words
+
+
 def test_an_interrupted_run_continues_to_the_same_dataset(suite, dataset, tmp_path, monkeypatch):
     output, work, done = tmp_path / "libero_goal", job_file._convert_one, []
 

@@ -193,6 +193,7 @@ def test_chains_count_successes_from_the_beginning(metric):
     assert [figures[f"{k}_in_a_row"] for k in range(1, 6)] == [0.75, 0.5, 0.25, 0.25, 0.25]
     assert figures["avg_len"] == sum(figures[f"{k}_in_a_row"] for k in range(1, 6)) == 2.0
     assert figures["avg_len_se"] == pytest.approx(np.std([5, 2, 0, 1], ddof=1) / 2)
+    assert figures["1_in_a_row_se"] == pytest.approx(np.std([1, 1, 0, 1], ddof=1) / 2)
     with pytest.raises(ValueError, match=r"chains of \[6.0\] successes, but a chain has 5"):
         metric["task_chain"].compute(predictions=[6])
 

@@ -14,7 +14,7 @@ A chain of instructions ends at its first failure. Over all n chains:
 
 - `1_in_a_row` ... `5_in_a_row`: share of chains with at least so many successes from the beginning
 - `avg_len`: mean number of successes from the beginning, the sum of those shares
-- `avg_len_se`: its standard error, sample deviation / sqrt(n); absent for a single chain
+- `1_in_a_row_se` ..., `avg_len_se`: their standard errors, sample deviation / sqrt(n); absent for one chain
 - `chains`: n
 
 Args:
@@ -51,7 +51,8 @@ def chain_lengths(predictions, chain_length=5) -> dict:
     result = {f"{k}_in_a_row": float((lengths >= k).mean()) for k in range(1, chain_length + 1)}
     result |= {"avg_len": float(lengths.mean()), "chains": int(lengths.size)}
     if lengths.size > 1:
-        result["avg_len_se"] = float(lengths.std(ddof=1) / lengths.size**0.5)
+        measured = {f"{k}_in_a_row": lengths >= k for k in range(1, chain_length + 1)} | {"avg_len": lengths}
+        result |= {f"{name}_se": float(x.std(ddof=1) / lengths.size**0.5) for name, x in measured.items()}
     return result
 
 

@@ -1,0 +1,102 @@
+"""Draw by how much one policy solves each task more often than another (the paper's Fig. 4)."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from datasets_scripts.inspection.drawing import new_figure, save_png
+from datasets_scripts.storage.atomic import read_json
+
+EXAMPLE = """example:
+  python -m experiments.task_gains 2d_foresight.json 3d_foresight.json --output gains.png"""
+BETTER, WORSE = "tab:green", "tab:red"
+Z_95 = 1.959964
+
+
+def success_gains(base: Mapping, other: Mapping) -> list[dict]:
+    """Gains of `other` over `base`, two results of `training/evaluate.py`, the largest first.
+
+    Returns:
+        `list[dict]`: By task: `task`, both success rates as `base` and `other`, numbers of tries as `tries`,
+        `gain`, and its 95 % interval `ci95`, that of Agresti and Caffo (2000) for independent tries. All are
+        fractions.
+
+    Raises:
+        ValueError: If the results cannot be compared; names the reason.
+    """
+    for name in ("benchmark", "settings"):
+        if base.get(name) != other.get(name):
+            raise ValueError(f"the results have different {name}: {base.get(name)} and {other.get(name)}")
+    rows = []
+    # A chain ends at its first failure, so that a late task may never be tried.
+    for task in base["tasks"].keys() & other["tasks"].keys():
+        pair = [results["tasks"][task] for results in (base, other)]
+        rates, tries = [f["success_rate"] for f in pair], [f["episodes"] for f in pair]
+        smoothed = [(f["successes"] + 1) / (f["episodes"] + 2) for f in pair]
+        variance = sum(p * (1 - p) / (n + 2) for p, n in zip(smoothed, tries, strict=True))
+        middle, reach = smoothed[1] - smoothed[0], Z_95 * variance**0.5
+        rows.append(
+            {
+                "task": task,
+                "base": rates[0],
+                "other": rates[1],
+                "tries": tries,
+                "gain": rates[1] - rates[0],
+                "ci95": [middle - reach, middle + reach],
+            }
+        )
+    if not rows:
+        raise ValueError("the results have no task in common")
+    return sorted(rows, key=lambda row: (-row["gain"], row["task"]))
+
+
+def format_gains(rows: Sequence[Mapping]) -> str:
+    """A line for people per task."""
+    return "\n".join(
+        f"{row['task']}: {100 * row['gain']:+.1f} points ({100 * row['ci95'][0]:+.1f} to "
+        f"{100 * row['ci95'][1]:+.1f}), {row['base']:.1%} of {row['tries'][0]} tries to "
+        f"{row['other']:.1%} of {row['tries'][1]}"
+        for row in rows
+    )
+
+
+def draw_gains(rows: Sequence[Mapping], labels: tuple[str, str]):
+    """A figure with a bar per task in points, the largest gain at the top, and 95 % intervals as lines."""
+    figure = new_figure(7.0, 1.1 + 0.22 * len(rows), layout="constrained")
+    axis, places = figure.subplots(), range(len(rows))
+    axis.barh(
+        places,
+        [100 * row["gain"] for row in rows],
+        color=[BETTER if row["gain"] >= 0 else WORSE for row in rows],
+    )
+    axis.hlines(
+        places, *zip(*([100 * end for end in row["ci95"]] for row in rows), strict=True), color="0.3", lw=1
+    )
+    axis.set_yticks(places, [row["task"].replace("_", " ") for row in rows], fontsize=8)
+    axis.invert_yaxis()
+    axis.axvline(0, color="black", lw=0.8)
+    axis.set_xlabel(f"success of {labels[1]} minus that of {labels[0]}, percentage points")
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=style)
+    parser.add_argument("base", type=Path, help="results of training/evaluate.py")
+    parser.add_argument("other", type=Path, help="results of the policy that may be better")
+    parser.add_argument("--output", type=Path, default=Path("task_gains.png"), help="(default: %(default)s)")
+    args = parser.parse_args(arguments)
+    try:
+        rows = success_gains(read_json(args.base), read_json(args.other))
+        save_png(args.output, draw_gains(rows, (args.base.stem, args.other.stem)))
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{format_gains(rows)}\npicture: {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""LIBERO's simulator: the two forms of data, starts, and recorded actions that lead to recorded states."""
+
+import json
+
+import numpy as np
+import pytest
+
+from datasets_scripts.conversion.libero import LiberoArchive
+from datasets_scripts.simulation import libero
+from datasets_scripts.simulation.libero import FORMS, LiberoSim, choose_form
+from datasets_scripts.simulation.libero_files import (
+    SUITES,
+    load_initial_states,
+    resolve_libero_tasks,
+    task_file,
+)
+
+h5py = pytest.importorskip("h5py")
+SIDE = 64
+
+
+def test_gripper_commands_of_both_forms_reach_the_simulator_with_its_sign():
+    for form, opened, closed in (("converted", 1, 0), ("lerobot", -1, 1)):
+        for gripper, command in ((opened, -1), (closed, 1)):
+            action = np.array([0.1, -0.2, 0.3, 0.4, -0.5, 0.6, gripper])
+            assert FORMS[form].command(action).tolist() == [*action[:6], command]
+
+
+def test_images_of_the_forms_are_mirror_images_of_each_other():
+    drawn = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)  # lowest row first
+    upright, turned = (FORMS[form].image_of(drawn) for form in ("converted", "lerobot"))
+    assert (upright == drawn[::-1]).all() and (turned == upright[:, ::-1]).all()
+
+
+@pytest.mark.parametrize("angle", [3.0, 3.3])  # beyond half a turn, w is negative
+def test_states_of_both_forms_describe_one_rotation(angle):
+    rotations = pytest.importorskip("scipy.spatial.transform").Rotation
+    axis = np.array([0.6, -0.8, 0.0])
+    quaternion = np.array([*axis * np.sin(angle / 2), np.cos(angle / 2)])
+    position, fingers = np.array([0.1, 0.2, 0.9]), np.array([0.03, -0.025])
+    converted = FORMS["converted"].state_of(position, quaternion, fingers)
+    lerobot = FORMS["lerobot"].state_of(position, quaternion, fingers)
+    assert converted[6] == 1 and np.allclose(lerobot[6:], fingers)
+    assert np.allclose(lerobot[3:6], axis * angle, atol=1e-5)
+    difference = rotations.from_euler("xyz", converted[3:6]).inv() * rotations.from_rotvec(lerobot[3:6])
+    assert difference.magnitude() < 1e-5
+    assert FORMS["converted"].state_of(position, quaternion, fingers / 2)[6] == 0
+
+
+@pytest.mark.parametrize(
+    ("views", "state_dim", "form"),
+    [
+        (("main", "wrist"), 7, "converted"),
+        (("wrist", "main"), 0, "converted"),
+        (("image", "image2"), 8, "lerobot"),
+        (("main", "wrist"), 8, "lerobot"),
+        (("image", "image2"), 0, "lerobot"),
+    ],
+)
+def test_the_form_follows_state_and_views_of_the_policy(views, state_dim, form):
+    assert choose_form(views, state_dim) == form
+
+
+@pytest.mark.parametrize(
+    ("views", "state_dim", "message"),
+    [
+        (("main", "wrist"), 4, "state_dim 4; LIBERO's data have 7"),
+        (("main",), 7, "needs the wrist view"),
+        (("image", "main"), 8, "needs the wrist view"),
+        (("main", "top"), 0, r"cannot show \['top'\]"),
+        (("image", "image2"), 7, r"cannot show \['image', 'image2'\]"),
+    ],
+)
+def test_a_policy_that_does_not_fit_libero_is_refused(views, state_dim, message):
+    with pytest.raises(ValueError, match=message):
+        choose_form(views, state_dim)
+
+
+def test_a_missing_simulator_and_missing_paths_are_named_with_the_remedy(tmp_path, monkeypatch):
+    libero._import_libero.cache_clear()
+    monkeypatch.setattr(libero, "installed_folder", lambda: tmp_path)
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="config.yaml does not exist; run .*prepare_libero"):
+        libero._import_libero()
+
+
+# ------------------------------------------------------------------ the real simulator
+
+
+def recorded_episode(task: str, actions: np.ndarray, path) -> None:
+    """An episode as LIBERO's own script writes it: raw environment, commands, and what it saw after each."""
+    from libero.libero.envs import OffScreenRenderEnv
+    from robosuite.utils.transform_utils import quat2axisangle
+
+    env = OffScreenRenderEnv(bddl_file_name=str(task_file(task)), camera_heights=SIDE, camera_widths=SIDE)
+    env.seed(0)
+    env.reset()
+    env.set_init_state(load_initial_states(task)[0])
+    for _ in range(10):
+        env.step(np.array([0, 0, 0, 0, 0, 0, -1]))
+    frames = {"agentview_rgb": [], "eye_in_hand_rgb": [], "ee_states": [], "gripper_states": []}
+    for action in actions:
+        seen, *_ = env.step(action)
+        frames["agentview_rgb"].append(seen["agentview_image"])
+        frames["eye_in_hand_rgb"].append(seen["robot0_eye_in_hand_image"])
+        turn = quat2axisangle(seen["robot0_eef_quat"].copy())
+        frames["ee_states"].append(np.concatenate([seen["robot0_eef_pos"], turn]))
+        frames["gripper_states"].append(seen["robot0_gripper_qpos"])
+    env.close()
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["problem_info"] = json.dumps({"language_instruction": "go"})
+        for name, values in frames.items():
+            data.create_dataset(f"demo_0/obs/{name}", data=np.stack(values))
+        data.create_dataset("demo_0/actions", data=actions)
+
+
+@pytest.mark.slow
+def test_recorded_actions_reach_the_recorded_states_and_images(libero_simulator, tmp_path):
+    (task,) = resolve_libero_tasks("libero_object", [3])
+    rng = np.random.default_rng(0)
+    actions = np.concatenate([rng.uniform(-1, 1, (16, 6)), np.ones((16, 1))], axis=1)
+    actions[:, 2] = -0.8  # down
+    actions[:6, 6] = actions[12:, 6] = -1  # opens, closes and opens again
+    recorded_episode(task, actions, tmp_path / "a_demo.hdf5")
+    stored = LiberoArchive(tmp_path).read(0)
+    fingers = []
+    with LiberoSim(task, ("wrist", "main"), SIDE) as sim:
+        sim.reset(0)
+        start = sim.state()
+        for frame, action in enumerate(stored.columns["action"]):
+            sim.step(action)
+            seen = sim.observe()
+            assert np.abs(seen["state"] - stored.columns["observation.state"][frame]).max() < 1e-4
+            for view, image in seen["images"].items():
+                recorded = stored.videos[f"observation.images.{view}"][frame]
+                assert np.abs(image.astype(int) - recorded).mean() < 0.2
+            fingers.append(seen["state"][6])
+    assert start[2] - seen["state"][2] > 0.05, "the gripper went down"
+    assert fingers[0] == 1 and 0 in fingers, "the gripper was open and closed"
+
+
+@pytest.mark.slow
+def test_a_start_repeats_and_depends_on_its_number_alone(libero_simulator):
+    (task,) = resolve_libero_tasks("libero_goal", [2])  # with a cabinet, whose place the seed draws
+    starts = []
+    with LiberoSim(task, image_size=SIDE, first_seed=5) as sim:
+        for seed in (5, 6, 5):
+            sim.reset(seed)
+            starts.append(sim.observe())
+            sim.step(np.array([1, 0, 0, 0, 0, 0, 0.0]))
+            assert sim.steps_taken == 1 and sim.max_steps == SUITES["libero_goal"].max_steps
+    first, other, again = (start["images"]["main"] for start in starts)
+    assert (first == again).all() and (first != other).any()
+    assert (starts[0]["state"] == starts[2]["state"]).all()
+    assert first.mean(axis=(0, 1)).min() > 20, "not black"

@@ -1,0 +1,297 @@
+"""CALVIN's long-horizon protocol: chains of five instructions in environment D, in closed loop.
+
+D -> D and ABC -> D differ in the training data alone. The chains, the wording, the scenes and the oracle that
+says what is solved are those of the user's `calvin_agent` and `calvin_env`, which run in a Python of their
+own (`datasets_scripts/simulation/calvin.py`). Images, state and actions are those of `convert_calvin.py`:
+
+| the policy's | is CALVIN's |
+| --- | --- |
+| views `main`, `wrist` | `rgb_static` (200 px), `rgb_gripper` (84 px) |
+| state | `robot_obs` 0..5 and 14 |
+| action | a relative action: 1 is 2 cm or 0.05 rad in the world's frame; gripper 1 open, -1 closed |
+
+Every chain begins with a reset of scene and robot. Between its tasks the scene stays, and the policy starts
+with the new instruction and an empty window.
+"""
+
+import dataclasses
+import re
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from datasets_scripts.conversion.calvin import CALVIN_ACTIONS, CALVIN_CAMERAS, CALVIN_FPS, STATE_ENTRIES
+from datasets_scripts.storage.atomic import read_json, write_json
+from training.evaluation.simulation_pool import WorkerPool, become_command
+from training.evaluation.success import (
+    claim_evaluation,
+    describe_checkpoint,
+    evaluation_job,
+    format_rates,
+    open_policy,
+    option,
+    percentiles_ms,
+    success_figures,
+)
+from training.run_facts import count_cores, describe_run
+
+__all__ = ["CalvinPool", "ChainOptions", "format_chains", "measure_chains", "task_outcomes"]
+
+CALVIN_CHAINS, CHAIN_LENGTH, CALVIN_MAX_STEPS = 1000, 5, 360
+SIMULATOR = Path(__file__).parents[2] / "datasets_scripts" / "simulation" / "calvin.py"
+
+
+@dataclasses.dataclass
+class ChainOptions:
+    """What to measure, and how; `evaluate.py --benchmark calvin` has a flag for every field.
+
+    Raises:
+        ValueError: If a value makes no sense; names it.
+    """
+
+    checkpoint: str = option("folder of a trained model, or Hub id")
+    calvin_data: Path = option("unpacked archive of CALVIN with its validation split, such as task_D_D")
+    calvin_python: str = option(
+        "Python in which calvin_env and calvin_agent are installed (default: this one)", sys.executable
+    )
+    revision: str | None = option("commit, branch or tag of a Hub id", None)
+    chains: int = option(f"the first of the protocol's {CALVIN_CHAINS} chains (default: all)", CALVIN_CHAINS)
+    output: Path = option("results (default: %(default)s)", Path("calvin.json"))
+    num_envs: int = option("simulators side by side (default: one per core, %(default)s here)", count_cores)
+    max_steps: int = option("steps until a task has failed (default: %(default)s)", CALVIN_MAX_STEPS)
+    execute_steps: int = option(
+        "actions of a chunk to execute before the next plan (default: %(default)s)", 1
+    )
+    goal_source: str | None = option(
+        "goal images for a policy that was trained with them; none: it acts without", None, choices=["none"]
+    )
+    threads: int | None = option("threads of PyTorch (default: 1 for a small model)", None)
+    device: str | None = option("default: cuda if there is one, otherwise cpu", None)
+
+    def __post_init__(self):
+        for name in ("chains", "num_envs", "max_steps", "execute_steps", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} is {value}; it must be at least 1")
+        if self.chains > CALVIN_CHAINS:
+            raise ValueError(f"--chains is {self.chains}; the protocol has {CALVIN_CHAINS}")
+
+
+class CalvinPool(WorkerPool):
+    """CALVIN's simulators, each a process of another Python.
+
+    Args:
+        size (`int`): Number of simulators.
+        python (`str`): Python in which CALVIN is installed.
+        folder (`Path`): Unpacked archive.
+
+    Attributes:
+        chains (`list[tuple[dict, list[str]]]`): The protocol's chains: state of the scene and tasks.
+        versions (`dict[str, str]`): Of that Python and of PyBullet.
+
+    Raises:
+        ValueError: If there is no such Python.
+        RuntimeError: If CALVIN is not installed in it, or a simulator does not start.
+    """
+
+    def __init__(self, size: int, python: str, folder: Path):
+        found = shutil.which(python)
+        if found is None:
+            raise ValueError(f"--calvin_python is {python}, which cannot be run; name the Python of CALVIN")
+        super().__init__(size, become_command, (found, str(SIMULATOR), str(folder.resolve())))
+        try:
+            self.versions = [super(CalvinPool, self).receive(worker) for worker in range(size)][0]
+            self._send(0, ("chains", CALVIN_CHAINS))
+            self.chains = super().receive(0)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def reset(self, worker: int, task: str, seed: int) -> None:
+        """Asks for the start of chain `seed`, whose first task is `task`; then call [`receive`]."""
+        self._send(worker, ("reset", self.chains[seed][0], task))
+
+    def follow(self, worker: int, task: str) -> None:
+        """Asks for the next task in the same scene; then call [`receive`]."""
+        self._send(worker, ("follow", task))
+
+    def step(self, worker: int, action: np.ndarray, repeat: int = 1) -> None:
+        """Asks for one relative action, which cannot be held; then call [`receive`]."""
+        if repeat != 1:
+            raise ValueError(f"CALVIN's actions are changes for one step; they cannot last {repeat}")
+        self._send(worker, ("step", np.asarray(action, dtype=np.float64).tolist()))
+
+    def receive(self, worker: int) -> Mapping:
+        """The answer to the last request, with the columns of `convert_calvin.py`; see `WorkerPool`."""
+        answer = super().receive(worker)
+        images = {}
+        for view, (camera, _, _) in CALVIN_CAMERAS.items():
+            pixels, shape = answer["images"][camera]
+            images[view] = np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
+        state = np.array(answer["robot_obs"])[list(STATE_ENTRIES)].astype(np.float32)
+        return {**answer, "images": images, "state": state}
+
+
+def measure_chains(options: ChainOptions, arguments: Sequence[str] | None = None) -> dict:
+    """Runs the chains; those that an interrupted evaluation finished are kept.
+
+    Args:
+        options (`ChainOptions`): What to measure.
+        arguments (`Sequence[str]`, *optional*): As of [`success.measure`].
+
+    Returns:
+        `dict`: What goes into the JSON file: `chains` (success of 1 to 5 tasks in a row and Avg. Len., with
+        standard errors), `tasks` (success rate of each task that was tried, with its interval), `episodes`
+        (one per chain), `settings`, `timing`, `checkpoint`, what `describe_run` gives.
+
+    Raises:
+        ValueError: If checkpoint, data and earlier chains do not fit together; names the remedy.
+        RuntimeError: If CALVIN is missing or fails.
+    """
+    environment = _read_environment(options.calvin_data)
+    with open_policy(options, lambda config: _check_policy(config, options)) as (model, processor):
+        settings = {
+            "control_hz": CALVIN_FPS,
+            "execute_steps": options.execute_steps,
+            "max_steps": options.max_steps,
+            "environment": environment,
+            "goal_source": options.goal_source or "none",
+            "success": "CALVIN's task oracle after any step",
+        }
+        checkpoint = describe_checkpoint(options, model.config)
+        facts = {"benchmark": "CALVIN", "checkpoint": checkpoint, "settings": settings}
+        run = describe_run("training/evaluate.py" if arguments is not None else None, arguments)
+        return _measure(options, model, processor, facts, run)
+
+
+def _measure(options: ChainOptions, model, processor, facts: dict, run: dict) -> dict:
+    from modeling_foresight import ForesightStream
+    from training.evaluation.metric_loader import load_metric
+
+    # Before the chains: the cache of such scripts may be read-only.
+    chain_metric, task_metric = load_metric("task_chain"), load_metric("success_rate")
+    job, size = evaluation_job(options.output, facts), min(options.num_envs, options.chains)
+    if job.partial.exists():
+        job.open()  # refuses another evaluation before CALVIN starts, which takes a minute
+    stream = ForesightStream(model, processor, num_envs=size)
+    with CalvinPool(size, options.calvin_python, options.calvin_data) as pool, claim_evaluation(job):
+        episodes, timing = _run_chains(options, stream, pool, job.partial)
+        outcomes = sorted(task_outcomes(episodes).items())
+        results = {
+            "version": 1,
+            **facts,
+            "chains": chain_metric.compute(predictions=[episode["solved"] for episode in episodes]),
+            "tasks": {task: success_figures(task_metric, tries) for task, tries in outcomes},
+            "timing": timing,
+            "episodes": episodes,
+            **run,
+            "versions": run["versions"] | pool.versions,
+        }
+        write_json(options.output, results)
+    return results
+
+
+def _run_chains(options: ChainOptions, stream, pool: CalvinPool, folder: Path) -> tuple[list[dict], dict]:
+    """Runs the chains that `folder` lacks; gives what is known of all, and the `timing` of the results."""
+    from training.evaluation.closed_loop import run_episodes
+
+    begun = time.perf_counter()
+    known = {int(path.stem): read_json(path) for path in folder.glob("[0-9]*.json")}
+    _check_chains(known, pool.chains, folder)
+    missing = [number for number in range(options.chains) if number not in known]
+    resumed = options.chains - len(missing)
+    with tqdm(total=options.chains, initial=resumed, desc="evaluate", unit="chain") as bar:
+
+        def keep(episode) -> None:
+            known[episode.seed] = {
+                "chain": episode.seed,
+                "tasks": [episode.task, *episode.following],
+                "solved": episode.solved,
+                "steps": episode.steps,
+            }
+            write_json(folder / f"{episode.seed:06d}.json", known[episode.seed])
+            bar.set_postfix_str(f"Avg. Len. {np.mean([chain['solved'] for chain in known.values()]):.2f}")
+            bar.update()
+
+        chains = [(number, pool.chains[number][1]) for number in missing]
+        trials = [(tasks[0], number, tuple(tasks[1:])) for number, tasks in chains]
+        limits = dict.fromkeys((task for _, tasks in chains for task in tasks), options.max_steps)
+        _, timing = run_episodes(stream, pool, trials, 1, limits, options.execute_steps, on_done=keep)
+    return [known[number] for number in range(options.chains)], {
+        "wall_s": round(time.perf_counter() - begun, 2),
+        "parallel_environments": len(pool),
+        **({"resumed_after": resumed} if resumed else {}),
+        "policy_ms": percentiles_ms(timing.policy),
+        "control_step_ms": percentiles_ms(timing.step),
+    }
+
+
+def task_outcomes(episodes: Sequence[Mapping]) -> dict[str, list[bool]]:
+    """By task, whether each try of it succeeded: those solved, and the one at which a chain ended."""
+    outcomes: dict[str, list[bool]] = {}
+    for episode in episodes:
+        for number, task in enumerate(episode["tasks"][: episode["solved"] + 1]):
+            outcomes.setdefault(task, []).append(number < episode["solved"])
+    return outcomes
+
+
+def format_chains(results: dict) -> str:
+    """A line for people per task, and the row of the paper's Table I."""
+    chains = results["chains"]
+    rates = " ".join(f"{chains[f'{k}_in_a_row']:.1%}" for k in range(1, CHAIN_LENGTH + 1))
+    error = f" +- {chains['avg_len_se']:.3f}" if "avg_len_se" in chains else ""
+    row = f"1 to {CHAIN_LENGTH} in a row: {rates}; Avg. Len. {chains['avg_len']:.3f}{error}"
+    return "\n".join([*format_rates(results["tasks"]), f"{row} ({chains['chains']} chains)"])
+
+
+def _read_environment(folder: Path) -> str | None:
+    """Letter of the scene of the archive's validation split; refuses a folder that is no such archive."""
+    settings = folder / "validation" / ".hydra" / "merged_config.yaml"
+    if not settings.is_file():
+        raise ValueError(
+            f"--calvin_data is {folder}, which has no validation/.hydra/merged_config.yaml; give the "
+            "unpacked archive with training and validation inside, such as task_D_D or task_ABC_D"
+        )
+    found = re.search(r"calvin_table_([A-D])\b", settings.read_text())
+    return found and found.group(1)
+
+
+def _check_policy(config, options: ChainOptions) -> None:
+    """Refuses a policy that does not fit CALVIN's robot, cameras and rate, or lacks a goal source."""
+    if set(config.views) != set(CALVIN_CAMERAS):
+        raise ValueError(
+            f"the checkpoint has the views {list(config.views)}; CALVIN's protocol shows "
+            f"{list(CALVIN_CAMERAS)} (static and gripper camera): train with --model.views [main,wrist]"
+        )
+    for name, sizes in {"action_dim": (len(CALVIN_ACTIONS),), "state_dim": (0, len(STATE_ENTRIES))}.items():
+        if getattr(config, name) not in sizes:
+            raise ValueError(f"the checkpoint has {name} {getattr(config, name)}, CALVIN's robot {sizes[-1]}")
+    if config.fps not in (None, CALVIN_FPS):
+        raise ValueError(
+            f"the checkpoint acts at {config.fps} steps a second, CALVIN's robot at {CALVIN_FPS}: train on "
+            "frames that follow each other (frame_stride 1)"
+        )
+    if config.goal_image and options.goal_source is None:
+        raise ValueError(
+            "the checkpoint was trained with goal images, and there is no source of them: add --goal_source "
+            "none to let it act without, or train with --model.goal_image false"
+        )
+    if options.execute_steps > config.chunk_size:
+        raise ValueError(
+            f"--execute_steps is {options.execute_steps}, but the model plans {config.chunk_size} actions"
+        )
+
+
+def _check_chains(known: Mapping[int, Mapping], chains: Sequence[tuple], folder: Path) -> None:
+    """Refuses to resume an evaluation whose chains are not those of the installed CALVIN."""
+    for number, chain in known.items():
+        if chain["tasks"] != list(chains[number][1]):
+            raise ValueError(
+                f"chain {number} in {folder} has other tasks than this calvin_agent gives it; choose another "
+                f"--output, or delete {folder}"
+            )

@@ -1,0 +1,143 @@
+"""Success of a checkpoint in LIBERO's own simulator, by suite, as Table II of the paper."""
+
+# No import of PyTorch at the top: every simulator process imports the command, which imports this file.
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from datasets_scripts.simulation.libero import (
+    LIBERO_ACTION_DIM,
+    LIBERO_HZ,
+    SETTLING_STEPS,
+    LiberoSim,
+    choose_form,
+)
+from datasets_scripts.simulation.libero_files import SUITES, resolve_libero_tasks
+from datasets_scripts.storage.atomic import read_json
+from training.evaluation.success import EvaluationOptions, format_rates, measure, option
+
+__all__ = ["LiberoOptions", "format_libero", "measure_libero", "suite_table"]
+
+
+@dataclasses.dataclass
+class LiberoOptions(EvaluationOptions):
+    """What to measure in LIBERO, and how.
+
+    Raises:
+        ValueError: If a value makes no sense; names it.
+    """
+
+    suite: str = option(f"comma-separated, of {', '.join(SUITES)}")
+    _: dataclasses.KW_ONLY
+    tasks: list[int] | None = option("only these tasks of every suite, 0 to 9", None)
+    episodes: int = option("per task, from its first initial state on (default: %(default)s)", 50)
+    seed: int = option("of the first episode; the others follow (default: %(default)s, LeRobot's)", 1000)
+    max_steps: int | None = option(
+        "steps until an episode has failed (default: LeRobot's for the suite)", None
+    )
+    others: list[Path] | None = option("results of other suites, for the table that is printed", None)
+
+
+def measure_libero(options: LiberoOptions, arguments: Sequence[str] | None = None) -> dict:
+    """Success in LIBERO; [`measure`] explains arguments, result and errors.
+
+    The result has `suites` too, success rates of all their episodes, and `table`.
+    """
+    others = [_read_other(path) for path in options.others or ()]  # before hours of work
+    results = measure(Libero(options), arguments)
+    results["table"] = suite_table([results, *others])
+    return results
+
+
+def format_libero(results: dict) -> str:
+    """A line for people per task and suite, and the table."""
+    lines = format_rates({**results["tasks"], **results["suites"], "all": results["mean"]})
+    return "\n".join([*lines, "", results["table"]])
+
+
+def suite_table(results: Sequence[Mapping]) -> str:
+    """Success in percent in the form of the paper's Table II, as Markdown; `-` for what was not measured.
+
+    Args:
+        results (`Sequence[Mapping]`): Of [`measure_libero`]; the first one that has a suite counts.
+    """
+    rates = {}
+    for result in results:
+        for suite, figures in result["suites"].items():
+            rates.setdefault(suite, 100 * figures["success_rate"])
+    cells = [f"{rates[suite]:.1f}" if suite in rates else "-" for suite in SUITES]
+    mean = f"{sum(rates.values()) / len(SUITES):.1f}" if len(rates) == len(SUITES) else "-"
+    rows = [[suite.title for suite in SUITES.values()] + ["Avg. SR"], ["---"] * 5, [*cells, mean]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _read_other(path: Path) -> dict:
+    results = read_json(path)
+    if not isinstance(results.get("suites"), dict):
+        raise ValueError(f"--others: {path} holds no results of LIBERO")
+    return results
+
+
+class Libero:
+    """The benchmark, see `success.Benchmark`."""
+
+    name = "LIBERO"
+
+    def __init__(self, options: LiberoOptions):
+        self.options = options
+        self.tasks = resolve_libero_tasks(options.suite, options.tasks)
+
+    def check_policy(self, config) -> None:
+        """Raise a `ValueError` for a policy that does not fit LIBERO's robot, cameras and rate."""
+        form = choose_form(config.views, config.state_dim)
+        if config.action_dim != LIBERO_ACTION_DIM:
+            raise ValueError(
+                f"the checkpoint has action_dim {config.action_dim}, LIBERO's robot {LIBERO_ACTION_DIM}"
+            )
+        # Copies of lerobot/libero declare 10 frames a second and hold 20.
+        if form == "converted" and config.fps not in (None, LIBERO_HZ):
+            raise ValueError(
+                f"the checkpoint acts at {config.fps} steps a second, LIBERO's robot at {LIBERO_HZ}: "
+                "finetune it without a frame stride"
+            )
+
+    def check_starts(self, demonstrations: Sequence[Path]) -> dict:
+        """Nothing: demonstrations start elsewhere than the suites' initial states."""
+        return {}
+
+    def choose_settings(self, config, image_size: int) -> dict:
+        """How the loop runs."""
+        limits = {suite: SUITES[suite].max_steps for suite in dict.fromkeys(map(_suite_of, self.tasks))}
+        return {
+            "control_hz": LIBERO_HZ,
+            "stride": 1,
+            "max_steps": {suite: self.options.max_steps or limit for suite, limit in limits.items()},
+            "settling_steps": SETTLING_STEPS,
+            "initial_states": "episode k of a task: initial state k of the suite, seed first + k",
+            "form": choose_form(config.views, config.state_dim),
+            "success": "LIBERO's goal after any step",
+        }
+
+    def summarize(self, rate: Callable[[Sequence[str]], dict]) -> dict:
+        """Success by suite."""
+        suites = dict.fromkeys(map(_suite_of, self.tasks))
+        return {"suites": {name: rate([t for t in self.tasks if _suite_of(t) == name]) for name in suites}}
+
+    def step_limits(self, settings: Mapping) -> dict[str, int]:
+        """Control steps after which an episode has failed, by task."""
+        return {task: settings["max_steps"][_suite_of(task)] for task in self.tasks}
+
+    def make_simulator(self, config, settings: Mapping) -> functools.partial:
+        """Gives the simulator of a task."""
+        return functools.partial(
+            LiberoSim,
+            cameras=tuple(config.views),
+            image_size=settings["image_size"],
+            form=settings["form"],
+            first_seed=self.options.seed,
+        )
+
+
+def _suite_of(task: str) -> str:
+    return task.partition("/")[0]

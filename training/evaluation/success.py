@@ -1,0 +1,395 @@
+"""Success of a checkpoint in closed loop: what all simulated benchmarks share.
+
+Episodes run side by side, each simulator in its own process, and share one forward pass per control step. The
+outcome does not depend on how many run at a time. Finished episodes of an interrupted evaluation are kept in
+`OUTPUT.partial`; the same command resumes it.
+"""
+
+# No import of PyTorch at the top: every simulator process imports the command, which imports this file.
+import contextlib
+import dataclasses
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from datasets_scripts.columns import image_key
+from datasets_scripts.storage.atomic import write_json, write_whole_file
+from datasets_scripts.storage.dataset_folder import load_features
+from datasets_scripts.storage.episode_job import EpisodeJob
+from training.run_facts import count_cores, describe_run, portable_path
+
+__all__ = [
+    "Benchmark",
+    "EvaluationOptions",
+    "claim_evaluation",
+    "describe_checkpoint",
+    "evaluation_job",
+    "format_rates",
+    "measure",
+    "open_policy",
+    "option",
+    "percentiles_ms",
+    "recorded_image_size",
+    "success_figures",
+]
+
+MAX_FILMED = 20  # rollouts in one video
+SMALL_MODEL = 20_000_000  # parameters
+EPISODE_FACTS = ("task", "seed", "success", "steps", "simulation_steps")
+
+
+def option(help: str, default=dataclasses.MISSING, **more):
+    """A field with its help text; `default` may be a function that gives the value."""
+    kind = "default_factory" if callable(default) else "default"
+    return dataclasses.field(**{kind: default}, metadata={"help": help, **more})
+
+
+@dataclasses.dataclass
+class EvaluationOptions:
+    """What every benchmark asks; `evaluate.py` has a flag for every field and explains it.
+
+    Raises:
+        ValueError: If a value makes no sense; names it.
+    """
+
+    checkpoint: str = option("folder of a trained model, or Hub id")
+    _: dataclasses.KW_ONLY
+    revision: str | None = option("commit, branch or tag of a Hub id", None)
+    episodes: int = option("per task (default: %(default)s)", 20)
+    seed: int = option("start of the first episode; the others follow (default: %(default)s)", 10000)
+    output: Path = option("results (default: %(default)s)", Path("eval.json"))
+    video: Path | None = option(f"film of up to {MAX_FILMED} episodes, of all tasks alike, .mp4", None)
+    dataset: str | None = option("also measure errors on the held-out episodes of this dataset", None)
+    num_envs: int = option("simulators side by side (default: one per core, %(default)s here)", count_cores)
+    execute_steps: int = option(
+        "actions of a chunk to execute before the next plan (default: %(default)s)", 1
+    )
+    image_size: int | None = option("rendered pixels per side (default: as in the training data)", None)
+    threads: int | None = option("threads of PyTorch (default: 1 for a small model)", None)
+    device: str | None = option("default: cuda if there is one, otherwise cpu", None)
+
+    def __post_init__(self):
+        for name in ("episodes", "num_envs", "execute_steps", "max_steps", "stride", "threads"):
+            value = getattr(self, name, None)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"--seed is {self.seed}; it must not be negative")
+        if self.video and self.video.suffix != ".mp4":
+            raise ValueError(f"--video is {self.video}; its name must end in .mp4")
+
+    @property
+    def seeds(self) -> range:
+        """Starts of the episodes of each task."""
+        return range(self.seed, self.seed + self.episodes)
+
+
+class Benchmark(Protocol):
+    """What distinguishes one benchmark from another.
+
+    Attributes:
+        name (`str`): Its name in the results.
+        options (`EvaluationOptions`): What to measure.
+        tasks (`Sequence[str]`): Tasks to try.
+    """
+
+    name: str
+    options: EvaluationOptions
+    tasks: Sequence[str]
+
+    def check_policy(self, config: Any) -> None:
+        """Raise a `ValueError` for a policy that does not fit robot and cameras."""
+        ...
+
+    def check_starts(self, demonstrations: Sequence[Path]) -> dict:
+        """What the results say about the starts; raises a `ValueError` if one was demonstrated."""
+        ...
+
+    def choose_settings(self, config: Any, image_size: int) -> dict:
+        """How the loop runs: `control_hz`, `stride`, and what else determines the results."""
+        ...
+
+    def summarize(self, rate: Callable[[Sequence[str]], dict]) -> dict:
+        """Further entries of the results; `rate` gives the success rate of some tasks together."""
+        ...
+
+    def step_limits(self, settings: Mapping) -> Mapping[str, int]:
+        """Control steps after which an episode has failed, by task."""
+        ...
+
+    def make_simulator(self, config: Any, settings: Mapping) -> Callable[[str], Any]:
+        """Gives the simulator of a task in the process that calls it; must be picklable."""
+        ...
+
+
+def measure(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> dict:
+    """Run the episodes, and measure the held-out episodes of the dataset of the options if there is one.
+
+    Args:
+        benchmark (`Benchmark`): What to measure, and where.
+        arguments (`Sequence[str]`, *optional*): Arguments of `training/evaluate.py` for the recorded command;
+            by default the command of this process is recorded.
+
+    Returns:
+        `dict`: What goes into the JSON file: `tasks` and `mean` (success rate with its 95 % Wilson interval),
+        `episodes`, `settings`, `timing`, `checkpoint`, what `describe_run` gives; `open_loop` with a dataset.
+
+    Raises:
+        ValueError: If checkpoint, tasks and dataset do not fit together, or an unfinished evaluation is of
+            another policy or other settings; names the remedy.
+        RuntimeError: If the simulator is missing or fails.
+    """
+    with open_policy(benchmark.options, benchmark.check_policy) as (model, processor):
+        run = describe_run("training/evaluate.py" if arguments is not None else None, arguments)
+        return _measure(benchmark, model, processor, run)
+
+
+@contextlib.contextmanager
+def open_policy(options, check: Callable[[Any], None]) -> Iterator[tuple]:
+    """Yields model and processor of `options.checkpoint`, with `options.threads` threads of PyTorch.
+
+    `options` also has `device` and `revision`; `check` is called with the model's config.
+
+    Raises:
+        ValueError: If the checkpoint cannot be loaded, or does not act; what `check` raises.
+    """
+    import torch
+
+    from training.model_folder import load_checkpoint
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model, processor = load_checkpoint(options.checkpoint, device, options.revision)
+    if not model.config.has("action"):
+        raise ValueError(f"the checkpoint has no action head; its objectives are {model.config.objectives}")
+    check(model.config)
+    threads = torch.get_num_threads()
+    # Threads of a small model mostly wait for each other, and for long where other processes want the cores.
+    torch.set_num_threads(options.threads or (1 if model.num_parameters() < SMALL_MODEL else threads))
+    try:
+        yield model, processor
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(benchmark: Benchmark, model, processor, run: dict) -> dict:
+    from training.evaluation.metric_loader import load_metric
+    from training.evaluation.open_loop import held_out_data, measure_recorded
+
+    options, config = benchmark.options, model.config
+    metric = load_metric("success_rate")  # before the episodes: the cache of such scripts may be read-only
+    demonstrations = _find_demonstrations(options)
+    settings = _choose_settings(benchmark, config, demonstrations)
+    checked = benchmark.check_starts(demonstrations)
+    recorded = held_out_data(options.checkpoint, config, options.dataset) if options.dataset else None
+    facts = {
+        "benchmark": benchmark.name,
+        "checkpoint": describe_checkpoint(options, config),
+        "seeds": {"first": options.seeds[0], "last": options.seeds[-1]},
+        "settings": settings,
+    }
+    job = evaluation_job(options.output, {**facts, "tasks": benchmark.tasks})
+    with claim_evaluation(job):
+        episodes, timing = _run_trials(benchmark, model, processor, settings, job.partial)
+
+        def rate(tasks: Sequence[str]) -> dict:
+            return success_figures(metric, [e.success for e in episodes if e.task in tasks])
+
+        results = {
+            "version": 1,
+            **facts,
+            "tasks": {task: rate([task]) for task in benchmark.tasks},
+            "mean": rate(benchmark.tasks),
+            **benchmark.summarize(rate),
+            "seeds": facts["seeds"] | checked,
+            "timing": timing,
+            "episodes": [{name: getattr(e, name) for name in EPISODE_FACTS} for e in episodes],
+            **run,
+        }
+        write_json(options.output, results)  # what fails from here on must not cost the results
+    if recorded is not None:
+        results["open_loop"] = measure_recorded(model, processor, recorded)
+    if options.video:
+        filmed = [episode for episode in episodes if episode.frames]
+        _write_film(options.video, filmed, len(benchmark.tasks) > 1, settings["control_hz"])
+    return results
+
+
+def format_rates(rates: Mapping[str, Mapping]) -> list[str]:
+    """A line for people per name, with its 95 % interval."""
+    return [
+        f"{name}: {figures['successes']}/{figures['episodes']} = {figures['success_rate']:.1%} "
+        f"(95 % interval {figures['ci95'][0]:.1%} to {figures['ci95'][1]:.1%})"
+        for name, figures in rates.items()
+    ]
+
+
+def evaluation_job(output: Path, facts: Mapping) -> EpisodeJob:
+    """Where the finished episodes of an evaluation are kept; only one with equal facts resumes it.
+
+    `facts` has what [`describe_checkpoint`] gives as `checkpoint`.
+    """
+    digest, commit = facts["checkpoint"]["weights_sha256"], facts["checkpoint"]["revision"]
+    policy = f"weights {digest[:12]}" if digest else f"{facts['checkpoint']['path']}@{commit}"
+    return EpisodeJob(output, "evaluation", json.loads(json.dumps({**facts, "checkpoint": policy})))
+
+
+@contextlib.contextmanager
+def claim_evaluation(job: EpisodeJob) -> Iterator[None]:
+    """Opens and locks the folder of finished episodes; an end, or an error before the first, removes it."""
+    with job.claim():
+        try:
+            yield
+        except BaseException:
+            if not any(job.partial.glob("[0-9]*.json")):
+                shutil.rmtree(job.partial)  # nothing is lost
+            raise
+    shutil.rmtree(job.partial, ignore_errors=True)
+
+
+def success_figures(metric, successes: Sequence[bool]) -> dict:
+    """`successes`, `episodes`, `success_rate` and its 95 % Wilson interval `ci95`."""
+    figures = metric.compute(predictions=[int(success) for success in successes])
+    interval = figures.pop("interval")
+    return {**figures, "ci95": [round(bound, 4) for bound in interval]}
+
+
+def recorded_image_size(config, summary: dict, demonstrations: Sequence[Path] | None) -> int:
+    """Side of the first view's images in the training data, as far as known; otherwise the model's own."""
+    first = config.views[0]
+    labels = [dataset.get("labels", {}).get(first, {}) for dataset in summary.get("datasets", [])]
+    recorded = [label["intrinsics"]["height"] for label in labels if "intrinsics" in label]
+    if not recorded and demonstrations:
+        recorded = load_features(demonstrations[0]).get(image_key(first), {}).get("shape")
+    return int(recorded[0] if recorded else config.image_size)
+
+
+def _choose_settings(benchmark: Benchmark, config, demonstrations: list[Path]) -> dict:
+    """How the loop runs; what the options leave open follows the training data."""
+    from training.model_folder import read_summary
+
+    options = benchmark.options
+    if options.execute_steps > config.chunk_size:
+        raise ValueError(
+            f"--execute-steps is {options.execute_steps}, but the model plans {config.chunk_size} actions"
+        )
+    size = options.image_size or recorded_image_size(config, read_summary(options.checkpoint), demonstrations)
+    settings = {"execute_steps": options.execute_steps, "image_size": int(size)}
+    return benchmark.choose_settings(config, int(size)) | settings
+
+
+def describe_checkpoint(options, config) -> dict:
+    """Path, as it may be published beside `options.output`, revision, and digest of a folder's weights."""
+    from training.model_folder import weights_digest
+
+    source, digest = options.checkpoint, None
+    if Path(source).is_dir():
+        source, digest = portable_path(source, options.output.parent), weights_digest(source)
+    commit = options.revision or getattr(config, "_commit_hash", None)
+    return {"path": source, "revision": commit, "weights_sha256": digest}
+
+
+def _find_demonstrations(options: EvaluationOptions) -> list[Path]:
+    """The training data that this machine has: named, in the run's settings, or beside the model."""
+    from training.model_folder import read_run_config
+
+    trained_on = [source.path for source in read_run_config(options.checkpoint).data.datasets]
+    beside = Path(options.checkpoint).resolve().parent / "dataset"
+    folders = map(Path, [*([options.dataset] if options.dataset else trained_on), beside])
+    return [folder for folder in dict.fromkeys(folders) if (folder / "meta" / "info.json").is_file()]
+
+
+def _run_trials(benchmark: Benchmark, model, processor, settings: dict, folder: Path) -> tuple:
+    """Runs the missing trials under a progress bar; gives all episodes and the `timing` of the results."""
+    from modeling_foresight import ForesightStream
+    from training.evaluation.closed_loop import Timing, run_episodes
+    from training.evaluation.simulation_pool import SimulationPool
+
+    options = benchmark.options
+    trials = list(itertools.product(benchmark.tasks, options.seeds))
+    film = _filmed(trials, len(benchmark.tasks)) if options.video else set()
+    known = {(e.task, e.seed): e for e in _read_episodes(folder)}
+    # What is to be filmed and was not is run again.
+    known = {trial: e for trial, e in known.items() if e.frames or trial not in film}
+    missing = [trial for trial in trials if trial not in known]
+    size = min(options.num_envs, len(missing))
+    outcomes = [episode.success for episode in known.values()]
+    begun, timing = time.perf_counter(), Timing()
+    with tqdm(total=len(trials), initial=len(known), desc="evaluate", unit="episode") as bar:
+
+        def keep(episode) -> None:
+            _write_episode(folder, trials.index((episode.task, episode.seed)), episode)
+            outcomes.append(episode.success)
+            rate = sum(outcomes) / len(outcomes)
+            bar.set_postfix_str(f"success {sum(outcomes)}/{len(outcomes)} = {rate:.0%}")
+            bar.update()
+
+        if missing:
+            stream = ForesightStream(model, processor, num_envs=size)
+            with SimulationPool(size, benchmark.make_simulator(model.config, settings)) as pool:
+                episodes, timing = run_episodes(
+                    stream,
+                    pool,
+                    missing,
+                    settings["stride"],
+                    benchmark.step_limits(settings),
+                    settings["execute_steps"],
+                    film,
+                    on_done=keep,
+                )
+            known |= {(e.task, e.seed): e for e in episodes}
+    return [known[trial] for trial in trials], {
+        "wall_s": round(time.perf_counter() - begun, 2),
+        "parallel_environments": size,
+        **({"resumed_after": len(trials) - len(missing)} if len(missing) < len(trials) else {}),
+        "policy_ms": percentiles_ms(timing.policy),
+        "control_step_ms": percentiles_ms(timing.step),
+    }
+
+
+def _filmed(trials: Sequence[tuple[str, int]], tasks: int) -> set[tuple[str, int]]:
+    """Trials to film: equally many first ones of every task."""
+    each, episodes = max(1, MAX_FILMED // tasks), len(trials) // tasks
+    first = [trial for i, trial in enumerate(trials) if i % episodes < each]
+    return set(first[:MAX_FILMED])
+
+
+def _write_episode(folder: Path, number: int, episode) -> None:
+    """Keeps a finished episode, and its pictures if it was filmed."""
+    if episode.frames:
+        with write_whole_file(folder / f"{number:06d}.npz") as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, frames=np.stack(episode.frames))
+    write_json(folder / f"{number:06d}.json", {name: getattr(episode, name) for name in EPISODE_FACTS})
+
+
+def _read_episodes(folder: Path) -> Iterator:
+    """Episodes that an interrupted evaluation finished."""
+    from training.evaluation.closed_loop import Episode
+
+    for path in sorted(folder.glob("[0-9]*.json")):
+        film = path.with_suffix(".npz")
+        frames = list(np.load(film)["frames"]) if film.exists() else []
+        yield Episode(**json.loads(path.read_text()), frames=frames)
+
+
+def percentiles_ms(durations_s: Sequence[float]) -> dict:
+    """Median and 90th percentile of durations, in milliseconds; without durations only their count."""
+    if not durations_s:
+        return {"count": 0}
+    median, p90 = np.percentile(np.asarray(durations_s) * 1000, [50, 90])
+    return {"median": round(float(median), 3), "p90": round(float(p90), 3), "count": len(durations_s)}
+
+
+def _write_film(path: Path, episodes: list, name_tasks: bool, fps: float) -> None:
+    from training.evaluation.videos import rollout_grid, write_video
+
+    captions = [f"{e.task + ' ' if name_tasks else ''}{e.seed}" for e in episodes]
+    write_video(
+        path, rollout_grid([e.frames for e in episodes], captions, [e.success for e in episodes]), fps
+    )
