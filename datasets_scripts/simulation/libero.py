@@ -60,6 +60,10 @@ LIBERO_ACTION_DIM = 7
 CONVERTED_STATE = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 SETTLING_STEPS = 10  # without motion after a reset, in which objects come to rest; LeRobot's
 HALF_OPEN_M = 0.04  # the Panda's fingers are 0 to 8 cm apart
+# LIBERO keeps the samplers of doors and drawers of every model that it has built, and each draws a number at
+# every reset, before the fixtures' places are drawn. LeRobot builds three models before its first episode and
+# one more before every other.
+MODELS_BEFORE_START = 3
 PREPARE_ADVICE = "run `python -m datasets_scripts.prepare_libero`"
 
 
@@ -250,6 +254,7 @@ class LiberoSim(contextlib.AbstractContextManager):
         for camera in _VIEWS.values():
             look = libero.sensor(modality="image")(functools.partial(self._look, camera))
             self._env.env.modify_observable(f"{camera}_image", "sensor", look)
+        self._joint_samplers = list(self._env.env.object_property_initializers)
         self._seen: dict = {}
         self.steps_taken = 0
 
@@ -266,16 +271,17 @@ class LiberoSim(contextlib.AbstractContextManager):
     def reset(self, seed: int) -> None:
         """Start an episode from the suite's initial state number `seed - first_seed`, and let objects settle.
 
-        The seed also draws the places of fixtures, such as cabinets, which initial states do not contain.
-        LeRobot's environment counts both in the same way.
+        The seed also draws the places of fixtures, such as cabinets, which initial states do not contain. The
+        starts are those of LeRobot's environment for one episode after the other from `first_seed` on.
         """
         self._renders = False
         gripper = self._env.robots[0].gripper
         gripper.current_action = np.zeros(gripper.dof)  # the only thing that a reset keeps
+        number = seed - self.first_seed
+        self._env.env.object_property_initializers = self._joint_samplers * (MODELS_BEFORE_START + number)
         self._env.seed(seed)
         self._env.reset()
-        number = (seed - self.first_seed) % len(self._initial_states)
-        self._env.set_init_state(self._initial_states[number])
+        self._env.set_init_state(self._initial_states[number % len(self._initial_states)])
         for step in range(SETTLING_STEPS):
             self._renders = step == SETTLING_STEPS - 1
             self._seen, *_ = self._env.step(np.array([0, 0, 0, 0, 0, 0, -1]))

@@ -204,7 +204,7 @@ def test_lerobot_eval_and_training_evaluate_agree_in_liberos_own_simulator(
         return chunk
 
     monkeypatch.setattr(ForesightStream, "step_chunk", noted)
-    arguments = f"--benchmark libero --checkpoint {tmp_path / 'model'} --suite libero_goal --tasks 2"
+    arguments = f"--benchmark libero --checkpoint {tmp_path / 'model'} --suite libero_10 --tasks 3"
     arguments += f" --episodes 2 --seed 7 --max-steps 5 --image-size {SIDE} --num-envs 1 --device cpu"
     assert evaluate.main([*arguments.split(), "--output", str(tmp_path / "eval.json")]) == 0
     ours, seen[:] = seen[:], []
@@ -212,8 +212,8 @@ def test_lerobot_eval_and_training_evaluate_agree_in_liberos_own_simulator(
         tmp_path / "model",
         tmp_path / "evaluation",
         "--env.type=libero",
-        "--env.task=libero_goal",
-        "--env.task_ids=[2]",
+        "--env.task=libero_10",
+        "--env.task_ids=[3]",  # with a drawer, whose opening is drawn before the cabinet's place
         "--env.episode_length=5",
         f"--env.observation_height={SIDE}",
         f"--env.observation_width={SIDE}",
@@ -225,10 +225,11 @@ def test_lerobot_eval_and_training_evaluate_agree_in_liberos_own_simulator(
     episodes = json.loads((tmp_path / "eval.json").read_text())["episodes"]
     assert info["per_task"][0]["metrics"]["successes"] == [episode["success"] for episode in episodes]
     assert len(ours) == len(seen) == 10
-    for (pictures, state, action), (their_pictures, their_state, their_action) in zip(
-        ours, seen, strict=True
-    ):
-        assert all((one == other).all() for one, other in zip(pictures, their_pictures, strict=True))
-        assert np.abs(state - their_state).max() < 1e-6
-        assert np.abs(action - their_action).max() < 1e-4
+    for number, (our, their) in enumerate(zip(ours, seen, strict=True)):
+        differences = [np.abs(a.astype(int) - b) for a, b in zip(our[0], their[0], strict=True)]
+        assert number % 5 or not any(map(np.any, differences)), "a start"
+        # Actions differ in their last bits, and that may show.
+        assert max(map(np.mean, differences)) < 0.1, f"image {number}"
+        assert np.abs(our[1] - their[1]).max() < 1e-5
+        assert np.abs(our[2] - their[2]).max() < 1e-5
     assert (ours[0][0][0] != ours[5][0][0]).any(), "two starts"

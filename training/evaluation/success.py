@@ -389,7 +389,8 @@ def percentiles_ms(durations_s: Sequence[float]) -> dict:
 def _write_film(path: Path, episodes: list, name_tasks: bool, fps: float) -> None:
     from training.evaluation.videos import rollout_grid, write_video
 
-    captions = [f"{e.task + ' ' if name_tasks else ''}{e.seed}" for e in episodes]
+    # Long names of tasks are cut off, so they come last.
+    captions = [f"{e.seed} {e.task.rpartition('/')[2] if name_tasks else ''}".strip() for e in episodes]
     write_video(
         path, rollout_grid([e.frames for e in episodes], captions, [e.success for e in episodes]), fps
     )

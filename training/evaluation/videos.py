@@ -46,7 +46,7 @@ def rollout_grid(
         for i, clip in enumerate(clips):
             ended = step >= len(clip) - 1
             outcome, color = ("success", GREEN) if successes[i] else ("failure", RED)
-            text, color = (f"{captions[i]} {outcome}", color) if ended else (captions[i], GREY)
+            text, color = (f"{outcome} {captions[i]}", color) if ended else (captions[i], GREY)
             top, left = i // columns * tile_height, i % columns * tile_width
             tile = picture[top : top + tile_height, left : left + tile_width]
             tile[:] = color
