@@ -83,7 +83,13 @@ ROBOTS = {
 }
 
 
-@pytest.fixture(scope="module", params=ROBOTS)
+SLOW = ("slider", "humanoid")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in ROBOTS],
+)
 def robot(request, tmp_path_factory):
     """A robot and its dataset, as recorded and as LeRobot gets it."""
     kind = ROBOTS[request.param]
@@ -180,7 +186,7 @@ def test_our_trainer_trains_it_under_its_own_names_and_the_export_acts(robot, mo
     assert_acts(robot.root / "ours" / "model", robot)
 
 
-@pytest.mark.parametrize("videos", [True, False])
+@pytest.mark.parametrize("videos", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_policy_without_a_history_trains_and_acts(tmp_path, videos):
     facts = make_dataset(tmp_path / "data", episodes=2, frames=9, use_videos=videos, cameras=("main",))
     sees = {"initializer_range": 0.3, "embedding_initializer_range": 0.02}

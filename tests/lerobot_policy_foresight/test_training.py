@@ -111,6 +111,7 @@ def test_nan_stops_a_run_unless_its_episode_is_left_out(facts, tmp_path, capfd):
     )
 
 
+@pytest.mark.slow  # test_train.py and test_environments.py show it for training and acting
 def test_bfloat16_is_float32_where_it_has_no_kernels(facts, tmp_path, monkeypatch, capfd):
     def trained(name, dtype, has_kernels):
         monkeypatch.setattr(

@@ -339,6 +339,7 @@ def test_predict_action_names_weights_that_became_nan(model, inputs):
         broken.predict_action(**inputs)
 
 
+@pytest.mark.slow  # the model and the stream's step are compiled in the quick tests
 def test_predict_action_compiles_without_a_graph_break():
     small = {"num_hidden_layers": 1, "resampler_depth": 1, "action_decoder_depth": 1, "history_length": 1}
     model = build(tiny_config(towers=[], views=["main"], objectives=["action"], **small))
