@@ -3,6 +3,8 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.synthetic import make_dataset
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "loader.py"
@@ -15,6 +17,7 @@ def load_script():
     return module
 
 
+@pytest.mark.slow  # a benchmark, which people run
 def test_last_line_is_one_json_object_and_bad_datasets_are_one_message(tmp_path, monkeypatch, capsys):
     root = make_dataset(tmp_path / "ds", episodes=2, frames=9).root
     common = [

@@ -482,11 +482,8 @@ def test_a_preset_on_the_command_line_beats_the_yaml_and_loses_to_fields_beside_
     assert "action_codec" not in baseline, "the preset of the YAML file is replaced"
 
 
-@pytest.mark.parametrize(
-    "name",
-    # The launches of this file run train.py; evaluate.py has the name of a library.
-    ["evaluate", *(pytest.param(name, marks=pytest.mark.slow) for name in ("train", "visualize"))],
-)
+@pytest.mark.slow  # the launches of this file run train.py, and CI's quickstart all three as files
+@pytest.mark.parametrize("name", ["evaluate", "train", "visualize"])
 def test_commands_run_as_modules_and_as_files(name, tmp_path):
     for start in (["-m", f"training.{name}"], [str(REPO / "training" / f"{name}.py")]):
         shown = subprocess.run(
