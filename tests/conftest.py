@@ -13,6 +13,7 @@ import pytest
 from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
+os.environ.setdefault("TQDM_DISABLE", "1")  # as in CI: a bar would be part of what a command prints
 
 # What Hugging Face's libraries keep of datasets, metrics and code that exist for one test only stays out of
 # the user's caches, and processes of pytest-xdist do not meet there. They read it when they are imported.
