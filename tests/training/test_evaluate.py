@@ -17,6 +17,7 @@ from datasets_scripts.simulation.metaworld import MetaWorldSim
 from datasets_scripts.simulation.perturbation import Perturbation
 from datasets_scripts.storage.provenance import write_provenance
 from modeling_foresight import ForesightForActionPrediction, ForesightStream
+from tests.simulators import SIDE, CommandPool, FakePool
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training import evaluate
@@ -29,7 +30,6 @@ from training.run_facts import portable_command, portable_path
 
 ROOT = Path(evaluate.__file__).parents[1]
 TASK = "drawer-open-v3"
-SIDE = 24
 
 
 def robot_config(**overrides):
@@ -52,40 +52,6 @@ def checkpoint(policy, tmp_path_factory):
     policy.model.save_pretrained(folder)
     policy.processor.save_pretrained(folder)
     return folder
-
-
-class FakePool:
-    """Simulators that succeed after `seed % 7` actions (never for 0), and check how they are used."""
-
-    def __init__(self, size):
-        self.size, self.state, self.asked = size, {}, set()
-
-    def __len__(self):
-        return self.size
-
-    def reset(self, worker, task, seed):
-        self.state[worker] = SimpleNamespace(task=task, seed=seed, steps=0, frames=0)
-        self.asked.add(worker)
-
-    def step(self, worker, action, repeat):
-        assert worker not in self.asked, "two requests without reading the answer"
-        state = self.state[worker]
-        assert action[0] == state.seed, "an action for another robot"
-        state.steps += 1
-        state.repeat = repeat
-        self.asked.add(worker)
-
-    def receive(self, worker):
-        self.asked.remove(worker)
-        state = self.state[worker]
-        picture = np.full((SIDE, SIDE, 3), state.steps, np.uint8)
-        return {
-            "images": {"main": picture, "wrist": picture},
-            "state": np.array([state.seed, state.steps, 0, 0], np.float32),
-            "success": 0 < state.seed % 7 <= state.steps,
-            "instruction": state.task,
-            "simulation_steps": state.steps * 4,
-        }
 
 
 class FakeStream:
@@ -176,23 +142,8 @@ def test_videos_hold_every_frame_and_show_the_outcome(tmp_path):
 def run(checkpoint, tmp_path, monkeypatch, capsys):
     """Runs the command with fake simulators; gives the exit code, the output and the results."""
 
-    class Pool(FakePool):
-        def __init__(self, size, make_simulator):
-            super().__init__(size)
-            run.opened, run.used = {"size": size, **make_simulator.keywords}, []
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def reset(self, worker, task, seed):
-            super().reset(worker, task, seed)
-            run.used.append(seed)
-
-        def step(self, worker, action, repeat):
-            super().step(worker, [self.state[worker].seed], repeat)
+    class Pool(CommandPool):
+        notes = SimpleNamespace(opened=None, used=[])
 
     monkeypatch.setattr("training.evaluation.simulation_pool.SimulationPool", Pool)
     output = tmp_path / "results" / "eval.json"
@@ -204,7 +155,7 @@ def run(checkpoint, tmp_path, monkeypatch, capsys):
         results = json.loads(output.read_text()) if output.exists() else None
         return SimpleNamespace(code=code, out=printed.out, err=printed.err, results=results, text=printed)
 
-    run.output = output
+    run.output, run.notes = output, Pool.notes
     return run
 
 
@@ -230,9 +181,9 @@ def test_results_hold_what_a_card_needs_and_no_place_of_the_machine(run, checkpo
     settings = results["settings"]
     assert (settings["stride"], settings["max_steps"], settings["execute_steps"]) == (4, 125, 1)
     assert (settings["image_size"], settings["control_hz"]) == (40, 20)
-    assert (run.opened["size"], run.opened["cameras"]) == (3, ("main", "wrist"))
-    assert (run.opened["image_size"], run.opened["quality"]) == (40, "fast")
-    assert run.opened["perturbation"] == Perturbation() and "perturbation" not in settings
+    assert (run.notes.opened["size"], run.notes.opened["cameras"]) == (3, ("main", "wrist"))
+    assert (run.notes.opened["image_size"], run.notes.opened["quality"]) == (40, "fast")
+    assert run.notes.opened["perturbation"] == Perturbation() and "perturbation" not in settings
     assert results["timing"]["policy_ms"]["median"] > 0
     assert {"torch", "transformers", "mujoco", "lerobot_policy_foresight"} <= set(results["versions"])
     assert {"cpu", "cores"} <= set(results["hardware"])
@@ -281,8 +232,8 @@ def test_settings_follow_the_training_data_unless_given(run, checkpoint, tmp_pat
     )
     settings = done.results["settings"]
     assert (settings["image_size"], settings["stride"], settings["max_steps"]) == (32, 5, 10)
-    assert (settings["execute_steps"], run.opened["quality"]) == (2, "default")
-    assert run.opened["perturbation"] == Perturbation(0.05, -0.02, (0.0, 0.5, 1.0))
+    assert (settings["execute_steps"], run.notes.opened["quality"]) == (2, "default")
+    assert run.notes.opened["perturbation"] == Perturbation(0.05, -0.02, (0.0, 0.5, 1.0))
     changes = {"camera_shift_m": 0.05, "object_shift_m": -0.02, "table_color": [0.0, 0.5, 1.0]}
     assert settings["perturbation"] == changes
 
@@ -316,9 +267,9 @@ def test_a_metric_that_cannot_be_loaded_costs_no_episodes(run, monkeypatch):
         raise PermissionError(f"the cache of {name} is read-only")
 
     monkeypatch.setattr("training.evaluation.metric_loader.load_metric", read_only)
-    run.opened = None
+    run.notes.opened = None
     done = run("--episodes", "1")
-    assert done.code == 1 and "read-only" in done.err and run.opened is None
+    assert done.code == 1 and "read-only" in done.err and run.notes.opened is None
 
 
 @pytest.fixture(scope="module")
@@ -351,10 +302,10 @@ def test_held_out_episodes_are_measured_in_the_losses_and_in_real_units(run, che
 def test_a_dataset_that_the_run_did_not_split_is_refused_before_anything_is_simulated(
     run, checkpoint, tmp_path
 ):
-    model, run.opened = trained_on(checkpoint, tmp_path / "run", tmp_path / "demos"), None
+    model, run.notes.opened = trained_on(checkpoint, tmp_path / "run", tmp_path / "demos"), None
     done = run("--episodes", "1", "--dataset", str(tmp_path / "others"), checkpoint=model)
     assert done.code == 1 and "others is not among the data of the run" in done.err
-    assert done.results is None and run.opened is None
+    assert done.results is None and run.notes.opened is None
 
 
 def test_what_fails_after_the_episodes_does_not_cost_them(run, checkpoint, demos, tmp_path, monkeypatch):
@@ -392,7 +343,7 @@ def test_an_interrupted_evaluation_resumes_to_the_same_results(run, tmp_path):
     ]
     resumed = run(*options)
     assert resumed.code == 0, resumed.err
-    assert run.used == [10, 11] and resumed.results["timing"]["resumed_after"] == 2
+    assert run.notes.used == [(TASK, 10), (TASK, 11)] and resumed.results["timing"]["resumed_after"] == 2
     assert not partial.exists() and (tmp_path / "film.mp4").exists()
     run.output.unlink()
     whole = run(*options)

@@ -10,8 +10,8 @@ import torch
 from datasets_scripts.simulation import libero_files
 from datasets_scripts.simulation.libero_files import SUITES
 from modeling_foresight import ForesightForActionPrediction
+from tests.simulators import CommandPool
 from tests.tiny import tiny_config, tiny_processor
-from tests.training.test_evaluate import FakePool
 from training import evaluate
 from training.evaluation.libero_success import suite_table
 
@@ -32,24 +32,12 @@ def run(tmp_path, monkeypatch, capsys):
     """Runs the command with fake simulators; gives the exit code, the output and the results."""
     monkeypatch.setattr(libero_files, "_load_tasks", lambda: TASKS)
 
-    class Pool(FakePool):
-        def __init__(self, size, make_simulator):
-            super().__init__(size)
-            run.opened, run.used = make_simulator.keywords, []
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def reset(self, worker, task, seed):
-            super().reset(worker, task, seed)
-            run.used.append((task, seed))
+    class Pool(CommandPool):
+        notes = SimpleNamespace(opened=None, used=[])
 
         def step(self, worker, action, repeat):
             assert repeat == 1
-            super().step(worker, [self.state[worker].seed], repeat)
+            super().step(worker, action, repeat)
 
         def receive(self, worker):
             seen = super().receive(worker)
@@ -64,6 +52,7 @@ def run(tmp_path, monkeypatch, capsys):
         results = json.loads(output.read_text()) if output.exists() else None
         return SimpleNamespace(code=code, results=results, **capsys.readouterr()._asdict())
 
+    run.notes = Pool.notes
     return run
 
 
@@ -81,7 +70,7 @@ def test_a_suite_is_tried_from_its_own_starts_and_reported_as_in_the_paper(run, 
     assert results["suites"]["libero_object"]["successes"] == 4 and results["mean"]["episodes"] == 12
     assert [e["seed"] for e in results["episodes"][:4]] == [7, 8, 9, 7]
     assert results["settings"]["max_steps"] == {"libero_object": 4, "libero_10": 4}
-    assert (run.opened["form"], run.opened["first_seed"]) == ("converted", 7)
+    assert (run.notes.opened["form"], run.notes.opened["first_seed"]) == ("converted", 7)
     assert results["benchmark"] == "LIBERO" and results["settings"]["control_hz"] == 20
     table = ["| Spatial | Object | Goal | Long | Avg. SR |", "| --- | --- | --- | --- | --- |"]
     table.append("| - | 66.7 | 94.8 | 66.7 | - |")
@@ -122,11 +111,11 @@ def test_the_paper_s_mean_needs_all_four_suites():
     ],
 )
 def test_what_does_not_fit_is_one_clear_message(run, tmp_path, options, policy, message):
-    run.opened = None
+    run.notes.opened = None
     checkpoint = save_policy(tmp_path / "model", **policy)
     done = run("--suite", "libero_object", *options, checkpoint=checkpoint)
     assert done.code == 1 and done.err.splitlines()[-1].startswith("error: ") and message in done.err
-    assert run.opened is None and done.results is None
+    assert run.notes.opened is None and done.results is None
 
 
 @pytest.mark.slow
