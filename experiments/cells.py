@@ -262,7 +262,7 @@ def try_policy(plan: Plan, home: Path, tasks: str, path: Path, **changes) -> dic
             "max_steps": plan.max_steps,
             "threads": torch.get_num_threads(),
         }
-        write_json(path, measure_success(SuccessOptions(**options | changes)))
+        measure_success(SuccessOptions(**options | changes))  # writes it
     return read_json(path)
 
 

@@ -20,7 +20,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
 
@@ -357,11 +357,12 @@ def _build_handler(service: ForesightServer, method: str, kind: type) -> grpc.Rp
     )
 
 
-def wait_for_end() -> None:
-    """Returns after Ctrl-C or SIGTERM; must run in the main thread."""
+def run_until_ended(start: Callable[[], None]) -> None:
+    """Starts something, and returns after Ctrl-C or SIGTERM; must run in the main thread."""
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
+    start()
     # Handlers run in this thread, but a signal that the system gives to one of gRPC's does not wake it.
     while not ended.wait(timeout=0.2):
         pass
@@ -371,9 +372,12 @@ def wait_for_end() -> None:
 def serve(config: ForesightServerConfig) -> None:
     """Serves until Ctrl-C or SIGTERM."""
     server, service = make_server(config)
-    server.start()
-    service.logger.info(f"Serving 3D Foresight on {config.host}:{config.port}")
-    wait_for_end()
+
+    def start() -> None:
+        server.start()
+        service.logger.info(f"Serving 3D Foresight on {config.host}:{config.port}")
+
+    run_until_ended(start)
     service.stop()
     server.stop(grace=1).wait(timeout=5)
     service.logger.info("Stopped")

@@ -39,7 +39,7 @@ def ablation(write_plan, tmp_path, monkeypatch):
 
     def measure(options):
         tried.append(options)
-        return results_of(options)
+        write_json(options.output, results_of(options))
 
     monkeypatch.setattr(cells, "measure_success", measure)
     experts = {"noisy": [1, 0], "clean": [1, 1]}
@@ -66,7 +66,7 @@ def test_every_policy_is_tried_once_in_every_kind_of_scenes_and_compared_pair_by
     def interrupt(options):
         if len(tried) == 3:
             raise KeyboardInterrupt
-        return measure(options)
+        measure(options)
 
     with monkeypatch.context() as patch:
         patch.setattr(cells, "measure_success", interrupt)

@@ -453,15 +453,19 @@ def test_an_observation_of_any_size_ends(monkeypatch):
 def test_a_signal_that_reaches_another_thread_ends_the_server_too(modules, number):
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
 
+    def waits() -> bool:
+        frame = sys._current_frames()[threading.main_thread().ident]  # Condition.wait in Event.wait
+        callers = frame.f_back and frame.f_back.f_back
+        return callers is not None and callers.f_code.co_name == "run_until_ended"
+
     def send():
-        while signal.getsignal(number) is before[number]:
+        while not waits():
             pass
         signal.pthread_kill(threading.get_ident(), number)
 
     thread = threading.Thread(target=send, daemon=True)
-    thread.start()
     try:
-        modules[0].wait_for_end()
+        modules[0].run_until_ended(thread.start)
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
