@@ -453,23 +453,29 @@ def test_an_observation_of_any_size_ends(monkeypatch):
 def test_a_signal_that_reaches_another_thread_ends_the_server_too(modules, number):
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
 
+    main, ended, late = threading.main_thread().ident, threading.Event(), []
+
     def waits() -> bool:
-        frame = sys._current_frames()[threading.main_thread().ident]  # Condition.wait in Event.wait
-        callers = frame.f_back and frame.f_back.f_back
+        callers = sys._current_frames()[main].f_back.f_back  # of Condition.wait in Event.wait
         return callers is not None and callers.f_code.co_name == "run_until_ended"
 
     def send():
         while not waits():
             pass
         signal.pthread_kill(threading.get_ident(), number)
+        if not ended.wait(WAIT_S):
+            late.append(number)
+            signal.pthread_kill(main, number)
 
     thread = threading.Thread(target=send, daemon=True)
     try:
         modules[0].run_until_ended(thread.start)
     finally:
+        ended.set()
         for each, handler in before.items():
             signal.signal(each, handler)
     thread.join(WAIT_S)
+    assert not late
 
 
 @pytest.mark.slow
