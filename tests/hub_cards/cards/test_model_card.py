@@ -80,7 +80,7 @@ def evaluation_of(benchmark: str) -> dict:
     found = {
         k: v for k, v in evaluation(("lift_red_block", "open_drawer")).items() if k not in ("mean", "seeds")
     }
-    more = {"max_steps": 360, "environment": "D", "goal_source": "none"}
+    more = {"max_steps": 360, "environment": "D", "goal_source": "recorded"}
     return {**found, "chains": CALVIN_CHAINS, "settings": settings | more, "benchmark": benchmark}
 
 
@@ -95,7 +95,7 @@ def evaluation_of(benchmark: str) -> dict:
         (
             "CALVIN",
             "| 20 | 90.0 % | 80.0 % | 70.0 % | 60.0 % | 50.0 % | **3.50** (standard error 0.12) |",
-            "a task has failed after 360 actions at\n20 Hz",
+            "How often a task was tried depends on the policy. Goal images: recorded.",
         ),
     ],
 )
