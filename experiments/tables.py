@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-BENCHMARKS = {
+BENCHMARK_TITLES = {
     "metaworld": "MetaWorld",
     "libero": "LIBERO, trained on scripted demonstrations: not the standard protocol",
 }
@@ -104,7 +104,7 @@ def build_results(plan: Plan, rows: Mapping[Cell, dict], folder: Path) -> dict:
     }
     results = {
         "version": 1,
-        "benchmark": BENCHMARKS[plan.simulator],
+        "benchmark": BENCHMARK_TITLES[plan.simulator],
         "tasks": plan.tasks,
         "steps": plan.steps,
     }
