@@ -76,7 +76,7 @@ class Archive(Protocol):
     lengths: Sequence[int]
     cameras: dict
     conventions: dict
-    labels: "LabelOptions | None"
+    labels: LabelOptions | None
 
     def read(self, episode: int) -> Demonstration:
         """Read an episode; a `ValueError` names the file at fault."""
