@@ -26,7 +26,7 @@ export HF_HUB_OFFLINE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero test-libero sample-data ablation ablation-pilot ablation-robustness mt50 mt50-experts test test-slow test-common test-newest test-lowest quality style space benchmark benchmark-gpu constraints clean
+.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero libero-object test-libero sample-data ablation ablation-pilot ablation-robustness mt50 mt50-experts test test-slow test-common test-newest test-lowest quality style space benchmark benchmark-gpu constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -106,7 +106,9 @@ libero: setup ## add LIBERO's own simulator to .venv (packages of 400 MB, unpack
 
 test-libero: libero ## a few steps in LIBERO's own simulator: conventions, the command, equality with lerobot-eval (2 minutes)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow tests/datasets_scripts/simulation/test_libero.py \
-		tests/training/evaluation/test_libero_success.py tests/lerobot_policy_foresight/test_libero.py $(PYTEST_FLAGS)
+		tests/datasets_scripts/simulation/test_libero_expert.py tests/datasets_scripts/simulation/test_simulators.py \
+		tests/datasets_scripts/conversion/test_libero_replay.py tests/training/evaluation/test_libero_success.py \
+		tests/lerobot_policy_foresight/test_libero.py $(PYTEST_FLAGS)
 
 sample-data: setup ## the shipped sample dataset, made again in outputs/sample_data: one demonstration of each of the ten tasks
 	$(PY) datasets_scripts/simulate.py --tasks $(METAWORLD_OBJECTS),$(METAWORLD_GOALS) --episodes 1 --image-size 96 \
@@ -127,6 +129,10 @@ ablation-robustness: setup ## the ablation's policies in changed scenes: camera,
 
 mt50-experts: setup ## ceiling of MT50: the scripted experts under the recording's settings (minutes)
 	$(EXPERIMENT) experiments.mt50 --experts
+
+libero-object: libero ## LIBERO's libero_object on scripted demonstrations, with all objectives and action alone (8 hours)
+	$(EXPERIMENT) experiments.ablation --plan experiments/plans/libero_object.yaml --output outputs/libero/libero_object \
+		--results results/libero_object.json
 
 mt50: setup ## MetaWorld MT50: one policy for 50 tasks, from data to success in LeRobot's protocol (5 hours)
 	$(EXPERIMENT) experiments.mt50 --results results/metaworld_mt50.json
