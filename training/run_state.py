@@ -159,6 +159,9 @@ def print_summary(run: Run) -> None:
     for dataset in data.describe():
         if left_out := dataset["flagged_episodes"]:
             accelerator.print(f"{dataset['name']}: {len(left_out)} episodes are left out for their flags")
+    if len(data.train.datasets) > 1:
+        for windows, share in zip(data.train.datasets, run.sampler().shares, strict=True):
+            accelerator.print(f"{windows.rows.name}: {len(windows)} windows, {share:.1%} of the batches")
     accelerator.print(
         f"{len(data.train)} windows for training, {len(data.val) if data.val else 0} for validation; "
         f"{run.policy.num_parameters(only_trainable=True) / 1e6:.2f} M of "
