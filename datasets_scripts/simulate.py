@@ -1,4 +1,6 @@
-"""Simulate MetaWorld demonstrations with exact depth and exact 3D tracks, as a LeRobot v3 dataset.
+"""Simulate demonstrations with exact depth and exact 3D tracks, as a LeRobot v3 dataset.
+
+In MetaWorld its own experts act, in LIBERO ours, for the suites libero_object and libero_spatial.
 
 Running the same command again resumes what was interrupted and leaves a finished dataset unchanged.
 """
@@ -10,8 +12,8 @@ import sys
 from pathlib import Path
 
 from datasets_scripts.simulation.job import simulate
-from datasets_scripts.simulation.metaworld import QUALITIES, check_cameras, resolve_tasks
-from datasets_scripts.simulation.recording import Recording
+from datasets_scripts.simulation.metaworld import QUALITIES
+from datasets_scripts.simulation.simulators import SIMULATORS
 from datasets_scripts.storage.episode_job import resumable_command
 
 
@@ -19,42 +21,57 @@ def build_parser() -> argparse.ArgumentParser:
     """Command-line options."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example:\n  python datasets_scripts/simulate.py --tasks drawer-open-v3 --episodes 50 "
-        "--output outputs/drawer",
+        epilog="examples:\n  python datasets_scripts/simulate.py --tasks drawer-open-v3 --episodes 50 "
+        "--output outputs/drawer\n  python datasets_scripts/simulate.py --simulator libero "
+        "--tasks libero_object --episodes 50 --output outputs/libero_object",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    default = Recording(tasks=("drawer-open-v3",))
     add = parser.add_argument
-    add("--tasks", required=True, help="comma-separated: drawer-open-v3, or groups: easy,medium,hard,all")
-    add("--episodes", type=int, default=default.episodes, help="episodes per task (default: %(default)s)")
+    add("--simulator", choices=SIMULATORS, default="metaworld", help="default: %(default)s")
+    names = "comma-separated: drawer-open-v3, or groups: easy,medium,hard,all; libero_object, libero_object/3"
+    add("--tasks", required=True, help=names)
     add("--output", type=Path, required=True, help="folder of the dataset to make")
-    add("--image-size", type=int, default=default.image_size, help="side of the images in px (%(default)s)")
-    add("--stride", type=int, default=default.stride, help="80 Hz steps per frame (%(default)s: 20 fps)")
-    add("--seed", type=int, default=default.seed, help="seed of starts, noise and points (%(default)s)")
-    add("--noise", type=float, default=default.noise, help="noise on the expert's actions (%(default)s)")
-    detour = "most frames of a random motion at the start instead of the expert's (%(default)s)"
-    add("--detour", type=int, default=default.detour, help=detour)
-    add("--n-points", type=int, default=default.n_points, help="tracked points per episode (%(default)s)")
-    add("--cameras", default=",".join(default.cameras), help="the first one gets the tracks (%(default)s)")
-    add("--depth-max", type=float, default=default.depth_max, help="farthest depth, meters (%(default)s)")
-    add("--max-steps", type=int, default=default.max_steps, help="most 80 Hz steps (%(default)s)")
-    add("--retries", type=int, default=default.retries, help="new starts after a failure (%(default)s)")
-    add("--quality", choices=QUALITIES, default=default.quality, help="rendering (%(default)s)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+
+    def add_field(name: str, kind: type, text: str, **more) -> None:
+        """A field of the simulators' recordings; they have the defaults."""
+        known = [getattr(recording, name) for recording in SIMULATORS.values() if hasattr(recording, name)]
+        values = [",".join(value) if isinstance(value, tuple) else str(value) for value in known]
+        shown = values[0] if len(set(values)) == 1 else f"{values[0]}, libero: {values[-1]}"
+        flag = f"--{name.replace('_', '-')}"
+        add(flag, type=kind, default=argparse.SUPPRESS, help=f"{text} (default: {shown})", **more)
+
+    add_field("episodes", int, "episodes per task")
+    add_field("image_size", int, "side of the images in px")
+    add_field("stride", int, "simulation steps per frame, of 80 a second (libero: 20)")
+    add_field("seed", int, "seed of starts, noise and points")
+    add_field("noise", float, "noise on the expert's actions")
+    add_field("detour", int, "most frames of a random motion at the start instead of the expert's")
+    add_field("n_points", int, "tracked points per episode")
+    add_field("cameras", str, "the first one gets the tracks")
+    add_field("depth_max", float, "farthest depth, meters")
+    add_field("max_steps", int, "most simulation steps")
+    add_field("retries", int, "new starts after a failure")
+    add_field("quality", str, "rendering, of metaworld only", choices=QUALITIES)
     return parser
 
 
 @resumable_command
 def main(argv: list[str] | None = None) -> None:
     """Entry point; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    fields = {name: value for name, value in vars(args).items() if name not in ("output", "workers")}
-    cameras = check_cameras([name.strip() for name in args.cameras.split(",") if name.strip()])
-    fields |= {"tasks": tuple(resolve_tasks(args.tasks)), "cameras": tuple(cameras)}
-    summary = simulate(Recording(**fields), args.output, args.workers)
+    fields = vars(build_parser().parse_args(argv))
+    output, workers = fields.pop("output"), fields.pop("workers")
+    simulator = fields.pop("simulator")
+    recording = SIMULATORS[simulator]
+    if "quality" in fields and simulator != "metaworld":
+        raise ValueError(f"--quality is of metaworld; {simulator} renders as its evaluation does")
+    if "cameras" in fields:
+        fields["cameras"] = tuple(name.strip() for name in fields["cameras"].split(",") if name.strip())
+    fields["tasks"] = tuple(recording.resolve_tasks(fields["tasks"]))
+    summary = simulate(recording(**fields), output, workers)
     with contextlib.suppress(BrokenPipeError):
         print(
-            f"{args.output}: {summary['episodes']} episodes, {summary['frames']} frames, "
+            f"{output}: {summary['episodes']} episodes, {summary['frames']} frames, "
             f"{summary['bytes'] / 1e6:.1f} MB; "
             f"{summary['failures']} of {summary['attempts']} tries failed and were dropped; "
             f"recording {summary['record_s']:.0f} s, assembling {summary['assemble_s']:.0f} s"

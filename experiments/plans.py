@@ -9,7 +9,7 @@ import yaml
 from draccus.utils import ParsingError
 
 from datasets_scripts.simulation.metaworld import MAX_STEPS, resolve_tasks
-from datasets_scripts.simulation.recording import Recording
+from datasets_scripts.simulation.simulators import MetaWorldRecording
 from training.config import check_fields
 
 __all__ = ["Cell", "Plan", "load_plan"]
@@ -64,7 +64,7 @@ class Plan:
             processor time as `reference` needs for `steps`.
         reference (`str`): The variant whose time counts, and that the tables compare with the others.
         clock_steps (`int`): Steps of each of the short trainings that measure the time of a step.
-        recording (`dict`): Fields of `Recording` that differ from its defaults.
+        recording (`dict`): Fields of `MetaWorldRecording` that differ from its defaults.
         episodes (`int`): Per task and cell.
         max_steps (`int`): Simulation steps after which an episode has failed; 500 is LeRobot's limit.
         first_start (`int`): Seed of the first start; the others follow. All cells have the same starts.
@@ -107,15 +107,17 @@ class Plan:
             raise ValueError(f"budgets has {sorted(unknown)}; use {STEPS} and {TIME}")
         if self.reference not in self.variants:
             raise ValueError(f"reference is {self.reference!r}, which is not among the variants")
-        known = {field.name for field in dataclasses.fields(Recording)} - {"tasks", "episodes"}
+        known = {field.name for field in dataclasses.fields(MetaWorldRecording)} - {"tasks", "episodes"}
         if unknown := self.recording.keys() - known:
             raise ValueError(f"recording.{min(unknown)} is unknown; known are {', '.join(sorted(known))}")
         self.recordings()
 
-    def recordings(self) -> dict[int, Recording]:
+    def recordings(self) -> dict[int, MetaWorldRecording]:
         """What is simulated, for each number of demonstrations."""
         fields = self.recording | {"cameras": tuple(self.recording.get("cameras", ("main", "wrist")))}
-        return {n: Recording(tasks=tuple(self.tasks), episodes=n, **fields) for n in self.demonstrations}
+        return {
+            n: MetaWorldRecording(tasks=tuple(self.tasks), episodes=n, **fields) for n in self.demonstrations
+        }
 
     def task_groups(self) -> list[tuple[str, ...]]:
         """The tasks of each policy."""

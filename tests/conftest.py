@@ -65,7 +65,7 @@ class SimulatedDataset:
     """A small dataset made by `simulate.py` itself; read only."""
 
     root: Path
-    recording: object  # datasets_scripts.simulation.recording.Recording
+    recording: object  # datasets_scripts.simulation.recording.MetaWorldRecording
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -117,14 +117,14 @@ def libero_simulator():
 def simulated_dataset(simulator, tmp_path_factory) -> SimulatedDataset:
     """Two drawer-open demonstrations, 64 px, 300 points, simulated once for all processes of pytest-xdist."""
     from datasets_scripts.simulation.job import simulate
-    from datasets_scripts.simulation.recording import Recording
+    from datasets_scripts.simulation.simulators import MetaWorldRecording
 
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
     root = shared / "simulated" / "dataset"
     root.parent.mkdir(exist_ok=True)
-    recording = Recording(("drawer-open-v3",), episodes=2, image_size=64, n_points=300)
+    recording = MetaWorldRecording(("drawer-open-v3",), episodes=2, image_size=64, n_points=300)
     with FileLock(f"{root}.lock"):
         simulate(recording, root)  # leaves a finished dataset as it is
     return SimulatedDataset(root, recording)

@@ -34,7 +34,12 @@ import numpy as np
 
 from datasets_scripts.columns import image_key, recorded_features
 from datasets_scripts.conversion.job import Demonstration
-from datasets_scripts.simulation.libero import CONVERTED_STATE, LIBERO_HZ, converted_state
+from datasets_scripts.simulation.libero import (
+    CONVERTED_ACTION,
+    CONVERTED_STATE,
+    LIBERO_HZ,
+    converted_state,
+)
 from datasets_scripts.simulation.libero_files import libero_instruction
 from datasets_scripts.storage.shards import Layout
 
@@ -42,7 +47,6 @@ __all__ = ["LiberoArchive"]
 
 LIBERO_CAMERAS = {"main": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
 WIDTHS = {"ee_states": 6, "gripper_states": 2}
-LIBERO_ACTIONS = (*(f"{kind}_{axis}" for kind in ("delta", "axis_angle") for axis in "xyz"), "gripper")
 REMEDY = "download the file again"
 
 
@@ -77,7 +81,7 @@ class LiberoArchive:
             self._open(path, name)
             sources.append([name, path.stat().st_size, len(self._demos) - before])
         self._demos, self.lengths = self._demos[:limit], self.lengths[:limit]
-        features = recorded_features(self._sizes, False, CONVERTED_STATE, LIBERO_ACTIONS)
+        features = recorded_features(self._sizes, False, CONVERTED_STATE, CONVERTED_ACTION)
         self.layout = Layout(LIBERO_HZ, "panda", features, {})
         self.parameters = {
             "format": "LIBERO",

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets_scripts.columns import points_features, points_key, points_visible_key
-from datasets_scripts.simulation.metaworld import MetaWorldSim
-from datasets_scripts.simulation.recording import Recording, record_shard
+from datasets_scripts.simulation.recording import Recording, Simulator, record_shard
 from datasets_scripts.storage.dataset_folder import append_columns, count_dataset, video_sizes
 from datasets_scripts.storage.episode_job import EpisodeJob, EpisodeWork
 from datasets_scripts.storage.provenance import encode_flags, write_provenance
@@ -67,17 +66,29 @@ def _record_episodes(job: EpisodeJob, recording: Recording, workers: int) -> Non
     try:
         job.make_shards(dict.fromkeys(range(recording.n_episodes), 1), work, workers, "simulate")
     finally:
-        _open_simulator.cache_clear()
+        _close_simulator()
 
 
-# Consecutive episodes of a task share a simulator, which closes when nothing refers to it.
-_open_simulator = functools.lru_cache(maxsize=1)(MetaWorldSim)
+_opened: tuple[Recording, str, Simulator] | None = None  # consecutive episodes of a task share it
+
+
+def _open_simulator(recording: Recording, task: str) -> Simulator:
+    global _opened
+    if _opened is None or _opened[:2] != (recording, task):
+        _close_simulator()
+        _opened = (recording, task, recording.open_simulator(task))
+    return _opened[2]
+
+
+def _close_simulator() -> None:
+    global _opened
+    if _opened is not None:
+        _opened[2].close()
+    _opened = None
 
 
 def _record_one(recording: Recording, episode: int, shard: Path) -> dict:
-    task = recording.task_of(episode)
-    sim = _open_simulator(task, recording.cameras, recording.image_size, recording.quality)
-    return record_shard(sim, recording, episode, shard)
+    return record_shard(_open_simulator(recording, recording.task_of(episode)), recording, episode, shard)
 
 
 def _assemble(
@@ -126,7 +137,7 @@ def _build_provenance(
         "simulation": {
             "parameters": recording.to_dict(),
             "attempts": attempts,
-            "versions": {name: version(name) for name in ("metaworld", "mujoco", "lerobot")},
+            "versions": {name: version(name) for name in recording.packages},
             "video_bytes": video_sizes(root),
         },
     }

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from datasets_scripts.simulation.libero_expert import PickAndPlace
 from datasets_scripts.simulation.libero_files import (
     INSTALL_ADVICE,
     SUITES,
@@ -36,12 +37,18 @@ from datasets_scripts.simulation.libero_files import (
     load_initial_states,
     task_file,
 )
-from datasets_scripts.simulation.rendering import check_image_size, choose_renderer, rendering_advice
+from datasets_scripts.simulation.rendering import (
+    RenderedScene,
+    check_image_size,
+    choose_renderer,
+    rendering_advice,
+)
 
 if TYPE_CHECKING:
     from scipy.spatial.transform import Rotation
 
 __all__ = [
+    "CONVERTED_ACTION",
     "CONVERTED_STATE",
     "FORMS",
     "LIBERO_ACTION_DIM",
@@ -57,6 +64,7 @@ choose_renderer()
 
 LIBERO_HZ = 20  # actions per second
 LIBERO_ACTION_DIM = 7
+CONVERTED_ACTION = (*(f"{kind}_{axis}" for kind in ("delta", "axis_angle") for axis in "xyz"), "gripper")
 CONVERTED_STATE = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 SETTLING_STEPS = 10  # without motion after a reset, in which objects come to rest; LeRobot's
 HALF_OPEN_M = 0.04  # the Panda's fingers are 0 to 8 cm apart
@@ -64,6 +72,8 @@ HALF_OPEN_M = 0.04  # the Panda's fingers are 0 to 8 cm apart
 # every reset, before the fixtures' places are drawn. LeRobot builds three models before its first episode and
 # one more before every other.
 MODELS_BEFORE_START = 3
+# A start that is drawn differs from every initial state by more in at least one joint: meters, radians.
+START_DISTANCE = 0.005
 PREPARE_ADVICE = "run `python -m datasets_scripts.prepare_libero`"
 
 
@@ -189,9 +199,10 @@ def _import_libero() -> types.SimpleNamespace:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            import mujoco
             from libero.libero import get_assets_path
-            from libero.libero.envs import OffScreenRenderEnv
-            from robosuite.utils.observables import sensor
+            from libero.libero.envs.env_wrapper import ControlEnv
+            from robosuite.utils import observables
     except ModuleNotFoundError as error:
         raise RuntimeError(f"LIBERO's simulator is not complete ({error}); {INSTALL_ADVICE}") from error
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
@@ -205,21 +216,22 @@ def _import_libero() -> types.SimpleNamespace:
             "LIBERO's meshes are missing, and the Hub, from which hf-libero takes them, did not answer; run "
             f"`pip install 'lerobot_policy_foresight[libero-assets]'`, then {PREPARE_ADVICE}"
         )
-    return types.SimpleNamespace(environment=OffScreenRenderEnv, sensor=sensor)
+    return types.SimpleNamespace(environment=ControlEnv, mujoco=mujoco, observables=observables)
 
 
-class LiberoSim(contextlib.AbstractContextManager):
+class LiberoSim(RenderedScene):
     """One LIBERO task. Close it when done; its start takes seconds, a reset a fraction of one.
 
     Starts, images, states and successes equal those of LeRobot's `libero` environment bit for bit, but images
-    are only rendered after the objects have come to rest.
+    are only rendered when somebody looks.
 
     Args:
         task (`str`): `suite/name`, see `resolve_libero_tasks`.
         cameras (`Sequence[str]`): Views that `observe` renders, names of the form's `views`.
         image_size (`int`): Side of the square images in pixels.
         form (`str`): Name of one of `FORMS`.
-        first_seed (`int`): Seed of the suite's first initial state, see `reset`.
+        first_seed (`int`, *optional*): Seed of the suite's first initial state, see `reset`; with `None`
+            starts are drawn as the initial states were, and differ from all of them.
 
     Raises:
         ValueError: If the size is too small.
@@ -232,30 +244,32 @@ class LiberoSim(contextlib.AbstractContextManager):
         cameras: Sequence[str] = ("main", "wrist"),
         image_size: int = 128,
         form: str = "converted",
-        first_seed: int = 0,
+        first_seed: int | None = 0,
     ):
         check_image_size(image_size)
         libero = _import_libero()
-        self.task, self.cameras, self.image_size = task, list(cameras), image_size
+        self.task, self.cameras = task, list(cameras)
         self.form, self.first_seed = FORMS[form], first_seed
         self._initial_states = load_initial_states(task)
-        self._renders = True
-        try:
-            self._env = libero.environment(
-                bddl_file_name=str(task_file(task)),
-                camera_names=list(_VIEWS.values()),
-                camera_heights=image_size,
-                camera_widths=image_size,
-                control_freq=LIBERO_HZ,
-                hard_reset=False,  # a new model for every episode takes seconds and changes nothing
-            )
-        except Exception as error:  # OpenGL raises many types
-            raise RuntimeError(rendering_advice(error)) from error
-        for camera in _VIEWS.values():
-            look = libero.sensor(modality="image")(functools.partial(self._look, camera))
-            self._env.env.modify_observable(f"{camera}_image", "sensor", look)
+        self._env = libero.environment(
+            bddl_file_name=str(task_file(task)),
+            use_camera_obs=False,
+            has_offscreen_renderer=False,  # we render with our own
+            control_freq=LIBERO_HZ,
+            hard_reset=False,  # a new model for every episode takes seconds and changes nothing
+            # Of the arm: initial states contain it.
+            initialization_noise="default" if first_seed is None else None,
+        )
+        model, self._live = self._env.sim.model._model, self._env.sim.data._data
+        shown = libero.mujoco.MjData(model)  # as it was when robosuite read its sensors
+        # Group 0 holds the shapes for collisions.
+        super().__init__(model, shown, self.form.views, image_size, hidden_groups=(0,))
+        sensors = libero.observables
+        look = sensors.sensor(modality="object")(functools.partial(self._note_moment))
+        self._env.env.add_observable(sensors.Observable("moment", look, sampling_rate=LIBERO_HZ))
         self._joint_samplers = list(self._env.env.object_property_initializers)
         self._seen: dict = {}
+        self._expert: PickAndPlace | None = None
         self.steps_taken = 0
 
     @property
@@ -268,29 +282,37 @@ class LiberoSim(contextlib.AbstractContextManager):
         """Control steps after which an episode of this suite has failed."""
         return SUITES[self.task.partition("/")[0]].max_steps
 
+    @property
+    def steps_left(self) -> int:
+        """Control steps until then."""
+        return self.max_steps - self.steps_taken
+
     def reset(self, seed: int) -> None:
         """Start an episode from the suite's initial state number `seed - first_seed`, and let objects settle.
 
         The seed also draws the places of fixtures, such as cabinets, which initial states do not contain. The
         starts are those of LeRobot's environment for one episode after the other from `first_seed` on.
         """
-        self._renders = False
         gripper = self._env.robots[0].gripper
         gripper.current_action = np.zeros(gripper.dof)  # the only thing that a reset keeps
-        number = seed - self.first_seed
-        self._env.env.object_property_initializers = self._joint_samplers * (MODELS_BEFORE_START + number)
         self._env.seed(seed)
-        self._env.reset()
-        self._env.set_init_state(self._initial_states[number % len(self._initial_states)])
-        for step in range(SETTLING_STEPS):
-            self._renders = step == SETTLING_STEPS - 1
+        if self.first_seed is None:
+            self._draw_start()
+        else:
+            number = seed - self.first_seed
+            self._env.env.object_property_initializers = self._joint_samplers * (MODELS_BEFORE_START + number)
+            self._env.reset()
+            self._env.set_init_state(self._initial_states[number % len(self._initial_states)])
+        for _ in range(SETTLING_STEPS):
             self._seen, *_ = self._env.step(np.array([0, 0, 0, 0, 0, 0, -1]))
         self.steps_taken = 0
+        self._expert = None
 
     def observe(self) -> dict:
         """What a policy sees now: `images`, `(H, W, 3)` uint8 RGB by view, and `state`."""
         images = {
-            view: np.ascontiguousarray(self.form.image_of(self._seen[f"{self.form.views[view]}_image"]))
+            # The lowest row first, as the simulator gives it.
+            view: np.ascontiguousarray(self.form.image_of(self.render_rgb(view)[::-1]))
             for view in self.cameras
         }
         return {"images": images, "state": self.state()}
@@ -325,16 +347,34 @@ class LiberoSim(contextlib.AbstractContextManager):
                 break
         return success
 
+    def expert_action(self) -> np.ndarray:
+        """Action `(7,)` float32 of a scripted expert now, in the form `converted`.
+
+        Raises:
+            ValueError: If the task asks for more than to put one object in or on another.
+        """
+        if self._expert is None:
+            self._expert = PickAndPlace(self._env.env, self._model, self._live)
+        return self._expert.act()
+
     def close(self) -> None:
         """Free the renderer and the simulation."""
+        super().close()
         self._env.close()
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _draw_start(self) -> None:
+        """Places objects and arm as LIBERO drew the initial states, but unlike any of them."""
+        known = self._initial_states[:, 1 : 1 + self._model.nq]  # (starts, joints)
+        nearest = 0.0
+        while nearest < START_DISTANCE:
+            # LIBERO takes what is in a drawer from where the cabinet stands in a new model.
+            for fixture in self._env.env.fixtures:
+                body = self._model.body(fixture.root_body)
+                body.pos, body.quat = np.zeros(3), (1, 0, 0, 0)
+            self._env.reset()
+            nearest = np.abs(known - self._live.qpos).max(axis=1).min()
 
-    def _look(self, camera: str, cache: dict) -> np.ndarray:
-        """An image as robosuite's own sensor gives it, lowest row first, unless nobody will see it."""
-        side = self.image_size
-        if not self._renders or not any(self.form.views[view] == camera for view in self.cameras):
-            return np.zeros((side, side, 3), np.uint8)
-        return self._env.sim.render(camera_name=camera, width=side, height=side)
+    def _note_moment(self, cache: dict) -> np.ndarray:
+        """A sensor that keeps what cameras would see."""
+        self._mujoco.mj_copyData(self._data, self._model, self._live)
+        return np.zeros(1)

@@ -26,6 +26,7 @@ __all__ = [
     "installed_folder",
     "libero_instruction",
     "load_initial_states",
+    "resolve_libero_names",
     "resolve_libero_tasks",
     "task_file",
 ]
@@ -109,6 +110,23 @@ def resolve_libero_tasks(suites: str, numbers: Sequence[int] | None = None) -> l
                 raise ValueError(f"{name} has the tasks 0 to {len(known) - 1}; {number} is not one of them")
             tasks.append(f"{name}/{known[number]}")
     return tasks
+
+
+def resolve_libero_names(names: str) -> list[str]:
+    """Tasks as `suite/name`, each once, of comma-separated suites, `suite/number` and `suite/name`.
+
+    Raises:
+        ValueError: If a suite or a task is unknown, or none is given.
+        RuntimeError: If hf-libero is not installed.
+    """
+    tasks = []
+    for part in (part.strip() for part in names.split(",")):
+        suite, _, task = part.partition("/")
+        found = resolve_libero_tasks(suite, [int(task)] if task.isdecimal() else None)
+        if task and not task.isdecimal() and (found := [part] if part in found else []) == []:
+            raise ValueError(f"{suite} has no task '{task}'; give its number, 0 to 9, or its name in full")
+        tasks += found
+    return list(dict.fromkeys(tasks))
 
 
 def libero_instruction(task: str) -> str:

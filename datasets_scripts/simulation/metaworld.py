@@ -3,26 +3,26 @@
 Demonstrations and evaluations both use it, so that a policy sees the images it was trained on. Instructions,
 the main camera and the state are those of LeRobot's MetaWorld environment (`lerobot/envs/metaworld.py`); the
 wrist camera, depth, segmentation and camera poses are added here.
-
-The world frame is MuJoCo's. Camera frames have x to the right and y down in the image, z forward, in meters.
-Pixel coordinates count from the outer edge of the image: the center of the first pixel is at 0.5.
 """
 
-import contextlib
 import difflib
 import functools
 import importlib.resources
 import json
 import types
 import warnings
-import weakref
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from datasets_scripts.simulation.perturbation import Perturbation, displaced_starts
-from datasets_scripts.simulation.rendering import check_image_size, choose_renderer, rendering_advice
+from datasets_scripts.simulation.rendering import (
+    RenderedScene,
+    check_cameras,
+    check_image_size,
+    choose_renderer,
+    rendering_advice,
+)
 
 choose_renderer()
 
@@ -70,18 +70,6 @@ def resolve_tasks(names: str) -> list[str]:
     return list(dict.fromkeys(tasks))
 
 
-def check_cameras(cameras: Sequence[str]) -> list[str]:
-    """The cameras as a list; raises a `ValueError` if one is unknown or given twice, or there is none."""
-    unknown = [camera for camera in cameras if camera not in CAMERAS]
-    if unknown:
-        raise ValueError(f"unknown camera '{unknown[0]}'; MetaWorld has {', '.join(CAMERAS)}")
-    if not cameras or len(set(cameras)) != len(cameras):
-        raise ValueError(
-            f"cameras are {','.join(cameras) or 'empty'}; name each of them once, the main view first"
-        )
-    return list(cameras)
-
-
 @functools.cache
 def _load_tasks() -> dict:
     """LeRobot's task table, read as a file because importing its environment takes seconds."""
@@ -113,25 +101,7 @@ def _import_simulator() -> types.SimpleNamespace:
     return types.SimpleNamespace(mujoco=mujoco, environments=ALL_V3_ENVIRONMENTS, policies=ENV_POLICY_MAP)
 
 
-def _image_axes(camera: str) -> np.ndarray:
-    """Right, down and forward in the frame of a camera of MuJoCo, as columns."""
-    # MuJoCo's cameras look along -z with y up; turning the image by 180 degrees turns x and y.
-    return np.diag([-1.0, 1.0, -1.0]) if camera in UPSIDE_DOWN else np.diag([1.0, -1.0, -1.0])
-
-
-def _close_simulator(renderer: Any, environment: Any) -> None:
-    # MuJoCo's Renderer.close ends its OpenGL context first, and would then delete, by number, textures and
-    # frame buffers of another renderer. This is the right order.
-    if renderer._gl_context:
-        renderer._gl_context.make_current()
-    if renderer._mjr_context:
-        renderer._mjr_context.free()
-        renderer._mjr_context = None
-    renderer.close()
-    environment.close()
-
-
-class MetaWorldSim(contextlib.AbstractContextManager):
+class MetaWorldSim(RenderedScene):
     """One MetaWorld task with rendered cameras, exact geometry and a scripted expert.
 
     Several may live in one process if they are used from one thread; close them when done.
@@ -158,13 +128,11 @@ class MetaWorldSim(contextlib.AbstractContextManager):
         perturbation: Perturbation = Perturbation(),  # noqa: B008 - frozen
     ):
         (self.task,) = resolve_tasks(task)
-        self.cameras = check_cameras(cameras)
+        self.cameras = check_cameras(cameras, CAMERAS)
         if quality not in QUALITIES:
             raise ValueError(f"unknown quality '{quality}'; choose from {', '.join(QUALITIES)}")
         check_image_size(image_size)
-        self.image_size = image_size
         simulator = _import_simulator()
-        self._mujoco = simulator.mujoco
         self.perturbation = perturbation
         environment = simulator.environments[self.task]
         if perturbation.object_shift_m:
@@ -187,8 +155,6 @@ class MetaWorldSim(contextlib.AbstractContextManager):
         self._observation = np.zeros(39)
         self.steps_taken = 0
         model = self._env.model
-        self._main_axes = model.camera(CAMERAS["main"]).mat0.reshape(3, 3) @ _image_axes("main")
-        self._env.displacement = perturbation.object_displacement(self._main_axes)
         if perturbation.table_color is not None:
             table = model.geom_bodyid == model.body("tablelink").id
             model.geom_rgba[table] = (*perturbation.table_color, 1.0)
@@ -197,15 +163,9 @@ class MetaWorldSim(contextlib.AbstractContextManager):
             model.vis.quality.shadowsize = 0
             model.light_castshadow[:] = 0
             model.mat_reflectance[:] = 0
-        # Images larger than MetaWorld's need a larger frame buffer.
-        model.vis.global_.offwidth = max(model.vis.global_.offwidth, image_size)
-        model.vis.global_.offheight = max(model.vis.global_.offheight, image_size)
-        try:
-            self._renderer = self._mujoco.Renderer(model, image_size, image_size)
-        except Exception as error:  # OpenGL raises many types
-            raise RuntimeError(rendering_advice(error)) from error
-        # Also when the interpreter exits, where MuJoCo's own clean-up comes too late and fails.
-        self._closer = weakref.finalize(self, _close_simulator, self._renderer, self._env)
+        super().__init__(model, self._env.data, CAMERAS, image_size, upside_down=UPSIDE_DOWN)
+        self._main_axes = model.camera(CAMERAS["main"]).mat0.reshape(3, 3) @ self._image_axes("main")
+        self._env.displacement = perturbation.object_displacement(self._main_axes)
 
     @property
     def task_description(self) -> str:
@@ -270,62 +230,7 @@ class MetaWorldSim(contextlib.AbstractContextManager):
             action = self._expert.get_action(self._observation)
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
-    def render_rgb(self, camera: str) -> np.ndarray:
-        """RGB image of a camera: `(H, W, 3)` uint8, upright."""
-        return self._render(camera)
-
-    def render_depth(self, camera: str) -> np.ndarray:
-        """Distance along the optical axis: `(H, W)` float32 meters; empty background is beyond 100 m."""
-        self._renderer.enable_depth_rendering()
-        try:
-            return self._render(camera)
-        finally:
-            self._renderer.disable_depth_rendering()
-
-    def render_bodies(self, camera: str) -> np.ndarray:
-        """Which rigid body each pixel shows: `(H, W)` int32, -1 for background and goal markers."""
-        self._renderer.enable_segmentation_rendering()
-        try:
-            objects = self._render(camera)  # (H, W, 2): object id, object type
-        finally:
-            self._renderer.disable_segmentation_rendering()
-        identifier, kind = objects[..., 0], objects[..., 1]
-        is_geom = kind == int(self._mujoco.mjtObj.mjOBJ_GEOM)
-        body_of_geom = self._env.model.geom_bodyid
-        return np.where(is_geom, body_of_geom[np.where(is_geom, identifier, 0)], -1).astype(np.int32)
-
-    def body_poses(self) -> tuple[np.ndarray, np.ndarray]:
-        """World poses of all rigid bodies: positions `(bodies, 3)` meters, rotations `(bodies, 3, 3)`."""
-        data = self._env.data
-        return data.xpos.copy(), data.xmat.reshape(-1, 3, 3).copy()
-
-    def camera_pose(self, camera: str) -> tuple[np.ndarray, np.ndarray]:
-        """Pose of a camera now; the wrist camera follows the hand.
-
-        Returns:
-            `tuple`: Position `(3,)` in meters and rotation `(3, 3)`, whose columns are the camera's x
-            (right), y (down) and z (forward) axes in the world frame.
-        """
-        data_camera = self._env.data.camera(CAMERAS[camera])
-        return data_camera.xpos.copy(), data_camera.xmat.reshape(3, 3) @ _image_axes(camera)
-
-    def intrinsics(self, camera: str) -> dict[str, float]:
-        """Pinhole intrinsics in pixels: fx, fy, cx, cy, height, width (edge-based pixel coordinates)."""
-        half_angle = np.deg2rad(self._env.model.camera(CAMERAS[camera]).fovy[0]) / 2
-        side = self.image_size
-        focal, center = float(0.5 * side / np.tan(half_angle)), 0.5 * side
-        return {"fx": focal, "fy": focal, "cx": center, "cy": center, "height": side, "width": side}
-
     def close(self) -> None:
         """Free the renderer and the simulation."""
-        self._closer()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _render(self, camera: str) -> np.ndarray:
-        self._renderer.update_scene(self._env.data, camera=CAMERAS[camera])
-        image = self._renderer.render()
-        if camera in UPSIDE_DOWN:
-            image = image[::-1, ::-1]
-        return np.ascontiguousarray(image)
+        super().close()
+        self._env.close()

@@ -2,9 +2,10 @@
 
 import json
 import zlib
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -16,25 +17,53 @@ from datasets_scripts.columns import (
     recorded_features,
 )
 from datasets_scripts.simulation.exact_tracks import RigidClip, make_tracks
-from datasets_scripts.simulation.metaworld import MAX_STEPS, SIMULATION_HZ, MetaWorldSim
+from datasets_scripts.simulation.rendering import check_cameras
 from datasets_scripts.storage.shards import Layout, write_shard
 from datasets_scripts.storage.video_writing import MIN_DEPTH_SIDE_PX
 
 # So that the last frames before success have a future to predict.
 FRAMES_AFTER_SUCCESS = 3
-SAWYER_STATE = ("hand_x", "hand_y", "hand_z", "gripper_opening")
-SAWYER_ACTION = ("delta_x", "delta_y", "delta_z", "gripper_effort")
+
+
+class Simulator(Protocol):
+    """A task with an expert; also a `rendering.RenderedScene`, with its cameras and exact geometry."""
+
+    task: str
+    task_description: str
+    steps_left: int
+
+    def reset(self, seed: int) -> None:
+        """Start an episode; the same seed gives the same start, whatever happened before."""
+        ...
+
+    def expert_action(self) -> np.ndarray:
+        """What the expert does now: float32 in [-1, 1], first the hand's motion in x, y, z."""
+        ...
+
+    def step(self, action: np.ndarray, repeat: int) -> bool:
+        """Hold an action for `repeat` simulation steps; gives whether any was successful."""
+        ...
+
+    def state(self) -> np.ndarray:
+        """State of the robot, float32."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
 
 
 @dataclass(frozen=True)
 class Recording:
     """Everything that determines the contents of a simulated dataset.
 
+    `simulators.py` has a subclass for each simulator.
+
     Attributes:
-        tasks (`tuple[str, ...]`): MetaWorld tasks.
+        tasks (`tuple[str, ...]`): Tasks of the simulator.
         episodes (`int`): Episodes per task.
         image_size (`int`): Side of the square images in pixels.
-        stride (`int`): Simulation steps (80 per second) between stored frames; each action is held that long.
+        stride (`int`): Simulation steps between stored frames; each action is held that long.
         seed (`int`): Seed of starts, action noise and choice of points.
         noise (`float`): Standard deviation of the noise on the expert's executed actions, which lie in [-1,
             1]; the stored action is the one without noise.
@@ -46,7 +75,6 @@ class Recording:
         depth_max (`float`): Farthest depth kept, in meters.
         max_steps (`int`): Most simulation steps of the expert.
         retries (`int`): New starts after a failure of the expert.
-        quality (`str`): Rendering quality, `fast` or `default`.
     """
 
     tasks: tuple[str, ...]
@@ -59,17 +87,26 @@ class Recording:
     n_points: int = 1250
     cameras: tuple[str, ...] = ("main", "wrist")
     depth_max: float = 4.0
-    max_steps: int = MAX_STEPS
+    max_steps: int = 500
     retries: int = 50
-    quality: str = "fast"
+
+    # Of the simulator.
+    views: ClassVar[Collection[str]]
+    hz: ClassVar[int]
+    step_limit: ClassVar[int]
+    robot_type: ClassVar[str]
+    state_names: ClassVar[Sequence[str]]
+    action_names: ClassVar[Sequence[str]]
+    packages: ClassVar[Sequence[str]]
 
     def __post_init__(self):
+        check_cameras(self.cameras, self.views)
         if self.episodes < 1:
             raise ValueError(f"--episodes is {self.episodes}; at least one episode per task is needed")
-        if self.stride < 1 or SIMULATION_HZ % self.stride:
-            divisors = [str(n) for n in range(1, SIMULATION_HZ + 1) if SIMULATION_HZ % n == 0]
+        if self.stride < 1 or self.hz % self.stride:
+            divisors = [str(n) for n in range(1, self.hz + 1) if self.hz % n == 0]
             raise ValueError(
-                f"--stride {self.stride} gives {SIMULATION_HZ}/{self.stride} frames per second, "
+                f"--stride {self.stride} gives {self.hz}/{self.stride} frames per second, "
                 f"which must be whole; choose a stride from {', '.join(divisors)}"
             )
         if self.n_points < 2:
@@ -85,17 +122,26 @@ class Recording:
             )
         if not 0.1 <= self.depth_max <= 50:
             raise ValueError(f"--depth-max is {self.depth_max}; give meters between 0.1 and 50")
-        if not self.stride <= self.max_steps <= MAX_STEPS:
+        if not self.stride <= self.max_steps <= self.step_limit:
             raise ValueError(
-                f"--max-steps is {self.max_steps}; give {self.stride} to {MAX_STEPS} simulation steps"
+                f"--max-steps is {self.max_steps}; give {self.stride} to {self.step_limit} simulation steps"
             )
         if self.retries < 0 or self.seed < 0:
             raise ValueError("--retries and --seed cannot be negative")
 
+    @staticmethod
+    def resolve_tasks(names: str) -> list[str]:
+        """Tasks of comma-separated names; raises a `ValueError` if one is unknown."""
+        raise NotImplementedError
+
+    def open_simulator(self, task: str) -> Simulator:
+        """The simulator of a task."""
+        raise NotImplementedError
+
     @property
     def fps(self) -> int:
         """Stored frames per second."""
-        return SIMULATION_HZ // self.stride
+        return self.hz // self.stride
 
     @property
     def n_episodes(self) -> int:
@@ -109,17 +155,17 @@ class Recording:
     def layout(self) -> Layout:
         """Layout of the dataset before the points are appended (later, without statistics)."""
         sizes = dict.fromkeys(self.cameras, (self.image_size, self.image_size))
-        features = recorded_features(sizes, True, SAWYER_STATE, SAWYER_ACTION)
+        features = recorded_features(sizes, True, self.state_names, self.action_names)
         depth_max_m = {depth_key(camera): self.depth_max for camera in self.cameras}
         point_bytes = 6.2 * self.n_points  # float16 x 3 and one bit
-        return Layout(self.fps, "sawyer", features, depth_max_m, point_bytes)
+        return Layout(self.fps, self.robot_type, features, depth_max_m, point_bytes)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return json.loads(json.dumps(asdict(self)))
 
 
-def record_shard(sim: MetaWorldSim, recording: Recording, episode: int, shard: Path) -> dict:
+def record_shard(sim: Simulator, recording: Recording, episode: int, shard: Path) -> dict:
     """Record an episode (its index over all tasks), which it and the seed determine, as a folder `shard`.
 
     Returns:
@@ -151,12 +197,12 @@ def record_shard(sim: MetaWorldSim, recording: Recording, episode: int, shard: P
 
 
 def plan_episode(
-    sim: MetaWorldSim, recording: Recording, start_seed: int, generator: np.random.Generator
+    sim: Simulator, recording: Recording, start_seed: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Let the expert act without rendering, to see whether it succeeds.
 
     Returns:
-        `tuple | None`: Clean and executed actions, `(F, 4)` float32 each, up to a few frames after the first
+        `tuple | None`: Clean and executed actions, `(F, A)` float32 each, up to a few frames after the first
         success; `None` without success.
     """
     sim.reset(start_seed)
@@ -181,13 +227,13 @@ def plan_episode(
 
 
 def render_episode(
-    sim: MetaWorldSim,
+    sim: Simulator,
     recording: Recording,
     start_seed: int,
     executed: np.ndarray,
     generator: np.random.Generator,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict]:
-    """Replay the executed actions `(F, 4)` of a plan with the cameras on; `generator` chooses points.
+    """Replay the executed actions `(F, A)` of a plan with the cameras on; `generator` chooses points.
 
     Returns:
         `tuple`: Videos by column (`(F, H, W, 3)` uint8 or `(F, H, W)` float32 meters), arrays (state, points,
@@ -201,8 +247,10 @@ def render_episode(
         states.append(sim.state())
         for camera in recording.cameras:
             frames[image_key(camera)].append(sim.render_rgb(camera))
-            frames[depth_key(camera)].append(np.minimum(sim.render_depth(camera), recording.depth_max))
-        geometry.append((sim.render_bodies(flow_camera), *sim.body_poses(), *sim.camera_pose(flow_camera)))
+            depth_m, bodies = sim.render_geometry(camera)
+            frames[depth_key(camera)].append(np.minimum(depth_m, recording.depth_max))
+            if camera == flow_camera:
+                geometry.append((bodies, *sim.body_poses(), *sim.camera_pose(camera)))
         sim.step(action, recording.stride)
     depth = np.stack(frames[depth_key(flow_camera)])
     valid = depth < recording.depth_max - DEPTH_LIMIT_MARGIN_M

@@ -19,7 +19,8 @@ from datasets_scripts.simulation import recording as recording_file
 from datasets_scripts.simulation.exact_tracks import RigidClip, follow_pixels
 from datasets_scripts.simulation.job import simulate
 from datasets_scripts.simulation.metaworld import MetaWorldSim
-from datasets_scripts.simulation.recording import FRAMES_AFTER_SUCCESS, Recording, plan_episode
+from datasets_scripts.simulation.recording import FRAMES_AFTER_SUCCESS, plan_episode
+from datasets_scripts.simulation.simulators import MetaWorldRecording
 from datasets_scripts.storage import episode_job
 from datasets_scripts.storage.dataset_folder import load_features
 from datasets_scripts.storage.provenance import moving_flags, read_provenance
@@ -48,7 +49,7 @@ def stored(simulated_dataset):
 
 @pytest.fixture(scope="module")
 def tiny_recording():
-    return Recording(("drawer-open-v3",), episodes=2, **TINY)
+    return MetaWorldRecording(("drawer-open-v3",), episodes=2, **TINY)
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +216,7 @@ def test_a_quarter_of_the_points_moves_and_the_others_stand_still(stored, simula
 
 
 def test_tracks_of_a_still_scene_do_not_move(simulator):
-    recording = Recording(("drawer-open-v3",), episodes=1, image_size=32, n_points=300)
+    recording = MetaWorldRecording(("drawer-open-v3",), episodes=1, image_size=32, n_points=300)
     with MetaWorldSim("drawer-open-v3", image_size=32) as sim:
         sim.step = lambda *_: False  # nobody acts
         _, arrays, facts = recording_file.render_episode(
@@ -339,7 +340,7 @@ def test_finished_dataset_of_other_parameters_is_refused(tiny_dataset, capsys):
 def test_unfinished_run_of_other_parameters_is_refused(tmp_path, capsys):
     partial = tmp_path / "dataset.partial"
     partial.mkdir()
-    other = Recording(("drawer-open-v3",), episodes=4, **TINY)
+    other = MetaWorldRecording(("drawer-open-v3",), episodes=4, **TINY)
     (partial / "parameters.json").write_text(json.dumps(other.to_dict()))
     assert main(command(tmp_path / "dataset")) == 1
     assert "unfinished run" in (message := capsys.readouterr().err)
@@ -390,7 +391,7 @@ def test_bad_options_give_one_message_and_exit_code_1(tmp_path, capsys, changes,
 
 def test_a_detour_moves_the_hand_at_the_start_and_labels_stay_the_experts(simulator):
     sim = MetaWorldSim("reach-v3", image_size=16)
-    recording = Recording(("reach-v3",), noise=0.0, detour=6, **TINY)
+    recording = MetaWorldRecording(("reach-v3",), noise=0.0, detour=6, **TINY)
     lengths = set()
     for seed in range(4):
         labels, executed = plan_episode(sim, recording, seed, np.random.default_rng(seed))

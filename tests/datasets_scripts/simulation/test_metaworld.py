@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from datasets_scripts.simulation.metaworld import (
+    CAMERAS,
     MAX_STEPS,
     MetaWorldSim,
-    check_cameras,
     resolve_tasks,
     task_descriptions,
 )
+from datasets_scripts.simulation.rendering import check_cameras
 
 SIZE = 64
 SEED = 7
@@ -40,11 +41,11 @@ def test_unknown_task_is_named_with_similar_ones():
 
 
 def test_unknown_cameras_are_named():
-    assert check_cameras(["wrist", "main"]) == ["wrist", "main"]
-    with pytest.raises(ValueError, match="unknown camera 'front'; MetaWorld has main, wrist"):
-        check_cameras(["main", "front"])
+    assert check_cameras(["wrist", "main"], CAMERAS) == ["wrist", "main"]
+    with pytest.raises(ValueError, match="unknown camera 'front'; the simulator has main, wrist"):
+        check_cameras(["main", "front"], CAMERAS)
     with pytest.raises(ValueError, match="once"):
-        check_cameras(["main", "main"])
+        check_cameras(["main", "main"], CAMERAS)
 
 
 @needs_renderer

@@ -6,7 +6,7 @@ import pytest
 
 from datasets_scripts.inspection.source_errors import ExactEpisodes, measure_sources
 from datasets_scripts.simulation.job import simulate
-from datasets_scripts.simulation.recording import Recording
+from datasets_scripts.simulation.simulators import MetaWorldRecording
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import FrameDecoder
 from datasets_scripts.tracks import open_tracker
@@ -96,7 +96,7 @@ def test_moving_points_are_close_over_six_steps_in_images_of_64_px(simulated_dat
 def test_moving_points_are_within_a_pixel_and_a_half_over_six_steps(simulator, tmp_path):
     root = tmp_path / "dataset"
     tasks, cameras = ("drawer-open-v3", "push-v3"), ("main",)
-    simulate(Recording(tasks, episodes=1, image_size=224, n_points=400, cameras=cameras), root)
+    simulate(MetaWorldRecording(tasks, episodes=1, image_size=224, n_points=400, cameras=cameras), root)
     assert_accurate(root, [0, 1])
 
 
