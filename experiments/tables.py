@@ -184,7 +184,8 @@ def format_results(results: Mapping) -> str:
             parts.append(
                 f"**Validation losses, {title}, {n} demonstrations a task**\n\n{format_losses(losses)}"
             )
-        parts.append(f"**Motion in depth, {title}**\n\n{format_depth(results['depth_motion'][budget])}")
+        if results["depth_motion"][budget]["increments"]:
+            parts.append(f"**Motion in depth, {title}**\n\n{format_depth(results['depth_motion'][budget])}")
     return "\n\n".join(parts) + "\n"
 
 

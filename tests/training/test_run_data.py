@@ -93,3 +93,11 @@ def test_pretraining_on_five_sources_sees_one_camera_of_each_robot_and_no_action
     for window in (windows[0], windows[len(windows) - 1]):
         assert set(window["images"]) == set(window["depth"]) == {"main"}
         assert window["track_weight"].any() and not {"state", "actions"} & set(window)
+
+
+def test_the_small_pretraining_has_the_architecture_that_it_is_finetuned_with():
+    small, policy = (
+        load_config(f"training/configs/{n}.yaml", []).model for n in ("pretrain_small", "quickstart")
+    )
+    changed = {"views", "objectives", "state_dim", "binary_state_indices", "flow_loss_weight"}
+    assert {name for name in small.keys() | policy.keys() if small.get(name) != policy.get(name)} == changed
