@@ -26,15 +26,13 @@ choose_renderer()
 ARM_HZ = 50  # control steps per second
 ARM_MAX_STEPS = 500
 ARM_CAMERAS = {"agent": "agentview", "front": "frontview", "side": "sideview"}
-FIELDS_OF_VIEW = {
-    "frontview": 24,
-    "sideview": 32,
-}  # degrees, narrower than robosuite's: less wall, larger cubes
+# Degrees, narrower than robosuite's: less wall, larger cubes.
+FIELDS_OF_VIEW = {"frontview": 24, "sideview": 32}
 # The expert fails with UR5e and Kinova3, whose fingers do not hold the cubes.
 ROBOTS = {"panda": "Panda", "iiwa": "IIWA"}
 FULL_SCALE_M = 0.05  # of OSC_POSITION
 ABOVE_M, CLOSE_M = 0.1, 0.012
-GRASP_STEPS = 40  # control steps that a gripper takes to close
+GRASPING, GRASP_STEPS = 2, 40  # the expert's phase, and control steps that a gripper takes to close
 COLLISION_GROUP = 0  # of geoms; robosuite draws those of group 1
 
 
@@ -138,7 +136,7 @@ class RobosuiteSim(RenderedScene):
 
     def reset(self, seed: int) -> None:
         """Start an episode; the same seed gives the same start."""
-        np.random.seed(seed)  # noqa: NPY002 - what robosuite draws from
+        np.random.seed(seed)  # what robosuite draws from
         gripper = self._env.robots[0].gripper
         gripper.current_action = np.zeros(gripper.dof)  # the only thing that a reset keeps
         self._seen = self._env.reset()
@@ -155,7 +153,7 @@ class RobosuiteSim(RenderedScene):
         for _ in range(min(repeat, self.steps_left)):
             self._seen, reward, *_ = self._env.step(action)
             self.steps_taken += 1
-            self._grasped_for += self._phase == 2
+            self._grasped_for += self._phase == GRASPING
             success = success or reward > 0  # rewards are sparse
         return success
 
@@ -164,7 +162,7 @@ class RobosuiteSim(RenderedScene):
         hand, up = self._seen["robot0_eef_pos"], np.array([0, 0, ABOVE_M])
         moved = self._seen[self.scene.moved]
         target = moved if self.scene.target is None else self._seen[self.scene.target] + up / 2
-        # Where the hand goes, and whether it holds something, phase by phase.
+        # Where the hand goes, and whether it holds something, phase by phase. The table is 0.8 m high.
         phases = [(moved + up, -1), (moved, -1), (moved, 1), (hand * (1, 1, 0) + (0, 0, 1.1), 1)]
         if self.scene.target is not None:
             phases[3:] = [
@@ -175,7 +173,7 @@ class RobosuiteSim(RenderedScene):
             ]
         goal, gripper = phases[self._phase]
         arrived = np.linalg.norm(goal - hand) < CLOSE_M
-        if (arrived and self._phase != 2) or self._grasped_for >= GRASP_STEPS:
+        if (arrived and self._phase != GRASPING) or self._grasped_for >= GRASP_STEPS:
             self._phase, self._grasped_for = min(self._phase + 1, len(phases) - 1), 0
         return np.append(np.clip((goal - hand) / FULL_SCALE_M, -1, 1), gripper).astype(np.float32)
 
