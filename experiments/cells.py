@@ -25,10 +25,12 @@ import torch
 from filelock import FileLock, Timeout
 
 from datasets_scripts.simulation.job import simulate
+from datasets_scripts.simulation.libero_files import resolve_libero_tasks
 from datasets_scripts.storage.atomic import read_json, write_json
 from experiments.plans import STEPS, TIME, Cell, Plan
 from modeling_foresight.configuration_foresight import PRESETS, ForesightConfig
 from training.config import RunConfig, flatten, load_config
+from training.evaluation.libero_success import LiberoOptions, measure_libero
 from training.evaluation.metaworld_success import SuccessOptions, measure_success
 from training.loop import train
 from training.run_facts import describe_run
@@ -109,6 +111,8 @@ def open_results(plan: Plan, folder: Path) -> None:
         del settings[name]
     if plan.pretraining:
         settings["pretraining"] = dataclasses.asdict(pretraining_config(plan, Path(), 0))
+    if plan.simulator == "metaworld":
+        del settings["simulator"]  # which folders of earlier versions do not name
     settings["variants"] = {variant: dataclasses.asdict(config) for variant, config in configs.items()}
     now = flatten(json.loads(json.dumps(settings)))
     before = read_json(path) if path.exists() else {}
@@ -147,7 +151,7 @@ def prepare_results(plan: Plan, folder: Path, workers: int) -> dict[str, int]:
 
 def data_folder(plan: Plan, folder: Path, demonstrations: int, tasks: Sequence[str]) -> Path:
     """The dataset that a policy is trained on."""
-    part = f"-{tasks[0]}" if plan.policies == "per_task" else ""
+    part = f"-{tasks[0].replace('/', '-')}" if plan.policies == "per_task" else ""
     return folder / "data" / f"{demonstrations}demos{part}"
 
 
@@ -273,15 +277,14 @@ def run_cell(plan: Plan, cell: Cell, folder: Path, steps: Mapping[str, int], mad
 
 def try_task(plan: Plan, task: str, home: Path) -> dict:
     """Outcomes of the starts of one task; kept in the cell's folder."""
-    return try_policy(plan, home, task, home / "eval" / f"{task}.json")
+    return try_policy(plan, home, task, home / "eval" / f"{task.replace('/', '-')}.json")
 
 
 def try_policy(plan: Plan, home: Path, tasks: str, path: Path, **changes) -> dict:
-    """Outcomes of a cell's policy at the plan's starts; kept in a file. `changes` are of `SuccessOptions`."""
+    """Outcomes of a cell's policy at the plan's starts; kept in a file. `changes` are of the options."""
     if not path.exists():
         options = {
             "checkpoint": str(home / "model"),
-            "tasks": tasks,
             "episodes": plan.episodes,
             "seed": plan.first_start,
             "output": path,
@@ -289,7 +292,13 @@ def try_policy(plan: Plan, home: Path, tasks: str, path: Path, **changes) -> dic
             "max_steps": plan.max_steps,
             "threads": torch.get_num_threads(),
         }
-        measure_success(SuccessOptions(**options | changes))  # writes it
+        if plan.simulator == "libero":
+            suite = tasks.partition("/")[0]
+            known = resolve_libero_tasks(suite)
+            options |= {"suite": suite, "tasks": [known.index(task) for task in tasks.split(",")]}
+            measure_libero(LiberoOptions(**options | changes))  # writes it
+        else:
+            measure_success(SuccessOptions(**options | {"tasks": tasks} | changes))
     return read_json(path)
 
 

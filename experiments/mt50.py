@@ -21,7 +21,9 @@ EXPERT_STARTS = 20  # per task; the first ones are those of the policies
 
 
 def check_one_row(plan) -> None:
-    """Refuses plans that hold more than one row of the benchmark."""
+    """Refuses plans of another benchmark, or that hold more than one row of it."""
+    if plan.simulator != "metaworld":
+        raise ValueError(f"MT50 is of metaworld, and the plan of {plan.simulator}")
     if len(plan.demonstrations) > 1 or len(plan.variants) > 1 or plan.budgets != ["steps"]:
         raise ValueError("MT50 is one row: give one of variants, one of demonstrations, and budgets [steps]")
 

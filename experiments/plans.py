@@ -8,8 +8,8 @@ import draccus
 import yaml
 from draccus.utils import ParsingError
 
-from datasets_scripts.simulation.metaworld import MAX_STEPS, resolve_tasks
-from datasets_scripts.simulation.simulators import MetaWorldRecording
+from datasets_scripts.simulation.recording import Recording
+from datasets_scripts.simulation.simulators import SIMULATORS
 from training.config import check_fields
 
 __all__ = ["Cell", "Plan", "load_plan"]
@@ -38,7 +38,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Name of its folder and of its row."""
-        task = f"-{self.tasks[0]}" if len(self.tasks) == 1 else ""
+        task = f"-{self.tasks[0].replace('/', '-')}" if len(self.tasks) == 1 else ""
         return f"{self.variant}-{self.budget}-{self.demonstrations}demos-seed{self.seed}{task}"
 
 
@@ -50,10 +50,11 @@ class Plan:
     and tables there are. Everything else decides what is in a cell.
 
     Args:
-        tasks (`list[str]`): MetaWorld tasks, or groups of them (`easy`, `all`).
+        tasks (`list[str]`): Tasks of the simulator, or groups of them (`easy`, `all`, `libero_object`).
         variants (`dict`): Name -> fields of `ForesightConfig` that differ from `config`. The name of a
             preset, or `action_only`, brings its objectives and forms of depth and flow; further fields
             override them.
+        simulator (`str`): `metaworld` or `libero`.
         config (`str`): Training config of all cells.
         overrides (`dict`): Settings of `config` that differ, by dotted name, as on the command line.
         steps (`int`): Training steps.
@@ -68,15 +69,17 @@ class Plan:
         pretraining_overrides (`dict`): Settings of `pretraining` that differ, by dotted name.
         reference (`str`): The variant whose time counts, and that the tables compare with the others.
         clock_steps (`int`): Steps of each of the short trainings that measure the time of a step.
-        recording (`dict`): Fields of `MetaWorldRecording` that differ from its defaults.
+        recording (`dict`): Fields of the simulator's `Recording` that differ from its defaults.
         episodes (`int`): Per task and cell.
-        max_steps (`int`): Simulation steps after which an episode has failed; 500 is LeRobot's limit.
-        first_start (`int`): Seed of the first start; the others follow. All cells have the same starts.
+        max_steps (`int`): Simulation steps after which an episode has failed; by default LeRobot's limit.
+        first_start (`int`): Seed of the first start; the others follow. All cells have the same starts. In
+            LIBERO the first one is the suite's first initial state.
         losses (`list[str]`): Objectives whose validation losses are compared.
     """
 
     tasks: list[str]
     variants: dict[str, dict]
+    simulator: str = "metaworld"
     config: str = "training/configs/quickstart.yaml"
     overrides: dict = dataclasses.field(default_factory=dict)
     steps: int = 1500
@@ -91,12 +94,16 @@ class Plan:
     clock_steps: int = 30
     recording: dict = dataclasses.field(default_factory=dict)
     episodes: int = 10
-    max_steps: int = MAX_STEPS
+    max_steps: int | None = None
     first_start: int = 10000
     losses: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
-        self.tasks = resolve_tasks(",".join(self.tasks))
+        if self.simulator not in SIMULATORS:
+            raise ValueError(f"simulator is {self.simulator!r}; use {' or '.join(SIMULATORS)}")
+        kind = SIMULATORS[self.simulator]
+        self.tasks = kind.resolve_tasks(",".join(self.tasks))
+        self.max_steps = self.max_steps or kind.step_limit
         for name in ("variants", "demonstrations", "seeds", "budgets"):
             values = list(getattr(self, name))
             if not values or len(set(values)) != len(values):
@@ -119,17 +126,16 @@ class Plan:
                 f"pretraining is {self.pretraining} and pretrained is {self.pretrained}; give the config of "
                 "a training and the variants that start from it, or neither"
             )
-        known = {field.name for field in dataclasses.fields(MetaWorldRecording)} - {"tasks", "episodes"}
+        known = {field.name for field in dataclasses.fields(kind)} - {"tasks", "episodes"}
         if unknown := self.recording.keys() - known:
             raise ValueError(f"recording.{min(unknown)} is unknown; known are {', '.join(sorted(known))}")
         self.recordings()
 
-    def recordings(self) -> dict[int, MetaWorldRecording]:
+    def recordings(self) -> dict[int, Recording]:
         """What is simulated, for each number of demonstrations."""
         fields = self.recording | {"cameras": tuple(self.recording.get("cameras", ("main", "wrist")))}
-        return {
-            n: MetaWorldRecording(tasks=tuple(self.tasks), episodes=n, **fields) for n in self.demonstrations
-        }
+        kind, tasks = SIMULATORS[self.simulator], tuple(self.tasks)
+        return {n: kind(tasks=tasks, episodes=n, **fields) for n in self.demonstrations}
 
     def task_groups(self) -> list[tuple[str, ...]]:
         """The tasks of each policy."""

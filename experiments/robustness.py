@@ -37,6 +37,8 @@ def choose_cells(plan, variants: list[str], demonstrations: list[int] | None):
     Raises:
         ValueError: If the plan does not have one of them.
     """
+    if plan.simulator != "metaworld":
+        raise ValueError(f"scenes are changed in metaworld, and the plan is of {plan.simulator}")
     demonstrations = demonstrations or [max(plan.demonstrations)]
     for name, wanted, known in (
         ("variants", variants, list(plan.variants)),

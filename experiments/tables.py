@@ -25,6 +25,12 @@ __all__ = [
 ]
 
 
+BENCHMARK_TITLES = {
+    "metaworld": "MetaWorld",
+    "libero": "LIBERO, trained on scripted demonstrations: not the standard protocol",
+}
+
+
 def require_all(plan: Plan, rows: Mapping[Cell, dict]) -> None:
     """Raises a `ValueError` that names the unfinished cells, if there are any."""
     missing = [cell.name for cell in plan.cells() if cell not in rows]
@@ -96,7 +102,12 @@ def build_results(plan: Plan, rows: Mapping[Cell, dict], folder: Path) -> dict:
         budget: {str(n): compare_losses(plan, rows, budget, n) for n in plan.demonstrations}
         for budget in plan.budgets
     }
-    results = {"version": 1, "benchmark": "MetaWorld", "tasks": plan.tasks, "steps": plan.steps}
+    results = {
+        "version": 1,
+        "benchmark": BENCHMARK_TITLES[plan.simulator],
+        "tasks": plan.tasks,
+        "steps": plan.steps,
+    }
     results |= {"reference": plan.reference, "success": tables, "validation_losses": losses}
     shares = find_shares(plan, folder)
     results["depth_motion"] = {b: relate_to_depth(plan, rows, b, shares) for b in plan.budgets}
