@@ -15,6 +15,7 @@ from training.config import check_fields
 __all__ = ["Cell", "Plan", "load_plan"]
 
 STEPS, TIME = "steps", "time"  # budgets
+TRIED_IN = ("metaworld", "libero")  # simulators that policies are tried in; others only record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +100,8 @@ class Plan:
     losses: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
-        if self.simulator not in SIMULATORS:
-            raise ValueError(f"simulator is {self.simulator!r}; use {' or '.join(SIMULATORS)}")
+        if self.simulator not in TRIED_IN:
+            raise ValueError(f"simulator is {self.simulator!r}; use {' or '.join(TRIED_IN)}")
         kind = SIMULATORS[self.simulator]
         self.tasks = kind.resolve_tasks(",".join(self.tasks))
         self.max_steps = self.max_steps or kind.step_limit

@@ -111,6 +111,7 @@ def test_seeds_and_variants_may_be_added_and_left_out(write_plan, tmp_path):
         ({"seeds": [0, 0]}, "each of them once"),
         ({"seeds": "all"}, "plan.seeds is 'all'"),
         ({"config": "training/configs/none.yaml"}, "does not exist"),
+        ({"simulator": "robosuite"}, "simulator is 'robosuite'; use metaworld or libero"),
         ({"pretrained": ["foresight_3d"]}, "pretraining is None and pretrained is ['foresight_3d']"),
         ({"pretraining": "training/configs/pretrain_small.yaml"}, "and pretrained is []"),
         ({**PRETRAINING, "pretrained": ["foresight_2d"]}, "and pretrained is ['foresight_2d']"),
