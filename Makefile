@@ -26,7 +26,7 @@ export HF_HUB_OFFLINE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero libero-object test-libero sample-data ablation ablation-pilot ablation-robustness pretraining pretraining-sources mt50 mt50-experts test test-slow test-common test-newest test-lowest quality style space benchmark benchmark-gpu constraints clean
+.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero libero-object test-libero sample-data ablation ablation-pilot ablation-robustness pretraining pretraining-sources pretrained-models mt50 mt50-experts test test-slow test-common test-newest test-lowest quality style space benchmark benchmark-gpu constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -142,6 +142,30 @@ pretraining-sources: setup ## videos of a Sawyer, a Panda and an IIWA to pretrai
 pretraining: setup ## does pretraining on those help on few demonstrations? the same steps with and without it (2 hours)
 	$(EXPERIMENT) experiments.ablation --plan experiments/plans/pretraining.yaml --workers $(WORKERS) \
 		--results results/pretraining.json
+
+PRETRAINING_RUN = outputs/ablation/pretraining
+PRETRAINING_VIDEO = outputs/pretraining/sources/panda
+PRETRAINING_POLICY = $(PRETRAINING_RUN)/cells/pretrained-steps-10demos-seed$(SEED)
+PRETRAINED = hub_cards/models/3d-foresight-pretrained-tiny
+FINETUNED = hub_cards/models/3d-foresight-finetuned-tiny
+FINETUNED_TASKS = plate-slide-v3,handle-pull-v3,plate-slide-back-v3,hand-insert-v3,box-close-v3,stick-push-v3,push-back-v3,coffee-pull-v3
+
+pretrained-models: setup ## the shipped pretrained model and a policy finetuned from it, with cards; after `make pretraining` (20 minutes)
+	$(PY) training/visualize.py --checkpoint $(PRETRAINING_RUN)/pretraining/seed$(SEED)/model \
+		--dataset $(PRETRAINING_VIDEO) --output $(PRETRAINING_RUN)/pretraining/seed$(SEED)/foresight.png
+	$(PY) hub_cards/build.py $(PRETRAINING_RUN)/pretraining/seed$(SEED)
+	rm -rf $(PRETRAINED) $(FINETUNED)
+	cp -r $(PRETRAINING_RUN)/pretraining/seed$(SEED)/model $(PRETRAINED)
+	$(PY) hub_cards/build.py $(PRETRAINED) --sample
+	$(PY) training/evaluate.py --checkpoint $(PRETRAINING_POLICY)/model --tasks $(FINETUNED_TASKS) \
+		--episodes $(EVAL_EPISODES) --seed 10000 --output $(PRETRAINING_POLICY)/eval.json
+	$(PY) training/visualize.py --checkpoint $(PRETRAINING_POLICY)/model --dataset $(PRETRAINING_RUN)/data/10demos \
+		--output $(PRETRAINING_POLICY)/foresight.png
+	$(PY) hub_cards/build.py $(PRETRAINING_POLICY) --base $(PRETRAINED)
+	cp -r $(PRETRAINING_POLICY)/model $(FINETUNED)
+	$(PY) hub_cards/build.py $(FINETUNED) --sample
+	$(PY) hub_cards/check.py $(PRETRAINED)
+	$(PY) hub_cards/check.py $(FINETUNED)
 
 mt50-experts: setup ## ceiling of MT50: the scripted experts under the recording's settings (minutes)
 	$(EXPERIMENT) experiments.mt50 --experts
