@@ -169,6 +169,27 @@ class TrainConfig:
     keep_checkpoints: int = 2
     tracker: str | None = None
 
+    def __post_init__(self):
+        for (steps, epochs), default in zip(OTHER_UNIT.items(), (1000, 100), strict=True):
+            if getattr(self, epochs) is None:
+                if getattr(self, steps) is None:
+                    setattr(self, steps, default)
+            elif getattr(self, steps) is not None:
+                raise ValueError(
+                    f"train.{steps} is {getattr(self, steps)} and train.{epochs} is "
+                    f"{getattr(self, epochs):g}: give one of them, and null for the other"
+                )
+        if self.epochs is not None and self.epochs <= 0:
+            raise ValueError(f"train.epochs is {self.epochs:g}; it must be above 0")
+        if self.warmup_epochs is not None:
+            if self.epochs is None:
+                raise ValueError("train.warmup_epochs belongs to train.epochs; give train.warmup_steps")
+            if not 0 <= self.warmup_epochs <= self.epochs:
+                raise ValueError(
+                    f"train.warmup_epochs is {self.warmup_epochs:g}; it must be from 0 to train.epochs, "
+                    f"{self.epochs:g}"
+                )
+
 
 @dataclasses.dataclass
 class LoraOptions:
@@ -230,7 +251,6 @@ class RunConfig:
             raise ValueError(f"model.{name} is not a field of ForesightConfig{_suggest(name, model_fields)}")
         if self.data.validation:
             self.data.val_fraction = 0.0
-        self._choose_length()
         train, positive = self.train, ("steps", "batch_size", "gradient_accumulation_steps")
         least = dict.fromkeys((*positive, "keep_checkpoints", "log_every"), 1)
         least |= dict.fromkeys(("val_every", "checkpoint_every", "warmup_steps", "val_windows"), 0)
@@ -259,29 +279,6 @@ class RunConfig:
         if self.data.statistics not in ("dataset", "model"):
             raise ValueError(f"data.statistics is {self.data.statistics!r}; use 'dataset' or 'model'")
         self._check_start()
-
-    def _choose_length(self):
-        """Refuses steps beside epochs; defaults where neither is given."""
-        train = self.train
-        for (steps, epochs), default in zip(OTHER_UNIT.items(), (1000, 100), strict=True):
-            if getattr(train, epochs) is None:
-                if getattr(train, steps) is None:
-                    setattr(train, steps, default)
-            elif getattr(train, steps) is not None:
-                raise ValueError(
-                    f"train.{steps} is {getattr(train, steps)} and train.{epochs} is "
-                    f"{getattr(train, epochs):g}: give one of them, and null for the other"
-                )
-        if train.epochs is not None and train.epochs <= 0:
-            raise ValueError(f"train.epochs is {train.epochs:g}; it must be above 0")
-        if train.warmup_epochs is not None:
-            if train.epochs is None:
-                raise ValueError("train.warmup_epochs belongs to train.epochs; give train.warmup_steps")
-            if not 0 <= train.warmup_epochs <= train.epochs:
-                raise ValueError(
-                    f"train.warmup_epochs is {train.warmup_epochs:g}; it must be from 0 to train.epochs, "
-                    f"{train.epochs:g}"
-                )
 
     def _check_start(self):
         """Refuses settings that have no effect without `init_from` or LoRA."""
