@@ -292,13 +292,14 @@ def test_a_pretrained_model_is_not_a_policy_and_its_card_shows_what_it_foresees(
     config = json.loads(path.read_text()) | {"objectives": ["depth", "future", "flow"]}
     path.write_text(json.dumps(config))
     (folder / "training" / "summary.json").write_text(
-        json.dumps(summary() | {"objectives": config["objectives"]})
+        json.dumps(summary() | {"objectives": config["objectives"], "epochs": 8.0003})
     )
     (folder / "eval.json").unlink()
     assert main([str(folder)]) == 0
     text = (folder / "README.md").read_text()
     assert "# 3D Foresight, pretrained: someone/demos" in text and "It does not act" in text
     assert "| depth, main | squared, per-patch normalized | **0.210** |" in text
+    assert "| steps | 1,234 (8.00 epochs) |" in text
     for absent in ("predict_action", "How fast", "keeps a robot from harm"):
         assert absent not in text
 
