@@ -155,6 +155,7 @@ def test_pretraining_gives_each_seed_its_start_once(write_plan, local_pool, tmp_
     assert first["pretraining"]["steps"] == 4 and second["pretraining"] == {}
     summary = json.loads((tmp_path / "out" / "cells" / CELLS[0] / "training" / "summary.json").read_text())
     assert summary["init_from"] == "model"  # of seed 0, outside of this test's working directory
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["pretraining_hours"] >= 0
     assert "**Motion in depth" in told, "3D Foresight against the action alone"
     changed = write_plan(**PRETRAINING, **variants, pretraining_overrides=overrides | {"train.epochs": 0.05})
     assert main(["--plan", str(changed), "--output", str(tmp_path / "out")]) == 1
