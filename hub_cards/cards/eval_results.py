@@ -18,8 +18,8 @@ __all__ = [
 ]
 
 FOLDER = ".eval_results"
-# The dataset of the Hub under which the results of a benchmark are collected.
-BENCHMARKS = {"MetaWorld": "lerobot/metaworld_mt50"}
+# The dataset of the Hub under which the results of a benchmark are collected; CALVIN's is not on the Hub.
+BENCHMARKS = {"MetaWorld": "lerobot/metaworld_mt50", "LIBERO": "lerobot/libero", "CALVIN": None}
 
 
 def build_model_index(
@@ -45,29 +45,43 @@ def build_model_index(
             )
             for row in errors
         ]
+    measured = [
+        ("success_rate", name, f"success rate, {figures['episodes']} unseen starts", figures["success_rate"])
+        for name, figures in success_by_task(evaluation).items()
+    ]
+    if chains := evaluation.get("chains"):
+        measured.append(("avg_len", "chains", f"Avg. Len., {chains['chains']} chains", chains["avg_len"]))
     return [
         EvalResult(
             **task,
             dataset_type=evaluation["benchmark"].lower(),
             dataset_config=name,  # distinguishes entries of one benchmark
             dataset_name=f"{evaluation['benchmark']} {name}",
-            metric_type="success_rate",
-            metric_name=f"success rate, {figures['episodes']} unseen starts",
-            metric_value=round(figures["success_rate"], 4),
+            metric_type=kind,
+            metric_name=metric,
+            metric_value=round(value, 4),
         )
-        for name, figures in success_by_task(evaluation).items()
+        for kind, name, metric, value in measured
     ]
 
 
 def success_by_task(evaluation: Mapping) -> dict[str, Mapping]:
-    """Figures of every task, and those of all tasks under `all` if there are several."""
-    tasks = evaluation["tasks"]
-    return {**tasks, **({"all": evaluation["mean"]} if len(tasks) > 1 else {})}
+    """Figures of every task, then of several suites, then of all tasks under `all` if there are several.
+
+    The tasks of CALVIN's chains have no mean: how often each is tried depends on the policy.
+    """
+    tasks, suites = evaluation["tasks"], evaluation.get("suites", {})
+    several = suites if len(suites) > 1 else {}
+    return {
+        **tasks,
+        **several,
+        **({"all": evaluation["mean"]} if len(tasks) > 1 and "mean" in evaluation else {}),
+    }
 
 
 def build_result_files(evaluation: Mapping | None) -> dict[str, str]:
     """Name and content of the files that `.eval_results/` should hold, with success in percent."""
-    if evaluation is None:
+    if evaluation is None or BENCHMARKS[evaluation["benchmark"]] is None:
         return {}
     commit = f"commit {evaluation['commit']}; " if evaluation["commit"] else ""  # none outside a checkout
     entries = [

@@ -142,14 +142,17 @@ def _refuse_missing_files(places: Mapping[str, str | Path], adapter: bool, open_
     missing = [path for path in needed if not path.is_file()]
     lines = [f"{path} is missing; make it with:\n  {needed[path].format(**places)}" for path in missing]
     if tried in missing:
-        lines.append("(for a policy that MetaWorld cannot try, --open-loop writes a card that says so)")
+        lines.append(
+            "(or with --benchmark libero or calvin; for a policy that none of them can try, --open-loop "
+            "writes a card that says so)"
+        )
     if lines:
         raise ValueError("\n".join(lines))
 
 
 def _check_figures(places: Mapping[str, str | Path], summary: Mapping, evaluation: Mapping | None) -> None:
     """Refuse a run without held-out errors, and an evaluation of another model or of other weights."""
-    run, again = Path(places["run"]), EVALUATE.format(**places)
+    run, again = Path(places["run"]), (evaluation or {}).get("command") or EVALUATE.format(**places)
     if not (summary.get("validation") or (evaluation or {}).get("open_loop")):
         raise ValueError(
             f"{places['trained']}/summary.json has no figures of held-out episodes (data.val_fraction 0?): "
@@ -188,9 +191,8 @@ def _read_other_seed(path: Path, evaluation: Mapping | None, summary: Mapping) -
     if evaluation is None:
         raise ValueError(f"{path} cannot be compared with anything: evaluate this run too (eval.json)")
     for what, here, there in (
-        ("tasks", sorted(evaluation["tasks"]), sorted(other["tasks"])),
-        ("starts", evaluation["seeds"]["first"], other["seeds"]["first"]),
-        ("episodes", evaluation["mean"]["episodes"], other["mean"]["episodes"]),
+        ("benchmark", evaluation["benchmark"], other["benchmark"]),
+        ("starts", _list_starts(evaluation), _list_starts(other)),
         ("settings", evaluation["settings"], other["settings"]),
         ("steps of training", summary["steps"], trained["steps"]),
     ):
@@ -202,6 +204,13 @@ def _read_other_seed(path: Path, evaluation: Mapping | None, summary: Mapping) -
         raise ValueError(f"{path} is of a training with the same seed, {summary['seed']}: train with another")
     stage = {name: trained[name] for name in STAGE_FIELDS}
     return {**other, "training": stage | _describe_base(_read_settings(checkpoint), trained)}
+
+
+def _list_starts(evaluation: Mapping) -> dict:
+    """Tasks and starts that were tried, or the number of chains."""
+    if "chains" in evaluation:  # which tasks are reached depends on the policy
+        return {"chains": evaluation["chains"]["chains"]}
+    return {"tasks": sorted(evaluation["tasks"])} | {n: evaluation["seeds"][n] for n in ("first", "last")}
 
 
 def _describe_base(run: RunConfig | None, summary: Mapping) -> dict:

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from datasets_scripts.inspection.dataset_card import list_label_licenses
 from datasets_scripts.inspection.template_rendering import as_code, render_template
+from datasets_scripts.simulation.libero_files import libero_instruction
 from datasets_scripts.simulation.metaworld import task_descriptions
 from hub_cards.cards.error_tables import build_error_rows, format_number, join_words
 from hub_cards.cards.eval_results import build_model_index, success_by_task
@@ -69,15 +70,14 @@ def _build_fields(folder: Path, measured: Mapping) -> dict:
     validation, episodes = _read_held_out(folder, summary, evaluation)
     local = config.get("action_codec") == "local_delta"
     foresight = build_error_rows(validation, "2 cm or 0.05 rad" if local else "data units")
+    instructions = _find_instructions(evaluation) if evaluation else {}
     tasks = list(evaluation["tasks"]) if evaluation else []
-    descriptions = task_descriptions() if tasks else {}
-    instructions = {task: descriptions.get(task, task) for task in tasks}
     recorded = [text for dataset in summary["datasets"] for text in dataset.get("tasks", [])]
     trained_on = [dataset for dataset in summary["datasets"] if dataset["train_episodes"]]
     subject = join_words([dataset["name"] for dataset in trained_on])
     if tasks:
         many = f"{len(tasks)} {evaluation['benchmark']} tasks"
-        subject = many if len(tasks) > 1 else instructions[tasks[0]]
+        subject = many if len(tasks) > 1 else instructions.get(tasks[0], tasks[0])
     texts = dict(OBJECTIVE_TEXTS)
     if config.get("depth_form") == "metric":
         texts["depth"] += " in meters"
@@ -106,13 +106,22 @@ def _build_fields(folder: Path, measured: Mapping) -> dict:
     }
 
 
+def _find_instructions(evaluation: Mapping) -> dict[str, str]:
+    """Task -> instruction; CALVIN's wording is in the user's installation alone."""
+    tasks = evaluation["tasks"]
+    if evaluation["benchmark"] == "LIBERO":
+        return {task: libero_instruction(task) for task in tasks}
+    known = task_descriptions() if evaluation["benchmark"] == "MetaWorld" else {}
+    return {task: known[task] for task in tasks if task in known}
+
+
 def _build_metadata(fields: Mapping) -> ModelCardData:
     adapter, base, evaluation = fields["kind"] == "adapter", fields["base"], fields["evaluation"]
     datasets = [dataset["name"] for dataset in fields["summary"]["datasets"]]
     name = {"pretrained": "pretrained", "adapter": "lora"}.get(fields["kind"], "policy")
     if name == "policy" and evaluation:
         tasks = list(evaluation["tasks"])
-        name = tasks[0] if len(tasks) == 1 else evaluation["benchmark"].lower()
+        name = tasks[0].rpartition("/")[2] if len(tasks) == 1 else evaluation["benchmark"].lower()
     return ModelCardData(
         **fields["terms"],
         library_name="peft" if adapter else "transformers",

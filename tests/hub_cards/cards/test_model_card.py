@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from hub_cards.build import main
 from hub_cards.cards.error_tables import build_error_rows
 from hub_cards.cards.model_card import build_card
+from hub_cards.checks.card import check_card
 from hub_cards.measure_latency import main as latency
 from tests.datasets_scripts.inspection.test_template_rendering import HOSTILE, list_structure, spoil
 from tests.hub_cards.finished_run import TASK, evaluation, summary, validation
@@ -49,13 +50,67 @@ def test_the_card_shows_every_figure_with_how_it_was_obtained(folder):
     assert "| future image, wrist | squared, per-patch normalized | **0.300** | 0.600 | 0.400 |" in text
     assert "| flow, moving points: x and y | pixels, distance | **0.913** | 1.83 | 1.83 |" in text
     assert "| flow, moving points: z | mm | **12.3** | 300 | – |" in text
-    assert "starts 10000 to\n10019 (none of them among the 50 demonstrations of dataset)" in text
+    assert "starts 10000 to 10019 (none of them among the 50 demonstrations of dataset)" in text
     for command in ("python training/train.py --seed 3", "python training/evaluate.py --episodes 20"):
         assert f"\n{command}\n" in text
     assert "1.5 minutes" in text and "987,654" in text and "45 episodes of `someone/demos`" in text
     assert describe_run()["hardware"]["cpu"] in text
     assert "| float32 | 4.32 ms | 5 ms | 50 | " in text  # the control step
     assert "{{" not in text and "{%" not in text
+
+
+LIBERO_TASK = "libero_object/pick_up_the_milk_and_place_it_in_the_basket"
+CALVIN_CHAINS = {f"{k}_in_a_row": 1 - 0.1 * k for k in range(1, 6)} | {
+    "avg_len": 3.5,
+    "avg_len_se": 0.12,
+    "chains": 20,
+}
+
+
+def evaluation_of(benchmark: str) -> dict:
+    """What `evaluate.py --benchmark` writes for the two benchmarks that are not MetaWorld."""
+    settings = {"control_hz": 20, "execute_steps": 1}
+    if benchmark == "LIBERO":
+        more = {"max_steps": {"libero_object": 280}, "form": "lerobot", "image_size": 128}
+        found = evaluation((LIBERO_TASK,))
+        return {
+            **found,
+            "suites": {"libero_object": found["mean"]},
+            "settings": settings | more,
+            "benchmark": benchmark,
+        }
+    found = {
+        k: v for k, v in evaluation(("lift_red_block", "open_drawer")).items() if k not in ("mean", "seeds")
+    }
+    more = {"max_steps": 360, "environment": "D", "goal_source": "recorded"}
+    return {**found, "chains": CALVIN_CHAINS, "settings": settings | more, "benchmark": benchmark}
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "row", "sentence"),
+    [
+        (
+            "LIBERO",
+            f"| {LIBERO_TASK} | pick up the milk and place it in the basket | **95 %** | 19 of 20 |",
+            "within at most\n280 (libero_object) actions at 20 Hz",
+        ),
+        (
+            "CALVIN",
+            "| 20 | 90.0 % | 80.0 % | 70.0 % | 60.0 % | 50.0 % | **3.50** (standard error 0.12) |",
+            "How often a task was tried depends on the policy. Goal images: recorded.",
+        ),
+    ],
+)
+def test_the_card_of_each_benchmark_states_its_own_protocol(folder, benchmark, row, sentence):
+    (folder / "eval.json").write_text(json.dumps(evaluation_of(benchmark)))
+    (folder / "rollout.mp4").unlink(missing_ok=True)
+    assert main([str(folder)]) == 0
+    text = (folder / "README.md").read_text()
+    assert row in text.replace("\\_", "_") and sentence in text.replace("\\_", "_")
+    assert "MetaWorld" not in text.split("## How it was trained")[0]
+    assert check_card(folder / "model") == []
+    names = [result.metric_type for result in ModelCard.load(folder / "README.md").data.eval_results]
+    assert ("avg_len" in names) == (benchmark == "CALVIN")
 
 
 def test_what_a_trivial_predictor_does_better_is_said(folder):
