@@ -107,7 +107,9 @@ libero: setup ## add LIBERO's own simulator to .venv (packages of 400 MB, unpack
 test-libero: libero ## a few steps in LIBERO's own simulator: conventions, the command, equality with lerobot-eval (2 minutes)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow tests/datasets_scripts/simulation/test_libero.py \
 		tests/datasets_scripts/simulation/test_robosuite_arms.py \
-		tests/training/evaluation/test_libero_success.py tests/lerobot_policy_foresight/test_libero.py $(PYTEST_FLAGS)
+		tests/datasets_scripts/simulation/test_libero_expert.py tests/datasets_scripts/simulation/test_simulators.py \
+		tests/datasets_scripts/conversion/test_libero_replay.py tests/training/evaluation/test_libero_success.py \
+		tests/lerobot_policy_foresight/test_libero.py $(PYTEST_FLAGS)
 
 sample-data: setup ## the shipped sample dataset, made again in outputs/sample_data: one demonstration of each of the ten tasks
 	$(PY) datasets_scripts/simulate.py --tasks $(METAWORLD_OBJECTS),$(METAWORLD_GOALS) --episodes 1 --image-size 96 \

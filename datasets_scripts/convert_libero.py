@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from datasets_scripts.conversion.job import convert, converter_parser, print_summary
+from datasets_scripts.conversion.job import LabelOptions, convert, converter_parser, print_summary
 from datasets_scripts.conversion.libero import LiberoArchive
 from datasets_scripts.storage.episode_job import resumable_command
 
@@ -22,8 +22,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="give every frame the command that follows it (see the docs)",
     )
+    replay = "set the stored states in LIBERO's simulator, for exact depth and 3D tracks (extra libero)"
+    parser.add_argument("--replay", action="store_true", help=replay)
+    default = LabelOptions()
+    points = "with --replay: tracked points per episode (default: %(default)s)"
+    parser.add_argument("--n-points", type=int, default=default.n_points, help=points)
+    seed = "with --replay: of the choice of points (default: %(default)s)"
+    parser.add_argument("--seed", type=int, default=default.seed, help=seed)
     args = parser.parse_args(argv)
-    archive = LiberoArchive(args.source, args.next_action, args.limit)
+    labels = LabelOptions(args.n_points, args.seed) if args.replay else None
+    archive = LiberoArchive(args.source, args.next_action, args.limit, labels)
     print_summary(args.output, convert(archive, args.output, args.workers))
 
 

@@ -83,7 +83,7 @@ class ForesightMetaWorldConfig(EnvConfig):
         # The names of a recording of the evaluation (--eval.recording=true).
         shape = (self.image_size, self.image_size, 3)
         self.features = {ACTION: PolicyFeature(FeatureType.ACTION, (metaworld.ACTION_DIM,))}
-        for camera in metaworld.check_cameras(_split(self.cameras)):
+        for camera in metaworld.check_cameras(_split(self.cameras), metaworld.CAMERAS):
             self.features[f"{OBS_IMAGES}.{camera}"] = PolicyFeature(FeatureType.VISUAL, shape)
         self.features["agent_pos"] = PolicyFeature(FeatureType.STATE, (metaworld.STATE_DIM,))
         self.features_map = {key: key for key in self.features} | {"agent_pos": OBS_STATE}

@@ -1,5 +1,6 @@
 """Simulators without a simulator, for tests of the closed loop and of the commands that run it."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -66,3 +67,48 @@ class CommandPool(FakePool):
 
     def step(self, worker, action, repeat):
         super().step(worker, [self.state[worker].seed], repeat)
+
+
+def record_libero_file(task: str, actions: np.ndarray, path, side: int) -> None:
+    """Writes an episode from a suite's first initial state as LIBERO's own scripts do.
+
+    It has commands, images after each and states before each of them, and the model with paths of another
+    machine.
+    """
+    import h5py
+    from libero.libero.envs import OffScreenRenderEnv
+    from robosuite.utils.transform_utils import quat2axisangle
+
+    from datasets_scripts.simulation.libero import asset_folders
+    from datasets_scripts.simulation.libero_files import load_initial_states, task_file
+
+    env = OffScreenRenderEnv(bddl_file_name=str(task_file(task)), camera_heights=side, camera_widths=side)
+    env.seed(0)
+    env.reset()
+    env.set_init_state(load_initial_states(task)[0])
+    for _ in range(10):
+        env.step(np.array([0, 0, 0, 0, 0, 0, -1]))
+    frames = {"agentview_rgb": [], "eye_in_hand_rgb": [], "ee_states": [], "gripper_states": []}
+    states = []
+    for action in actions:
+        states.append(env.get_sim_state())
+        seen, *_ = env.step(action)
+        frames["agentview_rgb"].append(seen["agentview_image"])
+        frames["eye_in_hand_rgb"].append(seen["robot0_eye_in_hand_image"])
+        turn = quat2axisangle(seen["robot0_eef_quat"].copy())
+        frames["ee_states"].append(np.concatenate([seen["robot0_eef_pos"], turn]))
+        frames["gripper_states"].append(seen["robot0_gripper_qpos"])
+    model = env.sim.model.get_xml()
+    libero, robosuite = asset_folders()
+    for ours, theirs in ((libero, "chiliocosm/assets"), (robosuite, "robosuite/robosuite/models/assets")):
+        for name in {str(ours), str(ours.resolve())}:
+            model = model.replace(name, f"/somewhere/{theirs}")
+    env.close()
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["problem_info"] = json.dumps({"language_instruction": "go"})
+        for name, values in frames.items():
+            data.create_dataset(f"demo_0/obs/{name}", data=np.stack(values))
+        data.create_dataset("demo_0/actions", data=actions)
+        data.create_dataset("demo_0/states", data=np.stack(states))
+        data["demo_0"].attrs["model_file"] = model

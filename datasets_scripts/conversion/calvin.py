@@ -82,6 +82,7 @@ class CalvinArchive:
             "depth_scale": depth_scale,
         }
         self.cameras = {camera: self._camera_facts(camera, size) for camera, size in self._sizes.items()}
+        self.labels = None
         self.conventions = {
             "source": "/".join(self.folder.resolve().parts[-2:]),
             "state": "robot_obs: x, y, z (m), roll, pitch, yaw (rad), gripper command, 1 open, -1 closed",

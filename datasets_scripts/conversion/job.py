@@ -11,12 +11,32 @@ from typing import Protocol
 
 import numpy as np
 
+from datasets_scripts.simulation.exact_labels import append_tracks, describe_cameras, describe_tracks
 from datasets_scripts.storage.dataset_folder import count_dataset, video_sizes
 from datasets_scripts.storage.episode_job import EpisodeJob, EpisodeWork
 from datasets_scripts.storage.provenance import write_provenance
 from datasets_scripts.storage.shards import Layout, assemble_dataset, write_shard
 
-__all__ = ["Archive", "Demonstration", "convert", "converter_parser", "print_summary"]
+__all__ = ["Archive", "Demonstration", "LabelOptions", "convert", "converter_parser", "print_summary"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelOptions:
+    """How labels are made from a simulator.
+
+    Args:
+        n_points (`int`): Tracked points per episode.
+        seed (`int`): Of the choice of points.
+        depth_max_m (`float`): Farthest depth kept.
+    """
+
+    n_points: int = 1250
+    seed: int = 0
+    depth_max_m: float = 4.0
+
+    def __post_init__(self):
+        if self.n_points < 2:
+            raise ValueError(f"--n-points is {self.n_points}; at least 2 points are needed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +49,14 @@ class Demonstration:
             meters.
         columns (`Mapping[str, np.ndarray]`): Other columns, `(F, size)` float32.
         facts (`Mapping`): Its origin, for `meta/foresight.json`.
+        tracks (`tuple`, *optional*): What `ExactLabels.make_tracks` gives.
     """
 
     instruction: str
     videos: Mapping[str, np.ndarray]
     columns: Mapping[str, np.ndarray]
     facts: Mapping
+    tracks: tuple[Mapping[str, np.ndarray], Mapping] | None = None
 
 
 class Archive(Protocol):
@@ -46,6 +68,7 @@ class Archive(Protocol):
         lengths (`Sequence[int]`): Frames of every episode.
         cameras (`dict`): Facts by camera for `meta/foresight.json`: depth, intrinsics.
         conventions (`dict`): Meaning of the values, in words.
+        labels (`LabelOptions`, *optional*): If its demonstrations have exact tracks.
     """
 
     layout: Layout
@@ -53,6 +76,7 @@ class Archive(Protocol):
     lengths: Sequence[int]
     cameras: dict
     conventions: dict
+    labels: "LabelOptions | None"
 
     def read(self, episode: int) -> Demonstration:
         """Read an episode; a `ValueError` names the file at fault."""
@@ -98,17 +122,26 @@ def _start_worker(archive: Archive) -> None:
 
 def _convert_one(episode: int, shard: Path) -> dict:
     demonstration, layout = _archive.read(episode), _archive.layout
-    facts = {"instruction": demonstration.instruction, "kept": dict(demonstration.facts)}
-    return write_shard(
-        shard, demonstration.videos, demonstration.columns, facts, layout.fps, layout.depth_max_m
-    )
+    arrays, facts = demonstration.tracks or ({}, {})
+    facts = {**facts, "instruction": demonstration.instruction, "kept": dict(demonstration.facts)}
+    arrays = {**demonstration.columns, **arrays}
+    return write_shard(shard, demonstration.videos, arrays, facts, layout.fps, layout.depth_max_m)
 
 
 def _assemble(root: Path, archive: Archive, shard_of: Callable[[int], Path], facts: Sequence[dict]) -> None:
     assemble_dataset(root, archive.layout, shard_of, facts)
+    cameras, labels = archive.cameras, archive.labels
+    episodes = {str(episode): known["kept"] for episode, known in enumerate(facts)}
+    if labels is not None:
+        cameras = describe_cameras(facts[0]["intrinsics"], labels.depth_max_m, labels.n_points, labels.seed)
+        view, of = next(iter(cameras.items()))
+        size = (of["intrinsics"]["height"], of["intrinsics"]["width"])
+        append_tracks(root, view, labels.n_points, size, shard_of)
+        for episode, known in enumerate(facts):
+            episodes[str(episode)][view] = describe_tracks(known, shard_of(episode))
     provenance = {
-        "cameras": archive.cameras,
-        "episodes": {str(episode): known["kept"] for episode, known in enumerate(facts)},
+        "cameras": cameras,
+        "episodes": episodes,
         "conversion": {
             "parameters": archive.parameters,
             "conventions": archive.conventions,

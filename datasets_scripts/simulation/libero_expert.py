@@ -19,6 +19,7 @@ REACHED_M, HELD_M = 0.012, 0.03  # from the grasp: for fingers to close; to stay
 APPROACH_M, LIFT_M = 0.10, 0.10
 PALM_M = 0.025  # that an object may reach above the fingertips' middle
 TIPS_M = 0.012  # that fingertips reach below their middle
+REACH_M = 0.70  # from the robot's base; a stretched arm hardly moves
 STILL_M_S = 0.005
 BOX_CORNERS = np.array(list(itertools.product((-1.0, 1.0), repeat=3)))
 DIRECTIONS = np.deg2rad(np.arange(0, 180, 5))
@@ -163,13 +164,17 @@ class PickAndPlace:
         rim = corners[corners[..., 2] > high - 0.01][:, :2]  # (points, 2)
         center = (rim.min(axis=0) + rim.max(axis=0)) / 2
         radius = np.median(np.linalg.norm(rim - center, axis=1))
-        others = self._obstacles(high - 0.03)
+        others = self._obstacles(high - 0.045)
+        base = self._data.body("robot0_base").xpos[:2]
         best, least = None, np.inf
         for angle in (*DIRECTIONS, *(DIRECTIONS + np.pi)):
             axis = np.array([np.cos(angle), np.sin(angle), 0.0])
             finger = center + axis[:2] * (radius + 0.045)  # the one outside
             free = np.linalg.norm(others - finger, axis=1).min(initial=1.0)
-            cost = abs(_turn(fingers, axis)) + 100 * max(0.0, 0.035 - free)
+            reach = max(
+                np.linalg.norm(place + axis[:2] * radius - base) for place in (center, self._goal_xy())
+            )
+            cost = abs(_turn(fingers, axis)) + 100 * (max(0.0, 0.035 - free) + max(0.0, reach - REACH_M))
             if cost < least:
                 best, least = (np.append(center + axis[:2] * radius, high - 0.012), axis), cost
         return best

@@ -9,14 +9,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from datasets_scripts.columns import (
-    DEPTH_LIMIT_MARGIN_M,
-    depth_key,
-    image_key,
-    pack_points,
-    recorded_features,
-)
-from datasets_scripts.simulation.exact_tracks import RigidClip, make_tracks
+from datasets_scripts.columns import depth_key, image_key, recorded_features
+from datasets_scripts.simulation.exact_labels import ExactLabels
 from datasets_scripts.simulation.rendering import check_cameras
 from datasets_scripts.storage.shards import Layout, write_shard
 from datasets_scripts.storage.video_writing import MIN_DEPTH_SIDE_PX
@@ -239,38 +233,17 @@ def render_episode(
         `tuple`: Videos by column (`(F, H, W, 3)` uint8 or `(F, H, W)` float32 meters), arrays (state, points,
         visibility, which points move) and facts (counts, intrinsics).
     """
-    flow_camera = recording.cameras[0]
-    frames: dict[str, list] = {key: [] for key in recording.layout().video_keys}
-    states, geometry = [], []
+    layout = recording.layout()
+    images: dict[str, list] = {image_key(camera): [] for camera in recording.cameras}
+    states, labels = [], ExactLabels(sim, recording.cameras, recording.depth_max)
     sim.reset(start_seed)
     for action in executed:
         states.append(sim.state())
         for camera in recording.cameras:
-            frames[image_key(camera)].append(sim.render_rgb(camera))
-            depth_m, bodies = sim.render_geometry(camera)
-            frames[depth_key(camera)].append(np.minimum(depth_m, recording.depth_max))
-            if camera == flow_camera:
-                geometry.append((bodies, *sim.body_poses(), *sim.camera_pose(camera)))
+            images[image_key(camera)].append(sim.render_rgb(camera))
+        labels.look()
         sim.step(action, recording.stride)
-    depth = np.stack(frames[depth_key(flow_camera)])
-    valid = depth < recording.depth_max - DEPTH_LIMIT_MARGIN_M
-    clip = RigidClip(
-        np.where(valid, depth, np.float32(0)),
-        *(np.stack(values) for values in zip(*geometry, strict=True)),
-        intrinsics=sim.intrinsics(flow_camera),
-    )
-    points, visible, choice = make_tracks(clip, generator, recording.n_points)
-    padding = recording.n_points - points.shape[1]
-    arrays = {
-        "observation.state": np.stack(states),
-        "points": pack_points(np.pad(points, ((0, 0), (0, padding), (0, 0)))),
-        "visible": np.pad(visible, ((0, 0), (0, padding))),
-        "moving": np.pad(choice.moving, (0, padding)),
-    }
-    facts = {
-        "n_points": points.shape[1],
-        "n_moving": int(choice.moving.sum()),
-        "has_motion": choice.has_motion,
-        "intrinsics": {camera: sim.intrinsics(camera) for camera in recording.cameras},
-    }
-    return {key: np.stack(values) for key, values in frames.items()}, arrays, facts
+    arrays, facts = labels.make_tracks(recording.n_points, generator)
+    videos = {key: np.stack(frames) for key, frames in images.items()} | labels.depth_videos()
+    arrays["observation.state"] = np.stack(states)
+    return {key: videos[key] for key in layout.video_keys}, arrays, facts

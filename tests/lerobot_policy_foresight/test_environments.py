@@ -53,7 +53,7 @@ def test_lerobot_knows_the_environment_and_what_it_shows():
     [
         ({"fps": 30}, "30, which does not divide MetaWorld's 80 .* choose one of 80, 40, 20"),
         ({"task": "drawer-opn-v3"}, "unknown MetaWorld task 'drawer-opn-v3'; did you mean drawer-open-v3"),
-        ({"cameras": "main,front"}, "unknown camera 'front'; MetaWorld has main, wrist"),
+        ({"cameras": "main,front"}, "unknown camera 'front'; the simulator has main, wrist"),
         ({"episode_length": 501}, "501 simulation steps; it must be 1 to 500"),
         ({"image_size": 15}, "15 px; it must be at least 16"),
         ({"task": " ,"}, "no task given; name one, drawer-open-v3 for example"),

@@ -303,7 +303,7 @@ def test_full_disk_leaves_no_incomplete_dataset(tiny_dataset, tmp_path, monkeypa
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
 
-    steps = [(np, "savez_compressed"), (job_file, "append_columns"), (job_file, "write_provenance")]
+    steps = [(np, "savez_compressed"), (job_file, "append_tracks"), (job_file, "write_provenance")]
     for place, name in steps:  # recording, assembly, the last step of all
         with monkeypatch.context() as patch:
             patch.setattr(place, name, full)

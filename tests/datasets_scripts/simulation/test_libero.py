@@ -1,7 +1,5 @@
 """LIBERO's simulator: the two forms of data, starts, and recorded actions that lead to recorded states."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -10,10 +8,9 @@ from datasets_scripts.simulation import libero
 from datasets_scripts.simulation.libero import FORMS, LiberoSim, choose_form
 from datasets_scripts.simulation.libero_files import (
     SUITES,
-    load_initial_states,
     resolve_libero_tasks,
-    task_file,
 )
+from tests.simulators import record_libero_file
 
 h5py = pytest.importorskip("h5py")
 SIDE = 64
@@ -87,34 +84,6 @@ def test_a_missing_simulator_and_missing_paths_are_named_with_the_remedy(tmp_pat
 # ------------------------------------------------------------------ the real simulator
 
 
-def recorded_episode(task: str, actions: np.ndarray, path) -> None:
-    """An episode as LIBERO's own script writes it: raw environment, commands, and what it saw after each."""
-    from libero.libero.envs import OffScreenRenderEnv
-    from robosuite.utils.transform_utils import quat2axisangle
-
-    env = OffScreenRenderEnv(bddl_file_name=str(task_file(task)), camera_heights=SIDE, camera_widths=SIDE)
-    env.seed(0)
-    env.reset()
-    env.set_init_state(load_initial_states(task)[0])
-    for _ in range(10):
-        env.step(np.array([0, 0, 0, 0, 0, 0, -1]))
-    frames = {"agentview_rgb": [], "eye_in_hand_rgb": [], "ee_states": [], "gripper_states": []}
-    for action in actions:
-        seen, *_ = env.step(action)
-        frames["agentview_rgb"].append(seen["agentview_image"])
-        frames["eye_in_hand_rgb"].append(seen["robot0_eye_in_hand_image"])
-        turn = quat2axisangle(seen["robot0_eef_quat"].copy())
-        frames["ee_states"].append(np.concatenate([seen["robot0_eef_pos"], turn]))
-        frames["gripper_states"].append(seen["robot0_gripper_qpos"])
-    env.close()
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        data.attrs["problem_info"] = json.dumps({"language_instruction": "go"})
-        for name, values in frames.items():
-            data.create_dataset(f"demo_0/obs/{name}", data=np.stack(values))
-        data.create_dataset("demo_0/actions", data=actions)
-
-
 @pytest.mark.slow
 def test_recorded_actions_reach_the_recorded_states_and_images(libero_simulator, tmp_path):
     (task,) = resolve_libero_tasks("libero_object", [3])
@@ -122,7 +91,7 @@ def test_recorded_actions_reach_the_recorded_states_and_images(libero_simulator,
     actions = np.concatenate([rng.uniform(-1, 1, (16, 6)), np.ones((16, 1))], axis=1)
     actions[:, 2] = -0.8  # down
     actions[:6, 6] = actions[12:, 6] = -1  # opens, closes and opens again
-    recorded_episode(task, actions, tmp_path / "a_demo.hdf5")
+    record_libero_file(task, actions, tmp_path / "a_demo.hdf5", SIDE)
     stored = LiberoArchive(tmp_path).read(0)
     fingers = []
     with LiberoSim(task, ("wrist", "main"), SIDE) as sim:

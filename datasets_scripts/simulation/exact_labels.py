@@ -1,0 +1,116 @@
+"""Labels from a simulator, frame by frame: depth of every view and tracks of the first one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from datasets_scripts.columns import (
+    DEPTH_LIMIT_MARGIN_M,
+    depth_key,
+    pack_points,
+    points_features,
+    points_key,
+    points_visible_key,
+)
+from datasets_scripts.simulation.exact_tracks import RigidClip, make_tracks
+from datasets_scripts.simulation.rendering import RenderedScene
+from datasets_scripts.storage.dataset_folder import append_columns
+from datasets_scripts.storage.provenance import encode_flags
+from datasets_scripts.storage.shards import read_array
+
+__all__ = ["ExactLabels", "append_tracks", "describe_cameras", "describe_tracks"]
+
+TRACK_FACTS = ("n_points", "n_moving")
+MOVING_FRACTION = 0.25
+
+
+class ExactLabels:
+    """Labels of one episode, collected while it is shown.
+
+    Args:
+        scene (`RenderedScene`): What is looked at.
+        views (`Sequence[str]`): Views with depth; tracks are made for the first.
+        depth_max_m (`float`): Farthest depth kept.
+    """
+
+    def __init__(self, scene: RenderedScene, views: Sequence[str], depth_max_m: float):
+        self.scene, self.views, self.depth_max_m = scene, views, depth_max_m
+        self._depth: dict[str, list[np.ndarray]] = {view: [] for view in views}
+        self._geometry: list[tuple] = []
+
+    def look(self) -> None:
+        """Add the scene as it is now, as the next frame."""
+        scene, first = self.scene, self.views[0]
+        for view in self.views:
+            depth_m, bodies = scene.render_geometry(view)
+            self._depth[view].append(np.minimum(depth_m, np.float32(self.depth_max_m)))
+            if view == first:
+                self._geometry.append((bodies, *scene.body_poses(), *scene.camera_pose(view)))
+
+    def depth_videos(self) -> dict[str, np.ndarray]:
+        """Depth by column: `(F, H, W)` float32 meters."""
+        return {depth_key(view): np.stack(frames) for view, frames in self._depth.items()}
+
+    def make_tracks(
+        self, n_points: int, generator: np.random.Generator
+    ) -> tuple[dict[str, np.ndarray], dict]:
+        """Tracks through all frames; `generator` chooses points.
+
+        Returns:
+            `tuple`: Arrays (`points`, `visible`, and which points are `moving`) and facts (counts,
+            intrinsics).
+        """
+        first = self.views[0]
+        depth = np.stack(self._depth[first])
+        valid = depth < self.depth_max_m - DEPTH_LIMIT_MARGIN_M
+        clip = RigidClip(
+            np.where(valid, depth, np.float32(0)),
+            *(np.stack(values) for values in zip(*self._geometry, strict=True)),
+            intrinsics=self.scene.intrinsics(first),
+        )
+        points, visible, choice = make_tracks(clip, generator, n_points, MOVING_FRACTION)
+        padding = n_points - points.shape[1]
+        arrays = {
+            "points": pack_points(np.pad(points, ((0, 0), (0, padding), (0, 0)))),
+            "visible": np.pad(visible, ((0, 0), (0, padding))),
+            "moving": np.pad(choice.moving, (0, padding)),
+        }
+        facts = {
+            "n_points": points.shape[1],
+            "n_moving": int(choice.moving.sum()),
+            "has_motion": choice.has_motion,
+            "intrinsics": {view: self.scene.intrinsics(view) for view in self.views},
+        }
+        return arrays, facts
+
+
+def append_tracks(
+    root: Path, view: str, n_points: int, size: tuple[int, int], shard_of: Callable[[int], Path]
+) -> None:
+    """Add a dataset's columns of points from its shards, without statistics; `size` is height and width."""
+    values = {
+        points_key(view): lambda episode: read_array(shard_of(episode), "points"),
+        points_visible_key(view): lambda episode: read_array(shard_of(episode), "visible"),
+    }
+    append_columns(root, points_features(view, n_points, *size), values)
+
+
+def describe_cameras(
+    intrinsics: Mapping[str, Mapping], depth_max_m: float, n_points: int, seed: int
+) -> dict[str, dict]:
+    """`cameras` of `meta/foresight.json`; `intrinsics` by view, the one with tracks first."""
+    depth = {"source": "mujoco depth buffer, exact", "depth_max_m": depth_max_m}
+    cameras = {view: {"depth": dict(depth), "intrinsics": dict(of)} for view, of in intrinsics.items()}
+    cameras[next(iter(cameras))]["tracks"] = {
+        "source": "mujoco rigid bodies, exact",
+        "n_points": n_points,
+        "moving_fraction": MOVING_FRACTION,
+        "seed": seed,
+    }
+    return cameras
+
+
+def describe_tracks(facts: Mapping, shard: Path) -> dict:
+    """An episode's tracks in `meta/foresight.json`, from the facts of [`ExactLabels.make_tracks`]."""
+    return {name: facts[name] for name in TRACK_FACTS} | {"moving": encode_flags(read_array(shard, "moving"))}
