@@ -26,7 +26,7 @@ export HF_HUB_OFFLINE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero libero-object test-libero sample-data ablation ablation-pilot ablation-robustness mt50 mt50-experts test test-slow test-common test-newest test-lowest quality style space benchmark benchmark-gpu constraints clean
+.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero libero-object test-libero sample-data ablation ablation-pilot ablation-robustness pretraining pretraining-sources pretrained-models mt50 mt50-experts test test-slow test-common test-newest test-lowest quality style space benchmark benchmark-gpu constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -106,6 +106,7 @@ libero: setup ## add LIBERO's own simulator to .venv (packages of 400 MB, unpack
 
 test-libero: libero ## a few steps in LIBERO's own simulator: conventions, the command, equality with lerobot-eval (2 minutes)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow tests/datasets_scripts/simulation/test_libero.py \
+		tests/datasets_scripts/simulation/test_robosuite_arms.py \
 		tests/datasets_scripts/simulation/test_libero_expert.py tests/datasets_scripts/simulation/test_simulators.py \
 		tests/datasets_scripts/conversion/test_libero_replay.py tests/training/evaluation/test_libero_success.py \
 		tests/lerobot_policy_foresight/test_libero.py $(PYTEST_FLAGS)
@@ -126,6 +127,47 @@ ablation-pilot: setup ## which tasks are neither always nor never solved (an hou
 
 ablation-robustness: setup ## the ablation's policies in changed scenes: camera, objects' depth, table color (5 hours)
 	$(EXPERIMENT) experiments.robustness --workers $(WORKERS) --results results/robustness.json
+
+# Three robots, cameras and rates. No task is among those that pretraining.yaml finetunes on.
+PRETRAINING_TASKS = reach-v3,push-v3,pick-place-v3,button-press-topdown-v3,door-open-v3,drawer-open-v3,window-open-v3,faucet-open-v3,sweep-v3,dial-turn-v3
+PRETRAINING_SIMULATE = OMP_NUM_THREADS=1 nice -n 15 $(PY) datasets_scripts/simulate.py --image-size 96 --n-points 400 \
+	--noise 0.2 --seed 5 --workers $(WORKERS)
+
+pretraining-sources: setup ## videos of a Sawyer, a Panda and an IIWA to pretrain on; after `make libero` (40 minutes)
+	$(PRETRAINING_SIMULATE) --tasks $(PRETRAINING_TASKS) --episodes 20 --detour 8 --cameras top \
+		--output outputs/pretraining/sources/sawyer
+	$(PRETRAINING_SIMULATE) --simulator robosuite --tasks panda-lift,panda-stack --episodes 15 --detour 8 --stride 2 \
+		--cameras agent --output outputs/pretraining/sources/panda
+	$(PRETRAINING_SIMULATE) --simulator robosuite --tasks iiwa-lift,iiwa-stack --episodes 30 --detour 5 --stride 5 \
+		--cameras side --output outputs/pretraining/sources/iiwa
+
+pretraining: setup ## does pretraining on those help on few demonstrations? the same steps with and without it (2 hours)
+	$(EXPERIMENT) experiments.ablation --plan experiments/plans/pretraining.yaml --workers $(WORKERS) \
+		--results results/pretraining.json
+
+PRETRAINING_RUN = outputs/ablation/pretraining
+PRETRAINING_VIDEO = outputs/pretraining/sources/panda
+PRETRAINING_POLICY = $(PRETRAINING_RUN)/cells/pretrained-steps-10demos-seed$(SEED)
+PRETRAINED = hub_cards/models/3d-foresight-pretrained-tiny
+FINETUNED = hub_cards/models/3d-foresight-finetuned-tiny
+FINETUNED_TASKS = plate-slide-v3,handle-pull-v3,plate-slide-back-v3,hand-insert-v3,box-close-v3,stick-push-v3,push-back-v3,coffee-pull-v3
+
+pretrained-models: setup ## the shipped pretrained model and a policy finetuned from it, with cards; after `make pretraining` (20 minutes)
+	$(PY) training/visualize.py --checkpoint $(PRETRAINING_RUN)/pretraining/seed$(SEED)/model \
+		--dataset $(PRETRAINING_VIDEO) --output $(PRETRAINING_RUN)/pretraining/seed$(SEED)/foresight.png
+	$(PY) hub_cards/build.py $(PRETRAINING_RUN)/pretraining/seed$(SEED)
+	rm -rf $(PRETRAINED) $(FINETUNED)
+	cp -r $(PRETRAINING_RUN)/pretraining/seed$(SEED)/model $(PRETRAINED)
+	$(PY) hub_cards/build.py $(PRETRAINED) --sample
+	$(PY) training/evaluate.py --checkpoint $(PRETRAINING_POLICY)/model --tasks $(FINETUNED_TASKS) \
+		--episodes $(EVAL_EPISODES) --seed 10000 --output $(PRETRAINING_POLICY)/eval.json
+	$(PY) training/visualize.py --checkpoint $(PRETRAINING_POLICY)/model --dataset $(PRETRAINING_RUN)/data/10demos \
+		--output $(PRETRAINING_POLICY)/foresight.png
+	$(PY) hub_cards/build.py $(PRETRAINING_POLICY) --base $(PRETRAINED)
+	cp -r $(PRETRAINING_POLICY)/model $(FINETUNED)
+	$(PY) hub_cards/build.py $(FINETUNED) --sample
+	$(PY) hub_cards/check.py $(PRETRAINED)
+	$(PY) hub_cards/check.py $(FINETUNED)
 
 mt50-experts: setup ## ceiling of MT50: the scripted experts under the recording's settings (minutes)
 	$(EXPERIMENT) experiments.mt50 --experts

@@ -1,6 +1,7 @@
 """Simulate demonstrations with exact depth and exact 3D tracks, as a LeRobot v3 dataset.
 
-In MetaWorld its own experts act, in LIBERO ours, for the suites libero_object and libero_spatial.
+In MetaWorld its own experts act. Ours act in LIBERO (libero_object, libero_spatial) and robosuite (arms that
+lift and stack cubes).
 
 Running the same command again resumes what was interrupted and leaves a finished dataset unchanged.
 """
@@ -28,22 +29,26 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--simulator", choices=SIMULATORS, default="metaworld", help="default: %(default)s")
-    names = "comma-separated: drawer-open-v3, or groups: easy,medium,hard,all; libero_object, libero_object/3"
+    names = (
+        "comma-separated: drawer-open-v3, or groups: easy,medium,hard,all; libero_object, libero_object/3; "
+    )
+    names += "panda-lift, iiwa-stack (robosuite)"
     add("--tasks", required=True, help=names)
     add("--output", type=Path, required=True, help="folder of the dataset to make")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
 
     def add_field(name: str, kind: type, text: str, **more) -> None:
         """A field of the simulators' recordings; they have the defaults."""
-        known = [getattr(recording, name) for recording in SIMULATORS.values() if hasattr(recording, name)]
-        values = [",".join(value) if isinstance(value, tuple) else str(value) for value in known]
-        shown = values[0] if len(set(values)) == 1 else f"{values[0]}, libero: {values[-1]}"
+        known = {of: getattr(kind, name) for of, kind in SIMULATORS.items() if hasattr(kind, name)}
+        texts = {of: ",".join(x) if isinstance(x, tuple) else str(x) for of, x in known.items()}
+        usual = texts["metaworld"]
+        shown = usual + "".join(f", {of}: {text}" for of, text in texts.items() if text != usual)
         flag = f"--{name.replace('_', '-')}"
         add(flag, type=kind, default=argparse.SUPPRESS, help=f"{text} (default: {shown})", **more)
 
     add_field("episodes", int, "episodes per task")
     add_field("image_size", int, "side of the images in px")
-    add_field("stride", int, "simulation steps per frame, of 80 a second (libero: 20)")
+    add_field("stride", int, "simulation steps per frame, of 80 a second (libero: 20, robosuite: 50)")
     add_field("seed", int, "seed of starts, noise and points")
     add_field("noise", float, "noise on the expert's actions")
     add_field("detour", int, "most frames of a random motion at the start instead of the expert's")

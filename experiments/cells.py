@@ -73,6 +73,24 @@ def run_config(plan: Plan, variant: str, **settings) -> RunConfig:
     return load_config(plan.config, [f"--{name}={json.dumps(value)}" for name, value in given.items()])
 
 
+def pretraining_config(plan: Plan, folder: Path, seed: int) -> RunConfig:
+    """The training that the pretrained variants of one seed start from."""
+    home = folder / "pretraining" / f"seed{seed}"
+    given = plan.pretraining_overrides | {"data.num_workers": 0, "seed": seed}
+    given |= {"output": str(home / "training"), "export": str(home / "model")}
+    return load_config(plan.pretraining, [f"--{name}={json.dumps(value)}" for name, value in given.items()])
+
+
+def pretrain(plan: Plan, folder: Path, seed: int) -> RunConfig:
+    """Trains what the pretrained variants of one seed start from, once; other processes wait meanwhile."""
+    config = pretraining_config(plan, folder, seed)
+    Path(config.output).mkdir(parents=True, exist_ok=True)
+    with FileLock(Path(config.output).with_name(".lock")):
+        if exit_code := train(config, resume=True):
+            raise StoppedError(exit_code)
+    return config
+
+
 def open_results(plan: Plan, folder: Path) -> None:
     """Makes the results folder, or checks that the one that exists is of this plan.
 
@@ -91,6 +109,8 @@ def open_results(plan: Plan, folder: Path) -> None:
     settings = dataclasses.asdict(plan)
     for name in ("seeds", "demonstrations", "budgets", "variants", "losses"):
         del settings[name]
+    if plan.pretraining:
+        settings["pretraining"] = dataclasses.asdict(pretraining_config(plan, Path(), 0))
     if plan.simulator == "metaworld":
         del settings["simulator"]  # which folders of earlier versions do not name
     settings["variants"] = {variant: dataclasses.asdict(config) for variant, config in configs.items()}
@@ -213,9 +233,15 @@ def run_cell(plan: Plan, cell: Cell, folder: Path, steps: Mapping[str, int], mad
     """Trains and tries one policy, or what is left of it, and writes its row, with commit and hardware."""
     home = folder / "cells" / cell.name
     count = plan.steps if cell.budget == STEPS else steps[cell.variant]
+    start, pretraining = {}, {}
+    if cell.variant in plan.pretrained:
+        first = pretrain(plan, folder, cell.seed)
+        start, summary = {"init_from": first.export}, read_json(Path(first.output) / "summary.json")
+        pretraining = {name: summary[name] for name in ("steps", "epochs", "train_seconds")}
     config = run_config(
         plan,
         cell.variant,
+        **start,
         train__steps=count,
         seed=cell.seed,
         dataset=str(data_folder(plan, folder, cell.demonstrations, cell.tasks)),
@@ -238,6 +264,7 @@ def run_cell(plan: Plan, cell: Cell, folder: Path, steps: Mapping[str, int], mad
         "first_start": plan.first_start,
         "validation": summary["validation"],
         "parameters": summary["parameters"],
+        "pretraining": pretraining,
         "step_cpu_s": statistics.median(line["cpu_s"] for line in log),
         "train_s": summary["train_seconds"],
         "evaluation_s": evaluation_s,

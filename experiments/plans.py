@@ -15,6 +15,7 @@ from training.config import check_fields
 __all__ = ["Cell", "Plan", "load_plan"]
 
 STEPS, TIME = "steps", "time"  # budgets
+TRIED_IN = ("metaworld", "libero")  # simulators that policies are tried in; others only record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,10 @@ class Plan:
         policies (`str`): `joint`, one policy that reads which task to do, or `per_task`.
         budgets (`list[str]`): `steps`: every variant takes `steps`. `time`: every variant takes as much
             processor time as `reference` needs for `steps`.
+        pretraining (`str`, *optional*): Training config of what the variants in `pretrained` start from: one
+            model for each training seed, trained with that seed.
+        pretrained (`list[str]`): Variants that start from it; their architecture is that of `config`.
+        pretraining_overrides (`dict`): Settings of `pretraining` that differ, by dotted name.
         reference (`str`): The variant whose time counts, and that the tables compare with the others.
         clock_steps (`int`): Steps of each of the short trainings that measure the time of a step.
         recording (`dict`): Fields of the simulator's `Recording` that differ from its defaults.
@@ -83,6 +88,9 @@ class Plan:
     seeds: list[int] = dataclasses.field(default_factory=lambda: [0])
     policies: str = "joint"
     budgets: list[str] = dataclasses.field(default_factory=lambda: [STEPS])
+    pretraining: str | None = None
+    pretrained: list[str] = dataclasses.field(default_factory=list)
+    pretraining_overrides: dict = dataclasses.field(default_factory=dict)
     reference: str = "foresight_3d"
     clock_steps: int = 30
     recording: dict = dataclasses.field(default_factory=dict)
@@ -92,8 +100,8 @@ class Plan:
     losses: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
-        if self.simulator not in SIMULATORS:
-            raise ValueError(f"simulator is {self.simulator!r}; use {' or '.join(SIMULATORS)}")
+        if self.simulator not in TRIED_IN:
+            raise ValueError(f"simulator is {self.simulator!r}; use {' or '.join(TRIED_IN)}")
         kind = SIMULATORS[self.simulator]
         self.tasks = kind.resolve_tasks(",".join(self.tasks))
         self.max_steps = self.max_steps or kind.step_limit
@@ -114,6 +122,11 @@ class Plan:
             raise ValueError(f"budgets has {sorted(unknown)}; use {STEPS} and {TIME}")
         if self.reference not in self.variants:
             raise ValueError(f"reference is {self.reference!r}, which is not among the variants")
+        if bool(self.pretraining) != bool(self.pretrained) or set(self.pretrained) - self.variants.keys():
+            raise ValueError(
+                f"pretraining is {self.pretraining} and pretrained is {self.pretrained}; give the config of "
+                "a training and the variants that start from it, or neither"
+            )
         known = {field.name for field in dataclasses.fields(kind)} - {"tasks", "episodes"}
         if unknown := self.recording.keys() - known:
             raise ValueError(f"recording.{min(unknown)} is unknown; known are {', '.join(sorted(known))}")

@@ -68,6 +68,8 @@ def success_figures(outcomes: np.ndarray) -> dict:
 def describe_rows(plan: Plan, rows: Mapping[Cell, dict]) -> dict:
     """What the figures were measured with."""
     of_rows = [rows[cell] for cell in plan.cells()]
+    # One for each seed, whichever cells start from it; `hours` do not count them.
+    pretraining_s = {r["seed"]: r["pretraining"]["train_seconds"] for r in of_rows if r.get("pretraining")}
     return {
         **describe_run(),
         "commit": ", ".join(sorted({str(row["commit"]) for row in of_rows})),
@@ -79,6 +81,7 @@ def describe_rows(plan: Plan, rows: Mapping[Cell, dict]) -> dict:
             "demonstrations": plan.recordings()[plan.demonstrations[0]].seed,
         },
         "hours": round(sum(row["hours"] for row in of_rows), 2),
+        **({"pretraining_hours": round(sum(pretraining_s.values()) / 3600, 2)} if pretraining_s else {}),
         "cells": len(of_rows),
     }
 
@@ -195,7 +198,8 @@ def format_results(results: Mapping) -> str:
             parts.append(
                 f"**Validation losses, {title}, {n} demonstrations a task**\n\n{format_losses(losses)}"
             )
-        parts.append(f"**Motion in depth, {title}**\n\n{format_depth(results['depth_motion'][budget])}")
+        if results["depth_motion"][budget]["increments"]:
+            parts.append(f"**Motion in depth, {title}**\n\n{format_depth(results['depth_motion'][budget])}")
     return "\n\n".join(parts) + "\n"
 
 

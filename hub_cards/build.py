@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="eval.json of the same training with another seed, for another column (repeatable; "
         "eval-*.json of the run are found)",
     )
+    add("--base", type=Path, help="folder with a card that holds the model the run started from, to be named")
     add("--open-loop", action="store_true", help="write a card for a policy that was never tried")
     add("--sample", action="store_true", help="write sample.safetensors again (publish.py writes the first)")
     args = parser.parse_args(arguments)
@@ -75,14 +76,14 @@ def _build_model(args: argparse.Namespace) -> list[Path]:
     model = args.folder / "model" if is_run else args.folder
     if is_run:
         try:
-            collect_measurements(args.folder, args.seed_eval, args.open_loop)
+            collect_measurements(args.folder, args.seed_eval, args.open_loop, args.base)
         except KeyError as error:
             raise ValueError(
                 f"a figure is missing from what {args.folder} measured: {error}; it was written by another "
                 "version: run training and evaluation again"
             ) from error
-    elif args.seed_eval or args.open_loop:
-        raise ValueError("--seed-eval and --open-loop are for a run's folder, the one that holds model/")
+    elif args.seed_eval or args.open_loop or args.base:
+        raise ValueError("--seed-eval, --open-loop and --base are for a run's folder, which holds model/")
     measurements = read_measurements(model)
     is_adapter = measurements["kind"] == "adapter"
     if args.kind and (args.kind == "adapter") != is_adapter:

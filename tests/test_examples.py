@@ -5,10 +5,14 @@ import re
 import runpy
 from pathlib import Path
 
+import av
 import pytest
 from huggingface_hub import constants
 
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from tests.hub_server import running_hub
+from training.config import load_config
+from training.loop import train
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SAMPLE = EXAMPLES.parent / "hub_cards" / "sample_data" / "metaworld"
@@ -59,6 +63,42 @@ def test_adapting_the_policy_makes_its_errors_on_the_sample_comparable(run_examp
     printed = run_example("finetune_lora", "--steps", "4")
     assert re.findall(r"^(\w+): next action is \d\.\d+ off", printed, re.MULTILINE) == ["base", "adapter"]
     assert Path("outputs/lora/model/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_videos_alone_become_a_dataset_to_pretrain_on(run_example, tmp_path, monkeypatch):
+    video = SAMPLE / "videos/observation.images.main/chunk-000/file-000.mp4"
+    Path("clips.csv").write_text(f'{video},"Open, then close"\n{video},Wave a hand\n')
+    options = ("clips.csv", "--fps", "5", "--height", "48", "--output", "hands")
+    printed = run_example("videos_to_dataset", *options)
+    frames = int(re.search(r"hands: 2 episodes, (\d+) frames", printed)[1])
+    rows = DatasetRows("hands")
+    assert (rows.fps, len(rows), rows.tasks) == (5, frames, ["Open, then close", "Wave a hand"])
+    assert frames // 2 == -(-av_length(video) // 4)  # every fourth of its 20 frames a second
+    settings = ["--model.objectives=[future_rgb]", "--model.views=[main]", "--data.state_key=null"]
+    settings += ["--model.state_dim=0", "--model.binary_state_indices=[]", "--model.image_size=48"]
+    settings += ["--model.vision_config.model_args.img_size=48", "--train.steps=1", "--data.val_fraction=0"]
+    config = EXAMPLES.parent / "training/configs/quickstart.yaml"
+    assert train(load_config(config, [*settings, "--dataset=hands", "--output=run"]), resume=False) == 0
+
+
+def av_length(video: Path) -> int:
+    with av.open(str(video)) as container:
+        return container.streams.video[0].frames
+
+
+def test_a_list_of_videos_that_cannot_be_read_is_refused_and_leaves_nothing(run_example, tmp_path):
+    Path("empty.csv").write_text("clip.mp4\nclip.mp4,\n")
+    Path("clips.csv").write_text("clip.mp4,Wave a hand\n")
+    Path("clip.mp4").write_text("not a video")
+    for clips, message in {
+        "none.csv": "No such file or directory: 'none.csv'",
+        "empty.csv": "empty.csv has no line VIDEO,INSTRUCTION",
+        "clips.csv": "clip.mp4 cannot be read as a video",
+    }.items():
+        with pytest.raises(SystemExit, match=message):
+            run_example("videos_to_dataset", clips, "--output", "hands")
+    assert not list(tmp_path.glob("*hands*"))
 
 
 def test_converting_shows_the_policy_and_what_is_fresh(run_example):

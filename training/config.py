@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 LARGEST_CONFIG = 10_000  # values in a YAML file
+OTHER_UNIT = {"steps": "epochs", "warmup_steps": "warmup_epochs"}
 # Fields of the model that only training uses; an adapter leaves all others as its base has them.
 TRAINING_ONLY = ("_loss_weight", "_pdrop", "attention_dropout", "action_loss", "supervised_share")
 
@@ -120,13 +121,17 @@ class TrainConfig:
     """Optimization and bookkeeping.
 
     Args:
-        steps (`int`): Optimizer steps.
+        steps (`int`, *optional*): Optimizer steps; 1000 if `epochs` is not given either.
+        epochs (`float`, *optional*): Instead of `steps`: passes over as many windows as all datasets have
+            together, drawn as `data.mixture` says. What is given on the command line replaces the other one
+            in the YAML file.
         batch_size (`int`): Windows per optimizer step, over all processes and accumulation steps.
         gradient_accumulation_steps (`int`): Parts into which that batch is cut; losses are means over the
             whole batch, however it is cut.
         learning_rate (`float`): Peak.
         min_learning_rate_ratio (`float`): The cosine ends at this share of the peak.
-        warmup_steps (`int`): Linear warm-up.
+        warmup_steps (`int`, *optional*): Linear warm-up; 100 if `warmup_epochs` is not given either.
+        warmup_epochs (`float`, *optional*): Instead of `warmup_steps`, with `epochs`.
         betas (`list[float]`), weight_decay (`float`): AdamW.
         max_grad_norm (`float`): Gradients are clipped to this global norm.
         mixed_precision (`str`): `no` or `bf16`; a CPU without kernels for bf16 uses `no` either way.
@@ -142,12 +147,14 @@ class TrainConfig:
         tracker (`str`, *optional*): Any tracker of Accelerate: `trackio`, `wandb`, `tensorboard`...
     """
 
-    steps: int = 1000
+    steps: int | None = None
+    epochs: float | None = None
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-3
     min_learning_rate_ratio: float = 0.01
-    warmup_steps: int = 100
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
     betas: list[float] = dataclasses.field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -161,6 +168,27 @@ class TrainConfig:
     val_windows: int = 256
     keep_checkpoints: int = 2
     tracker: str | None = None
+
+    def __post_init__(self):
+        for (steps, epochs), default in zip(OTHER_UNIT.items(), (1000, 100), strict=True):
+            if getattr(self, epochs) is None:
+                if getattr(self, steps) is None:
+                    setattr(self, steps, default)
+            elif getattr(self, steps) is not None:
+                raise ValueError(
+                    f"train.{steps} is {getattr(self, steps)} and train.{epochs} is "
+                    f"{getattr(self, epochs):g}: give one of them, and null for the other"
+                )
+        if self.epochs is not None and self.epochs <= 0:
+            raise ValueError(f"train.epochs is {self.epochs:g}; it must be above 0")
+        if self.warmup_epochs is not None:
+            if self.epochs is None:
+                raise ValueError("train.warmup_epochs belongs to train.epochs; give train.warmup_steps")
+            if not 0 <= self.warmup_epochs <= self.epochs:
+                raise ValueError(
+                    f"train.warmup_epochs is {self.warmup_epochs:g}; it must be from 0 to train.epochs, "
+                    f"{self.epochs:g}"
+                )
 
 
 @dataclasses.dataclass
@@ -233,7 +261,7 @@ class RunConfig:
         for group, bounds in {"train": least, "data": data}.items():
             for name, bound in bounds.items():
                 value = getattr(getattr(self, group), name)
-                if value < bound:
+                if value is not None and value < bound:
                     raise ValueError(f"{group}.{name} is {value}; it must be at least {bound}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**63 - 1")
@@ -287,7 +315,11 @@ def load_config(path: str | Path | None, overrides: list[str]) -> RunConfig:
         ValueError: If the file cannot be read, a key is unknown or a value has the wrong type; names it.
     """
     values, given = _read_config(Path(path)) if path else {}, {}
-    for key, value in _parse_pairs(overrides):
+    pairs = _parse_pairs(overrides)
+    for key, other in [*OTHER_UNIT.items(), *((epochs, steps) for steps, epochs in OTHER_UNIT.items())]:
+        if any(name == f"train.{key}" for name, _ in pairs):  # replaces the other unit in the file
+            values.get("train", {}).pop(other, None)
+    for key, value in pairs:
         if key == "dataset":
             key, value = "data.datasets", [{"path": str(value)}]
         if key.startswith("model."):

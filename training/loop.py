@@ -27,7 +27,14 @@ from training.evaluation.open_loop import flow_errors, format_open_loop, measure
 from training.model_folder import export_model
 from training.run_data import RunData, evaluation_loader, open_datasets, training_loader
 from training.run_log import RunLog
-from training.run_state import Run, build_accelerator, build_run, print_summary, write_summary
+from training.run_state import (
+    Run,
+    build_accelerator,
+    build_run,
+    print_summary,
+    resolve_epochs,
+    write_summary,
+)
 from training.starting_model import starting_config
 
 __all__ = ["train"]
@@ -58,7 +65,7 @@ def train(config: RunConfig, resume: bool) -> int:
         torch.manual_seed(config.seed)
         with accelerator.local_main_process_first():
             data = RunData(config, starting_config(config), datasets)
-        run = build_run(accelerator, config, data)
+        run = build_run(accelerator, resolve_epochs(config, len(data.train)), data)
         if found:
             restore_checkpoint(accelerator, found[0])
             run.start = found[1]
@@ -66,7 +73,7 @@ def train(config: RunConfig, resume: bool) -> int:
             describe_run_folder(config, datasets)
         accelerator.wait_for_everyone()
         print_summary(run)
-        log = RunLog(accelerator, Path(config.output), run.start, config.train.steps)
+        log = RunLog(accelerator, Path(config.output), run.start, run.config.train.steps)
         with contextlib.closing(log.bar), contextlib.closing(StopRequest(accelerator)) as stop:
             if exit_code := run_steps(run, log, stop):
                 return exit_code

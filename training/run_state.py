@@ -1,6 +1,7 @@
 """What a run is made of: accelerator, model, optimizer and schedule; and its summaries."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from training.run_facts import describe_run, portable_path
 from training.starting_model import build_model
 from training.windows import WindowSampler
 
-__all__ = ["Run", "build_accelerator", "build_run", "print_summary", "write_summary"]
+__all__ = ["Run", "build_accelerator", "build_run", "print_summary", "resolve_epochs", "write_summary"]
 
 
 @dataclasses.dataclass
@@ -72,6 +73,26 @@ class Run:
         config = self.policy.config
         batch = self.processor.prepare_batch(raw, self.accelerator.device, config.history_length)
         return batch | draw_supervision(config, batch, seed)
+
+
+def resolve_epochs(config: RunConfig, windows: int) -> RunConfig:
+    """The run with its epochs as optimizer steps, for `windows` training windows in all datasets together.
+
+    The last step of the last epoch is a whole batch, so windows of the next epoch may fill it.
+    """
+    options = config.train
+    if options.epochs is None:
+        return config
+    lengths = {"steps": math.ceil(options.epochs * windows / options.batch_size), "epochs": None}
+    if options.warmup_epochs is not None:
+        lengths["warmup_steps"] = math.ceil(options.warmup_epochs * windows / options.batch_size)
+    train = dataclasses.replace(options, **lengths, warmup_epochs=None)
+    return dataclasses.replace(config, train=train)
+
+
+def count_epochs(run: Run) -> float:
+    """Passes over as many windows as all datasets have together."""
+    return run.config.train.steps * run.config.train.batch_size / len(run.data.train)
 
 
 def build_accelerator(config: RunConfig) -> Accelerator:
@@ -138,11 +159,19 @@ def print_summary(run: Run) -> None:
     for dataset in data.describe():
         if left_out := dataset["flagged_episodes"]:
             accelerator.print(f"{dataset['name']}: {len(left_out)} episodes are left out for their flags")
+    if len(data.train.datasets) > 1:
+        for windows, share in zip(data.train.datasets, run.sampler().shares, strict=True):
+            accelerator.print(f"{windows.rows.name}: {len(windows)} windows, {share:.1%} of the batches")
     accelerator.print(
         f"{len(data.train)} windows for training, {len(data.val) if data.val else 0} for validation; "
         f"{run.policy.num_parameters(only_trainable=True) / 1e6:.2f} M of "
         f"{run.policy.num_parameters() / 1e6:.2f} M parameters are trained on "
         f"{accelerator.num_processes} x {accelerator.device.type}"
+    )
+    options = run.config.train
+    accelerator.print(
+        f"{options.steps} steps of {options.batch_size} windows, {options.warmup_steps} of them warm-up: "
+        f"{count_epochs(run):.3g} epochs"
     )
 
 
@@ -160,6 +189,7 @@ def write_summary(run: Run, seconds: float, validation: dict) -> None:
         **describe_run(),
         "seed": config.seed,
         "steps": config.train.steps,
+        "epochs": round(count_epochs(run), 4),
         "train_seconds": seconds,
         "datasets": run.data.describe(),
         "parameters": run.policy.num_parameters(),

@@ -1,4 +1,4 @@
-"""What demonstrations are recorded in: MetaWorld and LIBERO."""
+"""What demonstrations are recorded in: MetaWorld, LIBERO, and scenes of robosuite."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,15 @@ from datasets_scripts.simulation.metaworld import (
     resolve_tasks,
 )
 from datasets_scripts.simulation.recording import Recording
+from datasets_scripts.simulation.robosuite_arms import (
+    ARM_CAMERAS,
+    ARM_HZ,
+    ARM_MAX_STEPS,
+    RobosuiteSim,
+    resolve_arm_tasks,
+)
 
-__all__ = ["SIMULATORS", "LiberoRecording", "MetaWorldRecording"]
+__all__ = ["SIMULATORS", "LiberoRecording", "MetaWorldRecording", "RobosuiteRecording"]
 
 EXPERT_SUITES = ("libero_object", "libero_spatial")  # whose tasks are to put one object in or on another
 
@@ -83,4 +90,37 @@ class LiberoRecording(Recording):
         return LiberoSim(task, self.cameras, self.image_size, first_seed=None)
 
 
-SIMULATORS: dict[str, type[Recording]] = {"metaworld": MetaWorldRecording, "libero": LiberoRecording}
+@dataclass(frozen=True)
+class RobosuiteRecording(Recording):
+    """Demonstrations of our expert with an arm of robosuite, as video to pretrain on, see `Recording`."""
+
+    stride: int = 5
+    cameras: tuple[str, ...] = ("agent",)
+
+    views: ClassVar[Collection[str]] = ARM_CAMERAS
+    hz: ClassVar[int] = ARM_HZ
+    step_limit: ClassVar[int] = ARM_MAX_STEPS
+    state_names: ClassVar[Sequence[str]] = ("hand_x", "hand_y", "hand_z", "finger_joint")
+    action_names: ClassVar[Sequence[str]] = ("delta_x", "delta_y", "delta_z", "gripper_closes")
+    packages: ClassVar[Sequence[str]] = ("robosuite", "mujoco", "lerobot")
+
+    @property
+    def robot_type(self) -> str:
+        """The robot that all tasks have."""
+        return self.tasks[0].partition("-")[0]
+
+    @staticmethod
+    def resolve_tasks(names: str) -> list[str]:
+        """Tasks of comma-separated names, all of one robot."""
+        return resolve_arm_tasks(names)
+
+    def open_simulator(self, task: str) -> RobosuiteSim:
+        """The simulator of a task."""
+        return RobosuiteSim(task, self.image_size)
+
+
+SIMULATORS: dict[str, type[Recording]] = {
+    "metaworld": MetaWorldRecording,
+    "libero": LiberoRecording,
+    "robosuite": RobosuiteRecording,
+}

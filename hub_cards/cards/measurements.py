@@ -3,6 +3,7 @@
 `model_card.py` writes the card from this folder alone, and `check.py` compares the two.
 """
 
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,12 @@ BASE_FIELDS += ("action_dim", "action_codec", "state_dim")
 STAGE_FIELDS = ("seed", "steps", "train_seconds", "command", "date", "commit")  # of trainings before this one
 
 
-def collect_measurements(run: Path, seed_evaluations: Sequence[Path] = (), open_loop: bool = False) -> None:
+def collect_measurements(
+    run: Path,
+    seed_evaluations: Sequence[Path] = (),
+    open_loop: bool = False,
+    base: Path | None = None,
+) -> None:
     """Copy figures and pictures of a run into its `model/`.
 
     Args:
@@ -45,6 +51,7 @@ def collect_measurements(run: Path, seed_evaluations: Sequence[Path] = (), open_
         seed_evaluations (`Sequence[Path]`): Evaluations of the same training with other seeds, besides
             `eval-*.json` of the run.
         open_loop (`bool`): Whether a policy needs no `eval.json`.
+        base (`Path`, *optional*): Folder with a card of its own that holds the model the run started from.
 
     Raises:
         ValueError: If a figure is missing or does not belong to the model; names the file and the command
@@ -69,7 +76,10 @@ def collect_measurements(run: Path, seed_evaluations: Sequence[Path] = (), open_
     folder.mkdir(exist_ok=True)
     for old in folder.glob("eval*.json"):
         old.unlink()
-    write_json(folder / "training.json", _describe_training(summary, settings, adapter))
+    described = _describe_training(summary, _start_from(settings, base, model), adapter)
+    if base:
+        described["base"] |= {"training": _read_stage(base), "has_card": True}
+    write_json(folder / "training.json", described)
     for name, content in evaluations.items():
         write_json(folder / name, content)
     for name in PICTURES:
@@ -212,6 +222,27 @@ def _describe_base(run: RunConfig | None, summary: Mapping) -> dict:
     if stage := find_previous_stage(run):
         base["training"] = {name: stage[1][name] for name in STAGE_FIELDS}
     return {"base": base}
+
+
+def _start_from(run: RunConfig | None, base: Path | None, model: Path) -> RunConfig | None:
+    """The settings with `init_from` in the folder `base`; refused if that holds another model."""
+    if base is None:
+        return run
+    if run is None or not run.init_from or not Path(run.init_from).is_dir():
+        raise ValueError(f"--base {base}: the run of {model} did not start from a folder that is still there")
+    if not (base / "evaluation" / "training.json").is_file():
+        raise ValueError(f"--base {base} has no evaluation/training.json: run hub_cards/build.py on it first")
+    if weights_digest(base) != weights_digest(run.init_from):
+        raise ValueError(
+            f"--base {base} has other weights than {portable_path(run.init_from)}, from which {model} started"
+        )
+    return dataclasses.replace(run, init_from=str(base))
+
+
+def _read_stage(base: Path) -> dict:
+    """How a model with a card was trained."""
+    stage = read_json(base / "evaluation" / "training.json")
+    return {name: stage[name] for name in STAGE_FIELDS}
 
 
 def _read_settings(model: Path) -> RunConfig | None:

@@ -2,12 +2,15 @@
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 
 import training.loop
 from experiments.ablation import main
 
+PRETRAINING = {"pretraining": "training/configs/pretrain_small.yaml", "pretrained": ["foresight_3d"]}
+SAMPLE = Path(__file__).resolve().parents[2] / "hub_cards" / "sample_data" / "metaworld"
 CELLS = ("foresight_3d-steps-2demos-seed0-drawer-open-v3", "action_only-steps-2demos-seed0-drawer-open-v3")
 
 
@@ -108,6 +111,12 @@ def test_seeds_and_variants_may_be_added_and_left_out(write_plan, tmp_path):
         ({"seeds": [0, 0]}, "each of them once"),
         ({"seeds": "all"}, "plan.seeds is 'all'"),
         ({"config": "training/configs/none.yaml"}, "does not exist"),
+        ({"simulator": "robosuite"}, "simulator is 'robosuite'; use metaworld or libero"),
+        ({"pretrained": ["foresight_3d"]}, "pretraining is None and pretrained is ['foresight_3d']"),
+        ({"pretraining": "training/configs/pretrain_small.yaml"}, "and pretrained is []"),
+        ({**PRETRAINING, "pretrained": ["foresight_2d"]}, "and pretrained is ['foresight_2d']"),
+        ({**PRETRAINING, "pretraining": "training/configs/none.yaml"}, "none.yaml does not exist"),
+        ({**PRETRAINING, "pretraining_overrides": {"train.epoch": 2}}, "train.epoch is unknown"),
     ],
 )
 def test_a_wrong_plan_is_one_line_before_any_work(changes, words, write_plan, tmp_path, capsys):
@@ -120,3 +129,34 @@ def test_a_wrong_plan_is_one_line_before_any_work(changes, words, write_plan, tm
 def test_a_missing_plan_names_those_that_exist(tmp_path, capsys):
     assert main(["--plan", str(tmp_path / "none.yaml")]) == 1
     assert "ablation.yaml, libero_object.yaml, mt50.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_pretraining_gives_each_seed_its_start_once(write_plan, local_pool, tmp_path, monkeypatch, capsys):
+    overrides = {
+        "data.datasets": [{"path": str(SAMPLE)}],
+        "data.baseline_windows": 4,
+        "model.image_size": 32,
+        "model.vision_config.model_args.img_size": 32,
+        "train.epochs": 0.04,
+        "train.warmup_epochs": 0.02,
+        "train.batch_size": 2,
+    }
+    variants = {"variants": {"foresight_3d": {"flow_form": "displacement"}, "action_only": None}}
+    plan = write_plan(**PRETRAINING, **variants, pretraining_overrides=overrides)
+    command = ["--plan", str(plan), "--output", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr("training.loop.check_step", lambda *_: signal.raise_signal(signal.SIGTERM))
+        assert main(command) == 128 + signal.SIGTERM
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    assert "continuing from step 1" in told and "seed0/model starts fresh: action_decoder" in told
+    first, second = (json.loads((tmp_path / "out" / "rows" / f"{cell}.json").read_text()) for cell in CELLS)
+    assert first["pretraining"]["steps"] == 4 and second["pretraining"] == {}
+    summary = json.loads((tmp_path / "out" / "cells" / CELLS[0] / "training" / "summary.json").read_text())
+    assert summary["init_from"] == "model"  # of seed 0, outside of this test's working directory
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["pretraining_hours"] >= 0
+    assert "**Motion in depth" in told, "3D Foresight against the action alone"
+    changed = write_plan(**PRETRAINING, **variants, pretraining_overrides=overrides | {"train.epochs": 0.05})
+    assert main(["--plan", str(changed), "--output", str(tmp_path / "out")]) == 1
+    assert "pretraining.train.epochs: 0.04 there, 0.05 here" in capsys.readouterr().err

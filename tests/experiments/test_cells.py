@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from datasets_scripts.simulation import libero_files
+from datasets_scripts.storage.atomic import write_json
 from experiments import cells
 from experiments.cells import measure_steps, run_config
 from experiments.plans import load_plan
@@ -49,6 +50,33 @@ def test_every_plan_of_ours_can_be_trained(path):
         assert forms["action_only"]["objectives"] == ["action"]
         assert "depth" not in forms["no_depth"]["objectives"]
     assert all(form.get("action_codec", "recorded") == "recorded" for form in forms.values())
+
+
+def test_a_pretrained_variant_starts_from_the_model_of_its_seed(write_plan, tmp_path, monkeypatch):
+    trained = []
+
+    def train(config, resume):
+        trained.append(config)
+        facts = {"steps": 9, "epochs": 2.0, "train_seconds": 5.0, "validation": {}, "parameters": 1}
+        write_json(Path(config.output) / "summary.json", facts)
+        (Path(config.output) / "metrics.jsonl").write_text('{"cpu_s": 0.1}')
+        return 0
+
+    monkeypatch.setattr(cells, "train", train)
+    outcome = {"timing": {"wall_s": 1.0}, "episodes": [{"success": True}]}
+    monkeypatch.setattr(cells, "try_task", lambda *_: outcome)
+    path = "training/configs/pretrain_small.yaml"
+    plan = load_plan(write_plan(seeds=[3], pretraining=path, pretrained=["action_only"]))
+    cells.run_cells(plan, tmp_path, {}, threads=1)
+    scratch, video, finetuned = trained
+    assert scratch.init_from is None and finetuned.init_from == video.export
+    assert [run.seed for run in trained] == [3] * 3 and video.model["objectives"] == [
+        "depth",
+        "future",
+        "flow",
+    ]
+    first, second = cells.read_rows(plan, tmp_path).values()
+    assert first["pretraining"] == {} and second["pretraining"]["epochs"] == 2.0
 
 
 def test_a_plan_of_libero_records_and_tries_there(write_plan, tmp_path, monkeypatch):

@@ -1,6 +1,9 @@
 """What the converters write can be trained on: CALVIN's form from poses, LIBERO's commands as recorded."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +14,10 @@ from transformers import AutoProcessor
 from datasets_scripts.conversion.calvin import CalvinArchive
 from datasets_scripts.conversion.job import convert
 from datasets_scripts.conversion.libero import LiberoArchive
+from datasets_scripts.simulation.libero import choose_form
 from modeling_foresight import ForesightConfig
 from tests.datasets_scripts.conversion import test_calvin, test_libero
+from tests.synthetic import make_dataset
 from tests.training.test_train import TINY
 from training.config import load_config
 from training.loop import train
@@ -93,6 +98,30 @@ def test_the_named_run_reads_the_dataset(name, archive, codec, tmp_path):
     windows = RunData(run, model).train
     assert (windows.action_dim, windows.state_dim) == (7, 7) == (model.action_dim, model.state_dim)
     assert set(windows[0]["images"]) == {"main", "wrist"}
+
+
+def test_the_documented_command_trains_on_the_columns_of_lerobot_libero(tmp_path):
+    page = Path("docs/libero_on_the_hub.md").read_text()
+    command = re.search(r"launch training/train.py (.*?)\n```", page, re.DOTALL)[1].replace("\\\n", "")
+    flags = shlex.split(command)
+    dataset = make_dataset(
+        tmp_path / "dataset",
+        episodes=2,
+        frames=14,
+        cameras=("image", "image2"),
+        size=(32, 32),
+        state_dim=8,
+        action_dim=7,
+        use_videos=False,
+        fps=10,
+    )
+    flags[flags.index("--dataset") + 1] = str(dataset.root)
+    config = load_config(flags[flags.index("--config") + 1], [*flags[2:], "--data.frame_cache", "off"])
+    model = ForesightConfig(**config.model, state_dim=8)
+    windows = RunData(config, model).train
+    assert (windows.state_dim, windows.action_dim, config.train.epochs) == (8, 7, 50)
+    assert set(windows[0]["images"]) == {"image", "image2"} and "goal_image" not in windows[0]
+    assert choose_form(model.views, model.state_dim) == "lerobot"
 
 
 def test_abc_d_is_trained_as_d_d_for_three_times_as_long():

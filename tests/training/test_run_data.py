@@ -1,4 +1,6 @@
-"""The datasets of a run: a dataset for validation alone."""
+"""The datasets of a run: a dataset for validation alone, mixtures to pretrain on."""
+
+import json
 
 import pytest
 import yaml
@@ -66,3 +68,36 @@ def test_a_validation_dataset_of_another_form_is_refused(folder, tmp_path, chang
 def test_validation_on_the_data_trained_on_is_refused(folder):
     with pytest.raises(ValueError, match="is trained on too"):
         open_run(folder, "--data.validation", folder / "training")
+
+
+def test_pretraining_on_five_sources_sees_one_camera_of_each_robot_and_no_actions(folder, tmp_path):
+    make_dataset(tmp_path / "other", episodes=2, **{**FORM, "state_dim": 5, "action_dim": 5, "fps": 5})
+    named = load_config("training/configs/pretrain_five_sources.yaml", [])
+    assert (named.train.epochs, named.train.warmup_epochs, named.data.mixture) == (35, 5, "sqrt")
+    sources = {source.path.split("/")[-1]: source for source in named.data.datasets}
+    assert [name for name, one in sources.items() if one.frame_stride == 2] == [
+        "mutex_annotated",
+        "libero_annotated",
+    ]
+    paths = [str(folder / "training")] * (len(sources) - 1) + [str(tmp_path / "other")]
+    datasets = [
+        {"path": path, "cameras": {"main": "front"}, "frame_stride": one.frame_stride}
+        for path, one in zip(paths, sources.values(), strict=True)
+    ]
+    flags = ["--data.datasets", json.dumps(datasets), "--data.frame_cache", "off"]
+    config = load_config("training/configs/pretrain_five_sources.yaml", [*flags, "--model.history_length=4"])
+    model = ForesightConfig(**config.model)
+    with pytest.warns(UserWarning, match="differ in steps per second"):
+        windows = RunData(config, model).train
+    assert (windows.state_dim, windows.action_dim) == (0, 0) and model.goal_image
+    for window in (windows[0], windows[len(windows) - 1]):
+        assert set(window["images"]) == set(window["depth"]) == {"main"}
+        assert window["track_weight"].any() and not {"state", "actions"} & set(window)
+
+
+def test_the_small_pretraining_has_the_architecture_that_it_is_finetuned_with():
+    small, policy = (
+        load_config(f"training/configs/{n}.yaml", []).model for n in ("pretrain_small", "quickstart")
+    )
+    changed = {"views", "objectives", "state_dim", "binary_state_indices", "flow_loss_weight"}
+    assert {name for name in small.keys() | policy.keys() if small.get(name) != policy.get(name)} == changed

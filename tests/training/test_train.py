@@ -422,6 +422,37 @@ def test_sigterm_saves_and_a_resumed_run_finishes(config_file, dataset, tmp_path
     assert steps == list(range(1, STEPS + 1))
 
 
+def test_epochs_are_the_steps_that_pass_over_all_windows_and_resume_exactly(
+    config_file, dataset, tmp_path, capsys, finished
+):
+    # 21 windows in batches of 4: six steps, and a quarter of an epoch is two.
+    output, flags = tmp_path / "run", [*DROPOUT, "--train.epochs", "1", "--train.warmup_epochs", "0.25"]
+    shutil.copytree(finished, output)
+    shutil.rmtree(output / "checkpoints" / f"step-{STEPS:07d}")
+    (output / "summary.json").unlink()
+    saved = yaml.safe_load((output / "config.yaml").read_text())
+    saved["train"] |= {"steps": None, "epochs": 1.0, "warmup_steps": None, "warmup_epochs": 0.25}
+    (output / "config.yaml").write_text(yaml.safe_dump(saved))
+    with pytest.raises(ValueError, match=r"other settings \(train.epochs: 1.0 there, 2.0 here\)"):
+        run(config_file, dataset, output, *flags, "--train.epochs", "2", resume=True)
+    assert run(config_file, dataset, output, *flags, resume=True) == 0
+    assert "6 steps of 4 windows, 2 of them warm-up: 1.14 epochs" in capsys.readouterr().out
+    expected, found = weights(finished), weights(output)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    summary = json.loads((output / "summary.json").read_text())
+    assert (summary["steps"], summary["epochs"]) == (STEPS, 1.1429)
+
+
+def test_a_length_on_the_command_line_replaces_the_other_unit_in_the_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text("train: {epochs: 35, warmup_epochs: 5}")
+    train = load_config(tmp_path / "mine.yaml", ["--train.steps", "9", "--train.warmup_steps", "3"]).train
+    assert (train.steps, train.epochs, train.warmup_steps, train.warmup_epochs) == (9, None, 3, None)
+    with pytest.raises(ValueError, match="train.steps is 9 and train.epochs is 2"):
+        load_config(None, ["--train.steps", "9", "--train.epochs", "2"])
+    train = load_config(None, []).train
+    assert (train.steps, train.warmup_steps) == (1000, 100)
+
+
 def run_twofold(arguments: list[str]) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -559,6 +590,18 @@ ALIASES = "".join(f"b{n + 1}: &b{n + 1} [{', '.join([f'*b{n}'] * 9)}]\n" for n i
         ("data: {p_moving: null}", "data.p_moving is None; it must be float"),
         ("lora: []", "lora is []; it must be a group of settings"),
         ("train: {steps: true}", "train.steps is True; it must be int"),
+        ("train: {steps: 5, epochs: 2}", "train.steps is 5 and train.epochs is 2: give one of them"),
+        (
+            "train: {epochs: 2, warmup_steps: 1, warmup_epochs: 1}",
+            "train.warmup_steps is 1 and train.warmup_",
+        ),
+        ("train: {epochs: 0}", "train.epochs is 0; it must be above 0"),
+        ("train: {epochs: two}", "train.epochs is 'two'; it must be float"),
+        ("train: {steps: 5, warmup_epochs: 1}", "train.warmup_epochs belongs to train.epochs"),
+        (
+            "train: {epochs: 2, warmup_epochs: 3}",
+            "train.warmup_epochs is 3; it must be from 0 to train.epochs",
+        ),
         ("train: {learning_rate: .inf}", "train.learning_rate is inf"),
         ("train: {betas: [0.9]}", "train.betas is [0.9]; AdamW takes two"),
         ("towers: {tokenizer: null}", "towers.tokenizer is None"),

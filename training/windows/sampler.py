@@ -84,6 +84,12 @@ class WindowSampler:
             )
         return weights
 
+    @property
+    def shares(self) -> list[float]:
+        """Share of each dataset in the batches."""
+        counts = np.array(self.sizes if self._quota is None else self._quota)
+        return (counts / counts.sum()).tolist()
+
     def batch_indices(self, step: int) -> list[tuple[int, int]]:
         """`(index, draw)` of this rank's windows at one step; all ranks in order have the global batch."""
         share = self.batch_size // self.world_size

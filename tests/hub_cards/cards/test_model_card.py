@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import DatasetCard, ModelCard, parse_eval_result_entries
+from safetensors.torch import save_file
 
 from hub_cards.build import main
 from hub_cards.cards.error_tables import build_error_rows
@@ -345,13 +347,14 @@ def test_a_pretrained_model_is_not_a_policy_and_its_card_shows_what_it_foresees(
     config = json.loads(path.read_text()) | {"objectives": ["depth", "future", "flow"]}
     path.write_text(json.dumps(config))
     (folder / "training" / "summary.json").write_text(
-        json.dumps(summary() | {"objectives": config["objectives"]})
+        json.dumps(summary() | {"objectives": config["objectives"], "epochs": 8.0003})
     )
     (folder / "eval.json").unlink()
     assert main([str(folder)]) == 0
     text = (folder / "README.md").read_text()
     assert "# 3D Foresight, pretrained: someone/demos" in text and "It does not act" in text
     assert "| depth, main | squared, per-patch normalized | **0.210** |" in text
+    assert "| steps | 1,234 (8.00 epochs) |" in text
     for absent in ("predict_action", "How fast", "keeps a robot from harm"):
         assert absent not in text
 
@@ -405,6 +408,31 @@ def test_a_stage_of_the_same_training_is_told_with_its_command_and_hands_on_its_
     card = ModelCard.load(folder / "model" / "README.md")
     assert "That was made in 77 steps" in card.text and made["command"] in card.text
     assert card.data.license == "cc-by-nc-4.0" and card.data.base_model is None
+
+
+def test_a_start_that_has_a_card_is_named_by_it_if_it_is_the_same_model(folder, capsys):
+    start, published = folder / "start", folder / "3d-foresight-pretrained"
+    start.mkdir()
+    save_file({"weight": torch.zeros(3)}, start / "model.safetensors")
+    save_config(RunConfig(init_from=str(start)), folder / "training" / "config.yaml")
+    shutil.copytree(start, published)
+    command = [str(folder), "--base", str(published)]
+    assert main(command) == 1
+    assert "3d-foresight-pretrained has no evaluation/training.json" in capsys.readouterr().err
+    (published / "evaluation").mkdir()
+    made = summary() | {"steps": 77, "command": "python experiments/ablation.py"}
+    (published / "evaluation" / "training.json").write_text(json.dumps(made))
+    (published / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n\n# Pretrained\n")
+    assert main(command) == 0
+    card = ModelCard.load(folder / "model" / "README.md")
+    assert "3d-foresight-pretrained`, which has a card of its own. That was made in 77 steps" in card.text
+    assert card.data.license == "cc-by-nc-4.0" and "not published" not in card.text
+    save_file({"weight": torch.ones(3)}, published / "model.safetensors")
+    assert main(command) == 1
+    assert "3d-foresight-pretrained has other weights than start" in capsys.readouterr().err
+    save_config(RunConfig(), folder / "training" / "config.yaml")
+    assert main(command) == 1
+    assert "did not start from a folder" in capsys.readouterr().err
 
 
 def test_a_run_whose_export_took_the_place_of_its_start_is_not_its_own_stage(folder, capsys):

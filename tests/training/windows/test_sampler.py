@@ -56,10 +56,11 @@ def test_ranks_together_have_the_batch_of_one_process(world_size, mixture):
 def test_mixture_shares_follow_the_weights_within_a_block():
     sampler = WindowSampler([100, 2500], 64, mixture="sqrt")  # sqrt: 10 to 50
     indices = np.array([index for index, _ in stream(sampler, SCHEDULE_BLOCK // 64)])
-    assert (indices < 100).mean() == pytest.approx(10 / 60, abs=1e-4)
+    assert (indices < 100).mean() == pytest.approx(10 / 60, abs=1e-4) == sampler.shares[0]
     explicit = WindowSampler([100, 2500], 64, mixture=[3, 1])
     indices = np.array([index for index, _ in stream(explicit, SCHEDULE_BLOCK // 64)])
-    assert (indices < 100).mean() == pytest.approx(0.75, abs=1e-4)
+    assert (indices < 100).mean() == pytest.approx(0.75, abs=1e-4) == explicit.shares[0]
+    assert WindowSampler([100, 300], 64).shares == [0.25, 0.75]
 
 
 def test_each_dataset_of_a_mixture_is_drawn_without_replacement_across_blocks():
