@@ -244,7 +244,6 @@ def test_user_mistakes_are_one_clear_message(run, options, message):
     ("overrides", "message"),
     [
         ({"views": ["main"]}, r"the views \['main'\]; CALVIN's protocol shows \['main', 'wrist'\]"),
-        ({"goal_image": True}, "--goal_source none"),
         ({"state_dim": 9}, "state_dim 9"),
         ({"fps": 10}, "10 steps a second"),
     ],
@@ -254,9 +253,12 @@ def test_a_policy_that_does_not_fit_the_protocol_is_refused(overrides, message):
         calvin_success._check_policy(robot_config(**overrides), ChainOptions("model", Path("task_D_D")))
 
 
-def test_a_policy_trained_with_goals_may_act_without():
-    options = ChainOptions("model", Path("task_D_D"), goal_source="none")
-    calvin_success._check_policy(robot_config(goal_image=True), options)
+def test_a_policy_trained_with_goals_needs_a_source_of_them_or_acts_without_on_request(run, tmp_path):
+    folder = save(tmp_path / "model", robot_config(goal_image=True))
+    done = run("--chains", "1", checkpoint=folder)
+    assert done.code == 1 and "--goal_source none" in done.err and done.results is None
+    done = run("--chains", "1", "--goal_source", "none", checkpoint=folder)
+    assert done.code == 0 and done.results["settings"]["goal_source"] == "none"
 
 
 @pytest.mark.parametrize("lost", ["calvin_agent", "calvin_env", "hydra"])
