@@ -5,9 +5,11 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 
 from goal_images.generator import GoalGenerator, Sampling, load_pipeline, read_sampling, write_prompt
 from goal_images.source import GoalRequest
+from tests.tiny_pipeline import save_tiny_pipeline, tiny_pipeline
 
 SIZES = (24, 40)
 
@@ -42,10 +44,7 @@ def test_the_missing_extra_is_named(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    pytest.importorskip("diffusers", reason="the extra goal is not installed")
-    from tests.tiny_pipeline import save_tiny_pipeline
-
+def folder(goal_extra, tmp_path_factory):
     return save_tiny_pipeline(tmp_path_factory.mktemp("pipeline") / "tiny")
 
 
@@ -74,8 +73,6 @@ def test_a_goal_depends_on_picture_instruction_progress_and_seed_and_on_no_other
 
 @pytest.mark.slow
 def test_a_folder_of_something_else_and_a_damaged_one_are_named(folder, tmp_path):
-    from tests.tiny_pipeline import save_tiny_pipeline
-
     with pytest.raises(ValueError, match=r"is a folder without model_index\.json; give one of a StableD"):
         load_pipeline(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
@@ -95,11 +92,7 @@ def test_a_folder_of_something_else_and_a_damaged_one_are_named(folder, tmp_path
 
 
 @pytest.mark.slow
-def test_weights_that_are_not_safetensors_are_not_read(tmp_path):
-    import torch
-
-    from tests.tiny_pipeline import save_tiny_pipeline, tiny_pipeline
-
+def test_weights_that_are_not_safetensors_are_not_read(goal_extra, tmp_path):
     folder = save_tiny_pipeline(tmp_path / "pickled")
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     torch.save(tiny_pipeline().unet.state_dict(), folder / "unet" / "diffusion_pytorch_model.bin")
@@ -109,8 +102,6 @@ def test_weights_that_are_not_safetensors_are_not_read(tmp_path):
 
 @pytest.mark.slow
 def test_a_goal_that_is_not_finite_is_an_error(folder):
-    import torch
-
     generator = GoalGenerator(folder, device="cpu")
     with torch.no_grad():
         generator.pipeline.unet.conv_in.bias.fill_(torch.nan)
