@@ -1,13 +1,14 @@
 """A goal source in a process of its own, so that drawing does not stall the control loop.
 
-A thread does not do: denoising launches thousands of small operations from Python, and each of them makes the
-control step wait for the interpreter (benchmarks/goal_images.py measures both). The process has the lowest
-priority, so that on a CPU the control step comes first.
+A thread would share the interpreter with the control loop, which waits for it at each of the thousands of
+small operations of denoising, and on a CPU the cores too (benchmarks/goal_refresh.py measures both). The
+process has a low priority, so that on a CPU the control step comes first.
 """
 
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from goal_images.source import GoalRequest, GoalSource
 
 __all__ = ["GoalWorker"]
 
-LOWEST_PRIORITY = 19
+LOW_PRIORITY = 10  # a tenth of the control loop's share of a core that both want (Linux)
 
 
 class GoalWorker:
@@ -86,6 +87,8 @@ class GoalWorker:
         """Ends the process, in the middle of drawing too."""
         self._connection.close()
         self._process.terminate()
+        self._process.join(timeout=5)
+        self._process.kill()  # where a long operation has kept it from ending
         self._process.join()
 
     def __enter__(self) -> "GoalWorker":
@@ -98,13 +101,14 @@ class GoalWorker:
 def _serve(connection, make_source: Callable[[], GoalSource]) -> None:
     """Answers requests until the other end closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    if hasattr(os, "nice"):
-        os.nice(LOWEST_PRIORITY)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # frees the semaphores that libraries made
     try:
         source = answer_or_error(make_source)
         if isinstance(source, Exception):
             connection.send(source)
             return
+        if hasattr(os, "nice"):  # not on Windows
+            os.nice(LOW_PRIORITY)
         connection.send(source.needs_progress)
         while True:
             requests = connection.recv()

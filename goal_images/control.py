@@ -33,7 +33,7 @@ class GoalStream:
         every (`int`): Control steps from one goal to the next.
 
     Attributes:
-        model: The stream's.
+        model, num_envs: The stream's.
         waits_s (`list[float]`): Seconds that the control loop has waited for goals, each time it did.
 
     Raises:
@@ -45,11 +45,12 @@ class GoalStream:
             raise ValueError("This goal source reads the progress: make the stream with_progress=True.")
         self.stream, self.model, self.source, self.every = stream, stream.model, source, every
         self.worker = source if isinstance(source, GoalWorker) else None
-        self.waits_s: list[float] = []
+        self.num_envs, self.waits_s = stream.num_envs, []
         robots = range(stream.num_envs)
         self._instructions = ["" for _ in robots]
         self._starts: list = [None for _ in robots]
         self._steps, self._episodes = [0 for _ in robots], [0 for _ in robots]
+        self._next = [0 for _ in robots]  # steps at which goals are due
         self._has_goal = [False for _ in robots]
         self._due: dict[int, GoalRequest] = {}
         self._asked: dict[int, int] = {}  # robots whose goals are being drawn -> their episodes
@@ -60,7 +61,8 @@ class GoalStream:
         robots = self._list_robots(envs)
         texts = [instruction] * len(robots) if isinstance(instruction, str) else instruction
         for robot, text in zip(robots, texts, strict=True):
-            self._instructions[robot], self._steps[robot], self._has_goal[robot] = text, 0, False
+            self._instructions[robot], self._starts[robot], self._has_goal[robot] = text, None, False
+            self._steps[robot] = self._next[robot] = 0
             self._episodes[robot] += 1
             self._due.pop(robot, None)
 
@@ -71,7 +73,7 @@ class GoalStream:
     def step_chunk(
         self, images: dict, state=None, envs: Sequence[int] | None = None, again: bool = False, **options
     ):
-        """See `ForesightStream.step_chunk`; the first view must be among the images.
+        """See `ForesightStream.step_chunk`; without the first view, a goal that is due has to wait for it.
 
         Raises:
             RuntimeError: If the source failed; says why.
@@ -90,16 +92,18 @@ class GoalStream:
         """Counts a step of these robots, and notes the goals that are due."""
         # With `again`, nothing has happened since the last step.
         acting = [(place, robot) for place, robot in enumerate(robots) if not (again and self._steps[robot])]
-        due = [(place, robot) for place, robot in acting if self._steps[robot] % self.every == 0]
-        for place, robot in due:
-            picture = read_picture(images[self.model.config.views[0]], None if self.stream.single else place)
+        view = self.model.config.views[0]
+        due = [(place, robot) for place, robot in acting if self._steps[robot] >= self._next[robot]]
+        for place, robot in due if view in images else ():
+            picture = read_picture(images[view], None if self.stream.single else place)
             steps, progress = self._steps[robot], None
-            if steps == 0:
+            if self._starts[robot] is None:
                 self._starts[robot] = picture
             if self.stream.with_progress:  # at first, the stream's is that of the last instruction
                 progress = float(self.stream.progress[robot]) if steps else 0.0
             text = self._instructions[robot]
             self._due[robot] = GoalRequest(picture, self._starts[robot], text, steps, progress)
+            self._next[robot] = steps + self.every
         for _, robot in acting:
             self._steps[robot] += 1
 

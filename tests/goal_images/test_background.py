@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from goal_images.background import GoalWorker
+from goal_images.background import LOW_PRIORITY, GoalWorker
 from goal_images.source import GoalRequest
 
 
@@ -34,13 +34,16 @@ def ask(instruction):
     return [GoalRequest(picture, picture, instruction), GoalRequest(picture + 1, picture, instruction)]
 
 
-def test_a_worker_draws_at_the_lowest_priority_and_says_how_it_failed_or_ended():
+def test_a_worker_draws_at_a_low_priority_and_says_how_it_failed_or_ended():
+    nice = min(os.nice(0) + LOW_PRIORITY, 19)
     with GoalWorker(Source) as worker:
         assert not worker.busy and not worker.is_ready() and worker.needs_progress is False
         worker.send(ask("draw"))
         assert worker.busy
         goals = worker.receive()
-        assert goals.shape == (2, 5, 6, 3) and goals[:, 0, 0, 0].tolist() == [19, 20] and not worker.busy
+        assert (
+            goals.shape == (2, 5, 6, 3) and goals[:, 0, 0, 0].tolist() == [nice, nice + 1] and not worker.busy
+        )
         worker.send(ask("fail"))
         with pytest.raises(RuntimeError, match="goal images cannot be drawn: too many pictures"):
             worker.receive()

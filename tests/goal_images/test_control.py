@@ -128,6 +128,19 @@ def test_an_observation_that_replaces_the_newest_one_is_no_step():
     assert len(source.asked) == 2
 
 
+def test_without_the_first_camera_a_goal_waits_for_it():
+    source, plain = NumberedSource(), NotedStream()
+    stream = GoalStream(plain, source, EVERY)
+    stream.reset("open it")
+    for step in range(7):
+        images = picture(step)
+        if step in (0, 4):
+            del images["main"]
+        stream.step(images)
+    assert plain.goals == [[(1, 101), (5, 105)]]
+    assert source.asked[1][0].start[0, 0, 0] == 1
+
+
 def test_pictures_may_have_their_channels_first_and_are_copied():
     source, plain = NumberedSource(), NotedStream(robots=1)
     stream = GoalStream(plain, source, EVERY)
