@@ -205,6 +205,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str,
             with open_setting(name, policy, sizes) as setting:
                 durations[name] += setting.run(args.steps)
                 goals[name] += setting.goals
+            print(f"round {turn + 1} of {args.rounds}: {name} done", flush=True)
     return durations, goals
 
 

