@@ -20,7 +20,7 @@ THUMBNAIL_PX = 16
 
 
 class RecordedGoals:
-    """The frame of a demonstration 21 control steps behind the one that corresponds to now.
+    """The frame of a demonstration 21 control steps after the one that corresponds to now.
 
     The demonstration is the one of the same instruction whose first picture is most like the robot's first
     one (mean absolute difference at 16 px). The frame that corresponds to now is the one at the progress that
