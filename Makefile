@@ -226,13 +226,15 @@ space: export HF_HUB_OFFLINE = 0
 space: setup ## inspect the shipped checkpoint's predictions in the browser (SPACE_FLAGS="--checkpoint DIR --dataset DIR")
 	$(PY) hub_cards/space/app.py $(SPACE_FLAGS)
 
-benchmark-gpu: setup ## on a GPU: tests marked gpu; control step, training step and depth sources at true size
+benchmark-gpu: setup ## on a GPU: tests marked gpu; control step, goal generator, training step and depth sources at true size
 	$(PY) -m pytest -m gpu
 	$(PY) benchmarks/control_step.py --device cuda --batches 1 16 --dtypes bfloat16 float32 \
 		--modes eager compiled graphed compiled-graphed --warmup 10 --repeats 100 \
 		--output outputs/benchmarks/control_step-cuda.csv
 	$(PY) benchmarks/training_step.py --device cuda --dtype bfloat16 --batches 32 8 64 --checkpointing off on \
 		--compile off on --warmup 5 --repeats 20 --output outputs/benchmarks/training_step-cuda.csv
+	$(PY) benchmarks/goal_refresh.py --device cuda --width 1 --denoising-steps 50 --steps 400 \
+		--output outputs/benchmarks/goal_refresh-cuda.csv
 	$(PY) benchmarks/depth_sources.py --device cuda --output outputs/benchmarks/depth_sources-cuda.csv
 
 benchmark: setup ## run every benchmark; each ends with one line of JSON

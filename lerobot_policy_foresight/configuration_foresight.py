@@ -31,7 +31,14 @@ __all__ = ["ForesightScheduleConfig", "LeRobotForesightConfig"]
 BOOKKEEPING = ("architectures", "auto_map", "model_type", "transformers_version")
 MODEL_FIELDS = tuple(name for name in ForesightConfig.__annotations__ if name not in BOOKKEEPING)
 # Settings of one run. transformers would misread two: the dtype of the weights, and a method's name.
-NOT_SAVED = ("attn_implementation", "compile_model", "dtype", "frame_cache")
+NOT_SAVED = (
+    "attn_implementation",
+    "compile_model",
+    "dtype",
+    "frame_cache",
+    "goal_background",
+    "goal_generator",
+)
 NOT_SAVED += ("pretrained_path", "push_to_hub", "trained_batches")
 
 
@@ -94,6 +101,10 @@ class LeRobotForesightConfig(_ModelOptions):
         n_action_steps (`int`): Actions of a chunk that are executed before the next chunk starts.
         compile_model (`bool`): Compile the control step; `lerobot-rollout --use_torch_compile=true` sets it.
             The first step then takes long.
+        goal_generator (`str`, *optional*): InstructPix2Pix pipeline, folder or Hub id, that draws goals for a
+            policy trained with goal images.
+        goal_background (`bool`): Draw goals beside the control loop; otherwise it waits for each of them, and
+            an evaluation can be repeated.
         drop_n_last_frames (`int`): Newest frames of an episode that no window ends with (GR-MG: one).
 
     Raises:
@@ -110,6 +121,8 @@ class LeRobotForesightConfig(_ModelOptions):
     frame_cache: str = "auto"
     n_action_steps: int = 1
     compile_model: bool = False
+    goal_generator: str | None = None
+    goal_background: bool = True
     drop_n_last_frames: int = 1
     normalization_mapping: dict[str, NormalizationMode] = dataclasses.field(
         # `ForesightProcessor` normalizes, once.
@@ -149,6 +162,12 @@ class LeRobotForesightConfig(_ModelOptions):
             raise ValueError(
                 f"n_action_steps={self.n_action_steps} must be between 1 and chunk_size={model.chunk_size}, "
                 "the actions of a chunk."
+            )
+        if self.goal_generator and not (model.goal_image and model.has("progress")):
+            raise ValueError(
+                f"goal_generator={self.goal_generator!r} is for a policy with goal_image and the objective "
+                f"progress, which the prompt holds; this one has goal_image={model.goal_image} and "
+                f"{list(model.objectives)}. Leave it out."
             )
 
     def model_config(self) -> ForesightConfig:

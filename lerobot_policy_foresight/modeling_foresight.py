@@ -4,6 +4,7 @@
 LeRobot's pipelines keep states and actions in the dataset's units; `ForesightProcessor` normalizes them.
 """
 
+import functools
 import json
 from collections import deque
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from lerobot.utils.constants import OBS_STATE
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from goal_images.background import GoalWorker
+from goal_images.control import GoalStream
+from goal_images.generator import GoalGenerator
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor, ForesightStream
 from modeling_foresight.bfloat16_support import NO_BFLOAT16, has_bfloat16
 from modeling_foresight.lora import TOP_LEVEL, TOWERS, lora_config
@@ -81,6 +85,7 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         if self.model.config.action_codec == "local_delta" and dataset_meta is not None:
             raise ValueError("action_codec='local_delta' is trained by training/train.py, not by LeRobot.")
         self.windows: WindowReader | None = None
+        self._goal_source: GoalGenerator | GoalWorker | None = None
         self._trained_on: dict[str, Tensor] = {}  # episodes and frames of the last batch
         if dataset_meta is not None:
             self.windows = WindowReader(dataset_meta, config.cameras, self.model.config, config.frame_cache)
@@ -326,7 +331,7 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
     def reset(self) -> None:
         """Forgets all frames and instructions: a new episode of all environments."""
         compiled = self.config.compile_model and getattr(self, "_stream", None)
-        self._stream: ForesightStream | None = compiled or None  # a new one would compile again
+        self._stream: ForesightStream | GoalStream | None = compiled or None  # a new one would compile again
         self._tasks: list[str | None] = [None] * compiled.num_envs if compiled else []
         # LeRobot's name. Planned actions `(B, A)` that are left; empty means that the next step plans.
         self._action_queue: deque[Tensor] = deque()
@@ -385,15 +390,25 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
     def _update_stream(self, tasks: list[str]) -> None:
         """Makes a stream for as many robots as there are tasks, and resets those with a new instruction."""
         if self._stream is None or self._stream.num_envs != len(tasks):
-            self._stream = self.model.stream(
-                self._require_processor(), num_envs=len(tasks), compile=self.config.compile_model
-            )
+            self._stream = self._open_stream(len(tasks))
             self._tasks = [None] * len(tasks)
         pairs = zip(self._tasks, tasks, strict=True)
         self._begun = [i for i, (old, new) in enumerate(pairs) if old != new]  # of this step
         if self._begun:
             self._stream.reset([tasks[i] for i in self._begun], envs=self._begun)
             self._tasks = tasks
+
+    def _open_stream(self, robots: int) -> ForesightStream | GoalStream:
+        """The stream of some robots, with goals if there is a generator; it is loaded once."""
+        options = {"num_envs": robots, "compile": self.config.compile_model}
+        if self.config.goal_generator is None:
+            return self.model.stream(self._require_processor(), **options)
+        if self._goal_source is None:
+            make = functools.partial(GoalGenerator, self.config.goal_generator, device=str(self.model.device))
+            self._goal_source = GoalWorker(make) if self.config.goal_background else make()
+        return GoalStream(
+            self.model.stream(self._require_processor(), with_progress=True, **options), self._goal_source
+        )
 
     def _read_cameras(self, batch: dict) -> dict[str, Tensor]:
         images = {}

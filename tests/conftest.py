@@ -23,6 +23,8 @@ for name in ("DATASETS", "EVALUATE", "METRICS", "MODULES"):
 
 # timm imports it where it is installed, which takes a second in every process.
 sys.modules.setdefault("wandb", None)
+# So does LeRobot with this one; `goal_extra` brings it back.
+sys.modules.setdefault("diffusers", None)
 
 
 def pytest_collection_finish():
@@ -100,6 +102,15 @@ def simulator():
         MetaWorldSim("reach-v3", image_size=16).close()
     except RuntimeError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def goal_extra():
+    """Lets a test import diffusers, or skips where it is not installed."""
+    if sys.modules["diffusers"] is None:
+        del sys.modules["diffusers"]
+    if importlib.util.find_spec("diffusers") is None:
+        pytest.skip("diffusers is not installed; run `pip install 'lerobot_policy_foresight[goal]'`")
 
 
 @pytest.fixture(scope="session")

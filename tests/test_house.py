@@ -23,19 +23,24 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
-PRODUCT = ("modeling_foresight", "datasets_scripts", "training", "lerobot_policy_foresight", "hub_cards")
-PRODUCT += ("experiments",)  # measurements of this repository, not installed
+PRODUCT = ("modeling_foresight", "datasets_scripts", "goal_images", "training", "lerobot_policy_foresight")
+PRODUCT += ("hub_cards", "experiments")  # the last: measurements of this repository, not installed
 
 # What each package or room may never import; `!` in front of what it may import in spite of that.
 FORBIDDEN = {
-    "modeling_foresight": "lerobot datasets_scripts training lerobot_policy_foresight hub_cards experiments",
-    "datasets_scripts": "modeling_foresight training lerobot_policy_foresight hub_cards experiments",
+    "modeling_foresight": "lerobot datasets_scripts goal_images training lerobot_policy_foresight hub_cards "
+    "experiments",
+    "datasets_scripts": "modeling_foresight goal_images training lerobot_policy_foresight hub_cards "
+    "experiments",
+    # One reader of GR-MG's files.
+    "goal_images": "modeling_foresight !modeling_foresight.grmg training lerobot_policy_foresight hub_cards "
+    "experiments",
     # `train.py --export` writes LeRobot's files beside the model.
     "training": "hub_cards experiments lerobot_policy_foresight !lerobot_policy_foresight.lerobot_files",
     "lerobot_policy_foresight": "training hub_cards experiments !training.windows",
     "hub_cards": "experiments",
     "experiments": "lerobot_policy_foresight hub_cards",
-    "training.windows": "training !training.windows datasets_scripts !datasets_scripts.columns "
+    "training.windows": "training !training.windows goal_images datasets_scripts !datasets_scripts.columns "
     "!datasets_scripts.storage",
 }
 # From the bottom up: a room imports itself and the rooms before it.

@@ -9,6 +9,7 @@ from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.__main__ import describe_variant
 from modeling_foresight.configuration_foresight import PRESETS
 from tests.tiny import tiny_config, tiny_processor
+from tests.tiny_pipeline import save_tiny_pipeline
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -27,6 +28,19 @@ def test_the_example_acts(page, printed, tmp_path, monkeypatch, capsys):
     assert page != "README.md" or len(example.splitlines()) <= 12
     exec(compile(example, page, "exec"), {})
     assert printed in capsys.readouterr().out
+
+
+@pytest.mark.slow  # diffusion
+def test_the_example_with_goal_images_acts(goal_extra, tmp_path, monkeypatch, capsys):
+    robot = {"action_dim": 7, "state_dim": 7, "binary_state_indices": []}
+    config, outputs = tiny_config(goal_image=True, **robot), tmp_path / "outputs"
+    ForesightForActionPrediction(config).save_pretrained(outputs / "calvin_d_d" / "model")
+    tiny_processor(config).save_pretrained(outputs / "calvin_d_d" / "model")
+    save_tiny_pipeline(outputs / "goal_generator")
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/goal_images.md").read_text(), re.DOTALL)
+    exec(compile(example, "goal_images.md", "exec"), {})
+    assert "[7]" in capsys.readouterr().out
 
 
 def test_the_table_of_variants_is_what_the_command_prints():

@@ -98,6 +98,14 @@ def test_training_step_continues_after_a_setting_that_does_not_fit(run, monkeypa
     assert list(ratios) == ["foresight_3d / grmg"] and ratios["foresight_3d / grmg"] > 0
 
 
+@pytest.mark.slow  # diffusion
+def test_goal_refresh_compares_the_control_step_beside_a_generator(run, goal_extra):
+    rows, ratios = run("goal_refresh", "--steps", "2", "--rounds", "1", "--denoising-steps", "1")
+    assert [row["way"] for row in rows] == ["alone", "process", "thread", "awaited"]
+    assert list(rows[0])[:5] == ["way", "median_ms", "p90_ms", "max_ms", "goals"]
+    assert rows[0]["goals"] == "0" and ratios["alone / alone"] == 1 and ratios["thread / alone"] > 0
+
+
 def test_what_a_failed_call_made_is_freed(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     measure = importlib.import_module("_measure")

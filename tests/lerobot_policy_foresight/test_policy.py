@@ -35,6 +35,7 @@ from tests.lerobot_policy_foresight.miniature import (
 )
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
+from tests.tiny_pipeline import save_tiny_pipeline
 from training.config import TrainConfig
 from training.windows import ForesightWindows, WindowConfig, collate_windows
 
@@ -333,6 +334,38 @@ def test_an_instruction_that_changes_ends_its_environments_plan(trained):
 def test_more_actions_than_a_chunk_has_are_refused():
     with pytest.raises(ValueError, match="n_action_steps=6 must be between 1 and chunk_size=5"):
         LeRobotForesightConfig(device="cpu", n_action_steps=6)
+
+
+@pytest.mark.slow  # diffusion
+def test_a_generator_gives_the_robots_goals_awaited_or_beside_the_loop(goal_extra, trained, tmp_path):
+    robot = {"action_dim": 4, "state_dim": 5, "binary_state_indices": ()}
+    config, folder = tiny_config(goal_image=True, **robot, **ATTENTIVE), tmp_path / "model"
+    torch.manual_seed(0)
+    ForesightForActionPrediction(config).save_pretrained(folder)
+    tiny_processor(config).save_pretrained(folder)
+    write_lerobot_files(folder)
+    generator, seen = save_tiny_pipeline(tmp_path / "generator"), observation(trained.facts, 0, (0, 1))
+    actions = {}
+    for name in ("without", "awaited", "beside"):
+        policy, before, _ = load_policy(folder)
+        policy.config.goal_generator = None if name == "without" else str(generator)
+        policy.config.goal_background = name == "beside"
+        actions[name] = policy.select_action(before(seen))
+        source = policy._goal_source
+        policy.reset()
+        torch.testing.assert_close(policy.select_action(before(seen)), actions[name])
+        assert policy._goal_source is source, "loaded once"
+        policy.config._save_pretrained(tmp_path)
+        assert "goal_generator" not in json.loads((tmp_path / "config.json").read_text())
+        if name == "beside":
+            source.close()
+    torch.testing.assert_close(actions["awaited"], actions["beside"])
+    assert (actions["awaited"] - actions["without"]).abs().max() > 1e-3
+
+
+def test_a_generator_for_a_policy_that_reads_no_goals_is_refused():
+    with pytest.raises(ValueError, match="goal_image=False"):
+        LeRobotForesightConfig(device="cpu", goal_generator="outputs/goal_generator")
 
 
 def test_the_presets_are_the_trainers_recipe():

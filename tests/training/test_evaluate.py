@@ -193,16 +193,44 @@ def test_results_hold_what_a_card_needs_and_no_place_of_the_machine(run, checkpo
     assert "6/7 = 85.7%" in done.out
 
 
-def test_a_policy_trained_with_goals_is_warned_about_once(run, tmp_path, monkeypatch):
-    config, said = robot_config(goal_image=True), []
-    ForesightForActionPrediction(config).save_pretrained(tmp_path / "model")
-    tiny_processor(config).save_pretrained(tmp_path / "model")
-    policy_logger = sys.modules[ForesightForActionPrediction.__module__].logger
-    type(policy_logger).warning_once.cache_clear()  # "once" is once per process, which tests share
-    monkeypatch.setattr(policy_logger, "warning", lambda message, *args, **kwargs: said.append(message))
-    done = run("--episodes", "3", "--seed", "1", "--num-envs", "2", checkpoint=tmp_path / "model")
-    assert done.code == 0 and len(done.results["episodes"]) == 3
-    assert len(said) == 1 and "acts without one" in said[0]
+@pytest.fixture(scope="module")
+def goal_checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    folder, config = tmp_path_factory.mktemp("goals") / "model", robot_config(goal_image=True)
+    ForesightForActionPrediction(config).save_pretrained(folder)
+    tiny_processor(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_policy_trained_with_goals_needs_a_source_of_them_or_acts_without_on_request(run, goal_checkpoint):
+    done = run("--episodes", "1", checkpoint=goal_checkpoint)
+    assert done.code == 1 and "--goal_source none" in done.err and done.results is None
+    done = run("--episodes", "1", "--goal-source", "none", checkpoint=goal_checkpoint)
+    assert done.code == 0 and done.results["settings"]["goal_source"] == "none"
+    assert "goal_ms" not in done.results["timing"]
+
+
+def test_goals_of_recorded_demonstrations_are_shown_to_every_robot(
+    run, goal_checkpoint, tmp_path, monkeypatch
+):
+    sizes = {"size": (SIDE, SIDE), "depth": False, "tracks": False, "use_videos": False}
+    demos = make_dataset(tmp_path / "demos", episodes=1, frames=30, tasks=(TASK,), **sizes)
+    shown = []
+    give = ForesightStream.set_goal
+    monkeypatch.setattr(
+        ForesightStream,
+        "set_goal",
+        lambda self, *given, **more: [shown.append(given[0]), give(self, *given, **more)],
+    )
+    source = ("--goal-source", "recorded", "--goal-dataset", str(demos.root), "--max-steps", "84")
+    done = run("--episodes", "2", "--seed", "7", "--num-envs", "2", *source, checkpoint=goal_checkpoint)
+    assert done.code == 0, done.err
+    assert done.results["settings"]["goal_dataset"] == "demos"
+    assert done.results["timing"]["goal_ms"]["count"] == 2, "21 steps of the start that never succeeds"
+    np.testing.assert_array_equal(shown[0], [demos.image(0, 21, "main")] * 2)
+    assert [len(goals) for goals in shown] == [2, 1]
+    done = run("--episodes", "1", *source, tasks="door-open-v3", checkpoint=goal_checkpoint)
+    assert done.code == 1 and "no demonstration of 'door-open-v3'" in done.err
 
 
 def test_settings_follow_the_training_data_unless_given(run, checkpoint, tmp_path):

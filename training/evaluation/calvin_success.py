@@ -27,8 +27,10 @@ from tqdm import tqdm
 
 from datasets_scripts.conversion.calvin import CALVIN_ACTIONS, CALVIN_CAMERAS, CALVIN_FPS, STATE_ENTRIES
 from datasets_scripts.storage.atomic import read_json, write_json
+from training.evaluation.goal_sources import describe_goals, open_stream
 from training.evaluation.simulation_pool import WorkerPool, become_command
 from training.evaluation.success import (
+    GoalOptions,
     claim_evaluation,
     describe_checkpoint,
     evaluation_job,
@@ -47,7 +49,7 @@ SIMULATOR = Path(__file__).parents[2] / "datasets_scripts" / "simulation" / "cal
 
 
 @dataclasses.dataclass
-class ChainOptions:
+class ChainOptions(GoalOptions):
     """What to measure, and how; `evaluate.py --benchmark calvin` has a flag for every field.
 
     Raises:
@@ -66,9 +68,6 @@ class ChainOptions:
     max_steps: int = option("steps until a task has failed (default: %(default)s)", CALVIN_MAX_STEPS)
     execute_steps: int = option(
         "actions of a chunk to execute before the next plan (default: %(default)s)", 1
-    )
-    goal_source: str | None = option(
-        "goal images for a policy that was trained with them; none: it acts without", None, choices=["none"]
     )
     threads: int | None = option("threads of PyTorch (default: 1 for a small model)", None)
     device: str | None = option("default: cuda if there is one, otherwise cpu", None)
@@ -160,8 +159,9 @@ def measure_chains(options: ChainOptions, arguments: Sequence[str] | None = None
             "execute_steps": options.execute_steps,
             "max_steps": options.max_steps,
             "environment": environment,
-            "goal_source": options.goal_source or "none",
+            "goal_source": "none",
             "success": "CALVIN's task oracle after any step",
+            **describe_goals(model.config, options),
         }
         checkpoint = describe_checkpoint(options, model.config)
         facts = {"benchmark": "CALVIN", "checkpoint": checkpoint, "settings": settings}
@@ -170,7 +170,6 @@ def measure_chains(options: ChainOptions, arguments: Sequence[str] | None = None
 
 
 def _measure(options: ChainOptions, model, processor, facts: dict, run: dict) -> dict:
-    from modeling_foresight import ForesightStream
     from training.evaluation.metric_loader import load_metric
 
     # Before the chains: the cache of such scripts may be read-only.
@@ -178,8 +177,11 @@ def _measure(options: ChainOptions, model, processor, facts: dict, run: dict) ->
     job, size = evaluation_job(options.output, facts), min(options.num_envs, options.chains)
     if job.partial.exists():
         job.open()  # refuses another evaluation before CALVIN starts, which takes a minute
-    stream = ForesightStream(model, processor, num_envs=size)
-    with CalvinPool(size, options.calvin_python, options.calvin_data) as pool, claim_evaluation(job):
+    with (
+        open_stream(model, processor, options, size, CALVIN_FPS) as stream,
+        CalvinPool(size, options.calvin_python, options.calvin_data) as pool,
+        claim_evaluation(job),
+    ):
         episodes, timing = _run_chains(options, stream, pool, job.partial)
         outcomes = sorted(task_outcomes(episodes).items())
         results = {
@@ -228,6 +230,7 @@ def _run_chains(options: ChainOptions, stream, pool: CalvinPool, folder: Path) -
         **({"resumed_after": resumed} if resumed else {}),
         "policy_ms": percentiles_ms(timing.policy),
         "control_step_ms": percentiles_ms(timing.step),
+        **({"goal_ms": percentiles_ms(timing.goal)} if timing.goal else {}),
     }
 
 
@@ -262,7 +265,7 @@ def _read_environment(folder: Path) -> str | None:
 
 
 def _check_policy(config, options: ChainOptions) -> None:
-    """Refuses a policy that does not fit CALVIN's robot, cameras and rate, or lacks a goal source."""
+    """Refuses a policy that does not fit CALVIN's robot, cameras and rate."""
     if set(config.views) != set(CALVIN_CAMERAS):
         raise ValueError(
             f"the checkpoint has the views {list(config.views)}; CALVIN's protocol shows "
@@ -275,11 +278,6 @@ def _check_policy(config, options: ChainOptions) -> None:
         raise ValueError(
             f"the checkpoint acts at {config.fps} steps a second, CALVIN's robot at {CALVIN_FPS}: train on "
             "frames that follow each other (frame_stride 1)"
-        )
-    if config.goal_image and options.goal_source is None:
-        raise ValueError(
-            "the checkpoint was trained with goal images, and there is no source of them: add --goal_source "
-            "none to let it act without, or train with --model.goal_image false"
         )
     if options.execute_steps > config.chunk_size:
         raise ValueError(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
+from goal_images.control import GoalStream
 from modeling_foresight.streaming import ForesightStream
 from training.evaluation.simulation_pool import WorkerPool
 
@@ -43,10 +44,14 @@ class Episode:
 
 @dataclasses.dataclass
 class Timing:
-    """Seconds of each forward pass (`policy`) and of each control step with simulation (`step`)."""
+    """Seconds of each forward pass (`policy`) and of each control step with simulation (`step`).
+
+    `goal` has the seconds of each wait for goal images, which are part of these.
+    """
 
     policy: list[float] = dataclasses.field(default_factory=list)
     step: list[float] = dataclasses.field(default_factory=list)
+    goal: list[float] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -61,7 +66,7 @@ class _Slot:
 
 
 def run_episodes(
-    stream: ForesightStream,
+    stream: ForesightStream | GoalStream,
     pool: WorkerPool,
     trials: Sequence[tuple],
     stride: int,
@@ -73,7 +78,7 @@ def run_episodes(
     """Runs a policy from given starts. What happens in a trial does not depend on the others.
 
     Args:
-        stream (`ForesightStream`): Acts; one robot for each simulator.
+        stream (`ForesightStream` or `GoalStream`): Acts; one robot for each simulator.
         pool (`WorkerPool`): Renders the policy's views.
         trials (`Sequence[tuple]`): Task and seed of each episode, and the tasks that follow if there are any.
         stride (`int`): Simulation steps per control step.
@@ -137,10 +142,11 @@ def run_episodes(
             slot.episode.steps += 1
             slot.steps += 1
         timing.step.append(time.perf_counter() - started)
+    timing.goal.extend(getattr(stream, "waits_s", ()))
     return episodes, timing
 
 
-def _act(stream: ForesightStream, ready: dict[int, _Slot]) -> np.ndarray:
+def _act(stream: ForesightStream | GoalStream, ready: dict[int, _Slot]) -> np.ndarray:
     """Action chunks `(robots, K, A)` after the stream has seen what the robots see."""
     seen = [slot.seen for slot in ready.values()]
     images = {view: np.stack([one["images"][view] for one in seen]) for view in seen[0]["images"]}

@@ -23,11 +23,13 @@ from datasets_scripts.columns import image_key
 from datasets_scripts.storage.atomic import write_json, write_whole_file
 from datasets_scripts.storage.dataset_folder import load_features
 from datasets_scripts.storage.episode_job import EpisodeJob
+from training.evaluation.goal_sources import check_goal_options, describe_goals, open_stream
 from training.run_facts import count_cores, describe_run, portable_path
 
 __all__ = [
     "Benchmark",
     "EvaluationOptions",
+    "GoalOptions",
     "claim_evaluation",
     "describe_checkpoint",
     "evaluation_job",
@@ -51,8 +53,25 @@ def option(help: str, default=dataclasses.MISSING, **more):
     return dataclasses.field(**{kind: default}, metadata={"help": help, **more})
 
 
+@dataclasses.dataclass(kw_only=True)
+class GoalOptions:
+    """Where a policy that was trained with goal images gets them."""
+
+    goal_source: str | None = option(
+        "goal images of recorded demonstrations or of a generator; with none, a policy that was trained with "
+        "them acts without",
+        None,
+        choices=["none", "recorded", "generator"],
+    )
+    goal_dataset: str | None = option("LeRobot v3 dataset of --goal_source recorded, folder or Hub id", None)
+    goal_generator: str | None = option("InstructPix2Pix pipeline of --goal_source generator", None)
+    goal_background: bool = option(
+        "draw goals beside the simulation, as on a robot: results then depend on the machine's speed", False
+    )
+
+
 @dataclasses.dataclass
-class EvaluationOptions:
+class EvaluationOptions(GoalOptions):
     """What every benchmark asks; `evaluate.py` has a flag for every field and explains it.
 
     Raises:
@@ -155,10 +174,12 @@ def measure(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> dic
 def open_policy(options, check: Callable[[Any], None]) -> Iterator[tuple]:
     """Yields model and processor of `options.checkpoint`, with `options.threads` threads of PyTorch.
 
-    `options` also has `device` and `revision`; `check` is called with the model's config.
+    `options` are `GoalOptions` that have `device` and `revision` too; `check` is called with the model's
+    config.
 
     Raises:
-        ValueError: If the checkpoint cannot be loaded, or does not act; what `check` raises.
+        ValueError: If the checkpoint cannot be loaded, does not act, or has no source of its goals; what
+            `check` raises.
     """
     import torch
 
@@ -169,6 +190,7 @@ def open_policy(options, check: Callable[[Any], None]) -> Iterator[tuple]:
     if not model.config.has("action"):
         raise ValueError(f"the checkpoint has no action head; its objectives are {model.config.objectives}")
     check(model.config)
+    check_goal_options(model.config, options)
     threads = torch.get_num_threads()
     # Threads of a small model mostly wait for each other, and for long where other processes want the cores.
     torch.set_num_threads(options.threads or (1 if model.num_parameters() < SMALL_MODEL else threads))
@@ -281,7 +303,7 @@ def _choose_settings(benchmark: Benchmark, config, demonstrations: list[Path]) -
         )
     size = options.image_size or recorded_image_size(config, read_summary(options.checkpoint), demonstrations)
     settings = {"execute_steps": options.execute_steps, "image_size": int(size)}
-    return benchmark.choose_settings(config, int(size)) | settings
+    return benchmark.choose_settings(config, int(size)) | settings | describe_goals(config, options)
 
 
 def describe_checkpoint(options, config) -> dict:
@@ -307,7 +329,6 @@ def _find_demonstrations(options: EvaluationOptions) -> list[Path]:
 
 def _run_trials(benchmark: Benchmark, model, processor, settings: dict, folder: Path) -> tuple:
     """Runs the missing trials under a progress bar; gives all episodes and the `timing` of the results."""
-    from modeling_foresight import ForesightStream
     from training.evaluation.closed_loop import Timing, run_episodes
     from training.evaluation.simulation_pool import SimulationPool
 
@@ -331,8 +352,11 @@ def _run_trials(benchmark: Benchmark, model, processor, settings: dict, folder: 
             bar.update()
 
         if missing:
-            stream = ForesightStream(model, processor, num_envs=size)
-            with SimulationPool(size, benchmark.make_simulator(model.config, settings)) as pool:
+            simulator = benchmark.make_simulator(model.config, settings)
+            with (
+                open_stream(model, processor, options, size, settings["control_hz"]) as stream,
+                SimulationPool(size, simulator) as pool,
+            ):
                 episodes, timing = run_episodes(
                     stream,
                     pool,
@@ -350,6 +374,7 @@ def _run_trials(benchmark: Benchmark, model, processor, settings: dict, folder: 
         **({"resumed_after": len(trials) - len(missing)} if len(missing) < len(trials) else {}),
         "policy_ms": percentiles_ms(timing.policy),
         "control_step_ms": percentiles_ms(timing.step),
+        **({"goal_ms": percentiles_ms(timing.goal)} if timing.goal else {}),
     }
 
 

@@ -16,7 +16,8 @@ import torch
 import modeling_foresight
 from datasets_scripts.conversion.calvin import STATE_ENTRIES
 from datasets_scripts.simulation import calvin
-from modeling_foresight import ForesightForActionPrediction
+from modeling_foresight import ForesightForActionPrediction, ForesightStream
+from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training import evaluate
 from training.evaluation import calvin_success
@@ -25,6 +26,8 @@ from training.evaluation.simulation_pool import WorkerPool
 
 STAND_IN = Path(__file__).parents[2] / "calvin_stand_in"
 PACKAGES = ("calvin_env", "calvin_agent", "hydra", "omegaconf")
+TASKS = ("turn_on_led", "open_drawer", "move_slider_left", "close_drawer")
+WORDING = ("turn on the led", "open the drawer", "slide the door left", "close the drawer")
 SOLVED = [5, 1, 0, 2]  # of the stand-in's chains, which repeat
 STEPS = [23, 11, 8, 19]  # when a task fails after 8
 ARCHIVE = """\
@@ -244,7 +247,6 @@ def test_user_mistakes_are_one_clear_message(run, options, message):
     ("overrides", "message"),
     [
         ({"views": ["main"]}, r"the views \['main'\]; CALVIN's protocol shows \['main', 'wrist'\]"),
-        ({"goal_image": True}, "--goal_source none"),
         ({"state_dim": 9}, "state_dim 9"),
         ({"fps": 10}, "10 steps a second"),
     ],
@@ -254,9 +256,38 @@ def test_a_policy_that_does_not_fit_the_protocol_is_refused(overrides, message):
         calvin_success._check_policy(robot_config(**overrides), ChainOptions("model", Path("task_D_D")))
 
 
-def test_a_policy_trained_with_goals_may_act_without():
-    options = ChainOptions("model", Path("task_D_D"), goal_source="none")
-    calvin_success._check_policy(robot_config(goal_image=True), options)
+def test_a_policy_trained_with_goals_needs_a_source_of_them_or_acts_without_on_request(run, tmp_path):
+    folder = save(tmp_path / "model", robot_config(goal_image=True))
+    done = run("--chains", "1", checkpoint=folder)
+    assert done.code == 1 and "--goal_source none" in done.err and done.results is None
+    done = run("--chains", "1", "--goal_source", "none", checkpoint=folder)
+    assert done.code == 0 and done.results["settings"]["goal_source"] == "none"
+
+
+@pytest.mark.slow
+def test_every_task_of_a_chain_begins_with_a_goal_of_its_own(archive, rooms, tmp_path, monkeypatch):
+    folder, shown = save(tmp_path / "model", robot_config(goal_image=True)), []
+    sizes = {"size": (24, 24), "depth": False, "tracks": False, "use_videos": False}
+    demos = make_dataset(tmp_path / "demos", episodes=len(WORDING), frames=30, tasks=WORDING, fps=30, **sizes)
+    set_goal = ForesightStream.set_goal
+
+    def note(stream, image, envs):
+        shown.append(int(image[0, 0, 0, 2]))  # tells episode and frame
+        set_goal(stream, image, envs)
+
+    monkeypatch.setattr(ForesightStream, "set_goal", note)
+    # A task that asks for no motion is solved all the same, as in the tests above.
+    monkeypatch.setattr(
+        ForesightStream, "step_chunk", lambda self, images, state, envs, again: torch.zeros(len(envs), 4, 7)
+    )
+    options = {"chains": 1, "num_envs": 1, "max_steps": 8, "output": tmp_path / "calvin.json"}
+    source = {"goal_source": "recorded", "goal_dataset": str(demos.root)}
+    results = calvin_success.measure_chains(ChainOptions(str(folder), archive, **options, **source))
+    assert results["settings"]["goal_source"] == "recorded"
+    (chain,) = results["episodes"]
+    firsts = [demos.image(TASKS.index(task), 21, "main")[0, 0, 2] for task in chain["tasks"]]
+    assert chain["solved"] == 5 and shown == firsts
+    assert results["timing"]["goal_ms"]["count"] == 5
 
 
 @pytest.mark.parametrize("lost", ["calvin_agent", "calvin_env", "hydra"])

@@ -1,0 +1,359 @@
+"""Finetuning of an InstructPix2Pix U-Net into a goal generator, with GR-MG's settings.
+
+The batch of a step and its randomness are functions of (seed, step) alone, so an interrupted run resumes
+exactly. Autoencoder and text encoder are frozen.
+"""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import get_constant_schedule_with_warmup
+
+from datasets_scripts.storage.atomic import read_json, write_json, write_whole_folder
+from goal_images.generator import SAMPLING_FILE, Sampling, load_pipeline
+from modeling_foresight.step_seed import step_seed
+from training.checkpoints import (
+    StopRequest,
+    latest_checkpoint,
+    lock_run_folder,
+    restore_checkpoint,
+    save_checkpoint,
+)
+from training.evaluation.success import option
+from training.goal_generator.pairs import GoalPairs, collate_pairs
+from training.run_data import dataset_identity, leave_signals_to_parent
+from training.run_facts import describe_run
+from training.run_log import RunLog
+from training.windows import WindowSampler
+
+__all__ = ["GoalRun", "GoalTraining", "finetune"]
+
+# Settings that may change between sessions of a run, because they do not change what is computed.
+MAY_DIFFER = (
+    "base",
+    "dataset",
+    "output",
+    "export",
+    "num_workers",
+    "frame_cache",
+    "log_every",
+    "checkpoint_every",
+)
+
+
+@dataclasses.dataclass
+class GoalTraining:
+    """Settings of a run; the defaults are GR-MG's.
+
+    Raises:
+        ValueError: If a value makes no sense; names it.
+    """
+
+    base: str = option("InstructPix2Pix pipeline to start from, folder or Hub id")
+    dataset: str = option("LeRobot v3 dataset, folder or Hub id")
+    output: str = option("run folder")
+    export: str | None = option("folder of the finished pipeline (default: OUTPUT/pipeline)", None)
+    camera: str = option("camera of the pictures, the policy's first view (default: %(default)s)", "main")
+    least_ahead: int = option("least frames from a picture to its goal (default: %(default)s)", 20)
+    most_ahead: int = option("most frames from a picture to its goal (default: %(default)s)", 22)
+    image_size: int = option("pixels per side (default: %(default)s)", 256)
+    augment: bool = option("random crops and colors (default: %(default)s)", True)
+    steps: int = option("optimizer steps (default: %(default)s, GR-MG's 50 epochs of CALVIN)", 102_900)
+    batch_size: int = option("pairs per step, of all processes together (default: %(default)s)", 64)
+    gradient_accumulation_steps: int = option("parts that a step is computed in (default: %(default)s)", 1)
+    learning_rate: float = option("peak of the constant schedule (default: %(default)s)", 8e-5)
+    warmup_steps: int = option("steps of linear warm-up (default: %(default)s)", 800)
+    max_grad_norm: float = option("largest norm of the gradient (default: %(default)s)", 0.7)
+    dropout: float = option(
+        "share of pairs without prompt, as many without picture, as many without both (default: %(default)s)",
+        0.05,
+    )
+    ema_decay: float = option("of the average of the weights that is exported (default: %(default)s)", 0.999)
+    mixed_precision: str = option("(default: %(default)s)", "no", choices=["no", "fp16", "bf16"])
+    gradient_checkpointing: bool = option("less memory, more time (default: %(default)s)", False)
+    seed: int = option("seed of everything random (default: %(default)s)", 0)
+    num_workers: int = option("processes that read data (default: %(default)s)", 2)
+    frame_cache: str = option("auto, off, or a folder (default: %(default)s)", "auto")
+    log_every: int = option("steps between lines of the log (default: %(default)s)", 50)
+    checkpoint_every: int = option("steps between checkpoints (default: %(default)s)", 1000)
+    resume: bool = option("continue the run in --output, if there is one", False)
+
+    def __post_init__(self):
+        for name in ("least_ahead", "image_size", "steps", "batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+        if self.most_ahead < self.least_ahead:
+            raise ValueError(f"--most_ahead is {self.most_ahead}, less than --least_ahead {self.least_ahead}")
+        if not 0 <= self.dropout <= 1 / 3:
+            raise ValueError(f"--dropout is {self.dropout}; it must be between 0 and 1/3")
+        self.export = self.export or str(Path(self.output) / "pipeline")
+
+
+@dataclasses.dataclass
+class GoalRun:
+    """What the loop works with.
+
+    Attributes:
+        pipeline: Autoencoder, text encoder and schedule, frozen; its U-Net is the one that is trained.
+        unet: As Accelerate prepared it.
+        noise: The noise schedule of training.
+        average: The `EMAModel` of the U-Net.
+        start (`int`): First step; above 0 in a resumed run.
+    """
+
+    options: GoalTraining
+    accelerator: Accelerator
+    pairs: GoalPairs
+    pipeline: object
+    unet: torch.nn.Module
+    noise: object
+    average: object
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    start: int = 0
+
+
+def finetune(options: GoalTraining) -> int:
+    """Trains and exports.
+
+    Returns:
+        `int`: Exit code: 0 when finished, 128 + signal when stopped by one.
+
+    Raises:
+        ValueError: If base, data and run folder do not fit together, or a loss is not finite.
+        RuntimeError: If diffusers is not installed.
+    """
+    accelerator = Accelerator(
+        mixed_precision=options.mixed_precision,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        step_scheduler_with_optimizer=False,
+        project_config=ProjectConfiguration(project_dir=options.output),
+    )
+    output = Path(options.output)
+    with lock_run_folder(accelerator, output):
+        with accelerator.local_main_process_first():  # one process per machine fills the frame cache
+            pairs = open_pairs(options)
+        found = check_folder(options, pairs)
+        if found and (output / "summary.json").exists() and Path(options.export).exists():
+            accelerator.print(f"{output} holds this finished run; its pipeline is in {options.export}")
+            return 0
+        run = build_run(accelerator, options, pairs)
+        checkpoint = latest_checkpoint(output / "checkpoints") if found else None
+        if checkpoint:
+            restore_checkpoint(accelerator, checkpoint[0])
+            run.start = checkpoint[1]
+            run.average.to(accelerator.device)
+        elif accelerator.is_main_process:
+            write_json(output / "config.json", describe_settings(options, pairs))
+        accelerator.wait_for_everyone()
+        log = RunLog(accelerator, output, run.start, options.steps)
+        with contextlib.closing(log.bar), contextlib.closing(StopRequest(accelerator)) as stop:
+            if exit_code := run_steps(run, log, stop):
+                return exit_code
+        export(run, log.seconds)
+        accelerator.print(f"done: pipeline in {options.export}, log and checkpoints in {output}")
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        return 0
+
+
+def open_pairs(options: GoalTraining) -> GoalPairs:
+    """The run's data."""
+    ahead, size = (options.least_ahead, options.most_ahead), options.image_size
+    choices = (options.augment, options.seed, options.frame_cache)
+    return GoalPairs(options.dataset, options.camera, ahead, size, *choices)
+
+
+def describe_settings(options: GoalTraining, pairs: GoalPairs) -> dict:
+    """What decides the result of a run: its settings, and what its dataset is."""
+    settings = dataclasses.asdict(options)
+    del settings["resume"]
+    return {"settings": settings, "data": dataset_identity(pairs.rows)}
+
+
+def check_folder(options: GoalTraining, pairs: GoalPairs) -> bool:
+    """Whether the run folder holds this run already.
+
+    Raises:
+        ValueError: If it holds another run, or this one and `resume` is false.
+    """
+    path = Path(options.output) / "config.json"
+    if not path.exists():
+        return False
+    if not options.resume:
+        raise ValueError(
+            f"{path.parent} already holds a run: continue it with --resume, or choose another --output"
+        )
+    before, now = read_json(path), describe_settings(options, pairs)
+    there, here = before.get("settings", {}), now["settings"]
+    changed = [name for name in here if name not in MAY_DIFFER and there.get(name) != here[name]]
+    if before.get("data") != now["data"]:
+        changed.append("dataset")
+    if changed:
+        what = "; ".join(f"{name}: {there.get(name)} there, {here[name]} here" for name in changed)
+        raise ValueError(f"{path.parent} holds a run with other settings ({what}): choose another --output")
+    return True
+
+
+def build_run(accelerator: Accelerator, options: GoalTraining, pairs: GoalPairs) -> GoalRun:
+    """Models, optimizer and schedule, prepared by Accelerate."""
+    pipeline = load_pipeline(options.base)
+    from diffusers import DDPMScheduler
+    from diffusers.training_utils import EMAModel
+
+    frozen = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+    for part in (pipeline.vae, pipeline.text_encoder):
+        part.requires_grad_(False).eval().to(accelerator.device, frozen)
+    unet = pipeline.unet.requires_grad_(True).train()
+    if options.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    # Near the start the average follows the weights faster (diffusers), so that short runs are averages too.
+    average = EMAModel(unet.parameters(), decay=options.ema_decay)
+    optimizer = torch.optim.AdamW(
+        unet.parameters(), lr=options.learning_rate, betas=(0.95, 0.999), weight_decay=1e-2, fused=True
+    )
+    scheduler = get_constant_schedule_with_warmup(optimizer, options.warmup_steps)
+    prepared, optimizer, scheduler = accelerator.prepare(unet, optimizer, scheduler)
+    average.to(accelerator.device)
+    accelerator.register_for_checkpointing(average)
+    noise = DDPMScheduler.from_config(pipeline.scheduler.config)
+    return GoalRun(options, accelerator, pairs, pipeline, prepared, noise, average, optimizer, scheduler)
+
+
+def run_steps(run: GoalRun, log: RunLog, stop: StopRequest) -> int:
+    """The optimization, up to the last step or a signal, whose exit code it gives."""
+    options, accelerator = run.options, run.accelerator
+    parts = options.gradient_accumulation_steps
+    batches = iter(make_loader(run))
+    for step in range(run.start, options.steps):
+        for part in range(parts):
+            with log.reading():
+                batch = next(batches)
+            torch.manual_seed(step_seed(options.seed, step * parts + part, accelerator.process_index))
+            with accelerator.accumulate(run.unet):
+                loss = measure_loss(run, batch)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(run.unet.parameters(), options.max_grad_norm)
+                    check_step(run, step, loss)
+                    log.add({"grad_norm": norm})
+                run.optimizer.step()
+                run.optimizer.zero_grad()
+            log.add({"loss": loss.detach()})
+        run.scheduler.step()
+        run.average.step(run.unet.parameters())
+        log.bar.update()
+        done, last = step + 1, step + 1 == options.steps
+        if done % options.log_every == 0 or last:
+            log.write(done, lr=run.scheduler.get_last_lr()[0], windows=options.batch_size)
+        with log.paused():
+            stopping = bool(stop)
+            if done % options.checkpoint_every == 0 or stopping or last:
+                save_checkpoint(accelerator, Path(options.output), done, keep=2)
+        if stopping and not last:
+            accelerator.print(f"stopped after step {done}; continue with --resume")
+            return stop.exit_code
+    return 0
+
+
+def make_loader(run: GoalRun) -> DataLoader:
+    """Batches of the remaining steps, one per part."""
+    options, parts = run.options, run.options.gradient_accumulation_steps
+    sampler = WindowSampler(
+        len(run.pairs),
+        options.batch_size // parts,
+        seed=options.seed,
+        rank=run.accelerator.process_index,
+        world_size=run.accelerator.num_processes,
+        start_step=run.start * parts,
+        steps=options.steps * parts,
+    )
+    return DataLoader(
+        run.pairs,
+        batch_sampler=sampler,
+        collate_fn=collate_pairs,
+        num_workers=options.num_workers,
+        worker_init_fn=leave_signals_to_parent,
+        # Forking a process that decodes video and computes with threads is not safe.
+        multiprocessing_context="spawn" if options.num_workers else None,
+    )
+
+
+def measure_loss(run: GoalRun, batch: dict) -> Tensor:
+    """Mean squared error of the noise that the U-Net finds in the goals of a batch.
+
+    As InstructPix2Pix: the goal's latents are scaled, those of the picture are not, and parts of the
+    conditions are hidden, so that sampling can be guided by each.
+    """
+    options, pipeline, device = run.options, run.pipeline, run.accelerator.device
+    with torch.no_grad():
+        dtype = pipeline.vae.dtype
+        goal = pipeline.vae.encode(batch["goal"].to(device, dtype)).latent_dist.sample()
+        goal = goal.float() * pipeline.vae.config.scaling_factor  # (B, c, h, w)
+        picture = pipeline.vae.encode(batch["picture"].to(device, dtype)).latent_dist.mode().float()
+        text, empty = (encode_prompts(pipeline, p, device) for p in (batch["prompt"], [""]))  # (B, tokens, C)
+    draw = torch.rand(len(goal), device=device)
+    hides_text, hides_picture = (
+        draw < 2 * options.dropout,
+        (draw >= options.dropout) & (draw < 3 * options.dropout),
+    )
+    text = torch.where(hides_text[:, None, None], empty, text)
+    picture = picture * ~hides_picture[:, None, None, None]
+    noise = torch.randn_like(goal)
+    times = torch.randint(run.noise.config.num_train_timesteps, (len(goal),), device=device)
+    noisy = run.noise.add_noise(goal, noise, times)
+    found = run.unet(torch.cat([noisy, picture], dim=1), times, text, return_dict=False)[0]
+    if run.noise.config.prediction_type == "v_prediction":
+        noise = run.noise.get_velocity(goal, noise, times)
+    return F.mse_loss(found.float(), noise)
+
+
+def encode_prompts(pipeline, prompts: list[str], device: torch.device) -> Tensor:
+    """Text features as the pipeline computes them in sampling, float32 `(B, tokens, C)`."""
+    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
+    tokens = tokenizer(
+        prompts,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).to(device)
+    mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
+    return encoder(tokens.input_ids, attention_mask=mask)[0].float()
+
+
+def check_step(run: GoalRun, step: int, loss: Tensor) -> None:
+    """Stops all processes before an update with a loss that is not finite.
+
+    Raises:
+        ValueError: In every process; says what to do.
+    """
+    if not run.accelerator.gather(loss.detach().isfinite()[None]).all():
+        raise ValueError(
+            f"the loss is not finite at step {step + 1} of {run.options.output}; earlier checkpoints are "
+            "kept. Lower --learning_rate or choose another --mixed_precision, and another --output"
+        )
+
+
+def export(run: GoalRun, seconds: float) -> None:
+    """Writes the pipeline with the averaged U-Net, and `summary.json`."""
+    options, accelerator = run.options, run.accelerator
+    if not accelerator.is_main_process:
+        return
+    pipeline = load_pipeline(options.base)  # the run's may be of lower precision
+    run.average.copy_to(pipeline.unet.parameters())
+    with write_whole_folder(options.export, replace=True) as folder:
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        write_json(folder / SAMPLING_FILE, dataclasses.asdict(Sampling(image_size=options.image_size)))
+    facts = describe_settings(options, run.pairs) | {"train_seconds": seconds, **describe_run()}
+    write_json(Path(options.output) / "summary.json", facts)
