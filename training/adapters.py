@@ -75,16 +75,18 @@ def write_adapter(model: PeftModel, folder: Path, base: dict, state: dict | None
 
 
 def save_only_adapter(accelerator: Accelerator, base: dict) -> None:
-    """Makes Accelerate's checkpoints hold the adapter instead of the whole model."""
+    """Makes Accelerate's checkpoints hold the adapter instead of the whole model; shards hold both."""
 
     def save(models, weights, folder):
+        sharded = not weights  # FSDP has written them
         weights.clear()  # Accelerate writes what is left in this list
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and sharded:
+            write_json(Path(folder) / BASE_FILE, base)
+        elif accelerator.is_main_process:
             write_adapter(accelerator.unwrap_model(models[0]), Path(folder), base)
 
     def load(models, folder):
-        # Accelerate loads what is left in this list.
-        model, folder = accelerator.unwrap_model(models.pop()), Path(folder)
+        folder = Path(folder)
         before = read_json(folder / BASE_FILE)
         if before["base_weights_sha256"] != base["base_weights_sha256"]:
             raise ValueError(
@@ -92,6 +94,9 @@ def save_only_adapter(accelerator: Accelerator, base: dict) -> None:
                 "base it started from (revision "
                 f"{before['base_revision'] or 'unknown'}), or choose another --output"
             )
+        if not models:  # FSDP has loaded them
+            return
+        model = accelerator.unwrap_model(models.pop())  # Accelerate loads what is left in this list
         state = load_file(folder / WEIGHTS)
         expected = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
         if state.keys() != expected:
