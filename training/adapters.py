@@ -25,6 +25,7 @@ from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.base_model import check_weights
 from modeling_foresight.lora import lora_config
 from training.config import LoraOptions
+from training.engines.machines import is_writer
 
 __all__ = ["add_lora", "describe_base", "save_only_adapter", "load_adapter", "write_adapter"]
 
@@ -80,9 +81,9 @@ def save_only_adapter(accelerator: Accelerator, base: dict) -> None:
     def save(models, weights, folder):
         sharded = not weights  # FSDP has written them
         weights.clear()  # Accelerate writes what is left in this list
-        if accelerator.is_main_process and sharded:
+        if is_writer(accelerator) and sharded:
             write_json(Path(folder) / BASE_FILE, base)
-        elif accelerator.is_main_process:
+        elif is_writer(accelerator):
             write_adapter(accelerator.unwrap_model(models[0]), Path(folder), base)
 
     def load(models, folder):

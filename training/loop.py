@@ -23,6 +23,7 @@ from training.checkpoints import (
     save_checkpoint,
 )
 from training.config import RunConfig
+from training.engines.machines import find_writers, is_writer
 from training.engines.sharding import full_value, local_part
 from training.evaluation.open_loop import flow_errors, format_open_loop, measure_held_out, measure_losses
 from training.model_folder import export_model
@@ -48,6 +49,7 @@ def train(config: RunConfig, resume: bool) -> int:
         ValueError: If config, data and run folder do not fit together, or a loss is not finite.
     """
     accelerator = build_accelerator(config)
+    find_writers(accelerator, Path(config.output))
     with lock_run_folder(accelerator, Path(config.output)):
         # One process per machine downloads the data and fills the frame cache; the others then find it there.
         with accelerator.local_main_process_first():
@@ -63,7 +65,7 @@ def train(config: RunConfig, resume: bool) -> int:
         if found:
             restore_checkpoint(accelerator, found[0])
             run.start = found[1]
-        elif accelerator.is_main_process:
+        elif is_writer(accelerator):
             describe_run_folder(config, datasets)
         accelerator.wait_for_everyone()
         print_summary(run)
