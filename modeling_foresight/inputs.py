@@ -66,6 +66,8 @@ class ForesightInputs(TypedDict, total=False):
         state_mask: bool `(B,)`.
         goal_pixel_values: float32 `(B, 3, H, W)`, a goal for the first view, normalized as `pixel_values`.
         goal_mask: bool `(B,)`.
+        goal_draw: float32 `(B,)`, uniform: training hides goals whose number is below `goal_dropout`, and
+            draws the numbers if they are missing; evaluation ignores them.
         track_start: float32 `(B, T, P, 2)`, x and y of the flow points at step 0 as fractions of the first
             view, pixel centers; the grid by default. `targets.build_flow_targets` makes it.
         text_features: float `(B, text width)`, the text tower's projected feature of any length, in place of
@@ -84,6 +86,7 @@ class ForesightInputs(TypedDict, total=False):
     state_mask: Tensor
     goal_pixel_values: Tensor
     goal_mask: Tensor
+    goal_draw: Tensor
     track_start: Tensor
     text_features: Tensor
     vision_features: tuple[Tensor, Tensor]
@@ -142,6 +145,7 @@ INPUT_SHAPES = {
     "goal_features[0]": ("B", "C"),
     "goal_features[1]": ("B", "N", "C"),
     "goal_mask": ("B",),
+    "goal_draw": ("B",),
     "track_start": ("B", "T", "P", 2),
 }
 # Targets of heads that are off are not checked.

@@ -253,7 +253,9 @@ class ForesightModel(ForesightPreTrainedModel):
         if goal_features is not None:
             goal = self.embed_goal_image(*(x.to(self.dtype) for x in goal_features))
             if self.training and self.config.goal_dropout:
-                kept = torch.rand(len(images), device=images.device) >= self.config.goal_dropout
+                draw = given("goal_draw")
+                draw = torch.rand(len(images), device=images.device) if draw is None else draw
+                kept = draw >= self.config.goal_dropout
                 goal_mask = kept if goal_mask is None else kept & goal_mask.bool()
         return EmbeddedInputs(
             language=self.embed_text(text),

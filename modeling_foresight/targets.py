@@ -6,7 +6,7 @@ points; the loaders call it.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -143,6 +143,35 @@ def draw_supervision(config: ForesightConfig, batch: Mapping, seed: int | None =
     # Dropout has the numbers of the seed itself.
     draw = None if seed is None else torch.Generator().manual_seed(~seed)
     return {"supervision_order": torch.rand(views.shape, generator=draw).to(views.device)}
+
+
+def draw_training(config: ForesightConfig, batch: Mapping, seeds: Sequence[int]) -> dict[str, Tensor]:
+    """The random numbers of a training batch, each sample's from its own seed.
+
+    They do not depend on how samples are divided among processes and micro-batches. Dropout does.
+
+    Args:
+        config (`ForesightConfig`): Which numbers the model needs.
+        batch (`Mapping`): A [`ForesightBatch`] of B samples.
+        seeds (`Sequence[int]`): One per sample.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `supervision_order`, `style_noise` and `goal_draw` of [`ForesightBatch`],
+        float32, as far as the model uses them.
+    """
+    views = present_views(config, batch)  # (B, T, V)
+    frames, draws = views.shape[1], {}
+    if config.supervised_share < 1:
+        draws["supervision_order"] = torch.rand, views.shape[1:]
+    if config.has("action") and config.has_style:
+        draws["style_noise"] = torch.randn, (frames, config.latent_dim)
+    if config.goal_image and config.goal_dropout:
+        draws["goal_draw"] = torch.rand, ()
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return {
+        name: torch.stack([draw(shape, generator=generator) for generator in generators]).to(views.device)
+        for name, (draw, shape) in draws.items()
+    }
 
 
 def take_supervised(config: ForesightConfig, batch: Mapping, images: Tensor) -> Tensor:

@@ -5,16 +5,30 @@ import socket
 import time
 
 import torch
+from accelerate import DistributedType, PartialState
 from accelerate.state import AcceleratorState
 
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
 
-def run_ranks(function, *args) -> None:
-    """`function(rank, *args)` in two forks of this process, in the environment of two ranks on the CPU."""
+
+def run_ranks(function, *args, engine: dict[str, str] | None = None) -> None:
+    """`function(rank, *args)` in two forks of this process, in the environment of two ranks on the CPU.
+
+    `engine` are environment variables as `accelerate launch` sets them for an engine. Accelerate ignores
+    engines on CPUs; here it takes the processes for two GPUs.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     start = torch.multiprocessing.start_processes
-    ranks = start(_run_rank, (port, function, args), nprocs=2, join=False, start_method="fork")
+    ranks = start(_run_rank, (port, engine, function, args), nprocs=2, join=False, start_method="fork")
     end = time.monotonic() + 300
     try:
         while not ranks.join(timeout=1):
@@ -24,9 +38,23 @@ def run_ranks(function, *args) -> None:
             process.kill()
 
 
-def _run_rank(rank: int, port: int, function, args: tuple) -> None:
+def _run_rank(rank: int, port: int, engine: dict | None, function, args: tuple) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
     AcceleratorState._reset_state(reset_partial_state=True)
+    if engine:
+        os.environ |= engine
+        _take_for_gpus()
     function(rank, *args)
+
+
+def _take_for_gpus() -> None:
+    start = PartialState.__init__
+
+    def start_as_gpus(self, *args, **kwargs):
+        start(self, *args, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = start_as_gpus

@@ -25,6 +25,7 @@ from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.base_model import check_weights
 from modeling_foresight.lora import lora_config
 from training.config import LoraOptions
+from training.engines.machines import is_writer
 
 __all__ = ["add_lora", "describe_base", "save_only_adapter", "load_adapter", "write_adapter"]
 
@@ -75,16 +76,18 @@ def write_adapter(model: PeftModel, folder: Path, base: dict, state: dict | None
 
 
 def save_only_adapter(accelerator: Accelerator, base: dict) -> None:
-    """Makes Accelerate's checkpoints hold the adapter instead of the whole model."""
+    """Makes Accelerate's checkpoints hold the adapter instead of the whole model; shards hold both."""
 
     def save(models, weights, folder):
+        sharded = not weights  # FSDP has written them
         weights.clear()  # Accelerate writes what is left in this list
-        if accelerator.is_main_process:
+        if is_writer(accelerator) and sharded:
+            write_json(Path(folder) / BASE_FILE, base)
+        elif is_writer(accelerator):
             write_adapter(accelerator.unwrap_model(models[0]), Path(folder), base)
 
     def load(models, folder):
-        # Accelerate loads what is left in this list.
-        model, folder = accelerator.unwrap_model(models.pop()), Path(folder)
+        folder = Path(folder)
         before = read_json(folder / BASE_FILE)
         if before["base_weights_sha256"] != base["base_weights_sha256"]:
             raise ValueError(
@@ -92,6 +95,9 @@ def save_only_adapter(accelerator: Accelerator, base: dict) -> None:
                 "base it started from (revision "
                 f"{before['base_revision'] or 'unknown'}), or choose another --output"
             )
+        if not models:  # FSDP has loaded them
+            return
+        model = accelerator.unwrap_model(models.pop())  # Accelerate loads what is left in this list
         state = load_file(folder / WEIGHTS)
         expected = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
         if state.keys() != expected:

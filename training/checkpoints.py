@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -13,13 +15,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from datasets_scripts.storage.atomic import read_json, remove_leftovers, write_json, write_whole_folder
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from training.config import RunConfig, flatten, load_config, save_config
+from training.engines.machines import agree_on_checkpoint, is_writer
 from training.run_data import dataset_identity
 
 __all__ = [
@@ -58,7 +61,7 @@ def lock_run_folder(accelerator: Accelerator, folder: Path) -> Iterator[None]:
     Raises:
         ValueError: If another process is training there.
     """
-    if not accelerator.is_main_process:
+    if not is_writer(accelerator):
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +115,7 @@ def check_run_folder(
         )
     if (output / "summary.json").exists() and Path(config.export).exists():
         return FINISHED
-    return latest_checkpoint(output / "checkpoints")
+    return agree_on_checkpoint(functools.partial(latest_checkpoint, output / "checkpoints"))
 
 
 def _comparable(config: RunConfig) -> dict:
@@ -123,9 +126,11 @@ def _comparable(config: RunConfig) -> dict:
     return {key: value for key, value in flatten(fields).items() if key not in MAY_CHANGE}
 
 
-def latest_checkpoint(folder: Path) -> tuple[Path, int] | None:
+def latest_checkpoint(folder: Path, at_most: float = math.inf) -> tuple[Path, int] | None:
     """The newest whole checkpoint of a run folder and its step; warns about damaged ones that are newer."""
     for step, path in sorted(_find_checkpoints(folder).items(), reverse=True):
+        if step > at_most:
+            continue
         if (damage := _find_damage(path)) is None:
             return path, step
         warnings.warn(f"checkpoint {path} is left out: its {damage}", stacklevel=2)
@@ -171,16 +176,17 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int
     Raises:
         OSError: If it cannot be written; the checkpoint before it is still there.
     """
-    folder, main = output / "checkpoints", accelerator.is_main_process
+    folder, writer = output / "checkpoints", is_writer(accelerator)
     final = folder / f"{PREFIX}{step:07d}"
-    if main:
+    if writer:
         remove_leftovers(folder)
     try:
-        with write_whole_folder(final, replace=True) if main else contextlib.nullcontext() as partial:
-            (partial,) = broadcast_object_list([partial])
+        with write_whole_folder(final, replace=True) if writer else contextlib.nullcontext() as partial:
+            names = gather_object([partial])  # of the writer on this machine, or on all
+            partial = partial or next(name for name in names[accelerator.process_index :: -1] if name)
             accelerator.save_state(str(partial))
             accelerator.wait_for_everyone()
-            if main:
+            if writer:
                 files = sorted(path for path in partial.rglob("*") if path.is_file())
                 write_json(
                     partial / MANIFEST, {str(path.relative_to(partial)): _digest(path) for path in files}
@@ -190,7 +196,7 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int
             f"checkpoint of step {step} could not be written to {folder}: {error}. Free space and continue "
             "with --resume from the checkpoint before it"
         ) from error
-    if main:
+    if writer:
         found = _find_checkpoints(folder)
         # Newer ones are damaged: this run resumed before them.
         kept = sorted(number for number in found if number <= step)[-keep:]

@@ -23,6 +23,8 @@ from training.checkpoints import (
     save_checkpoint,
 )
 from training.config import RunConfig
+from training.engines.machines import find_writers, is_writer
+from training.engines.sharding import full_value, local_part
 from training.evaluation.open_loop import flow_errors, format_open_loop, measure_held_out, measure_losses
 from training.model_folder import export_model
 from training.run_data import RunData, evaluation_loader, open_datasets, training_loader
@@ -54,6 +56,7 @@ def train(config: RunConfig, resume: bool) -> int:
         ValueError: If config, data and run folder do not fit together, or a loss is not finite.
     """
     accelerator = build_accelerator(config)
+    find_writers(accelerator, Path(config.output))
     with lock_run_folder(accelerator, Path(config.output)):
         # One process per machine downloads the data and fills the frame cache; the others then find it there.
         with accelerator.local_main_process_first():
@@ -69,7 +72,7 @@ def train(config: RunConfig, resume: bool) -> int:
         if found:
             restore_checkpoint(accelerator, found[0])
             run.start = found[1]
-        elif accelerator.is_main_process:
+        elif is_writer(accelerator):
             describe_run_folder(config, datasets)
         accelerator.wait_for_everyone()
         print_summary(run)
@@ -94,14 +97,14 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> int:
     """
     config, options, accelerator = run.config, run.config.train, run.accelerator
     parts = options.gradient_accumulation_steps
-    batches = iter(training_loader(config, run.data, run.sampler(), accelerator.device))
+    batches = iter(training_loader(config, run.data, run.sampler, accelerator.device))
     run.model.train()
     for step in range(run.start, options.steps):
         with log.reading():
             raws = [next(batches) for _ in range(parts)]
         # Dropout and draws are a function of (seed, step, process), whatever ran in between.
         seeds = [step_seed(config.seed, step * parts + i, accelerator.process_index) for i in range(parts)]
-        micro_batches = [run.prepare_batch(raw, seed) for raw, seed in zip(raws, seeds, strict=True)]
+        micro_batches = [run.prepare_batch(raw, step * parts + i) for i, raw in enumerate(raws)]
         counts = count_targets(run, micro_batches)
         total = 0.0
         for seed, batch in zip(seeds, micro_batches, strict=True):
@@ -111,7 +114,7 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> int:
                 accelerator.backward(outputs.loss)
                 total = total + outputs.loss.detach()
                 if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(run.trained, options.max_grad_norm)
+                    norm = full_value(accelerator.clip_grad_norm_(run.trained, options.max_grad_norm))
                     check_step(run, step, micro_batches, total, norm)
                     log.add({"grad_norm": norm})
                 run.optimizer.step()
@@ -156,7 +159,7 @@ def validate(run: Run) -> dict[str, float]:
     options = run.config.train
     subset = evaluation_loader(run.data.val, options.batch_size, options.val_windows)
     with run.accelerator.autocast():
-        return measure_losses(run.policy, run.processor, subset)
+        return measure_losses(run.plain, run.processor, subset)
 
 
 def measure_final_model(run: Run) -> dict:
@@ -170,7 +173,7 @@ def measure_final_model(run: Run) -> dict:
     accelerator.print("measuring the validation episodes, beside trivial predictors")
     accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)  # takes mixed precision from it for good
     windows = run.config.data.baseline_windows
-    errors = measure_held_out(run.policy, run.processor, run.data, options.batch_size, windows)
+    errors = measure_held_out(run.plain, run.processor, run.data, options.batch_size, windows)
     accelerator.print(format_open_loop(errors))
     return errors
 
@@ -218,8 +221,8 @@ def check_weights(run: Run, done: int) -> None:
 
 def has_finite_weights(run: Run) -> bool:
     """Whether all weights and running statistics are finite, in every process."""
-    floats = (value for value in run.model.state_dict().values() if value.is_floating_point())
-    return is_true_everywhere(run, torch.stack([value.isfinite().all() for value in floats]).all())
+    parts = (local_part(value) for value in run.model.state_dict().values() if value.is_floating_point())
+    return is_true_everywhere(run, torch.stack([part.isfinite().all() for part in parts]).all())
 
 
 def is_true_everywhere(run: Run, flag: Tensor) -> bool:
@@ -230,13 +233,13 @@ def is_true_everywhere(run: Run, flag: Tensor) -> bool:
 @torch.no_grad()
 def find_broken_windows(run: Run, step: int, batches: Sequence[Mapping]) -> list[str]:
     """Windows of this process whose loss is not finite by itself: dataset, episode and newest frame."""
-    sampler, found = run.sampler(), []
-    run.policy.eval()  # training may leave out the image at fault
+    sampler, found = run.sampler, []
+    run.plain.eval()  # training may leave out the image at fault
     for part, batch in enumerate(batches):
         for row, (index, _) in enumerate(sampler.batch_indices(step * len(batches) + part)):
             sample = {name: value[row : row + 1] for name, value in batch.items()}
             with run.accelerator.autocast():
-                loss = run.policy(**sample).loss
+                loss = run.plain(**sample).loss
             if loss is not None and not loss.isfinite():
                 found.append(run.data.describe_window(index))
     return found

@@ -1,6 +1,7 @@
 """What a run is made of: accelerator, model, optimizer and schedule; and its summaries."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,11 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 from datasets_scripts.storage.atomic import write_json
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.bfloat16_support import NO_BFLOAT16, has_bfloat16
-from modeling_foresight.targets import draw_supervision
+from modeling_foresight.step_seed import step_seed
+from modeling_foresight.targets import draw_training
 from training.adapters import add_lora, describe_base, save_only_adapter
 from training.config import RunConfig, flatten
+from training.engines.selection import check_engine, choose_units
 from training.run_data import RunData
 from training.run_facts import describe_run, portable_path
 from training.starting_model import build_model
@@ -48,12 +51,17 @@ class Run:
     start: int = 0
 
     @property
-    def policy(self) -> ForesightForActionPrediction:
-        """The model without DDP around it; with LoRA, the base with the adapter in its layers."""
+    def plain(self) -> torch.nn.Module:
+        """The model without DDP around it; with LoRA, peft's, which FSDP needs to gather the weights."""
         # Unwrapping mixed precision too would take it from `self.model` for the rest of the run.
-        plain = self.accelerator.unwrap_model(self.model)
-        return plain.get_base_model() if self.base else plain
+        return self.accelerator.unwrap_model(self.model)
 
+    @property
+    def policy(self) -> ForesightForActionPrediction:
+        """[`plain`] or, with LoRA, the base with the adapter in its layers: for its methods and settings."""
+        return self.plain.get_base_model() if self.base else self.plain
+
+    @functools.cached_property
     def sampler(self) -> WindowSampler:
         """Which windows form the micro-batches of this process; a step takes as many as it has parts."""
         options = self.config.train
@@ -68,11 +76,17 @@ class Run:
             steps=options.steps * options.gradient_accumulation_steps,
         )
 
-    def prepare_batch(self, raw: Mapping, seed: int) -> dict[str, Tensor]:
-        """A raw batch as a model batch on the run's device; `seed` draws the images that are supervised."""
+    def prepare_batch(self, raw: Mapping, step: int) -> dict[str, Tensor]:
+        """A raw batch as a model batch on the run's device, with random numbers.
+
+        `step` counts micro-batches. A sample's numbers depend on its place in the stream of samples alone,
+        not on how many processes and parts share a batch.
+        """
         config = self.policy.config
         batch = self.processor.prepare_batch(raw, self.accelerator.device, config.history_length)
-        return batch | draw_supervision(config, batch, seed)
+        # Dropout has the numbers of the seeds themselves.
+        seeds = [~step_seed(self.config.seed, position, 0) for position in self.sampler.positions(step)]
+        return batch | draw_training(config, batch, seeds)
 
 
 def resolve_epochs(config: RunConfig, windows: int) -> RunConfig:
@@ -115,6 +129,7 @@ def build_accelerator(config: RunConfig) -> Accelerator:
             f"train.tracker={options.tracker} is not installed: pip install {options.tracker}, or leave it "
             "out"
         )
+    check_engine(accelerator)
     return accelerator
 
 
@@ -128,10 +143,10 @@ def build_run(accelerator: Accelerator, config: RunConfig, data: RunData) -> Run
         save_only_adapter(accelerator, base)
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    trained = [p for p in model.parameters() if p.requires_grad]
+    choose_units(accelerator, model)
     # Fused takes a third of the time on a CPU: 2.9 ms against 9.2 ms a step of the quickstart.
     optimizer = torch.optim.AdamW(
-        trained,
+        [p for p in model.parameters() if p.requires_grad],
         lr=options.learning_rate,
         betas=tuple(options.betas),
         weight_decay=options.weight_decay,
@@ -141,6 +156,7 @@ def build_run(accelerator: Accelerator, config: RunConfig, data: RunData) -> Run
         optimizer, options.warmup_steps, options.steps, min_lr_rate=options.min_learning_rate_ratio
     )
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    trained = [p for p in model.parameters() if p.requires_grad]  # FSDP has replaced those of before
     if options.tracker:
         # Trackers take plain values only.
         settings = {name: str(value) for name, value in flatten(dataclasses.asdict(config)).items()}

@@ -48,6 +48,7 @@ from modeling_foresight.targets import (
     progress_targets,
     rgb_target,
 )
+from training.engines.sharding import batches_in_step, is_sharded
 from training.evaluation.real_units import measure_in_real_units
 from training.model_folder import read_run_config
 from training.run_data import RunData, evaluation_loader
@@ -265,11 +266,13 @@ def _predict(model, processor, batches: Iterable[Mapping]) -> Iterator[tuple]:
     # The encoder of the action CVAE reads actions for the KL term; the style is zero in evaluation.
     given = (*ForesightInputs.__annotations__, "actions", "action_mask")
     try:
-        for raw in batches:
+        together = batches_in_step(batches) if is_sharded(model) else ((raw, True) for raw in batches)
+        for raw, counts in together:
             batch = processor.prepare_batch(raw, model.device, model.config.history_length)
             with torch.no_grad():
                 output = model(**{name: batch[name] for name in given if name in batch})
-            yield raw, batch, output
+            if counts:
+                yield raw, batch, output
     finally:
         model.train(was_training)
 

@@ -92,9 +92,13 @@ class WindowSampler:
 
     def batch_indices(self, step: int) -> list[tuple[int, int]]:
         """`(index, draw)` of this rank's windows at one step; all ranks in order have the global batch."""
+        return [self._window(position) for position in self.positions(step)]
+
+    def positions(self, step: int) -> range:
+        """Places of this rank's windows at one step in the endless stream of windows."""
         share = self.batch_size // self.world_size
         first = step * self.batch_size + self.rank * share
-        return [self._window(position) for position in range(first, first + share)]
+        return range(first, first + share)
 
     def _window(self, position: int) -> tuple[int, int]:
         """Window and draw at a position of the endless stream of windows."""
