@@ -3,25 +3,32 @@
 import os
 import socket
 import time
+from pathlib import Path
 
 import torch
 from accelerate import DistributedType, PartialState
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState
+from accelerate.utils.launch import prepare_multi_gpu_env
 
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-}
+CONFIGS = Path(__file__).parents[1] / "training" / "configs" / "accelerate"
+
+
+def engine_environment(name: str) -> dict[str, str]:
+    """What `accelerate launch --config_file training/configs/accelerate/NAME.yaml` tells the processes."""
+    command = ["--config_file", str(CONFIGS / f"{name}.yaml"), "train.py"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(command))
+    given = prepare_multi_gpu_env(arguments)
+    return {name: value for name, value in given.items() if name.startswith(("ACCELERATE_USE_", "FSDP_"))}
+
+
+FSDP2 = engine_environment("fsdp2")
 
 
 def run_ranks(function, *args, engine: dict[str, str] | None = None) -> None:
     """`function(rank, *args)` in two forks of this process, in the environment of two ranks on the CPU.
 
-    `engine` are environment variables as `accelerate launch` sets them for an engine. Accelerate ignores
+    `engine` is of [`engine_environment`]. Accelerate ignores
     engines on CPUs; here it takes the processes for two GPUs.
     """
     with socket.socket() as probe:
