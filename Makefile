@@ -233,7 +233,7 @@ benchmark-gpu: setup ## on a GPU: tests marked gpu; control step, goal generator
 		--output outputs/benchmarks/control_step-cuda.csv
 	$(PY) benchmarks/training_step.py --device cuda --dtype bfloat16 --batches 32 8 64 --checkpointing off on \
 		--compile off on --warmup 5 --repeats 20 --output outputs/benchmarks/training_step-cuda.csv
-	$(PY) benchmarks/goal_refresh.py --device cuda --width 1 --denoising-steps 50 --steps 400 \
+	$(PY) benchmarks/goal_refresh.py --device cuda --width 1 --denoising-steps 50 --steps 40 \
 		--output outputs/benchmarks/goal_refresh-cuda.csv
 	$(PY) benchmarks/depth_sources.py --device cuda --output outputs/benchmarks/depth_sources-cuda.csv
 

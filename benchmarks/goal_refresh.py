@@ -3,18 +3,16 @@
 The policy and the generator have random weights: the time does not depend on them. All settings see the same
 observations and run in turns, `--steps` control steps each. `process` is this project's `GoalWorker`, and
 `thread` the same in a thread of the control loop's process. Both are asked for the next goal as soon as one
-is ready, so that they draw all the time, more than in control. `awaited` draws a goal every 20 steps inside
-of the step.
+is ready, so that they draw all the time, more than in control. `awaited` draws a goal inside of the step; on
+a robot that would be every twentieth one.
 
 Each row has the median, 90th percentile and maximum of a control step in milliseconds, and the goals given.
 """
 
 import argparse
-import contextlib
 import functools
 import json
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,7 +23,6 @@ from _measure import build_parser, describe_machine, model_sizes, print_table, s
 from goal_images.background import GoalWorker
 from goal_images.control import GoalStream
 from goal_images.generator import GoalGenerator, Sampling
-from goal_images.source import REFRESH_STEPS
 from modeling_foresight import (
     ForesightConfig,
     ForesightForActionPrediction,
@@ -35,10 +32,9 @@ from modeling_foresight import (
 
 INSTRUCTION = "open the drawer"
 SIDE_PX = 200
-SETTINGS = ("alone", "process", "thread", "awaited")
 EXAMPLE = """examples:
   python benchmarks/goal_refresh.py   # this CPU; the U-Net is a quarter as wide as Stable Diffusion's
-  python benchmarks/goal_refresh.py --device cuda --width 1 --denoising-steps 50 --steps 400
+  python benchmarks/goal_refresh.py --device cuda --width 1 --denoising-steps 50 --steps 40
 """
 
 
@@ -48,8 +44,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--width", type=float, default=0.25, help="of the U-Net; 1 is Stable Diffusion's")
     parser.add_argument("--denoising-steps", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=40, help="control steps of a setting in each round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4, help="control steps of a setting in each round")
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--small", action="store_true", help="a tiny policy and U-Net, to try the script")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/goal_refresh.csv"))
     return parser.parse_args(arguments)
@@ -146,67 +142,63 @@ def build_policy(args: argparse.Namespace):
 class Setting:
     """A stream whose window is full, and the durations of its steps."""
 
-    def __init__(self, policy, source=None, every: int = 1):
+    def __init__(self, policy, source=None):
         model, processor = policy
         self.stream = model.stream(processor, with_progress=True)
         self.goals, self._give = 0, self.stream.set_goal
         self.stream.set_goal = self._count_goal
         if source is not None:
-            self.stream = GoalStream(self.stream, source, every)
+            self.stream = GoalStream(self.stream, source, every=1)
         rng = np.random.default_rng(0)
         frames = rng.integers(0, 256, (model.config.history_length, SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
         self.images = [dict.fromkeys(model.config.views, frame) for frame in frames]
         self.state = np.zeros(model.config.state_dim, np.float32)
+        self.durations_ms: list[float] = []
         self.stream.reset(INSTRUCTION)
         if source is None:
             self.stream.set_goal(frames[0])
-        for images in self.images:
-            self.stream.step(images, self.state)
-        self.goals = 0
+        self.run(1 if isinstance(source, RandomGenerator) else len(self.images))  # fills the window
+        self.rest()
+        self.goals, self.durations_ms = 0, []
 
     def _count_goal(self, image, envs=None) -> None:
         self.goals += 1
         self._give(image, envs)
 
-    def run(self, steps: int) -> list[float]:
-        """Milliseconds of control steps."""
-        durations_ms = []
+    def run(self, steps: int) -> None:
+        """Times control steps."""
         for step in range(steps):
             begun = time.perf_counter()
             self.stream.step(self.images[step % len(self.images)], self.state)
-            durations_ms.append(1000 * (time.perf_counter() - begun))
-        return durations_ms
+            self.durations_ms.append(1000 * (time.perf_counter() - begun))
+
+    def rest(self) -> None:
+        """Waits for goals that are being drawn."""
+        worker = getattr(self.stream, "worker", None)
+        if worker is not None and worker.busy:
+            worker.receive()
 
 
-@contextlib.contextmanager
-def open_setting(name: str, policy, sizes: tuple) -> Iterator[Setting]:
-    """One way to get goals; at its end nothing is drawn any more."""
-    if name == "alone":
-        yield Setting(policy)
-    elif name == "awaited":
-        yield Setting(policy, RandomGenerator(*sizes), REFRESH_STEPS)
-    elif name == "thread":
-        with ThreadWorker(RandomGenerator(*sizes)) as worker:
-            yield Setting(policy, worker)
-    else:
-        with GoalWorker(functools.partial(RandomGenerator, *sizes)) as worker:
-            yield Setting(policy, worker)
+def measure(args: argparse.Namespace) -> dict[str, Setting]:
+    """All settings after their rounds.
 
-
-def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Milliseconds of the control steps of every setting, and the goals that were given during them.
-
-    The settings run in turns, in an order that is reversed every round.
+    They run in turns of a few steps, in an order that is reversed every round, and nothing is drawn between
+    the turns: a machine that is busy with other things disturbs all alike.
     """
     policy, sizes = build_policy(args), (args.device, args.width, args.denoising_steps, args.small)
-    durations, goals = {name: [] for name in SETTINGS}, dict.fromkeys(SETTINGS, 0)
-    for turn in range(args.rounds):
-        for name in SETTINGS[:: 1 if turn % 2 == 0 else -1]:
-            with open_setting(name, policy, sizes) as setting:
-                durations[name] += setting.run(args.steps)
-                goals[name] += setting.goals
-            print(f"round {turn + 1} of {args.rounds}: {name} done", flush=True)
-    return durations, goals
+    generator = RandomGenerator(*sizes)
+    with (
+        GoalWorker(functools.partial(RandomGenerator, *sizes)) as process,
+        ThreadWorker(generator) as thread,
+    ):
+        sources = {"alone": None, "process": process, "thread": thread, "awaited": generator}
+        settings = {name: Setting(policy, source) for name, source in sources.items()}
+        for turn in range(args.rounds):
+            for name, setting in list(settings.items())[:: 1 if turn % 2 == 0 else -1]:
+                setting.run(1 if name == "awaited" else args.steps)
+                setting.rest()
+            print(f"round {turn + 1} of {args.rounds} done", flush=True)
+    return settings
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -215,10 +207,14 @@ def main(arguments: list[str] | None = None) -> None:
     facts = {"machine": describe_machine(torch.device(args.device)), "width": args.width}
     facts |= {"denoising_steps": args.denoising_steps, "rounds": args.rounds, "steps": args.steps}
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    durations, goals = measure(args)
     rows = [
-        {"way": name, **spread(values), "max_ms": round(max(values), 3), "goals": goals[name]}
-        for name, values in durations.items()
+        {
+            "way": name,
+            **spread(found.durations_ms),
+            "max_ms": round(max(found.durations_ms), 3),
+            "goals": found.goals,
+        }
+        for name, found in measure(args).items()
     ]
     write_csv(args.output, [{**row, **facts} for row in rows])
     print_table(rows)
