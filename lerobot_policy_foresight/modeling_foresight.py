@@ -25,8 +25,8 @@ from goal_images.generator import GoalGenerator
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor, ForesightStream
 from modeling_foresight.bfloat16_support import NO_BFLOAT16, has_bfloat16
 from modeling_foresight.lora import TOP_LEVEL, TOWERS, lora_config
-from modeling_foresight.step_seed import step_seed
-from modeling_foresight.targets import draw_supervision
+from modeling_foresight.step_seed import sample_seeds, step_seed
+from modeling_foresight.targets import draw_training
 
 from .config_from_dataset import check_column_names, check_dataset, fill_from_dataset, statistics_from_dataset
 from .configuration_foresight import LeRobotForesightConfig
@@ -237,8 +237,8 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         """
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction={reduction!r} is unknown; choose 'mean' or 'none'.")
-        with self._seeded(), self._precision():
-            return self._compute_losses(batch, reduction)
+        with self._seeded() as place, self._precision():
+            return self._compute_losses(batch, reduction, place)
 
     def _precision(self) -> AbstractContextManager:
         """Turns off Accelerate's bfloat16 where the device has no kernels for it."""
@@ -249,32 +249,40 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         return torch.autocast(device.type, enabled=False)
 
     @contextmanager
-    def _seeded(self) -> Iterator[None]:
-        """Draws noise and dropout of a batch as `training/train.py` does, whatever was drawn before.
+    def _seeded(self) -> Iterator[tuple[int, int]]:
+        """Draws dropout of a batch as `training/train.py` does, whatever was drawn before.
 
         LeRobot restores the generators on resuming, but the new data loader has drawn from them by then.
+        Yields the run's seed, and the number of batches that all processes had before this one.
         """
-        process = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        seed = step_seed(torch.initial_seed(), self.config.trained_batches, process)
+        seed, process, processes = torch.initial_seed(), 0, 1
+        if torch.distributed.is_initialized():
+            process, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        before = self.config.trained_batches
         self.config.trained_batches += self.training
         with torch.random.fork_rng([self.model.device] if self.model.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield
+            torch.manual_seed(step_seed(seed, before, process))
+            yield seed, before * processes + process
 
-    def _compute_losses(self, batch: dict, reduction: str) -> tuple[Tensor, dict[str, float]]:
+    def _compute_losses(
+        self, batch: dict, reduction: str, place: tuple[int, int]
+    ) -> tuple[Tensor, dict[str, float]]:
         if self.windows is None:
             raise ValueError("This policy has no dataset to train on: make it for a dataset.")
         raw = self.windows.read_batch(batch)
         inputs = self._require_processor().prepare_batch(
             raw, device=self.model.device, history_length=self.model.config.history_length
         )
+        size = len(raw["task"])
         if self.training:
-            inputs |= draw_supervision(self.model.config, inputs, torch.initial_seed())
+            seed, batches_before = place
+            seeds = sample_seeds(seed, range(batches_before * size, (batches_before + 1) * size))
+            inputs |= draw_training(self.model.config, inputs, seeds)
         batches, counts = [inputs], None
         if reduction == "mean":
             counts = self._global_counts(inputs)
         else:
-            rows = (slice(i, i + 1) for i in range(len(raw["task"])))
+            rows = (slice(i, i + 1) for i in range(size))
             batches = [{name: value[row] for name, value in inputs.items()} for row in rows]
         outputs = [self.model(**inputs, loss_counts=counts) for inputs in batches]
         untrained = counts is not None and not any(count.any() for count in counts.values())

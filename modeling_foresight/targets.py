@@ -126,29 +126,25 @@ def depth_weight(depth: Tensor, patch_size: int) -> Tensor:
     return _in_good_patches(_depth_patches(depth, patch_size)[1])
 
 
-def draw_supervision(config: ForesightConfig, batch: Mapping, seed: int | None = None) -> dict[str, Tensor]:
-    """The random `supervision_order` of a training batch; empty if all images are supervised.
-
-    A trainer that counts targets over processes or parts adds it to the batch before `count_targets` and
-    `forward`, so that both know which images are left out.
+def draw_supervision(config: ForesightConfig, batch: Mapping) -> dict[str, Tensor]:
+    """The random `supervision_order` of a training batch, by PyTorch's own generator.
 
     Args:
-        config (`ForesightConfig`): Its `supervised_share` counts.
+        config (`ForesightConfig`): Its `supervised_share` counts; at 1, nothing is drawn.
         batch (`Mapping`): A [`ForesightBatch`].
-        seed (`int`, *optional*): Of the draw; by default PyTorch's own generator draws.
     """
     if config.supervised_share == 1:
         return {}
     views = present_views(config, batch)
-    # Dropout has the numbers of the seed itself.
-    draw = None if seed is None else torch.Generator().manual_seed(~seed)
-    return {"supervision_order": torch.rand(views.shape, generator=draw).to(views.device)}
+    return {"supervision_order": torch.rand(views.shape).to(views.device)}
 
 
 def draw_training(config: ForesightConfig, batch: Mapping, seeds: Sequence[int]) -> dict[str, Tensor]:
     """The random numbers of a training batch, each sample's from its own seed.
 
-    They do not depend on how samples are divided among processes and micro-batches. Dropout does.
+    They do not depend on how samples are divided among processes and micro-batches. Dropout does. A trainer
+    that counts targets over processes or parts adds them to the batch before `count_targets` and `forward`,
+    so that both know which images are left out.
 
     Args:
         config (`ForesightConfig`): Which numbers the model needs.

@@ -15,7 +15,7 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 from datasets_scripts.storage.atomic import write_json
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.bfloat16_support import NO_BFLOAT16, has_bfloat16
-from modeling_foresight.step_seed import step_seed
+from modeling_foresight.step_seed import sample_seeds
 from modeling_foresight.targets import draw_training
 from training.adapters import add_lora, describe_base, save_only_adapter
 from training.config import RunConfig, flatten
@@ -84,8 +84,7 @@ class Run:
         """
         config = self.policy.config
         batch = self.processor.prepare_batch(raw, self.accelerator.device, config.history_length)
-        # Dropout has the numbers of the seeds themselves.
-        seeds = [~step_seed(self.config.seed, position, 0) for position in self.sampler.positions(step)]
+        seeds = sample_seeds(self.config.seed, self.sampler.positions(step))
         return batch | draw_training(config, batch, seeds)
 
 

@@ -14,7 +14,7 @@ from modeling_foresight.losses import depth_loss, future_loss
 from modeling_foresight.targets import (
     Target,
     depth_targets,
-    draw_supervision,
+    draw_training,
     future_targets,
     newest_trained_future,
 )
@@ -54,7 +54,7 @@ def parts_of(batch: dict) -> list[dict]:
 def test_targets_are_counted_exactly_as_the_losses_count_them(future_targets, forms, share):
     config = tiny_config(future_targets=future_targets, supervised_share=share, **forms)
     model, batch = build(config), uneven_batch(config)
-    batch |= draw_supervision(config, batch, seed=0)
+    batch |= draw_training(config, batch, seeds=range(3))
     counted = model.count_targets(batch)
     assert set(counted) == LOSSES
     seen = {}
@@ -109,7 +109,7 @@ def test_parts_with_the_counts_of_the_whole_sum_to_its_loss_and_gradient(future_
 def test_losses_of_drawn_images_are_those_of_all_images_restricted_to_them():
     config = tiny_config(supervised_share=0.4, future_targets="lookahead")
     model, batch = build(config), uneven_batch(config)
-    draw = draw_supervision(config, batch, seed=0)
+    draw = {"supervision_order": draw_training(config, batch, seeds=range(3))["supervision_order"]}
     partial, whole = model(**batch, **draw), model.eval()(**batch, **draw)
     assert partial.depth.shape == partial.future_depth.shape == (1, 6, 2, 25, 64)  # 0.4 of 3 * 5 frames
     assert whole.depth.shape == whole.future_depth.shape == (3, 5, 2, 25, 64)  # evaluation decodes all
@@ -128,12 +128,14 @@ def test_losses_of_drawn_images_are_those_of_all_images_restricted_to_them():
         torch.testing.assert_close(partial.losses[name], loss.mean(), rtol=1e-5, atol=0)
 
 
-def test_the_draw_is_a_function_of_the_seed_and_nothing_is_drawn_where_all_images_are_supervised():
-    config, whole = tiny_config(supervised_share=0.4), tiny_config()
-    batch, state = tiny_batch(config), torch.get_rng_state()
-    one, same, other = (draw_supervision(config, batch, seed)["supervision_order"] for seed in (1, 1, 2))
-    assert torch.equal(one, same) and not torch.equal(one, other)
-    assert draw_supervision(whole, batch, seed=1) == draw_supervision(whole, batch) == {}
+def test_a_samples_draws_are_a_function_of_its_seed_alone():
+    config = tiny_config(supervised_share=0.4, goal_image=True, goal_dropout=0.5)
+    batch, state = tiny_batch(config, 3), torch.get_rng_state()
+    draws, turned = draw_training(config, batch, [5, 6, 7]), draw_training(config, batch, [7, 6, 5])
+    assert draws.keys() == {"supervision_order", "style_noise", "goal_draw"}
+    for name, drawn in draws.items():
+        assert torch.equal(drawn, turned[name].flip(0)) and not torch.equal(drawn, turned[name]), name
+    assert draw_training(tiny_config(objectives=["depth"]), batch, [5, 6, 7]) == {}
     assert torch.equal(state, torch.get_rng_state())
 
 
