@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 
 from datasets_scripts.columns import find_image_key, image_key
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from datasets_scripts.storage.provenance import PROVENANCE_PATH, read_provenance
+from datasets_scripts.storage.provenance import PROVENANCE_PATH, read_provenance, scripted_in
 from modeling_foresight import ForesightConfig
 from training.config import DatasetSource, RunConfig
 from training.windows import (
@@ -204,6 +204,8 @@ def _describe_dataset(train: ForesightWindows | None, val: ForesightWindows | No
     """One entry of `RunData.describe`, from the windows of the two parts of a dataset."""
     parts = [windows for windows in (train, val) if windows is not None]
     rows = parts[0].rows
+    provenance = read_provenance(rows.root)
+    simulator = scripted_in(provenance)
     return {
         "name": Path(rows.name).name if Path(rows.name).exists() else rows.name,
         "train_episodes": len(train.episodes) if train else 0,
@@ -212,7 +214,8 @@ def _describe_dataset(train: ForesightWindows | None, val: ForesightWindows | No
         "flagged_episodes": sorted({episode for windows in parts for episode in windows.flagged}),
         "fps": rows.fps,
         "tasks": rows.tasks,
-        "labels": read_provenance(rows.root).get("cameras", {}),
+        "labels": provenance.get("cameras", {}),
+        **({"scripted_in": simulator} if simulator else {}),
     }
 
 

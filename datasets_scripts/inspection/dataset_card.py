@@ -19,7 +19,7 @@ from datasets_scripts.inspection.quality import FLAGS, summarize_figures
 from datasets_scripts.inspection.template_rendering import render_template
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.dataset_folder import load_info
-from datasets_scripts.storage.provenance import flagged_episodes, read_provenance
+from datasets_scripts.storage.provenance import flagged_episodes, read_provenance, scripted_in
 
 __all__ = ["as_list", "build_card", "list_label_licenses", "write_card"]
 
@@ -69,6 +69,7 @@ def build_card(root: str | Path, repo_id: str | None = None, license: str | None
         info={"robot_type": None, **info},
         annotation=annotation,
         simulation=simulation,
+        simulator=scripted_in(provenance) or "simulation",
         cameras=list_cameras(info["features"]),
         columns=list(_list_label_columns(info["features"], cameras)),
         parameters=[

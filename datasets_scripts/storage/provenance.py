@@ -10,6 +10,8 @@ from datasets_scripts.storage.atomic import read_json, write_json
 
 PROVENANCE_PATH = Path("meta/foresight.json")
 PROVENANCE_VERSION = 1
+# Of the packages that a recording names; LIBERO names robosuite too.
+SIMULATORS = {"metaworld": "MetaWorld", "hf-libero": "LIBERO", "robosuite": "robosuite"}
 
 
 def read_provenance(root: str | Path) -> dict:
@@ -33,6 +35,12 @@ def read_provenance(root: str | Path) -> dict:
 def write_provenance(root: str | Path, provenance: Mapping[str, Any]) -> None:
     """Write `meta/foresight.json` in one step, with the version of its layout."""
     write_json(Path(root) / PROVENANCE_PATH, {"version": PROVENANCE_VERSION, **provenance})
+
+
+def scripted_in(provenance: Mapping[str, Any]) -> str | None:
+    """The simulator in which scripted experts recorded a dataset; `None` for data of other origin."""
+    packages = provenance.get("simulation", {}).get("versions", {})
+    return next((name for package, name in SIMULATORS.items() if package in packages), None)
 
 
 def encode_flags(flags: np.ndarray) -> str:

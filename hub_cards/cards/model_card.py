@@ -82,7 +82,7 @@ def _build_fields(folder: Path, measured: Mapping) -> dict:
     if config.get("depth_form") == "metric":
         texts["depth"] += " in meters"
     learned = [text for name, text in texts.items() if name in config["objectives"]]
-    demonstrations = [f"{d['train_episodes']:d} episodes of {as_code(d['name'])}" for d in trained_on]
+    demonstrations = [_describe_demonstrations(dataset) for dataset in trained_on]
     labels = [each for dataset in summary["datasets"] for each in dataset.get("labels", {}).values()]
     return {
         **measured,
@@ -104,6 +104,12 @@ def _build_fields(folder: Path, measured: Mapping) -> dict:
         "number": format_number,
         "list_label_licenses": list_label_licenses,
     }
+
+
+def _describe_demonstrations(dataset: Mapping) -> str:
+    simulator = dataset.get("scripted_in")
+    origin = f" (scripted experts in {simulator})" if simulator else ""
+    return f"{dataset['train_episodes']:d} episodes of {as_code(dataset['name'])}{origin}"
 
 
 def _find_instructions(evaluation: Mapping) -> dict[str, str]:

@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub import DatasetCard, ModelCard, parse_eval_result_entries
 from safetensors.torch import save_file
 
+from datasets_scripts.storage.provenance import read_provenance, scripted_in, write_provenance
 from hub_cards.build import main
 from hub_cards.cards.error_tables import build_error_rows
 from hub_cards.cards.model_card import build_card
@@ -103,11 +104,14 @@ def evaluation_of(benchmark: str) -> dict:
 )
 def test_the_card_of_each_benchmark_states_its_own_protocol(folder, benchmark, row, sentence):
     (folder / "eval.json").write_text(json.dumps(evaluation_of(benchmark)))
-    (folder / "rollout.mp4").unlink(missing_ok=True)
+    facts = json.loads((folder / "training" / "summary.json").read_text())
+    facts["datasets"][0]["scripted_in"] = benchmark
+    (folder / "training" / "summary.json").write_text(json.dumps(facts))
     assert main([str(folder)]) == 0
+    assert ("not LIBERO's standard protocol" in (folder / "README.md").read_text()) == (benchmark == "LIBERO")
     text = (folder / "README.md").read_text()
     assert row in text.replace("\\_", "_") and sentence in text.replace("\\_", "_")
-    assert "MetaWorld" not in text.split("## How it was trained")[0]
+    assert "MetaWorld" not in text and f"`someone/demos` (scripted experts in {benchmark})" in text
     assert check_card(folder / "model") == []
     names = [result.metric_type for result in ModelCard.load(folder / "README.md").data.eval_results]
     assert ("avg_len" in names) == (benchmark == "CALVIN")
@@ -544,6 +548,18 @@ def simulated(root):
     shipped = Path(__file__).resolve().parents[3] / "hub_cards" / "sample_data" / "metaworld"
     shutil.copytree(shipped / "meta", root / "meta")
     return root
+
+
+@pytest.mark.parametrize("packages", [["hf-libero", "robosuite"], ["robosuite"]])
+def test_the_card_of_a_dataset_names_the_simulator(folder, packages):
+    root = simulated(folder / "dataset")
+    provenance = read_provenance(root)
+    provenance["simulation"]["versions"] = dict.fromkeys([*packages, "mujoco"], "1.0")
+    write_provenance(root, provenance)
+    assert main([str(folder), "--kind", "dataset"]) == 0
+    text, name = (root / "README.md").read_text(), scripted_in(provenance)
+    assert name == {"hf-libero": "LIBERO"}.get(packages[0], packages[0])
+    assert f"Demonstrations of scripted experts in {name}," in text and "MetaWorld" not in text
 
 
 def test_the_dataset_of_a_run_gets_a_card_that_says_what_is_exact(folder):
