@@ -46,6 +46,8 @@ def build_error_rows(validation: Mapping, action_unit: str) -> list[dict]:
         if name == "still":  # nothing to foresee
             continue
         for metric, (axes, unit) in FLOW.items():
+            if metric == "z_m" and "start_z_m" in group.get("model", {}):
+                continue  # "stays put" is told the depth at the start, which the model must see
             add(f"flow, {name} points: {axes}", unit, group, metric, "stay_put")
     for name, what in {"first": "next action", "chunk": "all actions of a chunk"}.items():
         group = validation.get("actions", {}).get(name, {})

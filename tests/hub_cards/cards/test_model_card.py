@@ -117,6 +117,17 @@ def test_the_card_of_each_benchmark_states_its_own_protocol(folder, benchmark, r
     assert ("avg_len" in names) == (benchmark == "CALVIN")
 
 
+def test_depth_of_flow_is_compared_where_both_know_as_much():
+    """Points that stay put are told their depth now, so start and displacement have rows of their own."""
+    measured = validation()
+    for figures in measured["flow"]["moving"].values():
+        figures |= {"start_z_m": 0.05, "displacement_z_m": 0.02}
+    del measured["flow"]["moving"]["stay_put"]["start_z_m"]
+    found = [row["what"] for row in build_error_rows(measured, "m")]
+    rows = {what.rpartition(": ")[2] for what in found if "flow" in what}
+    assert rows >= {"z at the start", "displacement in z"} and "z" not in rows
+
+
 def test_what_a_trivial_predictor_does_better_is_said(folder):
     assert main([str(folder)]) == 0
     text = (folder / "README.md").read_text()
