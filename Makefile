@@ -183,7 +183,7 @@ test: setup ## the quick tests, on all cores (PYTEST_FLAGS="-k mask" picks some,
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not network" -n $(THREADS) --dist worksteal $(PYTEST_FLAGS)
 
 test-slow: setup ## the tests that take minutes
-	$(PY) -m pytest -m "slow and not network" $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow and not network" $(PYTEST_FLAGS)  # forks of a process with more would hang
 
 test-common: setup ## the common model tests of transformers, fetched once for the installed version
 	$(PY) scripts/fetch_common_tests.py

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import pytest
+from accelerate.state import AcceleratorState
 from huggingface_hub import constants
 
 from datasets_scripts.storage.dataset_rows import DatasetRows
@@ -79,6 +80,7 @@ def test_videos_alone_become_a_dataset_to_pretrain_on(run_example, tmp_path, mon
     settings += ["--model.state_dim=0", "--model.binary_state_indices=[]", "--model.image_size=48"]
     settings += ["--model.vision_config.model_args.img_size=48", "--train.steps=1", "--data.val_fraction=0"]
     config = EXAMPLES.parent / "training/configs/quickstart.yaml"
+    AcceleratorState._reset_state(reset_partial_state=True)  # another test may have trained in this process
     assert train(load_config(config, [*settings, "--dataset=hands", "--output=run"]), resume=False) == 0
 
 

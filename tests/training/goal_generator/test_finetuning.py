@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from goal_images.generator import GoalGenerator
@@ -38,6 +40,7 @@ def run(demos, base, tmp_path, capsys):
         settings |= {"batch_size": 4, "steps": 4, "least_ahead": 2, "most_ahead": 3, "num_workers": 0}
         settings |= {"learning_rate": 1e-3, "warmup_steps": 1, "frame_cache": "off", "log_every": 1}
         settings |= {"checkpoint_every": 2, **changed}
+        AcceleratorState._reset_state(reset_partial_state=True)
         code = main([*(f"--{name}={value}" for name, value in settings.items()), *options])
         printed = capsys.readouterr()
         return SimpleNamespace(code=code, out=printed.out, err=printed.err, folder=tmp_path / output)
@@ -121,9 +124,9 @@ def loss_of(dropout, seed=0, prompts=("open the drawer", "close it"), shade=0.3)
             given.append((latents, text))
             return (torch.zeros_like(latents[:, :4]),)
 
-    from accelerate import Accelerator
     from diffusers import DDPMScheduler
 
+    AcceleratorState._reset_state(reset_partial_state=True)
     options = GoalTraining(base="", dataset="", output="", dropout=dropout)
     noise = DDPMScheduler.from_config(pipeline.scheduler.config)
     run = SimpleNamespace(options=options, accelerator=Accelerator(cpu=True), pipeline=pipeline)
