@@ -183,7 +183,9 @@ test: setup ## the quick tests, on all cores (PYTEST_FLAGS="-k mask" picks some,
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not network" -n $(THREADS) --dist worksteal $(PYTEST_FLAGS)
 
 test-slow: setup ## the tests that take minutes
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow and not network" $(PYTEST_FLAGS)  # forks of a process with more would hang
+	# These fork, and a fork of a process whose threads have computed may wait for ever.
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow and not network" tests/training/engines $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow and not network" --ignore tests/training/engines $(PYTEST_FLAGS)
 
 test-common: setup ## the common model tests of transformers, fetched once for the installed version
 	$(PY) scripts/fetch_common_tests.py

@@ -225,6 +225,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.sim
+@pytest.mark.slow
 def test_a_task_does_not_depend_on_those_before_it(simulator, folder, tmp_path, episodes, monkeypatch):
     seen = []
     step = MetaWorldEnv.step

@@ -67,6 +67,7 @@ def assert_same_training(output, other):
     assert (two["parameters"], two["trained_parameters"]) == (one["parameters"], one["trained_parameters"])
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_same_training(alone, config_file, dataset, tmp_path):
     assert run(config_file, dataset, tmp_path / "run", *FLAGS, *PARTS) == 0
     assert_same_training(alone, tmp_path / "run")
