@@ -175,7 +175,7 @@ def print_summary(run: Run) -> None:
         if left_out := dataset["flagged_episodes"]:
             accelerator.print(f"{dataset['name']}: {len(left_out)} episodes are left out for their flags")
     if len(data.train.datasets) > 1:
-        for windows, share in zip(data.train.datasets, run.sampler().shares, strict=True):
+        for windows, share in zip(data.train.datasets, run.sampler.shares, strict=True):
             accelerator.print(f"{windows.rows.name}: {len(windows)} windows, {share:.1%} of the batches")
     accelerator.print(
         f"{len(data.train)} windows for training, {len(data.val) if data.val else 0} for validation; "
