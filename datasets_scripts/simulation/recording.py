@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class Simulator(Protocol):
 
 
 @dataclass(frozen=True)
-class Recording:
+class Recording(ABC):
     """Everything that determines the contents of a simulated dataset.
 
     `simulators.py` has a subclass for each simulator.
@@ -124,13 +125,13 @@ class Recording:
             raise ValueError("--retries and --seed cannot be negative")
 
     @staticmethod
+    @abstractmethod
     def resolve_tasks(names: str) -> list[str]:
         """Tasks of comma-separated names; raises a `ValueError` if one is unknown."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open_simulator(self, task: str) -> Simulator:
         """The simulator of a task."""
-        raise NotImplementedError
 
     @property
     def fps(self) -> int:
