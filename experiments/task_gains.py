@@ -7,6 +7,7 @@ from pathlib import Path
 
 from datasets_scripts.inspection.drawing import new_figure, save_png
 from datasets_scripts.storage.atomic import read_json
+from datasets_scripts.storage.episode_job import resumable_command
 
 EXAMPLE = """example:
   python -m experiments.task_gains 2d_foresight.json 3d_foresight.json --output gains.png"""
@@ -80,22 +81,18 @@ def draw_gains(rows: Sequence[Mapping], labels: tuple[str, str]):
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+@resumable_command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; returns the exit code."""
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=style)
     parser.add_argument("base", type=Path, help="results of training/evaluate.py")
     parser.add_argument("other", type=Path, help="results of the policy that may be better")
     parser.add_argument("--output", type=Path, default=Path("task_gains.png"), help="(default: %(default)s)")
     args = parser.parse_args(arguments)
-    try:
-        rows = success_gains(read_json(args.base), read_json(args.other))
-        save_png(args.output, draw_gains(rows, (args.base.stem, args.other.stem)))
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    rows = success_gains(read_json(args.base), read_json(args.other))
+    save_png(args.output, draw_gains(rows, (args.base.stem, args.other.stem)))
     print(f"{format_gains(rows)}\npicture: {args.output}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from datasets_scripts.storage.atomic import write_json, write_whole_folder
+from datasets_scripts.storage.episode_job import resumable_command
 from goal_images.generator import SAMPLING_FILE, Sampling, load_pipeline
 from modeling_foresight.grmg.reading import read_payload
 
@@ -112,16 +113,12 @@ def convert(checkpoint: Path, base: str, text_encoder: str, output: Path, allow_
         write_json(folder / SAMPLING_FILE, dataclasses.asdict(Sampling()))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+@resumable_command
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; returns the exit code."""
     args = parse_options(arguments)
-    try:
-        convert(Path(args.checkpoint), args.base, args.text_encoder, args.output, args.allow_pickle)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    convert(Path(args.checkpoint), args.base, args.text_encoder, args.output, args.allow_pickle)
     print(f"written: {args.output}; --goal_generator takes it")
-    return 0
 
 
 if __name__ == "__main__":

@@ -235,7 +235,7 @@ def resumable_command(main: Callable[[list[str] | None], None]) -> Callable[...,
         except (OSError, ValueError, RuntimeError) as error:
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             advice = "; free some space and run the same command again to continue" if full else ""
-            print(f"error: {error}{advice}", file=sys.stderr)
+            print(f"error: {' '.join(str(error).split())}{advice}", file=sys.stderr)
             return 1
         return 0
 
