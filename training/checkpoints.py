@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from datasets_scripts.storage.atomic import read_json, remove_leftovers, write_json, write_whole_folder
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from training.config import RunConfig, flatten, load_config, save_config
-from training.engines.machines import agree_on_checkpoint, is_writer
+from training.engines.machines import agree_on_checkpoint, agree_on_run, is_writer
 from training.run_data import dataset_identity
 
 __all__ = [
@@ -88,13 +88,25 @@ def check_run_folder(
 ) -> str | tuple[Path, int] | None:
     """What the run folder holds: `None` (nothing), `FINISHED`, or the newest checkpoint and its step.
 
+    All processes call it together; machines may have folders of their own.
+
     Raises:
-        ValueError: If it holds another run, or this one and `resume` is false.
+        ValueError: If it holds another run, or this one and `resume` is false, or if only some machines have
+            a run.
     """
     output = Path(config.output)
-    saved = output / "config.yaml"
-    if not saved.exists():
+    if not agree_on_run(output / "config.yaml"):
         return None
+    _check_same_run(config, datasets, resume)
+    finished = (output / "summary.json").exists() and Path(config.export).exists()
+    if gather_object([finished])[0]:  # the main process alone writes them
+        return FINISHED
+    return agree_on_checkpoint(functools.partial(latest_checkpoint, output / "checkpoints"))
+
+
+def _check_same_run(config: RunConfig, datasets: Sequence[DatasetRows], resume: bool) -> None:
+    """Refuses another run than the one in the run folder, and this one unless it may be resumed."""
+    output = Path(config.output)
     if not resume:
         raise ValueError(
             f"{output} already holds a run: continue it with --resume, or choose another --output"
@@ -105,7 +117,7 @@ def check_run_folder(
             f"{output} was trained on other data than {', '.join(rows.name for rows in datasets)} has now "
             f"(see its {DATASETS}): choose another --output, or bring the data back"
         )
-    before, now = (_comparable(run) for run in (load_config(saved, []), config))
+    before, now = (_comparable(run) for run in (load_config(output / "config.yaml", []), config))
     keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if keys:
         changed = [f"{key.replace('/', '.')}: {before.get(key)} there, {now.get(key)} here" for key in keys]
@@ -113,9 +125,6 @@ def check_run_folder(
             f"{output} holds a run with other settings ({'; '.join(changed)}): choose another --output, or "
             "repeat the settings of its config.yaml"
         )
-    if (output / "summary.json").exists() and Path(config.export).exists():
-        return FINISHED
-    return agree_on_checkpoint(functools.partial(latest_checkpoint, output / "checkpoints"))
 
 
 def _comparable(config: RunConfig) -> dict:

@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import broadcast_object_list, gather_object
 
-__all__ = ["agree_on_checkpoint", "find_writers", "is_writer"]
+__all__ = ["agree_on_checkpoint", "agree_on_run", "find_writers", "is_writer"]
 
 
 def find_writers(accelerator: Accelerator, folder: Path) -> None:
@@ -47,6 +47,21 @@ def is_writer(accelerator: Accelerator) -> bool:
     """Whether this process writes the run folder that it sees: one of all, or one per machine."""
     apart = accelerator.project_configuration.save_on_each_node
     return accelerator.is_local_main_process if apart else accelerator.is_main_process
+
+
+def agree_on_run(settings: Path) -> bool:
+    """Whether the run folder holds a run, with its `settings`, on every machine.
+
+    Raises:
+        ValueError: In every process, if only some machines have it.
+    """
+    found = gather_object([settings.exists()])
+    if all(found) or not any(found):
+        return found[0]
+    raise ValueError(
+        f"process {found.index(False)} finds no run in {settings.parent}, but process {found.index(True)} "
+        "does: copy the run folder to all machines, or choose another --output"
+    )
 
 
 def agree_on_checkpoint(find: Callable[[float], tuple[Path, int] | None]) -> tuple[Path, int] | None:

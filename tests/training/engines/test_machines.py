@@ -35,6 +35,11 @@ def test_a_machine_that_lost_its_newest_checkpoint_resumes_with_the_others(
     run_ranks(run_machine, config_file, dataset, tmp_path, True)
     assert_same_training(alone, tmp_path / "machine0")
 
+    run_ranks(run_machine, config_file, dataset, tmp_path, True)  # it is finished
+    shutil.rmtree(tmp_path / "machine1")
+    with pytest.raises(ProcessRaisedException, match="process 1 finds no run in"):
+        run_ranks(run_machine, config_file, dataset, tmp_path, True)
+
 
 def test_machines_without_a_common_step_are_refused(config_file, dataset, tmp_path):
     run_ranks(run_machine, config_file, dataset, tmp_path, False)
