@@ -2,11 +2,14 @@
 
 import contextlib
 import pickle
+import re
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from datasets_scripts.storage.dataset_rows import DatasetRows
@@ -251,3 +254,13 @@ def test_weights_that_an_update_broke_are_neither_saved_nor_exported(
         run(config_file, dataset, output, *flags)
     saved = [folder.name for folder in (output / "checkpoints").glob("*")]
     assert saved == (["step-0000001"] if every == "1" else []) and not (output / "model").exists()
+
+
+def test_a_mixture_says_how_much_each_dataset_gives(config_file, dataset, tmp_path, capsys):  # noqa: F811
+    other = shutil.copytree(dataset, tmp_path / "other")
+    flags = [*ONE_STEP, "--data.datasets", f"[{{path: {dataset}}}, {{path: {other}}}]"]
+    flags += ["--data.mixture", "[0.75, 0.25]", "--output", str(tmp_path / "run")]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert train(load_config(config_file, flags), False) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"dataset: \d+ windows, 75\.0% .*\n.*other: \d+ windows, 25\.0% of the batches", printed)
