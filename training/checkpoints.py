@@ -30,6 +30,7 @@ __all__ = [
     "StopRequest",
     "check_run_folder",
     "describe_run_folder",
+    "find_progress",
     "latest_checkpoint",
     "lock_run_folder",
     "restore_checkpoint",
@@ -98,7 +99,12 @@ def check_run_folder(
     if not agree_on_run(output / "config.yaml"):
         return None
     _check_same_run(config, datasets, resume)
-    finished = (output / "summary.json").exists() and Path(config.export).exists()
+    return find_progress(output, Path(config.export))
+
+
+def find_progress(output: Path, export: Path) -> str | tuple[Path, int] | None:
+    """How far a run is: `FINISHED`, or its newest checkpoint and step, if any; all processes call it."""
+    finished = (output / "summary.json").exists() and export.exists()
     if gather_object([finished])[0]:  # the main process alone writes them
         return FINISHED
     return agree_on_checkpoint(functools.partial(latest_checkpoint, output / "checkpoints"))

@@ -11,8 +11,12 @@ __all__ = ["check_engine", "choose_units"]
 UNITS = ("ForesightBlock", "VisionEncoder", "CLIPEncoderLayer", "PatchDecoder", "FlowDecoder")
 
 
-def check_engine(accelerator: Accelerator) -> None:
+def check_engine(accelerator: Accelerator, shards: bool = True) -> None:
     """Refuses engines that were asked for and are not used: Accelerate leaves them out without a word.
+
+    Args:
+        accelerator (`Accelerator`): What trains.
+        shards (`bool`): Whether the training can do with weights in shards.
 
     Raises:
         ValueError: Names the engine and the reason.
@@ -25,6 +29,10 @@ def check_engine(accelerator: Accelerator) -> None:
                 f"{accelerator.num_processes} x {accelerator.device.type} and ignores it: leave it out, or "
                 "launch on GPUs"
             )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError("training with DeepSpeed is not supported: FSDP2 shards as ZeRO-3 does (fsdp2.yaml)")
+    if accelerator.distributed_type == DistributedType.FSDP and not shards:
+        raise ValueError("this training keeps whole weights on every GPU: launch it without FSDP (ddp.yaml)")
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError("FSDP of version 1 is not supported: set fsdp_version to 2 (--fsdp_version 2)")
 

@@ -20,12 +20,15 @@ from datasets_scripts.storage.atomic import read_json, write_json, write_whole_f
 from goal_images.generator import SAMPLING_FILE, Sampling, load_pipeline
 from modeling_foresight.step_seed import step_seed
 from training.checkpoints import (
+    FINISHED,
     StopRequest,
-    latest_checkpoint,
+    find_progress,
     lock_run_folder,
     restore_checkpoint,
     save_checkpoint,
 )
+from training.engines.machines import agree_on_run, find_writers, is_writer
+from training.engines.selection import check_engine
 from training.evaluation.success import option
 from training.goal_generator.pairs import GoalPairs, collate_pairs
 from training.run_data import dataset_identity, leave_signals_to_parent
@@ -140,20 +143,21 @@ def finetune(options: GoalTraining) -> int:
         project_config=ProjectConfiguration(project_dir=options.output),
     )
     output = Path(options.output)
+    check_engine(accelerator, shards=False)
+    find_writers(accelerator, output)
     with lock_run_folder(accelerator, output):
         with accelerator.local_main_process_first():  # one process per machine fills the frame cache
             pairs = open_pairs(options)
-        found = check_folder(options, pairs)
-        if found and (output / "summary.json").exists() and Path(options.export).exists():
+        found = find_progress(output, Path(options.export)) if check_folder(options, pairs) else None
+        if found == FINISHED:
             accelerator.print(f"{output} holds this finished run; its pipeline is in {options.export}")
             return 0
         run = build_run(accelerator, options, pairs)
-        checkpoint = latest_checkpoint(output / "checkpoints") if found else None
-        if checkpoint:
-            restore_checkpoint(accelerator, checkpoint[0])
-            run.start = checkpoint[1]
+        if found:
+            restore_checkpoint(accelerator, found[0])
+            run.start = found[1]
             run.average.to(accelerator.device)
-        elif accelerator.is_main_process:
+        elif is_writer(accelerator):
             write_json(output / "config.json", describe_settings(options, pairs))
         accelerator.wait_for_everyone()
         log = RunLog(accelerator, output, run.start, options.steps)
@@ -188,7 +192,7 @@ def check_folder(options: GoalTraining, pairs: GoalPairs) -> bool:
         ValueError: If it holds another run, or this one and `resume` is false.
     """
     path = Path(options.output) / "config.json"
-    if not path.exists():
+    if not agree_on_run(path):
         return False
     if not options.resume:
         raise ValueError(
