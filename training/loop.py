@@ -114,7 +114,9 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> int:
                 accelerator.backward(outputs.loss)
                 total = total + outputs.loss.detach()
                 if accelerator.sync_gradients:
-                    norm = full_value(accelerator.clip_grad_norm_(run.trained, options.max_grad_norm))
+                    # DeepSpeed has made its update already, unless the gradient was not finite.
+                    norm = accelerator.clip_grad_norm_(run.trained, options.max_grad_norm)
+                    norm = full_value(torch.as_tensor(norm, device=accelerator.device))
                     check_step(run, step, micro_batches, total, norm)
                     log.add({"grad_norm": norm})
                 run.optimizer.step()
@@ -221,7 +223,8 @@ def check_weights(run: Run, done: int) -> None:
 
 def has_finite_weights(run: Run) -> bool:
     """Whether all weights and running statistics are finite, in every process."""
-    parts = (local_part(value) for value in run.model.state_dict().values() if value.is_floating_point())
+    state = run.model.state_dict(keep_vars=True)
+    parts = [local_part(value) for value in state.values() if value.is_floating_point()]
     return is_true_everywhere(run, torch.stack([part.isfinite().all() for part in parts]).all())
 
 
