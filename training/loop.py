@@ -27,8 +27,8 @@ from training.engines.machines import find_writers, is_writer
 from training.engines.sharding import full_value, local_part
 from training.evaluation.open_loop import flow_errors, format_open_loop, measure_held_out, measure_losses
 from training.model_folder import export_model
+from training.monitoring.run_log import RunLog
 from training.run_data import RunData, evaluation_loader, open_datasets, training_loader
-from training.run_log import RunLog
 from training.run_state import (
     Run,
     build_accelerator,

@@ -31,9 +31,9 @@ from training.engines.machines import agree_on_run, find_writers, is_writer
 from training.engines.selection import check_engine
 from training.evaluation.success import option
 from training.goal_generator.pairs import GoalPairs, collate_pairs
+from training.monitoring.run_log import RunLog
 from training.run_data import dataset_identity, leave_signals_to_parent
 from training.run_facts import describe_run
-from training.run_log import RunLog
 from training.windows import WindowSampler
 
 __all__ = ["GoalRun", "GoalTraining", "finetune"]
