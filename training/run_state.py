@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -19,7 +20,8 @@ from modeling_foresight.step_seed import sample_seeds
 from modeling_foresight.targets import draw_training
 from training.adapters import add_lora, describe_base, save_only_adapter
 from training.config import RunConfig, TrainConfig, flatten
-from training.engines.selection import check_engine, configure_engine
+from training.engines.averaging import WeightAverage
+from training.engines.selection import check_average, check_engine, configure_engine
 from training.run_data import RunData
 from training.run_facts import describe_run, portable_path
 from training.starting_model import build_model
@@ -36,6 +38,7 @@ class Run:
         model (`torch.nn.Module`): As Accelerate prepared it.
         trained (`list`): Its parameters that are trained.
         parameters (`tuple[int, int]`): Those of the whole model, and those that are trained.
+        average (`WeightAverage`, *optional*): With `train.ema_decay`.
         base (`dict`, *optional*): With LoRA, the description of the model that the adapter is trained on.
         start (`int`): First step; above 0 in a resumed run.
     """
@@ -49,6 +52,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     parameters: tuple[int, int]
+    average: WeightAverage | None = None
     base: dict | None = None
     start: int = 0
 
@@ -77,6 +81,11 @@ class Run:
             start_step=self.start * options.gradient_accumulation_steps,
             steps=options.steps * options.gradient_accumulation_steps,
         )
+
+    def exported_weights(self) -> AbstractContextManager:
+        """Inside, the model has the weights that validation and export use; all processes call it."""
+        averaged = self.average is not None and self.config.train.export_ema
+        return self.average.in_place() if averaged else nullcontext()
 
     def prepare_batch(self, raw: Mapping, step: int) -> dict[str, Tensor]:
         """A raw batch as a model batch on the run's device, with random numbers.
@@ -165,6 +174,10 @@ def build_run(accelerator: Accelerator, config: RunConfig, data: RunData) -> Run
     parameters = count_parameters(model)  # here, as engines leave parts of them
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     trained = [p for p in model.parameters() if p.requires_grad]  # FSDP has replaced those of before
+    average = None
+    if options.ema_decay is not None:
+        check_average(accelerator)
+        average = WeightAverage(accelerator, model, options.ema_decay)
     if options.tracker:
         # Trackers take plain values only.
         settings = {name: str(value) for name, value in flatten(dataclasses.asdict(config)).items()}
@@ -172,7 +185,9 @@ def build_run(accelerator: Accelerator, config: RunConfig, data: RunData) -> Run
             accelerator.init_trackers("3d-foresight", config=settings)
         except Exception as error:  # each tracker raises its own types
             raise ValueError(f"train.tracker={options.tracker} does not start: {error}") from error
-    return Run(config, accelerator, data, model, processor, trained, optimizer, scheduler, parameters, base)
+    return Run(
+        config, accelerator, data, model, processor, trained, optimizer, scheduler, parameters, average, base
+    )
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
@@ -212,6 +227,8 @@ def write_summary(run: Run, seconds: float, validation: dict) -> None:
     start = {}
     if config.init_from:
         start = {"init_from": portable_path(config.init_from), "init_revision": config.init_revision}
+    if run.average:
+        start |= {"ema_decay": config.train.ema_decay, "exported_ema": config.train.export_ema}
     if run.base:
         start |= {"init_revision": run.base["base_revision"], "lora": dataclasses.asdict(config.lora)}
     summary = {
@@ -227,6 +244,11 @@ def write_summary(run: Run, seconds: float, validation: dict) -> None:
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,
         "mixed_precision": find_precision(config.train, accelerator.device),
+        **(
+            {"ema_decay": config.train.ema_decay, "exported_ema": config.train.export_ema}
+            if run.average
+            else {}
+        ),
         **start,
         "validation": validation,
     }

@@ -8,7 +8,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from modeling_foresight.bfloat16_support import has_bfloat16
 from training.config import TrainConfig
 
-__all__ = ["check_engine", "configure_engine"]
+__all__ = ["check_average", "check_engine", "configure_engine"]
 
 # Modules whose weights are gathered together, if the model has them; the rest of the model is one more unit.
 # Not the whole text tower: Accelerate makes a unit of its token embeddings.
@@ -40,6 +40,17 @@ def check_engine(accelerator: Accelerator, shards: bool = True) -> None:
         raise ValueError("FSDP of version 1 is not supported: set fsdp_version to 2 (--fsdp_version 2)")
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         unset_hf_deepspeed_config()  # with it, transformers leaves the weights of a ZeRO-3 model to others
+
+
+def check_average(accelerator: Accelerator) -> None:
+    """Refuses an average of weights (EMA) where DeepSpeed keeps none of them whole.
+
+    Raises:
+        ValueError: Names the setting and the remedy.
+    """
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    if plugin is not None and plugin.deepspeed_config["zero_optimization"]["stage"] == 3:
+        raise ValueError("train.ema_decay does not work with ZeRO-3: use FSDP2 (fsdp2.yaml) or ZeRO-2")
 
 
 def configure_engine(accelerator: Accelerator, model: torch.nn.Module, options: TrainConfig) -> None:

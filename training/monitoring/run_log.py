@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from datasets_scripts.storage.atomic import write_whole_file
+from training.monitoring.throughput import FlopMeter
 
 __all__ = ["RunLog"]
 
@@ -33,6 +34,7 @@ class RunLog:
         self.data_s = 0.0
         self.since, self.since_step, self.seconds = time.perf_counter(), start, 0.0
         self.cpu_since = time.process_time()
+        self.meter, self.start = FlopMeter(accelerator.device), start
         if accelerator.is_main_process:
             lines = self.path.read_text().splitlines() if self.path.exists() else []
             kept = [line for line in lines if _read_step(line) <= start]
@@ -51,6 +53,11 @@ class RunLog:
         yield
         self.data_s += time.perf_counter() - start
 
+    def counting_flops(self, step: int) -> contextlib.AbstractContextManager:
+        """Counts what a GPU computes inside, once: in the first step of this session."""
+        counts = self.accelerator.device.type == "cuda" and step == self.start
+        return self.meter.counting() if counts else contextlib.nullcontext()
+
     def add(self, values: dict[str, torch.Tensor]) -> None:
         """Adds one micro-batch's values to the running means."""
         for name, value in values.items():
@@ -59,6 +66,8 @@ class RunLog:
 
     def write(self, step: int, lr: float, windows: int, **extra: float) -> None:
         """Writes the means since the last line; `data_s`, `step_s` and `cpu_s` are seconds per step.
+
+        On a GPU there are `tflops` and, for those we know, `mfu` too ([`FlopMeter`]).
 
         `cpu_s` is the processor time of this process, all its threads together: the time that it waits for
         other processes of a busy machine does not count.
@@ -72,6 +81,7 @@ class RunLog:
         line["step_s"] = elapsed / steps - line["data_s"]
         line["cpu_s"] = (time.process_time() - self.cpu_since) / steps
         line["samples_per_s"] = windows * steps / elapsed
+        line |= self.meter.speed(elapsed / steps)
         line["seconds"] = self.seconds
         self._append(line)
         self.bar.set_postfix(
