@@ -328,6 +328,14 @@ def action_weight(config: ForesightConfig, batch: Mapping) -> Tensor:
     return mask if batch.get("action_mask") is None else mask & batch["action_mask"].bool()
 
 
+def action_entries(config: ForesightConfig, batch: Mapping) -> Tensor | None:
+    """Boolean `(B, A)`: entries of the action that each sample's robot has; `None` without embodiments."""
+    if not config.embodiments:
+        return None
+    robots = batch["embodiment"]
+    return torch.tensor(config.robot_entries("action"), device=robots.device)[robots]
+
+
 def progress_targets(config: ForesightConfig, batch: Mapping) -> Target | None:
     """The completed share of the instruction at every frame; `(B, T)` both."""
     if batch.get("progress") is None:

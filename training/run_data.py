@@ -103,18 +103,18 @@ class RunData:
         base = window_config(model, config)
         train, val = [], []
         for source, rows in zip(config.data.datasets, datasets, strict=True):
-            own = _apply_source(base, source)
+            own = _apply_source(base, source, model)
             # Split before flagged episodes are removed: a flag must not move other episodes across the split.
             chosen, held_out = split_episodes(rows.n_episodes, config.data.val_fraction, config.seed)
             train.append(ForesightWindows(rows, dataclasses.replace(own, episodes=chosen)))
             if held_out:
                 val.append(ForesightWindows(rows, own.for_evaluation(held_out)))
-        self.train = ConcatWindows(train)
+        self.train = ConcatWindows(train, model.embodiments)
         warn_of_differences(train)
         if config.data.validation:
-            own = _apply_source(base, config.data.datasets[0])
+            own = _apply_source(base, config.data.datasets[0], model)
             val.append(_open_validation(config.data.validation, own.for_evaluation(), train))
-        self.val = ConcatWindows(val) if val else None
+        self.val = ConcatWindows(val, self.train.embodiments) if val else None
         self.instructions = sorted({task for windows in train for task in windows.rows.tasks})
         # Datasets of a mixture may differ; control follows the first.
         self.fps = train[0].rows.fps / train[0].config.frame_stride
@@ -123,7 +123,8 @@ class RunData:
         """The training windows without augmentation."""
         plain = (w.config.for_evaluation(w.config.episodes) for w in self.train.datasets)
         return ConcatWindows(
-            [ForesightWindows(w.rows, own) for w, own in zip(self.train.datasets, plain, strict=True)]
+            [ForesightWindows(w.rows, own) for w, own in zip(self.train.datasets, plain, strict=True)],
+            self.train.embodiments,
         )
 
     def describe_window(self, index: int) -> str:
@@ -134,16 +135,19 @@ class RunData:
         frame = newest - int(windows.rows.episode_starts[episode])
         return f"dataset {windows.rows.name}, episode {episode}, frame {frame}"
 
-    def statistics(self, key: str) -> dict[str, np.ndarray] | None:
-        """`mean`, `std`, `min` and `max` of `action` or `state` over the episodes trained on.
+    def statistics(self, key: str, embodiment: str | None = None) -> dict[str, np.ndarray] | None:
+        """`mean`, `std`, `min` and `max` of `action` or `state` over the episodes trained on, of one robot.
 
-        In a mixture every dataset counts by its number of windows. `None` for `local_delta` actions, which
-        are never normalized.
+        In a mixture every dataset of the robot counts by its number of windows. `None` for `local_delta`
+        actions, which are never normalized, and where the robot has no such numbers.
         """
         if key == "action" and self.train.config.action_codec == "local_delta":
             return None
         column = getattr(self.train.config, f"{key}_key")
-        found = [windows for windows in self.train.datasets if column in windows.statistics]
+        robot = [windows for windows in self.train.datasets if windows.config.embodiment == embodiment]
+        found = [windows for windows in robot if column in windows.statistics]
+        if not found:
+            return None
         weight = np.array([len(windows) for windows in found], dtype=np.float64)[:, None]
         weight /= weight.sum()
         each = {
@@ -173,9 +177,13 @@ class RunData:
         return [_describe_dataset(*pair) for pair in (*pairs, *((None, windows) for windows in apart))]
 
 
-def _apply_source(base: WindowConfig, source: DatasetSource) -> WindowConfig:
+def _apply_source(base: WindowConfig, source: DatasetSource, model: ForesightConfig) -> WindowConfig:
     """Windows of one dataset of the mixture."""
-    return dataclasses.replace(base, **{name: x for name, x in vars(source).items() if name != "path"})
+    fields = {name: x for name, x in vars(source).items() if name != "path"}
+    if robot := (model.embodiments or {}).get(source.embodiment):
+        binary = [i for i, place in enumerate(robot["action"]) if place in model.binary_action_indices]
+        fields["binary_action_indices"] = binary
+    return dataclasses.replace(base, **fields)
 
 
 def _open_validation(path: str, config: WindowConfig, train: Sequence[ForesightWindows]) -> ForesightWindows:
@@ -213,6 +221,7 @@ def _describe_dataset(train: ForesightWindows | None, val: ForesightWindows | No
         "validation_episodes": val.episodes.tolist() if val else [],
         "flagged_episodes": sorted({episode for windows in parts for episode in windows.flagged}),
         "fps": rows.fps,
+        **({"embodiment": robot} if (robot := parts[0].config.embodiment) else {}),
         "tasks": rows.tasks,
         "labels": provenance.get("cameras", {}),
         **({"scripted_in": simulator} if simulator else {}),

@@ -20,6 +20,7 @@ frames, V views, K action chunk, L flow length, P grid nodes, A action size; tor
 | `progress` | float32 `(T,)` | (s - first) / (last - first) of the episode |
 | `goal_image`, `goal_mask` | uint8 `(3, h, w)`, bool `()` | a frame after the window; first view |
 | `task` | str | instruction |
+| `embodiment` | str | name of the robot, if it has one |
 | `index`, `episode_index` | int64 `()` | global number of the newest history frame; its episode |
 
 Depth comes with the objectives `depth` and `future`, tracks with `flow` and `flow_2d` (the same points count
@@ -177,6 +178,8 @@ class ForesightWindows(Dataset):
             sample["state_mask"] = torch.tensor(True)
         if config.wants_flow:
             sample |= self._read_flow(episode, rows_ahead(config.flow_length - 1), shifts, rng)
+        if config.embodiment is not None:
+            sample["embodiment"] = config.embodiment
         share = progress(np.arange(start, start + frames * stride, stride), first, stop - 1)
         task_index = int(rows.column("task_index").read(range(newest, newest + 1))[0])
         return sample | {

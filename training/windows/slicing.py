@@ -65,7 +65,8 @@ def combine_commands(
     if how == "last":
         return last
     total = sum(commands[starts + frame] for frame in range(stride))
-    total[:, list(binary)] = last[:, list(binary)]
+    binary = [entry for entry in binary if entry < total.shape[1]]
+    total[:, binary] = last[:, binary]
     return total
 
 
