@@ -28,7 +28,7 @@ from training.engines.sharding import full_value, local_part
 from training.evaluation.open_loop import flow_errors, format_open_loop, measure_held_out, measure_losses
 from training.model_folder import export_model
 from training.run_data import RunData, evaluation_loader, open_datasets, training_loader
-from training.run_log import RunLog
+from training.run_log import DatasetLosses, RunLog
 from training.run_state import (
     Run,
     build_accelerator,
@@ -98,6 +98,7 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> int:
     config, options, accelerator = run.config, run.config.train, run.accelerator
     parts = options.gradient_accumulation_steps
     batches = iter(training_loader(config, run.data, run.sampler, accelerator.device))
+    by_dataset = DatasetLosses(accelerator, run.policy.config, run.data.names, options.log_every)
     run.model.train()
     for step in range(run.start, options.steps):
         with log.reading():
@@ -107,7 +108,7 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> int:
         micro_batches = [run.prepare_batch(raw, step * parts + i) for i, raw in enumerate(raws)]
         counts = count_targets(run, micro_batches)
         total = 0.0
-        for seed, batch in zip(seeds, micro_batches, strict=True):
+        for seed, batch, raw in zip(seeds, micro_batches, raws, strict=True):
             torch.manual_seed(seed)
             with accelerator.accumulate(run.model):
                 outputs = run.model(**batch, loss_counts=counts)
@@ -120,12 +121,14 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> int:
                 run.optimizer.step()
                 run.optimizer.zero_grad()
             log.add({"loss": outputs.loss.detach(), **(outputs.losses or {})})
+            by_dataset.add(step, outputs, batch, raw["dataset"])
         run.scheduler.step()
         log.bar.update()
         done, last = step + 1, step + 1 == options.steps
         if done % options.log_every == 0 or last:
             flow = () if outputs.flow is None else (outputs.flow.detach(), raws[-1], micro_batches[-1])
             errors = flow_errors(run.policy.config, *flow) if flow else {}
+            errors |= by_dataset.pop()
             log.write(done, lr=run.scheduler.get_last_lr()[0], windows=options.batch_size, **errors)
         with log.paused():
             if run.data.val and options.val_every and done % options.val_every == 0 and not last:

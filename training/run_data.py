@@ -135,6 +135,12 @@ class RunData:
         frame = newest - int(windows.rows.episode_starts[episode])
         return f"dataset {windows.rows.name}, episode {episode}, frame {frame}"
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the datasets that are trained on, each different from the others."""
+        short = [Path(windows.rows.name).name for windows in self.train.datasets]
+        return [name if short.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(short)]
+
     def statistics(self, key: str, embodiment: str | None = None) -> dict[str, np.ndarray] | None:
         """`mean`, `std`, `min` and `max` of `action` or `state` over the episodes trained on, of one robot.
 
