@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import distributed
 from torch.utils.data import DataLoader, Subset
+from transformers import AutoConfig
 
 from datasets_scripts.columns import find_image_key, image_key
 from datasets_scripts.storage.dataset_rows import DatasetRows
@@ -23,15 +24,19 @@ from training.windows import (
     WindowConfig,
     WindowSampler,
     collate_windows,
+    find_embodiments,
     split_episodes,
     warn_of_differences,
 )
+from training.windows.columns import WindowColumns
 
 __all__ = [
     "RunData",
     "dataset_identity",
     "evaluation_loader",
+    "learns_to_act",
     "open_datasets",
+    "read_base",
     "training_loader",
     "window_config",
 ]
@@ -77,6 +82,16 @@ def window_config(model: ForesightConfig, config: RunConfig) -> WindowConfig:
     )
 
 
+def read_base(config: RunConfig) -> ForesightConfig:
+    """The config of `init_from`."""
+    return AutoConfig.from_pretrained(config.init_from, revision=config.init_revision)
+
+
+def learns_to_act(base: ForesightConfig, fields: dict) -> bool:
+    """Whether `fields` of the config add actions to a base that was trained without."""
+    return "action" in fields.get("objectives", ()) and not base.has("action")
+
+
 class RunData:
     """Windows of all datasets of a run, split by episode.
 
@@ -101,18 +116,20 @@ class RunData:
     ):
         datasets = open_datasets(config) if datasets is None else datasets
         base = window_config(model, config)
-        train, val = [], []
-        for source, rows in zip(config.data.datasets, datasets, strict=True):
-            own = _apply_source(base, source, model)
+        sources, train, val = [_apply_source(base, source) for source in config.data.datasets], [], []
+        pairs = list(zip(datasets, sources, strict=True))
+        embodiments = _place_robots(pairs, model, config)
+        for rows, own in pairs:
+            own = _name_binary_entries(own, embodiments, model)
             # Split before flagged episodes are removed: a flag must not move other episodes across the split.
             chosen, held_out = split_episodes(rows.n_episodes, config.data.val_fraction, config.seed)
             train.append(ForesightWindows(rows, dataclasses.replace(own, episodes=chosen)))
             if held_out:
                 val.append(ForesightWindows(rows, own.for_evaluation(held_out)))
-        self.train = ConcatWindows(train, model.embodiments)
+        self.train = ConcatWindows(train, embodiments)
         warn_of_differences(train)
         if config.data.validation:
-            own = _apply_source(base, config.data.datasets[0], model)
+            own = _name_binary_entries(sources[0], embodiments, model)
             val.append(_open_validation(config.data.validation, own.for_evaluation(), train))
         self.val = ConcatWindows(val, self.train.embodiments) if val else None
         self.instructions = sorted({task for windows in train for task in windows.rows.tasks})
@@ -183,13 +200,34 @@ class RunData:
         return [_describe_dataset(*pair) for pair in (*pairs, *((None, windows) for windows in apart))]
 
 
-def _apply_source(base: WindowConfig, source: DatasetSource, model: ForesightConfig) -> WindowConfig:
+def _apply_source(base: WindowConfig, source: DatasetSource) -> WindowConfig:
     """Windows of one dataset of the mixture."""
-    fields = {name: x for name, x in vars(source).items() if name != "path"}
-    if robot := (model.embodiments or {}).get(source.embodiment):
-        binary = [i for i, place in enumerate(robot["action"]) if place in model.binary_action_indices]
-        fields["binary_action_indices"] = binary
-    return dataclasses.replace(base, **fields)
+    return dataclasses.replace(base, **{name: x for name, x in vars(source).items() if name != "path"})
+
+
+def _place_robots(
+    pairs: Sequence[tuple[DatasetRows, WindowConfig]], model: ForesightConfig, config: RunConfig
+) -> dict | None:
+    """Places of the robots' entries, of those that the model knows and those of the data."""
+    sources, known = [], model.embodiments or {}
+    for rows, own in pairs:
+        sizes = WindowColumns.find(rows.features, own).sizes(rows.features, own)
+        sources.append((rows.name, own.embodiment, sizes))
+    fresh = not config.init_from
+    if not fresh and any(robot not in (None, *known) for _, robot, _ in sources):
+        fresh = learns_to_act(read_base(config), config.model)
+    return find_embodiments(sources, known, fresh)
+
+
+def _name_binary_entries(
+    config: WindowConfig, embodiments: dict | None, model: ForesightConfig
+) -> WindowConfig:
+    """The windows of a robot, whose binary entries are those at the binary places of the model's action."""
+    if not embodiments:
+        return config
+    places = embodiments[config.embodiment]["action"]
+    binary = [entry for entry, place in enumerate(places) if place in model.binary_action_indices]
+    return dataclasses.replace(config, binary_action_indices=binary)
 
 
 def _open_validation(path: str, config: WindowConfig, train: Sequence[ForesightWindows]) -> ForesightWindows:

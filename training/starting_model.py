@@ -16,7 +16,7 @@ from modeling_foresight import (
 )
 from modeling_foresight.embodiments import find_still_entries
 from training.config import RunConfig
-from training.run_data import RunData
+from training.run_data import RunData, learns_to_act, read_base
 from training.windows import WindowSampler, collate_windows
 
 __all__ = ["build_model", "standardise_tokens", "starting_config"]
@@ -39,10 +39,10 @@ def starting_config(config: RunConfig) -> ForesightConfig:
             )
         source = {"pretrained_model_name_or_path": config.init_from, "revision": config.init_revision}
         fields = config.model
-        if learns_to_act(AutoConfig.from_pretrained(**source), fields):
+        if learns_to_act(read_base(config), fields):
             defaults = ForesightConfig()  # a base without actions has no sizes of a robot; the data set them
             fields = {name: getattr(defaults, name) for name in ROBOT} | add_binary_entries(fields)
-        return AutoConfig.from_pretrained(**source, **_keep_robots(source, fields))
+        return AutoConfig.from_pretrained(**source, **_keep_robots(config, fields))
     fields = add_binary_entries(config.model)
     for kind in ("action", "state"):  # the data set it; until then it holds the places that are named
         places = [
@@ -53,12 +53,11 @@ def starting_config(config: RunConfig) -> ForesightConfig:
     return ForesightConfig(**fields)
 
 
-def _keep_robots(source: dict, fields: dict) -> dict:
+def _keep_robots(config: RunConfig, fields: dict) -> dict:
     """Fields of the config in which `embodiments` adds to those of the base, or replaces some."""
     if not fields.get("embodiments"):
         return fields
-    known = AutoConfig.from_pretrained(**source).embodiments or {}
-    return {**fields, "embodiments": known | fields["embodiments"]}
+    return {**fields, "embodiments": (read_base(config).embodiments or {}) | fields["embodiments"]}
 
 
 def add_binary_entries(fields: dict) -> dict:
@@ -66,11 +65,6 @@ def add_binary_entries(fields: dict) -> dict:
     if fields.get("action_codec") == "local_delta":  # whose entries are fixed
         return fields
     return {"binary_action_indices": [], "binary_state_indices": []} | fields
-
-
-def learns_to_act(base: ForesightConfig, fields: dict) -> bool:
-    """Whether `fields` of the config add actions to a base that was trained without."""
-    return "action" in fields.get("objectives", ()) and not base.has("action")
 
 
 def add_robot_sizes(fields: dict, data: RunData) -> dict:
@@ -135,15 +129,15 @@ def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPredi
             statistics are asked for and do not fit.
     """
     source = {"pretrained_model_name_or_path": config.init_from, "revision": config.init_revision}
-    base, wanted = AutoConfig.from_pretrained(**source), starting_config(config)
+    base, wanted = read_base(config), starting_config(config)
     _check_base(config, base, wanted)
     options = {"attn_implementation": config.train.attn_implementation}
     if (base.objectives, base.views) == (wanted.objectives, wanted.views):
-        fields = _keep_robots(source, config.model)
+        fields = _keep_robots(config, config.model)
         model = AutoModel.from_pretrained(**source, dtype=torch.float32, **options, **fields)
     else:
         acts_now = learns_to_act(base, config.model)
-        fields = add_robot_sizes(config.model, data) if acts_now else _keep_robots(source, config.model)
+        fields = add_robot_sizes(config.model, data) if acts_now else _keep_robots(config, config.model)
         trained = AutoModel.from_pretrained(**source, dtype=torch.float32)  # compares sizes with the weights
         model = AutoModel.from_config(AutoConfig.from_pretrained(**source, **fields), **options)
         fill_from(model, trained)

@@ -64,9 +64,12 @@ def recorded(root, name, column):
 
 def test_a_policy_of_two_robots_has_the_sizes_and_statistics_of_each(work):
     model, processor = load_checkpoint(work.folder)
-    assert (model.config.action_dim, model.config.state_dim) == (5, 4)
+    assert (model.config.action_dim, model.config.state_dim) == (8, 6)
     assert model.config.embodiments == processor.embodiments
-    assert processor.embodiments["small"] == {"action": [0, 1, 2], "state": [0, 1]}
+    assert processor.embodiments == {
+        "small": {"action": [0, 1, 2], "state": [0, 1]},
+        "large": {"action": [3, 4, 5, 6, 7], "state": [2, 3, 4, 5]},
+    }
     config = yaml.safe_load((work.root / "run" / "config.yaml").read_text())
     assert [source["embodiment"] for source in config["data"]["datasets"]] == ["small", "large"]
     described = json.loads((work.root / "run" / "summary.json").read_text())["datasets"]
@@ -224,4 +227,4 @@ def test_entries_may_be_given_other_places(work, tmp_path):
     train(load_config(work.root / "tiny.yaml", run_flags(tmp_path, "run", both(work.root), *flags)), False)
     model = AutoModel.from_pretrained(tmp_path / "run" / "model")
     assert model.config.embodiments["small"] == places["small"]
-    assert (model.config.action_dim, model.config.state_dim) == (6, 4)
+    assert model.config.embodiments["large"] == {"action": [6, 7, 8, 9, 10], "state": [4, 5, 6, 7]}

@@ -41,13 +41,12 @@ from datasets_scripts.columns import check_depth_range
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import open_frames
 from datasets_scripts.storage.provenance import moving_flags, read_provenance
-from modeling_foresight.action_codec import ACTION_SIZE, encode_local_delta
+from modeling_foresight.action_codec import encode_local_delta
 from modeling_foresight.targets import FlowSampling, blank_flow_targets, build_flow_targets
 from training.windows.augmentation import draw_shift, shift_fraction, shift_frames, shift_px
 from training.windows.columns import (
     WindowColumns,
     column_statistics,
-    column_width,
     read_numbers,
     require_columns,
 )
@@ -93,9 +92,8 @@ class ForesightWindows(Dataset):
         rows, features = self.rows, self.rows.features
         self.columns = columns = WindowColumns.find(features, config)
         require_columns(rows, columns, config)
-        self.state_dim = column_width(features, columns.state)
-        local = config.action_codec == "local_delta" and columns.actions
-        self.action_dim = ACTION_SIZE if local else column_width(features, columns.actions)
+        sizes = columns.sizes(features, config)
+        self.action_dim, self.state_dim = sizes["action"], sizes["state"]
         self._provenance = read_provenance(rows.root) if columns.points else {}
         if columns.points and config.p_moving > 0 and not self._provenance.get("episodes"):
             warnings.warn(

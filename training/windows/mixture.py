@@ -16,7 +16,7 @@ from modeling_foresight.embodiments import find_still_entries
 from training.windows.columns import check_targets
 from training.windows.dataset import ForesightWindows
 
-__all__ = ["ConcatWindows", "collate_windows", "warn_of_differences"]
+__all__ = ["ConcatWindows", "collate_windows", "find_embodiments", "warn_of_differences"]
 
 # Between datasets, what this many times exceeds the deviation of an entry is a difference of units.
 UNIT_RATIO = 20
@@ -35,8 +35,8 @@ class ConcatWindows(Dataset):
         embodiments (`dict`, *optional*): Robots and places that are known (`ForesightConfig.embodiments`).
 
     Attributes:
-        embodiments (`dict`, *optional*): Those, and the robots of the datasets, whose entries take the first
-            places unless they are known; `None` if the robot has no name.
+        embodiments (`dict`, *optional*): Those, and the robots of the datasets (see `find_embodiments`);
+            `None` if the robot has no name.
         action_dim, state_dim (`int`): Sizes that hold the entries of all of them; 0 if there are none.
 
     Raises:
@@ -59,7 +59,11 @@ class ConcatWindows(Dataset):
         self.sizes = [len(dataset) for dataset in self.datasets]
         self._offsets = np.cumsum([0, *self.sizes])
         self.config = self.datasets[0].config
-        self.embodiments = find_embodiments(self.datasets, embodiments)
+        sources = [
+            (d.rows.name, d.config.embodiment, {"action": d.action_dim, "state": d.state_dim})
+            for d in self.datasets
+        ]
+        self.embodiments = find_embodiments(sources, embodiments)
         self.state_dim, self.action_dim = self._common("state"), self._common("action")
         self.view_sizes = _largest([dataset.view_sizes for dataset in self.datasets])
         self.depth_sizes = _largest([dataset.depth_sizes for dataset in self.datasets])
@@ -68,7 +72,7 @@ class ConcatWindows(Dataset):
         """The size of `state` or `action` that holds those of all datasets; 0 if none has any."""
         if self.embodiments:
             return 1 + max(place for robot in self.embodiments.values() for place in (-1, *robot[kind]))
-        sizes = _sizes(self.datasets, kind)
+        sizes = {dataset.rows.name: getattr(dataset, f"{kind}_dim") for dataset in self.datasets}
         found = {size for size in sizes.values() if size}
         if len(found) > 1:
             raise ValueError(
@@ -124,38 +128,46 @@ class ConcatWindows(Dataset):
         return sample
 
 
-def find_embodiments(datasets: Sequence[ForesightWindows], known: dict | None) -> dict | None:
+def find_embodiments(
+    sources: Sequence[tuple[str, str | None, dict[str, int]]], known: dict | None, fresh: bool = True
+) -> dict | None:
     """Places of every robot's entries in the model's states and actions; `None` if the robot has no name.
+
+    A robot that is not `known` gets places of its own, behind those of the others: so each robot has its own
+    columns and rows in the layers that read and predict entries. In a trained model, whose layers have their
+    sizes, it shares the first places.
+
+    Args:
+        sources (`Sequence[tuple]`): Of each dataset its name, its robot, and its sizes of `action` and
+            `state`; 0 for what it lacks.
+        known (`dict`, *optional*): Robots that have places.
+        fresh (`bool`): Whether these layers of the model are made for these data.
 
     Raises:
         ValueError: If only some datasets name their robot, or the entries of one robot differ in number.
     """
-    unnamed = [dataset.rows.name for dataset in datasets if dataset.config.embodiment is None]
-    if len(unnamed) == len(datasets) and not known:
+    unnamed = [name for name, robot, _ in sources if robot is None]
+    if len(unnamed) == len(sources) and not known:
         return None
     if unnamed:
         raise ValueError(
             f"dataset {unnamed[0]} does not say which robot it is of: add `embodiment: NAME` to it in "
             "data.datasets" + (f"; the model knows {', '.join(sorted(known))}" if known else "")
         )
-    found = dict(known or {})
-    for name in dict.fromkeys(dataset.config.embodiment for dataset in datasets):
-        found[name] = {}
+    found = {name: dict(robot) for name, robot in (known or {}).items()}
+    for robot in dict.fromkeys(robot for _, robot, _ in sources):
         for kind in ("action", "state"):
-            sizes = _sizes([d for d in datasets if d.config.embodiment == name], kind)
-            size = max(sizes.values())
-            places = (known or {}).get(name, {}).get(kind) or list(range(size))
-            if wrong := {dataset: n for dataset, n in sizes.items() if n not in (0, len(places))}:
+            sizes = {name: size[kind] for name, other, size in sources if other == robot}
+            taken = [place for one in found.values() for place in one.get(kind, ())] if fresh else []
+            first = 1 + max(taken, default=-1)
+            places = found.get(robot, {}).get(kind) or list(range(first, first + max(sizes.values())))
+            if wrong := {name: size for name, size in sizes.items() if size not in (0, len(places))}:
                 raise ValueError(
-                    f"{kind}s of the embodiment {name} have {len(places)} entries, but {wrong}: give other "
+                    f"{kind}s of the embodiment {robot} have {len(places)} entries, but {wrong}: give other "
                     "robots other names"
                 )
-            found[name][kind] = places
+            found.setdefault(robot, {})[kind] = places
     return found
-
-
-def _sizes(datasets: Sequence[ForesightWindows], kind: str) -> dict[str, int]:
-    return {dataset.rows.name: getattr(dataset, f"{kind}_dim") for dataset in datasets}
 
 
 def warn_of_differences(datasets: Sequence[ForesightWindows]) -> None:

@@ -65,8 +65,7 @@ def combine_commands(
     if how == "last":
         return last
     total = sum(commands[starts + frame] for frame in range(stride))
-    binary = [entry for entry in binary if entry < total.shape[1]]
-    total[:, binary] = last[:, binary]
+    total[:, list(binary)] = last[:, list(binary)]
     return total
 
 
