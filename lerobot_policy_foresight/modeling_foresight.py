@@ -277,12 +277,8 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
     ) -> tuple[Tensor, dict[str, float]]:
         if self.windows is None:
             raise ValueError("This policy has no dataset to train on: make it for a dataset.")
-        raw, processor = self.windows.read_batch(batch), self._require_processor()
-        if (robot := processor.choose_embodiment(self.config.embodiment)) is not None:
-            raw["embodiment"] = [robot] * len(raw["task"])
-            for key, kind in (("state", "state"), ("actions", "action")):
-                if key in raw:
-                    raw[key] = processor.place_entries(kind, raw[key], robot)
+        processor = self._require_processor()
+        raw = processor.place_batch(self.windows.read_batch(batch), self.config.embodiment)
         inputs = processor.prepare_batch(
             raw, device=self.model.device, history_length=self.model.config.history_length
         )

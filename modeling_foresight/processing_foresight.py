@@ -373,6 +373,28 @@ class ForesightProcessor(ProcessorMixin):
         placed[..., places] = values
         return placed
 
+    def place_batch(self, raw: dict, embodiment: str | None = None) -> dict:
+        """A raw batch of one robot with its own entries as [`prepare_batch`] takes it."""
+        if (name := self.choose_embodiment(embodiment)) is None:
+            return raw
+        placed = {**raw, "embodiment": [name] * len(raw["task"])}
+        for key, kind in (("state", "state"), ("actions", "action")):
+            if raw.get(key) is not None:
+                placed[key] = self.place_entries(kind, raw[key], name)
+        return placed
+
+    def own_statistics(self, kind: str) -> dict | None:
+        """Statistics of `action` or `state` of the robot that this processor is for, if there are any."""
+        name = self.choose_embodiment()
+        return getattr(self, f"{kind}_stats") if name is None else (self.statistics or {})[name].get(kind)
+
+    def own_binary_entries(self, kind: str) -> list[int]:
+        """Binary entries of `action` or `state` of the robot that this processor is for."""
+        binary, name = getattr(self, f"binary_{kind}_indices"), self.choose_embodiment()
+        if name is None:
+            return binary
+        return [entry for entry, place in enumerate(self.embodiments[name][kind]) if place in binary]
+
     def take_entries(self, kind: str, values: Tensor, embodiment: str | None = None) -> Tensor:
         """Inverse of [`place_entries`]: a robot's own entries `(..., n)` of the model's."""
         name = self.choose_embodiment(embodiment)
