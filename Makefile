@@ -20,13 +20,13 @@ THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 # its fair share instead of 1.6 to 2.2, and idle what it took (benchmarks/thread_waiting.py).
 export GOMP_SPINCOUNT ?= 1000
 
-# Only `setup`, `libero`, `test-libero`, `test-common`, `test-newest` and `test-lowest` use the network, for packages: nothing that make runs fetches models or data.
+# Only `setup`, `libero`, `test-libero`, `test-deepspeed`, `test-common`, `test-newest` and `test-lowest` use the network, for packages: nothing that make runs fetches models or data.
 export HF_HUB_OFFLINE = 1
 # Where this is set, as in some containers, every process compiles all of PyTorch again: 2 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero libero-object test-libero sample-data ablation ablation-pilot ablation-robustness pretraining pretraining-sources pretrained-models mt50 mt50-experts test test-slow test-common test-newest test-lowest quality style space benchmark benchmark-gpu constraints clean
+.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero libero-object test-libero sample-data ablation ablation-pilot ablation-robustness pretraining pretraining-sources pretrained-models mt50 mt50-experts test test-slow test-deepspeed test-common test-newest test-lowest quality style space benchmark benchmark-gpu constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -186,6 +186,16 @@ test-slow: setup ## the tests that take minutes
 	# These fork, and a fork of a process whose threads have computed may wait for ever.
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow and not network" tests/training/engines $(PYTEST_FLAGS)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow and not network" --ignore tests/training/engines $(PYTEST_FLAGS)
+
+# Beside .venv: where DeepSpeed is installed, Accelerate imports it into every process, two seconds each.
+.venv-deepspeed/.installed: constraints.txt
+	$(UV) pip install --quiet --python $(PY) --target .venv-deepspeed --no-deps --constraints constraints.txt \
+		deepspeed hjson msgpack ninja py-cpuinfo
+	touch $@
+
+test-deepspeed: setup ## the slow tests of ZeRO-2 and ZeRO-3, with DeepSpeed in .venv-deepspeed
+	@$(MAKE) --no-print-directory .venv-deepspeed/.installed
+	PYTHONPATH=.venv-deepspeed OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -k zero tests/training/engines $(PYTEST_FLAGS)
 
 test-common: setup ## the common model tests of transformers, fetched once for the installed version
 	$(PY) scripts/fetch_common_tests.py

@@ -2,14 +2,17 @@
 
 import os
 import socket
+import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import DistributedType, PartialState
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs" / "accelerate"
 
@@ -18,11 +21,22 @@ def engine_environment(name: str) -> dict[str, str]:
     """What `accelerate launch --config_file training/configs/accelerate/NAME.yaml` tells the processes."""
     command = ["--config_file", str(CONFIGS / f"{name}.yaml"), "train.py"]
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(command))
-    given = prepare_multi_gpu_env(arguments)
-    return {name: value for name, value in given.items() if name.startswith(("ACCELERATE_USE_", "FSDP_"))}
+    if arguments.use_deepspeed:
+        arguments.deepspeed_fields_from_accelerate_config = ""
+        given = prepare_deepspeed_cmd_env(arguments)[1]
+    else:
+        given = prepare_multi_gpu_env(arguments)
+    return {
+        name: value
+        for name, value in given.items()
+        if name.startswith(("ACCELERATE_USE_", "ACCELERATE_DEEPSPEED_", "FSDP_"))
+    }
 
 
-FSDP2 = engine_environment("fsdp2")
+no_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="run by `make test-deepspeed`")
+FSDP2 = pytest.param(engine_environment("fsdp2"), id="fsdp2")
+ZERO2 = pytest.param(engine_environment("zero2"), id="zero2", marks=no_deepspeed)
+ZERO3 = pytest.param(engine_environment("zero3"), id="zero3", marks=no_deepspeed)
 
 
 def run_ranks(function, *args, engine: dict[str, str] | None = None) -> None:
@@ -65,3 +79,11 @@ def _take_for_gpus() -> None:
             self.distributed_type = DistributedType.MULTI_GPU
 
     PartialState.__init__ = start_as_gpus
+    if "ACCELERATE_USE_DEEPSPEED" in os.environ:
+        import deepspeed.comm  # noqa: F401
+
+        # it is left out where the CPU was asked for
+        os.environ["ACCELERATE_USE_CPU"] = "false"
+        PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_CPU)
+        sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # compiles for a minute
+        PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from datasets_scripts.storage.dataset_rows import DatasetRows
 from training.config import RunConfig, flatten, load_config, save_config
 from training.engines.machines import agree_on_checkpoint, agree_on_run, is_writer
 from training.run_data import dataset_identity
+from training.run_facts import resume_command
 
 __all__ = [
     "FINISHED",
@@ -51,6 +53,9 @@ MAY_CHANGE = (
     "train/log_every",
     "train/checkpoint_every",
     "train/keep_checkpoints",
+    "train/picture_every",
+    "train/max_hours",
+    "train/export_ema",
     "train/tracker",
 )
 
@@ -241,10 +246,15 @@ class StopRequest:
     """Makes SIGINT, SIGTERM and SIGHUP (a closed terminal) a request that the loop reads between steps.
 
     All processes stop at the same step, whichever got the signal. A second SIGINT or SIGTERM kills at once.
+
+    Args:
+        accelerator (`Accelerator`): What trains.
+        hours (`float`, *optional*): Time from now after which to stop too.
     """
 
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator, self.signal = accelerator, 0
+    def __init__(self, accelerator: Accelerator, hours: float | None = None):
+        self.accelerator, self.signal, self.is_late, self.hours = accelerator, 0, False, hours
+        self.end = math.inf if hours is None else time.monotonic() + 3600 * hours
         self._terminals = [output for output in (1, 2) if os.isatty(output)]
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
@@ -262,9 +272,10 @@ class StopRequest:
                     os.dup2(nowhere.fileno(), output)
 
     def __bool__(self) -> bool:
-        signals = torch.tensor([self.signal], device=self.accelerator.device)
-        self.signal = int(self.accelerator.gather(signals).max())
-        return self.signal != 0
+        own = torch.tensor([[self.signal, time.monotonic() > self.end]], device=self.accelerator.device)
+        self.signal, is_late = self.accelerator.gather(own).amax(dim=0).tolist()
+        self.is_late = bool(is_late)
+        return self.signal != 0 or self.is_late
 
     def close(self) -> None:
         """Restores the earlier signal handlers."""
@@ -273,5 +284,10 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """The exit code that shells expect of a program ended by a signal."""
-        return 128 + self.signal
+        """The exit code that shells expect of a program ended by a signal; 0 for the end of the time."""
+        return 128 + self.signal if self.signal else 0
+
+    def describe(self, step: int) -> str:
+        """What to print after stopping at `step`."""
+        cause = f", at the limit of {self.hours:g} hours" if self.is_late and not self.signal else ""
+        return f"stopped after step {step}{cause}; continue with: {resume_command()}"

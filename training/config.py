@@ -138,6 +138,9 @@ class TrainConfig:
         warmup_epochs (`float`, *optional*): Instead of `warmup_steps`, with `epochs`.
         betas (`list[float]`), weight_decay (`float`): AdamW.
         max_grad_norm (`float`): Gradients are clipped to this global norm.
+        ema_decay (`float`, *optional*): Keep an exponential moving average of the weights with this decay
+            (0.999), which validation and the exported model then use.
+        export_ema (`bool`): Whether they do. Without it the average stays in the checkpoints.
         mixed_precision (`str`): `no` or `bf16`; a CPU without kernels for bf16 uses `no` either way.
         attn_implementation (`str`): `sdpa`, `eager` or, on a GPU, `flex_attention`. On CPUs eager is faster
             with bf16.
@@ -146,6 +149,10 @@ class TrainConfig:
             stand out (`standardise_tokens`): actions depend on fresh towers much sooner.
         log_every, val_every, checkpoint_every (`int`): Steps between log lines, validations and checkpoints;
             0 for the last two means only at the end.
+        picture_every (`int`): Steps between pictures of predictions on a validation episode, in
+            OUTPUT/pictures and in the tracker; 0 for none.
+        max_hours (`float`, *optional*): Save and stop with exit code 0 after this time, for clusters that end
+            jobs; `--resume` continues.
         val_windows (`int`): Validation windows used during training; the final measurement uses all.
         keep_checkpoints (`int`): Older checkpoints are deleted.
         tracker (`str`, *optional*): Any tracker of Accelerate: `trackio`, `wandb`, `tensorboard`...
@@ -162,6 +169,8 @@ class TrainConfig:
     betas: list[float] = dataclasses.field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    ema_decay: float | None = None
+    export_ema: bool = True
     mixed_precision: str = "no"
     attn_implementation: str = "sdpa"
     gradient_checkpointing: bool = False
@@ -169,6 +178,8 @@ class TrainConfig:
     log_every: int = 50
     val_every: int = 500
     checkpoint_every: int = 500
+    picture_every: int = 0
+    max_hours: float | None = None
     val_windows: int = 256
     keep_checkpoints: int = 2
     tracker: str | None = None
@@ -257,10 +268,11 @@ class RunConfig:
             self.data.val_fraction = 0.0
         train, positive = self.train, ("steps", "batch_size", "gradient_accumulation_steps")
         least = dict.fromkeys((*positive, "keep_checkpoints", "log_every"), 1)
-        least |= dict.fromkeys(("val_every", "checkpoint_every", "warmup_steps", "val_windows"), 0)
+        least |= dict.fromkeys(("val_every", "checkpoint_every", "picture_every", "warmup_steps"), 0)
         least |= dict.fromkeys(
-            ("learning_rate", "weight_decay", "max_grad_norm", "min_learning_rate_ratio"), 0
+            ("learning_rate", "weight_decay", "max_grad_norm", "min_learning_rate_ratio", "val_windows"), 0
         )
+        least |= dict.fromkeys(("ema_decay", "max_hours"), 0)
         data = {"num_workers": 0, "baseline_windows": 1, "p_moving": 0, "occluded_weight": 0}
         for group, bounds in {"train": least, "data": data}.items():
             for name, bound in bounds.items():
@@ -269,6 +281,8 @@ class RunConfig:
                     raise ValueError(f"{group}.{name} is {value}; it must be at least {bound}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**63 - 1")
+        if train.ema_decay is not None and train.ema_decay >= 1:
+            raise ValueError(f"train.ema_decay is {train.ema_decay}; it must be below 1, such as 0.999")
         if len(train.betas) != 2:
             raise ValueError(f"train.betas is {train.betas}; AdamW takes two")
         if train.batch_size % train.gradient_accumulation_steps:

@@ -5,6 +5,8 @@ exactly.
 """
 
 import contextlib
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,8 +29,11 @@ from training.engines.machines import find_writers, is_writer
 from training.engines.sharding import full_value, local_part
 from training.evaluation.open_loop import flow_errors, format_open_loop, measure_held_out, measure_losses
 from training.model_folder import export_model
+from training.monitoring.dataset_losses import DatasetLosses
+from training.monitoring.dry_run import REHEARSED, rehearsal_config, rehearse
+from training.monitoring.pictures import draw_predictions
+from training.monitoring.run_log import RunLog
 from training.run_data import RunData, evaluation_loader, open_datasets, training_loader
-from training.run_log import DatasetLosses, RunLog
 from training.run_state import (
     Run,
     build_accelerator,
@@ -39,7 +44,7 @@ from training.run_state import (
 )
 from training.starting_model import starting_config
 
-__all__ = ["train"]
+__all__ = ["dry_run", "train"]
 
 
 def train(config: RunConfig, resume: bool) -> int:
@@ -50,11 +55,12 @@ def train(config: RunConfig, resume: bool) -> int:
         resume (`bool`): Continue from the newest checkpoint in `config.output`, if there is one.
 
     Returns:
-        `int`: Exit code: 0 when finished, 128 + signal when stopped by one.
+        `int`: Exit code: 0 when finished or out of time, 128 + signal when stopped by one.
 
     Raises:
         ValueError: If config, data and run folder do not fit together, or a loss is not finite.
     """
+    started = time.monotonic()
     accelerator = build_accelerator(config)
     find_writers(accelerator, Path(config.output))
     with lock_run_folder(accelerator, Path(config.output)):
@@ -77,11 +83,13 @@ def train(config: RunConfig, resume: bool) -> int:
         accelerator.wait_for_everyone()
         print_summary(run)
         log = RunLog(accelerator, Path(config.output), run.start, run.config.train.steps)
-        with contextlib.closing(log.bar), contextlib.closing(StopRequest(accelerator)) as stop:
-            if exit_code := run_steps(run, log, stop):
-                return exit_code
-        export_model(accelerator, run.model, run.processor, config, data.image_keys, run.base)
-        write_summary(run, log.seconds, measure_final_model(run))
+        hours = config.train.max_hours and config.train.max_hours - (time.monotonic() - started) / 3600
+        with contextlib.closing(log.bar), contextlib.closing(StopRequest(accelerator, hours)) as stop:
+            if not run_steps(run, log, stop):
+                return stop.exit_code
+        with run.exported_weights():
+            export_model(accelerator, run.model, run.processor, config, data.image_keys, run.base)
+            write_summary(run, log.seconds, measure_final_model(run))
         accelerator.print(f"done: model in {config.export}, log and checkpoints in {config.output}")
         # Right after a gather, gloo's thread may still free tensors; ending the process then can hang.
         accelerator.wait_for_everyone()
@@ -89,59 +97,109 @@ def train(config: RunConfig, resume: bool) -> int:
         return 0
 
 
-def run_steps(run: Run, log: RunLog, stop: StopRequest) -> int:
-    """The optimization, up to the last step or a signal.
+def dry_run(config: RunConfig) -> int:
+    """Takes a few steps of a run and prints what the whole will take; nothing is written.
 
     Returns:
-        `int`: 0 after the last step, otherwise the exit code for the signal.
+        `int`: Exit code 0.
+
+    Raises:
+        ValueError: As [`train`].
+    """
+    config = rehearsal_config(config)
+    accelerator = build_accelerator(config)
+    torch.manual_seed(config.seed)
+    data = RunData(config, starting_config(config))
+    run = build_run(accelerator, resolve_epochs(config, len(data.train)), data)
+    print_summary(run)
+    batches = iter(training_loader(config, data, run.sampler, accelerator.device))
+    run.model.train()
+    with tempfile.TemporaryDirectory() as folder:
+        log = RunLog(accelerator, Path(folder), start=0, steps=REHEARSED)
+        with contextlib.closing(log.bar):
+            rehearse(run, batches, lambda step, raws: take_step(run, step, raws, log)[1])
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return 0
+
+
+def run_steps(run: Run, log: RunLog, stop: StopRequest) -> bool:
+    """The optimization, up to the last step or a request to stop.
+
+    Returns:
+        `bool`: Whether the last step is done.
     """
     config, options, accelerator = run.config, run.config.train, run.accelerator
-    parts = options.gradient_accumulation_steps
     batches = iter(training_loader(config, run.data, run.sampler, accelerator.device))
     by_dataset = DatasetLosses(accelerator, run.policy.config, run.data.names, options.log_every)
     run.model.train()
     for step in range(run.start, options.steps):
         with log.reading():
-            raws = [next(batches) for _ in range(parts)]
-        # Dropout and draws are a function of (seed, step, process), whatever ran in between.
-        seeds = [step_seed(config.seed, step * parts + i, accelerator.process_index) for i in range(parts)]
-        micro_batches = [run.prepare_batch(raw, step * parts + i) for i, raw in enumerate(raws)]
-        counts = count_targets(run, micro_batches)
-        total = 0.0
-        for seed, batch, raw in zip(seeds, micro_batches, raws, strict=True):
-            torch.manual_seed(seed)
-            with accelerator.accumulate(run.model):
-                outputs = run.model(**batch, loss_counts=counts)
-                accelerator.backward(outputs.loss)
-                total = total + outputs.loss.detach()
-                if accelerator.sync_gradients:
-                    norm = full_value(accelerator.clip_grad_norm_(run.trained, options.max_grad_norm))
-                    check_step(run, step, micro_batches, total, norm)
-                    log.add({"grad_norm": norm})
-                run.optimizer.step()
-                run.optimizer.zero_grad()
-            log.add({"loss": outputs.loss.detach(), **(outputs.losses or {})})
-            by_dataset.add(step, outputs, batch, raw["dataset"])
-        run.scheduler.step()
+            raws = [next(batches) for _ in range(options.gradient_accumulation_steps)]
+        outputs, newest = take_step(run, step, raws, log)
+        by_dataset.add(step, outputs, newest, raws[-1]["dataset"])
         log.bar.update()
         done, last = step + 1, step + 1 == options.steps
         if done % options.log_every == 0 or last:
-            flow = () if outputs.flow is None else (outputs.flow.detach(), raws[-1], micro_batches[-1])
+            flow = () if outputs.flow is None else (outputs.flow.detach(), raws[-1], newest)
             errors = flow_errors(run.policy.config, *flow) if flow else {}
             errors |= by_dataset.pop()
             log.write(done, lr=run.scheduler.get_last_lr()[0], windows=options.batch_size, **errors)
         with log.paused():
-            if run.data.val and options.val_every and done % options.val_every == 0 and not last:
-                log.write_validation(done, validate(run))
+            look_at_validation(run, log, done)
             stopping = bool(stop)
             due = options.checkpoint_every and done % options.checkpoint_every == 0
             if due or stopping or last:
                 check_weights(run, done)
                 save_checkpoint(accelerator, Path(config.output), done, options.keep_checkpoints)
         if stopping and not last:
-            accelerator.print(f"stopped after step {done}; continue with --resume")
-            return stop.exit_code
-    return 0
+            accelerator.print(stop.describe(done))
+            return False
+    return True
+
+
+def take_step(run: Run, step: int, raws: Sequence[Mapping], log: RunLog) -> tuple:
+    """One optimizer step on the micro-batches `raws`; the last one's outputs and what the model took."""
+    options, accelerator, parts = run.config.train, run.accelerator, len(raws)
+    # Dropout and draws are a function of (seed, step, process), whatever ran in between.
+    seeds = [step_seed(run.config.seed, step * parts + i, accelerator.process_index) for i in range(parts)]
+    micro_batches = [run.prepare_batch(raw, step * parts + i) for i, raw in enumerate(raws)]
+    counts = count_targets(run, micro_batches)
+    total = 0.0
+    for seed, batch in zip(seeds, micro_batches, strict=True):
+        torch.manual_seed(seed)
+        with accelerator.accumulate(run.model), log.counting_flops(step):
+            outputs = run.model(**batch, loss_counts=counts)
+            accelerator.backward(outputs.loss)
+            total = total + outputs.loss.detach()
+            if accelerator.sync_gradients:
+                # DeepSpeed has made its update already, unless the gradient was not finite.
+                norm = accelerator.clip_grad_norm_(run.trained, options.max_grad_norm)
+                norm = full_value(torch.as_tensor(norm, device=accelerator.device))
+                check_step(run, step, micro_batches, total, norm)
+                log.add({"grad_norm": norm})
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+        log.add({"loss": outputs.loss.detach(), **(outputs.losses or {})})
+    run.scheduler.step()
+    if run.average:
+        run.average.update()
+    return outputs, batch
+
+
+def look_at_validation(run: Run, log: RunLog, done: int) -> None:
+    """Losses on validation windows and a picture of predictions, where they are due after step `done`."""
+    options, val = run.config.train, run.data.val
+    if not val or done == options.steps:
+        return
+    measures, draws = (every and done % every == 0 for every in (options.val_every, options.picture_every))
+    if measures or draws:
+        with run.exported_weights():
+            if measures:
+                log.write_validation(done, validate(run))
+            if draws:
+                path = Path(run.config.output) / "pictures" / f"step-{done:07d}.png"
+                draw_predictions(run.accelerator, run.plain, run.processor, val.datasets[0], path)
 
 
 def count_targets(run: Run, batches: Sequence[Mapping]) -> dict[str, Tensor]:
@@ -224,7 +282,8 @@ def check_weights(run: Run, done: int) -> None:
 
 def has_finite_weights(run: Run) -> bool:
     """Whether all weights and running statistics are finite, in every process."""
-    parts = (local_part(value) for value in run.model.state_dict().values() if value.is_floating_point())
+    state = run.model.state_dict(keep_vars=True)
+    parts = [local_part(value) for value in state.values() if value.is_floating_point()]
     return is_true_everywhere(run, torch.stack([part.isfinite().all() for part in parts]).all())
 
 

@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["describe_run", "portable_command", "portable_path"]
+import psutil
+
+__all__ = ["describe_run", "portable_command", "portable_path", "resume_command"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = "lerobot_policy_foresight"
@@ -103,3 +105,15 @@ def describe_run(script: str | None = None, arguments: list[str] | None = None) 
         "versions": _versions(),
         "hardware": _hardware(),
     }
+
+
+def resume_command() -> str:
+    """The command that started this process, launcher and all, with `--resume`."""
+    own = [sys.executable, *sys.argv]
+    with contextlib.suppress(psutil.Error):
+        launcher = psutil.Process().parent().cmdline()
+        if launcher[-len(sys.argv[1:]) :] == sys.argv[1:] and sys.argv[1:]:
+            own = launcher
+    name = Path(own[0]).name
+    own = own[1:] if name.startswith("python") and os.access(own[1], os.X_OK) else own  # a script of its own
+    return shlex.join([*own, *(["--resume"] if "--resume" not in own else [])])

@@ -4,10 +4,11 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 from torch import Tensor
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
@@ -18,8 +19,9 @@ from modeling_foresight.bfloat16_support import NO_BFLOAT16, has_bfloat16
 from modeling_foresight.step_seed import sample_seeds
 from modeling_foresight.targets import draw_training
 from training.adapters import add_lora, describe_base, save_only_adapter
-from training.config import RunConfig, flatten
-from training.engines.selection import check_engine, choose_units
+from training.config import RunConfig, TrainConfig, flatten
+from training.engines.averaging import WeightAverage
+from training.engines.selection import check_average, check_engine, configure_engine
 from training.run_data import RunData
 from training.run_facts import describe_run, portable_path
 from training.starting_model import build_model
@@ -35,6 +37,8 @@ class Run:
     Attributes:
         model (`torch.nn.Module`): As Accelerate prepared it.
         trained (`list`): Its parameters that are trained.
+        parameters (`tuple[int, int]`): Those of the whole model, and those that are trained.
+        average (`WeightAverage`, *optional*): With `train.ema_decay`.
         base (`dict`, *optional*): With LoRA, the description of the model that the adapter is trained on.
         start (`int`): First step; above 0 in a resumed run.
     """
@@ -47,6 +51,8 @@ class Run:
     trained: list[torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
+    parameters: tuple[int, int]
+    average: WeightAverage | None = None
     base: dict | None = None
     start: int = 0
 
@@ -75,6 +81,11 @@ class Run:
             start_step=self.start * options.gradient_accumulation_steps,
             steps=options.steps * options.gradient_accumulation_steps,
         )
+
+    def exported_weights(self) -> AbstractContextManager:
+        """Inside, the model has the weights that validation and export use; all processes call it."""
+        averaged = self.average is not None and self.config.train.export_ema
+        return self.average.in_place() if averaged else nullcontext()
 
     def prepare_batch(self, raw: Mapping, step: int) -> dict[str, Tensor]:
         """A raw batch as a model batch on the run's device, with random numbers.
@@ -108,16 +119,22 @@ def count_epochs(run: Run) -> float:
     return run.config.train.steps * run.config.train.batch_size / len(run.data.train)
 
 
+def find_precision(options: TrainConfig, device: torch.device) -> str:
+    """`bf16` where it was asked for and the device has kernels for it, otherwise `no`."""
+    return options.mixed_precision if has_bfloat16(device) else "no"
+
+
 def build_accelerator(config: RunConfig) -> Accelerator:
     """Accelerate's view of this process; bfloat16 only where the device has kernels for it."""
     options = config.train
     # Without `cpu`, several processes on CPUs would not find each other.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    no_kernels = options.mixed_precision == "bf16" and not has_bfloat16(state.device)
-    if no_kernels:
+    precision = find_precision(options, state.device)
+    if precision != options.mixed_precision:
         state.print(NO_BFLOAT16)
     accelerator = Accelerator(
-        mixed_precision="no" if no_kernels else options.mixed_precision,
+        # Accelerate would have DeepSpeed hold bfloat16 weights.
+        mixed_precision="no" if state.distributed_type == DistributedType.DEEPSPEED else precision,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         step_scheduler_with_optimizer=False,
         log_with=options.tracker,
@@ -142,7 +159,7 @@ def build_run(accelerator: Accelerator, config: RunConfig, data: RunData) -> Run
         save_only_adapter(accelerator, base)
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    choose_units(accelerator, model)
+    configure_engine(accelerator, model, options)
     # Fused takes a third of the time on a CPU: 2.9 ms against 9.2 ms a step of the quickstart.
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
@@ -154,8 +171,13 @@ def build_run(accelerator: Accelerator, config: RunConfig, data: RunData) -> Run
     scheduler = get_cosine_with_min_lr_schedule_with_warmup(
         optimizer, options.warmup_steps, options.steps, min_lr_rate=options.min_learning_rate_ratio
     )
+    parameters = count_parameters(model)  # here, as engines leave parts of them
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     trained = [p for p in model.parameters() if p.requires_grad]  # FSDP has replaced those of before
+    average = None
+    if options.ema_decay is not None:
+        check_average(accelerator)
+        average = WeightAverage(accelerator, model, options.ema_decay)
     if options.tracker:
         # Trackers take plain values only.
         settings = {name: str(value) for name, value in flatten(dataclasses.asdict(config)).items()}
@@ -163,7 +185,15 @@ def build_run(accelerator: Accelerator, config: RunConfig, data: RunData) -> Run
             accelerator.init_trackers("3d-foresight", config=settings)
         except Exception as error:  # each tracker raises its own types
             raise ValueError(f"train.tracker={options.tracker} does not start: {error}") from error
-    return Run(config, accelerator, data, model, processor, trained, optimizer, scheduler, base)
+    return Run(
+        config, accelerator, data, model, processor, trained, optimizer, scheduler, parameters, average, base
+    )
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """All parameters and the trained ones, each once."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
 def print_summary(run: Run) -> None:
@@ -179,8 +209,7 @@ def print_summary(run: Run) -> None:
             accelerator.print(f"{windows.rows.name}: {len(windows)} windows, {share:.1%} of the batches")
     accelerator.print(
         f"{len(data.train)} windows for training, {len(data.val) if data.val else 0} for validation; "
-        f"{run.policy.num_parameters(only_trainable=True) / 1e6:.2f} M of "
-        f"{run.policy.num_parameters() / 1e6:.2f} M parameters are trained on "
+        f"{run.parameters[1] / 1e6:.2f} M of {run.parameters[0] / 1e6:.2f} M parameters are trained on "
         f"{accelerator.num_processes} x {accelerator.device.type}"
     )
     options = run.config.train
@@ -198,6 +227,8 @@ def write_summary(run: Run, seconds: float, validation: dict) -> None:
     start = {}
     if config.init_from:
         start = {"init_from": portable_path(config.init_from), "init_revision": config.init_revision}
+    if run.average:
+        start |= {"ema_decay": config.train.ema_decay, "exported_ema": config.train.export_ema}
     if run.base:
         start |= {"init_revision": run.base["base_revision"], "lora": dataclasses.asdict(config.lora)}
     summary = {
@@ -207,12 +238,17 @@ def write_summary(run: Run, seconds: float, validation: dict) -> None:
         "epochs": round(count_epochs(run), 4),
         "train_seconds": seconds,
         "datasets": run.data.describe(),
-        "parameters": run.policy.num_parameters(),
-        "trained_parameters": run.policy.num_parameters(only_trainable=True),
+        "parameters": run.parameters[0],
+        "trained_parameters": run.parameters[1],
         "objectives": list(run.policy.config.objectives),
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,
-        "mixed_precision": accelerator.mixed_precision,
+        "mixed_precision": find_precision(config.train, accelerator.device),
+        **(
+            {"ema_decay": config.train.ema_decay, "exported_ema": config.train.export_ema}
+            if run.average
+            else {}
+        ),
         **start,
         "validation": validation,
     }

@@ -7,7 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from datasets_scripts.storage.hub_download import HubError
 from training.config import load_config
-from training.loop import train
+from training.loop import dry_run, train
 
 EXAMPLE = """any field of training/config.py can be set: --train.steps 2000 --model.hidden_size 192
 example:
@@ -35,6 +35,9 @@ def main() -> int:
     )
     parser.add_argument("--config", help="YAML file of the run, for example training/configs/quickstart.yaml")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output, if there is one")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="take three steps, print shapes, memory and time, keep nothing"
+    )
     parser.add_argument("--skip-flagged", action="store_true", help="leave out episodes with flagged labels")
     for name, text in RUN_FLAGS.items():
         parser.add_argument(f"--{name}", help=text)
@@ -45,7 +48,8 @@ def main() -> int:
     if named.skip_flagged:
         overrides += ["--data.skip_flagged", "true"]
     try:
-        return train(load_config(named.config, overrides), named.resume)
+        config = load_config(named.config, overrides)
+        return dry_run(config) if named.dry_run else train(config, named.resume)
     except (ValueError, OSError, HubError, StrictDataclassError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # some libraries write paragraphs
         return 1

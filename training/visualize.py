@@ -6,14 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from datasets_scripts.inspection.drawing import import_matplotlib, save_png
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from modeling_foresight import ForesightConfig
 from training.config import DatasetSource
-from training.evaluation.figures import draw_moments, explain_figure, to_pixels
+from training.evaluation.figures import draw_episode, draw_moments, explain_figure, last_window, to_pixels
 from training.evaluation.predictions import depth_limits, predict_windows
 from training.evaluation.videos import write_video
 from training.model_folder import load_checkpoint, read_run_config
@@ -57,21 +56,15 @@ def visualize(args: argparse.Namespace) -> None:
         raise ValueError(f"the checkpoint has no view '{view}'; choose from {', '.join(config.views)}")
     windows, held_out = open_episode(args, config)
 
-    def predict(chosen: Sequence[int]) -> list:
-        return [p.views[view] for p in predict_windows(model, processor, windows, chosen, [view])]
-
-    # Later windows have no frame `future_shift` ahead to compare with.
-    last = max(0, len(windows) - (config.future_shift if config.has("future") else 1))
-    moments = predict(sorted({round(i) for i in np.linspace(0, last, args.moments)}))
     kind = "held-out episode" if held_out else "episode"
-    name, fps = Path(windows.rows.name).name, windows.rows.fps / windows.config.frame_stride
-    title = f"{kind} {windows.episodes[0]} of {name}: “{windows[0]['task']}”, {view} camera"
-    caption = explain_figure(config, fps)
-    save_png(args.output, draw_moments(moments, title, caption))
+    figure, title, moments = draw_episode(model, processor, windows, view, args.moments, kind)
+    save_png(args.output, figure)
     print(f"wrote {args.output}: {title}, frames {', '.join(str(m.frame) for m in moments)}")
     if args.mp4:
-        every = predict(range(last + 1))
-        limits = depth_limits(every)
+        fps = windows.rows.fps / windows.config.frame_stride
+        chosen = range(last_window(windows, config) + 1)
+        every = [p.views[view] for p in predict_windows(model, processor, windows, chosen, [view])]
+        limits, caption = depth_limits(every), explain_figure(config, fps)
         pictures = (to_pixels(draw_moments([moment], title, caption, limits)) for moment in every)
         write_video(args.mp4, pictures, max(1, fps / 4))
         print(f"wrote {args.mp4}: all {len(every)} moments at a quarter of the speed")

@@ -11,17 +11,14 @@ import yaml
 from accelerate.state import AcceleratorState
 from transformers import AutoModel, AutoProcessor
 
-from modeling_foresight import ForesightForActionPrediction
 from tests.lerobot_policy_foresight.miniature import load_policy
 from tests.ranks import run_ranks
 from tests.synthetic import make_dataset
-from tests.tiny import tiny_batch, tiny_config
 from tests.training.test_train import TINY, log_lines
 from training.config import load_config
 from training.evaluate import main as evaluate
 from training.loop import train
 from training.model_folder import load_checkpoint
-from training.run_log import DatasetLosses
 
 FORM = {"episodes": 3, "frames": 9, "cameras": ("front", "side"), "size": (32, 40), "use_videos": False}
 FORM |= {"depth": False, "tracks": False}
@@ -232,25 +229,6 @@ def test_entries_may_be_given_other_places(work, tmp_path):
     model = AutoModel.from_pretrained(tmp_path / "run" / "model")
     assert model.config.embodiments["small"] == places["small"]
     assert model.config.embodiments["large"] == {"action": [6, 7, 8, 9, 10], "state": [4, 5, 6, 7]}
-
-
-def test_losses_by_dataset_are_those_of_its_samples_alone():
-    config = tiny_config()
-    torch.manual_seed(0)
-    model = ForesightForActionPrediction(config).eval()
-    batch, datasets = tiny_batch(config), torch.tensor([1, 0, 1])
-    batch["frame_mask"][0, 3:] = False
-    accelerator = SimpleNamespace(device="cpu", reduce=lambda sums, how: sums)
-    by_dataset = DatasetLosses(accelerator, config, ["a", "b"], log_every=1)
-    with torch.no_grad():
-        by_dataset.add(0, model(**batch), batch, datasets)
-        found = by_dataset.pop()
-        for number, name in enumerate("ab"):
-            alone = model(**{key: value[datasets == number] for key, value in batch.items()}).losses
-            for loss, value in alone.items():
-                assert found[f"{loss}/{name}"] == pytest.approx(value.item(), rel=1e-4), loss
-    assert not by_dataset.pop()
-    assert not DatasetLosses(accelerator, config, ["a"], log_every=1).pop()
 
 
 def train_rank(rank, root, flags):

@@ -233,13 +233,13 @@ def test_a_half_written_log_line_does_not_hinder_resuming(config_file, dataset, 
     assert [line["step"] for line in log_lines(output) if "step_s" in line] == list(range(1, STEPS + 1))
 
 
-def test_settings_reach_a_tracker_as_plain_values(config_file, dataset, tmp_path):
+def test_settings_metrics_and_pictures_reach_a_tracker(config_file, dataset, tmp_path):
     class Recorder(GeneralTracker):
         name, requires_logging_directory, tracker = "recorder", False, None
 
         def __init__(self):
             super().__init__()
-            self.settings, self.logged = {}, []
+            self.settings, self.logged, self.pictures = {}, [], []
 
         def store_init_configuration(self, values):
             self.settings = values
@@ -247,8 +247,12 @@ def test_settings_reach_a_tracker_as_plain_values(config_file, dataset, tmp_path
         def log(self, values, step, **kwargs):
             self.logged.append((step, values))
 
+        def log_images(self, values, step, **kwargs):
+            self.pictures.append((step, values["predictions"]))
+
     recorder = Recorder()
-    config = load_config(config_file, ["--dataset", str(dataset), "--output", str(tmp_path / "run")])
+    flags = ["--dataset", str(dataset), "--output", str(tmp_path / "run"), "--train.picture_every", "3"]
+    config = load_config(config_file, flags)
     config.train.tracker = recorder
     AcceleratorState._reset_state(reset_partial_state=True)
     # A tracker object cannot be written to YAML; its name is what a user gives.
@@ -257,6 +261,22 @@ def test_settings_reach_a_tracker_as_plain_values(config_file, dataset, tmp_path
     assert recorder.settings["train/steps"] == str(STEPS)
     assert all(isinstance(value, str) for value in recorder.settings.values())
     assert recorder.logged[0][0] == 1 and recorder.logged[0][1]["depth"] > 0
+    ((step, pictures),) = recorder.pictures
+    assert step == 3 and str(pictures.dtype) == "uint8" and pictures.ndim == 4 and pictures.shape[-1] == 3
+    assert [path.name for path in (tmp_path / "run" / "pictures").iterdir()] == ["step-0000003.png"]
+
+
+def test_a_run_at_its_time_limit_saves_and_ends_well_with_the_command_to_go_on(
+    config_file, dataset, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(sys, "argv", ["training/train.py", "--dataset", "some where"])
+    assert run(config_file, dataset, tmp_path / "run", "--train.max_hours", "0") == 0
+    printed = capsys.readouterr().out
+    assert "stopped after step 1, at the limit of 0 hours; continue with: " in printed
+    assert "training/train.py --dataset 'some where' --resume" in printed
+    assert not (tmp_path / "run" / "model").exists()
+    assert run(config_file, dataset, tmp_path / "run", "--train.max_hours", "1", resume=True) == 0
+    assert (tmp_path / "run" / "model").exists()
 
 
 def test_a_full_disk_is_named_and_leaves_the_last_whole_checkpoint(
@@ -414,7 +434,7 @@ def test_sigterm_saves_and_a_resumed_run_finishes(config_file, dataset, tmp_path
     monkeypatch.setattr(Accelerator, "backward", interrupt_the_second)
     assert run(config_file, dataset, output, *flags) == 128 + signal.SIGTERM
     monkeypatch.setattr(Accelerator, "backward", backward)
-    assert "continue with --resume" in capsys.readouterr().out
+    assert "continue with: " in capsys.readouterr().out
     assert [checkpoint.name for checkpoint in (output / "checkpoints").iterdir()] == ["step-0000002"]
     assert not (output / "model").exists()
     assert run(config_file, dataset, output, *flags, resume=True) == 0

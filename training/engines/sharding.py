@@ -1,7 +1,7 @@
 """Weights that processes hold in shards, and computing with them.
 
-With FSDP2 every process holds a part of each weight, and a forward pass needs all processes: what one of them
-computes, all compute at the same time.
+With FSDP2 and DeepSpeed's ZeRO-3 every process holds a part of each weight, and a forward pass needs all
+processes: what one of them computes, all compute at the same time.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,12 +15,13 @@ __all__ = ["batches_in_step", "full_value", "is_sharded", "local_part"]
 
 def is_sharded(model: torch.nn.Module) -> bool:
     """Whether processes hold parts of the model's weights."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    # DeepSpeed leaves empty tensors, with their parts beside them.
+    return any(isinstance(value, DTensor) or hasattr(value, "ds_tensor") for value in model.parameters())
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    """What this process holds of a parameter or buffer."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else getattr(tensor, "ds_tensor", tensor)
 
 
 def full_value(tensor: Tensor) -> Tensor:

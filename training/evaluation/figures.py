@@ -2,14 +2,40 @@
 
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from datasets_scripts.inspection.drawing import add_depth_scale, draw_depth, draw_flow, import_matplotlib
 from modeling_foresight import ForesightConfig
-from training.evaluation.predictions import Moment, depth_limits
+from training.evaluation.predictions import Moment, depth_limits, predict_windows
+from training.windows import ForesightWindows
 
-__all__ = ["draw_moments", "explain_figure", "to_pixels"]
+__all__ = ["draw_episode", "draw_moments", "explain_figure", "last_window", "to_pixels"]
+
+
+def draw_episode(model, processor, windows: ForesightWindows, view: str, count: int, kind: str):
+    """A figure of `count` moments of an episode, recorded beside predicted, with its title and moments.
+
+    Args:
+        model, processor: The policy, in evaluation mode.
+        windows (`ForesightWindows`): Windows of one episode, with lookahead frames.
+        view (`str`): The camera.
+        count (`int`): Rows, evenly spread over the episode.
+        kind (`str`): What the title calls the episode.
+    """
+    config = model.config
+    chosen = sorted({round(i) for i in np.linspace(0, last_window(windows, config), count)})
+    moments = [p.views[view] for p in predict_windows(model, processor, windows, chosen, [view])]
+    name = Path(windows.rows.name).name
+    title = f"{kind} {windows.episodes[0]} of {name}: “{windows[0]['task']}”, {view} camera"
+    caption = explain_figure(config, windows.rows.fps / windows.config.frame_stride)
+    return draw_moments(moments, title, caption), title, moments
+
+
+def last_window(windows: ForesightWindows, config: ForesightConfig) -> int:
+    """The last window of an episode whose future was recorded: `future_shift` frames before its end."""
+    return max(0, len(windows) - (config.future_shift if config.has("future") else 1))
 
 
 def draw_moments(

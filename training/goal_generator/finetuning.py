@@ -31,9 +31,9 @@ from training.engines.machines import agree_on_run, find_writers, is_writer
 from training.engines.selection import check_engine
 from training.evaluation.success import option
 from training.goal_generator.pairs import GoalPairs, collate_pairs
+from training.monitoring.run_log import RunLog
 from training.run_data import dataset_identity, leave_signals_to_parent
 from training.run_facts import describe_run
-from training.run_log import RunLog
 from training.windows import WindowSampler
 
 __all__ = ["GoalRun", "GoalTraining", "finetune"]
@@ -162,8 +162,8 @@ def finetune(options: GoalTraining) -> int:
         accelerator.wait_for_everyone()
         log = RunLog(accelerator, output, run.start, options.steps)
         with contextlib.closing(log.bar), contextlib.closing(StopRequest(accelerator)) as stop:
-            if exit_code := run_steps(run, log, stop):
-                return exit_code
+            if not run_steps(run, log, stop):
+                return stop.exit_code
         export(run, log.seconds)
         accelerator.print(f"done: pipeline in {options.export}, log and checkpoints in {output}")
         accelerator.wait_for_everyone()
@@ -234,8 +234,8 @@ def build_run(accelerator: Accelerator, options: GoalTraining, pairs: GoalPairs)
     return GoalRun(options, accelerator, pairs, pipeline, prepared, noise, average, optimizer, scheduler)
 
 
-def run_steps(run: GoalRun, log: RunLog, stop: StopRequest) -> int:
-    """The optimization, up to the last step or a signal, whose exit code it gives."""
+def run_steps(run: GoalRun, log: RunLog, stop: StopRequest) -> bool:
+    """The optimization, up to the last step or a signal; whether the last step is done."""
     options, accelerator = run.options, run.accelerator
     parts = options.gradient_accumulation_steps
     batches = iter(make_loader(run))
@@ -265,9 +265,9 @@ def run_steps(run: GoalRun, log: RunLog, stop: StopRequest) -> int:
             if done % options.checkpoint_every == 0 or stopping or last:
                 save_checkpoint(accelerator, Path(options.output), done, keep=2)
         if stopping and not last:
-            accelerator.print(f"stopped after step {done}; continue with --resume")
-            return stop.exit_code
-    return 0
+            accelerator.print(stop.describe(done))
+            return False
+    return True
 
 
 def make_loader(run: GoalRun) -> DataLoader:

@@ -11,7 +11,7 @@ import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from tests.ranks import FSDP2, run_ranks
+from tests.ranks import FSDP2, ZERO2, ZERO3, run_ranks
 from tests.training.test_loop import Ranks
 from tests.training.test_train import (
     TINY,
@@ -75,7 +75,7 @@ def test_accumulation_is_the_same_training(alone, config_file, dataset, tmp_path
 
 @pytest.mark.slow  # two processes
 @pytest.mark.parametrize("parts", [[], PARTS], ids=["whole", "accumulated"])
-@pytest.mark.parametrize("engine", [None, FSDP2], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize("engine", [pytest.param(None, id="ddp"), FSDP2, ZERO2, ZERO3])
 def test_two_processes_are_the_same_training(alone, config_file, dataset, tmp_path, engine, parts):
     flags = [*FLAGS, *parts]
     run_ranks(run_process, config_file, dataset, tmp_path / "run", flags, engine=engine)
@@ -83,7 +83,8 @@ def test_two_processes_are_the_same_training(alone, config_file, dataset, tmp_pa
 
 
 @pytest.mark.slow  # two processes
-def test_a_stopped_run_of_fsdp2_resumes_exactly(alone, config_file, dataset, tmp_path, monkeypatch):
+@pytest.mark.parametrize("engine", [FSDP2, ZERO2, ZERO3])
+def test_a_stopped_run_resumes_exactly(alone, config_file, dataset, tmp_path, monkeypatch, engine):
     output, backward, calls = tmp_path / "run", Accelerator.backward, iter(range(1, 10))
 
     def interrupt_the_second(self, loss):
@@ -95,20 +96,21 @@ def test_a_stopped_run_of_fsdp2_resumes_exactly(alone, config_file, dataset, tmp
         assert run(config_file, dataset, output, *FLAGS) == 128 + signal.SIGTERM
 
     monkeypatch.setattr(Accelerator, "backward", interrupt_the_second)
-    run_ranks(stop, engine=FSDP2)
+    run_ranks(stop, engine=engine)
     monkeypatch.setattr(Accelerator, "backward", backward)
-    run_ranks(run_process, config_file, dataset, output, FLAGS, True, engine=FSDP2)
+    run_ranks(run_process, config_file, dataset, output, FLAGS, True, engine=engine)
     assert_same_training(alone, output)
 
 
 @pytest.mark.slow  # two processes
-def test_an_adapter_under_fsdp2_is_that_of_one_process(finished, dataset, tmp_path):
+@pytest.mark.parametrize("engine", [FSDP2, ZERO3])
+def test_an_adapter_in_shards_is_that_of_one_process(finished, dataset, tmp_path, engine):
     flags = ["--init_from", str(finished / "model"), "--lora.r", "2", "--train.steps", "4"]
     flags += ["--train.checkpoint_every", "2", "--train.warmup_steps", "0", *FLAGS[:6]]
     config = tmp_path / "lora.yaml"
     config.write_text(yaml.safe_dump({name: TINY[name] for name in ("data", "train")}))
     assert run(config, dataset, tmp_path / "one", *flags) == 0
-    run_ranks(run_process, config, dataset, tmp_path / "two", flags, engine=FSDP2)
+    run_ranks(run_process, config, dataset, tmp_path / "two", flags, engine=engine)
     one, two = (load_file(tmp_path / name / "model" / "adapter_model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name, value in one.items():

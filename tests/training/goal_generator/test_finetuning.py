@@ -90,7 +90,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_average(run, monkeyp
         patch.setattr("training.checkpoints.StopRequest.__bool__", lambda stop: True)
         patch.setattr("training.checkpoints.StopRequest.exit_code", 130)
         stopped = run("cut", gradient_accumulation_steps=2)
-    assert stopped.code == 130 and "continue with --resume" in stopped.out
+    assert stopped.code == 130 and "continue with: " in stopped.out
     resumed = run("cut", "--resume", gradient_accumulation_steps=2)
     assert resumed.code == 0, resumed.err
     ours, theirs = weights(resumed.folder), weights(whole.folder)

@@ -1,27 +1,20 @@
-"""The log of a run: a progress bar, one JSON line per interval, and Accelerate's trackers.
-
-Of a mixture a line has the losses of each dataset too, `action/NAME`.
-"""
+"""The log of a run: a progress bar, one JSON line per interval, and Accelerate's trackers."""
 
 import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from tqdm import tqdm
 
 from datasets_scripts.storage.atomic import write_whole_file
-from modeling_foresight import ForesightConfig
-from modeling_foresight.heads import heads_of
-from modeling_foresight.inputs import real_frames
-from modeling_foresight.losses import LossSum
+from training.monitoring.throughput import FlopMeter
 
-__all__ = ["DatasetLosses", "RunLog"]
+__all__ = ["RunLog"]
 
 
 class RunLog:
@@ -41,6 +34,7 @@ class RunLog:
         self.data_s = 0.0
         self.since, self.since_step, self.seconds = time.perf_counter(), start, 0.0
         self.cpu_since = time.process_time()
+        self.meter, self.start = FlopMeter(accelerator.device), start
         if accelerator.is_main_process:
             lines = self.path.read_text().splitlines() if self.path.exists() else []
             kept = [line for line in lines if _read_step(line) <= start]
@@ -59,6 +53,11 @@ class RunLog:
         yield
         self.data_s += time.perf_counter() - start
 
+    def counting_flops(self, step: int) -> contextlib.AbstractContextManager:
+        """Counts what a GPU computes inside, once: in the first step of this session."""
+        counts = self.accelerator.device.type == "cuda" and step == self.start
+        return self.meter.counting() if counts else contextlib.nullcontext()
+
     def add(self, values: dict[str, torch.Tensor]) -> None:
         """Adds one micro-batch's values to the running means."""
         for name, value in values.items():
@@ -67,6 +66,8 @@ class RunLog:
 
     def write(self, step: int, lr: float, windows: int, **extra: float) -> None:
         """Writes the means since the last line; `data_s`, `step_s` and `cpu_s` are seconds per step.
+
+        On a GPU there are `tflops` and, for those we know, `mfu` too ([`FlopMeter`]).
 
         `cpu_s` is the processor time of this process, all its threads together: the time that it waits for
         other processes of a busy machine does not count.
@@ -80,15 +81,12 @@ class RunLog:
         line["step_s"] = elapsed / steps - line["data_s"]
         line["cpu_s"] = (time.process_time() - self.cpu_since) / steps
         line["samples_per_s"] = windows * steps / elapsed
+        line |= self.meter.speed(elapsed / steps)
         line["seconds"] = self.seconds
         self._append(line)
-        self.bar.set_postfix(
-            {
-                name: f"{value:.3g}"
-                for name, value in {**means, **extra}.items()
-                if name != "grad_norm" and "/" not in name
-            }
-        )
+        # The bar has no room for the losses of each dataset, `action/NAME`.
+        shown = {name: value for name, value in {**means, **extra}.items() if "/" not in name}
+        self.bar.set_postfix({name: f"{x:.3g}" for name, x in shown.items() if name != "grad_norm"})
         self.sums, self.counts, self.data_s = {}, {}, 0.0
         self.since, self.cpu_since, self.since_step = time.perf_counter(), time.process_time(), step
 
@@ -132,59 +130,3 @@ def _read_step(line: str) -> float:
         return json.loads(line)["step"]
     except ValueError:
         return math.inf
-
-
-class DatasetLosses:
-    """The losses of each dataset of a mixture: masked means over the samples of all processes.
-
-    Ten steps of an interval of the log count, because the losses are computed again for every dataset.
-
-    Args:
-        accelerator (`Accelerator`): Adds up what the processes have seen.
-        config (`ForesightConfig`): The model's.
-        names (`Sequence[str]`): Of the datasets, in the order of the mixture; a single one has no lines.
-        log_every (`int`): Steps of an interval.
-    """
-
-    def __init__(
-        self, accelerator: Accelerator, config: ForesightConfig, names: Sequence[str], log_every: int
-    ):
-        self.accelerator, self.config, self.every = accelerator, config, max(1, log_every // 10)
-        self.names = list(names) if len(names) > 1 else []
-        self.losses = [name for head in heads_of(config) for name in head.losses]
-        # Total and count of each loss; a loss that is a mean per view has one of them for each.
-        shape = len(self.names), len(self.losses), 2, len(config.views)
-        self.sums = torch.zeros(shape, device=accelerator.device)
-
-    @torch.no_grad()
-    def add(self, step: int, outputs: Mapping, batch: Mapping, datasets: Tensor) -> None:
-        """Adds the losses of a batch, whose samples are of `datasets` `(B,)`, int64 on the CPU."""
-        if (step + 1) % self.every:
-            return
-        for number in range(len(self.names)):
-            rows = datasets == number
-            if not rows.any():
-                continue
-            here = rows.to(self.sums.device)[:, None]
-            part = {**batch, "frame_mask": real_frames(batch) & here}
-            predicted = dict(outputs.items())
-            for name in ("style_mean", "style_log_var"):  # of which padded frames count too
-                if name in predicted:
-                    predicted[name] = predicted[name][here[:, 0]]
-            for head in heads_of(self.config):
-                for name, loss in head.loss(self.config, predicted, part).items():
-                    pair = torch.stack([loss.total.view(-1), loss.count.view(-1)])
-                    self.sums[number, self.losses.index(name), :, : pair.shape[1]] += pair
-
-    def pop(self) -> dict[str, float]:
-        """The means since the last call, as `loss/dataset`; all processes call it."""
-        if not self.names:
-            return {}
-        sums = self.accelerator.reduce(self.sums, "sum").cpu()
-        self.sums = torch.zeros_like(self.sums)
-        return {
-            f"{loss}/{dataset}": LossSum(*pair).mean().item()
-            for dataset, pairs in zip(self.names, sums, strict=True)
-            for loss, pair in zip(self.losses, pairs, strict=True)
-            if pair[1].any()
-        }

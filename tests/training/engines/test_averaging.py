@@ -1,0 +1,87 @@
+# ruff: noqa: F401, F811  (fixtures of another file)
+"""The moving average of the weights: its values, what is exported, and resuming."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from tests.ranks import FSDP2, run_ranks
+from tests.training.engines.test_sharding import run_process
+from tests.training.test_train import config_file, dataset, fresh_accelerate, log_lines, run, weights
+from training.engines.averaging import WeightAverage
+
+EMA = ["--train.ema_decay", "0.5", "--train.checkpoint_every", "2", "--train.keep_checkpoints", "9"]
+
+
+def test_the_average_follows_the_weights_and_swaps_with_them():
+    layer = torch.nn.Linear(1, 1)
+    average = WeightAverage(Accelerator(cpu=True), layer, decay=0.25)
+    expected = layer.weight.item()
+    for step, value in enumerate((3.0, 5.0), start=1):
+        torch.nn.init.constant_(layer.weight, value)
+        average.update()
+        decay = min(0.25, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    with average.in_place():
+        assert layer.weight.item() == pytest.approx(expected)
+    assert layer.weight.item() == 5.0
+
+
+def test_the_average_is_exported_or_by_choice_the_last_weights(config_file, dataset, tmp_path):
+    output = tmp_path / "run"
+    assert run(config_file, dataset, tmp_path / "plain") == 0
+    assert run(config_file, dataset, output, *EMA) == 0
+    averaged, plain = weights(output), weights(tmp_path / "plain")
+    kept = load_file(output / "checkpoints" / "step-0000006" / "average.safetensors")
+    assert kept.keys() <= averaged.keys()
+    for name, value in kept.items():
+        torch.testing.assert_close(averaged[name], value, rtol=0, atol=0)
+    assert any(not torch.equal(averaged[name], plain[name]) for name in kept)
+    assert json.loads((output / "summary.json").read_text())["ema_decay"] == 0.5
+    # The training itself is the same, and its weights can still be had.
+    last = ["--train.export_ema", "false", "--export", str(tmp_path / "last")]
+    assert run(config_file, dataset, output, *EMA, *last, resume=True) == 0
+    exported = load_file(tmp_path / "last" / "model.safetensors")
+    assert all(torch.equal(exported[name], value) for name, value in plain.items())
+    assert not json.loads((output / "summary.json").read_text())["exported_ema"]
+
+
+def test_a_resumed_run_has_the_average_of_an_uninterrupted_one(config_file, dataset, tmp_path, monkeypatch):
+    backward, calls = Accelerator.backward, iter(range(1, 20))
+
+    def interrupt_the_third(self, loss):
+        backward(self, loss)
+        if next(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(config_file, dataset, tmp_path / "whole", *EMA) == 0
+    monkeypatch.setattr(Accelerator, "backward", interrupt_the_third)
+    assert run(config_file, dataset, tmp_path / "cut", *EMA) == 128 + signal.SIGTERM
+    monkeypatch.setattr(Accelerator, "backward", backward)
+    assert run(config_file, dataset, tmp_path / "cut", *EMA, resume=True) == 0
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(cut[name], value) for name, value in whole.items())
+    val = [
+        [line["val_total"] for line in log_lines(tmp_path / n) if "val_total" in line]
+        for n in ("whole", "cut")
+    ]
+    assert val[0] == val[1]
+
+
+@pytest.mark.slow  # two processes
+def test_the_average_in_shards_is_that_of_one_process(config_file, dataset, tmp_path):
+    engine = FSDP2.values[0]
+    flags = [*EMA, "--model.embd_pdrop", "0", "--model.attention_dropout", "0", "--model.resid_pdrop", "0"]
+    assert run(config_file, dataset, tmp_path / "one", *flags) == 0
+    for hours, resume in (("0", False), ("1", True)):
+        own = [*flags, "--train.max_hours", hours]
+        run_ranks(run_process, config_file, dataset, tmp_path / "two", own, resume, engine=engine)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, value in one.items():
+        if not name.endswith("qkv.bias"):  # of attention's keys: rounding noise, which AdamW scales
+            torch.testing.assert_close(two[name], value, rtol=0, atol=2e-5)
