@@ -420,7 +420,8 @@ class ForesightConfig(PreTrainedConfig):
     def robot_entries(self, kind: str) -> list[list[bool]]:
         """Which entries of the `action` or `state` each robot has; robots in the order of their names."""
         places = range(getattr(self, f"{kind}_dim"))
-        return [[i in self.embodiments[name][kind] for i in places] for name in sorted(self.embodiments)]
+        robots = [set(self.embodiments[name][kind]) for name in sorted(self.embodiments)]
+        return [[place in robot for place in places] for robot in robots]
 
     def for_robot(self, name: str | None) -> "ForesightConfig":
         """The config with `action_dim` and `state_dim` of one robot, which is what a simulator asks about."""

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .configuration_foresight import LARGEST_SIZE
+
 STATISTICS = ("mean", "std", "min", "max")
 
 
@@ -51,24 +53,26 @@ def place_tables(embodiments: Mapping, statistics: Mapping, sizes: Mapping[str, 
     for name in sorted(embodiments):
         tables[name] = {}
         for kind, size in sizes.items():
+            if type(size) is not int or not 0 <= size <= LARGEST_SIZE:
+                raise ValueError(f"{kind}_dim={size!r} must be a whole number from 0 to {LARGEST_SIZE}.")
             stats, places = statistics.get(name, {}).get(kind), embodiments[name][kind]
             check_statistics(f"{name}'s {kind}", stats)
-            if max(places, default=-1) >= (size or 0) or (stats and len(stats["mean"]) != len(places)):
+            if max(places, default=-1) >= size or (stats and len(stats["mean"]) != len(places)):
                 raise ValueError(
                     f"The statistics of {name}'s {kind} do not fit its places {places} of {size}: export the "
                     "model again."
                 )
-            tables[name][kind] = place_table(stats, places, size or 0)
+            tables[name][kind] = place_table(stats, places, size)
     return tables
 
 
 def place_table(stats: Mapping | None, places: Sequence[int], size: int) -> EntryTable:
     """The table of one robot's entries at their `places` in a model of `size` entries."""
     own = [(x,) * len(places) for x in UNCHANGED_ENTRY] if stats is None else make_table(stats)
-    columns = (
-        tuple(values[places.index(i)] if i in places else absent for i in range(size))
-        for values, absent in zip(own, ABSENT, strict=True)
-    )
+    columns = []
+    for values, absent in zip(own, ABSENT, strict=True):
+        entries = dict(zip(places, values, strict=True))
+        columns.append(tuple(entries.get(place, absent) for place in range(size)))
     return EntryTable(*columns)
 
 

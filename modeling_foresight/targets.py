@@ -333,7 +333,14 @@ def action_entries(config: ForesightConfig, batch: Mapping) -> Tensor | None:
     if not config.embodiments:
         return None
     robots = batch["embodiment"]
-    return torch.tensor(config.robot_entries("action"), device=robots.device)[robots]
+    return _copy_once(tuple(map(tuple, config.robot_entries("action"))), robots.device)[robots]
+
+
+@functools.lru_cache(maxsize=16)
+def _copy_once(values: tuple, device: torch.device) -> Tensor:
+    """A boolean table on its device: a copy at every step would wait for the GPU."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
 
 
 def progress_targets(config: ForesightConfig, batch: Mapping) -> Target | None:

@@ -216,6 +216,8 @@ def _place_robots(
     fresh = not config.init_from
     if not fresh and any(robot not in (None, *known) for _, robot, _ in sources):
         fresh = learns_to_act(read_base(config), config.model)
+    # Poses have the same form, and the same places, for all robots.
+    fresh &= (model.action_codec, model.state_representation) == ("recorded", "absolute")
     return find_embodiments(sources, known, fresh)
 
 

@@ -121,7 +121,8 @@ def _read_robots(folder: Path) -> dict[str, dict[str, list[int]]]:
 def _describe_demonstrations(dataset: Mapping) -> str:
     simulator = dataset.get("scripted_in")
     origin = f" (scripted experts in {simulator})" if simulator else ""
-    return f"{dataset['train_episodes']:d} episodes of {as_code(dataset['name'])}{origin}"
+    robot = f" of the robot {as_code(dataset['embodiment'])}" if "embodiment" in dataset else ""
+    return f"{dataset['train_episodes']:d} episodes of {as_code(dataset['name'])}{robot}{origin}"
 
 
 def _find_instructions(evaluation: Mapping) -> dict[str, str]:

@@ -19,6 +19,7 @@ from training.config import load_config
 from training.evaluate import main as evaluate
 from training.loop import train
 from training.model_folder import load_checkpoint
+from training.windows import find_embodiments
 
 FORM = {"episodes": 3, "frames": 9, "cameras": ("front", "side"), "size": (32, 40), "use_videos": False}
 FORM |= {"depth": False, "tracks": False}
@@ -169,6 +170,16 @@ def test_statistics_of_the_base_serve_its_robots_and_no_other(work, tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(ValueError, match=r"no statistics of the robots.*it knows \(large, small\)"):
         train(load_config(work.root / "more.yaml", run_flags(tmp_path, "other", datasets, *flags)), False)
+
+
+def test_robots_have_places_of_their_own_unless_the_model_has_its_sizes():
+    sources = [("d", "arm", {"action": 3, "state": 2}), ("e", "arm", {"action": 0, "state": 2})]
+    sources += [("f", "hand", {"action": 2, "state": 0})]
+    own = {"arm": {"action": [0, 1, 2], "state": [0, 1]}, "hand": {"action": [3, 4], "state": []}}
+    assert find_embodiments(sources, None) == own
+    shared = {"hand": {"action": [0, 1], "state": []}}
+    assert find_embodiments(sources, {"arm": own["arm"]}, fresh=False) == own | shared
+    assert find_embodiments([("d", None, sources[0][2])], {}) is None
 
 
 @pytest.mark.parametrize(
