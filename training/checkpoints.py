@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -259,6 +260,8 @@ class StopRequest:
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
             numbers.append(signal.SIGHUP)
+        if threading.current_thread() is not threading.main_thread():  # as in Ray's workers; Python refuses
+            numbers = []
         self._before = {number: signal.signal(number, self._note) for number in numbers}
 
     def _note(self, number: int, frame) -> None:

@@ -117,7 +117,8 @@ def dry_run(config: RunConfig) -> int:
     with tempfile.TemporaryDirectory() as folder:
         log = RunLog(accelerator, Path(folder), start=0, steps=REHEARSED)
         with contextlib.closing(log.bar):
-            rehearse(run, batches, lambda step, raws: take_step(run, step, raws, log)[1])
+            told = rehearse(run, batches, lambda step, raws: take_step(run, step, raws, log)[1])
+    accelerator.print(told)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0

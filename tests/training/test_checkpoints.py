@@ -1,5 +1,6 @@
 """Checkpoints on disk: the newest whole one is found, whatever happened to files and lies beside them."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -148,3 +149,10 @@ def test_nohup_is_respected(accelerator):
         stop.close()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_thread_of_another_program_may_train(accelerator):
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # as in Ray's workers
+        stop = pool.submit(StopRequest, accelerator, 0).result()
+    assert stop and stop.exit_code == 0 and "at the limit of 0 hours" in stop.describe(3)
+    stop.close()

@@ -24,8 +24,8 @@ def rehearsal_config(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, data=data, train=train)
 
 
-def rehearse(run: Run, batches: Iterator[Mapping], take_step: Callable) -> None:
-    """Takes [`REHEARSED`] steps and prints shapes, memory and time; all processes call it.
+def rehearse(run: Run, batches: Iterator[Mapping], take_step: Callable) -> str:
+    """Takes [`REHEARSED`] steps and tells shapes, memory and time; all processes call it.
 
     Args:
         run (`Run`): As it would train.
@@ -53,7 +53,7 @@ def rehearse(run: Run, batches: Iterator[Mapping], take_step: Callable) -> None:
         "validation, checkpoints and the final measurement come on top",
         "nothing was kept: train without --dry-run",
     ]
-    run.accelerator.print("\n".join(lines))
+    return "\n".join(lines)
 
 
 def synchronize(accelerator: Accelerator) -> None:

@@ -1,16 +1,21 @@
 # ruff: noqa: F401, F811  (fixtures of another file)
-"""Two machines with folders of their own: each keeps whole checkpoints, and they continue at one step."""
+"""Two machines: with folders of their own they continue at one step, and Slurm starts them again."""
 
 import json
 import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from torch.multiprocessing import ProcessRaisedException
 
 from tests.ranks import FSDP2, run_ranks
 from tests.training.engines.test_sharding import FLAGS, alone, assert_same_training
-from tests.training.test_train import config_file, dataset, run
+from tests.training.test_train import REPO, command, config_file, dataset, environment, run
 from training.engines.machines import agree_on_checkpoint
 
 pytestmark = pytest.mark.slow  # two processes
@@ -56,3 +61,33 @@ def run_shard(rank, config_file, dataset, output):
 def test_shards_need_a_shared_folder(config_file, dataset, tmp_path):
     with pytest.raises(ProcessRaisedException, match="not the same folder for all processes"):
         run_ranks(run_shard, config_file, dataset, tmp_path, engine=FSDP2)
+
+
+SCONTROL = """#!/bin/bash
+[ "$1" = show ] && echo 127.0.0.1 || echo "$@" >> requeued
+"""
+SRUN = """#!/bin/bash
+SLURM_NODEID=1 "$@" & SLURM_NODEID=0 "$@"; code=$?; wait; exit $code
+"""
+
+
+def test_the_slurm_script_stops_at_the_jobs_end_queues_itself_again_and_finishes(
+    config_file, dataset, tmp_path
+):
+    for name, text in {"scontrol": SCONTROL, "srun": SRUN}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "training").symlink_to(REPO / "training")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "PORT": port}
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    job |= {"SLURM_GPUS_ON_NODE": "1", "PATH": path}
+    arguments = command(config_file, dataset, tmp_path / "run")[1:]
+    script = ["bash", str(REPO / "scripts" / "train.slurm"), *arguments]
+    for minutes_left, finished in ((9, False), (70, True)):
+        job["SLURM_JOB_END_TIME"] = str(int(time.time()) + 60 * minutes_left)
+        subprocess.run(script, env=environment() | job, cwd=tmp_path, check=True, timeout=300)
+        assert (tmp_path / "run" / "model").exists() == finished
+        assert (tmp_path / "requeued").read_text() == "requeue 7\n"
