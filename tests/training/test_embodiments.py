@@ -183,17 +183,24 @@ def test_robots_have_places_of_their_own_unless_the_model_has_its_sizes():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("robots", "known", "message"),
     [
-        ({"embodiment": None}, "differ in state_dim.*name the one of each dataset"),
-        ({"embodiment": "same"}, "actions of the embodiment same have 5 entries, but .*give other robots"),
+        (
+            ("arm", "arm"),
+            None,
+            "actions of the embodiment arm have 5 entries, but .*small.*give other robots",
+        ),
+        (("arm", None), None, "dataset large does not say which robot .* add `embodiment: NAME`"),
+        ((None, None), {"arm": {"action": [0], "state": []}}, "dataset small .*; the model knows arm"),
     ],
 )
-def test_robots_that_differ_are_refused_without_names_of_their_own(work, tmp_path, change, message):
-    datasets = [source | change for source in both(work.root)]
+def test_robots_that_differ_are_refused_without_names_of_their_own(robots, known, message):
+    sources = [
+        (name, robot, {"action": n, "state": 2})
+        for name, robot, n in zip(("small", "large"), robots, (3, 5), strict=True)
+    ]
     with pytest.raises(ValueError, match=message):
-        train(load_config(work.root / "tiny.yaml", run_flags(tmp_path, "run", datasets)), False)
-    assert not (tmp_path / "run" / "checkpoints").exists()
+        find_embodiments(sources, known)
 
 
 @pytest.mark.parametrize(
@@ -216,13 +223,7 @@ def test_a_mixture_in_which_only_some_robots_have_names_is_refused(work):
         load_config(work.root / "tiny.yaml", run_flags(work.root, "never", datasets))
 
 
-def test_a_dataset_without_a_name_is_refused_by_a_base_that_has_several(work, tmp_path):
-    flags = ["--init_from", str(work.folder), "--dataset", str(work.root / "small")]
-    config = load_config(work.root / "more.yaml", ["--output", str(tmp_path / "run"), *flags])
-    with pytest.raises(ValueError, match="add `embodiment: NAME`.*the model knows large, small"):
-        train(config, False)
-
-
+@pytest.mark.slow
 def test_an_entry_of_many_values_at_a_binary_place_is_refused(work, tmp_path):
     flags = ["--model.binary_action_indices", "[1]"]
     config = load_config(work.root / "tiny.yaml", run_flags(tmp_path, "run", both(work.root), *flags))

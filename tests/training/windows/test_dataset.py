@@ -588,7 +588,7 @@ def test_datasets_of_different_action_sizes_cannot_be_mixed(facts, cache, tmp_pa
         tmp_path / "ds", episodes=1, frames=8, cameras=("main",), action_dim=6, depth=False, tracks=False
     )
     settings = config(cache, cameras={"wrist": None}, missing_targets=True)
-    with pytest.raises(ValueError, match="differ in action_dim"):
+    with pytest.raises(ValueError, match="differ in action_dim.*name the one of each dataset"):
         ConcatWindows([ForesightWindows(facts.root, config(cache)), ForesightWindows(other.root, settings)])
 
 
