@@ -33,7 +33,7 @@ class GoalStream:
         every (`int`): Control steps from one goal to the next.
 
     Attributes:
-        model, num_envs: The stream's.
+        model, num_envs, state_dim: The stream's.
         waits_s (`list[float]`): Seconds that the control loop has waited for goals, each time it did.
 
     Raises:
@@ -45,7 +45,7 @@ class GoalStream:
             raise ValueError("This goal source reads the progress: make the stream with_progress=True.")
         self.stream, self.model, self.source, self.every = stream, stream.model, source, every
         self.worker = source if isinstance(source, GoalWorker) else None
-        self.num_envs, self.waits_s = stream.num_envs, []
+        self.num_envs, self.state_dim, self.waits_s = stream.num_envs, stream.state_dim, []
         robots = range(stream.num_envs)
         self._instructions = ["" for _ in robots]
         self._starts: list = [None for _ in robots]

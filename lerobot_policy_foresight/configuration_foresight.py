@@ -14,7 +14,7 @@ from typing import Any
 import draccus
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.optim import AdamWConfig, LRSchedulerConfig
-from lerobot.utils.constants import OBS_IMAGES, OBS_PREFIX, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_PREFIX, OBS_STATE
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
@@ -89,6 +89,8 @@ class LeRobotForesightConfig(_ModelOptions):
         cameras (`dict[str, str]`): View -> image key. By default the views are the dataset's cameras; given
             views are cameras `observation.images.<view>`. On the command line a trained policy's entries stay
             unless they are replaced; `{"wrist": null}` leaves one out.
+        embodiment (`str`, *optional*): The robot that is controlled or trained on, of a policy for several
+            (`embodiments`); a folder may have one chosen.
         tokenizer (`str`): `"small"` builds one from the dataset's instructions; or a folder or Hub id.
         text_tower, vision_tower (`str`, *optional*): Checkpoints (CLIP, MAE) that a fresh policy starts
             from. Their configs replace `text_config` and `vision_config`.
@@ -113,6 +115,7 @@ class LeRobotForesightConfig(_ModelOptions):
     """
 
     cameras: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    embodiment: str | None = None
     tokenizer: str = "small"
     text_tower: str | None = None
     vision_tower: str | None = None
@@ -176,6 +179,23 @@ class LeRobotForesightConfig(_ModelOptions):
         fields = copy.deepcopy({name: value for name, value in given.items() if value is not None})
         return ForesightConfig(**fields, attn_implementation=self.attn_implementation)
 
+    @property
+    def robot(self) -> ForesightConfig:
+        """The model's config for the chosen robot; as it is, if none is chosen.
+
+        Raises:
+            ValueError: If the policy does not know the robot; names those that it knows.
+        """
+        model, known = self.model_config(), sorted(self.embodiments or {})
+        if self.embodiment is None:
+            return model
+        if self.embodiment not in known:
+            raise ValueError(
+                f"--policy.embodiment={self.embodiment} is unknown: the policy has "
+                f"{'the embodiments ' + ', '.join(known) if known else 'one robot without a name'}."
+            )
+        return model.for_robot(self.embodiment)
+
     def keep_model(self, model: ForesightConfig) -> None:
         """Takes over a model's config, nothing left open."""
         content = json.loads(model.to_json_string())
@@ -237,18 +257,31 @@ class LeRobotForesightConfig(_ModelOptions):
         self.views = self.views or list(self.cameras)
         if unknown := [view for view in self.cameras if view not in self.views]:
             raise ValueError(f"cameras names the views {unknown}; the model has {self.views}.")
-        with_state = OBS_STATE in features and self.state_dim != 0
+        robot = self.robot
+        if self.embodiment is not None:  # a folder has the places of all robots
+            action = self.action_feature
+            if action is not None and tuple(action.shape) == (self.action_dim,):
+                self.output_features = {ACTION: PolicyFeature(FeatureType.ACTION, (robot.action_dim,))}
+            if OBS_STATE in features:
+                features = features | {OBS_STATE: PolicyFeature(FeatureType.STATE, (robot.state_dim,))}
+        with_state = OBS_STATE in features and self.state_dim != 0 and robot.state_dim > 0
         kept = [*self.cameras.values(), *([OBS_STATE] if with_state else [])]
         self.input_features = {key: features[key] for key in kept}
         for name, feature in (("state", self.robot_state_feature), ("action", self.action_feature)):
             if name == "action" and self.action_codec == "local_delta":
                 continue  # its size does not depend on the dataset
-            size = getattr(self, f"{name}_dim")
+            size = getattr(self, f"{name}_dim") and getattr(robot, f"{name}_dim")
             if feature is not None and size and tuple(feature.shape) != (size,):
                 raise ValueError(
                     f"The {name} has shape {tuple(feature.shape)}, but the policy was made for {size} "
                     "entries: choose a dataset, robot or environment that fits, or train a new policy."
+                    + self._list_robots()
                 )
+
+    def _list_robots(self) -> str:
+        """How to choose a robot, if there are several."""
+        known = ", ".join(sorted(self.embodiments or {}))
+        return f" It has the embodiments {known}: choose with --policy.embodiment=NAME." if known else ""
 
     def lerobot_fields(self) -> dict[str, Any]:
         """LeRobot's fields in config.json, without those of the model."""

@@ -80,7 +80,7 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         else:
             self.model = ForesightForActionPrediction(config.model_config())
             if dataset_meta is not None:
-                check_dataset(self.model.config, dataset_meta)
+                check_dataset(config.robot, dataset_meta)
         config.keep_model(self.model.config)
         if self.model.config.action_codec == "local_delta" and dataset_meta is not None:
             raise ValueError("action_codec='local_delta' is trained by training/train.py, not by LeRobot.")
@@ -153,6 +153,11 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         if (folder / "adapter_config.json").is_file() and not (folder / "model.safetensors").is_file():
             raise is_adapter
         hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        if config is not None and config.embodiment is None and len(config.embodiments or {}) > 1:
+            known = ", ".join(sorted(config.embodiments))
+            raise ValueError(
+                f"The policy has the embodiments {known}, and none is chosen: add --policy.embodiment=NAME."
+            )
         config = config or PreTrainedConfig.from_pretrained(pretrained_name_or_path, revision=revision, **hub)
         config.pretrained_path = config.pretrained_path or Path(pretrained_name_or_path)
         # LeRobot opens the base with the adapter's config, then adds the adapter.
@@ -176,6 +181,9 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
     def _replace_statistics(self, dataset_stats, dataset_meta) -> None:
         """Normalizes by the statistics of a dataset, which must not change when a run resumes."""
         stats, before = statistics_from_dataset(self.config, dataset_stats, dataset_meta), self.processor
+        if (robot := before.choose_embodiment(self.config.embodiment)) is not None:
+            own = {name.removesuffix("_stats"): values for name, values in stats.items()}
+            stats = {"statistics": (before.statistics or {}) | {robot: own}}
         self.processor = ForesightProcessor.from_config(self.model.config, before.tokenizer, **stats)
         saved = Path(self.config.pretrained_path) / "train_config.json"
         if not self.config.trained_batches or not saved.is_file():
@@ -269,8 +277,9 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
     ) -> tuple[Tensor, dict[str, float]]:
         if self.windows is None:
             raise ValueError("This policy has no dataset to train on: make it for a dataset.")
-        raw = self.windows.read_batch(batch)
-        inputs = self._require_processor().prepare_batch(
+        processor = self._require_processor()
+        raw = processor.place_batch(self.windows.read_batch(batch), self.config.embodiment)
+        inputs = processor.prepare_batch(
             raw, device=self.model.device, history_length=self.model.config.history_length
         )
         size = len(raw["task"])
@@ -369,7 +378,7 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         images = self._read_cameras(batch)
         robots = len(next(iter(images.values())))
         state = None
-        if self.model.config.state_dim:
+        if self.config.robot.state_dim:
             if OBS_STATE not in batch:
                 raise ValueError(f"The observation lacks {OBS_STATE!r}, which the policy was trained with.")
             state = batch[OBS_STATE].float()
@@ -409,6 +418,7 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
     def _open_stream(self, robots: int) -> ForesightStream | GoalStream:
         """The stream of some robots, with goals if there is a generator; it is loaded once."""
         options = {"num_envs": robots, "compile": self.config.compile_model}
+        options["embodiment"] = self.config.embodiment
         if self.config.goal_generator is None:
             return self.model.stream(self._require_processor(), **options)
         if self._goal_source is None:

@@ -79,11 +79,13 @@ class ForesightServerConfig(PolicyServerConfig):
         obs_queue_timeout (`float`): Seconds that a request waits for an observation.
         cameras (`dict[str, str]`): View -> image key of the robot, where they are not the policy's; LeRobot's
             client has no option for it. `{"wrist": null}` leaves out a view.
+        embodiment (`str`, *optional*): The robot, of a policy for several.
     """
 
     host: str = "127.0.0.1"
     inference_latency: float = 0.0
     cameras: dict[str, str | None] = field(default_factory=dict)
+    embodiment: str | None = None
 
 
 class ForesightServer(PolicyServer):
@@ -182,7 +184,10 @@ class ForesightServer(PolicyServer):
                 f"plans {planned}), which LeRobot's client has executed when it arrives: the robot would "
                 "stop after its first step. Give it 2 or more."
             )
-        if self.config.cameras:
+        # Refuses a robot that is unknown, or none of several.
+        policy.processor.choose_embodiment(self.config.embodiment or config.embodiment)
+        if self.config.cameras or self.config.embodiment:
+            config.embodiment = self.config.embodiment or config.embodiment
             config.cameras = config.cameras | self.config.cameras
             config.validate_features()
         renamed = {}

@@ -74,7 +74,8 @@ def make_foresight_pre_post_processors(
 
     `config` has validated features, as the policy leaves it. `dataset_stats` are ignored.
     """
-    state = config.robot_state_feature
+    # Robots differ in the size of their states; the policy checks that of the chosen one.
+    state = None if config.embodiments else config.robot_state_feature
     steps = make_default_policy_processor_steps(config, None, normalizer_device=config.device)
     check = CheckStateStep(state.shape[0] if state else None)
     return make_policy_processor_pipelines(

@@ -1,6 +1,7 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
 """Configuration of 3D Foresight: sizes, views, objectives and loss weights."""
 
+import copy
 import math
 import re
 from collections.abc import Iterator
@@ -196,6 +197,10 @@ class ForesightConfig(PreTrainedConfig):
         binary_action_indices (`list[int]`): Entries of the action that are 0/1 (gripper); learned with BCE.
         state_dim (`int`): Size of the proprioceptive state; 0 for none.
         binary_state_indices (`list[int]`): Entries of the state that are 0/1; enter one-hot.
+        embodiments (`dict[str, dict[str, list[int]]]`, *optional*): Robots that share the policy, by name:
+            for `action` and for `state` the places that their entries, in order, take in the model's. The
+            other places are zero for this robot and no loss counts them. By default there is one robot,
+            which has them all.
         action_hidden_size (`int`): Width of the action encoder and decoder and of the progress decoder.
         action_encoder_hidden_size (`int`, *optional*): Width of the action encoder, if it differs.
         action_encoder_depth, action_decoder_depth, progress_decoder_depth (`int`): Their numbers of blocks.
@@ -282,6 +287,7 @@ class ForesightConfig(PreTrainedConfig):
     binary_action_indices: list[int] | tuple[int, ...] = (6,)
     state_dim: int = 7
     binary_state_indices: list[int] | tuple[int, ...] = (6,)
+    embodiments: dict[str, dict[str, list[int]]] | None = None
     action_hidden_size: int = 128
     action_encoder_hidden_size: int | None = None
     action_encoder_depth: int = 4
@@ -411,6 +417,21 @@ class ForesightConfig(PreTrainedConfig):
         """Entries of the state that enter as numbers."""
         return [i for i in range(self.state_dim) if i not in set(self.binary_state_indices)]
 
+    def robot_entries(self, kind: str) -> list[list[bool]]:
+        """Which entries of the `action` or `state` each robot has; robots in the order of their names."""
+        places = range(getattr(self, f"{kind}_dim"))
+        robots = [set(self.embodiments[name][kind]) for name in sorted(self.embodiments)]
+        return [[place in robot for place in places] for robot in robots]
+
+    def for_robot(self, name: str | None) -> "ForesightConfig":
+        """The config with `action_dim` and `state_dim` of one robot, which is what a simulator asks about."""
+        robot = copy.copy(self)
+        if self.embodiments:
+            robot.action_dim, robot.state_dim = (
+                len(self.embodiments[name][kind]) for kind in ("action", "state")
+            )
+        return robot
+
     def validate_towers(self):
         """Checks that the vision tower takes images of this size."""
         size = getattr(self.vision_config, "image_size", self.image_size)
@@ -525,6 +546,31 @@ class ForesightConfig(PreTrainedConfig):
             wrong = [i for i in getattr(self, name) if not 0 <= i < getattr(self, size)]
             if wrong and getattr(self, size):
                 raise ValueError(f"{name}={getattr(self, name)} exceeds {size}={getattr(self, size)}.")
+
+    def validate_embodiments(self):
+        """Checks that every robot's entries have places in the model's actions and states."""
+        for name, robot in (self.embodiments or {}).items():
+            if not re.fullmatch(r"[\w-]+", name):
+                raise ValueError(f"embodiments has {name!r}; names are letters, digits, - and _.")
+            if set(robot) != {"action", "state"}:
+                raise ValueError(f"embodiments.{name} has {sorted(robot)}; it must have action and state.")
+            for kind, places in robot.items():
+                size = getattr(self, f"{kind}_dim")
+                if len(set(places)) < len(places) or any(not 0 <= place < size for place in places):
+                    raise ValueError(
+                        f"embodiments.{name}.{kind}={places} must be places from 0 to {size - 1}, each once, "
+                        f"because {kind}_dim={size}."
+                    )
+            if self.state_representation == "relative" and robot["state"][:6] not in ([], [*range(6)]):
+                raise ValueError(
+                    f"state_representation='relative' needs the pose of {name} at the places 0 to 5, but "
+                    f"embodiments.{name}.state={robot['state']}."
+                )
+            if self.action_codec == "local_delta" and robot["action"] not in ([], [*range(7)]):
+                raise ValueError(
+                    f"action_codec='local_delta' means 7 entries, but embodiments.{name}.action="
+                    f"{robot['action']}."
+                )
 
     def validate_poses(self):
         """Checks that poses are where the CALVIN forms of state and action expect them."""

@@ -42,6 +42,7 @@ from .losses import (
     scale_loss,
 )
 from .targets import (
+    action_entries,
     action_weight,
     depth_in_meters,
     depth_scale_targets,
@@ -214,7 +215,7 @@ class ActionHead(Head):
         size, predicted = query.shape[:2], {}
         style = torch.zeros(size.numel(), policy.config.latent_dim, device=query.device)
         if batch.get("actions") is not None and policy.config.has_style:
-            actions, noise = self._encoder_actions(batch), batch.get("style_noise")
+            actions, noise = self._encoder_actions(policy.config, batch), batch.get("style_noise")
             mean, log_var = policy.action_encoder(actions.flatten(0, 1).to(policy.dtype))  # (B * T, latent)
             if policy.training and noise is None:
                 noise = torch.randn_like(mean)
@@ -225,10 +226,12 @@ class ActionHead(Head):
         chunks = policy.action_decoder(query.flatten(0, 2), style)  # (B * T, K, A)
         return {"actions": chunks.unflatten(0, size), **predicted}
 
-    def _encoder_actions(self, batch: Mapping) -> Tensor:
-        """What the CVAE encodes: all frames, padded ones too (GR-MG). Missing steps and NaN are zero."""
+    def _encoder_actions(self, config: ForesightConfig, batch: Mapping) -> Tensor:
+        """What the CVAE encodes: all frames, padded ones too (GR-MG). What is missing and NaN are zero."""
         actions, mask = batch["actions"], batch.get("action_mask")
         actions = actions if mask is None else masked_target(actions, mask[..., None])
+        if (entries := action_entries(config, batch)) is not None:
+            actions = masked_target(actions, entries[:, None, None])
         return masked_target(actions, real_frames(batch)[:, :, None, None] | actions.isfinite())
 
     def loss(self, config, predicted, batch):
@@ -240,6 +243,7 @@ class ActionHead(Head):
             action_weight(config, batch),
             list(config.binary_action_indices),
             config.action_loss,
+            action_entries(config, batch),
         )
         losses = {"action": arm, "gripper": gripper}
         if "style_mean" in predicted:
@@ -250,8 +254,8 @@ class ActionHead(Head):
     def count(self, config, batch):
         if batch.get("actions") is None:
             return {}
-        numbers = len(config.continuous_action_indices), len(config.binary_action_indices)
-        arm, gripper = count_actions(action_weight(config, batch), *numbers)
+        kinds = config.continuous_action_indices, list(config.binary_action_indices)
+        arm, gripper = count_actions(action_weight(config, batch), *kinds, action_entries(config, batch))
         counts = {"action": arm, "gripper": gripper}
         if config.has_style:
             size, frames = batch_size(batch)

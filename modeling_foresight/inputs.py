@@ -34,6 +34,8 @@ class RawBatch(TypedDict, total=False):
         action_mask: bool `(B, T, K)`, false past the episode's end.
         depth: view -> float32 `(B, T + F, h, w)` meters along the optical axis; 0 = invalid.
         track_start, track, track_weight, progress: As in [`ForesightBatch`].
+        embodiment: B names of robots, of a policy with `embodiments`: `state` and `actions` then have the
+            robot's entries at the places of the model's. By default the one that the processor is for.
     """
 
     images: dict[str, Tensor]
@@ -51,6 +53,7 @@ class RawBatch(TypedDict, total=False):
     track: Tensor
     track_weight: Tensor
     progress: Tensor
+    embodiment: list[str]
 
 
 class ForesightInputs(TypedDict, total=False):
@@ -70,6 +73,8 @@ class ForesightInputs(TypedDict, total=False):
             draws the numbers if they are missing; evaluation ignores them.
         track_start: float32 `(B, T, P, 2)`, x and y of the flow points at step 0 as fractions of the first
             view, pixel centers; the grid by default. `targets.build_flow_targets` makes it.
+        embodiment: int64 `(B,)`, the robot of each sample: its place among the sorted names of
+            `config.embodiments`. Needed with actions of a policy that has some, for their losses.
         text_features: float `(B, text width)`, the text tower's projected feature of any length, in place of
             `input_ids`.
         vision_features: float CLS `(B, T, V, C)` and patch features `(B, T, V, N, C)` of the vision tower, in
@@ -88,6 +93,7 @@ class ForesightInputs(TypedDict, total=False):
     goal_mask: Tensor
     goal_draw: Tensor
     track_start: Tensor
+    embodiment: Tensor
     text_features: Tensor
     vision_features: tuple[Tensor, Tensor]
     goal_features: tuple[Tensor, Tensor]
@@ -147,6 +153,7 @@ INPUT_SHAPES = {
     "goal_mask": ("B",),
     "goal_draw": ("B",),
     "track_start": ("B", "T", "P", 2),
+    "embodiment": ("B",),
 }
 # Targets of heads that are off are not checked.
 TARGET_SHAPES = {
@@ -290,6 +297,10 @@ def check_targets(config: ForesightConfig, batch: Mapping) -> None:
         )
     if batch.get("actions") is not None and not config.auxiliary_heads:
         raise ValueError("A policy with auxiliary_heads=False acts but does not train: load it whole.")
+    if config.embodiments and batch.get("actions") is not None and batch.get("embodiment") is None:
+        raise ValueError(
+            f"Give embodiment with actions, the robot of each sample among {sorted(config.embodiments)}."
+        )
     sizes = _sizes(config) | dict(zip("BT", batch_size(batch), strict=True))
     if batch.get("lookahead_pixel_values") is None:
         sizes["F"] = config.future_shift

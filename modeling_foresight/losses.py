@@ -132,7 +132,12 @@ def _displacement_weights(target: Target) -> tuple[Tensor, Tensor]:
 
 
 def action_losses(
-    prediction: Tensor, actions: Tensor, mask: Tensor, binary: list[int], kind: str
+    prediction: Tensor,
+    actions: Tensor,
+    mask: Tensor,
+    binary: list[int],
+    kind: str,
+    entries: Tensor | None = None,
 ) -> tuple[LossSum, LossSum]:
     """Eq. (4): SmoothL1 (beta 1) on regressed entries and binary cross-entropy on binary ones.
 
@@ -142,30 +147,40 @@ def action_losses(
         mask (`torch.Tensor`): Boolean `(B, T, K)`: frame real and action present.
         binary (`list[int]`): The binary entries.
         kind (`str`): `"smooth_l1"`, or `"l1"` for the regressed entries.
+        entries (`torch.Tensor`, *optional*): Boolean `(B, A)`: entries that the robot has; all by default.
 
     Returns:
         The two losses; 0 for a kind of entry that does not exist.
     """
-    arm_count, gripper_count = count_actions(mask, prediction.shape[-1] - len(binary), len(binary))
-    mask = mask[..., None]
-    prediction, actions = prediction.float(), masked_target(actions, mask)
     continuous = [i for i in range(prediction.shape[-1]) if i not in binary]
+    arm_count, gripper_count = count_actions(mask, continuous, binary, entries)
+    mask = mask[..., None]  # (B, T, K, 1)
+    if entries is not None:
+        mask = mask & entries[:, None, None]  # (B, T, K, A)
+    prediction, actions = prediction.float(), masked_target(actions, mask)
     regress = F.smooth_l1_loss if kind == "smooth_l1" else F.l1_loss
 
-    def loss_sum(error_of, entries: list[int]) -> Tensor:
-        if not entries:
+    def loss_sum(error_of, chosen: list[int]) -> Tensor:
+        if not chosen:
             return prediction.sum() * 0
-        pair = take_entries(prediction, entries), take_entries(actions, entries)
-        return masked_sum(error_of(*pair, reduction="none"), mask)
+        pair = take_entries(prediction, chosen), take_entries(actions, chosen)
+        counted = mask if mask.shape[-1] == 1 else take_entries(mask, chosen)
+        return masked_sum(error_of(*pair, reduction="none"), counted)
 
     arm, gripper = loss_sum(regress, continuous), loss_sum(F.binary_cross_entropy_with_logits, binary)
     return LossSum(arm, arm_count), LossSum(gripper, gripper_count)
 
 
-def count_actions(mask: Tensor, continuous: int, binary: int) -> tuple[Tensor, Tensor]:
-    """Numbers of regressed and of binary entries of the actions that exist."""
-    steps = mask.sum()
-    return (steps * continuous).float(), (steps * binary).float()
+def count_actions(
+    mask: Tensor, continuous: list[int], binary: list[int], entries: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Numbers of regressed and of binary entries of the actions that exist; see [`action_losses`]."""
+    if entries is None:
+        steps = mask.sum()
+        return (steps * len(continuous)).float(), (steps * len(binary)).float()
+    steps = mask.sum((1, 2))[:, None]  # (B, 1)
+    each = (steps * take_entries(entries, kind) if kind else 0 * steps for kind in (continuous, binary))
+    return tuple(count.sum().float() for count in each)
 
 
 def kl_loss(mean: Tensor, log_var: Tensor) -> LossSum:

@@ -520,7 +520,7 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
 
         Args:
             processor (`ForesightProcessor`): Its processor.
-            **options: `num_envs`, `compile` and others of [`ForesightStream`].
+            **options: `num_envs`, `embodiment`, `compile` and others of [`ForesightStream`].
         """
         return ForesightStream(self, processor, **options)
 

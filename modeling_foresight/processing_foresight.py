@@ -4,8 +4,10 @@
 The schemas of both batches, [`RawBatch`] and [`ForesightBatch`], are in `inputs.py`.
 """
 
+import copy
 import json
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,11 +23,17 @@ from transformers.utils import AUDIO_TOKENIZER_NAME, PROCESSOR_NAME, cached_file
 from .action_codec import POSE_SIZE, gripper_is_open, relative_state, to_simulator_action
 from .checkpoint_sizes import SOURCE_OPTIONS
 from .configuration_foresight import CHOICES, LARGEST_IMAGE, check_image_statistics
+from .embodiments import (
+    EntryTable,
+    check_statistics,
+    keep_statistics,
+    make_table,
+    place_tables,
+)
 
-STATISTICS = ("mean", "std", "min", "max")
 # Fields of the config that the processor has too.
 CONFIG_FIELDS = ("views", "image_size", "image_mean", "image_std", "binary_action_indices")
-CONFIG_FIELDS += ("binary_state_indices", "action_codec", "state_representation")
+CONFIG_FIELDS += ("binary_state_indices", "action_codec", "state_representation", "embodiments")
 MOST_TOKENS = 2**16
 UNCHANGED = ("state_mask", "goal_mask", "action_mask", "track_start", "track", "track_weight", "progress")
 MAX_CHARACTERS = 10_000  # of an instruction; a megabyte takes seconds to split, and 77 tokens are read
@@ -49,6 +57,12 @@ class ForesightProcessor(ProcessorMixin):
             the gripper last, never normalized by statistics.
         state_representation (`str`): `"absolute"`: all entries normalized by statistics; or `"relative"`: the
             pose in entries 0..5 is seen from the window's first frame, the other entries as before.
+        embodiments (`dict`, *optional*): As in [`ForesightConfig`]: which places the entries of each robot
+            take in the model's `action` and `state`.
+        statistics (`dict[str, dict]`, *optional*): For each of the `embodiments` its own `action` and `state`
+            statistics, in the form and the place of `action_stats` and `state_stats`.
+        action_dim, state_dim (`int`, *optional*): Sizes of the model's; only with `embodiments`.
+        embodiment (`str`, *optional*): The robot that this processor is for, see [`for_embodiment`].
     """
 
     def __init__(
@@ -65,6 +79,11 @@ class ForesightProcessor(ProcessorMixin):
         max_text_length: int = 77,
         action_codec: str = "recorded",
         state_representation: str = "absolute",
+        embodiments: dict | None = None,
+        statistics: dict | None = None,
+        action_dim: int | None = None,
+        state_dim: int | None = None,
+        embodiment: str | None = None,
         **kwargs,
     ):
         for name, given in (("action_codec", action_codec), ("state_representation", state_representation)):
@@ -77,8 +96,8 @@ class ForesightProcessor(ProcessorMixin):
             if type(number) is not int or not 1 <= number <= most:
                 raise ValueError(f"{name}={number!r} must be a whole number from 1 to {most}.")
         check_image_statistics(image_mean, image_std)
-        _check_statistics("action", action_stats)
-        _check_statistics("state", state_stats)
+        check_statistics("action", action_stats)
+        check_statistics("state", state_stats)
         self.views = list(views)
         self.image_size = image_size
         self.image_mean = list(image_mean)
@@ -90,6 +109,12 @@ class ForesightProcessor(ProcessorMixin):
         self.max_text_length = max_text_length
         self.action_codec = action_codec
         self.state_representation = state_representation
+        self.embodiments, self.statistics = embodiments, statistics
+        self.action_dim, self.state_dim, self.embodiment = action_dim, state_dim, None
+        sizes = {"action": action_dim, "state": state_dim}
+        self._tables = place_tables(embodiments or {}, statistics or {}, sizes)
+        if embodiment is not None:
+            self.embodiment = self.choose_embodiment(embodiment)
         super().__init__(tokenizer, **kwargs)
 
     @classmethod
@@ -106,39 +131,72 @@ class ForesightProcessor(ProcessorMixin):
             )
         return super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
 
+    def for_embodiment(self, embodiment: str | None) -> "ForesightProcessor":
+        """This processor for one robot: its states and actions have the robot's entries alone.
+
+        Raises:
+            ValueError: If there is no such embodiment, or it is left open which one; names those there are.
+        """
+        if not self.embodiments and embodiment is None:
+            return self
+        robot = copy.copy(self)  # the tokenizer is shared
+        robot.embodiment = self.choose_embodiment(embodiment)
+        return robot
+
+    def choose_embodiment(self, embodiment: str | None = None) -> str | None:
+        """The robot that is meant: the given one, the chosen one, or the only one; `None` without any.
+
+        Raises:
+            ValueError: If there is no such embodiment, or it is left open which one; names those there are.
+        """
+        known = sorted(self.embodiments or {})
+        embodiment = embodiment or self.embodiment or (known[0] if len(known) == 1 else None)
+        if embodiment in known or (embodiment is None and not known):
+            return embodiment
+        if not known:
+            raise ValueError(f"embodiment={embodiment!r}, but this policy has one robot without a name.")
+        chosen = "none is chosen" if embodiment is None else f"embodiment={embodiment!r} is not one of them"
+        raise ValueError(f"This policy has the embodiments {', '.join(known)}, and {chosen}: name one.")
+
     @classmethod
-    def from_config(cls, config, tokenizer, action_stats=None, state_stats=None) -> "ForesightProcessor":
+    def from_config(
+        cls, config, tokenizer, action_stats=None, state_stats=None, statistics=None
+    ) -> "ForesightProcessor":
         """The processor that fits a [`ForesightConfig`].
 
         Args:
-            config (`ForesightConfig`): Views, image size, binary entries, forms of action and state.
+            config (`ForesightConfig`): Views, image size, binary entries, forms of action and state, robots.
             tokenizer (`PreTrainedTokenizerBase`): See [`build_small_tokenizer`], or CLIP's own.
             action_stats, state_stats (`dict`, *optional*): Dataset statistics. `local_delta` actions are
                 not normalized, so theirs are left out.
+            statistics (`dict`, *optional*): The same as `action` and `state` by embodiment, of a config with
+                several.
 
         Raises:
             ValueError: If statistics are not finite or have another size than the config's action or state.
         """
-        if config.action_codec == "local_delta":
-            action_stats = None
-        stats = {}
-        for name, given in (("action", action_stats), ("state", state_stats)):
-            if given is None:
-                continue
-            kept = {key: np.asarray(given[key], dtype=np.float64).ravel().tolist() for key in STATISTICS}
-            size, expected = len(kept["mean"]), getattr(config, f"{name}_dim")
-            if size != expected:
-                raise ValueError(
-                    f"The dataset's {name} has {size} entries, but the config says {name}_dim={expected}: "
-                    f"set {name}_dim={size}."
-                )
-            stats[f"{name}_stats"] = kept
+        kept = keep_statistics(config, {"action": action_stats, "state": state_stats})
+        stats = {f"{name}_stats": values for name, values in kept.items()}
+        if config.embodiments:
+            robots = sorted(config.embodiments)
+            by_robot = {
+                name: keep_statistics(config, (statistics or {}).get(name, {}), name) for name in robots
+            }
+            stats = {"statistics": by_robot, "action_dim": config.action_dim, "state_dim": config.state_dim}
         shared = {name: getattr(config, name) for name in CONFIG_FIELDS}
         length = config.text_config.max_position_embeddings
         return cls(tokenizer, max_text_length=length, **shared, **stats)
 
     def __call__(
-        self, images=None, text=None, state=None, frame_mask=None, goal_image=None, device=None, **targets
+        self,
+        images=None,
+        text=None,
+        state=None,
+        frame_mask=None,
+        goal_image=None,
+        device=None,
+        embodiment=None,
+        **targets,
     ) -> BatchFeature:
         """A [`ForesightBatch`] of one observation or a window, of one robot or several.
 
@@ -151,17 +209,20 @@ class ForesightProcessor(ProcessorMixin):
             frame_mask (`array`, *optional*): `(T,)`: real frames; padding is at the end.
             goal_image (`array`, *optional*): uint8 RGB of the first view, `(H, W, 3)`.
             device (`torch.device`, *optional*): Where the batch goes.
+            embodiment (`str`, *optional*): The robot of all samples, if the policy has several.
             **targets: Other keys of [`RawBatch`], with a batch axis.
         """
         if not isinstance(images, dict) or not images or text is None:
             raise ValueError(f"Give images as a dict from view name ({self.views}) to pixels, and a text.")
         single = isinstance(text, str)
         raw = {"task": [text] if single else list(text), **targets}
+        if (embodiment := self.choose_embodiment(embodiment)) is not None:
+            raw["embodiment"] = [embodiment] * len(raw["task"])
         raw["images"] = {view: self.read_images(pixels, view, single) for view, pixels in images.items()}
         frames = next(iter(raw["images"].values())).shape[1]
         if state is not None:
             state = _as_tensor(state).to(torch.float32)
-            state = state[None] if single else state
+            state = self.place_entries("state", state[None] if single else state, embodiment)
             raw["state"] = state[:, None] if state.ndim == 2 else state
         if frame_mask is not None:
             frame_mask = _as_tensor(frame_mask).bool()
@@ -224,10 +285,17 @@ class ForesightProcessor(ProcessorMixin):
                 result["lookahead_depth"] = depth[:, frames:]
         if raw.get("goal_image") is not None:
             result["goal_pixel_values"] = self.normalize_images(_send(raw["goal_image"], device))
+        robots = raw.get("embodiment")
+        if self.embodiments:
+            robots = robots or [self.choose_embodiment()] * batch
+            numbers = [list(self._tables).index(self.choose_embodiment(robot)) for robot in robots]
+            result["embodiment"] = _send(torch.tensor(numbers), device)
         if raw.get("state") is not None:
-            result["state"] = self.normalize_state(_send(raw["state"], device))
+            state = _pad_entries(_send(raw["state"], device), self.state_dim)
+            result["state"] = self.normalize_state(state, robots)
         if raw.get("actions") is not None:
-            actions = self.normalize_actions(_send(raw["actions"], device))
+            actions = _pad_entries(_send(raw["actions"], device), self.action_dim)
+            actions = self.normalize_actions(actions, robots)
             if "action_mask" in result:  # not by a product, which would keep NaN
                 actions = torch.where(result["action_mask"][..., None] > 0, actions, 0.0)
             result["actions"] = actions
@@ -287,20 +355,69 @@ class ForesightProcessor(ProcessorMixin):
         flat = depth.float().reshape(-1, 1, *depth.shape[-2:])
         return F.interpolate(flat, size=size, mode="nearest-exact").reshape(*depth.shape[:-2], *size)
 
-    def normalize_actions(self, actions: Tensor) -> Tensor:
+    def place_entries(self, kind: str, values: Tensor, embodiment: str | None = None) -> Tensor:
+        """A robot's own entries `(..., n)` of `action` or `state` at the places of the model's, others zero.
+
+        Unchanged without `embodiments`.
+        """
+        name = self.choose_embodiment(embodiment)
+        if name is None:
+            return values
+        places = self.embodiments[name][kind]
+        if values.shape[-1] != len(places):
+            raise ValueError(
+                f"{kind} has {values.shape[-1]} entries (shape {tuple(values.shape)}); the embodiment {name} "
+                f"has {len(places)}."
+            )
+        placed = values.new_zeros(*values.shape[:-1], getattr(self, f"{kind}_dim"))
+        placed[..., places] = values
+        return placed
+
+    def place_batch(self, raw: dict, embodiment: str | None = None) -> dict:
+        """A raw batch of one robot with its own entries as [`prepare_batch`] takes it."""
+        if (name := self.choose_embodiment(embodiment)) is None:
+            return raw
+        placed = {**raw, "embodiment": [name] * len(raw["task"])}
+        for key, kind in (("state", "state"), ("actions", "action")):
+            if raw.get(key) is not None:
+                placed[key] = self.place_entries(kind, raw[key], name)
+        return placed
+
+    def own_statistics(self, kind: str) -> dict | None:
+        """Statistics of `action` or `state` of the robot that this processor is for, if there are any."""
+        name = self.choose_embodiment()
+        return getattr(self, f"{kind}_stats") if name is None else (self.statistics or {})[name].get(kind)
+
+    def own_binary_entries(self, kind: str) -> list[int]:
+        """Binary entries of `action` or `state` of the robot that this processor is for."""
+        binary, name = getattr(self, f"binary_{kind}_indices"), self.choose_embodiment()
+        if name is None:
+            return binary
+        return [entry for entry, place in enumerate(self.embodiments[name][kind]) if place in binary]
+
+    def take_entries(self, kind: str, values: Tensor, embodiment: str | None = None) -> Tensor:
+        """Inverse of [`place_entries`]: a robot's own entries `(..., n)` of the model's."""
+        name = self.choose_embodiment(embodiment)
+        return values if name is None else values[..., self.embodiments[name][kind]]
+
+    def normalize_actions(self, actions: Tensor, embodiment: str | Sequence[str] | None = None) -> Tensor:
         """Dataset units `(..., A)` -> zero mean, unit deviation; binary entries become 0 or 1.
 
-        `local_delta` actions are unchanged: they are scaled already and their gripper is 0 or 1.
+        `local_delta` actions are unchanged: they are scaled already and their gripper is 0 or 1. With
+        `embodiments` the entries are at the places of the model's, and places that the robot lacks are zero;
+        `embodiment` is the robot of all, or one for each of the first axis.
         """
         if self.action_codec == "local_delta":
             return actions.float()
-        return _normalize("action", actions, self.action_stats, self.binary_action_indices)
+        table = self._read_statistics("action", actions, embodiment)
+        return _normalize(actions, table, self.binary_action_indices)
 
-    def denormalize_actions(self, actions: Tensor) -> Tensor:
+    def denormalize_actions(self, actions: Tensor, embodiment: str | Sequence[str] | None = None) -> Tensor:
         """Inverse of [`normalize_actions`], for comparing predictions with a raw batch's `actions`.
 
         Args:
             actions (`torch.Tensor`): `(..., A)` as the model predicts them; logits at binary entries.
+            embodiment (`str` or `Sequence[str]`, *optional*): As in [`normalize_actions`].
 
         Returns:
             `torch.Tensor`: float32 `(..., A)`; binary entries are the lower or, for a probability above one
@@ -310,31 +427,34 @@ class ForesightProcessor(ProcessorMixin):
         actions = actions.float()
         # The only place where logits are read: a logit above 0 is a probability above one half.
         binary, is_high = _entry_mask(self.binary_action_indices, actions), actions > 0
-        if self.action_stats is None or self.action_codec == "local_delta":
+        table = self._read_statistics("action", actions, embodiment)
+        if table is None or self.action_codec == "local_delta":
             return torch.where(binary, is_high.float(), actions)
-        mean, std, low, high = _read_statistics("action", self.action_stats, actions)
-        still = _cached_tensor(find_still_entries(self.action_stats), actions.device, torch.bool)
-        moving = torch.where(still, mean, actions * std + mean)
-        return torch.where(binary, torch.where(is_high, high, low), moving)
+        moving = torch.where(table.still, table.mean, actions * table.divisor + table.mean)
+        return torch.where(binary, torch.where(is_high, table.high, table.low), moving)
 
-    def normalize_state(self, state: Tensor) -> Tensor:
+    def normalize_state(self, state: Tensor, embodiment: str | Sequence[str] | None = None) -> Tensor:
         """Dataset units -> zero mean, unit deviation; binary entries become 0 or 1.
 
         Args:
             state (`torch.Tensor`): `(..., state_dim)`. For `relative` states whole windows `(..., T,
                 state_dim)`, oldest first: entries 0..5 become `action_codec.relative_state`, meters and
                 radians from frame 0, without statistics. Padded frames are masked later.
+            embodiment (`str` or `Sequence[str]`, *optional*): As in [`normalize_actions`].
         """
         state = state.float()
-        result = _normalize("state", state, self.state_stats, self.binary_state_indices)
+        table = self._read_statistics("state", state, embodiment)
+        result = _normalize(state, table, self.binary_state_indices)
         if self.state_representation == "absolute":
             return result
-        if self.state_stats is None:  # as after the conversion of a GR-MG checkpoint
+        if table is None:  # as after the conversion of a GR-MG checkpoint
             binary = _entry_mask(self.binary_state_indices, state)
             result = torch.where(binary, gripper_is_open(state).float(), result)
         return torch.cat([relative_state(state)[..., :POSE_SIZE], result[..., POSE_SIZE:]], dim=-1)
 
-    def decode_actions(self, actions: Tensor, state: Tensor | None = None) -> Tensor:
+    def decode_actions(
+        self, actions: Tensor, state: Tensor | None = None, embodiment: str | None = None
+    ) -> Tensor:
         """Predictions of `ForesightForActionPrediction.predict_action` -> robot commands.
 
         Args:
@@ -342,12 +462,14 @@ class ForesightProcessor(ProcessorMixin):
                 `local_delta` chunks `(..., K, 7)`.
             state (`torch.Tensor`, *optional*): `(..., state_dim)` *current* state in the dataset's units, not
                 normalized; `local_delta` needs it, other codecs ignore it.
+            embodiment (`str`, *optional*): The robot of all, if the policy has several.
 
         Returns:
-            `torch.Tensor`: float32, the same shape. `recorded`: as [`denormalize_actions`]. `local_delta`:
-            CALVIN's relative actions (`action_codec.to_simulator_action`).
+            `torch.Tensor`: float32, the same shape, or with a robot's own entries alone. `recorded`: as
+            [`denormalize_actions`]. `local_delta`: CALVIN's relative actions
+            (`action_codec.to_simulator_action`).
         """
-        decoded = self.denormalize_actions(actions)
+        decoded = self.take_entries("action", self.denormalize_actions(actions, embodiment), embodiment)
         if self.action_codec == "recorded":
             return decoded
         if state is None:
@@ -356,6 +478,31 @@ class ForesightProcessor(ProcessorMixin):
                 "(..., state_dim) in the dataset's units, decode_actions(actions, state)."
             )
         return to_simulator_action(decoded, _as_tensor(state).to(decoded.device).float())
+
+    def _read_statistics(
+        self, kind: str, like: Tensor, embodiment: str | Sequence[str] | None = None
+    ) -> EntryTable | None:
+        """Tensors that broadcast to `like` `(..., A)`, on its device; `None` without statistics."""
+        if self.embodiments and not isinstance(
+            embodiment, str | None
+        ):  # one robot for each of the first axis
+            each = [self._read_statistics(kind, like, robot) for robot in embodiment]
+            lead = (len(each), *[1] * (like.ndim - 2), -1)
+            return EntryTable(*(torch.stack(values).view(lead) for values in zip(*each, strict=True)))
+        if self.embodiments:
+            table = self._tables[self.choose_embodiment(embodiment)][kind]
+        elif (stats := getattr(self, f"{kind}_stats")) is not None:
+            table = make_table(stats)
+        else:
+            return None
+        if like.shape[-1] != len(table.mean):
+            raise ValueError(
+                f"{kind} has {like.shape[-1]} entries (shape {tuple(like.shape)}); expected "
+                f"{len(table.mean)} as in the processor's statistics."
+            )
+        *numbers, still = table
+        tensors = (_cached_tensor(values, like.device) for values in numbers)
+        return EntryTable(*tensors, _cached_tensor(still, like.device, torch.bool))
 
     def _stack_views(self, views: dict[str, Tensor], prepare, channels: tuple[int, ...], device) -> Tensor:
         """Views `(B, frames, ...)` of any size -> `(B, frames, V, ..., H, W)`; absent ones are zeros."""
@@ -387,27 +534,6 @@ class ForesightProcessor(ProcessorMixin):
         return pixels if pixels.shape[-3] == 3 else pixels.movedim(-1, -3)
 
 
-def _check_statistics(name: str, stats: dict | None) -> None:
-    """Refuses statistics, of a dataset or of a processor_config.json, that would turn values into NaN."""
-    if stats is None:
-        return
-    try:
-        values = np.array([stats[key] for key in STATISTICS], dtype=np.float64)
-    except (KeyError, TypeError, ValueError):
-        values = np.empty(0)
-    if values.ndim != 2 or any(isinstance(entry, bool | str) for key in STATISTICS for entry in stats[key]):
-        raise ValueError(f"{name}_stats must hold one number per entry for each of {list(STATISTICS)}.")
-    # What is finite as float64 only becomes infinite as soon as it meets a tensor.
-    if not (np.abs(values) <= np.finfo(np.float32).max).all():
-        raise ValueError(
-            f"The statistics of {name} are not finite: the dataset holds NaN or infinite values. Repair "
-            "those frames or leave their episodes out, then recompute them."
-        )
-    _, std, low, high = values
-    if (std < 0).any() or (low > high).any():
-        raise ValueError(f"{name}_stats has a negative std, or a min above its max: recompute them.")
-
-
 def _as_tensor(values) -> Tensor:
     # A copy, because PIL's own memory is read-only and PyTorch warns of that.
     return values if isinstance(values, Tensor) else torch.as_tensor(np.array(values))
@@ -418,29 +544,16 @@ def _send(values: Tensor, device) -> Tensor:
     return values.to(device, non_blocking=device is not None and torch.device(device).type == "cuda")
 
 
-@lru_cache(maxsize=64)
+def _pad_entries(values: Tensor, size: int | None) -> Tensor:
+    """Zeros at the places beyond those of the robots in `values` `(..., A)`."""
+    return values if size is None else F.pad(values, (0, size - values.shape[-1]))
+
+
+@lru_cache(maxsize=1024)
 def _cached_tensor(values: tuple, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """A tensor that is copied to its device once. `dtype`: to the cache (0.0, 1.0) equals (False, True)."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device, dtype=dtype)
-
-
-def find_still_entries(stats: dict) -> tuple[bool, ...]:
-    """Entries of an action or a state that never moved: their range is what float32 rounds away.
-
-    Units are the user's, so no fixed length or angle says what moves: 5e-5 may be noise or the meters of one
-    step at a high rate. Rounding leaves some units in the last place of the entry itself, and about one of
-    a larger entry where it was computed from that one, such as a difference of poses. The median entry stands
-    for these: beside one entry in ticks of an encoder, small motions in meters are no rounding.
-
-    Args:
-        stats (`dict`): `min`, `max` and `std` of every entry, in the dataset's units.
-    """
-    low, high, std = (np.asarray(stats[key], dtype=np.float64) for key in ("min", "max", "std"))
-    size = np.maximum(abs(low), abs(high))
-    typical = np.sort(size)[(len(size) - 1) // 2] if len(size) else 0
-    noise = np.finfo(np.float32).eps * np.maximum(8 * size, typical)
-    return tuple(((high - low <= noise) | (std <= 0)).tolist())
 
 
 def _entry_mask(indices: list[int], like: Tensor) -> Tensor:
@@ -448,26 +561,12 @@ def _entry_mask(indices: list[int], like: Tensor) -> Tensor:
     return _cached_tensor(tuple(i in indices for i in range(like.shape[-1])), like.device, torch.bool)
 
 
-def _read_statistics(name: str, stats: dict, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean, divisor, minimum and maximum, float32 `(A,)` each, on the device of `like`."""
-    if like.shape[-1] != len(stats["mean"]):
-        raise ValueError(
-            f"{name} has {like.shape[-1]} entries (shape {tuple(like.shape)}); expected "
-            f"{len(stats['mean'])} as in the processor's statistics."
-        )
-    mean, std, low, high = (_cached_tensor(tuple(stats[key]), like.device) for key in STATISTICS)
-    # The noise of an entry that never moves must not be scaled up.
-    still = _cached_tensor(find_still_entries(stats), like.device, torch.bool)
-    return mean, torch.where(still, 1.0, std), low, high
-
-
-def _normalize(name: str, values: Tensor, stats: dict | None, binary: list[int]) -> Tensor:
+def _normalize(values: Tensor, table: EntryTable | None, binary: list[int]) -> Tensor:
     values = values.float()
-    if stats is None:
+    if table is None:
         return values
-    mean, std, low, high = _read_statistics(name, stats, values)
-    is_high = values > (low + high) / 2
-    return torch.where(_entry_mask(binary, values), is_high.float(), (values - mean) / std)
+    is_high = values > (table.low + table.high) / 2
+    return torch.where(_entry_mask(binary, values), is_high.float(), (values - table.mean) / table.divisor)
 
 
 def build_small_tokenizer(

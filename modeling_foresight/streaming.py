@@ -20,6 +20,7 @@ from .tokens import Kind
 
 # What a processor and its model must agree on.
 SHARED = ("views", "image_size", "binary_action_indices", "action_codec", "state_representation")
+SHARED += ("embodiments",)
 
 
 class ForesightStream:
@@ -41,8 +42,11 @@ class ForesightStream:
             so is one with a new camera.
         cuda_graph (`bool`): Record the step as a CUDA graph and replay it: no launch overhead. CUDA only.
         with_progress (`bool`): Predict the completed share of the instruction as well, see `progress`.
+        embodiment (`str`, *optional*): The robot, of a policy for several: all of a stream are alike, so that
+            states and actions have one size. Robots of another kind have a stream of their own.
 
     Attributes:
+        state_dim (`int`): Entries of the robot's state; 0 if it has none.
         progress (`torch.Tensor`): float32 `(num_envs,)` on the CPU, of the last step `with_progress`.
     """
 
@@ -54,6 +58,7 @@ class ForesightStream:
         compile: bool = False,
         cuda_graph: bool = False,
         with_progress: bool = False,
+        embodiment: str | None = None,
     ):
         if hasattr(model, "get_base_model"):  # peft's wrapper; the adapter is inside
             model = model.get_base_model()
@@ -71,7 +76,9 @@ class ForesightStream:
                 )
         if num_envs is not None and num_envs < 1:
             raise ValueError(f"num_envs={num_envs} must be at least 1.")
-        self.model, self.processor, self.with_progress = model, processor, with_progress
+        self.model, self.with_progress = model, with_progress
+        self.processor = processor.for_embodiment(embodiment)
+        self.state_dim = config.for_robot(self.processor.embodiment).state_dim
         self.single, self.num_envs = num_envs is None, num_envs or 1
         self.static, self.cuda_graph = compile or cuda_graph, cuda_graph
         self._compiled = _compile_copy(type(self)._advance) if compile else None
@@ -386,7 +393,7 @@ class ForesightStream:
 
     def _read_state(self, state, rows: Tensor) -> Tensor:
         """float32 `(robots, state_dim)`, zeros where there is none."""
-        shape, given, running = (len(rows), self._states.shape[-1]), state is not None, self._count[rows] > 0
+        shape, given, running = (len(rows), self.state_dim), state is not None, self._count[rows] > 0
         if (self._with_state[rows] != given)[running].any():
             raise ValueError(
                 "A state must come with every step of an instruction, or with none: reset to change that."
@@ -397,7 +404,7 @@ class ForesightStream:
                     "Actions are changes of the measured pose (local_delta): give the state at each step."
                 )
             self._with_state[rows] = False
-            return torch.zeros(shape)
+            return torch.zeros(len(rows), self._states.shape[-1])
         state = torch.as_tensor(state).to("cpu", torch.float32)
         state = state[None] if self.single and state.ndim == 1 else state
         if state.shape != shape:
@@ -405,7 +412,7 @@ class ForesightStream:
         if not state.isfinite().all():
             raise ValueError("state holds NaN or infinity.")
         self._with_state[rows] = True
-        return state
+        return self.processor.place_entries("state", state)
 
 
 def _compile_copy(function: Callable) -> Callable:

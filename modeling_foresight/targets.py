@@ -328,6 +328,21 @@ def action_weight(config: ForesightConfig, batch: Mapping) -> Tensor:
     return mask if batch.get("action_mask") is None else mask & batch["action_mask"].bool()
 
 
+def action_entries(config: ForesightConfig, batch: Mapping) -> Tensor | None:
+    """Boolean `(B, A)`: entries of the action that each sample's robot has; `None` without embodiments."""
+    if not config.embodiments:
+        return None
+    robots = batch["embodiment"]
+    return _copy_once(tuple(map(tuple, config.robot_entries("action"))), robots.device)[robots]
+
+
+@functools.lru_cache(maxsize=16)
+def _copy_once(values: tuple, device: torch.device) -> Tensor:
+    """A boolean table on its device: a copy at every step would wait for the GPU."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
+
+
 def progress_targets(config: ForesightConfig, batch: Mapping) -> Target | None:
     """The completed share of the instruction at every frame; `(B, T)` both."""
     if batch.get("progress") is None:

@@ -93,6 +93,7 @@ TESTS_OF_SUBJECTS = {  # a subject that no single file holds
     "modeling_foresight/test_variants.py",
     "training/evaluation/test_hub_metrics.py",
     "training/test_converted.py",
+    "training/test_embodiments.py",
     "training/test_lora.py",
     "training/windows/test_calvin_form.py",
 }

@@ -47,7 +47,9 @@ def add_lora(model: ForesightForActionPrediction, options: LoraOptions) -> PeftM
 
 
 def describe_base(model: ForesightForActionPrediction) -> dict:
-    """Name, revision, weights digest and control rate of an adapter's base; call it before [`add_lora`].
+    """Name, revision and weights digest of an adapter's base, and the run's control rate and robots.
+
+    Call it before [`add_lora`].
 
     The digest covers the values of all parameters and saved buffers (running statistics), not their names or
     files: it is the same for a folder, its copy on the Hub, and any sharding.
@@ -61,6 +63,7 @@ def describe_base(model: ForesightForActionPrediction) -> dict:
         "base_revision": getattr(model.config, "_commit_hash", None),
         "base_weights_sha256": hashlib.sha256(b"".join(digests)).hexdigest(),
         "fps": model.config.fps,
+        "embodiments": model.config.embodiments,
     }
 
 
@@ -151,5 +154,6 @@ def load_adapter(source: str, revision: str | None = None) -> ForesightForAction
         adapted = PeftModel.from_pretrained(model, source, revision=revision, low_cpu_mem_usage=True)
     merged = adapted.merge_and_unload()
     check_weights(merged, source)
-    merged.config.fps = trained_on.get("fps", merged.config.fps)
+    for name in ("fps", "embodiments"):
+        setattr(merged.config, name, trained_on.get(name, getattr(merged.config, name)))
     return merged

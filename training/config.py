@@ -36,6 +36,7 @@ LARGEST_CONFIG = 10_000  # values in a YAML file
 OTHER_UNIT = {"steps": "epochs", "warmup_steps": "warmup_epochs"}
 # Fields of the model that only training uses; an adapter leaves all others as its base has them.
 TRAINING_ONLY = ("_loss_weight", "_pdrop", "attention_dropout", "action_loss", "supervised_share")
+TRAINING_ONLY += ("embodiments",)  # an adapter's folder has its own
 
 
 @dataclasses.dataclass
@@ -49,12 +50,15 @@ class DatasetSource:
             that this dataset has no such view.
         frame_stride (`int`): Dataset frames per step of the window.
         strided_commands (`str`): How the recorded commands of one step combine; see `WindowConfig`.
+        embodiment (`str`, *optional*): Name of the robot. Datasets of one name are normalized together, and
+            by the name its actions are asked for later; all datasets of a run have one, or none has.
     """
 
     path: str
     cameras: dict[str, str | None] = dataclasses.field(default_factory=dict)
     frame_stride: int = 1
     strided_commands: str = "refuse"
+    embodiment: str | None = None
 
 
 @dataclasses.dataclass
@@ -290,9 +294,31 @@ class RunConfig:
             train.mixed_precision = "no"
         if train.mixed_precision not in ("no", "bf16"):
             raise ValueError(f"train.mixed_precision is {train.mixed_precision!r}; use 'no' or 'bf16'")
+        self._check_mixture()
         if self.data.statistics not in ("dataset", "model"):
             raise ValueError(f"data.statistics is {self.data.statistics!r}; use 'dataset' or 'model'")
         self._check_start()
+
+    def _check_mixture(self):
+        """Refuses weights that no mixture can have, and a mixture in which only some robots have names."""
+        sources, weights = self.data.datasets, self.data.mixture
+        if isinstance(weights, list):
+            if sources and len(weights) != len(sources):
+                raise ValueError(
+                    f"data.mixture has {len(weights)} weights for {len(sources)} datasets; give one for each"
+                )
+            if not all(weight > 0 for weight in weights):
+                raise ValueError(
+                    f"data.mixture is {weights}; every weight must be above 0: leave a dataset without "
+                    "weight out of data.datasets"
+                )
+        elif weights not in ("natural", "sqrt"):
+            raise ValueError(f"data.mixture is {weights!r}; use natural, sqrt, or a weight per dataset")
+        unnamed = [source.path for source in sources if source.embodiment is None]
+        if unnamed and len(unnamed) < len(sources):
+            raise ValueError(
+                f"data.datasets: {unnamed[0]} has no embodiment, but others have: name the robot of each"
+            )
 
     def _check_start(self):
         """Refuses settings that have no effect without `init_from` or LoRA."""

@@ -29,6 +29,7 @@ from training.engines.machines import find_writers, is_writer
 from training.engines.sharding import full_value, local_part
 from training.evaluation.open_loop import flow_errors, format_open_loop, measure_held_out, measure_losses
 from training.model_folder import export_model
+from training.monitoring.dataset_losses import DatasetLosses
 from training.monitoring.dry_run import REHEARSED, rehearsal_config, rehearse
 from training.monitoring.pictures import draw_predictions
 from training.monitoring.run_log import RunLog
@@ -131,16 +132,19 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> bool:
     """
     config, options, accelerator = run.config, run.config.train, run.accelerator
     batches = iter(training_loader(config, run.data, run.sampler, accelerator.device))
+    by_dataset = DatasetLosses(accelerator, run.policy.config, run.data.names, options.log_every)
     run.model.train()
     for step in range(run.start, options.steps):
         with log.reading():
             raws = [next(batches) for _ in range(options.gradient_accumulation_steps)]
         outputs, newest = take_step(run, step, raws, log)
+        by_dataset.add(step, outputs, newest, raws[-1]["dataset"])
         log.bar.update()
         done, last = step + 1, step + 1 == options.steps
         if done % options.log_every == 0 or last:
             flow = () if outputs.flow is None else (outputs.flow.detach(), raws[-1], newest)
             errors = flow_errors(run.policy.config, *flow) if flow else {}
+            errors |= by_dataset.pop()
             log.write(done, lr=run.scheduler.get_last_lr()[0], windows=options.batch_size, **errors)
         with log.paused():
             look_at_validation(run, log, done)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import distributed
 from torch.utils.data import DataLoader, Subset
+from transformers import AutoConfig
 
 from datasets_scripts.columns import find_image_key, image_key
 from datasets_scripts.storage.dataset_rows import DatasetRows
@@ -23,15 +24,19 @@ from training.windows import (
     WindowConfig,
     WindowSampler,
     collate_windows,
+    find_embodiments,
     split_episodes,
     warn_of_differences,
 )
+from training.windows.columns import WindowColumns
 
 __all__ = [
     "RunData",
     "dataset_identity",
     "evaluation_loader",
+    "learns_to_act",
     "open_datasets",
+    "read_base",
     "training_loader",
     "window_config",
 ]
@@ -77,6 +82,16 @@ def window_config(model: ForesightConfig, config: RunConfig) -> WindowConfig:
     )
 
 
+def read_base(config: RunConfig) -> ForesightConfig:
+    """The config of `init_from`."""
+    return AutoConfig.from_pretrained(config.init_from, revision=config.init_revision)
+
+
+def learns_to_act(base: ForesightConfig, fields: dict) -> bool:
+    """Whether `fields` of the config add actions to a base that was trained without."""
+    return "action" in fields.get("objectives", ()) and not base.has("action")
+
+
 class RunData:
     """Windows of all datasets of a run, split by episode.
 
@@ -101,20 +116,22 @@ class RunData:
     ):
         datasets = open_datasets(config) if datasets is None else datasets
         base = window_config(model, config)
-        train, val = [], []
-        for source, rows in zip(config.data.datasets, datasets, strict=True):
-            own = _apply_source(base, source)
+        sources, train, val = [_apply_source(base, source) for source in config.data.datasets], [], []
+        pairs = list(zip(datasets, sources, strict=True))
+        embodiments = _place_robots(pairs, model, config)
+        for rows, own in pairs:
+            own = _name_binary_entries(own, embodiments, model)
             # Split before flagged episodes are removed: a flag must not move other episodes across the split.
             chosen, held_out = split_episodes(rows.n_episodes, config.data.val_fraction, config.seed)
             train.append(ForesightWindows(rows, dataclasses.replace(own, episodes=chosen)))
             if held_out:
                 val.append(ForesightWindows(rows, own.for_evaluation(held_out)))
-        self.train = ConcatWindows(train)
+        self.train = ConcatWindows(train, embodiments)
         warn_of_differences(train)
         if config.data.validation:
-            own = _apply_source(base, config.data.datasets[0])
+            own = _name_binary_entries(sources[0], embodiments, model)
             val.append(_open_validation(config.data.validation, own.for_evaluation(), train))
-        self.val = ConcatWindows(val) if val else None
+        self.val = ConcatWindows(val, self.train.embodiments) if val else None
         self.instructions = sorted({task for windows in train for task in windows.rows.tasks})
         # Datasets of a mixture may differ; control follows the first.
         self.fps = train[0].rows.fps / train[0].config.frame_stride
@@ -123,7 +140,8 @@ class RunData:
         """The training windows without augmentation."""
         plain = (w.config.for_evaluation(w.config.episodes) for w in self.train.datasets)
         return ConcatWindows(
-            [ForesightWindows(w.rows, own) for w, own in zip(self.train.datasets, plain, strict=True)]
+            [ForesightWindows(w.rows, own) for w, own in zip(self.train.datasets, plain, strict=True)],
+            self.train.embodiments,
         )
 
     def describe_window(self, index: int) -> str:
@@ -134,16 +152,25 @@ class RunData:
         frame = newest - int(windows.rows.episode_starts[episode])
         return f"dataset {windows.rows.name}, episode {episode}, frame {frame}"
 
-    def statistics(self, key: str) -> dict[str, np.ndarray] | None:
-        """`mean`, `std`, `min` and `max` of `action` or `state` over the episodes trained on.
+    @property
+    def names(self) -> list[str]:
+        """Names of the datasets that are trained on, each different from the others."""
+        short = [Path(windows.rows.name).name for windows in self.train.datasets]
+        return [name if short.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(short)]
 
-        In a mixture every dataset counts by its number of windows. `None` for `local_delta` actions, which
-        are never normalized.
+    def statistics(self, key: str, embodiment: str | None = None) -> dict[str, np.ndarray] | None:
+        """`mean`, `std`, `min` and `max` of `action` or `state` over the episodes trained on, of one robot.
+
+        In a mixture every dataset of the robot counts by its number of windows. `None` for `local_delta`
+        actions, which are never normalized, and where the robot has no such numbers.
         """
         if key == "action" and self.train.config.action_codec == "local_delta":
             return None
         column = getattr(self.train.config, f"{key}_key")
-        found = [windows for windows in self.train.datasets if column in windows.statistics]
+        robot = [windows for windows in self.train.datasets if windows.config.embodiment == embodiment]
+        found = [windows for windows in robot if column in windows.statistics]
+        if not found:
+            return None
         weight = np.array([len(windows) for windows in found], dtype=np.float64)[:, None]
         weight /= weight.sum()
         each = {
@@ -176,6 +203,33 @@ class RunData:
 def _apply_source(base: WindowConfig, source: DatasetSource) -> WindowConfig:
     """Windows of one dataset of the mixture."""
     return dataclasses.replace(base, **{name: x for name, x in vars(source).items() if name != "path"})
+
+
+def _place_robots(
+    pairs: Sequence[tuple[DatasetRows, WindowConfig]], model: ForesightConfig, config: RunConfig
+) -> dict | None:
+    """Places of the robots' entries, of those that the model knows and those of the data."""
+    sources, known = [], model.embodiments or {}
+    for rows, own in pairs:
+        sizes = WindowColumns.find(rows.features, own).sizes(rows.features, own)
+        sources.append((rows.name, own.embodiment, sizes))
+    fresh = not config.init_from
+    if not fresh and any(robot not in (None, *known) for _, robot, _ in sources):
+        fresh = learns_to_act(read_base(config), config.model)
+    # Poses have the same form, and the same places, for all robots.
+    fresh &= (model.action_codec, model.state_representation) == ("recorded", "absolute")
+    return find_embodiments(sources, known, fresh)
+
+
+def _name_binary_entries(
+    config: WindowConfig, embodiments: dict | None, model: ForesightConfig
+) -> WindowConfig:
+    """The windows of a robot, whose binary entries are those at the binary places of the model's action."""
+    if not embodiments:
+        return config
+    places = embodiments[config.embodiment]["action"]
+    binary = [entry for entry, place in enumerate(places) if place in model.binary_action_indices]
+    return dataclasses.replace(config, binary_action_indices=binary)
 
 
 def _open_validation(path: str, config: WindowConfig, train: Sequence[ForesightWindows]) -> ForesightWindows:
@@ -213,6 +267,7 @@ def _describe_dataset(train: ForesightWindows | None, val: ForesightWindows | No
         "validation_episodes": val.episodes.tolist() if val else [],
         "flagged_episodes": sorted({episode for windows in parts for episode in windows.flagged}),
         "fps": rows.fps,
+        **({"embodiment": robot} if (robot := parts[0].config.embodiment) else {}),
         "tasks": rows.tasks,
         "labels": provenance.get("cameras", {}),
         **({"scripted_in": simulator} if simulator else {}),

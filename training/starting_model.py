@@ -14,9 +14,9 @@ from modeling_foresight import (
     ForesightProcessor,
     build_small_tokenizer,
 )
-from modeling_foresight.processing_foresight import find_still_entries
+from modeling_foresight.embodiments import find_still_entries
 from training.config import RunConfig
-from training.run_data import RunData
+from training.run_data import RunData, learns_to_act, read_base
 from training.windows import WindowSampler, collate_windows
 
 __all__ = ["build_model", "standardise_tokens", "starting_config"]
@@ -39,11 +39,25 @@ def starting_config(config: RunConfig) -> ForesightConfig:
             )
         source = {"pretrained_model_name_or_path": config.init_from, "revision": config.init_revision}
         fields = config.model
-        if learns_to_act(AutoConfig.from_pretrained(**source), fields):
+        if learns_to_act(read_base(config), fields):
             defaults = ForesightConfig()  # a base without actions has no sizes of a robot; the data set them
             fields = {name: getattr(defaults, name) for name in ROBOT} | add_binary_entries(fields)
-        return AutoConfig.from_pretrained(**source, **fields)
-    return ForesightConfig(**add_binary_entries(config.model))
+        return AutoConfig.from_pretrained(**source, **_keep_robots(config, fields))
+    fields = add_binary_entries(config.model)
+    for kind in ("action", "state"):  # the data set it; until then it holds the places that are named
+        places = [
+            place for robot in (fields.get("embodiments") or {}).values() for place in robot.get(kind, ())
+        ]
+        if places:
+            fields = {f"{kind}_dim": 1 + max(places)} | fields
+    return ForesightConfig(**fields)
+
+
+def _keep_robots(config: RunConfig, fields: dict) -> dict:
+    """Fields of the config in which `embodiments` adds to those of the base, or replaces some."""
+    if not fields.get("embodiments"):
+        return fields
+    return {**fields, "embodiments": (read_base(config).embodiments or {}) | fields["embodiments"]}
 
 
 def add_binary_entries(fields: dict) -> dict:
@@ -53,16 +67,14 @@ def add_binary_entries(fields: dict) -> dict:
     return {"binary_action_indices": [], "binary_state_indices": []} | fields
 
 
-def learns_to_act(base: ForesightConfig, fields: dict) -> bool:
-    """Whether `fields` of the config add actions to a base that was trained without."""
-    return "action" in fields.get("objectives", ()) and not base.has("action")
-
-
 def add_robot_sizes(fields: dict, data: RunData) -> dict:
     """Fields of the config, with missing sizes of the robot taken from the dataset."""
-    sizes = {"state_dim": data.train.state_dim}
+    sizes = {"state_dim": data.train.state_dim, "embodiments": data.train.embodiments}
     if data.train.action_dim:
         sizes["action_dim"] = data.train.action_dim
+    fields = {
+        name: value for name, value in fields.items() if name != "embodiments"
+    }  # they are in the data's
     return sizes | add_binary_entries(fields)
 
 
@@ -90,6 +102,7 @@ def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPre
         model = ForesightForActionPrediction.from_encoder_checkpoints(model_config, **towers)
     else:
         model = ForesightForActionPrediction(model_config)
+    check_binary_entries(model.config, data)
     processor = ForesightProcessor.from_config(model.config, tokenizer, **dataset_statistics(data))
     if config.train.standardise_tokens:
         standardise_tokens(model, processor, data, config.data.mixture)
@@ -116,32 +129,42 @@ def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPredi
             statistics are asked for and do not fit.
     """
     source = {"pretrained_model_name_or_path": config.init_from, "revision": config.init_revision}
-    base, wanted = AutoConfig.from_pretrained(**source), starting_config(config)
+    base, wanted = read_base(config), starting_config(config)
     _check_base(config, base, wanted)
     options = {"attn_implementation": config.train.attn_implementation}
     if (base.objectives, base.views) == (wanted.objectives, wanted.views):
-        model = AutoModel.from_pretrained(**source, dtype=torch.float32, **options, **config.model)
+        fields = _keep_robots(config, config.model)
+        model = AutoModel.from_pretrained(**source, dtype=torch.float32, **options, **fields)
     else:
         acts_now = learns_to_act(base, config.model)
-        fields = add_robot_sizes(config.model, data) if acts_now else config.model
+        fields = add_robot_sizes(config.model, data) if acts_now else _keep_robots(config, config.model)
         trained = AutoModel.from_pretrained(**source, dtype=torch.float32)  # compares sizes with the weights
         model = AutoModel.from_config(AutoConfig.from_pretrained(**source, **fields), **options)
         fill_from(model, trained)
     for name in ("action", "state"):
         here, there = getattr(data.train, f"{name}_dim"), getattr(model.config, f"{name}_dim")
-        if here and there and here != there:
+        if here and there and here != there and not (data.train.embodiments and here < there):
             raise ValueError(
                 f"{config.init_from} was trained for {name}s of {there} entries, the dataset's have {here}: "
                 f"choose a base that fits, or data.{name}_key={'null' if name == 'state' else '...'}"
             )
-    model.config.fps = data.fps
+    model.config.fps, model.config.embodiments = data.fps, data.train.embodiments
+    check_binary_entries(model.config, data)
     processor = AutoProcessor.from_pretrained(**source)
     if config.data.statistics == "dataset":
-        known = {"action_stats": processor.action_stats, "state_stats": processor.state_stats}
-        stats = known | dataset_statistics(data)
+        known = {name: getattr(processor, name) for name in ("action_stats", "state_stats", "statistics")}
+        stats = known | dataset_statistics(data, processor.statistics)
         processor = ForesightProcessor.from_config(model.config, processor.tokenizer, **stats)
+    elif processor.embodiments != data.train.embodiments:
+        raise ValueError(
+            f"data.statistics=model: {config.init_from} has no statistics of the robots of this run "
+            f"({', '.join(sorted(data.train.embodiments or {})) or 'one without a name'}): use "
+            "data.statistics=dataset, or the embodiments that it knows "
+            f"({', '.join(sorted(processor.embodiments or {})) or 'none'})"
+        )
     else:
-        _check_motion(config, data, processor)
+        for robot in dict.fromkeys(windows.config.embodiment for windows in data.train.datasets):
+            _check_motion(config, data, processor, robot)
     return model, processor
 
 
@@ -180,12 +203,16 @@ def fill_from(model: ForesightForActionPrediction, base: ForesightForActionPredi
             PartialState().print(f"beside the weights of {base.name_or_path} {what}: {', '.join(parts)}")
 
 
-def _check_motion(config: RunConfig, data: RunData, processor: ForesightProcessor) -> None:
+def _check_motion(
+    config: RunConfig, data: RunData, processor: ForesightProcessor, robot: str | None = None
+) -> None:
     """Refuses statistics of the base if entries of the action move in the data that never did in its own."""
-    there, here = processor.action_stats, data.statistics("action") if data.train.action_dim else None
+    there = processor.statistics[robot].get("action") if robot else processor.action_stats
+    here = data.statistics("action", robot) if data.train.action_dim else None
     if there is None or here is None:
         return
-    binary = np.isin(np.arange(len(here["std"])), processor.binary_action_indices)
+    places = processor.embodiments[robot]["action"] if robot else np.arange(len(here["std"]))
+    binary = np.isin(places, processor.binary_action_indices)
     was_still, is_still = (
         np.where(binary, np.equal(stats["min"], stats["max"]), find_still_entries(stats))
         for stats in (there, here)
@@ -197,13 +224,45 @@ def _check_motion(config: RunConfig, data: RunData, processor: ForesightProcesso
         )
 
 
-def dataset_statistics(data: RunData) -> dict[str, dict]:
-    """`action_stats` and `state_stats`, as far as the data have actions and states."""
+def dataset_statistics(data: RunData, known: dict | None = None) -> dict[str, dict]:
+    """`action_stats` and `state_stats`, as far as the data have actions and states; or `statistics` by robot.
+
+    Of robots that the data do not have, those in `known` stay.
+    """
+    if data.train.embodiments:
+        robots = {windows.config.embodiment for windows in data.train.datasets}
+        return {"statistics": (known or {}) | {name: robot_statistics(data, name) for name in robots}}
     return {
         f"{name}_stats": data.statistics(name)
         for name in ("action", "state")
         if getattr(data.train, f"{name}_dim")
     }
+
+
+def robot_statistics(data: RunData, robot: str) -> dict[str, dict]:
+    """`action` and `state` statistics of one robot, as far as it has them."""
+    found = {kind: data.statistics(kind, robot) for kind in ("action", "state")}
+    return {kind: stats for kind, stats in found.items() if stats is not None}
+
+
+def check_binary_entries(config: ForesightConfig, data: RunData) -> None:
+    """Refuses named robots that have an entry of many values at a place that is binary for another robot.
+
+    Raises:
+        ValueError: Names robot, entry and remedy.
+    """
+    for robot in sorted({w.config.embodiment for w in data.train.datasets if w.config.embodiment}):
+        for kind, stats in robot_statistics(data, robot).items():
+            binary = getattr(config, f"binary_{kind}_indices")
+            # The variance of two values a and b is (b - mean)(mean - a); others between them make it less.
+            most = (stats["max"] - stats["mean"]) * (stats["mean"] - stats["min"])
+            for entry, place in enumerate(config.embodiments[robot][kind]):
+                if place in binary and not np.isclose(stats["std"][entry] ** 2, most[entry], rtol=1e-3):
+                    raise ValueError(
+                        f"entry {entry} of the {kind} of {robot} has more than two values, but takes place "
+                        f"{place} of the model's, which binary_{kind}_indices={list(binary)} names: give its "
+                        f"entries other places, model.embodiments: {{{robot}: {{{kind}: [...], ...}}}}"
+                    )
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ def visualize(args: argparse.Namespace) -> None:
         raise ValueError(f"--moments is {args.moments}; it must be at least 1")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model, processor = load_checkpoint(args.checkpoint, device, args.revision)
-    config = model.config
+    processor, config = processor.for_embodiment(args.embodiment), model.config
     view = args.view or config.views[0]
     if view not in config.views:
         raise ValueError(f"the checkpoint has no view '{view}'; choose from {', '.join(config.views)}")
@@ -100,6 +100,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", required=True, help="folder of a trained model, or Hub id")
     parser.add_argument("--revision", help="commit, branch or tag of a Hub id")
+    parser.add_argument("--embodiment", help="name of the robot, of a checkpoint for several")
     parser.add_argument(
         "--dataset", required=True, help="LeRobot dataset with depth and tracks: folder or Hub id"
     )

@@ -49,9 +49,10 @@ def build_error_rows(validation: Mapping, action_unit: str) -> list[dict]:
             if metric == "z_m" and "start_z_m" in group.get("model", {}):
                 continue  # "stays put" is told the depth at the start, which the model must see
             add(f"flow, {name} points: {axes}", unit, group, metric, "stay_put")
-    for name, what in {"first": "next action", "chunk": "all actions of a chunk"}.items():
-        group = validation.get("actions", {}).get(name, {})
-        add(what, f"absolute, {action_unit}, mean", group, "l1_mean")
+    for name, group in sorted(validation.get("actions", {}).items(), reverse=True):
+        which, _, robot = name.partition("/")  # of several robots
+        what = {"first": "next action", "chunk": "all actions of a chunk"}[which]
+        add(what + (f", {robot}" if robot else ""), f"absolute, {action_unit}, mean", group, "l1_mean")
     add("progress", "absolute, 0 to 1", validation.get("progress", {}).get("all", {}), "mae")
     return rows
 

@@ -87,8 +87,8 @@ def _time_steps(
     config, random = model.config, np.random.default_rng(0)
     shape = (processor.image_size, processor.image_size, 3)
     images = {view: random.integers(0, 256, shape, dtype=np.uint8) for view in config.views}
-    state = np.zeros(config.state_dim, np.float32) if config.state_dim else None
-    stream = model.stream(processor)
+    stream = model.stream(processor, embodiment=min(processor.embodiments or (), default=None))
+    state = np.zeros(stream.state_dim, np.float32) if stream.state_dim else None
     stream.reset("measure")
     durations_ms, skipped = [], warmup + config.history_length  # the usual step has a full window
     for _ in range(skipped + repeats):

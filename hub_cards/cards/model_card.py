@@ -11,6 +11,7 @@ from datasets_scripts.inspection.dataset_card import list_label_licenses
 from datasets_scripts.inspection.template_rendering import as_code, render_template
 from datasets_scripts.simulation.libero_files import libero_instruction
 from datasets_scripts.simulation.metaworld import task_descriptions
+from datasets_scripts.storage.atomic import read_json
 from hub_cards.cards.error_tables import build_error_rows, format_number, join_words
 from hub_cards.cards.eval_results import build_model_index, success_by_task
 from hub_cards.cards.licenses import derive_license
@@ -69,6 +70,9 @@ def _build_fields(folder: Path, measured: Mapping) -> dict:
     config, summary, evaluation = (measured[name] for name in ("config", "summary", "evaluation"))
     validation, episodes = _read_held_out(folder, summary, evaluation)
     local = config.get("action_codec") == "local_delta"
+    robots = _read_robots(folder)
+    robot = min(robots, default=None)  # the one of the examples
+    sizes = {k: len(robots[robot][k]) if robot else config[f"{k}_dim"] for k in ("action", "state")}
     foresight = build_error_rows(validation, "2 cm or 0.05 rad" if local else "data units")
     instructions = _find_instructions(evaluation) if evaluation else {}
     tasks = list(evaluation["tasks"]) if evaluation else []
@@ -86,6 +90,8 @@ def _build_fields(folder: Path, measured: Mapping) -> dict:
     labels = [each for dataset in summary["datasets"] for each in dataset.get("labels", {}).values()]
     return {
         **measured,
+        "robots": sorted(robots),
+        "sizes": sizes,
         "subject": subject,
         "latency": (measured["latency"] or {}).get("measurements", []),
         "base": measured["base"] or {},
@@ -106,10 +112,17 @@ def _build_fields(folder: Path, measured: Mapping) -> dict:
     }
 
 
+def _read_robots(folder: Path) -> dict[str, dict[str, list[int]]]:
+    """Robots of a policy for several; an adapter's base need not know them all, its processor does."""
+    path = folder / "processor_config.json"
+    return (read_json(path).get("embodiments") or {}) if path.is_file() else {}
+
+
 def _describe_demonstrations(dataset: Mapping) -> str:
     simulator = dataset.get("scripted_in")
     origin = f" (scripted experts in {simulator})" if simulator else ""
-    return f"{dataset['train_episodes']:d} episodes of {as_code(dataset['name'])}{origin}"
+    robot = f" of the robot {as_code(dataset['embodiment'])}" if "embodiment" in dataset else ""
+    return f"{dataset['train_episodes']:d} episodes of {as_code(dataset['name'])}{robot}{origin}"
 
 
 def _find_instructions(evaluation: Mapping) -> dict[str, str]:

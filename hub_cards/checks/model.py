@@ -1,5 +1,6 @@
 """Check a model or an adapter: weights, configuration, statistics, LeRobot's files, stored sample."""
 
+import itertools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,7 +100,11 @@ def _check_processor(folder: Path, config) -> Iterator[str]:
         needed["action"] = config.action_dim
     if config.state_dim and config.state_representation == "absolute":
         needed["state"] = config.state_dim
-    for name, size in needed.items():
+    for robot, name in itertools.product(sorted(config.embodiments or {}), needed):
+        # Their sizes are compared when the processor loads.
+        if config.embodiments[robot][name] and not (processor.statistics or {}).get(robot, {}).get(name):
+            yield f"processor_config.json has no statistics of the {name} of {robot}: {EXPORT_AGAIN}"
+    for name, size in () if config.embodiments else needed.items():
         stats = getattr(processor, f"{name}_stats")
         if not stats:
             yield f"processor_config.json has no {name}_stats, so {name}s are not normalized: {EXPORT_AGAIN}"

@@ -35,7 +35,7 @@ def write_sample(folder: str | Path) -> None:
     Raises:
         ValueError: If the folder does not load; names what is wrong.
     """
-    model, processor = load_checkpoint(folder)
+    model, processor = _load_for_robot(folder)
     window = _draw_window(model, processor)
     tensors = window | _predict_outputs(model, processor, window, INSTRUCTION)
     metadata = {"instruction": INSTRUCTION, "weights_sha256": weights_digest(folder)}
@@ -62,7 +62,7 @@ def check_sample(folder: str | Path) -> None:
         raise ValueError(f"{SAMPLE_FILE} cannot be read ({error}): {WRITE}") from error
     if digest != weights_digest(folder):
         raise ValueError(f"{SAMPLE_FILE} was made with other weights: if those here are right, {WRITE}")
-    model, processor = load_checkpoint(folder)
+    model, processor = _load_for_robot(folder)
     window = {name: value for name, value in stored.items() if not name.startswith("output.")}
     outputs = _predict_outputs(model, processor, window, instruction)
     if outputs.keys() != stored.keys() - window.keys():
@@ -80,6 +80,12 @@ def check_sample(folder: str | Path) -> None:
             )
 
 
+def _load_for_robot(folder: str | Path) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
+    """Model and processor; of several robots, for the first by name."""
+    model, processor = load_checkpoint(folder)
+    return model, processor.for_embodiment(min(processor.embodiments or (), default=None))
+
+
 def _draw_window(model: ForesightForActionPrediction, processor: ForesightProcessor) -> dict[str, Tensor]:
     config, generator = model.config, torch.Generator().manual_seed(0)
 
@@ -90,14 +96,14 @@ def _draw_window(model: ForesightForActionPrediction, processor: ForesightProces
     window = {f"images.{view}": draw_images(config.history_length) for view in config.views}
     if config.goal_image:
         window["goal_image"] = draw_images()
-    if config.state_dim:
-        stats, shape = processor.state_stats or {}, (config.history_length, config.state_dim)
+    if state_dim := config.for_robot(processor.embodiment).state_dim:
+        stats, shape = processor.own_statistics("state") or {}, (config.history_length, state_dim)
         mean, std, low = (
             torch.tensor(stats.get(key, default)).float().expand(shape).clone()
             for key, default in (("mean", 0.0), ("std", 0.1), ("min", 0.0))
         )
         state = mean + std * torch.randn(shape, generator=generator)
-        binary = list(processor.binary_state_indices)
+        binary = processor.own_binary_entries("state")
         state[:, binary] = low[:, binary]  # one of the two values that it may have
         window["state"] = state
     return window

@@ -21,6 +21,7 @@ from training.evaluation.predictions import Prediction, depth_limits, predict_wi
 from training.model_folder import load_checkpoint, read_run_config
 from training.run_data import window_config
 from training.windows import ForesightWindows
+from training.windows.columns import column_width
 
 __all__ = ["Choice", "EpisodeView", "match_cameras", "name_episodes", "open_dataset", "predict_episode"]
 
@@ -165,7 +166,9 @@ def predict_episode(choice: Choice, report: Callable[[float], None] | None = Non
 
 def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeView:
     model, processor = _load(choice.checkpoint)
-    config, rows = model.config, open_dataset(choice.dataset)
+    rows = open_dataset(choice.dataset)
+    processor = _choose_robot(processor, rows, read_run_config(choice.checkpoint).data.action_key)
+    config = model.config.for_robot(processor.embodiment)
     if not 0 <= choice.episode < rows.n_episodes:
         raise ValueError(
             f"dataset {rows.name} has no episode {choice.episode}: choose 0 to {rows.n_episodes - 1}"
@@ -224,6 +227,14 @@ def _note_cameras(cameras: Mapping[str, str | None]) -> Iterator[str]:
             yield f"The dataset has no camera for the view “{view}”."
         elif camera != view:
             yield f"The view “{view}” looks through the camera “{camera}”."
+
+
+def _choose_robot(processor: ForesightProcessor, rows: DatasetRows, action_key: str) -> ForesightProcessor:
+    """The processor for the robot of a dataset: of several, the first whose action has the dataset's size."""
+    robots = sorted((processor.embodiments or {}).items())
+    width = column_width(rows.features, action_key if action_key in rows.features else None)
+    fitting = [name for name, robot in robots if len(robot["action"]) == width]
+    return processor.for_embodiment(next(iter([*fitting, *(name for name, _ in robots)]), None))
 
 
 def _compare_sizes(config: ForesightConfig, wanted, rows: DatasetRows) -> tuple[dict, list[str]]:

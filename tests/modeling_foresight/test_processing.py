@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor, build_small_tokenizer
 from modeling_foresight.action_codec import encode_local_delta, relative_state, to_simulator_action
-from modeling_foresight.processing_foresight import find_still_entries
+from modeling_foresight.embodiments import find_still_entries
 from tests.tiny import TASKS, tiny_config, tiny_processor, tiny_tokenizer
 
 B, T, AHEAD = 2, 5, 3

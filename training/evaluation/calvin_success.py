@@ -62,6 +62,7 @@ class ChainOptions(GoalOptions):
         "Python in which calvin_env and calvin_agent are installed (default: this one)", sys.executable
     )
     revision: str | None = option("commit, branch or tag of a Hub id", None)
+    embodiment: str | None = option("name of the robot, of a checkpoint for several", None)
     chains: int = option(f"the first of the protocol's {CALVIN_CHAINS} chains (default: all)", CALVIN_CHAINS)
     output: Path = option("results (default: %(default)s)", Path("calvin.json"))
     num_envs: int = option("simulators side by side (default: one per core, %(default)s here)", count_cores)
@@ -161,6 +162,7 @@ def measure_chains(options: ChainOptions, arguments: Sequence[str] | None = None
             "environment": environment,
             "goal_source": "none",
             "success": "CALVIN's task oracle after any step",
+            **({"embodiment": processor.embodiment} if processor.embodiment else {}),
             **describe_goals(model.config, options),
         }
         checkpoint = describe_checkpoint(options, model.config)

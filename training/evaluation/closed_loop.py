@@ -150,5 +150,5 @@ def _act(stream: ForesightStream | GoalStream, ready: dict[int, _Slot]) -> np.nd
     """Action chunks `(robots, K, A)` after the stream has seen what the robots see."""
     seen = [slot.seen for slot in ready.values()]
     images = {view: np.stack([one["images"][view] for one in seen]) for view in seen[0]["images"]}
-    state = np.stack([one["state"] for one in seen]) if stream.model.config.state_dim else None
+    state = np.stack([one["state"] for one in seen]) if stream.state_dim else None
     return stream.step_chunk(images, state, envs=list(ready)).numpy()

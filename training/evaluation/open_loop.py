@@ -176,7 +176,8 @@ def fit_baselines(
         `dict[str, Tensor]`: float32 on the CPU, as far as the batches have targets: `depth`, `future_rgb`,
         `future_depth` `(V, N, values per patch)` normalized; `metric_depth`, `metric_future_depth` the same
         in meters, and `<name>_node` `(V, N)`; `flow_displacement` `(L, P, 2)` fractions from
-        the start; `flow_z` `(L, P)` meters; `actions` `(K, A)` in the raw batch's units; `progress` `()`.
+        the start; `flow_z` `(L, P)` meters; `actions` `(K, A)` in the raw batch's units, or one of each robot
+        as `actions/NAME`; `progress` `()`.
     """
     means = _Means()
     for raw in batches:
@@ -187,7 +188,7 @@ def fit_baselines(
                 means.add("flow_displacement", displacement, weight[..., None], 3)
                 if target.shape[-1] == 3:
                     means.add("flow_z", target[..., 2], weight, 2)
-            elif name == "actions":
+            elif name.startswith("actions"):
                 means.add(name, target, weight[..., None], 2)
             else:
                 means.add(name, target, weight, 0 if name == "progress" else 3)
@@ -224,7 +225,7 @@ def evaluate_open_loop(
           `start_z_m` is the error at step 0, `displacement_x_px`, `displacement_y_px` and
           `displacement_z_m` those of the change since step 0, over all later steps.
         - `actions`: groups `chunk` (all steps) and `first`; `l1` per dimension in the raw batch's units and
-          `l1_mean`.
+          `l1_mean`. Of several robots `chunk/NAME` and `first/NAME` of each.
         - `progress`: group `all`; `mae`.
 
     Raises:
@@ -384,7 +385,9 @@ def _targets(config: ForesightConfig, raw: Mapping, batch: Mapping) -> dict[str,
     targets = future_targets(config, batch) if config.has("future") else {}
     if config.has("action") and raw.get("actions") is not None:
         actions = raw["actions"].to(batch["frame_mask"].device).float()
-        targets["actions"] = Target(actions, action_weight(config, batch))
+        weight = action_weight(config, batch)
+        for robot, (rows, places) in _find_robots(config, batch).items():
+            targets[f"actions{robot}"] = Target(actions[rows][..., places], weight[rows])
     makers = {"depth": depth_targets, "flow": flow_targets, "progress": progress_targets}
     for objective, make in makers.items():
         if config.has(objective) and (target := make(config, batch)) is not None:
@@ -396,6 +399,17 @@ def _targets(config: ForesightConfig, raw: Mapping, batch: Mapping) -> dict[str,
                 patches = depth_statistics(depth, config.patch_size)[0]
                 targets[f"metric_{name}"] = Target(patches, targets[name].weight)
     return targets
+
+
+def _find_robots(config: ForesightConfig, batch: Mapping) -> dict[str, tuple]:
+    """Samples of each robot in a batch, and the entries of its action, by `/NAME`; all by the empty name."""
+    if not config.embodiments:
+        return {"": (slice(None), slice(None))}
+    numbered = enumerate(sorted(config.embodiments))
+    found = {name: (batch["embodiment"] == number).nonzero()[:, 0] for number, name in numbered}
+    return {
+        f"/{name}": (rows, config.embodiments[name]["action"]) for name, rows in found.items() if len(rows)
+    }
 
 
 def _compare(means: _Means, model, processor, raw, batch, output, baselines) -> None:
@@ -429,14 +443,17 @@ def _compare(means: _Means, model, processor, raw, batch, output, baselines) -> 
             _compare_meters(means, config.views, f"metric_{name}", meters, targets, baselines)
     if "flow" in targets:
         _compare_flow(means, raw, batch, output.flow, targets["flow"], config.views[0], baselines)
-    if "actions" in targets:
-        actions, mask = targets["actions"]
-        predicted = processor.denormalize_actions(output.actions)
-        for predictor, values in {"model": predicted, "mean": baselines.get("actions")}.items():
+    robots = _find_robots(config, batch) if raw.get("actions") is not None and config.has("action") else {}
+    for robot, (rows, places) in robots.items():
+        actions, mask = targets[f"actions{robot}"]
+        predicted = processor.denormalize_actions(output.actions[rows], robot[1:] or None)[..., places]
+        for predictor, values in {"model": predicted, "mean": baselines.get(f"actions{robot}")}.items():
             if values is not None:
                 error = (values - actions).abs()
-                means.add(("actions", "chunk", predictor, "l1"), error, mask[..., None], 1)
-                means.add(("actions", "first", predictor, "l1"), error[:, :, 0], mask[:, :, 0, None], 1)
+                means.add(("actions", f"chunk{robot}", predictor, "l1"), error, mask[..., None], 1)
+                means.add(
+                    ("actions", f"first{robot}", predictor, "l1"), error[:, :, 0], mask[:, :, 0, None], 1
+                )
     if "progress" in targets:
         progress, mask = targets["progress"]
         for predictor, values in {"model": output.progress, "mean": baselines.get("progress")}.items():

@@ -91,11 +91,13 @@ def predict_windows(
         batch_size (`int`): Windows per forward pass.
     """
     views = [view for view in views or model.config.views if view in windows.cameras]
+    processor = processor.for_embodiment(windows.config.embodiment)
     for begin in range(0, len(chosen), batch_size):
         samples = [windows[i] for i in chosen[begin : begin + batch_size]]
         raw = collate_windows(samples)
         if instruction is not None:
             raw["task"] = [instruction] * len(samples)
+        raw = processor.place_batch(raw)
         batch = processor.prepare_batch(raw, model.device, model.config.history_length)
         with torch.no_grad():
             output = model(**{name: batch[name] for name in ForesightInputs.__annotations__ if name in batch})
@@ -117,7 +119,8 @@ def _actions(model, processor, output, sample: dict, i: int):
     if output.actions is None:
         return None
     newest = model.config.history_length - 1
-    predicted = processor.denormalize_actions(output.actions[i, newest]).cpu().numpy()  # (K, A)
+    predicted = processor.denormalize_actions(output.actions[i, newest])
+    predicted = processor.take_entries("action", predicted).cpu().numpy()  # (K, A)
     if "actions" not in sample:
         return None, predicted
     exists = sample["action_mask"][newest][:, None].numpy()

@@ -59,6 +59,7 @@ def measure_in_real_units(
     errors = {"flow_3d": end_point_errors, "future_rgbd": frame_errors}
     errors |= {"masked_depth": depth_errors, "robot_action": action_errors}
     config, has_future = model.config, model.config.has("future")
+    processor = processor.for_embodiment(windows.config.embodiment)
     windows = ForesightWindows(
         windows.rows, dataclasses.replace(windows.config, lookahead=has_future, p_moving=0.5)
     )
@@ -119,6 +120,7 @@ def _picture(rgb: np.ndarray, meters: np.ndarray | None) -> np.ndarray:
 
 def _grippers(processor: ForesightProcessor, config: ForesightConfig) -> dict[str, list]:
     """The binary entries of an action, and what lies half way between the two values of each."""
-    binary = list(config.binary_action_indices)
+    binary = processor.own_binary_entries("action")
     ends = [processor.denormalize_actions(torch.full((config.action_dim,), side)) for side in (0.0, 1.0)]
+    ends = [processor.take_entries("action", end) for end in ends]
     return {"binary_indices": binary, "threshold": [float(sum(end[i] for end in ends)) / 2 for i in binary]}

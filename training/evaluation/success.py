@@ -81,6 +81,7 @@ class EvaluationOptions(GoalOptions):
     checkpoint: str = option("folder of a trained model, or Hub id")
     _: dataclasses.KW_ONLY
     revision: str | None = option("commit, branch or tag of a Hub id", None)
+    embodiment: str | None = option("name of the robot, of a checkpoint for several", None)
     episodes: int = option("per task (default: %(default)s)", 20)
     seed: int = option("start of the first episode; the others follow (default: %(default)s)", 10000)
     output: Path = option("results (default: %(default)s)", Path("eval.json"))
@@ -174,8 +175,8 @@ def measure(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> dic
 def open_policy(options, check: Callable[[Any], None]) -> Iterator[tuple]:
     """Yields model and processor of `options.checkpoint`, with `options.threads` threads of PyTorch.
 
-    `options` are `GoalOptions` that have `device` and `revision` too; `check` is called with the model's
-    config.
+    `options` are `GoalOptions` that have `device`, `revision` and `embodiment` too. The processor is for that
+    robot, and `check` is called with the model's config for it.
 
     Raises:
         ValueError: If the checkpoint cannot be loaded, does not act, or has no source of its goals; what
@@ -189,7 +190,8 @@ def open_policy(options, check: Callable[[Any], None]) -> Iterator[tuple]:
     model, processor = load_checkpoint(options.checkpoint, device, options.revision)
     if not model.config.has("action"):
         raise ValueError(f"the checkpoint has no action head; its objectives are {model.config.objectives}")
-    check(model.config)
+    processor = processor.for_embodiment(options.embodiment)
+    check(model.config.for_robot(processor.embodiment))
     check_goal_options(model.config, options)
     threads = torch.get_num_threads()
     # Threads of a small model mostly wait for each other, and for long where other processes want the cores.
@@ -204,10 +206,10 @@ def _measure(benchmark: Benchmark, model, processor, run: dict) -> dict:
     from training.evaluation.metric_loader import load_metric
     from training.evaluation.open_loop import held_out_data, measure_recorded
 
-    options, config = benchmark.options, model.config
+    options, config = benchmark.options, model.config.for_robot(processor.embodiment)
     metric = load_metric("success_rate")  # before the episodes: the cache of such scripts may be read-only
     demonstrations = _find_demonstrations(options)
-    settings = _choose_settings(benchmark, config, demonstrations)
+    settings = _choose_settings(benchmark, config, demonstrations, processor.embodiment)
     checked = benchmark.check_starts(demonstrations)
     recorded = held_out_data(options.checkpoint, config, options.dataset) if options.dataset else None
     facts = {
@@ -282,17 +284,20 @@ def success_figures(metric, successes: Sequence[bool]) -> dict:
     return {**figures, "ci95": [round(bound, 4) for bound in interval]}
 
 
-def recorded_image_size(config, summary: dict, demonstrations: Sequence[Path] | None) -> int:
-    """Side of the first view's images in the training data, as far as known; otherwise the model's own."""
+def recorded_image_size(
+    config, summary: dict, demonstrations: Sequence[Path] | None, embodiment: str | None = None
+) -> int:
+    """Side of the first view's images in the robot's data, as far as known; otherwise the model's own."""
     first = config.views[0]
-    labels = [dataset.get("labels", {}).get(first, {}) for dataset in summary.get("datasets", [])]
+    datasets = [d for d in summary.get("datasets", []) if d.get("embodiment") == embodiment]
+    labels = [dataset.get("labels", {}).get(first, {}) for dataset in datasets]
     recorded = [label["intrinsics"]["height"] for label in labels if "intrinsics" in label]
     if not recorded and demonstrations:
         recorded = load_features(demonstrations[0]).get(image_key(first), {}).get("shape")
     return int(recorded[0] if recorded else config.image_size)
 
 
-def _choose_settings(benchmark: Benchmark, config, demonstrations: list[Path]) -> dict:
+def _choose_settings(benchmark: Benchmark, config, demonstrations: list[Path], robot: str | None) -> dict:
     """How the loop runs; what the options leave open follows the training data."""
     from training.model_folder import read_summary
 
@@ -301,8 +306,10 @@ def _choose_settings(benchmark: Benchmark, config, demonstrations: list[Path]) -
         raise ValueError(
             f"--execute-steps is {options.execute_steps}, but the model plans {config.chunk_size} actions"
         )
-    size = options.image_size or recorded_image_size(config, read_summary(options.checkpoint), demonstrations)
+    summary = read_summary(options.checkpoint)
+    size = options.image_size or recorded_image_size(config, summary, demonstrations, robot)
     settings = {"execute_steps": options.execute_steps, "image_size": int(size)}
+    settings |= {"embodiment": robot} if robot else {}
     return benchmark.choose_settings(config, int(size)) | settings | describe_goals(config, options)
 
 
@@ -321,7 +328,9 @@ def _find_demonstrations(options: EvaluationOptions) -> list[Path]:
     """The training data that this machine has: named, in the run's settings, or beside the model."""
     from training.model_folder import read_run_config
 
-    trained_on = [source.path for source in read_run_config(options.checkpoint).data.datasets]
+    sources = read_run_config(options.checkpoint).data.datasets
+    named = options.embodiment
+    trained_on = [source.path for source in sources if named in (None, source.embodiment)]
     beside = Path(options.checkpoint).resolve().parent / "dataset"
     folders = map(Path, [*([options.dataset] if options.dataset else trained_on), beside])
     return [folder for folder in dict.fromkeys(folders) if (folder / "meta" / "info.json").is_file()]
@@ -352,7 +361,7 @@ def _run_trials(benchmark: Benchmark, model, processor, settings: dict, folder: 
             bar.update()
 
         if missing:
-            simulator = benchmark.make_simulator(model.config, settings)
+            simulator = benchmark.make_simulator(model.config.for_robot(processor.embodiment), settings)
             with (
                 open_stream(model, processor, options, size, settings["control_hz"]) as stream,
                 SimulationPool(size, simulator) as pool,

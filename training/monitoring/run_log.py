@@ -84,9 +84,9 @@ class RunLog:
         line |= self.meter.speed(elapsed / steps)
         line["seconds"] = self.seconds
         self._append(line)
-        self.bar.set_postfix(
-            {name: f"{value:.3g}" for name, value in {**means, **extra}.items() if name != "grad_norm"}
-        )
+        # The bar has no room for the losses of each dataset, `action/NAME`.
+        shown = {name: value for name, value in {**means, **extra}.items() if "/" not in name}
+        self.bar.set_postfix({name: f"{x:.3g}" for name, x in shown.items() if name != "grad_norm"})
         self.sums, self.counts, self.data_s = {}, {}, 0.0
         self.since, self.cpu_since, self.since_step = time.perf_counter(), time.process_time(), step
 

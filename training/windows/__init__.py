@@ -1,7 +1,12 @@
 """Datasets -> windows of T frames with targets and masks, for both trainers."""
 
 from training.windows.dataset import ForesightWindows
-from training.windows.mixture import ConcatWindows, collate_windows, warn_of_differences
+from training.windows.mixture import (
+    ConcatWindows,
+    collate_windows,
+    find_embodiments,
+    warn_of_differences,
+)
 from training.windows.sampler import WindowSampler
 from training.windows.settings import WindowConfig, split_episodes
 
@@ -12,5 +17,6 @@ __all__ = [
     "WindowSampler",
     "collate_windows",
     "split_episodes",
+    "find_embodiments",
     "warn_of_differences",
 ]

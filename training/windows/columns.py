@@ -66,6 +66,12 @@ class WindowColumns:
             actions=actions if "action" in config.objectives and actions in features else None,
         )
 
+    def sizes(self, features: Mapping[str, dict], config: WindowConfig) -> dict[str, int]:
+        """Entries of `action` and `state`; 0 for what is not delivered."""
+        local = config.action_codec == "local_delta" and self.actions
+        action = ACTION_SIZE if local else column_width(features, self.actions)
+        return {"action": action, "state": column_width(features, self.state)}
+
     @property
     def pictures(self) -> list[str]:
         """All columns of frames."""

@@ -20,6 +20,7 @@ frames, V views, K action chunk, L flow length, P grid nodes, A action size; tor
 | `progress` | float32 `(T,)` | (s - first) / (last - first) of the episode |
 | `goal_image`, `goal_mask` | uint8 `(3, h, w)`, bool `()` | a frame after the window; first view |
 | `task` | str | instruction |
+| `embodiment` | str | name of the robot, if it has one |
 | `index`, `episode_index` | int64 `()` | global number of the newest history frame; its episode |
 
 Depth comes with the objectives `depth` and `future`, tracks with `flow` and `flow_2d` (the same points count
@@ -40,13 +41,12 @@ from datasets_scripts.columns import check_depth_range
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import open_frames
 from datasets_scripts.storage.provenance import moving_flags, read_provenance
-from modeling_foresight.action_codec import ACTION_SIZE, encode_local_delta
+from modeling_foresight.action_codec import encode_local_delta
 from modeling_foresight.targets import FlowSampling, blank_flow_targets, build_flow_targets
 from training.windows.augmentation import draw_shift, shift_fraction, shift_frames, shift_px
 from training.windows.columns import (
     WindowColumns,
     column_statistics,
-    column_width,
     read_numbers,
     require_columns,
 )
@@ -92,9 +92,8 @@ class ForesightWindows(Dataset):
         rows, features = self.rows, self.rows.features
         self.columns = columns = WindowColumns.find(features, config)
         require_columns(rows, columns, config)
-        self.state_dim = column_width(features, columns.state)
-        local = config.action_codec == "local_delta" and columns.actions
-        self.action_dim = ACTION_SIZE if local else column_width(features, columns.actions)
+        sizes = columns.sizes(features, config)
+        self.action_dim, self.state_dim = sizes["action"], sizes["state"]
         self._provenance = read_provenance(rows.root) if columns.points else {}
         if columns.points and config.p_moving > 0 and not self._provenance.get("episodes"):
             warnings.warn(
@@ -177,6 +176,8 @@ class ForesightWindows(Dataset):
             sample["state_mask"] = torch.tensor(True)
         if config.wants_flow:
             sample |= self._read_flow(episode, rows_ahead(config.flow_length - 1), shifts, rng)
+        if config.embodiment is not None:
+            sample["embodiment"] = config.embodiment
         share = progress(np.arange(start, start + frames * stride, stride), first, stop - 1)
         task_index = int(rows.column("task_index").read(range(newest, newest + 1))[0])
         return sample | {

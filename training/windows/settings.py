@@ -43,6 +43,7 @@ class WindowConfig:
             `"refuse"` accepts no such dataset, because the column does not say which it holds. `local_delta`
             actions are measured from step to step and need no choice.
         binary_action_indices (`list[int]`): Entries of an action that are never summed (gripper).
+        embodiment (`str`, *optional*): Name of the robot, in a mixture of several.
         episodes (`list[int]`, *optional*): Episodes used; all if omitted.
         frame_cache (`str`): `"auto"`, `"off"`, or a folder; see `frame_cache.open_frames`.
         seed (`int`): Seed of augmentation and of the choice of points.
@@ -78,6 +79,7 @@ class WindowConfig:
     action_codec: str = "recorded"
     strided_commands: str = "refuse"
     binary_action_indices: list[int] = dataclasses.field(default_factory=list)
+    embodiment: str | None = None
     episodes: list[int] | None = None
     frame_cache: str = "auto"
     seed: int = 0

@@ -570,7 +570,7 @@ def test_mixture_fills_what_a_dataset_lacks_with_masked_zeros(facts, pictures, c
     bare = ForesightWindows(pictures.root, bare_config)
     mixture = ConcatWindows([full, bare])
     assert len(mixture) == len(full) + len(bare) and mixture.sizes == [len(full), len(bare)]
-    assert_same(mixture[2], full[2])
+    assert_same(mixture[2], full[2] | {"dataset": torch.tensor(0)})
     window, own = mixture[len(full) + 1], bare[1]
     assert window["view_mask"].tolist() == [True, False]
     assert not window["images"]["wrist"].any() and not window["depth"]["wrist"].any()
@@ -588,18 +588,21 @@ def test_datasets_of_different_action_sizes_cannot_be_mixed(facts, cache, tmp_pa
         tmp_path / "ds", episodes=1, frames=8, cameras=("main",), action_dim=6, depth=False, tracks=False
     )
     settings = config(cache, cameras={"wrist": None}, missing_targets=True)
-    with pytest.raises(ValueError, match="differ in action_dim"):
+    with pytest.raises(ValueError, match="differ in action_dim.*name the one of each dataset"):
         ConcatWindows([ForesightWindows(facts.root, config(cache)), ForesightWindows(other.root, settings)])
 
 
-def robot(name: str, scale, mean=0.0, fps: float = 20, stride: int = 1):
+def robot(name: str, scale, mean=0.0, fps: float = 20, stride: int = 1, actions: int = 3):
     """A dataset of a mixture: actions of three entries, of which the last one is binary."""
     std = np.array([0.3, 0.2, 0.5]) * scale
     mean = mean + 0 * std
     stats = {"mean": mean, "std": std, "min": mean - 2 * std, "max": mean + 2 * std}
     settings = WindowConfig(binary_action_indices=[2, 6], frame_stride=stride)
     return SimpleNamespace(
-        rows=SimpleNamespace(name=name, fps=fps), config=settings, statistics={"action": stats}
+        rows=SimpleNamespace(name=name, fps=fps),
+        config=settings,
+        statistics={"action": stats},
+        action_dim=actions,
     )
 
 
@@ -613,7 +616,7 @@ def robot(name: str, scale, mean=0.0, fps: float = 20, stride: int = 1):
         ),
         (robot("a", 1), robot("b", 57.3), "entry 0.*entry 1"),  # radians and degrees
         (robot("a", 1), robot("b", 1, mean=[0, 50, 0]), "entry 1: 0 ± 0.2 and 50 ± 0.2"),
-        (robot("a", 1, fps=30), robot("b", 1, fps=10), "steps per second: a 30, b 10.*frame_stride"),
+        (robot("a", 1, fps=30), robot("b", 1, fps=10, actions=0), "per second: a 30, b 10.*frame_stride"),
         (robot("a", 1, fps=30, stride=3), robot("b", 1, fps=10), None),
         (robot("a", 1, fps=30), robot("b", 1, fps=29.97), None),
         (robot("a", 1), robot("b", [4, 0.2, 1], mean=0.3), None),
@@ -628,6 +631,11 @@ def test_datasets_of_a_mixture_that_differ_in_units_or_rates_are_named(first, se
     assert len(caught) == (told is not None)
     if told:
         assert re.search(told, str(caught[0].message))
+
+
+def test_actions_of_different_rates_are_refused_with_strides_that_agree():
+    with pytest.raises(ValueError, match="a 30, b 20.*all have 10 with frame_stride a 3, b 2"):
+        warn_of_differences([robot("a", 1, fps=30), robot("b", 1)])
 
 
 def test_split_is_by_episode_and_seeded():
