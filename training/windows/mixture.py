@@ -30,12 +30,16 @@ class ConcatWindows(Dataset):
     Args:
         datasets (`Sequence[ForesightWindows]`): At least one; the same lengths, views and objectives.
 
+    Attributes:
+        near (`numpy.ndarray`, *optional*): Of streams, ascending windows in few files, for measurements.
+
     Raises:
         ValueError: If the datasets do not fit together, or none has a target; says in what.
     """
 
     def __init__(self, datasets: Sequence[ForesightWindows]):
         self.datasets = list(datasets)
+        self.near: np.ndarray | None = None
         may_differ = {"cameras", "episodes", "frame_cache", "frame_stride", "strided_commands", "seed"}
         may_differ |= {"missing_targets", "state_key", "action_key", "random_shift", "p_moving", "image_size"}
         first = dataclasses.asdict(self.datasets[0].config)
@@ -72,6 +76,14 @@ class ConcatWindows(Dataset):
         """The dataset of window `i`, and the window's number in it."""
         which = int(np.searchsorted(self._offsets, i, side="right")) - 1
         return self.datasets[which], int(i - self._offsets[which])
+
+    def spread(self, count: int | None = None) -> list[int]:
+        """All windows in order, or `count` evenly spread; of streams, fewer than all are from those near."""
+        if count is None or count >= len(self):
+            return list(range(len(self)))
+        among = np.arange(len(self)) if self.near is None else self.near
+        count = min(count, len(among))
+        return [int(among[i * len(among) // count]) for i in range(count)]
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict:
         i, draw = item if isinstance(item, tuple) else (item, 0)
