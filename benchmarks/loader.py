@@ -8,6 +8,10 @@ The stock reader turns whole rows into Python objects, so track columns slow it 
 asked for. A second pair of readers therefore works on a copy of the dataset without track columns (the videos
 are linked): that ratio is about frames, state and actions alone.
 
+The streamed reader reads windows in the order of a streamed training, while files are downloaded into a
+folder of bounded size and deleted again: from the folder, or from a Hub or bucket that has the dataset
+(`--stream`).
+
 What labels cost is measured on our own readers: windows with depth and tracks beside windows of the same
 frames without, as read, and as batches prepared for the model (`ForesightProcessor.prepare_batch` on the
 CPU). The last line is one JSON object.
@@ -40,8 +44,17 @@ from datasets_scripts.columns import (
     points_visible_key,
 )
 from datasets_scripts.storage.dataset_folder import data_files, load_features
+from datasets_scripts.storage.streaming.file_store import FileStore
+from datasets_scripts.storage.streaming.streamed_rows import StreamedRows
 from modeling_foresight import ForesightProcessor, build_small_tokenizer
-from training.windows import ForesightWindows, WindowConfig, WindowSampler, collate_windows
+from training.windows import (
+    ConcatWindows,
+    ForesightWindows,
+    WindowConfig,
+    WindowSampler,
+    collate_windows,
+)
+from training.windows.stream_plan import StreamedBatches, StreamedSampler, StreamPlan
 
 BATCH = 8  # windows prepared for the model at a time
 CHECKED_WINDOWS = 5  # compared value by value before anything is timed
@@ -73,6 +86,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=200, help="windows read by the slow readers")
     parser.add_argument("--rounds", type=int, default=4, help="turns each reader takes")
     parser.add_argument("--seed", type=int, default=0, help="seed of the order of windows")
+    parser.add_argument("--stream", help="Hub id or URL to stream from (default: the folder of --dataset)")
+    parser.add_argument("--stream-gb", type=float, default=1.0, help="room for streamed files")
     parser.add_argument("--cache", help="folder of the frame cache (a temporary one if omitted)")
     return parser.parse_args(arguments)
 
@@ -165,6 +180,17 @@ def measure(
     return {name: float(np.median(values)) for name, values in rates.items()}
 
 
+def open_streamed(args: argparse.Namespace, config: WindowConfig, folder: Path) -> Callable[[int], object]:
+    """Reads the next window of a streamed training; its first call waits for the first files."""
+    rows = StreamedRows(args.stream or args.dataset, FileStore(folder, int(args.stream_gb * 1e9)))
+    windows = ConcatWindows([ForesightWindows(rows, config)])
+    plan = StreamPlan(windows, None, "natural", args.seed)
+    print(plan.describe())
+    sampler = StreamedSampler(plan.orders, windows.sizes, batch_size=1, seed=args.seed)
+    batches = iter(StreamedBatches(plan, sampler, workers=0))
+    return lambda n: windows[next(batches)[0]]
+
+
 def cost_of_labels(
     pairs: dict[str, tuple[ForesightWindows, ForesightWindows]],
     order: list[tuple[int, int]],
@@ -236,6 +262,7 @@ def run(args: argparse.Namespace, scratch: Path) -> dict:
     rows = rows_of_windows(cached, order)
     check_same(ForesightWindows(args.dataset, config.for_evaluation()), stock, order[:CHECKED_WINDOWS])
     readers = {
+        "streamed": open_streamed(args, config, scratch / "streams"),
         "cached": lambda n: cached[order[n % len(order)]],
         "on_demand": lambda n: on_demand[order[n % len(order)]],
         "stock": lambda n: stock[rows[n % len(order)]],
@@ -270,6 +297,7 @@ def run(args: argparse.Namespace, scratch: Path) -> dict:
         "windows_per_s": {name: round(rate, 1) for name, rate in rates.items()},
         "cached_alone_windows_per_s": round(fast["cached"], 1),
         "ratio_cached_to_stock": round(rates["cached"] / rates["stock"], 2),
+        "ratio_streamed_to_on_demand": round(rates["streamed"] / rates["on_demand"], 2),
         "ratio_on_demand_to_stock": round(rates["on_demand"] / rates["stock"], 2),
         "ratio_without_tracks": round(rates["cached_no_tracks"] / rates["stock_no_tracks"], 2),
         "time_with_labels_to_without": labels,

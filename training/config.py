@@ -81,6 +81,10 @@ class DataConfig:
         skip_flagged (`bool`): Leave out episodes whose labels have a flag, in training and in validation.
         missing_targets (`bool`): Train what the columns allow instead of refusing a dataset that lacks some.
         frame_cache (`str`): `auto`, `off` or a folder for decoded frames.
+        streaming (`bool`): Download files when their windows come, and delete them afterwards, instead of
+            all before the first step. Paths may then also be URLs (`s3://bucket/folder`, `hf://buckets/...`).
+        streaming_disk_gb (`float`): GB (10^9 bytes) that streamed files may take in `$FORESIGHT_CACHE`; the
+            more, the better windows are shuffled.
         num_workers (`int`): Loader processes per training process; 0 reads windows in the training process.
         baseline_windows (`int`): Training windows, evenly spread, from which the trivial predictors of the
             final measurement are computed.
@@ -100,6 +104,8 @@ class DataConfig:
     skip_flagged: bool = False
     missing_targets: bool = False
     frame_cache: str = "auto"
+    streaming: bool = False
+    streaming_disk_gb: float = 32.0
     num_workers: int = 0
     baseline_windows: int = 2000
 
@@ -295,6 +301,13 @@ class RunConfig:
         if train.mixed_precision not in ("no", "bf16"):
             raise ValueError(f"train.mixed_precision is {train.mixed_precision!r}; use 'no' or 'bf16'")
         self._check_mixture()
+        if self.data.streaming_disk_gb <= 0:
+            raise ValueError(f"data.streaming_disk_gb is {self.data.streaming_disk_gb}; it must be above 0")
+        if self.data.streaming and self.data.frame_cache not in ("auto", "off", "False"):
+            raise ValueError(
+                f"data.frame_cache={self.data.frame_cache} would hold all decoded frames, and data.streaming "
+                "is for datasets larger than the disk: leave one of them out"
+            )
         if self.data.statistics not in ("dataset", "model"):
             raise ValueError(f"data.statistics is {self.data.statistics!r}; use 'dataset' or 'model'")
         self._check_start()

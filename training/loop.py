@@ -7,13 +7,14 @@ exactly.
 import contextlib
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from datasets_scripts.storage.hub_download import HubError
 from modeling_foresight.step_seed import step_seed
 from training.checkpoints import (
     FINISHED,
@@ -136,7 +137,7 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> bool:
     run.model.train()
     for step in range(run.start, options.steps):
         with log.reading():
-            raws = [next(batches) for _ in range(options.gradient_accumulation_steps)]
+            raws = read_step(run, batches, step)
         outputs, newest = take_step(run, step, raws, log)
         by_dataset.add(step, outputs, newest, raws[-1]["dataset"])
         log.bar.update()
@@ -201,6 +202,28 @@ def look_at_validation(run: Run, log: RunLog, done: int) -> None:
             if draws:
                 path = Path(run.config.output) / "pictures" / f"step-{done:07d}.png"
                 draw_predictions(run.accelerator, run.plain, run.processor, val.datasets[0], path)
+
+
+def read_step(run: Run, batches: Iterator[dict], step: int) -> list[dict]:
+    """The raw micro-batches of a step. If a process cannot read them, all save a checkpoint and stop.
+
+    Raises:
+        ValueError: In every process; says what cannot be read.
+    """
+    raws, problem = [], None
+    try:
+        raws = [next(batches) for _ in range(run.config.train.gradient_accumulation_steps)]
+    except (ValueError, OSError, HubError) as error:
+        problem = error
+    if is_true_everywhere(run, torch.tensor(problem is None, device=run.accelerator.device)):
+        return raws
+    saved = "Nothing was trained since the start"
+    if step > run.start:
+        save_checkpoint(run.accelerator, Path(run.config.output), step, run.config.train.keep_checkpoints)
+        saved = f"The checkpoint of step {step} is saved"
+    # A loader process hands over its traceback, whose last line is the error.
+    reason = str(problem).rpartition("\n")[2] if problem else "another process could not read its windows"
+    raise ValueError(f"step {step + 1}: {reason}. {saved}; continue with --resume") from problem
 
 
 def count_targets(run: Run, batches: Sequence[Mapping]) -> dict[str, Tensor]:

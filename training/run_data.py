@@ -1,6 +1,7 @@
 """The datasets of a run as windows for training and validation, and their statistics and descriptions."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import distributed
 from torch.utils.data import DataLoader, Subset
 from transformers import AutoConfig
@@ -16,6 +18,7 @@ from transformers import AutoConfig
 from datasets_scripts.columns import find_image_key, image_key
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import PROVENANCE_PATH, read_provenance, scripted_in
+from datasets_scripts.storage.streaming.streamed_rows import StreamedRows, open_store
 from modeling_foresight import ForesightConfig
 from training.config import DatasetSource, RunConfig
 from training.windows import (
@@ -28,7 +31,9 @@ from training.windows import (
     split_episodes,
     warn_of_differences,
 )
+from training.windows.block_shuffle import split_by_files
 from training.windows.columns import WindowColumns
+from training.windows.stream_plan import StreamedBatches, StreamedSampler, StreamPlan
 
 __all__ = [
     "RunData",
@@ -50,13 +55,21 @@ def open_datasets(config: RunConfig) -> list[DatasetRows]:
     """
     if not config.data.datasets:
         raise ValueError("no dataset: give --dataset DIR_OR_REPO, or data.datasets in the config")
-    return [DatasetRows(source.path) for source in config.data.datasets]
+    return [open_dataset(source.path, config) for source in config.data.datasets]
+
+
+def open_dataset(path: str, config: RunConfig) -> DatasetRows:
+    """One dataset of a run, streamed if the run is."""
+    if config.data.streaming:
+        return StreamedRows(path, open_store(config.data.streaming_disk_gb))
+    return DatasetRows(path)
 
 
 def dataset_identity(rows: DatasetRows) -> dict:
     """Name, size, tasks and metadata digest of a dataset: the same for every copy of it."""
     files = (rows.root / "meta" / "info.json", rows.root / PROVENANCE_PATH)
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()
+    content = b"".join(file.read_bytes() for file in files if file.exists()) + rows.version.encode()
+    digest = hashlib.sha256(content).hexdigest()
     return {
         "name": Path(rows.name).name,
         "episodes": rows.n_episodes,
@@ -104,6 +117,8 @@ class RunData:
         train (`ConcatWindows`): Augmented windows of the training episodes.
         val (`ConcatWindows`, *optional*): Windows of the validation episodes, held out or those of
             `data.validation`; `None` if there are none.
+        stream (`StreamPlan`, *optional*): Of a streamed run, the order of its windows.
+        mixture (`str` or `list[float]`): As of `WindowSampler`.
         instructions (`list[str]`): All instructions.
         fps (`float`): Control steps per second.
 
@@ -122,7 +137,12 @@ class RunData:
         for rows, own in pairs:
             own = _name_binary_entries(own, embodiments, model)
             # Split before flagged episodes are removed: a flag must not move other episodes across the split.
-            chosen, held_out = split_episodes(rows.n_episodes, config.data.val_fraction, config.seed)
+            split = config.data.val_fraction, config.seed
+            if config.data.streaming:
+                keys = WindowColumns.find(rows.features, own).pictures
+                chosen, held_out = split_by_files(rows, keys, *split)
+            else:
+                chosen, held_out = split_episodes(rows.n_episodes, *split)
             train.append(ForesightWindows(rows, dataclasses.replace(own, episodes=chosen)))
             if held_out:
                 val.append(ForesightWindows(rows, own.for_evaluation(held_out)))
@@ -130,19 +150,30 @@ class RunData:
         warn_of_differences(train)
         if config.data.validation:
             own = _name_binary_entries(sources[0], embodiments, model)
-            val.append(_open_validation(config.data.validation, own.for_evaluation(), train))
+            held_out_rows = open_dataset(config.data.validation, config)
+            val.append(_open_validation(held_out_rows, own.for_evaluation(), train))
         self.val = ConcatWindows(val, self.train.embodiments) if val else None
+        self.mixture, self.stream = config.data.mixture, None
+        if config.data.streaming:
+            self.stream = StreamPlan(self.train, self.val, self.mixture, config.seed)
         self.instructions = sorted({task for windows in train for task in windows.rows.tasks})
         # Datasets of a mixture may differ; control follows the first.
         self.fps = train[0].rows.fps / train[0].config.frame_stride
 
+    def sampler(self, batch_size: int, **options) -> WindowSampler:
+        """[`WindowSampler`] of the training windows; of a streamed run, in the order of its files."""
+        kind = functools.partial(StreamedSampler, self.stream.orders) if self.stream else WindowSampler
+        return kind(self.train.sizes, batch_size, mixture=self.mixture, **options)
+
     def unaugmented_train(self) -> ConcatWindows:
         """The training windows without augmentation."""
         plain = (w.config.for_evaluation(w.config.episodes) for w in self.train.datasets)
-        return ConcatWindows(
+        windows = ConcatWindows(
             [ForesightWindows(w.rows, own) for w, own in zip(self.train.datasets, plain, strict=True)],
             self.train.embodiments,
         )
+        windows.near = self.train.near
+        return windows
 
     def describe_window(self, index: int) -> str:
         """Dataset, episode and newest frame of a training window, for messages."""
@@ -232,11 +263,13 @@ def _name_binary_entries(
     return dataclasses.replace(config, binary_action_indices=binary)
 
 
-def _open_validation(path: str, config: WindowConfig, train: Sequence[ForesightWindows]) -> ForesightWindows:
+def _open_validation(
+    rows: DatasetRows, config: WindowConfig, train: Sequence[ForesightWindows]
+) -> ForesightWindows:
     """Windows of a dataset for validation alone; it must be like the first one, and none trained on."""
-    val, first = ForesightWindows(path, config), train[0]
+    val, first = ForesightWindows(rows, config), train[0]
     if val.rows.root.resolve() in [windows.rows.root.resolve() for windows in train]:
-        raise ValueError(f"data.validation is {path}, which is trained on too; give another dataset")
+        raise ValueError(f"data.validation is {rows.name}, which is trained on too; give another dataset")
     for what, read in {
         "state size": lambda windows: windows.state_dim,
         "action size": lambda windows: windows.action_dim,
@@ -278,10 +311,12 @@ def training_loader(
     config: RunConfig, data: RunData, sampler: WindowSampler, device: torch.device
 ) -> DataLoader:
     """Augmented training windows in the sampler's batches, read by `num_workers` processes."""
-    workers = config.data.num_workers
+    workers, batches = config.data.num_workers, sampler
+    if data.stream and PartialState().is_local_main_process:
+        batches = StreamedBatches(data.stream, sampler, workers)
     return DataLoader(
         data.train,
-        batch_sampler=sampler,
+        batch_sampler=batches,
         collate_fn=collate_windows,
         num_workers=workers,
         persistent_workers=workers > 0,
@@ -299,9 +334,8 @@ def leave_signals_to_parent(worker: int) -> None:
 
 
 def evaluation_loader(windows: ConcatWindows, batch_size: int, count: int | None = None) -> DataLoader:
-    """Windows in order, all or `count` evenly spread; of several processes, each gets its share of them."""
-    count = min(count or len(windows), len(windows))
-    chosen = [i * len(windows) // count for i in range(count)]
+    """Windows in order, all or `count` of them; of several processes, each gets its share of them."""
+    chosen = windows.spread(count or None)
     ranks = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     share = chosen[ranks[0] :: ranks[1]]
     return DataLoader(Subset(windows, share), batch_size=batch_size, collate_fn=collate_windows)

@@ -71,11 +71,9 @@ class Run:
     def sampler(self) -> WindowSampler:
         """Which windows form the micro-batches of this process; a step takes as many as it has parts."""
         options = self.config.train
-        return WindowSampler(
-            self.data.train.sizes,
+        return self.data.sampler(
             options.batch_size // options.gradient_accumulation_steps,
             seed=self.config.seed,
-            mixture=self.config.data.mixture,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
             start_step=self.start * options.gradient_accumulation_steps,
@@ -207,6 +205,8 @@ def print_summary(run: Run) -> None:
     if len(data.train.datasets) > 1:
         for windows, share in zip(data.train.datasets, run.sampler.shares, strict=True):
             accelerator.print(f"{windows.rows.name}: {len(windows)} windows, {share:.1%} of the batches")
+    if data.stream:
+        accelerator.print(data.stream.describe())
     accelerator.print(
         f"{len(data.train)} windows for training, {len(data.val) if data.val else 0} for validation; "
         f"{run.parameters[1] / 1e6:.2f} M of {run.parameters[0] / 1e6:.2f} M parameters are trained on "

@@ -1,7 +1,5 @@
 """The model and processor that a run starts from: a trained one, or a fresh one for the data."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from accelerate import PartialState
@@ -17,7 +15,7 @@ from modeling_foresight import (
 from modeling_foresight.embodiments import find_still_entries
 from training.config import RunConfig
 from training.run_data import RunData, learns_to_act, read_base
-from training.windows import WindowSampler, collate_windows
+from training.windows import collate_windows
 
 __all__ = ["build_model", "standardise_tokens", "starting_config"]
 
@@ -105,7 +103,7 @@ def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPre
     check_binary_entries(model.config, data)
     processor = ForesightProcessor.from_config(model.config, tokenizer, **dataset_statistics(data))
     if config.train.standardise_tokens:
-        standardise_tokens(model, processor, data, config.data.mixture)
+        standardise_tokens(model, processor, data)
     return model, processor
 
 
@@ -270,7 +268,6 @@ def standardise_tokens(
     model: ForesightForActionPrediction,
     processor: ForesightProcessor,
     data: RunData,
-    mixture: str | Sequence[float] = "natural",
     windows: int = 256,
 ) -> None:
     """Scales and shifts each view's projections in place: outputs get mean 0 and deviation 1 over images.
@@ -280,11 +277,11 @@ def standardise_tokens(
     thousands of steps until actions depend on its images. LSUV (Mishkin & Matas 2016) is the same idea for
     every layer.
 
-    The images are those of up to `windows` windows of `data`, the same in every process; `mixture` is as in
-    [`WindowSampler`].
+    The images are those of up to `windows` windows of `data`, mixed as in training, and the same in
+    every process.
     """
     count = min(windows, len(data.train))
-    chosen = next(iter(WindowSampler(data.train.sizes, count, mixture=mixture, steps=1)))
+    chosen = next(iter(data.sampler(count, steps=1)))
     raw = collate_windows([data.train[i] for i in sorted(chosen)])
     batch = processor.prepare_batch(raw, history_length=model.config.history_length)
     policy = model.model

@@ -35,6 +35,7 @@ __all__ = [
     "DatasetRows",
     "VideoSegments",
     "find_dataset",
+    "find_folder",
     "parse_episodes",
 ]
 
@@ -135,6 +136,7 @@ class DatasetRows:
     Attributes:
         root (`Path`): The folder.
         name (`str`): As given, for messages.
+        version (`str`): What tells its states apart beside the metadata, if anything.
         hub (`HubFiles | None`): Source of videos that are not in the folder yet, if any.
         features (`dict[str, dict]`): LeRobot features.
         fps (`int`): Frames per second.
@@ -145,6 +147,8 @@ class DatasetRows:
     Raises:
         ValueError: If something is missing, damaged or truncated; names the file and the remedy.
     """
+
+    version = ""
 
     def __init__(self, repo_id_or_dir: str | Path, stream: bool = False):
         self.name = str(repo_id_or_dir)
@@ -189,26 +193,29 @@ class DatasetRows:
                 f"dataset {self.name}: its data files hold {len(index)} frames but meta/episodes lists "
                 f"{promised}, or their frame numbers do not count up; the dataset is incomplete: {RESTORE}"
             )
-        bounds = np.stack([self.episode_starts, self.episode_stops])
-        if bounds[0, :1].any() or (bounds[0, 1:] != bounds[1, :-1]).any() or (bounds[0] > bounds[1]).any():
-            raise ValueError(
-                f"dataset {self.name}: the episodes of meta/episodes do not follow each other "
-                f"(dataset_from_index, dataset_to_index); {RESTORE}"
-            )
-        found = {"total_frames": len(index), "total_episodes": self.n_episodes}
-        for name, count in found.items():
-            if (said := getattr(self.meta, name)) != count:
-                raise ValueError(
-                    f"dataset {self.name}: {INFO_PATH} says {name} {said}, but there are {count}; the "
-                    f"dataset is incomplete: {RESTORE}, or correct the number"
-                )
-
+        self._check_counts()
         used = pc.unique(self._table.data.column("task_index")).to_pylist()
         if unknown := sorted(set(used) - self.instructions.keys()):
             raise ValueError(
                 f"dataset {self.name}: frames have task_index {unknown[:5]}, but {self.root / TASKS} does "
                 f"not; {RESTORE}"
             )
+
+    def _check_counts(self) -> None:
+        """Episodes must follow each other, and the counts of `info.json` must be theirs."""
+        bounds = np.stack([self.episode_starts, self.episode_stops])
+        if bounds[0, :1].any() or (bounds[0, 1:] != bounds[1, :-1]).any() or (bounds[0] > bounds[1]).any():
+            raise ValueError(
+                f"dataset {self.name}: the episodes of meta/episodes do not follow each other "
+                f"(dataset_from_index, dataset_to_index); {RESTORE}"
+            )
+        found = {"total_frames": len(self), "total_episodes": self.n_episodes}
+        for name, count in found.items():
+            if (said := getattr(self.meta, name)) != count:
+                raise ValueError(
+                    f"dataset {self.name}: {INFO_PATH} says {name} {said}, but there are {count}; the "
+                    f"dataset is incomplete: {RESTORE}, or correct the number"
+                )
 
     def __len__(self) -> int:
         return len(self._table)
@@ -326,15 +333,25 @@ def find_dataset(name: str, videos: bool) -> tuple[Path, HubFiles | None]:
         ValueError: If there is no such dataset.
         HubError: If the Hub cannot be reached.
     """
+    folder = find_folder(name)
+    return open_hub_dataset(name, videos) if folder is None else (folder, None)
+
+
+def find_folder(name: str) -> Path | None:
+    """Folder of a dataset on this machine, one that LeRobot has recorded included; `None` for a Hub id.
+
+    Raises:
+        ValueError: If `name` is neither.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
-        return path.resolve(), None
+        return path.resolve()
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ValueError(f"dataset {name} is neither a folder nor a Hub id (owner/name)")
     recorded = HF_LEROBOT_HOME / name
     if (recorded / INFO_PATH).is_file() and not has_legacy_hub_download_metadata(recorded):
-        return recorded.resolve(), None
-    return open_hub_dataset(name, videos)
+        return recorded.resolve()
+    return None
 
 
 def read_instructions(meta: LeRobotDatasetMetadata) -> dict[int, str]:

@@ -183,6 +183,12 @@ class FrameDecoder:
             for stop in self.rows.episode_stops[list(last_episodes.values())].tolist():
                 self.decode(range(stop - 1, stop))
 
+    def close_files(self) -> None:
+        """Closes the open video files; they are opened again when they are needed."""
+        if self._decoders is not None and self._decoders[0] == os.getpid():
+            self._decoders[1].clear()
+        self._decoders, self._depth_videos = None, DepthVideos(MAX_OPEN_DECODERS)
+
     def _decode_pictures(self, rows: range) -> np.ndarray:
         stored = self.rows.column(self.key).read(rows)
         try:

@@ -1,13 +1,19 @@
 """The datasets of a run: a dataset for validation alone, mixtures to pretrain on."""
 
 import json
+import shutil
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
+from datasets_scripts.storage.streaming.file_store import FileStore
 from modeling_foresight import ForesightConfig
+from tests.ranks import run_ranks
 from tests.synthetic import make_dataset
-from tests.training.test_train import TINY
+from tests.training.test_train import TINY, log_lines, run
+from training import loop
 from training.config import load_config
 from training.run_data import RunData
 
@@ -101,3 +107,76 @@ def test_the_small_pretraining_has_the_architecture_that_it_is_finetuned_with():
     )
     changed = {"views", "objectives", "state_dim", "binary_state_indices", "flow_loss_weight"}
     assert {name for name in small.keys() | policy.keys() if small.get(name) != policy.get(name)} == changed
+
+
+# Streamed runs
+
+IN_FILES = {"episodes": 12, "frames": 6, "cameras": ("front", "side"), "size": (32, 40), "depth": False}
+STREAMED = ("--data.streaming", "true", "--data.streaming_disk_gb", "0.0006", "--data.val_fraction", "0.1")
+STREAMED += ("--model.objectives", "[action, flow, progress]", "--train.val_every", "8")
+STREAMED += ("--train.steps", "20")
+
+
+@pytest.fixture
+def in_files(tmp_path, monkeypatch):
+    """A folder with a dataset of files of each episode, and what `train.py` takes."""
+    monkeypatch.setenv("FORESIGHT_CACHE", str(tmp_path / "cache"))
+    make_dataset(tmp_path / "source", **IN_FILES, file_per_episode=True)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    return tmp_path
+
+
+def run_streamed(folder, output, *flags, resume=False):
+    return run(folder / "tiny.yaml", folder / "source", folder / output, *STREAMED, *flags, resume=resume)
+
+
+def assert_same_weights(folder, *outputs):
+    one, other = (load_file(folder / output / "model" / "model.safetensors") for output in outputs)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow  # two trainings
+def test_a_streamed_run_that_loses_a_file_saves_and_continues_as_if_it_never_had(in_files, monkeypatch):
+    assert run_streamed(in_files, "whole") == 0
+    shutil.rmtree(in_files / "cache")
+    videos, read_step = in_files / "source" / "videos", loop.read_step
+
+    def lose_the_source(run, batches, step):
+        if step == 3:
+            videos.rename(in_files / "lost")
+        return read_step(run, batches, step)
+
+    monkeypatch.setattr(loop, "read_step", lose_the_source)
+    with pytest.raises(ValueError, match=r"videos/.* has vanished from .* checkpoint of step \d+ is saved"):
+        run_streamed(in_files, "broken")
+    monkeypatch.undo()
+    monkeypatch.setenv("FORESIGHT_CACHE", str(in_files / "cache"))
+    (in_files / "lost").rename(videos)
+    (step,) = [path.name for path in (in_files / "broken" / "checkpoints").iterdir()][-1:]
+    assert step > "step-0000003"
+    assert run_streamed(in_files, "broken", resume=True) == 0
+    assert_same_weights(in_files, "whole", "broken")
+    streamed = in_files / "cache" / "streams"
+    assert 0 < sum(size for _, size, _ in FileStore(streamed, 1)._scan()) <= 600_000
+    with pytest.raises(ValueError, match="streaming_disk_gb"):
+        run_streamed(in_files, "broken", "--data.streaming_disk_gb", "0.001", resume=True)
+
+
+@pytest.mark.slow  # two processes, and two more that load data
+def test_ranks_and_loader_processes_share_the_files_of_a_machine(in_files):
+    calm = ["--model.objectives", "[progress]"]
+    for dropout in ("embd_pdrop", "attention_dropout", "resid_pdrop"):  # its draws differ between processes
+        calm += [f"--model.{dropout}", "0.0"]
+    assert run_streamed(in_files, "one", *calm) == 0
+    assert run_streamed(in_files, "loaders", *calm, "--data.num_workers", "2") == 0
+    assert_same_weights(in_files, "one", "loaders")
+    run_ranks(run_two, in_files, calm)
+    one, two = (
+        [line["progress"] for line in log_lines(in_files / output) if "step_s" in line]
+        for output in ("one", "two")
+    )
+    assert two == pytest.approx(one, rel=1e-4)
+
+
+def run_two(rank, folder, flags):
+    assert run_streamed(folder, "two", *flags) == 0

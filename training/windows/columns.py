@@ -13,6 +13,7 @@ from datasets_scripts.columns import (
     validate_columns,
 )
 from datasets_scripts.storage.dataset_rows import DatasetRows
+from datasets_scripts.storage.streaming.streamed_rows import StreamedRows
 from modeling_foresight.action_codec import ACTION_SIZE, GRIPPER
 from training.windows.settings import WindowConfig
 from training.windows.slicing import combine_commands
@@ -161,13 +162,17 @@ def column_statistics(
 ) -> dict[str, dict[str, np.ndarray]]:
     """`mean`, `std`, `min` and `max` `(size,)` of state and actions over some episodes, by column.
 
-    Actions are those of a step of the window, which may combine several recorded commands.
+    Actions are those of a step of the window, which may combine several recorded commands. Those of a
+    `StreamedRows` come from its metadata.
 
     Raises:
         ValueError: If a value is NaN or infinite, or no pose where `local_delta` needs one; names the place.
     """
     statistics = {}
     for key in dict.fromkeys(filter(None, (columns.actions, columns.state))):
+        if isinstance(rows, StreamedRows):
+            statistics[key] = _known_statistics(rows, key, key == columns.actions, config, episodes)
+            continue
         spans = [range(int(rows.episode_starts[e]), int(rows.episode_stops[e])) for e in episodes]
         parts = [read_numbers(rows, key, span).astype(np.float64) for span in spans]
         if key == columns.actions and config.action_codec == "local_delta":
@@ -178,6 +183,21 @@ def column_statistics(
         used = np.concatenate(parts)
         statistics[key] = {"mean": used.mean(0), "std": used.std(0), "min": used.min(0), "max": used.max(0)}
     return statistics
+
+
+def _known_statistics(
+    rows: StreamedRows, key: str, is_action: bool, config: WindowConfig, episodes: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Statistics of a column from the metadata; refuses actions that these do not describe."""
+    found = rows.read_statistics(key, episodes)
+    if is_action and config.action_codec == "local_delta":
+        _check_poses(f"dataset {rows.name}: '{key}'", np.stack([found["min"], found["max"]]))
+    elif is_action and config.frame_stride > 1 and config.strided_commands == "sum":
+        raise ValueError(
+            f"dataset {rows.name}: statistics of actions that are sums of {config.frame_stride} commands are "
+            "not in its metadata, and streaming does not read all rows before: train without data.streaming"
+        )
+    return found
 
 
 def read_numbers(rows: DatasetRows, key: str, chosen: range) -> np.ndarray:

@@ -41,6 +41,7 @@ from datasets_scripts.columns import check_depth_range
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import open_frames
 from datasets_scripts.storage.provenance import moving_flags, read_provenance
+from datasets_scripts.storage.streaming.streamed_rows import StreamedFrames, StreamedRows
 from modeling_foresight.action_codec import encode_local_delta
 from modeling_foresight.targets import FlowSampling, blank_flow_targets, build_flow_targets
 from training.windows.augmentation import draw_shift, shift_fraction, shift_frames, shift_px
@@ -67,7 +68,8 @@ class ForesightWindows(Dataset):
 
     Args:
         dataset (`str`, `Path` or `DatasetRows`): Dataset folder or Hub id; or the dataset, opened. With
-            `stream`, only videos of the chosen episodes are read, and there is no frame cache.
+            `stream`, only videos of the chosen episodes are read, and there is no frame cache. Of
+            `StreamedRows`, files of the first episode alone are read here.
         config (`WindowConfig`): What a window holds.
         with_statistics (`bool`): Whether to read states and actions of all chosen episodes at once. Values
             that are not finite are refused then; otherwise by the window that holds them.
@@ -80,6 +82,7 @@ class ForesightWindows(Dataset):
         action_dim, state_dim (`int`): Sizes; 0 if not delivered.
         statistics (`dict[str, dict[str, numpy.ndarray]]`): See `column_statistics`.
         episodes (`numpy.ndarray`): Episodes that give windows.
+        window_stops (`numpy.ndarray`): Number of windows up to and with each of these episodes.
         flagged (`list[int]`): Episodes left out for their flags.
 
     Raises:
@@ -103,8 +106,13 @@ class ForesightWindows(Dataset):
             )
         self._index = EpisodeWindows(rows, columns, config)
         self.episodes, self.flagged = self._index.episodes, self._index.flagged
+        self.window_stops = self._index.stops
         self.statistics = column_statistics(rows, columns, config, self.episodes) if with_statistics else {}
-        self.frames = open_frames(rows, columns.pictures, config.frame_cache, self.episodes)
+        self.frames = (
+            StreamedFrames(rows, columns.pictures)
+            if isinstance(rows, StreamedRows)
+            else open_frames(rows, columns.pictures, config.frame_cache, self.episodes)
+        )
         self._check_depth()
         self.view_sizes = self._measure(columns.images)
         self.depth_sizes = self._measure(columns.depth)
@@ -120,7 +128,7 @@ class ForesightWindows(Dataset):
 
     def _check_depth(self) -> None:
         """Refuses depth columns whose values cannot be meters, judged by a few frames of each."""
-        count = min(DEPTH_CHECK_FRAMES, len(self.episodes))
+        count = 1 if isinstance(self.rows, StreamedRows) else min(DEPTH_CHECK_FRAMES, len(self.episodes))
         picks = np.linspace(0, len(self.episodes) - 1, count).astype(int)
         for key in self.columns.depth.values():
             decoder = self.frames.decoders[key]

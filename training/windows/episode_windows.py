@@ -18,6 +18,7 @@ class EpisodeWindows:
 
     Attributes:
         episodes (`numpy.ndarray`): int64, episodes that give windows.
+        stops (`numpy.ndarray`): int64, number of windows up to and with each of them.
         flagged (`list[int]`): Episodes left out for their flags.
 
     Raises:
@@ -38,10 +39,10 @@ class EpisodeWindows:
         counts = _count_windows(rows, config, chosen)
         self.episodes = chosen[counts >= 1]
         self._starts = rows.episode_starts[self.episodes]
-        self._stops = np.cumsum(counts[counts >= 1])
+        self.stops = np.cumsum(counts[counts >= 1])
 
     def __len__(self) -> int:
-        return int(self._stops[-1])
+        return int(self.stops[-1])
 
     def locate(self, i: int) -> tuple[int, int]:
         """Episode and first row (global frame number) of window `i`.
@@ -51,8 +52,8 @@ class EpisodeWindows:
         """
         if not 0 <= i < len(self):
             raise IndexError(f"window {i} of {len(self)}")
-        slot = int(np.searchsorted(self._stops, i, side="right"))
-        before = int(self._stops[slot - 1]) if slot else 0
+        slot = int(np.searchsorted(self.stops, i, side="right"))
+        before = int(self.stops[slot - 1]) if slot else 0
         return int(self.episodes[slot]), int(self._starts[slot]) + i - before
 
 

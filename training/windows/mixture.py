@@ -38,6 +38,7 @@ class ConcatWindows(Dataset):
         embodiments (`dict`, *optional*): Those, and the robots of the datasets (see `find_embodiments`);
             `None` if the robot has no name.
         action_dim, state_dim (`int`): Sizes that hold the entries of all of them; 0 if there are none.
+        near (`numpy.ndarray`, *optional*): Of streams, ascending windows in few files, for measurements.
 
     Raises:
         ValueError: If the datasets do not fit together, or none has a target; says in what.
@@ -45,6 +46,7 @@ class ConcatWindows(Dataset):
 
     def __init__(self, datasets: Sequence[ForesightWindows], embodiments: dict | None = None):
         self.datasets = list(datasets)
+        self.near: np.ndarray | None = None
         may_differ = {"cameras", "episodes", "frame_cache", "frame_stride", "strided_commands", "seed"}
         may_differ |= {"missing_targets", "state_key", "action_key", "random_shift", "p_moving", "image_size"}
         may_differ |= {"embodiment", "binary_action_indices"}
@@ -92,6 +94,14 @@ class ConcatWindows(Dataset):
 
     def _find_dataset(self, i: int) -> int:
         return int(np.searchsorted(self._offsets, i, side="right")) - 1
+
+    def spread(self, count: int | None = None) -> list[int]:
+        """All windows in order, or `count` evenly spread; of streams, fewer than all are from those near."""
+        if count is None or count >= len(self):
+            return list(range(len(self)))
+        among = np.arange(len(self)) if self.near is None else self.near
+        count = min(count, len(among))
+        return [int(among[i * len(among) // count]) for i in range(count)]
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict:
         i, draw = item if isinstance(item, tuple) else (item, 0)

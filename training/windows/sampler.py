@@ -100,17 +100,24 @@ class WindowSampler:
         first = step * self.batch_size + self.rank * share
         return range(first, first + share)
 
-    def _window(self, position: int) -> tuple[int, int]:
-        """Window and draw at a position of the endless stream of windows."""
-        pool, offset = 0, 0
+    def locate(self, position: int) -> tuple[int, int, int]:
+        """Pool (dataset, or 0 for all of a natural mixture), its epoch and the place in it at a position."""
+        pool = 0
         if self._quota is not None:
             block, within = divmod(position, SCHEDULE_BLOCK)
             turns, turn_counts = self._schedule(block)
             pool = int(turns[within])
-            offset = int(self._offsets[pool])
             position = block * int(self._quota[pool]) + int(turn_counts[within])
-        draw, place = divmod(position, self._pools[pool])
-        return offset + int(self._permutation(pool, draw)[place]), draw
+        return pool, *divmod(position, self._pools[pool])
+
+    def _window(self, position: int) -> tuple[int, int]:
+        """Window and draw at a position of the endless stream of windows."""
+        pool, draw, place = self.locate(position)
+        return int(self._offsets[pool]) + self.pick(pool, draw, place), draw
+
+    def pick(self, pool: int, epoch: int, place: int) -> int:
+        """The window of a pool at a place of its epoch."""
+        return int(self._permutation(pool, epoch)[place])
 
     def _make_permutation(self, pool: int, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, 0, pool, epoch)).permutation(self._pools[pool])
