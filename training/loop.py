@@ -221,8 +221,9 @@ def read_step(run: Run, batches: Iterator[dict], step: int) -> list[dict]:
     if step > run.start:
         save_checkpoint(run.accelerator, Path(run.config.output), step, run.config.train.keep_checkpoints)
         saved = f"The checkpoint of step {step} is saved"
-    # A loader process hands over its traceback, whose last line is the error.
-    reason = str(problem).rpartition("\n")[2] if problem else "another process could not read its windows"
+    reason = str(problem) if problem else "another process could not read its windows"
+    if "Original Traceback" in reason:  # of a loader process; its last line is the error
+        reason = reason.rstrip().rpartition("\n")[2].partition(": ")[2]
     raise ValueError(f"step {step + 1}: {reason}. {saved}; continue with --resume") from problem
 
 

@@ -51,6 +51,13 @@ class DepthVideos:
                 return np.stack([frames[i].to_ndarray(format="gray12le") for i in distance_s.argmin(1)])
         raise ValueError(f"it has no frame within {tolerance_s:.4f} s of every requested time")
 
+    def close(self) -> None:
+        """Closes all files; they are opened again when they are read."""
+        if self._process == os.getpid():
+            for container in self._open.values():
+                container.close()
+        self._open.clear()
+
     def _container(self, path: Path) -> av.container.InputContainer:
         if self._process != os.getpid():  # a forked process shares the file positions of its parent
             self._open, self._process = OrderedDict(), os.getpid()

@@ -187,7 +187,8 @@ class FrameDecoder:
         """Closes the open video files; they are opened again when they are needed."""
         if self._decoders is not None and self._decoders[0] == os.getpid():
             self._decoders[1].clear()
-        self._decoders, self._depth_videos = None, DepthVideos(MAX_OPEN_DECODERS)
+        self._decoders = None
+        self._depth_videos.close()
 
     def _decode_pictures(self, rows: range) -> np.ndarray:
         stored = self.rows.column(self.key).read(rows)

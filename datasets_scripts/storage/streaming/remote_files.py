@@ -67,7 +67,7 @@ class RemoteFiles:
         start = len(self._root.rstrip("/")) + 1
         places = {path[start:]: info for path, info in found.items()}
         self.files = {
-            place: RemoteFile(int(info["size"]), _version(info))
+            place: RemoteFile(int(info["size"] or 0), _version(info))
             for place, info in sorted(places.items())
             if place.startswith(PARTS)
         }

@@ -41,6 +41,16 @@ def test_a_time_without_a_frame_is_refused_and_the_file_stays_readable(videos):
     assert reader.read(videos / "a.mp4", [0.2], 1e-3).shape == (1, 32, 40)
 
 
+def test_closed_files_are_opened_again_when_they_are_read(videos):
+    reader = DepthVideos(max_open=2)
+    before = reader.read(videos / "a.mp4", [0.2], 1e-3)
+    (container,) = reader._open.values()
+    reader.close()
+    with pytest.raises(AssertionError, match="not open"):
+        container.seek(0)
+    np.testing.assert_array_equal(reader.read(videos / "a.mp4", [0.2], 1e-3), before)
+
+
 def test_every_run_of_frames_can_be_read_where_episodes_were_joined(tmp_path):
     facts = make_dataset(tmp_path / "data", frames=[3, 5, 7, 4], cameras=("main",), tracks=False)
     rows = DatasetRows(facts.root)
