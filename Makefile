@@ -26,7 +26,7 @@ export HF_HUB_OFFLINE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero libero-object test-libero sample-data ablation ablation-pilot ablation-robustness pretraining pretraining-sources pretrained-models mt50 mt50-experts test test-slow test-deepspeed test-common test-newest test-lowest quality style space benchmark benchmark-gpu constraints clean
+.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero libero-object test-libero sample-data ablation ablation-pilot ablation-robustness pretraining pretraining-sources pretrained-models mt50 mt50-experts test test-slow test-deepspeed test-common test-newest test-lowest quality style space benchmark benchmark-gpu benchmark-gpu-training constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -237,6 +237,18 @@ style: setup ## repair lint and format where a tool can
 space: export HF_HUB_OFFLINE = 0
 space: setup ## inspect the shipped checkpoint's predictions in the browser (SPACE_FLAGS="--checkpoint DIR --dataset DIR")
 	$(PY) hub_cards/space/app.py $(SPACE_FLAGS)
+
+benchmark-gpu-training: setup ## on a GPU, under 10 minutes: training at paper size, batch and memory, speed and MFU from the cache
+	$(PY) benchmarks/training_step.py --device cuda --dtype bfloat16 --batches 32 64 128 --checkpointing off on \
+		--compile off --warmup 3 --repeats 10 --output outputs/benchmarks/training_batches-cuda.csv
+	rm -rf outputs/benchmarks/training-cuda
+	.venv/bin/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		training/train.py --config training/configs/libero_suite.yaml --dataset hub_cards/sample_data/metaworld \
+		--towers.vision null --towers.text null --towers.tokenizer small --model.state_representation absolute \
+		--model.binary_action_indices "[3]" --model.binary_state_indices "[]" --train.batch_size 32 --train.steps 80 \
+		--train.log_every 20 --data.num_workers 8 --output outputs/benchmarks/training-cuda
+	# step_s / (step_s + data_s) is the busy share; tflops and mfu are beside it.
+	tail -n 3 outputs/benchmarks/training-cuda/metrics.jsonl
 
 benchmark-gpu: setup ## on a GPU: tests marked gpu; control step, goal generator, training step and depth sources at true size
 	$(PY) -m pytest -m gpu
