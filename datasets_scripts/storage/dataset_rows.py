@@ -103,7 +103,7 @@ class DatasetRows:
         try:
             self.info = DatasetInfo.from_dict(info)
             table = RowTable(self.root, self.info.features, files)
-            tasks, episodes = load_tasks(self.root), _read_episodes(self.root)
+            tasks = load_tasks(self.root)
             load_stats(self.root)  # damaged ones would stop LeRobot's tools later
         except Exception as error:  # whatever LeRobot, datasets or Arrow raise: find the faulty file
             for path in [*files, *sorted((self.root / "meta").rglob("*.parquet"))]:
@@ -112,9 +112,8 @@ class DatasetRows:
                 read_json(path)
             raise ValueError(f"dataset {self.name} cannot be read: {error}; {RESTORE}") from error
         self.features, self.fps, self._table = self.info.features, self.info.fps, table
-        self._episodes = episodes
-        self.episode_starts = episodes.column("dataset_from_index").to_numpy().astype(np.int64)
-        self.episode_stops = episodes.column("dataset_to_index").to_numpy().astype(np.int64)
+        self.episode_starts = table.episodes.column("dataset_from_index").to_numpy().astype(np.int64)
+        self.episode_stops = table.episodes.column("dataset_to_index").to_numpy().astype(np.int64)
         self.instructions = read_instructions(tasks, self.root)
         self.tasks = list(self.instructions.values())
         self._columns: dict[str, ArrowColumn] = {}
@@ -185,7 +184,7 @@ class DatasetRows:
     def _read_segments(self, key: str) -> VideoSegments:
         parts = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
         chunks, files, starts_s, stops_s = (
-            self._episodes.column(f"videos/{key}/{part}").to_numpy() for part in parts
+            self._table.episodes.column(f"videos/{key}/{part}").to_numpy() for part in parts
         )
         numbers, file_of_episode = np.unique(np.stack([chunks, files]), axis=1, return_inverse=True)
         paths = [
@@ -282,16 +281,6 @@ def find_dataset(name: str, videos: bool) -> tuple[Path, HubFiles | None]:
     if (recorded / INFO_PATH).is_file() and not has_legacy_hub_download_metadata(recorded):
         return recorded.resolve(), None
     return open_hub_dataset(name, videos)
-
-
-def _read_episodes(root: Path) -> pa.Table:
-    """`meta/episodes` without the statistics, which are most of it."""
-    tables = []
-    for path in sorted((root / "meta/episodes").glob("*/*.parquet")):
-        with pq.ParquetFile(path) as file:
-            names = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
-            tables.append(file.read(names, use_threads=False).replace_schema_metadata(None))
-    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
 
 
 def read_instructions(tasks: pd.DataFrame | None, root: Path) -> dict[int, str]:

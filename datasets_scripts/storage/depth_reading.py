@@ -67,6 +67,11 @@ class DepthVideos:
         self._open.move_to_end(path)
         return self._open[path]
 
+    def close(self) -> None:
+        """Close all files; they are opened again when they are read."""
+        while self._open:
+            self._open.popitem()[1].close()
+
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": OrderedDict()}
 

@@ -182,6 +182,9 @@ class FrameDecoder:
             last_episodes = {int(self._segments.file_of_episode[episode]): episode for episode in episodes}
             for stop in self.rows.episode_stops[list(last_episodes.values())].tolist():
                 self.decode(range(stop - 1, stop))
+                # A decoder takes 2 MB, and most files will be opened by other processes.
+                self._decoders = None
+                self._depth_videos.close()
 
     def _decode_pictures(self, rows: range) -> np.ndarray:
         stored = self.rows.column(self.key).read(rows)

@@ -5,6 +5,7 @@ large, and is converted data file by data file when it is first read. `datasets`
 opens a dataset, and casts every row group by itself: 19 s of CPU time for a million frames of 5,000 episodes.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -26,7 +27,7 @@ from datasets_scripts.storage.dataset_folder import RESTORE
 
 __all__ = ["ArrowColumn", "RowTable"]
 
-BATCH_BYTES = 16 * 2**20  # of the rows converted at a time
+BATCH_BYTES = 4 * 2**20  # of the rows converted at a time; decoding takes several times as much
 LARGE_ENTRIES = 64  # per row; columns of more are converted when they are read
 MAX_OPEN_FILES = 64  # of large columns, per dataset and process
 FILE_ROWS = b"rows of each data file"
@@ -100,7 +101,7 @@ def _to_numpy(array: pa.Array, zero_copy_only: bool) -> np.ndarray:
 
 
 class RowTable:
-    """All columns of a dataset but its videos.
+    """All columns of a dataset but its videos, and its list of episodes.
 
     Args:
         root (`Path`): The dataset.
@@ -109,6 +110,7 @@ class RowTable:
 
     Attributes:
         numbers (`pyarrow.Table`): The small columns.
+        episodes (`pyarrow.Table`): `meta/episodes` without statistics, which are most of it.
 
     Raises:
         ValueError: If the cache cannot be written; says what to set.
@@ -119,7 +121,9 @@ class RowTable:
         self._paths, self._folder = list(paths), open_cache_folder(cache_base(), "rows", root)
         self._schema = get_hf_features_from_features(features).arrow_schema.remove_metadata()
         self._large = {name for name in self._schema.names if _is_large(features[name])}
-        self._state = _fingerprint(features, self._paths)
+        listed = sorted((root / "meta/episodes").glob("*/*.parquet"))
+        self._state = _fingerprint(features, [*self._paths, *listed])
+        self.episodes = self._open_table("episodes", listed, None)
         schema = pa.schema([field for field in self._schema if field.name not in self._large])
         self.numbers = self._open_table("numbers", self._paths, schema)
         lengths = json.loads(self.numbers.schema.metadata[FILE_ROWS])
@@ -139,8 +143,8 @@ class RowTable:
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"data file {path} is damaged or truncated ({error}); {RESTORE}") from error
 
-    def _open_table(self, name: str, paths: list[Path], schema: pa.Schema) -> pa.Table:
-        """One file of the cache, made if it is missing."""
+    def _open_table(self, name: str, paths: list[Path], schema: pa.Schema | None) -> pa.Table:
+        """One file of the cache, made if it is missing; without a schema, of all columns but statistics."""
         path = self._folder / f"{self._state}-{name}.arrow"
         if not path.exists():  # before the lock, which needs a folder that can be written to
             with FileLock(self._folder / f"{name}.lock"):
@@ -173,20 +177,27 @@ def _fingerprint(features: dict[str, dict], paths: Sequence[Path]) -> str:
     return hashlib.sha256(json.dumps([1, features, files], default=str).encode()).hexdigest()[:16]
 
 
-def _write_table(path: Path, sources: list[Path], schema: pa.Schema) -> None:
-    """Convert some columns of some data files."""
-    files = [pq.read_metadata(source) for source in sources]
-    schema = schema.with_metadata({FILE_ROWS: json.dumps([file.num_rows for file in files])})
+def _write_table(path: Path, sources: list[Path], schema: pa.Schema | None) -> None:
+    """Convert some columns of some parquet files."""
+    if schema is not None:
+        lengths = [pq.read_metadata(source).num_rows for source in sources]
+        schema = schema.with_metadata({FILE_ROWS: json.dumps(lengths)})
     make_room(cache_base(), sum(source.stat().st_size for source in sources))
     try:
         with (
             write_whole_file(path) as temporary,
-            pa.OSFile(os.fspath(temporary), "wb") as file,
-            pa.ipc.new_file(file, schema) as writer,
+            pa.OSFile(os.fspath(temporary), "wb") as target,
+            contextlib.ExitStack() as stack,
         ):
+            writer = None
             for source in sources:
-                for table in _read_batches(source, schema.names):
-                    writer.write_table(table_cast(table, schema))
+                with pq.ParquetFile(source) as file:  # its footer may take 80 MB: open one at a time
+                    if schema is None:
+                        fields = [field for field in file.schema_arrow if not field.name.startswith("stats/")]
+                        schema = pa.schema(fields)
+                    writer = writer or stack.enter_context(pa.ipc.new_file(target, schema))
+                    for table in _read_batches(file, schema.names):
+                        writer.write_table(table_cast(table, schema))
     except OSError as error:
         if error.errno is None:  # Arrow's, of a damaged file
             raise
@@ -194,17 +205,28 @@ def _write_table(path: Path, sources: list[Path], schema: pa.Schema) -> None:
             f"the columns of a dataset cannot be written to {path.parent}: {error.strerror or error}; set "
             "FORESIGHT_CACHE to a folder on another disk"
         ) from error
+    pa.default_memory_pool().release_unused()
 
 
-def _read_batches(path: Path, names: list[str]) -> Iterator[pa.Table]:
-    """Rows of a data file, many row groups at a time."""
-    with pq.ParquetFile(path) as file:
-        wanted = [name for name in file.schema_arrow.names if name in names]
-        groups, size = [], 0
-        for group in range(file.num_row_groups):
-            groups.append(group)
-            size += file.metadata.row_group(group).total_byte_size
-            if size >= BATCH_BYTES or group == file.num_row_groups - 1:
-                table = file.read_row_groups(groups, wanted, use_threads=False)
-                yield table.replace_schema_metadata(None).combine_chunks()
-                groups, size = [], 0
+def _read_batches(file: pq.ParquetFile, names: list[str]) -> Iterator[pa.Table]:
+    """Rows of a parquet file, many row groups at a time."""
+    wanted = [name for name in file.schema_arrow.names if name in names]
+    groups, rows, batch_rows = [], 0, BATCH_BYTES // _row_bytes(file.metadata, wanted)
+    for group in range(file.num_row_groups):
+        groups.append(group)
+        rows += file.metadata.row_group(group).num_rows
+        if rows >= batch_rows or group == file.num_row_groups - 1:
+            table = file.read_row_groups(groups, wanted, use_threads=False)
+            yield table.replace_schema_metadata(None).combine_chunks()
+            groups, rows = [], 0
+
+
+def _row_bytes(metadata: pq.FileMetaData, names: list[str]) -> int:
+    """Bytes of some columns per row while they are decoded, judged by the first row group."""
+    if not metadata.num_row_groups:
+        return 1
+    group = metadata.row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    chosen = [column for column in columns if column.path_in_schema.split(".list.")[0] in names]
+    size = sum(max(column.total_uncompressed_size, 4 * column.num_values) for column in chosen)
+    return max(1, size // max(1, group.num_rows))
