@@ -14,7 +14,12 @@ from torch.utils.data import DataLoader, Subset
 
 from datasets_scripts.columns import find_image_key, image_key
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from datasets_scripts.storage.provenance import PROVENANCE_PATH, read_provenance, scripted_in
+from datasets_scripts.storage.provenance import (
+    EPISODE_FACTS_PATH,
+    PROVENANCE_PATH,
+    read_provenance,
+    scripted_in,
+)
 from modeling_foresight import ForesightConfig
 from training.config import DatasetSource, RunConfig
 from training.windows import (
@@ -50,14 +55,16 @@ def open_datasets(config: RunConfig) -> list[DatasetRows]:
 
 def dataset_identity(rows: DatasetRows) -> dict:
     """Name, size, tasks and metadata digest of a dataset: the same for every copy of it."""
-    files = (rows.root / "meta" / "info.json", rows.root / PROVENANCE_PATH)
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()
+    digest = hashlib.sha256()
+    for place in ("meta/info.json", PROVENANCE_PATH, EPISODE_FACTS_PATH):
+        if (rows.root / place).exists():
+            digest.update((rows.root / place).read_bytes())
     return {
         "name": Path(rows.name).name,
         "episodes": rows.n_episodes,
         "frames": len(rows),
         "tasks": rows.tasks,
-        "digest": digest[:16],
+        "digest": digest.hexdigest()[:16],
     }
 
 
