@@ -21,7 +21,7 @@ def fill_from_dataset(config: LeRobotForesightConfig, dataset_meta):
     """Fills what a fresh policy's config leaves open from a dataset, in place; returns the tokenizer."""
     text = config.text_config or {}
     if config.tokenizer == "small":
-        instructions = list(read_instructions(dataset_meta).values())
+        instructions = list(read_instructions(dataset_meta.tasks, dataset_meta.root).values())
         tokenizer = build_small_tokenizer(instructions, max_length=text.get("max_position_embeddings", 77))
         special = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
         config.text_config = {**text, "vocab_size": len(tokenizer), **special}

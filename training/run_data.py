@@ -17,7 +17,12 @@ from transformers import AutoConfig
 
 from datasets_scripts.columns import find_image_key, image_key
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from datasets_scripts.storage.provenance import PROVENANCE_PATH, read_provenance, scripted_in
+from datasets_scripts.storage.provenance import (
+    EPISODE_FACTS_PATH,
+    PROVENANCE_PATH,
+    read_provenance,
+    scripted_in,
+)
 from datasets_scripts.storage.streaming.streamed_rows import StreamedRows, open_store
 from modeling_foresight import ForesightConfig
 from training.config import DatasetSource, RunConfig
@@ -67,15 +72,17 @@ def open_dataset(path: str, config: RunConfig) -> DatasetRows:
 
 def dataset_identity(rows: DatasetRows) -> dict:
     """Name, size, tasks and metadata digest of a dataset: the same for every copy of it."""
-    files = (rows.root / "meta" / "info.json", rows.root / PROVENANCE_PATH)
-    content = b"".join(file.read_bytes() for file in files if file.exists()) + rows.version.encode()
-    digest = hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256()
+    for place in ("meta/info.json", PROVENANCE_PATH, EPISODE_FACTS_PATH):
+        if (rows.root / place).exists():
+            digest.update((rows.root / place).read_bytes())
+    digest.update(rows.version.encode())
     return {
         "name": Path(rows.name).name,
         "episodes": rows.n_episodes,
         "frames": len(rows),
         "tasks": rows.tasks,
-        "digest": digest[:16],
+        "digest": digest.hexdigest()[:16],
     }
 
 

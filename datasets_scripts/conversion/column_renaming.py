@@ -28,7 +28,12 @@ from datasets_scripts.storage.atomic import share_file, write_json, write_whole_
 from datasets_scripts.storage.dataset_copy import list_copied_files
 from datasets_scripts.storage.dataset_folder import INFO_PATH, STATS_PATH, refuse_patterns
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from datasets_scripts.storage.provenance import PROVENANCE_PATH
+from datasets_scripts.storage.provenance import (
+    EPISODE_FACTS_PATH,
+    PROVENANCE_PATH,
+    read_provenance,
+    write_provenance,
+)
 
 __all__ = ["rename_columns"]
 
@@ -120,6 +125,11 @@ def _write_file(path: Path, output: Path, place: Path, names: Mapping[str, str])
         _rename_in_parquet(path, target, names)
     elif place.parts[:2] == ("meta", "episodes"):
         _rename_in_parquet(path, target, names, parents=("stats", "videos"))
+    elif place == PROVENANCE_PATH:
+        provenance = read_provenance(path.parents[len(place.parts) - 1])
+        write_provenance(output, _rename_provenance(provenance, names))
+    elif place == EPISODE_FACTS_PATH:
+        return  # written with the provenance
     elif rename := JSON_FILES.get(place):
         try:
             content = rename(json.loads(path.read_text()), names)
@@ -177,7 +187,7 @@ def _rename_info(info: dict, names: Mapping[str, str]) -> dict:
 
 
 def _rename_provenance(provenance: dict, names: Mapping[str, str]) -> dict:
-    """`meta/foresight.json`: facts by camera, and by video file."""
+    """The provenance: facts by camera, and by video file."""
 
     def rename_cameras(group: dict) -> dict:
         group = {_rename_camera(camera, names): value for camera, value in group.items()}
@@ -205,4 +215,4 @@ def _rename_camera(camera: str, names: Mapping[str, str]) -> str:
     return new.removeprefix(IMAGE_PREFIX)
 
 
-JSON_FILES = {INFO_PATH: _rename_info, STATS_PATH: _rename_keys, PROVENANCE_PATH: _rename_provenance}
+JSON_FILES = {INFO_PATH: _rename_info, STATS_PATH: _rename_keys}

@@ -161,7 +161,7 @@ def write_flags(dataset: LabeledDataset, workers: int = 1) -> dict[int, list[str
     rows = dataset.rows
     if not Path(rows.name).is_dir():
         raise ValueError(f"flags are written into a folder, and {rows.name} is on the Hub: download it first")
-    episodes = dataset.provenance.setdefault("episodes", {})
+    episodes = dataset.provenance["episodes"] = dict(dataset.provenance.get("episodes", {}))
     missing = [e for e in range(rows.n_episodes) if not _is_measured(dataset, episodes.get(str(e), {}))]
     save_every = max(SAVE_EVERY, len(missing) // MOST_SAVES)
     for count, one in enumerate(_read_episodes(dataset, missing, workers), 1):

@@ -101,7 +101,7 @@ def _write_data(rows: DatasetRows, root: Path, new_numbers: dict[int, int]) -> l
                 places.append(place | {"dataset_to_index": n_frames})
         if writer is not None:
             writer.close()
-            chunk, file = update_chunk_file_indices(chunk, file, rows.meta.chunks_size)
+            chunk, file = update_chunk_file_indices(chunk, file, rows.info.chunks_size)
     return places
 
 
@@ -131,7 +131,7 @@ def _write_metadata(
         target = root / DEFAULT_EPISODES_PATH.format(chunk_index=chunk, file_index=file)
         target.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(kept, schema=pq.read_schema(path)), target)
-        chunk, file = update_chunk_file_indices(chunk, file, rows.meta.chunks_size)
+        chunk, file = update_chunk_file_indices(chunk, file, rows.info.chunks_size)
     if all(stats):  # some writers keep none by episode
         total = read_json(root / STATS_PATH) | aggregate_stats(stats)
         write_stats(dict(sorted(total.items())), root)  # LeRobot's order differs from process to process

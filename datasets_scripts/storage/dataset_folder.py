@@ -19,6 +19,7 @@ from datasets_scripts.storage.atomic import read_json, write_json, write_whole_f
 
 INFO_PATH = Path("meta/info.json")
 STATS_PATH = Path("meta/stats.json")
+RESTORE = "download the dataset again, or make it again with the script that made it"
 LARGEST_VALUE = 2**31  # of sizes and rates
 
 

@@ -1,7 +1,7 @@
-"""Read a LeRobot v3 dataset as rows: Arrow columns, episode bounds and video segments, checked when opened.
+"""Read a LeRobot v3 dataset as rows: columns, episode bounds and video segments, checked when opened.
 
 LeRobot's own item reader turns every value of a row into a Python object, which costs up to 100 ms for a
-window of tracks; slicing the same memory-mapped Arrow table takes about 0.1 ms. Row numbers are global frame
+window of tracks; slicing a memory-mapped Arrow table takes about 0.1 ms. Row numbers are global frame
 numbers (`index` of the dataset).
 """
 
@@ -14,15 +14,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
-from lerobot.datasets.feature_utils import get_hf_features_from_features
-from lerobot.datasets.io_utils import load_nested_dataset
-from lerobot.datasets.utils import has_legacy_hub_download_metadata
+from lerobot.datasets.io_utils import load_stats, load_tasks
+from lerobot.datasets.utils import DatasetInfo, has_legacy_hub_download_metadata
 from lerobot.utils.constants import HF_LEROBOT_HOME
 
 from datasets_scripts.storage.atomic import read_json
+from datasets_scripts.storage.cache.row_table import ArrowColumn, RowTable
 from datasets_scripts.storage.dataset_folder import (
     INFO_PATH,
+    RESTORE,
     data_files,
     load_info,
     refuse_patterns,
@@ -40,7 +40,6 @@ __all__ = [
 ]
 
 TASKS = "meta/tasks.parquet"
-RESTORE = "download the dataset again, or make it again with the script that made it"
 
 
 class BrokenEpisodeError(ValueError):
@@ -52,66 +51,6 @@ class BrokenEpisodeError(ValueError):
 
     def __str__(self) -> str:
         return self.args[0]
-
-
-class ArrowColumn:
-    """One column of a memory-mapped Arrow table, read by row range without Python lists.
-
-    Args:
-        column (`pyarrow.ChunkedArray`): Scalars, or fixed-size lists (flat 1-D features).
-    """
-
-    def __init__(self, column: pa.ChunkedArray):
-        self._chunks = column.chunks
-        self._starts = np.cumsum([0] + [len(chunk) for chunk in self._chunks])
-        self._views: dict[int, np.ndarray | None] = {}  # of chunks; `None` where numpy cannot look into one
-
-    def read(self, rows: range) -> np.ndarray:
-        """Values of ascending rows, in the stored dtype; numbers are a view of the file: do not write.
-
-        Returns:
-            `numpy.ndarray`: `(len(rows),)` for scalars, `(len(rows), size)` for lists; NaN, or false, where
-            a row has no value.
-        """
-        if not rows:
-            return self._read_chunk(0, 0, 0)
-        start, stop = rows[0], rows[-1] + 1
-        first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        last = int(np.searchsorted(self._starts, stop, side="left")) - 1
-        parts = []
-        for chunk in range(first, last + 1):
-            offset, end = self._starts[chunk : chunk + 2]
-            parts.append(self._read_chunk(chunk, max(start - offset, 0), min(stop, end) - offset))
-        values = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return values[:: rows.step]
-
-    def _read_chunk(self, chunk: int, start: int, stop: int) -> np.ndarray:
-        if chunk not in self._views:
-            whole = self._chunks[chunk]
-            try:
-                self._views[chunk] = _to_numpy(whole, zero_copy_only=True)
-            except pa.ArrowInvalid:  # bits, text, pictures or missing values: converted at every read
-                self._views[chunk] = None
-        if self._views[chunk] is None:
-            return _to_numpy(self._chunks[chunk].slice(start, stop - start), zero_copy_only=False)
-        return self._views[chunk][start:stop]
-
-
-def _to_numpy(array: pa.Array, zero_copy_only: bool) -> np.ndarray:
-    if pa.types.is_fixed_size_list(array.type):
-        if array.null_count and zero_copy_only:
-            raise pa.ArrowInvalid("missing rows")
-        size = array.type.list_size
-        # `flatten` would leave out missing rows, and all rows after them would move up.
-        entries = array.values.slice(array.offset * size, len(array) * size)
-        rows = entries.to_numpy(zero_copy_only=zero_copy_only).reshape(-1, size)
-        if array.null_count == 0:
-            return rows
-        present = array.is_valid().to_numpy(zero_copy_only=False)[:, None]
-        if pa.types.is_boolean(array.type.value_type):
-            return present & rows.astype(bool)
-        return np.where(present, rows, np.nan)
-    return array.to_numpy(zero_copy_only=zero_copy_only)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +77,7 @@ class DatasetRows:
         name (`str`): As given, for messages.
         version (`str`): What tells its states apart beside the metadata, if anything.
         hub (`HubFiles | None`): Source of videos that are not in the folder yet, if any.
+        info (`DatasetInfo`): LeRobot's `meta/info.json`.
         features (`dict[str, dict]`): LeRobot features.
         fps (`int`): Frames per second.
         instructions (`dict[int, str]`): Texts by `task_index`.
@@ -159,42 +99,41 @@ class DatasetRows:
 
     def _open(self) -> None:
         refuse_patterns(self.root)
-        load_info(self.root)  # with a better message than LeRobot's
+        info = load_info(self.root)
         for part in (TASKS, "meta/episodes"):
             if not (self.root / part).exists():  # LeRobot would search the Hub
                 raise ValueError(f"dataset {self.name} lacks {self.root / part}; {RESTORE}")
         files = data_files(self.root)
         try:
-            meta = LeRobotDatasetMetadata(self.root.name, root=self.root)
-            table = load_nested_dataset(
-                self.root / "data", features=get_hf_features_from_features(meta.features)
-            )
+            self.info = DatasetInfo.from_dict(info)
+            table = RowTable(self.root, self.info.features, files)
+            tasks = load_tasks(self.root)
+            load_stats(self.root)  # damaged ones would stop LeRobot's tools later
         except Exception as error:  # whatever LeRobot, datasets or Arrow raise: find the faulty file
             for path in [*files, *sorted((self.root / "meta").rglob("*.parquet"))]:
                 _check_parquet(path)
             for path in sorted((self.root / "meta").glob("*.json")):
                 read_json(path)
             raise ValueError(f"dataset {self.name} cannot be read: {error}; {RESTORE}") from error
-        self.meta, self.features, self.fps, self._table = meta, meta.features, meta.fps, table
-        episodes = meta.episodes.data
-        self.episode_starts = episodes.column("dataset_from_index").to_numpy().astype(np.int64)
-        self.episode_stops = episodes.column("dataset_to_index").to_numpy().astype(np.int64)
-        self.instructions = read_instructions(meta)
+        self.features, self.fps = self.info.features, self.info.fps
+        self._table, self._episodes = table, table.episodes
+        self.episode_starts = table.episodes.column("dataset_from_index").to_numpy().astype(np.int64)
+        self.episode_stops = table.episodes.column("dataset_to_index").to_numpy().astype(np.int64)
+        self.instructions = read_instructions(tasks, self.root)
         self.tasks = list(self.instructions.values())
         self._columns: dict[str, ArrowColumn] = {}
         self._segments: dict[str, VideoSegments] = {}
 
     def _check_rows(self) -> None:
         """Rows must count up, the episode table must cover them, and their instructions must exist."""
-        index = self.column("index").read(range(len(self)))
         promised = int(self.episode_stops[-1]) if len(self.episode_stops) else 0
-        if len(index) != promised or not np.array_equal(index, np.arange(len(index))):
+        if len(self) != promised or not self._counts_up():
             raise ValueError(
-                f"dataset {self.name}: its data files hold {len(index)} frames but meta/episodes lists "
+                f"dataset {self.name}: its data files hold {len(self)} frames but meta/episodes lists "
                 f"{promised}, or their frame numbers do not count up; the dataset is incomplete: {RESTORE}"
             )
         self._check_counts()
-        used = pc.unique(self._table.data.column("task_index")).to_pylist()
+        used = pc.unique(self._table.numbers.column("task_index")).to_pylist()
         if unknown := sorted(set(used) - self.instructions.keys()):
             raise ValueError(
                 f"dataset {self.name}: frames have task_index {unknown[:5]}, but {self.root / TASKS} does "
@@ -211,14 +150,22 @@ class DatasetRows:
             )
         found = {"total_frames": len(self), "total_episodes": self.n_episodes}
         for name, count in found.items():
-            if (said := getattr(self.meta, name)) != count:
+            if (said := getattr(self.info, name)) != count:
                 raise ValueError(
                     f"dataset {self.name}: {INFO_PATH} says {name} {said}, but there are {count}; the "
                     f"dataset is incomplete: {RESTORE}, or correct the number"
                 )
 
+    def _counts_up(self) -> bool:
+        index, first = self._table.numbers.column("index"), 0
+        for chunk in index.chunks:  # all at once would take memory
+            if not np.array_equal(chunk.to_numpy(zero_copy_only=False), first + np.arange(len(chunk))):
+                return False
+            first += len(chunk)
+        return True
+
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._table.numbers)
 
     @property
     def n_episodes(self) -> int:
@@ -228,7 +175,7 @@ class DatasetRows:
     def column(self, key: str) -> ArrowColumn:
         """The Arrow column of a (non-video) feature."""
         if key not in self._columns:
-            self._columns[key] = ArrowColumn(self._table.data.column(key))
+            self._columns[key] = self._table.column(key)
         return self._columns[key]
 
     def episode_of(self, row: int) -> int:
@@ -246,11 +193,11 @@ class DatasetRows:
     def _read_segments(self, key: str) -> VideoSegments:
         parts = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
         chunks, files, starts_s, stops_s = (
-            self.meta.episodes.data.column(f"videos/{key}/{part}").to_numpy() for part in parts
+            self._episodes.column(f"videos/{key}/{part}").to_numpy() for part in parts
         )
         numbers, file_of_episode = np.unique(np.stack([chunks, files]), axis=1, return_inverse=True)
         paths = [
-            self.root / self.meta.video_path.format(video_key=key, chunk_index=chunk, file_index=file)
+            self.root / self.info.video_path.format(video_key=key, chunk_index=chunk, file_index=file)
             for chunk, file in numbers.T.tolist()
         ]
         bounds_s = starts_s.astype(np.float64), stops_s.astype(np.float64)
@@ -258,7 +205,8 @@ class DatasetRows:
 
     def video_files(self, episodes: Sequence[int]) -> set[Path]:
         """Video files of some episodes, those to be downloaded included."""
-        segments = [self.video_segments(key) for key in self.meta.video_keys]
+        videos = [key for key, feature in self.features.items() if feature["dtype"] == "video"]
+        segments = [self.video_segments(key) for key in videos]
         return {known.paths[file] for known in segments for file in known.file_of_episode[list(episodes)]}
 
     def local(self, path: Path) -> Path:
@@ -354,7 +302,7 @@ def find_folder(name: str) -> Path | None:
     return None
 
 
-def read_instructions(meta: LeRobotDatasetMetadata) -> dict[int, str]:
+def read_instructions(tasks: pd.DataFrame | None, root: Path) -> dict[int, str]:
     """Instructions of a dataset by `task_index`; numbers may have gaps, and rows any order.
 
     LeRobot writes the texts as the table's index; other tools write them as a column `task`.
@@ -362,16 +310,16 @@ def read_instructions(meta: LeRobotDatasetMetadata) -> dict[int, str]:
     Raises:
         ValueError: If the table has no texts, or a number twice; names the file and the remedy.
     """
-    table = meta.tasks if meta.tasks is not None else pd.DataFrame()
-    texts = list(table.get("task", table.index))
-    numbers = list(table.get("task_index", []))
+    tasks = pd.DataFrame() if tasks is None else tasks
+    texts = list(tasks.get("task", tasks.index))
+    numbers = list(tasks.get("task_index", []))
     if not (
         all(isinstance(text, str) for text in texts)
         and all(isinstance(number, (int, np.integer)) for number in numbers)
         and len(set(numbers)) == len(texts) > 0
     ):
         raise ValueError(
-            f"{meta.root / TASKS} must have one row per instruction: a text in `task` (index or column) and "
+            f"{root / TASKS} must have one row per instruction: a text in `task` (index or column) and "
             f"its own whole number in `task_index`. It begins with {texts[:3]} and {numbers[:3]}: write the "
             "texts of the instructions there"
         )

@@ -2,26 +2,22 @@
 
 Both readers share one decoder and give the numbers of the stock `LeRobotDataset`. The cache holds what the
 decoder gives at the camera's own resolution: uint8 RGB, and for depth the stored 12-bit codes (uint16), half
-the size of float32 meters. There is one file per key, named after a fingerprint of the videos' sizes and
-times, so a changed dataset is decoded again.
+the size of float32 meters. Files are named after a fingerprint of the videos' sizes and times, so a changed
+dataset is decoded again. Episodes for which there is no room are decoded on demand (`cache/frame_files.py`).
 """
 
-import errno
-import glob
+import functools
 import hashlib
 import io
 import json
 import logging
 import os
-import re
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from lerobot.configs import DepthEncoderConfig
 from lerobot.datasets.depth_utils import MM_PER_METRE, dequantize_depth
 from lerobot.datasets.video_utils import (
@@ -31,7 +27,6 @@ from lerobot.datasets.video_utils import (
     get_safe_default_video_backend,
 )
 from PIL import Image
-from tqdm.auto import tqdm
 
 from datasets_scripts.columns import (
     UINT16_SENTINELS_M,
@@ -41,7 +36,9 @@ from datasets_scripts.columns import (
     erase_sentinels,
     is_depth_feature,
 )
-from datasets_scripts.storage.atomic import write_whole_file
+from datasets_scripts.storage.cache.cache_folder import cache_base, make_room, open_cache_folder
+from datasets_scripts.storage.cache.frame_files import FrameFiles, cache_order
+from datasets_scripts.storage.cache.packed_frames import pack_frame
 from datasets_scripts.storage.dataset_folder import INFO_PATH, check_inside
 from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows
 from datasets_scripts.storage.depth_reading import DepthVideos
@@ -54,8 +51,8 @@ logger = logging.getLogger(__name__)
 
 MAX_OPEN_DECODERS = 16  # per process; LeRobot's default of 100 holds a few MB each
 DEPTH_MODES = {"L", "I", "I;16", "I;16L", "I;16B", "F"}  # Pillow's, one number per pixel
-BUILD_FRAMES = 128  # frames decoded at a time while the cache is built
-AUTO_CACHE_BYTES = 32 * 2**30  # "auto" decodes on demand beyond this
+SAMPLED_FRAMES = 8  # whose packed size is taken for that of all
+GROWTH = 1.1  # factor by which a partial cache must be able to grow before it does
 
 
 def depth_code_table(encoder: DepthEncoderConfig) -> np.ndarray:
@@ -182,6 +179,7 @@ class FrameDecoder:
             last_episodes = {int(self._segments.file_of_episode[episode]): episode for episode in episodes}
             for stop in self.rows.episode_stops[list(last_episodes.values())].tolist():
                 self.decode(range(stop - 1, stop))
+                self.close_files()  # a decoder takes 2 MB, and other processes will open most files
 
     def close_files(self) -> None:
         """Closes the open video files; they are opened again when they are needed."""
@@ -280,32 +278,75 @@ class OnDemandFrames:
 class CachedFrames(OnDemandFrames):
     """Reads frames from memory-mapped files in `folder`; missing files are made when this is created.
 
+    Args:
+        rows (`DatasetRows`): The dataset.
+        keys (`list[str]`): Image and depth features to read.
+        folder (`Path`): Where the files are.
+        room (`Callable[[int], int]`, *optional*): Given the bytes that are missing, how many may be written;
+            all if omitted.
+
     Attributes:
-        files (`dict[str, Path]`): Cache file by key.
+        files (`dict[str, FrameFiles]`): Cache by key.
+        n_cached (`int`): Episodes that all files hold.
         nbytes (`int`): Size of these files.
     """
 
-    def __init__(self, rows: DatasetRows, keys: list[str], folder: Path):
+    def __init__(
+        self, rows: DatasetRows, keys: list[str], folder: Path, room: Callable[[int], int] | None = None
+    ):
         super().__init__(rows, keys)
-        self.files = {key: _cache_file(decoder, folder) for key, decoder in self.decoders.items()}
-        for key, path in self.files.items():
-            _build_cache_file(self.decoders[key], path)
-        self.nbytes = sum(path.stat().st_size for path in self.files.values())
-        self._maps: dict[str, np.ndarray] = {}
+        self.rows = rows
+        bounds = rows.episode_starts, rows.episode_stops
+        self.files = {
+            key: FrameFiles(folder, key, decoder.fingerprint(), bounds, decoder.decode)
+            for key, decoder in self.decoders.items()
+        }
+        self.n_cached = self._count_cached()
+        if self.n_cached < rows.n_episodes:
+            self._fill(room)
+            self.n_cached = self._count_cached()
+        self.nbytes = sum(files.nbytes for files in self.files.values())
+
+    def _count_cached(self) -> int:
+        return min(files.n_episodes for files in self.files.values())
+
+    def _fill(self, room: Callable[[int], int] | None) -> None:
+        """Write raw frames of all episodes; if they have no room, packed ones of as many as fit."""
+        rows, packed, wanted = self.rows, False, self.rows.n_episodes
+        sizes = {key: decoder.decode(range(1)).nbytes for key, decoder in self.decoders.items()}
+        if room is not None and self._count_fitting(sum(sizes.values()), room, packed) < wanted:
+            packed = True
+            firsts = rows.episode_starts[cache_order(rows.n_episodes)[:SAMPLED_FRAMES]].tolist()
+            for key, decoder in self.decoders.items():
+                seen = [decoder.decode(range(row, row + 1))[0] for row in firsts]
+                sizes[key] = np.mean([len(pack_frame(frame)) for frame in seen])
+            wanted = self._count_fitting(sum(sizes.values()), room, packed)
+            # The free space changes all the time: a few more episodes are not worth a file.
+            if wanted < min(GROWTH * self.n_cached, rows.n_episodes):
+                return
+        for key, files in self.files.items():
+            files.fill(wanted, sizes[key], packed)
+
+    def _count_fitting(self, frame_bytes: float, room: Callable[[int], int], packed: bool) -> int:
+        """How many episodes, in the cache's order, have room beside those that are cached."""
+        lengths = self.rows.episode_stops - self.rows.episode_starts
+        sizes = np.cumsum(lengths[cache_order(len(lengths))]) * frame_bytes
+        stored = sum(files.count_bytes(packed) for files in self.files.values())
+        room_bytes = stored + room(int(sizes[-1]) - stored)
+        return int(np.searchsorted(sizes, room_bytes, side="right"))
 
     def read_stored(self, key: str, rows: range) -> np.ndarray:
-        """Frames as `FrameDecoder.decode` gives them, a read-only view."""
-        if key not in self._maps:
-            # A plain array over the map: slicing np.memmap itself costs several microseconds more.
-            self._maps[key] = np.asarray(np.load(self.files[key], mmap_mode="r"))
-        return self._maps[key][rows.start : rows.stop : rows.step]
+        """Frames as `FrameDecoder.decode` gives them, a read-only view if they are cached."""
+        episode = self.rows.episode_of(rows.start)
+        files = self.files[key]
+        return files.read(episode, rows) if files.holds(episode) else super().read_stored(key, rows)
 
     def read_many_stored(self, requests: dict[str, range]) -> dict[str, np.ndarray]:
-        """`read_stored` of several features; nothing is decoded, so threads would not help."""
-        return {key: self.read_stored(key, rows) for key, rows in requests.items()}
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_maps": {}}  # pickling a map would copy the whole file
+        """`read_stored` of several features; threads help only where frames are decoded."""
+        first = next(iter(requests.values()))
+        if len(first) and all(self.files[key].holds(self.rows.episode_of(first.start)) for key in requests):
+            return {key: self.read_stored(key, rows) for key, rows in requests.items()}
+        return super().read_many_stored(requests)
 
 
 def open_frames(
@@ -317,91 +358,31 @@ def open_frames(
         rows (`DatasetRows`): The dataset; frames of a `stream` are not cached.
         keys (`list[str]`): Image and depth features to read.
         frame_cache (`str`): `"off"` decodes on demand; a folder holds the cache; `"auto"` caches under
-            `$FORESIGHT_CACHE` or `~/.cache/foresight` unless that would take more than 32 GiB or half of the
-            free space.
+            `$FORESIGHT_CACHE` or `~/.cache/foresight`, where all datasets together may take 32 GiB and half
+            of the free space, after those that nobody uses are deleted. If raw frames do not fit, they are
+            packed without loss, and what does not fit then is decoded on demand.
         episodes (`Sequence[int]`, *optional*): Those that will be read (default: all).
 
     Raises:
         ValueError: If a file of the dataset is damaged, or the cache cannot be written; names it.
     """
+    chosen = range(rows.n_episodes) if episodes is None else episodes
     if frame_cache in ("off", "False") or rows.stream or not keys:  # YAML takes a bare `off` for false
         on_demand = OnDemandFrames(rows, keys)
         for decoder in on_demand.decoders.values() if not rows.stream else ():
-            decoder.check_files(range(rows.n_episodes) if episodes is None else episodes)
+            decoder.check_files(chosen)
         return on_demand
-    base = frame_cache
-    if frame_cache == "auto":
-        base = os.environ.get("FORESIGHT_CACHE") or "~/.cache/foresight"
-    label = re.sub(r"[^\w.-]+", "_", rows.root.name)
-    digest = hashlib.sha256(str(rows.root).encode()).hexdigest()[:8]
-    folder = Path(base).expanduser() / "frames" / f"{label}-{digest}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"the frame cache folder {folder} cannot be made ({error.strerror}); set frame_cache to another "
-            "folder, or to 'off' to decode on demand"
-        ) from error
-    if frame_cache == "auto":
-        decoders = [FrameDecoder(rows, key) for key in keys]
-        missing = sum(_estimate_bytes(d) for d in decoders if not _cache_file(d, folder).exists())
-        room = min(AUTO_CACHE_BYTES, shutil.disk_usage(folder).free // 2)
-        if missing > room:
-            logger.warning(
-                "dataset %s: decoded frames would take %.1f GB, more than the %.1f GB that 'auto' allows in "
-                "%s; decoding on demand instead. Set frame_cache to a folder to cache anyway.",
-                *(rows.name, missing / 1e9, room / 1e9, folder),
-            )
-            return open_frames(rows, keys, "off", episodes)
-    return CachedFrames(rows, keys, folder)
-
-
-def _cache_file(decoder: FrameDecoder, folder: Path) -> Path:
-    return folder / f"{decoder.key}-{decoder.fingerprint()}.npy"
-
-
-def _estimate_bytes(decoder: FrameDecoder) -> int:
-    """Bytes of a key's cache file, from one decoded frame."""
-    return decoder.decode(range(1)).nbytes * len(decoder.rows)
-
-
-def _build_cache_file(decoder: FrameDecoder, path: Path) -> None:
-    """Decode a whole key into one `.npy` file if it is missing; other processes wait meanwhile."""
-    if path.exists():  # before the lock, which needs a folder that can be written to
-        return
-    with FileLock(path.with_suffix(".lock")):
-        if path.exists():  # another process made it meanwhile
-            return
-        # Files of an older state of this key; open maps keep their pages.
-        for stale in path.parent.glob(f"{glob.escape(decoder.key)}-*"):
-            if re.fullmatch(re.escape(decoder.key) + r"-[0-9a-f]{16}\.npy", stale.name):
-                stale.unlink(missing_ok=True)
-        needed, free = _estimate_bytes(decoder), shutil.disk_usage(path.parent).free
-        try:
-            if needed > free:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            with write_whole_file(path) as temporary, temporary.open("wb") as file:
-                _write_frames(decoder, file)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise ValueError(
-                f"no room for the frame cache of '{decoder.key}' in {path.parent}: it needs "
-                f"{needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; set frame_cache "
-                "(or FORESIGHT_CACHE) to a folder on another disk, or frame_cache to 'off'"
-            ) from error
-
-
-def _write_frames(decoder: FrameDecoder, file: io.BufferedWriter) -> None:
-    """Write header and frames in row order. Plain writes: a full disk under a memory map would kill us."""
-    rows = decoder.rows
-    with tqdm(total=len(rows), desc=f"decoding {decoder.key}", unit="frame") as bar:
-        for start, stop in zip(rows.episode_starts.tolist(), rows.episode_stops.tolist(), strict=True):
-            for first in range(start, stop, BUILD_FRAMES):
-                frames = decoder.decode(range(first, min(first + BUILD_FRAMES, stop)))
-                if file.tell() == 0:
-                    header = np.lib.format.header_data_from_array_1_0(frames)
-                    header |= {"shape": (len(rows), *frames.shape[1:]), "fortran_order": False}
-                    np.lib.format.write_array_header_1_0(file, header)
-                file.write(np.ascontiguousarray(frames).data)
-                bar.update(len(frames))
+    base = cache_base() if frame_cache == "auto" else Path(frame_cache).expanduser()
+    folder = open_cache_folder(base, "frames", rows.root)
+    room = functools.partial(make_room, base) if frame_cache == "auto" else None
+    cached = CachedFrames(rows, keys, folder, room)
+    if cached.n_cached < rows.n_episodes:
+        logger.warning(
+            "dataset %s: 'auto' has room for the decoded frames of %d of %d episodes in %s (%.1f GB); the "
+            "others are decoded on demand. Set frame_cache to a folder to cache all.",
+            *(rows.name, cached.n_cached, rows.n_episodes, folder, cached.nbytes / 1e9),
+        )
+        for key, decoder in cached.decoders.items():
+            if others := [episode for episode in chosen if not cached.files[key].holds(episode)]:
+                decoder.check_files(others)
+    return cached

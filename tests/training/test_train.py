@@ -674,6 +674,7 @@ def test_flagged_episodes_are_left_out_of_training_and_validation(
     shutil.copytree(dataset, root)
     provenance = read_provenance(root)
     chosen, held_out = split_episodes(4, 0.5)
+    provenance["episodes"] = dict(provenance["episodes"])
     for episode, facts in provenance["episodes"].items():
         facts["flags"] = ["side/depth-sparse"] * (int(episode) in (chosen[0], held_out[0]))
     write_provenance(root, provenance)

@@ -1,7 +1,7 @@
 """Which columns of a dataset a window reads, and whether their values can be trained on."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -28,6 +28,8 @@ __all__ = [
     "require_columns",
     "two_dimensional",
 ]
+
+STATISTICS_ROWS = 2**16  # read at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,15 +175,19 @@ def column_statistics(
         if isinstance(rows, StreamedRows):
             statistics[key] = _known_statistics(rows, key, key == columns.actions, config, episodes)
             continue
-        spans = [range(int(rows.episode_starts[e]), int(rows.episode_stops[e])) for e in episodes]
-        parts = [read_numbers(rows, key, span).astype(np.float64) for span in spans]
-        if key == columns.actions and config.action_codec == "local_delta":
-            _check_poses(f"dataset {rows.name}: '{key}'", np.concatenate(parts))
-        elif key == columns.actions and config.frame_stride > 1:
-            how = config.strided_commands, config.binary_action_indices
-            parts = [combine_commands(part, config.frame_stride, *how, every=1) for part in parts]
-        used = np.concatenate(parts)
-        statistics[key] = {"mean": used.mean(0), "std": used.std(0), "min": used.min(0), "max": used.max(0)}
+        local = key == columns.actions and config.action_codec == "local_delta"
+        combined = key == columns.actions and not local and config.frame_stride > 1
+        how = config.strided_commands, config.binary_action_indices
+        moments, grippers = _Moments(), np.zeros(0)
+        for span in _find_spans(rows, episodes, joined=not combined):
+            part = read_numbers(rows, key, span).astype(np.float64)
+            if local:
+                grippers = np.unique(np.append(grippers, part[:, GRIPPER]))
+                _check_poses(f"dataset {rows.name}: '{key}'", part, grippers)
+            elif combined:
+                part = combine_commands(part, config.frame_stride, *how, every=1)
+            moments.add(part)
+        statistics[key] = moments.summary()
     return statistics
 
 
@@ -191,13 +197,46 @@ def _known_statistics(
     """Statistics of a column from the metadata; refuses actions that these do not describe."""
     found = rows.read_statistics(key, episodes)
     if is_action and config.action_codec == "local_delta":
-        _check_poses(f"dataset {rows.name}: '{key}'", np.stack([found["min"], found["max"]]))
+        bounds = np.stack([found["min"], found["max"]])
+        _check_poses(f"dataset {rows.name}: '{key}'", bounds, np.unique(bounds[:, GRIPPER]))
     elif is_action and config.frame_stride > 1 and config.strided_commands == "sum":
         raise ValueError(
             f"dataset {rows.name}: statistics of actions that are sums of {config.frame_stride} commands are "
             "not in its metadata, and streaming does not read all rows before: train without data.streaming"
         )
     return found
+
+
+def _find_spans(rows: DatasetRows, episodes: np.ndarray, joined: bool) -> Iterator[range]:
+    """Rows of ascending episodes, one range each; or `joined` with their neighbors and cut into blocks."""
+    starts, stops = rows.episode_starts[episodes], rows.episode_stops[episodes]
+    if joined:
+        gap = starts[1:] != stops[:-1]
+        starts, stops = starts[np.append(True, gap)], stops[np.append(gap, True)]
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        size = STATISTICS_ROWS if joined else stop - start
+        yield from (range(first, min(first + size, stop)) for first in range(start, stop, size))
+
+
+class _Moments:
+    """Mean, deviation and range of rows `(n, size)` that come in parts (Chan et al. 1979)."""
+
+    def __init__(self):
+        self._count, self._mean, self._squares = 0, 0.0, 0.0
+        self._low, self._high = np.inf, -np.inf
+
+    def add(self, part: np.ndarray) -> None:
+        if not len(part):
+            return
+        before, self._count = self._count, self._count + len(part)
+        away = part.mean(0) - self._mean
+        self._squares += part.var(0) * len(part) + away**2 * (before * len(part) / self._count)
+        self._mean += away * (len(part) / self._count)
+        self._low, self._high = np.minimum(self._low, part.min(0)), np.maximum(self._high, part.max(0))
+
+    def summary(self) -> dict[str, np.ndarray]:
+        std = np.sqrt(self._squares / self._count)
+        return {"mean": self._mean, "std": std, "min": self._low, "max": self._high}
 
 
 def read_numbers(rows: DatasetRows, key: str, chosen: range) -> np.ndarray:
@@ -210,25 +249,25 @@ def read_numbers(rows: DatasetRows, key: str, chosen: range) -> np.ndarray:
     with np.errstate(over="ignore"):
         finite = np.isfinite(values.astype(np.float32)).all(1)  # as the model takes them
     if not finite.all():
-        bad = chosen[int(np.flatnonzero(~finite)[0])]
-        episode = rows.episode_of(bad)
+        bad = np.array(chosen)[~finite]
+        episode = rows.episode_of(bad[0])
+        more = int((bad < rows.episode_stops[episode]).sum()) - 1
         raise ValueError(
             f"dataset {rows.name}: '{key}' is not finite in episode {episode}, frame "
-            f"{bad - int(rows.episode_starts[episode])} (and in {(~finite).sum() - 1} more frames of it): "
+            f"{bad[0] - int(rows.episode_starts[episode])} (and in {more} more frames of it): "
             "repair it, or leave the episode out (lerobot-edit-dataset deletes episodes, lerobot-train takes "
             "--dataset.episodes)"
         )
     return values
 
 
-def _check_poses(place: str, states: np.ndarray) -> None:
-    """Refuses states `(rows, >= 7)` whose angles are degrees or whose gripper has more than two values."""
+def _check_poses(place: str, states: np.ndarray, gripper: np.ndarray) -> None:
+    """Refuses states `(rows, >= 7)` whose angles are degrees, and more than two values `gripper` so far."""
     if (largest := np.abs(states[:, 3:GRIPPER]).max()) > 2 * np.pi:
         raise ValueError(
             f"{place} has an angle of {largest:.4g} in entries 3 to 5, which must be roll, pitch, yaw in "
             "radians: convert them, or set action_codec to 'recorded'"
         )
-    gripper = np.unique(states[:, GRIPPER])
     if not any(np.isin(gripper, pair).all() for pair in ((-1, 1), (0, 1))):
         raise ValueError(
             f"{place} has values from {gripper[0]:.4g} to {gripper[-1]:.4g} in entry 6, which must be "

@@ -22,8 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets.table import table_cast
 from filelock import FileLock
-from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.feature_utils import get_hf_features_from_features
+from lerobot.datasets.io_utils import load_tasks
+from lerobot.datasets.utils import DatasetInfo
 
 from datasets_scripts.storage.atomic import write_whole_folder
 from datasets_scripts.storage.dataset_folder import load_info, refuse_patterns
@@ -83,25 +84,25 @@ class StreamedRows(DatasetRows):
 
     def _open(self) -> None:
         refuse_patterns(self.root)
-        load_info(self.root)
+        info = load_info(self.root)
         for part in (TASKS, "meta/episodes"):
             if not (self.root / part).exists():
                 raise ValueError(f"dataset {self.name} lacks {part}; {RESTORE}")
         try:
-            self.meta = LeRobotDatasetMetadata(self.root.name, root=self.root)
-            episodes = self.meta.episodes.data
+            self.info, tasks = DatasetInfo.from_dict(info), load_tasks(self.root)
+            self._episodes = episodes = _read_episodes(self.root)
             numbers = [episodes.column(f"data/{part}_index").to_numpy() for part in ("chunk", "file")]
             bounds = [episodes.column(f"dataset_{end}_index").to_numpy() for end in ("from", "to")]
         except Exception as error:  # whatever LeRobot, datasets or Arrow raise
             raise ValueError(f"the metadata of dataset {self.name} cannot be read: {error}") from error
-        self.features, self.fps = self.meta.features, self.meta.fps
+        self.features, self.fps = self.info.features, self.info.fps
         self.episode_starts, self.episode_stops = (bound.astype(np.int64) for bound in bounds)
-        self.instructions = read_instructions(self.meta)
+        self.instructions = read_instructions(tasks, self.root)
         self.tasks = list(self.instructions.values())
         distinct, file_of_episode = np.unique(np.stack(numbers), axis=1, return_inverse=True)
         self._data_file = file_of_episode.reshape(-1)  # (episodes,) positions in `_data_places`
         self._data_places = [
-            self.meta.data_path.format(chunk_index=chunk, file_index=file)
+            self.info.data_path.format(chunk_index=chunk, file_index=file)
             for chunk, file in distinct.T.tolist()
         ]
         self._tables: collections.OrderedDict[int, dict[str, ArrowColumn]] = collections.OrderedDict()
@@ -162,7 +163,7 @@ class StreamedRows(DatasetRows):
     def _places(self) -> dict[Path, tuple[str, int | None]]:
         """Place of every file that episodes name, and the number of a data file, by the path here."""
         places = {self._data_path(file): (place, file) for file, place in enumerate(self._data_places)}
-        for key in self.meta.video_keys:
+        for key in (key for key, feature in self.features.items() if feature["dtype"] == "video"):
             for path in self.video_segments(key).paths:
                 places[path] = (path.relative_to(self.root).as_posix(), None)
         return places
@@ -291,6 +292,17 @@ class StreamedRows(DatasetRows):
     def __getstate__(self) -> dict:
         names = ("name", "root", "stream", "hub", "store", "remote", "version")
         return {name: getattr(self, name) for name in names}
+
+
+def _read_episodes(root: Path) -> pa.Table:
+    """`meta/episodes` without statistics, which are most of it."""
+    tables = []
+    for path in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
+        with pq.ParquetFile(path) as file:
+            tables.append(
+                file.read([name for name in file.schema_arrow.names if not name.startswith("stats/")])
+            )
+    return pa.concat_tables(tables)
 
 
 @dataclasses.dataclass(frozen=True)

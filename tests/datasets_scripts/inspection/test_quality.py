@@ -1,7 +1,5 @@
 """Figures of labels, the flags they raise, and the card that shows them."""
 
-import json
-
 import numpy as np
 import pytest
 from huggingface_hub import DatasetCard
@@ -230,7 +228,7 @@ def test_what_was_left_out_is_told(annotated):
     provenance = read_provenance(annotated)
     skipped = [{"episode": 4, "file": "videos/x.mp4", "reason": "videos/x.mp4 is truncated"}]
     provenance["annotation"] |= {"skipped": skipped, "source_episode": [0, 1, 3]}
-    (annotated / "meta/foresight.json").write_text(json.dumps(provenance))
+    write_provenance(annotated, provenance)
     write_card(annotated)
     text = (annotated / "README.md").read_text()
     assert "it holds 3 of its episodes, with new numbers" in text

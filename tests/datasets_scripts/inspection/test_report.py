@@ -1,6 +1,5 @@
 """The page about a dataset's labels, where it says to look first, and the flags it records."""
 
-import json
 import re
 import shutil
 
@@ -11,7 +10,7 @@ from datasets_scripts.inspect_dataset import main
 from datasets_scripts.inspection import report as label_report
 from datasets_scripts.inspection.report import rank_episodes
 from datasets_scripts.storage.dataset_rows import parse_episodes
-from datasets_scripts.storage.provenance import flagged_episodes, read_provenance
+from datasets_scripts.storage.provenance import flagged_episodes, read_provenance, write_provenance
 from tests.synthetic import make_dataset
 
 EPISODES, FRAMES = 3, 7
@@ -146,12 +145,12 @@ def test_a_page_of_chosen_episodes_reads_those_alone(dataset, tmp_path, monkeypa
 
 def test_alignment_errors_of_the_annotation_are_in_the_page(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(label_report, "_choose_pictured", lambda survey, first: [])
-    path = dataset / "meta/foresight.json"
-    content = json.loads(path.read_text())
+    content = read_provenance(dataset)
+    content["episodes"] = dict(content["episodes"])
     for episode in range(EPISODES):
         depth = {"error": 0.05 + 0.2 * episode, "fallback": episode == 1}
         content["episodes"][str(episode)]["main"]["depth"] = depth
-    path.write_text(json.dumps(content))
+    write_provenance(dataset, content)
     page = tmp_path / "labels.html"
     assert main([str(dataset), "--report", str(page), "--episodes", "0"]) == 0
     text = page.read_text()

@@ -6,8 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from datasets_scripts.storage.cache.row_table import ArrowColumn
 from datasets_scripts.storage.dataset_folder import data_files
-from datasets_scripts.storage.dataset_rows import TASKS, ArrowColumn, DatasetRows
+from datasets_scripts.storage.dataset_rows import TASKS, DatasetRows
 from tests.synthetic import make_dataset
 from training.windows import ForesightWindows, WindowConfig
 

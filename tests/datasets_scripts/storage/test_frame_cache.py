@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import io
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -13,8 +14,10 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
 
 from datasets_scripts.storage import frame_cache
+from datasets_scripts.storage.cache import frame_files
+from datasets_scripts.storage.cache.packed_frames import pack_frame
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from datasets_scripts.storage.frame_cache import CachedFrames, OnDemandFrames, open_frames
+from datasets_scripts.storage.frame_cache import OnDemandFrames, open_frames
 from datasets_scripts.storage.video_writing import encode_rgb
 from tests.synthetic import make_dataset
 from training.config import load_config
@@ -30,46 +33,62 @@ def facts(tmp_path_factory):
     )
 
 
+def cache_paths(root, cache) -> dict:
+    files = open_frames(DatasetRows(root), KEYS, str(cache)).files
+    return {key: known.paths for key, known in files.items()}
+
+
 def test_changed_videos_are_decoded_again_and_the_old_file_goes(facts, tmp_path):
     root, cache = shutil.copytree(facts.root, tmp_path / "ds"), str(tmp_path / "cache")
-    first = open_frames(DatasetRows(root), KEYS, cache).files
-    assert open_frames(DatasetRows(root), KEYS, cache).files == first
+    first = cache_paths(root, cache)
+    assert cache_paths(root, cache) == first
     video = next((root / "videos" / "observation.images.main").rglob("*.mp4"))
     video.touch()
-    second = open_frames(DatasetRows(root), KEYS, cache).files
+    second = cache_paths(root, cache)
     assert second["observation.images.main"] != first["observation.images.main"]
     assert second["observation.images.wrist"] == first["observation.images.wrist"]
-    assert not first["observation.images.main"].exists()
+    assert not first["observation.images.main"][0].exists()
 
 
 def test_a_finished_cache_is_read_where_nothing_can_be_written(facts, tmp_path, monkeypatch):
-    first = open_frames(DatasetRows(facts.root), KEYS, str(tmp_path)).files
+    first = cache_paths(facts.root, tmp_path)
 
     def read_only(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(frame_cache, "FileLock", read_only)
-    assert open_frames(DatasetRows(facts.root), KEYS, str(tmp_path)).files == first
+    monkeypatch.setattr(frame_files, "FileLock", read_only)
+    assert cache_paths(facts.root, tmp_path) == first
 
 
 def test_full_disk_leaves_no_cache_file_and_says_what_to_do(facts, tmp_path, monkeypatch):
-    def full_disk(decoder, file):
+    def full_disk(file, parts):
         file.write(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(frame_cache, "_write_frames", full_disk)
+    monkeypatch.setattr(frame_files, "_write_raw", full_disk)
     with pytest.raises(ValueError, match="no room for the frame cache.*'off'"):
         open_frames(DatasetRows(facts.root), KEYS, str(tmp_path))
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert not list(tmp_path.rglob("*.npy*"))
 
 
-def test_auto_decodes_on_demand_when_the_cache_would_be_too_large(facts, tmp_path, monkeypatch, caplog):
+def test_auto_packs_frames_without_room_and_decodes_the_rest(facts, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("FORESIGHT_CACHE", str(tmp_path))
-    monkeypatch.setattr(frame_cache, "AUTO_CACHE_BYTES", 1000)
-    rows = DatasetRows(facts.root)
-    assert isinstance(open_frames(rows, KEYS), OnDemandFrames) and "decoding on demand" in caplog.text
-    monkeypatch.setattr(frame_cache, "AUTO_CACHE_BYTES", 10**9)
-    assert isinstance(open_frames(rows, KEYS), CachedFrames)
+    rows, decoded = DatasetRows(facts.root), OnDemandFrames(DatasetRows(facts.root), KEYS)
+    spans = (range(6), range(6, 11))
+    # Of a frame of each camera; the first frames of both episodes are taken for all.
+    firsts = [decoded.read_stored(key, range(row, row + 1))[0] for key in KEYS for row in (0, 6)]
+    packed = sum(len(pack_frame(frame)) for frame in firsts) / 2
+    assert packed < 0.5 * len(KEYS) * 3 * 32 * 40
+    for budget, held in ((0, 0), (7 * packed, 1), (8 * packed, 2)):
+        monkeypatch.setattr(frame_cache, "make_room", lambda base, needed, budget=budget: budget)
+        frames = pickle.loads(pickle.dumps(open_frames(rows, KEYS)))
+        assert frames.n_cached == held
+        assert held == 0 or all(files.packed for files in frames.files.values())
+        assert (f"room for the decoded frames of {held} of 2 episodes" in caplog.text) == (held < 2)
+        for span in spans:
+            for key, values in frames.read_many_stored(dict.fromkeys(KEYS, span)).items():
+                assert (values == decoded.read_stored(key, span)).all()
+    assert len(frames.files[KEYS[0]].paths) == 2
 
 
 def test_off_means_off_in_yaml_too(facts, tmp_path, monkeypatch):

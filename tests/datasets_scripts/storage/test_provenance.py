@@ -1,5 +1,8 @@
 """What is known of labels is written and read."""
 
+import json
+import pickle
+
 import numpy as np
 import pytest
 
@@ -18,6 +21,40 @@ def test_provenance_round_trip_and_moving_flags(tmp_path):
     assert not provenance.moving_flags(read, 0, "main", POINTS).any()
     assert provenance.moving_flags(read, 3, "main", POINTS + 5).sum() == moving.sum()
     assert provenance.read_provenance(tmp_path / "elsewhere") == {}
+
+
+def test_facts_of_an_episode_are_read_when_they_are_asked_for(tmp_path):
+    facts = {str(e): {"task": f"task {e}", "main": {"flags": []}} for e in (10, 2, 0)}
+    provenance.write_provenance(tmp_path, {"cameras": {}, "episodes": facts})
+    known = pickle.loads(pickle.dumps(provenance.read_provenance(tmp_path)["episodes"]))
+    assert known == facts and len(known) == 3 and "7" not in known and known.get("1", {}) == {}
+    assert list(known) == ["0", "2", "10"] and known["2"]["task"] == "task 2"
+    provenance.write_provenance(tmp_path, {"cameras": {}, "episodes": {"2": {"task": "another"}}})
+    assert known == facts  # whoever reads the file that was replaced
+    provenance.write_provenance(tmp_path, {"cameras": {}, "episodes": known})
+    path = tmp_path / provenance.EPISODE_FACTS_PATH
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], '{"episode": 2, "task": ', lines[2]]))
+    damaged = provenance.read_provenance(tmp_path)["episodes"]
+    assert damaged["0"] == facts["0"]
+    with pytest.raises(ValueError, match=r"foresight_episodes\.jsonl is damaged in line 2"):
+        damaged["2"]
+    path.write_text(lines[0])
+    with pytest.raises(ValueError, match=r"promises facts of 3 episodes, .*jsonl has 1: copy both files"):
+        provenance.read_provenance(tmp_path)
+
+
+def test_the_first_version_kept_everything_in_one_file_and_is_still_read(tmp_path):
+    path = tmp_path / provenance.PROVENANCE_PATH
+    path.parent.mkdir()
+    path.write_text(
+        json.dumps({"version": 1, "episodes": {"0": {"task": "x", "flags": ["main/few-tracks"]}}})
+    )
+    old = provenance.read_provenance(tmp_path)
+    assert provenance.flagged_episodes(old) == {0: ["main/few-tracks"]}
+    provenance.write_provenance(tmp_path, old)
+    new = provenance.read_provenance(tmp_path)
+    assert new["version"] == provenance.PROVENANCE_VERSION and new["episodes"] == old["episodes"]
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "is damaged"), ('{"version": 99}', "version 99")])

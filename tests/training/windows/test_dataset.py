@@ -312,6 +312,7 @@ def test_chosen_episodes_only(facts, cache):
 def add_flags(root, flags: dict[str, list[str]]) -> None:
     """Puts flags into the provenance of a copy, as `inspect_dataset.py --write-flags` does."""
     provenance = read_provenance(root)
+    provenance["episodes"] = dict(provenance["episodes"])
     for episode, facts in provenance["episodes"].items():
         facts["flags"] = flags.get(episode, [])
     write_provenance(root, provenance)

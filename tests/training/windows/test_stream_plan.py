@@ -12,6 +12,7 @@ from training.windows.block_shuffle import split_by_files
 from training.windows.stream_plan import StreamedBatches, StreamedSampler, StreamPlan
 
 EPISODES, FRAMES, BATCH = 8, 4, 4
+VIDEOS = ["observation.images.main", "observation.depth.main"]
 CONFIG = WindowConfig(views=["main"], history_length=2, flow_grid=(2, 3), flow_length=3, lookahead=True)
 
 
@@ -34,7 +35,7 @@ def assert_same(ours, theirs):
 def open_stream(recorded, folder, files_of_episodes: float):
     """Windows in a store with room for the files of some episodes; the store."""
     rows = StreamedRows(recorded, FileStore(folder, 10**9))
-    each = sum(rows.bytes_of(path) for path in rows.files_of(0, rows.meta.video_keys))
+    each = sum(rows.bytes_of(path) for path in rows.files_of(0, VIDEOS))
     rows.store.limit_bytes = int(1.02 * files_of_episodes * each)
     return ForesightWindows(rows, CONFIG), rows.store
 
@@ -96,7 +97,8 @@ def test_validation_episodes_are_whole_files_and_a_missing_file_ends_the_start(r
     rows = windows.rows
     train, held_out = split_by_files(rows, windows.columns.pictures, 0.25, seed=1)
     assert len(held_out) == 2 and sorted(train + held_out) == list(range(EPISODES))
-    rows.remote.files.pop(rows.files_of(7, rows.meta.video_keys)[1].relative_to(rows.root).as_posix())
+    missing = rows.files_of(7, VIDEOS)[1]
+    rows.remote.files.pop(missing.relative_to(rows.root).as_posix())
     with pytest.raises(ValueError, match=r"videos/observation.*/file-007.mp4 is missing or empty"):
         StreamPlan(ConcatWindows([windows]), None, "natural", seed=3)
 
