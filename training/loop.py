@@ -99,7 +99,7 @@ def train(config: RunConfig, resume: bool) -> int:
 
 
 def dry_run(config: RunConfig) -> int:
-    """Takes a few steps of a run and prints what the whole will take; nothing is written.
+    """Takes a few steps of a run and prints what the whole will take; the run folder stays as it is.
 
     Returns:
         `int`: Exit code 0.

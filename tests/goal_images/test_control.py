@@ -21,7 +21,7 @@ class NotedStream:
         self.model = SimpleNamespace(config=SimpleNamespace(views=["main", "wrist"]))
         self.single, self.num_envs, self.with_progress = robots is None, robots or 1, with_progress
         self.progress, self.goals = torch.zeros(self.num_envs), [[] for _ in range(self.num_envs)]
-        self.now = [-1] * self.num_envs
+        self.now, self.state_dim = [-1] * self.num_envs, 0
 
     def reset(self, instruction, envs=None):
         self.progress[:] = 0.9  # of the instruction before

@@ -58,8 +58,8 @@ class FakeStream:
     """Acts with the seed it reads from the state, and notes what it was shown."""
 
     def __init__(self, chunk=4):
-        self.model = SimpleNamespace(config=SimpleNamespace(views=["main", "wrist"], state_dim=4))
-        self.chunk, self.episodes, self.current = chunk, [], {}
+        self.model = SimpleNamespace(config=SimpleNamespace(views=["main", "wrist"]))
+        self.chunk, self.episodes, self.current, self.state_dim = chunk, [], {}, 4
 
     def reset(self, instruction, envs):
         for env in envs:

@@ -1,4 +1,4 @@
-"""A rehearsal of a run: a few steps that change and write nothing, then what the whole run will take."""
+"""A rehearsal of a run: a few steps of which nothing is kept, then what the whole run will take."""
 
 import dataclasses
 import time
@@ -51,7 +51,7 @@ def rehearse(run: Run, batches: Iterator[Mapping], take_step: Callable) -> str:
         f"a second. One process reads its batch in {wait:.3g} s without the frame cache",
         f"{options.steps} steps take about {format_hours(step * options.steps)} if reading keeps up, and "
         "validation, checkpoints and the final measurement come on top",
-        "nothing was kept: train without --dry-run",
+        "no run was kept: train without --dry-run",
     ]
     return "\n".join(lines)
 

@@ -99,6 +99,7 @@ class FakeStream:
 
     def __init__(self, model, processor, num_envs):
         self.model, self.tasks, self.current = model, [], {}
+        self.state_dim = model.config.state_dim
         FakeStream.last = self
 
     def reset(self, instruction, envs):
