@@ -26,7 +26,7 @@ export HF_HUB_OFFLINE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero libero-object test-libero sample-data ablation ablation-pilot ablation-robustness pretraining pretraining-sources pretrained-models mt50 mt50-experts test test-slow test-deepspeed test-common test-newest test-lowest quality style space benchmark benchmark-gpu benchmark-gpu-training constraints clean
+.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero libero-object test-libero sample-data ablation ablation-pilot ablation-robustness pretraining pretraining-sources pretrained-models mt50 mt50-experts mt50-model test test-slow test-deepspeed test-common test-newest test-lowest quality style space benchmark benchmark-gpu benchmark-gpu-training constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -178,6 +178,20 @@ libero-object: libero ## LIBERO's libero_object on scripted demonstrations, with
 
 mt50: setup ## MetaWorld MT50: one policy for 50 tasks, from data to success in LeRobot's protocol (5 hours)
 	$(EXPERIMENT) experiments.mt50 --results results/metaworld_mt50.json
+
+MT50_RUN = outputs/mt50/mt50/cells/foresight_3d_displacement-steps-50demos-seed$(SEED)
+MT50_MODEL = hub_cards/models/3d-foresight-metaworld-mt50
+
+mt50-model: setup ## the shipped MT50 policy with its card; after `make mt50` (20 minutes)
+	$(PY) training/evaluate.py --checkpoint $(MT50_RUN)/model --tasks all --episodes 10 --seed 10000 \
+		--output $(MT50_RUN)/eval.json
+	$(PY) training/visualize.py --checkpoint $(MT50_RUN)/model --dataset outputs/mt50/mt50/data/50demos \
+		--output $(MT50_RUN)/foresight.png
+	$(PY) hub_cards/build.py $(MT50_RUN)
+	rm -rf $(MT50_MODEL)
+	cp -r $(MT50_RUN)/model $(MT50_MODEL)
+	$(PY) hub_cards/build.py $(MT50_MODEL) --sample
+	$(PY) hub_cards/check.py $(MT50_MODEL)
 
 test: setup ## the quick tests, on all cores (PYTEST_FLAGS="-k mask" picks some, "-n 0" takes one process)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not network" -n $(THREADS) --dist worksteal $(PYTEST_FLAGS)

@@ -34,10 +34,11 @@ def find_writers(accelerator: Accelerator, folder: Path) -> None:
     (folder / name).unlink(missing_ok=True)
     if all(seen):
         return
-    if accelerator.distributed_type == DistributedType.FSDP:
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
             f"{folder} is not the same folder for all processes (not for process {seen.index(False)}), and "
-            "each would keep shards of its own: give an --output that all share, or train without FSDP"
+            "each would keep shards of its own: give an --output that all share, or train without shards "
+            "(ddp.yaml)"
         )
     accelerator.print(f"{folder} is not shared: every machine keeps its own checkpoints there")
     accelerator.project_configuration.save_on_each_node = True

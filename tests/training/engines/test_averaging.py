@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from tests.ranks import FSDP2, run_ranks
+from tests.ranks import FSDP2, ZERO2, run_ranks
 from tests.training.engines.test_sharding import run_process
 from tests.training.test_train import config_file, dataset, fresh_accelerate, log_lines, run, weights
 from training.engines.averaging import WeightAverage
@@ -74,8 +74,8 @@ def test_a_resumed_run_has_the_average_of_an_uninterrupted_one(config_file, data
 
 
 @pytest.mark.slow  # two processes
-def test_the_average_in_shards_is_that_of_one_process(config_file, dataset, tmp_path):
-    engine = FSDP2.values[0]
+@pytest.mark.parametrize("engine", [FSDP2, ZERO2])
+def test_the_average_of_an_engine_is_that_of_one_process(config_file, dataset, tmp_path, engine):
     flags = [*EMA, "--model.embd_pdrop", "0", "--model.attention_dropout", "0", "--model.resid_pdrop", "0"]
     assert run(config_file, dataset, tmp_path / "one", *flags) == 0
     for hours, resume in (("0", False), ("1", True)):

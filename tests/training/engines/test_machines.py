@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from torch.multiprocessing import ProcessRaisedException
 
-from tests.ranks import FSDP2, run_ranks
+from tests.ranks import FSDP2, ZERO3, run_ranks
 from tests.training.engines.test_sharding import FLAGS, alone, assert_same_training
 from tests.training.test_train import REPO, command, config_file, dataset, environment, run
 from training.engines.machines import agree_on_checkpoint
@@ -58,9 +58,10 @@ def run_shard(rank, config_file, dataset, output):
     run(config_file, dataset, output / f"machine{rank}", *FLAGS)
 
 
-def test_shards_need_a_shared_folder(config_file, dataset, tmp_path):
+@pytest.mark.parametrize("engine", [FSDP2, ZERO3])
+def test_shards_need_a_shared_folder(config_file, dataset, tmp_path, engine):
     with pytest.raises(ProcessRaisedException, match="not the same folder for all processes"):
-        run_ranks(run_shard, config_file, dataset, tmp_path, engine=FSDP2)
+        run_ranks(run_shard, config_file, dataset, tmp_path, engine=engine)
 
 
 SCONTROL = """#!/bin/bash

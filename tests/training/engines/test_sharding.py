@@ -10,6 +10,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from tests.ranks import FSDP2, ZERO2, ZERO3, run_ranks
 from tests.training.test_loop import Ranks
@@ -97,6 +98,28 @@ def test_a_stopped_run_resumes_exactly(alone, config_file, dataset, tmp_path, mo
 
     monkeypatch.setattr(Accelerator, "backward", interrupt_the_second)
     run_ranks(stop, engine=engine)
+    monkeypatch.setattr(Accelerator, "backward", backward)
+    run_ranks(run_process, config_file, dataset, output, FLAGS, True, engine=engine)
+    assert_same_training(alone, output)
+
+
+@pytest.mark.slow  # two processes
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("engine", [pytest.param(None, id="ddp"), FSDP2])
+def test_a_run_of_which_a_process_was_killed_resumes_exactly(
+    alone, config_file, dataset, tmp_path, monkeypatch, engine, victim
+):
+    output, backward, calls = tmp_path / "run", Accelerator.backward, iter(range(1, 10))
+
+    def die_in_the_third(self, loss):
+        backward(self, loss)
+        if next(calls) == 3 and self.process_index == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(Accelerator, "backward", die_in_the_third)
+    with pytest.raises((ProcessExitedException, ProcessRaisedException)):  # the other one may end first
+        run_ranks(run_process, config_file, dataset, output, FLAGS, engine=engine)
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-0000002"]
     monkeypatch.setattr(Accelerator, "backward", backward)
     run_ranks(run_process, config_file, dataset, output, FLAGS, True, engine=engine)
     assert_same_training(alone, output)
