@@ -97,13 +97,27 @@ class DatasetRows:
         self._open()
         self._check_rows()
 
-    def _open(self) -> None:
+    def _load_info(self) -> dict:
+        """`meta/info.json`, with the other metadata beside it."""
         refuse_patterns(self.root)
         info = load_info(self.root)
         for part in (TASKS, "meta/episodes"):
             if not (self.root / part).exists():  # LeRobot would search the Hub
                 raise ValueError(f"dataset {self.name} lacks {self.root / part}; {RESTORE}")
-        files = data_files(self.root)
+        return info
+
+    def _keep_metadata(self, episodes: pa.Table, tasks: pd.DataFrame | None) -> None:
+        """Sets what follows from `info`, the episode table and the instructions."""
+        self.features, self.fps, self._episodes = self.info.features, self.info.fps, episodes
+        self.episode_starts, self.episode_stops = (
+            episodes.column(f"dataset_{end}_index").to_numpy().astype(np.int64) for end in ("from", "to")
+        )
+        self.instructions = read_instructions(tasks, self.root)
+        self.tasks = list(self.instructions.values())
+        self._segments: dict[str, VideoSegments] = {}
+
+    def _open(self) -> None:
+        info, files = self._load_info(), data_files(self.root)
         try:
             self.info = DatasetInfo.from_dict(info)
             table = RowTable(self.root, self.info.features, files)
@@ -115,14 +129,8 @@ class DatasetRows:
             for path in sorted((self.root / "meta").glob("*.json")):
                 read_json(path)
             raise ValueError(f"dataset {self.name} cannot be read: {error}; {RESTORE}") from error
-        self.features, self.fps = self.info.features, self.info.fps
-        self._table, self._episodes = table, table.episodes
-        self.episode_starts = table.episodes.column("dataset_from_index").to_numpy().astype(np.int64)
-        self.episode_stops = table.episodes.column("dataset_to_index").to_numpy().astype(np.int64)
-        self.instructions = read_instructions(tasks, self.root)
-        self.tasks = list(self.instructions.values())
-        self._columns: dict[str, ArrowColumn] = {}
-        self._segments: dict[str, VideoSegments] = {}
+        self._table, self._columns = table, {}  # columns by key, as they are asked for
+        self._keep_metadata(table.episodes, tasks)
 
     def _check_rows(self) -> None:
         """Rows must count up, the episode table must cover them, and their instructions must exist."""

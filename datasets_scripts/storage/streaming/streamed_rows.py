@@ -27,14 +27,12 @@ from lerobot.datasets.io_utils import load_tasks
 from lerobot.datasets.utils import DatasetInfo
 
 from datasets_scripts.storage.atomic import write_whole_folder
-from datasets_scripts.storage.dataset_folder import load_info, refuse_patterns
 from datasets_scripts.storage.dataset_rows import (
     RESTORE,
     TASKS,
     ArrowColumn,
     BrokenEpisodeError,
     DatasetRows,
-    read_instructions,
 )
 from datasets_scripts.storage.frame_cache import OnDemandFrames
 from datasets_scripts.storage.streaming.file_store import FileStore
@@ -83,22 +81,14 @@ class StreamedRows(DatasetRows):
         self._check_counts()
 
     def _open(self) -> None:
-        refuse_patterns(self.root)
-        info = load_info(self.root)
-        for part in (TASKS, "meta/episodes"):
-            if not (self.root / part).exists():
-                raise ValueError(f"dataset {self.name} lacks {part}; {RESTORE}")
+        info = self._load_info()
         try:
             self.info, tasks = DatasetInfo.from_dict(info), load_tasks(self.root)
-            self._episodes = episodes = _read_episodes(self.root)
+            episodes = _read_episodes(self.root)
             numbers = [episodes.column(f"data/{part}_index").to_numpy() for part in ("chunk", "file")]
-            bounds = [episodes.column(f"dataset_{end}_index").to_numpy() for end in ("from", "to")]
         except Exception as error:  # whatever LeRobot, datasets or Arrow raise
             raise ValueError(f"the metadata of dataset {self.name} cannot be read: {error}") from error
-        self.features, self.fps = self.info.features, self.info.fps
-        self.episode_starts, self.episode_stops = (bound.astype(np.int64) for bound in bounds)
-        self.instructions = read_instructions(tasks, self.root)
-        self.tasks = list(self.instructions.values())
+        self._keep_metadata(episodes, tasks)
         distinct, file_of_episode = np.unique(np.stack(numbers), axis=1, return_inverse=True)
         self._data_file = file_of_episode.reshape(-1)  # (episodes,) positions in `_data_places`
         self._data_places = [
@@ -107,7 +97,6 @@ class StreamedRows(DatasetRows):
         ]
         self._tables: collections.OrderedDict[int, dict[str, ArrowColumn]] = collections.OrderedDict()
         self._lock = threading.Lock()
-        self._segments = {}
 
     def __len__(self) -> int:
         return int(self.episode_stops[-1]) if len(self.episode_stops) else 0
