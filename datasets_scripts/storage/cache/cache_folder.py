@@ -21,6 +21,10 @@ __all__ = ["CACHE_BYTES", "cache_base", "make_room", "open_cache_folder"]
 
 CACHE_BYTES = 32 * 2**30  # of all datasets together, unless the user names the folder
 HELD_FILE = "in-use"
+KINDS = (
+    "frames",
+    "rows",
+)  # beside them lie streams, which have a limit of their own, and what the user keeps
 
 _held: dict[Path, int] = {}  # open files of this process, by folder
 
@@ -68,13 +72,16 @@ def _hold(folder: Path) -> None:
 
 
 def make_room(base: Path, needed: int) -> int:
-    """Delete folders that nobody holds until `needed` bytes fit, or none is left.
+    """Delete folders of [`open_cache_folder`] that nobody holds until `needed` bytes fit, or none is left.
+
+    Nothing else is deleted, whatever lies in `base`: the user chose it.
 
     Returns:
         `int`: Bytes that may be written: the cache may take `CACHE_BYTES`, and half of the disk space that is
         free without it.
     """
-    sizes = {folder: _count_bytes(folder) for folder in base.glob("*/*") if folder.is_dir()}
+    held = [path for kind in KINDS for path in (base / kind).glob(f"*/{HELD_FILE}")]
+    sizes = {path.parent: _count_bytes(path.parent) for path in held}
     total = sum(sizes.values())
 
     def room() -> int:
@@ -107,7 +114,7 @@ def _delete_unless_held(folder: Path) -> bool:
     if folder in _held or fcntl is None:
         return False
     with contextlib.suppress(OSError):  # held, or not ours
-        handle = os.open(folder / HELD_FILE, os.O_RDONLY | os.O_CREAT, 0o644)
+        handle = os.open(folder / HELD_FILE, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             aside = folder.rename(folder.with_name(f".{folder.name.lstrip('.')}.{os.getpid()}"))

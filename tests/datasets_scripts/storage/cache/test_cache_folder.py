@@ -45,3 +45,15 @@ def test_a_folder_that_is_used_again_is_the_last_to_go(opened, tmp_path):
     os.close(cache_folder._held.pop(opened[0]))
     make_room(tmp_path, SIZE)
     assert [folder.exists() for folder in opened] == [True, False, True]
+
+
+def test_nothing_is_deleted_that_the_cache_did_not_make(opened, tmp_path):
+    others = [
+        tmp_path / place for place in ("streams/data-1", "projects/thesis", "frames/notes", "rows/mine")
+    ]
+    for folder in others:
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(bytes(SIZE))
+    make_room(tmp_path, 10 * SIZE)
+    assert [folder.exists() for folder in opened] == [False] * 3
+    assert all(sorted(path.name for path in folder.iterdir()) == ["file"] for folder in others)
