@@ -21,7 +21,7 @@ __all__ = ["CACHE_BYTES", "cache_base", "make_room", "open_cache_folder"]
 
 CACHE_BYTES = 32 * 2**30  # of all datasets together, unless the user names the folder
 HELD_FILE = "in-use"
-KINDS = (
+CACHED_KINDS = ("frames", "rows")  # streams beside them have a limit of their own
     "frames",
     "rows",
 )  # beside them lie streams, which have a limit of their own, and what the user keeps
@@ -80,7 +80,7 @@ def make_room(base: Path, needed: int) -> int:
         `int`: Bytes that may be written: the cache may take `CACHE_BYTES`, and half of the disk space that is
         free without it.
     """
-    held = [path for kind in KINDS for path in (base / kind).glob(f"*/{HELD_FILE}")]
+    held = [path for kind in CACHED_KINDS for path in (base / kind).glob(f"*/{HELD_FILE}")]
     sizes = {path.parent: _count_bytes(path.parent) for path in held}
     total = sum(sizes.values())
 
