@@ -22,9 +22,6 @@ __all__ = ["CACHE_BYTES", "cache_base", "make_room", "open_cache_folder"]
 CACHE_BYTES = 32 * 2**30  # of all datasets together, unless the user names the folder
 HELD_FILE = "in-use"
 CACHED_KINDS = ("frames", "rows")  # streams beside them have a limit of their own
-    "frames",
-    "rows",
-)  # beside them lie streams, which have a limit of their own, and what the user keeps
 
 _held: dict[Path, int] = {}  # open files of this process, by folder
 
