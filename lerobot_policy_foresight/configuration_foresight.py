@@ -27,8 +27,9 @@ from .lerobot_version import refuse_untested_lerobot
 
 __all__ = ["ForesightScheduleConfig", "LeRobotForesightConfig"]
 
-# What transformers writes into a config.json for itself; read and dropped.
+# What transformers, and its Trainer, write into a config.json for themselves; read and dropped.
 BOOKKEEPING = ("architectures", "auto_map", "model_type", "transformers_version")
+BOOKKEEPING += ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
 MODEL_FIELDS = tuple(name for name in ForesightConfig.__annotations__ if name not in BOOKKEEPING)
 # Settings of one run. transformers would misread two: the dtype of the weights, and a method's name.
 NOT_SAVED = (

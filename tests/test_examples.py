@@ -9,8 +9,10 @@ import av
 import pytest
 from accelerate.state import AcceleratorState
 from huggingface_hub import constants
+from transformers import AutoModel
 
 from datasets_scripts.storage.dataset_rows import DatasetRows
+from lerobot_policy_foresight.lerobot_files import write_lerobot_files
 from tests.hub_server import running_hub
 from training.config import load_config
 from training.loop import train
@@ -64,6 +66,19 @@ def test_adapting_the_policy_makes_its_errors_on_the_sample_comparable(run_examp
     printed = run_example("finetune_lora", "--steps", "4")
     assert re.findall(r"^(\w+): next action is \d\.\d+ off", printed, re.MULTILINE) == ["base", "adapter"]
     assert Path("outputs/lora/model/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_trainer_of_transformers_goes_on_from_its_newest_checkpoint(run_example):
+    losses = []
+    for steps in (2, 4):
+        printed = run_example("transformers_trainer", "--steps", str(steps), "--output", "run")
+        losses.append(re.findall(r"^(?:before: loss|after step \d: loss) ([\d.]+)", printed, re.MULTILINE))
+        assert f"after step {steps}: loss" in printed
+    assert len(losses[0]) == len(losses[1]) == 2 and losses[0][0] == losses[1][0]
+    assert Path("run/checkpoint-4/model.safetensors").is_file()
+    write_lerobot_files("run")  # reads the settings that Trainer adds
+    assert AutoModel.from_pretrained("run").config.history_length == 1
 
 
 @pytest.mark.slow

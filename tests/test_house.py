@@ -95,6 +95,7 @@ TESTS_OF_SUBJECTS = {  # a subject that no single file holds
     "training/test_converted.py",
     "training/test_embodiments.py",
     "training/test_lora.py",
+    "training/test_transformers_trainer.py",
     "training/windows/test_calvin_form.py",
 }
 
