@@ -33,7 +33,7 @@ class GoalStream:
         every (`int`): Control steps from one goal to the next.
 
     Attributes:
-        model, num_envs, state_dim: The stream's.
+        model, num_envs, state_dim, with_progress, progress: The stream's.
         waits_s (`list[float]`): Seconds that the control loop has waited for goals, each time it did.
 
     Raises:
@@ -54,6 +54,16 @@ class GoalStream:
         self._has_goal = [False for _ in robots]
         self._due: dict[int, GoalRequest] = {}
         self._asked: dict[int, int] = {}  # robots whose goals are being drawn -> their episodes
+
+    @property
+    def with_progress(self) -> bool:
+        """Whether the stream predicts progress."""
+        return self.stream.with_progress
+
+    @property
+    def progress(self):
+        """What the stream predicted at the newest step of each robot."""
+        return self.stream.progress
 
     def reset(self, instruction: str | Sequence[str], envs: Sequence[int] | None = None) -> None:
         """Starts an instruction, see `ForesightStream.reset`."""

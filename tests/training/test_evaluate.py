@@ -24,7 +24,7 @@ from training import evaluate
 from training.evaluation.closed_loop import run_episodes
 from training.evaluation.metaworld_success import MetaWorld, SuccessOptions, _check_unseen
 from training.evaluation.simulation_pool import SimulationPool
-from training.evaluation.videos import rollout_grid, write_video
+from training.evaluation.videos import GREEN, RED, rollout_grid, write_video
 from training.model_folder import load_checkpoint
 from training.run_facts import portable_command, portable_path
 
@@ -119,17 +119,30 @@ def test_film_keeps_the_given_trials_up_to_their_last_picture():
     assert [[int(frame[0, 0, 0]) for frame in e.frames] for e in episodes] == [[0, 1], [0, 1, 2], [], [], []]
 
 
+def test_a_failure_is_where_the_predicted_progress_was_highest():
+    class Stream(FakeStream):
+        with_progress = True
+
+        def step_chunk(self, images, state, envs):
+            self.progress = {env: -abs(row[1] - 2) for env, row in zip(envs, state, strict=True)}
+            return super().step_chunk(images, state, envs)
+
+    for stream, failed_at in ((Stream(), 2), (FakeStream(), 5)):
+        episodes, _ = run_episodes(stream, FakePool(2), TRIALS[:3], 4, LIMITS, film=TRIALS[:2])
+        assert [e.find_failure() for e in episodes] == [failed_at, None, None]  # seed 0 never succeeds
+        assert [len(e.actions) for e in episodes] == [5, 1, 2]
+
+
 def test_videos_hold_every_frame_and_show_the_outcome(tmp_path):
     clips = [[np.full((31, 45, 3), 10 * i, np.uint8)] * n for i, n in enumerate((3, 6))]
-    frames = list(rollout_grid(clips, ["7", "8"], [True, False], hold=2))
-    assert len(frames) == 6 + 2
-    first, last = frames[0], frames[-1]
-    assert first.shape == last.shape and not (first == last).all()
-    assert (last == (40, 160, 70)).all(-1).any() and (last == (200, 50, 45)).all(-1).any()
-    assert not (first == (40, 160, 70)).all(-1).any()
+    frames = list(rollout_grid(clips, ["7", "8"], [None, 4], hold=2))
+    assert len(frames) == 6 + 2 + 2
+    green, red = ([(frame == color).all(-1).any() for frame in frames] for color in (GREEN, RED))
+    assert green == [step >= 2 for step in range(10)]  # its last picture
+    assert red == [step >= 4 for step in range(10)]  # its failure, which stands still for two more frames
     write_video(tmp_path / "film.mp4", frames, 20)
     with av.open(str(tmp_path / "film.mp4")) as container:
-        assert sum(1 for _ in container.decode(video=0)) == 8
+        assert sum(1 for _ in container.decode(video=0)) == 10
     with pytest.raises(ValueError, match="no frames"):
         write_video(tmp_path / "none.mp4", [], 20)
     assert [p.name for p in tmp_path.iterdir()] == ["film.mp4"]
@@ -377,6 +390,23 @@ def test_an_interrupted_evaluation_resumes_to_the_same_results(run, tmp_path):
     whole = run(*options)
     for part in ("tasks", "mean", "episodes", "settings", "seeds", "checkpoint"):
         assert whole.results[part] == resumed.results[part]
+
+
+def test_failures_come_first_in_the_video_and_their_moment_is_in_the_results(run, tmp_path, monkeypatch):
+    shown = []
+
+    def grid(clips, captions, failures):
+        shown.append((captions, failures))
+        return rollout_grid(clips, captions, failures)
+
+    monkeypatch.setattr("training.evaluation.videos.rollout_grid", grid)
+    monkeypatch.setattr("training.evaluation.success.MAX_FILMED", 3)
+    options = ("--episodes", "8", "--seed", "8", "--max-steps", "20", "--num-envs", "8")
+    done = run(*options, "--video", str(tmp_path / "film.mp4"))
+    assert done.code == 0, done.err
+    found = {e["seed"]: e["failed_at"] for e in done.results["episodes"] if "failed_at" in e}
+    assert sorted(found) == [13, 14] and all(0 <= step <= 5 for step in found.values())
+    assert shown == [(["13", "14", "8"], [found[13], found[14], None])]
 
 
 def test_an_interrupted_evaluation_of_another_policy_or_setting_is_not_resumed(run, policy, tmp_path):

@@ -29,7 +29,13 @@ class Episode:
         solved (`int`): Tasks solved in a row.
         success (`bool`): Whether the last task tried was solved at any simulation step (LeRobot's rule).
         steps, simulation_steps (`int`): Control steps, one action each, and those of the simulation.
-        frames (`list`): Pictures of the first view, `(H, W, 3)` uint8, if they were asked for.
+        failed_at (`int`, *optional*): Of a filmed failure, the number of actions after which the progress
+            that the policy predicts was highest: from then on it came no nearer to its goal, as it sees it.
+            All of them if the stream predicts no progress.
+        frames (`list`): Pictures of the first view before every step and after the last one, `(H, W, 3)`
+            uint8, if they were asked for.
+        actions (`list`): The actions, `(A,)` float32.
+        progress (`list`): The progress that the policy predicted before each of them, if it did.
     """
 
     task: str
@@ -39,7 +45,16 @@ class Episode:
     success: bool = False
     steps: int = 0
     simulation_steps: int = 0
+    failed_at: int | None = None
     frames: list[np.ndarray] = dataclasses.field(default_factory=list, repr=False)
+    actions: list[np.ndarray] = dataclasses.field(default_factory=list, repr=False)
+    progress: list[float] = dataclasses.field(default_factory=list, repr=False)
+
+    def find_failure(self) -> int | None:
+        """The step at which a failure that was filmed failed, for `failed_at`."""
+        if self.success:
+            return None
+        return int(np.argmax(self.progress)) if self.progress else self.steps
 
 
 @dataclasses.dataclass
@@ -63,6 +78,14 @@ class _Slot:
     seen: Mapping | None = None
     steps: int = 0
     planned: deque = dataclasses.field(default_factory=deque)
+
+    def count_step(self, action: np.ndarray, stream: ForesightStream | GoalStream, worker: int) -> None:
+        """Notes an action, and the progress that the stream predicted before it, if it does."""
+        self.steps += 1
+        self.episode.steps += 1
+        self.episode.actions.append(action)
+        if getattr(stream, "with_progress", False):
+            self.episode.progress.append(float(stream.progress[worker]))
 
 
 def run_episodes(
@@ -138,9 +161,9 @@ def run_episodes(
                 if not slot.planned:
                     slot.planned.extend(chunk[:execute_steps])
         for worker, slot in ready.items():
-            pool.step(worker, slot.planned.popleft(), stride)
-            slot.episode.steps += 1
-            slot.steps += 1
+            action = slot.planned.popleft()
+            pool.step(worker, action, stride)
+            slot.count_step(action, stream, worker)
         timing.step.append(time.perf_counter() - started)
     timing.goal.extend(getattr(stream, "waits_s", ()))
     return episodes, timing

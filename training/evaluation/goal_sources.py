@@ -75,8 +75,12 @@ def _digest_unet(folder: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def open_stream(model, processor, options, num_envs: int, control_hz: float) -> Iterator:
+def open_stream(
+    model, processor, options, num_envs: int, control_hz: float, with_progress: bool = False
+) -> Iterator:
     """Yields the policy's stream for `num_envs` robots, with goals as the options say.
+
+    With `with_progress` it predicts the progress too, if the policy can.
 
     Raises:
         ValueError: If dataset or generator do not exist, or do not fit; names it.
@@ -86,7 +90,9 @@ def open_stream(model, processor, options, num_envs: int, control_hz: float) -> 
 
     config, source = model.config, options.goal_source
     if source not in READS:
-        yield ForesightStream(model, processor, num_envs=num_envs)
+        yield ForesightStream(
+            model, processor, num_envs=num_envs, with_progress=with_progress and config.has("progress")
+        )
         return
     from goal_images.background import GoalWorker
     from goal_images.control import GoalStream

@@ -12,6 +12,7 @@ import itertools
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,7 +45,7 @@ __all__ = [
 
 MAX_FILMED = 20  # rollouts in one video
 SMALL_MODEL = 20_000_000  # parameters
-EPISODE_FACTS = ("task", "seed", "success", "steps", "simulation_steps")
+EPISODE_FACTS = ("task", "seed", "success", "steps", "simulation_steps", "failed_at")
 
 
 def option(help: str, default=dataclasses.MISSING, **more):
@@ -85,7 +86,11 @@ class EvaluationOptions(GoalOptions):
     episodes: int = option("per task (default: %(default)s)", 20)
     seed: int = option("start of the first episode; the others follow (default: %(default)s)", 10000)
     output: Path = option("results (default: %(default)s)", Path("eval.json"))
-    video: Path | None = option(f"film of up to {MAX_FILMED} episodes, of all tasks alike, .mp4", None)
+    video: Path | None = option(
+        f"film of up to {MAX_FILMED} episodes, .mp4: failures first, of all tasks alike, each marked at the "
+        "step where the progress that the policy predicts was highest",
+        None,
+    )
     dataset: str | None = option("also measure errors on the held-out episodes of this dataset", None)
     num_envs: int = option("simulators side by side (default: one per core, %(default)s here)", count_cores)
     execute_steps: int = option(
@@ -233,7 +238,7 @@ def _measure(benchmark: Benchmark, model, processor, run: dict) -> dict:
             **benchmark.summarize(rate),
             "seeds": facts["seeds"] | checked,
             "timing": timing,
-            "episodes": [{name: getattr(e, name) for name in EPISODE_FACTS} for e in episodes],
+            "episodes": [_episode_facts(episode) for episode in episodes],
             **run,
         }
         write_json(options.output, results)  # what fails from here on must not cost the results
@@ -343,10 +348,10 @@ def _run_trials(benchmark: Benchmark, model, processor, settings: dict, folder: 
 
     options = benchmark.options
     trials = list(itertools.product(benchmark.tasks, options.seeds))
-    film = _filmed(trials, len(benchmark.tasks)) if options.video else set()
+    film = Film(folder, trials, len(benchmark.tasks)) if options.video else None
     known = {(e.task, e.seed): e for e in _read_episodes(folder)}
-    # What is to be filmed and was not is run again.
-    known = {trial: e for trial, e in known.items() if e.frames or trial not in film}
+    if film:  # what is to be filmed and was not is run again
+        known = {trial: e for trial, e in known.items() if film.has(trial) or trial not in film.always}
     missing = [trial for trial in trials if trial not in known]
     size = min(options.num_envs, len(missing))
     outcomes = [episode.success for episode in known.values()]
@@ -354,7 +359,10 @@ def _run_trials(benchmark: Benchmark, model, processor, settings: dict, folder: 
     with tqdm(total=len(trials), initial=len(known), desc="evaluate", unit="episode") as bar:
 
         def keep(episode) -> None:
-            _write_episode(folder, trials.index((episode.task, episode.seed)), episode)
+            if film:
+                film.keep(episode)
+            number = trials.index((episode.task, episode.seed))
+            write_json(folder / f"{number:06d}.json", _episode_facts(episode))
             outcomes.append(episode.success)
             rate = sum(outcomes) / len(outcomes)
             bar.set_postfix_str(f"success {sum(outcomes)}/{len(outcomes)} = {rate:.0%}")
@@ -363,7 +371,7 @@ def _run_trials(benchmark: Benchmark, model, processor, settings: dict, folder: 
         if missing:
             simulator = benchmark.make_simulator(model.config.for_robot(processor.embodiment), settings)
             with (
-                open_stream(model, processor, options, size, settings["control_hz"]) as stream,
+                open_stream(model, processor, options, size, settings["control_hz"], bool(film)) as stream,
                 SimulationPool(size, simulator) as pool,
             ):
                 episodes, timing = run_episodes(
@@ -373,10 +381,12 @@ def _run_trials(benchmark: Benchmark, model, processor, settings: dict, folder: 
                     settings["stride"],
                     benchmark.step_limits(settings),
                     settings["execute_steps"],
-                    film,
+                    set(missing) if film else (),
                     on_done=keep,
                 )
             known |= {(e.task, e.seed): e for e in episodes}
+    if film:
+        film.load(known)
     return [known[trial] for trial in trials], {
         "wall_s": round(time.perf_counter() - begun, 2),
         "parallel_environments": size,
@@ -387,19 +397,59 @@ def _run_trials(benchmark: Benchmark, model, processor, settings: dict, folder: 
     }
 
 
-def _filmed(trials: Sequence[tuple[str, int]], tasks: int) -> set[tuple[str, int]]:
-    """Trials to film: equally many first ones of every task."""
-    each, episodes = max(1, MAX_FILMED // tasks), len(trials) // tasks
-    first = [trial for i, trial in enumerate(trials) if i % episodes < each]
-    return set(first[:MAX_FILMED])
+class Film:
+    """Pictures and actions of the trials that the video may show, in files of the folder of episodes.
+
+    These are the first trials of every task, and as many failures of each. Pictures of the others are dropped
+    when they end.
+
+    Attributes:
+        always (`set`): The trials that are kept whatever their outcome.
+    """
+
+    def __init__(self, folder: Path, trials: Sequence[tuple[str, int]], tasks: int):
+        self._folder, self._trials = folder, trials
+        self._each, episodes = max(1, MAX_FILMED // tasks), len(trials) // tasks
+        first = [trial for i, trial in enumerate(trials) if i % episodes < self._each]
+        self.always = set(first[:MAX_FILMED])
+        self._failures: Counter[str] = Counter()
+
+    def _path(self, trial: tuple[str, int]) -> Path:
+        return self._folder / f"{self._trials.index(trial):06d}.npz"
+
+    def has(self, trial: tuple[str, int]) -> bool:
+        """Whether its pictures are kept."""
+        return self._path(trial).is_file()
+
+    def keep(self, episode) -> None:
+        """Notes where an episode failed, writes what is kept of it, and frees its memory."""
+        trial, episode.failed_at = (episode.task, episode.seed), episode.find_failure()
+        self._failures[episode.task] += not episode.success
+        if trial in self.always or (not episode.success and self._failures[episode.task] <= self._each):
+            with write_whole_file(self._path(trial)) as temporary, temporary.open("wb") as file:
+                arrays = {"frames": np.stack(episode.frames), "actions": np.stack(episode.actions)}
+                np.savez_compressed(file, **arrays)
+        episode.frames, episode.actions = [], []
+
+    def load(self, episodes: Mapping[tuple[str, int], Any]) -> None:
+        """Gives back pictures and actions to the episodes that the video shows."""
+        turns: Counter[tuple[str, bool]] = Counter()
+        ranked = []
+        for number, trial in enumerate(self._trials):
+            if self.has(trial):
+                kind = (trial[0], episodes[trial].success)
+                ranked.append((episodes[trial].success, turns[kind], number))
+                turns[kind] += 1
+        for *_, number in sorted(ranked)[:MAX_FILMED]:
+            with np.load(self._path(self._trials[number])) as arrays:
+                episode = episodes[self._trials[number]]
+                episode.frames, episode.actions = list(arrays["frames"]), list(arrays["actions"])
 
 
-def _write_episode(folder: Path, number: int, episode) -> None:
-    """Keeps a finished episode, and its pictures if it was filmed."""
-    if episode.frames:
-        with write_whole_file(folder / f"{number:06d}.npz") as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, frames=np.stack(episode.frames))
-    write_json(folder / f"{number:06d}.json", {name: getattr(episode, name) for name in EPISODE_FACTS})
+def _episode_facts(episode) -> dict:
+    """What the results say of an episode."""
+    facts = {name: getattr(episode, name) for name in EPISODE_FACTS}
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _read_episodes(folder: Path) -> Iterator:
@@ -407,9 +457,7 @@ def _read_episodes(folder: Path) -> Iterator:
     from training.evaluation.closed_loop import Episode
 
     for path in sorted(folder.glob("[0-9]*.json")):
-        film = path.with_suffix(".npz")
-        frames = list(np.load(film)["frames"]) if film.exists() else []
-        yield Episode(**json.loads(path.read_text()), frames=frames)
+        yield Episode(**json.loads(path.read_text()))
 
 
 def percentiles_ms(durations_s: Sequence[float]) -> dict:
@@ -423,8 +471,9 @@ def percentiles_ms(durations_s: Sequence[float]) -> dict:
 def _write_film(path: Path, episodes: list, name_tasks: bool, fps: float) -> None:
     from training.evaluation.videos import rollout_grid, write_video
 
+    episodes = sorted(episodes, key=lambda episode: episode.success)  # failures first
     # Long names of tasks are cut off, so they come last.
     captions = [f"{e.seed} {e.task.rpartition('/')[2] if name_tasks else ''}".strip() for e in episodes]
     write_video(
-        path, rollout_grid([e.frames for e in episodes], captions, [e.success for e in episodes]), fps
+        path, rollout_grid([e.frames for e in episodes], captions, [e.failed_at for e in episodes]), fps
     )

@@ -28,12 +28,16 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> N
 
 
 def rollout_grid(
-    clips: Sequence[Sequence[np.ndarray]], captions: Sequence[str], successes: Sequence[bool], hold: int = 10
+    clips: Sequence[Sequence[np.ndarray]],
+    captions: Sequence[str],
+    failures: Sequence[int | None],
+    hold: int = 10,
 ) -> Iterable[np.ndarray]:
-    """Clips side by side as `(H', W', 3)` uint8; each ends in a green (success) or red (failure) frame.
+    """Clips side by side as `(H', W', 3)` uint8; failures are marked when they happen, successes at the end.
 
-    A clip is the pictures of one rollout, `(H, W, 3)` uint8 of one size. Each has a caption and an outcome.
-    The last state is shown for `hold` more frames.
+    A clip is the pictures of one rollout, `(H, W, 3)` uint8 of one size. Each has a caption and, if it
+    failed, the number of the picture at which it did: there it stops for `hold` frames, and is red from then
+    on. A success ends green. The last state is shown for `hold` more frames.
     """
     height, width = clips[0][0].shape[:2]
     factor = max(1, math.ceil(160 / width))  # small pictures are enlarged so that captions fit
@@ -41,19 +45,29 @@ def rollout_grid(
     rows = math.ceil(len(clips) / columns)
     border, text_height = 3, 14
     tile_height, tile_width = height * factor + text_height + 2 * border, width * factor + 2 * border
-    for step in range(max(map(len, clips)) + hold):
+    order = [_order_pictures(len(clip), at, hold) for clip, at in zip(clips, failures, strict=True)]
+    for step in range(max(map(len, order)) + hold):
         picture = np.zeros((rows * tile_height, columns * tile_width, 3), np.uint8)
-        for i, clip in enumerate(clips):
-            ended = step >= len(clip) - 1
-            outcome, color = ("success", GREEN) if successes[i] else ("failure", RED)
-            text, color = (f"{outcome} {captions[i]}", color) if ended else (captions[i], GREY)
+        for i, (clip, failed_at) in enumerate(zip(clips, failures, strict=True)):
+            place = min(step, len(order[i]) - 1)
+            text, color = captions[i], GREY
+            if failed_at is not None and place >= failed_at:
+                text, color = f"failed at step {failed_at}: {text}", RED
+            elif failed_at is None and step >= len(clip) - 1:
+                text, color = f"success: {text}", GREEN
             top, left = i // columns * tile_height, i % columns * tile_width
             tile = picture[top : top + tile_height, left : left + tile_width]
             tile[:] = color
-            shown = clip[min(step, len(clip) - 1)].repeat(factor, 0).repeat(factor, 1)
+            shown = clip[order[i][place]].repeat(factor, 0).repeat(factor, 1)
             tile[border : border + shown.shape[0], border : border + shown.shape[1]] = shown
             tile[-text_height:] = _draw_label(text, color, text_height, tile_width)
         yield picture
+
+
+def _order_pictures(count: int, failed_at: int | None, hold: int) -> list[int]:
+    """Which picture of a clip is shown at each frame; the one of a failure `hold` frames longer."""
+    order = list(range(count))
+    return order if failed_at is None else sorted(order + [failed_at] * hold)
 
 
 @functools.lru_cache(maxsize=128)
