@@ -9,19 +9,21 @@ from pathlib import Path
 import torch
 
 from datasets_scripts.inspection.drawing import import_matplotlib, save_png
+from datasets_scripts.inspection.rerun_recording import import_rerun
 from datasets_scripts.storage.dataset_rows import DatasetRows
+from datasets_scripts.storage.provenance import read_provenance
 from modeling_foresight import ForesightConfig
 from training.config import DatasetSource
-from training.evaluation.figures import draw_episode, draw_moments, explain_figure, last_window, to_pixels
-from training.evaluation.predictions import depth_limits, predict_windows
-from training.evaluation.videos import write_video
+from training.evaluation.figures import draw_episode, draw_moments, explain_figure, to_pixels
+from training.evaluation.predictions import Moment, depth_limits, predict_windows
+from training.evaluation.videos import record_predictions, write_video
 from training.model_folder import load_checkpoint, read_run_config
 from training.run_data import window_config
 from training.windows import ForesightWindows, split_episodes
 
 EXAMPLE = """example:
   python training/visualize.py --checkpoint outputs/quickstart/model --dataset outputs/quickstart/dataset \\
-      --output foresight.png --moments 4 --mp4 foresight.mp4"""
+      --output foresight.png --moments 4 --video foresight.mp4 --rerun foresight.rrd"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +48,11 @@ def visualize(args: argparse.Namespace) -> None:
         RuntimeError: If matplotlib is missing.
     """
     import_matplotlib()
+    if args.rerun:
+        import_rerun()
+    for name, suffix in (("video", ".mp4"), ("rerun", ".rrd")):
+        if (path := getattr(args, name)) and path.suffix != suffix:
+            raise ValueError(f"--{name} is {path}; its name must end in {suffix}")
     if args.moments < 1:
         raise ValueError(f"--moments is {args.moments}; it must be at least 1")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -55,19 +62,38 @@ def visualize(args: argparse.Namespace) -> None:
     if view not in config.views:
         raise ValueError(f"the checkpoint has no view '{view}'; choose from {', '.join(config.views)}")
     windows, held_out = open_episode(args, config)
+    if view not in windows.cameras:
+        raise ValueError(
+            f"dataset {windows.rows.name} has no camera for the view '{view}'; choose --view from "
+            f"{', '.join(windows.cameras)}"
+        )
 
     kind = "held-out episode" if held_out else "episode"
     figure, title, moments = draw_episode(model, processor, windows, view, args.moments, kind)
     save_png(args.output, figure)
     print(f"wrote {args.output}: {title}, frames {', '.join(str(m.frame) for m in moments)}")
-    if args.mp4:
-        fps = windows.rows.fps / windows.config.frame_stride
-        chosen = range(last_window(windows, config) + 1)
-        every = [p.views[view] for p in predict_windows(model, processor, windows, chosen, [view])]
-        limits, caption = depth_limits(every), explain_figure(config, fps)
-        pictures = (to_pixels(draw_moments([moment], title, caption, limits)) for moment in every)
-        write_video(args.mp4, pictures, max(1, fps / 4))
-        print(f"wrote {args.mp4}: all {len(every)} moments at a quarter of the speed")
+    if args.video or args.rerun:
+        whole = range(len(windows))
+        views = None if args.rerun else [view]
+        every = list(predict_windows(model, processor, windows, whole, views))
+        if args.video:
+            fps = windows.rows.fps / windows.config.frame_stride
+            _write_film(args.video, [p.views[view] for p in every], title, explain_figure(config, fps), fps)
+        if args.rerun:
+            cameras = read_provenance(windows.rows.root).get("cameras", {})
+            intrinsics = {
+                v: cameras.get(camera, {}).get("intrinsics") for v, camera in windows.cameras.items()
+            }
+            record_predictions(args.rerun, every, title, windows.rows.fps, intrinsics)
+            print(f"wrote {args.rerun}; look at it with: rerun {args.rerun}")
+
+
+def _write_film(path: Path, moments: Sequence[Moment], title: str, caption: str, fps: float) -> None:
+    """All moments of an episode, at a quarter of the speed."""
+    limits = depth_limits(moments)
+    pictures = (to_pixels(draw_moments([moment], title, caption, limits)) for moment in moments)
+    write_video(path, pictures, max(1, fps / 4))
+    print(f"wrote {path}: all {len(moments)} moments at a quarter of the speed")
 
 
 def open_episode(args: argparse.Namespace, model: ForesightConfig) -> tuple[ForesightWindows, bool]:
@@ -88,6 +114,7 @@ def open_episode(args: argparse.Namespace, model: ForesightConfig) -> tuple[Fore
         strided_commands=source.strided_commands,
         lookahead=model.has("future"),
         p_moving=1.0,  # show what moves
+        missing_targets=True,  # what was not recorded is left out
         skip_flagged=False,  # the episode was asked for
     )
     return ForesightWindows(rows, config), bool(known) and episode in held_out
@@ -102,13 +129,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--revision", help="commit, branch or tag of a Hub id")
     parser.add_argument("--embodiment", help="name of the robot, of a checkpoint for several")
     parser.add_argument(
-        "--dataset", required=True, help="LeRobot dataset with depth and tracks: folder or Hub id"
+        "--dataset",
+        required=True,
+        help="LeRobot dataset, folder or Hub id; labels that it lacks are left out",
     )
     parser.add_argument("--output", type=Path, default=Path("foresight.png"), help="(default: %(default)s)")
     parser.add_argument("--episode", type=int, help="default: the first that training held out")
     parser.add_argument("--moments", type=int, default=4, help="rows (default: %(default)s)")
     parser.add_argument("--view", help="camera (default: the model's first one, which has the flow)")
-    parser.add_argument("--mp4", type=Path, help="also write all moments of the episode as a video")
+    text = "the whole episode, as a video (.mp4): depth, future and flow beside the truth"
+    parser.add_argument("--video", "--mp4", type=Path, help=text)
+    parser.add_argument("--rerun", type=Path, help="the same of all cameras, for Rerun's viewer (.rrd)")
     parser.add_argument("--device", help="default: cuda if there is one, otherwise cpu")
     return parser.parse_args(arguments)
 

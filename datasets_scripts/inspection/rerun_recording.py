@@ -5,6 +5,8 @@ the intrinsics are known, depth and tracks in 3D, in the camera's axes (x right,
 of the cameras are not known.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,36 @@ from datasets_scripts.inspection.drawing import locate_points
 from datasets_scripts.inspection.labeled_episode import Camera, LabeledEpisode
 from datasets_scripts.storage.atomic import write_whole_file
 
-__all__ = ["record_episode"]
+__all__ = ["import_rerun", "open_recording", "record_episode"]
 
 STILL_RGB, MOVING_RGB = (110, 160, 220), (255, 120, 0)
+
+
+def import_rerun():
+    """The module, or a `RuntimeError` that names the extra to install."""
+    try:
+        import rerun
+    except ImportError as error:
+        raise RuntimeError(
+            f"recordings need Rerun ({error}); run `pip install 'lerobot_policy_foresight[viz]'`"
+        ) from error
+    return rerun
+
+
+@contextlib.contextmanager
+def open_recording(path: str | Path, name: str, blueprint) -> Iterator:
+    """Yields a recording that is written to `path` (`*.rrd`); the file appears only when it is whole.
+
+    Raises:
+        RuntimeError: If Rerun is missing; says what to install.
+    """
+    rr = import_rerun()
+    with write_whole_file(path) as temporary:
+        recording = rr.RecordingStream(name)
+        recording.save(temporary, default_blueprint=blueprint)
+        yield recording
+        recording.flush()
+        recording.disconnect()
 
 
 def record_episode(episode: LabeledEpisode, path: str | Path) -> None:
@@ -28,15 +57,9 @@ def record_episode(episode: LabeledEpisode, path: str | Path) -> None:
     Raises:
         RuntimeError: If Rerun is missing; says what to install.
     """
-    try:
-        import rerun as rr
-    except ImportError as error:
-        raise RuntimeError(
-            f"recordings need Rerun ({error}); run `pip install 'lerobot_policy_foresight[viz]'`"
-        ) from error
-    with write_whole_file(path) as temporary:
-        recording = rr.RecordingStream(f"{Path(episode.rows.name).name}/episode_{episode.number}")
-        recording.save(temporary, default_blueprint=_build_blueprint(episode))
+    rr = import_rerun()
+    name = f"{Path(episode.rows.name).name}/episode_{episode.number}"
+    with open_recording(path, name, _build_blueprint(episode)) as recording:
         recording.log("instruction", rr.TextDocument(episode.task), static=True)
         for camera in episode.cameras:
             _log_lens(recording, camera)
@@ -47,8 +70,6 @@ def record_episode(episode: LabeledEpisode, path: str | Path) -> None:
             recording.log(key, rr.SeriesLines(names=list(map(str, names))), static=True)
         for first, count in episode.chunks():
             _log_frames(recording, episode, first, count)
-        recording.flush()
-        recording.disconnect()
 
 
 def _log_lens(recording, camera: Camera) -> None:

@@ -20,6 +20,7 @@ from tests.tiny import tiny_config, tiny_processor
 from training.config import DataConfig, DatasetSource, RunConfig, save_config
 from training.evaluation.figures import draw_moments, explain_figure
 from training.evaluation.predictions import _undo_depth, _undo_rgb, depth_limits, predict_windows
+from training.evaluation.videos import record_predictions
 from training.visualize import main, open_episode
 from training.windows import ForesightWindows, WindowConfig
 
@@ -194,19 +195,61 @@ def test_the_command_draws_a_held_out_episode_and_a_film(checkpoint, dataset, tm
     )
     options = ["--checkpoint", str(folder / "model"), "--dataset", str(dataset.root), "--moments", "2"]
     output = tmp_path / "pictures" / "foresight.png"
-    assert main([*options, "--output", str(output), "--mp4", str(tmp_path / "film.mp4")]) == 0
+    assert main([*options, "--output", str(output), "--video", str(tmp_path / "film.mp4")]) == 0
     printed = capsys.readouterr().out
     assert "held-out episode" in printed
     with Image.open(output) as picture:
         assert picture.width > 1000 and np.asarray(picture.convert("L")).std() > 10
     with av.open(str(tmp_path / "film.mp4")) as container:
-        # Newest frames 4, 5 and 6 of 0 to 9: a later one has none 3 frames ahead.
-        assert sum(1 for _ in container.decode(video=0)) == 3
+        # Newest frames 4 to 8 of 0 to 9: the last one has no next action.
+        assert sum(1 for _ in container.decode(video=0)) == 5
+
+
+def recorded_places(path) -> set[str]:
+    rerun = pytest.importorskip("rerun", reason="extra viz")
+    chunks = rerun.recording.load_recording(path).chunks()
+    return {chunk.entity_path for chunk in chunks if not chunk.is_static}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objectives", [None, ["action", "progress"]])
+def test_a_whole_episode_is_recorded_for_rerun_with_what_model_and_dataset_have(
+    dataset, model, tmp_path, objectives
+):
+    if objectives:
+        model = ForesightForActionPrediction(small_config(objectives=objectives)).eval()
+    windows = windows_of(dataset, model.config)
+    predictions = list(predict_windows(model, tiny_processor(model.config), windows, range(len(windows))))
+    lens = {"fx": 40, "fy": 40, "cx": 20, "cy": 20, "width": 40, "height": 40}
+    record_predictions(tmp_path / "all.rrd", predictions, "title", 20, {"main": lens, "wrist": None})
+    sides = ("recorded", "predicted")
+    expected = {"/main/camera", "/wrist/camera"}
+    expected |= {f"/{name}/{side}" for name in ("actions", "progress") for side in sides}
+    if not objectives:
+        pairs = ("depth", "future_rgb", "future_depth")
+        expected |= {f"/{v}/{pair}/{side}" for v in ("main", "wrist") for pair in pairs for side in sides}
+        expected |= {f"/main/{place}/flow_{side}" for place in ("camera", "space") for side in sides}
+    assert recorded_places(tmp_path / "all.rrd") == expected
+
+
+@pytest.mark.slow
+def test_a_dataset_without_labels_is_drawn_and_recorded_too(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("FORESIGHT_CACHE", str(tmp_path / "cache"))
+    sizes = {"size": (40, 40), "use_videos": False, "state_dim": STATE, "action_dim": ACTION}
+    bare = make_dataset(tmp_path / "bare", 1, 7, depth=False, tracks=False, **sizes)
+    options = ["--checkpoint", str(checkpoint), "--dataset", str(bare.root), "--moments", "1"]
+    options += ["--output", str(tmp_path / "x.png"), "--rerun", str(tmp_path / "x.rrd")]
+    assert main(options) == 0
+    places = recorded_places(tmp_path / "x.rrd")
+    assert "/main/camera/flow_predicted" in places and "/main/camera/flow_recorded" not in places
+    assert "/main/depth/recorded" not in places and "/main/future_rgb/predicted" in places
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--video", "film.gif"], "--video is film.gif; its name must end in .mp4"),
+        (["--rerun", "film.mp4"], "--rerun is film.mp4; its name must end in .rrd"),
         (["--view", "left"], "no view 'left'"),
         (["--moments", "0"], "--moments is 0"),
         (["--episode", "7"], "episodes 0 to 2"),
