@@ -111,9 +111,11 @@ test-libero: libero ## a few steps in LIBERO's own simulator: conventions, the c
 		tests/datasets_scripts/conversion/test_libero_replay.py tests/training/evaluation/test_libero_success.py \
 		tests/lerobot_policy_foresight/test_libero.py $(PYTEST_FLAGS)
 
-sample-data: setup ## the shipped sample dataset, made again in outputs/sample_data: one demonstration of each of the ten tasks
+sample-data: setup ## the shipped sample dataset, made again in outputs/sample_data: one demonstration of each of the ten tasks, a failure and a success of the shipped policy
 	$(PY) datasets_scripts/simulate.py --tasks $(METAWORLD_OBJECTS),$(METAWORLD_GOALS) --episodes 1 --image-size 96 \
 		--stride 4 --noise 0.1 --seed 4242 --n-points 400 --output outputs/sample_data/metaworld
+	$(PY) training/evaluate.py --checkpoint hub_cards/models/3d-foresight-metaworld-tiny --tasks push-v3 --episodes 2 \
+		--seed 10000 --output outputs/sample_data/policy.json --record outputs/sample_data/metaworld_policy
 
 # Results that take hours, in cells that are made once: run the same command again to resume. One thread each.
 WORKERS = 1

@@ -1,20 +1,81 @@
-"""Simulated demonstrations with exact depth and exact 3D tracks, as a LeRobot v3 dataset."""
+"""Simulated demonstrations and episodes of a policy, with exact depth and tracks, as a LeRobot v3 dataset."""
 
 import functools
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from datasets_scripts.simulation.exact_labels import append_tracks, describe_cameras, describe_tracks
-from datasets_scripts.simulation.recording import Recording, Simulator, record_shard
+from datasets_scripts.simulation.recording import Recording, Simulator, record_shard, render_episode
+from datasets_scripts.storage.atomic import write_whole_folder
 from datasets_scripts.storage.dataset_folder import count_dataset, video_sizes
 from datasets_scripts.storage.episode_job import EpisodeJob, EpisodeWork
 from datasets_scripts.storage.provenance import write_provenance
-from datasets_scripts.storage.shards import assemble_dataset
+from datasets_scripts.storage.shards import assemble_dataset, write_shard
 
-__all__ = ["simulate"]
+__all__ = ["Rollout", "record_rollouts", "simulate"]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """An episode that a policy has acted.
+
+    Attributes:
+        task, seed: Task of the simulator and start.
+        actions (`np.ndarray`): `(F, A)` float32, as executed.
+        outcome (`Mapping`): What is known of it, JSON: `success`, and where it failed, `failed_at`.
+    """
+
+    task: str
+    seed: int
+    actions: np.ndarray
+    outcome: Mapping[str, Any]
+
+
+def record_rollouts(
+    recording: Recording, rollouts: Sequence[Rollout], output: str | Path, policy: Mapping[str, Any]
+) -> None:
+    """Replays a policy's episodes with all cameras and exact labels, and writes them as a dataset.
+
+    Args:
+        recording (`Recording`): Image size, stride, cameras and points; a dataset in `output` is replaced.
+        rollouts (`Sequence[Rollout]`): At least one; the simulator repeats them exactly.
+        output (`str` or `Path`): Folder of the dataset.
+        policy (`Mapping`): Who acted, for the metadata.
+
+    Raises:
+        RuntimeError: If the simulator is missing or fails.
+        OSError: If the disk is full.
+    """
+    layout, facts = recording.layout(), []
+    with tempfile.TemporaryDirectory() as place:
+
+        def shard_of(episode: int) -> Path:
+            return Path(place) / f"{episode:06d}"
+
+        try:
+            for episode, rollout in enumerate(rollouts):
+                sim = _open_simulator(recording, rollout.task)
+                generator = np.random.default_rng((recording.seed, episode))
+                videos, arrays, known = render_episode(
+                    sim, recording, rollout.seed, rollout.actions, generator
+                )
+                known |= {"task": rollout.task, "instruction": sim.task_description, "seed": rollout.seed}
+                known |= {"attempts": 1, "outcome": dict(rollout.outcome)}
+                arrays |= {"action": rollout.actions}
+                facts.append(
+                    write_shard(shard_of(episode), videos, arrays, known, layout.fps, layout.depth_max_m)
+                )
+        finally:
+            _close_simulator()
+        with write_whole_folder(output, replace=True) as root:
+            _assemble(root, recording, shard_of, facts, policy)
 
 
 def simulate(recording: Recording, output: Path, workers: int = 1) -> dict[str, float]:
@@ -92,12 +153,19 @@ def _record_one(recording: Recording, episode: int, shard: Path) -> dict:
 
 
 def _assemble(
-    root: Path, recording: Recording, shard_of: Callable[[int], Path], facts: Sequence[dict]
+    root: Path,
+    recording: Recording,
+    shard_of: Callable[[int], Path],
+    facts: Sequence[dict],
+    policy: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the dataset from shards: recorded columns, points, provenance."""
     assemble_dataset(root, recording.layout(), shard_of, facts)
     append_tracks(root, recording.cameras[0], recording.n_points, (recording.image_size,) * 2, shard_of)
-    write_provenance(root, _build_provenance(recording, facts, shard_of, root))
+    provenance = _build_provenance(recording, facts, shard_of, root)
+    if policy is not None:
+        provenance["simulation"]["policy"] = dict(policy)
+    write_provenance(root, provenance)
 
 
 def _build_provenance(
@@ -107,7 +175,8 @@ def _build_provenance(
     episodes = {}
     attempts = dict.fromkeys(recording.tasks, 0)
     for episode, known in enumerate(facts):
-        kept = {name: known[name] for name in ("task", "seed", "attempts", "has_motion")}
+        names = ("task", "seed", "attempts", "has_motion", "outcome")
+        kept = {name: known[name] for name in names if name in known}
         tracks = describe_tracks(known, shard_of(episode))
         episodes[str(episode)] = {recording.cameras[0]: tracks, **kept}
         attempts[known["task"]] += known["attempts"]

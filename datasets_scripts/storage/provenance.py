@@ -120,7 +120,8 @@ def write_provenance(root: str | Path, provenance: Mapping[str, Any]) -> None:
 
 def scripted_in(provenance: Mapping[str, Any]) -> str | None:
     """The simulator in which scripted experts recorded a dataset; `None` for data of other origin."""
-    packages = provenance.get("simulation", {}).get("versions", {})
+    simulation = provenance.get("simulation", {})
+    packages = {} if "policy" in simulation else simulation.get("versions", {})
     return next((name for package, name in SIMULATORS.items() if package in packages), None)
 
 

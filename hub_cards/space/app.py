@@ -49,11 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         sys.exit(f"error: the Space needs {error.name}: pip install 'lerobot_policy_foresight[space,viz]'")
     try:
-        checkpoint = args.checkpoint or _find_shipped("models", "config.json")
-        dataset = args.dataset or _find_shipped("sample_data", "meta/info.json")
-        chosen = {checkpoint: "model", dataset: "dataset"}
+        checkpoint = args.checkpoint or _find_shipped("models", "config.json")[0]
+        samples = [] if args.dataset else _find_shipped("sample_data", "meta/info.json")
+        dataset = args.dataset or samples[0]
+        chosen = {checkpoint: "model", dataset: "dataset", **dict.fromkeys(samples, "dataset")}
         folders = {name: _fetch(name, kind) for name, kind in chosen.items()} if public else None
-        page = build_page(checkpoint, dataset, folders)
+        page = build_page(checkpoint, dataset, folders, {_name_sample(name): name for name in samples})
         page.launch(server_name=args.host, server_port=args.port, **launch_options())
     except (ValueError, RuntimeError, OSError, OverflowError) as error:  # the last for a port beyond 65535
         print(f"error: {error}", file=sys.stderr)
@@ -83,13 +84,20 @@ def _fetch(name: str, repo_type: str) -> str:
         )
 
 
-def _find_shipped(folder: str, holds: str) -> str:
-    """The folder beside this file in a Space, or beside its folder in the project."""
+def _find_shipped(folder: str, holds: str) -> list[str]:
+    """The folders beside this file in a Space, or beside its folder in the project."""
     found = [file for base in (HERE, HERE.parent) for file in sorted((base / folder).glob(f"*/{holds}"))]
     if not found:
         raise ValueError(f"{HERE.parent / folder} is empty: use --checkpoint and --dataset")
-    root = found[0].parents[len(Path(holds).parts) - 1]
-    return str(root.relative_to(Path.cwd())) if root.is_relative_to(Path.cwd()) else str(root)
+    roots = [file.parents[len(Path(holds).parts) - 1] for file in found]
+    here = Path.cwd()
+    return [str(root.relative_to(here)) if root.is_relative_to(here) else str(root) for root in roots]
+
+
+def _name_sample(dataset: str) -> str:
+    """What the page calls a shipped dataset."""
+    name = Path(dataset).name
+    return f"{name}: the policy's own" if name.endswith("_policy") else f"{name}: demonstrations"
 
 
 if __name__ == "__main__":

@@ -97,9 +97,22 @@ def open_dataset(dataset: str) -> DatasetRows:
 
 
 def name_episodes(rows: DatasetRows) -> list[tuple[str, int]]:
-    """Title and number of every episode."""
+    """Title and number of every episode; of those that a policy acted, with the outcome."""
     lengths = rows.episode_stops - rows.episode_starts
-    return [(f"{e}: {read_task(rows, e)} ({length} frames)", e) for e, length in enumerate(lengths)]
+    known = read_provenance(rows.root).get("episodes", {})
+    titles = []
+    for e, length in enumerate(lengths):
+        outcome = known.get(str(e), {}).get("outcome", {})
+        told = f": {_describe_outcome(outcome)}" if outcome else ""
+        titles.append((f"{e}: {read_task(rows, e)}{told} ({length} frames)", e))
+    return titles
+
+
+def _describe_outcome(outcome: Mapping) -> str:
+    """The outcome of a policy's episode, of `training/evaluate.py --record`."""
+    if outcome.get("success"):
+        return "the policy succeeded"
+    return f"the policy failed at step {outcome['failed_at']}" if "failed_at" in outcome else "it failed"
 
 
 def match_cameras(views: Sequence[str], features: Mapping[str, dict], given: str = "") -> dict:
@@ -183,7 +196,11 @@ def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeV
         predictions.append(prediction)
         if report:
             report(len(predictions) / len(chosen))
-    cameras_of_dataset = read_provenance(rows.root).get("cameras", {})
+    provenance = read_provenance(rows.root)
+    cameras_of_dataset = provenance.get("cameras", {})
+    if outcome := provenance.get("episodes", {}).get(str(choice.episode), {}).get("outcome"):
+        done = _describe_outcome(outcome)
+        notes.append(f"Recorded is what a policy did here, not a demonstration: {done}.")
     return EpisodeView(
         choice=choice,
         predictions=predictions,

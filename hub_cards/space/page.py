@@ -1,10 +1,11 @@
 """The page of the Space: its layout, its handlers, and what connects the two."""
 
+import contextlib
 import dataclasses
 import functools
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import gradio as gr
@@ -47,12 +48,18 @@ PLAY_PAUSE_S = 0.4
 PROGRESS = gr.Progress()  # gradio shows it for the handlers that take it
 
 
-def build_page(checkpoint: str, dataset: str, folders: Mapping[str, str] | None = None) -> gr.Blocks:
+def build_page(
+    checkpoint: str,
+    dataset: str,
+    folders: Mapping[str, str] | None = None,
+    samples: Mapping[str, str] | None = None,
+) -> gr.Blocks:
     """The page, which opens with this checkpoint and this dataset (folders or Hub ids).
 
     With `folders`, name -> folder, visitors may open only these of this machine, and what is on the Hub.
+    `samples`, title -> dataset, are offered for a choice.
     """
-    return _Page(checkpoint, dataset, folders).blocks
+    return _Page(checkpoint, dataset, folders, samples or {}).blocks
 
 
 def launch_options() -> dict:
@@ -75,13 +82,17 @@ def launch_options() -> dict:
 class _Page:
     """Parts of the page as attributes, and a method for every event."""
 
-    def __init__(self, checkpoint: str, dataset: str, folders: Mapping[str, str] | None):
-        self.folders = folders
+    def __init__(
+        self, checkpoint: str, dataset: str, folders: Mapping[str, str] | None, samples: Mapping[str, str]
+    ):
+        self.folders, self.samples = folders, samples
         with gr.Blocks(title="3D Foresight", analytics_enabled=False, fill_width=True) as self.blocks:
             gr.Markdown(TITLE, elem_id="title")
             self._add_controls(checkpoint, dataset)
             self._add_screen()
             self._connect_events()
+            gr.api(self.list_episodes, api_name="list_episodes")
+            gr.api(self.predict, api_name="predict")
 
     def _add_controls(self, checkpoint: str, dataset: str) -> None:
         with gr.Row(equal_height=True):
@@ -91,6 +102,11 @@ class _Page:
             example = "view=camera, ..."
             self.cameras = gr.Textbox(label="Cameras", placeholder=example, elem_id="cameras", scale=2)
             self.open = gr.Button("Open", variant="primary", elem_id="open", scale=1, min_width=90)
+        shown = next((title for title, name in self.samples.items() if name == dataset), None)
+        many = len(self.samples) > 1
+        self.sample = gr.Radio(
+            list(self.samples), value=shown, label="Shipped episodes", elem_id="sample", visible=many
+        )
         self.banner = gr.HTML(elem_id="banner")
         with gr.Row(equal_height=True):
             self.episode = gr.Dropdown([], label="Episode", elem_id="episode", scale=2)
@@ -120,6 +136,8 @@ class _Page:
         submits = [box.submit for box in (self.checkpoint, self.dataset, self.cameras)]
         gr.on([self.open.click, *submits], **opening)
         self.blocks.load(**opening)
+        chosen = [self.sample, [self.dataset, self.cameras]]
+        self.sample.input(self.on_sample, *chosen, show_progress="hidden").then(**opening)
         # Another dataset has other cameras.
         typed = [self.checkpoint.input, self.dataset.input]
         gr.on(typed, lambda: "", None, self.cameras, show_progress="hidden")
@@ -144,6 +162,36 @@ class _Page:
         except (ValueError, HubError) as error:
             return {self.banner: _format_message(str(error), error=True)}
         return self._show(choice, cloud, progress)
+
+    def on_sample(self, title):
+        return self.samples[title], ""  # another dataset has other cameras
+
+    def list_episodes(self, dataset: str) -> list[str]:
+        """Titles of a dataset's episodes, in order; the first has number 0."""
+        with _told_to_clients():
+            return [title for title, _ in name_episodes(open_dataset(self._find(dataset, "dataset")))]
+
+    def predict(
+        self, checkpoint: str, dataset: str, episode: int = 0, instruction: str = "", cameras: str = ""
+    ) -> dict:
+        """What a checkpoint predicts in an episode, moment by moment, beside what was recorded.
+
+        Gives `task`, `notes`, `views`, `frames` `(M,)`, `action_names`; `actions` and `progress`, each with
+        `recorded` and `predicted`: the next action of every moment in the dataset's units `(M, A)`, and the
+        share that is done `(M,)`. What does not exist is null.
+        """
+        with _told_to_clients():
+            names = self._find(checkpoint, "model"), self._find(dataset, "dataset")
+            view = predict_episode(Choice(*names, int(episode), instruction.strip(), cameras.strip()))
+        return {
+            "task": view.task,
+            "notes": view.notes,
+            "views": list(view.predictions[0].views),
+            "frames": [prediction.frame for prediction in view.predictions],
+            "action_names": view.action_names if view.config.has("action") else [],
+            "actions": _list_pairs([p.actions for p in view.predictions], lambda chunk: chunk[0].tolist()),
+            "progress": _list_pairs([p.progress for p in view.predictions], float),
+        }
 
     def _find(self, name: str, kind: str) -> str:
         """The folder or Hub id of what a visitor names.
@@ -259,6 +307,24 @@ def _add_plot(name: str) -> gr.HTML:
         head=f'<script src="gradio_api/file={PLOTLY}"></script>',
         elem_id=name,
     )
+
+
+@contextlib.contextmanager
+def _told_to_clients() -> Iterator[None]:
+    """Sends what is wrong with a request to the client, in place of a traceback here."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError, HubError) as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def _list_pairs(pairs: Sequence[tuple | None], convert: Callable) -> dict[str, list | None]:
+    """`recorded` and `predicted` values of all moments; `None` for a side that does not exist."""
+    sides = {}
+    for which, side in enumerate(("recorded", "predicted")):
+        values = [None if pair is None or pair[which] is None else convert(pair[which]) for pair in pairs]
+        sides[side] = None if None in values else values
+    return sides
 
 
 def _recorded_instruction(view: EpisodeView) -> EpisodeView | None:

@@ -402,11 +402,20 @@ def test_failures_come_first_in_the_video_and_their_moment_is_in_the_results(run
     monkeypatch.setattr("training.evaluation.videos.rollout_grid", grid)
     monkeypatch.setattr("training.evaluation.success.MAX_FILMED", 3)
     options = ("--episodes", "8", "--seed", "8", "--max-steps", "20", "--num-envs", "8")
+    recorded = []
+    monkeypatch.setattr(
+        "datasets_scripts.simulation.job.record_rollouts", lambda *given: recorded.append(given[1:])
+    )
+    options += ("--record", str(tmp_path / "own"))
     done = run(*options, "--video", str(tmp_path / "film.mp4"))
     assert done.code == 0, done.err
     found = {e["seed"]: e["failed_at"] for e in done.results["episodes"] if "failed_at" in e}
     assert sorted(found) == [13, 14] and all(0 <= step <= 5 for step in found.values())
     assert shown == [(["13", "14", "8"], [found[13], found[14], None])]
+    ((rollouts, folder, policy),) = recorded
+    assert [(r.seed, len(r.actions)) for r in rollouts] == [(13, 5), (14, 5), (8, 1)]
+    assert rollouts[1].outcome == {"success": False, "steps": 5, "failed_at": found[14]}
+    assert folder == tmp_path / "own" and policy["weights_sha256"]
 
 
 def test_an_interrupted_evaluation_of_another_policy_or_setting_is_not_resumed(run, policy, tmp_path):
@@ -438,6 +447,8 @@ def test_an_interrupted_evaluation_of_another_policy_or_setting_is_not_resumed(r
         (["--seed", "-1"], "--seed is -1"),
         (["--execute-steps", "5"], "plans 4 actions"),
         (["--video", "film.gif"], ".mp4"),
+        (["--record", "new", "--camera-shift-m", "0.1"], "--record replays in MetaWorld's own scenes"),
+        (["--record", str(ROOT / "docs")], "which is no dataset: give a folder that is new"),
         (["--checkpoint", "nowhere/at/all"], "nowhere/at/all"),
     ],
 )

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from datasets_scripts.simulation.metaworld import (
     ACTION_DIM,
     CAMERAS,
@@ -21,6 +23,8 @@ from datasets_scripts.storage.provenance import read_provenance
 from training.evaluation.success import EvaluationOptions, format_rates, measure, option
 
 __all__ = ["SuccessOptions", "format_success", "measure_success"]
+
+RECORDED_POINTS = 200  # tracked points of a recorded episode
 
 
 @dataclasses.dataclass
@@ -50,12 +54,26 @@ class SuccessOptions(EvaluationOptions):
         0.0,
     )
     table_color: list[float] | None = option("red, green, blue (0 to 1): factors of the table's color", None)
+    record: Path | None = option(
+        "the episodes of --video (with or without one) as a LeRobot dataset with exact depth and tracks; "
+        "replaces one that is there",
+        None,
+    )
 
     def __post_init__(self):
         super().__post_init__()
+        if self.record and self.perturbation.changes():
+            raise ValueError("--record replays in MetaWorld's own scenes: leave out shifts and colors")
+        if self.record and self.record.exists() and not (self.record / "meta" / "info.json").is_file():
+            raise ValueError(f"--record is {self.record}, which is no dataset: give a folder that is new")
         if self.max_steps > MAX_STEPS:
             raise ValueError(f"--max-steps is {self.max_steps}; MetaWorld stops at {MAX_STEPS}")
         self.perturbation  # noqa: B018 - checks its values
+
+    @property
+    def films(self) -> bool:
+        """Whether pictures and actions of episodes are kept."""
+        return super().films or self.record is not None
 
     @property
     def perturbation(self) -> Perturbation:
@@ -140,6 +158,30 @@ class MetaWorld:
             quality=self.options.quality,
             perturbation=self.options.perturbation,
         )
+
+    def use_film(self, episodes: Sequence, config, facts: Mapping) -> None:
+        """Writes the dataset of `--record`."""
+        from datasets_scripts.simulation.job import Rollout, record_rollouts
+        from datasets_scripts.simulation.simulators import MetaWorldRecording
+
+        if self.options.record is None:
+            return
+        recording = MetaWorldRecording(
+            tasks=tuple(dict.fromkeys(episode.task for episode in episodes)),
+            episodes=1,
+            image_size=facts["settings"]["image_size"],
+            stride=facts["settings"]["stride"],
+            noise=0.0,
+            n_points=RECORDED_POINTS,
+            cameras=tuple(config.views),
+            quality=self.options.quality,
+        )
+        rollouts = []
+        for episode in episodes:
+            outcome = {"success": episode.success, "steps": episode.steps, "failed_at": episode.failed_at}
+            outcome = {name: value for name, value in outcome.items() if value is not None}
+            rollouts.append(Rollout(episode.task, episode.seed, np.stack(episode.actions), outcome))
+        record_rollouts(recording, rollouts, self.options.record, facts["checkpoint"])
 
 
 def _choose_stride(options: SuccessOptions, fps: int | None) -> int:

@@ -111,6 +111,11 @@ class EvaluationOptions(GoalOptions):
             raise ValueError(f"--video is {self.video}; its name must end in .mp4")
 
     @property
+    def films(self) -> bool:
+        """Whether pictures and actions of episodes are kept."""
+        return self.video is not None
+
+    @property
     def seeds(self) -> range:
         """Starts of the episodes of each task."""
         return range(self.seed, self.seed + self.episodes)
@@ -151,6 +156,10 @@ class Benchmark(Protocol):
 
     def make_simulator(self, config: Any, settings: Mapping) -> Callable[[str], Any]:
         """Gives the simulator of a task in the process that calls it; must be picklable."""
+        ...
+
+    def use_film(self, episodes: Sequence, config: Any, facts: Mapping) -> None:
+        """Make of the filmed episodes, failures first, what the options ask for beside the video."""
         ...
 
 
@@ -244,9 +253,12 @@ def _measure(benchmark: Benchmark, model, processor, run: dict) -> dict:
         write_json(options.output, results)  # what fails from here on must not cost the results
     if recorded is not None:
         results["open_loop"] = measure_recorded(model, processor, recorded)
+    # Failures first.
+    filmed = sorted((episode for episode in episodes if episode.frames), key=lambda episode: episode.success)
     if options.video:
-        filmed = [episode for episode in episodes if episode.frames]
         _write_film(options.video, filmed, len(benchmark.tasks) > 1, settings["control_hz"])
+    if filmed:
+        benchmark.use_film(filmed, config, facts)
     return results
 
 
@@ -348,7 +360,7 @@ def _run_trials(benchmark: Benchmark, model, processor, settings: dict, folder: 
 
     options = benchmark.options
     trials = list(itertools.product(benchmark.tasks, options.seeds))
-    film = Film(folder, trials, len(benchmark.tasks)) if options.video else None
+    film = Film(folder, trials, len(benchmark.tasks)) if options.films else None
     known = {(e.task, e.seed): e for e in _read_episodes(folder)}
     if film:  # what is to be filmed and was not is run again
         known = {trial: e for trial, e in known.items() if film.has(trial) or trial not in film.always}
@@ -471,7 +483,6 @@ def percentiles_ms(durations_s: Sequence[float]) -> dict:
 def _write_film(path: Path, episodes: list, name_tasks: bool, fps: float) -> None:
     from training.evaluation.videos import rollout_grid, write_video
 
-    episodes = sorted(episodes, key=lambda episode: episode.success)  # failures first
     # Long names of tasks are cut off, so they come last.
     captions = [f"{e.seed} {e.task.rpartition('/')[2] if name_tasks else ''}".strip() for e in episodes]
     write_video(

@@ -17,13 +17,14 @@ from datasets_scripts.simulate import main
 from datasets_scripts.simulation import job as job_file
 from datasets_scripts.simulation import recording as recording_file
 from datasets_scripts.simulation.exact_tracks import RigidClip, follow_pixels
-from datasets_scripts.simulation.job import simulate
+from datasets_scripts.simulation.job import Rollout, record_rollouts, simulate
 from datasets_scripts.simulation.metaworld import MetaWorldSim
 from datasets_scripts.simulation.recording import FRAMES_AFTER_SUCCESS, plan_episode
 from datasets_scripts.simulation.simulators import MetaWorldRecording
 from datasets_scripts.storage import episode_job
 from datasets_scripts.storage.dataset_folder import load_features
-from datasets_scripts.storage.provenance import moving_flags, read_provenance
+from datasets_scripts.storage.dataset_rows import DatasetRows
+from datasets_scripts.storage.provenance import moving_flags, read_provenance, scripted_in
 from datasets_scripts.storage.shards import read_facts
 
 pytestmark = pytest.mark.sim
@@ -412,3 +413,24 @@ def test_expert_that_cannot_succeed_is_reported(simulator, tmp_path, capsys):
     assert main(command(tmp_path / "dataset", max_steps=8, retries=1)) == 1
     assert "the expert failed 2 times in a row on drawer-open-v3" in capsys.readouterr().err
     assert not (tmp_path / "dataset").exists()
+
+
+@pytest.mark.slow
+def test_a_policys_episodes_are_replayed_exactly_and_are_no_demonstrations(sim, tmp_path):
+    recording = MetaWorldRecording(("drawer-open-v3",), episodes=1, noise=0.0, **TINY)
+    actions = np.random.default_rng(0).uniform(-1, 1, size=(5, 4)).astype(np.float32)
+    outcome = {"success": False, "failed_at": 3}
+    for _ in range(2):  # a dataset that is there is replaced
+        rollouts = [Rollout("drawer-open-v3", 7, actions, outcome)]
+        record_rollouts(recording, rollouts, tmp_path / "own", {"path": "a/policy"})
+    rows = DatasetRows(tmp_path / "own")
+    sim.reset(7)
+    states = []
+    for action in actions:
+        states.append(sim.state())
+        sim.step(action, recording.stride)
+    np.testing.assert_array_equal(rows.column("observation.state").read(range(5)), np.stack(states))
+    np.testing.assert_array_equal(rows.column("action").read(range(5)), actions)
+    provenance = read_provenance(tmp_path / "own")
+    assert provenance["episodes"]["0"]["outcome"] == outcome
+    assert scripted_in(provenance) is None and provenance["simulation"]["policy"] == {"path": "a/policy"}

@@ -17,6 +17,7 @@ pytest.importorskip("plotly")
 pytest.importorskip("matplotlib")
 from hub_cards.space import app, episode_predictions
 from hub_cards.space import page as page_module
+from hub_cards.space.episode_predictions import name_episodes, open_dataset
 from hub_cards.space.page import build_page, launch_options
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -125,7 +126,7 @@ def test_the_page_listens_where_gradio_says_and_is_private_on_this_machine_alone
             patch.delenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", raising=False)
             patch.setenv(name, value)
             noted = launched()
-            assert noted["server_name"] is None and len(noted["folders"]) == 2
+            assert noted["server_name"] is None and len(noted["folders"]) == 3  # a model, two samples
             assert os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"
 
 
@@ -142,6 +143,37 @@ def test_the_token_is_for_what_the_owner_named(launched, monkeypatch):
         ("you/model", "secret", None),
         ("you/data", "secret", "v1"),
     ]
+
+
+def test_the_shipped_episodes_of_the_policy_are_offered_with_their_outcome(checkpoint):
+    shipped = app._find_shipped("sample_data", "meta/info.json")
+    samples = {app._name_sample(name): name for name in shipped}
+    page = build_page(checkpoint, shipped[0], None, samples)
+    choose = next(block.fn for block in page.fns.values() if block.name == "on_sample")
+    own = "metaworld_policy: the policy's own"
+    dataset, cameras = choose(own)
+    titles = [title for title, _ in name_episodes(open_dataset(dataset))]
+    assert "the policy failed at step" in titles[0] and "the policy succeeded" in titles[-1]
+    assert cameras == "" and list(samples) == [
+        "metaworld: demonstrations",
+        "metaworld_policy: the policy's own",
+    ]
+
+
+@pytest.mark.slow
+def test_clients_list_episodes_and_get_predictions_by_name(address, checkpoint):
+    client = pytest.importorskip("gradio_client").Client(address, verbose=False)
+    titles = client.predict(str(SAMPLE), api_name="/list_episodes")
+    assert len(titles) == 10 and titles[1].startswith("1: Push and close a drawer")
+    options = {"episode": 1, "instruction": OTHER_WORDS, "cameras": "wrist=none"}
+    found = client.predict(checkpoint, str(SAMPLE), **options, api_name="/predict")
+    assert (found["task"], found["views"]) == (OTHER_WORDS, ["main"])
+    moments = len(found["frames"])
+    assert [len(found["actions"][side]) for side in ("recorded", "predicted")] == [moments, moments]
+    assert len(found["actions"]["predicted"][0]) == len(found["action_names"]) == 4
+    assert len(found["progress"]["recorded"]) == moments
+    with pytest.raises(Exception, match="has no episode 99"):
+        client.predict(checkpoint, str(SAMPLE), episode=99, api_name="/predict")
 
 
 def test_visitors_open_no_folder_of_the_machine(monkeypatch, tmp_path):
