@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="sensor",
         help=f"{', '.join(DEPTH_SOURCES)}, or Hub id or folder of a transformers depth model (%(default)s)",
     )
-    add("--depth-model", help="its weights: Hub id, folder or checkpoint file")
+    add("--depth-model", help="its weights: Hub id, folder or checkpoint file; of worker, its command")
     add("--align-with", help="metric model that gives a relative one its scale and shift")
     add("--depth-max", type=float, default=10.0, help="farthest estimated depth kept, meters (%(default)s)")
     add("--tracks", default="lucas-kanade", help=f"{', '.join(TRACK_SOURCES)} (%(default)s)")

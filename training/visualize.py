@@ -11,7 +11,7 @@ import torch
 from datasets_scripts.inspection.drawing import import_matplotlib, save_png
 from datasets_scripts.inspection.rerun_recording import import_rerun
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from datasets_scripts.storage.provenance import read_provenance
+from datasets_scripts.storage.provenance import find_intrinsics, read_provenance
 from modeling_foresight import ForesightConfig
 from training.config import DatasetSource
 from training.evaluation.figures import draw_episode, draw_moments, explain_figure, to_pixels
@@ -80,11 +80,9 @@ def visualize(args: argparse.Namespace) -> None:
             fps = windows.rows.fps / windows.config.frame_stride
             _write_film(args.video, [p.views[view] for p in every], title, explain_figure(config, fps), fps)
         if args.rerun:
-            cameras = read_provenance(windows.rows.root).get("cameras", {})
-            intrinsics = {
-                v: cameras.get(camera, {}).get("intrinsics") for v, camera in windows.cameras.items()
-            }
-            record_predictions(args.rerun, every, title, windows.rows.fps, intrinsics)
+            known, features = read_provenance(windows.rows.root), windows.rows.features
+            lenses = {v: find_intrinsics(known, features, of) for v, of in windows.cameras.items()}
+            record_predictions(args.rerun, every, title, windows.rows.fps, lenses)
             print(f"wrote {args.rerun}; look at it with: rerun {args.rerun}")
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,8 @@ class Annotation:
     def to_dict(self) -> dict:
         """JSON form; local models are given by name and content, not by path."""
         values = {**dataclasses.asdict(self), "cameras": list(self.cameras)}
+        if self.depth == "worker" and self.depth_model:
+            return values | _describe_command(self.depth_model)
         for name in ("depth", "depth_model", "align_with", "track_model"):
             path = Path(values[name] or "")
             if values[name] and values[name] not in DEPTH_SOURCES and path.exists():
@@ -170,6 +173,14 @@ def _check_sensor_depth(rows: DatasetRows, camera: str, episodes: Sequence[int],
                 f"depth of {key} is {stored.shape[2]}x{stored.shape[1]} px and its camera's images are "
                 f"{width}x{height}: record them aligned and of one size"
             )
+
+
+def _describe_command(command: str) -> dict[str, str]:
+    """A worker's command with names in place of paths, and the content of its Python file."""
+    parts = [Path(part) if Path(part).exists() else part for part in shlex.split(command)]
+    scripts = [_fingerprint(part) for part in parts if isinstance(part, Path) and part.suffix == ".py"]
+    named = shlex.join(part.name if isinstance(part, Path) else part for part in parts)
+    return {"depth_model": named, "depth_model_sha256": " ".join(scripts)}
 
 
 def _fingerprint(model: Path) -> str:

@@ -30,7 +30,12 @@ from datasets_scripts.storage.dataset_copy import copy_dataset
 from datasets_scripts.storage.dataset_folder import append_columns, video_sizes
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.episode_job import EpisodeJob
-from datasets_scripts.storage.provenance import encode_flags, read_provenance, write_provenance
+from datasets_scripts.storage.provenance import (
+    encode_flags,
+    find_intrinsics,
+    read_provenance,
+    write_provenance,
+)
 from datasets_scripts.storage.shards import read_array
 from datasets_scripts.storage.video_writing import join_videos
 
@@ -125,6 +130,8 @@ def _build_provenance(
     sources = _list_sources(facts)[0]
     for camera in annotation.cameras:
         known = cameras.get(camera, {})
+        if lens := find_intrinsics(old, rows.features, camera):
+            known = {"intrinsics": lens} | known
         if annotation.estimates_depth:
             depth = {"source": annotation.to_dict()["depth"], "depth_max_m": annotation.depth_max_m}
             cameras[camera] = known | {"depth": depth | sources["depth"]}

@@ -3,12 +3,14 @@
 | source | is | needs |
 |---|---|---|
 | `sensor` | a depth column of the dataset | nothing |
-| `depth-anything-v2` | meters of every frame on its own | transformers; `model` is a Hub id or folder |
+| `depth-anything-v2` and others of `CHECKPOINTS` | depth of every frame on its own | transformers |
 | `video-depth-anything` | depth that is consistent in time | that project; `model` is its checkpoint file |
 | `vda+dav2` | the second, brought to meters by the first (the paper's two models) | both |
+| `worker` | a model in another Python environment | `model` is its command, see `workers/serving.py` |
 | Hub id or folder | any other depth model of transformers | |
 
-Models whose depth is known up to scale and shift only need a metric model, `align_with`.
+Models whose depth is known up to scale and shift only need a metric model, `align_with`: of `CHECKPOINTS`
+`depth-anything` and `dpt`.
 """
 
 from pathlib import Path
@@ -17,9 +19,18 @@ from datasets_scripts.depth.source import DepthSource
 
 __all__ = ["DEPTH_SOURCES", "check_depth_source", "open_depth"]
 
-DEPTH_SOURCES = ("sensor", "depth-anything-v2", "video-depth-anything", "vda+dav2")
 # Small is the only size whose license allows everything; Base and Large are better and non-commercial.
 METRIC_MODEL = "depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf"
+# Checkpoints of transformers by one name each: for rooms, where a family has several.
+CHECKPOINTS = {
+    "depth-anything-v2": METRIC_MODEL,
+    "depth-pro": "apple/DepthPro-hf",
+    "zoedepth": "Intel/zoedepth-nyu",
+    "glpn": "vinvino02/glpn-nyu",
+    "depth-anything": "LiheYoung/depth-anything-small-hf",
+    "dpt": "Intel/dpt-large",
+}
+DEPTH_SOURCES = ("sensor", *CHECKPOINTS, "video-depth-anything", "vda+dav2", "worker")
 
 
 def open_depth(
@@ -60,10 +71,10 @@ def check_depth_source(
 
     Args:
         source (`str`): One of `DEPTH_SOURCES`, or Hub id or folder of a depth model of transformers.
-        model (`str`, *optional*): Weights: Hub id or folder for `depth-anything-v2` (default:
-            `METRIC_MODEL`), checkpoint file for the sources with Video-Depth-Anything.
+        model (`str`, *optional*): Weights: Hub id or folder for sources of transformers (default:
+            `CHECKPOINTS`), checkpoint file for the sources with Video-Depth-Anything, command for `worker`.
         align_with (`str`, *optional*): Metric model that gives a relative one its scale and shift:
-            `"depth-anything-v2"`, Hub id or folder. Required for relative models, except for `vda+dav2`.
+            one of `CHECKPOINTS`, Hub id or folder. Required for relative models, except for `vda+dav2`.
 
     Returns:
         `list`: Class and weights of the estimator and, if it is relative, of its metric model; empty for
@@ -79,16 +90,24 @@ def check_depth_source(
         return []
     from datasets_scripts.depth.transformers_model import TransformersDepth
     from datasets_scripts.depth.video_depth_anything import VideoDepth
+    from datasets_scripts.depth.worker import WorkerDepth
 
-    if source in ("video-depth-anything", "vda+dav2"):
+    if source == "worker":
+        estimator, name = WorkerDepth, model
+        if not name:
+            raise ValueError(
+                '--depth worker needs --depth-model "COMMAND", such as "env/bin/python worker.py" '
+                "(datasets_scripts/depth/workers)"
+            )
+    elif source in ("video-depth-anything", "vda+dav2"):
         estimator, name = VideoDepth, model
         if not name:
             raise ValueError(
                 f"--depth {source} needs --depth-model FILE.pth, a checkpoint of Video-Depth-Anything "
                 "(its README lists them; video_depth_anything_vits.pth is free of restrictions)"
             )
-    elif source == "depth-anything-v2":
-        estimator, name = TransformersDepth, model or METRIC_MODEL
+    elif source in CHECKPOINTS:
+        estimator, name = TransformersDepth, model or CHECKPOINTS[source]
     else:
         estimator, name = TransformersDepth, source
         if "/" not in name and not Path(name).is_dir():
@@ -98,8 +117,9 @@ def check_depth_source(
             )
         if model:
             raise ValueError(f"--depth {source} names a model already; leave --depth-model {model} out")
-    if align_with == "depth-anything-v2" or (source == "vda+dav2" and not align_with):
+    if source == "vda+dav2" and not align_with:
         align_with = METRIC_MODEL
+    align_with = CHECKPOINTS.get(align_with, align_with)
     if estimator.check(name):
         if align_with:
             hint = " (--depth video-depth-anything)" if source == "vda+dav2" else ""

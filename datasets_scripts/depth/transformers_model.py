@@ -17,6 +17,12 @@ from datasets_scripts.depth.source import hash_file
 
 # What the numbers are, by the type in a model's config. DPT covers MiDaS, whose depth is inverse.
 METRIC_TYPES, RELATIVE_TYPES = ("zoedepth", "depth_pro", "glpn"), ("dpt",)
+# What the library calls depth estimation too, and why it is none here.
+OTHER_TYPES = {
+    "chmv2": "it measures the height of trees in pictures from above, not the distance from a camera",
+    "prompt_depth_anything": "it refines the depth of a sensor, and gives no meters without; for a dataset "
+    "that has such depth use --depth sensor",
+}
 MOST_MISSING = 0.1  # of the tensors of a model
 
 
@@ -78,6 +84,8 @@ class TransformersDepth:
             return config.depth_estimation_type == "metric"
         if config.model_type in METRIC_TYPES + RELATIVE_TYPES:
             return config.model_type in METRIC_TYPES
+        if config.model_type in OTHER_TYPES:
+            raise ValueError(f"{name} is of type '{config.model_type}': {OTHER_TYPES[config.model_type]}")
         raise ValueError(
             f"{name} is a model of type '{config.model_type}'; depth comes from depth_anything, "
             f"{', '.join(METRIC_TYPES + RELATIVE_TYPES)}"

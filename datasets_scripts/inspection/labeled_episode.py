@@ -22,7 +22,7 @@ from datasets_scripts.columns import (
 from datasets_scripts.inspection.quality import DepthMeter, TrackMeter
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import OnDemandFrames
-from datasets_scripts.storage.provenance import moving_flags, read_provenance
+from datasets_scripts.storage.provenance import find_intrinsics, moving_flags, read_provenance
 
 CHUNK = 32  # frames decoded at a time
 
@@ -111,7 +111,7 @@ class LabeledEpisode:
     def _read_camera(self, dataset: LabeledDataset, name: str, whole: range) -> Camera:
         rows, provenance = self.rows, dataset.provenance
         keys = find_image_key(rows.features, name), find_depth_key(rows.features, name)
-        camera = Camera(name, *keys, provenance.get("cameras", {}).get(name, {}).get("intrinsics"))
+        camera = Camera(name, *keys, find_intrinsics(provenance, rows.features, name))
         if "tracks" in dataset.labels[name]:
             camera.points = unpack_points(rows.column(points_key(name)).read(whole))
             camera.visible = rows.column(points_visible_key(name)).read(whole)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets_scripts.columns import find_depth_key, find_image_key, picture_size
 from datasets_scripts.storage.atomic import read_json, write_json, write_whole_file
 
 PROVENANCE_PATH = Path("meta/foresight.json")
@@ -154,3 +155,41 @@ def flagged_episodes(
         if flags:
             found[int(episode)] = flags
     return found
+
+
+def find_intrinsics(
+    provenance: Mapping[str, Any], features: Mapping[str, Mapping[str, Any]], camera: str
+) -> dict[str, float] | None:
+    """The lens of a camera: fx, fy, cx, cy in pixels from the image's outer edge, height, width.
+
+    Ours is in `meta/foresight.json`. LeRobot's is `intrinsics` in the `info` of the camera's image feature,
+    or of its depth, as its cameras give it: fx, fy, and cx, cy (or RealSense's ppx, ppy), or a matrix
+    `(3, 3)`, counted from the center of the first pixel, which is half a pixel from the edge. It is not
+    settled there yet (huggingface/lerobot #4417, #4696).
+
+    Returns:
+        `dict`, *optional*: `None` if nothing is recorded.
+
+    Raises:
+        ValueError: If what LeRobot's key holds is in neither form; names the feature.
+    """
+    if (ours := provenance.get("cameras", {}).get(camera, {}).get("intrinsics")) is not None:
+        return ours
+    for key in (find_image_key(features, camera), find_depth_key(features, camera)):
+        found = ((features[key].get("info") if key else None) or {}).get("intrinsics")
+        if found is None:
+            continue
+        height, width = picture_size(features[key])
+        try:
+            if not isinstance(found, Mapping):
+                (fx, _, cx), (_, fy, cy), _ = np.asarray(found, float).reshape(3, 3).tolist()
+                found = {"fx": fx, "fy": fy, "cx": cx, "cy": cy}
+            center = found.get("cx", found.get("ppx")), found.get("cy", found.get("ppy"))
+            lens = {"fx": found["fx"], "fy": found["fy"], "cx": center[0] + 0.5, "cy": center[1] + 0.5}
+            size = {"height": found.get("height", height), "width": found.get("width", width)}
+            return {name: float(value) for name, value in lens.items()} | size
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"intrinsics in the info of {key} are {found}: expected fx, fy, cx, cy, or a 3 x 3 matrix"
+            ) from error
+    return None

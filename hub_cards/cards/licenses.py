@@ -73,7 +73,7 @@ def list_parts(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict[s
                 parts.append(part)
     for dataset in summary["datasets"]:
         for name, license in list_label_licenses(dataset.get("labels", {})):
-            known = None if license == "not stated" else license
+            known = None if license.startswith(("not stated", "unknown")) else license
             parts.append({"what": f"labels of {dataset['name']}", "name": name, "licence": known})
     return [part for i, part in enumerate(parts) if part not in parts[:i]]
 

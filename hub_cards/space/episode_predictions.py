@@ -15,7 +15,7 @@ import numpy as np
 from datasets_scripts.columns import find_depth_key, list_cameras, points_key
 from datasets_scripts.inspection.labeled_episode import read_task
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from datasets_scripts.storage.provenance import read_provenance
+from datasets_scripts.storage.provenance import find_intrinsics, read_provenance
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from training.evaluation.predictions import Prediction, depth_limits, predict_windows
 from training.model_folder import load_checkpoint, read_run_config
@@ -197,7 +197,7 @@ def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeV
         if report:
             report(len(predictions) / len(chosen))
     provenance = read_provenance(rows.root)
-    cameras_of_dataset = provenance.get("cameras", {})
+    flow_camera = cameras[config.views[0]]
     if outcome := provenance.get("episodes", {}).get(str(choice.episode), {}).get("outcome"):
         done = _describe_outcome(outcome)
         notes.append(f"Recorded is what a policy did here, not a demonstration: {done}.")
@@ -211,7 +211,7 @@ def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeV
         stride=wanted.frame_stride,
         action_names=_name_actions(rows.features.get(wanted.action_key, {}), config),
         limits_m={v: depth_limits([p.views[v] for p in predictions]) for v in predictions[0].views},
-        intrinsics=cameras_of_dataset.get(cameras[config.views[0]], {}).get("intrinsics"),
+        intrinsics=flow_camera and find_intrinsics(provenance, rows.features, flow_camera),
         notes=notes,
     )
 

@@ -1,5 +1,8 @@
 """Datasets without depth get it from a model: from the command to what the stock reader reads."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from lerobot.datasets.dataset_tools import remove_feature
@@ -9,6 +12,7 @@ from datasets_scripts import annotate
 from datasets_scripts.annotate import main
 from datasets_scripts.annotation.episode import Annotation
 from datasets_scripts.depth import open_depth
+from datasets_scripts.inspection.dataset_card import list_label_licenses
 from datasets_scripts.storage.provenance import read_provenance
 from tests.datasets_scripts.depth.test_sources import save_network
 from tests.synthetic import make_dataset
@@ -51,6 +55,22 @@ def test_the_stock_reader_reads_what_two_joined_models_give(recorded, tmp_path):
     models = provenance["cameras"]["main"]["depth"]["models"]
     assert [model["is_metric"] for model in models] == [False, True]
     assert provenance["episodes"]["1"]["main"]["depth"]["key_frames"] == 3
+
+
+@pytest.mark.slow
+def test_a_worker_of_another_environment_annotates_and_its_license_is_kept(recorded, tmp_path):
+    script = Path(annotate.__file__).parent / "depth" / "workers" / "brightness.py"
+    options = ["--cameras=main", "--depth=worker", "--n-points=20", "--workers=1"]
+    options += [f"--depth-model={sys.executable} {script}"]
+    for _ in range(2):  # a finished output is left unchanged
+        assert main([f"--dataset={recorded}", f"--output={tmp_path / 'out'}", *options]) == 0
+    provenance = read_provenance(tmp_path / "out")
+    (model,) = provenance["cameras"]["main"]["depth"]["models"]
+    assert (model["model"], model["licence"]) == ("brightness", "apache-2.0")
+    made = provenance["annotation"]["parameters"]
+    assert made["depth_model"] == f"{Path(sys.executable).name} brightness.py"
+    assert ("brightness", "apache-2.0") in list_label_licenses(provenance["cameras"])
+    assert "`brightness`" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_models_of_one_name_are_told_apart(tmp_path):

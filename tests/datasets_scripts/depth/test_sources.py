@@ -16,6 +16,9 @@ from transformers import (
     AutoModelForDepthEstimation,
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
+    DepthProConfig,
+    DepthProForDepthEstimation,
+    DepthProImageProcessor,
     Dinov2Config,
     DPTConfig,
     DPTForDepthEstimation,
@@ -28,7 +31,7 @@ from transformers import (
     ZoeDepthImageProcessor,
 )
 
-from datasets_scripts.depth import check_depth_source, open_depth
+from datasets_scripts.depth import CHECKPOINTS, check_depth_source, open_depth
 from datasets_scripts.depth.estimated_depth import AlignedDepth, MetricDepth
 from datasets_scripts.depth.gpu import prefetch
 from datasets_scripts.depth.transformers_model import TransformersDepth
@@ -148,6 +151,24 @@ def save_other(kind, folder):
             decoder_hidden_size=8,
         )
         model, processor = GLPNForDepthEstimation(config), GLPNImageProcessor()
+    elif kind == "depth_pro":
+        part = {"model_type": "dinov2", "image_size": 16, "patch_size": 4, "hidden_size": 16}
+        part |= {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        config = DepthProConfig(
+            fusion_hidden_size=8,
+            patch_size=16,
+            initializer_range=0.02,
+            intermediate_hook_ids=[1, 0],
+            intermediate_feature_dims=[8, 8],
+            scaled_images_ratios=[0.5, 1.0],
+            scaled_images_overlap_ratios=[0.0, 0.2],
+            scaled_images_feature_dims=[8, 8],
+            image_model_config=part,
+            patch_model_config=part,
+            fov_model_config=part,
+            num_fov_head_layers=0,
+        )
+        model, processor = DepthProForDepthEstimation(config), DepthProImageProcessor(size=size)
     elif kind == "dpt":
         config = DPTConfig(
             **tower,
@@ -174,13 +195,40 @@ def save_other(kind, folder):
     processor.save_pretrained(folder)
 
 
-@pytest.mark.parametrize(("kind", "is_metric"), [("zoedepth", True), ("glpn", True), ("dpt", False)])
+@pytest.mark.parametrize(
+    ("kind", "is_metric"), [("zoedepth", True), ("glpn", True), ("depth_pro", True), ("dpt", False)]
+)
 def test_other_families_work_and_are_metric_or_relative(kind, is_metric, video, tmp_path):
     save_other(kind, tmp_path)
     source = TransformersDepth(str(tmp_path), "cpu")
     assert source.is_metric is is_metric
     depth = np.concatenate(list(source.predict(video, FPS)))
     assert depth.shape == (FRAMES, HEIGHT, WIDTH) and np.isfinite(depth).all()
+
+
+def test_every_family_has_a_name_with_a_checkpoint_and_takes_another_one(monkeypatch, metric):
+    metric_ones = {"depth-anything-v2", "depth-pro", "zoedepth", "glpn"}
+    by_name = {CHECKPOINTS[name]: name in metric_ones for name in CHECKPOINTS}
+    monkeypatch.setattr(TransformersDepth, "check", staticmethod(lambda name: by_name.get(name, True)))
+    for name, checkpoint in CHECKPOINTS.items():
+        align = None if name in metric_ones else "zoedepth"
+        chosen = [part for _, part in check_depth_source(name, align_with=align)]
+        assert chosen == [checkpoint, *([CHECKPOINTS["zoedepth"]] if align else [])]
+    assert check_depth_source("depth-pro", metric) == [(TransformersDepth, metric)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("chmv2", "of type 'chmv2': it measures the height of trees"),
+        ("prompt_depth_anything", "it refines the depth of a sensor, .* use --depth sensor"),
+        ("vit", "is a model of type 'vit'; depth comes from depth_anything, zoedepth, depth_pro"),
+    ],
+)
+def test_models_that_measure_something_else_are_refused_with_the_reason(tmp_path, kind, message):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(ValueError, match=message):
+        check_depth_source(str(tmp_path))
 
 
 def test_a_source_describes_its_model_for_the_provenance(metric, tmp_path):

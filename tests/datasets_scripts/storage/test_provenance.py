@@ -64,3 +64,34 @@ def test_unreadable_provenance_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         provenance.read_provenance(tmp_path)
+
+
+LENS = {"fx": 610.0, "fy": 611.0, "cx": 320.0, "cy": 240.5, "height": 480, "width": 640}
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"fx": 610.0, "fy": 611.0, "ppx": 319.5, "ppy": 240.0, "coeffs": [0.0] * 5},
+        {"fx": 610.0, "fy": 611.0, "cx": 319.5, "cy": 240.0, "height": 480, "width": 640},
+        [[610.0, 0, 319.5], [0, 611.0, 240.0], [0, 0, 1]],
+    ],
+)
+def test_the_lens_is_that_of_lerobots_feature_unless_ours_is_known(stated):
+    image, info = {"dtype": "video", "shape": (480, 640, 3)}, {"intrinsics": stated}
+    features = {"observation.images.front": image | {"info": info}, "observation.images.side": image}
+    assert provenance.find_intrinsics({}, features, "front") == LENS
+    assert provenance.find_intrinsics({}, features, "side") is None
+    ours = {"cameras": {"front": {"intrinsics": {"fx": 1.0}}}}
+    assert provenance.find_intrinsics(ours, features, "front") == {"fx": 1.0}
+    depth = image | {"shape": (480, 640, 1), "info": info | {"is_depth_map": True}}
+    assert provenance.find_intrinsics({}, features | {"observation.depth.side": depth}, "side") == LENS
+
+
+@pytest.mark.parametrize(
+    "stated", [{"fx": 1.0}, [1, 2], "lens.json", {"fx": 1, "fy": 1, "cx": None, "cy": 1}]
+)
+def test_a_lens_in_another_form_is_refused_with_its_feature(stated):
+    feature = {"dtype": "video", "shape": (480, 640, 3), "info": {"intrinsics": stated}}
+    with pytest.raises(ValueError, match=r"in the info of observation\.images\.a are .*: expected fx, fy"):
+        provenance.find_intrinsics({}, {"observation.images.a": feature}, "a")

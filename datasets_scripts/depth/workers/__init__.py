@@ -1,0 +1,1 @@
+"""Depth models in a Python environment of their own; `serving.py` has the protocol."""
