@@ -510,8 +510,9 @@ def test_labels_hand_on_the_license_of_the_model_that_made_them(folder, stated, 
     assert card.data.license == license and f"| labels of someone/demos | tracker | {stated} |" in card.text
 
 
-def test_a_license_that_is_not_known_is_asked_for(folder, capsys):
-    labeled_by(folder, "not stated")
+@pytest.mark.parametrize("stated", ["not stated", "unknown: see the page of the model"])
+def test_a_license_that_is_not_known_is_asked_for(folder, capsys, stated):
+    labeled_by(folder, stated)
     assert main([str(folder)]) == 1
     error = capsys.readouterr().err
     assert "tracker" in error and "--license" in error and not (folder / "README.md").exists()
