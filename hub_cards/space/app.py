@@ -49,12 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         sys.exit(f"error: the Space needs {error.name}: pip install 'lerobot_policy_foresight[space,viz]'")
     try:
-        checkpoint = args.checkpoint or _find_shipped("models", "config.json")[0]
-        samples = [] if args.dataset else _find_shipped("sample_data", "meta/info.json")
-        dataset = args.dataset or samples[0]
-        chosen = {checkpoint: "model", dataset: "dataset", **dict.fromkeys(samples, "dataset")}
+        models = [] if args.checkpoint else _find_shipped("models", "config.json")
+        datasets = [] if args.dataset else _find_shipped("sample_data", "meta/info.json")
+        checkpoint, dataset = args.checkpoint or models[0], args.dataset or datasets[0]
+        samples = [_describe_sample(name, models) for name in datasets]
+        chosen = {checkpoint: "model", dataset: "dataset", **dict.fromkeys(datasets, "dataset")}
+        chosen |= {sample.checkpoint: "model" for sample in samples if sample.checkpoint}
         folders = {name: _fetch(name, kind) for name, kind in chosen.items()} if public else None
-        page = build_page(checkpoint, dataset, folders, {_name_sample(name): name for name in samples})
+        page = build_page(checkpoint, dataset, folders, samples)
         page.launch(server_name=args.host, server_port=args.port, **launch_options())
     except (ValueError, RuntimeError, OSError, OverflowError) as error:  # the last for a port beyond 65535
         print(f"error: {error}", file=sys.stderr)
@@ -94,10 +96,15 @@ def _find_shipped(folder: str, holds: str) -> list[str]:
     return [str(root.relative_to(here)) if root.is_relative_to(here) else str(root) for root in roots]
 
 
-def _name_sample(dataset: str) -> str:
-    """What the page calls a shipped dataset."""
-    name = Path(dataset).name
-    return f"{name}: the policy's own" if name.endswith("_policy") else f"{name}: demonstrations"
+def _describe_sample(dataset: str, models: Sequence[str]):
+    """A shipped dataset as the page offers it; what a policy did itself goes with that policy."""
+    from datasets_scripts.storage.provenance import read_provenance
+    from hub_cards.space.page import Sample
+
+    policy = read_provenance(dataset).get("simulation", {}).get("policy")
+    kind = "what the policy did itself" if policy else "demonstrations"
+    same = [name for name in models if policy and Path(name).name == Path(policy["path"]).name]
+    return Sample(f"{Path(dataset).name}: {kind}", dataset, *same[:1])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import html
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import gradio as gr
 import plotly
@@ -25,7 +26,7 @@ from hub_cards.space.episode_predictions import (
 from hub_cards.space.moment_pictures import render_moment
 from hub_cards.space.plots import CLOUDS, draw_actions, draw_scene
 
-__all__ = ["build_page", "launch_options"]
+__all__ = ["Sample", "build_page", "launch_options"]
 
 TITLE = """# 3D Foresight
 What a robot policy sees, the depth it estimates, what it expects to happen and what it does, beside what was
@@ -48,18 +49,31 @@ PLAY_PAUSE_S = 0.4
 PROGRESS = gr.Progress()  # gradio shows it for the handlers that take it
 
 
+class Sample(NamedTuple):
+    """Episodes that the page offers for a choice.
+
+    Attributes:
+        title, dataset (`str`): What the choice says and opens.
+        checkpoint (`str`, *optional*): Opened with it; otherwise the one that is shown stays.
+    """
+
+    title: str
+    dataset: str
+    checkpoint: str | None = None
+
+
 def build_page(
     checkpoint: str,
     dataset: str,
     folders: Mapping[str, str] | None = None,
-    samples: Mapping[str, str] | None = None,
+    samples: Sequence[Sample] = (),
 ) -> gr.Blocks:
     """The page, which opens with this checkpoint and this dataset (folders or Hub ids).
 
     With `folders`, name -> folder, visitors may open only these of this machine, and what is on the Hub.
-    `samples`, title -> dataset, are offered for a choice.
+    `samples` are offered for a choice.
     """
-    return _Page(checkpoint, dataset, folders, samples or {}).blocks
+    return _Page(checkpoint, dataset, folders, samples).blocks
 
 
 def launch_options() -> dict:
@@ -83,9 +97,9 @@ class _Page:
     """Parts of the page as attributes, and a method for every event."""
 
     def __init__(
-        self, checkpoint: str, dataset: str, folders: Mapping[str, str] | None, samples: Mapping[str, str]
+        self, checkpoint: str, dataset: str, folders: Mapping[str, str] | None, samples: Sequence[Sample]
     ):
-        self.folders, self.samples = folders, samples
+        self.folders, self.samples = folders, {sample.title: sample for sample in samples}
         with gr.Blocks(title="3D Foresight", analytics_enabled=False, fill_width=True) as self.blocks:
             gr.Markdown(TITLE, elem_id="title")
             self._add_controls(checkpoint, dataset)
@@ -102,7 +116,7 @@ class _Page:
             example = "view=camera, ..."
             self.cameras = gr.Textbox(label="Cameras", placeholder=example, elem_id="cameras", scale=2)
             self.open = gr.Button("Open", variant="primary", elem_id="open", scale=1, min_width=90)
-        shown = next((title for title, name in self.samples.items() if name == dataset), None)
+        shown = next((title for title, sample in self.samples.items() if sample.dataset == dataset), None)
         many = len(self.samples) > 1
         self.sample = gr.Radio(
             list(self.samples), value=shown, label="Shipped episodes", elem_id="sample", visible=many
@@ -136,7 +150,7 @@ class _Page:
         submits = [box.submit for box in (self.checkpoint, self.dataset, self.cameras)]
         gr.on([self.open.click, *submits], **opening)
         self.blocks.load(**opening)
-        chosen = [self.sample, [self.dataset, self.cameras]]
+        chosen = [self.sample, [self.checkpoint, self.dataset, self.cameras]]
         self.sample.input(self.on_sample, *chosen, show_progress="hidden").then(**opening)
         # Another dataset has other cameras.
         typed = [self.checkpoint.input, self.dataset.input]
@@ -164,7 +178,8 @@ class _Page:
         return self._show(choice, cloud, progress)
 
     def on_sample(self, title):
-        return self.samples[title], ""  # another dataset has other cameras
+        sample = self.samples[title]
+        return sample.checkpoint or gr.skip(), sample.dataset, ""  # another dataset has other cameras
 
     def list_episodes(self, dataset: str) -> list[str]:
         """Titles of a dataset's episodes, in order; the first has number 0."""
