@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets_scripts.extras import install_advice
 from datasets_scripts.inspection.drawing import locate_points
 from datasets_scripts.inspection.labeled_episode import Camera, LabeledEpisode
 from datasets_scripts.storage.atomic import write_whole_file
@@ -31,9 +32,7 @@ def record_episode(episode: LabeledEpisode, path: str | Path) -> None:
     try:
         import rerun as rr
     except ImportError as error:
-        raise RuntimeError(
-            f"recordings need Rerun ({error}); run `pip install 'lerobot_policy_foresight[viz]'`"
-        ) from error
+        raise RuntimeError(f"recordings need Rerun ({error}); run `{install_advice('viz')}`") from error
     with write_whole_file(path) as temporary:
         recording = rr.RecordingStream(f"{Path(episode.rows.name).name}/episode_{episode.number}")
         recording.save(temporary, default_blueprint=_build_blueprint(episode))
