@@ -26,7 +26,7 @@ export HF_HUB_OFFLINE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero libero-object test-libero sample-data ablation ablation-pilot ablation-robustness pretraining pretraining-sources pretrained-models mt50 mt50-experts mt50-model test test-slow test-deepspeed test-common test-newest test-lowest dist test-extras quality style space benchmark benchmark-gpu benchmark-gpu-training constraints clean
+.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero libero-object test-libero sample-data ablation ablation-pilot ablation-robustness pretraining pretraining-sources pretrained-models mt50 mt50-experts mt50-model test test-slow test-deepspeed test-common test-newest test-lowest dist test-extras docs quality style space benchmark benchmark-gpu benchmark-gpu-training constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -252,6 +252,9 @@ quality: setup ## check lint, format and spelling; change nothing
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/typos
+
+docs: setup ## the documentation as a site, in build/site; a broken link stops it (`.venv/bin/mkdocs serve` shows it)
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 style: setup ## repair lint and format where a tool can
 	.venv/bin/ruff check --fix

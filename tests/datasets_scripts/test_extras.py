@@ -1,6 +1,7 @@
 """An installation of the model alone names what the rest needs; `make test-extras` tries it for real."""
 
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -19,6 +20,11 @@ PACKAGES = ("datasets_scripts", "goal_images", "training", "hub_cards", "lerobot
 def test_the_check_knows_every_library_of_the_extra():
     listed = {Requirement(text).name for text in EXTRAS["train"]}
     assert {IMPORT_NAMES.get(name, name) for name in listed} == set(TRAIN_LIBRARIES)
+
+
+def test_every_extra_is_tried_in_an_environment_of_its_own():
+    tried = runpy.run_path(str(ROOT / "scripts" / "test_extras.py"))["TRIED"]
+    assert {extra for names in tried for extra in names.split(",")} == {"model", *EXTRAS} - {"dev"}
 
 
 def test_without_the_extra_every_package_names_it():
