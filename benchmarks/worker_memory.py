@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict:
     sampler = WindowSampler(len(windows), BATCH, steps=steps)
     run_config = RunConfig()
     run_config.data.num_workers = args.workers
-    data = argparse.Namespace(train=windows)
+    data = argparse.Namespace(train=windows, stream=None)
     memory, files = {}, {}
     for step, _ in enumerate(training_loader(run_config, data, sampler, torch.device("cpu")), 1):
         after = step * BATCH - args.warmup
