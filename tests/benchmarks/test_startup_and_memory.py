@@ -1,4 +1,4 @@
-"""Benchmarks of a run's start and of the workers' memory, in miniature: they follow the loader that they measure."""
+"""Benchmarks of a run's start and of the workers' memory, in miniature: they follow what they measure."""
 
 import importlib
 import json
