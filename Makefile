@@ -20,13 +20,13 @@ THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 # its fair share instead of 1.6 to 2.2, and idle what it took (benchmarks/thread_waiting.py).
 export GOMP_SPINCOUNT ?= 1000
 
-# Only `setup`, `libero`, `test-libero`, `test-deepspeed`, `test-common`, `test-newest` and `test-lowest` use the network, for packages: nothing that make runs fetches models or data.
+# Only `setup`, `libero`, `test-libero`, `test-deepspeed`, `test-common`, `test-newest`, `test-lowest`, `dist` and `test-extras` use the network, for packages: nothing that make runs fetches models or data.
 export HF_HUB_OFFLINE = 1
 # Where this is set, as in some containers, every process compiles all of PyTorch again: 2 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero libero-object test-libero sample-data ablation ablation-pilot ablation-robustness pretraining pretraining-sources pretrained-models mt50 mt50-experts mt50-model test test-slow test-deepspeed test-common test-newest test-lowest quality style space benchmark benchmark-gpu benchmark-gpu-training constraints clean
+.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero libero-object test-libero sample-data ablation ablation-pilot ablation-robustness pretraining pretraining-sources pretrained-models mt50 mt50-experts mt50-model test test-slow test-deepspeed test-common test-newest test-lowest dist test-extras docs quality style space benchmark benchmark-gpu benchmark-gpu-training constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -233,7 +233,7 @@ test-newest: setup ## the model tests under the newest transformers and huggingf
 .venv-lowest/.installed: pyproject.toml
 	$(UV) venv --quiet --clear --python $(PY) .venv-lowest
 	$(UV) pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct \
-		--requirements pyproject.toml "torch==2.8.*" "pytest>=8.3" "pytest-xdist>=3.6,<4"
+		--requirements pyproject.toml --extra train "torch==2.8.*" "pytest>=8.3" "pytest-xdist>=3.6,<4"
 	touch $@
 
 test-lowest: setup ## the model tests under the lowest versions that pyproject.toml allows, in .venv-lowest
@@ -241,10 +241,22 @@ test-lowest: setup ## the model tests under the lowest versions that pyproject.t
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest tests/modeling_foresight \
 		-m "not slow and not network and not common" -n $(THREADS) --dist worksteal $(PYTEST_FLAGS)
 
+dist: setup ## build wheel and source distribution in dist/
+	rm -rf dist
+	$(UV) build --quiet --out-dir dist
+	@ls dist
+
+EXTRAS =
+test-extras: dist ## the wheel in fresh environments, the model alone and with each extra (EXTRAS="model sim": these)
+	OMP_NUM_THREADS=1 $(PY) scripts/test_extras.py --uv $(UV) --wheel dist/*.whl $(EXTRAS)
+
 quality: setup ## check lint, format and spelling; change nothing
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/typos
+
+docs: setup ## the documentation as a site, in build/site; a broken link stops it (`.venv/bin/mkdocs serve` shows it)
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 style: setup ## repair lint and format where a tool can
 	.venv/bin/ruff check --fix
@@ -285,5 +297,5 @@ constraints: setup ## re-resolve constraints.txt after a change of pyproject.tom
 		$(if $(UPGRADE),--upgrade) --quiet --output-file constraints.txt
 
 clean: ## remove caches and build products; .venv and outputs/ stay
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist .venv-extras *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -2,7 +2,7 @@
 
 Windows are read on demand from a synthetic dataset of as many video files per camera as `--files`, in random
 order, as `train.py` reads them: spawned workers that keep a few decoders open. After a warm-up the memory of
-all workers together is read every 500 windows. It is the part that belongs to the processes alone: pages of
+all workers together is read 20 times. It is the part that belongs to the processes alone: pages of
 mapped files are shared, and the system may drop them. The last line is one JSON object.
 """
 
@@ -23,7 +23,7 @@ from training.config import RunConfig
 from training.run_data import training_loader
 from training.windows import ConcatWindows, ForesightWindows, WindowConfig, WindowSampler
 
-BATCH, EVERY = 10, 500  # windows
+BATCH, READINGS = 10, 20  # windows; of the memory
 
 EXAMPLE = """example:
   python benchmarks/worker_memory.py
@@ -63,11 +63,12 @@ def run(args: argparse.Namespace, folder: Path) -> dict:
     sampler = WindowSampler(len(windows), BATCH, steps=steps)
     run_config = RunConfig()
     run_config.data.num_workers = args.workers
-    data = argparse.Namespace(train=windows)
+    data = argparse.Namespace(train=windows, stream=None)
     memory, files = {}, {}
+    every = max(args.windows // READINGS // BATCH, 1) * BATCH
     for step, _ in enumerate(training_loader(run_config, data, sampler, torch.device("cpu")), 1):
         after = step * BATCH - args.warmup
-        if after >= 0 and after % EVERY == 0:
+        if after >= 0 and after % every == 0:
             memory[after], files[after] = round(own_mb(), 1), open_files()
     values = list(memory.values())
     share = max(1, len(values) // 5)  # the allocator's ups and downs

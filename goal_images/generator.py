@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datasets_scripts.extras import install_advice
 from datasets_scripts.storage.atomic import read_json
 from goal_images.source import GoalRequest
 
@@ -130,9 +131,7 @@ def load_pipeline(
     try:
         from diffusers import StableDiffusionInstructPix2PixPipeline
     except ImportError as error:
-        raise RuntimeError(
-            f"goal images need diffusers ({error}); run `pip install 'lerobot_policy_foresight[goal]'`"
-        ) from None
+        raise RuntimeError(f"goal images need diffusers ({error}); run `{install_advice('goal')}`") from None
     folder = Path(source)
     if folder.is_dir():
         index = folder / "model_index.json"

@@ -5,6 +5,8 @@ Importing it registers the policy `foresight` and the environment `foresight_met
 the simulator are imported when LeRobot makes one.
 """
 
+import datasets_scripts  # noqa: F401 - refuses an installation of the model alone
+
 from .lerobot_version import refuse_untested_lerobot
 
 try:

@@ -33,6 +33,8 @@ from lerobot.utils.feature_utils import build_dataset_frame
 from lerobot.utils.import_utils import register_third_party_plugins
 from torch import Tensor
 
+from datasets_scripts.extras import install_advice
+
 try:
     import grpc
     from lerobot.async_inference.configs import PolicyServerConfig
@@ -44,9 +46,7 @@ try:
 
     from .server_messages import limit_chunks, read_observation, read_policy_request
 except ImportError as error:
-    raise ImportError(
-        f"The policy server needs {error.name}: pip install 'lerobot_policy_foresight[async]'."
-    ) from error
+    raise ImportError(f"The policy server needs {error.name}: {install_advice('async')}.") from error
 
 from .modeling_foresight import LeRobotForesightPolicy
 

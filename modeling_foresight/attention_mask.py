@@ -122,15 +122,16 @@ def valid_columns(
     No token attends to padded frames, missing views, missing states or missing goals. Queries always exist:
     FLOW is read by the action query of its own frame only, and rows of padded frames are ignored.
     """
-    is_query = layout.kind >= Kind.FLOW
-    is_goal = layout.kind == Kind.GOAL
+    # `.value`: torch 2.15 compiles no comparison of a tensor with an enum.
+    is_query = layout.kind >= Kind.FLOW.value
+    is_goal = layout.kind == Kind.GOAL.value
     valid = frame_mask[:, layout.frame.clamp(min=0)] | is_query | is_goal  # (B, S)
     if view_mask is not None:
         if view_mask.ndim == 2:
             view_mask = view_mask[:, None].expand(-1, frame_mask.shape[1], -1)
-        valid &= view_mask[:, layout.frame.clamp(min=0), layout.group] | (layout.kind != Kind.IMAGE)
+        valid &= view_mask[:, layout.frame.clamp(min=0), layout.group] | (layout.kind != Kind.IMAGE.value)
     if state_mask is not None:
-        valid &= state_mask[:, None] | (layout.kind != Kind.STATE)
+        valid &= state_mask[:, None] | (layout.kind != Kind.STATE.value)
     if goal_mask is not None:
         valid &= goal_mask[:, None] | ~is_goal
     return valid

@@ -16,6 +16,7 @@ from typing import Any
 
 from datasets_scripts.annotation.job import AnnotationJob, make_shards, merge, prepare
 from datasets_scripts.annotation.push import push_dataset
+from datasets_scripts.extras import install_advice
 
 __all__ = ["EXECUTORS", "Resources", "add_options", "run_tasks"]
 
@@ -166,9 +167,7 @@ def _submit(make: Any, finish: Any, resources: Resources, logs: Path) -> None:
 def _check_executor(executor: str, resources: Resources) -> None:
     """Refuse an executor that lacks a package, a program or an option."""
     if importlib.util.find_spec("datatrove") is None:
-        raise ValueError(
-            f"--executor {executor} needs datatrove: pip install 'lerobot_policy_foresight[annotate]'"
-        )
+        raise ValueError(f"--executor {executor} needs datatrove: {install_advice('annotate')}")
     if executor == "ray" and importlib.util.find_spec("ray") is None:
         raise ValueError("--executor ray needs Ray on every machine: pip install 'datatrove[ray]'")
     if executor != "local" and resources.tasks is None:

@@ -36,6 +36,7 @@ import numpy as np
 from datasets_scripts.columns import depth_key, image_key, recorded_features
 from datasets_scripts.conversion.job import Demonstration, LabelOptions
 from datasets_scripts.conversion.libero_replay import ReplayedScene, localize_model
+from datasets_scripts.extras import install_advice
 from datasets_scripts.simulation.libero import (
     CONVERTED_ACTION,
     CONVERTED_STATE,
@@ -233,7 +234,7 @@ def _open_file(path: Path) -> Iterator[Any]:
     try:
         import h5py
     except ImportError:
-        raise ValueError("LIBERO needs h5py: pip install 'lerobot_policy_foresight[convert]'") from None
+        raise ValueError(f"LIBERO needs h5py: {install_advice('convert')}") from None
     try:
         with h5py.File(path, "r") as file:
             yield file

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets_scripts.extras import install_advice
 from datasets_scripts.storage.atomic import write_whole_file
 
 __all__ = [
@@ -139,9 +140,7 @@ def import_matplotlib():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise RuntimeError(
-            f"pictures need matplotlib ({error}); run `pip install 'lerobot_policy_foresight[viz]'`"
-        ) from error
+        raise RuntimeError(f"pictures need matplotlib ({error}); run `{install_advice('viz')}`") from error
     return Figure, FigureCanvasAgg
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets_scripts.extras import install_advice
 from datasets_scripts.inspection.drawing import locate_points
 from datasets_scripts.inspection.labeled_episode import Camera, LabeledEpisode
 from datasets_scripts.storage.atomic import write_whole_file
@@ -25,9 +26,7 @@ def import_rerun():
     try:
         import rerun
     except ImportError as error:
-        raise RuntimeError(
-            f"recordings need Rerun ({error}); run `pip install 'lerobot_policy_foresight[viz]'`"
-        ) from error
+        raise RuntimeError(f"recordings need Rerun ({error}); run `{install_advice('viz')}`") from error
     return rerun
 
 

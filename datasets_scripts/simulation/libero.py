@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from datasets_scripts.extras import install_advice
 from datasets_scripts.simulation.libero_expert import PickAndPlace
 from datasets_scripts.simulation.libero_files import (
     INSTALL_ADVICE,
@@ -217,7 +218,7 @@ def _import_libero() -> types.SimpleNamespace:
     if not (assets / "scenes").is_dir():
         raise RuntimeError(
             "LIBERO's meshes are missing, and the Hub, from which hf-libero takes them, did not answer; run "
-            f"`pip install 'lerobot_policy_foresight[libero-assets]'`, then {PREPARE_ADVICE}"
+            f"`{install_advice('libero-assets')}`, then {PREPARE_ADVICE}"
         )
     return types.SimpleNamespace(
         environment=ControlEnv, mujoco=mujoco, observables=observables, assets=(assets, Path(assets_root))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets_scripts.extras import install_advice
 from datasets_scripts.numpy_pickles import NumpyUnpickler
 
 __all__ = [
@@ -31,7 +32,7 @@ __all__ = [
     "task_file",
 ]
 
-INSTALL_ADVICE = "run `pip install 'lerobot_policy_foresight[libero]'`, or `make libero` in a clone"
+INSTALL_ADVICE = f"run `{install_advice('libero')}`, or `make libero` in a clone"
 
 
 @dataclasses.dataclass(frozen=True)

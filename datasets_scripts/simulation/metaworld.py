@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from datasets_scripts.extras import install_advice
 from datasets_scripts.simulation.perturbation import Perturbation, displaced_starts
 from datasets_scripts.simulation.rendering import (
     RenderedScene,
@@ -95,7 +96,7 @@ def _import_simulator() -> types.SimpleNamespace:
         missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
         if missing.split(".")[0] in ("mujoco", "metaworld", "gymnasium"):
             raise RuntimeError(
-                f"the simulator is not installed ({error}); run `pip install 'lerobot_policy_foresight[sim]'`"
+                f"the simulator is not installed ({error}); run `{install_advice('sim')}`"
             ) from error
         raise RuntimeError(rendering_advice(error)) from error
     return types.SimpleNamespace(mujoco=mujoco, environments=ALL_V3_ENVIRONMENTS, policies=ENV_POLICY_MAP)

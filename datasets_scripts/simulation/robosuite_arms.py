@@ -12,6 +12,7 @@ import types
 
 import numpy as np
 
+from datasets_scripts.extras import install_advice
 from datasets_scripts.simulation.rendering import (
     RenderedScene,
     check_image_size,
@@ -76,7 +77,7 @@ def _import_robosuite() -> types.SimpleNamespace:
         from robosuite.controllers import load_controller_config
     except ModuleNotFoundError as error:
         raise RuntimeError(
-            f"robosuite is not installed ({error}); run `pip install 'lerobot_policy_foresight[libero]'`"
+            f"robosuite is not installed ({error}); run `{install_advice('libero')}`"
         ) from error
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
         raise RuntimeError(rendering_advice(error)) from error

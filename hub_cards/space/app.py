@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets_scripts.extras import install_advice
+
 HERE = Path(__file__).resolve().parent
 EXAMPLE = """examples:
   python hub_cards/space/app.py
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from hub_cards.space.page import build_page, launch_options
     except ImportError as error:
-        sys.exit(f"error: the Space needs {error.name}: pip install 'lerobot_policy_foresight[space,viz]'")
+        sys.exit(f"error: the Space needs {error.name}: {install_advice('space')}")
     try:
         models = [] if args.checkpoint else _find_shipped("models", "config.json")
         datasets = [] if args.dataset else _find_shipped("sample_data", "meta/info.json")
