@@ -48,11 +48,11 @@ def visualize(args: argparse.Namespace) -> None:
         RuntimeError: If matplotlib is missing.
     """
     import_matplotlib()
-    if args.rerun:
-        import_rerun()
     for name, suffix in (("video", ".mp4"), ("rerun", ".rrd")):
         if (path := getattr(args, name)) and path.suffix != suffix:
             raise ValueError(f"--{name} is {path}; its name must end in {suffix}")
+    if args.rerun:
+        import_rerun()
     if args.moments < 1:
         raise ValueError(f"--moments is {args.moments}; it must be at least 1")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
