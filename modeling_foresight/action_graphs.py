@@ -223,7 +223,8 @@ def trace_graph(graph: ActionGraph) -> torch.export.ExportedProgram:
     try:
         return torch.export.export(graph, example, dynamic_shapes=graph.open_axes(dims), strict=False)
     except Exception as error:  # whatever a tower of another library does
-        raise ValueError(f"PyTorch cannot export {type(graph).__name__} of this model: {error}") from error
+        reason = _find_reason(error)
+        raise ValueError(f"PyTorch cannot export {type(graph).__name__} of this model: {reason}") from error
 
 
 def write_onnx(program: torch.export.ExportedProgram, graph: ActionGraph, path: Path, opset: int) -> None:
@@ -244,8 +245,16 @@ def write_onnx(program: torch.export.ExportedProgram, graph: ActionGraph, path: 
             verbose=False,
         )
     except torch.onnx.OnnxExporterError as error:
-        raise ValueError(f"ONNX cannot express {type(graph).__name__} of this model: {error}") from error
+        reason = _find_reason(error)
+        raise ValueError(f"ONNX cannot express {type(graph).__name__} of this model: {reason}") from error
     written.save(path)
+
+
+def _find_reason(error: BaseException) -> str:
+    """One line: exporters add pages of advice to what went wrong."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def quantize_weights(path: Path) -> None:

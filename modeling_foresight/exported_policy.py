@@ -64,9 +64,6 @@ class ExportedPolicy:
         """Parameters that acting takes."""
         return self.facts["parameters"]
 
-    def warn_without_goal(self) -> None:
-        """As of the model: nothing to warn of, the goal's mask says it."""
-
     def stream(self, processor: ForesightProcessor, **options) -> "ExportedStream":
         """Controls a robot; `options` are those of [`ExportedStream`]."""
         return ExportedStream(self, processor, **options)
@@ -187,7 +184,8 @@ class ExportedStream(ForesightStream):
         if self.state_dim:
             if state is None:
                 raise ValueError("An exported policy with a state needs it at every step.")
-            inputs["state"] = torch.as_tensor(np.asarray(state), dtype=torch.float32).view(len(rows), -1)
+            inputs["state"] = torch.as_tensor(np.asarray(state), dtype=torch.float32)
+            inputs["state"] = inputs["state"].reshape(len(rows), self.state_dim)
         for name, value in self._kept.items():
             if name.startswith(HISTORY):
                 now = (self._before if again else self._kept)[name][rows]

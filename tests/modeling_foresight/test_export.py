@@ -1,6 +1,8 @@
 """The exported action path gives the stream's actions, and what cannot be exported is refused in one line."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -159,6 +161,22 @@ def test_exported_files_give_the_actions_of_the_stream_over_fifty_steps(export, 
 
 
 @pytest.mark.slow  # tracing takes seconds
+def test_torch_export_files_need_torch_alone(export):
+    folder, _ = export(*build(history_length=1), "torch-export")
+    script = """
+import json, sys, torch
+graph = json.load(open("policy.json"))["graphs"]["step"]
+step = torch.export.load(graph["file"]).module()
+sizes = [[axis if isinstance(axis, int) else 9 for axis in x["shape"]] for x in graph["inputs"].values()]
+dtypes = [getattr(torch, x["dtype"]) for x in graph["inputs"].values()]
+outputs = step(*(torch.zeros(size, dtype=dtype) for size, dtype in zip(sizes, dtypes)))
+assert len(outputs) == len(graph["outputs"]) and outputs[0].numpy().shape == (9, 4, 7)
+assert not {"transformers", "timm", "modeling_foresight"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=folder, check=True)
+
+
+@pytest.mark.slow  # tracing takes seconds
 @pytest.mark.parametrize("opset", [18, 23])
 def test_every_opset_on_offer_runs(export, opset):
     folder, _ = export(*build(), "onnx", "--opset", str(opset))
@@ -231,6 +249,16 @@ def test_a_model_that_does_not_act_is_refused(tmp_path, capsys):
         capsys, *given
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_what_pytorch_cannot_follow_is_one_line_and_leaves_nothing(saved, tmp_path, capsys, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("advice") from NotImplementedError("no rule for this layer\nmany more lines")
+
+    monkeypatch.setattr("torch.export.export", fail)
+    line = refusal(capsys, "--checkpoint", saved, "--format", "torch-export", "--output", tmp_path / "out")
+    assert line == "error: PyTorch cannot export TextGraph of this model: no rule for this layer"
+    assert not list(tmp_path.iterdir())
 
 
 def test_packages_that_are_missing_are_named_with_the_command(saved, tmp_path, capsys, monkeypatch):
