@@ -268,7 +268,7 @@ def quantize_weights(path: Path) -> None:
     quantize_dynamic(path, path, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
 
 
-def describe_graph(graph: ActionGraph, file: str) -> Mapping:
+def describe_graph(graph: ActionGraph, file: str) -> dict:
     """File, inputs and outputs of a graph as plain JSON."""
     inputs = {
         name: {"dtype": str(dtype).removeprefix("torch."), "shape": list(shape)}

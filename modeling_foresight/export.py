@@ -87,6 +87,8 @@ def load_policy(
             source, revision=revision, auxiliary_heads=False, dtype=torch.float32
         )
         processor = ForesightProcessor.from_pretrained(source, revision=revision)
+        if "text" in model.config.towers:
+            processor.tokenize(["open the drawer"])  # a converted policy may have no tokenizer yet
     except Exception as error:  # hub, tokenizer and config libraries raise their own types
         raise ValueError(f"--checkpoint {source} cannot be used: {' '.join(str(error).split())}") from error
     # Otherwise the outputs of a torch.export file ask for gradients.
