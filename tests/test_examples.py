@@ -124,6 +124,8 @@ def test_converting_into_a_folder_that_exists_is_refused_with_what_to_do(run_exa
 @pytest.fixture
 def exported_policy(tmp_path):
     """The shipped policy as ONNX."""
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is in the extra `export`")
     options = ["--checkpoint", str(POLICY), "--format", "onnx", "--output", str(tmp_path / "onnx")]
     assert export(options) == 0
     return tmp_path / "onnx"
@@ -154,6 +156,7 @@ def test_an_exported_policy_acts_through_numpy_and_onnxruntime_alone(run_example
 
 
 def test_a_folder_that_is_no_exported_policy_is_one_line(run_example, tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `export`")
     with pytest.raises(SystemExit, match="error: .*policy.json"):
         run_example("run_onnx", "--policy", str(tmp_path))
 

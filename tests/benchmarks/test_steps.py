@@ -49,6 +49,8 @@ def test_control_step_compares_methods_and_names_the_setting_of_each_row(run):
 
 @pytest.mark.slow  # exports
 def test_modes_of_the_stream_are_compared_in_turns(run):
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is in the extra `export`")
     modes = ["eager", "onnx", "onnx-int8", "torch-export"]
     rows, ratios = run("control_step", "--compare", "modes", "--modes", *modes, "--repeats", "1")
     assert [(row["mode"], row["setting"]) for row in rows] == [

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
@@ -125,6 +124,9 @@ def export(tmp_path, capsys):
     """Saves a policy and runs the command: the folder that it writes, and what it prints."""
 
     def export(model, processor, form, *options):
+        if form == "onnx":
+            for package in ("onnx", "onnxscript", "onnxruntime"):
+                pytest.importorskip(package, reason=f"{package} is in the extra `export`")
         model.save_pretrained(tmp_path / "model")
         processor.save_pretrained(tmp_path / "model")
         arguments = [
@@ -180,6 +182,8 @@ assert not {"transformers", "timm", "modeling_foresight"} & set(sys.modules)
 @pytest.mark.parametrize("opset", [18, 23])
 def test_every_opset_on_offer_runs(export, opset):
     folder, _ = export(*build(), "onnx", "--opset", str(opset))
+    import onnx
+
     written = onnx.load(folder / "step.onnx")
     assert {imported.version for imported in written.opset_import if not imported.domain} == {opset}
     assert written.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
@@ -189,6 +193,8 @@ def test_every_opset_on_offer_runs(export, opset):
 def test_int8_files_are_smaller_and_act_alike(export):
     model, processor = build()
     folder, printed = export(model, processor, "onnx", "--int8")
+    import onnx
+
     kinds = {node.op_type for node in onnx.load(folder / "step.onnx").graph.node}
     assert "MatMulInteger" in kinds and "ConvInteger" not in kinds
     assert json.loads((folder / "policy.json").read_text())["int8"]
@@ -216,7 +222,7 @@ def saved(tmp_path_factory):
         "--format onnx --opset 17": "--opset 17 is not supported: choose 18 to 23",
         "--format torch-export --opset 18": "--opset belongs to --format onnx",
         "--format torch-export --int8": "--int8 belongs to --format onnx",
-        "--format onnx --embodiment hand": "embodiment='hand', but this policy has one robot without a name",
+        "--format torch-export --embodiment hand": "embodiment='hand', but this policy has one robot",
     }.items(),
 )
 def test_options_that_do_not_fit_are_refused(saved, tmp_path, capsys, options, message):

@@ -196,8 +196,10 @@ def test_results_hold_what_a_card_needs_and_no_place_of_the_machine(run, checkpo
 
 @pytest.mark.slow  # tracing takes seconds
 def test_an_exported_policy_is_measured_as_its_model_is(run, checkpoint, tmp_path):
-    exported = tmp_path / "onnx"
-    assert export(["--checkpoint", str(checkpoint), "--format", "onnx", "--output", str(exported)]) == 0
+    exported = tmp_path / "pt2"
+    assert (
+        export(["--checkpoint", str(checkpoint), "--format", "torch-export", "--output", str(exported)]) == 0
+    )
     ours, theirs = (run("--episodes", "3", checkpoint=folder) for folder in (checkpoint, exported))
     assert (ours.code, theirs.code) == (0, 0), theirs.err
     assert ours.results["episodes"] == theirs.results["episodes"]
