@@ -164,7 +164,7 @@ def test_exported_files_give_the_actions_of_the_stream_over_fifty_steps(export, 
 
 @pytest.mark.slow  # tracing takes seconds
 def test_torch_export_files_need_torch_alone(export):
-    folder, _ = export(*build(history_length=1), "torch-export")
+    folder, _ = export(*build(), "torch-export")
     script = """
 import json, sys, torch
 graph = json.load(open("policy.json"))["graphs"]["step"]
