@@ -4,9 +4,10 @@ All methods see the same observations and run in turns in this process. `everyth
 the whole window through all towers, queries and decoders; `window` encodes all images but decodes only the
 newest action (`predict_action`); `stream` encodes only the new images (`ForesightStream`), and the text once
 per instruction. Weights are random: the time does not depend on them. `stream` runs in every mode given:
-eager, compiled (`torch.compile`), graphed (the eager step as a CUDA graph), or compiled-graphed (the compiled
-step as a CUDA graph). The other two are always eager and are timed again beside each mode. The parts of an
-eager step are timed too.
+eager, compiled (`torch.compile`), graphed (the eager step as a CUDA graph), compiled-graphed (the compiled
+step as a CUDA graph), or exported for a CPU (`modeling_foresight.export`): torch-export, onnx, onnx-int8. The
+other two are always eager and are timed again beside each mode. The parts of an eager step are timed too.
+With `--compare modes` the modes of the stream run in turns with each other instead.
 
 Each row has the median and 90th percentile of `--repeats` calls after `--warmup` calls, with the device
 synchronized around each call, and the memory with only that row's model resident. PyTorch sees no peak inside
@@ -16,6 +17,7 @@ a CUDA graph: those rows have the memory reserved, graphs included.
 import argparse
 import dataclasses
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +44,8 @@ from modeling_foresight import (
     build_small_tokenizer,
 )
 from modeling_foresight.base_model import EmbeddedInputs
+from modeling_foresight.export import write_policy
+from modeling_foresight.exported_policy import ExportedPolicy
 
 INSTRUCTION = "open the drawer"
 CAMERA_PX = {"main": 200, "wrist": 84}  # CALVIN's
@@ -51,12 +55,25 @@ MODES = {  # options of the stream
     "graphed": {"cuda_graph": True},
     "compiled-graphed": {"compile": True, "cuda_graph": True},
 }
+EXPORTS = {  # what is written
+    "torch-export": {"form": "torch-export"},
+    "onnx": {"form": "onnx"},
+    "onnx-int8": {"form": "onnx", "int8": True},
+}
+
+COMPARISONS = ("methods", "presets", "modes")
 
 EXAMPLE = """examples:
   python benchmarks/control_step.py                                   # this CPU, paper size, minutes
   python benchmarks/control_step.py --device cuda --dtypes bfloat16 float32 --batches 1 16 \\
       --modes eager compiled graphed compiled-graphed --repeats 100 --warmup 10
+  python benchmarks/control_step.py --compare modes --modes eager compiled onnx --checkpoint ORG/NAME
 """
+
+
+def is_graphed(mode: str) -> bool:
+    """Whether a mode replays a CUDA graph."""
+    return "cuda_graph" in MODES.get(mode, {})
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -69,15 +86,23 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batches", type=int, nargs="+", default=[1], help="robots side by side")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"])
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=["eager"])
+    parser.add_argument("--modes", nargs="+", choices=[*MODES, *EXPORTS], default=["eager"])
+    parser.add_argument("--threads", type=int, help="of PyTorch and ONNX Runtime (default: all cores)")
+    parser.add_argument("--compare", nargs="+", choices=COMPARISONS, default=["methods", "presets"])
+    parser.add_argument("--checkpoint", help="policy of --compare modes (default: paper size)")
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--small", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/control_step.csv"))
     args = parser.parse_args(arguments)
-    graphed = [mode for mode in args.modes if "cuda_graph" in MODES[mode]]
+    graphed = [mode for mode in args.modes if is_graphed(mode)]
     if graphed and torch.device(args.device).type != "cuda":
         parser.error(f"--modes {' '.join(graphed)} needs --device cuda")
+    exported = [mode for mode in args.modes if mode in EXPORTS]
+    if exported and (torch.device(args.device).type != "cpu" or args.dtypes != ["float32"]):
+        parser.error(f"--modes {' '.join(exported)} needs --device cpu --dtypes float32")
+    if args.checkpoint and args.compare != ["modes"]:
+        parser.error("--checkpoint is for --compare modes")
     if args.repeats < 1 or args.warmup < 0 or min(args.batches) < 1:
         parser.error("--repeats and --batches must be at least 1, --warmup at least 0")
     return args
@@ -99,14 +124,16 @@ class Robots:
 
     batch: int
     history: int
+    sides_px: dict[str, int] = dataclasses.field(default_factory=CAMERA_PX.copy)
+    state_dim: int = 7
 
     def __post_init__(self):
         rng = np.random.default_rng(0)
         self.images = {
             view: rng.integers(0, 256, (self.batch, self.history, side, side, 3), dtype=np.uint8)
-            for view, side in CAMERA_PX.items()
+            for view, side in self.sides_px.items()
         }
-        self.states = rng.normal(size=(self.batch, self.history, 7)).astype(np.float32)
+        self.states = rng.normal(size=(self.batch, self.history, self.state_dim)).astype(np.float32)
         self.goals = rng.integers(0, 256, (self.batch, 200, 200, 3), dtype=np.uint8)
 
     def newest(self) -> tuple[dict, np.ndarray]:
@@ -116,7 +143,12 @@ class Robots:
 
 def streaming(model, processor, robots: Robots, mode: str) -> Callable[[], object]:
     """The step of a stream whose window is full, with a goal."""
-    stream = ForesightStream(model, processor, num_envs=robots.batch, **MODES[mode])
+    if mode in EXPORTS:
+        with tempfile.TemporaryDirectory() as folder:
+            write_policy(Path(folder), model.requires_grad_(False), processor, **EXPORTS[mode])
+            stream = ExportedPolicy(folder).stream(processor, num_envs=robots.batch)
+    else:
+        stream = ForesightStream(model, processor, num_envs=robots.batch, **MODES[mode])
     stream.reset(INSTRUCTION)
     if model.config.goal_image:
         stream.set_goal(robots.goals)
@@ -208,7 +240,9 @@ class Results:
         durations = time_in_turns(calls, self.device, self.args.warmup, self.args.repeats)
         for name, call in calls.items():
             mode = modes[name]
-            used = memory[name] if memory else memory_mb(call, self.device, "cuda_graph" in MODES[mode])
+            used = (
+                memory[name] if memory else memory_mb(call, self.device, "cuda_graph" in MODES.get(mode, {}))
+            )
             self.rows.append({**columns, "mode": mode, "way": name, **spread(durations[name]), **used})
         write_csv(self.args.output, [{**row, **self.machine} for row in self.rows])
         return durations
@@ -253,7 +287,7 @@ def compare_presets(results: Results, batch: int, dtype: str) -> None:
             start_afresh(device)
             step = streaming(model, processor, robots, mode)
             step()
-            memory[mode][name] = memory_mb(step, device, "cuda_graph" in MODES[mode])
+            memory[mode][name] = memory_mb(step, device, is_graphed(mode))
             del step
         del model, processor
 
@@ -269,16 +303,41 @@ def compare_presets(results: Results, batch: int, dtype: str) -> None:
         del calls
 
 
+def compare_modes(results: Results, batch: int, dtype: str) -> None:
+    """Streams of one policy without auxiliary heads in every mode."""
+    args, label = results.args, f"batch {batch}, {dtype}"
+    if args.checkpoint:
+        model = ForesightForActionPrediction.from_pretrained(
+            args.checkpoint, auxiliary_heads=False, dtype=DTYPES[dtype]
+        ).eval()
+        model, processor = model.to(args.device), ForesightProcessor.from_pretrained(args.checkpoint)
+        preset, sides = Path(args.checkpoint).name, dict.fromkeys(processor.views, processor.image_size)
+    else:
+        model, processor = build("foresight_3d", args, dtype, auxiliary_heads=False)
+        preset, sides = "to act", CAMERA_PX
+    robots = Robots(batch, model.config.history_length, sides, model.config.state_dim)
+    calls = {mode: streaming(model, processor, robots, mode) for mode in args.modes}
+    columns = {"preset": preset, "batch": batch, "dtype": dtype, "setting": f"{label}, modes in turns"}
+    durations = results.add(columns, calls, {mode: mode for mode in args.modes})
+    for mode in args.modes[1:]:
+        ratio = paired_ratio(durations[args.modes[0]], durations[mode])
+        results.ratios[f"{label}: stream {args.modes[0]} / stream {mode}"] = ratio
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints and writes."""
     args = parse_arguments(arguments)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     results = Results(args)
     print(f"{results.machine['machine']}; warm-up {args.warmup}, {args.repeats} repeats in turns")
     for dtype in args.dtypes:
         for batch in args.batches:
-            for compare in (compare_methods, compare_presets):
+            for name in args.compare:
                 start_afresh(results.device)
-                compare(results, batch, dtype)
+                {"methods": compare_methods, "presets": compare_presets, "modes": compare_modes}[name](
+                    results, batch, dtype
+                )
     print_table(results.rows)
     for name, ratio in results.ratios.items():
         print(f"{name}: {ratio:.3f}")

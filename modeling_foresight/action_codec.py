@@ -49,7 +49,8 @@ def matrix_to_euler(rotation: Tensor) -> Tensor:
     """
     r = rotation
     yaw = torch.atan2(r[..., 1, 0], r[..., 0, 0])
-    pitch = torch.atan2(-r[..., 2, 0], torch.hypot(r[..., 0, 0], r[..., 1, 0]))
+    # Not torch.hypot, which ONNX lacks; entries of a rotation are too small to overflow.
+    pitch = torch.atan2(-r[..., 2, 0], (r[..., 0, 0] ** 2 + r[..., 1, 0] ** 2).sqrt())
     s, c = yaw.sin(), yaw.cos()
     roll = torch.atan2(s * r[..., 0, 2] - c * r[..., 1, 2], c * r[..., 1, 1] - s * r[..., 0, 1])
     return torch.stack([roll, pitch, yaw], dim=-1)

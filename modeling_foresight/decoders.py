@@ -234,7 +234,7 @@ class ActionDecoder(ActionOutputs):
         """
         context = torch.stack([self.embed_style(style.to(query.dtype)), self.embed_query(query)], dim=1)
         mask, positions = (embed_all(table, query.device) for table in (self.mask_token, self.positions))
-        steps = (mask + positions).expand(len(query), -1, -1)
+        steps = (mask + positions).expand(query.shape[0], -1, -1)
         x = self.blocks(torch.cat([context, steps.to(context.dtype)], dim=1))[:, -self.chunk_size :]
         return self._predict(x)
 

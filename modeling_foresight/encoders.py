@@ -345,7 +345,7 @@ class PerceiverResampler(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """`(M, N, C)` patch features -> `(M, r, C)` latents."""
         media = patches + self.media_pos_emb
-        latents = self.latents.expand(len(patches), -1, -1)
+        latents = self.latents.expand(patches.shape[0], -1, -1)
         for layer in self.layers:
             latents = layer(media, latents)
         return self.norm(latents)

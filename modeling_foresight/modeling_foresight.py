@@ -547,7 +547,7 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         """
         queries = (Kind.ACTION, Kind.PROGRESS) if with_progress else (Kind.ACTION,)
         hidden = self.model.read_newest(embedded, queries)  # (B, queries, D)
-        style = torch.zeros(len(hidden), self.config.latent_dim, dtype=hidden.dtype, device=hidden.device)
+        style = torch.zeros(hidden.shape[0], self.config.latent_dim, dtype=hidden.dtype, device=hidden.device)
         actions = self.action_decoder(hidden[:, 0], style)
         return actions, self.progress_decoder(hidden[:, 1]) if with_progress else None
 

@@ -342,7 +342,7 @@ class ForesightProcessor(ProcessorMixin):
             )
         lead = images.shape[:-3]
         images = images.flatten(0, -4).float() / 255
-        if images.shape[-2:] != (self.image_size, self.image_size):
+        if torch.compiler.is_exporting() or images.shape[-2:] != (self.image_size, self.image_size):
             images = F.interpolate(images, size=(self.image_size,) * 2, mode="bicubic", align_corners=False)
         mean, std = (_cached_tensor(tuple(x), images.device) for x in (self.image_mean, self.image_std))
         return ((images - mean[:, None, None]) / std[:, None, None]).unflatten(0, lead)

@@ -217,9 +217,7 @@ class ForesightStream:
         slides = (count == history) & ~stays
         slot = torch.where(stays, count - 1, count.clamp(max=history - 1))
         for buffer, new in ((self._seen, present), (self._states, state)):
-            window = torch.where(slides[:, None, None], buffer[rows].roll(-1, dims=1), buffer[rows])
-            window[torch.arange(len(rows)), slot] = new
-            buffer[rows] = window
+            buffer[rows] = place_frame(buffer[rows], new, slot, slides)
         self._count[rows] = slot + 1
 
         everyone = torch.arange(self.num_envs)
@@ -285,12 +283,10 @@ class ForesightStream:
         model = self.model.model
         cls, patches = model.encode_images(pixels)
         tokens = model.embed_images(cls[:, None], patches[:, None], views)  # (B, 1, v, r + 1, D)
-        missing = torch.zeros_like(images[:, :1, 0])
+        missing = torch.zeros_like(images[:, 0, 0])
         every = range(images.shape[2])
-        new = torch.stack([tokens[:, :, views.index(v)] if v in views else missing for v in every], dim=2)
-        here = torch.arange(images.shape[1], device=images.device) == slot[:, None]
-        moved = torch.where(slides[:, None, None, None, None], images.roll(-1, dims=1), images)
-        images.copy_(torch.where(here[:, :, None, None, None], new, moved))
+        new = torch.stack([tokens[:, 0, views.index(v)] if v in views else missing for v in every], dim=1)
+        images.copy_(place_frame(images, new, slot, slides))
         return self.model.decode_newest(EmbeddedInputs(images=images, **window), self.with_progress)
 
     def _run(self, inputs: dict, kept: dict, views: tuple[int, ...]):
@@ -413,6 +409,21 @@ class ForesightStream:
             raise ValueError("state holds NaN or infinity.")
         self._with_state[rows] = True
         return self.processor.place_entries("state", state)
+
+
+def place_frame(window: Tensor, new: Tensor, slot: Tensor, slides: Tensor) -> Tensor:
+    """Windows `(B, T, ...)`, moved by one frame where they slide, with `new` `(B, ...)` at their `slot`.
+
+    Args:
+        window (`torch.Tensor`): `(B, T, ...)`, oldest frame first.
+        new (`torch.Tensor`): `(B, ...)`.
+        slot (`torch.Tensor`): int64 `(B,)`; -1 keeps a window as it is.
+        slides (`torch.Tensor`): bool `(B,)`: the oldest frame leaves.
+    """
+    rest = (None,) * (window.ndim - 2)
+    here = torch.arange(window.shape[1], device=window.device) == slot[:, None]  # (B, T)
+    moved = torch.where(slides[:, None][(..., *rest)], window.roll(-1, dims=1), window)
+    return torch.where(here[(..., *rest)], new[:, None], moved)
 
 
 def _compile_copy(function: Callable) -> Callable:

@@ -36,6 +36,7 @@ TRIED = {
     "viz": f"{PYTEST} tests/datasets_scripts/inspection tests/training/test_visualize.py",
     "space": f"{PYTEST} tests/hub_cards/space",
     "deepspeed": f"{PYTEST} -m slow -k zero tests/training/engines",
+    "export": f"{PYTEST} tests/modeling_foresight/test_export.py",
     "docs": f"-m mkdocs build --strict --config-file {ROOT}/mkdocs.yml --site-dir site",
 }
 

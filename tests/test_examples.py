@@ -3,9 +3,12 @@
 import json
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 from huggingface_hub import constants
@@ -13,11 +16,14 @@ from transformers import AutoModel
 
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from lerobot_policy_foresight.lerobot_files import write_lerobot_files
+from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
+from modeling_foresight.export import main as export
 from tests.hub_server import running_hub
 from training.config import load_config
 from training.loop import train
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+POLICY = EXAMPLES.parent / "hub_cards" / "models" / "3d-foresight-metaworld-tiny"
 SAMPLE = EXAMPLES.parent / "hub_cards" / "sample_data" / "metaworld"
 
 
@@ -128,6 +134,46 @@ def test_converting_into_a_folder_that_exists_is_refused_with_what_to_do(run_exa
     with pytest.raises(SystemExit) as stopped:
         run_example("convert_grmg", "--output", str(tmp_path))
     assert str(stopped.value) == f"error: {tmp_path} exists: delete it, or choose another --output"
+
+
+@pytest.fixture
+def exported_policy(tmp_path):
+    """The shipped policy as ONNX."""
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is in the extra `export`")
+    options = ["--checkpoint", str(POLICY), "--format", "onnx", "--output", str(tmp_path / "onnx")]
+    assert export(options) == 0
+    return tmp_path / "onnx"
+
+
+@pytest.mark.slow  # tracing takes seconds
+def test_an_exported_policy_acts_through_numpy_and_onnxruntime_alone(run_example, exported_policy):
+    state, options = (
+        [0.0, 0.6, 0.2, 1.0],
+        ["--policy", str(exported_policy), "--state", "0", "0.6", "0.2", "1"],
+    )
+    run_example("run_onnx", *options)
+    script = f"import runpy, sys; sys.argv = {['', *options]}; "
+    script += f"runpy.run_path({str(EXAMPLES / 'run_onnx.py')!r}, run_name='__main__'); "
+    script += "print(sorted({'torch', 'transformers', 'modeling_foresight'} & set(sys.modules)))"
+    printed = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    ).stdout
+    *steps, imported = printed.splitlines()
+    assert imported == "[]" and len(steps) == 3
+    model = ForesightForActionPrediction.from_pretrained(POLICY).eval()
+    stream = model.stream(ForesightProcessor.from_pretrained(POLICY))
+    stream.reset("Open a drawer")
+    gray = np.full((96, 96, 3), 128, np.uint8)
+    for step in steps:
+        acted = [float(number) for number in step.partition(":")[2].split()]
+        assert acted == pytest.approx(stream.step({"main": gray, "wrist": gray}, state).tolist(), abs=2e-4)
+
+
+def test_a_folder_that_is_no_exported_policy_is_one_line(run_example, tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `export`")
+    with pytest.raises(SystemExit, match="error: .*policy.json"):
+        run_example("run_onnx", "--policy", str(tmp_path))
 
 
 @pytest.mark.slow

@@ -13,11 +13,14 @@ from transformers.utils import find_adapter_config_file
 
 from datasets_scripts.storage.atomic import read_json, write_whole_folder
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
+from modeling_foresight.exported_policy import POLICY_FILE, ExportedPolicy
 from training.config import RunConfig, load_config
 
 __all__ = [
     "export_model",
+    "is_exported",
     "load_checkpoint",
+    "load_exported",
     "read_run_config",
     "read_summary",
     "run_folder",
@@ -137,6 +140,23 @@ def load_checkpoint(
     return model.to(device).eval(), processor
 
 
+def is_exported(source: str | Path) -> bool:
+    """Whether this is a folder that `python -m modeling_foresight.export` wrote."""
+    return (Path(source) / POLICY_FILE).is_file()
+
+
+def load_exported(folder: str | Path) -> tuple[ExportedPolicy, ForesightProcessor]:
+    """An exported policy, which acts but predicts nothing else, and its processor.
+
+    Raises:
+        ValueError: If a part is missing or damaged, or ONNX Runtime is not installed; says which.
+    """
+    try:
+        return ExportedPolicy(folder), ForesightProcessor.from_pretrained(folder)
+    except Exception as error:  # the libraries raise their own types
+        raise ValueError(f"checkpoint {folder} cannot be loaded: {error}") from error
+
+
 def _check_folder(folder: Path) -> None:
     """Refuses a folder that lacks a part of a model or adapter of this project; names the part."""
     adapter = (folder / ADAPTER_CONFIG).is_file()
@@ -162,7 +182,8 @@ def weights_digest(folder: str | Path) -> str:
     Raises:
         ValueError: If a file is damaged; names it.
     """
-    lines = []
+    exported = sorted(path for path in Path(folder).iterdir() if path.suffix in (".onnx", ".data", ".pt2"))
+    lines = [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in exported]
     for path in [*Path(folder).glob("model*.safetensors"), *Path(folder).glob("adapter_model.safetensors")]:
         try:
             with safe_open(path, framework="pt") as file:

@@ -47,6 +47,24 @@ def test_control_step_compares_methods_and_names_the_setting_of_each_row(run):
     assert len(ratios) == 6 and min(ratios.values()) > 0
 
 
+@pytest.mark.slow  # exports
+def test_modes_of_the_stream_are_compared_in_turns(run):
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is in the extra `export`")
+    modes = ["eager", "onnx", "onnx-int8", "torch-export"]
+    rows, ratios = run("control_step", "--compare", "modes", "--modes", *modes, "--repeats", "1")
+    assert [(row["mode"], row["setting"]) for row in rows] == [
+        (mode, "batch 1, float32, modes in turns") for mode in modes
+    ]
+    assert list(ratios) == [f"batch 1, float32: stream eager / stream {mode}" for mode in modes[1:]]
+
+
+def test_exported_modes_need_a_cpu_and_float32(run, capsys):
+    with pytest.raises(SystemExit):
+        run("control_step", "--modes", "onnx", "--dtypes", "bfloat16")
+    assert "--modes onnx needs --device cpu --dtypes float32" in capsys.readouterr().err
+
+
 def test_modes_with_a_graph_need_a_gpu(run, capsys):
     with pytest.raises(SystemExit):
         run("control_step", "--modes", "eager", "compiled-graphed")

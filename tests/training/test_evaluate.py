@@ -17,6 +17,7 @@ from datasets_scripts.simulation.metaworld import MetaWorldSim
 from datasets_scripts.simulation.perturbation import Perturbation
 from datasets_scripts.storage.provenance import write_provenance
 from modeling_foresight import ForesightForActionPrediction, ForesightStream
+from modeling_foresight.export import main as export
 from tests.simulators import SIDE, CommandPool, FakePool
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
@@ -204,6 +205,21 @@ def test_results_hold_what_a_card_needs_and_no_place_of_the_machine(run, checkpo
     text = run.output.read_text()
     assert str(checkpoint.parent) not in text and str(run.output.parent) not in text
     assert "6/7 = 85.7%" in done.out
+
+
+@pytest.mark.slow  # tracing takes seconds
+def test_an_exported_policy_is_measured_as_its_model_is(run, checkpoint, tmp_path):
+    exported = tmp_path / "pt2"
+    assert (
+        export(["--checkpoint", str(checkpoint), "--format", "torch-export", "--output", str(exported)]) == 0
+    )
+    ours, theirs = (run("--episodes", "3", checkpoint=folder) for folder in (checkpoint, exported))
+    assert (ours.code, theirs.code) == (0, 0), theirs.err
+    assert ours.results["episodes"] == theirs.results["episodes"]
+    digests = [done.results["checkpoint"]["weights_sha256"] for done in (ours, theirs)]
+    assert len(set(digests)) == 2 and None not in digests
+    refused = run("--dataset", str(tmp_path), checkpoint=exported)
+    assert refused.code == 1 and "--dataset needs all heads, and an exported policy acts only" in refused.err
 
 
 @pytest.fixture(scope="module")

@@ -86,20 +86,17 @@ def open_stream(
         ValueError: If dataset or generator do not exist, or do not fit; names it.
         RuntimeError: If diffusers is not installed, or the generator's process does not start.
     """
-    from modeling_foresight import ForesightStream
-
     config, source = model.config, options.goal_source
     if source not in READS:
-        yield ForesightStream(
-            model, processor, num_envs=num_envs, with_progress=with_progress and config.has("progress")
-        )
+        shows_progress = with_progress and config.has("progress")
+        yield model.stream(processor, num_envs=num_envs, with_progress=shows_progress)
         return
     from goal_images.background import GoalWorker
     from goal_images.control import GoalStream
     from goal_images.generator import GoalGenerator
     from goal_images.recorded import RecordedGoals
 
-    stream = ForesightStream(model, processor, num_envs=num_envs, with_progress=config.has("progress"))
+    stream = model.stream(processor, num_envs=num_envs, with_progress=config.has("progress"))
     if source == "recorded":
         camera = _find_camera(options.checkpoint, config.views[0])
         yield GoalStream(stream, RecordedGoals(options.goal_dataset, control_hz, camera))

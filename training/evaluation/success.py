@@ -79,7 +79,7 @@ class EvaluationOptions(GoalOptions):
         ValueError: If a value makes no sense; names it.
     """
 
-    checkpoint: str = option("folder of a trained model, or Hub id")
+    checkpoint: str = option("folder of a trained model or of an exported policy, or Hub id")
     _: dataclasses.KW_ONLY
     revision: str | None = option("commit, branch or tag of a Hub id", None)
     embodiment: str | None = option("name of the robot, of a checkpoint for several", None)
@@ -198,10 +198,18 @@ def open_policy(options, check: Callable[[Any], None]) -> Iterator[tuple]:
     """
     import torch
 
-    from training.model_folder import load_checkpoint
+    from training.model_folder import is_exported, load_checkpoint, load_exported
 
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, processor = load_checkpoint(options.checkpoint, device, options.revision)
+    if is_exported(options.checkpoint):
+        model, processor = load_exported(options.checkpoint)
+        if getattr(options, "dataset", None):
+            raise ValueError(
+                "--dataset needs all heads, and an exported policy acts only: measure the errors of the "
+                "model that it came from"
+            )
+    else:
+        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model, processor = load_checkpoint(options.checkpoint, device, options.revision)
     if not model.config.has("action"):
         raise ValueError(f"the checkpoint has no action head; its objectives are {model.config.objectives}")
     processor = processor.for_embodiment(options.embodiment)

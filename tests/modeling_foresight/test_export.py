@@ -1,0 +1,290 @@
+"""The exported action path gives the stream's actions, and what cannot be exported is refused in one line."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_foresight import ForesightForActionPrediction
+from modeling_foresight.action_graphs import build_graphs, describe_graph
+from modeling_foresight.export import main
+from modeling_foresight.exported_policy import ExportedPolicy
+from tests.modeling_foresight.test_streaming import build, draw_image
+from tests.tiny import BATCH_NORM_TOWER, tiny_config, tiny_processor, tiny_tokenizer
+
+ROBOTS, STEPS = 3, 50
+PARITY = 1e-4
+TASKS = ["open the drawer", "push the red cube to the left", "close it " * 20]  # the last one is cut
+CALVIN = {"action_codec": "local_delta", "state_representation": "relative", "binary_action_indices": (6,)}
+CALVIN |= {"binary_state_indices": (6,)}
+ROBOT_KINDS = {
+    "arm": {"action": [0, 1, 2], "state": [0, 1, 4]},
+    "hand": {"action": [2, 3, 4, 5, 6], "state": [10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]},
+}
+VARIANTS = {
+    "history of five frames": {},
+    "one frame": {"history_length": 1, "future_targets": "lookahead"},
+    "goals, pose changes and relative states": {"goal_image": True, **CALVIN},
+    "three views, no state": {
+        "views": ("main", "left-hand", "top 2"),
+        "state_dim": 0,
+        "binary_state_indices": (),
+    },
+    "several robots": {"embodiments": ROBOT_KINDS},
+    "a convolutional tower": {"vision_config": BATCH_NORM_TOWER},
+    "no text tower": {"towers": ("vision",)},
+}
+
+
+class UntracedPolicy(ExportedPolicy):
+    """Runs the graphs as modules, before any export."""
+
+    def __init__(self, model, processor):
+        self.config, self._modules = model.config, build_graphs(model, processor)
+        graphs = {name: describe_graph(graph, "") for name, graph in self._modules.items()}
+        self.facts = {"embodiment": processor.embodiment, "graphs": graphs}
+
+    def load_graph(self, name):
+        graph = self._modules[name]
+
+        @torch.no_grad()
+        def run(inputs):
+            outputs = graph(*(inputs[name] for name in graph.inputs))
+            return dict(zip(graph.outputs, outputs, strict=True))
+
+        return run
+
+
+def build_variant(name):
+    fields = VARIANTS[name]
+    if "embodiments" not in fields:
+        return build(**fields)
+    config = tiny_config(**fields)
+    statistics = {
+        robot: {kind: statistics_of(len(places)) for kind, places in kinds.items()}
+        for robot, kinds in fields["embodiments"].items()
+    }
+    torch.manual_seed(0)
+    model = ForesightForActionPrediction(config).eval()
+    processor = type(tiny_processor(tiny_config())).from_config(
+        config, tiny_tokenizer(), statistics=statistics
+    )
+    return model, processor.for_embodiment("hand")
+
+
+def statistics_of(size):
+    return {"mean": [0.3] * size, "std": [0.5] * size, "min": [-2.0] * size, "max": [2.0] * size}
+
+
+def largest_difference(ours, theirs, steps=STEPS, robots=ROBOTS):
+    """Of actions over an instruction, in which cameras fail, a goal comes, and one robot starts again."""
+    rng, processor, config = np.random.default_rng(0), theirs.processor, theirs.model.config
+
+    def restart(envs):
+        for stream in (ours, theirs):
+            if "text" in config.towers:
+                stream.reset([TASKS[robot] for robot in envs], envs=envs)
+            else:
+                stream.reset(
+                    text_features=torch.ones(len(envs), config.text_config.projection_dim), envs=envs
+                )
+
+    restart(list(range(robots)))
+    difference = 0.0
+    for step in range(steps):
+        images = {view: np.stack([draw_image(rng) for _ in range(robots)]) for view in processor.views}
+        present = rng.random((robots, len(processor.views))) < 0.8
+        if step % 7 == 3:
+            images.pop(processor.views[-1])
+        state = rng.normal(size=(robots, ours.state_dim)).astype(np.float32) if ours.state_dim else None
+        if step == 4 and config.goal_image:
+            for stream in (ours, theirs):
+                stream.set_goal(images[processor.views[0]])
+        if step == 13:
+            restart([robots - 1])
+        again = step % 11 == 5
+        chunks = [stream.step_chunk(images, state, None, present, again) for stream in (ours, theirs)]
+        assert chunks[0].shape == chunks[1].shape == (robots, config.chunk_size, chunks[0].shape[-1])
+        difference = max(difference, (chunks[0] - chunks[1]).abs().max().item())
+    return difference
+
+
+def test_the_graphs_give_the_actions_of_the_stream():
+    model, processor = build_variant("goals, pose changes and relative states")
+    policy = UntracedPolicy(model, processor)
+    streams = [one.stream(processor, num_envs=2) for one in (policy, model)]
+    assert largest_difference(*streams, steps=8, robots=2) < PARITY
+
+
+@pytest.fixture
+def export(tmp_path, capsys):
+    """Saves a policy and runs the command: the folder that it writes, and what it prints."""
+
+    def export(model, processor, form, *options):
+        if form == "onnx":
+            for package in ("onnx", "onnxscript", "onnxruntime"):
+                pytest.importorskip(package, reason=f"{package} is in the extra `export`")
+        model.save_pretrained(tmp_path / "model")
+        processor.save_pretrained(tmp_path / "model")
+        arguments = [
+            "--checkpoint",
+            tmp_path / "model",
+            "--format",
+            form,
+            "--output",
+            tmp_path / form,
+            *options,
+        ]
+        code = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert (code, printed.err.count("error: ")) == (0, 0), printed.err
+        return tmp_path / form, printed.out
+
+    return export
+
+
+EXPORTS = [("onnx", variant) for variant in VARIANTS]
+EXPORTS += [("torch-export", "goals, pose changes and relative states")]
+
+
+@pytest.mark.slow  # tracing takes seconds
+@pytest.mark.parametrize(("form", "variant"), EXPORTS)
+def test_exported_files_give_the_actions_of_the_stream_over_fifty_steps(export, form, variant):
+    model, processor = build_variant(variant)
+    robot = ["--embodiment", "hand"] if processor.embodiment else []
+    folder, _ = export(model, processor, form, *robot)
+    policy = ExportedPolicy(folder)
+    for robots in (ROBOTS, 1):
+        streams = [one.stream(processor, num_envs=robots) for one in (policy, model)]
+        assert largest_difference(*streams, robots=robots) < PARITY
+
+
+@pytest.mark.slow  # tracing takes seconds
+def test_torch_export_files_need_torch_alone(export):
+    folder, _ = export(*build(), "torch-export")
+    script = """
+import json, sys, torch
+graph = json.load(open("policy.json"))["graphs"]["step"]
+step = torch.export.load(graph["file"]).module()
+sizes = [[axis if isinstance(axis, int) else 9 for axis in x["shape"]] for x in graph["inputs"].values()]
+dtypes = [getattr(torch, x["dtype"]) for x in graph["inputs"].values()]
+outputs = step(*(torch.zeros(size, dtype=dtype) for size, dtype in zip(sizes, dtypes)))
+assert len(outputs) == len(graph["outputs"]) and outputs[0].numpy().shape == (9, 4, 7)
+assert not {"transformers", "timm", "modeling_foresight"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=folder, check=True)
+
+
+@pytest.mark.slow  # tracing takes seconds
+@pytest.mark.parametrize("opset", [18, 23])
+def test_every_opset_on_offer_runs(export, opset):
+    folder, _ = export(*build(), "onnx", "--opset", str(opset))
+    import onnx
+
+    written = onnx.load(folder / "step.onnx")
+    assert {imported.version for imported in written.opset_import if not imported.domain} == {opset}
+    assert written.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+@pytest.mark.slow  # tracing takes seconds
+def test_int8_files_are_smaller_and_act_alike(export):
+    model, processor = build()
+    folder, printed = export(model, processor, "onnx", "--int8")
+    import onnx
+
+    kinds = {node.op_type for node in onnx.load(folder / "step.onnx").graph.node}
+    assert "MatMulInteger" in kinds and "ConvInteger" not in kinds
+    assert json.loads((folder / "policy.json").read_text())["int8"]
+    streams = [one.stream(processor, num_envs=ROBOTS) for one in (ExportedPolicy(folder), model)]
+    assert 0 < largest_difference(*streams) < 1
+
+
+def refusal(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    return line
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder, (model, processor) = tmp_path_factory.mktemp("saved"), build()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    {
+        "--format onnx --opset 17": "--opset 17 is not supported: choose 18 to 23",
+        "--format torch-export --opset 18": "--opset belongs to --format onnx",
+        "--format torch-export --int8": "--int8 belongs to --format onnx",
+        "--format torch-export --embodiment hand": "embodiment='hand', but this policy has one robot",
+    }.items(),
+)
+def test_options_that_do_not_fit_are_refused(saved, tmp_path, capsys, options, message):
+    given = ["--checkpoint", saved, "--output", tmp_path / "out", *options.split()]
+    assert message in refusal(capsys, *given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_exists_is_not_touched(saved, tmp_path, capsys):
+    (tmp_path / "mine").write_text("kept")
+    line = refusal(capsys, "--checkpoint", saved, "--format", "torch-export", "--output", tmp_path)
+    assert line == f"error: --output {tmp_path} exists: delete it, or choose another one"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_folder_that_is_no_model_is_named(tmp_path, capsys):
+    given = ("--format", "torch-export", "--output", tmp_path / "out", "--checkpoint")
+    assert f"{tmp_path} has no config.json: give the folder" in refusal(capsys, *given, tmp_path)
+    assert "nowhere/at/all cannot be used" in refusal(capsys, *given, "nowhere/at/all")
+    (tmp_path / "policy.json").write_text("{}")
+    assert f"{tmp_path} is an exported policy" in refusal(capsys, *given, tmp_path)
+
+
+def test_a_model_that_does_not_act_is_refused(tmp_path, capsys):
+    config = tiny_config(objectives=("depth",))
+    ForesightForActionPrediction(config).save_pretrained(tmp_path / "model")
+    tiny_processor(config).save_pretrained(tmp_path / "model")
+    given = ("--checkpoint", tmp_path / "model", "--format", "torch-export", "--output", tmp_path / "out")
+    assert "model cannot be used: it has no action head, its objectives are ['depth']" in refusal(
+        capsys, *given
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_pytorch_cannot_follow_is_one_line_and_leaves_nothing(saved, tmp_path, capsys, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("advice") from NotImplementedError("no rule for this layer\nmany more lines")
+
+    monkeypatch.setattr("torch.export.export", fail)
+    line = refusal(capsys, "--checkpoint", saved, "--format", "torch-export", "--output", tmp_path / "out")
+    assert line == "error: PyTorch cannot export TextGraph of this model: no rule for this layer"
+    assert not list(tmp_path.iterdir())
+
+
+def test_packages_that_are_missing_are_named_with_the_command(saved, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("modeling_foresight.export.WRITERS", ("onnxscript_",))
+    given = ("--checkpoint", saved, "--format", "onnx", "--output", tmp_path / "out")
+    line = refusal(capsys, *given)
+    assert "ONNX needs onnxscript_: pip install 'lerobot_policy_foresight[export]'" in line
+
+
+def test_an_exported_stream_refuses_what_it_cannot_do():
+    model, processor = build()
+    policy = UntracedPolicy(model, processor)
+    with pytest.raises(ValueError, match="predicts no progress"):
+        policy.stream(processor, with_progress=True)
+    stream = policy.stream(processor)
+    image = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match="no instruction: call reset"):
+        stream.step({"main": image}, np.zeros(stream.state_dim))
+    stream.reset("close it")
+    with pytest.raises(ValueError, match="needs it at every step"):
+        stream.step({"main": image})
+    with pytest.raises(ValueError, match="takes no goal images"):
+        stream.set_goal(image)
