@@ -2,13 +2,13 @@
 
 Latency and memory are those of random weights at each policy's own default size (they do not depend on the
 weights), through LeRobot's interface: one observation of a robot with two cameras to one action, pipelines
-included. All policies see the same pictures and run in turns in this process. `plan_ms` is a step at which the
-policy plans, `step_ms` the mean over the steps of a plan, as many as the policy executes by default. Memory is
-measured in a process of its own. Nothing is downloaded: the backbone of SmolVLA is built at its published
-sizes (`SMOLVLM2_500M`) with a small tokenizer.
+included. All policies see the same pictures and run in turns in this process. `plan_ms` is a step at which
+the policy plans, `step_ms` the mean over the steps of a plan, as many as the policy executes by default.
+Memory is measured in a process of its own. Nothing is downloaded: the backbone of SmolVLA is built at its
+published sizes (`SMOLVLM2_500M`) with a small tokenizer.
 
-With `--train_on` 3D Foresight and ACT also learn one MetaWorld task from the same demonstrations, by their own
-trainers and with equal processor time, and both are tried by `lerobot-eval` from the same starts.
+With `--train_on` 3D Foresight and ACT also learn one MetaWorld task from the same demonstrations, by their
+own trainers and with equal processor time, and both are tried by `lerobot-eval` from the same starts.
 """
 
 import argparse
@@ -306,6 +306,7 @@ class Robot:
         return self.after(self.policy.select_action(self.before(dict(self.seen))))
 
     def __call__(self) -> None:
+        """A plan, and the steps that execute it."""
         steps_ms = []
         for _ in range(self.policy.config.n_action_steps):
             start = time.perf_counter()

@@ -69,7 +69,7 @@ def measure_demonstrations(
     """
     predicted = _predict(model, processor, windows)
     results = {
-        "dataset": windows.rows.name,
+        "dataset": Path(windows.rows.name).name,
         "episodes": len(windows.episodes),
         "windows": len(windows),
         "tasks": _measure_tasks(model, processor, windows, predicted),
