@@ -7,7 +7,7 @@ from hub_cards.cards.error_tables import NONE, format_number
 
 __all__ = ["build_condition_rows", "build_demonstration_rows"]
 
-CONDITIONS = {
+CONDITION_TEXTS = {
     "plain": "nothing",
     "frozen_camera": "images stay those of the first step",
     "swapped_views": "every view shows the next camera",
@@ -25,7 +25,7 @@ def build_condition_rows(diagnostics: Mapping) -> list[dict]:
             "history": f"memory of {number} frame{'s' * (number != '1')}",
             "execute": f"{number} actions executed per plan",
         }
-        what = CONDITIONS.get(name) or texts[kind]
+        what = CONDITION_TEXTS.get(name) or texts[kind]
         row = {
             "what": what,
             "figures": figures,
