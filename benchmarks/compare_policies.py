@@ -15,7 +15,6 @@ import argparse
 import importlib.util
 import json
 import os
-import resource
 import shlex
 import shutil
 import signal
@@ -32,6 +31,7 @@ from _measure import (
     build_parser,
     describe_machine,
     model_sizes,
+    peak_rss_mb,
     print_table,
     spread,
     start_afresh,
@@ -346,8 +346,7 @@ def print_memory(name: str, args: argparse.Namespace) -> None:
             robot()
             parameters, size = robot.count_parameters()
             found = {"parameters": parameters, "parameters_mb": round(size, 1)}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({**found, "peak_rss_mb": round(peak, 1)}))
+    print(json.dumps({**found, "peak_rss_mb": peak_rss_mb()}))
 
 
 def measure_latency(args: argparse.Namespace) -> list[dict]:
@@ -403,7 +402,7 @@ def run_for(
         )
         try:
             while process.poll() is None:
-                time.sleep(0.5)
+                time.sleep(0.2)
                 used = max(used, processor_time(process.pid))
                 if tidy:
                     tidy()
