@@ -3,9 +3,10 @@
 Latency and memory are those of random weights at each policy's own default size (they do not depend on the
 weights), through LeRobot's interface: one observation of a robot with two cameras to one action, pipelines
 included. All policies see the same pictures and run in turns in this process. `plan_ms` is a step at which
-the policy plans, `step_ms` the mean over the steps of a plan, as many as the policy executes by default.
-Memory is measured in a process of its own. Nothing is downloaded: the backbone of SmolVLA is built at its
-published sizes (`SMOLVLM2_500M`) with a small tokenizer.
+the policy plans, `step_ms` the mean over the steps of a plan, as many as the policy executes by default;
+`plan_cpu_ms` and `step_cpu_ms` are their processor time, which other programs hardly change. Memory is
+measured in a process of its own. Nothing is downloaded: the backbone of SmolVLA is built at its published
+sizes (`SMOLVLM2_500M`) with a small tokenizer.
 
 With `--train_on` 3D Foresight and ACT also learn one MetaWorld task from the same demonstrations, by their
 own trainers and with equal processor time, and both are tried by `lerobot-eval` from the same starts.
@@ -33,7 +34,6 @@ from _measure import (
     model_sizes,
     peak_rss_mb,
     print_table,
-    spread,
     start_afresh,
     time_in_turns,
     write_csv,
@@ -285,7 +285,7 @@ class Robot:
     """A policy that acts on one random observation; a call is a whole plan.
 
     Attributes:
-        plans_ms (`list`): Milliseconds of the steps of every plan.
+        plans_ms (`list`): Of every plan `(E, 2)`: milliseconds of its steps, and those of processor time.
     """
 
     def __init__(self, name: str, args: argparse.Namespace, scratch: Path):
@@ -295,7 +295,7 @@ class Robot:
         self.seen = {f"observation.images.{c}": torch.rand(1, 3, side, side, generator=draw) for c in CAMERAS}
         self.seen |= {"observation.state": torch.zeros(1, STATE_DIM), "task": [INSTRUCTION]}
         self.policy.reset()
-        self.plans_ms: list[list[float]] = []
+        self.plans_ms: list[np.ndarray] = []
         if history := getattr(self.policy.config, "history_length", None):
             for _ in range(history):  # a full window
                 self.act()
@@ -309,10 +309,10 @@ class Robot:
         """A plan, and the steps that execute it."""
         steps_ms = []
         for _ in range(self.policy.config.n_action_steps):
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             self.act()
-            steps_ms.append((time.perf_counter() - start) * 1000)
-        self.plans_ms.append(steps_ms)
+            steps_ms.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+        self.plans_ms.append(np.array(steps_ms) * 1000)
 
     def count_parameters(self) -> tuple[int, float]:
         """Number of parameters, and their size in MB."""
@@ -361,7 +361,8 @@ def measure_latency(args: argparse.Namespace) -> list[dict]:
     base = measure_memory(None, args)["peak_rss_mb"]
     rows = []
     for name in names:
-        planning = spread([steps[0] for steps in plans[name]])
+        planning = np.median([steps[0] for steps in plans[name]], axis=0).round(3)
+        step = np.median([steps.mean(0) for steps in plans[name]], axis=0).round(3)
         memory = measure_memory(name, args)
         rows.append(
             {
@@ -369,9 +370,10 @@ def measure_latency(args: argparse.Namespace) -> list[dict]:
                 **{key: memory[key] for key in ("parameters", "parameters_mb", "peak_rss_mb")},
                 "libraries_rss_mb": base,
                 "actions_per_plan": len(plans[name][0]),
-                "plan_ms": planning["median_ms"],
-                "plan_p90_ms": planning["p90_ms"],
-                "step_ms": round(float(np.median([np.mean(steps) for steps in plans[name]])), 3),
+                "plan_ms": float(planning[0]),
+                "plan_cpu_ms": float(planning[1]),
+                "step_ms": float(step[0]),
+                "step_cpu_ms": float(step[1]),
                 "repeats": args.repeats,
                 "camera_px": args.camera_px,
             }
