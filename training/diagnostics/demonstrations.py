@@ -16,16 +16,22 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from datasets_scripts.simulation.metaworld import scene_partners, task_descriptions
-from datasets_scripts.storage.atomic import read_json
+from datasets_scripts.storage.atomic import read_json, write_json
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.inputs import ForesightInputs
 from training.evaluation.open_loop import evaluate_open_loop, held_out_data
 from training.model_folder import read_run_config, read_summary
-from training.run_data import window_config
+from training.run_data import dataset_identity, window_config
 from training.windows import ForesightWindows, collate_windows
 
-__all__ = ["measure_calibration", "measure_causality", "measure_demonstrations", "open_demonstrations"]
+__all__ = [
+    "measure_calibration",
+    "measure_causality",
+    "measure_demonstrations",
+    "measure_once",
+    "open_demonstrations",
+]
 
 BINS = 10
 BATCH_SIZE = 32
@@ -54,6 +60,23 @@ def open_demonstrations(checkpoint: str, config, dataset: str) -> ForesightWindo
         return held_out_data(checkpoint, config, dataset).val.datasets[0]
     settings = window_config(config, run).for_evaluation()
     return ForesightWindows(DatasetRows(dataset), dataclasses.replace(settings, skip_flagged=False))
+
+
+def measure_once(model, processor, windows: ForesightWindows, weights: str | None, path: Path) -> dict:
+    """What [`measure_demonstrations`] gives, kept in the file `path`.
+
+    Raises:
+        ValueError: If the file is of other weights (`weights` is their digest) or of another dataset.
+    """
+    facts = {"weights_sha256": weights, "data": dataset_identity(windows.rows)}
+    if not path.exists():
+        write_json(path, {**facts, "figures": measure_demonstrations(model, processor, windows)})
+    kept = read_json(path, "delete it; it is measured again")
+    if differing := [name for name, fact in facts.items() if kept.get(name) != fact]:
+        raise ValueError(
+            f"{path} was measured with other {' and '.join(differing)}: choose another --output, or delete it"
+        )
+    return kept["figures"]
 
 
 def measure_demonstrations(

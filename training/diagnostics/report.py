@@ -65,7 +65,7 @@ def measure_diagnostics(options: DiagnosticOptions, arguments: Sequence[str] | N
     Returns:
         `dict`: What goes into the JSON file: `closed_loop` of [`measure_conditions`], `scene_partners` (task
         -> task whose instruction was given instead), `skipped` (condition -> why), `demonstrations` of
-        [`measure_demonstrations`] with a dataset, `checkpoint`, `seeds`, `settings`, and what `describe_run`
+        `measure_demonstrations` with a dataset, `checkpoint`, `seeds`, `settings`, and what `describe_run`
         gives.
 
     Raises:
@@ -78,21 +78,22 @@ def measure_diagnostics(options: DiagnosticOptions, arguments: Sequence[str] | N
         config = model.config.for_robot(processor.embodiment)
         conditions, skipped = list_conditions(config, benchmark.tasks)
         conditions = _choose_conditions(conditions, options.only)
+        checkpoint, folder = describe_checkpoint(options, config), options.output.with_suffix("")
+        recorded = {}
         if options.dataset:
-            from training.diagnostics.demonstrations import measure_demonstrations, open_demonstrations
+            from training.diagnostics import demonstrations
 
-            windows = open_demonstrations(options.checkpoint, config, options.dataset)
-            recorded = {"demonstrations": measure_demonstrations(model, processor, windows)}
-        else:
-            recorded = {}
+            windows = demonstrations.open_demonstrations(options.checkpoint, config, options.dataset)
+            kept, weights = folder / "demonstrations.json", checkpoint["weights_sha256"]
+            figures = demonstrations.measure_once(model, processor, windows, weights, kept)
+            recorded["demonstrations"] = figures
         results = {
             "version": 1,
             "benchmark": benchmark.name,
-            "checkpoint": describe_checkpoint(options, config),
+            "checkpoint": checkpoint,
             "seeds": {"first": success.seeds[0], "last": success.seeds[-1]},
             "settings": {"max_simulation_steps": options.max_steps, "chunk_size": config.chunk_size},
         }
-    folder = options.output.with_suffix("")
     return {
         **results,
         "closed_loop": measure_conditions(success, conditions, folder),

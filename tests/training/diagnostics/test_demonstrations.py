@@ -15,7 +15,7 @@ from training.diagnostics import demonstrations
 from training.diagnostics.demonstrations import (
     measure_calibration,
     measure_causality,
-    measure_demonstrations,
+    measure_once,
     open_demonstrations,
 )
 from training.windows import collate_windows
@@ -96,9 +96,15 @@ def test_calibration_is_the_distance_of_means_in_bins():
     assert "true" not in found["bins"][1] and found["bins"][9]["predicted"] == pytest.approx(1.2)
 
 
-def test_errors_are_those_of_each_task_and_the_other_instruction_is_of_the_same_scene(policy, windows):
+def test_errors_are_those_of_each_task_and_the_other_instruction_is_of_the_same_scene(
+    policy, windows, tmp_path, monkeypatch
+):
     model, processor = policy
-    results = measure_demonstrations(model, processor, windows)
+    results = measure_once(model, processor, windows, "digest", tmp_path / "kept.json")
+    monkeypatch.setattr(demonstrations, "measure_demonstrations", lambda *_: pytest.fail("measured again"))
+    assert measure_once(model, processor, windows, "digest", tmp_path / "kept.json") == results
+    with pytest.raises(ValueError, match="kept.json was measured with other weights_sha256"):
+        measure_once(model, processor, windows, "of others", tmp_path / "kept.json")
     json.dumps(results, allow_nan=False)
     assert (results["dataset"], results["episodes"]) == ("demos", 3)
     assert set(results["tasks"]) == set(INSTRUCTIONS)
