@@ -115,9 +115,12 @@ def measure_conditions(
             "outcomes": {task: "".join(map(str, row)) for task, row in outcomes.items()},
         }
         if name != PLAIN:
-            here, plain = (np.array([[one[task] for task in outcomes]]) for one in (outcomes, unchanged))
+            # Trials of all tasks are drawn together: within a task there may be two, too few to draw from.
+            here, plain = (
+                np.ravel([one[task] for task in outcomes])[None, None] for one in (outcomes, unchanged)
+            )
             figures[name]["plain_successes"] = int(plain.sum())
-            figures[name]["difference"] = paired_difference(here, plain)  # each (1, T, E)
+            figures[name]["difference"] = paired_difference(here, plain)  # each (1, 1, T * E)
     return figures
 
 
