@@ -112,14 +112,19 @@ def memory_mb(call: Callable[[], object], device: torch.device, graphed: bool = 
         if not graphed:
             memory["peak_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
         return memory
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    reset = Path("/proc/self/clear_refs")
     try:
         reset.write_text("5")  # forgets the peak so far
     except OSError:
         return {}
     call()
-    peak = int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1)) / 1024
-    return {"peak_memory_mb": round(peak, 1)}
+    return {"peak_memory_mb": peak_rss_mb()}
+
+
+def peak_rss_mb() -> float:
+    """Most memory that this process has had, in MB; `getrusage` counts that of its parent too. Linux only."""
+    status = Path("/proc/self/status").read_text()
+    return round(int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) / 1024, 1)
 
 
 def spread(durations_ms: list[float]) -> dict[str, float]:

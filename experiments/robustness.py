@@ -145,8 +145,8 @@ def build_robustness(plan, rows: dict, tried: dict[tuple, dict], ceilings: dict[
     """All figures, ready for JSON: success and what was lost, of each variant and between every two."""
     import numpy as np
 
-    from experiments.intervals import bootstrap_mean, paired_difference
     from experiments.tables import compare, describe_rows, outcomes_of
+    from training.diagnostics.intervals import bootstrap_mean, paired_difference
 
     def outcomes(of_cells: dict, tasks: list[str]) -> dict[str, np.ndarray]:
         """`(S, T, E)` by variant; a task with two numbers of demonstrations counts as two tasks."""

@@ -8,8 +8,8 @@ import numpy as np
 
 from experiments.cells import data_folder
 from experiments.depth_motion import depth_shares
-from experiments.intervals import bootstrap_mean, paired_difference, rank_correlation
 from experiments.plans import Cell, Plan
+from training.diagnostics.intervals import bootstrap_mean, paired_difference, rank_correlation
 from training.evaluation.metric_loader import load_metric
 from training.run_facts import describe_run
 

@@ -41,6 +41,25 @@ UPSIDE_DOWN = ("main",)
 # Their random vector moves the goal only.
 FIXED_OBJECTS = ("plate-slide-v3", "plate-slide-side-v3", "plate-slide-back-v3", "plate-slide-back-side-v3")
 
+# Tasks with the same objects: those of one line share a model of MuJoCo's; reach, push and pick-place only
+# look alike. Their objects may start otherwise: a drawer that is to be opened is closed.
+SHARED_SCENES = (
+    ("assembly-v3", "disassemble-v3"),
+    ("coffee-button-v3", "coffee-pull-v3", "coffee-push-v3"),
+    ("door-open-v3", "door-close-v3"),
+    ("door-lock-v3", "door-unlock-v3"),
+    ("drawer-open-v3", "drawer-close-v3"),
+    ("faucet-open-v3", "faucet-close-v3"),
+    ("hand-insert-v3", "sweep-into-v3"),
+    ("handle-press-v3", "handle-pull-v3"),
+    ("handle-press-side-v3", "handle-pull-side-v3"),
+    ("plate-slide-v3", "plate-slide-back-v3"),
+    ("plate-slide-side-v3", "plate-slide-back-side-v3"),
+    ("reach-v3", "push-v3", "pick-place-v3"),
+    ("stick-push-v3", "stick-pull-v3"),
+    ("window-open-v3", "window-close-v3"),
+)
+
 QUALITIES = ("fast", "default")
 
 
@@ -69,6 +88,19 @@ def resolve_tasks(names: str) -> list[str]:
     if not tasks:
         raise ValueError("no task given; name one, drawer-open-v3 for example, or a group such as easy")
     return list(dict.fromkeys(tasks))
+
+
+def scene_partners(tasks: Sequence[str]) -> dict[str, str]:
+    """Another of these tasks with the same objects, the next one of its line in `SHARED_SCENES`, by task.
+
+    Tasks that have none are left out.
+    """
+    partners = {}
+    for scene in SHARED_SCENES:
+        known = [task for task in scene if task in tasks]
+        if len(known) > 1:
+            partners |= dict(zip(known, known[1:] + known[:1], strict=True))
+    return {task: partners[task] for task in tasks if task in partners}
 
 
 @functools.cache

@@ -31,6 +31,7 @@ VISUALIZE = (
     "python training/visualize.py --checkpoint {run}/model --dataset {data} --output {run}/foresight.png"
 )
 PICTURES = ("foresight.png", "rollout.mp4")
+DIAGNOSTICS = "diagnostics.json"  # what training/diagnose.py writes; a card may lack it
 # Fields of a base's configuration that the card of an adapter needs; a model has its own config.json.
 BASE_FIELDS = ("views", "objectives", "history_length", "chunk_size", "image_size")
 BASE_FIELDS += ("action_dim", "action_codec", "state_dim")
@@ -80,6 +81,8 @@ def collect_measurements(
     if base:
         described["base"] |= {"training": _read_stage(base), "has_card": True}
     write_json(folder / "training.json", described)
+    if (run / DIAGNOSTICS).is_file():
+        write_json(folder / DIAGNOSTICS, _read_diagnostics(run / DIAGNOSTICS, model))
     for name, content in evaluations.items():
         write_json(folder / name, content)
     for name in PICTURES:
@@ -90,7 +93,10 @@ def collect_measurements(
 
 
 def read_measurements(folder: Path) -> dict:
-    """What the folder says of itself: `kind`, `config`, `summary`, `evaluation`, `seeds`, `latency`, `base`.
+    """What the folder says of itself.
+
+    Returns:
+        `dict`: `kind`, `config`, `summary`, `evaluation`, `diagnostics`, `seeds`, `latency`, `base`.
 
     Raises:
         ValueError: If the configuration or the training's figures are missing or damaged.
@@ -112,15 +118,16 @@ def read_measurements(folder: Path) -> dict:
         base = {"name": name, "revision": revision, "is_folder": is_folder(name)}
         config = summary.get("config", {})
     acts = "action" in config.get("objectives", ())
-    measured, latency = (
+    measured, diagnostics, latency = (
         read_json(path) if (path := evaluation / f"{name}.json").is_file() else None
-        for name in ("eval", "latency")
+        for name in ("eval", "diagnostics", "latency")
     )
     return {
         "kind": "adapter" if adapter else "finetuned" if acts else "pretrained",
         "config": config,
         "summary": summary,
         "evaluation": measured,
+        "diagnostics": diagnostics,
         "seeds": [read_json(path) for path in sorted(evaluation.glob("eval-seed*.json"))],
         "latency": latency,
         "base": base,
@@ -167,8 +174,20 @@ def _check_figures(places: Mapping[str, str | Path], summary: Mapping, evaluatio
         measured = f"weights that {run}/model had before it was exported again"
     elif changes := evaluation["settings"].get("perturbation"):
         measured = f"changed scenes ({', '.join(changes)})"
+    elif change := evaluation["settings"].get("change"):
+        measured = f"changed inputs ({change})"
     if measured:
         raise ValueError(f"{run}/eval.json measured {measured}; measure again with:\n  {again}")
+
+
+def _read_diagnostics(path: Path, model: Path) -> dict:
+    """Diagnostics of a run's model; refused if they are those of other weights."""
+    diagnostics = read_json(path)
+    if not has_measured_weights(diagnostics, model):
+        raise ValueError(
+            f"{path} measured other weights than {model} has; measure again:\n  {diagnostics['command']}"
+        )
+    return diagnostics
 
 
 def has_measured_weights(evaluation: Mapping, model: Path) -> bool:

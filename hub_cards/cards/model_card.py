@@ -12,6 +12,7 @@ from datasets_scripts.inspection.template_rendering import as_code, render_templ
 from datasets_scripts.simulation.libero_files import libero_instruction
 from datasets_scripts.simulation.metaworld import task_descriptions
 from datasets_scripts.storage.atomic import read_json
+from hub_cards.cards.diagnostic_tables import build_condition_rows, build_demonstration_rows
 from hub_cards.cards.error_tables import build_error_rows, format_number, join_words
 from hub_cards.cards.eval_results import build_model_index, success_by_task
 from hub_cards.cards.licenses import derive_license
@@ -36,8 +37,8 @@ def build_card(folder: str | Path, source: str | None = None, license: str | Non
     """The card of a folder.
 
     Args:
-        folder (`str` or `Path`): Model or adapter with `evaluation/training.json`, and `evaluation/eval.json`
-            and `evaluation/latency.json` if they were measured.
+        folder (`str` or `Path`): Model or adapter with `evaluation/training.json`, and `eval.json`,
+            `diagnostics.json` and `latency.json` beside it if they were measured.
         source (`str`, *optional*): What the card's examples load from: a folder, or a Hub id. By default the
             folder itself.
         license (`str`, *optional*): The Hub's name of a license, if it does not follow from the parts.
@@ -73,7 +74,9 @@ def _build_fields(folder: Path, measured: Mapping) -> dict:
     robots = _read_robots(folder)
     robot = min(robots, default=None)  # the one of the examples
     sizes = {k: len(robots[robot][k]) if robot else config[f"{k}_dim"] for k in ("action", "state")}
-    foresight = build_error_rows(validation, "2 cm or 0.05 rad" if local else "data units")
+    unit = "2 cm or 0.05 rad" if local else "data units"
+    foresight = build_error_rows(validation, unit)
+    diagnostics = measured["diagnostics"]
     instructions = _find_instructions(evaluation) if evaluation else {}
     tasks = list(evaluation["tasks"]) if evaluation else []
     recorded = [text for dataset in summary["datasets"] for text in dataset.get("tasks", [])]
@@ -101,6 +104,8 @@ def _build_fields(folder: Path, measured: Mapping) -> dict:
         "results": [success_by_task(run) for run in (evaluation, *measured["seeds"]) if run],
         "instructions": instructions,
         "foresight": foresight,
+        "conditions": build_condition_rows(diagnostics) if diagnostics else [],
+        "on_demonstrations": build_demonstration_rows(diagnostics, unit) if diagnostics else [],
         "held_out": f"{episodes} held-out episode{'s' if episodes != 1 else ''}",
         "demonstrations": Markup(join_words(demonstrations)),
         "depth_sources": join_words(sorted({x["depth"]["source"] for x in labels if "depth" in x})),

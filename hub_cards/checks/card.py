@@ -24,7 +24,7 @@ PLACEHOLDER = re.compile(
     r"\b(?:TODO|TBD|FIXME|XXX)\b|(?i:\[(?:more information needed|optional)\]|\bn/a\b)|(?<!\\)\{[{%]"
 )
 # First words of the tables that hold measurements; a card may have other tables too.
-MEASURED = {"task", "prediction", "hardware"}
+MEASURED = {"task", "prediction", "hardware", "changed", "on demonstrations"}
 HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
 
 
@@ -96,24 +96,27 @@ def _check_model_card(folder: Path, card: ModelCard, body: str) -> list[str]:
     """Differences between the card and the one that the folder's measurements give."""
     known = (name for name in as_list(card.data.license) if isinstance(name, str) and name in HUB_LICENSES)
     try:
-        evaluation = read_measurements(folder)["evaluation"]
+        measured = read_measurements(folder)
     except ValueError as error:
         return [f"the card's figures have no source: {error}"]
     try:
         fresh = build_card(folder, license=next(known, None))
     except ValueError as error:
         return [str(error)]
-    problems = list(_compare_tables(body, fresh.text))
+    evaluation, problems = measured["evaluation"], list(_compare_tables(body, fresh.text))
     if card.data.eval_results != fresh.data.eval_results:
         problems.append(f"the card's model-index differs from evaluation/: {BUILD}")
     if (written := read_result_files(folder)) != build_result_files(evaluation):
         what = "differs from evaluation/eval.json" if written else "is missing"
         problems.append(f".eval_results {what}: {BUILD}")
     try:
-        if evaluation and not has_measured_weights(evaluation, folder):
-            problems.append(
-                "evaluation/eval.json measured other weights than those here: run training/evaluate.py again"
-            )
+        for name, script in (("eval", "evaluate"), ("diagnostics", "diagnose")):
+            figures = measured["evaluation" if name == "eval" else name]
+            if figures and not has_measured_weights(figures, folder):
+                problems.append(
+                    f"evaluation/{name}.json measured other weights than those here: run "
+                    f"training/{script}.py again"
+                )
     except ValueError:
         pass  # damaged weights: the check of the model reports them
     if not evaluation and "Success in closed loop was" not in body and "does not act" not in body:

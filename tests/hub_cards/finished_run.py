@@ -131,6 +131,41 @@ def latency() -> dict:
     return {"version": 1, "measurements": [{**row, **times, **run}]}
 
 
+def diagnostics() -> dict:
+    """What `diagnose.py` writes."""
+    plain = {"success_rate": 0.9, "successes": 9, "episodes": 10, "ci95": [0.5958, 0.9821]}
+    plain |= {"tasks": {TASK: 5, "drawer-close-v3": 4}}
+    frozen = {**plain, "success_rate": 0.1, "successes": 1, "tasks": {TASK: 1, "drawer-close-v3": 0}}
+    frozen |= {"plain_successes": 9, "difference": {"mean": -0.8, "ci95": [-1.0, -0.5], "won": 0, "lost": 8}}
+    return {
+        "version": 1,
+        "benchmark": "MetaWorld",
+        "checkpoint": {"path": "model", "revision": None, "weights_sha256": None},
+        "seeds": {"first": 10000, "last": 10004},
+        "settings": {"max_simulation_steps": 240, "chunk_size": 4},
+        "closed_loop": {"plain": plain, "frozen_camera": frozen, "execute_2": frozen, "history_1": frozen},
+        "skipped": {"swapped_views": "it has one camera"},
+        "demonstrations": {
+            "dataset": "others",
+            "episodes": 8,
+            "windows": 1234,
+            "tasks": {
+                name: {"next_action_l1": l1} for name, l1 in zip("abcde", (5, 1, 2, 3, 4), strict=True)
+            },
+            "progress": {"mae": 0.05, "ece": 0.0213, "bins": []},
+            "instruction": {"windows": 77, "named_l1": 0.07, "other_l1": 0.45, "change_l1": 0.43},
+            "causality": {
+                "later_frames": 0.0,
+                "labels": 0.0,
+                "points": None,
+                "stream": 4.77e-7,
+                "windows": 64,
+            },
+        },
+        **facts_of_run("training/diagnose.py", "--episodes", "5"),
+    }
+
+
 def make_run(folder: Path, **overrides) -> Path:
     """Writes it; `overrides` are fields of the model's config."""
     fields = {"action_dim": 4, "binary_action_indices": (), "state_dim": 4, "binary_state_indices": ()}

@@ -31,6 +31,7 @@ __all__ = [
     "Benchmark",
     "EvaluationOptions",
     "GoalOptions",
+    "StreamChange",
     "claim_evaluation",
     "describe_checkpoint",
     "evaluation_job",
@@ -163,13 +164,30 @@ class Benchmark(Protocol):
         ...
 
 
-def measure(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> dict:
+class StreamChange(Protocol):
+    """What a diagnostic changes of what the policy gets.
+
+    Attributes:
+        name (`str`): Distinguishes results from those of the unchanged policy.
+    """
+
+    name: str
+
+    def apply(self, stream: Any) -> Any:
+        """The stream that acts in place of the given one."""
+        ...
+
+
+def measure(
+    benchmark: Benchmark, arguments: Sequence[str] | None = None, change: StreamChange | None = None
+) -> dict:
     """Run the episodes, and measure the held-out episodes of the dataset of the options if there is one.
 
     Args:
         benchmark (`Benchmark`): What to measure, and where.
         arguments (`Sequence[str]`, *optional*): Arguments of `training/evaluate.py` for the recorded command;
             by default the command of this process is recorded.
+        change (`StreamChange`, *optional*): What is changed of what the policy gets; named in the settings.
 
     Returns:
         `dict`: What goes into the JSON file: `tasks` and `mean` (success rate with its 95 % Wilson interval),
@@ -182,7 +200,7 @@ def measure(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> dic
     """
     with open_policy(benchmark.options, benchmark.check_policy) as (model, processor):
         run = describe_run("training/evaluate.py" if arguments is not None else None, arguments)
-        return _measure(benchmark, model, processor, run)
+        return _measure(benchmark, model, processor, run, change)
 
 
 @contextlib.contextmanager
@@ -224,7 +242,7 @@ def open_policy(options, check: Callable[[Any], None]) -> Iterator[tuple]:
         torch.set_num_threads(threads)
 
 
-def _measure(benchmark: Benchmark, model, processor, run: dict) -> dict:
+def _measure(benchmark: Benchmark, model, processor, run: dict, change: StreamChange | None) -> dict:
     from training.evaluation.metric_loader import load_metric
     from training.evaluation.open_loop import held_out_data, measure_recorded
 
@@ -232,6 +250,7 @@ def _measure(benchmark: Benchmark, model, processor, run: dict) -> dict:
     metric = load_metric("success_rate")  # before the episodes: the cache of such scripts may be read-only
     demonstrations = _find_demonstrations(options)
     settings = _choose_settings(benchmark, config, demonstrations, processor.embodiment)
+    settings |= {"change": change.name} if change else {}
     checked = benchmark.check_starts(demonstrations)
     recorded = held_out_data(options.checkpoint, config, options.dataset) if options.dataset else None
     facts = {
@@ -242,7 +261,7 @@ def _measure(benchmark: Benchmark, model, processor, run: dict) -> dict:
     }
     job = evaluation_job(options.output, {**facts, "tasks": benchmark.tasks})
     with claim_evaluation(job):
-        episodes, timing = _run_trials(benchmark, model, processor, settings, job.partial)
+        episodes, timing = _run_trials(benchmark, model, processor, settings, job.partial, change)
 
         def rate(tasks: Sequence[str]) -> dict:
             return success_figures(metric, [e.success for e in episodes if e.task in tasks])
@@ -361,7 +380,9 @@ def _find_demonstrations(options: EvaluationOptions) -> list[Path]:
     return [folder for folder in dict.fromkeys(folders) if (folder / "meta" / "info.json").is_file()]
 
 
-def _run_trials(benchmark: Benchmark, model, processor, settings: dict, folder: Path) -> tuple:
+def _run_trials(
+    benchmark: Benchmark, model, processor, settings: dict, folder: Path, change: StreamChange | None
+) -> tuple:
     """Runs the missing trials under a progress bar; gives all episodes and the `timing` of the results."""
     from training.evaluation.closed_loop import Timing, run_episodes
     from training.evaluation.simulation_pool import SimulationPool
@@ -395,7 +416,7 @@ def _run_trials(benchmark: Benchmark, model, processor, settings: dict, folder: 
                 SimulationPool(size, simulator) as pool,
             ):
                 episodes, timing = run_episodes(
-                    stream,
+                    change.apply(stream) if change else stream,
                     pool,
                     missing,
                     settings["stride"],

@@ -416,7 +416,7 @@ def test_expert_that_cannot_succeed_is_reported(simulator, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_policys_episodes_are_replayed_exactly_and_are_no_demonstrations(sim, tmp_path):
+def test_the_episodes_of_a_policy_are_replayed_exactly_and_are_no_demonstrations(sim, tmp_path):
     recording = MetaWorldRecording(("drawer-open-v3",), episodes=1, noise=0.0, **TINY)
     actions = np.random.default_rng(0).uniform(-1, 1, size=(5, 4)).astype(np.float32)
     outcome = {"success": False, "failed_at": 3}

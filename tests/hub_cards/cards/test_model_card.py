@@ -19,7 +19,7 @@ from hub_cards.cards.model_card import build_card
 from hub_cards.checks.card import check_card
 from hub_cards.measure_latency import main as latency
 from tests.datasets_scripts.inspection.test_template_rendering import HOSTILE, list_structure, spoil
-from tests.hub_cards.finished_run import TASK, evaluation, summary, validation
+from tests.hub_cards.finished_run import TASK, diagnostics, evaluation, summary, validation
 from training.config import DataConfig, DatasetSource, RunConfig, TowerConfig, save_config
 from training.run_facts import describe_run
 
@@ -85,6 +85,59 @@ def evaluation_of(benchmark: str) -> dict:
     }
     more = {"max_steps": 360, "environment": "D", "goal_source": "recorded"}
     return {**found, "chains": CALVIN_CHAINS, "settings": settings | more, "benchmark": benchmark}
+
+
+def test_the_card_shows_what_the_policy_depends_on(built, tmp_path):
+    folder = shutil.copytree(built, tmp_path / "model")
+    assert "What does it depend on?" not in build_card(folder).text
+    path, found = folder / "evaluation" / "diagnostics.json", json.loads(json.dumps(diagnostics()))
+    path.write_text(json.dumps(found))
+    card = build_card(folder)
+    rows = [line for line in card.text.splitlines() if line.startswith("|")]
+    for row in (
+        "| nothing | 2 | **90 %** (9 of 10) | 59.6 to 98.2 % | – | – |",
+        "| images stay those of the first step | 2 | **10 %** (1 of 10) | 59.6 to 98.2 % | 9 of 10 | "
+        "-80.0 (-100.0 to -50.0) |",
+        "| progress, expected calibration error in ten bins | 0.0213 |",
+        "| next action, absolute, data units, mean of a task: median task | 3 |",
+        "| next action, absolute, data units, mean of a task: highest | 5 (a); 4 (e); 3 (d) |",
+        "| change of the next action when another task with the same objects is named | 0.430; "
+        "its error 0.450 instead of 0.0700 (77 windows) |",
+        "| largest change of an action by noise in all frames after it | 0 |",
+        "| largest distance of an action between a whole window and the stream that controls | 4.8e-07 |",
+    ):
+        assert row in rows
+    assert any(row.startswith("| 2 actions executed per plan |") for row in rows)
+    assert any(row.startswith("| memory of 1 frame |") for row in rows)
+    assert "Not tried: swapped_views (it has one camera)." in card.text
+    assert "\npython training/diagnose.py --episodes 5\n" in card.text
+
+    card.save(folder / "README.md")
+    assert check_card(folder) == []
+    found["closed_loop"]["frozen_camera"]["successes"] = 2
+    found["checkpoint"]["weights_sha256"] = "of others"
+    path.write_text(json.dumps(found))
+    figures, weights = check_card(folder)
+    assert "README.md has other figures for 'images stay those of the first step'" in figures
+    assert "evaluation/diagnostics.json measured other weights than those here" in weights
+    path.unlink()
+    assert len(check_card(folder)) == 2, "two tables without a source"
+
+
+def test_diagnostics_of_a_run_join_its_model_unless_they_are_of_other_weights(folder, capsys):
+    (folder / "diagnostics.json").write_text(json.dumps(diagnostics()))
+    assert main([str(folder)]) == 0
+    assert (folder / "model" / "evaluation" / "diagnostics.json").is_file()
+    assert "What does it depend on?" in (folder / "README.md").read_text()
+    other = diagnostics()
+    other["checkpoint"]["weights_sha256"] = "of others"
+    (folder / "diagnostics.json").write_text(json.dumps(other))
+    assert main([str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert (
+        "diagnostics.json measured other weights" in said
+        and "python training/diagnose.py --episodes 5" in said
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ seeds, so a difference is taken between outcomes of the same task, start and see
 """
 
 import numpy as np
-from scipy.stats import spearmanr
 
 __all__ = ["bootstrap_mean", "paired_difference", "rank_correlation"]
 
@@ -62,4 +61,6 @@ def rank_correlation(first: list[float], second: list[float]) -> float | None:
     """Spearman's rank correlation; `None` if one side does not vary, or for fewer than three pairs."""
     if len(first) < 3 or len(set(first)) == 1 or len(set(second)) == 1:
         return None
+    from scipy.stats import spearmanr  # training itself does not need it
+
     return round(float(spearmanr(first, second).statistic), 4)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.intervals import bootstrap_mean, paired_difference, rank_correlation
+from training.diagnostics.intervals import bootstrap_mean, paired_difference, rank_correlation
 
 
 def test_without_variation_the_interval_is_the_mean():

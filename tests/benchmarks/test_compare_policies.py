@@ -1,0 +1,82 @@
+"""LeRobot's policies beside ours: sizes, what is measured, what is refused."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("compare_policies")
+
+
+def test_a_missing_extra_is_named_with_the_command_before_anything_is_built(script, monkeypatch, capsys):
+    monkeypatch.setattr(script.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(script, "measure_latency", lambda args: pytest.fail("too late"))
+    assert script.main(["--policies", "act", "diffusion-ddim"]) == 1
+    assert (
+        "diffusion-ddim needs the package diffusers: pip install 'lerobot[diffusion]'"
+        in capsys.readouterr().err
+    )
+    assert script.main(["--policies", "smolvla"]) == 1
+    assert "smolvla needs the package num2words: pip install 'lerobot[smolvla]'" in capsys.readouterr().err
+
+
+def policy_config(cameras=("main", "wrist"), **lengths):
+    return SimpleNamespace(image_features={f"observation.images.{c}": None for c in cameras}, **lengths)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (policy_config(("main", "top"), n_obs_steps=1), "sees the cameras .*top"),
+        (policy_config(("main",), n_obs_steps=1), "and the comparison shows .*wrist"),
+        (policy_config(n_obs_steps=12), "reads 12 frames, and the comparison gives 10: --history 12"),
+        (policy_config(n_obs_steps=1, history_length=11), "--history 11"),
+    ],
+)
+def test_a_policy_with_another_camera_or_a_longer_history_is_refused(script, config, message):
+    with pytest.raises(ValueError, match=message):
+        script.check_inputs("theirs", config, script.parse_arguments([]))
+    script.check_inputs("ours", policy_config(n_obs_steps=1, history_length=10), script.parse_arguments([]))
+
+
+def test_a_dataset_that_is_not_there_is_named(script, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(script, "measure_latency", lambda args: [])
+    output = ["--output", str(tmp_path / "out.csv")]
+    assert script.main(["--policies", "act", "--train_on", str(tmp_path / "none"), *output]) == 1
+    assert "none is not a LeRobot dataset: run `make quickstart` first" in capsys.readouterr().err
+
+
+def test_a_command_is_stopped_when_its_processor_time_is_used(script, tmp_path):
+    args = SimpleNamespace(threads=1)
+    endless = [sys.executable, "-c", "while True: pass"]
+    assert 0.2 <= script.run_for(endless, tmp_path / "log", args, budget_s=0.2) < 5
+    with pytest.raises(RuntimeError, match="broken"):
+        script.run_for([sys.executable, "-c", "raise SystemExit('broken')"], tmp_path / "log", args)
+
+
+@pytest.mark.slow  # builds five policies, in processes of their own too
+def test_all_policies_act_on_the_same_pictures_without_a_download(script, goal_extra, tmp_path, capsys):
+    pytest.importorskip("num2words", reason="pip install 'lerobot[smolvla]'")
+    output = tmp_path / "compare.csv"
+    small = ["--small", "--camera_px", "64", "--warmup", "0", "--repeats", "1", "--threads", "1"]
+    assert script.main([*small, "--output", str(output)]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["latency"]
+    assert [row["policy"] for row in rows] == list(script.POLICIES)
+    assert all(row["step_ms"] > 0 and row["peak_rss_mb"] > 100 for row in rows) and output.is_file()
+    assert {row["policy"]: row["actions_per_plan"] for row in rows}["smolvla"] == 50
+
+
+@pytest.mark.slow  # builds a model of 1.8 GB
+def test_smolvla_has_its_published_size(script, tmp_path):
+    pytest.importorskip("num2words", reason="pip install 'lerobot[smolvla]'")
+    policy, *_ = script.build_policy("smolvla", script.parse_arguments([]), tmp_path)
+    assert sum(p.numel() for p in policy.parameters()) == pytest.approx(450e6, rel=0.005)

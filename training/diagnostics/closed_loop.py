@@ -1,0 +1,169 @@
+"""Success of a policy in closed loop while one thing is changed, against the unchanged policy.
+
+Every condition meets the same tasks and starts, so a difference is one of pairs. A condition is one
+evaluation, kept with all its episodes in a file of its own, which is never measured again.
+"""
+
+# No import of PyTorch at the top: every simulator process imports the command, which imports this file.
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets_scripts.simulation.metaworld import scene_partners, task_descriptions
+from datasets_scripts.storage.atomic import read_json
+from training.diagnostics.intervals import paired_difference
+from training.diagnostics.stream_changes import (
+    ChangedStream,
+    FrozenCamera,
+    OtherInstruction,
+    ShortHistory,
+    SwappedViews,
+)
+from training.evaluation.metaworld_success import SuccessOptions, measure_success
+
+__all__ = ["PLAIN", "Condition", "list_conditions", "measure_conditions"]
+
+PLAIN = "plain"
+MAX_EXECUTED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """What is changed, and where it is tried; a `StreamChange`.
+
+    Attributes:
+        name (`str`): Its name in the results.
+        tasks (`tuple[str, ...]`): Tasks that can be tried.
+        wrap (`Callable`): Stream -> changed stream.
+        execute_steps (`int`): Actions of a chunk that are executed before the next plan.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    wrap: Callable[[Any], Any] = ChangedStream
+    execute_steps: int = 1
+
+    def apply(self, stream: Any) -> Any:
+        """The changed stream."""
+        return self.wrap(stream)
+
+
+def list_conditions(config, tasks: Sequence[str]) -> tuple[dict[str, Condition], dict[str, str]]:
+    """Conditions that make sense for a policy, and why the others do not, both by name.
+
+    Args:
+        config (`ForesightConfig`): The policy's.
+        tasks (`Sequence[str]`): Tasks to try. Another instruction is that of another of these tasks in a
+            scene with the same objects.
+    """
+    tasks, skipped = tuple(tasks), {}
+    found = [Condition(PLAIN, tasks), Condition("frozen_camera", tasks, FrozenCamera)]
+    if len(config.views) > 1:
+        found.append(Condition("swapped_views", tasks, SwappedViews))
+    else:
+        skipped["swapped_views"] = "it has one camera"
+    if partners := scene_partners(tasks):
+        texts = task_descriptions()
+        replaced = {texts[task]: texts[other] for task, other in partners.items()}
+        wrap = functools.partial(OtherInstruction, replaced=replaced)
+        found.append(Condition("other_instruction", tuple(partners), wrap))
+    else:
+        skipped["other_instruction"] = "no two of the tasks share a scene"
+    for frames in (1, 2):
+        name = f"history_{frames}"
+        if frames < config.history_length:
+            found.append(Condition(name, tasks, functools.partial(ShortHistory, frames=frames)))
+        elif frames == 1:
+            skipped[name] = "it sees one frame, the present one"
+    for steps in range(2, 1 + min(MAX_EXECUTED, config.chunk_size)):
+        found.append(Condition(f"execute_{steps}", tasks, execute_steps=steps))
+    if config.chunk_size == 1:
+        skipped["execute_2"] = "it plans one action"
+    return {condition.name: condition for condition in found}, skipped
+
+
+def measure_conditions(
+    options: SuccessOptions, conditions: Mapping[str, Condition], folder: Path
+) -> dict[str, dict]:
+    """Figures of each condition; what was measured before is read.
+
+    Args:
+        options (`SuccessOptions`): Policy, starts and limits of all conditions.
+        conditions (`Mapping[str, Condition]`): Of [`list_conditions`], the unchanged policy first.
+        folder (`Path`): Gets `NAME.json` of each condition.
+
+    Returns:
+        `dict`: By condition: success as in an evaluation, `tasks` (successes of each), `outcomes` (task ->
+        `1` or `0` for each start in order) and, except for the unchanged policy, `plain_successes`, what that
+        solves of the same trials, and `difference`, success minus its success, with a 95 % interval.
+
+    Raises:
+        ValueError: If a file is there that was measured otherwise; names it.
+    """
+    results = {name: _measure_condition(options, one, folder) for name, one in conditions.items()}
+    unchanged = _read_outcomes(results[PLAIN])
+    figures = {}
+    for name, result in results.items():
+        outcomes = _read_outcomes(result)
+        figures[name] = {
+            **result["mean"],
+            "tasks": {task: one["successes"] for task, one in result["tasks"].items()},
+            "outcomes": {task: "".join(map(str, row)) for task, row in outcomes.items()},
+        }
+        if name != PLAIN:
+            # Trials of all tasks are drawn together: within a task there may be two, too few to draw from.
+            here, plain = (
+                np.ravel([one[task] for task in outcomes])[None, None] for one in (outcomes, unchanged)
+            )
+            figures[name]["plain_successes"] = int(plain.sum())
+            figures[name]["difference"] = paired_difference(here, plain)  # each (1, 1, T * E)
+    return figures
+
+
+def _measure_condition(options: SuccessOptions, condition: Condition, folder: Path) -> dict:
+    """The evaluation of a condition, made now or before."""
+    path = folder / f"{condition.name}.json"
+    if not path.exists():
+        print(f"{condition.name}: {len(condition.tasks)} tasks, {options.episodes} starts each", flush=True)
+        own = dataclasses.replace(
+            options,
+            tasks=",".join(condition.tasks),
+            output=path,
+            execute_steps=condition.execute_steps,
+        )
+        measure_success(own, change=condition)  # writes it
+    result = read_json(path, "delete it; it is measured again")
+    _refuse_other_results(path, result, options, condition)
+    return result
+
+
+def _refuse_other_results(path: Path, result: Mapping, options: SuccessOptions, condition: Condition) -> None:
+    """Raises a `ValueError` if a file holds other weights, starts, tasks or limits than those asked for."""
+    from training.model_folder import weights_digest
+
+    digest = weights_digest(options.checkpoint) if Path(options.checkpoint).is_dir() else None
+    for what, here, wanted in (
+        ("weights", result["checkpoint"]["weights_sha256"], digest),
+        ("first start", result["seeds"]["first"], options.seeds[0]),
+        ("last start", result["seeds"]["last"], options.seeds[-1]),
+        ("tasks", list(result["tasks"]), list(condition.tasks)),
+        ("limit of simulation steps", result["settings"]["max_simulation_steps"], options.max_steps),
+        ("condition", result["settings"].get("change"), condition.name),
+    ):
+        if here != wanted:
+            raise ValueError(
+                f"{path} was measured with another {what} ({here}, not {wanted}): choose another --output, "
+                "or delete it"
+            )
+
+
+def _read_outcomes(result: Mapping) -> dict[str, list[int]]:
+    """Outcomes of each task, in the order of the starts."""
+    found: dict[str, list[int]] = {}
+    for episode in result["episodes"]:
+        found.setdefault(episode["task"], []).append(int(episode["success"]))
+    return found

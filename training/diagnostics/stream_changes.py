@@ -1,0 +1,110 @@
+"""Streams whose robots see, hear or remember something else than what is there.
+
+Each acts in place of the `ForesightStream` that it is given; `run_episodes` does not notice the difference.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+__all__ = ["ChangedStream", "FrozenCamera", "OtherInstruction", "ShortHistory", "SwappedViews"]
+
+
+class ChangedStream:
+    """Hands everything on unchanged.
+
+    Args:
+        stream (`ForesightStream` or `GoalStream`): What acts, for several robots.
+    """
+
+    def __init__(self, stream):
+        self.stream, self.model, self.state_dim = stream, stream.model, stream.state_dim
+
+    def reset(self, instruction: str, envs: Sequence[int]) -> None:
+        """Starts an instruction."""
+        self.stream.reset(instruction, envs=envs)
+
+    def step_chunk(self, images: Mapping, state, envs: Sequence[int]):
+        """Action chunks of these robots, see `ForesightStream.step_chunk`."""
+        return self.stream.step_chunk(images, state, envs=envs)
+
+
+class FrozenCamera(ChangedStream):
+    """The images of an episode's first step are shown at every step; the state is the present one."""
+
+    def __init__(self, stream):
+        super().__init__(stream)
+        self._first: dict[int, dict[str, np.ndarray]] = {}
+
+    def reset(self, instruction: str, envs: Sequence[int]) -> None:
+        """Starts an instruction and forgets the images."""
+        super().reset(instruction, envs)
+        for env in envs:
+            self._first.pop(env, None)
+
+    def step_chunk(self, images: Mapping, state, envs: Sequence[int]):
+        """Action chunks for the first images."""
+        for i, env in enumerate(envs):
+            self._first.setdefault(env, {view: frames[i] for view, frames in images.items()})
+        frozen = {view: np.stack([self._first[env][view] for env in envs]) for view in images}
+        return super().step_chunk(frozen, state, envs)
+
+
+class SwappedViews(ChangedStream):
+    """Every view shows what the camera after it sees, and the last one what the first sees."""
+
+    def step_chunk(self, images: Mapping, state, envs: Sequence[int]):
+        """Action chunks for the images of the wrong cameras."""
+        views = list(images)
+        moved = dict(zip(views, views[1:] + views[:1], strict=True))
+        return super().step_chunk({view: images[moved[view]] for view in views}, state, envs)
+
+
+class OtherInstruction(ChangedStream):
+    """An instruction is replaced by another one.
+
+    Args:
+        stream (`ForesightStream` or `GoalStream`): What acts.
+        replaced (`Mapping[str, str]`): Instruction -> the one that the policy gets.
+    """
+
+    def __init__(self, stream, replaced: Mapping[str, str]):
+        super().__init__(stream)
+        self.replaced = replaced
+
+    def reset(self, instruction: str, envs: Sequence[int]) -> None:
+        """Starts the other instruction."""
+        super().reset(self.replaced[instruction], envs)
+
+
+class ShortHistory(ChangedStream):
+    """The policy remembers the last `frames` steps, as if the episode had begun with the oldest of them."""
+
+    def __init__(self, stream, frames: int):
+        super().__init__(stream)
+        self.frames = frames
+        self._seen: dict[int, tuple[str, deque]] = {}
+
+    def reset(self, instruction: str, envs: Sequence[int]) -> None:
+        """Starts an instruction without any step."""
+        super().reset(instruction, envs)
+        for env in envs:
+            self._seen[env] = instruction, deque(maxlen=self.frames)
+
+    def step_chunk(self, images: Mapping, state, envs: Sequence[int]):
+        """Action chunks from windows of at most `frames` frames."""
+        for i, env in enumerate(envs):
+            pictures = {view: frames[i] for view, frames in images.items()}
+            self._seen[env][1].append((pictures, None if state is None else state[i]))
+        for env in envs:
+            self.stream.reset(self._seen[env][0], envs=[env])
+        for age in range(self.frames - 1, -1, -1):  # the newest step, which all of them have, comes last
+            older = [env for env in envs if len(self._seen[env][1]) > age]
+            if not older:
+                continue
+            steps = [self._seen[env][1][-1 - age] for env in older]
+            shown = {view: np.stack([pictures[view] for pictures, _ in steps]) for view in images}
+            known = None if state is None else np.stack([row for _, row in steps])
+            chunks = self.stream.step_chunk(shown, known, envs=older)
+        return chunks
