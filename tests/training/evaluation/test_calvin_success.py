@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-import modeling_foresight
 from datasets_scripts.conversion.calvin import STATE_ENTRIES
 from datasets_scripts.simulation import calvin
 from modeling_foresight import ForesightForActionPrediction, ForesightStream
@@ -97,7 +96,7 @@ class LocalConnection:
 class FakeStream:
     """Asks for no motion, and notes instructions and what is seen of each."""
 
-    def __init__(self, model, processor, num_envs):
+    def __init__(self, model, processor, num_envs, with_progress):
         self.model, self.tasks, self.current = model, [], {}
         self.state_dim = model.config.state_dim
         FakeStream.last = self
@@ -132,7 +131,7 @@ def rooms(stand_in, monkeypatch):
 def run(checkpoint, archive, rooms, tmp_path, monkeypatch, capsys):
     """Runs the command with stand-ins for CALVIN and the policy; gives code, output and results."""
 
-    monkeypatch.setattr(modeling_foresight, "ForesightStream", FakeStream)
+    monkeypatch.setattr(ForesightForActionPrediction, "stream", lambda *args, **kw: FakeStream(*args, **kw))
     output = tmp_path / "results" / "calvin.json"
 
     def run(*options, checkpoint=checkpoint):
