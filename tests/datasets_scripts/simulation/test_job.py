@@ -285,6 +285,7 @@ def test_workers_do_not_change_the_result(tiny_dataset, tiny_recording, tmp_path
     assert_same_dataset(tmp_path / "dataset", tiny_dataset)
 
 
+@pytest.mark.slow  # simulates twice
 def test_truncated_shard_is_recorded_again(tiny_dataset, tiny_recording, tmp_path):
     partial = tmp_path / "dataset.partial"
     shard = partial / "episodes" / "000001"

@@ -96,6 +96,7 @@ def test_calibration_is_the_distance_of_means_in_bins():
     assert "true" not in found["bins"][1] and found["bins"][9]["predicted"] == pytest.approx(1.2)
 
 
+@pytest.mark.slow  # measures several tasks
 def test_errors_are_those_of_each_task_and_the_other_instruction_is_of_the_same_scene(
     policy, windows, tmp_path, monkeypatch
 ):

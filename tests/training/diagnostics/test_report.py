@@ -56,6 +56,7 @@ def run(checkpoint, tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow  # simulates every condition
 def test_every_condition_is_tried_on_the_same_starts_and_never_measured_again(run):
     done = run("--only", "other_instruction", "execute_2")
     assert done.code == 0, done.err
