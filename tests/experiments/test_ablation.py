@@ -14,6 +14,7 @@ SAMPLE = Path(__file__).resolve().parents[2] / "hub_cards" / "sample_data" / "me
 CELLS = ("foresight_3d-steps-2demos-seed0-drawer-open-v3", "action_only-steps-2demos-seed0-drawer-open-v3")
 
 
+@pytest.mark.slow  # trains and is killed twice
 def test_a_plan_that_is_killed_twice_resumes_and_ends_in_tables(
     write_plan, local_pool, tmp_path, monkeypatch, capsys
 ):

@@ -299,6 +299,7 @@ def test_truncated_shard_is_recorded_again(tiny_dataset, tiny_recording, tmp_pat
     assert_same_dataset(tmp_path / "dataset", tiny_dataset)
 
 
+@pytest.mark.slow  # simulates twice
 def test_full_disk_leaves_no_incomplete_dataset(tiny_dataset, tmp_path, monkeypatch, capsys):
     output = tmp_path / "dataset"
 
