@@ -49,6 +49,9 @@ def main(models: Path) -> None:
         model = AutoModel.from_pretrained(folder).eval()
         processor = AutoProcessor.from_pretrained(folder)
         loaded = time.monotonic() - started
+        if not model.config.has("action"):
+            print(f"{folder.name}: loaded in {loaded:.1f} s, predicts no actions")
+            continue
         stream = model.stream(processor)
         stream.reset("Open a drawer")
         side = model.config.image_size
