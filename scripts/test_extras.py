@@ -37,7 +37,7 @@ TRIED = {
     "space": f"{PYTEST} tests/hub_cards/space",
     "deepspeed": f"{PYTEST} -m slow -k zero tests/training/engines",
     "export": f"{PYTEST} tests/modeling_foresight/test_export.py",
-    "docs": f"-m mkdocs build --strict --config-file {ROOT}/mkdocs.yml --site-dir site",
+    "docs": f"-m mkdocs build --strict --config-file {ROOT}/mkdocs.yml",
 }
 
 
