@@ -12,7 +12,7 @@ the graphs. An instruction starts with a history of zeros; each step gives the h
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -32,6 +32,11 @@ MOST_ROBOTS, SIDES_PX = 4096, (4, 8192)  # bounds of axes without a fixed size
 class ActionGraph(nn.Module):
     """A part of the action path; takes tensors in the order of `inputs` and returns a tuple.
 
+    Args:
+        model (`ForesightForActionPrediction`): The policy; copied.
+        processor (`ForesightProcessor`): Its processor, for one robot.
+        needs (`Callable[[str], bool]`): Whether the graph runs a part of the policy or of its trunk.
+
     Attributes:
         inputs (`dict[str, tuple]`): Name -> dtype and shape. Axes without a fixed size have a name.
         outputs (`tuple[str, ...]`): Names.
@@ -40,18 +45,18 @@ class ActionGraph(nn.Module):
     inputs: dict[str, tuple[torch.dtype, tuple[int | str, ...]]]
     outputs: tuple[str, ...]
 
-    def __init__(self, model: ForesightForActionPrediction, processor: ForesightProcessor):
+    def __init__(
+        self,
+        model: ForesightForActionPrediction,
+        processor: ForesightProcessor,
+        needs: Callable[[str], bool],
+    ):
         super().__init__()
         self.policy, self.processor = copy.deepcopy(model), processor
         for module in (self.policy, self.policy.model):  # a torch.export file holds all weights there are
             for name, _ in list(module.named_children()):
-                if not self.needs(name):
+                if not needs(name):
                     setattr(module, name, None)
-
-    @staticmethod
-    def needs(part: str) -> bool:
-        """Whether the graph runs a part of the policy or of its trunk."""
-        raise NotImplementedError
 
     def example(self) -> tuple[Tensor, ...]:
         """Zeros that fit `inputs`. Two samples: PyTorch would take a batch of 1 for a fixed size."""
@@ -86,13 +91,8 @@ class TextGraph(ActionGraph):
 
     outputs = ("language",)
 
-    @staticmethod
-    def needs(part: str) -> bool:
-        """See [`ActionGraph`]."""
-        return part in ("model", "text_encoder", "embed_language")
-
     def __init__(self, model, processor):
-        super().__init__(model, processor)
+        super().__init__(model, processor, lambda part: part in ("model", "text_encoder", "embed_language"))
         if model.model.text_encoder is None:
             width = model.config.text_config.projection_dim
             self.inputs = {"text_features": (torch.float32, ("batch", width))}
@@ -111,13 +111,10 @@ class GoalGraph(ActionGraph):
 
     outputs = ("goal",)
 
-    @staticmethod
-    def needs(part: str) -> bool:
-        """See [`ActionGraph`]."""
-        return part in ("model", "vision_encoder", "resampler", "embed_goal")
-
     def __init__(self, model, processor):
-        super().__init__(model, processor)
+        super().__init__(
+            model, processor, lambda part: part in ("model", "vision_encoder", "resampler", "embed_goal")
+        )
         self.inputs = {"goal_image": image_specification(processor.views[0])}
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor]:
@@ -130,13 +127,10 @@ class GoalGraph(ActionGraph):
 class StepGraph(ActionGraph):
     """One control step, as `ForesightStream.step_chunk` of robots that all act."""
 
-    @staticmethod
-    def needs(part: str) -> bool:
-        """See [`ActionGraph`]."""
-        return part not in ("text_encoder", "embed_language", "embed_goal")
-
     def __init__(self, model, processor):
-        super().__init__(model, processor)
+        super().__init__(
+            model, processor, lambda part: part not in ("text_encoder", "embed_language", "embed_goal")
+        )
         config = model.config
         frames, views = config.history_length, len(config.views)
         tokens = (config.num_latents + 1, config.hidden_size)

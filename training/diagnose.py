@@ -4,8 +4,8 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from datasets_scripts.storage.atomic import write_json
 from training.diagnostics.report import DiagnosticOptions, format_diagnostics, measure_diagnostics
+from training.evaluation.success import run_measurement
 
 EXAMPLE = """example:
   python training/diagnose.py --checkpoint hub_cards/models/3d-foresight-metaworld-tiny \\
@@ -22,18 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     help_page = {"description": __doc__, "epilog": EXAMPLE, "formatter_class": RawDescriptionHelpFormatter}
     given = vars(HfArgumentParser(DiagnosticOptions, **help_page).parse_args(arguments))
-    try:
-        options = DiagnosticOptions(**given)
-        results = measure_diagnostics(options, sys.argv[1:] if arguments is None else arguments)
-        write_json(options.output, results)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(format_diagnostics(results))
-    return 0
+    words = sys.argv[1:] if arguments is None else arguments
+    return run_measurement(
+        lambda: DiagnosticOptions(**given),
+        lambda options: measure_diagnostics(options, words),
+        format_diagnostics,
+    )
 
 
 if __name__ == "__main__":

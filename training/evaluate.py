@@ -4,10 +4,10 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from datasets_scripts.storage.atomic import write_json
 from training.evaluation.calvin_success import ChainOptions, format_chains, measure_chains
 from training.evaluation.libero_success import LiberoOptions, format_libero, measure_libero
 from training.evaluation.metaworld_success import SuccessOptions, format_success, measure_success
+from training.evaluation.success import run_measurement
 
 EXAMPLE = """examples:
   python training/evaluate.py --checkpoint outputs/quickstart/model --tasks drawer-open-v3 \\
@@ -40,18 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     help_page = {"description": __doc__, "epilog": EXAMPLE, "formatter_class": RawDescriptionHelpFormatter}
     given = vars(HfArgumentParser(kind, parents=[chooser], **help_page).parse_args(arguments))
     del given["benchmark"]
-    try:
-        options = kind(**given)
-        results = measure(options, arguments)
-        write_json(options.output, results)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(describe(results))
-    return 0
+    return run_measurement(lambda: kind(**given), lambda options: measure(options, arguments), describe)
 
 
 if __name__ == "__main__":
