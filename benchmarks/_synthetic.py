@@ -66,7 +66,7 @@ def _record_template(root: Path) -> Path:
         frame[depth_key(camera)] = np.full((SIZE_PX, SIZE_PX, 1), 1.0, np.float32)
     for _ in range(4):
         dataset.add_frame(frame | {"task": "do nothing"})
-    dataset.save_episode()
+    dataset.save_episode(parallel_encoding=False)
     dataset.finalize()
     return root
 

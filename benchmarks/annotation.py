@@ -81,7 +81,7 @@ def record(root: Path, args: argparse.Namespace) -> int:
                     "task": "move the patch",
                 }
             )
-        dataset.save_episode()
+        dataset.save_episode(parallel_encoding=False)
     dataset.finalize()
     return args.episodes * n_frames
 

@@ -241,7 +241,8 @@ def make_dataset(
             for camera in depth_cameras:
                 frame[depth_key(camera)] = facts.depth(e, t, camera)[..., None] * np.float32(depth_factor)
             dataset.add_frame(frame)
-        dataset.save_episode()
+        # Not in forks of this process: one made while a thread holds a lock waits for ever.
+        dataset.save_episode(parallel_encoding=False)
     dataset.finalize()
     if tracks:
         add_tracks(facts)

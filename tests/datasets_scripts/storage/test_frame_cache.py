@@ -198,7 +198,7 @@ def test_a_depth_video_of_millimeters_keeps_60_m_and_loses_the_largest_integer(t
     pixels[:16] = 65535
     for _ in range(3):
         dataset.add_frame({key: pixels, "task": "look"})
-    dataset.save_episode()
+    dataset.save_episode(parallel_encoding=False)
     dataset.finalize()
     depth_m = open_frames(DatasetRows(tmp_path / "ds"), [key], "off").read(key, range(3))
     assert (depth_m[:, :14] == 0).all() and np.abs(depth_m[:, 18:] - 60).max() < 0.1
