@@ -26,7 +26,7 @@ export HF_HUB_OFFLINE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero libero-object test-libero sample-data ablation ablation-pilot ablation-robustness pretraining pretraining-sources pretrained-models mt50 mt50-experts mt50-model test test-slow test-deepspeed test-common test-newest test-lowest dist test-extras docs quality style space benchmark benchmark-gpu benchmark-gpu-training constraints clean
+.PHONY: help setup quickstart quickstart-mini metaworld-tiny libero libero-object libero-model test-libero sample-data ablation ablation-pilot ablation-robustness pretraining pretraining-sources pretrained-models mt50 mt50-experts mt50-model test test-slow test-deepspeed test-common test-newest test-lowest dist test-extras docs quality style space benchmark benchmark-gpu benchmark-gpu-training constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -152,17 +152,14 @@ PRETRAINING_VIDEO = outputs/pretraining/sources/panda
 PRETRAINING_POLICY = $(PRETRAINING_RUN)/cells/pretrained-steps-10demos-seed$(SEED)
 PRETRAINED = hub_cards/models/3d-foresight-pretrained-tiny
 FINETUNED = hub_cards/models/3d-foresight-finetuned-tiny
-FINETUNED_TASKS = plate-slide-v3,handle-pull-v3,plate-slide-back-v3,hand-insert-v3,box-close-v3,stick-push-v3,push-back-v3,coffee-pull-v3
 
-pretrained-models: setup ## the shipped pretrained model and a policy finetuned from it, with cards; after `make pretraining` (20 minutes)
+pretrained-models: setup ## the shipped pretrained model and a policy finetuned from it, with cards; after `make pretraining`
 	$(PY) training/visualize.py --checkpoint $(PRETRAINING_RUN)/pretraining/seed$(SEED)/model \
 		--dataset $(PRETRAINING_VIDEO) --output $(PRETRAINING_RUN)/pretraining/seed$(SEED)/foresight.png
 	$(PY) hub_cards/build.py $(PRETRAINING_RUN)/pretraining/seed$(SEED)
 	rm -rf $(PRETRAINED) $(FINETUNED)
 	cp -r $(PRETRAINING_RUN)/pretraining/seed$(SEED)/model $(PRETRAINED)
 	$(PY) hub_cards/build.py $(PRETRAINED) --sample
-	$(PY) training/evaluate.py --checkpoint $(PRETRAINING_POLICY)/model --tasks $(FINETUNED_TASKS) \
-		--episodes $(EVAL_EPISODES) --seed 10000 --output $(PRETRAINING_POLICY)/eval.json
 	$(PY) training/visualize.py --checkpoint $(PRETRAINING_POLICY)/model --dataset $(PRETRAINING_RUN)/data/10demos \
 		--output $(PRETRAINING_POLICY)/foresight.png
 	$(PY) hub_cards/build.py $(PRETRAINING_POLICY) --base $(PRETRAINED)
@@ -178,15 +175,25 @@ libero-object: libero ## LIBERO's libero_object on scripted demonstrations, with
 	$(EXPERIMENT) experiments.ablation --plan experiments/plans/libero_object.yaml --output outputs/libero/libero_object \
 		--results results/libero_object.json
 
+LIBERO_RUN = outputs/libero/libero_object/cells/foresight_3d_displacement-steps-30demos-seed$(SEED)
+LIBERO_MODEL = hub_cards/models/3d-foresight-libero-object
+
+libero-model: setup ## the shipped libero_object policy with its card; after `make libero-object`
+	$(PY) training/visualize.py --checkpoint $(LIBERO_RUN)/model --dataset outputs/libero/libero_object/data/30demos \
+		--output $(LIBERO_RUN)/foresight.png
+	$(PY) hub_cards/build.py $(LIBERO_RUN)
+	rm -rf $(LIBERO_MODEL)
+	cp -r $(LIBERO_RUN)/model $(LIBERO_MODEL)
+	$(PY) hub_cards/build.py $(LIBERO_MODEL) --sample
+	$(PY) hub_cards/check.py $(LIBERO_MODEL)
+
 mt50: setup ## MetaWorld MT50: one policy for 50 tasks, from data to success in LeRobot's protocol (5 hours)
 	$(EXPERIMENT) experiments.mt50 --results results/metaworld_mt50.json
 
 MT50_RUN = outputs/mt50/mt50/cells/foresight_3d_displacement-steps-50demos-seed$(SEED)
 MT50_MODEL = hub_cards/models/3d-foresight-metaworld-mt50
 
-mt50-model: setup ## the shipped MT50 policy with its card; after `make mt50` (20 minutes)
-	$(PY) training/evaluate.py --checkpoint $(MT50_RUN)/model --tasks all --episodes 10 --seed 10000 \
-		--output $(MT50_RUN)/eval.json
+mt50-model: setup ## the shipped MT50 policy with its card; after `make mt50`
 	$(PY) training/visualize.py --checkpoint $(MT50_RUN)/model --dataset outputs/mt50/mt50/data/50demos \
 		--output $(MT50_RUN)/foresight.png
 	$(PY) hub_cards/build.py $(MT50_RUN)

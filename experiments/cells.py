@@ -1,8 +1,8 @@
 """Run the cells of a plan: simulate, train, try, write one row each.
 
 The results folder holds `plan.json` (the settings), `data/`, `clock.json`, `cells/NAME/` (the run, the model,
-one file of outcomes per task) and `rows/NAME.json`. A row appears when its cell is finished, which is then
-never run again; an unfinished cell resumes from its newest checkpoint and the tasks it has tried. Several
+`eval.json`: all that `hub_cards/build.py` needs) and `rows/NAME.json`. A row appears when its cell is finished, which is then
+never run again; an unfinished cell resumes from its newest checkpoint and the episodes it has tried. Several
 processes may work on one folder: each takes cells that no other has locked.
 
 **Equal time.** The steps of each variant are timed beforehand in short trainings, in turns (every variant
@@ -42,6 +42,7 @@ __all__ = [
     "prepare_results",
     "read_rows",
     "run_cells",
+    "success_by_task",
     "try_policy",
 ]
 
@@ -105,6 +106,9 @@ def open_results(plan: Plan, folder: Path) -> None:
     for name in plan.losses:
         if not any(part == name or part.startswith(f"{name}_") for part in trained):
             raise ValueError(f"losses has {name!r}, but no variant is trained with that objective")
+    if plan.simulator == "libero":
+        for tasks in plan.task_groups():
+            name_libero_tasks(tasks)
     path = folder / "plan.json"
     settings = dataclasses.asdict(plan)
     for name in ("seeds", "demonstrations", "budgets", "variants", "losses"):
@@ -250,11 +254,11 @@ def run_cell(plan: Plan, cell: Cell, folder: Path, steps: Mapping[str, int], mad
     )
     if exit_code := train(config, resume=True):
         raise StoppedError(exit_code)
-    outcomes = {task: try_task(plan, task, home) for task in cell.tasks}
+    outcome = try_policy(plan, home, ",".join(cell.tasks), home / "eval.json")
     summary = read_json(home / "training" / "summary.json")
-    evaluation_s = sum(one["timing"]["wall_s"] for one in outcomes.values())
+    evaluation_s = outcome["timing"]["wall_s"]
     log = read_log(home / "training")
-    success = {t: [int(e["success"]) for e in one["episodes"]] for t, one in outcomes.items()}
+    success = success_by_task(outcome)
     row = {
         **dataclasses.asdict(cell),
         "steps": count,
@@ -275,11 +279,6 @@ def run_cell(plan: Plan, cell: Cell, folder: Path, steps: Mapping[str, int], mad
     shutil.rmtree(home / "training" / "checkpoints", ignore_errors=True)
 
 
-def try_task(plan: Plan, task: str, home: Path) -> dict:
-    """Outcomes of the starts of one task; kept in the cell's folder."""
-    return try_policy(plan, home, task, home / "eval" / f"{task.replace('/', '-')}.json")
-
-
 def try_policy(plan: Plan, home: Path, tasks: str, path: Path, **changes) -> dict:
     """Outcomes of a cell's policy at the plan's starts; kept in a file. `changes` are of the options."""
     if not path.exists():
@@ -293,13 +292,35 @@ def try_policy(plan: Plan, home: Path, tasks: str, path: Path, **changes) -> dic
             "threads": torch.get_num_threads(),
         }
         if plan.simulator == "libero":
-            suite = tasks.partition("/")[0]
-            known = resolve_libero_tasks(suite)
-            options |= {"suite": suite, "tasks": [known.index(task) for task in tasks.split(",")]}
+            options |= name_libero_tasks(tasks.split(","))
             measure_libero(LiberoOptions(**options | changes))  # writes it
         else:
             measure_success(SuccessOptions(**options | {"tasks": tasks} | changes))
     return read_json(path)
+
+
+def name_libero_tasks(tasks: Sequence[str]) -> dict:
+    """Tasks `suite/name` as options of the evaluation.
+
+    Raises:
+        ValueError: If they are not the same numbers of every suite, which the evaluation cannot choose.
+    """
+    suites = list(dict.fromkeys(task.partition("/")[0] for task in tasks))
+    numbers = sorted({resolve_libero_tasks(task.partition("/")[0]).index(task) for task in tasks})
+    if set(resolve_libero_tasks(",".join(suites), numbers)) != set(tasks):
+        raise ValueError(
+            f"tasks are {', '.join(tasks)}: one policy is tried at the same task numbers of every suite; "
+            "choose them so, or use policies: per_task"
+        )
+    return {"suite": ",".join(suites), "tasks": numbers}
+
+
+def success_by_task(outcome: dict) -> dict[str, list[int]]:
+    """Outcomes of each task in the order of the starts."""
+    found: dict[str, list[int]] = {}
+    for episode in outcome.get("episodes", ()):
+        found.setdefault(episode["task"], []).append(int(episode["success"]))
+    return found
 
 
 def row_path(folder: Path, cell: Cell) -> Path:

@@ -112,8 +112,7 @@ def check_outcome(outcome: dict, path: Path, perturbation: Perturbation, home: P
             "weights": one["checkpoint"]["weights_sha256"],
         }
 
-    task = next(iter(outcome["tasks"]))
-    expected = described(read_json(home / "eval" / f"{task}.json"))
+    expected = described(read_json(home / "eval.json"))
     if changes := perturbation.changes():
         expected["settings.perturbation"] = changes
     here = described(outcome)
@@ -145,6 +144,7 @@ def build_robustness(plan, rows: dict, tried: dict[tuple, dict], ceilings: dict[
     """All figures, ready for JSON: success and what was lost, of each variant and between every two."""
     import numpy as np
 
+    from experiments.cells import success_by_task
     from experiments.tables import compare, describe_rows, outcomes_of
     from training.diagnostics.intervals import bootstrap_mean, paired_difference
 
@@ -188,14 +188,6 @@ def build_robustness(plan, rows: dict, tried: dict[tuple, dict], ceilings: dict[
         "hours": round(sum(one["timing"]["wall_s"] for one in tried.values()) / 3600, 2),
         "tried_with_commit": ", ".join(sorted({str(one["commit"]) for one in tried.values()})),
     }
-
-
-def success_by_task(outcome: dict) -> dict[str, list[int]]:
-    """Outcomes of each task in the order of the starts, as in the rows of cells."""
-    found: dict[str, list[int]] = {}
-    for episode in outcome.get("episodes", ()):
-        found.setdefault(episode["task"], []).append(int(episode["success"]))
-    return found
 
 
 def format_robustness(results: dict) -> str:

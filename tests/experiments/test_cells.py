@@ -63,8 +63,8 @@ def test_a_pretrained_variant_starts_from_the_model_of_its_seed(write_plan, tmp_
         return 0
 
     monkeypatch.setattr(cells, "train", train)
-    outcome = {"timing": {"wall_s": 1.0}, "episodes": [{"success": True}]}
-    monkeypatch.setattr(cells, "try_task", lambda *_: outcome)
+    outcome = {"timing": {"wall_s": 1.0}, "episodes": [{"task": "drawer-open-v3", "success": True}]}
+    monkeypatch.setattr(cells, "try_policy", lambda *_: outcome)
     path = "training/configs/pretrain_small.yaml"
     plan = load_plan(write_plan(seeds=[3], pretraining=path, pretrained=["action_only"]))
     cells.run_cells(plan, tmp_path, {}, threads=1)
@@ -95,13 +95,22 @@ def test_a_plan_of_libero_records_and_tries_there(write_plan, tmp_path, monkeypa
     recording = plan.recordings()[2]
     assert (recording.robot_type, recording.fps, recording.image_size) == ("panda", 20, 128)
     assert plan.max_steps == recording.max_steps == 280
-    for task in plan.tasks:
-        cells.try_task(plan, task, tmp_path)
-    assert [(one.suite, one.tasks, one.seed) for one in tried] == [
-        ("libero_object", [3], 1000),
-        ("libero_object", [5], 1000),
-    ]
-    assert (tmp_path / "eval" / "libero_object-pick_3.json").exists()
+    cells.open_results(plan, tmp_path / "results")
+    cells.try_policy(plan, tmp_path, ",".join(plan.tasks), tmp_path / "eval.json")
+    assert [(one.suite, one.tasks, one.seed) for one in tried] == [("libero_object", [3, 5], 1000)]
+
+
+def test_a_policy_of_two_suites_is_tried_at_the_same_numbers_of_both(write_plan, tmp_path, monkeypatch):
+    names = {suite: [f"pick_{n}" for n in range(10)] for suite in ("libero_object", "libero_spatial")}
+    monkeypatch.setattr(libero_files, "_load_tasks", lambda: names)
+    both = ["libero_object/3", "libero_spatial/3"]
+    assert cells.name_libero_tasks(["libero_object/pick_3", "libero_spatial/pick_3"]) == {
+        "suite": "libero_object,libero_spatial",
+        "tasks": [3],
+    }
+    plan = load_plan(write_plan(simulator="libero", tasks=[*both, "libero_object/4"], recording={"noise": 0.2}))
+    with pytest.raises(ValueError, match="the same task numbers of every suite"):
+        cells.open_results(plan, tmp_path)
 
 
 def test_a_simulator_without_experts_for_the_tasks_is_named(write_plan, monkeypatch):

@@ -47,8 +47,9 @@ def ablation(write_plan, tmp_path, monkeypatch):
         "experiments.experts.measure_experts", lambda recording, *_: dict.fromkeys(recording.tasks, experts)
     )
     for cell in plan.cells():
-        outcomes = {task: cells.try_task(plan, task, folder / "cells" / cell.name) for task in TASKS}
-        row = {"success": {task: [1, 1] for task in outcomes}, "commit": "abc", "hours": 1, "hardware": {}}
+        home = folder / "cells" / cell.name
+        cells.try_policy(plan, home, ",".join(TASKS), home / "eval.json")
+        row = {"success": {task: [1, 1] for task in TASKS}, "commit": "abc", "hours": 1, "hardware": {}}
         write_json(cells.row_path(folder, cell), row)
     tried.clear()
     command = ["--plan", str(path), "--output", str(folder), "--variants", "action_only"]
