@@ -1,9 +1,10 @@
 """Run the cells of a plan: simulate, train, try, write one row each.
 
 The results folder holds `plan.json` (the settings), `data/`, `clock.json`, `cells/NAME/` (the run, the model,
-`eval.json`: all that `hub_cards/build.py` needs) and `rows/NAME.json`. A row appears when its cell is finished, which is then
-never run again; an unfinished cell resumes from its newest checkpoint and the episodes it has tried. Several
-processes may work on one folder: each takes cells that no other has locked.
+`eval.json`: all that `hub_cards/build.py` needs) and `rows/NAME.json`. A row appears when its cell is
+finished, which is then never run again; an unfinished cell resumes from its newest checkpoint and the
+episodes it has tried. Several processes may work on one folder: each takes cells that no other
+has locked.
 
 **Equal time.** The steps of each variant are timed beforehand in short trainings, in turns (every variant
 once, then every variant again), by the processor time of the training process (`cpu_s` in `metrics.jsonl`),

@@ -108,7 +108,8 @@ def test_a_policy_of_two_suites_is_tried_at_the_same_numbers_of_both(write_plan,
         "suite": "libero_object,libero_spatial",
         "tasks": [3],
     }
-    plan = load_plan(write_plan(simulator="libero", tasks=[*both, "libero_object/4"], recording={"noise": 0.2}))
+    uneven = {"tasks": [*both, "libero_object/4"], "recording": {"noise": 0.2}}
+    plan = load_plan(write_plan(simulator="libero", **uneven))
     with pytest.raises(ValueError, match="the same task numbers of every suite"):
         cells.open_results(plan, tmp_path)
 
