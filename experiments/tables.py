@@ -110,8 +110,16 @@ def build_results(plan: Plan, rows: Mapping[Cell, dict], folder: Path) -> dict:
         "benchmark": BENCHMARK_TITLES[plan.simulator],
         "tasks": plan.tasks,
         "steps": plan.steps,
+        "reference": plan.reference,
     }
-    results |= {"reference": plan.reference, "success": tables, "validation_losses": losses}
+    # As in other results files: the reference's mean over tasks, and every task, from all demonstrations.
+    pooled = pool_demonstrations(plan, rows, plan.budgets[0], axis=2)
+    results |= success_figures(pooled[plan.reference])
+    results["success_by_task"] = {
+        task: {v: success_figures(pooled[v][:, [number]]) for v in plan.variants}
+        for number, task in enumerate(plan.tasks)
+    }
+    results |= {"success": tables, "validation_losses": losses}
     shares = find_shares(plan, folder)
     results["depth_motion"] = {b: relate_to_depth(plan, rows, b, shares) for b in plan.budgets}
     return results | describe_rows(plan, rows)
@@ -186,7 +194,13 @@ def relate_to_depth(plan: Plan, rows: Mapping[Cell, dict], budget: str, shares: 
 
 def format_results(results: Mapping) -> str:
     """The tables as Markdown."""
-    parts = []
+    by_task = results["success_by_task"]
+    solved = [
+        [task, *(f"{one['successes']}/{one['episodes']}" for one in of_variants.values())]
+        for task, of_variants in by_task.items()
+    ]
+    names = next(iter(by_task.values()))
+    parts = [f"**Success by task**\n\n{markdown_table(['task', *names], solved)}"]
     for budget, tables in results["success"].items():
         title = "equal steps" if budget == "steps" else "equal processor time"
         for n, table in tables.items():

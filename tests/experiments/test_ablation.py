@@ -52,6 +52,9 @@ def test_a_plan_that_is_killed_twice_resumes_and_ends_in_tables(
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     table = results["success"]["steps"]["2"]
     assert table["variants"]["action_only"]["episodes"] == 2
+    assert (
+        results["episodes"] == results["success_by_task"]["drawer-open-v3"]["foresight_3d"]["episodes"] == 2
+    )
     (difference,) = table["differences"]
     assert (difference["first"], difference["second"]) == ("foresight_3d", "action_only")
     losses = results["validation_losses"]["steps"]["2"]
