@@ -53,8 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         models = [] if args.checkpoint else _find_shipped("models", "config.json")
         datasets = [] if args.dataset else _find_shipped("sample_data", "meta/info.json")
-        checkpoint, dataset = args.checkpoint or models[0], args.dataset or datasets[0]
         samples = [_describe_sample(name, models) for name in datasets]
+        known = [sample.checkpoint for sample in samples if sample.checkpoint]  # fit the shipped datasets
+        checkpoint, dataset = args.checkpoint or (known + models)[0], args.dataset or datasets[0]
         chosen = {checkpoint: "model", dataset: "dataset", **dict.fromkeys(datasets, "dataset")}
         chosen |= {sample.checkpoint: "model" for sample in samples if sample.checkpoint}
         folders = {name: _fetch(name, kind) for name, kind in chosen.items()} if public else None

@@ -101,7 +101,8 @@ def launched(monkeypatch, tmp_path):
         noted = {}
         page = SimpleNamespace(launch=lambda **options: noted.update(options))
         monkeypatch.setattr(
-            "hub_cards.space.page.build_page", lambda *given: noted.update(folders=given[2]) or page
+            "hub_cards.space.page.build_page",
+            lambda *given: noted.update(checkpoint=given[0], folders=given[2]) or page,
         )
         assert app.main(list(arguments)) == 0
         return noted
@@ -128,6 +129,10 @@ def test_the_page_listens_where_gradio_says_and_is_private_on_this_machine_alone
             noted = launched()
             assert noted["server_name"] is None and len(noted["folders"]) >= 3  # models, two samples
             assert os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"
+
+
+def test_the_first_policy_is_one_that_fits_the_shipped_demonstrations(launched):
+    assert Path(launched()["checkpoint"]).name == "3d-foresight-metaworld-tiny"  # others are of other robots
 
 
 def test_the_token_is_for_what_the_owner_named(launched, monkeypatch):
