@@ -204,6 +204,7 @@ def _import_libero() -> types.SimpleNamespace:
             warnings.simplefilter("ignore")
             import mujoco
             from libero.libero import get_assets_path
+            from libero.libero.envs.bddl_utils import robosuite_parse_problem
             from libero.libero.envs.env_wrapper import ControlEnv
             from robosuite.models import assets_root
             from robosuite.utils import observables
@@ -221,7 +222,11 @@ def _import_libero() -> types.SimpleNamespace:
             f"`{install_advice('libero-assets')}`, then {PREPARE_ADVICE}"
         )
     return types.SimpleNamespace(
-        environment=ControlEnv, mujoco=mujoco, observables=observables, assets=(assets, Path(assets_root))
+        environment=ControlEnv,
+        parse_problem=robosuite_parse_problem,
+        mujoco=mujoco,
+        observables=observables,
+        assets=(assets, Path(assets_root)),
     )
 
 
@@ -247,9 +252,11 @@ class LiberoSim(RenderedScene):
         form (`str`): Name of one of `FORMS`.
         first_seed (`int`, *optional*): Seed of the suite's first initial state, see `reset`; with `None`
             starts are drawn as the initial states were, and differ from all of them.
+        told (`str`, *optional*): Another task whose instruction is given, see `libero_partners`.
+        judged (`str`, *optional*): Another task whose goal decides about success.
 
     Raises:
-        ValueError: If the size is too small.
+        ValueError: If the size is too small, or the scene has not what the judged task is about.
         RuntimeError: If the simulator, its meshes or its rendering library are missing.
     """
 
@@ -260,10 +267,12 @@ class LiberoSim(RenderedScene):
         image_size: int = 128,
         form: str = "converted",
         first_seed: int | None = 0,
+        told: str | None = None,
+        judged: str | None = None,
     ):
         check_image_size(image_size)
         libero = _import_libero()
-        self.task, self.cameras = task, list(cameras)
+        self.task, self.cameras, self.told = task, list(cameras), told or task
         self.form, self.first_seed = FORMS[form], first_seed
         self._initial_states = load_initial_states(task)
         self._env = libero.environment(
@@ -275,6 +284,14 @@ class LiberoSim(RenderedScene):
             # Of the arm: initial states contain it.
             initialization_noise="default" if first_seed is None else None,
         )
+        if judged:
+            goal, scene = libero.parse_problem(str(task_file(judged)))["goal_state"], self._env.env
+            if missing := {word for _, *words in goal for word in words} - scene.object_states_dict.keys():
+                self._env.close()
+                raise ValueError(
+                    f"the scene of {task} has no {', '.join(sorted(missing))}, as {judged} needs"
+                )
+            scene.parsed_problem["goal_state"] = goal
         model, self._live = self._env.sim.model._model, self._env.sim.data._data
         shown = libero.mujoco.MjData(model)  # as it was when robosuite read its sensors
         # Group 0 holds the shapes for collisions.
@@ -290,7 +307,7 @@ class LiberoSim(RenderedScene):
     @property
     def task_description(self) -> str:
         """Instruction in LIBERO's and LeRobot's wording."""
-        return libero_instruction(self.task)
+        return libero_instruction(self.told)
 
     @property
     def max_steps(self) -> int:

@@ -26,6 +26,7 @@ __all__ = [
     "config_path",
     "installed_folder",
     "libero_instruction",
+    "libero_partners",
     "load_initial_states",
     "resolve_libero_names",
     "resolve_libero_tasks",
@@ -139,6 +140,39 @@ def libero_instruction(task: str) -> str:
 def task_file(task: str) -> Path:
     """The BDDL file that describes the scene and the goal of a task."""
     return installed_folder() / "bddl_files" / f"{task}.bddl"
+
+
+def libero_partners(tasks: Sequence[str]) -> dict[str, str]:
+    """Another task of the same suite that the scene of a task allows, by task.
+
+    It is the next one of the suite whose goal is another one and speaks of things that are in the scene.
+    Tasks that have none are left out: in `libero_spatial` all goals are the same.
+    """
+    partners = {}
+    for task in tasks:
+        known = resolve_libero_tasks(task.partition("/")[0])
+        start = known.index(task)
+        things, goal = _read_scene(task)
+        for other in known[start + 1 :] + known[:start]:
+            other_goal = _read_scene(other)[1]
+            if other_goal != goal and all(things.issuperset(words) for _, *words in other_goal):
+                partners[task] = other
+                break
+    return partners
+
+
+@functools.cache
+def _read_scene(task: str) -> tuple[frozenset[str], frozenset[tuple[str, ...]]]:
+    """Names of things and their regions in the scene of a task, and its goal: predicates of things."""
+    text = task_file(task).read_text(encoding="utf-8").lower()
+    parts = {name: text.partition(f"(:{name}")[2].partition("(:")[0] for name in ("objects", "fixtures")}
+    things = {
+        word for part in parts.values() for line in re.findall(r"([\w ]+) - ", part) for word in line.split()
+    }
+    regions = re.findall(r"\((\w+)\s*\(:target (\w+)\)", text)
+    goal = re.findall(r"\((\w+) ([\w ]+)\)", text.partition("(:goal")[2])
+    names = things | {f"{target}_{region}" for region, target in regions}
+    return frozenset(names), frozenset((predicate, *words.split()) for predicate, words in goal)
 
 
 def load_initial_states(task: str) -> np.ndarray:

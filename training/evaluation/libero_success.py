@@ -13,7 +13,7 @@ from datasets_scripts.simulation.libero import (
     LiberoSim,
     choose_form,
 )
-from datasets_scripts.simulation.libero_files import SUITES, resolve_libero_tasks
+from datasets_scripts.simulation.libero_files import SUITES, libero_partners, resolve_libero_tasks
 from datasets_scripts.storage.atomic import read_json
 from training.evaluation.success import EvaluationOptions, format_rates, measure, option
 
@@ -35,6 +35,12 @@ class LiberoOptions(EvaluationOptions):
     seed: int = option("of the first episode; the others follow (default: %(default)s, LeRobot's)", 1000)
     max_steps: int | None = option(
         "steps until an episode has failed (default: LeRobot's for the suite)", None
+    )
+    other_task: str | None = option(
+        "give the instruction of another task whose things are in the scene too, and count what it names, or "
+        "what the scene is for: a policy that does what it is told solves the named task alone",
+        None,
+        choices=["named", "scene"],
     )
     others: list[Path] | None = option("results of other suites, for the table that is printed", None)
 
@@ -87,6 +93,14 @@ class Libero:
     def __init__(self, options: LiberoOptions):
         self.options = options
         self.tasks = resolve_libero_tasks(options.suite, options.tasks)
+        self.partners = libero_partners(self.tasks) if options.other_task else {}
+        if options.other_task:
+            self.tasks = [task for task in self.tasks if task in self.partners]
+            if not self.tasks:
+                raise ValueError(
+                    f"--other-task: no scene of {options.suite} has what another of its tasks is about; use "
+                    "libero_object or libero_goal"
+                )
 
     def check_policy(self, config) -> None:
         """Raise a `ValueError` for a policy that does not fit LIBERO's robot, cameras and rate."""
@@ -109,7 +123,9 @@ class Libero:
     def choose_settings(self, config, image_size: int) -> dict:
         """How the loop runs."""
         limits = {suite: SUITES[suite].max_steps for suite in dict.fromkeys(map(_suite_of, self.tasks))}
+        judged = self.options.other_task
         return {
+            **({"change": f"other_task_{judged}", "named_tasks": self.partners} if judged else {}),
             "control_hz": LIBERO_HZ,
             "stride": 1,
             "max_steps": {suite: self.options.max_steps or limit for suite, limit in limits.items()},
@@ -131,15 +147,23 @@ class Libero:
     def make_simulator(self, config, settings: Mapping) -> functools.partial:
         """Gives the simulator of a task."""
         return functools.partial(
-            LiberoSim,
+            make_libero,
             cameras=tuple(config.views),
             image_size=settings["image_size"],
             form=settings["form"],
             first_seed=self.options.seed,
+            partners=self.partners,
+            judge_named=self.options.other_task == "named",
         )
 
     def use_film(self, episodes: Sequence, config, facts: Mapping) -> None:
         """Nothing beside the video."""
+
+
+def make_libero(task: str, partners: Mapping[str, str], judge_named: bool, **options) -> LiberoSim:
+    """The simulator of a task; with a partner, it has that one's instruction, and its goal if wanted."""
+    partner = partners.get(task)
+    return LiberoSim(task, told=partner, judged=partner if judge_named else None, **options)
 
 
 def _suite_of(task: str) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from datasets_scripts.conversion.libero import LiberoArchive
-from datasets_scripts.simulation import libero
+from datasets_scripts.simulation import libero, libero_files
 from datasets_scripts.simulation.libero import FORMS, LiberoSim, choose_form
 from datasets_scripts.simulation.libero_files import (
     SUITES,
@@ -81,7 +81,61 @@ def test_a_missing_simulator_and_missing_paths_are_named_with_the_remedy(tmp_pat
         libero._import_libero()
 
 
+SCENE = """(define (problem X) (:domain robosuite) (:language Pick the {0})
+  (:regions (bin_region (:target floor) (:ranges ((0 0 1 1)))) (contain_region
+      (:target basket_1)))
+  (:fixtures floor - floor
+  )
+  (:objects
+    {1} - thing
+    basket_1 - basket
+  )
+  (:goal
+    (And (In {0}_1 basket_1_contain_region) (On basket_1 floor))
+  )
+)"""
+
+
+def test_a_partner_is_the_next_task_whose_things_are_in_the_scene(tmp_path, monkeypatch):
+    scenes = {
+        "milk": "milk_1 soup_1",
+        "butter": "butter_1 milk_1",
+        "soup": "soup_1",
+        "again": "soup_1 milk_1",
+    }
+    monkeypatch.setattr(libero_files, "_load_tasks", lambda: {"libero_object": list(scenes)})
+    monkeypatch.setattr(libero_files, "task_file", lambda task: tmp_path / task.rpartition("/")[2])
+    libero_files._read_scene.cache_clear()
+    for name, things in scenes.items():
+        (tmp_path / name).write_text(SCENE.format("milk" if name == "again" else name.capitalize(), things))
+    tasks = resolve_libero_tasks("libero_object")
+    partners = libero_files.libero_partners(tasks)
+    libero_files._read_scene.cache_clear()
+    milk, butter, soup, again = tasks
+    assert partners == {milk: soup, butter: again, again: soup}, "soup's scene has nothing else"
+
+
 # ------------------------------------------------------------------ the real simulator
+
+
+@pytest.mark.slow
+def test_success_is_that_of_the_judged_task_in_the_same_scene(libero_simulator):
+    task = resolve_libero_tasks("libero_object", [0])[0]
+    named = libero_files.libero_partners([task])[task]
+    with LiberoSim(task, (), SIDE, told=named, judged=named) as sim:
+        assert sim.task_description == libero_files.libero_instruction(named)
+        sim.reset(0)
+        actions, done = [], False
+        while not done and sim.steps_left:  # the expert reads the goal from the simulator
+            actions.append(sim.expert_action())
+            done = sim.step(actions[-1])
+    assert done
+    with LiberoSim(task, (), SIDE, told=named) as sim:
+        sim.reset(0)
+        assert not any(sim.step(action) for action in actions), "the scene's own task was not done"
+    other = resolve_libero_tasks("libero_goal", [0])[0]
+    with pytest.raises(ValueError, match=f"the scene of {task} has no .* as {other} needs"):
+        LiberoSim(task, (), SIDE, judged=other)
 
 
 @pytest.mark.slow

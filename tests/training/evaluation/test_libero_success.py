@@ -13,7 +13,7 @@ from modeling_foresight import ForesightForActionPrediction
 from tests.simulators import CommandPool
 from tests.tiny import tiny_config, tiny_processor
 from training import evaluate
-from training.evaluation.libero_success import suite_table
+from training.evaluation.libero_success import make_libero, suite_table
 
 TASKS = {suite: [f"{suite}_{number}" for number in range(10)] for suite in SUITES}
 
@@ -91,6 +91,26 @@ def test_limits_and_episodes_are_those_of_the_protocol(run, tmp_path, monkeypatc
     assert set(seen["limits"].values()) == {280, 520}
 
 
+@pytest.mark.parametrize("judge", ["named", "scene"])
+def test_a_policy_is_told_another_task_of_the_scene_and_judged_by_one_of_the_two(
+    run, tmp_path, monkeypatch, judge
+):
+    first, other = (f"libero_object/libero_object_{number}" for number in (0, 1))
+    monkeypatch.setattr("training.evaluation.libero_success.libero_partners", lambda tasks: {first: other})
+    made = {}
+    monkeypatch.setattr(
+        "training.evaluation.libero_success.LiberoSim", lambda task, **options: made.update(options)
+    )
+    options = ("--suite", "libero_object", "--episodes", "1", "--max-steps", "2", "--other-task", judge)
+    done = run(*options, checkpoint=save_policy(tmp_path / "model"))
+    assert done.code == 0, done.err
+    assert list(done.results["tasks"]) == [first], "the others have no partner"
+    settings = done.results["settings"]
+    assert (settings["change"], settings["named_tasks"]) == (f"other_task_{judge}", {first: other})
+    make_libero(first, **run.notes.opened)
+    assert (made["told"], made["judged"]) == (other, other if judge == "named" else None)
+
+
 def test_the_paper_s_mean_needs_all_four_suites():
     rates = {"libero_spatial": 0.964, "libero_object": 0.98, "libero_goal": 0.948, "libero_10": 0.92}
     results = [{"suites": {suite: {"success_rate": rate}}} for suite, rate in rates.items()]
@@ -102,6 +122,7 @@ def test_the_paper_s_mean_needs_all_four_suites():
     [
         (["--suite", "libero_objects"], {}, "did you mean libero_object"),
         (["--tasks", "11"], {}, "11 is not one of them"),
+        (["--other-task", "named"], {}, "no scene of libero_object has what another of its tasks is about"),
         (["--others", "nowhere.json"], {}, "nowhere.json"),
         ([], {"views": ("main",)}, "needs the wrist view"),
         ([], {"state_dim": 4, "binary_state_indices": ()}, "state_dim 4"),
@@ -110,8 +131,9 @@ def test_the_paper_s_mean_needs_all_four_suites():
         ([], {"objectives": ("depth",)}, "no action head"),
     ],
 )
-def test_what_does_not_fit_is_one_clear_message(run, tmp_path, options, policy, message):
+def test_what_does_not_fit_is_one_clear_message(run, tmp_path, monkeypatch, options, policy, message):
     run.notes.opened = None
+    monkeypatch.setattr("training.evaluation.libero_success.libero_partners", lambda tasks: {})
     checkpoint = save_policy(tmp_path / "model", **policy)
     done = run("--suite", "libero_object", *options, checkpoint=checkpoint)
     assert done.code == 1 and done.err.splitlines()[-1].startswith("error: ") and message in done.err
