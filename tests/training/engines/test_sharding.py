@@ -45,11 +45,18 @@ def alone(dataset, tmp_path_factory):
 
 
 def assert_same_training(output, other):
-    """Losses, gradient norms, validation and weights agree to 1e-5; the final errors too."""
+    """Losses, gradient norms, validation and weights agree to 1e-5; the final errors too.
+
+    Prints the largest differences, which `-rP` shows: the table of docs/training_at_scale.md.
+    """
     names = ("loss", "grad_norm", "depth", "flow", "action", "kl", "future", "progress")
+    largest = dict.fromkeys(("losses", "gradient norm"), 0.0)
     for one, two in zip(log_lines(output), log_lines(other), strict=True):
         assert one.keys() == two.keys()
         measured = {name for name in one if name in names or name.startswith("val_")}
+        for name in measured:
+            kind = "gradient norm" if name == "grad_norm" else "losses"
+            largest[kind] = max(largest[kind], abs(two[name] / one[name] - 1) if one[name] else 0.0)
         assert {n: two[n] for n in measured} == pytest.approx(
             {n: one[n] for n in measured}, rel=1e-5, abs=1e-6
         )
@@ -61,6 +68,8 @@ def assert_same_training(output, other):
         if name.endswith("qkv.bias"):
             errors.chunk(3)[1].zero_()
     apart = {name: errors.max().item() for name, errors in apart.items()}
+    largest["weights"] = max(apart.values())
+    print("largest difference:", ", ".join(f"{name} {error:.1e}" for name, error in largest.items()))
     assert {name for name, error in apart.items() if error > 1e-5} == set()
     one, two = (json.loads((place / "summary.json").read_text()) for place in (output, other))
     assert two["validation"]["windows"] == one["validation"]["windows"]
