@@ -171,9 +171,9 @@ pretrained-models: setup ## the shipped pretrained model and a policy finetuned 
 mt50-experts: setup ## ceiling of MT50: the scripted experts under the recording's settings (minutes)
 	$(EXPERIMENT) experiments.mt50 --experts
 
-libero-object: libero ## LIBERO's libero_object on scripted demonstrations, with all objectives and action alone (8 hours)
+libero-object: libero ## LIBERO's libero_object on scripted demonstrations, with all objectives and action alone (4 hours; WORKERS=2: half of it)
 	$(EXPERIMENT) experiments.ablation --plan experiments/plans/libero_object.yaml --output outputs/libero/libero_object \
-		--results results/libero_object.json
+		--workers $(WORKERS) --results results/libero_object.json
 
 LIBERO_RUN = outputs/libero/libero_object/cells/foresight_3d_displacement-steps-30demos-seed$(SEED)
 LIBERO_MODEL = hub_cards/models/3d-foresight-libero-object
