@@ -121,6 +121,16 @@ sample-data: setup ## the shipped sample dataset, made again in outputs/sample_d
 WORKERS = 1
 EXPERIMENT = OMP_NUM_THREADS=1 nice -n 15 $(PY) -m
 
+# A finished run (model/, eval.json) as a shipped model: run, dataset for its picture, new folder, more for its card.
+define ship_model
+	$(PY) training/visualize.py --checkpoint $(1)/model --dataset $(2) --output $(1)/foresight.png
+	$(PY) hub_cards/build.py $(1) $(4)
+	rm -rf $(3)
+	cp -r $(1)/model $(3)
+	$(PY) hub_cards/build.py $(3) --sample
+	$(PY) hub_cards/check.py $(3)
+endef
+
 ablation: setup ## which objective helps, and how much: variants, seeds, tasks (20 hours; WORKERS=2: two cells at a time)
 	$(EXPERIMENT) experiments.ablation --workers $(WORKERS) --results results/ablation.json
 
@@ -154,19 +164,8 @@ PRETRAINED = hub_cards/models/3d-foresight-pretrained-tiny
 FINETUNED = hub_cards/models/3d-foresight-finetuned-tiny
 
 pretrained-models: setup ## the shipped pretrained model and a policy finetuned from it, with cards; after `make pretraining`
-	$(PY) training/visualize.py --checkpoint $(PRETRAINING_RUN)/pretraining/seed$(SEED)/model \
-		--dataset $(PRETRAINING_VIDEO) --output $(PRETRAINING_RUN)/pretraining/seed$(SEED)/foresight.png
-	$(PY) hub_cards/build.py $(PRETRAINING_RUN)/pretraining/seed$(SEED)
-	rm -rf $(PRETRAINED) $(FINETUNED)
-	cp -r $(PRETRAINING_RUN)/pretraining/seed$(SEED)/model $(PRETRAINED)
-	$(PY) hub_cards/build.py $(PRETRAINED) --sample
-	$(PY) training/visualize.py --checkpoint $(PRETRAINING_POLICY)/model --dataset $(PRETRAINING_RUN)/data/10demos \
-		--output $(PRETRAINING_POLICY)/foresight.png
-	$(PY) hub_cards/build.py $(PRETRAINING_POLICY) --base $(PRETRAINED)
-	cp -r $(PRETRAINING_POLICY)/model $(FINETUNED)
-	$(PY) hub_cards/build.py $(FINETUNED) --sample
-	$(PY) hub_cards/check.py $(PRETRAINED)
-	$(PY) hub_cards/check.py $(FINETUNED)
+	$(call ship_model,$(PRETRAINING_RUN)/pretraining/seed$(SEED),$(PRETRAINING_VIDEO),$(PRETRAINED))
+	$(call ship_model,$(PRETRAINING_POLICY),$(PRETRAINING_RUN)/data/10demos,$(FINETUNED),--base $(PRETRAINED))
 
 mt50-experts: setup ## ceiling of MT50: the scripted experts under the recording's settings (minutes)
 	$(EXPERIMENT) experiments.mt50 --experts
@@ -176,31 +175,17 @@ libero-object: libero ## LIBERO's libero_object on scripted demonstrations, with
 		--workers $(WORKERS) --results results/libero_object.json
 
 LIBERO_RUN = outputs/libero/libero_object/cells/foresight_3d_displacement-steps-30demos-seed$(SEED)
-LIBERO_MODEL = hub_cards/models/3d-foresight-libero-object
 
 libero-model: setup ## the shipped libero_object policy with its card; after `make libero-object`
-	$(PY) training/visualize.py --checkpoint $(LIBERO_RUN)/model --dataset outputs/libero/libero_object/data/30demos \
-		--output $(LIBERO_RUN)/foresight.png
-	$(PY) hub_cards/build.py $(LIBERO_RUN)
-	rm -rf $(LIBERO_MODEL)
-	cp -r $(LIBERO_RUN)/model $(LIBERO_MODEL)
-	$(PY) hub_cards/build.py $(LIBERO_MODEL) --sample
-	$(PY) hub_cards/check.py $(LIBERO_MODEL)
+	$(call ship_model,$(LIBERO_RUN),outputs/libero/libero_object/data/30demos,hub_cards/models/3d-foresight-libero-object)
 
 mt50: setup ## MetaWorld MT50: one policy for 50 tasks, from data to success in LeRobot's protocol (5 hours)
 	$(EXPERIMENT) experiments.mt50 --results results/metaworld_mt50.json
 
 MT50_RUN = outputs/mt50/mt50/cells/foresight_3d_displacement-steps-50demos-seed$(SEED)
-MT50_MODEL = hub_cards/models/3d-foresight-metaworld-mt50
 
 mt50-model: setup ## the shipped MT50 policy with its card; after `make mt50`
-	$(PY) training/visualize.py --checkpoint $(MT50_RUN)/model --dataset outputs/mt50/mt50/data/50demos \
-		--output $(MT50_RUN)/foresight.png
-	$(PY) hub_cards/build.py $(MT50_RUN)
-	rm -rf $(MT50_MODEL)
-	cp -r $(MT50_RUN)/model $(MT50_MODEL)
-	$(PY) hub_cards/build.py $(MT50_MODEL) --sample
-	$(PY) hub_cards/check.py $(MT50_MODEL)
+	$(call ship_model,$(MT50_RUN),outputs/mt50/mt50/data/50demos,hub_cards/models/3d-foresight-metaworld-mt50)
 
 test: setup ## the quick tests, on all cores (PYTEST_FLAGS="-k mask" picks some, "-n 0" takes one process)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not network" -n $(THREADS) --dist worksteal $(PYTEST_FLAGS)

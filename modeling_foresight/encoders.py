@@ -284,7 +284,7 @@ class VisionEncoder(nn.Module):
         """Normalized RGB `(M, 3, H, W)` -> CLS `(M, C)` and patch features `(M, N, C)`, row-major."""
         if self.training:
             self.hold_fixed_statistics()
-            if self.is_map:  # convolutions and pooling are fastest so (benchmarks/training_step.py)
+            if self.is_map:  # a CPU computes convolutions and pooling faster so
                 pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         features = self.tower(pixel_values).last_hidden_state
         if not isinstance(features, Tensor):  # timm's `features_only` gives one map per chosen stage

@@ -4,8 +4,9 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
+from datasets_scripts.storage.atomic import write_json
+from datasets_scripts.storage.episode_job import resumable_command
 from training.diagnostics.report import DiagnosticOptions, format_diagnostics, measure_diagnostics
-from training.evaluation.success import run_measurement
 
 EXAMPLE = """example:
   python training/diagnose.py --checkpoint hub_cards/models/3d-foresight-metaworld-tiny \\
@@ -15,19 +16,18 @@ EXAMPLE = """example:
 After an interruption, run the same command again to resume."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@resumable_command
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; returns its exit code."""
     # Every simulator process imports this file again: nothing at its top imports PyTorch or transformers.
     from transformers import HfArgumentParser
 
     help_page = {"description": __doc__, "epilog": EXAMPLE, "formatter_class": RawDescriptionHelpFormatter}
     given = vars(HfArgumentParser(DiagnosticOptions, **help_page).parse_args(arguments))
-    words = sys.argv[1:] if arguments is None else arguments
-    return run_measurement(
-        lambda: DiagnosticOptions(**given),
-        lambda options: measure_diagnostics(options, words),
-        format_diagnostics,
-    )
+    options = DiagnosticOptions(**given)
+    results = measure_diagnostics(options, sys.argv[1:] if arguments is None else arguments)
+    write_json(options.output, results)
+    print(format_diagnostics(results))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
+from datasets_scripts.storage.atomic import write_json
+from datasets_scripts.storage.episode_job import resumable_command
 from training.evaluation.calvin_success import ChainOptions, format_chains, measure_chains
 from training.evaluation.libero_success import LiberoOptions, format_libero, measure_libero
 from training.evaluation.metaworld_success import SuccessOptions, format_success, measure_success
-from training.evaluation.success import run_measurement
 
 EXAMPLE = """examples:
   python training/evaluate.py --checkpoint outputs/quickstart/model --tasks drawer-open-v3 \\
@@ -27,7 +28,8 @@ SIMULATED_BENCHMARKS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@resumable_command
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; returns its exit code."""
     # Every simulator process imports this file again: nothing at its top imports PyTorch or transformers.
     from transformers import HfArgumentParser
@@ -40,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     help_page = {"description": __doc__, "epilog": EXAMPLE, "formatter_class": RawDescriptionHelpFormatter}
     given = vars(HfArgumentParser(kind, parents=[chooser], **help_page).parse_args(arguments))
     del given["benchmark"]
-    return run_measurement(lambda: kind(**given), lambda options: measure(options, arguments), describe)
+    options = kind(**given)
+    results = measure(options, arguments)
+    write_json(options.output, results)
+    print(describe(results))
 
 
 if __name__ == "__main__":

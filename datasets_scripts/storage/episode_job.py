@@ -230,7 +230,7 @@ def resumable_command(main: Callable[[list[str] | None], None]) -> Callable[...,
         try:
             main(argv)
         except KeyboardInterrupt:
-            print("interrupted; run the same command again", file=sys.stderr)
+            print("interrupted; run the same command again to resume", file=sys.stderr)
             return 130
         except (OSError, ValueError, RuntimeError) as error:
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 import json
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,7 +41,6 @@ __all__ = [
     "option",
     "percentiles_ms",
     "recorded_image_size",
-    "run_measurement",
     "success_figures",
 ]
 
@@ -178,24 +176,6 @@ class StreamChange(Protocol):
     def apply(self, stream: Any) -> Any:
         """The stream that acts in place of the given one."""
         ...
-
-
-def run_measurement(
-    make_options: Callable[[], Any], measure: Callable[[Any], dict], describe: Callable[[dict], str]
-) -> int:
-    """A command that measures into `options.output`: user mistakes become one line; returns its exit code."""
-    try:
-        options = make_options()
-        results = measure(options)
-        write_json(options.output, results)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(describe(results))
-    return 0
 
 
 def measure(
