@@ -507,11 +507,12 @@ class ForesightProcessor(ProcessorMixin):
 
     def _stack_views(self, views: dict[str, Tensor], prepare, channels: tuple[int, ...], device) -> Tensor:
         """Views `(B, frames, ...)` of any size -> `(B, frames, V, ..., H, W)`; absent ones are zeros."""
-        shape = next(iter(views.values())).shape[:2]
-        empty = torch.zeros(*shape, *channels, self.image_size, self.image_size, device=device)
-        return torch.stack(
-            [prepare(_send(views[view], device)) if view in views else empty for view in self.views], dim=2
-        )
+        shape = (*next(iter(views.values())).shape[:2], *channels, self.image_size, self.image_size)
+        stacked = [
+            prepare(_send(views[view], device)) if view in views else torch.zeros(shape, device=device)
+            for view in self.views
+        ]
+        return torch.stack(stacked, dim=2)
 
     def read_images(self, pixels, view: str, single: bool) -> Tensor:
         """Images of one view as array, tensor or PIL image -> uint8 `(B, T, 3, h, w)`; see [`__call__`]."""

@@ -13,7 +13,6 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from modeling_foresight import ForesightForActionPrediction
 from tests.synthetic import make_dataset
 from tests.training.test_train import (  # noqa: F401 - fixtures
     command,
@@ -29,6 +28,7 @@ from training.config import flatten, load_config
 from training.evaluation.open_loop import measure_held_out
 from training.loop import train
 from training.run_data import RunData
+from training.run_state import Run
 from training.starting_model import build_model, starting_config
 from training.windows import ForesightWindows
 
@@ -127,15 +127,16 @@ def test_a_process_with_nothing_to_supervise_does_not_change_the_mean(
 @pytest.fixture
 def broken(dataset, monkeypatch):  # noqa: F811
     """In the third step, one window has a progress that is not a number."""
-    count, seen = ForesightForActionPrediction.count_targets, []
+    prepare, seen = Run.prepare_batch, []
 
-    def spoil(self, batch):
+    def spoil(self, raw, step):
+        batch = prepare(self, raw, step)
         seen.append(batch)
         if len(seen) == 3:
             batch["progress"][1] = float("nan")
-        return count(self, batch)
+        return batch
 
-    monkeypatch.setattr(ForesightForActionPrediction, "count_targets", spoil)
+    monkeypatch.setattr(Run, "prepare_batch", spoil)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_window_named_and_the_weights_of_before_saved(
