@@ -1,7 +1,6 @@
 """Measure how often a checkpoint solves simulated tasks, and its errors on held-out episodes."""
 
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
 from datasets_scripts.storage.atomic import write_json
@@ -9,6 +8,7 @@ from datasets_scripts.storage.episode_job import resumable_command
 from training.evaluation.calvin_success import ChainOptions, format_chains, measure_chains
 from training.evaluation.libero_success import LiberoOptions, format_libero, measure_libero
 from training.evaluation.metaworld_success import SuccessOptions, format_success, measure_success
+from training.evaluation.success import parse_benchmark
 
 EXAMPLE = """examples:
   python training/evaluate.py --checkpoint outputs/quickstart/model --tasks drawer-open-v3 \\
@@ -31,18 +31,9 @@ SIMULATED_BENCHMARKS = {
 @resumable_command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; returns its exit code."""
-    # Every simulator process imports this file again: nothing at its top imports PyTorch or transformers.
-    from transformers import HfArgumentParser
-
-    chooser = ArgumentParser(add_help=False, allow_abbrev=False)
-    chooser.add_argument(
-        "--benchmark", choices=list(SIMULATED_BENCHMARKS), default="metaworld", help="(default: %(default)s)"
-    )
-    kind, measure, describe = SIMULATED_BENCHMARKS[chooser.parse_known_args(arguments)[0].benchmark]
-    help_page = {"description": __doc__, "epilog": EXAMPLE, "formatter_class": RawDescriptionHelpFormatter}
-    given = vars(HfArgumentParser(kind, parents=[chooser], **help_page).parse_args(arguments))
-    del given["benchmark"]
-    options = kind(**given)
+    kinds = {name: functions[0] for name, functions in SIMULATED_BENCHMARKS.items()}
+    name, options = parse_benchmark(kinds, __doc__, EXAMPLE, arguments)
+    _, measure, describe = SIMULATED_BENCHMARKS[name]
     results = measure(options, arguments)
     write_json(options.output, results)
     print(describe(results))

@@ -5,13 +5,14 @@ from statistics import median
 
 from hub_cards.cards.error_tables import NONE, format_number
 
-__all__ = ["build_condition_rows", "build_demonstration_rows"]
+__all__ = ["build_condition_rows", "build_demonstration_rows", "describe_limit"]
 
 CONDITION_TEXTS = {
     "plain": "nothing",
     "frozen_camera": "images stay those of the first step",
     "swapped_views": "every view shows the next camera",
     "other_instruction": "instruction of another task with the same objects",
+    "named_task": "the same, and success is that of the named task",
 }
 HIGHEST = 3  # tasks that are named
 
@@ -40,6 +41,14 @@ def build_condition_rows(diagnostics: Mapping) -> list[dict]:
             row["unchanged"] = f"{figures['plain_successes']} of {figures['episodes']}"
         rows.append(row)
     return rows
+
+
+def describe_limit(diagnostics: Mapping) -> str:
+    """After how many steps an episode has failed, for example `240 simulation steps`."""
+    settings = diagnostics["settings"]
+    if "max_simulation_steps" in settings:
+        return f"{settings['max_simulation_steps']} simulation steps"
+    return " and ".join(f"{steps} steps ({suite})" for suite, steps in settings["max_steps"].items())
 
 
 def build_demonstration_rows(diagnostics: Mapping, action_unit: str) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from datasets_scripts.inspection.template_rendering import as_code, render_templ
 from datasets_scripts.simulation.libero_files import libero_instruction
 from datasets_scripts.simulation.metaworld import task_descriptions
 from datasets_scripts.storage.atomic import read_json
-from hub_cards.cards.diagnostic_tables import build_condition_rows, build_demonstration_rows
+from hub_cards.cards.diagnostic_tables import build_condition_rows, build_demonstration_rows, describe_limit
 from hub_cards.cards.error_tables import build_error_rows, format_number, join_words
 from hub_cards.cards.eval_results import build_model_index, success_by_task
 from hub_cards.cards.licenses import derive_license
@@ -105,6 +105,7 @@ def _build_fields(folder: Path, measured: Mapping) -> dict:
         "instructions": instructions,
         "foresight": foresight,
         "conditions": build_condition_rows(diagnostics) if diagnostics else [],
+        "diagnostics_limit": describe_limit(diagnostics) if diagnostics else "",
         "on_demonstrations": build_demonstration_rows(diagnostics, unit) if diagnostics else [],
         "held_out": f"{episodes} held-out episode{'s' if episodes != 1 else ''}",
         "demonstrations": Markup(join_words(demonstrations)),

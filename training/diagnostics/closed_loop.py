@@ -13,17 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from datasets_scripts.simulation.metaworld import scene_partners, task_descriptions
 from datasets_scripts.storage.atomic import read_json
 from training.diagnostics.intervals import paired_difference
-from training.diagnostics.stream_changes import (
-    ChangedStream,
-    FrozenCamera,
-    OtherInstruction,
-    ShortHistory,
-    SwappedViews,
-)
-from training.evaluation.metaworld_success import SuccessOptions, measure_success
+from training.diagnostics.stream_changes import ChangedStream, FrozenCamera, ShortHistory, SwappedViews
+from training.evaluation.success import Benchmark, measure
 
 __all__ = ["PLAIN", "Condition", "list_conditions", "measure_conditions"]
 
@@ -39,26 +32,29 @@ class Condition:
         name (`str`): Its name in the results.
         tasks (`tuple[str, ...]`): Tasks that can be tried.
         wrap (`Callable`): Stream -> changed stream.
-        execute_steps (`int`): Actions of a chunk that are executed before the next plan.
+        options (`Mapping`): Options of the evaluation that differ, those that choose the tasks included.
     """
 
     name: str
     tasks: tuple[str, ...]
     wrap: Callable[[Any], Any] = ChangedStream
-    execute_steps: int = 1
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def apply(self, stream: Any) -> Any:
         """The changed stream."""
         return self.wrap(stream)
 
 
-def list_conditions(config, tasks: Sequence[str]) -> tuple[dict[str, Condition], dict[str, str]]:
+def list_conditions(
+    config, tasks: Sequence[str], other_tasks: Sequence[Condition]
+) -> tuple[dict[str, Condition], dict[str, str]]:
     """Conditions that make sense for a policy, and why the others do not, both by name.
 
     Args:
         config (`ForesightConfig`): The policy's.
-        tasks (`Sequence[str]`): Tasks to try. Another instruction is that of another of these tasks in a
-            scene with the same objects.
+        tasks (`Sequence[str]`): Tasks to try.
+        other_tasks (`Sequence[Condition]`): Those in which the policy is told another task, if a scene
+            allows one.
     """
     tasks, skipped = tuple(tasks), {}
     found = [Condition(PLAIN, tasks), Condition("frozen_camera", tasks, FrozenCamera)]
@@ -66,13 +62,9 @@ def list_conditions(config, tasks: Sequence[str]) -> tuple[dict[str, Condition],
         found.append(Condition("swapped_views", tasks, SwappedViews))
     else:
         skipped["swapped_views"] = "it has one camera"
-    if partners := scene_partners(tasks):
-        texts = task_descriptions()
-        replaced = {texts[task]: texts[other] for task, other in partners.items()}
-        wrap = functools.partial(OtherInstruction, replaced=replaced)
-        found.append(Condition("other_instruction", tuple(partners), wrap))
-    else:
-        skipped["other_instruction"] = "no two of the tasks share a scene"
+    found += other_tasks
+    if not other_tasks:
+        skipped["other_instruction"] = "no scene of the tasks allows another one"
     for frames in (1, 2):
         name = f"history_{frames}"
         if frames < config.history_length:
@@ -80,19 +72,20 @@ def list_conditions(config, tasks: Sequence[str]) -> tuple[dict[str, Condition],
         elif frames == 1:
             skipped[name] = "it sees one frame, the present one"
     for steps in range(2, 1 + min(MAX_EXECUTED, config.chunk_size)):
-        found.append(Condition(f"execute_{steps}", tasks, execute_steps=steps))
+        found.append(Condition(f"execute_{steps}", tasks, options={"execute_steps": steps}))
     if config.chunk_size == 1:
         skipped["execute_2"] = "it plans one action"
     return {condition.name: condition for condition in found}, skipped
 
 
 def measure_conditions(
-    options: SuccessOptions, conditions: Mapping[str, Condition], folder: Path
+    benchmark: Benchmark, config, conditions: Mapping[str, Condition], folder: Path
 ) -> dict[str, dict]:
     """Figures of each condition; what was measured before is read.
 
     Args:
-        options (`SuccessOptions`): Policy, starts and limits of all conditions.
+        benchmark (`Benchmark`): Policy, starts and limits of all conditions.
+        config (`ForesightConfig`): The policy's.
         conditions (`Mapping[str, Condition]`): Of [`list_conditions`], the unchanged policy first.
         folder (`Path`): Gets `NAME.json` of each condition.
 
@@ -104,7 +97,7 @@ def measure_conditions(
     Raises:
         ValueError: If a file is there that was measured otherwise; names it.
     """
-    results = {name: _measure_condition(options, one, folder) for name, one in conditions.items()}
+    results = {name: _measure_condition(benchmark, config, one, folder) for name, one in conditions.items()}
     unchanged = _read_outcomes(results[PLAIN])
     figures = {}
     for name, result in results.items():
@@ -124,40 +117,39 @@ def measure_conditions(
     return figures
 
 
-def _measure_condition(options: SuccessOptions, condition: Condition, folder: Path) -> dict:
+def _measure_condition(benchmark: Benchmark, config, condition: Condition, folder: Path) -> dict:
     """The evaluation of a condition, made now or before."""
     path = folder / f"{condition.name}.json"
+    options = dataclasses.replace(benchmark.options, output=path, **condition.options)
+    own = type(benchmark)(options)
     if not path.exists():
         print(f"{condition.name}: {len(condition.tasks)} tasks, {options.episodes} starts each", flush=True)
-        own = dataclasses.replace(
-            options,
-            tasks=",".join(condition.tasks),
-            output=path,
-            execute_steps=condition.execute_steps,
-        )
-        measure_success(own, change=condition)  # writes it
+        measure(own, change=condition)  # writes it
     result = read_json(path, "delete it; it is measured again")
-    _refuse_other_results(path, result, options, condition)
+    _refuse_other_results(path, result, own, config, condition)
     return result
 
 
-def _refuse_other_results(path: Path, result: Mapping, options: SuccessOptions, condition: Condition) -> None:
-    """Raises a `ValueError` if a file holds other weights, starts, tasks or limits than those asked for."""
+def _refuse_other_results(
+    path: Path, result: Mapping, benchmark: Benchmark, config, condition: Condition
+) -> None:
+    """Raises a `ValueError` if a file holds other weights, starts, tasks or settings than those asked for."""
     from training.model_folder import weights_digest
 
+    options, here = benchmark.options, result["settings"]
+    wanted = benchmark.choose_settings(config, here["image_size"]) | {"change": condition.name}
     digest = weights_digest(options.checkpoint) if Path(options.checkpoint).is_dir() else None
-    for what, here, wanted in (
+    for what, found, expected in (
         ("weights", result["checkpoint"]["weights_sha256"], digest),
         ("first start", result["seeds"]["first"], options.seeds[0]),
         ("last start", result["seeds"]["last"], options.seeds[-1]),
         ("tasks", list(result["tasks"]), list(condition.tasks)),
-        ("limit of simulation steps", result["settings"]["max_simulation_steps"], options.max_steps),
-        ("condition", result["settings"].get("change"), condition.name),
+        *((f"settings.{name}", here.get(name), value) for name, value in wanted.items()),
     ):
-        if here != wanted:
+        if found != expected:
             raise ValueError(
-                f"{path} was measured with another {what} ({here}, not {wanted}): choose another --output, "
-                "or delete it"
+                f"{path} was measured with another {what} ({found}, not {expected}): choose another "
+                "--output, or delete it"
             )
 
 

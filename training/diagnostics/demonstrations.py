@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from datasets_scripts.simulation.metaworld import scene_partners, task_descriptions
 from datasets_scripts.storage.atomic import read_json, write_json
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
@@ -62,7 +61,9 @@ def open_demonstrations(checkpoint: str, config, dataset: str) -> ForesightWindo
     return ForesightWindows(DatasetRows(dataset), dataclasses.replace(settings, skip_flagged=False))
 
 
-def measure_once(model, processor, windows: ForesightWindows, weights: str | None, path: Path) -> dict:
+def measure_once(
+    model, processor, windows: ForesightWindows, replaced: Mapping[str, str], weights: str | None, path: Path
+) -> dict:
     """What [`measure_demonstrations`] gives, kept in the file `path`.
 
     Raises:
@@ -70,7 +71,7 @@ def measure_once(model, processor, windows: ForesightWindows, weights: str | Non
     """
     facts = {"weights_sha256": weights, "data": dataset_identity(windows.rows)}
     if not path.exists():
-        write_json(path, {**facts, "figures": measure_demonstrations(model, processor, windows)})
+        write_json(path, {**facts, "figures": measure_demonstrations(model, processor, windows, replaced)})
     kept = read_json(path, "delete it; it is measured again")
     if differing := [name for name, fact in facts.items() if kept.get(name) != fact]:
         raise ValueError(
@@ -80,9 +81,17 @@ def measure_once(model, processor, windows: ForesightWindows, weights: str | Non
 
 
 def measure_demonstrations(
-    model: ForesightForActionPrediction, processor: ForesightProcessor, windows: ForesightWindows
+    model: ForesightForActionPrediction,
+    processor: ForesightProcessor,
+    windows: ForesightWindows,
+    replaced: Mapping[str, str],
 ) -> dict:
     """All figures of demonstrations.
+
+    Args:
+        model, processor: The policy, in evaluation mode.
+        windows (`ForesightWindows`): The demonstrations.
+        replaced (`Mapping[str, str]`): Instruction -> that of another task of the scene, where there is one.
 
     Returns:
         `dict`: `dataset` (name), `episodes` and `windows` (their number); `tasks`, by instruction the
@@ -99,7 +108,7 @@ def measure_demonstrations(
     }
     if "progress" in predicted:
         results["progress"] = measure_calibration(predicted["progress"], predicted["true_progress"])
-    if found := measure_instruction(model, processor, windows, predicted):
+    if found := measure_instruction(model, processor, windows, predicted, replaced):
         results["instruction"] = found
     spread = np.linspace(0, len(windows) - 1, min(CAUSALITY_WINDOWS, len(windows))).astype(int)
     raw = collate_windows([windows[int(i)] for i in spread])
@@ -131,7 +140,9 @@ def measure_calibration(predicted: np.ndarray, true: np.ndarray, bins: int = BIN
     return {"mae": mae, "ece": gap / len(predicted), "bins": rows}
 
 
-def measure_instruction(model, processor, windows: ForesightWindows, predicted: Mapping) -> dict | None:
+def measure_instruction(
+    model, processor, windows: ForesightWindows, predicted: Mapping, replaced: Mapping[str, str]
+) -> dict | None:
     """How far the next action moves when another task of the same scene is named, and its errors.
 
     Returns:
@@ -139,10 +150,6 @@ def measure_instruction(model, processor, windows: ForesightWindows, predicted: 
         absolute distances in the dataset's units: `named_l1` and `other_l1` to the demonstration, `change_l1`
         between the two actions. `None` if no tasks share a scene, or the dataset has no actions.
     """
-    texts = {text: task for task, text in reversed(task_descriptions().items())}
-    tasks = [texts[text] for text in dict.fromkeys(predicted["task"]) if text in texts]
-    instructions = task_descriptions()
-    replaced = {instructions[task]: instructions[other] for task, other in scene_partners(tasks).items()}
     chosen = [i for i, text in enumerate(predicted["task"]) if text in replaced]
     if not chosen or "true_action" not in predicted:
         return None

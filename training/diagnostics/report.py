@@ -1,58 +1,14 @@
 """All diagnostics of a policy: what to measure, the results, and a few lines for people."""
 
 # No import of PyTorch at the top: every simulator process imports the command, which imports this file.
-import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
-from datasets_scripts.simulation.metaworld import scene_partners
+from training.diagnostics.benchmarks import DiagnosticOptions
 from training.diagnostics.closed_loop import PLAIN, list_conditions, measure_conditions
-from training.evaluation.metaworld_success import MAX_STEPS, MetaWorld, SuccessOptions
-from training.evaluation.success import GoalOptions, count_cores, describe_checkpoint, open_policy, option
+from training.evaluation.success import describe_checkpoint, open_policy
 from training.run_facts import describe_run
 
-__all__ = ["DiagnosticOptions", "format_diagnostics", "measure_diagnostics"]
-
-
-@dataclasses.dataclass
-class DiagnosticOptions(GoalOptions):
-    """What to measure; `diagnose.py` has a flag for every field and explains it.
-
-    Raises:
-        ValueError: If a value makes no sense; names it.
-    """
-
-    checkpoint: str = option("folder of a trained model, or Hub id")
-    tasks: str = option("comma-separated MetaWorld tasks, or easy, medium, hard, very_hard, all")
-    _: dataclasses.KW_ONLY
-    dataset: str | None = option(
-        "demonstrations for errors by task, calibration and causality: of data of the training the held-out "
-        "episodes count, of other data all",
-        None,
-    )
-    episodes: int = option("starts per task (default: %(default)s)", 5)
-    seed: int = option("start of the first episode; the others follow (default: %(default)s)", 10000)
-    max_steps: int = option(f"simulation steps until an episode has failed (default: {MAX_STEPS})", MAX_STEPS)
-    only: list[str] | None = option("conditions to try, beside the unchanged policy (default: all)", None)
-    output: Path = option(
-        "results (default: %(default)s); each condition is kept in the folder of that name without .json",
-        Path("diagnostics.json"),
-    )
-    num_envs: int = option("simulators side by side (default: one per core, %(default)s here)", count_cores)
-    revision: str | None = option("commit, branch or tag of a Hub id", None)
-    embodiment: str | None = option("name of the robot, of a checkpoint for several", None)
-    threads: int | None = option("threads of PyTorch (default: 1 for a small model)", None)
-    device: str | None = option("default: cuda if there is one, otherwise cpu", None)
-
-    def __post_init__(self):
-        if self.output.suffix != ".json":
-            raise ValueError(f"--output is {self.output}; its name must end in .json")
-        self.success_options()  # checks the other values
-
-    def success_options(self) -> SuccessOptions:
-        """Options of the evaluation that all conditions share."""
-        names = {field.name for field in dataclasses.fields(self)} - {"dataset", "only", "output"}
-        return SuccessOptions(**{name: getattr(self, name) for name in names}, output=self.output)
+__all__ = ["format_diagnostics", "measure_diagnostics"]
 
 
 def measure_diagnostics(options: DiagnosticOptions, arguments: Sequence[str] | None = None) -> dict:
@@ -72,36 +28,41 @@ def measure_diagnostics(options: DiagnosticOptions, arguments: Sequence[str] | N
         ValueError: If checkpoint, tasks, conditions and dataset do not fit together; names the remedy.
         RuntimeError: If the simulator is missing or fails.
     """
-    success = options.success_options()
-    benchmark = MetaWorld(success)
-    with open_policy(success, benchmark.check_policy) as (model, processor):
+    benchmark = options.benchmark()
+    evaluation, recorded = benchmark.options, {}
+    partners = options.other_tasks(benchmark.tasks)
+    with open_policy(evaluation, benchmark.check_policy) as (model, processor):
         config = model.config.for_robot(processor.embodiment)
-        conditions, skipped = list_conditions(config, benchmark.tasks)
-        conditions = _choose_conditions(conditions, options.only)
+        found = list_conditions(config, benchmark.tasks, options.other_task_conditions(partners))
+        conditions, skipped = _choose_conditions(found[0], options.only), found[1]
         checkpoint, folder = describe_checkpoint(options, config), options.output.with_suffix("")
-        recorded = {}
         if options.dataset:
-            from training.diagnostics import demonstrations
-
-            windows = demonstrations.open_demonstrations(options.checkpoint, config, options.dataset)
-            kept, weights = folder / "demonstrations.json", checkpoint["weights_sha256"]
-            figures = demonstrations.measure_once(model, processor, windows, weights, kept)
+            weights = checkpoint["weights_sha256"]
+            figures = _measure_demonstrations(options, config, model, processor, weights)
             recorded["demonstrations"] = figures
-        results = {
-            "version": 1,
-            "benchmark": benchmark.name,
-            "checkpoint": checkpoint,
-            "seeds": {"first": success.seeds[0], "last": success.seeds[-1]},
-            "settings": {"max_simulation_steps": options.max_steps, "chunk_size": config.chunk_size},
-        }
+        settings = benchmark.choose_settings(config, config.image_size)
     return {
-        **results,
-        "closed_loop": measure_conditions(success, conditions, folder),
-        "scene_partners": scene_partners(benchmark.tasks),
+        "version": 1,
+        "benchmark": benchmark.name,
+        "checkpoint": checkpoint,
+        "seeds": {"first": evaluation.seeds[0], "last": evaluation.seeds[-1]},
+        "settings": {**settings, "chunk_size": config.chunk_size},
+        "closed_loop": measure_conditions(benchmark, config, conditions, folder),
+        "scene_partners": partners,
         "skipped": skipped,
         **recorded,
         **describe_run("training/diagnose.py", list(arguments) if arguments is not None else None),
     }
+
+
+def _measure_demonstrations(options: DiagnosticOptions, config, model, processor, weights) -> dict:
+    """Figures of the demonstrations of the options, kept in a file."""
+    from training.diagnostics.demonstrations import measure_once, open_demonstrations
+
+    windows = open_demonstrations(options.checkpoint, config, options.dataset)
+    replaced = options.other_instructions(windows.rows.tasks)
+    kept = options.output.with_suffix("") / "demonstrations.json"
+    return measure_once(model, processor, windows, replaced, weights, kept)
 
 
 def _choose_conditions(conditions: dict, only: Sequence[str] | None) -> dict:

@@ -12,6 +12,7 @@ import itertools
 import json
 import shutil
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ __all__ = [
     "measure",
     "open_policy",
     "option",
+    "parse_benchmark",
     "percentiles_ms",
     "recorded_image_size",
     "success_figures",
@@ -53,6 +55,32 @@ def option(help: str, default=dataclasses.MISSING, **more):
     """A field with its help text; `default` may be a function that gives the value."""
     kind = "default_factory" if callable(default) else "default"
     return dataclasses.field(**{kind: default}, metadata={"help": help, **more})
+
+
+def parse_benchmark(
+    kinds: Mapping[str, type], description: str, examples: str, arguments: Sequence[str] | None
+) -> tuple[str, Any]:
+    """The `--benchmark` of a command line, the first by default, and the options that this one has.
+
+    Args:
+        kinds (`Mapping[str, type]`): Options of each benchmark, a dataclass with a flag per field.
+        description, examples (`str`): For `--help`.
+        arguments (`Sequence[str]`, *optional*): By default those of this process.
+
+    Raises:
+        ValueError: If a value makes no sense; names it.
+    """
+    from transformers import HfArgumentParser
+
+    chooser = ArgumentParser(add_help=False, allow_abbrev=False)
+    names = list(kinds)
+    chooser.add_argument("--benchmark", choices=names, default=names[0], help="(default: %(default)s)")
+    name = chooser.parse_known_args(arguments)[0].benchmark
+    help_page = {"description": description, "epilog": examples}
+    help_page["formatter_class"] = RawDescriptionHelpFormatter
+    given = vars(HfArgumentParser(kinds[name], parents=[chooser], **help_page).parse_args(arguments))
+    del given["benchmark"]
+    return name, kinds[name](**given)
 
 
 @dataclasses.dataclass(kw_only=True)

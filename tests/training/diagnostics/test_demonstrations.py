@@ -12,6 +12,7 @@ from modeling_foresight import ForesightForActionPrediction
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training.diagnostics import demonstrations
+from training.diagnostics.benchmarks import MetaWorldDiagnostics
 from training.diagnostics.demonstrations import (
     measure_calibration,
     measure_causality,
@@ -101,11 +102,12 @@ def test_errors_are_those_of_each_task_and_the_other_instruction_is_of_the_same_
     policy, windows, tmp_path, monkeypatch
 ):
     model, processor = policy
-    results = measure_once(model, processor, windows, "digest", tmp_path / "kept.json")
+    replaced = MetaWorldDiagnostics("nowhere", "all").other_instructions(windows.rows.tasks)
+    results = measure_once(model, processor, windows, replaced, "digest", tmp_path / "kept.json")
     monkeypatch.setattr(demonstrations, "measure_demonstrations", lambda *_: pytest.fail("measured again"))
-    assert measure_once(model, processor, windows, "digest", tmp_path / "kept.json") == results
+    assert measure_once(model, processor, windows, replaced, "digest", tmp_path / "kept.json") == results
     with pytest.raises(ValueError, match="kept.json was measured with other weights_sha256"):
-        measure_once(model, processor, windows, "of others", tmp_path / "kept.json")
+        measure_once(model, processor, windows, replaced, "of others", tmp_path / "kept.json")
     json.dumps(results, allow_nan=False)
     assert (results["dataset"], results["episodes"]) == ("demos", 3)
     assert set(results["tasks"]) == set(INSTRUCTIONS)

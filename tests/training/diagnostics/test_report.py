@@ -11,6 +11,7 @@ from modeling_foresight import ForesightForActionPrediction
 from tests.simulators import CommandPool
 from tests.tiny import tiny_config, tiny_processor
 from training import diagnose
+from training.diagnostics.benchmarks import LiberoDiagnostics, MetaWorldDiagnostics
 from training.diagnostics.closed_loop import list_conditions
 
 TASKS = ("drawer-open-v3", "drawer-close-v3", "button-press-v3")
@@ -98,14 +99,32 @@ def test_user_mistakes_are_one_clear_message(run, options, message):
 
 def test_conditions_follow_the_policy():
     one = SimpleNamespace(views=["main"], history_length=1, chunk_size=1)
-    conditions, skipped = list_conditions(one, ["button-press-v3"])
+    conditions, skipped = list_conditions(one, ["button-press-v3"], [])
     assert list(conditions) == ["plain", "frozen_camera"]
     assert set(skipped) == {"swapped_views", "other_instruction", "history_1", "execute_2"}
     long = SimpleNamespace(views=["main", "wrist"], history_length=10, chunk_size=10)
-    conditions, skipped = list_conditions(long, TASKS)
+    options = MetaWorldDiagnostics("nowhere", ",".join(TASKS))
+    told_others = options.other_task_conditions(options.other_tasks(TASKS))
+    conditions, skipped = list_conditions(long, TASKS, told_others)
     executed = [f"execute_{n}" for n in (2, 3, 4, 5)]
     changed = ["frozen_camera", "swapped_views", "other_instruction", "history_1", "history_2"]
     assert list(conditions) == ["plain", *changed, *executed] and not skipped
+
+
+def test_in_libero_the_named_task_is_judged_too(monkeypatch):
+    tasks = ["libero_object/pick_up_the_milk", "libero_object/pick_up_the_butter"]
+    for place in ("diagnostics.benchmarks", "evaluation.libero_success"):  # LIBERO may not be installed
+        monkeypatch.setattr(f"training.{place}.resolve_libero_tasks", lambda *_: tasks)
+        monkeypatch.setattr(f"training.{place}.libero_partners", lambda tasks: {tasks[0]: tasks[1]})
+    options = LiberoDiagnostics("nowhere", "libero_object")
+    partners = options.other_tasks(tasks)
+    by_scene, by_name = options.other_task_conditions(partners)
+    assert (by_scene.name, by_scene.options) == ("other_instruction", {"other_task": "scene"})
+    assert (by_name.name, by_name.options) == ("named_task", {"other_task": "named"})
+    assert by_scene.tasks == by_name.tasks == (tasks[0],)
+    assert options.other_task_conditions({}) == []
+    assert options.other_instructions(["pick up the milk"]) == {"pick up the milk": "pick up the butter"}
+    assert options.other_instructions(["pick up the butter"]) == {}
 
 
 def test_partners_are_other_tasks_of_the_same_line():

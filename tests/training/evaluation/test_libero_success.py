@@ -12,7 +12,7 @@ from datasets_scripts.simulation.libero_files import SUITES
 from modeling_foresight import ForesightForActionPrediction
 from tests.simulators import CommandPool
 from tests.tiny import tiny_config, tiny_processor
-from training import evaluate
+from training import diagnose, evaluate
 from training.evaluation.libero_success import make_libero, suite_table
 
 TASKS = {suite: [f"{suite}_{number}" for number in range(10)] for suite in SUITES}
@@ -46,9 +46,9 @@ def run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("training.evaluation.simulation_pool.SimulationPool", Pool)
     output = tmp_path / "eval.json"
 
-    def run(*options, checkpoint):
+    def run(*options, checkpoint, command=evaluate):
         arguments = ["--benchmark", "libero", "--checkpoint", str(checkpoint), "--output", str(output)]
-        code = evaluate.main([*arguments, *options])
+        code = command.main([*arguments, *options])
         results = json.loads(output.read_text()) if output.exists() else None
         return SimpleNamespace(code=code, results=results, **capsys.readouterr()._asdict())
 
@@ -111,6 +111,26 @@ def test_a_policy_is_told_another_task_of_the_scene_and_judged_by_one_of_the_two
     assert (made["told"], made["judged"]) == (other, other if judge == "named" else None)
 
 
+def test_a_diagnosis_judges_both_tasks_and_limits_are_those_of_the_suite(run, tmp_path, monkeypatch):
+    first, other = (f"libero_object/libero_object_{number}" for number in (0, 1))
+    for place in ("diagnostics.benchmarks", "evaluation.libero_success"):
+        monkeypatch.setattr(f"training.{place}.libero_partners", lambda tasks: {first: other})
+    checkpoint = save_policy(tmp_path / "model")
+    options = ("--suite", "libero_object", "--tasks", "0", "2", "--episodes", "2", "--seed", "5")
+    done = run(*options, "--only", "named_task", "other_instruction", checkpoint=checkpoint, command=diagnose)
+    assert done.code == 0, done.err
+    loop = done.results["closed_loop"]
+    assert list(loop) == ["plain", "other_instruction", "named_task"]
+    assert [list(one["tasks"]) for one in loop.values()] == [[first, first[:-1] + "2"], [first], [first]]
+    assert loop["named_task"]["plain_successes"] == loop["plain"]["tasks"][first]
+    assert done.results["scene_partners"] == {first: other}
+    assert done.results["settings"]["max_steps"] == {"libero_object": 280}
+    kept = json.loads((tmp_path / "eval" / "named_task.json").read_text())["settings"]
+    assert (kept["change"], kept["named_tasks"]) == ("named_task", {first: other})
+    limited = run(*options, "--max-steps", "9", checkpoint=checkpoint, command=diagnose)
+    assert limited.code == 1 and "plain.json was measured with another settings.max_steps" in limited.err
+
+
 def test_the_paper_s_mean_needs_all_four_suites():
     rates = {"libero_spatial": 0.964, "libero_object": 0.98, "libero_goal": 0.948, "libero_10": 0.92}
     results = [{"suites": {suite: {"success_rate": rate}}} for suite, rate in rates.items()]
@@ -150,3 +170,13 @@ def test_the_command_runs_in_liberos_own_simulator(libero_simulator, tmp_path, c
     assert [(e["seed"], e["steps"]) for e in results["episodes"]] == [(1000, 3), (1001, 3)]
     assert "| - | 0.0 | - | - | - |" in capsys.readouterr().out
     assert (tmp_path / "film.mp4").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_policy_is_diagnosed_in_liberos_own_simulator(libero_simulator, tmp_path):
+    arguments = f"--benchmark libero --checkpoint {save_policy(tmp_path / 'model')} --suite libero_object"
+    arguments += f" --tasks 0 --episodes 1 --max-steps 2 --num-envs 1 --output {tmp_path / 'told.json'}"
+    assert diagnose.main([*arguments.split(), "--only", "named_task", "frozen_camera"]) == 0
+    results = json.loads((tmp_path / "told.json").read_text())
+    assert list(results["closed_loop"]) == ["plain", "frozen_camera", "named_task"]
+    assert len(results["scene_partners"]) == 1
