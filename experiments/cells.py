@@ -27,10 +27,10 @@ from filelock import FileLock, Timeout
 
 from datasets_scripts.simulation.job import simulate
 from datasets_scripts.simulation.libero_files import resolve_libero_tasks
-from datasets_scripts.storage.atomic import read_json, write_json
+from datasets_scripts.storage.atomic import flatten, name_changes, read_json, write_json
 from experiments.plans import STEPS, TIME, Cell, Plan
 from modeling_foresight.configuration_foresight import PRESETS, ForesightConfig
-from training.config import RunConfig, flatten, load_config
+from training.config import RunConfig, load_config
 from training.evaluation.libero_success import LiberoOptions, measure_libero
 from training.evaluation.metaworld_success import SuccessOptions, measure_success
 from training.loop import train
@@ -128,13 +128,11 @@ def open_results(plan: Plan, folder: Path) -> None:
 
     # A variant that only one of them has is new, or left out this time.
     shared = {group(key) for key in before} & {group(key) for key in now}
-    keys = [key for key in sorted(before.keys() | now.keys()) if group(key) in shared]
-    keys = [key for key in keys if before.get(key) != now.get(key)]
-    if keys:
-        changed = [f"{k.replace('/', '.')}: {before.get(k)} there, {now.get(k)} here" for k in keys]
+    there, here = ({k: v for k, v in side.items() if group(k) in shared} for side in (before, now))
+    if changed := name_changes(there, here):
         raise ValueError(
-            f"{folder} holds results of other settings ({'; '.join(changed[:5])}): choose another --output, "
-            "or bring the settings back"
+            f"{folder} holds results of other settings ({changed}): choose another --output, or bring the "
+            "settings back"
         )
     if before != before | now:
         write_json(path, before | now)

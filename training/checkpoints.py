@@ -21,9 +21,16 @@ from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from datasets_scripts.storage.atomic import read_json, remove_leftovers, write_json, write_whole_folder
+from datasets_scripts.storage.atomic import (
+    flatten,
+    name_changes,
+    read_json,
+    remove_leftovers,
+    write_json,
+    write_whole_folder,
+)
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from training.config import RunConfig, flatten, load_config, save_config
+from training.config import RunConfig, load_config, save_config
 from training.engines.machines import agree_on_checkpoint, agree_on_run, is_writer
 from training.run_data import dataset_identity
 from training.run_facts import resume_command
@@ -129,13 +136,10 @@ def _check_same_run(config: RunConfig, datasets: Sequence[DatasetRows], resume: 
             f"{output} was trained on other data than {', '.join(rows.name for rows in datasets)} has now "
             f"(see its {DATASETS}): choose another --output, or bring the data back"
         )
-    before, now = (_comparable(run) for run in (load_config(output / "config.yaml", []), config))
-    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if keys:
-        changed = [f"{key.replace('/', '.')}: {before.get(key)} there, {now.get(key)} here" for key in keys]
+    if changed := name_changes(_comparable(load_config(output / "config.yaml", [])), _comparable(config)):
         raise ValueError(
-            f"{output} holds a run with other settings ({'; '.join(changed)}): choose another --output, or "
-            "repeat the settings of its config.yaml"
+            f"{output} holds a run with other settings ({changed}): choose another --output, or repeat the "
+            "settings of its config.yaml"
         )
 
 
@@ -144,6 +148,8 @@ def _comparable(config: RunConfig) -> dict:
     fields = dataclasses.asdict(config)
     for source in fields["data"]["datasets"]:
         source["path"] = Path(source["path"]).name
+    if fields["data"]["validation"]:
+        fields["data"]["validation"] = Path(fields["data"]["validation"]).name
     return {key: value for key, value in flatten(fields).items() if key not in MAY_CHANGE}
 
 

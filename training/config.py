@@ -7,7 +7,6 @@ import math
 import reprlib
 import types
 import typing
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ __all__ = [
     "TowerConfig",
     "TrainConfig",
     "check_fields",
-    "flatten",
     "load_config",
     "save_config",
 ]
@@ -435,16 +433,6 @@ def save_config(config: RunConfig, path: Path) -> None:
     """Writes the resolved run as YAML; `load_config` reads it back."""
     with write_whole_file(path) as temporary:
         temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
-
-
-def flatten(settings: Mapping, prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1.0}}` -> `{"a/b": 1.0}`; lists become `name/0`, `name/1`, ..."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        value = dict(enumerate(value)) if isinstance(value, (list, tuple)) else value
-        is_group = isinstance(value, Mapping)
-        flat |= flatten(value, f"{prefix}{name}/") if is_group else {f"{prefix}{name}": value}
-    return flat
 
 
 def resolve_presets(layers: list[dict[str, Any]]) -> dict[str, Any]:

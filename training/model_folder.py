@@ -7,16 +7,18 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers.utils import find_adapter_config_file
 
-from datasets_scripts.storage.atomic import read_json, write_whole_folder
+from datasets_scripts.storage.atomic import read_json, refuse_contents, write_whole_folder
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.exported_policy import POLICY_FILE, ExportedPolicy
 from training.config import RunConfig, load_config
 
 __all__ = [
+    "check_export",
     "export_model",
     "is_exported",
     "load_checkpoint",
@@ -28,6 +30,29 @@ __all__ = [
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"  # peft's name
+
+
+def check_export(config: RunConfig, resumed: bool) -> None:
+    """Refuses to replace a folder that the run did not export; all processes call it together.
+
+    Raises:
+        ValueError: In every process; names the folder.
+    """
+
+    def is_ours(folder: Path) -> bool:
+        """Killed between its export and its summary, a run finds its model there."""
+        return resumed and any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
+
+    places, problem = [Path(config.export)], None
+    if config.lora.r and config.lora.merge:
+        places.append(_merged_folder(places[0]))
+    try:
+        for place in places:
+            refuse_contents(place, "--export", is_ours)
+    except ValueError as error:
+        problem = str(error)
+    if found := gather_object([problem])[0]:  # the main process alone writes them
+        raise ValueError(found)
 
 
 def export_model(
@@ -56,8 +81,7 @@ def export_model(
             if config.lora.merge:
                 # Merging changes the model in place, and the final measurement still needs it.
                 merged = copy.deepcopy(plain).merge_and_unload()
-                place = target.with_name(f"{target.name}-merged")
-                write_export(place, processor, merged.save_pretrained, image_keys)
+                write_export(_merged_folder(target), processor, merged.save_pretrained, image_keys)
             else:
                 print(f"{target} is not a policy for LeRobot's commands; --lora.merge true makes one")
             if Path(config.init_from).exists():
@@ -67,6 +91,11 @@ def export_model(
                     "adapter_config.json (docs/lora.md)"
                 )
     accelerator.wait_for_everyone()
+
+
+def _merged_folder(export: Path) -> Path:
+    """Where the merged model goes, beside its adapter."""
+    return export.with_name(f"{export.name}-merged")
 
 
 def write_export(

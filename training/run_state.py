@@ -13,13 +13,13 @@ from accelerate.utils import ProjectConfiguration, parse_flag_from_env
 from torch import Tensor
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from datasets_scripts.storage.atomic import write_json
+from datasets_scripts.storage.atomic import flatten, write_json
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.bfloat16_support import NO_BFLOAT16, has_bfloat16
 from modeling_foresight.step_seed import sample_seeds
 from modeling_foresight.targets import draw_training
 from training.adapters import add_lora, describe_base, save_only_adapter
-from training.config import RunConfig, TrainConfig, flatten
+from training.config import RunConfig, TrainConfig
 from training.engines.averaging import WeightAverage
 from training.engines.selection import check_average, check_engine, configure_engine
 from training.run_data import RunData

@@ -158,11 +158,14 @@ FORMS = {
 }
 
 
-def choose_form(views: Sequence[str], state_dim: int) -> str:
+def choose_form(views: Sequence[str], state_dim: int, given: str | None = None) -> str:
     """The form of data that a policy was trained on, by its state, or without one by the names of its views.
 
+    Without a state, `main` and `wrist` may be names of either form: the user says which (`given`).
+
     Raises:
-        ValueError: If the state or a view is of neither; says what LIBERO has.
+        ValueError: If the state or a view is of neither form, or of another than the given one; says what
+            LIBERO has.
     """
     sizes = {len(form.state_names): name for name, form in FORMS.items()}
     if state_dim and state_dim not in sizes:
@@ -170,7 +173,14 @@ def choose_form(views: Sequence[str], state_dim: int) -> str:
             f"the checkpoint has state_dim {state_dim}; LIBERO's data have 7 (convert_libero.py) or 8 "
             "(lerobot/libero)"
         )
-    name = sizes.get(state_dim) or ("converted" if set(views) <= set(_VIEWS) else "lerobot")
+    name = sizes.get(state_dim) or given or (None if set(views) <= set(_VIEWS) else "lerobot")
+    if name is None:
+        raise ValueError(
+            f"the checkpoint has no state, and its views {list(views)} do not tell which data it was trained "
+            "on: give --form converted (convert_libero.py) or --form lerobot (lerobot/libero)"
+        )
+    if given not in (None, name):
+        raise ValueError(f"--form is {given}, but a state of {state_dim} entries is of the form {name}")
     unknown = [view for view in views if view not in FORMS[name].views]
     if unknown:
         raise ValueError(

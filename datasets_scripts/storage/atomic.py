@@ -1,4 +1,8 @@
-"""Write files and folders whole or not at all, under a temporary name that is then renamed; read JSON."""
+"""Write files and folders whole or not at all, under a temporary name that is then renamed; read JSON.
+
+Work of hours first asks [`check_place`] and [`refuse_contents`] whether its results can be written at its
+end.
+"""
 
 import contextlib
 import errno
@@ -7,12 +11,17 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "check_place",
+    "flatten",
+    "name_changes",
     "read_json",
+    "refuse_contents",
     "remove_leftovers",
     "share_file",
     "write_json",
@@ -145,6 +154,62 @@ def read_json(path: Path, remedy: str = "download or create it again", kind: typ
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): {remedy}") from None
     return content
+
+
+def check_place(path: Path, option: str, is_folder: bool = False) -> None:
+    """Refuses a place at which no file, or no folder, can be written; nothing is made.
+
+    Raises:
+        ValueError: If a folder is there (or a file, for a folder), or a file where a parent would be; names
+            the option that gave the path.
+    """
+    kind, other = ("folder", "file") if is_folder else ("file", "folder")
+    if path.exists() and path.is_dir() != is_folder:
+        raise ValueError(f"{option} is {path}, which is a {other}: give the name of a {kind}")
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{option} is {path}, but {existing} is a file: choose another place")
+
+
+def refuse_contents(
+    folder: Path, option: str, is_ours: Callable[[Path], bool] = lambda folder: False
+) -> None:
+    """Refuses to replace a folder with contents, except one that `is_ours`.
+
+    Raises:
+        ValueError: Names the folder and the option that gave it.
+    """
+    check_place(folder, option, is_folder=True)
+    if folder.exists() and any(folder.iterdir()) and not is_ours(folder):
+        raise ValueError(
+            f"{option} is {folder}, which has contents that would be lost: choose another folder, or move "
+            "them away"
+        )
+
+
+def flatten(settings: Mapping, prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1.0}}` -> `{"a/b": 1.0}`; lists become `name/0`, `name/1`, ..."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        value = dict(enumerate(value)) if isinstance(value, (list, tuple)) else value
+        is_group = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{name}/") if is_group else {f"{prefix}{name}": value}
+    return flat
+
+
+def name_changes(before: Mapping, now: Mapping, most: int = 5) -> str:
+    """Which settings differ, `a.b: 1 there, 2 here`, the first few; empty if none does."""
+    old, new = flatten(before), flatten(now)
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    changed = [
+        f"{key.replace('/', '.')}: {_cut(old.get(key))} there, {_cut(new.get(key))} here" for key in keys
+    ]
+    more = [f"{len(keys) - most} more"] if len(keys) > most else []
+    return "; ".join(changed[:most] + more)
+
+
+def _cut(value: Any) -> str:
+    return textwrap.shorten(str(value), 60, placeholder=" ...")
 
 
 def share_file(path: Path, target: Path) -> None:

@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import sys
-import textwrap
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,19 +23,26 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 from tqdm import tqdm
 
-from datasets_scripts.storage.atomic import read_json, remove_leftovers, write_json, write_whole_folder
+from datasets_scripts.storage.atomic import (
+    name_changes,
+    read_json,
+    remove_leftovers,
+    write_json,
+    write_whole_folder,
+)
 from datasets_scripts.storage.dataset_folder import check_dataset, refuse_patterns
 from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.shards import read_facts
 
-__all__ = ["EpisodeJob", "EpisodeWork", "list_numbers", "resumable_command", "work_on_all"]
+__all__ = ["EVALUATION", "EpisodeJob", "EpisodeWork", "list_numbers", "resumable_command", "work_on_all"]
 
 PARAMETERS = "parameters.json"
+EVALUATION = "evaluation"  # kind of the jobs that make no dataset
 
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeJob:
-    """One dataset, made episode by episode."""
+    """One dataset, or one evaluation, made episode by episode."""
 
     output: Path
     kind: str  # section of `meta/foresight.json` with the `parameters` and `video_bytes`
@@ -58,7 +64,8 @@ class EpisodeJob:
 
     def open(self) -> None:
         """Make the folder of unfinished work, or check that the existing one is of this job."""
-        refuse_patterns(self.partial)
+        if self.kind != EVALUATION:  # which LeRobot does not read
+            refuse_patterns(self.partial)
         path = self.partial / PARAMETERS
         if not path.exists():
             with write_whole_folder(self.partial, shared=True) as folder:
@@ -141,14 +148,11 @@ class EpisodeJob:
 
     def _check_parameters(self, earlier: dict, what: str, folder: Path) -> None:
         """Refuse work that was done with other parameters."""
-        different = [name for name, value in self.parameters.items() if earlier.get(name) != value]
-        if different:
-            values = (earlier.get(different[0]), self.parameters[different[0]])
-            there, here = (textwrap.shorten(str(value), 60, placeholder=" ...") for value in values)
+        known = {name: earlier.get(name) for name in self.parameters}
+        if changed := name_changes(known, self.parameters):
             raise ValueError(
-                f"there is {what} with other parameters "
-                f"({', '.join(different)}: {there} there, {here} here); "
-                f"choose another --output, or delete {folder}"
+                f"there is {what} with other parameters ({changed}); choose another --output, or delete "
+                f"{folder}"
             )
 
 

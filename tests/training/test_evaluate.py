@@ -162,7 +162,9 @@ def run(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("training.evaluation.simulation_pool.SimulationPool", Pool)
     output = tmp_path / "results" / "eval.json"
 
-    def run(*options, checkpoint=checkpoint, tasks=TASK):
+    def run(*options, checkpoint=checkpoint, tasks=TASK, again=False):
+        if not again:  # results of another evaluation are not overwritten
+            output.unlink(missing_ok=True)
         arguments = ["--checkpoint", str(checkpoint), "--tasks", tasks, "--output", str(output), *options]
         code = evaluate.main(arguments)
         printed = capsys.readouterr()
@@ -376,6 +378,53 @@ def test_what_fails_after_the_episodes_does_not_cost_them(run, checkpoint, demos
     assert done.results["mean"]["successes"] == 6 and "open_loop" not in done.results
 
 
+def test_a_finished_evaluation_is_read_and_another_one_does_not_replace_it(run, tmp_path):
+    options = ("--episodes", "2", "--seed", "8", "--video", str(tmp_path / "film.mp4"))
+    first = run(*options)
+    assert first.code == 0, first.err
+    run.notes.used = []
+    second = run(*options, again=True)
+    assert second.code == 0 and second.results == first.results and not run.notes.used
+    assert "holds this evaluation, which is finished" in second.out
+    (tmp_path / "film.mp4").unlink()
+    assert run(*options, again=True).code == 0 and run.notes.used, "the film needs the episodes"
+    assert (tmp_path / "film.mp4").exists()
+    other = run("--episodes", "3", "--seed", "8", again=True)
+    assert other.code == 1 and "(seeds.last: 9 there, 10 here)" in other.err
+    assert other.results["episodes"] == first.results["episodes"]
+    run.output.write_text(json.dumps({"a": 1}))
+    foreign = run("--episodes", "2", again=True)
+    assert foreign.code == 1 and "holds no results of this benchmark" in foreign.err
+    assert foreign.results == {"a": 1}
+
+
+def test_a_film_that_cannot_be_written_costs_no_episode(run, tmp_path, monkeypatch):
+    options = ("--episodes", "2", "--seed", "8", "--video", str(tmp_path / "film.mp4"))
+
+    def fail(*args, **kwargs):
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.evaluation.videos.write_video", fail)
+        done = run(*options)
+    assert done.code == 1 and done.results["mean"]["episodes"] == 2
+    run.notes.used = []
+    again = run(*options, again=True)
+    assert again.code == 0 and not run.notes.used and (tmp_path / "film.mp4").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"task": "x"}', ""])
+def test_a_damaged_file_of_an_episode_costs_that_episode_alone(run, content):
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, seed=10)
+        assert run("--episodes", "3", "--seed", "8", "--num-envs", "1").code == 130
+    kept = run.output.with_name("eval.json.partial") / "000000.json"
+    kept.write_text(content)
+    done = run("--episodes", "3", "--seed", "8", "--num-envs", "1")
+    assert done.code == 0 and "000000.json is damaged" in done.out
+    assert done.results["timing"]["resumed_after"] == 1 and len(done.results["episodes"]) == 3
+
+
 def interrupt(patch, seed):
     """Ctrl-C after the first action from a start."""
     receive = FakePool.receive
@@ -449,7 +498,9 @@ def test_an_interrupted_evaluation_of_another_policy_or_setting_is_not_resumed(r
     assert refused.code == 1 and "with other parameters (checkpoint: weights " in refused.err
     assert "delete" in refused.err and refused.results is None
     refused = run("--episodes", "2", "--seed", "8", "--execute-steps", "2")
-    assert refused.code == 1 and "with other parameters (settings: " in refused.err
+    assert (
+        refused.code == 1 and "with other parameters (settings.execute_steps: 1 there, 2 here)" in refused.err
+    )
     assert sorted(path.name for path in run.output.with_name("eval.json.partial").iterdir()) == kept
 
 
@@ -461,6 +512,9 @@ def test_an_interrupted_evaluation_of_another_policy_or_setting_is_not_resumed(r
         (["--num-envs", "0"], "--num-envs is 0"),
         (["--max-steps", "501"], "500"),
         (["--seed", "-1"], "--seed is -1"),
+        (["--seed", str(2**32 - 5)], "the starts must be in 0 to 4294967295"),
+        (["--output", str(ROOT / "docs")], "--output is"),
+        (["--video", str(ROOT / "README.md" / "film.mp4")], "README.md is a file"),
         (["--execute-steps", "5"], "plans 4 actions"),
         (["--video", "film.gif"], ".mp4"),
         (["--record", "new", "--camera-shift-m", "0.1"], "--record replays in MetaWorld's own scenes"),

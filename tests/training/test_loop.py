@@ -12,6 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from datasets_scripts.storage.atomic import flatten
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from tests.synthetic import make_dataset
 from tests.training.test_train import (  # noqa: F401 - fixtures
@@ -24,7 +25,7 @@ from tests.training.test_train import (  # noqa: F401 - fixtures
     run_twofold,
 )
 from training.checkpoints import latest_checkpoint
-from training.config import flatten, load_config
+from training.config import load_config
 from training.evaluation.open_loop import measure_held_out
 from training.loop import train
 from training.run_data import RunData

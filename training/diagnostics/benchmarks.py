@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from datasets_scripts.simulation.libero import FORMS
 from datasets_scripts.simulation.libero_files import (
     SUITES,
     libero_instruction,
@@ -122,6 +123,11 @@ class LiberoDiagnostics(DiagnosticOptions):
     seed: int = option("of the first episode; the others follow (default: %(default)s)", 1000)
     max_steps: int | None = option(
         "steps until an episode has failed (default: LeRobot's for the suite)", None
+    )
+    form: str | None = option(
+        "data that a policy without state, with views main and wrist, was trained on",
+        None,
+        choices=list(FORMS),
     )
 
     def other_tasks(self, tasks: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from datasets_scripts.storage.atomic import read_json
 from training.diagnostics.intervals import paired_difference
 from training.diagnostics.stream_changes import ChangedStream, FrozenCamera, ShortHistory, SwappedViews
 from training.evaluation.success import Benchmark, measure
@@ -79,13 +78,12 @@ def list_conditions(
 
 
 def measure_conditions(
-    benchmark: Benchmark, config, conditions: Mapping[str, Condition], folder: Path
+    benchmark: Benchmark, conditions: Mapping[str, Condition], folder: Path
 ) -> dict[str, dict]:
     """Figures of each condition; what was measured before is read.
 
     Args:
         benchmark (`Benchmark`): Policy, starts and limits of all conditions.
-        config (`ForesightConfig`): The policy's.
         conditions (`Mapping[str, Condition]`): Of [`list_conditions`], the unchanged policy first.
         folder (`Path`): Gets `NAME.json` of each condition.
 
@@ -97,7 +95,11 @@ def measure_conditions(
     Raises:
         ValueError: If a file is there that was measured otherwise; names it.
     """
-    results = {name: _measure_condition(benchmark, config, one, folder) for name, one in conditions.items()}
+    results = {}
+    for name, condition in conditions.items():
+        options = dataclasses.replace(benchmark.options, output=folder / f"{name}.json", **condition.options)
+        print(f"{name}: {len(condition.tasks)} tasks, {options.episodes} starts each", flush=True)
+        results[name] = measure(type(benchmark)(options), change=condition)
     unchanged = _read_outcomes(results[PLAIN])
     figures = {}
     for name, result in results.items():
@@ -115,42 +117,6 @@ def measure_conditions(
             figures[name]["plain_successes"] = int(plain.sum())
             figures[name]["difference"] = paired_difference(here, plain)  # each (1, 1, T * E)
     return figures
-
-
-def _measure_condition(benchmark: Benchmark, config, condition: Condition, folder: Path) -> dict:
-    """The evaluation of a condition, made now or before."""
-    path = folder / f"{condition.name}.json"
-    options = dataclasses.replace(benchmark.options, output=path, **condition.options)
-    own = type(benchmark)(options)
-    if not path.exists():
-        print(f"{condition.name}: {len(condition.tasks)} tasks, {options.episodes} starts each", flush=True)
-        measure(own, change=condition)  # writes it
-    result = read_json(path, "delete it; it is measured again")
-    _refuse_other_results(path, result, own, config, condition)
-    return result
-
-
-def _refuse_other_results(
-    path: Path, result: Mapping, benchmark: Benchmark, config, condition: Condition
-) -> None:
-    """Raises a `ValueError` if a file holds other weights, starts, tasks or settings than those asked for."""
-    from training.model_folder import weights_digest
-
-    options, here = benchmark.options, result["settings"]
-    wanted = benchmark.choose_settings(config, here["image_size"]) | {"change": condition.name}
-    digest = weights_digest(options.checkpoint) if Path(options.checkpoint).is_dir() else None
-    for what, found, expected in (
-        ("weights", result["checkpoint"]["weights_sha256"], digest),
-        ("first start", result["seeds"]["first"], options.seeds[0]),
-        ("last start", result["seeds"]["last"], options.seeds[-1]),
-        ("tasks", list(result["tasks"]), list(condition.tasks)),
-        *((f"settings.{name}", here.get(name), value) for name, value in wanted.items()),
-    ):
-        if found != expected:
-            raise ValueError(
-                f"{path} was measured with another {what} ({found}, not {expected}): choose another "
-                "--output, or delete it"
-            )
 
 
 def _read_outcomes(result: Mapping) -> dict[str, list[int]]:

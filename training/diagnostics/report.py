@@ -47,7 +47,7 @@ def measure_diagnostics(options: DiagnosticOptions, arguments: Sequence[str] | N
         "checkpoint": checkpoint,
         "seeds": {"first": evaluation.seeds[0], "last": evaluation.seeds[-1]},
         "settings": {**settings, "chunk_size": config.chunk_size},
-        "closed_loop": measure_conditions(benchmark, config, conditions, folder),
+        "closed_loop": measure_conditions(benchmark, conditions, folder),
         "scene_partners": partners,
         "skipped": skipped,
         **recorded,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from datasets_scripts.simulation.libero import (
+    FORMS,
     LIBERO_ACTION_DIM,
     LIBERO_HZ,
     SETTLING_STEPS,
@@ -18,6 +19,9 @@ from datasets_scripts.storage.atomic import read_json
 from training.evaluation.success import EvaluationOptions, format_rates, measure, option
 
 __all__ = ["LiberoOptions", "format_libero", "measure_libero", "suite_table"]
+
+
+SUITE_TASKS = 10
 
 
 @dataclasses.dataclass
@@ -36,6 +40,12 @@ class LiberoOptions(EvaluationOptions):
     max_steps: int | None = option(
         "steps until an episode has failed (default: LeRobot's for the suite)", None
     )
+    form: str | None = option(
+        "data that a policy without state, with views main and wrist, was trained on: converted "
+        "(convert_libero.py) or lerobot (lerobot/libero)",
+        None,
+        choices=list(FORMS),
+    )
     other_task: str | None = option(
         "give the instruction of another task whose things are in the scene too, and count what it names, or "
         "what the scene is for: a policy that does what it is told solves the named task alone",
@@ -52,36 +62,47 @@ def measure_libero(options: LiberoOptions, arguments: Sequence[str] | None = Non
     """
     others = [_read_other(path) for path in options.others or ()]  # before hours of work
     results = measure(Libero(options), arguments)
-    results["table"] = suite_table([results, *others])
+    if not options.other_task:
+        results["table"] = suite_table([results, *others])
     return results
 
 
 def format_libero(results: dict) -> str:
     """A line for people per task and suite, and the table."""
     lines = format_rates({**results["tasks"], **results["suites"], "all": results["mean"]})
-    return "\n".join([*lines, "", results["table"]])
+    return "\n".join([*lines, "", results["table"]] if "table" in results else lines)
 
 
 def suite_table(results: Sequence[Mapping]) -> str:
     """Success in percent in the form of the paper's Table II, as Markdown; `-` for what was not measured.
 
+    A line below names the suites of which only some tasks were tried.
+
     Args:
         results (`Sequence[Mapping]`): Of [`measure_libero`]; the first one that has a suite counts.
     """
-    rates = {}
+    rates, partial = {}, []
     for result in results:
-        for suite, figures in result["suites"].items():
-            rates.setdefault(suite, 100 * figures["success_rate"])
+        for suite in result["suites"].keys() - rates.keys():
+            rates[suite] = 100 * result["suites"][suite]["success_rate"]
+            tried = sum(_suite_of(task) == suite for task in result["tasks"])
+            partial += [f"{suite}: {tried} of its {SUITE_TASKS} tasks"] if tried < SUITE_TASKS else []
     cells = [f"{rates[suite]:.1f}" if suite in rates else "-" for suite in SUITES]
     mean = f"{sum(rates.values()) / len(SUITES):.1f}" if len(rates) == len(SUITES) else "-"
     rows = [[suite.title for suite in SUITES.values()] + ["Avg. SR"], ["---"] * 5, [*cells, mean]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*lines, *([f"Not whole: {', '.join(sorted(partial))}"] if partial else [])])
 
 
 def _read_other(path: Path) -> dict:
     results = read_json(path)
-    if not isinstance(results.get("suites"), dict):
-        raise ValueError(f"--others: {path} holds no results of LIBERO")
+    try:
+        suite_table([results])
+        change = results["settings"].get("change")
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"--others: {path} holds no results of LIBERO") from None
+    if change:
+        raise ValueError(f"--others: {path} was measured with a change ({change}), so it is not in the table")
     return results
 
 
@@ -104,17 +125,26 @@ class Libero:
 
     def check_policy(self, config) -> None:
         """Raise a `ValueError` for a policy that does not fit LIBERO's robot, cameras and rate."""
-        form = choose_form(config.views, config.state_dim)
+        form = self.choose_form(config)
         if config.action_dim != LIBERO_ACTION_DIM:
             raise ValueError(
                 f"the checkpoint has action_dim {config.action_dim}, LIBERO's robot {LIBERO_ACTION_DIM}"
             )
+        if config.action_codec != "recorded":
+            raise ValueError(
+                f"the checkpoint's actions are {config.action_codec!r}, which gives commands for CALVIN's "
+                "robot, and LIBERO's have other units: train on recorded actions (action_codec: recorded)"
+            )
         # Copies of lerobot/libero declare 10 frames a second and hold 20.
-        if form == "converted" and config.fps not in (None, LIBERO_HZ):
+        if config.fps not in (None, LIBERO_HZ, *([10] if form == "lerobot" else [])):
             raise ValueError(
                 f"the checkpoint acts at {config.fps} steps a second, LIBERO's robot at {LIBERO_HZ}: "
                 "finetune it without a frame stride"
             )
+
+    def choose_form(self, config) -> str:
+        """The form of data that the policy was trained on."""
+        return choose_form(config.views, config.state_dim, self.options.form)
 
     def check_starts(self, demonstrations: Sequence[Path]) -> dict:
         """Nothing: demonstrations start elsewhere than the suites' initial states."""
@@ -131,7 +161,7 @@ class Libero:
             "max_steps": {suite: self.options.max_steps or limit for suite, limit in limits.items()},
             "settling_steps": SETTLING_STEPS,
             "initial_states": "episode k of a task: initial state k of the suite, seed first + k",
-            "form": choose_form(config.views, config.state_dim),
+            "form": self.choose_form(config),
             "success": "LIBERO's goal after any step",
         }
 

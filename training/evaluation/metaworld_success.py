@@ -71,9 +71,9 @@ class SuccessOptions(EvaluationOptions):
         self.perturbation  # noqa: B018 - checks its values
 
     @property
-    def films(self) -> bool:
-        """Whether pictures and actions of episodes are kept."""
-        return super().films or self.record is not None
+    def films(self) -> list[Path]:
+        """What is made of the pictures and actions of episodes, for which they are kept."""
+        return [*super().films, *([self.record] if self.record else [])]
 
     @property
     def perturbation(self) -> Perturbation:

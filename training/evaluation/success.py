@@ -12,6 +12,7 @@ import itertools
 import json
 import shutil
 import time
+import zipfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,9 +23,9 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets_scripts.columns import image_key
-from datasets_scripts.storage.atomic import write_json, write_whole_file
+from datasets_scripts.storage.atomic import check_place, name_changes, read_json, write_json, write_whole_file
 from datasets_scripts.storage.dataset_folder import load_features
-from datasets_scripts.storage.episode_job import EpisodeJob
+from datasets_scripts.storage.episode_job import EVALUATION, EpisodeJob
 from training.evaluation.goal_sources import check_goal_options, describe_goals, open_stream
 from training.run_facts import count_cores, describe_run, portable_path
 
@@ -42,10 +43,12 @@ __all__ = [
     "option",
     "parse_benchmark",
     "percentiles_ms",
+    "read_finished",
     "recorded_image_size",
     "success_figures",
 ]
 
+MAX_SEED = 2**32  # of NumPy's generator, which the simulators use
 MAX_FILMED = 20  # rollouts in one video
 SMALL_MODEL = 20_000_000  # parameters
 EPISODE_FACTS = ("task", "seed", "success", "steps", "simulation_steps", "failed_at")
@@ -134,15 +137,18 @@ class EvaluationOptions(GoalOptions):
             value = getattr(self, name, None)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-        if self.seed < 0:
-            raise ValueError(f"--seed is {self.seed}; it must not be negative")
+        if not 0 <= self.seed <= self.seeds[-1] < MAX_SEED:
+            raise ValueError(f"--seed is {self.seed}; the starts must be in 0 to {MAX_SEED - 1}")
         if self.video and self.video.suffix != ".mp4":
             raise ValueError(f"--video is {self.video}; its name must end in .mp4")
+        for place, name in ((self.output, "--output"), (self.video, "--video")):
+            if place:
+                check_place(place, name)
 
     @property
-    def films(self) -> bool:
-        """Whether pictures and actions of episodes are kept."""
-        return self.video is not None
+    def films(self) -> list[Path]:
+        """What is made of the pictures and actions of episodes, for which they are kept."""
+        return [self.video] if self.video else []
 
     @property
     def seeds(self) -> range:
@@ -288,33 +294,40 @@ def _measure(benchmark: Benchmark, model, processor, run: dict, change: StreamCh
         "settings": settings,
     }
     job = evaluation_job(options.output, {**facts, "tasks": benchmark.tasks})
-    with claim_evaluation(job):
-        episodes, timing = _run_trials(benchmark, model, processor, settings, job.partial, change)
-
-        def rate(tasks: Sequence[str]) -> dict:
-            return success_figures(metric, [e.success for e in episodes if e.task in tasks])
-
-        results = {
-            "version": 1,
-            **facts,
-            "tasks": {task: rate([task]) for task in benchmark.tasks},
-            "mean": rate(benchmark.tasks),
-            **benchmark.summarize(rate),
-            "seeds": facts["seeds"] | checked,
-            "timing": timing,
-            "episodes": [_episode_facts(episode) for episode in episodes],
-            **run,
-        }
-        write_json(options.output, results)  # what fails from here on must not cost the results
+    results = read_finished(job)
+    if results and not job.partial.exists() and all(place.exists() for place in options.films):
+        print(f"{options.output} holds this evaluation, which is finished")
+    else:
+        with claim_evaluation(job):
+            episodes, timing = _run_trials(benchmark, model, processor, settings, job.partial, change)
+            outcomes = _count_successes(benchmark, episodes, metric)
+            results = {"version": 1, **facts, **outcomes, "seeds": facts["seeds"] | checked, "timing": timing}
+            results |= {"episodes": [_episode_facts(episode) for episode in episodes], **run}
+            write_json(options.output, results)  # what fails from here on must not cost the results
+            _use_films(benchmark, episodes, config, facts)
     if recorded is not None:
         results["open_loop"] = measure_recorded(model, processor, recorded)
-    # Failures first.
+    return results
+
+
+def _count_successes(benchmark: Benchmark, episodes: Sequence, metric) -> dict:
+    """Success rates of the tasks, of all together, and those that the benchmark adds."""
+
+    def rate(tasks: Sequence[str]) -> dict:
+        return success_figures(metric, [e.success for e in episodes if e.task in tasks])
+
+    each = {task: rate([task]) for task in benchmark.tasks}
+    return {"tasks": each, "mean": rate(benchmark.tasks), **benchmark.summarize(rate)}
+
+
+def _use_films(benchmark: Benchmark, episodes: Sequence, config, facts: Mapping) -> None:
+    """Writes what the options ask for of the filmed episodes, failures first."""
     filmed = sorted((episode for episode in episodes if episode.frames), key=lambda episode: episode.success)
-    if options.video:
-        _write_film(options.video, filmed, len(benchmark.tasks) > 1, settings["control_hz"])
+    if benchmark.options.video:
+        name_tasks, fps = len(benchmark.tasks) > 1, facts["settings"]["control_hz"]
+        _write_film(benchmark.options.video, filmed, name_tasks, fps)
     if filmed:
         benchmark.use_film(filmed, config, facts)
-    return results
 
 
 def format_rates(rates: Mapping[str, Mapping]) -> list[str]:
@@ -331,9 +344,37 @@ def evaluation_job(output: Path, facts: Mapping) -> EpisodeJob:
 
     `facts` has what [`describe_checkpoint`] gives as `checkpoint`.
     """
+    return EpisodeJob(output, EVALUATION, _comparable(facts))
+
+
+def _comparable(facts: Mapping) -> dict:
+    """The facts as JSON has them, with the policy by its weights: a folder may move."""
     digest, commit = facts["checkpoint"]["weights_sha256"], facts["checkpoint"]["revision"]
     policy = f"weights {digest[:12]}" if digest else f"{facts['checkpoint']['path']}@{commit}"
-    return EpisodeJob(output, "evaluation", json.loads(json.dumps({**facts, "checkpoint": policy})))
+    return json.loads(json.dumps({**facts, "checkpoint": policy}))
+
+
+def read_finished(job: EpisodeJob) -> dict | None:
+    """The results in the output of an evaluation; `None` if it has none yet.
+
+    Raises:
+        ValueError: If they are of another evaluation, or of none: they would be lost.
+    """
+    if not job.output.exists():
+        return None
+    remedy = f"choose another --output, or delete {job.output}"
+    results = read_json(job.output, remedy)
+    try:
+        known = {name: results[name] for name in job.parameters}
+        if "tasks" in known:  # the results have more about tasks and seeds
+            known["tasks"] = list(known["tasks"])
+            known["seeds"] = {name: known["seeds"][name] for name in ("first", "last")}
+        known = _comparable(known)
+    except (KeyError, TypeError):
+        raise ValueError(f"{job.output} exists and holds no results of this benchmark; {remedy}") from None
+    if changed := name_changes(known, job.parameters):
+        raise ValueError(f"{job.output} holds an evaluation with other parameters ({changed}); {remedy}")
+    return results
 
 
 @contextlib.contextmanager
@@ -488,7 +529,7 @@ class Film:
 
     def has(self, trial: tuple[str, int]) -> bool:
         """Whether its pictures are kept."""
-        return self._path(trial).is_file()
+        return zipfile.is_zipfile(self._path(trial))  # and not empty, after a power cut
 
     def keep(self, episode) -> None:
         """Notes where an episode failed, writes what is kept of it, and frees its memory."""
@@ -526,7 +567,10 @@ def _read_episodes(folder: Path) -> Iterator:
     from training.evaluation.closed_loop import Episode
 
     for path in sorted(folder.glob("[0-9]*.json")):
-        yield Episode(**json.loads(path.read_text()))
+        try:
+            yield Episode(**read_json(path))
+        except (ValueError, TypeError):
+            print(f"{path} is damaged: its episode is run again")
 
 
 def percentiles_ms(durations_s: Sequence[float]) -> dict:

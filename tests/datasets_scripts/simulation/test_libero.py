@@ -45,32 +45,40 @@ def test_states_of_both_forms_describe_one_rotation(angle):
 
 
 @pytest.mark.parametrize(
-    ("views", "state_dim", "form"),
+    ("views", "state_dim", "given", "form"),
     [
-        (("main", "wrist"), 7, "converted"),
-        (("wrist", "main"), 0, "converted"),
-        (("image", "image2"), 8, "lerobot"),
-        (("main", "wrist"), 8, "lerobot"),
-        (("image", "image2"), 0, "lerobot"),
+        (("main", "wrist"), 7, None, "converted"),
+        (("wrist", "main"), 0, "converted", "converted"),
+        (("main", "wrist"), 0, "lerobot", "lerobot"),
+        (("image", "image2"), 8, None, "lerobot"),
+        (("main", "wrist"), 8, "lerobot", "lerobot"),
+        (("image", "image2"), 0, None, "lerobot"),
     ],
 )
-def test_the_form_follows_state_and_views_of_the_policy(views, state_dim, form):
-    assert choose_form(views, state_dim) == form
+def test_the_form_follows_state_and_views_of_the_policy_or_is_given(views, state_dim, given, form):
+    assert choose_form(views, state_dim, given) == form
 
 
 @pytest.mark.parametrize(
-    ("views", "state_dim", "message"),
+    ("views", "state_dim", "given", "message"),
     [
-        (("main", "wrist"), 4, "state_dim 4; LIBERO's data have 7"),
-        (("main",), 7, "needs the wrist view"),
-        (("image", "main"), 8, "needs the wrist view"),
-        (("main", "top"), 0, r"cannot show \['top'\]"),
-        (("image", "image2"), 7, r"cannot show \['image', 'image2'\]"),
+        (("main", "wrist"), 4, None, "state_dim 4; LIBERO's data have 7"),
+        (("main",), 7, None, "needs the wrist view"),
+        (("image", "main"), 8, None, "needs the wrist view"),
+        (("main", "top"), 0, None, r"cannot show \['top'\]"),
+        (("image", "image2"), 7, None, r"cannot show \['image', 'image2'\]"),
+        (("main", "wrist"), 0, None, "give --form converted .* or --form lerobot"),
+        (
+            ("main", "wrist"),
+            8,
+            "converted",
+            "--form is converted, but a state of 8 entries",
+        ),
     ],
 )
-def test_a_policy_that_does_not_fit_libero_is_refused(views, state_dim, message):
+def test_a_policy_that_does_not_fit_libero_is_refused(views, state_dim, given, message):
     with pytest.raises(ValueError, match=message):
-        choose_form(views, state_dim)
+        choose_form(views, state_dim, given)
 
 
 def test_a_missing_simulator_and_missing_paths_are_named_with_the_remedy(tmp_path, monkeypatch):

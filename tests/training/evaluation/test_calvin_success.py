@@ -219,7 +219,7 @@ def test_chains_of_another_policy_or_other_settings_are_refused_and_kept(interru
     other = interrupted("--chains", "5", checkpoint=save(tmp_path / "other", robot_config()))
     assert other.code == 1 and "with other parameters (checkpoint: " in other.err and "--output" in other.err
     slower = interrupted("--chains", "5", "--max_steps", "9")
-    assert slower.code == 1 and "with other parameters (settings: " in slower.err
+    assert slower.code == 1 and "with other parameters (settings.max_steps: " in slower.err
     kept = interrupted.partial / "000000.json"
     kept.write_text(kept.read_text().replace("turn_on_led", "close_drawer"))
     newer = interrupted("--chains", "5")

@@ -57,7 +57,9 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def test_a_suite_is_tried_from_its_own_starts_and_reported_as_in_the_paper(run, tmp_path):
-    (tmp_path / "goal.json").write_text(json.dumps({"suites": {"libero_goal": {"success_rate": 0.948}}}))
+    goal = {"suites": {"libero_goal": {"success_rate": 0.948}}, "settings": {}}
+    goal["tasks"] = [f"libero_goal/{number}" for number in range(10)]
+    (tmp_path / "goal.json").write_text(json.dumps(goal))
     done = run(
         *("--suite", "libero_object,libero_10", "--tasks", "0", "3", "--episodes", "3", "--seed", "7"),
         *("--max-steps", "4", "--others", str(tmp_path / "goal.json")),
@@ -74,6 +76,7 @@ def test_a_suite_is_tried_from_its_own_starts_and_reported_as_in_the_paper(run, 
     assert results["benchmark"] == "LIBERO" and results["settings"]["control_hz"] == 20
     table = ["| Spatial | Object | Goal | Long | Avg. SR |", "| --- | --- | --- | --- | --- |"]
     table.append("| - | 66.7 | 94.8 | 66.7 | - |")
+    table.append("Not whole: libero_10: 2 of its 10 tasks, libero_object: 2 of its 10 tasks")
     assert done.out.rstrip().endswith("\n".join(table))
 
 
@@ -128,12 +131,15 @@ def test_a_diagnosis_judges_both_tasks_and_limits_are_those_of_the_suite(run, tm
     kept = json.loads((tmp_path / "eval" / "named_task.json").read_text())["settings"]
     assert (kept["change"], kept["named_tasks"]) == ("named_task", {first: other})
     limited = run(*options, "--max-steps", "9", checkpoint=checkpoint, command=diagnose)
-    assert limited.code == 1 and "plain.json was measured with another settings.max_steps" in limited.err
+    assert limited.code == 1 and "(settings.max_steps.libero_object: 280 there, 9 here)" in limited.err
 
 
 def test_the_paper_s_mean_needs_all_four_suites():
     rates = {"libero_spatial": 0.964, "libero_object": 0.98, "libero_goal": 0.948, "libero_10": 0.92}
-    results = [{"suites": {suite: {"success_rate": rate}}} for suite, rate in rates.items()]
+    results = [
+        {"suites": {suite: {"success_rate": rate}}, "tasks": [f"{suite}/{number}" for number in range(10)]}
+        for suite, rate in rates.items()
+    ]
     assert suite_table(results).splitlines()[-1] == "| 96.4 | 98.0 | 94.8 | 92.0 | 95.3 |"
 
 
@@ -148,6 +154,10 @@ def test_the_paper_s_mean_needs_all_four_suites():
         ([], {"state_dim": 4, "binary_state_indices": ()}, "state_dim 4"),
         ([], {"action_dim": 4, "binary_action_indices": ()}, "action_dim 4"),
         ([], {"fps": 10}, "acts at 10 steps a second"),
+        ([], {"fps": 5, "state_dim": 8, "binary_state_indices": ()}, "acts at 5 steps a second"),
+        ([], {"action_codec": "local_delta"}, "train on recorded actions"),
+        ([], {"state_dim": 0, "binary_state_indices": ()}, "give --form converted"),
+        (["--form", "lerobot"], {}, "--form is lerobot, but a state of 7 entries is of the form converted"),
         ([], {"objectives": ("depth",)}, "no action head"),
     ],
 )

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
+from datasets_scripts.storage.atomic import flatten
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.base_model import ForesightOutput
 from modeling_foresight.targets import depth_target
 from tests.tiny import TASKS, tiny_config, tiny_processor
-from training.config import flatten
 from training.evaluation.open_loop import (
     evaluate_open_loop,
     fit_baselines,
