@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from datasets_scripts.conversion.calvin import CALVIN_ACTIONS, CALVIN_CAMERAS, CALVIN_FPS, STATE_ENTRIES
 from datasets_scripts.storage.atomic import read_json, write_json
+from datasets_scripts.storage.episode_job import list_numbers
 from training.evaluation.goal_sources import describe_goals, open_stream
 from training.evaluation.simulation_pool import WorkerPool, become_command
 from training.evaluation.success import (
@@ -177,14 +178,14 @@ def _measure(options: ChainOptions, model, processor, facts: dict, run: dict) ->
     # Before the chains: the cache of such scripts may be read-only.
     chain_metric, task_metric = load_metric("task_chain"), load_metric("success_rate")
     job, size = evaluation_job(options.output, facts), min(options.num_envs, options.chains)
-    if job.partial.exists():
-        job.open()  # refuses another evaluation before CALVIN starts, which takes a minute
-    with (
-        open_stream(model, processor, options, size, CALVIN_FPS) as stream,
-        CalvinPool(size, options.calvin_python, options.calvin_data) as pool,
-        claim_evaluation(job),
-    ):
-        episodes, timing = _run_chains(options, stream, pool, job.partial)
+    with claim_evaluation(job):
+        known = _read_chains(job.partial, options.chains)  # before CALVIN starts, which takes a minute
+        with (
+            open_stream(model, processor, options, size, CALVIN_FPS) as stream,
+            CalvinPool(size, options.calvin_python, options.calvin_data) as pool,
+        ):
+            _check_chains(known, pool.chains, job.partial)
+            episodes, timing = _run_chains(options, stream, pool, job.partial, known)
         outcomes = sorted(task_outcomes(episodes).items())
         results = {
             "version": 1,
@@ -200,13 +201,17 @@ def _measure(options: ChainOptions, model, processor, facts: dict, run: dict) ->
     return results
 
 
-def _run_chains(options: ChainOptions, stream, pool: CalvinPool, folder: Path) -> tuple[list[dict], dict]:
-    """Runs the chains that `folder` lacks; gives what is known of all, and the `timing` of the results."""
+def _run_chains(
+    options: ChainOptions, stream, pool: CalvinPool, folder: Path, known: dict[int, dict]
+) -> tuple[list[dict], dict]:
+    """Runs the chains that are not `known`, and keeps them in `folder`.
+
+    Returns:
+        All chains, and the `timing` of the results.
+    """
     from training.evaluation.closed_loop import run_episodes
 
     begun = time.perf_counter()
-    known = {int(path.stem): read_json(path) for path in folder.glob("[0-9]*.json")}
-    _check_chains(known, pool.chains, folder)
     missing = [number for number in range(options.chains) if number not in known]
     resumed = options.chains - len(missing)
     with tqdm(total=options.chains, initial=resumed, desc="evaluate", unit="chain") as bar:
@@ -218,7 +223,7 @@ def _run_chains(options: ChainOptions, stream, pool: CalvinPool, folder: Path) -
                 "solved": episode.solved,
                 "steps": episode.steps,
             }
-            write_json(folder / f"{episode.seed:06d}.json", known[episode.seed])
+            write_json(_chain_file(folder, episode.seed), known[episode.seed])
             bar.set_postfix_str(f"Avg. Len. {np.mean([chain['solved'] for chain in known.values()]):.2f}")
             bar.update()
 
@@ -285,6 +290,40 @@ def _check_policy(config, options: ChainOptions) -> None:
         raise ValueError(
             f"--execute_steps is {options.execute_steps}, but the model plans {config.chunk_size} actions"
         )
+
+
+def _chain_file(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.json"
+
+
+def _read_chains(folder: Path, chains: int) -> dict[int, dict]:
+    """The finished chains in `folder`, by number; damaged ones are left out.
+
+    Raises:
+        ValueError: If some are beyond the first `chains`: they would be removed with the folder at the end.
+    """
+    stored = [number for number in range(CALVIN_CHAINS) if _chain_file(folder, number).exists()]
+    known = {number: chain for number in stored if (chain := _read_chain(folder, number)) is not None}
+    if known and max(known) >= chains:
+        raise ValueError(
+            f"{folder} has finished chains beyond --chains {chains}: take --chains {max(known) + 1} or more, "
+            f"choose another --output, or delete {folder}"
+        )
+    if damaged := [number for number in stored if number < chains and number not in known]:
+        print(f"chains that are damaged in {folder} run again: {list_numbers(damaged)}")
+    return known
+
+
+def _read_chain(folder: Path, number: int) -> dict | None:
+    """A finished chain, or `None` if its file is damaged."""
+    try:
+        chain = read_json(_chain_file(folder, number))
+    except ValueError:
+        return None
+    tasks, solved = chain.get("tasks"), chain.get("solved")
+    is_whole = chain.get("chain") == number and type(chain.get("steps")) is int
+    is_whole &= isinstance(tasks, list) and type(solved) is int and 0 <= solved <= CHAIN_LENGTH
+    return chain if is_whole else None
 
 
 def _check_chains(known: Mapping[int, Mapping], chains: Sequence[tuple], folder: Path) -> None:

@@ -227,6 +227,30 @@ def test_chains_of_another_policy_or_other_settings_are_refused_and_kept(interru
     assert len(list(interrupted.partial.glob("0*"))) == 2
 
 
+def test_more_chains_resume_from_fewer_and_fewer_do_not_delete_finished_ones(interrupted):
+    fewer = interrupted("--chains", "1")
+    assert fewer.code == 1 and fewer.results is None and "take --chains 2 or more" in fewer.err
+    assert len(list(interrupted.partial.glob("0*"))) == 2
+    more = interrupted("--chains", "6")
+    assert more.code == 0 and more.results["timing"]["resumed_after"] == 2
+    assert [chain["solved"] for chain in more.results["episodes"]] == [SOLVED[i % 4] for i in range(6)]
+
+
+def test_a_damaged_file_of_a_chain_counts_as_missing_and_is_named(interrupted, capsys):
+    whole = {"chain": 0, "tasks": ["open_drawer"] * 5, "solved": 1, "steps": 9}
+    others = [{**whole, "chain": 1}, {**whole, "tasks": None}, {**whole, "solved": 6}, {"chain": 0}, [whole]]
+    files = [interrupted.partial / f"{number:06d}.json" for number in range(2)]
+    for content in ["{", "\x00", *map(json.dumps, others)]:
+        files[0].write_text(content)
+        assert list(calvin_success._read_chains(interrupted.partial, 5)) == [1]
+    (interrupted.partial / "1 copy.json").write_text("{")
+    capsys.readouterr()
+    resumed = interrupted("--chains", "5")
+    assert resumed.code == 0 and resumed.results["timing"]["resumed_after"] == 1
+    assert f"chains that are damaged in {interrupted.partial} run again: 0" in resumed.out.splitlines()
+    assert [chain["solved"] for chain in resumed.results["episodes"]] == [SOLVED[i % 4] for i in range(5)]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
