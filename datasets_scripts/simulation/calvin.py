@@ -43,7 +43,7 @@ class CalvinSimulator:
         folder (`str`): Unpacked archive; its validation split describes the environment.
 
     Raises:
-        RuntimeError: If a package is missing, or the renderer does not start.
+        RuntimeError: If a package is missing, the renderer does not start, or the wording has another form.
     """
 
     def __init__(self, folder: str):
@@ -60,7 +60,11 @@ class CalvinSimulator:
         settings = Path(calvin_agent.__file__).parents[1] / "conf"
         tasks = settings / "callbacks" / "rollout" / "tasks" / "new_playtable_tasks.yaml"
         self._oracle = instantiate(OmegaConf.load(tasks))
-        self._wording = OmegaConf.load(settings / "annotations" / "new_playtable_validation.yaml")
+        wording = settings / "annotations" / "new_playtable_validation.yaml"
+        self._wording = OmegaConf.to_container(OmegaConf.load(wording))
+        for task, texts in self._wording.items():
+            if not (isinstance(texts, list) and texts and isinstance(texts[0], str)):
+                raise RuntimeError(f"{wording} words {task} as {texts!r}; expected a list of instructions")
         # Without the tactile camera of the archives, which no policy of ours sees.
         seen = {"rgb_obs": [f"rgb_{camera}" for camera in SHOWN_CAMERAS], "depth_obs": []}
         try:
@@ -101,15 +105,16 @@ class CalvinSimulator:
         return self._observe(observation, success=len(solved) > 0)
 
     def _observe(self, observation: dict, success: bool) -> dict:
+        """What CALVIN shows, in its own shapes and types; `CalvinPool.receive` checks them."""
         images = {}
         for camera in SHOWN_CAMERAS:
-            pixels = np.ascontiguousarray(observation["rgb_obs"][f"rgb_{camera}"], dtype=np.uint8)
-            images[camera] = (pixels.tobytes(), pixels.shape)
+            pixels = np.asarray(observation["rgb_obs"][f"rgb_{camera}"])
+            images[camera] = (pixels.tobytes(), pixels.shape, str(pixels.dtype))
         return {
             "images": images,
-            "robot_obs": [float(value) for value in observation["robot_obs"]],
+            "robot_obs": np.asarray(observation["robot_obs"], dtype=float).tolist(),
             "success": success,
-            "instruction": str(self._wording[self._task][0]),
+            "instruction": self._wording[self._task][0],
             "simulation_steps": self._steps,
         }
 
@@ -122,6 +127,14 @@ def describe_versions() -> dict[str, str]:
     return found
 
 
+def answer_request(simulator: CalvinSimulator, request: tuple):
+    """The answer to one request, which is an error if the simulator fails."""
+    try:
+        return simulator.answer(request)
+    except Exception as error:  # of PyBullet, hydra, calvin_env: types that the other Python may lack
+        return RuntimeError(f"CALVIN's simulator failed at {request[0]}: {error!r}")
+
+
 def serve_requests(connection: Connection, folder: str) -> None:
     """Answers requests until the other end closes the connection, or the simulator does not start."""
     try:
@@ -132,12 +145,7 @@ def serve_requests(connection: Connection, folder: str) -> None:
         return
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            request = connection.recv()
-            try:
-                answer = simulator.answer(request)
-            except Exception as error:  # of PyBullet, hydra, calvin_env: types that the other Python may lack
-                answer = RuntimeError(f"CALVIN's simulator failed at {request[0]}: {error!r}")
-            connection.send(answer)
+            connection.send(answer_request(simulator, connection.recv()))
 
 
 if __name__ == "__main__":

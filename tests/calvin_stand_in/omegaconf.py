@@ -1,4 +1,4 @@
-"""`OmegaConf.load` of a YAML file."""
+"""`OmegaConf.load` of a YAML file, and `to_container`."""
 
 from pathlib import Path
 
@@ -9,3 +9,7 @@ class OmegaConf:
     @staticmethod
     def load(file):
         return yaml.safe_load(Path(file).read_text())
+
+    @staticmethod
+    def to_container(config):
+        return config

@@ -19,13 +19,20 @@ import re
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from datasets_scripts.conversion.calvin import CALVIN_ACTIONS, CALVIN_CAMERAS, CALVIN_FPS, STATE_ENTRIES
+from datasets_scripts.conversion.calvin import (
+    CALVIN_ACTIONS,
+    CALVIN_CAMERAS,
+    CALVIN_FPS,
+    STATE_ENTRIES,
+    VECTORS,
+)
 from datasets_scripts.storage.atomic import read_json, write_json
 from datasets_scripts.storage.episode_job import list_numbers
 from training.evaluation.goal_sources import describe_goals, open_stream
@@ -97,28 +104,39 @@ class CalvinPool(WorkerPool):
 
     Raises:
         ValueError: If there is no such Python.
-        RuntimeError: If CALVIN is not installed in it, or a simulator does not start.
+        RuntimeError: If CALVIN is not installed in it, a simulator does not start, or the chains have
+            another form.
     """
 
     def __init__(self, size: int, python: str, folder: Path):
         found = shutil.which(python)
         if found is None:
             raise ValueError(f"--calvin_python is {python}, which cannot be run; name the Python of CALVIN")
+        self._python, self.versions = python, None
+        self._places: dict[int, tuple[int, str]] = {}  # by simulator, its chain and task
         super().__init__(size, become_command, (found, str(SIMULATOR), str(folder.resolve())))
         try:
             self.versions = [super(CalvinPool, self).receive(worker) for worker in range(size)][0]
             self._send(0, ("chains", CALVIN_CHAINS))
             self.chains = super().receive(0)
+            lengths = Counter(len(tasks) for _, tasks in self.chains)
+            if lengths != {CHAIN_LENGTH: CALVIN_CHAINS}:
+                raise RuntimeError(
+                    f"CALVIN's get_sequences gave {len(self.chains)} chains of {sorted(lengths)} tasks; "
+                    f"expected {CALVIN_CHAINS} of {CHAIN_LENGTH}: install calvin_agent of mees/calvin"
+                )
         except BaseException:
             self.__exit__()
             raise
 
     def reset(self, worker: int, task: str, seed: int) -> None:
         """Asks for the start of chain `seed`, whose first task is `task`; then call [`receive`]."""
+        self._places[worker] = seed, task
         self._send(worker, ("reset", self.chains[seed][0], task))
 
     def follow(self, worker: int, task: str) -> None:
         """Asks for the next task in the same scene; then call [`receive`]."""
+        self._places[worker] = self._places[worker][0], task
         self._send(worker, ("follow", task))
 
     def step(self, worker: int, action: np.ndarray, repeat: int = 1) -> None:
@@ -128,14 +146,44 @@ class CalvinPool(WorkerPool):
         self._send(worker, ("step", np.asarray(action, dtype=np.float64).tolist()))
 
     def receive(self, worker: int) -> Mapping:
-        """The answer to the last request, with the columns of `convert_calvin.py`; see `WorkerPool`."""
-        answer = super().receive(worker)
-        images = {}
-        for view, (camera, _, _) in CALVIN_CAMERAS.items():
-            pixels, shape = answer["images"][camera]
-            images[view] = np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
-        state = np.array(answer["robot_obs"])[list(STATE_ENTRIES)].astype(np.float32)
-        return {**answer, "images": images, "state": state}
+        """The answer to the last request, with the columns of `convert_calvin.py`; see `WorkerPool`.
+
+        Raises:
+            RuntimeError: If CALVIN failed, or what it shows has another form; names the chain and its task.
+        """
+        try:
+            return _read_observation(super().receive(worker))
+        except RuntimeError as error:
+            chain, task = self._places[worker]
+            raise RuntimeError(f"chain {chain}, task {task}: {error}") from error
+
+    def _describe_death(self, worker: int) -> RuntimeError:
+        death = super()._describe_death(worker)
+        if self.versions is not None:
+            return death
+        return RuntimeError(
+            f"--calvin_python is {self._python}, which ended without an answer ({death}); name the Python "
+            "that CALVIN is installed in"
+        )
+
+
+def _read_observation(answer: Mapping) -> dict:
+    """An answer of CALVIN's simulator with images by view and the state; refuses what has another form."""
+    images = {}
+    for view, (camera, _, _) in CALVIN_CAMERAS.items():
+        pixels, shape, dtype = answer["images"][camera]
+        if dtype != "uint8" or len(shape) != 3 or shape[2] != 3:
+            raise RuntimeError(
+                f"CALVIN gave rgb_{camera} as {dtype} of shape {shape}; expected uint8 (height, width, 3)"
+            )
+        images[view] = np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
+    robot_obs, expected = np.array(answer["robot_obs"]), (VECTORS["robot_obs"],)
+    if robot_obs.shape != expected:
+        raise RuntimeError(f"CALVIN gave robot_obs of shape {robot_obs.shape}; expected {expected}")
+    state = robot_obs[list(STATE_ENTRIES)].astype(np.float32)
+    if not np.isfinite(state).all():
+        raise RuntimeError(f"CALVIN gave robot_obs with NaN or infinity in the state {state.tolist()}")
+    return {**answer, "images": images, "state": state}
 
 
 def measure_chains(options: ChainOptions, arguments: Sequence[str] | None = None) -> dict:

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import pickle
+import shutil
 import sys
 from collections import deque
 from pathlib import Path
@@ -83,7 +84,8 @@ class LocalConnection:
         self.simulator, self.answers = calvin.CalvinSimulator(folder), deque([{"pybullet": "3.2.7"}])
 
     def send(self, request):
-        self.answers.append(pickle.dumps(self.simulator.answer(pickle.loads(pickle.dumps(request)))))
+        answer = calvin.answer_request(self.simulator, pickle.loads(pickle.dumps(request)))
+        self.answers.append(pickle.dumps(answer))
 
     def recv(self):
         answer = self.answers.popleft()
@@ -327,6 +329,97 @@ def test_a_renderer_that_does_not_start_is_named(run, archive):
     config.write_text(ARCHIVE.replace("  cameras", "  use_egl: true\n  cameras"))
     done = run("--chains", "1")
     assert done.code == 1 and "use_egl: false" in done.err and "merged_config.yaml" in done.err
+
+
+def change_observation(monkeypatch, change):
+    """Changes what the stand-in shows."""
+    from calvin_env.envs.play_table_env import PlayTableSimEnv
+
+    def show(env, seen=PlayTableSimEnv.get_obs):
+        observation = seen(env)
+        change(observation)
+        return observation
+
+    monkeypatch.setattr(PlayTableSimEnv, "get_obs", show)
+
+
+def shorten_state(seen):
+    seen["robot_obs"] = seen["robot_obs"][:14]
+
+
+def spoil_state(seen):
+    seen["robot_obs"][2] = np.nan
+
+
+def scale_images(seen):
+    seen["rgb_obs"] = {name: pixels.astype(np.float32) / 255 for name, pixels in seen["rgb_obs"].items()}
+
+
+def add_alpha(seen):
+    seen["rgb_obs"]["rgb_gripper"] = np.zeros((84, 84, 4), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (shorten_state, r"robot_obs of shape \(14,\); expected \(15,\)"),
+        (spoil_state, "robot_obs with NaN or infinity"),
+        (scale_images, r"rgb_static as float32 of shape \(200, 200, 3\); expected uint8"),
+        (add_alpha, r"rgb_gripper as uint8 of shape \(84, 84, 4\); expected uint8 \(height, width, 3\)"),
+    ],
+)
+def test_an_observation_of_another_form_is_named_with_chain_and_task(
+    archive, rooms, monkeypatch, change, message
+):
+    change_observation(monkeypatch, change)
+    with CalvinPool(1, sys.executable, archive) as pool:
+        pool.reset(0, "open_drawer", 3)
+        with pytest.raises(RuntimeError, match=f"^chain 3, task open_drawer: CALVIN gave {message}"):
+            pool.receive(0)
+
+
+@pytest.mark.parametrize(
+    ("chains", "message"),
+    [
+        ([({}, ("open_drawer",) * 5)] * 4, r"4 chains of \[5\] tasks; expected 1000 of 5"),
+        ([({}, ("open_drawer",) * 6)] * 1000, r"1000 chains of \[6\] tasks"),
+    ],
+)
+def test_other_chains_than_those_of_the_protocol_are_refused(archive, rooms, monkeypatch, chains, message):
+    monkeypatch.setattr("calvin_agent.evaluation.multistep_sequences.get_sequences", lambda number: chains)
+    with pytest.raises(RuntimeError, match=f"get_sequences gave {message}"):
+        CalvinPool(1, sys.executable, archive)
+
+
+def test_a_wording_without_lists_is_refused_at_the_start(archive, rooms, monkeypatch):
+    monkeypatch.setattr("omegaconf.OmegaConf.to_container", lambda config: {"open_drawer": "open the drawer"})
+    with pytest.raises(
+        RuntimeError, match="validation.yaml words open_drawer as 'open the drawer'; expected"
+    ):
+        CalvinPool(1, sys.executable, archive)
+
+
+@pytest.mark.parametrize(
+    ("broken", "task", "kind"),
+    [
+        ("calvin_agent.evaluation.utils.get_env_state_for_initial_condition", "turn_on_led", "reset"),
+        ("calvin_env.envs.tasks.Tasks.get_task_info_for_set", "turn_on_led", "step"),
+    ],
+)
+def test_an_error_of_reset_or_oracle_names_chain_and_task(run, monkeypatch, broken, task, kind):
+    def fail(*args):
+        raise KeyError("slider")
+
+    monkeypatch.setattr(broken, fail)
+    done = run("--chains", "2", "--num_envs", "1")
+    message = f"error: chain 0, task {task}: CALVIN's simulator failed at {kind}: KeyError('slider')"
+    assert done.code == 1 and done.err.splitlines()[-1] == message and not run.partial.exists()
+
+
+def test_a_program_that_is_not_calvins_python_is_named(archive):
+    program = shutil.which("true")
+    with pytest.raises(RuntimeError, match=f"--calvin_python is {program}, which ended without an answer"):
+        CalvinPool(1, program, archive)
 
 
 def test_state_and_gripper_have_the_signs_of_the_converter(archive, stand_in):
