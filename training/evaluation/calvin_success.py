@@ -204,6 +204,7 @@ def measure_chains(options: ChainOptions, arguments: Sequence[str] | None = None
     """
     environment = _read_environment(options.calvin_data)
     with open_policy(options, lambda config: _check_policy(config, options)) as (model, processor):
+        _check_units(processor)
         settings = {
             "control_hz": CALVIN_FPS,
             "execute_steps": options.execute_steps,
@@ -338,6 +339,25 @@ def _check_policy(config, options: ChainOptions) -> None:
         raise ValueError(
             f"--execute_steps is {options.execute_steps}, but the model plans {config.chunk_size} actions"
         )
+
+
+def _check_units(processor) -> None:
+    """Refuses recorded actions that cannot be CALVIN's relative ones, which are clipped to -1 and 1.
+
+    The gripper is one of the two. `local_delta` needs no check: the codec gives CALVIN's actions.
+    """
+    robots = {None: {"action": processor.action_stats}, **(processor.statistics or {})}
+    stats = robots.get(processor.embodiment, {}).get("action")
+    if processor.action_codec != "recorded" or stats is None:
+        return
+    for name, low, high in zip(CALVIN_ACTIONS, stats["min"], stats["max"], strict=True):
+        fits = {low, high} <= {-1, 1} if name == "gripper" else max(-low, high) <= 1
+        if not fits:
+            raise ValueError(
+                f"the checkpoint's recorded actions have {name} from {low:.4g} to {high:.4g}; CALVIN's go "
+                "from -1 to 1 (2 cm, 0.05 rad; gripper 1 open, -1 closed): train on a dataset of "
+                "convert_calvin.py, or with action_codec local_delta"
+            )
 
 
 def _chain_file(folder: Path, number: int) -> Path:

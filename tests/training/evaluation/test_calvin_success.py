@@ -17,6 +17,7 @@ import torch
 from datasets_scripts.conversion.calvin import STATE_ENTRIES
 from datasets_scripts.simulation import calvin
 from modeling_foresight import ForesightForActionPrediction, ForesightStream
+from modeling_foresight.action_codec import encode_local_delta
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training import evaluate
@@ -280,6 +281,52 @@ def test_user_mistakes_are_one_clear_message(run, options, message):
 def test_a_policy_that_does_not_fit_the_protocol_is_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         calvin_success._check_policy(robot_config(**overrides), ChainOptions("model", Path("task_D_D")))
+
+
+def action_statistics(low, high):
+    return {"mean": [0.1] * 7, "std": [0.5] * 7, "min": low, "max": high}
+
+
+@pytest.mark.parametrize("codec", ["recorded", "local_delta"])
+def test_either_codec_gives_the_actions_that_calvin_takes(codec, archive, rooms):
+    form = {"action_codec": codec, "state_representation": "absolute"}
+    stats = {"action_stats": action_statistics([-1.0] * 7, [1.0] * 7)} if codec == "recorded" else {}
+    processor = tiny_processor(robot_config(**form), **stats)
+    calvin_success._check_units(processor)
+    with CalvinPool(1, sys.executable, archive) as pool:
+        pool.reset(0, "close_drawer", 0)
+        start = torch.tensor(pool.receive(0)["state"])
+        motion = torch.tensor([0.01, -0.005, 0.02, 0.04, 0.01, -0.05])
+        goal = torch.cat([start[:6] + motion, torch.tensor([-1.0])])
+        recorded = torch.cat([motion * torch.tensor([50.0] * 3 + [20.0] * 3), goal[6:]])[None]
+        action = recorded if codec == "recorded" else encode_local_delta(torch.stack([start, goal]))
+        predicted = processor.normalize_actions(action)
+        predicted[:, 6] -= 0.5  # a logit
+        decoded = processor.decode_actions(predicted, start)
+        pool.step(0, decoded[0].numpy())
+        assert pool.receive(0)["state"] == pytest.approx(goal.numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("entry", "low", "high", "message"),
+    [
+        (3, -3.14, 3.14, "delta_roll from -3.14 to 3.14; CALVIN's go from -1 to 1"),  # absolute poses
+        (6, 0.0, 1.0, "gripper from 0 to 1"),  # LIBERO's
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_recorded_actions_that_are_not_calvins_are_refused(entry, low, high, message, several):
+    stats = action_statistics([-1.0] * 7, [1.0] * 7)
+    stats["min"][entry], stats["max"][entry] = low, high
+    form = {"action_codec": "recorded", "state_representation": "absolute"}
+    if several:
+        form["embodiments"] = {"panda": {"action": [*range(7)], "state": [*range(7)]}}
+        given = {"statistics": {"panda": {"action": stats}}}
+    else:
+        given = {"action_stats": stats}
+    processor = tiny_processor(robot_config(**form), **given).for_embodiment(None)
+    with pytest.raises(ValueError, match=message):
+        calvin_success._check_units(processor)
 
 
 def test_a_policy_trained_with_goals_needs_a_source_of_them_or_acts_without_on_request(run, tmp_path):
