@@ -19,6 +19,7 @@ from datasets_scripts.inspection.label_pictures import draw_episode
 from datasets_scripts.inspection.labeled_episode import LabeledDataset, LabeledEpisode
 from datasets_scripts.inspection.report import rank_episodes, survey_labels, write_flags, write_report
 from datasets_scripts.inspection.rerun_recording import record_episode
+from datasets_scripts.storage.atomic import check_place
 from datasets_scripts.storage.dataset_rows import parse_episodes
 from datasets_scripts.storage.episode_job import resumable_command
 
@@ -37,9 +38,9 @@ def inspect(args: argparse.Namespace) -> list[str]:
         raise ValueError("--episodes says which episodes --report reads; without it give --episode")
     if args.report or args.picture:
         import_matplotlib()  # before the work
-    for path in filter(None, (args.report, args.picture, args.output)):
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder; name the file to write")
+    for name in ("report", "picture", "output"):
+        if path := getattr(args, name):
+            check_place(path, f"--{name}")
     dataset = LabeledDataset(args.dataset)
     problems = []
     if args.write_flags:

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets_scripts.depth import DEPTH_SOURCES, check_depth_source, open_depth
 from datasets_scripts.inspection.source_errors import ExactEpisodes, format_report, measure_sources
-from datasets_scripts.storage.atomic import write_json, write_whole_file
+from datasets_scripts.storage.atomic import check_place, write_json, write_whole_file
 from datasets_scripts.storage.dataset_rows import parse_episodes
 from datasets_scripts.storage.episode_job import resumable_command
 from datasets_scripts.tracks import TRACK_SOURCES, check_track_source, open_tracker
@@ -24,7 +24,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measures what the command line asks for, and writes the report."""
     if args.steps < 0:
         raise ValueError(f"--steps is {args.steps}; it must be 0 (to the end) or more")
-    if args.output.suffix == ".md" or args.output.is_dir():
+    check_place(args.output, "--output")
+    if args.output.suffix == ".md":
         raise ValueError(f"--output {args.output} must be a JSON file; tables go to a .md file beside it")
     exact = ExactEpisodes(args.dataset, args.camera)
     episodes = range(exact.rows.n_episodes)

@@ -62,12 +62,15 @@ def run_command(
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
     from huggingface_hub.errors import StrictDataclassError
 
+    from datasets_scripts.storage.atomic import check_place
     from experiments.cells import StoppedError
     from experiments.plans import load_plan
 
     try:
         if min(args.threads, args.workers) < 1:
             raise ValueError("--threads and --workers must be at least 1")
+        if args.results:
+            check_place(args.results, "--results")
         plan = load_plan(args.plan)
         check(plan)
         if run:

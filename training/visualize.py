@@ -10,6 +10,7 @@ import torch
 
 from datasets_scripts.inspection.drawing import import_matplotlib, save_png
 from datasets_scripts.inspection.rerun_recording import import_rerun
+from datasets_scripts.storage.atomic import check_place
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import find_intrinsics, read_provenance
 from modeling_foresight import ForesightConfig
@@ -51,6 +52,9 @@ def visualize(args: argparse.Namespace) -> None:
     for name, suffix in (("video", ".mp4"), ("rerun", ".rrd")):
         if (path := getattr(args, name)) and path.suffix != suffix:
             raise ValueError(f"--{name} is {path}; its name must end in {suffix}")
+    for name in ("output", "video", "rerun"):
+        if path := getattr(args, name):
+            check_place(path, f"--{name}")
     if args.rerun:
         import_rerun()
     if args.moments < 1:

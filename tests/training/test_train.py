@@ -199,6 +199,32 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(config_file, dataset
     assert told == again
 
 
+@pytest.mark.parametrize("contents", ["thesis.txt", "config.json"])
+def test_an_export_does_not_replace_a_folder_with_contents(config_file, dataset, tmp_path, contents):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / contents).write_text("precious")
+    with pytest.raises(ValueError, match="--export is .*mine, which has contents that would be lost"):
+        run(config_file, dataset, tmp_path / "run", "--export", str(tmp_path / "mine"))
+    assert (tmp_path / "mine" / contents).read_text() == "precious"
+    assert not (tmp_path / "run" / "config.yaml").exists(), "the same --output is free for a corrected run"
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(ValueError, match="--export is .*file, which is a file"):
+        run(config_file, dataset, tmp_path / "run", "--export", str(tmp_path / "file"))
+
+
+def test_a_run_that_was_killed_after_its_export_resumes(config_file, dataset, tmp_path):
+    flags = ["--train.steps", "2", "--train.warmup_steps", "0"]
+    assert run(config_file, dataset, tmp_path, *flags) == 0
+    (tmp_path / "summary.json").unlink()
+    assert run(config_file, dataset, tmp_path, *flags, resume=True) == 0
+    assert (tmp_path / "summary.json").exists()
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match="--export is .*notes, which has contents"):
+        run(config_file, dataset, tmp_path, *flags, "--export", str(tmp_path / "notes"), resume=True)
+
+
 def test_a_finished_run_is_left_alone_and_another_one_refused(config_file, dataset, tmp_path, finished):
     output = finished
     before = (output / "model" / "model.safetensors").stat().st_mtime_ns

@@ -33,7 +33,7 @@ from datasets_scripts.conversion.calvin import (
     STATE_ENTRIES,
     VECTORS,
 )
-from datasets_scripts.storage.atomic import read_json, write_json
+from datasets_scripts.storage.atomic import check_place, read_json, write_json
 from datasets_scripts.storage.episode_job import list_numbers
 from training.evaluation.goal_sources import describe_goals, open_stream
 from training.evaluation.simulation_pool import WorkerPool, become_command
@@ -46,6 +46,7 @@ from training.evaluation.success import (
     open_policy,
     option,
     percentiles_ms,
+    read_finished,
     success_figures,
 )
 from training.run_facts import count_cores, describe_run
@@ -86,6 +87,7 @@ class ChainOptions(GoalOptions):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} is {value}; it must be at least 1")
+        check_place(self.output, "--output")
         if self.chains > CALVIN_CHAINS:
             raise ValueError(f"--chains is {self.chains}; the protocol has {CALVIN_CHAINS}")
 
@@ -227,6 +229,14 @@ def _measure(options: ChainOptions, model, processor, facts: dict, run: dict) ->
     # Before the chains: the cache of such scripts may be read-only.
     chain_metric, task_metric = load_metric("task_chain"), load_metric("success_rate")
     job, size = evaluation_job(options.output, facts), min(options.num_envs, options.chains)
+    if results := read_finished(job):
+        if (finished := len(results["episodes"])) == options.chains:
+            print(f"{options.output} holds this evaluation, which is finished")
+            return results
+        raise ValueError(
+            f"{options.output} holds an evaluation of {finished} chains, not {options.chains}: choose "
+            "another --output, or delete it"
+        )
     with claim_evaluation(job):
         known = _read_chains(job.partial, options.chains)  # before CALVIN starts, which takes a minute
         with (

@@ -137,7 +137,9 @@ def run(checkpoint, archive, rooms, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ForesightForActionPrediction, "stream", lambda *args, **kw: FakeStream(*args, **kw))
     output = tmp_path / "results" / "calvin.json"
 
-    def run(*options, checkpoint=checkpoint):
+    def run(*options, checkpoint=checkpoint, again=False):
+        if not again:  # results of another evaluation are not overwritten
+            output.unlink(missing_ok=True)
         arguments = ["--benchmark", "calvin", "--checkpoint", str(checkpoint), "--calvin_data", str(archive)]
         code = evaluate.main([*arguments, "--output", str(output), "--max_steps", "8", *options])
         printed = capsys.readouterr()
@@ -215,6 +217,16 @@ def test_an_interrupted_evaluation_resumes_to_the_same_results(interrupted):
     whole = interrupted("--chains", "5").results
     for name in ("episodes", "chains", "tasks"):
         assert resumed.results[name] == whole[name]
+
+
+def test_a_finished_evaluation_is_read_and_other_chains_do_not_replace_it(run):
+    first = run("--chains", "2")
+    assert first.code == 0, first.err
+    again = run("--chains", "2", again=True)
+    assert again.code == 0 and again.results == first.results and "which is finished" in again.out
+    more = run("--chains", "3", again=True)
+    assert more.code == 1 and "holds an evaluation of 2 chains, not 3" in more.err
+    assert more.results == first.results
 
 
 def test_chains_of_another_policy_or_other_settings_are_refused_and_kept(interrupted, tmp_path):
