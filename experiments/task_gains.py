@@ -5,13 +5,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets_scripts.inspection.drawing import new_figure, save_png
-from datasets_scripts.storage.atomic import read_json
+from datasets_scripts.inspection.drawing import new_figure
+from datasets_scripts.storage.atomic import read_json, write_whole_file
 from datasets_scripts.storage.episode_job import resumable_command
+from training.config import flatten
 
 EXAMPLE = """example:
   python -m experiments.task_gains 2d_foresight.json 3d_foresight.json --output gains.png"""
 BETTER, WORSE = "tab:green", "tab:red"
+FORMATS = (".png", ".pdf", ".svg")
+COUNTS = {"success_rate", "successes", "episodes"}  # of a task
+MAX_NAMED = 8  # settings that differ
+# Datasets and generators of goals are compared by their content.
+ONLY_NAMES = ("goal_dataset/name", "goal_generator/name")
 Z_95 = 1.959964
 
 
@@ -26,9 +32,13 @@ def success_gains(base: Mapping, other: Mapping) -> list[dict]:
     Raises:
         ValueError: If the results cannot be compared; names the reason.
     """
-    for name in ("benchmark", "settings"):
-        if base.get(name) != other.get(name):
-            raise ValueError(f"the results have different {name}: {base.get(name)} and {other.get(name)}")
+    if base["benchmark"] != other["benchmark"]:
+        raise ValueError(
+            f"the results are of different benchmarks: {base['benchmark']} and {other['benchmark']}"
+        )
+    if changed := find_differences(base["settings"], other["settings"]):
+        more = f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
+        raise ValueError(f"the results have different settings: {', '.join(changed[:MAX_NAMED])}{more}")
     rows = []
     # A chain ends at its first failure, so that a late task may never be tried.
     for task in base["tasks"].keys() & other["tasks"].keys():
@@ -50,6 +60,26 @@ def success_gains(base: Mapping, other: Mapping) -> list[dict]:
     if not rows:
         raise ValueError("the results have no task in common")
     return sorted(rows, key=lambda row: (-row["gain"], row["task"]))
+
+
+def find_differences(base: Mapping, other: Mapping) -> list[str]:
+    """Names and values of the settings in which two results differ."""
+    ours, theirs = flatten(base), flatten(other)
+    return [
+        f"{name} ({ours.get(name, 'absent')} and {theirs.get(name, 'absent')})"
+        for name in ours | theirs
+        if name not in ONLY_NAMES and ours.get(name, "absent") != theirs.get(name, "absent")
+    ]
+
+
+def read_results(path: Path) -> dict:
+    """What `training/evaluate.py` wrote; raises a `ValueError` that names a file of something else."""
+    found = read_json(path, "measure it again")
+    tasks = found.get("tasks")
+    fits = isinstance(tasks, dict) and all(isinstance(t, dict) and t.keys() >= COUNTS for t in tasks.values())
+    if not fits or not isinstance(found.get("settings"), dict) or "benchmark" not in found:
+        raise ValueError(f"{path} has no success rates by task: give what training/evaluate.py wrote")
+    return found
 
 
 def format_gains(rows: Sequence[Mapping]) -> str:
@@ -84,14 +114,18 @@ def draw_gains(rows: Sequence[Mapping], labels: tuple[str, str]):
 @resumable_command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; returns the exit code."""
-    style = argparse.RawDescriptionHelpFormatter
+    style, told = argparse.RawDescriptionHelpFormatter, f"{', '.join(FORMATS)} (default: %(default)s)"
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE, formatter_class=style)
     parser.add_argument("base", type=Path, help="results of training/evaluate.py")
     parser.add_argument("other", type=Path, help="results of the policy that may be better")
-    parser.add_argument("--output", type=Path, default=Path("task_gains.png"), help="(default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("task_gains.png"), help=told)
     args = parser.parse_args(arguments)
-    rows = success_gains(read_json(args.base), read_json(args.other))
-    save_png(args.output, draw_gains(rows, (args.base.stem, args.other.stem)))
+    if args.output.suffix not in FORMATS:
+        raise ValueError(f"--output is {args.output}; its name must end in {', '.join(FORMATS)}")
+    rows = success_gains(read_results(args.base), read_results(args.other))
+    figure = draw_gains(rows, (args.base.stem, args.other.stem))
+    with write_whole_file(args.output) as temporary:
+        figure.savefig(temporary, dpi=150, format=args.output.suffix[1:])
     print(f"{format_gains(rows)}\npicture: {args.output}")
 
 

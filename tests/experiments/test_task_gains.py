@@ -10,7 +10,7 @@ from experiments.task_gains import main, success_gains
 def results(successes, **changes):
     """Results of `evaluate.py` with 20 tries of each task."""
     tasks = {t: {"success_rate": s / 20, "successes": s, "episodes": 20} for t, s in successes.items()}
-    settings = {"max_steps": 360}
+    settings = {"max_steps": 360, "environment": "D"}
     return {"benchmark": "CALVIN", "settings": settings, "tasks": tasks, **changes}
 
 
@@ -38,11 +38,44 @@ def test_the_command_draws_and_prints_the_gains(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_the_picture_has_the_format_of_its_name_and_others_are_refused(tmp_path, capsys):
+    place = tmp_path / "2d.json"
+    place.write_text(json.dumps(BASE))
+    assert main([str(place), str(place), "--output", str(tmp_path / "gains.pdf")]) == 0
+    assert (tmp_path / "gains.pdf").read_bytes().startswith(b"%PDF")
+    assert main([str(place), str(place), "--output", str(tmp_path / "gains.txt")]) == 1
+    assert "its name must end in .png, .pdf, .svg" in capsys.readouterr().err
+    assert not (tmp_path / "gains.txt").exists()
+
+
+@pytest.mark.parametrize("content", [{}, BASE | {"tasks": {"stack_block": 3}}, {"tasks": BASE["tasks"]}])
+def test_a_file_of_something_else_is_named_in_one_line(tmp_path, capsys, content):
+    for name, what in (("2d", BASE), ("other", content)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(what))
+    assert main([str(tmp_path / "2d.json"), str(tmp_path / "other.json")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "other.json has no success rates by task" in error
+
+
+def test_the_same_generator_of_goals_may_have_two_names():
+    def drawn(name, steps):
+        goals = {"name": name, "sha256": "12ab", "sampling": {"steps": steps}}
+        return {"settings": BASE["settings"] | {"goal_generator": goals}}
+
+    assert success_gains(BASE | drawn("base", 50), OTHER | drawn("copy", 50))
+    with pytest.raises(ValueError, match=r"settings: goal_generator/sampling/steps \(50 and 9\)$"):
+        success_gains(BASE | drawn("base", 50), OTHER | drawn("copy", 9))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"benchmark": "LIBERO"}, "different benchmark: CALVIN and LIBERO"),
-        ({"settings": {"max_steps": 100}}, "different settings"),
+        ({"benchmark": "LIBERO"}, "of different benchmarks: CALVIN and LIBERO"),
+        (
+            {"settings": {"environment": "D", "max_steps": 100}},
+            r"different settings: max_steps \(360 and 100\)$",
+        ),
+        ({"settings": {"environment": "D"}}, r"different settings: max_steps \(360 and absent\)$"),
         ({"tasks": {}}, "no task in common"),
     ],
 )
