@@ -4,9 +4,11 @@ As GR-MG (https://github.com/bytedance/GR-MG) draws them: the prompt holds the i
 tens of percent, pictures have 256 px, 50 denoising steps, guidance 7.5 by the text and 2.5 by the picture.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +23,20 @@ from goal_images.source import GoalRequest
 if TYPE_CHECKING:
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
-__all__ = ["SAMPLING_FILE", "GoalGenerator", "Sampling", "load_pipeline", "write_prompt"]
+__all__ = [
+    "SAMPLING_FILE",
+    "GoalGenerator",
+    "Sampling",
+    "load_pipeline",
+    "pipeline_digest",
+    "read_sampling",
+    "write_prompt",
+]
 
 SAMPLING_FILE = "goal_images.json"  # of a pipeline's folder: its `Sampling`
 PIPELINE = "StableDiffusionInstructPix2PixPipeline"
+PIPELINE_PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+HOW_TO_LOAD = {"use_safetensors": True, "safety_checker": None, "requires_safety_checker": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,30 +140,9 @@ def load_pipeline(
     source: str | Path, dtype: torch.dtype = torch.float32
 ) -> "StableDiffusionInstructPix2PixPipeline":
     """An InstructPix2Pix pipeline without safety checker, on the CPU; raises as `GoalGenerator`."""
-    try:
-        from diffusers import StableDiffusionInstructPix2PixPipeline
-    except ImportError as error:
-        raise RuntimeError(f"goal images need diffusers ({error}); run `{install_advice('goal')}`") from None
-    folder = Path(source)
-    if folder.is_dir():
-        index = folder / "model_index.json"
-        kind = read_json(index).get("_class_name") if index.is_file() else None
-        if kind != PIPELINE:
-            found = f"of a {kind}" if kind else "without model_index.json"
-            raise ValueError(f"goal generator {source} is a folder {found}; give one of a {PIPELINE}")
-    elif folder.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
-        raise ValueError(f"goal generator {source} is neither a folder nor a Hub id (owner/name)")
-    try:
-        pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(
-            source,
-            torch_dtype=dtype,
-            use_safetensors=True,
-            safety_checker=None,
-            requires_safety_checker=False,
-        )
-    except Exception as error:  # diffusers, transformers and the Hub raise their own types
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"goal generator {source} cannot be loaded: {reason}") from error
+    kind, folder = import_pipeline(), find_pipeline(source)
+    with explain_failure(source):
+        pipeline = kind.from_pretrained(folder, torch_dtype=dtype, **HOW_TO_LOAD)
     channels, needed = pipeline.unet.config.in_channels, 2 * pipeline.vae.config.latent_channels
     if channels != needed:
         raise ValueError(
@@ -160,3 +151,54 @@ def load_pipeline(
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def pipeline_digest(source: str | Path) -> str:
+    """SHA-256 of the files that a pipeline is loaded from: weights, configurations and tokenizer.
+
+    All copies of a pipeline have the same. Its [`Sampling`] is not part of it. Raises as `GoalGenerator`.
+    """
+    folder, lines = find_pipeline(source), []
+    for path in sorted(path for part in PIPELINE_PARTS for path in (folder / part).glob("*")):
+        # Names with two dots are variants that are not loaded (model.fp16.safetensors), and lists of shards.
+        if path.suffix in (".safetensors", ".json", ".txt", ".model") and path.name.count(".") == 1:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            lines.append(f"{path.parent.name}/{path.name} {digest}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def find_pipeline(source: str | Path) -> Path:
+    """Folder of an InstructPix2Pix pipeline, downloaded if it is on the Hub; raises as `GoalGenerator`."""
+    folder = Path(source)
+    if not folder.is_dir():
+        if folder.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
+            raise ValueError(f"goal generator {source} is neither a folder nor a Hub id (owner/name)")
+        kind = import_pipeline()
+        with explain_failure(source):
+            folder = Path(kind.download(str(source), **HOW_TO_LOAD))
+    index = folder / "model_index.json"
+    found = read_json(index).get("_class_name") if index.is_file() else None
+    if found != PIPELINE:
+        found = f"holds a {found}" if found else "has no model_index.json"
+        raise ValueError(f"goal generator {source} {found}; give a {PIPELINE}")
+    return folder
+
+
+def import_pipeline() -> type["StableDiffusionInstructPix2PixPipeline"]:
+    """The pipeline's class; raises a `RuntimeError` with what installs diffusers."""
+    try:
+        from diffusers import StableDiffusionInstructPix2PixPipeline
+    except ImportError as error:
+        raise RuntimeError(f"goal images need diffusers ({error}); run `{install_advice('goal')}`") from None
+    return StableDiffusionInstructPix2PixPipeline
+
+
+@contextlib.contextmanager
+def explain_failure(source: str | Path) -> Iterator[None]:
+    """Makes one kind of error of those that diffusers, transformers and the Hub raise."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"goal generator {source} cannot be loaded: {reason}") from error

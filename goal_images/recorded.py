@@ -30,7 +30,7 @@ class RecordedGoals:
     Args:
         dataset (`str` or `Path`): Folder or Hub id.
         control_hz (`float`): Control steps per second.
-        camera (`str`): The policy's first view.
+        camera (`str`): The dataset's camera of the policy's first view.
 
     Raises:
         ValueError: If the dataset or the camera does not exist; names it.
@@ -43,8 +43,8 @@ class RecordedGoals:
         key = find_image_key(self.rows.features, camera)
         if key is None:
             raise ValueError(
-                f"goal dataset {dataset} has no camera {camera!r}, the policy's first view; it has "
-                f"{list_cameras(self.rows.features)}"
+                f"goal dataset {dataset} has no camera {camera!r}: name the one of the policy's first view "
+                f"with --goal_camera, among {list_cameras(self.rows.features)}"
             )
         self.stride = max(1, round(self.rows.fps / control_hz))
         self._decoder = FrameDecoder(self.rows, key)

@@ -1,5 +1,6 @@
 """The goal generator: its prompt, what it draws, and what is refused."""
 
+import shutil
 import sys
 import warnings
 
@@ -7,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from goal_images.generator import GoalGenerator, Sampling, load_pipeline, read_sampling, write_prompt
+from goal_images.generator import (
+    GoalGenerator,
+    Sampling,
+    load_pipeline,
+    pipeline_digest,
+    read_sampling,
+    write_prompt,
+)
 from goal_images.source import GoalRequest
 from tests.tiny_pipeline import save_tiny_pipeline, tiny_pipeline
 
@@ -73,10 +81,10 @@ def test_a_goal_depends_on_picture_instruction_progress_and_seed_and_on_no_other
 
 @pytest.mark.slow
 def test_a_folder_of_something_else_and_a_damaged_one_are_named(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"is a folder without model_index\.json; give one of a StableD"):
+    with pytest.raises(ValueError, match=r"has no model_index\.json; give a StableD"):
         load_pipeline(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    with pytest.raises(ValueError, match="is a folder of a StableDiffusionPipeline"):
+    with pytest.raises(ValueError, match="holds a StableDiffusionPipeline; give a StableD"):
         load_pipeline(tmp_path)
     with pytest.raises(ValueError, match="neither a folder nor a Hub id"):
         load_pipeline("outputs/goal_generator/pipeline")
@@ -89,6 +97,24 @@ def test_a_folder_of_something_else_and_a_damaged_one_are_named(folder, tmp_path
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="damaged cannot be loaded"):
         load_pipeline(damaged)
+
+
+def test_a_copy_of_a_generator_has_its_digest_and_a_change_of_any_part_another(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    variant = copy / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    for unread in (variant, copy / "README.md", copy / "unet" / "diffusion_pytorch_model.bin"):
+        unread.write_text("not read")
+    assert pipeline_digest(copy) == pipeline_digest(folder)
+    for place in (
+        "scheduler/scheduler_config.json",
+        "text_encoder/model.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ):
+        whole = (copy / place).read_bytes()
+        (copy / place).write_bytes(whole + b" ")
+        assert pipeline_digest(copy) != pipeline_digest(folder)
+        (copy / place).write_bytes(whole)
 
 
 @pytest.mark.slow

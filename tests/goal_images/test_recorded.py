@@ -55,6 +55,6 @@ def test_an_instruction_without_demonstration_and_a_camera_that_is_not_there_are
     with pytest.raises(ValueError, match=r"no demonstration of 'fly'; it has 2 instructions such as \['open"):
         goals.draw([GoalRequest(picture, picture, "fly")])
     with pytest.raises(
-        ValueError, match=r"no camera 'top', the policy's first view; it has \['main', 'wrist'\]"
+        ValueError, match=r"no camera 'top': name the one .* with --goal_camera, among \['main', 'wrist'\]"
     ):
         RecordedGoals(demos.root, FPS, "top")

@@ -256,7 +256,8 @@ def test_goals_of_recorded_demonstrations_are_shown_to_every_robot(
     source = ("--goal-source", "recorded", "--goal-dataset", str(demos.root), "--max-steps", "84")
     done = run("--episodes", "2", "--seed", "7", "--num-envs", "2", *source, checkpoint=goal_checkpoint)
     assert done.code == 0, done.err
-    assert done.results["settings"]["goal_dataset"] == "demos"
+    assert done.results["settings"]["goal_dataset"]["name"] == "demos"
+    assert done.results["settings"]["goal_camera"] == "main"
     assert done.results["timing"]["goal_ms"]["count"] == 2, "21 steps of the start that never succeeds"
     np.testing.assert_array_equal(shown[0], [demos.image(0, 21, "main")] * 2)
     assert [len(goals) for goals in shown] == [2, 1]

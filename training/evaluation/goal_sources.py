@@ -1,12 +1,12 @@
 """Goal images in closed loop: where they come from, what is refused, what the results say of them."""
 
+# No import of PyTorch at the top: every simulator process imports the command, which imports this file.
 import contextlib
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-
-from training.run_facts import portable_path
 
 __all__ = ["check_goal_options", "describe_goals", "open_stream"]
 
@@ -41,6 +41,8 @@ def check_goal_options(config, options) -> None:
             raise ValueError(f"--goal_source {name} needs --{field}")
         if source != name and given is not None:
             raise ValueError(f"--{field} is read with --goal_source {name} alone")
+    if source != "recorded" and options.goal_camera is not None:
+        raise ValueError("--goal_camera is read with --goal_source recorded alone")
     if source != "generator" and options.goal_background:
         raise ValueError("--goal_background is for --goal_source generator: nothing else takes long")
     if source == "generator" and not config.has("progress"):
@@ -51,27 +53,43 @@ def check_goal_options(config, options) -> None:
 
 
 def describe_goals(config, options) -> dict:
-    """What decides the goals, for the settings of the results; empty for a policy that takes none."""
+    """What decides the goals, for the settings of the results; empty for a policy that takes none.
+
+    Datasets and generators are told apart by their content. Of their paths the last part alone is kept, for
+    people: copies elsewhere are the same.
+
+    Raises:
+        ValueError: If dataset or generator do not exist, or are something else; names it.
+        RuntimeError: If a generator of the Hub cannot be downloaded, because diffusers is not installed.
+    """
     if not config.goal_image:
         return {}
     found = {"goal_source": options.goal_source}
     if options.goal_source == "recorded":
-        found["goal_dataset"] = Path(options.goal_dataset).name
+        found["goal_dataset"] = _identify_dataset(options.goal_dataset)
+        found["goal_camera"] = _find_camera(options, config.views[0])
     if options.goal_source == "generator":
-        found["goal_generator"] = portable_path(options.goal_generator, options.output.parent)
-        found["goal_generator_unet_sha256"] = _digest_unet(Path(options.goal_generator))
+        from goal_images.generator import pipeline_digest, read_sampling
+
+        source = options.goal_generator
+        found["goal_generator"] = {
+            "name": Path(source).name,
+            "sha256": pipeline_digest(source),
+            "sampling": dataclasses.asdict(read_sampling(source)),
+        }
         found["goal_background"] = options.goal_background
     return found
 
 
-def _digest_unet(folder: Path) -> str | None:
-    """SHA-256 of a local pipeline's U-Net; finetuning changes nothing else."""
-    digest = hashlib.sha256()
-    files = sorted(folder.glob("unet/*.safetensors"))
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest() if files else None
+def _identify_dataset(source: str) -> dict:
+    """The dataset's identity, and a digest of its statistics: two recordings may have all else in common."""
+    from datasets_scripts.storage.dataset_rows import DatasetRows
+    from training.run_data import dataset_identity
+
+    rows = DatasetRows(source, stream=True)  # no videos are needed here
+    statistics = rows.root / "meta" / "stats.json"
+    content = statistics.read_bytes() if statistics.is_file() else b""
+    return {**dataset_identity(rows), "statistics_sha256": hashlib.sha256(content).hexdigest()}
 
 
 @contextlib.contextmanager
@@ -98,7 +116,7 @@ def open_stream(
 
     stream = model.stream(processor, num_envs=num_envs, with_progress=config.has("progress"))
     if source == "recorded":
-        camera = _find_camera(options.checkpoint, config.views[0])
+        camera = _find_camera(options, config.views[0])
         yield GoalStream(stream, RecordedGoals(options.goal_dataset, control_hz, camera))
         return
     make_generator = functools.partial(GoalGenerator, options.goal_generator, device=str(model.device))
@@ -109,9 +127,10 @@ def open_stream(
         yield GoalStream(stream, worker)
 
 
-def _find_camera(checkpoint: str, view: str) -> str:
-    """The dataset camera that a view was trained on, as far as known; otherwise the one of its name."""
+def _find_camera(options, view: str) -> str:
+    """The camera of the options, or the one that a view of the robot was trained on, or that of its name."""
     from training.model_folder import read_run_config
 
-    sources = read_run_config(checkpoint).data.datasets
-    return (sources[0].cameras.get(view) if sources else None) or view
+    sources, robot = read_run_config(options.checkpoint).data.datasets, options.embodiment
+    trained_on = [source.cameras.get(view) for source in sources if robot in (None, source.embodiment)]
+    return options.goal_camera or (trained_on[0] if trained_on else None) or view

@@ -97,6 +97,11 @@ class GoalOptions:
         choices=["none", "recorded", "generator"],
     )
     goal_dataset: str | None = option("LeRobot v3 dataset of --goal_source recorded, folder or Hub id", None)
+    goal_camera: str | None = option(
+        "camera of --goal_dataset for the policy's first view (default: the one that it was trained on, if "
+        "the run is beside the checkpoint, otherwise the one of the view's name)",
+        None,
+    )
     goal_generator: str | None = option("InstructPix2Pix pipeline of --goal_source generator", None)
     goal_background: bool = option(
         "draw goals beside the simulation, as on a robot: results then depend on the machine's speed", False

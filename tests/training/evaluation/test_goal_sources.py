@@ -1,17 +1,20 @@
 """Goal images in closed loop: what is refused, and episodes in the simulator with each source."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from datasets_scripts.storage.atomic import read_json, write_json
 from modeling_foresight import ForesightForActionPrediction, ForesightStream
+from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
-from tests.tiny_pipeline import save_tiny_pipeline
+from tests.tiny_pipeline import SIDE, save_tiny_pipeline
 from training import evaluate
-from training.evaluation.goal_sources import check_goal_options
+from training.evaluation.goal_sources import check_goal_options, describe_goals
 from training.evaluation.success import GoalOptions
 
 
@@ -43,6 +46,11 @@ from training.evaluation.success import GoalOptions
             "takes no goal images",
         ),
         ({"goal_image": False}, {"goal_dataset": "demos"}, "read with --goal_source recorded alone"),
+        (
+            {},
+            {"goal_source": "none", "goal_camera": "top"},
+            "goal_camera is read with --goal_source recorded",
+        ),
     ],
 )
 def test_a_goal_source_that_does_not_fit_is_refused_with_the_remedy(fields, options, message):
@@ -53,6 +61,73 @@ def test_a_goal_source_that_does_not_fit_is_refused_with_the_remedy(fields, opti
 def test_a_policy_without_goals_needs_no_source():
     check_goal_options(tiny_config(), SimpleNamespace(**vars(GoalOptions())))
     check_goal_options(tiny_config(), GoalOptions(goal_source="none"))
+
+
+# ------------------------------------------------------------------ what the results say
+
+
+def describe(checkpoint="none", embodiment=None, **options):
+    given = SimpleNamespace(**vars(GoalOptions(**options)), checkpoint=str(checkpoint), embodiment=embodiment)
+    return describe_goals(tiny_config(goal_image=True), given)
+
+
+def record(folder, **changed):
+    sizes = {"size": (16, 16), "depth": False, "tracks": False, "use_videos": False}
+    return make_dataset(folder, **{"episodes": 2, "frames": 4, **sizes, **changed}).root
+
+
+def test_recorded_goals_are_of_the_same_dataset_wherever_it_lies_and_of_no_other_one(tmp_path):
+    one = record(tmp_path / "one" / "demos")
+    copy = shutil.copytree(one, tmp_path / "copy" / "demos")
+    others = [
+        record(tmp_path / "two" / "demos", tasks=("close the drawer", "open the drawer")),
+        record(tmp_path / "three" / "demos", frames=[5, 3]),
+        shutil.copytree(one, tmp_path / "four" / "demos"),
+    ]
+    statistics = read_json(others[-1] / "meta" / "stats.json")  # of other pictures with all else in common
+    statistics["observation.images.main"]["mean"][0][0][0] += 0.1
+    write_json(others[-1] / "meta" / "stats.json", statistics)
+    facts = describe(goal_source="recorded", goal_dataset=str(one))
+    assert facts["goal_dataset"]["name"] == "demos" and str(tmp_path) not in json.dumps(facts)
+    assert describe(goal_source="recorded", goal_dataset=str(copy)) == facts
+    for other in others:
+        assert describe(goal_source="recorded", goal_dataset=str(other)) != facts
+    with pytest.raises(ValueError, match="neither a folder nor a Hub id"):
+        describe(goal_source="recorded", goal_dataset=str(tmp_path / "none"))
+
+
+def test_goals_are_of_the_named_camera_or_of_the_one_that_the_robot_was_trained_on(tmp_path):
+    demos = str(record(tmp_path / "demos"))
+    sources = [
+        {"path": "a", "embodiment": "arm", "cameras": {"main": "front"}},
+        {"path": "b", "embodiment": "hand", "cameras": {"main": "top"}},
+    ]
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps({"data": {"datasets": sources}}))
+
+    def camera(checkpoint, **options):
+        source = {"goal_source": "recorded", "goal_dataset": demos}
+        return describe(checkpoint, **source, **options)["goal_camera"]
+
+    trained = tmp_path / "run" / "model"
+    assert camera(trained) == "front" and camera(trained, embodiment="hand") == "top"
+    assert camera(trained, embodiment="hand", goal_camera="image") == "image"
+    assert camera("owner/published") == "main" and camera("owner/published", goal_camera="image") == "image"
+
+
+def test_a_generator_is_told_by_its_weights_and_its_sampling_and_not_by_its_place(generator, tmp_path):
+    def drawn(folder):
+        return describe(goal_source="generator", goal_generator=str(folder))
+
+    facts, copy = drawn(generator), shutil.copytree(generator, tmp_path / generator.name)
+    assert facts["goal_generator"]["name"] == generator.name and facts["goal_background"] is False
+    assert facts["goal_generator"]["sampling"]["steps"] == 2
+    assert drawn(copy) == facts
+    write_json(copy / "goal_images.json", {"image_size": SIDE, "steps": 9, "guidance": 1.5})
+    assert drawn(copy) != facts
+    shutil.rmtree(copy)
+    save_tiny_pipeline(copy, seed=1)
+    assert drawn(copy) != facts
 
 
 # ------------------------------------------------------------------ in the simulator
@@ -106,8 +181,7 @@ def test_episodes_with_a_generator_repeat_and_are_the_same_side_by_side(
         done = run(f"{name}.json", *source, "--num_envs", str(robots))
         assert done.code == 0, done.err
         settings, timing = done.results["settings"], done.results["timing"]
-        assert len(settings["goal_generator_unet_sha256"]) == 64 and settings["goal_background"] is False
-        assert settings["goal_generator"].endswith(f"/{generator.name}") and timing["goal_ms"]["median"] > 0
+        assert settings["goal_generator"]["name"] == generator.name and timing["goal_ms"]["median"] > 0
         sums[name] = [int(total) for _, total in sorted(given)] if robots == 2 else [int(t) for _, t in given]
         given.clear()
     # 25 steps of each episode: a goal at the start and one at step 20.
@@ -124,5 +198,5 @@ def test_goals_may_be_drawn_beside_the_simulation_and_a_bad_generator_costs_noth
     assert done.code == 0, done.err
     assert done.results["timing"]["goal_ms"]["count"] == 2, "the first goal of each episode is awaited"
     done = run("bad.json", *source, "--goal_generator", str(tmp_path))
-    assert done.code == 1 and "goal images cannot be drawn" in done.err and "model_index.json" in done.err
+    assert done.code == 1 and "has no model_index.json" in done.err
     assert done.results is None and not (tmp_path / "bad.json.partial").exists()
