@@ -6,6 +6,7 @@ exactly. Autoencoder and text encoder are frozen.
 
 import contextlib
 import dataclasses
+import math
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import get_constant_schedule_with_warmup
 
 from datasets_scripts.storage.atomic import read_json, write_json, write_whole_folder
-from goal_images.generator import SAMPLING_FILE, Sampling, load_pipeline
+from goal_images.generator import SAMPLING_FILE, Sampling, load_pipeline, pipeline_digest
 from modeling_foresight.step_seed import step_seed
 from training.checkpoints import (
     FINISHED,
@@ -38,7 +39,8 @@ from training.windows import WindowSampler
 
 __all__ = ["GoalRun", "GoalTraining", "finetune"]
 
-# Settings that may change between sessions of a run, because they do not change what is computed.
+# Settings that may change between sessions of a run, because they do not change what is computed; base and
+# dataset may move, and are told apart by their content.
 MAY_DIFFER = (
     "base",
     "dataset",
@@ -89,12 +91,22 @@ class GoalTraining:
     resume: bool = option("continue the run in --output, if there is one", False)
 
     def __post_init__(self):
-        for name in ("least_ahead", "image_size", "steps", "batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1")
+        positive = ("least_ahead", "image_size", "steps", "batch_size", "gradient_accumulation_steps")
+        least = dict.fromkeys((*positive, "log_every", "checkpoint_every"), 1)
+        least |= dict.fromkeys(("learning_rate", "warmup_steps", "max_grad_norm", "num_workers"), 0)
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if not bound <= value < math.inf:  # nan is not at least anything
+                raise ValueError(f"--{name} is {value}; it must be a finite number, at least {bound}")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"--batch_size {self.batch_size} cannot be cut into --gradient_accumulation_steps "
+                f"{self.gradient_accumulation_steps} equal parts"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"--ema_decay is {self.ema_decay}; it must be from 0 to below 1, such as 0.999")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"--seed is {self.seed}; it must be from 0 to 2**63 - 1")
         if self.most_ahead < self.least_ahead:
             raise ValueError(f"--most_ahead is {self.most_ahead}, less than --least_ahead {self.least_ahead}")
         if not 0 <= self.dropout <= 1 / 3:
@@ -111,6 +123,7 @@ class GoalRun:
         unet: As Accelerate prepared it.
         noise: The noise schedule of training.
         average: The `EMAModel` of the U-Net.
+        facts (`dict`): What decides the result, see [`describe_settings`].
         start (`int`): First step; above 0 in a resumed run.
     """
 
@@ -123,6 +136,7 @@ class GoalRun:
     average: object
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
+    facts: dict
     start: int = 0
 
 
@@ -146,19 +160,20 @@ def finetune(options: GoalTraining) -> int:
     check_engine(accelerator, shards=False)
     find_writers(accelerator, output)
     with lock_run_folder(accelerator, output):
-        with accelerator.local_main_process_first():  # one process per machine fills the frame cache
+        with accelerator.local_main_process_first():  # one process per machine downloads and fills caches
             pairs = open_pairs(options)
-        found = find_progress(output, Path(options.export)) if check_folder(options, pairs) else None
+            facts = describe_settings(options, pairs)
+        found = check_folder(options, facts)
         if found == FINISHED:
             accelerator.print(f"{output} holds this finished run; its pipeline is in {options.export}")
             return 0
-        run = build_run(accelerator, options, pairs)
+        run = build_run(accelerator, options, pairs, facts)
         if found:
             restore_checkpoint(accelerator, found[0])
             run.start = found[1]
             run.average.to(accelerator.device)
         elif is_writer(accelerator):
-            write_json(output / "config.json", describe_settings(options, pairs))
+            write_json(output / "config.json", facts)
         accelerator.wait_for_everyone()
         log = RunLog(accelerator, output, run.start, options.steps)
         with contextlib.closing(log.bar), contextlib.closing(StopRequest(accelerator)) as stop:
@@ -179,39 +194,60 @@ def open_pairs(options: GoalTraining) -> GoalPairs:
 
 
 def describe_settings(options: GoalTraining, pairs: GoalPairs) -> dict:
-    """What decides the result of a run: its settings, and what its dataset is."""
+    """What decides the result of a run: its settings, and what its dataset and its base are."""
     settings = dataclasses.asdict(options)
     del settings["resume"]
-    return {"settings": settings, "data": dataset_identity(pairs.rows)}
+    return {
+        "settings": settings,
+        "data": dataset_identity(pairs.rows),
+        "base_sha256": pipeline_digest(options.base),
+    }
 
 
-def check_folder(options: GoalTraining, pairs: GoalPairs) -> bool:
-    """Whether the run folder holds this run already.
+def check_folder(options: GoalTraining, now: dict) -> str | tuple[Path, int] | None:
+    """How far the run in the run folder is, see `find_progress`; `None` if it begins.
+
+    `now` is what [`describe_settings`] says of this run.
 
     Raises:
         ValueError: If it holds another run, or this one and `resume` is false.
     """
     path = Path(options.output) / "config.json"
     if not agree_on_run(path):
-        return False
+        return None
     if not options.resume:
         raise ValueError(
             f"{path.parent} already holds a run: continue it with --resume, or choose another --output"
         )
-    before, now = read_json(path), describe_settings(options, pairs)
+    found = find_progress(path.parent, Path(options.export))
+    if found is None:  # it ended before its first checkpoint, so its settings have decided nothing
+        return None
+    before = read_json(path)
     there, here = before.get("settings", {}), now["settings"]
-    changed = [name for name in here if name not in MAY_DIFFER and there.get(name) != here[name]]
-    if before.get("data") != now["data"]:
-        changed.append("dataset")
+    differ = [name for name in here if name not in MAY_DIFFER and there.get(name) != here[name]]
+    changed = [f"{name}: {there.get(name)} there, {here[name]} here" for name in differ]
+    contents = {"data": "dataset", "base_sha256": "base"}
+    # Runs of earlier versions have no digest of the base.
+    changed += [f"another {contents[key]}" for key in contents if before.get(key, now[key]) != now[key]]
     if changed:
-        what = "; ".join(f"{name}: {there.get(name)} there, {here[name]} here" for name in changed)
-        raise ValueError(f"{path.parent} holds a run with other settings ({what}): choose another --output")
-    return True
+        told = "; ".join(changed)
+        raise ValueError(f"{path.parent} holds a run with other settings ({told}): choose another --output")
+    return found
 
 
-def build_run(accelerator: Accelerator, options: GoalTraining, pairs: GoalPairs) -> GoalRun:
-    """Models, optimizer and schedule, prepared by Accelerate."""
+def build_run(accelerator: Accelerator, options: GoalTraining, pairs: GoalPairs, facts: dict) -> GoalRun:
+    """Models, optimizer and schedule, prepared by Accelerate.
+
+    Raises:
+        ValueError: If there is no such base, or it does not take pictures of this size; names it.
+    """
     pipeline = load_pipeline(options.base)
+    if odd := options.image_size % (factor := pipeline.vae_scale_factor):
+        size = max(options.image_size - odd, factor)
+        raise ValueError(
+            f"--image_size is {options.image_size}; the autoencoder of {options.base} takes multiples of "
+            f"{factor}, such as {size}"
+        )
     from diffusers import DDPMScheduler
     from diffusers.training_utils import EMAModel
 
@@ -231,7 +267,9 @@ def build_run(accelerator: Accelerator, options: GoalTraining, pairs: GoalPairs)
     average.to(accelerator.device)
     accelerator.register_for_checkpointing(average)
     noise = DDPMScheduler.from_config(pipeline.scheduler.config)
-    return GoalRun(options, accelerator, pairs, pipeline, prepared, noise, average, optimizer, scheduler)
+    return GoalRun(
+        options, accelerator, pairs, pipeline, prepared, noise, average, optimizer, scheduler, facts
+    )
 
 
 def run_steps(run: GoalRun, log: RunLog, stop: StopRequest) -> bool:
@@ -359,5 +397,5 @@ def export(run: GoalRun, seconds: float) -> None:
     with write_whole_folder(options.export, replace=True) as folder:
         pipeline.save_pretrained(folder, safe_serialization=True)
         write_json(folder / SAMPLING_FILE, dataclasses.asdict(Sampling(image_size=options.image_size)))
-    facts = describe_settings(options, run.pairs) | {"train_seconds": seconds, **describe_run()}
+    facts = run.facts | {"train_seconds": seconds, **describe_run()}
     write_json(Path(options.output) / "summary.json", facts)

@@ -39,7 +39,8 @@ class GoalPairs(Dataset):
         frame_cache (`str`): As of training's datasets.
 
     Raises:
-        ValueError: If the dataset or the camera does not exist, or no episode has two frames; names it.
+        ValueError: If the dataset or the camera does not exist, a frame has no instruction, or no
+            episode two frames; names it.
     """
 
     def __init__(
@@ -58,6 +59,12 @@ class GoalPairs(Dataset):
             raise ValueError(
                 f"dataset {rows.name} has no camera {camera!r}; choose --camera among "
                 f"{list_cameras(rows.features)}"
+            )
+        empty = [number for number, text in rows.instructions.items() if not text.strip()]
+        if count := int(np.isin(rows.column("task_index").read(range(len(rows))), empty).sum()):
+            raise ValueError(
+                f"dataset {rows.name} has no language: the instruction of {count} of its {len(rows)} frames "
+                "is empty; write one with `lerobot-edit-dataset --operation.type modify_tasks`"
             )
         self._ahead, self._seed = tuple(ahead), seed
         ends = zip(rows.episode_starts, rows.episode_stops - 1, strict=True)

@@ -1,6 +1,7 @@
 """Finetuning of the goal generator: what it computes, resumption, export, what is refused."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -106,13 +107,56 @@ def test_another_run_in_the_folder_and_bad_values_are_refused(run, tmp_path):
         (("--resume",), {"steps": 2}, "other settings (steps: 1 there, 2 here)"),
         ((), {"dropout": 0.5}, "--dropout is 0.5"),
         ((), {"least_ahead": 5}, "--most_ahead is 3, less than --least_ahead 5"),
-        ((), {"base": tmp_path}, "without model_index.json"),
+        ((), {"base": tmp_path}, "has no model_index.json"),
+        ((), {"image_size": SIDE + 1}, "--image_size is 33; the autoencoder of"),
         ((), {"dataset": tmp_path / "none"}, "neither a folder nor a Hub id"),
     ):
         done = run("run" if message.startswith(("already", "other")) else "new", *options, **changed)
         assert done.code == 1 and message in done.err and "Traceback" not in done.err
     broken = run("broken", learning_rate=1e38, warmup_steps=0)
     assert broken.code == 1 and "the loss is not finite at step" in broken.err
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"batch_size": 7, "gradient_accumulation_steps": 2},
+            "--batch_size 7 cannot be cut into --gradient_",
+        ),
+        ({"batch_size": 1, "gradient_accumulation_steps": 2}, "--gradient_accumulation_steps 2 equal parts"),
+        ({"ema_decay": 1.0}, "--ema_decay is 1.0; it must be from 0 to below 1"),
+        ({"warmup_steps": -1}, "--warmup_steps is -1; it must be a finite number, at least 0"),
+        ({"learning_rate": -1.0}, "--learning_rate is -1.0"),
+        ({"learning_rate": float("nan")}, "--learning_rate is nan"),
+        ({"num_workers": -1}, "--num_workers is -1"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"steps": 0}, "--steps is 0; it must be a finite number, at least 1"),
+    ],
+)
+def test_values_that_no_run_can_have_are_refused_before_anything_is_opened(changed, message):
+    with pytest.raises(ValueError, match=message):
+        GoalTraining(base="owner/base", dataset="owner/demos", output="run", **changed)
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again_with_corrected_settings(run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("training.goal_generator.finetuning.measure_loss", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("run", batch_size=2)
+    assert (done := run("run", batch_size=4)).code == 1 and "continue it with --resume" in done.err
+    corrected = run("run", "--resume", batch_size=4, steps=1)
+    assert corrected.code == 0, corrected.err
+    assert json.loads((corrected.folder / "config.json").read_text())["settings"]["batch_size"] == 4
+
+
+def test_a_run_is_not_resumed_from_another_base_of_the_same_name(run, base, tmp_path):
+    copy = shutil.copytree(base, tmp_path / "copy" / base.name)
+    assert run("run", steps=1).code == 0
+    assert "holds this finished run" in run("run", "--resume", steps=1, base=copy).out
+    save_tiny_pipeline(copy, seed=1)
+    other = run("run", "--resume", steps=1, base=copy)
+    assert other.code == 1 and "holds a run with other settings (another base)" in other.err
 
 
 def loss_of(dropout, seed=0, prompts=("open the drawer", "close it"), shade=0.3):

@@ -54,3 +54,7 @@ def test_augmentation_is_a_function_of_seed_pair_and_draw_and_the_same_for_both_
 def test_a_camera_that_is_not_there_and_data_without_pairs_are_named(demos, tmp_path):
     with pytest.raises(ValueError, match=r"no camera 'top'; choose --camera among \['main', 'wrist'\]"):
         open_pairs(demos, camera="top")
+    sizes = {"size": (32, 32), "depth": False, "tracks": False, "use_videos": False}
+    mute = make_dataset(tmp_path / "mute", episodes=2, frames=[4, 3], tasks=("open it", ""), **sizes)
+    with pytest.raises(ValueError, match="mute has no language: the instruction of 3 of its 7 frames"):
+        open_pairs(mute)
