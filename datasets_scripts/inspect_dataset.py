@@ -38,9 +38,9 @@ def inspect(args: argparse.Namespace) -> list[str]:
         raise ValueError("--episodes says which episodes --report reads; without it give --episode")
     if args.report or args.picture:
         import_matplotlib()  # before the work
-    for name in ("report", "picture", "output"):
+    for name, suffix in (("report", ".html"), ("picture", ".png"), ("output", ".rrd")):
         if path := getattr(args, name):
-            check_place(path, f"--{name}")
+            check_place(path, f"--{name}", suffix)
     dataset = LabeledDataset(args.dataset)
     problems = []
     if args.write_flags:

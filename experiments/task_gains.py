@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets_scripts.inspection.drawing import new_figure
-from datasets_scripts.storage.atomic import read_json, write_whole_file
+from datasets_scripts.storage.atomic import flatten, name_changes, read_json, write_whole_file
 from datasets_scripts.storage.episode_job import resumable_command
-from training.config import flatten
 
 EXAMPLE = """example:
   python -m experiments.task_gains 2d_foresight.json 3d_foresight.json --output gains.png"""
 BETTER, WORSE = "tab:green", "tab:red"
 FORMATS = (".png", ".pdf", ".svg")
 COUNTS = {"success_rate", "successes", "episodes"}  # of a task
-MAX_NAMED = 8  # settings that differ
 # Datasets and generators of goals are compared by their content.
 ONLY_NAMES = ("goal_dataset/name", "goal_generator/name")
 Z_95 = 1.959964
@@ -36,9 +34,12 @@ def success_gains(base: Mapping, other: Mapping) -> list[dict]:
         raise ValueError(
             f"the results are of different benchmarks: {base['benchmark']} and {other['benchmark']}"
         )
-    if changed := find_differences(base["settings"], other["settings"]):
-        more = f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
-        raise ValueError(f"the results have different settings: {', '.join(changed[:MAX_NAMED])}{more}")
+    one, two = (
+        {name: value for name, value in flatten(results["settings"]).items() if name not in ONLY_NAMES}
+        for results in (base, other)
+    )
+    if changed := name_changes(one, two):
+        raise ValueError(f"the results have different settings (the first there, the second here): {changed}")
     rows = []
     # A chain ends at its first failure, so that a late task may never be tried.
     for task in base["tasks"].keys() & other["tasks"].keys():
@@ -60,16 +61,6 @@ def success_gains(base: Mapping, other: Mapping) -> list[dict]:
     if not rows:
         raise ValueError("the results have no task in common")
     return sorted(rows, key=lambda row: (-row["gain"], row["task"]))
-
-
-def find_differences(base: Mapping, other: Mapping) -> list[str]:
-    """Names and values of the settings in which two results differ."""
-    ours, theirs = flatten(base), flatten(other)
-    return [
-        f"{name} ({ours.get(name, 'absent')} and {theirs.get(name, 'absent')})"
-        for name in ours | theirs
-        if name not in ONLY_NAMES and ours.get(name, "absent") != theirs.get(name, "absent")
-    ]
 
 
 def read_results(path: Path) -> dict:

@@ -25,6 +25,7 @@ from datasets_scripts.storage.atomic import (
     flatten,
     name_changes,
     read_json,
+    refuse_contents,
     remove_leftovers,
     write_json,
     write_whole_folder,
@@ -38,6 +39,7 @@ from training.run_facts import resume_command
 __all__ = [
     "FINISHED",
     "StopRequest",
+    "check_export",
     "check_run_folder",
     "describe_run_folder",
     "find_progress",
@@ -121,6 +123,29 @@ def find_progress(output: Path, export: Path) -> str | tuple[Path, int] | None:
     if gather_object([finished])[0]:  # the main process alone writes them
         return FINISHED
     return agree_on_checkpoint(functools.partial(latest_checkpoint, output / "checkpoints"))
+
+
+def check_export(places: Sequence[Path], files: Sequence[str], resumed: bool) -> None:
+    """Refuses to replace a folder that the run did not export; all processes call it together.
+
+    Args:
+        places (`Sequence[Path]`): Folders that the run will export.
+        files (`Sequence[str]`): Files of which an export has one.
+        resumed (`bool`): A run that was killed between its export and its end finds the export there.
+
+    Raises:
+        ValueError: In every process; names the folder.
+    """
+    problem = None
+    try:
+        for place in places:
+            refuse_contents(
+                place, "--export", lambda folder: resumed and any((folder / name).is_file() for name in files)
+            )
+    except ValueError as error:
+        problem = str(error)
+    if problem := gather_object([problem])[0]:  # the main process alone writes them
+        raise ValueError(problem)
 
 
 def _check_same_run(config: RunConfig, datasets: Sequence[DatasetRows], resume: bool) -> None:

@@ -19,6 +19,7 @@ from modeling_foresight.step_seed import step_seed
 from training.checkpoints import (
     FINISHED,
     StopRequest,
+    check_export,
     check_run_folder,
     describe_run_folder,
     lock_run_folder,
@@ -29,7 +30,7 @@ from training.config import RunConfig
 from training.engines.machines import find_writers, is_writer
 from training.engines.sharding import full_value, local_part
 from training.evaluation.open_loop import flow_errors, format_open_loop, measure_held_out, measure_losses
-from training.model_folder import check_export, export_model
+from training.model_folder import MODEL_FILES, export_model, export_places
 from training.monitoring.dataset_losses import DatasetLosses
 from training.monitoring.dry_run import REHEARSED, rehearsal_config, rehearse
 from training.monitoring.pictures import draw_predictions
@@ -72,7 +73,7 @@ def train(config: RunConfig, resume: bool) -> int:
         if found == FINISHED:
             accelerator.print(f"{config.output} holds this finished run; its model is in {config.export}")
             return 0
-        check_export(config, resumed=found is not None)
+        check_export(export_places(config), MODEL_FILES, resumed=found is not None)
         torch.manual_seed(config.seed)
         with accelerator.local_main_process_first():
             data = RunData(config, starting_config(config), datasets)

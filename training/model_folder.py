@@ -7,19 +7,19 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers.utils import find_adapter_config_file
 
-from datasets_scripts.storage.atomic import read_json, refuse_contents, write_whole_folder
+from datasets_scripts.storage.atomic import read_json, write_whole_folder
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.exported_policy import POLICY_FILE, ExportedPolicy
 from training.config import RunConfig, load_config
 
 __all__ = [
-    "check_export",
+    "MODEL_FILES",
     "export_model",
+    "export_places",
     "is_exported",
     "load_checkpoint",
     "load_exported",
@@ -30,29 +30,13 @@ __all__ = [
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"  # peft's name
+MODEL_FILES = ("config.json", ADAPTER_CONFIG)  # of which an export has one
 
 
-def check_export(config: RunConfig, resumed: bool) -> None:
-    """Refuses to replace a folder that the run did not export; all processes call it together.
-
-    Raises:
-        ValueError: In every process; names the folder.
-    """
-
-    def is_ours(folder: Path) -> bool:
-        """Killed between its export and its summary, a run finds its model there."""
-        return resumed and any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
-
-    places, problem = [Path(config.export)], None
-    if config.lora.r and config.lora.merge:
-        places.append(_merged_folder(places[0]))
-    try:
-        for place in places:
-            refuse_contents(place, "--export", is_ours)
-    except ValueError as error:
-        problem = str(error)
-    if found := gather_object([problem])[0]:  # the main process alone writes them
-        raise ValueError(found)
+def export_places(config: RunConfig) -> list[Path]:
+    """Folders that a run exports."""
+    export, merges = Path(config.export), config.lora.r and config.lora.merge
+    return [export, *([_merged_folder(export)] if merges else [])]
 
 
 def export_model(

@@ -49,12 +49,9 @@ def visualize(args: argparse.Namespace) -> None:
         RuntimeError: If matplotlib is missing.
     """
     import_matplotlib()
-    for name, suffix in (("video", ".mp4"), ("rerun", ".rrd")):
-        if (path := getattr(args, name)) and path.suffix != suffix:
-            raise ValueError(f"--{name} is {path}; its name must end in {suffix}")
-    for name in ("output", "video", "rerun"):
+    for name, suffix in (("output", ".png"), ("video", ".mp4"), ("rerun", ".rrd")):
         if path := getattr(args, name):
-            check_place(path, f"--{name}")
+            check_place(path, f"--{name}", suffix)
     if args.rerun:
         import_rerun()
     if args.moments < 1:

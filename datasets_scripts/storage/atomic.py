@@ -156,16 +156,17 @@ def read_json(path: Path, remedy: str = "download or create it again", kind: typ
     return content
 
 
-def check_place(path: Path, option: str, is_folder: bool = False) -> None:
-    """Refuses a place at which no file, or no folder, can be written; nothing is made.
+def check_place(path: Path, option: str, suffix: str = "") -> None:
+    """Refuses a place at which no file can be written, or a name that does not end in `suffix`.
 
     Raises:
-        ValueError: If a folder is there (or a file, for a folder), or a file where a parent would be; names
-            the option that gave the path.
+        ValueError: If a folder is there, or a file where a parent would be; names the option that gave the
+            path.
     """
-    kind, other = ("folder", "file") if is_folder else ("file", "folder")
-    if path.exists() and path.is_dir() != is_folder:
-        raise ValueError(f"{option} is {path}, which is a {other}: give the name of a {kind}")
+    if path.is_dir():
+        raise ValueError(f"{option} is {path}, which is a folder: give the name of a file")
+    if suffix and path.suffix != suffix:
+        raise ValueError(f"{option} is {path}; its name must end in {suffix}")
     existing = next(parent for parent in path.absolute().parents if parent.exists())
     if not existing.is_dir():
         raise ValueError(f"{option} is {path}, but {existing} is a file: choose another place")
@@ -179,8 +180,11 @@ def refuse_contents(
     Raises:
         ValueError: Names the folder and the option that gave it.
     """
-    check_place(folder, option, is_folder=True)
-    if folder.exists() and any(folder.iterdir()) and not is_ours(folder):
+    if not folder.is_dir():
+        check_place(folder, option)
+        if folder.exists():
+            raise ValueError(f"{option} is {folder}, which is a file: give the name of a folder")
+    elif any(folder.iterdir()) and not is_ours(folder):
         raise ValueError(
             f"{option} is {folder}, which has contents that would be lost: choose another folder, or move "
             "them away"

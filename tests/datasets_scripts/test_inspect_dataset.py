@@ -181,7 +181,7 @@ def test_depth_in_another_unit_is_a_problem(tmp_path, capsys):
         (["--moments", "0"], None, "--moments is 0"),
         (["--episodes", "0:2"], None, "--episodes says which episodes --report reads"),
         (["--report", "x.html", "--episodes", "0,7"], None, "'7' names none of the episodes 0 to 1"),
-        (["--report", "."], None, r"\. is a folder; name the file to write"),
+        (["--report", "."], None, "which is a folder: give the name of a file"),
         (["--report", "x.html"], "matplotlib.figure", r"pictures need matplotlib .*\[viz\]"),
         (["--output", "x.rrd"], "rerun", r"recordings need Rerun .*\[viz\]"),
         (["--picture", "x.png"], "matplotlib.figure", r"pictures need matplotlib .*\[viz\]"),

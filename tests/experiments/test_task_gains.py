@@ -63,7 +63,7 @@ def test_the_same_generator_of_goals_may_have_two_names():
         return {"settings": BASE["settings"] | {"goal_generator": goals}}
 
     assert success_gains(BASE | drawn("base", 50), OTHER | drawn("copy", 50))
-    with pytest.raises(ValueError, match=r"settings: goal_generator/sampling/steps \(50 and 9\)$"):
+    with pytest.raises(ValueError, match="goal_generator.sampling.steps: 50 there, 9 here$"):
         success_gains(BASE | drawn("base", 50), OTHER | drawn("copy", 9))
 
 
@@ -73,9 +73,9 @@ def test_the_same_generator_of_goals_may_have_two_names():
         ({"benchmark": "LIBERO"}, "of different benchmarks: CALVIN and LIBERO"),
         (
             {"settings": {"environment": "D", "max_steps": 100}},
-            r"different settings: max_steps \(360 and 100\)$",
+            r"different settings .*: max_steps: 360 there, 100 here$",
         ),
-        ({"settings": {"environment": "D"}}, r"different settings: max_steps \(360 and absent\)$"),
+        ({"settings": {"environment": "D"}}, "different settings .*: max_steps: 360 there, None here$"),
         ({"tasks": {}}, "no task in common"),
     ],
 )

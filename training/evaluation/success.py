@@ -144,11 +144,9 @@ class EvaluationOptions(GoalOptions):
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
         if not 0 <= self.seed <= self.seeds[-1] < MAX_SEED:
             raise ValueError(f"--seed is {self.seed}; the starts must be in 0 to {MAX_SEED - 1}")
-        if self.video and self.video.suffix != ".mp4":
-            raise ValueError(f"--video is {self.video}; its name must end in .mp4")
-        for place, name in ((self.output, "--output"), (self.video, "--video")):
-            if place:
-                check_place(place, name)
+        check_place(self.output, "--output")
+        if self.video:
+            check_place(self.video, "--video", ".mp4")
 
     @property
     def films(self) -> list[Path]:

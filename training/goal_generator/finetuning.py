@@ -23,6 +23,7 @@ from modeling_foresight.step_seed import step_seed
 from training.checkpoints import (
     FINISHED,
     StopRequest,
+    check_export,
     find_progress,
     lock_run_folder,
     restore_checkpoint,
@@ -167,6 +168,7 @@ def finetune(options: GoalTraining) -> int:
         if found == FINISHED:
             accelerator.print(f"{output} holds this finished run; its pipeline is in {options.export}")
             return 0
+        check_export([Path(options.export)], ["model_index.json"], resumed=found is not None)
         run = build_run(accelerator, options, pairs, facts)
         if found:
             restore_checkpoint(accelerator, found[0])
