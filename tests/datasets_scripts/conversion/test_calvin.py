@@ -172,7 +172,7 @@ def test_a_finished_dataset_stays_unchanged_and_another_one_is_refused(archive, 
     assert {path: os.stat(path).st_mtime_ns for path in dataset.rglob("*")} == before
     assert "3 episodes, 20 frames, 2 instructions" in capsys.readouterr().out
     assert main(command(archive, dataset, "--limit=2")) == 1
-    assert "with other parameters (episodes" in capsys.readouterr().err
+    assert "episodes: 3 there, 2 here" in capsys.readouterr().err
 
 
 def test_a_limit_keeps_the_first_segments(archive, tmp_path):
