@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from transformers import CLIPTextConfig, ViTConfig
 
 from datasets_scripts.storage.atomic import write_whole_file
 
+ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -27,6 +28,16 @@ def build_parser(doc: str, example: str) -> argparse.ArgumentParser:
         epilog=example,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_run_options(parser: argparse.ArgumentParser, interval: int, rounds: int) -> None:
+    """Options of benchmarks that take short runs of a training."""
+    add = parser.add_argument
+    add("--config", default=ROOT / "training" / "configs" / "quickstart.yaml")
+    add("--dataset", default="outputs/quickstart/dataset", help="made by `make quickstart`")
+    add("--interval", type=int, default=interval, help="steps between log lines (default: %(default)s)")
+    add("--rounds", type=int, default=rounds, help="short runs of each (default: %(default)s)")
+    add("--threads", type=int, default=os.cpu_count(), help="of PyTorch (default: all, %(default)s here)")
 
 
 def model_sizes(small: bool, **token_ids: int) -> dict:
@@ -73,25 +84,33 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def take_turns[T](names: Iterable[T], rounds: int) -> Iterator[tuple[int, T]]:
+    """Number of the round and name: all in every round, in an order that is reversed every round.
+
+    A busy machine, and whatever ran before, then disturb all alike.
+    """
+    for turn in range(rounds):
+        for name in list(names)[:: 1 if turn % 2 == 0 else -1]:
+            yield turn, name
+
+
 def time_in_turns(
     calls: dict[str, Callable[[], object]], device: torch.device, warmup: int, repeats: int
 ) -> dict[str, list[float]]:
     """Milliseconds of `repeats` calls of each, by name, after `warmup` calls of each.
 
-    They run in turns, in an order that is reversed every round, so that a busy machine and the previous call
-    disturb all alike. The device is synchronized before and after each.
+    They run in turns ([`take_turns`]). The device is synchronized before and after each.
     """
     for call in calls.values():
         for _ in range(warmup):
             call()
     durations: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats):
-        for name, call in list(calls.items())[:: 1 if turn % 2 == 0 else -1]:
-            synchronize(device)
-            start = time.perf_counter()
-            call()
-            synchronize(device)
-            durations[name].append((time.perf_counter() - start) * 1000)
+    for _, name in take_turns(calls, repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        calls[name]()
+        synchronize(device)
+        durations[name].append((time.perf_counter() - start) * 1000)
     return durations
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _measure import build_parser, describe_machine, model_sizes, print_table, spread, write_csv
+from _measure import build_parser, describe_machine, model_sizes, print_table, spread, take_turns, write_csv
 
 from goal_images.background import GoalWorker
 from goal_images.control import GoalStream
@@ -182,8 +182,7 @@ class Setting:
 def measure(args: argparse.Namespace) -> dict[str, Setting]:
     """All settings after their rounds.
 
-    They run in turns of a few steps, in an order that is reversed every round, and nothing is drawn between
-    the turns: a machine that is busy with other things disturbs all alike.
+    They run in turns of a few steps, and nothing is drawn between the turns.
     """
     policy, sizes = build_policy(args), (args.device, args.width, args.denoising_steps, args.small)
     generator = RandomGenerator(*sizes)
@@ -193,11 +192,10 @@ def measure(args: argparse.Namespace) -> dict[str, Setting]:
     ):
         sources = {"alone": None, "process": process, "thread": thread, "awaited": generator}
         settings = {name: Setting(policy, source) for name, source in sources.items()}
-        for turn in range(args.rounds):
-            for name, setting in list(settings.items())[:: 1 if turn % 2 == 0 else -1]:
-                setting.run(1 if name == "awaited" else args.steps)
-                setting.rest()
-            print(f"round {turn + 1} of {args.rounds} done", flush=True)
+        for turn, name in take_turns(settings, args.rounds):
+            settings[name].run(1 if name == "awaited" else args.steps)
+            settings[name].rest()
+            print(f"round {turn + 1} of {args.rounds}: {name} done", flush=True)
     return settings
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from _measure import build_parser, describe_machine, print_table, write_csv
+from _measure import add_run_options, build_parser, describe_machine, print_table, take_turns, write_csv
 
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from training.config import DataConfig, RunConfig, load_config
@@ -42,12 +42,8 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[argparse.Namesp
     """Read the command line; the remaining arguments belong to the config."""
     parser = build_parser(__doc__, EXAMPLE)
     add = parser.add_argument
-    add("--config", default=ROOT / "training" / "configs" / "quickstart.yaml")
-    add("--dataset", default="outputs/quickstart/dataset", help="made by `make quickstart`")
-    add("--interval", type=int, default=20, help="steps between log lines")
+    add_run_options(parser, interval=20, rounds=3)
     add("--intervals", type=int, default=4, help="of a short run, the first not counted")
-    add("--rounds", type=int, default=3, help="short runs of each")
-    add("--threads", type=int, default=os.cpu_count(), help="of PyTorch, in both")
     add("--losses", action="store_true", help="also compare the losses of whole runs")
     add("--show", action="store_true", help="print the command of lerobot-train and stop")
     add("--output", type=Path, default=Path("outputs/benchmarks/lerobot_train.csv"))
@@ -178,16 +174,15 @@ def measure_speed(config: RunConfig, args: argparse.Namespace, scratch: Path) ->
     steps = args.interval * args.intervals
     often = {"steps": steps, "log_every": args.interval, "checkpoint_every": 0, "val_every": 0}
     rows = []
-    for turn in range(args.rounds):
+    for turn, name in take_turns(RUNNERS, args.rounds):
         output = scratch / f"round-{turn}"
         short = dataclasses.replace(
             config, output=str(output), train=dataclasses.replace(config.train, **often)
         )
-        for name, command in list(build_commands(short).items())[:: 1 if turn % 2 == 0 else -1]:
-            at, _ = RUNNERS[name](command, args.threads, output)
-            rate = (len(at) - 1) * args.interval / (at[-1] - at[0])
-            rows.append({"round": turn, "command": name, "steps_per_s": round(rate, 3)})
-            print(rows[-1], flush=True)
+        at, _ = RUNNERS[name](build_commands(short)[name], args.threads, output)
+        rate = (len(at) - 1) * args.interval / (at[-1] - at[0])
+        rows.append({"round": turn, "command": name, "steps_per_s": round(rate, 3)})
+        print(rows[-1], flush=True)
     return rows
 
 

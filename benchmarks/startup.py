@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from _measure import build_parser, print_table
+from _measure import build_parser, print_table, take_turns
 from _synthetic import CAMERAS, FPS, NUMBERS, make_dataset
 
 from datasets_scripts.columns import depth_key, image_key, points_key
@@ -139,14 +139,13 @@ def run(args: argparse.Namespace, scratch: Path) -> dict:
     if not (root / INFO_PATH).exists():
         make_dataset(root, args.frames, args.episodes, args.video_files, args.points)
     found: dict[tuple[str, str], list[dict]] = {}
-    for turn in range(args.rounds):
-        for reader in list(READERS)[:: 1 if turn % 2 == 0 else -1]:
-            cache = scratch / f"{reader}-{turn}"
-            for state in ("cold", "warm"):
-                if state == "cold":
-                    drop_pages(root)
-                found.setdefault((state, reader), []).append(start_process(reader, root, cache))
-            shutil.rmtree(cache)
+    for turn, reader in take_turns(READERS, args.rounds):
+        cache = scratch / f"{reader}-{turn}"
+        for state in ("cold", "warm"):
+            if state == "cold":
+                drop_pages(root)
+            found.setdefault((state, reader), []).append(start_process(reader, root, cache))
+        shutil.rmtree(cache)
     rows = []
     for (state, reader), figures in found.items():
         medians = {name: float(np.median([each[name] for each in figures])) for name in figures[0]}

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from _measure import build_parser, describe_machine, print_table, write_csv
+from _measure import build_parser, describe_machine, print_table, take_turns, write_csv
 
 REPO = Path(__file__).resolve().parents[1]
 DEFAULT = "default"
@@ -83,12 +83,11 @@ def main() -> None:
     args = parser.parse_args()
     settings = list(dict.fromkeys([DEFAULT, *args.settings]))
     seconds: dict[tuple[str, int], list[float]] = {(s, b): [] for s in settings for b in (0, args.busy)}
-    for turn in range(args.rounds):
-        for setting, busy in list(seconds)[:: 1 if turn % 2 == 0 else -1]:
-            with busy_processes(busy):
-                measured = measure_steps(setting, args)
-            seconds[setting, busy] += measured
-            print(f"{setting}, {busy} busy: {median(measured):.3f} s a step", flush=True)
+    for _, (setting, busy) in take_turns(seconds, args.rounds):
+        with busy_processes(busy):
+            measured = measure_steps(setting, args)
+        seconds[setting, busy] += measured
+        print(f"{setting}, {busy} busy: {median(measured):.3f} s a step", flush=True)
     idle_s = median(seconds[DEFAULT, 0])
     fair_s = idle_s * max(1, (args.threads + args.busy) / cores)
     rows = [

@@ -17,17 +17,23 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
-from _measure import build_parser, describe_machine, paired_ratio, print_table, spread, write_csv
-from accelerate import Accelerator
+from _measure import (
+    add_run_options,
+    build_parser,
+    describe_machine,
+    paired_ratio,
+    print_table,
+    spread,
+    take_turns,
+    write_csv,
+)
 
 from training.checkpoints import StopRequest
 from training.config import RunConfig, load_config
@@ -36,8 +42,6 @@ from training.monitoring.run_log import RunLog
 from training.run_data import RunData, training_loader
 from training.run_state import Run, build_accelerator, build_run
 from training.starting_model import build_model, starting_config
-
-ROOT = Path(__file__).resolve().parents[1]
 
 EXAMPLE = """examples:
   python benchmarks/training_loop.py                             # the quickstart's run, minutes
@@ -48,13 +52,8 @@ EXAMPLE = """examples:
 def parse_arguments(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """Read the command line; the remaining arguments belong to the config."""
     parser = build_parser(__doc__, EXAMPLE)
-    add = parser.add_argument
-    add("--config", default=ROOT / "training" / "configs" / "quickstart.yaml")
-    add("--dataset", default="outputs/quickstart/dataset", help="made by `make quickstart`")
-    add("--interval", type=int, default=30, help="steps that are not counted, and steps that are")
-    add("--rounds", type=int, default=6, help="short runs of each")
-    add("--threads", type=int, default=os.cpu_count(), help="of PyTorch")
-    add("--output", type=Path, default=Path("outputs/benchmarks/training_loop.csv"))
+    add_run_options(parser, interval=30, rounds=6)
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/training_loop.csv"))
     args, overrides = parser.parse_known_args(arguments)
     if min(args.interval, args.rounds, args.threads) < 1:
         parser.error("--interval, --rounds and --threads must be at least 1")
@@ -113,9 +112,8 @@ class BareLoop:
 
     def time(self, reads: bool) -> float:
         """Milliseconds of a step, with windows from the loader or with the first of them over and over."""
-        accelerator: Accelerator = self.run.accelerator
         run = dataclasses.replace(self.run)  # with a sampler at its start
-        raws: Iterator = iter(training_loader(run.config, run.data, run.sampler, accelerator.device))
+        raws = iter(training_loader(run.config, run.data, run.sampler, run.accelerator.device))
         batches = map(self.prepare, raws) if reads else itertools.repeat(self.prepare(next(raws)))
         started = 0.0
         for i, batch in enumerate(itertools.islice(batches, self.options.steps)):
@@ -123,16 +121,6 @@ class BareLoop:
             if i + 1 == self.options.steps // 2:
                 started = time.perf_counter()
         return (time.perf_counter() - started) * 1000 / (self.options.steps // 2)
-
-
-def measure(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Times by name, in turns, in an order that is reversed every round."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds):
-        for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:
-            found[name].append(calls[name]())
-            print(f"round {turn + 1}, {name}: {found[name][-1]:.1f} ms", file=sys.stderr, flush=True)
-    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,14 +135,15 @@ def main(arguments: list[str] | None = None) -> int:
     run.model.train()
     bare = BareLoop(run)
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(
-            {
-                "loop": partial(time_loop, run, Path(folder)),
-                "bare": partial(bare.time, reads=True),
-                "computation": partial(bare.time, reads=False),
-            },
-            args.rounds,
-        )
+        calls = {
+            "loop": partial(time_loop, run, Path(folder)),
+            "bare": partial(bare.time, reads=True),
+            "computation": partial(bare.time, reads=False),
+        }
+        found: dict[str, list[float]] = {name: [] for name in calls}
+        for turn, name in take_turns(calls, args.rounds):
+            found[name].append(calls[name]())
+            print(f"round {turn + 1}, {name}: {found[name][-1]:.1f} ms", flush=True)
     machine = {"machine": describe_machine(accelerator.device), "rounds": args.rounds}
     rows = [{"way": name, **spread(times), **machine} for name, times in found.items()]
     print_table(rows)

@@ -202,7 +202,10 @@ def flatten(settings: Mapping, prefix: str = "") -> dict[str, Any]:
 
 
 def name_changes(before: Mapping, now: Mapping, most: int = 5) -> str:
-    """Which settings differ, `a.b: 1 there, 2 here`, the first few; empty if none does."""
+    """Which settings differ, `a.b: 1 there, 2 here`, the first few; empty if none does.
+
+    An empty list or mapping counts as absent, and so does `None`.
+    """
     old, new = flatten(before), flatten(now)
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     changed = [

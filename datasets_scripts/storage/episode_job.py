@@ -149,7 +149,8 @@ class EpisodeJob:
     def _check_parameters(self, earlier: dict, what: str, folder: Path) -> None:
         """Refuse work that was done with other parameters."""
         known = {name: earlier.get(name) for name in self.parameters}
-        if changed := name_changes(known, self.parameters):
+        if known != self.parameters:
+            changed = name_changes(known, self.parameters)
             raise ValueError(
                 f"there is {what} with other parameters ({changed}); choose another --output, or delete "
                 f"{folder}"

@@ -1,6 +1,7 @@
 """The benchmarks in which a policy is diagnosed: their options, and which scenes allow another task."""
 
 # No import of PyTorch at the top: every simulator process imports the command, which imports this file.
+import abc
 import dataclasses
 import functools
 from collections.abc import Collection, Sequence
@@ -25,7 +26,7 @@ __all__ = ["DiagnosticOptions", "LiberoDiagnostics", "MetaWorldDiagnostics"]
 
 
 @dataclasses.dataclass
-class DiagnosticOptions(GoalOptions):
+class DiagnosticOptions(GoalOptions, abc.ABC):
     """What every benchmark asks; `diagnose.py` has a flag for every field and explains it.
 
     Raises:
@@ -64,17 +65,17 @@ class DiagnosticOptions(GoalOptions):
         names = {field.name for field in dataclasses.fields(self)} - {"dataset", "only", "output"}
         return benchmark(options(**{name: getattr(self, name) for name in names}, output=self.output))
 
+    @abc.abstractmethod
     def other_tasks(self, tasks: Sequence[str]) -> dict[str, str]:
         """Another task whose instruction can be given in the scene of a task, by task."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def other_task_conditions(self, partners: dict[str, str]) -> list[Condition]:
         """How [`other_tasks`] are tried."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def other_instructions(self, known: Collection[str]) -> dict[str, str]:
         """Another instruction whose task the scene allows, by instruction, of those in `known`."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ import numpy as np
 
 from training.diagnostics.intervals import paired_difference
 from training.diagnostics.stream_changes import ChangedStream, FrozenCamera, ShortHistory, SwappedViews
-from training.evaluation.success import Benchmark, measure
+from training.evaluation.success import Benchmark, measure_policy
 
 __all__ = ["PLAIN", "Condition", "list_conditions", "measure_conditions"]
 
@@ -78,12 +78,13 @@ def list_conditions(
 
 
 def measure_conditions(
-    benchmark: Benchmark, conditions: Mapping[str, Condition], folder: Path
+    benchmark: Benchmark, model, processor, conditions: Mapping[str, Condition], folder: Path
 ) -> dict[str, dict]:
     """Figures of each condition; what was measured before is read.
 
     Args:
-        benchmark (`Benchmark`): Policy, starts and limits of all conditions.
+        benchmark (`Benchmark`): Starts and limits of all conditions.
+        model, processor: The policy, as `open_policy` gives it.
         conditions (`Mapping[str, Condition]`): Of [`list_conditions`], the unchanged policy first.
         folder (`Path`): Gets `NAME.json` of each condition.
 
@@ -99,7 +100,7 @@ def measure_conditions(
     for name, condition in conditions.items():
         options = dataclasses.replace(benchmark.options, output=folder / f"{name}.json", **condition.options)
         print(f"{name}: {len(condition.tasks)} tasks, {options.episodes} starts each", flush=True)
-        results[name] = measure(type(benchmark)(options), change=condition)
+        results[name] = measure_policy(type(benchmark)(options), model, processor, change=condition)
     unchanged = _read_outcomes(results[PLAIN])
     figures = {}
     for name, result in results.items():

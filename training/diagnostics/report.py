@@ -41,13 +41,14 @@ def measure_diagnostics(options: DiagnosticOptions, arguments: Sequence[str] | N
             figures = _measure_demonstrations(options, config, model, processor, weights)
             recorded["demonstrations"] = figures
         settings = benchmark.choose_settings(config, config.image_size)
+        tried = measure_conditions(benchmark, model, processor, conditions, folder)
     return {
         "version": 1,
         "benchmark": benchmark.name,
         "checkpoint": checkpoint,
         "seeds": {"first": evaluation.seeds[0], "last": evaluation.seeds[-1]},
         "settings": {**settings, "chunk_size": config.chunk_size},
-        "closed_loop": measure_conditions(benchmark, conditions, folder),
+        "closed_loop": tried,
         "scene_partners": partners,
         "skipped": skipped,
         **recorded,

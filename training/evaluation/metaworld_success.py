@@ -20,7 +20,7 @@ from datasets_scripts.simulation.metaworld import (
 )
 from datasets_scripts.simulation.perturbation import Perturbation
 from datasets_scripts.storage.provenance import read_provenance
-from training.evaluation.success import EvaluationOptions, StreamChange, format_rates, measure, option
+from training.evaluation.success import EvaluationOptions, format_rates, measure, option
 
 __all__ = ["SuccessOptions", "format_success", "measure_success"]
 
@@ -82,11 +82,9 @@ class SuccessOptions(EvaluationOptions):
         return Perturbation(self.camera_shift_m, self.object_shift_m, color)
 
 
-def measure_success(
-    options: SuccessOptions, arguments: Sequence[str] | None = None, change: StreamChange | None = None
-) -> dict:
+def measure_success(options: SuccessOptions, arguments: Sequence[str] | None = None) -> dict:
     """Success in MetaWorld; [`measure`] explains arguments, result and errors."""
-    return measure(MetaWorld(options), arguments, change)
+    return measure(MetaWorld(options), arguments)
 
 
 def format_success(results: dict) -> str:

@@ -39,6 +39,7 @@ __all__ = [
     "evaluation_job",
     "format_rates",
     "measure",
+    "measure_policy",
     "open_policy",
     "option",
     "parse_benchmark",
@@ -215,16 +216,13 @@ class StreamChange(Protocol):
         ...
 
 
-def measure(
-    benchmark: Benchmark, arguments: Sequence[str] | None = None, change: StreamChange | None = None
-) -> dict:
+def measure(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> dict:
     """Run the episodes, and measure the held-out episodes of the dataset of the options if there is one.
 
     Args:
         benchmark (`Benchmark`): What to measure, and where.
         arguments (`Sequence[str]`, *optional*): Arguments of `training/evaluate.py` for the recorded command;
             by default the command of this process is recorded.
-        change (`StreamChange`, *optional*): What is changed of what the policy gets; named in the settings.
 
     Returns:
         `dict`: What goes into the JSON file: `tasks` and `mean` (success rate with its 95 % Wilson interval),
@@ -236,8 +234,7 @@ def measure(
         RuntimeError: If the simulator is missing or fails.
     """
     with open_policy(benchmark.options, benchmark.check_policy) as (model, processor):
-        run = describe_run("training/evaluate.py" if arguments is not None else None, arguments)
-        return _measure(benchmark, model, processor, run, change)
+        return measure_policy(benchmark, model, processor, arguments)
 
 
 @contextlib.contextmanager
@@ -279,10 +276,21 @@ def open_policy(options, check: Callable[[Any], None]) -> Iterator[tuple]:
         torch.set_num_threads(threads)
 
 
-def _measure(benchmark: Benchmark, model, processor, run: dict, change: StreamChange | None) -> dict:
+def measure_policy(
+    benchmark: Benchmark,
+    model,
+    processor,
+    arguments: Sequence[str] | None = None,
+    change: StreamChange | None = None,
+) -> dict:
+    """[`measure`] of a policy that [`open_policy`] has opened.
+
+    `change` is what a diagnostic changes of what the policy gets; it is named in the settings.
+    """
     from training.evaluation.metric_loader import load_metric
     from training.evaluation.open_loop import held_out_data, measure_recorded
 
+    run = describe_run("training/evaluate.py" if arguments is not None else None, arguments)
     options, config = benchmark.options, model.config.for_robot(processor.embodiment)
     metric = load_metric("success_rate")  # before the episodes: the cache of such scripts may be read-only
     demonstrations = _find_demonstrations(options)
@@ -375,7 +383,8 @@ def read_finished(job: EpisodeJob) -> dict | None:
         known = _comparable(known)
     except (KeyError, TypeError):
         raise ValueError(f"{job.output} exists and holds no results of this benchmark; {remedy}") from None
-    if changed := name_changes(known, job.parameters):
+    if known != job.parameters:
+        changed = name_changes(known, job.parameters)
         raise ValueError(f"{job.output} holds an evaluation with other parameters ({changed}); {remedy}")
     return results
 
@@ -462,7 +471,7 @@ def _run_trials(
     options = benchmark.options
     trials = list(itertools.product(benchmark.tasks, options.seeds))
     film = Film(folder, trials, len(benchmark.tasks)) if options.films else None
-    known = {(e.task, e.seed): e for e in _read_episodes(folder)}
+    known = {(e.task, e.seed): e for e in _read_episodes(folder) if (e.task, e.seed) in trials}
     if film:  # what is to be filmed and was not is run again
         known = {trial: e for trial, e in known.items() if film.has(trial) or trial not in film.always}
     missing = [trial for trial in trials if trial not in known]
