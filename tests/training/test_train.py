@@ -212,6 +212,22 @@ def test_an_export_does_not_replace_a_folder_with_contents(config_file, dataset,
         run(config_file, dataset, tmp_path / "run", "--export", str(tmp_path / "file"))
 
 
+def test_datasets_may_move_between_sessions(config_file, dataset, tmp_path):
+    flags = ["--train.steps", "2", "--train.warmup_steps", "0", "--data.val_fraction", "0"]
+    for name in ("here", "there"):
+        for folder in ("data", "held_out"):
+            shutil.copytree(dataset, tmp_path / name / folder)
+    info = tmp_path / "here" / "held_out" / "meta" / "info.json"
+    other = json.loads(info.read_text()) | {"robot_type": "another"}  # not the training data
+    for name in ("here", "there"):
+        (tmp_path / name / "held_out" / "meta" / "info.json").write_text(json.dumps(other))
+    for name, resume in (("here", False), ("there", True)):
+        place = tmp_path / name
+        (tmp_path / "run" / "summary.json").unlink(missing_ok=True)
+        validation = ["--data.validation", str(place / "held_out")]
+        assert run(config_file, place / "data", tmp_path / "run", *flags, *validation, resume=resume) == 0
+
+
 def test_a_run_that_was_killed_after_its_export_resumes(config_file, dataset, tmp_path):
     flags = ["--train.steps", "2", "--train.warmup_steps", "0"]
     assert run(config_file, dataset, tmp_path, *flags) == 0

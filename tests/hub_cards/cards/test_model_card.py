@@ -114,6 +114,13 @@ def test_the_card_shows_what_the_policy_depends_on(built, tmp_path):
 
     card.save(folder / "README.md")
     assert check_card(folder) == []
+    told = json.loads(json.dumps(found))
+    told["closed_loop"]["named_task"] = told["closed_loop"]["frozen_camera"]
+    told["settings"] = {"max_steps": {"libero_object": 280, "libero_goal": 300}}
+    path.write_text(json.dumps(told))
+    in_libero = build_card(folder).text
+    assert "| the same, and success is that of the named task |" in in_libero
+    assert "280 steps (libero_object) and 300 steps (libero_goal)" in in_libero
     found["closed_loop"]["frozen_camera"]["successes"] = 2
     found["checkpoint"]["weights_sha256"] = "of others"
     path.write_text(json.dumps(found))
