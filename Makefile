@@ -190,12 +190,8 @@ mt50-model: setup ## the shipped MT50 policy with its card; after `make mt50`
 test: setup ## the quick tests, on all cores (PYTEST_FLAGS="-k mask" picks some, "-n 0" takes one process)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not network" -n $(THREADS) --dist worksteal $(PYTEST_FLAGS)
 
-FORKING := tests/training/engines $(addprefix tests/,training/test_run_data.py training/test_embodiments.py \
-	lerobot_policy_foresight/test_training.py lerobot_policy_foresight/test_window_reading.py)
 test-slow: setup ## the tests that take minutes
-	# A fork of a process whose threads have computed fails in its backward pass, or waits for ever.
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow and not network" $(FORKING) $(PYTEST_FLAGS)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow and not network" $(FORKING:%=--ignore %) $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow and not network" $(PYTEST_FLAGS)
 
 # Beside .venv: where DeepSpeed is installed, Accelerate imports it into every process, two seconds each.
 .venv-deepspeed/.installed: constraints.txt

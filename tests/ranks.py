@@ -1,5 +1,6 @@
 """Two processes of one training, as `accelerate launch` makes them, without importing everything again."""
 
+import multiprocessing
 import os
 import socket
 import sys
@@ -14,6 +15,9 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.state import AcceleratorState
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
+# The processes are forks of a server that has imported these and computed nothing. Forks of the tests' own
+# process fail in their backward pass, or wait for ever: its threads and their locks do not survive a fork.
+multiprocessing.set_forkserver_preload(["lerobot.scripts.lerobot_train", "tests.training.test_train"])
 CONFIGS = Path(__file__).parents[1] / "training" / "configs" / "accelerate"
 
 
@@ -40,16 +44,16 @@ ZERO3 = pytest.param(engine_environment("zero3"), id="zero3", marks=no_deepspeed
 
 
 def run_ranks(function, *args, engine: dict[str, str] | None = None) -> None:
-    """`function(rank, *args)` in two forks of this process, in the environment of two ranks on the CPU.
+    """`function(rank, *args)` in two processes, in the environment of two ranks on the CPU.
 
-    `engine` is of [`engine_environment`]. Accelerate ignores
-    engines on CPUs; here it takes the processes for two GPUs.
+    `function` is found by its module and name, so nothing that a test has patched reaches it. `engine` is of
+    [`engine_environment`]. Accelerate ignores engines on CPUs; here it takes the processes for two GPUs.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    start = torch.multiprocessing.start_processes
-    ranks = start(_run_rank, (port, engine, function, args), nprocs=2, join=False, start_method="fork")
+    start, settings = torch.multiprocessing.start_processes, (os.getpid(), dict(os.environ), port, engine)
+    ranks = start(_run_rank, (settings, function, args), nprocs=2, join=False, start_method="forkserver")
     end = time.monotonic() + 300
     try:
         while not ranks.join(timeout=1):
@@ -59,7 +63,12 @@ def run_ranks(function, *args, engine: dict[str, str] | None = None) -> None:
             process.kill()
 
 
-def _run_rank(rank: int, port: int, engine: dict | None, function, args: tuple) -> None:
+def _run_rank(rank: int, settings: tuple, function, args: tuple) -> None:
+    parent, environment, port, engine = settings
+    for output in (1, 2):  # the server's belong to the test that started it
+        os.dup2(os.open(f"/proc/{parent}/fd/{output}", os.O_WRONLY | os.O_APPEND), output)
+    os.environ.clear()
+    os.environ |= environment
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}

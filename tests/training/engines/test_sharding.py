@@ -1,6 +1,7 @@
 # ruff: noqa: F401, F811  (fixtures of another file)
 """One process, two processes, accumulation and FSDP2 are the same training."""
 
+import itertools
 import json
 import os
 import signal
@@ -34,6 +35,19 @@ PARTS = ["--train.gradient_accumulation_steps", "2"]
 
 def run_process(rank, config_file, dataset, output, flags, resume=False):
     assert run(config_file, dataset, output, *flags, resume=resume) == 0
+
+
+def run_until(rank, config_file, dataset, output, step, victim, number):
+    """A run of which the process `victim` gets the signal `number` in a step."""
+    backward, calls = Accelerator.backward, itertools.count(1)
+
+    def disturbed(self, loss):
+        backward(self, loss)
+        if next(calls) == step and rank == victim:
+            os.kill(os.getpid(), number)
+
+    Accelerator.backward = disturbed
+    assert run(config_file, dataset, output, *FLAGS) == 128 + number
 
 
 @pytest.fixture(scope="module")
@@ -94,20 +108,9 @@ def test_two_processes_are_the_same_training(alone, config_file, dataset, tmp_pa
 
 @pytest.mark.slow  # two processes
 @pytest.mark.parametrize("engine", [FSDP2, ZERO2, ZERO3])
-def test_a_stopped_run_resumes_exactly(alone, config_file, dataset, tmp_path, monkeypatch, engine):
-    output, backward, calls = tmp_path / "run", Accelerator.backward, iter(range(1, 10))
-
-    def interrupt_the_second(self, loss):
-        backward(self, loss)
-        if next(calls) == 2 and self.process_index == 1:  # any rank may get the signal
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def stop(rank, *args):
-        assert run(config_file, dataset, output, *FLAGS) == 128 + signal.SIGTERM
-
-    monkeypatch.setattr(Accelerator, "backward", interrupt_the_second)
-    run_ranks(stop, engine=engine)
-    monkeypatch.setattr(Accelerator, "backward", backward)
+def test_a_stopped_run_resumes_exactly(alone, config_file, dataset, tmp_path, engine):
+    output, any_rank = tmp_path / "run", 1
+    run_ranks(run_until, config_file, dataset, output, 2, any_rank, signal.SIGTERM, engine=engine)
     run_ranks(run_process, config_file, dataset, output, FLAGS, True, engine=engine)
     assert_same_training(alone, output)
 
@@ -116,20 +119,12 @@ def test_a_stopped_run_resumes_exactly(alone, config_file, dataset, tmp_path, mo
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("engine", [pytest.param(None, id="ddp"), FSDP2])
 def test_a_run_of_which_a_process_was_killed_resumes_exactly(
-    alone, config_file, dataset, tmp_path, monkeypatch, engine, victim
+    alone, config_file, dataset, tmp_path, engine, victim
 ):
-    output, backward, calls = tmp_path / "run", Accelerator.backward, iter(range(1, 10))
-
-    def die_in_the_third(self, loss):
-        backward(self, loss)
-        if next(calls) == 3 and self.process_index == victim:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    monkeypatch.setattr(Accelerator, "backward", die_in_the_third)
+    output = tmp_path / "run"
     with pytest.raises((ProcessExitedException, ProcessRaisedException)):  # the other one may end first
-        run_ranks(run_process, config_file, dataset, output, FLAGS, engine=engine)
+        run_ranks(run_until, config_file, dataset, output, 3, victim, signal.SIGKILL, engine=engine)
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-0000002"]
-    monkeypatch.setattr(Accelerator, "backward", backward)
     run_ranks(run_process, config_file, dataset, output, FLAGS, True, engine=engine)
     assert_same_training(alone, output)
 
