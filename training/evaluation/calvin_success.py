@@ -174,11 +174,15 @@ def _read_observation(answer: Mapping) -> dict:
     images = {}
     for view, (camera, _, _) in CALVIN_CAMERAS.items():
         pixels, shape, dtype = answer["images"][camera]
-        if dtype != "uint8" or len(shape) != 3 or shape[2] != 3:
+        image = np.frombuffer(pixels, dtype=dtype).reshape(shape)
+        is_rgb = image.ndim == 3 and image.shape[2] == 3 and image.size > 0
+        # PyBullet gives plain integers where it was built without numpy.
+        if not is_rgb or image.dtype.kind not in "iu" or image.min() < 0 or image.max() > 255:
             raise RuntimeError(
-                f"CALVIN gave rgb_{camera} as {dtype} of shape {shape}; expected uint8 (height, width, 3)"
+                f"CALVIN gave rgb_{camera} as {dtype} of shape {shape}; expected integers in 0..255 "
+                "(height, width, 3)"
             )
-        images[view] = np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
+        images[view] = image.astype(np.uint8)
     robot_obs, expected = np.array(answer["robot_obs"]), (VECTORS["robot_obs"],)
     if robot_obs.shape != expected:
         raise RuntimeError(f"CALVIN gave robot_obs of shape {robot_obs.shape}; expected {expected}")

@@ -414,6 +414,15 @@ def scale_images(seen):
     seen["rgb_obs"] = {name: pixels.astype(np.float32) / 255 for name, pixels in seen["rgb_obs"].items()}
 
 
+def widen_images(seen):
+    seen["rgb_obs"] = {name: pixels.astype(np.int64) for name, pixels in seen["rgb_obs"].items()}
+
+
+def overflow_images(seen):
+    widen_images(seen)
+    seen["rgb_obs"]["rgb_gripper"][0, 0, 0] = 256
+
+
 def add_alpha(seen):
     seen["rgb_obs"]["rgb_gripper"] = np.zeros((84, 84, 4), np.uint8)
 
@@ -423,8 +432,12 @@ def add_alpha(seen):
     [
         (shorten_state, r"robot_obs of shape \(14,\); expected \(15,\)"),
         (spoil_state, "robot_obs with NaN or infinity"),
-        (scale_images, r"rgb_static as float32 of shape \(200, 200, 3\); expected uint8"),
-        (add_alpha, r"rgb_gripper as uint8 of shape \(84, 84, 4\); expected uint8 \(height, width, 3\)"),
+        (scale_images, r"rgb_static as float32 of shape \(200, 200, 3\); expected integers in 0..255"),
+        (overflow_images, r"rgb_gripper as int64 of shape \(84, 84, 3\); expected integers in 0..255"),
+        (
+            add_alpha,
+            r"rgb_gripper as uint8 of shape \(84, 84, 4\); expected integers .* \(height, width, 3\)",
+        ),
     ],
 )
 def test_an_observation_of_another_form_is_named_with_chain_and_task(
@@ -435,6 +448,18 @@ def test_an_observation_of_another_form_is_named_with_chain_and_task(
         pool.reset(0, "open_drawer", 3)
         with pytest.raises(RuntimeError, match=f"^chain 3, task open_drawer: CALVIN gave {message}"):
             pool.receive(0)
+
+
+def test_images_of_a_pybullet_without_numpy_are_the_same_pictures(archive, rooms, monkeypatch):
+    seen = []
+    for change in (lambda seen: None, widen_images):
+        with monkeypatch.context() as patch:
+            change_observation(patch, change)
+            with CalvinPool(1, sys.executable, archive) as pool:
+                pool.reset(0, "open_drawer", 3)
+                seen.append(pool.receive(0)["images"])
+    for view, pixels in seen[0].items():
+        assert pixels.dtype == seen[1][view].dtype == np.uint8 and np.array_equal(pixels, seen[1][view])
 
 
 @pytest.mark.parametrize(
