@@ -10,11 +10,11 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from datasets_scripts.storage.atomic import write_json
-from training.config import DataConfig, RunConfig
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from training.evaluation.metaworld_success import SuccessOptions, format_success, measure_success
 from training.evaluation.open_loop import evaluate_open_loop, format_open_loop
 from training.model_folder import load_checkpoint
-from training.run_data import window_config
+from training.policy_data import fit_windows
 from training.windows import ConcatWindows, ForesightWindows, collate_windows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -31,21 +31,30 @@ def main() -> None:
     parser.add_argument(
         "--episodes", type=int, default=2, help="per task (%(default)s; 20 or more to report)"
     )
+    parser.add_argument("--embodiment", help="name of the robot, of a policy for several")
     parser.add_argument("--output", type=Path, default=Path("outputs/eval.json"))
     args = parser.parse_args()
 
     # A robot or simulator of your own: the loop of streaming_control.py, once per episode.
     if args.tasks != "none":
-        options = SuccessOptions(args.checkpoint, args.tasks, episodes=args.episodes, output=args.output)
+        options = SuccessOptions(
+            *(args.checkpoint, args.tasks),
+            episodes=args.episodes,
+            output=args.output,
+            embodiment=args.embodiment,
+        )
         results = measure_success(options)
         write_json(args.output, results)  # hub_cards/build.py makes the tables of the model's card from it
         print(format_success(results))
         print(f"seeds {results['seeds']['first']} to {results['seeds']['last']}, commit {results['commit']}")
 
-    # Only what the dataset has is measured: no depth or tracks, no depth or flow errors.
+    # Only what policy and dataset share is measured: no depth or tracks, no depth or flow errors.
     model, processor = load_checkpoint(args.checkpoint)
-    wanted = window_config(model.config, RunConfig(data=DataConfig(missing_targets=True))).for_evaluation()
-    windows = ConcatWindows([ForesightWindows(args.dataset, wanted)])
+    processor, rows = processor.for_embodiment(args.embodiment), DatasetRows(args.dataset)
+    wanted, notes = fit_windows(args.checkpoint, model.config, rows, embodiment=processor.embodiment)
+    windows = ConcatWindows([ForesightWindows(rows, wanted)], model.config.embodiments)
+    for note in notes:
+        print(note)
     loader = DataLoader(windows, batch_size=32, collate_fn=collate_windows)
     print(f"{len(windows)} windows of {Path(args.dataset).name}; in brackets, what trivial predictors reach")
     print(format_open_loop(evaluate_open_loop(model, processor, loader)))

@@ -13,10 +13,10 @@ from transformers import AutoModel, AutoProcessor
 
 import modeling_foresight  # noqa: F401 - registers the model with the Auto classes
 from datasets_scripts.inspection.drawing import save_png
-from training.config import DataConfig, RunConfig
+from datasets_scripts.storage.dataset_rows import DatasetRows
 from training.evaluation.figures import draw_moments
 from training.evaluation.predictions import predict_windows
-from training.run_data import window_config
+from training.policy_data import fit_windows
 from training.windows import ForesightWindows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -34,8 +34,11 @@ def main() -> None:
     model = AutoModel.from_pretrained(args.checkpoint).eval()
     processor = AutoProcessor.from_pretrained(args.checkpoint)
     # Windows as in training, with the labels that the dataset has: the picture shows them beside predictions.
-    wanted = window_config(model.config, RunConfig(data=DataConfig(missing_targets=True)))
-    windows = ForesightWindows(args.dataset, wanted.for_evaluation())
+    rows = DatasetRows(args.dataset)
+    wanted, notes = fit_windows(args.checkpoint, model.config, rows)
+    windows = ForesightWindows(rows, wanted)
+    for note in notes:
+        print(note)
     if not 0 <= args.window < len(windows):
         raise ValueError(f"--window {args.window}: {args.dataset} has windows 0 to {len(windows) - 1}")
     sample = windows[args.window]

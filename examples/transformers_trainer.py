@@ -34,10 +34,9 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(args.base)
     rows = DatasetRows(args.dataset)
     wanted = window_config(model.config, RunConfig(data=DataConfig(missing_targets=True)))
-    train, held_out = (
-        ForesightWindows(rows, dataclasses.replace(wanted, episodes=episodes))
-        for episodes in split_episodes(rows.n_episodes, val_fraction=0.25)
-    )
+    chosen, held_out_episodes = split_episodes(rows.n_episodes, val_fraction=0.25)
+    train = ForesightWindows(rows, dataclasses.replace(wanted, episodes=chosen))
+    held_out = ForesightWindows(rows, wanted.for_evaluation(held_out_episodes))  # without augmentation
 
     def collate(samples: list[dict]) -> dict:
         """Windows as the batch that the model takes."""

@@ -33,7 +33,8 @@ from datasets_scripts.storage.atomic import (
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from training.config import RunConfig, load_config, save_config
 from training.engines.machines import agree_on_checkpoint, agree_on_run, is_writer
-from training.run_data import dataset_identity
+from training.model_folder import DATASETS
+from training.run_data import dataset_identity, is_same_dataset
 from training.run_facts import resume_command
 
 __all__ = [
@@ -51,7 +52,6 @@ __all__ = [
 
 PREFIX = "step-"
 MANIFEST = "files.json"  # in a checkpoint: SHA-256 of its files
-DATASETS = "datasets.json"  # in the run folder: what it was trained on
 FINISHED = "finished"
 # Settings that may change between sessions of a run, because they do not change what is computed.
 MAY_CHANGE = (
@@ -155,8 +155,9 @@ def _check_same_run(config: RunConfig, datasets: Sequence[DatasetRows], resume: 
         raise ValueError(
             f"{output} already holds a run: continue it with --resume, or choose another --output"
         )
-    known = read_json(output / DATASETS, kind=list) if (output / DATASETS).exists() else None
-    if known not in (None, [dataset_identity(rows) for rows in datasets]):
+    own = [dataset_identity(rows) for rows in datasets]
+    known = read_json(output / DATASETS, kind=list) if (output / DATASETS).exists() else own
+    if len(known) != len(own) or not all(map(is_same_dataset, known, own)):
         raise ValueError(
             f"{output} was trained on other data than {', '.join(rows.name for rows in datasets)} has now "
             f"(see its {DATASETS}): choose another --output, or bring the data back"

@@ -17,6 +17,7 @@ from modeling_foresight.exported_policy import POLICY_FILE, ExportedPolicy
 from training.config import RunConfig, load_config
 
 __all__ = [
+    "DATASETS",
     "MODEL_FILES",
     "export_model",
     "export_places",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"  # peft's name
+DATASETS = "datasets.json"  # in the run folder: what it was trained on
 MODEL_FILES = ("config.json", ADAPTER_CONFIG)  # of which an export has one
 
 

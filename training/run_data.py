@@ -5,7 +5,7 @@ import functools
 import hashlib
 import itertools
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import AutoConfig
 
 from datasets_scripts.columns import find_image_key, image_key
+from datasets_scripts.storage.dataset_folder import STATS_PATH
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import (
     EPISODE_FACTS_PATH,
@@ -44,9 +45,12 @@ __all__ = [
     "RunData",
     "dataset_identity",
     "evaluation_loader",
+    "is_same_dataset",
     "learns_to_act",
+    "open_dataset",
     "open_datasets",
     "read_base",
+    "split_rows",
     "training_loader",
     "window_config",
 ]
@@ -71,19 +75,30 @@ def open_dataset(path: str, config: RunConfig) -> DatasetRows:
 
 
 def dataset_identity(rows: DatasetRows) -> dict:
-    """Name, size, tasks and metadata digest of a dataset: the same for every copy of it."""
-    digest = hashlib.sha256()
+    """Name, size, tasks, metadata and statistics of a dataset: the same for every copy of it but the name.
+
+    Two recordings may have all but the statistics in common.
+    """
+    digest, statistics = hashlib.sha256(), rows.root / STATS_PATH
     for place in ("meta/info.json", PROVENANCE_PATH, EPISODE_FACTS_PATH):
         if (rows.root / place).exists():
             digest.update((rows.root / place).read_bytes())
     digest.update(rows.version.encode())
+    content = statistics.read_bytes() if statistics.is_file() else b""
     return {
         "name": Path(rows.name).name,
         "episodes": rows.n_episodes,
         "frames": len(rows),
         "tasks": rows.tasks,
         "digest": digest.hexdigest()[:16],
+        "statistics_sha256": hashlib.sha256(content).hexdigest(),
     }
+
+
+def is_same_dataset(known: Mapping, own: Mapping) -> bool:
+    """Whether two [`dataset_identity`] are of copies; runs of older versions know less of their data."""
+    shared = known.keys() & own.keys() - {"name"}
+    return "digest" in shared and all(known[fact] == own[fact] for fact in shared)
 
 
 def window_config(model: ForesightConfig, config: RunConfig) -> WindowConfig:
@@ -143,13 +158,7 @@ class RunData:
         embodiments = _place_robots(pairs, model, config)
         for rows, own in pairs:
             own = _name_binary_entries(own, embodiments, model)
-            # Split before flagged episodes are removed: a flag must not move other episodes across the split.
-            split = config.data.val_fraction, config.seed
-            if config.data.streaming:
-                keys = WindowColumns.find(rows.features, own).pictures
-                chosen, held_out = split_by_files(rows, keys, *split)
-            else:
-                chosen, held_out = split_episodes(rows.n_episodes, *split)
+            chosen, held_out = split_rows(rows, own, config)
             train.append(ForesightWindows(rows, dataclasses.replace(own, episodes=chosen)))
             if held_out:
                 val.append(ForesightWindows(rows, own.for_evaluation(held_out)))
@@ -238,6 +247,15 @@ class RunData:
         return [_describe_dataset(*pair) for pair in (*pairs, *((None, windows) for windows in apart))]
 
 
+def split_rows(rows: DatasetRows, own: WindowConfig, config: RunConfig) -> tuple[list[int], list[int]]:
+    """Episodes of a dataset for training and for validation; `own` are its windows."""
+    # Flagged episodes are not removed yet: a flag must not move other episodes across the split.
+    split = config.data.val_fraction, config.seed
+    if config.data.streaming:
+        return split_by_files(rows, WindowColumns.find(rows.features, own).pictures, *split)
+    return split_episodes(rows.n_episodes, *split)
+
+
 def _apply_source(base: WindowConfig, source: DatasetSource) -> WindowConfig:
     """Windows of one dataset of the mixture."""
     return dataclasses.replace(base, **{name: x for name, x in vars(source).items() if name != "path"})
@@ -299,9 +317,10 @@ def _describe_dataset(train: ForesightWindows | None, val: ForesightWindows | No
     parts = [windows for windows in (train, val) if windows is not None]
     rows = parts[0].rows
     provenance = read_provenance(rows.root)
-    simulator = scripted_in(provenance)
+    simulator, identity = scripted_in(provenance), dataset_identity(rows)
     return {
         "name": Path(rows.name).name if Path(rows.name).exists() else rows.name,
+        **{fact: identity[fact] for fact in ("digest", "statistics_sha256")},
         "train_episodes": len(train.episodes) if train else 0,
         "train_windows": len(train) if train else 0,
         "validation_episodes": val.episodes.tolist() if val else [],

@@ -14,13 +14,12 @@ from datasets_scripts.storage.atomic import check_place
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import find_intrinsics, read_provenance
 from modeling_foresight import ForesightConfig
-from training.config import DatasetSource
 from training.evaluation.figures import draw_episode, draw_moments, explain_figure, to_pixels
 from training.evaluation.predictions import Moment, depth_limits, predict_windows
 from training.evaluation.videos import record_predictions, write_video
-from training.model_folder import load_checkpoint, read_run_config
-from training.run_data import window_config
-from training.windows import ForesightWindows, split_episodes
+from training.model_folder import load_checkpoint
+from training.policy_data import find_held_out, fit_windows
+from training.windows import ForesightWindows
 
 EXAMPLE = """example:
   python training/visualize.py --checkpoint outputs/quickstart/model --dataset outputs/quickstart/dataset \\
@@ -62,7 +61,7 @@ def visualize(args: argparse.Namespace) -> None:
     view = args.view or config.views[0]
     if view not in config.views:
         raise ValueError(f"the checkpoint has no view '{view}'; choose from {', '.join(config.views)}")
-    windows, held_out = open_episode(args, config)
+    windows, held_out = open_episode(args, config, processor.embodiment)
     if view not in windows.cameras:
         raise ValueError(
             f"dataset {windows.rows.name} has no camera for the view '{view}'; choose --view from "
@@ -88,35 +87,33 @@ def visualize(args: argparse.Namespace) -> None:
 
 
 def _write_film(path: Path, moments: Sequence[Moment], title: str, caption: str, fps: float) -> None:
-    """All moments of an episode, at a quarter of the speed."""
-    limits = depth_limits(moments)
+    """All moments of an episode, at a quarter of the speed, or one a second if that is faster."""
+    limits, shown_fps = depth_limits(moments), max(1, round(fps / 4))
     pictures = (to_pixels(draw_moments([moment], title, caption, limits)) for moment in moments)
-    write_video(path, pictures, max(1, fps / 4))
-    print(f"wrote {path}: all {len(moments)} moments at a quarter of the speed")
+    write_video(path, pictures, shown_fps)
+    print(f"wrote {path}: all {len(moments)} moments at {shown_fps / fps:.2g} of the speed")
 
 
-def open_episode(args: argparse.Namespace, model: ForesightConfig) -> tuple[ForesightWindows, bool]:
+def open_episode(
+    args: argparse.Namespace, model: ForesightConfig, embodiment: str | None = None
+) -> tuple[ForesightWindows, bool]:
     """Windows of one episode, with lookahead frames, and whether it was held out from training."""
-    run, rows = read_run_config(args.checkpoint), DatasetRows(args.dataset)
-    known = [source for source in run.data.datasets if Path(source.path).name == Path(args.dataset).name]
-    source = known[0] if known else DatasetSource(args.dataset)
-    _, held_out = split_episodes(
-        rows.n_episodes, run.data.val_fraction if rows.n_episodes > 1 else 0, run.seed
-    )
-    episode = args.episode
-    if episode is None:
-        episode = held_out[0] if held_out else rows.n_episodes - 1
-    config = dataclasses.replace(
-        window_config(model, run).for_evaluation([episode]),
-        cameras=source.cameras,
-        frame_stride=source.frame_stride,
-        strided_commands=source.strided_commands,
+    rows = DatasetRows(args.dataset)
+    held_out = find_held_out(args.checkpoint, model, rows) or []
+    wanted, notes = fit_windows(
+        *(args.checkpoint, model, rows, args.cameras, embodiment),
         lookahead=model.has("future"),
         p_moving=1.0,  # show what moves
-        missing_targets=True,  # what was not recorded is left out
         skip_flagged=False,  # the episode was asked for
     )
-    return ForesightWindows(rows, config), bool(known) and episode in held_out
+    for note in notes:
+        print(note)
+    episode = args.episode
+    if episode is None:
+        lengths = rows.episode_stops - rows.episode_starts
+        inside = [e for e in held_out or range(rows.n_episodes) if lengths[e] >= wanted.frames_needed]
+        episode = (inside or held_out or [0])[0]  # that none is long enough is said by the windows
+    return ForesightWindows(rows, dataclasses.replace(wanted, episodes=[episode])), episode in held_out
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -133,6 +130,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="LeRobot dataset, folder or Hub id; labels that it lacks are left out",
     )
     parser.add_argument("--output", type=Path, default=Path("foresight.png"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--cameras",
+        default="",
+        help="of a dataset with other names, such as main=front,wrist=none (default: by name and order)",
+    )
     parser.add_argument("--episode", type=int, help="default: the first that training held out")
     parser.add_argument("--moments", type=int, default=4, help="rows (default: %(default)s)")
     parser.add_argument("--view", help="camera (default: the model's first one, which has the flow)")

@@ -8,22 +8,20 @@ import dataclasses
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
-import numpy as np
-
-from datasets_scripts.columns import find_depth_key, list_cameras, points_key
+from datasets_scripts.columns import find_depth_key, points_key
 from datasets_scripts.inspection.labeled_episode import read_task
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import find_intrinsics, read_provenance
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from training.evaluation.predictions import Prediction, depth_limits, predict_windows
 from training.model_folder import load_checkpoint, read_run_config
-from training.run_data import window_config
+from training.policy_data import NEAR_RATE, fit_windows, frames_per_step
 from training.windows import ForesightWindows
 from training.windows.columns import column_width
 
-__all__ = ["Choice", "EpisodeView", "match_cameras", "name_episodes", "open_dataset", "predict_episode"]
+__all__ = ["Choice", "EpisodeView", "name_episodes", "open_dataset", "predict_episode"]
 
 MAX_MOMENTS = 120  # of a longer episode every second, third, ... frame is predicted
 KEPT_EPISODES = 4
@@ -115,45 +113,6 @@ def _describe_outcome(outcome: Mapping) -> str:
     return f"the policy failed at step {outcome['failed_at']}" if "failed_at" in outcome else "it failed"
 
 
-def match_cameras(views: Sequence[str], features: Mapping[str, dict], given: str = "") -> dict:
-    """Which camera of a dataset each view of a model looks through.
-
-    Args:
-        views (`Sequence[str]`): The model's.
-        features (`Mapping`): LeRobot features.
-        given (`str`): Such as `main=front, wrist=none`; views that it leaves out are matched by name, and
-            then in the dataset's order.
-
-    Returns:
-        `dict[str, str | None]`: Camera by view; `None` where no camera is left.
-
-    Raises:
-        ValueError: If the dataset has no cameras, or a view or camera does not exist; lists those that do.
-    """
-    known = list_cameras(features)
-    if not known:
-        raise ValueError("the dataset has no cameras, and nothing can be predicted without one")
-    matched: dict[str, str | None] = {}
-    for part in filter(None, (part.strip() for part in given.split(","))):
-        view, _, camera = (piece.strip() for piece in part.partition("="))
-        if view not in views or (camera not in known and camera != "none"):
-            raise ValueError(
-                f"cameras: '{part}' should be VIEW=CAMERA, with a view of the checkpoint "
-                f"({', '.join(views)}) and a camera of the dataset ({', '.join(known)}, or none)"
-            )
-        matched[view] = None if camera == "none" else camera
-    unused = [camera for camera in known if camera not in matched.values()]
-    open_views = [view for view in views if view not in matched]
-    for view in sorted(open_views, key=lambda view: view not in unused):  # equal names first
-        camera = view if view in unused else next(iter(unused), None)
-        matched[view] = camera
-        if camera:
-            unused.remove(camera)
-    if not any(matched.values()):
-        raise ValueError("cameras: at least one view needs a camera")
-    return {view: matched[view] for view in views}
-
-
 _views: OrderedDict[Choice, EpisodeView] = OrderedDict()
 _one_at_a_time = threading.Lock()
 
@@ -186,8 +145,7 @@ def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeV
         raise ValueError(
             f"dataset {rows.name} has no episode {choice.episode}: choose 0 to {rows.n_episodes - 1}"
         )
-    cameras = match_cameras(config.views, rows.features, choice.cameras)
-    wanted, notes = _configure_windows(choice, config, rows, cameras)
+    wanted, notes = _configure_windows(choice, model.config, rows, processor.embodiment)
     windows = ForesightWindows(rows, wanted)
     chosen = range(0, len(windows), -(-len(windows) // MAX_MOMENTS))
     options = {"instruction": choice.instruction or None, "batch_size": BATCH}
@@ -197,7 +155,7 @@ def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeV
         if report:
             report(len(predictions) / len(chosen))
     provenance = read_provenance(rows.root)
-    flow_camera = cameras[config.views[0]]
+    flow_camera = wanted.cameras[config.views[0]]
     if outcome := provenance.get("episodes", {}).get(str(choice.episode), {}).get("outcome"):
         done = _describe_outcome(outcome)
         notes.append(f"Recorded is what a policy did here, not a demonstration: {done}.")
@@ -206,7 +164,7 @@ def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeV
         predictions=predictions,
         config=config,
         task=windows[0]["task"],
-        cameras=cameras,
+        cameras=wanted.cameras,
         fps=rows.fps,
         stride=wanted.frame_stride,
         action_names=_name_actions(rows.features.get(wanted.action_key, {}), config),
@@ -216,34 +174,24 @@ def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeV
     )
 
 
-def _configure_windows(choice: Choice, config: ForesightConfig, rows: DatasetRows, cameras: Mapping):
+def _configure_windows(choice: Choice, model: ForesightConfig, rows: DatasetRows, robot: str | None):
     """Windows of the episode with all that model and dataset share; notes on what they do not."""
-    run = read_run_config(choice.checkpoint)
-    wanted = window_config(config, run).for_evaluation([choice.episode])
-    # What one step of the policy commands; where its data needed no choice, the newest command is shown.
-    choices = [s.strided_commands for s in run.data.datasets if s.strided_commands != "refuse"]
-    differing, notes = _compare_sizes(config, wanted, rows)
-    wanted = dataclasses.replace(
-        wanted,
-        cameras=cameras,
-        frame_stride=max(1, round(rows.fps / config.fps)) if config.fps else 1,
-        strided_commands=choices[0] if choices else "last",
-        lookahead=config.has("future"),
+    exact = frames_per_step(model, rows)
+    stride = max(1, round(exact))
+    wanted, notes = fit_windows(
+        *(choice.checkpoint, model, rows, choice.cameras, robot),
+        episodes=[choice.episode],
+        frame_stride=stride,
+        lookahead=model.has("future"),
         p_moving=1.0,  # show what moves
         skip_flagged=False,  # the episode was asked for
-        missing_targets=True,
         frame_cache="off",
-        **differing,
     )
-    return wanted, [*_note_cameras(cameras), *notes, *_note_labels(config, rows, cameras)]
-
-
-def _note_cameras(cameras: Mapping[str, str | None]) -> Iterator[str]:
-    for view, camera in cameras.items():
-        if camera is None:
-            yield f"The dataset has no camera for the view “{view}”."
-        elif camera != view:
-            yield f"The view “{view}” looks through the camera “{camera}”."
+    if abs(exact / stride - 1) > NEAR_RATE:
+        notes.append(
+            f"The policy acts {model.fps:g} times per second; shown are {rows.fps / stride:g} frames of one."
+        )
+    return wanted, [*notes, *_note_labels(model, rows, wanted.cameras)]
 
 
 def _choose_robot(processor: ForesightProcessor, rows: DatasetRows, action_key: str) -> ForesightProcessor:
@@ -252,32 +200,6 @@ def _choose_robot(processor: ForesightProcessor, rows: DatasetRows, action_key: 
     width = column_width(rows.features, action_key if action_key in rows.features else None)
     fitting = [name for name, robot in robots if len(robot["action"]) == width]
     return processor.for_embodiment(next(iter([*fitting, *(name for name, _ in robots)]), None))
-
-
-def _compare_sizes(config: ForesightConfig, wanted, rows: DatasetRows) -> tuple[dict, list[str]]:
-    """Settings that leave out state or actions whose size differs in model and dataset; notes on them."""
-    changes, notes = {}, []
-
-    def size(key: str | None) -> int:
-        return int(np.prod(rows.features[key]["shape"])) if key in rows.features else 0
-
-    state = size(wanted.state_key)
-    if config.state_dim and state != config.state_dim:
-        has = f"has {state} entries" if state else "is missing"
-        notes.append(
-            f"The checkpoint reads a state of {config.state_dim} numbers; the dataset's {has}: it predicts "
-            "without a state."
-        )
-        changes["state_key"] = None
-    actions = size(wanted.action_key)
-    if config.has("action") and config.action_codec == "recorded" and actions != config.action_dim:
-        has = f"have {actions} entries" if actions else "are missing"
-        notes.append(
-            f"The checkpoint predicts actions of {config.action_dim} numbers; the dataset's {has}: there is "
-            "nothing to compare with."
-        )
-        changes["objectives"] = [name for name in wanted.objectives if name != "action"]
-    return changes, notes
 
 
 def _note_labels(config: ForesightConfig, rows: DatasetRows, cameras: Mapping) -> Iterator[str]:

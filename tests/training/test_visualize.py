@@ -179,11 +179,29 @@ def test_a_strided_run_is_drawn_with_its_stride_and_commands(model, dataset, tmp
     tiny_processor(model.config).save_pretrained(folder)
     source = DatasetSource(str(dataset.root), frame_stride=2, strided_commands="sum")
     save_config(RunConfig(data=DataConfig(datasets=[source])), tmp_path / "run" / "training" / "config.yaml")
-    arguments = argparse.Namespace(checkpoint=str(folder), dataset=str(dataset.root), episode=0)
+    arguments = argparse.Namespace(checkpoint=str(folder), dataset=str(dataset.root), episode=0, cameras="")
     windows, _ = open_episode(arguments, model.config)
     newest = 2 * (model.config.history_length - 1)
     wanted = sum(dataset.action(0, newest + step) for step in range(2))
     np.testing.assert_allclose(windows[0]["actions"][-1, 0], wanted, atol=1e-6)
+
+
+def test_a_dataset_of_another_robot_is_drawn_at_the_rate_of_the_policy(tmp_path, capsys, monkeypatch):
+    """Other camera names, four times the frames, a first episode that is too short."""
+    monkeypatch.setenv("FORESIGHT_CACHE", str(tmp_path / "cache"))
+    sizes = {"size": (40, 40), "use_videos": False, "cameras": ("front",), "action_dim": ACTION}
+    other = make_dataset(tmp_path / "other", 2, [8, 30], fps=80, state_dim=STATE, **sizes)
+    model = ForesightForActionPrediction(small_config(fps=20)).eval()
+    model.save_pretrained(tmp_path / "model")
+    tiny_processor(model.config).save_pretrained(tmp_path / "model")
+    options = ["--checkpoint", str(tmp_path / "model"), "--dataset", str(other.root)]
+    assert main([*options, "--output", str(tmp_path / "drawn.png")]) == 0
+    printed = capsys.readouterr().out
+    assert "The view “main” looks through the camera “front”" in printed and "episode 1" in printed
+    assert main([*options, "--episode", "0", "--output", str(tmp_path / "drawn.png")]) == 1
+    assert "take longer episodes" in capsys.readouterr().err
+    assert main([*options, "--cameras", "main=side", "--output", str(tmp_path / "drawn.png")]) == 1
+    assert "a camera of the dataset (front, or none)" in capsys.readouterr().err
 
 
 def test_the_command_draws_a_held_out_episode_and_a_film(checkpoint, dataset, tmp_path, capsys, monkeypatch):

@@ -42,6 +42,10 @@ class DiagnosticOptions(GoalOptions, abc.ABC):
         "episodes count, of other data all",
         None,
     )
+    cameras: str = option(
+        "cameras of a --dataset with other names, such as main=front,wrist=none (default: by name and order)",
+        "",
+    )
     episodes: int = option("starts per task (default: %(default)s)", 5)
     only: list[str] | None = option("conditions to try, beside the unchanged policy (default: all)", None)
     output: Path = option(
@@ -62,7 +66,7 @@ class DiagnosticOptions(GoalOptions, abc.ABC):
     def benchmark(self) -> Benchmark:
         """The evaluation that all conditions share."""
         options, benchmark = self.evaluation
-        names = {field.name for field in dataclasses.fields(self)} - {"dataset", "only", "output"}
+        names = {field.name for field in dataclasses.fields(self)} - {"dataset", "cameras", "only", "output"}
         return benchmark(options(**{name: getattr(self, name) for name in names}, output=self.output))
 
     @abc.abstractmethod

@@ -5,7 +5,6 @@ depth, future and flow, which are those of `evaluation/open_loop.py`. Flow start
 not at labeled points: the action sees the flow queries.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,12 +16,12 @@ from tqdm import tqdm
 
 from datasets_scripts.storage.atomic import read_json, write_json
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
+from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.inputs import ForesightInputs
-from training.evaluation.open_loop import evaluate_open_loop, held_out_data
-from training.model_folder import read_run_config, read_summary
-from training.run_data import dataset_identity, window_config
-from training.windows import ForesightWindows, collate_windows
+from training.evaluation.open_loop import evaluate_open_loop
+from training.policy_data import fit_windows, held_out_data, is_trained_on
+from training.run_data import dataset_identity
+from training.windows import ConcatWindows, ForesightWindows, collate_windows
 
 __all__ = [
     "measure_calibration",
@@ -38,38 +37,45 @@ CAUSALITY_WINDOWS = 64
 LABELS = ("lookahead_pixel_values", "lookahead_depth", "depth", "track", "actions", "progress")
 
 
-def open_demonstrations(checkpoint: str, config, dataset: str) -> ForesightWindows:
-    """Windows of the episodes of a dataset that a policy was not trained on.
+def open_demonstrations(
+    checkpoint: str, config: ForesightConfig, dataset: str, cameras: str = "", embodiment: str | None = None
+) -> tuple[ConcatWindows, str]:
+    """Windows of the episodes of a dataset that a policy was not trained on, and how that is known.
 
     Args:
         checkpoint (`str`): Folder of the policy.
         config (`ForesightConfig`): Its config.
         dataset (`str`): One of the datasets that it was trained on, of which the episodes that the run held
             out are taken; or another one, of which all are.
+        cameras (`str`): Of a dataset of other camera names; see `policy_data.match_cameras`.
+        embodiment (`str`, *optional*): The robot, of a policy for several.
+
+    Returns:
+        `tuple`: The windows, and `"held out"`, `"other"`, or `"unknown"` if the policy may have seen them.
 
     Raises:
         ValueError: If it is unknown which episodes were held out, or the dataset does not fit the policy.
     """
-    run, name = read_run_config(checkpoint), Path(dataset).name
-    card = Path(checkpoint) / "evaluation" / "training.json"
-    summary = read_summary(checkpoint) or (read_json(card) if card.is_file() else {})
-    trained_on = [source.path for source in run.data.datasets]
-    trained_on += [known["name"] for known in summary.get("datasets", ())]
-    if name in {Path(known).name for known in trained_on}:
-        return held_out_data(checkpoint, config, dataset).val.datasets[0]
-    settings = window_config(config, run).for_evaluation()
-    return ForesightWindows(DatasetRows(dataset), dataclasses.replace(settings, skip_flagged=False))
+    rows = DatasetRows(dataset)
+    trained_on = is_trained_on(checkpoint, rows)
+    if trained_on:
+        return held_out_data(checkpoint, config, dataset).val, "held out"
+    wanted, notes = fit_windows(checkpoint, config, rows, cameras, embodiment, skip_flagged=False)
+    for note in notes:
+        print(note)
+    windows = ConcatWindows([ForesightWindows(rows, wanted)], config.embodiments)
+    return windows, "unknown" if trained_on is None else "other"
 
 
 def measure_once(
-    model, processor, windows: ForesightWindows, replaced: Mapping[str, str], weights: str | None, path: Path
+    model, processor, windows: ConcatWindows, replaced: Mapping[str, str], weights: str | None, path: Path
 ) -> dict:
     """What [`measure_demonstrations`] gives, kept in the file `path`.
 
     Raises:
         ValueError: If the file is of other weights (`weights` is their digest) or of another dataset.
     """
-    facts = {"weights_sha256": weights, "data": dataset_identity(windows.rows)}
+    facts = {"weights_sha256": weights, "data": dataset_identity(windows.datasets[0].rows)}
     if not path.exists():
         write_json(path, {**facts, "figures": measure_demonstrations(model, processor, windows, replaced)})
     kept = read_json(path, "delete it; it is measured again")
@@ -83,14 +89,14 @@ def measure_once(
 def measure_demonstrations(
     model: ForesightForActionPrediction,
     processor: ForesightProcessor,
-    windows: ForesightWindows,
+    windows: ConcatWindows,
     replaced: Mapping[str, str],
 ) -> dict:
     """All figures of demonstrations.
 
     Args:
-        model, processor: The policy, in evaluation mode.
-        windows (`ForesightWindows`): The demonstrations.
+        model, processor: The policy, in evaluation mode; the processor for the robot of the demonstrations.
+        windows (`ConcatWindows`): The demonstrations, one dataset.
         replaced (`Mapping[str, str]`): Instruction -> that of another task of the scene, where there is one.
 
     Returns:
@@ -99,10 +105,10 @@ def measure_demonstrations(
         `evaluate_open_loop`; `progress` of [`measure_calibration`] if it is predicted; `instruction` of
         [`measure_instruction`] if two tasks share a scene; `causality` of [`measure_causality`].
     """
-    predicted = _predict(model, processor, windows)
+    predicted, recorded = _predict(model, processor, windows), windows.datasets[0]
     results = {
-        "dataset": Path(windows.rows.name).name,
-        "episodes": len(windows.episodes),
+        "dataset": Path(recorded.rows.name).name,
+        "episodes": len(recorded.episodes),
         "windows": len(windows),
         "tasks": _measure_tasks(model, processor, windows, predicted),
     }
@@ -141,7 +147,7 @@ def measure_calibration(predicted: np.ndarray, true: np.ndarray, bins: int = BIN
 
 
 def measure_instruction(
-    model, processor, windows: ForesightWindows, predicted: Mapping, replaced: Mapping[str, str]
+    model, processor, windows: ConcatWindows, predicted: Mapping, replaced: Mapping[str, str]
 ) -> dict | None:
     """How far the next action moves when another task of the same scene is named, and its errors.
 
@@ -164,7 +170,7 @@ def measure_causality(model, processor, raw: Mapping) -> dict:
 
     Args:
         model, processor: The policy, in evaluation mode.
-        raw (`Mapping`): A raw batch of windows.
+        raw (`Mapping`): A raw batch of windows, of one robot.
 
     Returns:
         `dict`: `windows`, and the largest absolute changes of a normalized action: `later_frames`, when
@@ -211,7 +217,9 @@ def _compare_with_stream(model, processor, raw: Mapping, batch: Mapping, before:
     farthest = 0.0
     for t in range(model.config.history_length):
         images = {view: frames[:, t].numpy() for view, frames in raw["images"].items()}
-        state = raw["state"][:, t].numpy() if stream.state_dim and raw.get("state") is not None else None
+        state = None
+        if stream.state_dim and raw.get("state") is not None:
+            state = processor.take_entries("state", raw["state"][:, t]).numpy()
         chunk = stream.step_chunk(images, state)
         window = processor.decode_actions(before[:, t].cpu(), state=state)
         real = batch["frame_mask"][:, t].cpu()
@@ -219,7 +227,7 @@ def _compare_with_stream(model, processor, raw: Mapping, batch: Mapping, before:
     return farthest
 
 
-def _measure_tasks(model, processor, windows: ForesightWindows, predicted: Mapping) -> dict[str, dict]:
+def _measure_tasks(model, processor, windows: ConcatWindows, predicted: Mapping) -> dict[str, dict]:
     """The model's errors by instruction; plain figures only."""
     results, texts = {}, np.array(predicted["task"])
     for task in tqdm(sorted(set(predicted["task"])), desc="errors by task", unit="task"):
@@ -263,9 +271,10 @@ def _predict_newest(model, processor, raw: dict, replaced: Mapping[str, str] | N
     with torch.no_grad():
         known = ForesightInputs.__annotations__.keys() - {"track_start"}
         output = model(**{name: batch[name] for name in known if name in batch})
-    yield "action", processor.denormalize_actions(output.actions[:, newest])[:, 0]
+    actions = processor.denormalize_actions(output.actions[:, newest])[:, 0]
+    yield "action", processor.take_entries("action", actions)
     if raw.get("actions") is not None:
-        yield "true_action", raw["actions"][:, newest, 0]
+        yield "true_action", processor.take_entries("action", raw["actions"][:, newest, 0])
     if output.progress is not None:
         yield "progress", output.progress[:, newest]
         yield "true_progress", raw["progress"][:, newest]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from training.diagnostics.benchmarks import DiagnosticOptions
 from training.diagnostics.closed_loop import PLAIN, list_conditions, measure_conditions
-from training.evaluation.success import describe_checkpoint, open_policy
+from training.evaluation.success import check_heads, describe_checkpoint, open_policy
 from training.run_facts import describe_run
 
 __all__ = ["format_diagnostics", "measure_diagnostics"]
@@ -28,6 +28,7 @@ def measure_diagnostics(options: DiagnosticOptions, arguments: Sequence[str] | N
         ValueError: If checkpoint, tasks, conditions and dataset do not fit together; names the remedy.
         RuntimeError: If the simulator is missing or fails.
     """
+    check_heads(options)
     benchmark = options.benchmark()
     evaluation, recorded = benchmark.options, {}
     partners = options.other_tasks(benchmark.tasks)
@@ -38,7 +39,7 @@ def measure_diagnostics(options: DiagnosticOptions, arguments: Sequence[str] | N
         checkpoint, folder = describe_checkpoint(options, config), options.output.with_suffix("")
         if options.dataset:
             weights = checkpoint["weights_sha256"]
-            figures = _measure_demonstrations(options, config, model, processor, weights)
+            figures = _measure_demonstrations(options, model, processor, weights)
             recorded["demonstrations"] = figures
         settings = benchmark.choose_settings(config, config.image_size)
         tried = measure_conditions(benchmark, model, processor, conditions, folder)
@@ -56,14 +57,15 @@ def measure_diagnostics(options: DiagnosticOptions, arguments: Sequence[str] | N
     }
 
 
-def _measure_demonstrations(options: DiagnosticOptions, config, model, processor, weights) -> dict:
+def _measure_demonstrations(options: DiagnosticOptions, model, processor, weights) -> dict:
     """Figures of the demonstrations of the options, kept in a file."""
     from training.diagnostics.demonstrations import measure_once, open_demonstrations
 
-    windows = open_demonstrations(options.checkpoint, config, options.dataset)
-    replaced = options.other_instructions(windows.rows.tasks)
+    data = options.checkpoint, model.config, options.dataset, options.cameras, processor.embodiment
+    windows, origin = open_demonstrations(*data)
+    replaced = options.other_instructions(windows.datasets[0].rows.tasks)
     kept = options.output.with_suffix("") / "demonstrations.json"
-    return measure_once(model, processor, windows, replaced, weights, kept)
+    return {"origin": origin, **measure_once(model, processor, windows, replaced, weights, kept)}
 
 
 def _choose_conditions(conditions: dict, only: Sequence[str] | None) -> dict:

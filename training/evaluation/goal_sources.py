@@ -4,7 +4,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,14 +81,10 @@ def describe_goals(config, options) -> dict:
 
 
 def _identify_dataset(source: str) -> dict:
-    """The dataset's identity, and a digest of its statistics: two recordings may have all else in common."""
     from datasets_scripts.storage.dataset_rows import DatasetRows
     from training.run_data import dataset_identity
 
-    rows = DatasetRows(source, stream=True)  # no videos are needed here
-    statistics = rows.root / "meta" / "stats.json"
-    content = statistics.read_bytes() if statistics.is_file() else b""
-    return {**dataset_identity(rows), "statistics_sha256": hashlib.sha256(content).hexdigest()}
+    return dataset_identity(DatasetRows(source, stream=True))  # no videos are needed here
 
 
 @contextlib.contextmanager

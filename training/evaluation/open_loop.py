@@ -24,7 +24,6 @@ everywhere. Sums are kept in float64.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,7 +49,6 @@ from modeling_foresight.targets import (
 )
 from training.engines.sharding import batches_in_step, is_sharded
 from training.evaluation.real_units import measure_in_real_units
-from training.model_folder import read_run_config
 from training.run_data import RunData, evaluation_loader
 
 __all__ = [
@@ -58,7 +56,6 @@ __all__ = [
     "fit_baselines",
     "flow_errors",
     "format_open_loop",
-    "held_out_data",
     "measure_held_out",
     "measure_losses",
     "measure_recorded",
@@ -278,37 +275,10 @@ def _predict(model, processor, batches: Iterable[Mapping]) -> Iterator[tuple]:
         model.train(was_training)
 
 
-def held_out_data(checkpoint: str, config: ForesightConfig, dataset: str) -> RunData:
-    """A dataset, split as the run split it that made a checkpoint: `val` are the episodes it held out.
-
-    The run's settings are looked up beside the checkpoint, whose config is given.
-
-    Raises:
-        ValueError: If it is unknown which episodes the run held out, or it held out none.
-    """
-    run, name = read_run_config(checkpoint), Path(dataset).name
-    if run.data.validation:
-        raise ValueError(
-            f"the run that made {checkpoint} held out no episodes: its summary.json has the errors on "
-            f"{Path(run.data.validation).name}"
-        )
-    run.data.datasets = [source for source in run.data.datasets if Path(source.path).name == name][:1]
-    if not run.data.datasets:
-        raise ValueError(
-            f"{name} is not among the data of the run that made {Path(checkpoint).name}, or that run's "
-            "config.yaml is not beside it: which episodes it held out is unknown"
-        )
-    run.data.datasets[0].path = dataset
-    data = RunData(run, config)
-    if data.val is None:
-        raise ValueError(f"the run that made {checkpoint} held out no episodes (data.val_fraction is 0)")
-    return data
-
-
 def measure_recorded(
     model: ForesightForActionPrediction, processor: ForesightProcessor, data: RunData
 ) -> dict:
-    """Errors on the held-out episodes of one dataset ([`held_out_data`]).
+    """Errors on the held-out episodes of one dataset (`policy_data.held_out_data`).
 
     Returns:
         `dict`: `dataset` (name), `episodes` (held out), `metrics` of [`evaluate_open_loop`] and `real_units`

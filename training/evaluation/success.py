@@ -34,6 +34,7 @@ __all__ = [
     "EvaluationOptions",
     "GoalOptions",
     "StreamChange",
+    "check_heads",
     "claim_evaluation",
     "describe_checkpoint",
     "evaluation_job",
@@ -252,13 +253,9 @@ def open_policy(options, check: Callable[[Any], None]) -> Iterator[tuple]:
 
     from training.model_folder import is_exported, load_checkpoint, load_exported
 
+    check_heads(options)
     if is_exported(options.checkpoint):
         model, processor = load_exported(options.checkpoint)
-        if getattr(options, "dataset", None):
-            raise ValueError(
-                "--dataset needs all heads, and an exported policy acts only: measure the errors of the "
-                "model that it came from"
-            )
     else:
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         model, processor = load_checkpoint(options.checkpoint, device, options.revision)
@@ -276,6 +273,17 @@ def open_policy(options, check: Callable[[Any], None]) -> Iterator[tuple]:
         torch.set_num_threads(threads)
 
 
+def check_heads(options) -> None:
+    """Refuses recorded data for an exported policy."""
+    from training.model_folder import is_exported
+
+    if getattr(options, "dataset", None) and is_exported(options.checkpoint):
+        raise ValueError(
+            "--dataset needs all heads, and an exported policy acts only: measure the errors of the model "
+            "that it came from"
+        )
+
+
 def measure_policy(
     benchmark: Benchmark,
     model,
@@ -288,7 +296,8 @@ def measure_policy(
     `change` is what a diagnostic changes of what the policy gets; it is named in the settings.
     """
     from training.evaluation.metric_loader import load_metric
-    from training.evaluation.open_loop import held_out_data, measure_recorded
+    from training.evaluation.open_loop import measure_recorded
+    from training.policy_data import held_out_data
 
     run = describe_run("training/evaluate.py" if arguments is not None else None, arguments)
     options, config = benchmark.options, model.config.for_robot(processor.embodiment)

@@ -34,7 +34,7 @@ from training.engines.selection import check_engine
 from training.evaluation.success import option
 from training.goal_generator.pairs import GoalPairs, collate_pairs
 from training.monitoring.run_log import RunLog
-from training.run_data import dataset_identity, leave_signals_to_parent
+from training.run_data import dataset_identity, is_same_dataset, leave_signals_to_parent
 from training.run_facts import describe_run
 from training.windows import WindowSampler
 
@@ -228,9 +228,9 @@ def check_folder(options: GoalTraining, now: dict) -> str | tuple[Path, int] | N
     there, here = before.get("settings", {}), now["settings"]
     differ = [name for name in here if name not in MAY_DIFFER and there.get(name) != here[name]]
     changed = [f"{name}: {there.get(name)} there, {here[name]} here" for name in differ]
-    contents = {"data": "dataset", "base_sha256": "base"}
+    changed += ["another dataset"] * (not is_same_dataset(before.get("data", now["data"]), now["data"]))
     # Runs of earlier versions have no digest of the base.
-    changed += [f"another {contents[key]}" for key in contents if before.get(key, now[key]) != now[key]]
+    changed += ["another base"] * (before.get("base_sha256", now["base_sha256"]) != now["base_sha256"])
     if changed:
         told = "; ".join(changed)
         raise ValueError(f"{path.parent} holds a run with other settings ({told}): choose another --output")

@@ -63,12 +63,12 @@ def _count_windows(rows: DatasetRows, config: WindowConfig, chosen: np.ndarray) 
     firsts, lasts = rows.episode_starts[chosen], rows.episode_stops[chosen] - 1
     bounds = zip(firsts, lasts, strict=True)
     counts = np.array([len(window_starts(first, last, frames, 1, stride)) for first, last in bounds])
-    needed = (frames - 1) * stride + 2
+    needed = config.frames_needed
     if counts.max() < 1:
         raise ValueError(
             f"dataset {rows.name}: no window of history_length={frames} frames fits (frame_stride {stride}); "
-            f"the longest episode has {(lasts - firsts).max() + 1} frames and {needed} are needed: choose a "
-            "smaller history_length"
+            f"the longest episode has {(lasts - firsts).max() + 1} frames and {needed} are needed: take "
+            "longer episodes, or train with a smaller history_length"
         )
     if short := int((counts < 1).sum()):
         warnings.warn(

@@ -140,6 +140,11 @@ class WindowConfig:
         return self.state_key if self.action_codec == "local_delta" else self.action_key
 
     @property
+    def frames_needed(self) -> int:
+        """Frames of the shortest episode that gives a window: the history, and a frame after it."""
+        return (self.history_length - 1) * self.frame_stride + 2
+
+    @property
     def lookahead_frames(self) -> int:
         """F, frames delivered after the window."""
         return self.future_shift if self.lookahead else 0

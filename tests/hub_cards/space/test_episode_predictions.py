@@ -19,7 +19,6 @@ pytest.importorskip("plotly")
 from hub_cards.space import episode_predictions as episode_module
 from hub_cards.space.episode_predictions import (
     Choice,
-    match_cameras,
     name_episodes,
     open_dataset,
     predict_episode,
@@ -221,24 +220,6 @@ def test_a_long_episode_is_thinned_evenly(checkpoint, dataset, monkeypatch):
     frames = [prediction.frame for prediction in view.predictions]
     assert frames == [4, 6, 8]
     assert shares == pytest.approx([1 / 3, 2 / 3, 1])
-
-
-@pytest.mark.parametrize(
-    ("given", "cameras", "expected"),
-    [
-        ("", ("main", "wrist"), {"main": "main", "wrist": "wrist"}),
-        ("", ("wrist", "main"), {"main": "main", "wrist": "wrist"}),
-        ("", ("top", "side", "back"), {"main": "top", "wrist": "side"}),
-        ("", ("wrist", "top"), {"main": "top", "wrist": "wrist"}),
-        ("", ("top",), {"main": "top", "wrist": None}),
-        ("main=back", ("top", "side", "back"), {"main": "back", "wrist": "top"}),
-        ("main = side, wrist=none", ("top", "side"), {"main": "side", "wrist": None}),
-    ],
-)
-def test_cameras_are_matched_by_name_then_in_order_unless_told(given, cameras, expected):
-    features = {f"observation.images.{camera}": {"dtype": "video"} for camera in cameras}
-    features["observation.depth.main"] = {"dtype": "video", "info": {"is_depth_map": True}}
-    assert match_cameras(["main", "wrist"], features, given) == expected
 
 
 @pytest.mark.parametrize(

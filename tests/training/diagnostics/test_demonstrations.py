@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_foresight import ForesightForActionPrediction
+from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from tests.synthetic import make_dataset
-from tests.tiny import tiny_config, tiny_processor
+from tests.tiny import tiny_config, tiny_processor, tiny_tokenizer
 from training.diagnostics import demonstrations
 from training.diagnostics.benchmarks import MetaWorldDiagnostics
 from training.diagnostics.demonstrations import (
@@ -19,7 +19,7 @@ from training.diagnostics.demonstrations import (
     measure_once,
     open_demonstrations,
 )
-from training.windows import collate_windows
+from training.windows import ForesightWindows, collate_windows
 
 INSTRUCTIONS = ("Open a drawer", "Push and close a drawer", "Press a button")
 
@@ -46,13 +46,16 @@ def policy():
 
 @pytest.fixture(scope="module")
 def windows(policy, demos):
-    return open_demonstrations("nowhere", policy[0].config, str(demos))
+    opened, origin = open_demonstrations("nowhere", policy[0].config, str(demos))
+    assert origin == "unknown"
+    return opened
 
 
 def raw_batch(windows, config):
     ahead = config.future_targets == "lookahead"
     own = dataclasses.replace(windows.config, history_length=config.history_length, lookahead=ahead)
-    return collate_windows([type(windows)(windows.rows, own)[i] for i in (0, 2)])
+    changed = ForesightWindows(windows.datasets[0].rows, own)
+    return collate_windows([changed[i] for i in (0, 2)])
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_errors_are_those_of_each_task_and_the_other_instruction_is_of_the_same_
     policy, windows, tmp_path, monkeypatch
 ):
     model, processor = policy
-    replaced = MetaWorldDiagnostics("nowhere", "all").other_instructions(windows.rows.tasks)
+    replaced = MetaWorldDiagnostics("nowhere", "all").other_instructions(INSTRUCTIONS)
     results = measure_once(model, processor, windows, replaced, "digest", tmp_path / "kept.json")
     monkeypatch.setattr(demonstrations, "measure_demonstrations", lambda *_: pytest.fail("measured again"))
     assert measure_once(model, processor, windows, replaced, "digest", tmp_path / "kept.json") == results
@@ -125,14 +128,43 @@ def test_of_the_training_data_only_held_out_episodes_are_opened(policy, demos, t
     data = {"datasets": [{"path": str(demos)}], "val_fraction": 0.34, "frame_cache": "off"}
     (tmp_path / "config.yaml").write_text(json.dumps({"data": data}))
     (tmp_path / "model" / "evaluation").mkdir(parents=True)
-    assert len(open_demonstrations(str(tmp_path / "model"), config, str(demos)).episodes) == 1
+    held_out, origin = open_demonstrations(str(tmp_path / "model"), config, str(demos))
+    assert len(held_out.datasets[0].episodes) == 1 and origin == "held out"
     (tmp_path / "config.yaml").unlink()
     card = tmp_path / "model" / "evaluation" / "training.json"
     card.write_text(json.dumps({"datasets": [{"name": demos.name}]}))
     with pytest.raises(ValueError, match="which episodes it held out is unknown"):
         open_demonstrations(str(tmp_path / "model"), config, str(demos))
     shutil.copytree(demos, tmp_path / "others")
-    assert len(open_demonstrations(str(tmp_path / "model"), config, str(tmp_path / "others")).episodes) == 3
+    others, origin = open_demonstrations(str(tmp_path / "model"), config, str(tmp_path / "others"))
+    assert len(others.datasets[0].episodes) == 3 and origin == "unknown"
+    card.write_text(json.dumps({"datasets": [{"name": demos.name, "digest": "of other data"}]}))
+    assert open_demonstrations(str(tmp_path / "model"), config, str(tmp_path / "others"))[1] == "other"
+
+
+def test_of_several_robots_the_state_and_actions_are_those_of_the_one_that_is_named(demos):
+    """The second robot's entries have places of their own in the model's states and actions."""
+    places = {"arm": range(7), "saw": range(7, 11)}
+    robots = {name: {"action": list(own), "state": list(own)} for name, own in places.items()}
+    sizes = {"action_dim": 11, "state_dim": 11, "binary_action_indices": (), "binary_state_indices": ()}
+    config = tiny_config(embodiments=robots, initializer_range=0.3, **sizes)
+    torch.manual_seed(0)
+    model = ForesightForActionPrediction(config).eval()
+
+    def spread(size):
+        return {"mean": [0.5] * size, "std": [2.0] * size, "min": [-2.0] * size, "max": [2.0] * size}
+
+    statistics = {n: {kind: spread(len(own)) for kind in ("action", "state")} for n, own in places.items()}
+    processor = ForesightProcessor.from_config(config, tiny_tokenizer(), statistics=statistics)
+    processor = processor.for_embodiment("saw")
+    windows, _ = open_demonstrations("nowhere", config, str(demos), embodiment="saw")
+    found = demonstrations._predict(model, processor, windows)
+    assert found["action"].shape == found["true_action"].shape == (len(windows), 4)
+    np.testing.assert_array_equal(
+        found["true_action"], [windows.datasets[0][i]["actions"][-1, 0] for i in range(len(windows))]
+    )
+    causality = measure_causality(model, processor, collate_windows([windows[0], windows[1]]))
+    assert causality["labels"] == causality["later_frames"] == 0 and causality["stream"] < 1e-5
 
 
 def test_bins_cover_the_whole_range():
