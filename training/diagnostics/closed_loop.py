@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from training.diagnostics.intervals import paired_difference
-from training.diagnostics.stream_changes import ChangedStream, FrozenCamera, ShortHistory, SwappedViews
+from training.diagnostics.stream_changes import ChangedStream, FrozenCamera, SwappedViews, shorten_history
 from training.evaluation.success import Benchmark, measure_policy
 
 __all__ = ["PLAIN", "Condition", "list_conditions", "measure_conditions"]
@@ -67,7 +67,7 @@ def list_conditions(
     for frames in (1, 2):
         name = f"history_{frames}"
         if frames < config.history_length:
-            found.append(Condition(name, tasks, functools.partial(ShortHistory, frames=frames)))
+            found.append(Condition(name, tasks, functools.partial(shorten_history, frames=frames)))
         elif frames == 1:
             skipped[name] = "it sees one frame, the present one"
     for steps in range(2, 1 + min(MAX_EXECUTED, config.chunk_size)):

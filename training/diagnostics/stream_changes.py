@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["ChangedStream", "FrozenCamera", "OtherInstruction", "ShortHistory", "SwappedViews"]
+from goal_images.control import GoalStream
+
+__all__ = ["ChangedStream", "FrozenCamera", "OtherInstruction", "SwappedViews", "shorten_history"]
 
 
 class ChangedStream:
@@ -78,27 +80,55 @@ class OtherInstruction(ChangedStream):
         super().reset(self.replaced[instruction], envs)
 
 
+def shorten_history(stream, frames: int):
+    """The stream with a [`ShortHistory`]; a `GoalStream` draws its goals as for the whole episode."""
+    if not isinstance(stream, GoalStream):
+        return ShortHistory(stream, frames)
+    stream.stream = ShortHistory(stream.stream, frames)
+    return stream
+
+
 class ShortHistory(ChangedStream):
-    """The policy remembers the last `frames` steps, as if the episode had begun with the oldest of them."""
+    """The policy remembers the last `frames` steps, as if the episode had begun with the oldest of them.
+
+    Args:
+        stream (`ForesightStream`): What acts, for several robots.
+        frames (`int`): What is remembered, the present one included.
+    """
 
     def __init__(self, stream, frames: int):
         super().__init__(stream)
         self.frames = frames
         self._seen: dict[int, tuple[str, deque]] = {}
+        self._goals: dict[int, np.ndarray] = {}
 
-    def reset(self, instruction: str, envs: Sequence[int]) -> None:
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)  # what a `GoalStream` asks of its stream
+
+    def reset(self, instruction: str | Sequence[str], envs: Sequence[int]) -> None:
         """Starts an instruction without any step."""
         super().reset(instruction, envs)
-        for env in envs:
-            self._seen[env] = instruction, deque(maxlen=self.frames)
+        texts = [instruction] * len(envs) if isinstance(instruction, str) else instruction
+        for env, text in zip(envs, texts, strict=True):
+            self._seen[env] = text, deque(maxlen=self.frames)
+            self._goals.pop(env, None)
 
-    def step_chunk(self, images: Mapping, state, envs: Sequence[int]):
+    def set_goal(self, images: np.ndarray, envs: Sequence[int]) -> None:
+        """See `ForesightStream.set_goal`."""
+        self._goals |= dict(zip(envs, images, strict=True))
+
+    def step_chunk(self, images: Mapping, state, envs: Sequence[int], again: bool = False):
         """Action chunks from windows of at most `frames` frames."""
         for i, env in enumerate(envs):
             pictures = {view: frames[i] for view, frames in images.items()}
-            self._seen[env][1].append((pictures, None if state is None else state[i]))
+            remembered = self._seen[env][1]
+            if again and remembered:
+                remembered.pop()
+            remembered.append((pictures, None if state is None else state[i]))
         for env in envs:
             self.stream.reset(self._seen[env][0], envs=[env])
+            if env in self._goals:
+                self.stream.set_goal(self._goals[env][None], envs=[env])
         for age in range(self.frames - 1, -1, -1):  # the newest step, which all of them have, comes last
             older = [env for env in envs if len(self._seen[env][1]) > age]
             if not older:
