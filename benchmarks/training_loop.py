@@ -38,10 +38,10 @@ from _measure import (
 from training.checkpoints import StopRequest
 from training.config import RunConfig, load_config
 from training.loop import run_steps
+from training.models.starting_model import build_model, starting_config
 from training.monitoring.run_log import RunLog
 from training.run_data import RunData, training_loader
 from training.run_state import Run, build_accelerator, build_run
-from training.starting_model import build_model, starting_config
 
 EXAMPLE = """examples:
   python benchmarks/training_loop.py                             # the quickstart's run, minutes

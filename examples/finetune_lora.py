@@ -10,7 +10,7 @@ from pathlib import Path
 from training.config import load_config
 from training.evaluation.open_loop import evaluate_open_loop
 from training.loop import train
-from training.model_folder import load_checkpoint
+from training.models.model_folder import load_checkpoint
 from training.run_data import RunData, evaluation_loader
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -33,7 +33,7 @@ from datasets_scripts.storage.atomic import (
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from training.config import RunConfig, load_config, save_config
 from training.engines.machines import agree_on_checkpoint, agree_on_run, is_writer
-from training.model_folder import DATASETS
+from training.models.model_folder import DATASETS
 from training.run_data import dataset_identity, is_same_dataset
 from training.run_facts import resume_command
 

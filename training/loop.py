@@ -30,7 +30,8 @@ from training.config import RunConfig
 from training.engines.machines import find_writers, is_writer
 from training.engines.sharding import full_value, local_part
 from training.evaluation.open_loop import flow_errors, format_open_loop, measure_held_out, measure_losses
-from training.model_folder import MODEL_FILES, export_model, export_places
+from training.models.model_folder import MODEL_FILES, export_model, export_places
+from training.models.starting_model import starting_config
 from training.monitoring.dataset_losses import DatasetLosses
 from training.monitoring.dry_run import REHEARSED, rehearsal_config, rehearse
 from training.monitoring.pictures import draw_predictions
@@ -44,7 +45,6 @@ from training.run_state import (
     resolve_epochs,
     write_summary,
 )
-from training.starting_model import starting_config
 
 __all__ = ["dry_run", "train"]
 

@@ -13,7 +13,7 @@ from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.streaming.streamed_rows import StreamedRows
 from modeling_foresight import ForesightConfig
 from training.config import DatasetSource, RunConfig
-from training.model_folder import DATASETS, read_run_config, read_summary, run_folder
+from training.models.model_folder import DATASETS, read_run_config, read_summary, run_folder
 from training.run_data import (
     RunData,
     dataset_identity,

@@ -18,13 +18,13 @@ from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.bfloat16_support import NO_BFLOAT16, has_bfloat16
 from modeling_foresight.step_seed import sample_seeds
 from modeling_foresight.targets import draw_training
-from training.adapters import add_lora, describe_base, save_only_adapter
 from training.config import RunConfig, TrainConfig
 from training.engines.averaging import WeightAverage
 from training.engines.selection import check_average, check_engine, configure_engine
+from training.models.adapters import add_lora, describe_base, save_only_adapter
+from training.models.starting_model import build_model
 from training.run_data import RunData
 from training.run_facts import describe_run, portable_path
-from training.starting_model import build_model
 from training.windows import WindowSampler
 
 __all__ = ["Run", "build_accelerator", "build_run", "print_summary", "resolve_epochs", "write_summary"]

@@ -17,7 +17,7 @@ from modeling_foresight import ForesightConfig
 from training.evaluation.figures import draw_episode, draw_moments, explain_figure, to_pixels
 from training.evaluation.predictions import Moment, depth_limits, predict_windows
 from training.evaluation.videos import record_predictions, write_video
-from training.model_folder import load_checkpoint
+from training.models.model_folder import load_checkpoint
 from training.policy_data import find_held_out, fit_windows
 from training.windows import ForesightWindows
 

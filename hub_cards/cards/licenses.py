@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, hf_hub_download
 
 from datasets_scripts.inspection.dataset_card import list_label_licenses
 from training.config import RunConfig
-from training.model_folder import read_run_config, read_summary
+from training.models.model_folder import read_run_config, read_summary
 from training.run_facts import portable_path
 
 __all__ = ["HUB_LICENSES", "derive_license", "find_previous_stage", "list_parts"]

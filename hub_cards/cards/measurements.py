@@ -12,7 +12,7 @@ from datasets_scripts.storage.atomic import read_json, write_json, write_whole_f
 from datasets_scripts.storage.dataset_folder import check_inside
 from hub_cards.cards.licenses import find_previous_stage, list_parts
 from training.config import RunConfig
-from training.model_folder import read_run_config, read_summary, run_folder, weights_digest
+from training.models.model_folder import read_run_config, read_summary, run_folder, weights_digest
 from training.run_facts import portable_path
 
 __all__ = ["collect_measurements", "has_measured_weights", "is_folder", "read_measurements"]
@@ -274,7 +274,7 @@ def _describe_training(summary: Mapping, run: RunConfig | None, adapter: bool) -
     if adapter:
         if run is None:
             raise ValueError("the run's config.yaml is missing; it says which base the adapter has")
-        from training.starting_model import starting_config
+        from training.models.starting_model import starting_config
 
         base = starting_config(run).to_dict()
         described["config"] = {name: base[name] for name in BASE_FIELDS}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datasets_scripts.storage.atomic import write_whole_file
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
-from training.model_folder import load_checkpoint, weights_digest
+from training.models.model_folder import load_checkpoint, weights_digest
 
 __all__ = ["SAMPLE_FILE", "check_sample", "write_sample"]
 

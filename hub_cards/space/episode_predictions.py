@@ -16,7 +16,7 @@ from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import find_intrinsics, read_provenance
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from training.evaluation.predictions import Prediction, depth_limits, predict_windows
-from training.model_folder import load_checkpoint, read_run_config
+from training.models.model_folder import load_checkpoint, read_run_config
 from training.policy_data import NEAR_RATE, fit_windows, frames_per_step
 from training.windows import ForesightWindows
 from training.windows.columns import column_width

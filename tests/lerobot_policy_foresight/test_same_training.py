@@ -19,8 +19,8 @@ from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training.config import load_config
 from training.loop import train
+from training.models.starting_model import starting_config
 from training.run_data import RunData
-from training.starting_model import starting_config
 from training.windows import WindowSampler
 
 STEPS, BATCH, SEED, LR, WARMUP = 8, 4, 3, 1e-3, 2

@@ -34,7 +34,7 @@ from tests.synthetic import make_dataset
 from tests.training.test_train import TINY
 from training.config import load_config
 from training.loop import train
-from training.model_folder import load_checkpoint
+from training.models.model_folder import load_checkpoint
 
 
 @pytest.fixture(scope="module")

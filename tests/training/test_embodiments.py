@@ -18,7 +18,7 @@ from tests.training.test_train import TINY, log_lines
 from training.config import load_config
 from training.evaluate import main as evaluate
 from training.loop import train
-from training.model_folder import load_checkpoint
+from training.models.model_folder import load_checkpoint
 from training.windows import find_embodiments
 
 FORM = {"episodes": 3, "frames": 9, "cameras": ("front", "side"), "size": (32, 40), "use_videos": False}

@@ -26,7 +26,7 @@ from training.evaluation.closed_loop import run_episodes
 from training.evaluation.metaworld_success import MetaWorld, SuccessOptions, _check_unseen
 from training.evaluation.simulation_pool import SimulationPool
 from training.evaluation.videos import GREEN, RED, rollout_grid, write_video
-from training.model_folder import load_checkpoint
+from training.models.model_folder import load_checkpoint
 from training.run_facts import portable_command, portable_path
 
 ROOT = Path(evaluate.__file__).parents[1]

@@ -28,9 +28,9 @@ from training.checkpoints import latest_checkpoint
 from training.config import load_config
 from training.evaluation.open_loop import measure_held_out
 from training.loop import train
+from training.models.starting_model import build_model, starting_config
 from training.run_data import RunData
 from training.run_state import Run
-from training.starting_model import build_model, starting_config
 from training.windows import ForesightWindows
 
 ONE_STEP = ["--train.steps", "1", "--train.warmup_steps", "0", "--data.val_fraction", "0"]

@@ -22,10 +22,10 @@ from modeling_foresight.lora import LORA_TARGETS, lora_config
 from tests.synthetic import make_dataset
 from tests.tiny import BATCH_NORM_TOWER, tiny_batch, tiny_config, tiny_inputs
 from tests.training.test_train import TINY, command, environment, log_lines
-from training.adapters import load_adapter
 from training.config import load_config
 from training.loop import train
-from training.model_folder import load_checkpoint
+from training.models.adapters import load_adapter
+from training.models.model_folder import load_checkpoint
 
 STEPS, RANK = 4, 3
 LORA = ["--lora.r", str(RANK), "--lora.dropout", "0.1", "--train.steps", str(STEPS)]
@@ -254,7 +254,7 @@ def test_an_adapter_that_names_a_module_to_import_is_refused(tmp_path):
 
 def test_an_adapter_of_the_hub_may_not_name_a_folder_here(tmp_path, monkeypatch):
     config = PeftConfig(base_model_name_or_path=str(tmp_path))
-    monkeypatch.setattr("training.adapters.PeftConfig.from_pretrained", lambda *_, **__: config)
+    monkeypatch.setattr("training.models.adapters.PeftConfig.from_pretrained", lambda *_, **__: config)
     with pytest.raises(
         ValueError, match=r"v/adapter of the Hub names a folder of this machine.*correct base"
     ):

@@ -30,8 +30,8 @@ from training.checkpoints import latest_checkpoint
 from training.config import load_config
 from training.evaluation.metric_loader import load_metric
 from training.loop import train
+from training.models.starting_model import build_model, starting_config
 from training.run_data import RunData
-from training.starting_model import build_model, starting_config
 from training.train import main
 from training.windows import collate_windows, split_episodes
 

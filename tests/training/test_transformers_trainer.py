@@ -18,9 +18,9 @@ from tests.training.test_train import (  # noqa: F401 - fixtures
 )
 from training.config import load_config
 from training.evaluation.open_loop import measure_losses
-from training.model_folder import write_export
+from training.models.model_folder import write_export
+from training.models.starting_model import build_model, starting_config
 from training.run_data import RunData
-from training.starting_model import build_model, starting_config
 from training.windows import WindowSampler, collate_windows
 
 STEPS = 4

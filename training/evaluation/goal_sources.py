@@ -124,7 +124,7 @@ def open_stream(
 
 def _find_camera(options, view: str) -> str:
     """The camera of the options, or the one that a view of the robot was trained on, or that of its name."""
-    from training.model_folder import read_run_config
+    from training.models.model_folder import read_run_config
 
     sources, robot = read_run_config(options.checkpoint).data.datasets, options.embodiment
     trained_on = [source.cameras.get(view) for source in sources if robot in (None, source.embodiment)]

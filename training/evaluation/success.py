@@ -251,7 +251,7 @@ def open_policy(options, check: Callable[[Any], None]) -> Iterator[tuple]:
     """
     import torch
 
-    from training.model_folder import is_exported, load_checkpoint, load_exported
+    from training.models.model_folder import is_exported, load_checkpoint, load_exported
 
     check_heads(options)
     if is_exported(options.checkpoint):
@@ -275,7 +275,7 @@ def open_policy(options, check: Callable[[Any], None]) -> Iterator[tuple]:
 
 def check_heads(options) -> None:
     """Refuses recorded data for an exported policy."""
-    from training.model_folder import is_exported
+    from training.models.model_folder import is_exported
 
     if getattr(options, "dataset", None) and is_exported(options.checkpoint):
         raise ValueError(
@@ -433,7 +433,7 @@ def recorded_image_size(
 
 def _choose_settings(benchmark: Benchmark, config, demonstrations: list[Path], robot: str | None) -> dict:
     """How the loop runs; what the options leave open follows the training data."""
-    from training.model_folder import read_summary
+    from training.models.model_folder import read_summary
 
     options = benchmark.options
     if options.execute_steps > config.chunk_size:
@@ -449,7 +449,7 @@ def _choose_settings(benchmark: Benchmark, config, demonstrations: list[Path], r
 
 def describe_checkpoint(options, config) -> dict:
     """Path, as it may be published beside `options.output`, revision, and digest of a folder's weights."""
-    from training.model_folder import weights_digest
+    from training.models.model_folder import weights_digest
 
     source, digest = options.checkpoint, None
     if Path(source).is_dir():
@@ -460,7 +460,7 @@ def describe_checkpoint(options, config) -> dict:
 
 def _find_demonstrations(options: EvaluationOptions) -> list[Path]:
     """The training data that this machine has: named, in the run's settings, or beside the model."""
-    from training.model_folder import read_run_config
+    from training.models.model_folder import read_run_config
 
     sources = read_run_config(options.checkpoint).data.datasets
     named = options.embodiment

@@ -25,9 +25,9 @@ from modeling_foresight.lora import lora_config
 from modeling_foresight.remote_code import export_with_code
 from tests.hub_cards.finished_run import latency, stats, summary
 from tests.tiny import tiny_config, tiny_processor
-from training.adapters import describe_base, write_adapter
 from training.config import RunConfig, save_config
-from training.model_folder import weights_digest
+from training.models.adapters import describe_base, write_adapter
+from training.models.model_folder import weights_digest
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = sorted(path.parent for path in (ROOT / "hub_cards").glob("*/*/README.md"))

@@ -29,9 +29,9 @@ from modeling_foresight.lora import lora_config
 from tests.hub_cards.finished_run import latency, summary
 from tests.hub_server import running_hub
 from tests.modeling_foresight.test_hub_export import site_packages_without_this_project
-from training.adapters import describe_base, write_adapter
 from training.config import RunConfig, save_config
-from training.model_folder import load_checkpoint
+from training.models.adapters import describe_base, write_adapter
+from training.models.model_folder import load_checkpoint
 
 SAMPLE_DATA = Path(__file__).resolve().parents[3] / "hub_cards" / "sample_data" / "metaworld"
 REPO = "org/policy"

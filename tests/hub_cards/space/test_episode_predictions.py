@@ -12,7 +12,7 @@ from datasets_scripts.storage.provenance import read_provenance, write_provenanc
 from modeling_foresight import ForesightForActionPrediction
 from tests.synthetic import make_dataset
 from tests.tiny import TASKS, tiny_config, tiny_processor
-from training.model_folder import load_checkpoint
+from training.models.model_folder import load_checkpoint
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("plotly")

@@ -61,7 +61,7 @@ def export_model(
         if base is None:
             write_export(target, processor, lambda f: plain.save_pretrained(f, state_dict=state), image_keys)
         else:
-            from training.adapters import write_adapter  # peft is slow to import
+            from training.models.adapters import write_adapter  # peft is slow to import
 
             write_export(target, processor, lambda folder: write_adapter(plain, folder, base, state))
             if config.lora.merge:
@@ -142,7 +142,7 @@ def load_checkpoint(
         )
     try:
         if find_adapter_config_file(str(source), revision=revision):
-            from training.adapters import load_adapter
+            from training.models.adapters import load_adapter
 
             model = load_adapter(str(source), revision)
         else:

@@ -1,0 +1,1 @@
+"""Weights: what a run starts from, adapters, the folder that it exports."""
