@@ -263,13 +263,22 @@ def statistics() -> dict:
 
 
 def check_inputs(name: str, config, args: argparse.Namespace) -> None:
-    """Raise a `ValueError` for a policy that cannot be compared: other cameras, or a longer history."""
+    """Raise a `ValueError` for a policy that cannot be compared: other cameras or sizes, a longer history."""
     wanted = {f"observation.images.{camera}" for camera in CAMERAS}
     if set(config.image_features) != wanted:
         raise ValueError(
             f"{name} sees the cameras {sorted(config.image_features)}, and the comparison shows "
             f"{sorted(wanted)}: leave it out"
         )
+    for what, feature, size in (
+        ("state", config.robot_state_feature, STATE_DIM),
+        ("action", config.action_feature, ACTION_DIM),
+    ):
+        if feature and tuple(feature.shape) != (size,):
+            raise ValueError(
+                f"{name} has {what} entries of shape {tuple(feature.shape)}, and the comparison of "
+                f"({size},): leave it out"
+            )
     frames = getattr(config, "history_length", None) or config.n_obs_steps
     if frames > args.history:
         raise ValueError(
@@ -516,18 +525,22 @@ def try_policy(policy: Path, folder: Path, args: argparse.Namespace) -> dict:
     return {"success": round(outcome["pc_success"] * args.episodes / 100), "eval_cpu_s": round(used, 1)}
 
 
-def measure_success(args: argparse.Namespace) -> list[dict]:
-    """Train both, try both."""
-    from training.evaluation.metric_loader import load_metric
-
+def check_training(args: argparse.Namespace) -> None:
+    """Refuses `--train_on` where training and trying would fail, before anything is measured."""
     if not (args.train_on / "meta" / "info.json").is_file():
         raise ValueError(f"--train_on {args.train_on} is not a LeRobot dataset: run `make quickstart` first")
     if importlib.util.find_spec("metaworld") is None:
         raise ValueError("trying policies needs MetaWorld: pip install 'lerobot_policy_foresight[sim]'")
-    metric, rows = load_metric("success_rate"), []
     folder = args.output.with_suffix("")
     if folder.exists():
         raise ValueError(f"{folder} exists: choose another --output, or move it away")
+
+
+def measure_success(args: argparse.Namespace) -> list[dict]:
+    """Train both, try both; what is measured is written at once."""
+    from training.evaluation.metric_loader import load_metric
+
+    metric, rows, folder = load_metric("success_rate"), [], args.output.with_suffix("")
     folder.mkdir(parents=True)
     plain = copy_without_labels(args.train_on, folder / "plain")
 
@@ -538,6 +551,8 @@ def measure_success(args: argparse.Namespace) -> list[dict]:
         row = {"policy": name, "train_cpu_s": round(used, 1), **tried, "episodes": args.episodes}
         rows.append({**row, "low": round(low, 4), "high": round(high, 4)})
         print(rows[-1], flush=True)
+        facts = {"machine": describe_machine(torch.device("cpu")), "rows": rows}
+        write_json(args.output.with_suffix(".success.json"), facts)
 
     ours, used = train_ours(args.train_on, folder, args)
     add("foresight", ours, used)
@@ -557,6 +572,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         for name in args.policies:
             require(name)
+        if args.train_on:
+            check_training(args)
         rows = measure_latency(args)
         machine = describe_machine(torch.device("cpu"))
         write_csv(args.output, [{**row, "machine": machine} for row in rows])
@@ -567,7 +584,6 @@ def main(arguments: list[str] | None = None) -> int:
     print_table(rows)
     if success:
         print_table(success)
-        write_json(args.output.with_suffix(".success.json"), {"machine": machine, "rows": success})
     print(json.dumps({"benchmark": "compare_policies", "latency": rows, "success": success}))
     return 0
 

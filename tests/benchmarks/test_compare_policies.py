@@ -30,8 +30,11 @@ def test_a_missing_extra_is_named_with_the_command_before_anything_is_built(scri
     assert "smolvla needs the package num2words: pip install 'lerobot[smolvla]'" in capsys.readouterr().err
 
 
-def policy_config(cameras=("main", "wrist"), **lengths):
-    return SimpleNamespace(image_features={f"observation.images.{c}": None for c in cameras}, **lengths)
+def policy_config(cameras=("main", "wrist"), state=4, action=4, **lengths):
+    features = {"robot_state_feature": state, "action_feature": action}
+    features = {name: SimpleNamespace(shape=(size,)) for name, size in features.items()}
+    images = {f"observation.images.{c}": None for c in cameras}
+    return SimpleNamespace(image_features=images, **features, **lengths)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +44,8 @@ def policy_config(cameras=("main", "wrist"), **lengths):
         (policy_config(("main",), n_obs_steps=1), "and the comparison shows .*wrist"),
         (policy_config(n_obs_steps=12), "reads 12 frames, and the comparison gives 10: --history 12"),
         (policy_config(n_obs_steps=1, history_length=11), "--history 11"),
+        (policy_config(n_obs_steps=1, state=6), r"theirs has state entries of shape \(6,\)"),
+        (policy_config(n_obs_steps=1, action=7), r"theirs has action entries of shape \(7,\)"),
     ],
 )
 def test_a_policy_with_another_camera_or_a_longer_history_is_refused(script, config, message):
@@ -49,8 +54,10 @@ def test_a_policy_with_another_camera_or_a_longer_history_is_refused(script, con
     script.check_inputs("ours", policy_config(n_obs_steps=1, history_length=10), script.parse_arguments([]))
 
 
-def test_a_dataset_that_is_not_there_is_named(script, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(script, "measure_latency", lambda args: [])
+def test_a_dataset_that_is_not_there_is_named_before_anything_is_measured(
+    script, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(script, "measure_latency", lambda args: pytest.fail("minutes are lost"))
     output = ["--output", str(tmp_path / "out.csv")]
     assert script.main(["--policies", "act", "--train_on", str(tmp_path / "none"), *output]) == 1
     assert "none is not a LeRobot dataset: run `make quickstart` first" in capsys.readouterr().err
