@@ -2,8 +2,9 @@
 
 import argparse
 import dataclasses
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ from training.evaluation.videos import record_predictions, write_video
 from training.models.model_folder import load_checkpoint
 from training.policy_data import find_held_out, fit_windows
 from training.windows import ForesightWindows
+
+LIMIT_MOMENTS = 16  # whose depth decides the colors of a film
 
 EXAMPLE = """example:
   python training/visualize.py --checkpoint outputs/quickstart/model --dataset outputs/quickstart/dataset \\
@@ -72,26 +75,31 @@ def visualize(args: argparse.Namespace) -> None:
     figure, title, moments = draw_episode(model, processor, windows, view, args.moments, kind)
     save_png(args.output, figure)
     print(f"wrote {args.output}: {title}, frames {', '.join(str(m.frame) for m in moments)}")
-    if args.video or args.rerun:
-        whole = range(len(windows))
-        views = None if args.rerun else [view]
-        every = list(predict_windows(model, processor, windows, whole, views))
-        if args.video:
-            fps = windows.rows.fps / windows.config.frame_stride
-            _write_film(args.video, [p.views[view] for p in every], title, explain_figure(config, fps), fps)
-        if args.rerun:
-            known, features = read_provenance(windows.rows.root), windows.rows.features
-            lenses = {v: find_intrinsics(known, features, of) for v, of in windows.cameras.items()}
-            record_predictions(args.rerun, every, title, windows.rows.fps, lenses)
-            print(f"wrote {args.rerun}; look at it with: rerun {args.rerun}")
+    # All moments of a long episode would take gigabytes: they are predicted one by one, for each file again.
+    predict = functools.partial(predict_windows, model, processor, windows)
+    if args.video:
+        _write_film(args.video, predict, windows, view, title, config)
+    if args.rerun:
+        known, features = read_provenance(windows.rows.root), windows.rows.features
+        lenses = {v: find_intrinsics(known, features, of) for v, of in windows.cameras.items()}
+        record_predictions(args.rerun, predict(range(len(windows))), title, windows.rows.fps, lenses)
+        print(f"wrote {args.rerun}; look at it with: rerun {args.rerun}")
 
 
-def _write_film(path: Path, moments: Sequence[Moment], title: str, caption: str, fps: float) -> None:
+def _write_film(
+    path: Path, predict: Callable, windows: ForesightWindows, view: str, title: str, config: ForesightConfig
+) -> None:
     """All moments of an episode, at a quarter of the speed, or one a second if that is faster."""
-    limits, shown_fps = depth_limits(moments), max(1, round(fps / 4))
-    pictures = (to_pixels(draw_moments([moment], title, caption, limits)) for moment in moments)
+
+    def moments(chosen: Sequence[int]) -> Iterator[Moment]:
+        return (prediction.views[view] for prediction in predict(chosen, [view]))
+
+    fps, count = windows.rows.fps / windows.config.frame_stride, len(windows)
+    caption, shown_fps = explain_figure(config, fps), max(1, round(fps / 4))
+    limits = depth_limits(list(moments(range(0, count, -(-count // LIMIT_MOMENTS)))))
+    pictures = (to_pixels(draw_moments([moment], title, caption, limits)) for moment in moments(range(count)))
     write_video(path, pictures, shown_fps)
-    print(f"wrote {path}: all {len(moments)} moments at {shown_fps / fps:.2g} of the speed")
+    print(f"wrote {path}: all {count} moments at {shown_fps / fps:.2g} of the speed")
 
 
 def open_episode(

@@ -1,6 +1,7 @@
 """Episodes over time: small videos, rollouts side by side with their outcome, predictions for Rerun."""
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -87,7 +88,7 @@ def _draw_label(text: str, color: tuple[int, int, int], height: int, width: int)
 
 def record_predictions(
     path: str | Path,
-    predictions: Sequence[Prediction],
+    predictions: Iterable[Prediction],
     name: str,
     fps: float,
     intrinsics: Mapping[str, Mapping | None],
@@ -100,7 +101,7 @@ def record_predictions(
 
     Args:
         path (`str` or `Path`): File to write, `*.rrd`; it appears only when it is whole.
-        predictions (`Sequence[Prediction]`): All with the same views and objectives.
+        predictions (`Iterable[Prediction]`): At least one, all with the same views and objectives.
         name (`str`): Title of the recording.
         fps (`float`): Frames of the dataset per second.
         intrinsics (`Mapping`): By view: fx, fy, cx, cy in pixels, height, width; `None` if unknown.
@@ -109,8 +110,10 @@ def record_predictions(
         RuntimeError: If Rerun is missing; says what to install.
     """
     rr = import_rerun()
-    with open_recording(path, name, _arrange_predictions(predictions[0], intrinsics)) as recording:
-        for prediction in predictions:
+    predictions = iter(predictions)
+    first = next(predictions)
+    with open_recording(path, name, _arrange_predictions(first, intrinsics)) as recording:
+        for prediction in itertools.chain([first], predictions):
             recording.set_time("frame", sequence=prediction.frame)
             recording.set_time("time", duration=prediction.frame / fps)
             for view, moment in prediction.views.items():
