@@ -222,6 +222,8 @@ def test_an_exported_policy_is_measured_as_its_model_is(run, checkpoint, tmp_pat
     assert len(set(digests)) == 2 and None not in digests
     refused = run("--dataset", str(tmp_path), checkpoint=exported)
     assert refused.code == 1 and "--dataset needs all heads, and an exported policy acts only" in refused.err
+    refused = run("--device", "cuda", checkpoint=exported)
+    assert refused.code == 1 and "--device cuda: an exported policy acts on the CPU" in refused.err
 
 
 @pytest.fixture(scope="module")

@@ -256,9 +256,7 @@ def open_policy(options, check: Callable[[Any], None]) -> Iterator[tuple]:
     check_heads(options)
     if is_exported(options.checkpoint):
         if options.device not in (None, "cpu"):
-            raise ValueError(
-                f"--device is {options.device}, and an exported policy acts on the CPU: leave it out"
-            )
+            raise ValueError(f"--device {options.device}: an exported policy acts on the CPU, leave it out")
         model, processor = load_exported(options.checkpoint)
     else:
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
