@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .base_model import EmbeddedInputs
+from .configuration_foresight import ForesightConfig
 from .modeling_foresight import ForesightForActionPrediction
 from .processing_foresight import ForesightProcessor
 from .streaming import place_frame
@@ -27,6 +28,9 @@ from .streaming import place_frame
 HISTORY, NEW = "history_", "new_"
 OPSETS = range(18, 24)  # torch.onnx writes none older; newer ones are not tested
 MOST_ROBOTS, SIDES_PX = 4096, (4, 8192)  # bounds of axes without a fixed size
+
+
+Specification = tuple[torch.dtype, tuple[int | str, ...]]
 
 
 class ActionGraph(nn.Module):
@@ -39,11 +43,11 @@ class ActionGraph(nn.Module):
 
     Attributes:
         inputs (`dict[str, tuple]`): Name -> dtype and shape. Axes without a fixed size have a name.
-        outputs (`tuple[str, ...]`): Names.
+        outputs (`dict[str, tuple]`): The same of what it returns.
     """
 
-    inputs: dict[str, tuple[torch.dtype, tuple[int | str, ...]]]
-    outputs: tuple[str, ...]
+    inputs: dict[str, Specification]
+    outputs: dict[str, Specification]
 
     def __init__(
         self,
@@ -81,18 +85,27 @@ class ActionGraph(nn.Module):
         return self.processor.normalize_images(pixels.movedim(-1, -3))
 
 
-def image_specification(view: str) -> tuple[torch.dtype, tuple[int | str, ...]]:
+def image_specification(view: str) -> Specification:
     """uint8 RGB of a camera, of any size."""
     return torch.uint8, ("batch", f"{view}_height", f"{view}_width", 3)
+
+
+def language_specification(config: ForesightConfig) -> Specification:
+    """The token of an instruction."""
+    return torch.float32, ("batch", config.hidden_size)
+
+
+def goal_specification(config: ForesightConfig) -> Specification:
+    """The tokens of a goal image."""
+    return torch.float32, ("batch", config.num_latents + 1, config.hidden_size)
 
 
 class TextGraph(ActionGraph):
     """An instruction -> its language token `(B, D)`."""
 
-    outputs = ("language",)
-
     def __init__(self, model, processor):
         super().__init__(model, processor, lambda part: part in ("model", "text_encoder", "embed_language"))
+        self.outputs = {"language": language_specification(model.config)}
         if model.model.text_encoder is None:
             width = model.config.text_config.projection_dim
             self.inputs = {"text_features": (torch.float32, ("batch", width))}
@@ -109,13 +122,12 @@ class TextGraph(ActionGraph):
 class GoalGraph(ActionGraph):
     """A goal image of the first view -> its tokens `(B, r + 1, D)`."""
 
-    outputs = ("goal",)
-
     def __init__(self, model, processor):
         super().__init__(
             model, processor, lambda part: part in ("model", "vision_encoder", "resampler", "embed_goal")
         )
         self.inputs = {"goal_image": image_specification(processor.views[0])}
+        self.outputs = {"goal": goal_specification(model.config)}
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor]:
         """uint8 RGB `(B, h, w, 3)`."""
@@ -136,12 +148,12 @@ class StepGraph(ActionGraph):
         tokens = (config.num_latents + 1, config.hidden_size)
         self.inputs = {f"image_{view}": image_specification(view) for view in config.views}
         self.inputs["view_mask"] = torch.bool, ("batch", views)
+        own = config.for_robot(processor.embodiment)
         if config.state_dim:
-            own = config.for_robot(processor.embodiment).state_dim
-            self.inputs["state"] = torch.float32, ("batch", own)
-        self.inputs["language"] = torch.float32, ("batch", config.hidden_size)
+            self.inputs["state"] = torch.float32, ("batch", own.state_dim)
+        self.inputs["language"] = language_specification(config)
         if config.goal_image:
-            self.inputs["goal"] = torch.float32, ("batch", *tokens)
+            self.inputs["goal"] = goal_specification(config)
             self.inputs["goal_mask"] = torch.bool, ("batch",)
         history = {"history_images": (torch.float32, ("batch", frames, views, *tokens))}
         # Not bool: ONNX Runtime selects between numbers only.
@@ -150,7 +162,8 @@ class StepGraph(ActionGraph):
             history["history_states"] = torch.float32, ("batch", frames, config.state_dim)
         history["history_count"] = torch.int64, ("batch",)
         self.inputs |= history
-        self.outputs = ("actions", *(NEW + name for name in history))
+        self.outputs = {"actions": (torch.float32, ("batch", config.chunk_size, own.action_dim))}
+        self.outputs |= {NEW + name: specification for name, specification in history.items()}
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Inputs in their order -> actions `(B, K, A)` in the dataset's units, and the new history."""
@@ -264,8 +277,11 @@ def quantize_weights(path: Path) -> None:
 
 def describe_graph(graph: ActionGraph, file: str) -> dict:
     """File, inputs and outputs of a graph as plain JSON."""
-    inputs = {
-        name: {"dtype": str(dtype).removeprefix("torch."), "shape": list(shape)}
-        for name, (dtype, shape) in graph.inputs.items()
-    }
-    return {"file": file, "inputs": inputs, "outputs": list(graph.outputs)}
+
+    def describe(tensors: Mapping[str, Specification]) -> dict:
+        return {
+            name: {"dtype": str(dtype).removeprefix("torch."), "shape": list(shape)}
+            for name, (dtype, shape) in tensors.items()
+        }
+
+    return {"file": file, "inputs": describe(graph.inputs), "outputs": describe(graph.outputs)}

@@ -71,7 +71,7 @@ class ExportedPolicy:
     def load_graph(self, name: str) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
         """A function from the inputs of a graph to its outputs, with as many threads as PyTorch has now."""
         graph = self.facts["graphs"][name]
-        path, outputs = self.folder / graph["file"], graph["outputs"]
+        path, outputs = self.folder / graph["file"], list(graph["outputs"])
         if self.facts["format"] == "torch-export":
             module = torch.export.load(path).module()
 

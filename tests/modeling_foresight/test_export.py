@@ -119,6 +119,18 @@ def test_the_graphs_give_the_actions_of_the_stream():
     assert largest_difference(*streams, steps=8, robots=2) < PARITY
 
 
+def test_the_outputs_are_of_the_types_and_shapes_that_are_described():
+    for variant in ("goals, pose changes and relative states", "several robots"):
+        for name, graph in build_graphs(*build_variant(variant)).items():
+            described = describe_graph(graph, "")["outputs"]
+            with torch.no_grad():
+                outputs = dict(zip(described, graph(*graph.example()), strict=True))
+            for output, tensor in outputs.items():
+                batch, *sizes = described[output]["shape"]
+                assert (batch, sizes) == ("batch", list(tensor.shape[1:])), (name, output)
+                assert f"torch.{described[output]['dtype']}" == str(tensor.dtype), (name, output)
+
+
 @pytest.fixture
 def export(tmp_path, capsys):
     """Saves a policy and runs the command: the folder that it writes, and what it prints."""
