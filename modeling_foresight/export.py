@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from transformers.utils import find_adapter_config_file
 
 from .action_graphs import OPSETS, build_graphs, describe_graph, quantize_weights, trace_graph, write_onnx
 from .configuration_foresight import ForesightConfig
@@ -27,6 +28,10 @@ The folder holds one file per graph (text.onnx, step.onnx), policy.json with the
 tokenizer.json. examples/run_onnx.py acts with it through numpy and onnxruntime alone."""
 
 FILE_ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
+MERGE_FIRST = (
+    "it is an adapter. Give a merged model: training/train.py exports one with --lora.merge true; an adapter "
+    "of lerobot-train becomes one with python -m lerobot_policy_foresight ADAPTER --merge FOLDER"
+)
 MOST_DIFFERENCE = 1e-4  # of actions, relative to the largest one if that is above 1
 
 
@@ -67,7 +72,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     folder = Path(args.checkpoint)
     if (folder / POLICY_FILE).is_file():
         raise ValueError(f"--checkpoint {folder} is an exported policy: give the model it came from")
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    adapter = folder.is_dir() and find_adapter_config_file(args.checkpoint)  # refused where it is loaded
+    if folder.is_dir() and not adapter and not (folder / "config.json").is_file():
         raise ValueError(f"--checkpoint {folder} has no config.json: give the folder of a trained model")
 
 
@@ -80,6 +86,8 @@ def load_policy(
         ValueError: If it cannot be loaded, has no action head, or there are several robots; says why.
     """
     try:
+        if find_adapter_config_file(source, revision=revision):
+            raise ValueError(MERGE_FIRST)
         objectives = ForesightConfig.from_pretrained(source, revision=revision).objectives
         if "action" not in objectives:
             raise ValueError(f"it has no action head, its objectives are {list(objectives)}")

@@ -254,6 +254,9 @@ def test_a_folder_that_is_no_model_is_named(tmp_path, capsys):
     given = ("--format", "torch-export", "--output", tmp_path / "out", "--checkpoint")
     assert f"{tmp_path} has no config.json: give the folder" in refusal(capsys, *given, tmp_path)
     assert "nowhere/at/all cannot be used" in refusal(capsys, *given, "nowhere/at/all")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for remedy in ("--lora.merge true", "python -m lerobot_policy_foresight ADAPTER --merge FOLDER"):
+        assert remedy in refusal(capsys, *given, tmp_path)
     (tmp_path / "policy.json").write_text("{}")
     assert f"{tmp_path} is an exported policy" in refusal(capsys, *given, tmp_path)
 

@@ -540,6 +540,14 @@ def test_a_checkpoint_that_lacks_a_part_is_named(checkpoint, tmp_path, lost):
         load_checkpoint(folder)
 
 
+def test_where_a_model_is_needed_an_exported_policy_is_refused(checkpoint, tmp_path):
+    folder = tmp_path / "exported"
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / "policy.json").write_text("{}")
+    with pytest.raises(ValueError, match="is an exported policy, .* give the model it came from"):
+        load_checkpoint(folder)
+
+
 def test_a_truncated_checkpoint_is_named(checkpoint, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(checkpoint, folder)

@@ -45,9 +45,11 @@ def check_goal_options(config, options) -> None:
     if source != "generator" and options.goal_background:
         raise ValueError("--goal_background is for --goal_source generator: nothing else takes long")
     if source == "generator" and not config.has("progress"):
+        was_left_out = "progress" in config.objectives  # as in an exported policy
+        remedy = "give the model it came from" if was_left_out else "train with the objective progress"
         raise ValueError(
-            "the generator's prompt has the progress, which the checkpoint does not predict: train with the "
-            "objective progress, or use --goal_source recorded"
+            f"the generator's prompt has the progress, which the checkpoint does not predict: {remedy}, "
+            "or use --goal_source recorded"
         )
 
 

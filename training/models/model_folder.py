@@ -174,6 +174,10 @@ def load_exported(folder: str | Path) -> tuple[ExportedPolicy, ForesightProcesso
 
 def _check_folder(folder: Path) -> None:
     """Refuses a folder that lacks a part of a model or adapter of this project; names the part."""
+    if is_exported(folder):
+        raise ValueError(
+            f"checkpoint {folder} is an exported policy, which only acts: give the model it came from"
+        )
     adapter = (folder / ADAPTER_CONFIG).is_file()
     needed = {} if adapter else {"config.json": "a model's configuration"}
     for name, what in {**needed, "processor_config.json": "its processor"}.items():

@@ -41,6 +41,11 @@ from training.evaluation.success import GoalOptions
             "which the checkpoint does not predict: train with the objective progress",
         ),
         (
+            {"auxiliary_heads": False},
+            {"goal_source": "generator", "goal_generator": "pipeline"},
+            "which the checkpoint does not predict: give the model it came from",
+        ),
+        (
             {"goal_image": False},
             {"goal_source": "generator", "goal_generator": "pipeline"},
             "takes no goal images",
