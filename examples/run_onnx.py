@@ -27,6 +27,8 @@ class Policy:
 
     def __init__(self, folder: Path, threads: int = 1):
         self.facts = json.loads((folder / "policy.json").read_text())
+        if self.facts["format"] != "onnx":
+            raise ValueError(f"{folder} holds {self.facts['format']} files: export with --format onnx")
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -35,20 +37,35 @@ class Policy:
             for name, graph in self.facts["graphs"].items()
         }
         self.inputs = self.facts["graphs"]["step"]["inputs"]
+        self.state_dim = self.inputs["state"]["shape"][1] if "state" in self.inputs else 0
+        self.kept = {}
 
-    def reset(self, instruction: str) -> None:
-        """Starts an instruction: its text is encoded once, and the history and the goal are empty."""
+    def reset(self, instruction: str | None = None, text_features=None) -> None:
+        """Starts an instruction: its text is encoded once, and the history and the goal are empty.
+
+        A policy without a text tower takes the features `(width,)` of a text in place of the instruction.
+        """
+        ((name, tensor),) = self.facts["graphs"]["text"]["inputs"].items()
+        if name == "input_ids" and instruction is not None and text_features is None:
+            text = np.array([self.tokenizer.encode(instruction).ids])
+        elif name == "text_features" and text_features is not None and instruction is None:
+            text = read_numbers(text_features, name, tensor["shape"][1])
+        else:
+            wanted = "an instruction" if name == "input_ids" else "text_features, it has no text tower"
+            raise ValueError(f"reset of this policy takes nothing but {wanted}")
         self.kept = {
             name: np.zeros([1, *tensor["shape"][1:]], tensor["dtype"])
             for name, tensor in self.inputs.items()
             if name.startswith(("history_", "goal"))
         }
-        ids = np.array([self.tokenizer.encode(instruction).ids])
-        (self.kept["language"],) = self.sessions["text"].run(None, {"input_ids": ids})
+        (self.kept["language"],) = self.sessions["text"].run(None, {name: text})
 
     def set_goal(self, image: np.ndarray) -> None:
         """Gives a goal image `(h, w, 3)` of the first view, to a policy that takes some."""
-        (self.kept["goal"],) = self.sessions["goal"].run(None, {"goal_image": image[None]})
+        if "goal" not in self.sessions:
+            raise ValueError("this policy takes no goal images")
+        pixels = read_image(image, self.facts["views"][0])
+        (self.kept["goal"],) = self.sessions["goal"].run(None, {"goal_image": pixels})
         self.kept["goal_mask"] = np.array([True])
 
     def step(self, images: dict[str, np.ndarray], state=None) -> np.ndarray:
@@ -56,16 +73,37 @@ class Policy:
 
         A camera that is left out is missing at this step.
         """
-        blank = np.zeros((8, 8, 3), np.uint8)
-        inputs = {f"image_{view}": images.get(view, blank)[None] for view in self.facts["views"]}
-        inputs["view_mask"] = np.array([[view in images for view in self.facts["views"]]])
-        if "state" in self.inputs:
-            inputs["state"] = np.asarray(state, np.float32).reshape(1, self.inputs["state"]["shape"][1])
+        views, blank = self.facts["views"], np.zeros((8, 8, 3), np.uint8)
+        if not images or not set(images) <= set(views):
+            raise ValueError(f"images has the views {list(images)}; the policy knows {views}")
+        if "language" not in self.kept:
+            raise ValueError("there is no instruction: call reset")
+        inputs = {f"image_{view}": read_image(images.get(view, blank), view) for view in views}
+        inputs["view_mask"] = np.array([[view in images for view in views]])
+        numbers = read_numbers(state, "state", self.state_dim)
+        if self.state_dim:
+            inputs["state"] = numbers
         actions, *history = self.sessions["step"].run(None, {**inputs, **self.kept})
         if not np.isfinite(actions).all():
             raise ValueError("the actions are not finite: is the state in the dataset's units?")
         self.kept |= zip([name for name in self.inputs if name.startswith("history_")], history, strict=True)
         return actions[0]
+
+
+def read_image(pixels: np.ndarray, view: str) -> np.ndarray:
+    """One frame with a batch axis in front; nothing but uint8 RGB `(h, w, 3)`."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        found = f"{pixels.dtype} of shape {pixels.shape}"
+        raise ValueError(f"the image of {view!r} is {found}; expected one frame, uint8 RGB (h, w, 3)")
+    return pixels[None]
+
+
+def read_numbers(values, name: str, size: int) -> np.ndarray:
+    """float32 `(1, size)`; refuses other sizes and what is not finite."""
+    numbers = np.asarray([] if values is None else values, np.float32)
+    if numbers.shape != (size,) or not np.isfinite(numbers).all():
+        raise ValueError(f"{name} has shape {numbers.shape}; expected {size} finite numbers at every call")
+    return numbers[None]
 
 
 def main() -> None:
@@ -82,13 +120,14 @@ def main() -> None:
 
     policy = Policy(args.policy)
     views = policy.facts["views"]
+    if len(args.images) > len(views):
+        raise ValueError(f"--images names {len(args.images)} pictures; the policy has the views {views}")
     images = dict.fromkeys(views, np.full((96, 96, 3), 128, np.uint8))
     images |= {
         view: np.array(Image.open(path).convert("RGB"))
         for view, path in zip(views, args.images, strict=False)
     }
-    size = policy.inputs["state"]["shape"][1] if "state" in policy.inputs else 0
-    state = args.state or [0.0] * size
+    state = args.state or [0.0] * policy.state_dim
     policy.reset(args.instruction)
     for _ in range(args.steps):  # your control loop: read cameras and state, act, wait
         begun = time.perf_counter()

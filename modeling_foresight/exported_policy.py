@@ -9,14 +9,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .action_graphs import HISTORY, NEW
 from .configuration_foresight import ForesightConfig
+from .modeling_foresight import ForesightForActionPrediction
 from .processing_foresight import ForesightProcessor
-from .streaming import ForesightStream
+from .robot_stream import RobotStream
 
 POLICY_FILE = "policy.json"
 WRITERS, RUNNERS = ("onnx", "onnxscript", "onnxruntime"), ("onnxruntime",)
@@ -60,6 +60,8 @@ class ExportedPolicy:
             require_packages(RUNNERS)
         self.config = ForesightConfig.from_pretrained(self.folder)
 
+    warn_without_goal = ForesightForActionPrediction.warn_without_goal
+
     def num_parameters(self) -> int:
         """Parameters that acting takes."""
         return self.facts["parameters"]
@@ -92,7 +94,7 @@ class ExportedPolicy:
         return run_onnx
 
 
-class ExportedStream(ForesightStream):
+class ExportedStream(RobotStream):
     """Acts as a `ForesightStream`, through the graphs of an [`ExportedPolicy`].
 
     Args:
@@ -100,6 +102,7 @@ class ExportedStream(ForesightStream):
         processor (`ForesightProcessor`): Of the same folder: its tokenizer, and its names of views.
         num_envs (`int`, *optional*): As in `ForesightStream`.
         with_progress (`bool`): Refused, the progress head is an auxiliary one.
+        embodiment (`str`, *optional*): The robot that the policy was exported for; any other is refused.
     """
 
     def __init__(
@@ -108,23 +111,24 @@ class ExportedStream(ForesightStream):
         processor: ForesightProcessor,
         num_envs: int | None = None,
         with_progress: bool = False,
+        embodiment: str | None = None,
     ):
         if with_progress:
             raise ValueError("An exported policy predicts no progress: take the model it came from.")
-        chosen = policy.facts["embodiment"]
-        if chosen and processor.embodiment not in (None, chosen):
-            raise ValueError(f"This policy was exported for {chosen}, not for {processor.embodiment}.")
-        self.model, self.processor = policy, processor.for_embodiment(chosen)
-        self.single, self.num_envs, self.with_progress = num_envs is None, num_envs or 1, False
-        self.state_dim = policy.config.for_robot(chosen).state_dim
+        chosen, wanted = policy.facts["embodiment"], embodiment or processor.embodiment
+        if chosen and wanted not in (None, chosen):
+            raise ValueError(f"This policy was exported for {chosen}, not for {wanted}.")
+        super().__init__(policy, processor, num_envs, chosen or embodiment)
+        self.with_progress = False
         self._graphs = {name: policy.load_graph(name) for name in policy.facts["graphs"]}
-        self._kept = {  # what the step reads again: language, goal and history
-            name: torch.zeros(self.num_envs, *spec["shape"][1:], dtype=getattr(torch, spec["dtype"]))
-            for name, spec in policy.facts["graphs"]["step"]["inputs"].items()
-            if name.startswith((HISTORY, "language", "goal"))
-        }
-        self._before = {name: value.clone() for name, value in self._kept.items()}
-        self._instructed = torch.zeros(self.num_envs, dtype=torch.bool)
+        self._takes_text = "input_ids" in policy.facts["graphs"]["text"]["inputs"]
+        with torch.inference_mode(False):  # what is made here is changed in any mode later
+            self._kept = {  # what the step reads again: language, goal and history
+                name: torch.zeros(self.num_envs, *spec["shape"][1:], dtype=getattr(torch, spec["dtype"]))
+                for name, spec in policy.facts["graphs"]["step"]["inputs"].items()
+                if name.startswith((HISTORY, "language", "goal"))
+            }
+            self._before = {name: value.clone() for name, value in self._kept.items()}
 
     def reset(
         self,
@@ -134,10 +138,13 @@ class ExportedStream(ForesightStream):
     ) -> None:
         """See `ForesightStream.reset`."""
         rows = self._select_robots(envs)
-        if text_features is not None:
-            language = [self._graphs["text"]({"text_features": text_features.float()})["language"]]
+        texts, features = self._read_instruction(instruction, text_features, len(rows))
+        if self._takes_text != (features is None):
+            has, remedy = ("has a", "an instruction") if self._takes_text else ("has no", "text_features")
+            raise ValueError(f"The exported policy {has} text tower: give {remedy}.")
+        if texts is None:
+            language = [self._graphs["text"]({"text_features": features.float()})["language"]]
         else:
-            texts = [instruction] * len(rows) if isinstance(instruction, str) else instruction
             ids = {text: self.processor.tokenize([text])[0] for text in texts}
             found = {text: self._graphs["text"]({"input_ids": x})["language"] for text, x in ids.items()}
             language = [found[text] for text in texts]
@@ -149,16 +156,10 @@ class ExportedStream(ForesightStream):
 
     def set_goal(self, image, envs: Sequence[int] | None = None) -> None:
         """See `ForesightStream.set_goal`."""
-        if "goal" not in self._graphs:
-            raise ValueError("The model takes no goal images (config.goal_image is false).")
         rows = self._select_robots(envs)
-        pixels = self._read_pixels(image, self.processor.views[0])
+        pixels = _channels_last(self._read_goal(image, len(rows)))
         self._kept["goal"][rows] = self._graphs["goal"]({"goal_image": pixels})["goal"]
         self._kept["goal_mask"][rows] = True
-
-    def _read_pixels(self, image, view: str) -> Tensor:
-        """One image of each robot -> uint8 `(robots, h, w, 3)`."""
-        return self.processor.read_images(image, view, self.single)[:, 0].movedim(-3, -1).contiguous()
 
     def step_chunk(
         self,
@@ -169,23 +170,23 @@ class ExportedStream(ForesightStream):
         again: bool = False,
     ) -> Tensor:
         """See `ForesightStream.step_chunk`."""
-        rows, views = self._select_robots(envs), self.processor.views
-        if not self._instructed[rows].all():
-            raise ValueError("Some robots have no instruction: call reset.")
+        rows = self._select_robots(envs)
+        self._require_instruction(rows)
+        if "goal_mask" in self._kept and not self._kept["goal_mask"][rows].all():
+            self.model.warn_without_goal()
+        frames, present = self._read_observation(images, view_mask, len(rows))
         blank = torch.zeros(len(rows), 8, 8, 3, dtype=torch.uint8)
         inputs = {
-            f"image_{view}": self._read_pixels(images[view], view) if view in images else blank
-            for view in views
+            f"image_{view}": _channels_last(frames[view]) if view in frames else blank
+            for view in self.processor.views
         }
-        present = torch.tensor([view in images for view in views]).expand(len(rows), -1)
-        if view_mask is not None:
-            present = present & torch.as_tensor(np.asarray(view_mask), dtype=torch.bool).view(present.shape)
         inputs["view_mask"] = present
+        if self.state_dim and state is None:
+            raise ValueError("An exported policy with a state needs it at every step.")
+        state = None if state is None else self._read_state(state, len(rows))
         if self.state_dim:
-            if state is None:
-                raise ValueError("An exported policy with a state needs it at every step.")
-            inputs["state"] = torch.as_tensor(np.asarray(state), dtype=torch.float32)
-            inputs["state"] = inputs["state"].reshape(len(rows), self.state_dim)
+            inputs["state"] = state
+        self._instructed[rows] = False  # a step that fails ends the instruction
         for name, value in self._kept.items():
             if name.startswith(HISTORY):
                 now = (self._before if again else self._kept)[name][rows]
@@ -197,6 +198,11 @@ class ExportedStream(ForesightStream):
             if name.startswith(HISTORY):
                 self._kept[name][rows] = given[NEW + name]
         if not given["actions"].isfinite().all():
-            self._instructed[rows] = False
             raise ValueError("The actions would be NaN or infinite. Nothing is returned.")
+        self._instructed[rows] = True
         return given["actions"][0] if self.single else given["actions"]
+
+
+def _channels_last(frame: Tensor) -> Tensor:
+    """uint8 `(robots, 3, h, w)` -> `(robots, h, w, 3)`, as cameras give it."""
+    return frame.movedim(1, -1).contiguous()

@@ -10,20 +10,16 @@ exact). The action is the one that `ForesightForActionPrediction.predict_action`
 from collections.abc import Callable, Sequence
 from types import FunctionType
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from .base_model import EmbeddedInputs
+from .robot_stream import RobotStream
 from .tokens import Kind
 
-# What a processor and its model must agree on.
-SHARED = ("views", "image_size", "binary_action_indices", "action_codec", "state_representation")
-SHARED += ("embodiments",)
 
-
-class ForesightStream:
+class ForesightStream(RobotStream):
     """Controls one robot, or several side by side, with one policy.
 
     ```python
@@ -68,18 +64,8 @@ class ForesightStream:
             raise ValueError("The model is in training mode, where dropout acts: call model.eval() first.")
         if cuda_graph and device.type != "cuda":
             raise ValueError(f"cuda_graph=True needs a model on a CUDA device; this one is on {device}.")
-        for name in SHARED:
-            theirs, ours = getattr(processor, name), getattr(config, name)
-            if theirs != ours:
-                raise ValueError(
-                    f"The processor has {name}={theirs!r}, the model {ours!r}: load both from one folder."
-                )
-        if num_envs is not None and num_envs < 1:
-            raise ValueError(f"num_envs={num_envs} must be at least 1.")
-        self.model, self.with_progress = model, with_progress
-        self.processor = processor.for_embodiment(embodiment)
-        self.state_dim = config.for_robot(self.processor.embodiment).state_dim
-        self.single, self.num_envs = num_envs is None, num_envs or 1
+        super().__init__(model, processor, num_envs, embodiment)
+        self.with_progress = with_progress
         self.static, self.cuda_graph = compile or cuda_graph, cuda_graph
         self._compiled = _compile_copy(type(self)._advance) if compile else None
         self._graph: tuple | None = None  # views, static inputs, graph, outputs
@@ -105,7 +91,6 @@ class ForesightStream:
         self._states = torch.zeros(robots, frames, config.state_dim)
         self._with_state = torch.zeros(robots, dtype=torch.bool)
         self._count = torch.zeros(robots, dtype=torch.int64)  # frames in the window
-        self._instructed = torch.zeros(robots, dtype=torch.bool)
         self.progress = torch.zeros(robots)
 
     @torch.no_grad()
@@ -124,24 +109,15 @@ class ForesightStream:
                 for a model without a text tower.
         """
         rows = self._select_robots(envs)
-        if (instruction is None) == (text_features is None):
-            raise ValueError("Give an instruction, or text_features in its place.")
+        texts, features = self._read_instruction(instruction, text_features, len(rows))
         device = self.model.device
-        if text_features is None:
-            texts = [instruction] * len(rows) if isinstance(instruction, str) else list(instruction)
-            if len(texts) != len(rows):
-                raise ValueError(f"There are {len(texts)} instructions for {len(rows)} robots.")
-            text_features = self.model.model.encode_text(*self.processor.tokenize(texts, device))
-        width = self.model.config.text_config.projection_dim
-        if text_features.shape != (len(rows), width):
-            raise ValueError(
-                f"text_features has shape {tuple(text_features.shape)}; expected {(len(rows), width)}."
-            )
+        if features is None:
+            features = self.model.model.encode_text(*self.processor.tokenize(texts, device))
         if (self.model.dtype, device) != (self._images.dtype, self._images.device):
             raise ValueError("The model was moved or cast after this stream was made: make a new one.")
         if self._graph is not None and self._weights != self._weight_addresses():
             self._graph = None  # an adapter was merged, for example: the graph reads the old addresses
-        language = self.model.model.embed_text(text_features.to(device))
+        language = self.model.model.embed_text(features.to(device))
         self._language[rows] = language.to(self._language.dtype)  # autocast gives another one
         self._count[rows] = 0
         # What is masked must still be finite: a NaN of the last episode would come back as 0 * NaN.
@@ -159,33 +135,11 @@ class ForesightStream:
                 there are several.
             envs (`Sequence[int]`, *optional*): Robots that it is for; all by default.
         """
-        if self._goal is None:
-            raise ValueError("The model takes no goal images (config.goal_image is false).")
         rows = self._select_robots(envs)
-        pixels = self._read_frame(image, self.processor.views[0], len(rows))
+        pixels = self._normalize_frame(self._read_goal(image, len(rows)))
         goal = self.model.model.embed_goal_image(*self.model.model.encode_images(pixels))
         self._goal[rows] = goal.to(self._goal.dtype)
         self._goal_mask[rows] = True
-
-    def step(self, images: dict, state=None, envs: Sequence[int] | None = None, view_mask=None) -> Tensor:
-        """Reads one observation of every robot and returns its next action.
-
-        Args:
-            images (`dict[str, array]`): View name -> uint8 RGB `(H, W, 3)` or `(3, H, W)`, with an axis for
-                the robots if there are several. A view that is left out is missing at this step.
-            state (`array`, *optional*): `(state_dim,)` or `(robots, state_dim)` in the dataset's units;
-                left out for the whole instruction if there is none.
-            envs (`Sequence[int]`, *optional*): Robots that observe and act, in the order of the inputs; all
-                by default. The others are unchanged.
-            view_mask (`array`, *optional*): Boolean `(robots, V)`: false where a robot lacks a camera.
-
-        Returns:
-            `torch.Tensor`: float32 `(A,)`, or `(robots, A)`, in the dataset's units, on the CPU.
-
-        Raises:
-            ValueError: If an input does not fit or is not finite, or the action would not be; names it.
-        """
-        return self.step_chunk(images, state, envs, view_mask)[..., 0, :]
 
     @torch.no_grad()
     def step_chunk(
@@ -201,14 +155,12 @@ class ForesightStream:
         With `again` the observation replaces the newest one: the robots have not acted since.
         """
         rows = self._select_robots(envs)
-        if not self._instructed[rows].all():
-            raise ValueError(
-                f"Robots {rows[~self._instructed[rows]].tolist()} have no instruction: call reset."
-            )
+        self._require_instruction(rows)
         if not self._goal_mask[rows].all():
             self.model.warn_without_goal()
-        pixels, views, present = self._read_observation(images, view_mask, rows)
-        state = self._read_state(state, rows)
+        frames, present = self._read_observation(images, view_mask, len(rows))
+        state = self._place_state(state, rows)
+        pixels, views = self._normalize_frames(frames, len(rows))
         self._instructed[rows] = False  # a step that fails ends the instruction
 
         history = self.model.config.history_length
@@ -327,88 +279,43 @@ class ForesightStream:
             self._images.copy_(before)
         return static, graph, outputs
 
-    # ------------------------------------------------------------------ reading what the robots send
+    def _normalize_frame(self, frame: Tensor) -> Tensor:
+        """uint8 `(robots, 3, h, w)` -> `(robots, 3, H, W)` on the device."""
+        return self.processor.normalize_images(frame.to(self.model.device))
 
-    def _select_robots(self, envs: Sequence[int] | None) -> Tensor:
-        """Numbers of the robots, int64."""
-        if envs is None:
-            return torch.arange(self.num_envs)
-        rows = torch.as_tensor(np.asarray(envs))
-        if rows.dtype == torch.bool and rows.shape == (self.num_envs,):
-            rows = rows.nonzero()[:, 0]
-        if rows.ndim != 1 or rows.dtype == torch.bool or (rows.is_floating_point() and len(rows)):
-            raise ValueError(
-                f"envs={envs} must be numbers of robots, or one boolean for each of the {self.num_envs}."
-            )
-        rows = rows.to(torch.int64)
-        if len(rows) != len(rows.unique()) or len(rows) == 0 or rows.min() < 0 or rows.max() >= self.num_envs:
-            raise ValueError(
-                f"envs={rows.tolist()} must name robots of 0 to {self.num_envs - 1}, each at most once."
-            )
-        return rows
-
-    def _read_frame(self, image, view: str, robots: int) -> Tensor:
-        """One image of each robot -> `(robots, 3, H, W)` on the device; refuses several frames."""
-        pixels = self.processor.read_images(image, view, self.single)  # (robots, 1, 3, h, w)
-        if pixels.shape[:2] != (robots, 1):
-            raise ValueError(
-                f"The image of {view!r} holds {pixels.shape[1]} frames of {pixels.shape[0]} robots; a step "
-                f"takes one new frame of each of {robots}. Whole windows go to model.predict_action."
-            )
-        return self.processor.normalize_images(pixels[:, 0].to(self.model.device))
-
-    def _read_observation(self, images: dict, view_mask, rows: Tensor):
-        """Pixels `(robots, v, 3, H, W)` on the device, the v views, and which of all exist `(robots, V)`."""
-        names = self.processor.views
-        if not isinstance(images, dict) or not images or any(view not in names for view in images):
-            given = list(images) if isinstance(images, dict) else type(images).__name__
-            raise ValueError(f"images has the views {given}; the model knows {names}. Give a dict.")
-        given = [v for v, name in enumerate(names) if name in images]
-        views = given
+    def _normalize_frames(self, frames: dict[str, Tensor], robots: int) -> tuple[Tensor, tuple[int, ...]]:
+        """Pixels `(robots, v, 3, H, W)` on the device, and the numbers of these views."""
+        names, device = self.processor.views, self.model.device
+        views = [v for v, name in enumerate(names) if name in frames]
         if self.static:  # a camera that fails stays in the graph, as zeros; every set would need its own
-            self._views |= set(given)
+            self._views |= set(views)
             views = sorted(self._views)
-        blank = (len(rows), 3, self.processor.image_size, self.processor.image_size)
+        blank = (robots, 3, self.processor.image_size, self.processor.image_size)
         pixels = [
-            self._read_frame(images[names[v]], names[v], len(rows))
-            if v in given
-            else torch.zeros(blank, device=self.model.device)
+            self._normalize_frame(frames[names[v]])
+            if names[v] in frames
+            else torch.zeros(blank, device=device)
             for v in views
         ]
-        present = torch.tensor([v in given for v in range(len(names))]).expand(len(rows), -1)
-        if view_mask is not None:
-            view_mask = torch.as_tensor(np.asarray(view_mask), dtype=torch.bool)
-            view_mask = view_mask[None] if self.single and view_mask.ndim == 1 else view_mask
-            if view_mask.shape != present.shape:
-                raise ValueError(
-                    f"view_mask has shape {tuple(view_mask.shape)}; expected {tuple(present.shape)}."
-                )
-            present = present & view_mask
         # In one layout: resized images may come channels last, for which the step would compile again.
-        return torch.stack(pixels, dim=1).contiguous(), tuple(views), present
+        return torch.stack(pixels, dim=1).contiguous(), tuple(views)
 
-    def _read_state(self, state, rows: Tensor) -> Tensor:
-        """float32 `(robots, state_dim)`, zeros where there is none."""
-        shape, given, running = (len(rows), self.state_dim), state is not None, self._count[rows] > 0
+    def _place_state(self, state, rows: Tensor) -> Tensor:
+        """float32 `(robots, the model's entries)`, zeros where there is no state."""
+        given, running = state is not None, self._count[rows] > 0
         if (self._with_state[rows] != given)[running].any():
             raise ValueError(
                 "A state must come with every step of an instruction, or with none: reset to change that."
             )
-        if not given:
-            if self.processor.action_codec == "local_delta":
-                raise ValueError(
-                    "Actions are changes of the measured pose (local_delta): give the state at each step."
-                )
-            self._with_state[rows] = False
+        if not given and self.processor.action_codec == "local_delta":
+            raise ValueError(
+                "Actions are changes of the measured pose (local_delta): give the state at each step."
+            )
+        read = self._read_state(state, len(rows)) if given else None
+        self._with_state[rows] = given
+        if read is None:
             return torch.zeros(len(rows), self._states.shape[-1])
-        state = torch.as_tensor(state).to("cpu", torch.float32)
-        state = state[None] if self.single and state.ndim == 1 else state
-        if state.shape != shape:
-            raise ValueError(f"state has shape {tuple(state.shape)}; expected {shape}.")
-        if not state.isfinite().all():
-            raise ValueError("state holds NaN or infinity.")
-        self._with_state[rows] = True
-        return self.processor.place_entries("state", state)
+        return self.processor.place_entries("state", read)
 
 
 def place_frame(window: Tensor, new: Tensor, slot: Tensor, slides: Tensor) -> Tensor:

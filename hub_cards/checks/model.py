@@ -15,7 +15,7 @@ from hub_cards.cards.measurements import is_folder
 from hub_cards.checks.sample import SAMPLE_FILE, check_sample
 from hub_cards.checks.wording import EXPORT_AGAIN, list_some, shorten_error
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
-from modeling_foresight.streaming import SHARED
+from modeling_foresight.robot_stream import SHARED
 from training.models.model_folder import load_checkpoint
 
 __all__ = ["check_adapter", "check_model"]

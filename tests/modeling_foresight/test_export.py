@@ -1,8 +1,11 @@
 """The exported action path gives the stream's actions, and what cannot be exported is refused in one line."""
 
 import json
+import runpy
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +13,12 @@ import torch
 
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.action_graphs import build_graphs, describe_graph
-from modeling_foresight.export import main
+from modeling_foresight.export import main, write_policy
 from modeling_foresight.exported_policy import ExportedPolicy
 from tests.modeling_foresight.test_streaming import build, draw_image
 from tests.tiny import BATCH_NORM_TOWER, tiny_config, tiny_processor, tiny_tokenizer
 
+RUN_ONNX = Path(__file__).resolve().parents[2] / "examples" / "run_onnx.py"
 ROBOTS, STEPS = 3, 50
 PARITY = 1e-4
 TASKS = ["open the drawer", "push the red cube to the left", "close it " * 20]  # the last one is cut
@@ -56,6 +60,53 @@ class UntracedPolicy(ExportedPolicy):
             return dict(zip(graph.outputs, outputs, strict=True))
 
         return run
+
+
+class UntracedSession:
+    """A graph before any export, in place of the session of ONNX Runtime that has its file."""
+
+    def __init__(self, graph):
+        self.graph = graph
+
+    @torch.no_grad()
+    def run(self, names, inputs):
+        assert names is None and set(inputs) == set(self.graph.inputs)
+        tensors = [torch.from_numpy(inputs[name]) for name in self.graph.inputs]
+        assert [tensor.dtype for tensor in tensors] == [dtype for dtype, _ in self.graph.inputs.values()]
+        return [output.numpy() for output in self.graph(*tensors)]
+
+
+@pytest.fixture
+def run_onnx(tmp_path, monkeypatch):
+    """What `examples/run_onnx.py` defines, and the folder of a policy for it, which is not traced."""
+
+    def write(model, processor):
+        runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `export`")
+        graphs = {}
+
+        def keep(program, graph, path, opset):
+            graphs[path.name] = graph
+
+        monkeypatch.setattr("modeling_foresight.export.trace_graph", lambda graph: None)
+        monkeypatch.setattr("modeling_foresight.export.write_onnx", keep)
+        monkeypatch.setattr(runtime, "InferenceSession", lambda path, _: UntracedSession(graphs[path.name]))
+        write_policy(tmp_path, model, processor, "onnx")
+        return runpy.run_path(str(RUN_ONNX)), tmp_path
+
+    return write
+
+
+@pytest.fixture
+def act_by(run_onnx):
+    """What acts for one robot: a model's stream, that of its export, or the code for a robot's computer."""
+
+    def make(way, model, processor):
+        if way == "run_onnx":
+            script, folder = run_onnx(model, processor)
+            return script["Policy"](folder)
+        return (model if way == "model" else UntracedPolicy(model, processor)).stream(processor)
+
+    return make
 
 
 def build_variant(name):
@@ -289,17 +340,134 @@ def test_packages_that_are_missing_are_named_with_the_command(saved, tmp_path, c
     assert "ONNX needs onnxscript_: pip install 'lerobot_policy_foresight[export]'" in line
 
 
+WAYS = ("model", "exported", "run_onnx")
+FRAME, STATE = np.zeros((44, 52, 3), np.uint8), np.zeros(11, np.float32)
+REFUSED = {  # what a robot does after its first step -> what it is told
+    "an unknown view": (
+        lambda robot: robot.step({"front": FRAME}, STATE),
+        r"images has the views \['front'\]; the \w+ knows \['main', 'wrist'\]",
+    ),
+    "no view": (lambda robot: robot.step({}, STATE), r"images has the views \[\]; the \w+ knows"),
+    "two frames": (
+        lambda robot: robot.step({"main": np.stack([FRAME] * 2)}, STATE),
+        r"image of 'main' (holds 2 frames|is uint8 of shape \(2, 44, 52, 3\))",
+    ),
+    "an image of floats": (
+        lambda robot: robot.step({"main": FRAME / 255}, STATE),
+        "'main'.*float64.*expected .*uint8 RGB",
+    ),
+    "a state of another size": (
+        lambda robot: robot.step({"main": FRAME}, STATE[:3]),
+        r"state has shape \((1, )?3,?\); expected",
+    ),
+    "a state that is no number": (
+        lambda robot: robot.step({"main": FRAME}, np.full(11, np.nan)),
+        "state (holds NaN|.* finite numbers)",
+    ),
+    "no instruction": (lambda robot: robot.reset(), "(Give|takes nothing but) an instruction"),
+    "two instructions": (
+        lambda robot: robot.reset("close it", text_features=np.ones(22, np.float32)),
+        "(Give|takes nothing but) an instruction",
+    ),
+    "a goal": (lambda robot: robot.set_goal(FRAME), "takes no goal images"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_however_a_policy_acts_wrong_input_is_named_and_changes_nothing(act_by, way):
+    model, processor = build()
+    robot, undisturbed = act_by(way, model, processor), model.stream(processor)
+    with pytest.raises(ValueError, match="no instruction: call reset"):
+        robot.step({"main": FRAME}, STATE)
+    for one in (robot, undisturbed):
+        one.reset("close it")
+        one.step({"main": FRAME}, STATE)
+    for act, message in REFUSED.values():
+        with pytest.raises(ValueError, match=message):
+            act(robot)
+    if way != "model":  # which also acts without a state, for a whole instruction
+        with pytest.raises(ValueError, match="state.* at every (step|call)"):
+            robot.step({"main": FRAME})
+    assert_acts_alike(robot, undisturbed)
+
+
+def assert_acts_alike(robot, stream):
+    action = np.asarray(robot.step({"main": FRAME}, STATE))
+    action = action[0] if action.ndim == 2 else action  # run_onnx gives the whole chunk
+    assert np.allclose(action, stream.step({"main": FRAME}, STATE), rtol=0, atol=PARITY)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_however_a_policy_without_a_text_tower_acts_it_takes_features(act_by, way):
+    robot, features = act_by(way, *build(towers=("vision",))), np.ones((1, 22), np.float32)
+    with pytest.raises(ValueError, match="no text tower|text_features, it has no text tower"):
+        robot.reset("close it")
+    robot.reset(text_features=features[0] if way == "run_onnx" else features)
+    assert np.isfinite(robot.step({"main": FRAME}, STATE)).all()
+
+
+@pytest.mark.parametrize("way", ["exported", "run_onnx"])
+def test_an_exported_policy_follows_a_goal_image(act_by, way):
+    model, processor = build(goal_image=True)
+    robot, stream = act_by(way, model, processor), model.stream(processor)
+    for one in (robot, stream):
+        one.reset("close it")
+        one.set_goal(FRAME + np.uint8(90))
+    assert_acts_alike(robot, stream)
+
+
+def test_an_exported_policy_with_goals_warns_when_it_acts_without_one(monkeypatch):
+    said = []
+    logger = SimpleNamespace(warning_once=said.append)
+    monkeypatch.setattr("modeling_foresight.modeling_foresight.logger", logger)
+    model, processor = build(goal_image=True)
+    stream = UntracedPolicy(model, processor).stream(processor)
+    stream.reset("close it")
+    stream.set_goal(FRAME)
+    stream.step({"main": FRAME}, STATE)
+    assert not said
+    stream.reset("close it")
+    stream.step({"main": FRAME}, STATE)
+    assert "acts without one" in said[0]
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_stream_of_several_robots_refuses_what_is_for_another_number(exported):
+    model, processor = build()
+    policy = UntracedPolicy(model, processor) if exported else model
+    for options, message in {
+        ("num_envs", 0): "num_envs=0 must be at least 1",
+        ("embodiment", "hand"): "embodiment='hand', but this policy has one robot",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            policy.stream(processor, **dict([options]))
+    stream = policy.stream(processor, num_envs=2)
+    with pytest.raises(ValueError, match="There are 1 instructions for 2 robots"):
+        stream.reset(["close it"])
+    stream.reset("close it")
+    with pytest.raises(ValueError, match="holds 1 frames of 1 robots"):
+        stream.step({"main": FRAME[None]}, np.stack([STATE] * 2))
+
+
 def test_an_exported_stream_refuses_what_it_cannot_do():
     model, processor = build()
     policy = UntracedPolicy(model, processor)
     with pytest.raises(ValueError, match="predicts no progress"):
         policy.stream(processor, with_progress=True)
     stream = policy.stream(processor)
-    image = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(ValueError, match="no instruction: call reset"):
-        stream.step({"main": image}, np.zeros(stream.state_dim))
-    stream.reset("close it")
-    with pytest.raises(ValueError, match="needs it at every step"):
-        stream.step({"main": image})
-    with pytest.raises(ValueError, match="takes no goal images"):
-        stream.set_goal(image)
+    with pytest.raises(ValueError, match="has a text tower: give an instruction"):
+        stream.reset(text_features=torch.ones(1, 22))
+    hand = build_variant("several robots")
+    with pytest.raises(ValueError, match="exported for hand, not for arm"):
+        UntracedPolicy(*hand).stream(hand[1], embodiment="arm")
+
+
+def test_the_example_refuses_other_formats_and_more_pictures_than_views(run_onnx, monkeypatch):
+    script, folder = run_onnx(*build())
+    monkeypatch.setattr("sys.argv", ["run_onnx.py", "--policy", str(folder), "--images", "a", "b", "c"])
+    with pytest.raises(ValueError, match=r"names 3 pictures; the policy has the views \['main', 'wrist'\]"):
+        script["main"]()
+    facts = json.loads((folder / "policy.json").read_text())
+    (folder / "policy.json").write_text(json.dumps(facts | {"format": "torch-export"}))
+    with pytest.raises(ValueError, match="holds torch-export files: export with --format onnx"):
+        script["Policy"](folder)
