@@ -216,20 +216,20 @@ test-common: setup ## the common model tests of transformers, fetched once for t
 test-newest: setup ## the model tests under the newest transformers and huggingface_hub, in .venv-newest
 	@$(MAKE) --no-print-directory .venv-newest/.installed
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest tests/modeling_foresight \
-		-m "not slow and not network and not common" -n $(THREADS) --dist worksteal $(PYTEST_FLAGS)
+		-m "(not slow or exports) and not network and not common" -n $(THREADS) --dist worksteal $(PYTEST_FLAGS)
 
 # What pyproject.toml allows at least. Resolvers take the newest torchvision, and with it the newest torch,
 # unless torch is named.
 .venv-lowest/.installed: pyproject.toml
 	$(UV) venv --quiet --clear --python $(PY) .venv-lowest
 	$(UV) pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct \
-		--requirements pyproject.toml --extra train "torch==2.8.*" "pytest>=8.3" "pytest-xdist>=3.6,<4"
+		--requirements pyproject.toml --extra train --extra export "torch==2.8.*" "pytest>=8.3" "pytest-xdist>=3.6,<4"
 	touch $@
 
 test-lowest: setup ## the model tests under the lowest versions that pyproject.toml allows, in .venv-lowest
 	@$(MAKE) --no-print-directory .venv-lowest/.installed
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest tests/modeling_foresight \
-		-m "not slow and not network and not common" -n $(THREADS) --dist worksteal $(PYTEST_FLAGS)
+		-m "(not slow or exports) and not network and not common" -n $(THREADS) --dist worksteal $(PYTEST_FLAGS)
 
 dist: setup ## build wheel and source distribution in dist/
 	rm -rf dist

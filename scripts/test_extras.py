@@ -36,7 +36,7 @@ TRIED = {  # shipped models and samples are not in the wheel
     "viz": f"{PYTEST} tests/datasets_scripts/inspection tests/training/test_visualize.py",
     "space": f"{PYTEST} -k 'not shipped and not listens' tests/hub_cards/space",
     "deepspeed": f"{PYTEST} -m slow -k zero tests/training/engines",
-    "export": f"{PYTEST} tests/modeling_foresight/test_export.py",
+    "export": f"{PYTEST} -m 'not slow or exports' tests/modeling_foresight/test_export.py",
     "docs": f"-m mkdocs build --strict --config-file {ROOT}/mkdocs.yml",
 }
 
