@@ -29,6 +29,7 @@ from datasets_scripts.storage.atomic import write_whole_folder
 from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows
 from datasets_scripts.storage.depth_reading import DepthVideos
 from datasets_scripts.storage.frame_cache import FrameDecoder, depth_code_table
+from datasets_scripts.storage.provenance import find_intrinsics, read_provenance
 from datasets_scripts.storage.shards import ARRAYS_FILE, read_facts, write_facts
 from datasets_scripts.storage.video_writing import (
     MIN_DEPTH_SIDE_PX,
@@ -116,12 +117,12 @@ class Annotation:
 
         Raises:
             ValueError: If a source is unknown or not installed, a camera or its depth is missing, the depth
-                cannot be in meters or has another size than the images, or the labels exist already; names
-                it.
+                cannot be in meters or has another size than the images, the labels exist already, or the
+                provenance is damaged; names it.
         """
         check_depth_source(self.depth, self.depth_model, self.align_with)
         check_track_source(self.tracks, self.track_model)
-        cameras = list_cameras(rows.features)
+        cameras, provenance = list_cameras(rows.features), read_provenance(rows.root)
         for camera in self.cameras:
             if camera not in cameras:
                 raise ValueError(
@@ -131,6 +132,7 @@ class Annotation:
                 _check_images(rows, camera)
             else:
                 _check_sensor_depth(rows, camera, episodes, camera == self.cameras[0])
+            find_intrinsics(provenance, rows.features, camera)  # warns of those that it cannot read
         if points_key(self.cameras[0]) in rows.features:
             raise ValueError(
                 f"dataset {rows.name} has tracks of camera '{self.cameras[0]}' already: choose "

@@ -15,6 +15,7 @@ from datasets_scripts.columns import picture_size
 from datasets_scripts.inspection.label_errors import DepthErrors, TrackErrors
 from datasets_scripts.inspection.labeled_episode import Camera, LabeledDataset, LabeledEpisode
 from datasets_scripts.inspection.template_rendering import render_template
+from datasets_scripts.storage.provenance import find_intrinsics
 from datasets_scripts.tracks import TRACK_SOURCES
 
 __all__ = ["ExactEpisodes", "format_report", "measure_sources", "split_windows"]
@@ -46,8 +47,9 @@ class ExactEpisodes:
             )
         if "depth" not in labels[self.camera]:
             raise ValueError(f"dataset {self.rows.name} has no depth of camera '{self.camera}'")
-        facts = self._dataset.provenance.get("cameras", {}).get(self.camera, {})
-        self.intrinsics = facts.get("intrinsics")
+        provenance = self._dataset.provenance
+        facts = provenance.get("cameras", {}).get(self.camera, {})
+        self.intrinsics = find_intrinsics(provenance, self.rows.features, self.camera)
         self.made_by = {name: facts.get(name, {}).get("source") for name in ("depth", "tracks")}
         if self.made_by["tracks"] in TRACK_SOURCES:
             raise ValueError(

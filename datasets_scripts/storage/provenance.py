@@ -8,6 +8,7 @@ take 8 MB in memory. Version 1 had them in the first file; it is still read.
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ PROVENANCE_PATH = Path("meta/foresight.json")
 EPISODE_FACTS_PATH = Path("meta/foresight_episodes.jsonl")
 PROVENANCE_VERSION = 2
 ANNOTATE_AGAIN = "annotate the dataset again, or delete the file"
+LENS_FORMS = (
+    "fx, fy and cx, cy (or ppx, ppy), or a matrix (3, 3) by itself or as K or camera_matrix, with "
+    "height and width if those are not the image's"
+)
 # Of the packages that a recording names; LIBERO names robosuite too.
 SIMULATORS = {"metaworld": "MetaWorld", "hf-libero": "LIBERO", "robosuite": "robosuite"}
 
@@ -163,33 +168,47 @@ def find_intrinsics(
     """The lens of a camera: fx, fy, cx, cy in pixels from the image's outer edge, height, width.
 
     Ours is in `meta/foresight.json`. LeRobot's is `intrinsics` in the `info` of the camera's image feature,
-    or of its depth, as its cameras give it: fx, fy, and cx, cy (or RealSense's ppx, ppy), or a matrix
-    `(3, 3)`, counted from the center of the first pixel, which is half a pixel from the edge. It is not
-    settled there yet (huggingface/lerobot #4417, #4696).
+    or of its depth, counted from the center of the first pixel, which is half a pixel from the edge. Its form
+    is not settled there yet (huggingface/lerobot #4417, #4696); `LENS_FORMS` are those that we read. Another
+    form is left out with a warning: nothing depends on the lens, and its owner cannot always change it.
 
     Returns:
-        `dict`, *optional*: `None` if nothing is recorded.
-
-    Raises:
-        ValueError: If what LeRobot's key holds is in neither form; names the feature.
+        `dict`, *optional*: `None` if nothing is recorded that we can read.
     """
-    if (ours := provenance.get("cameras", {}).get(camera, {}).get("intrinsics")) is not None:
-        return ours
-    for key in (find_image_key(features, camera), find_depth_key(features, camera)):
-        found = ((features[key].get("info") if key else None) or {}).get("intrinsics")
-        if found is None:
+    ours = provenance.get("cameras", {}).get(camera, {}).get("intrinsics")
+    places = [(f"of camera '{camera}' in {PROVENANCE_PATH}", ours, find_image_key(features, camera), 0.0)]
+    for key in filter(None, (find_image_key(features, camera), find_depth_key(features, camera))):
+        stated = (features[key].get("info") or {}).get("intrinsics")
+        places.append((f"in the info of {key}", stated, key, 0.5))
+    for place, stated, key, edge_px in places:
+        if stated is None:
             continue
-        height, width = picture_size(features[key])
         try:
-            if not isinstance(found, Mapping):
-                (fx, _, cx), (_, fy, cy), _ = np.asarray(found, float).reshape(3, 3).tolist()
-                found = {"fx": fx, "fy": fy, "cx": cx, "cy": cy}
-            center = found.get("cx", found.get("ppx")), found.get("cy", found.get("ppy"))
-            lens = {"fx": found["fx"], "fy": found["fy"], "cx": center[0] + 0.5, "cy": center[1] + 0.5}
-            size = {"height": found.get("height", height), "width": found.get("width", width)}
-            return {name: float(value) for name, value in lens.items()} | size
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"intrinsics in the info of {key} are {found}: expected fx, fy, cx, cy, or a 3 x 3 matrix"
-            ) from error
+            return _read_lens(stated, picture_size(features[key]), edge_px)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            warnings.warn(
+                f"the intrinsics {place} are not used, as they are {str(stated)[:200]}: known are "
+                f"{LENS_FORMS}; fx and fy must be above 0",
+                stacklevel=1,  # from whichever place it is asked for first, and then no more
+            )
     return None
+
+
+def _read_lens(stated: Any, size: tuple[int, int], edge_px: float) -> dict[str, float]:
+    """A lens in one of the `LENS_FORMS`; raises if it is in none of them."""
+    if not isinstance(stated, Mapping):
+        stated = {"K": stated}
+    matrix = stated.get("K", stated.get("camera_matrix"))
+    if matrix is not None:
+        (fx, _, cx), (_, fy, cy), last = np.asarray(matrix, float).reshape(3, 3).tolist()
+        if last != [0, 0, 1]:
+            raise ValueError("transposed, or of another scale")
+    else:
+        fx, fy = stated["fx"], stated["fy"]
+        cx, cy = stated.get("cx", stated.get("ppx")), stated.get("cy", stated.get("ppy"))
+    lens = {"fx": float(fx), "fy": float(fy), "cx": float(cx) + edge_px, "cy": float(cy) + edge_px}
+    sides = {"height": stated.get("height", size[0]), "width": stated.get("width", size[1])}
+    lens |= sides
+    if not np.isfinite(list(lens.values())).all() or min(lens["fx"], lens["fy"], *sides.values()) <= 0:
+        raise ValueError("not the numbers of a lens")
+    return lens

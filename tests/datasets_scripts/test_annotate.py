@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 import weakref
 
 import numpy as np
@@ -24,6 +25,7 @@ from datasets_scripts.annotation.job import AnnotationJob, annotate, check
 from datasets_scripts.annotation.push import push_dataset
 from datasets_scripts.columns import unpack_points
 from datasets_scripts.conversion import column_renaming
+from datasets_scripts.inspection.labeled_episode import LabeledDataset, LabeledEpisode
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import FrameDecoder
 from datasets_scripts.storage.provenance import moving_flags, read_provenance
@@ -262,6 +264,34 @@ def test_what_cannot_be_annotated_is_refused(
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert not (tmp_path / "output").exists() and not (tmp_path / "output.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("intrinsics", "kept"),
+    [
+        ({"K": [[60, 0, 31.5], [0, 60, 31.5], [0, 0, 1]], "distortion": [0] * 5}, True),
+        ({"focal_px": 60}, False),
+    ],
+)
+def test_intrinsics_in_an_unknown_form_are_named_before_any_work_and_left_out(tmp_path, intrinsics, kept):
+    root = make_dataset(tmp_path / "data", episodes=1, frames=[3], size=(64, 64), tracks=False).root
+    info = json.loads((root / "meta/info.json").read_text())
+    feature = info["features"]["observation.images.main"]
+    feature["info"] = (feature.get("info") or {}) | {"intrinsics": intrinsics}
+    (root / "meta/info.json").write_text(json.dumps(info))
+    options = [f"--dataset={root}", f"--output={tmp_path / 'out'}", "--n-points=20", "--workers=1"]
+    for more in (["--dry-run"], []):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            assert main([*options, *more]) == 0
+        named = [str(each.message) for each in caught if "observation.images.main" in str(each.message)]
+        assert len(named) == (not kept)
+    known = read_provenance(tmp_path / "out")["cameras"]["main"]
+    lens = {"fx": 60, "fy": 60, "cx": 32, "cy": 32, "height": 64, "width": 64}
+    assert known.get("intrinsics") == (lens if kept else None)
+    assert LabeledEpisode(LabeledDataset(str(tmp_path / "out")), 0).cameras[0].intrinsics == (
+        lens if kept else None
+    )
 
 
 def test_no_repository_is_made_for_what_cannot_be_annotated(recorded, tmp_path, monkeypatch, capsys):

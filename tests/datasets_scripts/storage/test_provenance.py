@@ -69,12 +69,17 @@ def test_unreadable_provenance_is_refused(tmp_path, text, message):
 LENS = {"fx": 610.0, "fy": 611.0, "cx": 320.0, "cy": 240.5, "height": 480, "width": 640}
 
 
+MATRIX = [[610.0, 0, 319.5], [0, 611.0, 240.0], [0, 0, 1]]
+
+
 @pytest.mark.parametrize(
     "stated",
     [
         {"fx": 610.0, "fy": 611.0, "ppx": 319.5, "ppy": 240.0, "coeffs": [0.0] * 5},
         {"fx": 610.0, "fy": 611.0, "cx": 319.5, "cy": 240.0, "height": 480, "width": 640},
-        [[610.0, 0, 319.5], [0, 611.0, 240.0], [0, 0, 1]],
+        MATRIX,
+        {"K": MATRIX, "distortion": [0.0] * 5},
+        {"camera_matrix": sum(MATRIX, []), "height": 480, "width": 640},
     ],
 )
 def test_the_lens_is_that_of_lerobots_feature_unless_ours_is_known(stated):
@@ -82,16 +87,38 @@ def test_the_lens_is_that_of_lerobots_feature_unless_ours_is_known(stated):
     features = {"observation.images.front": image | {"info": info}, "observation.images.side": image}
     assert provenance.find_intrinsics({}, features, "front") == LENS
     assert provenance.find_intrinsics({}, features, "side") is None
-    ours = {"cameras": {"front": {"intrinsics": {"fx": 1.0}}}}
-    assert provenance.find_intrinsics(ours, features, "front") == {"fx": 1.0}
+    ours = LENS | {"fx": 1.0}
+    assert provenance.find_intrinsics({"cameras": {"front": {"intrinsics": ours}}}, features, "front") == ours
     depth = image | {"shape": (480, 640, 1), "info": info | {"is_depth_map": True}}
     assert provenance.find_intrinsics({}, features | {"observation.depth.side": depth}, "side") == LENS
 
 
-@pytest.mark.parametrize(
-    "stated", [{"fx": 1.0}, [1, 2], "lens.json", {"fx": 1, "fy": 1, "cx": None, "cy": 1}]
-)
-def test_a_lens_in_another_form_is_refused_with_its_feature(stated):
+def test_a_matrix_of_pictures_of_another_size_keeps_that_size():
+    stated = {"K": MATRIX, "height": 720, "width": 1280}
     feature = {"dtype": "video", "shape": (480, 640, 3), "info": {"intrinsics": stated}}
-    with pytest.raises(ValueError, match=r"in the info of observation\.images\.a are .*: expected fx, fy"):
-        provenance.find_intrinsics({}, {"observation.images.a": feature}, "a")
+    lens = provenance.find_intrinsics({}, {"observation.images.a": feature}, "a")
+    assert lens == LENS | {"height": 720, "width": 1280}
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"fx": 1.0},
+        [1, 2],
+        "lens.json",
+        {"fx": 1, "fy": 1, "cx": None, "cy": 1},
+        {"fx": 0, "fy": 1, "cx": 1, "cy": 1},
+        {"fx": 1, "fy": float("nan"), "cx": 1, "cy": 1},
+        {"fx": 1, "fy": 1, "cx": float("inf"), "cy": 1},
+        {"K": MATRIX, "height": 0, "width": 640},
+        {"K": [[1, 0, 0], [0, 1, 0], [1, 1, 1]]},  # transposed
+        {"K": {"rows": 3}},
+        {"matrix": MATRIX},
+    ],
+)
+def test_a_lens_in_another_form_is_left_out_and_its_feature_and_the_known_forms_are_named(stated):
+    feature = {"dtype": "video", "shape": (480, 640, 3), "info": {"intrinsics": stated}}
+    with pytest.warns(
+        UserWarning, match=r"in the info of observation\.images\.a are not used.*fx, fy.*\(3, 3\)"
+    ):
+        assert provenance.find_intrinsics({}, {"observation.images.a": feature}, "a") is None
