@@ -47,7 +47,7 @@ FORBIDDEN = {
 }
 # From the bottom up: a room imports itself and the rooms before it.
 DATASET_ROOMS = (
-    "columns extras numpy_pickles",
+    "columns extras licenses numpy_pickles",
     "storage",
     "depth",
     "tracks",

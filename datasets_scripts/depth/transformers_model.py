@@ -1,5 +1,6 @@
 """Depth models of transformers: Depth-Anything-V2 (metric or relative), ZoeDepth, DepthPro, GLPN, DPT."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstima
 
 from datasets_scripts.depth.gpu import compute_ahead, pick_device
 from datasets_scripts.depth.source import hash_file
+from datasets_scripts.licenses import read_card_license
 
 # What the numbers are, by the type in a model's config. DPT covers MiDaS, whose depth is inverse.
 METRIC_TYPES, RELATIVE_TYPES = ("zoedepth", "depth_pro", "glpn"), ("dpt",)
@@ -146,7 +148,7 @@ class _InFloat32(torch.nn.Module):
 def _read_license(name: str) -> str:
     """License on a model's card."""
     card = Path(name) / "README.md" if Path(name).is_dir() else name
-    try:
-        return ModelCard.load(card).data.license or "not stated"
-    except Exception:  # noqa: BLE001 -- no card, no network, or a card that cannot be parsed
-        return "unknown: see the page of the model"
+    with contextlib.suppress(Exception):  # no card, no network, or a card that cannot be parsed
+        if license := read_card_license(ModelCard.load(card).data):
+            return license
+    return "unknown: see the page of the model"

@@ -17,6 +17,13 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from datasets_scripts.columns import find_depth_key, list_cameras, points_key, points_visible_key
 from datasets_scripts.inspection.quality import FLAGS, summarize_figures
 from datasets_scripts.inspection.template_rendering import render_template
+from datasets_scripts.licenses import (
+    HUB_LICENSES,
+    PERMISSIVE,
+    check_chosen_license,
+    name_license,
+    read_license,
+)
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.dataset_folder import load_info
 from datasets_scripts.storage.provenance import flagged_episodes, read_provenance, scripted_in
@@ -27,7 +34,6 @@ CARD_TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
 # Closes every card that the template makes; the path before it may change between versions.
 OUR_CARD = "dataset_card.py` of `lerobot_policy_foresight`"
 SOURCE_MARK = "<!-- below: the card of the dataset that was annotated -->"
-FREE = {"apache-2.0", "mit", "bsd-3-clause", "not stated"}  # of label models; all others limit the use
 LICENSE_KEYS = ("licence", "license")
 NAMED_EPISODES = 12  # of a flag, before "and n more"
 # The Hub's words for sizes, by the number of digits of the rows: up to 3, 4, 5, ...
@@ -45,7 +51,7 @@ def write_card(root: str | Path, repo_id: str | None = None, license: str | None
             are added.
 
     Raises:
-        ValueError: If the metadata is missing or damaged; names the file.
+        ValueError: If the metadata is missing or damaged, or the Hub has no such license; names it.
     """
     text = str(build_card(root, repo_id, license))
     with write_whole_file(Path(root) / "README.md") as temporary:
@@ -114,15 +120,21 @@ def _build_terms(
     old: Mapping[str, Any], provenance: Mapping[str, Any], license: str | None
 ) -> dict[str, Any]:
     """`license` of the metadata: the dataset's, and that of each label model that limits its use."""
-    terms = [license] if license else as_list(old.get("license"))
+    stated = [check_chosen_license(license)] if license else as_list(old.get("license"))
+    terms = [name_license(each) for each in stated]
     if not terms and "simulation" in provenance:
         terms = ["apache-2.0"]
-    if not terms:
-        return {}
-    of_labels = {stated for _, stated in list_label_licenses(provenance.get("cameras", {}))}
-    limits = sorted({stated if stated.startswith("cc-") else "other" for stated in of_labels - FREE})
-    terms = list(dict.fromkeys([*terms, *limits]))
-    return {"license": terms if len(terms) > 1 else terms[0]}
+    limits = {_limit(stated) for _, stated in list_label_licenses(provenance.get("cameras", {}))} - PERMISSIVE
+    if limits and not terms:
+        terms = ["unknown"]  # the dataset's, beside those of its labels
+    terms = list(dict.fromkeys([*terms, *sorted(limits)]))
+    return {"license": terms if len(terms) > 1 else terms[0]} if terms else {}
+
+
+def _limit(stated: str) -> str:
+    """The Hub's word for the license of labels."""
+    name = read_license(stated) or "unknown"
+    return name if name in HUB_LICENSES else "other"
 
 
 def _build_metadata(
@@ -190,7 +202,10 @@ def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def list_label_licenses(value: Any) -> list[tuple[str, str]]:
-    """Names and licenses, sorted, of all models in a part of the provenance that states a license."""
+    """Names and licenses, sorted, of all models in a part of the provenance that states a license.
+
+    A license has the Hub's name if it has one, otherwise the text that was recorded.
+    """
     found = set()
 
     def search(value: Any, name: str) -> None:
@@ -199,7 +214,8 @@ def list_label_licenses(value: Any) -> list[tuple[str, str]]:
                 search(inner, name)
         if isinstance(value, Mapping):
             named = str(value.get("model") or value.get("name") or name)
-            found.update((named, value[key]) for key in LICENSE_KEYS if isinstance(value.get(key), str))
+            stated = [license for key in LICENSE_KEYS for license in as_list(value.get(key))]
+            found.update((named, name_license(license)) for license in stated if isinstance(license, str))
             for key, inner in value.items():
                 search(inner, key)
 

@@ -12,11 +12,21 @@ from typing import Any
 from huggingface_hub import ModelCard, hf_hub_download
 
 from datasets_scripts.inspection.dataset_card import list_label_licenses
+from datasets_scripts.licenses import (
+    HUB_LICENSES,
+    NONCOMMERCIAL,
+    PERMISSIVE,
+    RESEARCH,
+    check_chosen_license,
+    has_words,
+    read_card_license,
+    read_license,
+)
 from training.config import RunConfig
 from training.models.model_folder import read_run_config, read_summary
 from training.run_facts import portable_path
 
-__all__ = ["HUB_LICENSES", "derive_license", "find_previous_stage", "list_parts"]
+__all__ = ["derive_license", "find_previous_stage", "list_parts"]
 
 # Pretrained towers; where the page of a tower on the Hub and the authors' release differ, the stricter.
 TOWER_LICENSES = {
@@ -24,24 +34,6 @@ TOWER_LICENSES = {
     "timm/vit_*.mae": "cc-by-nc-4.0",
     "openai/clip-*": "mit",
 }
-# https://huggingface.co/docs/hub/repositories-licenses, and newer ones that the Hub accepts.
-_NAMES = """
-apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
-bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda
-cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0
-cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0
-cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0
-etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research
-intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0
-postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
-fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 grok2-community
-gemma unknown other
-"""
-HUB_LICENSES = frozenset(_NAMES.split())
-PERMISSIVE = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "isc", "unlicense"}
-# Words of a license that forbids commerce, and of one that forbids more.
-RESEARCH = ("research",)
-NONCOMMERCIAL = ("-nc", "noncommercial", "non-commercial", *RESEARCH)
 
 
 def list_parts(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict[str, str | None]]:
@@ -73,8 +65,8 @@ def list_parts(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict[s
                 parts.append(part)
     for dataset in summary["datasets"]:
         for name, license in list_label_licenses(dataset.get("labels", {})):
-            known = None if license.startswith(("not stated", "unknown")) else license
-            parts.append({"what": f"labels of {dataset['name']}", "name": name, "licence": known})
+            what = f"labels of {dataset['name']}"
+            parts.append({"what": what, "name": name, "licence": read_license(license)})
     return [part for i, part in enumerate(parts) if part not in parts[:i]]
 
 
@@ -94,11 +86,9 @@ def _read_base_license(source: str, revision: str | None) -> str | None:
         card = Path(source) / "README.md"
         if not Path(source).is_dir():
             card = hf_hub_download(source, "README.md", revision=revision)
-        data = ModelCard.load(card, ignore_metadata_errors=True).data
-        license = data.get("license_name", data.license) if data.license == "other" else data.license
+        return read_card_license(ModelCard.load(card, ignore_metadata_errors=True).data)
     except Exception:  # the Hub's client, YAML and files raise their own types; all mean: not known
         return None
-    return license if isinstance(license, str) else None
 
 
 def derive_license(parts: Iterable[Mapping[str, Any]], chosen: str | None = None) -> dict[str, str]:
@@ -115,17 +105,13 @@ def derive_license(parts: Iterable[Mapping[str, Any]], chosen: str | None = None
         ValueError: If it is unknown and none is chosen, or the chosen one allows more than a part does;
             names the part.
     """
-    parts = list(parts)
+    parts = [{**part, "licence": read_license(part["licence"])} for part in parts]
     strict = [part for part in parts if part["licence"] not in {None, *PERMISSIVE}]
     if chosen:
-        if chosen not in HUB_LICENSES:
-            raise ValueError(
-                f"--license {chosen} is not a name that the Hub knows: give one of "
-                "https://huggingface.co/docs/hub/repositories-licenses, such as apache-2.0, or other"
-            )
+        chosen = check_chosen_license(chosen)
         for part in strict:
-            limits = [words for words in (RESEARCH, NONCOMMERCIAL) if _has(part["licence"], words)]
-            keeps = chosen == "other" or all(_has(chosen, words) for words in limits)
+            limits = [words for words in (RESEARCH, NONCOMMERCIAL) if has_words(part["licence"], words)]
+            keeps = chosen == "other" or all(has_words(chosen, words) for words in limits)
             if chosen in PERMISSIVE or not keeps:
                 example = "other" if RESEARCH in limits else "cc-by-nc-4.0"
                 raise ValueError(
@@ -141,16 +127,12 @@ def derive_license(parts: Iterable[Mapping[str, Any]], chosen: str | None = None
     kinds = {part["licence"] for part in strict} or {"apache-2.0"}  # the project's own
     if len(kinds) == 1 and kinds <= HUB_LICENSES - {"other", "unknown"}:
         return {"license": kinds.pop()}
-    if any("research" in kind for kind in kinds):
+    if any(has_words(kind, RESEARCH) for kind in kinds):
         return {"license": "other", "license_name": "research-only"}
     raise ValueError(
         f"the license does not follow from {'; '.join(map(_name_part, strict))}: choose one that all of the "
         "parts allow, with --license"
     )
-
-
-def _has(license: str, words: Iterable[str]) -> bool:
-    return any(word in license for word in words)
 
 
 def _name_part(part: Mapping[str, Any]) -> str:

@@ -10,9 +10,9 @@ from huggingface_hub import DatasetCard, ModelCard, metadata_load
 
 from datasets_scripts.inspection.dataset_card import OUR_CARD, SOURCE_MARK, as_list
 from datasets_scripts.inspection.dataset_card import build_card as build_dataset_card
+from datasets_scripts.licenses import HUB_LICENSES
 from datasets_scripts.storage.provenance import read_provenance
 from hub_cards.cards.eval_results import build_result_files, read_result_files
-from hub_cards.cards.licenses import HUB_LICENSES
 from hub_cards.cards.measurements import has_measured_weights, read_measurements
 from hub_cards.cards.model_card import build_card
 

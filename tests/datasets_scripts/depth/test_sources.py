@@ -234,7 +234,7 @@ def test_models_that_measure_something_else_are_refused_with_the_reason(tmp_path
 def test_a_source_describes_its_model_for_the_provenance(metric, tmp_path):
     folder = tmp_path / "network"
     shutil.copytree(metric, folder)
-    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    (folder / "README.md").write_text("---\nlicense: Apache-2.0\n---\n")
     (model,) = open_depth(str(folder)).describe()["models"]
     assert (model["model"], model["licence"], model["is_metric"]) == ("network", "apache-2.0", True)
     assert model["revision"].startswith("sha256:") and "transformers" in model["package"]

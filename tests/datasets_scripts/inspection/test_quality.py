@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from huggingface_hub import DatasetCard
 
-from datasets_scripts.inspection.dataset_card import _read_source_card, write_card
+from datasets_scripts.inspection.dataset_card import _read_source_card, as_list, write_card
 from datasets_scripts.inspection.quality import DepthMeter, TrackMeter, find_flags, summarize_figures
 from datasets_scripts.storage.provenance import flagged_episodes, read_provenance, write_provenance
 from tests.synthetic import make_dataset
@@ -190,6 +190,38 @@ def test_the_card_of_the_source_stays_below_and_its_metadata_too(annotated):
     assert card.data.to_dict()["mine"] == 7
     assert {"aloha", "depth"} <= set(card.data.tags)
     assert once.endswith("# Drawer\n\nIn a kitchen.\n") and once.count("# Drawer") == 1
+
+
+@pytest.mark.parametrize(
+    ("of_source", "of_labels", "license"),
+    [
+        ("MIT", "Apache-2.0", "mit"),
+        ("mit", "bsd-2-clause", "mit"),
+        ("mit", "cc-by-4.0", "mit"),
+        ("mit", "CC-BY-NC-4.0", ["mit", "cc-by-nc-4.0"]),
+        ("mit", "openrail", ["mit", "openrail"]),
+        ("mit", ["mit", "CC-BY-NC-4.0"], ["mit", "cc-by-nc-4.0"]),
+        ("mit", "Snap Inc., non-commercial research only", ["mit", "other"]),
+        ("mit", "not stated", ["mit", "unknown"]),
+        (None, "apache-2.0", None),
+        (None, "CC-BY-NC-4.0", ["unknown", "cc-by-nc-4.0"]),
+    ],
+)
+def test_the_licenses_of_source_and_labels_reach_the_metadata(annotated, of_source, of_labels, license):
+    provenance = read_provenance(annotated)
+    provenance["cameras"]["main"]["tracks"]["models"] = [{"model": "owner/tracker", "licence": of_labels}]
+    write_provenance(annotated, provenance)
+    if of_source:
+        (annotated / "README.md").write_text(f"---\nlicense: {of_source}\n---\n\n# Drawer\n")
+    for _ in range(2):  # writing it again changes nothing
+        write_card(annotated)
+        assert DatasetCard.load(annotated / "README.md").data.license == license
+    write_card(annotated, license="Apache-2.0")
+    chosen = as_list(DatasetCard.load(annotated / "README.md").data.license)
+    limits = as_list(license)[1:]
+    assert chosen == ["apache-2.0", *limits]
+    with pytest.raises(ValueError, match="--license free is not a name that the Hub knows"):
+        write_card(annotated, license="free")
 
 
 def test_a_card_without_proper_metadata_is_kept_as_text(annotated):
