@@ -24,6 +24,7 @@ from datasets_scripts.columns import (
     points_key,
 )
 from datasets_scripts.depth import DEPTH_SOURCES, check_depth_source, open_depth
+from datasets_scripts.depth.worker import split_command
 from datasets_scripts.inspection.quality import DepthMeter, TrackMeter
 from datasets_scripts.storage.atomic import write_whole_folder
 from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows
@@ -179,7 +180,7 @@ def _check_sensor_depth(rows: DatasetRows, camera: str, episodes: Sequence[int],
 
 def _describe_command(command: str) -> dict[str, str]:
     """A worker's command with names in place of paths, and the content of its Python file."""
-    parts = [Path(part) if Path(part).exists() else part for part in shlex.split(command)]
+    parts = [Path(part) if Path(part).exists() else part for part in split_command(command)]
     scripts = [_fingerprint(part) for part in parts if isinstance(part, Path) and part.suffix == ".py"]
     named = shlex.join(part.name if isinstance(part, Path) else part for part in parts)
     return {"depth_model": named, "depth_model_sha256": " ".join(scripts)}

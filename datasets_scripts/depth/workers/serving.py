@@ -19,7 +19,8 @@ array in C order, as the JSON says:
 | worker | `{"shape": [k, H, W], "bytes": n}` | float32 little-endian; 0 where depth is unknown, never NaN |
 | worker | `{"error": "what is wrong", "bytes": 0}` | none; the worker then ends |
 
-Standard error is free for messages; its last line is shown if the worker fails.
+Standard error is free for messages; its last line is shown if the worker fails. A worker is killed if an
+answer is wrong, or takes an hour (the first one may include a download). Requests are sent ahead of answers.
 """
 
 import json
@@ -71,11 +72,16 @@ def write_message(stream, facts, content):
 
 def read_message(stream):
     """The JSON and the bytes of one message; `None` at the end of the stream."""
+    facts = read_facts(stream)
+    return None if facts is None else (facts, stream.read(facts["bytes"]))
+
+
+def read_facts(stream):
+    """The JSON of one message; `None` at the end of the stream. Its bytes follow in the stream."""
     start = stream.read(4)
     if len(start) < 4:
         return None
     (length,) = struct.unpack("<I", start)
     if length > LONGEST_JSON:  # otherwise we would wait for what never comes
         raise ValueError(f"it begins with {start!r}")
-    facts = json.loads(stream.read(length))
-    return facts, stream.read(facts["bytes"])
+    return json.loads(stream.read(length))

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets_scripts.depth import check_depth_source, open_depth
+from datasets_scripts.depth import check_depth_source, open_depth, worker
 from datasets_scripts.depth.worker import WorkerDepth
 from datasets_scripts.inspection.dataset_card import list_label_licenses
+from datasets_scripts.storage.dataset_rows import BrokenEpisodeError
 from hub_cards.cards.licenses import derive_license
 
 WORKERS = Path(check_depth_source.__code__.co_filename).parent / "workers"
@@ -93,17 +94,92 @@ def test_what_goes_wrong_in_a_worker_is_named_and_the_next_clip_gets_a_new_one(
         assert "depth worker `" in str(raised.value)
 
 
-@pytest.mark.slow
-def test_a_worker_that_prints_between_messages_is_named_instead_of_waited_for(tmp_path, video):
-    path = tmp_path / "own.py"
-    path.write_text(
-        "import sys\n"
-        "if '--describe' in sys.argv:\n"
-        '    print(\'{"model": "a", "licence": "mit", "is_metric": true, "package": "b"}\')\n'
-        "else:\n    print('Loading weights', flush=True)\n    sys.stdin.buffer.read()\n"
+@pytest.fixture
+def write_own(tmp_path):
+    """A worker without our file, that answers with this code; gives its command."""
+
+    def write(code: str) -> str:
+        path = tmp_path / "own.py"
+        path.write_text(
+            "import json, struct, sys\n"
+            "if '--describe' in sys.argv:\n"
+            '    print(\'{"model": "a", "licence": "MIT", "is_metric": true, "package": "b"}\')\n'
+            f"else:\n{textwrap.indent(textwrap.dedent(code), '    ')}\n"
+        )
+        return command(path)
+
+    return write
+
+
+def announce(facts: str) -> str:
+    """Code that writes the head of an answer and then waits."""
+    return f"""
+    head = json.dumps({facts}).encode()
+    sys.stdout.buffer.write(struct.pack("<I", len(head)) + head)
+    sys.stdout.flush()
+    sys.stdin.buffer.read()
+    """
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("print('Loading weights', flush=True); sys.stdin.buffer.read()", "b'Load', then b'ing weights"),
+        # More than a pipe holds, before it reads: neither side may wait for the other one.
+        ("sys.stdout.write('x' * 200_000); sys.stdin.buffer.read()", "b'xxxx', then b'xxx"),
+        (
+            announce("{'shape': [2, 480, 640], 'bytes': 10**9}"),
+            r"in 1000000000 bytes; expected \[2, 480",
+        ),
+        (announce("[]"), "no message of the protocol"),
+        ("sys.stdin.close()", "it ended with exit code 0"),
+    ],
+)
+def test_an_answer_that_is_wrong_is_named_instead_of_waited_for(write_own, code, message):
+    frames = np.zeros((5, 480, 640, 3), np.uint8)  # more than a pipe holds
+    with pytest.raises(ValueError, match=f"own.py`, frames 0 to 1: .*{message}"):
+        list(WorkerDepth(write_own(code), batch_size=2).predict(frames, FPS))
+
+
+def test_a_worker_that_never_answers_is_killed_with_what_it_started(tmp_path, video, monkeypatch):
+    monkeypatch.setattr(worker, "ANSWER_S", 0.3)
+    script = tmp_path / "wrapper.sh"
+    script.write_text(
+        'if [ "$1" = --describe ]; then\n'
+        '    echo \'{"model": "a", "licence": "mit", "is_metric": true, "package": "b"}\'\n'
+        "else\n    (cat >&2; true)\n    true\nfi\n"  # the shell inside keeps the output open
     )
-    with pytest.raises(ValueError, match="no message of the protocol.*does it print to standard output"):
-        list(WorkerDepth(command(path)).predict(video, FPS))
+    source = WorkerDepth(f"sh {shlex.quote(str(script))}")
+    with pytest.raises(ValueError, match=r"frames 0 to 4: it gave no answer in 0\.005 minutes"):
+        list(source.predict(video, FPS))
+
+
+def test_a_clip_that_is_left_early_ends_its_worker_and_the_next_one_gets_another(write_worker, video):
+    source = WorkerDepth(write_worker("return frames[..., 0]"), batch_size=1)
+    for _ in range(2):
+        runs = source.predict(video, FPS)
+        np.testing.assert_array_equal(next(runs)[0], video[0, ..., 0])
+        process = source._process
+        runs.close()
+        assert process.returncode is not None
+    np.testing.assert_array_equal(np.concatenate(list(source.predict(video, FPS))), video[..., 0])
+
+
+def test_a_frame_that_cannot_be_read_is_told_as_such_after_those_before_it(write_worker, video):
+    class Damaged(list):
+        def __getitem__(self, frame):
+            if frame == 3:
+                raise BrokenEpisodeError("frame 3 is damaged")
+            return super().__getitem__(frame)
+
+    runs = WorkerDepth(write_worker("return frames[..., 0]"), batch_size=1).predict(Damaged(video), FPS)
+    assert [next(runs).shape for _ in range(3)] == [(1, HEIGHT, WIDTH)] * 3
+    with pytest.raises(BrokenEpisodeError, match="frame 3 is damaged"):
+        next(runs)
+
+
+def test_the_license_that_a_worker_states_gets_the_hubs_name(write_own):
+    assert WorkerDepth(write_own("pass")).describe()["licence"] == "mit"
 
 
 @pytest.mark.parametrize(
@@ -113,6 +189,12 @@ def test_a_worker_that_prints_between_messages_is_named_instead_of_waited_for(tm
         ("no-such-program --x", "`no-such-program --x` cannot be started"),
         (command("-c", "raise SystemExit('broken')"), r"does not describe itself.*exit code 1: broken"),
         (command("-c", "print('{}')"), "does not say its model, licence, is_metric, package"),
+        (
+            command("-c", "print('Hello\\n{}')"),
+            r"exit code 0.: expected JSON .* begins with b'Hello\\n",
+        ),
+        ("python 'x.py", "--depth-model python 'x.py is not a command: No closing quotation"),
+        (" ", "--depth-model ' ' is not a command: it is empty"),
     ],
 )
 def test_a_command_that_is_no_worker_is_refused_before_any_work(given, message):
