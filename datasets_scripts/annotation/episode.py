@@ -24,6 +24,7 @@ from datasets_scripts.columns import (
     points_key,
 )
 from datasets_scripts.depth import DEPTH_SOURCES, check_depth_source, open_depth
+from datasets_scripts.depth.range_check import DepthRange
 from datasets_scripts.depth.worker import split_command
 from datasets_scripts.inspection.quality import DepthMeter, TrackMeter
 from datasets_scripts.storage.atomic import write_whole_folder
@@ -263,7 +264,9 @@ class LabelMaker:
             the models under `sources`.
 
         Raises:
-            BrokenEpisodeError: If a video file is missing or damaged; names it.
+            BrokenEpisodeError: If a video file is missing or damaged, or the depth model finds no depth in
+                the whole episode; names it.
+            ValueError: If the depth model does not give meters.
         """
         facts: dict[str, Any] = {"n_frames": len(span), "cameras": {}, "stats": {}}
         for camera in self.annotation.cameras:
@@ -272,7 +275,8 @@ class LabelMaker:
                 depth, known = self._read_sensor_depth(camera, span), {}
             else:
                 path = folder / f"{depth_key(camera)}.mp4"
-                known, facts["stats"][depth_key(camera)] = self._estimate_depth(video, path)
+                clip = f"camera '{camera}' in episode {episode}"
+                known, facts["stats"][depth_key(camera)] = self._estimate_depth(video, path, clip)
                 depth = self._read_estimated_depth(path, len(span))
             measured: dict[str, Any] = {}
             tracks = None
@@ -307,14 +311,15 @@ class LabelMaker:
 
         return EpisodeFrames(n_frames, read)
 
-    def _estimate_depth(self, video: EpisodeFrames, path: Path) -> tuple[dict, dict]:
+    def _estimate_depth(self, video: EpisodeFrames, path: Path, name: str) -> tuple[dict, dict]:
         """Write the estimated depth of a clip; returns its facts and its statistics."""
         clip = self.depth.estimate(video, self.rows.fps)
         depth_max_m = self.annotation.depth_max_m
-        sample: list[np.ndarray] = []
+        found, sample = DepthRange(depth_max_m), []
         start = 0
         with path.open("w+b") as file, DepthVideo(file, self.rows.fps, depth_max_m) as out:
             for depth_m, valid in clip.runs:
+                found.add(depth_m, valid)
                 # Clipped as in the video, so that the statistics are those of its content.
                 depth_m = np.where(valid, np.minimum(depth_m, np.float32(depth_max_m)), np.float32(0))
                 out.add(depth_m)
@@ -327,6 +332,8 @@ class LabelMaker:
                 f"--depth {self.annotation.depth} gave {start} depth maps for {len(video)} frames; "
                 "update its package"
             )
+        # By name: what is said of episodes that are left out is published.
+        found.check(f"--depth {Path(self.annotation.depth).name}", name)
         return clip.facts, video_stats(np.stack(sample))
 
     def _track(
@@ -381,7 +388,7 @@ def annotate_shard(maker: LabelMaker, episode: int, folder: Path, skip_broken: b
         episode that cannot be read has `n_frames`, `videos`, and `file` and `reason` under `broken`.
 
     Raises:
-        BrokenEpisodeError: If a video file is missing or damaged; names it.
+        BrokenEpisodeError, ValueError: As [`LabelMaker.label`].
         OSError: If the disk is full; nothing is left under the folder's name.
     """
     rows = maker.rows

@@ -378,3 +378,33 @@ def test_a_full_disk_keeps_what_is_finished(where, recorded, annotated, tmp_path
         for root in (tmp_path / "data", annotated)
     )
     assert found == wanted
+
+
+@pytest.mark.parametrize("more", [["--dry-run"], [], ["--skip-broken"]])
+def test_depth_in_millimeters_is_refused_at_the_first_episode(recorded, tmp_path, monkeypatch, capsys, more):
+    monkeypatch.setattr(f"{__name__}.depth_of", lambda images: 1000 * (0.5 + images[..., 0] / 255))
+    assert main(command_line(recorded.root, tmp_path / "out", *more)) == 1
+    error = capsys.readouterr().err
+    assert re.search(
+        r"--depth red gives depth of camera 'main' in episode 0 .* looks like millimeters", error
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_episode_without_any_depth_is_named_and_can_be_left_out(recorded, tmp_path, monkeypatch, capsys):
+    def far_from_the_second_episode_on(self, frames, fps):
+        depth_m = 2.0 if len(frames) == LENGTHS[0] else 50.0
+        shape = (len(frames), *frames[0].shape[:2])
+        return DepthClip([(np.full(shape, depth_m, np.float32), np.ones(shape, bool))])
+
+    monkeypatch.setattr(DepthOfRed, "estimate", far_from_the_second_episode_on)
+    arguments = command_line(recorded.root, tmp_path / "out", "--limit=2")
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert re.search(
+        r"no depth of camera 'main' in episode 1 between 0.011 and 4 m \(its values are 50 to 50\)", error
+    )
+    assert "raise --depth-max" in error and "--skip-broken" in error
+    assert main([*arguments, "--skip-broken"]) == 0
+    (skipped,) = read_provenance(tmp_path / "out")["annotation"]["skipped"]
+    assert skipped["episode"] == 1 and "no depth of camera 'main'" in skipped["reason"]
