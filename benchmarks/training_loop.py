@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import sys
 import tempfile
 import time
@@ -106,7 +107,7 @@ class BareLoop:
         with self.run.accelerator.autocast():
             loss = self.model(**batch).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.options.max_grad_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

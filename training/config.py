@@ -141,7 +141,7 @@ class TrainConfig:
         warmup_steps (`int`, *optional*): Linear warm-up; 100 if `warmup_epochs` is not given either.
         warmup_epochs (`float`, *optional*): Instead of `warmup_steps`, with `epochs`.
         betas (`list[float]`), weight_decay (`float`): AdamW.
-        max_grad_norm (`float`): Gradients are clipped to this global norm.
+        max_grad_norm (`float`): Gradients are clipped to this global norm; 0 clips nothing.
         ema_decay (`float`, *optional*): Keep an exponential moving average of the weights with this decay
             (0.999), which validation and the exported model then use.
         export_ema (`bool`): Whether they do. Without it the average stays in the checkpoints.

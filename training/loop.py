@@ -27,8 +27,9 @@ from training.checkpoints import (
     save_checkpoint,
 )
 from training.config import RunConfig
+from training.engines.clipping import clip_gradients
 from training.engines.machines import find_writers, is_writer
-from training.engines.sharding import full_value, local_part
+from training.engines.sharding import local_part
 from training.evaluation.open_loop import flow_errors, format_open_loop, measure_held_out, measure_losses
 from training.models.model_folder import MODEL_FILES, export_model, export_places
 from training.models.starting_model import starting_config
@@ -178,8 +179,7 @@ def take_step(run: Run, step: int, raws: Sequence[Mapping], log: RunLog) -> tupl
             total = total + outputs.loss.detach()
             if accelerator.sync_gradients:
                 # DeepSpeed has made its update already, unless the gradient was not finite.
-                norm = accelerator.clip_grad_norm_(run.trained, options.max_grad_norm)
-                norm = full_value(torch.as_tensor(norm, device=accelerator.device))
+                norm = clip_gradients(accelerator, run.trained, options.max_grad_norm)
                 check_step(run, step, micro_batches, total, norm)
                 log.add({"grad_norm": norm})
             run.optimizer.step()

@@ -29,6 +29,7 @@ from training.checkpoints import (
     restore_checkpoint,
     save_checkpoint,
 )
+from training.engines.clipping import clip_gradients
 from training.engines.machines import agree_on_run, find_writers, is_writer
 from training.engines.selection import check_engine
 from training.evaluation.success import option
@@ -76,7 +77,7 @@ class GoalTraining:
     gradient_accumulation_steps: int = option("parts that a step is computed in (default: %(default)s)", 1)
     learning_rate: float = option("peak of the constant schedule (default: %(default)s)", 8e-5)
     warmup_steps: int = option("steps of linear warm-up (default: %(default)s)", 800)
-    max_grad_norm: float = option("largest norm of the gradient (default: %(default)s)", 0.7)
+    max_grad_norm: float = option("largest norm of the gradient, 0 for any (default: %(default)s)", 0.7)
     dropout: float = option(
         "share of pairs without prompt, as many without picture, as many without both (default: %(default)s)",
         0.05,
@@ -288,7 +289,7 @@ def run_steps(run: GoalRun, log: RunLog, stop: StopRequest) -> bool:
                 loss = measure_loss(run, batch)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(run.unet.parameters(), options.max_grad_norm)
+                    norm = clip_gradients(accelerator, run.unet.parameters(), options.max_grad_norm)
                     check_step(run, step, loss)
                     log.add({"grad_norm": norm})
                 run.optimizer.step()
