@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from training.engines.machines import is_writer
 from training.engines.sharding import full_value, local_part
+from training.engines.wrapping import plain_model, plain_name
 
 __all__ = ["WeightAverage"]
 
@@ -33,8 +34,10 @@ class WeightAverage:
     """
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, decay: float):
-        self.accelerator, self.model, self.decay, self.steps = accelerator, model, decay, 0
-        self.weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self.accelerator, self.decay, self.steps = accelerator, decay, 0
+        # Names without wrappers: another engine or number of processes may resume.
+        self.model = plain_model(accelerator, model)
+        self.weights = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         self.values = {name: value.detach().clone() for name, value in self.weights.items()}
         accelerator.register_save_state_pre_hook(self._save)
         accelerator.register_load_state_pre_hook(self._load)
@@ -78,8 +81,9 @@ class WeightAverage:
     def _load(self, models: list, folder: str) -> None:
         with safe_open(Path(folder) / FILE, framework="pt") as file:
             self.steps = int(file.metadata()["steps"])
+            stored = {plain_name(name): name for name in file.keys()}  # noqa: SIM118  not a dict
             for name, value in self.values.items():
-                read = file.get_tensor(name).to(value.device)
+                read = file.get_tensor(stored[name]).to(value.device)
                 if isinstance(value, DTensor):
                     read = distribute_tensor(read, value.device_mesh, value.placements)
                 value.copy_(read)

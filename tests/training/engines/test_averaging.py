@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.ranks import FSDP2, ZERO2, run_ranks
 from tests.training.engines.test_sharding import run_process
@@ -16,6 +16,7 @@ from tests.training.test_train import config_file, dataset, fresh_accelerate, lo
 from training.engines.averaging import WeightAverage
 
 EMA = ["--train.ema_decay", "0.5", "--train.checkpoint_every", "2", "--train.keep_checkpoints", "9"]
+NO_DROPOUT = ["--model.embd_pdrop", "0", "--model.attention_dropout", "0", "--model.resid_pdrop", "0"]
 
 
 def test_the_average_follows_the_weights_and_swaps_with_them():
@@ -73,15 +74,72 @@ def test_a_resumed_run_has_the_average_of_an_uninterrupted_one(config_file, data
     assert val[0] == val[1]
 
 
+@pytest.fixture
+def process_group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+WRAPPERS = {
+    "one process": lambda layer: layer,
+    "DDP": torch.nn.parallel.DistributedDataParallel,
+    "compiled": lambda layer: torch.compile(layer, backend="eager"),
+    "compiled DDP": lambda layer: torch.compile(
+        torch.nn.parallel.DistributedDataParallel(layer), backend="eager"
+    ),
+}
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("reader", WRAPPERS)
+@pytest.mark.parametrize("writer", WRAPPERS)
+def test_an_average_is_resumed_whatever_is_around_the_model(tmp_path, writer, reader):
+    written, read = (
+        WeightAverage(Accelerator(cpu=True), WRAPPERS[name](torch.nn.Linear(2, 3)), decay=0.9)
+        for name in (writer, reader)
+    )
+    written.update()
+    written.accelerator.save_state(str(tmp_path))
+    assert load_file(tmp_path / "average.safetensors").keys() == {"weight", "bias"}
+    read.accelerator.load_state(str(tmp_path))
+    assert read.steps == 1
+    assert all(torch.equal(read.values[name], value) for name, value in written.values.items())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
+def test_an_average_of_an_earlier_version_had_the_names_of_wrappers(tmp_path, prefix):
+    before = {f"{prefix}weight": torch.ones(3, 2), f"{prefix}bias": torch.zeros(3)}
+    save_file(before, tmp_path / "average.safetensors", metadata={"steps": "7"})
+    accelerator = Accelerator(cpu=True)
+    accelerator.save_state(str(tmp_path))
+    average = WeightAverage(accelerator, torch.nn.Linear(2, 3), decay=0.9)
+    accelerator.load_state(str(tmp_path))
+    assert average.steps == 7 and torch.equal(average.values["weight"], torch.ones(3, 2))
+
+
+@pytest.mark.slow  # two processes
+def test_an_average_goes_on_with_another_number_of_processes(config_file, dataset, tmp_path):
+    flags = [*EMA, *NO_DROPOUT]
+    assert run(config_file, dataset, tmp_path / "one", *flags) == 0
+    assert run(config_file, dataset, tmp_path / "two", *flags, "--train.max_hours", "0") == 0
+    run_ranks(run_process, config_file, dataset, tmp_path / "two", flags, True)
+    assert_same_weights(weights(tmp_path / "one"), weights(tmp_path / "two"))
+
+
 @pytest.mark.slow  # two processes
 @pytest.mark.parametrize("engine", [FSDP2, ZERO2])
 def test_the_average_of_an_engine_is_that_of_one_process(config_file, dataset, tmp_path, engine):
-    flags = [*EMA, "--model.embd_pdrop", "0", "--model.attention_dropout", "0", "--model.resid_pdrop", "0"]
+    flags = [*EMA, *NO_DROPOUT]
     assert run(config_file, dataset, tmp_path / "one", *flags) == 0
     for hours, resume in (("0", False), ("1", True)):
         own = [*flags, "--train.max_hours", hours]
         run_ranks(run_process, config_file, dataset, tmp_path / "two", own, resume, engine=engine)
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert_same_weights(weights(tmp_path / "one"), weights(tmp_path / "two"))
+
+
+def assert_same_weights(one, two):
+    assert one.keys() == two.keys()
     for name, value in one.items():
         if not name.endswith("qkv.bias"):  # of attention's keys: rounding noise, which AdamW scales
             torch.testing.assert_close(two[name], value, rtol=0, atol=2e-5)
