@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+from torch.distributed.checkpoint import CheckpointException
 
 from datasets_scripts.storage.atomic import (
     flatten,
@@ -244,7 +245,8 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int
                 write_json(
                     partial / MANIFEST, {str(path.relative_to(partial)): _digest(path) for path in files}
                 )
-    except (OSError, RuntimeError, SafetensorError) as error:  # each writer reports a full disk differently
+    # Each writer reports a full disk differently; that of shards by no `Exception`.
+    except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
         raise OSError(
             f"checkpoint of step {step} could not be written to {folder}: {error}. Free space and continue "
             "with --resume from the checkpoint before it"
@@ -268,11 +270,15 @@ def restore_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
         accelerator.load_state(str(checkpoint))
     except ValueError:
         raise
-    except Exception as error:  # accelerate, torch and safetensors raise their own types
-        raise ValueError(
-            f"checkpoint {checkpoint} cannot be loaded: {error}. Delete this folder and repeat with "
-            "--resume, which then takes the checkpoint before it"
-        ) from error
+    # Accelerate, torch and safetensors raise their own types; that of shards is no `Exception`.
+    except (Exception, CheckpointException) as error:
+        remedy = "Delete this folder and repeat with --resume, which then takes the checkpoint before it"
+        if (checkpoint / MANIFEST).exists():  # its digests have been compared
+            remedy = (
+                "Its files are as they were written, so keep it: continue with the number of processes, the "
+                "launcher's options and the versions of libraries that wrote it"
+            )
+        raise ValueError(f"checkpoint {checkpoint} cannot be loaded: {error}. {remedy}") from error
 
 
 class StopRequest:

@@ -27,6 +27,7 @@ from training.checkpoints import (
     save_checkpoint,
 )
 from training.config import RunConfig
+from training.engines.checkpoint_form import check_form
 from training.engines.clipping import clip_gradients
 from training.engines.machines import find_writers, is_writer
 from training.engines.sharding import local_part
@@ -74,6 +75,8 @@ def train(config: RunConfig, resume: bool) -> int:
         if found == FINISHED:
             accelerator.print(f"{config.output} holds this finished run; its model is in {config.export}")
             return 0
+        if found:
+            check_form(accelerator, found[0])
         check_export(export_places(config), MODEL_FILES, resumed=found is not None)
         torch.manual_seed(config.seed)
         with accelerator.local_main_process_first():
@@ -262,7 +265,7 @@ def measure_final_model(run: Run) -> dict:
         return {}
     accelerator, options = run.accelerator, run.config.train
     accelerator.print("measuring the validation episodes, beside trivial predictors")
-    accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)  # takes mixed precision from it for good
+    accelerator.unwrap_model(run.plain, keep_fp32_wrapper=False)  # takes mixed precision from it for good
     windows = run.config.data.baseline_windows
     errors = measure_held_out(run.plain, run.processor, run.data, options.batch_size, windows)
     accelerator.print(format_open_loop(errors))

@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -107,13 +108,15 @@ def describe_run(script: str | None = None, arguments: list[str] | None = None) 
     }
 
 
-def resume_command() -> str:
-    """The command that started this process, launcher and all, with `--resume`."""
+def resume_command(launcher: Sequence[str] | None = None) -> str:
+    """The command that started this process, with its launcher or another one, and with `--resume`."""
+    if launcher:
+        return shlex.join([*launcher, *sys.argv, *(["--resume"] if "--resume" not in sys.argv else [])])
     own = [sys.executable, *sys.argv]
     with contextlib.suppress(psutil.Error):
-        launcher = psutil.Process().parent().cmdline()
-        if launcher[-len(sys.argv[1:]) :] == sys.argv[1:] and sys.argv[1:]:
-            own = launcher
+        parent = psutil.Process().parent().cmdline()
+        if parent[-len(sys.argv[1:]) :] == sys.argv[1:] and sys.argv[1:]:
+            own = parent
     name = Path(own[0]).name
     own = own[1:] if name.startswith("python") and os.access(own[1], os.X_OK) else own  # a script of its own
     return shlex.join([*own, *(["--resume"] if "--resume" not in own else [])])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch.distributed.checkpoint import CheckpointException
 
 from training.checkpoints import StopRequest, latest_checkpoint, restore_checkpoint, save_checkpoint
 
@@ -106,6 +107,26 @@ def test_a_damaged_checkpoint_without_digests_is_named_with_the_remedy(folder, a
     truncate(newest / "model.safetensors")
     with pytest.raises(ValueError, match="step-0000002 cannot be loaded.*Delete this folder.*--resume"):
         restore_checkpoint(accelerator, latest_checkpoint(folder)[0])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("size mismatch"), CheckpointException("of shards", {})])
+def test_a_whole_checkpoint_that_does_not_load_is_to_be_kept(folder, accelerator, monkeypatch, error):
+    def fail(path):
+        raise error
+
+    monkeypatch.setattr(accelerator, "load_state", fail)
+    with pytest.raises(ValueError, match="(?s)step-0000002 cannot be loaded.*keep it") as caught:
+        restore_checkpoint(accelerator, folder / "step-0000002")
+    assert "Delete" not in str(caught.value)
+
+
+def test_shards_that_cannot_be_written_are_an_error_with_a_remedy(accelerator, tmp_path, monkeypatch):
+    def fail(path):
+        raise CheckpointException("no space", {})
+
+    monkeypatch.setattr(accelerator, "save_state", fail)
+    with pytest.raises(OSError, match="(?s)step 1 could not be written.*Free space"):
+        save_checkpoint(accelerator, tmp_path, 1, keep=1)
 
 
 def test_all_files_are_on_the_disk_before_the_checkpoint_has_its_name(accelerator, tmp_path, monkeypatch):
