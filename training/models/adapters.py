@@ -4,8 +4,10 @@ An adapter folder holds what `peft` writes, the processor of the data it was tra
 `foresight_adapter.json`, which identifies the weights of the base.
 """
 
+import copy
 import hashlib
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -18,6 +20,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers.utils import cached_file
 
 from datasets_scripts.storage.atomic import read_json, write_json
@@ -27,7 +30,14 @@ from modeling_foresight.lora import lora_config
 from training.config import LoraOptions
 from training.engines.machines import is_writer
 
-__all__ = ["add_lora", "describe_base", "save_only_adapter", "load_adapter", "write_adapter"]
+__all__ = [
+    "add_lora",
+    "describe_base",
+    "load_adapter",
+    "merge_adapter",
+    "save_only_adapter",
+    "write_adapter",
+]
 
 WEIGHTS = "adapter_model.safetensors"  # peft's name
 BASE_FILE = "foresight_adapter.json"
@@ -76,6 +86,17 @@ def write_adapter(model: PeftModel, folder: Path, base: dict, state: dict | None
     model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
     (folder / "README.md").unlink(missing_ok=True)  # a template; hub_cards writes cards
     write_json(folder / BASE_FILE, base)
+
+
+def merge_adapter(model: PeftModel, state: Mapping[str, Tensor]) -> ForesightForActionPrediction:
+    """A new model on the CPU with the adapter merged into its base; `model` does not change.
+
+    `state` is the whole model's: the weights in `model` may be parts, and modules in shards cannot be copied.
+    """
+    base = ForesightForActionPrediction(copy.deepcopy(model.get_base_model().config))
+    adapted = get_peft_model(base, copy.deepcopy(model.peft_config["default"]))
+    adapted.load_state_dict(state)
+    return adapted.merge_and_unload()
 
 
 def save_only_adapter(accelerator: Accelerator, base: dict) -> None:

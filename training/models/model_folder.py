@@ -1,6 +1,5 @@
 """The folder (or Hub repo) of a trained model: write it, load it, and find the run that made it."""
 
-import copy
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from datasets_scripts.storage.atomic import read_json, write_whole_folder
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.exported_policy import POLICY_FILE, ExportedPolicy
 from training.config import RunConfig, load_config
+from training.engines.wrapping import plain_model, whole_state
 
 __all__ = [
     "DATASETS",
@@ -55,18 +55,17 @@ def export_model(
     is the description of an adapter's base.
     """
     target = Path(config.export)
-    state = accelerator.get_state_dict(model)  # collective under sharding: all processes call it
+    state = whole_state(accelerator, model)
     if accelerator.is_main_process:
-        plain = accelerator.unwrap_model(model)
+        plain = plain_model(accelerator, model)
         if base is None:
             write_export(target, processor, lambda f: plain.save_pretrained(f, state_dict=state), image_keys)
         else:
-            from training.models.adapters import write_adapter  # peft is slow to import
+            from training.models.adapters import merge_adapter, write_adapter  # peft is slow to import
 
             write_export(target, processor, lambda folder: write_adapter(plain, folder, base, state))
             if config.lora.merge:
-                # Merging changes the model in place, and the final measurement still needs it.
-                merged = copy.deepcopy(plain).merge_and_unload()
+                merged = merge_adapter(plain, state)
                 write_export(_merged_folder(target), processor, merged.save_pretrained, image_keys)
             else:
                 print(f"{target} is not a policy for LeRobot's commands; --lora.merge true makes one")

@@ -134,14 +134,16 @@ def test_a_run_of_which_a_process_was_killed_resumes_exactly(
 def test_an_adapter_in_shards_is_that_of_one_process(finished, dataset, tmp_path, engine):
     flags = ["--init_from", str(finished / "model"), "--lora.r", "2", "--train.steps", "4"]
     flags += ["--train.checkpoint_every", "2", "--train.warmup_steps", "0", *FLAGS[:6]]
+    flags += ["--lora.merge", "true"]
     config = tmp_path / "lora.yaml"
     config.write_text(yaml.safe_dump({name: TINY[name] for name in ("data", "train")}))
     assert run(config, dataset, tmp_path / "one", *flags) == 0
     run_ranks(run_process, config, dataset, tmp_path / "two", flags, engine=engine)
-    one, two = (load_file(tmp_path / name / "model" / "adapter_model.safetensors") for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
+    for file in ("model/adapter_model.safetensors", "model-merged/model.safetensors"):
+        one, two = (load_file(tmp_path / name / file) for name in ("one", "two"))
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
 
 
 def test_a_process_without_batches_goes_along_with_the_others(monkeypatch):
