@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedType, PartialState
-from accelerate.utils import ProjectConfiguration, parse_flag_from_env
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import ProjectConfiguration
 from torch import Tensor
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
@@ -20,7 +20,8 @@ from modeling_foresight.step_seed import sample_seeds
 from modeling_foresight.targets import draw_training
 from training.config import RunConfig, TrainConfig
 from training.engines.averaging import WeightAverage
-from training.engines.selection import check_average, check_engine, configure_engine
+from training.engines.selection import check_average, check_engine, configure_engine, join_processes
+from training.engines.wrapping import plain_model
 from training.models.adapters import add_lora, describe_base, save_only_adapter
 from training.models.starting_model import build_model
 from training.run_data import RunData
@@ -58,9 +59,8 @@ class Run:
 
     @property
     def plain(self) -> torch.nn.Module:
-        """The model without DDP around it; with LoRA, peft's, which FSDP needs to gather the weights."""
-        # Unwrapping mixed precision too would take it from `self.model` for the rest of the run.
-        return self.accelerator.unwrap_model(self.model)
+        """The model without wrappers; with LoRA, peft's, which FSDP needs to gather the weights."""
+        return plain_model(self.accelerator, self.model)
 
     @property
     def policy(self) -> ForesightForActionPrediction:
@@ -125,8 +125,7 @@ def find_precision(options: TrainConfig, device: torch.device) -> str:
 def build_accelerator(config: RunConfig) -> Accelerator:
     """Accelerate's view of this process; bfloat16 only where the device has kernels for it."""
     options = config.train
-    # Without `cpu`, several processes on CPUs would not find each other.
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state = join_processes()
     precision = find_precision(options, state.device)
     if precision != options.mixed_precision:
         state.print(NO_BFLOAT16)
@@ -143,7 +142,7 @@ def build_accelerator(config: RunConfig) -> Accelerator:
             f"train.tracker={options.tracker} is not installed: pip install {options.tracker}, or leave it "
             "out"
         )
-    check_engine(accelerator)
+    check_engine(accelerator, options)
     return accelerator
 
 

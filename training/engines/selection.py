@@ -1,30 +1,53 @@
 """Which engine trains: Accelerate's choice, refused where it is not what was asked for."""
 
+import datetime
+import os
+from typing import Protocol
+
 import torch
-from accelerate import Accelerator, DistributedType
-from accelerate.utils import parse_flag_from_env
+from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.utils import DynamoBackend, parse_flag_from_env
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from modeling_foresight.bfloat16_support import has_bfloat16
 from training.config import TrainConfig
 
-__all__ = ["check_average", "check_engine", "configure_engine"]
+__all__ = ["check_average", "check_engine", "configure_engine", "join_processes"]
+
+# One process of a machine may download and decode for hours while the others wait for it. By default they
+# would give up after 10 minutes (NCCL) or 30 (gloo).
+PATIENCE = datetime.timedelta(days=1)
 
 # Modules whose weights are gathered together, if the model has them; the rest of the model is one more unit.
 # Not the whole text tower: Accelerate makes a unit of its token embeddings.
 UNITS = ("ForesightBlock", "VisionEncoder", "CLIPEncoderLayer", "PatchDecoder", "FlowDecoder")
 
 
-def check_engine(accelerator: Accelerator, shards: bool = True) -> None:
-    """Refuses engines that were asked for and are not used: Accelerate leaves them out without a word.
+class Options(Protocol):
+    """Settings of a training that a launcher has too."""
+
+    mixed_precision: str
+    gradient_accumulation_steps: int
+
+
+def join_processes() -> PartialState:
+    """This process among those of the training; call it before an `Accelerator` is built."""
+    # Without `cpu`, several processes on CPUs would not find each other.
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
+
+
+def check_engine(accelerator: Accelerator, options: Options, shards: bool = True) -> None:
+    """Refuses what the launcher was asked for and the run does not do: Accelerate says nothing about it.
 
     Args:
         accelerator (`Accelerator`): What trains.
+        options (`Options`): What the run says.
         shards (`bool`): Whether the training can do with weights in shards.
 
     Raises:
-        ValueError: Names the engine and the reason.
+        ValueError: Names the engine or the setting, and the remedy.
     """
+    check_launcher(accelerator, options)
     engines = {"FSDP": DistributedType.FSDP, "DeepSpeed": DistributedType.DEEPSPEED}
     for name, kind in engines.items():
         if parse_flag_from_env(f"ACCELERATE_USE_{name.upper()}") and accelerator.distributed_type != kind:
@@ -40,6 +63,33 @@ def check_engine(accelerator: Accelerator, shards: bool = True) -> None:
         raise ValueError("FSDP of version 1 is not supported: set fsdp_version to 2 (--fsdp_version 2)")
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         unset_hf_deepspeed_config()  # with it, transformers leaves the weights of a ZeRO-3 model to others
+
+
+def check_launcher(accelerator: Accelerator, options: Options) -> None:
+    """See [`check_engine`]. A launcher's precision `no` is its default, and leaves the choice to the run."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", options.mixed_precision):
+        raise ValueError(
+            f"the launcher was told --mixed_precision {precision}, and the run's mixed_precision is "
+            f"{options.mixed_precision}: set the run's, which counts, and launch with --mixed_precision no"
+        )
+    parts = accelerator.gradient_accumulation_steps
+    if parts != options.gradient_accumulation_steps:
+        raise ValueError(
+            f"the launcher was told --gradient_accumulation_steps {parts}, and the run's are "
+            f"{options.gradient_accumulation_steps}: set the run's, and leave the launcher's out"
+        )
+    if accelerator.parallelism_config is not None:
+        raise ValueError(
+            "the launcher was told a parallelism_config, and this training has no tensor, context or "
+            "sequence parallelism: leave it out (fsdp2.yaml shards without it)"
+        )
+    compiles = accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+    if compiles and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            "weights in shards are not trained with torch.compile: leave out --dynamo_backend, or launch "
+            "with ddp.yaml"
+        )
 
 
 def check_average(accelerator: Accelerator) -> None:

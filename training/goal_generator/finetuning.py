@@ -31,7 +31,7 @@ from training.checkpoints import (
 )
 from training.engines.clipping import clip_gradients
 from training.engines.machines import agree_on_run, find_writers, is_writer
-from training.engines.selection import check_engine
+from training.engines.selection import check_engine, join_processes
 from training.evaluation.success import option
 from training.goal_generator.pairs import GoalPairs, collate_pairs
 from training.monitoring.run_log import RunLog
@@ -152,6 +152,7 @@ def finetune(options: GoalTraining) -> int:
         ValueError: If base, data and run folder do not fit together, or a loss is not finite.
         RuntimeError: If diffusers is not installed.
     """
+    join_processes()
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
@@ -159,7 +160,7 @@ def finetune(options: GoalTraining) -> int:
         project_config=ProjectConfiguration(project_dir=options.output),
     )
     output = Path(options.output)
-    check_engine(accelerator, shards=False)
+    check_engine(accelerator, options, shards=False)
     find_writers(accelerator, output)
     with lock_run_folder(accelerator, output):
         with accelerator.local_main_process_first():  # one process per machine downloads and fills caches
