@@ -225,7 +225,7 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int
     """Writes model, optimizer, scheduler and random states; all processes call it together.
 
     A folder named `step-...` is whole when it appears, and its manifest shows later damage. All but the
-    newest `keep` are deleted.
+    newest `keep` are deleted, and newer ones that are damaged.
 
     Raises:
         OSError: If it cannot be written; the checkpoint before it is still there.
@@ -253,9 +253,10 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int
         ) from error
     if writer:
         found = _find_checkpoints(folder)
-        # Newer ones are damaged: this run resumed before them.
         kept = sorted(number for number in found if number <= step)[-keep:]
-        for number in found.keys() - kept:
+        # A run resumes before those that are damaged, or that another machine lacks: these are whole.
+        newer = [number for number in found if number > step and _find_damage(found[number]) is None]
+        for number in found.keys() - kept - set(newer):
             shutil.rmtree(found[number], ignore_errors=True)  # a link to another disk stays
     accelerator.wait_for_everyone()
 

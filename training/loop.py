@@ -113,15 +113,17 @@ def dry_run(config: RunConfig) -> int:
     Raises:
         ValueError: As [`train`].
     """
-    config = rehearsal_config(config)
-    accelerator = build_accelerator(config)
-    torch.manual_seed(config.seed)
-    data = RunData(config, starting_config(config))
-    run = build_run(accelerator, resolve_epochs(config, len(data.train)), data)
-    print_summary(run)
-    batches = iter(training_loader(config, data, run.sampler, accelerator.device))
-    run.model.train()
     with tempfile.TemporaryDirectory() as folder:
+        config = rehearsal_config(config, Path(folder))
+        accelerator = build_accelerator(config)
+        torch.manual_seed(config.seed)
+        with accelerator.local_main_process_first():
+            data = RunData(config, starting_config(config))
+        run = build_run(accelerator, resolve_epochs(config, len(data.train)), data)
+        run.is_rehearsal = True
+        print_summary(run)
+        batches = iter(training_loader(config, data, run.sampler, accelerator.device))
+        run.model.train()
         log = RunLog(accelerator, Path(folder), start=0, steps=REHEARSED)
         with contextlib.closing(log.bar):
             told = rehearse(run, batches, lambda step, raws: take_step(run, step, raws, log)[1])
@@ -275,7 +277,7 @@ def measure_final_model(run: Run) -> dict:
 def check_step(run: Run, step: int, batches: Sequence[Mapping], loss: Tensor, norm: Tensor) -> None:
     """Stops all processes before an update with a loss or gradient that is not finite.
 
-    The weights before the update are saved as a checkpoint if they are finite.
+    The weights before the update are saved as a checkpoint if they are finite, unless this is a rehearsal.
 
     Raises:
         ValueError: In every process; names the windows at fault, and what to do.
@@ -284,15 +286,17 @@ def check_step(run: Run, step: int, batches: Sequence[Mapping], loss: Tensor, no
         return
     suspects = gather_object(find_broken_windows(run, step, batches))
     shown = "; ".join(suspects[:5]) or "none of its windows by itself"
-    output = Path(run.config.output)
-    if has_finite_weights(run):
+    output, where = Path(run.config.output), "the dry run" if run.is_rehearsal else run.config.output
+    if run.is_rehearsal:
+        saved = "Nothing of a dry run is saved"
+    elif has_finite_weights(run):
         run.optimizer.zero_grad()
         save_checkpoint(run.accelerator, output, step, run.config.train.keep_checkpoints)
         saved = f"The weights before the update are saved as the checkpoint of step {step}"
     else:
         saved = "The weights are not finite either, so nothing was saved after the last checkpoint"
     raise ValueError(
-        f"the loss or its gradient is not finite at step {step + 1} of {output}, in {shown}. {saved}. Repair "
+        f"the loss or its gradient is not finite at step {step + 1} of {where}, in {shown}. {saved}. Repair "
         "or leave out that data (NaN, infinite or huge values), or lower train.learning_rate, and start a "
         "run with another --output"
     )

@@ -42,6 +42,7 @@ class Run:
         average (`WeightAverage`, *optional*): With `train.ema_decay`.
         base (`dict`, *optional*): With LoRA, the description of the model that the adapter is trained on.
         start (`int`): First step; above 0 in a resumed run.
+        is_rehearsal (`bool`): Whether nothing of it is kept.
     """
 
     config: RunConfig
@@ -56,6 +57,7 @@ class Run:
     average: WeightAverage | None = None
     base: dict | None = None
     start: int = 0
+    is_rehearsal: bool = False
 
     @property
     def plain(self) -> torch.nn.Module:

@@ -101,6 +101,12 @@ def test_a_damaged_checkpoint_takes_no_place_of_a_whole_one(folder, accelerator)
     assert sorted(path.name for path in folder.iterdir()) == ["step-0000001", "step-0000002"]
 
 
+def test_a_newer_checkpoint_that_is_whole_is_kept(folder, accelerator):
+    shutil.move(folder / "step-0000002", folder / "step-0000009")
+    save_checkpoint(accelerator, folder.parent, 2, keep=1)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-0000002", "step-0000009"]
+
+
 def test_a_damaged_checkpoint_without_digests_is_named_with_the_remedy(folder, accelerator):
     newest = folder / "step-0000002"
     (newest / "files.json").unlink()

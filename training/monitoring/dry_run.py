@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import psutil
 import torch
@@ -17,15 +18,21 @@ __all__ = ["REHEARSED", "rehearsal_config", "rehearse"]
 REHEARSED = 3  # the first one is slower: kernels are chosen, memory is reserved
 
 
-def rehearsal_config(config: RunConfig) -> RunConfig:
-    """The same training, without the frame cache and the tracker, which would keep something of it."""
+def rehearsal_config(config: RunConfig, folder: Path) -> RunConfig:
+    """The same training in a temporary `folder`: nothing below knows the run's own folders.
+
+    It has no frame cache and no tracker, which would keep something of it.
+    """
     data = dataclasses.replace(config.data, frame_cache="off", num_workers=0)
     train = dataclasses.replace(config.train, tracker=None)
-    return dataclasses.replace(config, data=data, train=train)
+    places = {"output": str(folder / "run"), "export": str(folder / "model")}
+    return dataclasses.replace(config, data=data, train=train, **places)
 
 
 def rehearse(run: Run, batches: Iterator[Mapping], take_step: Callable) -> str:
-    """Takes [`REHEARSED`] steps and tells shapes, memory and time; all processes call it.
+    """Takes [`REHEARSED`] steps, or all of a shorter run, and tells shapes, memory and time.
+
+    All processes call it.
 
     Args:
         run (`Run`): As it would train.
@@ -34,14 +41,14 @@ def rehearse(run: Run, batches: Iterator[Mapping], take_step: Callable) -> str:
             model took it.
     """
     options, seconds, waits = run.config.train, [], []
-    for step in range(REHEARSED):
+    for step in range(min(REHEARSED, options.steps)):
         start = time.perf_counter()
         raws = [next(batches) for _ in range(options.gradient_accumulation_steps)]
         waits.append(time.perf_counter() - start)
         batch = take_step(step, raws)
         synchronize(run.accelerator)
         seconds.append(time.perf_counter() - start - waits[-1])
-    step, wait = min(seconds[1:]), min(waits[1:])
+    step, wait = min(seconds[1:] or seconds), min(waits[1:] or waits)
     lines = [f"a micro-batch of this process, {len(raws)} a step:"]
     for name, value in batch.items():
         lines.append(f"  {name:22} {str(value.dtype).removeprefix('torch.'):8} {tuple(value.shape)}")
