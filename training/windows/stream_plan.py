@@ -1,6 +1,6 @@
 """How the windows of a streamed run share the disk: which files are there when, and which come next."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from datasets_scripts.storage.streaming.prefetch import Prefetcher
@@ -15,6 +15,8 @@ __all__ = ["StreamPlan", "StreamedBatches", "StreamedSampler"]
 NEAR_SHARE = 1 / 8  # of the disk, for windows that are measured during training
 READ_AHEAD = 2  # batches that torch's data loader asks each of its processes for
 SPARE_BATCHES = 2
+
+Block = tuple[int, int, int]  # pool of the sampler, its epoch, and the block of the epoch
 
 
 class StreamPlan:
@@ -68,15 +70,15 @@ class StreamPlan:
             f"epoch takes {total / 1e9:.3g} GB in {blocks} blocks, windows are shuffled within each"
         )
 
-    def files(self, places: dict[int, tuple[int, int]]) -> list[Path]:
-        """Files of the blocks that are read, given as epoch and block by pool, and of those that follow."""
-        now = [path for pool, place in places.items() for path in self.orders[pool].files(*place)]
-        soon = [
-            path
-            for pool, (epoch, block) in places.items()
-            for path in self.orders[pool].files(epoch, block + 1)
-        ]
-        return list(dict.fromkeys([*now, *self._kept, *soon]))
+    def files(self, blocks: Iterable[Block]) -> list[Path]:
+        """Files of some blocks."""
+        found = (path for pool, *place in blocks for path in self.orders[pool].files(*place))
+        return list(dict.fromkeys(found))
+
+    def files_ahead(self, blocks: Collection[Block]) -> list[Path]:
+        """Files of the blocks whose turn it is, and of those that follow."""
+        soon = [(pool, epoch, block + 1) for pool, epoch, block in blocks]
+        return list(dict.fromkeys([*self.files(blocks), *self._kept, *self.files(soon)]))
 
     def fetch(self, path: Path, keep: frozenset[Path]) -> None:
         """Downloads a file unless there is no room beside `keep`."""
@@ -116,23 +118,31 @@ class StreamedBatches:
 
     def __init__(self, plan: StreamPlan, sampler: StreamedSampler, workers: int):
         self.plan, self.sampler = plan, sampler
-        # Until then the slowest process reads the block before, whose files must not go.
+        # For so many batches the slowest process may still read a block that is left.
         self._settled = READ_AHEAD * workers + SPARE_BATCHES
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         prefetcher = Prefetcher(self.plan.fetch)
-        orders, places, due = self.sampler.orders, {}, None
+        current: dict[int, Block] = {}  # by pool; one with little weight may be in few batches
+        left: dict[Block, int] = {}  # and the step at which nobody reads it any more
         for step, batch in enumerate(self.sampler, self.sampler.start_step):
             if prefetcher.error is not None:
                 raise prefetcher.error
-            found = (self.sampler.locate(position) for position in self.sampler.positions(step))
-            now = places | {pool: (epoch, orders[pool].block(epoch, place)) for pool, epoch, place in found}
-            if now != places:
-                due = step + (self._settled if places else 0)
-                places = now
-            if step == due:
-                prefetcher.ask_for(self.plan.files(places))
+            seen = self._blocks(step)
+            now = current | {block[0]: block for block in seen}
+            gone = {*current.values(), *seen} - {*now.values()}
+            kept = {block: end for block, end in left.items() if end > step}
+            if now != current or kept != left:
+                left = kept | dict.fromkeys(gone, step + self._settled)
+                current = now
+                # At once, as a short block may be over before the one before it is not read any more.
+                prefetcher.ask_for(self.plan.files_ahead(now.values()), self.plan.files(left))
             yield batch
+
+    def _blocks(self, step: int) -> list[Block]:
+        """Blocks that hold the windows of this rank's batch, in the order of the windows."""
+        orders, found = self.sampler.orders, map(self.sampler.locate, self.sampler.positions(step))
+        return [(pool, epoch, orders[pool].block(epoch, place)) for pool, epoch, place in found]
 
     def __len__(self) -> int:
         return len(self.sampler)

@@ -14,7 +14,7 @@ class Prefetcher:
     """Fetches the files that were asked for last, in their order, in threads.
 
     Args:
-        fetch (`Callable[[Path, frozenset[Path]], object]`): Gets one file, given all files asked for.
+        fetch (`Callable[[Path, frozenset[Path]], object]`): Gets one file, given all that are to be kept.
 
     Attributes:
         error (`Exception`, *optional*): The first that `fetch` raised.
@@ -28,11 +28,11 @@ class Prefetcher:
         for _ in range(DOWNLOADS_AT_ONCE):  # daemons: the end of a process does not wait for a download
             threading.Thread(target=self._work, daemon=True).start()
 
-    def ask_for(self, files: Iterable[Path]) -> None:
-        """Replaces the files that are to be fetched and kept."""
+    def ask_for(self, files: Iterable[Path], still_read: Iterable[Path] = ()) -> None:
+        """Replaces the files that are to be fetched and kept, and those that are kept but not fetched."""
         files = list(files)
         with self._changed:
-            self._wanted, self._queue = frozenset(files), collections.deque(files)
+            self._wanted, self._queue = frozenset([*files, *still_read]), collections.deque(files)
             self._changed.notify_all()
 
     def _work(self) -> None:

@@ -1,5 +1,7 @@
 """Windows of a stream: the same as those of the folder, in bounded room."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from datasets_scripts.storage.streaming.file_store import FileStore
 from datasets_scripts.storage.streaming.streamed_rows import StreamedRows
 from tests.synthetic import make_dataset
 from training.windows import ConcatWindows, ForesightWindows, WindowConfig
-from training.windows.block_shuffle import split_by_files
+from training.windows.block_shuffle import BlockShuffle, Shard, split_by_files
 from training.windows.stream_plan import StreamedBatches, StreamedSampler, StreamPlan
 
 EPISODES, FRAMES, BATCH = 8, 4, 4
@@ -106,7 +108,7 @@ def test_validation_episodes_are_whole_files_and_a_missing_file_ends_the_start(r
 def test_a_file_that_is_not_to_be_had_ends_the_batches_before_it_is_needed(recorded, tmp_path, monkeypatch):
     windows, _ = open_stream(recorded, tmp_path, files_of_episodes=8)
     plan = StreamPlan(ConcatWindows([windows]), None, "natural", seed=3)
-    asked = []
+    asked, kept = [], []
 
     class Failing:
         error = None
@@ -114,8 +116,9 @@ def test_a_file_that_is_not_to_be_had_ends_the_batches_before_it_is_needed(recor
         def __init__(self, fetch):
             pass
 
-        def ask_for(self, files):
+        def ask_for(self, files, still_read=()):
             asked.append(list(files))
+            kept.append(set(still_read))
             self.error = ValueError("the file has vanished") if len(asked) == 2 else None
 
     monkeypatch.setattr("training.windows.stream_plan.Prefetcher", Failing)
@@ -129,3 +132,46 @@ def test_a_file_that_is_not_to_be_had_ends_the_batches_before_it_is_needed(recor
     assert half < len(read) < half + 5, "at once, and not a block later"
     assert set(asked[0]) == {*order.files(0, 0), *order.files(0, 1)}
     assert set(asked[1]) == {*order.files(0, 1), *order.files(0, 2)}
+    assert kept == [set(), set(order.files(0, 0))], "loaders may still read it"
+
+
+@pytest.mark.parametrize("mixture", ["natural", [0.8, 0.2]])
+@pytest.mark.parametrize("workers", [0, 2, 8])
+def test_short_blocks_are_asked_for_before_their_windows_come_and_kept_until_these_are_read(
+    monkeypatch, workers, mixture
+):
+    pools, shards, windows, batch, steps = 1 if mixture == "natural" else 2, 12, 20, 8, 90
+    asked = []
+
+    class Recorder:
+        error = None
+
+        def __init__(self, fetch):
+            pass
+
+        def ask_for(self, files, still_read=()):
+            asked.append((set(files), {*files, *still_read}))
+
+    monkeypatch.setattr("training.windows.stream_plan.Prefetcher", Recorder)
+    orders = []
+    for pool in range(pools):
+        files = [Path(f"{pool}-{i}") for i in range(shards)]
+        cut = [Shard(i * windows, (i + 1) * windows, frozenset([file])) for i, file in enumerate(files)]
+        orders.append(BlockShuffle(cut, dict.fromkeys(files, 1), 2, (pool,)))
+    plan = StreamPlan.__new__(StreamPlan)  # without datasets
+    plan.orders, plan._kept = orders, []
+    sampler = StreamedSampler(orders, [shards * windows] * pools, batch, seed=0, mixture=mixture, steps=steps)
+    needed, named, kept = [], [], []
+    for step, _ in enumerate(StreamedBatches(plan, sampler, workers)):
+        found = map(sampler.locate, sampler.positions(step))
+        blocks = {(pool, epoch, orders[pool].block(epoch, place)) for pool, epoch, place in found}
+        needed.append({path for pool, *block in blocks for path in orders[pool].files(*block)})
+        named.append(asked[-1][0]), kept.append(asked[-1][1])
+    read_late = 2 * workers + 1
+    for step, files in enumerate(needed[1:], start=1):
+        assert files <= named[step - 1] | needed[step - 1], f"step {step} waits for its files"
+        for later in kept[step : step + read_late]:
+            assert files <= later, f"files of step {step} may go while they are read"
+    assert len(asked) > steps // 6, "five batches are a block"
+    most = pools * (2 + -(-(read_late + 2) // 5) + 1)  # blocks of two files
+    assert max(map(len, kept)) <= 2 * most, "what is read goes"
