@@ -34,7 +34,7 @@ from datasets_scripts.storage.atomic import (
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from training.config import RunConfig, load_config, save_config
 from training.engines.machines import agree_on_checkpoint, agree_on_run, is_writer
-from training.models.model_folder import DATASETS
+from training.models.model_folder import DATASETS, summary_of
 from training.run_data import dataset_identity, is_same_dataset
 from training.run_facts import resume_command
 
@@ -120,7 +120,7 @@ def check_run_folder(
 
 def find_progress(output: Path, export: Path) -> str | tuple[Path, int] | None:
     """How far a run is: `FINISHED`, or its newest checkpoint and step, if any; all processes call it."""
-    finished = (output / "summary.json").exists() and export.exists()
+    finished = summary_of(export, output).exists() and export.exists()
     if gather_object([finished])[0]:  # the main process alone writes them
         return FINISHED
     return agree_on_checkpoint(functools.partial(latest_checkpoint, output / "checkpoints"))

@@ -23,6 +23,7 @@ from training.engines.averaging import WeightAverage
 from training.engines.selection import check_average, check_engine, configure_engine, join_processes
 from training.engines.wrapping import plain_model
 from training.models.adapters import add_lora, describe_base, save_only_adapter
+from training.models.model_folder import summary_places
 from training.models.starting_model import build_model
 from training.run_data import RunData
 from training.run_facts import describe_run, portable_path
@@ -221,7 +222,7 @@ def print_summary(run: Run) -> None:
 
 
 def write_summary(run: Run, seconds: float, validation: dict) -> None:
-    """Writes `summary.json`: what was trained on what, how long, and how good it is."""
+    """Writes the summary of each export: what was trained on what, how long, and how good it is."""
     config, accelerator = run.config, run.accelerator
     if not accelerator.is_main_process:
         return
@@ -253,4 +254,5 @@ def write_summary(run: Run, seconds: float, validation: dict) -> None:
         **start,
         "validation": validation,
     }
-    write_json(Path(config.output) / "summary.json", summary)
+    for place in summary_places(config):
+        write_json(place, summary)

@@ -1,6 +1,7 @@
 """The folder (or Hub repo) of a trained model: write it, load it, and find the run that made it."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,12 +28,15 @@ __all__ = [
     "read_run_config",
     "read_summary",
     "run_folder",
+    "summary_of",
+    "summary_places",
     "weights_digest",
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"  # peft's name
 DATASETS = "datasets.json"  # in the run folder: what it was trained on
 MODEL_FILES = ("config.json", ADAPTER_CONFIG)  # of which an export has one
+SUMMARY = "summary.json"  # in the run folder: what was trained on what, and how good it is
 
 
 def export_places(config: RunConfig) -> list[Path]:
@@ -223,10 +227,39 @@ def run_folder(checkpoint: str | Path) -> Path | None:
     return None
 
 
+def summary_of(export: Path, output: Path) -> Path:
+    """Where the figures of an export of the run in `output` are.
+
+    Those of the export that the run was begun with are the run's. Other weights of the same run, exported
+    later to another folder, have theirs beside them.
+    """
+    begun = load_config(output / "config.yaml", []) if (output / "config.yaml").is_file() else None
+    if begun is None or export.absolute() == Path(begun.export).absolute():
+        return output / SUMMARY
+    # The whole run may have moved.
+    is_own = os.path.relpath(export, output) == os.path.relpath(begun.export, begun.output)
+    return output / SUMMARY if is_own else _summary_beside(export)
+
+
+def summary_places(config: RunConfig) -> list[Path]:
+    """Where a run writes the figures of what it has just exported; its folder has always some."""
+    output = Path(config.output)
+    if summary_of(Path(config.export), output) == output / SUMMARY:
+        return [output / SUMMARY]
+    beside = [_summary_beside(place) for place in export_places(config)]
+    return beside if (output / SUMMARY).exists() else [output / SUMMARY, *beside]
+
+
+def _summary_beside(export: Path) -> Path:
+    return export.with_name(f"{export.name}-{SUMMARY}")
+
+
 def read_summary(checkpoint: str | Path) -> dict:
-    """`summary.json` of the run that made a local checkpoint; empty if it is not beside it."""
-    folder = run_folder(checkpoint)
-    return read_json(folder / "summary.json") if folder and (folder / "summary.json").is_file() else {}
+    """Figures of the training of a local checkpoint; empty if they are not where [`summary_of`] has them."""
+    places = [_summary_beside(Path(checkpoint).resolve())]
+    if folder := run_folder(checkpoint):
+        places.append(folder / SUMMARY)
+    return next((read_json(place) for place in places if place.is_file()), {})
 
 
 def read_run_config(checkpoint: str | Path) -> RunConfig:

@@ -14,6 +14,7 @@ from tests.ranks import FSDP2, ZERO2, run_ranks
 from tests.training.engines.test_sharding import run_process
 from tests.training.test_train import config_file, dataset, fresh_accelerate, log_lines, run, weights
 from training.engines.averaging import WeightAverage
+from training.model_folder import read_summary
 
 EMA = ["--train.ema_decay", "0.5", "--train.checkpoint_every", "2", "--train.keep_checkpoints", "9"]
 NO_DROPOUT = ["--model.embd_pdrop", "0", "--model.attention_dropout", "0", "--model.resid_pdrop", "0"]
@@ -43,13 +44,22 @@ def test_the_average_is_exported_or_by_choice_the_last_weights(config_file, data
     for name, value in kept.items():
         torch.testing.assert_close(averaged[name], value, rtol=0, atol=0)
     assert any(not torch.equal(averaged[name], plain[name]) for name in kept)
-    assert json.loads((output / "summary.json").read_text())["ema_decay"] == 0.5
+    summary = (output / "summary.json").read_text()
+    assert json.loads(summary)["ema_decay"] == 0.5
     # The training itself is the same, and its weights can still be had.
-    last = ["--train.export_ema", "false", "--export", str(tmp_path / "last")]
+    places = {"model": output / "model", "last": output / "last"}
+    last = ["--train.export_ema", "false", "--export", str(places["last"])]
     assert run(config_file, dataset, output, *EMA, *last, resume=True) == 0
-    exported = load_file(tmp_path / "last" / "model.safetensors")
+    exported = load_file(places["last"] / "model.safetensors")
     assert all(torch.equal(exported[name], value) for name, value in plain.items())
-    assert not json.loads((output / "summary.json").read_text())["exported_ema"]
+    assert (output / "summary.json").read_text() == summary, "it is of OUTPUT/model, which is still there"
+    figures = {name: read_summary(place) for name, place in places.items()}
+    assert (figures["model"]["exported_ema"], figures["last"]["exported_ema"]) == (True, False)
+    losses = [one["validation"]["losses"]["total"] for one in figures.values()]
+    assert losses[0] != losses[1]
+    before = (places["last"] / "model.safetensors").stat().st_mtime_ns
+    assert run(config_file, dataset, output, *EMA, *last, resume=True) == 0
+    assert (places["last"] / "model.safetensors").stat().st_mtime_ns == before, "it is finished"
 
 
 def test_a_resumed_run_has_the_average_of_an_uninterrupted_one(config_file, dataset, tmp_path, monkeypatch):
