@@ -31,11 +31,11 @@ from datasets_scripts.storage.atomic import (
     write_json,
     write_whole_folder,
 )
-from datasets_scripts.storage.dataset_rows import DatasetRows
+from datasets_scripts.storage.dataset_rows import DatasetRows, dataset_name
 from training.config import RunConfig, load_config, save_config
 from training.engines.machines import agree_on_checkpoint, agree_on_run, is_writer
 from training.models.model_folder import DATASETS, summary_of
-from training.run_data import dataset_identity, is_same_dataset
+from training.run_data import dataset_identity, describe_data, is_same_dataset
 from training.run_facts import resume_command
 
 __all__ = [
@@ -43,10 +43,12 @@ __all__ = [
     "StopRequest",
     "check_export",
     "check_run_folder",
+    "continued_settings",
     "describe_run_folder",
     "find_progress",
     "latest_checkpoint",
     "lock_run_folder",
+    "read_known_data",
     "restore_checkpoint",
     "save_checkpoint",
 ]
@@ -96,8 +98,22 @@ def lock_run_folder(accelerator: Accelerator, folder: Path) -> Iterator[None]:
 def describe_run_folder(config: RunConfig, datasets: Sequence[DatasetRows]) -> None:
     """Writes the settings and the datasets of a new run into its folder, for [`check_run_folder`]."""
     output = Path(config.output)
-    write_json(output / DATASETS, [dataset_identity(rows) for rows in datasets])
+    write_json(output / DATASETS, describe_data(config, datasets))
     save_config(config, output / "config.yaml")
+
+
+def continued_settings(config: RunConfig) -> RunConfig:
+    """The settings of a run that resumes: its base is of the commit at which it began, if none is given."""
+    settings = Path(config.output) / "config.yaml"
+    begun = load_config(settings, []) if settings.is_file() else config
+    if config.init_revision is None and config.init_from == begun.init_from:
+        return dataclasses.replace(config, init_revision=begun.init_revision)
+    return config
+
+
+def read_known_data(output: Path) -> list[dict]:
+    """What [`describe_run_folder`] wrote about the data of a run, if it did."""
+    return read_json(output / DATASETS, kind=list) if (output / DATASETS).exists() else []
 
 
 def check_run_folder(
@@ -156,12 +172,16 @@ def _check_same_run(config: RunConfig, datasets: Sequence[DatasetRows], resume: 
         raise ValueError(
             f"{output} already holds a run: continue it with --resume, or choose another --output"
         )
-    own = [dataset_identity(rows) for rows in datasets]
-    known = read_json(output / DATASETS, kind=list) if (output / DATASETS).exists() else own
-    if len(known) != len(own) or not all(map(is_same_dataset, known, own)):
+    own = describe_data(config, datasets)
+    known = read_known_data(output) or own
+    # Older versions did not write what they validated on.
+    counts = {len(own), len(config.data.datasets)}
+    if len(known) not in counts or not all(map(is_same_dataset, known, own)):
+        commits = [f"{one['name']} was at commit {one['commit']}" for one in known if one.get("commit")]
         raise ValueError(
             f"{output} was trained on other data than {', '.join(rows.name for rows in datasets)} has now "
             f"(see its {DATASETS}): choose another --output, or bring the data back"
+            + (f" ({'; '.join(commits)}: give OWNER/NAME@COMMIT)" if commits else "")
         )
     if changed := name_changes(_comparable(load_config(output / "config.yaml", [])), _comparable(config)):
         raise ValueError(
@@ -174,9 +194,9 @@ def _comparable(config: RunConfig) -> dict:
     """Flat settings that decide what a run computes; datasets may move, so only their names count."""
     fields = dataclasses.asdict(config)
     for source in fields["data"]["datasets"]:
-        source["path"] = Path(source["path"]).name
+        source["path"] = dataset_name(source["path"])
     if fields["data"]["validation"]:
-        fields["data"]["validation"] = Path(fields["data"]["validation"]).name
+        fields["data"]["validation"] = dataset_name(fields["data"]["validation"])
     return {key: value for key, value in flatten(fields).items() if key not in MAY_CHANGE}
 
 

@@ -22,8 +22,10 @@ from training.checkpoints import (
     check_export,
     check_run_folder,
     describe_run_folder,
+    continued_settings,
     lock_run_folder,
     restore_checkpoint,
+    read_known_data,
     save_checkpoint,
 )
 from training.config import RunConfig
@@ -47,6 +49,7 @@ from training.run_state import (
     resolve_epochs,
     write_summary,
 )
+from training.models.starting_model import pin_base, starting_config
 
 __all__ = ["dry_run", "train"]
 
@@ -67,10 +70,11 @@ def train(config: RunConfig, resume: bool) -> int:
     started = time.monotonic()
     accelerator = build_accelerator(config)
     find_writers(accelerator, Path(config.output))
+    config = continued_settings(config) if resume else config
     with lock_run_folder(accelerator, Path(config.output)):
         # One process per machine downloads the data and fills the frame cache; the others then find it there.
         with accelerator.local_main_process_first():
-            datasets = open_datasets(config)
+            datasets = open_datasets(config, read_known_data(Path(config.output)) if resume else ())
         found = check_run_folder(config, datasets, resume)
         if found == FINISHED:
             accelerator.print(f"{config.output} holds this finished run; its model is in {config.export}")
@@ -86,7 +90,7 @@ def train(config: RunConfig, resume: bool) -> int:
             restore_checkpoint(accelerator, found[0])
             run.start = found[1]
         elif is_writer(accelerator):
-            describe_run_folder(config, datasets)
+            describe_run_folder(pin_base(config, run.policy.config), datasets)
         accelerator.wait_for_everyone()
         print_summary(run)
         log = RunLog(accelerator, Path(config.output), run.start, run.config.train.steps)

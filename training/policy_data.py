@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datasets_scripts.columns import list_cameras
 from datasets_scripts.storage.atomic import read_json
-from datasets_scripts.storage.dataset_rows import DatasetRows
+from datasets_scripts.storage.dataset_rows import DatasetRows, dataset_name
 from datasets_scripts.storage.streaming.streamed_rows import StreamedRows
 from modeling_foresight import ForesightConfig
 from training.config import DatasetSource, RunConfig
@@ -47,7 +47,7 @@ def is_trained_on(checkpoint: str | Path, rows: DatasetRows) -> bool | None:
     known, own = _known_datasets(checkpoint), dataset_identity(_as_read(read_run_config(checkpoint), rows))
     if any(is_same_dataset(one, own) for one in known):
         return True
-    of_this_name = [one for one in known if Path(one["name"]).name == own["name"]]
+    of_this_name = [one for one in known if dataset_name(one["name"]) == own["name"]]
     if any("digest" not in one for one in of_this_name):
         return True  # of a run that wrote no digests
     whole = known and all("digest" in one for one in known) and not of_this_name
@@ -56,30 +56,37 @@ def is_trained_on(checkpoint: str | Path, rows: DatasetRows) -> bool | None:
 
 def _as_read(run: RunConfig, rows: DatasetRows) -> DatasetRows:
     """The dataset as a run opens it: digest and split of a streamed one are its own."""
-    return rows if run.data.streaming == isinstance(rows, StreamedRows) else open_dataset(rows.name, run)
+    if run.data.streaming == isinstance(rows, StreamedRows):
+        return rows
+    return open_dataset(rows.name, run, rows.commit)
 
 
 def _known_datasets(checkpoint: str | Path) -> list[dict]:
     """What a checkpoint was trained on, `name` and, as far as it is known, `digest`."""
     run, card = run_folder(checkpoint), Path(checkpoint) / "evaluation" / "training.json"
     if run and (run / DATASETS).is_file():
-        return read_json(run / DATASETS, kind=list)
+        return _trained_on(run)
     if run and not read_summary(checkpoint):
         return [{"name": source.path} for source in read_run_config(checkpoint).data.datasets]
     summary = read_summary(checkpoint) or (read_json(card) if card.is_file() else {})
     return [one for one in summary.get("datasets", ()) if one.get("train_episodes", 1)]
 
 
+def _trained_on(run: Path) -> list[dict]:
+    """What a run folder tells of its datasets, without the one for validation alone."""
+    return [one for one in read_json(run / DATASETS, kind=list) if not one.get("validation")]
+
+
 def find_source(checkpoint: str | Path, rows: DatasetRows) -> DatasetSource | None:
     """How the run of a checkpoint reads a dataset that it was trained on; `None` if that is not known."""
     run, folder = read_run_config(checkpoint), run_folder(checkpoint)
     sources = run.data.datasets
-    known = read_json(folder / DATASETS, kind=list) if folder and (folder / DATASETS).is_file() else []
+    known = _trained_on(folder) if folder and (folder / DATASETS).is_file() else []
     if len(known) == len(sources):
         own, pairs = dataset_identity(_as_read(run, rows)), zip(known, sources, strict=True)
         return next((source for one, source in pairs if is_same_dataset(one, own)), None)
-    name = Path(rows.name).name
-    return next((source for source in sources if Path(source.path).name == name), None)
+    name = dataset_name(rows.name)
+    return next((source for source in sources if dataset_name(source.path) == name), None)
 
 
 def find_held_out(checkpoint: str | Path, model: ForesightConfig, rows: DatasetRows) -> list[int] | None:

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from datasets_scripts.columns import find_image_key, image_key
 from datasets_scripts.storage.dataset_folder import STATS_PATH
-from datasets_scripts.storage.dataset_rows import DatasetRows
+from datasets_scripts.storage.dataset_rows import DatasetRows, dataset_name, pin_commit
 from datasets_scripts.storage.provenance import (
     EPISODE_FACTS_PATH,
     PROVENANCE_PATH,
@@ -45,6 +45,7 @@ __all__ = [
     "RunData",
     "dataset_identity",
     "evaluation_loader",
+    "describe_data",
     "is_same_dataset",
     "learns_to_act",
     "open_dataset",
@@ -56,22 +57,46 @@ __all__ = [
 ]
 
 
-def open_datasets(config: RunConfig) -> list[DatasetRows]:
-    """The datasets of a run, in the config's order; the only place where training opens them.
+def open_datasets(config: RunConfig, known: Sequence[Mapping] = ()) -> list[DatasetRows]:
+    """The datasets of a run, in the config's order, then the one for validation alone.
+
+    The only place where training opens them.
+
+    Args:
+        config (`RunConfig`): The run.
+        known (`Sequence[Mapping]`): What [`describe_data`] said of them when the run began. Those of the Hub
+            are opened at the commits of then: their branches may have moved.
 
     Raises:
         ValueError: If no dataset is named, or one is missing or damaged.
     """
     if not config.data.datasets:
         raise ValueError("no dataset: give --dataset DIR_OR_REPO, or data.datasets in the config")
-    return [open_dataset(source.path, config) for source in config.data.datasets]
+    paths = [source.path for source in config.data.datasets]
+    paths += [config.data.validation] if config.data.validation else []
+    pairs = itertools.zip_longest(paths, known[: len(paths)], fillvalue={})
+    return [open_dataset(path, config, one.get("commit")) for path, one in pairs]
 
 
-def open_dataset(path: str, config: RunConfig) -> DatasetRows:
-    """One dataset of a run, streamed if the run is."""
+def open_dataset(path: str, config: RunConfig, commit: str | None = None) -> DatasetRows:
+    """One dataset of a run, streamed if the run is; a Hub id without a revision is read at `commit`."""
+    place = pin_commit(path, commit)
     if config.data.streaming:
-        return StreamedRows(path, open_store(config.data.streaming_disk_gb))
-    return DatasetRows(path)
+        rows = StreamedRows(place, open_store(config.data.streaming_disk_gb))
+    else:
+        rows = DatasetRows(place)
+    rows.name = path  # in all messages and summaries of the run
+    return rows
+
+
+def describe_data(config: RunConfig, datasets: Sequence[DatasetRows]) -> list[dict]:
+    """What a run folder tells of [`open_datasets`]: identities, commits, and which is for validation."""
+    count = len(config.data.datasets)
+    roles = [{}] * count + [{"validation": True}] * (len(datasets) - count)
+    return [
+        dataset_identity(rows) | {"commit": rows.commit} | role
+        for rows, role in zip(datasets, roles, strict=True)
+    ]
 
 
 def dataset_identity(rows: DatasetRows) -> dict:
@@ -86,7 +111,7 @@ def dataset_identity(rows: DatasetRows) -> dict:
     digest.update(rows.version.encode())
     content = statistics.read_bytes() if statistics.is_file() else b""
     return {
-        "name": Path(rows.name).name,
+        "name": dataset_name(rows.name),
         "episodes": rows.n_episodes,
         "frames": len(rows),
         "tasks": rows.tasks,
@@ -96,8 +121,11 @@ def dataset_identity(rows: DatasetRows) -> dict:
 
 
 def is_same_dataset(known: Mapping, own: Mapping) -> bool:
-    """Whether two [`dataset_identity`] are of copies; runs of older versions know less of their data."""
-    shared = known.keys() & own.keys() - {"name"}
+    """Whether two [`dataset_identity`] are of copies; runs of older versions know less of their data.
+
+    Two commits of the Hub may have the same data.
+    """
+    shared = known.keys() & own.keys() - {"name", "commit"}
     return "digest" in shared and all(known[fact] == own[fact] for fact in shared)
 
 
@@ -133,7 +161,7 @@ class RunData:
     Args:
         config (`RunConfig`): Datasets and how their windows are made.
         model (`ForesightConfig`): Lengths, views and objectives.
-        datasets (`Sequence[DatasetRows]`, *optional*): The datasets, if they are already open.
+        datasets (`Sequence[DatasetRows]`, *optional*): As of [`open_datasets`], if they are already open.
 
     Attributes:
         train (`ConcatWindows`): Augmented windows of the training episodes.
@@ -154,7 +182,8 @@ class RunData:
         datasets = open_datasets(config) if datasets is None else datasets
         base = window_config(model, config)
         sources, train, val = [_apply_source(base, source) for source in config.data.datasets], [], []
-        pairs = list(zip(datasets, sources, strict=True))
+        trained_on, apart = datasets[: len(sources)], datasets[len(sources) :]
+        pairs = list(zip(trained_on, sources, strict=True))
         embodiments = _place_robots(pairs, model, config)
         for rows, own in pairs:
             own = _name_binary_entries(own, embodiments, model)
@@ -164,10 +193,9 @@ class RunData:
                 val.append(ForesightWindows(rows, own.for_evaluation(held_out)))
         self.train = ConcatWindows(train, embodiments)
         warn_of_differences(train)
-        if config.data.validation:
+        for rows in apart:
             own = _name_binary_entries(sources[0], embodiments, model)
-            held_out_rows = open_dataset(config.data.validation, config)
-            val.append(_open_validation(held_out_rows, own.for_evaluation(), train))
+            val.append(_open_validation(rows, own.for_evaluation(), train))
         self.val = ConcatWindows(val, self.train.embodiments) if val else None
         self.mixture, self.stream = config.data.mixture, None
         if config.data.streaming:
@@ -202,8 +230,14 @@ class RunData:
     @property
     def names(self) -> list[str]:
         """Names of the datasets that are trained on, each different from the others."""
-        short = [Path(windows.rows.name).name for windows in self.train.datasets]
-        return [name if short.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(short)]
+        short = [dataset_name(windows.rows.name) for windows in self.train.datasets]
+        names, taken = [], {name for name in short if short.count(name) == 1}
+        for i, name in enumerate(short):
+            while short.count(name) > 1 or name in taken - {short[i]}:
+                name = f"{name}-{i}"
+            names.append(name)
+            taken.add(name)
+        return names
 
     def statistics(self, key: str, embodiment: str | None = None) -> dict[str, np.ndarray] | None:
         """`mean`, `std`, `min` and `max` of `action` or `state` over the episodes trained on, of one robot.
@@ -319,7 +353,8 @@ def _describe_dataset(train: ForesightWindows | None, val: ForesightWindows | No
     provenance = read_provenance(rows.root)
     simulator, identity = scripted_in(provenance), dataset_identity(rows)
     return {
-        "name": Path(rows.name).name if Path(rows.name).exists() else rows.name,
+        "name": Path(rows.name).name if Path(rows.name).exists() else rows.name.partition("@")[0],
+        "commit": rows.commit,
         **{fact: identity[fact] for fact in ("digest", "statistics_sha256")},
         "train_episodes": len(train.episodes) if train else 0,
         "train_windows": len(train) if train else 0,

@@ -5,7 +5,6 @@ import functools
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -24,7 +23,7 @@ from training.engines.selection import check_average, check_engine, configure_en
 from training.engines.wrapping import plain_model
 from training.models.adapters import add_lora, describe_base, save_only_adapter
 from training.models.model_folder import summary_places
-from training.models.starting_model import build_model
+from training.models.starting_model import build_model, pin_base
 from training.run_data import RunData
 from training.run_facts import describe_run, portable_path
 from training.windows import WindowSampler
@@ -228,7 +227,8 @@ def write_summary(run: Run, seconds: float, validation: dict) -> None:
         return
     start = {}
     if config.init_from:
-        start = {"init_from": portable_path(config.init_from), "init_revision": config.init_revision}
+        revision = pin_base(config, run.policy.config).init_revision
+        start = {"init_from": portable_path(config.init_from), "init_revision": revision}
     if run.average:
         start |= {"ema_decay": config.train.ema_decay, "exported_ema": config.train.export_ema}
     if run.base:

@@ -6,6 +6,7 @@ numbers (`index` of the dataset).
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,9 +35,11 @@ __all__ = [
     "BrokenEpisodeError",
     "DatasetRows",
     "VideoSegments",
+    "dataset_name",
     "find_dataset",
     "find_folder",
     "parse_episodes",
+    "pin_commit",
 ]
 
 TASKS = "meta/tasks.parquet"
@@ -76,6 +79,7 @@ class DatasetRows:
         root (`Path`): The folder.
         name (`str`): As given, for messages.
         version (`str`): What tells its states apart beside the metadata, if anything.
+        commit (`str | None`): That of the Hub, if it comes from there.
         hub (`HubFiles | None`): Source of videos that are not in the folder yet, if any.
         info (`DatasetInfo`): LeRobot's `meta/info.json`.
         features (`dict[str, dict]`): LeRobot features.
@@ -89,11 +93,13 @@ class DatasetRows:
     """
 
     version = ""
+    commit: str | None = None
 
     def __init__(self, repo_id_or_dir: str | Path, stream: bool = False):
         self.name = str(repo_id_or_dir)
         self.root, hub = find_dataset(self.name, videos=not stream)
         self.stream, self.hub = stream, hub if stream else None
+        self.commit = hub and hub.revision
         self._open()
         self._check_rows()
 
@@ -246,7 +252,7 @@ class DatasetRows:
         return str(error).replace(f"{self.root}/", "").removeprefix(f"dataset {self.name}: ")
 
     def __getstate__(self) -> dict:
-        return {"name": self.name, "root": self.root, "stream": self.stream, "hub": self.hub}
+        return {name: getattr(self, name) for name in ("name", "root", "stream", "hub", "commit")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -276,6 +282,18 @@ def parse_episodes(text: str, n_episodes: int) -> list[int]:
             )
         chosen.update(found)
     return sorted(chosen)
+
+
+def dataset_name(name: str) -> str:
+    """Last part of a folder, URL or Hub id, without the revision: `owner/name@revision` -> `name`."""
+    last = Path(name).name
+    return last.partition("@")[0] or last
+
+
+def pin_commit(name: str, commit: str | None) -> str:
+    """A Hub id without a revision, with a commit if one is given; other names stay."""
+    is_free = re.fullmatch(r"(hf://datasets/)?[\w.-]+/[\w.-]+", name) and not Path(name).is_dir()
+    return f"{name}@{commit}" if commit and is_free else name
 
 
 def find_dataset(name: str, videos: bool) -> tuple[Path, HubFiles | None]:

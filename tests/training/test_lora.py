@@ -9,8 +9,10 @@ import sys
 import warnings
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+import transformers
 import yaml
 from accelerate.state import AcceleratorState
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -178,6 +180,22 @@ def test_resuming_on_a_changed_base_is_refused(work, tmp_path):
     change_weights(base)
     with pytest.raises(ValueError, match="other weights than .*base has now.*--output"):
         run(work, tmp_path / "run", "--train.steps", "1", base=base, resume=True)
+
+
+def test_a_run_continues_on_the_commit_of_its_base_when_the_branch_has_moved(work, tmp_path, monkeypatch):
+    repo, begun, moved = tmp_path / "hub" / "models--you--base", "a" * 40, "b" * 40  # the Hub's cache
+    for commit in (begun, moved):
+        shutil.copytree(work / "base" / "model", repo / "snapshots" / commit)
+    change_weights(repo / "snapshots" / moved)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(begun)
+    for module in (huggingface_hub.constants, transformers.utils.hub):
+        monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
+    run(work, tmp_path / "run", "--train.steps", "1", base="you/base")
+    (tmp_path / "run" / "summary.json").unlink()
+    (repo / "refs" / "main").write_text(moved)
+    assert run(work, tmp_path / "run", "--train.steps", "1", base="you/base", resume=True) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["init_revision"] == begun
 
 
 def test_every_way_of_loading_gives_the_same_actions(work):

@@ -3,19 +3,26 @@
 import json
 import shutil
 
+import httpx
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from huggingface_hub.errors import RevisionNotFoundError
 from safetensors.torch import load_file
 
+from datasets_scripts.storage import dataset_rows, hub_download
 from datasets_scripts.storage.streaming.file_store import FileStore
 from modeling_foresight import ForesightConfig
 from tests.ranks import run_ranks
 from tests.synthetic import make_dataset
 from tests.training.test_train import TINY, log_lines, run
 from training import loop
+from training.checkpoints import check_run_folder, describe_run_folder, read_known_data
 from training.config import load_config
-from training.run_data import RunData
+from training.run_data import RunData, open_datasets
+from training.starting_model import starting_config
 
 FORM = {"frames": 10, "cameras": ("front", "side"), "size": (32, 40), "use_videos": False, "action_dim": 3}
 
@@ -107,6 +114,74 @@ def test_the_small_pretraining_has_the_architecture_that_it_is_finetuned_with():
     )
     changed = {"views", "objectives", "state_dim", "binary_state_indices", "flow_loss_weight"}
     assert {name for name in small.keys() | policy.keys() if small.get(name) != policy.get(name)} == changed
+
+
+def test_datasets_of_one_name_have_metrics_of_their_own(folder, tmp_path):
+    for place in ("a/arm", "b/arm", "c/arm-1"):
+        shutil.copytree(folder / "training", tmp_path / place)
+    paths = [str(tmp_path / place) for place in ("a/arm", "b/arm", "c/arm-1")]
+    sources = json.dumps([{"path": path} for path in paths])
+    config = load_config(folder / "tiny.yaml", ["--data.datasets", sources, "--data.frame_cache", "off"])
+    assert RunData(config, starting_config(config)).names == ["arm-0", "arm-1-1", "arm-1"]
+
+
+def test_a_validation_dataset_that_changed_between_sessions_is_refused(folder, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Accelerator(cpu=True)
+    held_out = shutil.copytree(folder / "validation", tmp_path / "held_out")
+    flags = ["--dataset", str(folder / "training"), "--data.validation", str(held_out)]
+    config = load_config(folder / "tiny.yaml", [*flags, "--output", str(tmp_path / "run")])
+    describe_run_folder(config, open_datasets(config))
+    assert check_run_folder(config, open_datasets(config), resume=True) is None
+    assert [bool(one.get("validation")) for one in read_known_data(tmp_path / "run")] == [False, True]
+    statistics = held_out / "meta" / "stats.json"
+    statistics.write_text(statistics.read_text().replace("1", "2"))
+    with pytest.raises(ValueError, match="trained on other data than .*held_out has now"):
+        check_run_folder(config, open_datasets(config), resume=True)
+    (known, _) = read_known_data(tmp_path / "run")
+    (tmp_path / "run" / "datasets.json").write_text(json.dumps([known]))  # as older versions wrote it
+    assert check_run_folder(config, open_datasets(config), resume=True) is None
+
+
+# Datasets of the Hub
+
+
+@pytest.fixture
+def branch(folder, tmp_path, monkeypatch):
+    """A Hub with one dataset `you/demos`, of two commits; the branch `main` is at the first of the list."""
+    commits = [letter * 40 for letter in "ab"]
+    for commit, name in zip(commits, ("training", "validation"), strict=True):
+        shutil.copytree(folder / name, tmp_path / "hub" / commit)
+
+    def snapshot_download(repo_id, allow_patterns, revision, **_):
+        commit = commits[0] if revision == "main" else revision
+        if not (tmp_path / "hub" / commit).is_dir():
+            response = httpx.Response(404, request=httpx.Request("GET", "http://hub"))
+            raise RevisionNotFoundError("no such revision", response=response)
+        return str(tmp_path / "hub" / commit)
+
+    monkeypatch.setattr(hub_download, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(dataset_rows, "HF_LEROBOT_HOME", tmp_path / "lerobot")
+    monkeypatch.setenv("FORESIGHT_CACHE", str(tmp_path / "cache"))
+    return commits
+
+
+def test_a_run_continues_at_the_commit_of_its_data_when_their_branch_has_moved(
+    folder, tmp_path, branch, monkeypatch
+):
+    begun, moved = branch
+    flags = ["--model.objectives", "[progress]", "--train.steps", "2", "--train.warmup_steps", "0"]
+    flags += ["--data.val_fraction", "0"]
+    config, output = folder / "tiny.yaml", tmp_path / "run"
+    assert run(config, "you/demos", output, *flags, "--train.max_hours", "0") == 0
+    branch.reverse()
+    with pytest.raises(ValueError, match=f"demos was at commit {begun}: give OWNER/NAME@COMMIT"):
+        run(config, f"you/demos@{moved}", output, *flags, resume=True)
+    for name in ("you/demos", f"you/demos@{begun}"):
+        (output / "summary.json").unlink(missing_ok=True)
+        assert run(config, name, output, *flags, resume=True) == 0
+        (described,) = json.loads((output / "summary.json").read_text())["datasets"]
+        assert (described["name"], described["commit"]) == ("you/demos", begun)
 
 
 # Streamed runs

@@ -19,6 +19,7 @@ from transformers import get_constant_schedule_with_warmup
 
 from datasets_scripts.storage.atomic import read_json, write_json, write_whole_folder
 from goal_images.generator import SAMPLING_FILE, Sampling, load_pipeline, pipeline_digest
+from datasets_scripts.storage.dataset_rows import pin_commit
 from modeling_foresight.step_seed import step_seed
 from training.checkpoints import (
     FINISHED,
@@ -191,10 +192,13 @@ def finetune(options: GoalTraining) -> int:
 
 
 def open_pairs(options: GoalTraining) -> GoalPairs:
-    """The run's data."""
+    """The run's data; of a run that resumes, at the commit of the Hub at which it began."""
+    path = Path(options.output) / "config.json"
+    known = read_json(path).get("data", {}) if options.resume and path.is_file() else {}
     ahead, size = (options.least_ahead, options.most_ahead), options.image_size
     choices = (options.augment, options.seed, options.frame_cache)
-    return GoalPairs(options.dataset, options.camera, ahead, size, *choices)
+    dataset = pin_commit(options.dataset, known.get("commit"))
+    return GoalPairs(dataset, options.camera, ahead, size, *choices)
 
 
 def describe_settings(options: GoalTraining, pairs: GoalPairs) -> dict:
@@ -203,7 +207,7 @@ def describe_settings(options: GoalTraining, pairs: GoalPairs) -> dict:
     del settings["resume"]
     return {
         "settings": settings,
-        "data": dataset_identity(pairs.rows),
+        "data": dataset_identity(pairs.rows) | {"commit": pairs.rows.commit},
         "base_sha256": pipeline_digest(options.base),
     }
 

@@ -1,5 +1,7 @@
 """The model and processor that a run starts from: a trained one, or a fresh one for the data."""
 
+import dataclasses
+
 import numpy as np
 import torch
 from accelerate import PartialState
@@ -17,7 +19,7 @@ from training.config import RunConfig
 from training.run_data import RunData, learns_to_act, read_base
 from training.windows import collate_windows
 
-__all__ = ["build_model", "standardise_tokens", "starting_config"]
+__all__ = ["build_model", "pin_base", "standardise_tokens", "starting_config"]
 
 # Fields of the config that describe a robot, not the model.
 ROBOT = ("action_dim", "binary_action_indices", "state_dim", "binary_state_indices")
@@ -164,6 +166,14 @@ def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPredi
         for robot in dict.fromkeys(windows.config.embodiment for windows in data.train.datasets):
             _check_motion(config, data, processor, robot)
     return model, processor
+
+
+def pin_base(config: RunConfig, model: ForesightConfig) -> RunConfig:
+    """The settings with the commit of a base from the Hub, for later sessions: its branch may move."""
+    commit = getattr(model, "_commit_hash", None)
+    if config.init_from and config.init_revision is None and commit:
+        return dataclasses.replace(config, init_revision=commit)
+    return config
 
 
 def _check_base(config: RunConfig, base: ForesightConfig, wanted: ForesightConfig) -> None:

@@ -47,6 +47,7 @@ class RemoteFiles:
 
     Attributes:
         url (`str`): Where the files are; of the Hub, with the commit.
+        commit (`str`, *optional*): That of the Hub.
         files (`dict[str, RemoteFile]`): By place (`videos/observation.images.main/chunk-000/file-000.mp4`).
         digest (`str`): The same for the same files.
 
@@ -57,7 +58,7 @@ class RemoteFiles:
 
     def __init__(self, name: str):
         self.name = name
-        self.url, self._is_fixed = _resolve(name)
+        self.url, self.commit = _resolve(name)
         with self._explained():
             try:
                 self._files, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
@@ -103,7 +104,7 @@ class RemoteFiles:
 
     def _download_once(self, place: str, target: Path) -> None:
         path, known = f"{self._root.rstrip('/')}/{place}", self.files[place]
-        if not self._is_fixed:
+        if self.commit is None:  # otherwise what is there never changes
             info = self._files.info(path)
             now = RemoteFile(int(info["size"]), _version(info))
             if now != known:
@@ -141,20 +142,20 @@ class RemoteFiles:
             raise HubError(f"dataset {self.name}: {self.url} cannot be read ({cause})") from None
 
 
-def _resolve(name: str) -> tuple[str, bool]:
-    """URL of a dataset, and whether what is there never changes."""
+def _resolve(name: str) -> tuple[str, str | None]:
+    """URL of a dataset, and its commit on the Hub."""
     name = name.removeprefix(HUB_DATASETS).rstrip("/")
     if "://" in name:
-        return name, False
+        return name, None
     if (folder := find_folder(name)) is not None:
-        return folder.as_uri(), False
+        return folder.as_uri(), None
     repo_id, _, revision = name.partition("@")
     revisions = [revision] if revision else [CODEBASE_VERSION, "main"]
     with explain_hub_errors(repo_id):
         for revision in revisions:
             try:
                 commit = HfApi().dataset_info(repo_id, revision=revision).sha
-                return f"{HUB_DATASETS}{repo_id}@{commit}", True
+                return f"{HUB_DATASETS}{repo_id}@{commit}", commit
             except RevisionNotFoundError:
                 if revision == revisions[-1]:
                     raise

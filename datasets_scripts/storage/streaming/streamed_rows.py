@@ -33,6 +33,7 @@ from datasets_scripts.storage.dataset_rows import (
     ArrowColumn,
     BrokenEpisodeError,
     DatasetRows,
+    dataset_name,
 )
 from datasets_scripts.storage.frame_cache import OnDemandFrames
 from datasets_scripts.storage.streaming.file_store import FileStore
@@ -70,8 +71,8 @@ class StreamedRows(DatasetRows):
         self.name, self.store = str(name), store
         self.stream, self.hub = True, None
         self.remote = RemoteFiles(self.name)
-        self.version = self.remote.digest
-        label = re.sub(r"[^\w.-]+", "_", Path(self.name).name)
+        self.version, self.commit = self.remote.digest, self.remote.commit
+        label = re.sub(r"[^\w.-]+", "_", dataset_name(self.name))
         self.root = store.folder / f"{label}-{self.version}"
         with FileLock(store.folder / f".{self.root.name}.lock"):
             if not (self.root / "meta").exists():
@@ -279,7 +280,7 @@ class StreamedRows(DatasetRows):
         return {"mean": total, "std": np.sqrt(variance), "min": low.min(0), "max": high.max(0)}
 
     def __getstate__(self) -> dict:
-        names = ("name", "root", "stream", "hub", "store", "remote", "version")
+        names = ("name", "root", "stream", "hub", "commit", "store", "remote", "version")
         return {name: getattr(self, name) for name in names}
 
 
