@@ -5,6 +5,7 @@ exactly.
 """
 
 import contextlib
+import functools
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,6 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from datasets_scripts.storage.hub_download import HubError
 from modeling_foresight.step_seed import step_seed
 from training.checkpoints import (
     FINISHED,
@@ -32,7 +32,8 @@ from training.config import RunConfig
 from training.engines.checkpoint_form import check_form
 from training.engines.clipping import clip_gradients
 from training.engines.machines import find_writers, is_writer
-from training.engines.sharding import local_part
+from training.engines.reading import iterate, read_everywhere
+from training.engines.sharding import full_value, local_part
 from training.evaluation.open_loop import flow_errors, format_open_loop, measure_held_out, measure_losses
 from training.models.model_folder import MODEL_FILES, export_model, export_places
 from training.models.starting_model import starting_config
@@ -144,7 +145,7 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> bool:
         `bool`: Whether the last step is done.
     """
     config, options, accelerator = run.config, run.config.train, run.accelerator
-    batches = iter(training_loader(config, run.data, run.sampler, accelerator.device))
+    batches = iterate(training_loader(config, run.data, run.sampler, accelerator.device))
     by_dataset = DatasetLosses(accelerator, run.policy.config, run.data.names, options.log_every)
     run.model.train()
     for step in range(run.start, options.steps):
@@ -216,26 +217,11 @@ def look_at_validation(run: Run, log: RunLog, done: int) -> None:
 
 
 def read_step(run: Run, batches: Iterator[dict], step: int) -> list[dict]:
-    """The raw micro-batches of a step. If a process cannot read them, all save a checkpoint and stop.
-
-    Raises:
-        ValueError: In every process; says what cannot be read.
-    """
-    raws, problem = [], None
-    try:
-        raws = [next(batches) for _ in range(run.config.train.gradient_accumulation_steps)]
-    except (ValueError, OSError, HubError) as error:
-        problem = error
-    if is_true_everywhere(run, torch.tensor(problem is None, device=run.accelerator.device)):
-        return raws
-    saved = "Nothing was trained since the start"
-    if step > run.start:
-        save_checkpoint(run.accelerator, Path(run.config.output), step, run.config.train.keep_checkpoints)
-        saved = f"The checkpoint of step {step} is saved"
-    reason = str(problem) if problem else "another process could not read its windows"
-    if "Original Traceback" in reason:  # of a loader process; its last line is the error
-        reason = reason.rstrip().rpartition("\n")[2].partition(": ")[2]
-    raise ValueError(f"step {step + 1}: {reason}. {saved}; continue with --resume") from problem
+    """The raw micro-batches of a step; see [`read_everywhere`]."""
+    options, place = run.config.train, Path(run.config.output)
+    save = functools.partial(save_checkpoint, run.accelerator, place, step, options.keep_checkpoints)
+    parts = options.gradient_accumulation_steps
+    return read_everywhere(run.accelerator, batches, parts, step, save if step > run.start else None)
 
 
 def count_targets(run: Run, batches: Sequence[Mapping]) -> dict[str, Tensor]:

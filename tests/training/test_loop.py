@@ -1,6 +1,7 @@
 """The optimization loop: one mean over a step's whole batch, and no step with a loss that is not finite."""
 
 import contextlib
+import multiprocessing
 import pickle
 import re
 import shutil
@@ -24,6 +25,7 @@ from tests.training.test_train import (  # noqa: F401 - fixtures
     run,
     run_twofold,
 )
+from training import loop
 from training.checkpoints import latest_checkpoint
 from training.config import load_config
 from training.evaluation.open_loop import measure_held_out
@@ -256,6 +258,32 @@ def test_weights_that_an_update_broke_are_neither_saved_nor_exported(
         run(config_file, dataset, output, *flags)
     saved = [folder.name for folder in (output / "checkpoints").glob("*")]
     assert saved == (["step-0000001"] if every == "1" else []) and not (output / "model").exists()
+
+
+@pytest.mark.slow  # a process that loads data imports everything again
+def test_a_run_whose_loader_process_is_killed_saves_and_resumes_with_fewer(
+    config_file,  # noqa: F811
+    dataset,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    read_step, output = loop.read_step, tmp_path / "run"
+
+    def kill_the_loader(run, batches, step):
+        if step == 1:
+            (loader,) = multiprocessing.active_children()
+            loader.kill()
+            loader.join()
+        return read_step(run, batches, step)
+
+    monkeypatch.setattr(loop, "read_step", kill_the_loader)
+    flags = ["--train.checkpoint_every", "0", "--train.val_every", "0"]
+    with pytest.raises(ValueError, match=r"loader process was killed.*num_workers.*is saved; continue with"):
+        run(config_file, dataset, output, *flags, "--data.num_workers", "1")
+    assert latest_checkpoint(output / "checkpoints")[1] >= 1
+    monkeypatch.undo()
+    monkeypatch.setenv("FORESIGHT_CACHE", str(tmp_path / "cache"))
+    assert run(config_file, dataset, output, *flags, resume=True) == 0
 
 
 def test_a_mixture_says_how_much_each_dataset_gives(config_file, dataset, tmp_path, capsys):  # noqa: F811

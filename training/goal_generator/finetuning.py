@@ -6,6 +6,7 @@ exactly. Autoencoder and text encoder are frozen.
 
 import contextlib
 import dataclasses
+import functools
 import math
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from torch.utils.data import DataLoader
 from transformers import get_constant_schedule_with_warmup
 
 from datasets_scripts.storage.atomic import read_json, write_json, write_whole_folder
-from goal_images.generator import SAMPLING_FILE, Sampling, load_pipeline, pipeline_digest
 from datasets_scripts.storage.dataset_rows import pin_commit
+from goal_images.generator import SAMPLING_FILE, Sampling, load_pipeline, pipeline_digest
 from modeling_foresight.step_seed import step_seed
 from training.checkpoints import (
     FINISHED,
@@ -32,6 +33,7 @@ from training.checkpoints import (
 )
 from training.engines.clipping import clip_gradients
 from training.engines.machines import agree_on_run, find_writers, is_writer
+from training.engines.reading import iterate, read_everywhere
 from training.engines.selection import check_engine, join_processes
 from training.evaluation.success import option
 from training.goal_generator.pairs import GoalPairs, collate_pairs
@@ -284,11 +286,12 @@ def run_steps(run: GoalRun, log: RunLog, stop: StopRequest) -> bool:
     """The optimization, up to the last step or a signal; whether the last step is done."""
     options, accelerator = run.options, run.accelerator
     parts = options.gradient_accumulation_steps
-    batches = iter(make_loader(run))
+    batches = iterate(make_loader(run))
     for step in range(run.start, options.steps):
-        for part in range(parts):
-            with log.reading():
-                batch = next(batches)
+        save = functools.partial(save_checkpoint, accelerator, Path(options.output), step, keep=2)
+        with log.reading():
+            taken = read_everywhere(accelerator, batches, parts, step, save if step > run.start else None)
+        for part, batch in enumerate(taken):
             torch.manual_seed(step_seed(options.seed, step * parts + part, accelerator.process_index))
             with accelerator.accumulate(run.unet):
                 loss = measure_loss(run, batch)
