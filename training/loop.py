@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
@@ -39,7 +40,7 @@ from training.models.model_folder import MODEL_FILES, export_model, export_place
 from training.models.starting_model import starting_config
 from training.monitoring.dataset_losses import DatasetLosses
 from training.monitoring.dry_run import REHEARSED, rehearsal_config, rehearse
-from training.monitoring.pictures import draw_predictions
+from training.monitoring.pictures import check_pictures, draw_predictions
 from training.monitoring.run_log import RunLog
 from training.run_data import RunData, evaluation_loader, open_datasets, training_loader
 from training.run_state import (
@@ -71,6 +72,7 @@ def train(config: RunConfig, resume: bool) -> int:
     started = time.monotonic()
     accelerator = build_accelerator(config)
     find_writers(accelerator, Path(config.output))
+    check_settings(config, accelerator)
     config = continued_settings(config) if resume else config
     with lock_run_folder(accelerator, Path(config.output)):
         # One process per machine downloads the data and fills the frame cache; the others then find it there.
@@ -121,6 +123,7 @@ def dry_run(config: RunConfig) -> int:
     with tempfile.TemporaryDirectory() as folder:
         config = rehearsal_config(config, Path(folder))
         accelerator = build_accelerator(config)
+        check_settings(config, accelerator)
         torch.manual_seed(config.seed)
         with accelerator.local_main_process_first():
             data = RunData(config, starting_config(config))
@@ -136,6 +139,25 @@ def dry_run(config: RunConfig) -> int:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
+
+
+def check_settings(config: RunConfig, accelerator: Accelerator) -> None:
+    """Refuses, before data are read, what this installation or this number of processes cannot do.
+
+    Raises:
+        ValueError: Names the setting and the remedy.
+    """
+    check_pictures(config)
+    size, parts, processes = (
+        config.train.batch_size,
+        config.train.gradient_accumulation_steps,
+        accelerator.num_processes,
+    )
+    if size // parts % processes:
+        raise ValueError(
+            f"train.batch_size={size} cannot be cut into train.gradient_accumulation_steps={parts} equal "
+            f"parts for each of {processes} processes: choose a multiple of {parts * processes}"
+        )
 
 
 def run_steps(run: Run, log: RunLog, stop: StopRequest) -> bool:
@@ -213,7 +235,7 @@ def look_at_validation(run: Run, log: RunLog, done: int) -> None:
                 log.write_validation(done, validate(run))
             if draws:
                 path = Path(run.config.output) / "pictures" / f"step-{done:07d}.png"
-                draw_predictions(run.accelerator, run.plain, run.processor, val.datasets[0], path)
+                draw_predictions(run.accelerator, run.plain, run.processor, val, path)
 
 
 def read_step(run: Run, batches: Iterator[dict], step: int) -> list[dict]:

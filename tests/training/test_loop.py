@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -258,6 +259,13 @@ def test_weights_that_an_update_broke_are_neither_saved_nor_exported(
         run(config_file, dataset, output, *flags)
     saved = [folder.name for folder in (output / "checkpoints").glob("*")]
     assert saved == (["step-0000001"] if every == "1" else []) and not (output / "model").exists()
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_before_data_are_read(tmp_path):
+    config = load_config(None, ["--train.batch_size", "12", "--train.gradient_accumulation_steps", "2"])
+    loop.check_settings(config, SimpleNamespace(num_processes=3))
+    with pytest.raises(ValueError, match="batch_size=12 .* each of 4 processes: choose a multiple of 8"):
+        loop.check_settings(config, SimpleNamespace(num_processes=4))
 
 
 @pytest.mark.slow  # a process that loads data imports everything again

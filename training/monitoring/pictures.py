@@ -1,25 +1,43 @@
 """Pictures of what a model in training predicts, in the run folder and in the tracker."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from datasets_scripts.inspection.drawing import save_png
+from datasets_scripts.inspection.drawing import import_matplotlib, save_png
 from modeling_foresight import ForesightProcessor
+from training.config import RunConfig
 from training.evaluation.figures import draw_episode, to_pixels
-from training.windows import ForesightWindows
+from training.windows import ConcatWindows, ForesightWindows
 
-__all__ = ["draw_predictions"]
+__all__ = ["check_pictures", "draw_predictions"]
+
+
+def check_pictures(config: RunConfig) -> None:
+    """Refuses pictures that cannot be drawn here.
+
+    Raises:
+        ValueError: If matplotlib is missing; says what to install.
+    """
+    try:
+        if config.train.picture_every:
+            import_matplotlib()
+    except RuntimeError as error:
+        raise ValueError(f"train.picture_every: {error}, or set it to 0") from None
 
 
 def draw_predictions(
-    accelerator: Accelerator, model, processor: ForesightProcessor, windows: ForesightWindows, path: Path
+    accelerator: Accelerator, model, processor: ForesightProcessor, validation: ConcatWindows, path: Path
 ) -> None:
-    """Draws the first episode of validation `windows` into `path` and the trackers; all processes call it.
+    """Draws a validation episode into `path` and the trackers; all processes call it.
 
-    The step is the number in the name of `path`.
+    It is the first one of the first dataset that has the first view, to which flow belongs, or otherwise
+    another view. The step is the number in the name of `path`.
     """
+    pairs = itertools.product(validation.config.views, validation.datasets)
+    view, windows = next((view, windows) for view, windows in pairs if view in windows.cameras)
     own = dataclasses.replace(
         windows.config, episodes=windows.episodes[:1], lookahead=model.config.has("future"), p_moving=1.0
     )
@@ -27,7 +45,7 @@ def draw_predictions(
     model.eval()
     with accelerator.autocast():
         episode = ForesightWindows(windows.rows, own)
-        figure, *_ = draw_episode(model, processor, episode, own.views[0], 3, "validation episode")
+        figure, *_ = draw_episode(model, processor, episode, view, 3, "validation episode")
     model.train(was_training)
     if not accelerator.is_main_process:
         return
