@@ -309,12 +309,14 @@ class StopRequest:
 
     Args:
         accelerator (`Accelerator`): What trains.
-        hours (`float`, *optional*): Time from now after which to stop too.
+        hours (`float`, *optional*): Time after which to stop too.
+        since (`float`, *optional*): Start of that time by `time.monotonic`; now if omitted.
     """
 
-    def __init__(self, accelerator: Accelerator, hours: float | None = None):
+    def __init__(self, accelerator: Accelerator, hours: float | None = None, since: float | None = None):
         self.accelerator, self.signal, self.is_late, self.hours = accelerator, 0, False, hours
-        self.end = math.inf if hours is None else time.monotonic() + 3600 * hours
+        since = time.monotonic() if since is None else since
+        self.end = math.inf if hours is None else since + 3600 * hours
         self._terminals = [output for output in (1, 2) if os.isatty(output)]
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it

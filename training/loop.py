@@ -22,11 +22,11 @@ from training.checkpoints import (
     StopRequest,
     check_export,
     check_run_folder,
-    describe_run_folder,
     continued_settings,
+    describe_run_folder,
     lock_run_folder,
-    restore_checkpoint,
     read_known_data,
+    restore_checkpoint,
     save_checkpoint,
 )
 from training.config import RunConfig
@@ -70,10 +70,10 @@ def train(config: RunConfig, resume: bool) -> int:
         ValueError: If config, data and run folder do not fit together, or a loss is not finite.
     """
     started = time.monotonic()
-    accelerator = build_accelerator(config)
-    find_writers(accelerator, Path(config.output))
-    check_settings(config, accelerator)
     config = continued_settings(config) if resume else config
+    accelerator = build_accelerator(config)
+    check_settings(config, accelerator)
+    find_writers(accelerator, Path(config.output))
     with lock_run_folder(accelerator, Path(config.output)):
         # One process per machine downloads the data and fills the frame cache; the others then find it there.
         with accelerator.local_main_process_first():
@@ -97,8 +97,8 @@ def train(config: RunConfig, resume: bool) -> int:
         accelerator.wait_for_everyone()
         print_summary(run)
         log = RunLog(accelerator, Path(config.output), run.start, run.config.train.steps)
-        hours = config.train.max_hours and config.train.max_hours - (time.monotonic() - started) / 3600
-        with contextlib.closing(log.bar), contextlib.closing(StopRequest(accelerator, hours)) as stop:
+        limit = StopRequest(accelerator, config.train.max_hours, started)
+        with contextlib.closing(log.bar), contextlib.closing(limit) as stop:
             if not run_steps(run, log, stop):
                 return stop.exit_code
         with run.exported_weights():
@@ -164,7 +164,7 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> bool:
     """The optimization, up to the last step or a request to stop.
 
     Returns:
-        `bool`: Whether the last step is done.
+        `bool`: Whether to export and measure the model; false if the run was stopped.
     """
     config, options, accelerator = run.config, run.config.train, run.accelerator
     batches = iterate(training_loader(config, run.data, run.sampler, accelerator.device))
@@ -189,7 +189,9 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> bool:
             if due or stopping or last:
                 check_weights(run, done)
                 save_checkpoint(accelerator, Path(config.output), done, options.keep_checkpoints)
-        if stopping and not last:
+        # After the last step too: exporting and measuring would take time that is over. A session that only
+        # does these is not asked, so that they are done at last.
+        if stopping:
             accelerator.print(stop.describe(done))
             return False
     return True

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 import warnings
 
 import pytest
@@ -176,6 +177,14 @@ def test_nohup_is_respected(accelerator):
         stop.close()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_the_time_limit_counts_from_the_start_of_the_run_and_is_named_as_it_was_given(accelerator):
+    started = time.monotonic() - 2 * 3600
+    for hours, is_over in ((1.5, True), (2.5, False)):
+        with contextlib.closing(StopRequest(accelerator, hours, started)) as stop:
+            assert bool(stop) == is_over
+            assert ("at the limit of 1.5 hours" in stop.describe(3)) == is_over
 
 
 def test_a_thread_of_another_program_may_train(accelerator):

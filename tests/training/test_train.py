@@ -321,6 +321,18 @@ def test_a_run_at_its_time_limit_saves_and_ends_well_with_the_command_to_go_on(
     assert (tmp_path / "run" / "model").exists()
 
 
+def test_a_run_whose_time_is_over_at_its_last_step_is_measured_by_the_next_session(
+    config_file, dataset, tmp_path, capsys
+):
+    flags = ["--train.steps", "1", "--train.warmup_steps", "0", "--train.max_hours", "0"]
+    assert run(config_file, dataset, tmp_path / "run", *flags) == 0
+    assert "stopped after step 1, at the limit of 0 hours; continue with: " in capsys.readouterr().out
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints")[1] == 1
+    assert not (tmp_path / "run" / "model").exists()
+    assert run(config_file, dataset, tmp_path / "run", *flags, resume=True) == 0
+    assert (tmp_path / "run" / "summary.json").exists(), "it has nothing else to do"
+
+
 def test_a_full_disk_is_named_and_leaves_the_last_whole_checkpoint(
     config_file, dataset, tmp_path, monkeypatch
 ):
