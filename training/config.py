@@ -157,7 +157,8 @@ class TrainConfig:
             OUTPUT/pictures and in the tracker; 0 for none.
         max_hours (`float`, *optional*): Save and stop with exit code 0 after this time, for clusters that end
             jobs; `--resume` continues.
-        val_windows (`int`): Validation windows used during training; the final measurement uses all.
+        val_windows (`int`): Validation windows used during training, 0 for all; the final measurement uses
+            all.
         keep_checkpoints (`int`): Older checkpoints are deleted.
         tracker (`str`, *optional*): Any tracker of Accelerate: `trackio`, `wandb`, `tensorboard`...
     """

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import itertools
 import signal
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -44,8 +45,8 @@ from training.windows.stream_plan import StreamedBatches, StreamedSampler, Strea
 __all__ = [
     "RunData",
     "dataset_identity",
-    "evaluation_loader",
     "describe_data",
+    "evaluation_loader",
     "is_same_dataset",
     "learns_to_act",
     "open_dataset",
@@ -189,7 +190,7 @@ class RunData:
             own = _name_binary_entries(own, embodiments, model)
             chosen, held_out = split_rows(rows, own, config)
             train.append(ForesightWindows(rows, dataclasses.replace(own, episodes=chosen)))
-            if held_out:
+            if held_out and _is_long_enough(rows, own, held_out):
                 val.append(ForesightWindows(rows, own.for_evaluation(held_out)))
         self.train = ConcatWindows(train, embodiments)
         warn_of_differences(train)
@@ -288,6 +289,19 @@ def split_rows(rows: DatasetRows, own: WindowConfig, config: RunConfig) -> tuple
     if config.data.streaming:
         return split_by_files(rows, WindowColumns.find(rows.features, own).pictures, *split)
     return split_episodes(rows.n_episodes, *split)
+
+
+def _is_long_enough(rows: DatasetRows, own: WindowConfig, held_out: Sequence[int]) -> bool:
+    """Whether any of the episodes held out gives a window; warns if none does."""
+    longest = int((rows.episode_stops - rows.episode_starts)[held_out].max())
+    if longest < own.frames_needed:
+        warnings.warn(
+            f"dataset {rows.name} has no validation: the {len(held_out)} episodes held out have at most "
+            f"{longest} frames, and a window needs {own.frames_needed}. Another seed or a larger "
+            "data.val_fraction holds out others",
+            stacklevel=3,
+        )
+    return longest >= own.frames_needed
 
 
 def _apply_source(base: WindowConfig, source: DatasetSource) -> WindowConfig:

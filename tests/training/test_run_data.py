@@ -23,6 +23,7 @@ from training.checkpoints import check_run_folder, describe_run_folder, read_kno
 from training.config import load_config
 from training.run_data import RunData, open_datasets
 from training.starting_model import starting_config
+from training.windows import split_episodes
 
 FORM = {"frames": 10, "cameras": ("front", "side"), "size": (32, 40), "use_videos": False, "action_dim": 3}
 
@@ -114,6 +115,16 @@ def test_the_small_pretraining_has_the_architecture_that_it_is_finetuned_with():
     )
     changed = {"views", "objectives", "state_dim", "binary_state_indices", "flow_loss_weight"}
     assert {name for name in small.keys() | policy.keys() if small.get(name) != policy.get(name)} == changed
+
+
+def test_a_run_whose_held_out_episodes_are_shorter_than_a_window_has_no_validation(folder, tmp_path):
+    held_out = split_episodes(6, 0.25, 0)[1]
+    frames = [3 if episode in held_out else 10 for episode in range(6)]
+    short = make_dataset(tmp_path / "short", **{**FORM, "episodes": 6, "frames": frames}).root
+    config = load_config(folder / "tiny.yaml", ["--dataset", str(short), "--data.frame_cache", "off"])
+    with pytest.warns(UserWarning, match="has no validation: the 2 episodes held out have at most 3 frames"):
+        data = RunData(config, starting_config(config))
+    assert data.val is None and len(data.train.datasets[0].episodes) == 4
 
 
 def test_datasets_of_one_name_have_metrics_of_their_own(folder, tmp_path):

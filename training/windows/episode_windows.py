@@ -67,8 +67,8 @@ def _count_windows(rows: DatasetRows, config: WindowConfig, chosen: np.ndarray) 
     if counts.max() < 1:
         raise ValueError(
             f"dataset {rows.name}: no window of history_length={frames} frames fits (frame_stride {stride}); "
-            f"the longest episode has {(lasts - firsts).max() + 1} frames and {needed} are needed: take "
-            "longer episodes, or train with a smaller history_length"
+            f"the longest of {len(chosen)} episodes has {(lasts - firsts).max() + 1} frames and {needed} are "
+            "needed: take longer episodes, or train with a smaller history_length"
         )
     if short := int((counts < 1).sum()):
         warnings.warn(

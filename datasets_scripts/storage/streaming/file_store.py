@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 __all__ = ["FileStore"]
 
 PART, LOCK = ".part", ".lock"
+FOR_ALL_USERS = 0o666  # of locks: several users may share a cache
 POLL_S = 0.2
 
 
@@ -27,12 +28,17 @@ class FileStore:
         limit_bytes (`int`): Largest size of all other files together, those being written included.
 
     Raises:
-        ValueError: If the disk has not that much room.
+        ValueError: If the folder cannot be made or written, or the disk has not that much room.
     """
 
     def __init__(self, folder: Path, limit_bytes: int):
         self.folder, self.limit_bytes = folder, limit_bytes
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _no_folder(folder, error.strerror) from error
+        if not os.access(folder, os.W_OK):
+            raise _no_folder(folder, "it is not writable")
         room = shutil.disk_usage(folder).free + sum(size for _, size, _ in self._scan())
         if limit_bytes > room:
             raise ValueError(
@@ -46,6 +52,8 @@ class FileStore:
             os.utime(path)
         except FileNotFoundError:
             return False
+        except PermissionError:  # another user's, which can be read
+            pass
         return True
 
     def fetch(
@@ -73,7 +81,7 @@ class FileStore:
         if self.use(path):
             return True
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(_lock_of(path)):
+        with _lock(path):
             if self.use(path):
                 return True
             part = path.with_name(f".{path.name}.{n_bytes}{PART}")
@@ -95,7 +103,7 @@ class FileStore:
                 f"data.streaming_disk_gb={self.limit_bytes / 1e9:.3g}: raise it"
             )
         while True:
-            with FileLock(self.folder / LOCK):
+            with FileLock(self.folder / LOCK, mode=FOR_ALL_USERS):
                 if self._make_room(n_bytes, keep or ()):
                     part.touch()
                     return True
@@ -119,7 +127,7 @@ class FileStore:
     def _remove_abandoned(self, part: Path) -> bool:
         """Removes what a killed process was writing."""
         path = part.with_name(part.name.removeprefix(".").rsplit(".", 2)[0])
-        with contextlib.suppress(Timeout), FileLock(_lock_of(path), timeout=0):
+        with contextlib.suppress(Timeout), _lock(path, timeout=0):
             _remove_parts(path)
             return True
         return False
@@ -145,8 +153,15 @@ def _remove_parts(path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _lock_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}{LOCK}")
+def _lock(path: Path, timeout: float = -1) -> FileLock:
+    """The lock of a file; negative: waits for ever."""
+    return FileLock(path.with_name(f".{path.name}{LOCK}"), timeout=timeout, mode=FOR_ALL_USERS)
+
+
+def _no_folder(folder: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"streamed files cannot be kept in {folder} ({reason}): set FORESIGHT_CACHE to another folder"
+    )
 
 
 def _unlink(path: Path) -> bool:

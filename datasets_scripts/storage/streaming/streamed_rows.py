@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import os
 import re
 import threading
 from collections.abc import Collection, Iterable, Sequence
@@ -27,6 +26,7 @@ from lerobot.datasets.io_utils import load_tasks
 from lerobot.datasets.utils import DatasetInfo
 
 from datasets_scripts.storage.atomic import write_whole_folder
+from datasets_scripts.storage.cache.cache_folder import cache_base
 from datasets_scripts.storage.dataset_rows import (
     RESTORE,
     TASKS,
@@ -36,7 +36,7 @@ from datasets_scripts.storage.dataset_rows import (
     dataset_name,
 )
 from datasets_scripts.storage.frame_cache import OnDemandFrames
-from datasets_scripts.storage.streaming.file_store import FileStore
+from datasets_scripts.storage.streaming.file_store import FOR_ALL_USERS, FileStore
 from datasets_scripts.storage.streaming.remote_files import RemoteFiles
 
 __all__ = ["StreamedFrames", "StreamedRows", "open_store"]
@@ -48,8 +48,7 @@ TRIES = 3  # another process may remove a file between its download and its open
 
 def open_store(limit_gb: float) -> FileStore:
     """The folder for streamed files: `streams` in `$FORESIGHT_CACHE` or `~/.cache/foresight`."""
-    base = os.environ.get("FORESIGHT_CACHE") or "~/.cache/foresight"
-    return FileStore(Path(base).expanduser() / "streams", int(limit_gb * 1e9))
+    return FileStore(cache_base() / "streams", int(limit_gb * 1e9))
 
 
 class StreamedRows(DatasetRows):
@@ -74,7 +73,7 @@ class StreamedRows(DatasetRows):
         self.version, self.commit = self.remote.digest, self.remote.commit
         label = re.sub(r"[^\w.-]+", "_", dataset_name(self.name))
         self.root = store.folder / f"{label}-{self.version}"
-        with FileLock(store.folder / f".{self.root.name}.lock"):
+        with FileLock(store.folder / f".{self.root.name}.lock", mode=FOR_ALL_USERS):
             if not (self.root / "meta").exists():
                 with write_whole_folder(self.root / "meta") as folder:
                     self.remote.download_metadata(folder)

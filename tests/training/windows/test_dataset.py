@@ -652,7 +652,7 @@ def test_split_is_by_episode_and_seeded():
 
 
 def test_history_longer_than_every_episode_names_the_longest(facts, cache):
-    with pytest.raises(ValueError, match="history_length=14 .*longest episode has 14 frames.*smaller"):
+    with pytest.raises(ValueError, match="history_length=14 .*longest of .* episodes has 14 .*smaller"):
         ForesightWindows(facts.root, config(cache, history_length=14))
 
 

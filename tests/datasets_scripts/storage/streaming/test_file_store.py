@@ -49,6 +49,22 @@ def test_a_limit_beyond_the_disk_is_refused(tmp_path):
         FileStore(tmp_path / "store", 10**24)
 
 
+def test_a_folder_that_cannot_be_made_is_refused_with_what_to_set(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot be kept in .*file/store .*set FORESIGHT_CACHE"):
+        FileStore(tmp_path / "file" / "store", LIMIT)
+
+
+def test_files_of_another_user_are_read(store, monkeypatch):
+    path, _ = fetch(store, "a", 40)
+
+    def refuse(path):
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert store.use(path) and fetch(store, "a", 40)[1]
+
+
 def test_a_file_is_made_once_for_all_and_counts_while_it_is_made(store):
     path, written = store.folder / "a", []
 
