@@ -17,9 +17,10 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["CACHE_BYTES", "cache_base", "make_room", "open_cache_folder"]
+__all__ = ["CACHE_BYTES", "FOR_ALL_USERS", "cache_base", "make_room", "open_cache_folder"]
 
 CACHE_BYTES = 32 * 2**30  # of all datasets together, unless the user names the folder
+FOR_ALL_USERS = 0o666  # mode of locks: several users may share a cache
 HELD_FILE = "in-use"
 CACHED_KINDS = ("frames", "rows")  # streams beside them have a limit of their own
 

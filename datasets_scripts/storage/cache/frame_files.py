@@ -22,6 +22,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from datasets_scripts.storage.atomic import write_whole_file
+from datasets_scripts.storage.cache.cache_folder import FOR_ALL_USERS
 from datasets_scripts.storage.cache.packed_frames import PackedFrames, write_packed
 
 __all__ = ["FrameFiles", "cache_order"]
@@ -101,7 +102,7 @@ class FrameFiles:
             ValueError: If the disk is full; says what to do.
         """
         while (known := self.find(packed)) < n_episodes:
-            with FileLock(self.folder / f"{self.key}.lock"):
+            with FileLock(self.folder / f"{self.key}.lock", mode=FOR_ALL_USERS):
                 if self.find(packed) > known:  # another process wrote it meanwhile
                     continue
                 if not known:

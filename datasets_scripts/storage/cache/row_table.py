@@ -22,7 +22,12 @@ from filelock import FileLock
 from lerobot.datasets.feature_utils import get_hf_features_from_features
 
 from datasets_scripts.storage.atomic import write_whole_file
-from datasets_scripts.storage.cache.cache_folder import cache_base, make_room, open_cache_folder
+from datasets_scripts.storage.cache.cache_folder import (
+    FOR_ALL_USERS,
+    cache_base,
+    make_room,
+    open_cache_folder,
+)
 from datasets_scripts.storage.dataset_folder import RESTORE
 
 __all__ = ["ArrowColumn", "RowTable"]
@@ -147,7 +152,7 @@ class RowTable:
         """One file of the cache, made if it is missing; without a schema, of all columns but statistics."""
         path = self._folder / f"{self._state}-{name}.arrow"
         if not path.exists():  # before the lock, which needs a folder that can be written to
-            with FileLock(self._folder / f"{name}.lock"):
+            with FileLock(self._folder / f"{name}.lock", mode=FOR_ALL_USERS):
                 if not path.exists():  # another process made it meanwhile
                     for stale in self._folder.glob(f"*-{name}.arrow"):  # open maps keep their pages
                         stale.unlink(missing_ok=True)

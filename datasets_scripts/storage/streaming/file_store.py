@@ -10,10 +10,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from datasets_scripts.storage.cache.cache_folder import FOR_ALL_USERS
+
 __all__ = ["FileStore"]
 
 PART, LOCK = ".part", ".lock"
-FOR_ALL_USERS = 0o666  # of locks: several users may share a cache
 POLL_S = 0.2
 
 

@@ -26,7 +26,7 @@ from lerobot.datasets.io_utils import load_tasks
 from lerobot.datasets.utils import DatasetInfo
 
 from datasets_scripts.storage.atomic import write_whole_folder
-from datasets_scripts.storage.cache.cache_folder import cache_base
+from datasets_scripts.storage.cache.cache_folder import FOR_ALL_USERS, cache_base
 from datasets_scripts.storage.dataset_rows import (
     RESTORE,
     TASKS,
@@ -36,7 +36,7 @@ from datasets_scripts.storage.dataset_rows import (
     dataset_name,
 )
 from datasets_scripts.storage.frame_cache import OnDemandFrames
-from datasets_scripts.storage.streaming.file_store import FOR_ALL_USERS, FileStore
+from datasets_scripts.storage.streaming.file_store import FileStore
 from datasets_scripts.storage.streaming.remote_files import RemoteFiles
 
 __all__ = ["StreamedFrames", "StreamedRows", "open_store"]

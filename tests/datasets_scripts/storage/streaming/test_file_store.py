@@ -57,6 +57,8 @@ def test_a_folder_that_cannot_be_made_is_refused_with_what_to_set(tmp_path):
 
 def test_files_of_another_user_are_read(store, monkeypatch):
     path, _ = fetch(store, "a", 40)
+    locks = [lock for lock in store.folder.rglob(".*") if lock.name.endswith(".lock")]
+    assert [lock.stat().st_mode & 0o777 for lock in locks] == [0o666] * 2, "the folder's and the file's"
 
     def refuse(path):
         raise PermissionError(1, "Operation not permitted", str(path))
