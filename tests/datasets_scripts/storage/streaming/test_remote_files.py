@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from datasets_scripts.annotation.push import check_push, push_dataset
-from datasets_scripts.storage.dataset_rows import BrokenEpisodeError
+from datasets_scripts.storage.dataset_rows import BrokenEpisodeError, pin_commit
 from datasets_scripts.storage.hub_download import HubError
 from datasets_scripts.storage.streaming import remote_files
 from datasets_scripts.storage.streaming.file_store import FileStore
@@ -50,6 +50,9 @@ def test_a_dataset_of_the_hub_is_streamed_at_its_commit(recorded, hub, store):
     with pytest.raises(BrokenEpisodeError, match=f"the file {VIDEO} is missing or empty at hf://datasets/"):
         later = StreamedRows("tester/data@main", store)
         later.local(later.root / VIDEO)
+    for name in ("tester/data", "hf://datasets/tester/data"):  # as a run that resumes opens it
+        again = StreamedRows(pin_commit(name, rows.commit), store)
+        assert (again.remote.url, again.root, again.version) == (rows.remote.url, rows.root, rows.version)
 
 
 def test_a_dataset_that_vanishes_from_the_hub_is_named(hub, store):
