@@ -35,7 +35,7 @@ from datasets_scripts.storage.dataset_rows import DatasetRows, dataset_name
 from training.config import RunConfig, load_config, save_config
 from training.engines.machines import agree_on_checkpoint, agree_on_run, is_writer
 from training.models.model_folder import DATASETS, summary_of
-from training.run_data import dataset_identity, describe_data, is_same_dataset
+from training.run_data import describe_data, is_same_dataset
 from training.run_facts import resume_command
 
 __all__ = [

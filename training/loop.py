@@ -34,10 +34,10 @@ from training.engines.checkpoint_form import check_form
 from training.engines.clipping import clip_gradients
 from training.engines.machines import find_writers, is_writer
 from training.engines.reading import iterate, read_everywhere
-from training.engines.sharding import full_value, local_part
+from training.engines.sharding import local_part
 from training.evaluation.open_loop import flow_errors, format_open_loop, measure_held_out, measure_losses
 from training.models.model_folder import MODEL_FILES, export_model, export_places
-from training.models.starting_model import starting_config
+from training.models.starting_model import pin_base, starting_config
 from training.monitoring.dataset_losses import DatasetLosses
 from training.monitoring.dry_run import REHEARSED, rehearsal_config, rehearse
 from training.monitoring.pictures import check_pictures, draw_predictions
@@ -51,7 +51,6 @@ from training.run_state import (
     resolve_epochs,
     write_summary,
 )
-from training.models.starting_model import pin_base, starting_config
 
 __all__ = ["dry_run", "train"]
 

@@ -14,7 +14,7 @@ from tests.ranks import FSDP2, ZERO2, run_ranks
 from tests.training.engines.test_sharding import run_process
 from tests.training.test_train import config_file, dataset, fresh_accelerate, log_lines, run, weights
 from training.engines.averaging import WeightAverage
-from training.model_folder import read_summary
+from training.models.model_folder import read_summary
 
 EMA = ["--train.ema_decay", "0.5", "--train.checkpoint_every", "2", "--train.keep_checkpoints", "9"]
 NO_DROPOUT = ["--model.embd_pdrop", "0", "--model.attention_dropout", "0", "--model.resid_pdrop", "0"]
