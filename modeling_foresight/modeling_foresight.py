@@ -45,6 +45,7 @@ from .heads import AUXILIARY_DECODERS, AUXILIARY_QUERIES, DECODERS, heads_of, qu
 from .inputs import ForesightBatch, ForesightInputs, batch_size, check_inputs, check_targets, real_frames
 from .lora import FROM_LEROBOT, declare_lora_targets
 from .losses import LossSum  # noqa: F401
+from .robot_stream import RobotStream  # noqa: F401
 from .streaming import ForesightStream
 from .targets import Target, draw_supervision  # noqa: F401
 from .tokens import QUERIES, Kind, TokenLayout
