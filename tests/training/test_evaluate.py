@@ -362,8 +362,9 @@ def test_held_out_episodes_are_measured_in_the_losses_and_in_real_units(run, che
 
 
 def test_a_dataset_that_the_run_did_not_split_is_refused_before_anything_is_simulated(
-    run, checkpoint, tmp_path
+    run, checkpoint, demos, tmp_path
 ):
+    shutil.copytree(demos, tmp_path / "others")
     model, run.notes.opened = trained_on(checkpoint, tmp_path / "run", tmp_path / "demos"), None
     done = run("--episodes", "1", "--dataset", str(tmp_path / "others"), checkpoint=model)
     assert done.code == 1 and "others is not among the data of the run" in done.err

@@ -121,6 +121,10 @@ def test_the_card_shows_what_the_policy_depends_on(built, tmp_path):
     in_libero = build_card(folder).text
     assert "| the same, and success is that of the named task |" in in_libero
     assert "280 steps (libero_object) and 300 steps (libero_goal)" in in_libero
+    assert "that it was not trained on:" in in_libero
+    told["demonstrations"]["origin"] = "unknown"
+    path.write_text(json.dumps(told))
+    assert "that it may have been trained on:" in build_card(folder).text
     found["closed_loop"]["frozen_camera"]["successes"] = 2
     found["checkpoint"]["weights_sha256"] = "of others"
     path.write_text(json.dumps(found))
