@@ -25,6 +25,7 @@ from tests.training.test_train import (  # noqa: F401 - fixtures
     log_lines,
     run,
     run_twofold,
+    spoil_step,
 )
 from training import loop
 from training.checkpoints import latest_checkpoint
@@ -33,7 +34,6 @@ from training.evaluation.open_loop import measure_held_out
 from training.loop import train
 from training.models.starting_model import build_model, starting_config
 from training.run_data import RunData
-from training.run_state import Run
 from training.windows import ForesightWindows
 
 ONE_STEP = ["--train.steps", "1", "--train.warmup_steps", "0", "--data.val_fraction", "0"]
@@ -131,16 +131,7 @@ def test_a_process_with_nothing_to_supervise_does_not_change_the_mean(
 @pytest.fixture
 def broken(dataset, monkeypatch):  # noqa: F811
     """In the third step, one window has a progress that is not a number."""
-    prepare, seen = Run.prepare_batch, []
-
-    def spoil(self, raw, step):
-        batch = prepare(self, raw, step)
-        seen.append(batch)
-        if len(seen) == 3:
-            batch["progress"][1] = float("nan")
-        return batch
-
-    monkeypatch.setattr(Run, "prepare_batch", spoil)
+    spoil_step(monkeypatch, 3)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_window_named_and_the_weights_of_before_saved(

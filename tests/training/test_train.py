@@ -32,6 +32,7 @@ from training.evaluation.metric_loader import load_metric
 from training.loop import train
 from training.models.starting_model import build_model, starting_config
 from training.run_data import RunData
+from training.run_state import Run
 from training.train import main
 from training.windows import collate_windows, split_episodes
 
@@ -110,6 +111,20 @@ def finished(dataset, tmp_path_factory):
     assert run(folder / "tiny.yaml", dataset, folder / "run", *DROPOUT) == 0
     AcceleratorState._reset_state(reset_partial_state=True)
     return folder / "run"
+
+
+def spoil_step(monkeypatch, number: int) -> None:
+    """In the step of this number, from 1 on, a window has a progress that is not a number."""
+    prepare, seen = Run.prepare_batch, []
+
+    def spoil(self, raw, step):
+        batch = prepare(self, raw, step)
+        seen.append(step)
+        if len(seen) == number:
+            batch["progress"][1] = float("nan")
+        return batch
+
+    monkeypatch.setattr(Run, "prepare_batch", spoil)
 
 
 @pytest.fixture(autouse=True)

@@ -3,10 +3,9 @@
 
 import pytest
 
-from tests.training.test_train import config_file, dataset, fresh_accelerate
+from tests.training.test_train import config_file, dataset, fresh_accelerate, spoil_step
 from training.config import load_config
 from training.loop import dry_run
-from training.run_state import Run
 
 
 def test_a_dry_run_prints_shapes_memory_and_time_and_leaves_no_run(config_file, dataset, tmp_path, capsys):
@@ -27,16 +26,7 @@ def test_a_dry_run_that_diverges_leaves_the_checkpoints_of_the_run_and_says_that
     for file in kept:
         file.parent.mkdir(parents=True)
         file.write_text("hours of work")
-    prepare, seen = Run.prepare_batch, []
-
-    def spoil_the_second(self, raw, step):
-        batch = prepare(self, raw, step)
-        seen.append(step)
-        if len(seen) == 2:
-            batch["progress"][1] = float("nan")
-        return batch
-
-    monkeypatch.setattr(Run, "prepare_batch", spoil_the_second)
+    spoil_step(monkeypatch, 2)
     flags = ["--dataset", str(dataset), "--output", str(tmp_path / "run")]
     with pytest.raises(ValueError, match="not finite at step 2 of the dry run, .* Nothing of a dry run is"):
         dry_run(load_config(config_file, flags))
