@@ -12,7 +12,7 @@ from datasets_scripts.columns import depth_key, image_key, points_features, poin
 from datasets_scripts.storage.atomic import read_json, share_file, write_json, write_whole_folder
 from datasets_scripts.storage.dataset_folder import INFO_PATH
 from datasets_scripts.storage.provenance import encode_flags, write_provenance
-from datasets_scripts.storage.video_writing import (
+from datasets_scripts.storage.videos.writing import (
     encode_depth,
     encode_rgb,
     lerobot_depth_encoder,

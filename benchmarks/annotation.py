@@ -21,7 +21,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from datasets_scripts.annotation.episode import Annotation
 from datasets_scripts.annotation.job import AnnotationJob, annotate
 from datasets_scripts.columns import depth_key, image_key, recorded_features
-from datasets_scripts.storage.video_writing import lerobot_depth_encoder
+from datasets_scripts.storage.videos.writing import lerobot_depth_encoder
 
 CAMERA = "main"
 WALL_M, PATCH_M, DEPTH_MAX_M = 1.5, 1.0, 4.0

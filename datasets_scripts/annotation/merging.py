@@ -37,7 +37,7 @@ from datasets_scripts.storage.provenance import (
     write_provenance,
 )
 from datasets_scripts.storage.shards import read_array
-from datasets_scripts.storage.video_writing import join_videos
+from datasets_scripts.storage.videos.writing import join_videos
 
 __all__ = ["assemble"]
 

@@ -14,7 +14,7 @@ from datasets_scripts.columns import depth_key, image_key, recorded_features
 from datasets_scripts.simulation.exact_labels import ExactLabels
 from datasets_scripts.simulation.rendering import check_cameras
 from datasets_scripts.storage.shards import Layout, write_shard
-from datasets_scripts.storage.video_writing import MIN_DEPTH_SIDE_PX
+from datasets_scripts.storage.videos.writing import MIN_DEPTH_SIDE_PX
 
 # So that the last frames before success have a future to predict.
 FRAMES_AFTER_SUCCESS = 3

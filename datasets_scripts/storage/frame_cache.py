@@ -41,9 +41,9 @@ from datasets_scripts.storage.cache.frame_files import FrameFiles, cache_order
 from datasets_scripts.storage.cache.packed_frames import pack_frame
 from datasets_scripts.storage.dataset_folder import INFO_PATH, check_inside
 from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows
-from datasets_scripts.storage.depth_reading import DepthVideos
-from datasets_scripts.storage.video_diagnosis import explain_rows, explain_video
-from datasets_scripts.storage.video_writing import MAX_DEPTH_CODE
+from datasets_scripts.storage.videos.depth_reading import DepthVideos
+from datasets_scripts.storage.videos.diagnosis import explain_rows, explain_video
+from datasets_scripts.storage.videos.writing import MAX_DEPTH_CODE
 
 __all__ = ["CachedFrames", "FrameDecoder", "OnDemandFrames", "depth_code_table", "open_frames"]
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from datasets_scripts.storage.atomic import read_json, write_json, write_whole_folder
-from datasets_scripts.storage.video_writing import (
+from datasets_scripts.storage.videos.writing import (
     encode_depth,
     encode_rgb,
     group_files,

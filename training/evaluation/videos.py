@@ -11,7 +11,7 @@ import numpy as np
 from datasets_scripts.inspection.drawing import Flow, locate_points
 from datasets_scripts.inspection.rerun_recording import import_rerun, open_recording
 from datasets_scripts.storage.atomic import write_whole_file
-from datasets_scripts.storage.video_writing import encode_rgb
+from datasets_scripts.storage.videos.writing import encode_rgb
 from training.evaluation.predictions import Moment, Prediction
 
 __all__ = ["record_predictions", "rollout_grid", "write_video"]

@@ -18,7 +18,7 @@ from datasets_scripts.storage.cache import frame_files
 from datasets_scripts.storage.cache.packed_frames import pack_frame
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import OnDemandFrames, open_frames
-from datasets_scripts.storage.video_writing import encode_rgb
+from datasets_scripts.storage.videos.writing import encode_rgb
 from tests.synthetic import make_dataset
 from training.config import load_config
 from training.windows import ForesightWindows, WindowConfig

@@ -12,7 +12,7 @@ import pytest
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.episode_job import EpisodeJob
 from datasets_scripts.storage.frame_cache import open_frames
-from datasets_scripts.storage.video_writing import encode_depth
+from datasets_scripts.storage.videos.writing import encode_depth
 from tests.synthetic import make_dataset
 
 FPS, FRAMES = 20, 40

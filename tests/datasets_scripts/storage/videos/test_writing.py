@@ -10,7 +10,7 @@ from lerobot.datasets.compute_stats import get_feature_stats
 from lerobot.datasets.depth_utils import dequantize_depth, quantize_depth
 from lerobot.datasets.video_utils import concatenate_video_files, decode_video_frames
 
-from datasets_scripts.storage import video_writing as videos
+from datasets_scripts.storage.videos import writing as videos
 
 FRAMES, HEIGHT, WIDTH, FPS, DEPTH_MAX = 5, 34, 50, 20, 4.0
 

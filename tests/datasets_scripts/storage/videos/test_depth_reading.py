@@ -5,9 +5,9 @@ import pytest
 from lerobot.datasets.video_utils import decode_video_frames
 
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from datasets_scripts.storage.depth_reading import DepthVideos
 from datasets_scripts.storage.frame_cache import FrameDecoder
-from datasets_scripts.storage.video_writing import encode_depth
+from datasets_scripts.storage.videos.depth_reading import DepthVideos
+from datasets_scripts.storage.videos.writing import encode_depth
 from tests.synthetic import make_dataset
 
 FPS = 20

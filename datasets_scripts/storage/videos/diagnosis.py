@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from datasets_scripts.storage.depth_reading import DEPTH_BITS
+from datasets_scripts.storage.videos.depth_reading import DEPTH_BITS
 
 __all__ = ["explain_rows", "explain_video"]
 
