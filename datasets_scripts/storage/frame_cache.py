@@ -43,6 +43,7 @@ from datasets_scripts.storage.dataset_folder import INFO_PATH, check_inside
 from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows
 from datasets_scripts.storage.videos.depth_reading import DepthVideos
 from datasets_scripts.storage.videos.diagnosis import explain_rows, explain_video
+from datasets_scripts.storage.videos.freed_memory import return_freed_memory
 from datasets_scripts.storage.videos.writing import MAX_DEPTH_CODE
 
 __all__ = ["CachedFrames", "FrameDecoder", "OnDemandFrames", "depth_code_table", "open_frames"]
@@ -52,6 +53,7 @@ logger = logging.getLogger(__name__)
 MAX_OPEN_DECODERS = 16  # per process; LeRobot's default of 100 holds a few MB each
 DEPTH_MODES = {"L", "I", "I;16", "I;16L", "I;16B", "F"}  # Pillow's, one number per pixel
 SAMPLED_FRAMES = 8  # whose packed size is taken for that of all
+READS_PER_RETURN = 64  # of windows, after which the memory of closed decoders goes back to the system
 GROWTH = 1.1  # factor by which a partial cache must be able to grow before it does
 
 
@@ -251,6 +253,7 @@ class OnDemandFrames:
     def __init__(self, rows: DatasetRows, keys: list[str]):
         self.decoders = {key: FrameDecoder(rows, key) for key in keys}
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        self._n_reads = 0
 
     def read(self, key: str, rows: range) -> np.ndarray:
         """Frames of one episode: uint8 `(n, 3, H, W)`, or depth `(n, H, W)` in meters."""
@@ -264,6 +267,9 @@ class OnDemandFrames:
 
     def read_many_stored(self, requests: dict[str, range]) -> dict[str, np.ndarray]:
         """`read_stored` of several features, in threads: decoding releases the GIL."""
+        self._n_reads += 1
+        if self._n_reads % READS_PER_RETURN == 0:
+            return_freed_memory()
         if len(requests) < 2:
             return {key: self.read_stored(key, rows) for key, rows in requests.items()}
         if self._pool is None or self._pool[0] != os.getpid():  # threads do not survive a fork
