@@ -29,13 +29,16 @@ class Policy:
         self.facts = json.loads((folder / "policy.json").read_text())
         if self.facts["format"] != "onnx":
             raise ValueError(f"{folder} holds {self.facts['format']} files: export with --format onnx")
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        self.sessions = {
-            name: onnxruntime.InferenceSession(folder / graph["file"], options)
-            for name, graph in self.facts["graphs"].items()
-        }
+        try:
+            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self.sessions = {
+                name: onnxruntime.InferenceSession(folder / graph["file"], options)
+                for name, graph in self.facts["graphs"].items()
+            }
+        except Exception as error:  # each library has its own
+            raise ValueError(f"{folder} is damaged or lacks a file: export again ({error})") from error
         self.inputs = self.facts["graphs"]["step"]["inputs"]
         self.state_dim = self.inputs["state"]["shape"][1] if "state" in self.inputs else 0
         self.kept = {}

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -173,6 +174,16 @@ def test_an_exported_policy_acts_through_numpy_and_onnxruntime_alone(run_example
 def test_a_folder_that_is_no_exported_policy_is_one_line(run_example, tmp_path):
     pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `export`")
     with pytest.raises(SystemExit, match="error: .*policy.json"):
+        run_example("run_onnx", "--policy", str(tmp_path))
+
+
+def test_a_damaged_exported_policy_is_named(run_example, tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `export`")
+    shutil.copy(POLICY / "tokenizer.json", tmp_path)
+    graphs = {"text": {"file": "text.onnx"}}
+    (tmp_path / "policy.json").write_text(json.dumps({"format": "onnx", "graphs": graphs}))
+    (tmp_path / "text.onnx").write_bytes(b"half of a graph")
+    with pytest.raises(SystemExit, match="is damaged or lacks a file: export again"):
         run_example("run_onnx", "--policy", str(tmp_path))
 
 
