@@ -7,8 +7,8 @@ A loss of 0.001 says nothing by itself: a flow that only repeats where its point
 | current depth | squared, normalized per patch | `mean`: training mean of each pixel's normalized value |
 | current and future depth in meters | AbsRel, delta1 | `mean` of each pixel; `node_mean` of each patch |
 | future RGB, future depth | the same, apart | `mean`; `current`: the current frame repeated |
-| flow | pixels, fractions, meters | `mean` displacement and z per node and step; `stay_put`, z as labeled |
-| flow, start depth and displacement apart | pixels, meters | `mean`; `stay_put` (zero displacement) |
+| flow | pixels, fractions, meters | `mean` per node and step; `stay_put`, z as labeled |
+| flow, start depth and displacement apart | pixels, meters | `mean` of each; `stay_put` (zero displacement) |
 | actions | the raw batch's | `mean` per step of the chunk |
 | progress | [0, 1] | `mean` |
 
@@ -172,19 +172,19 @@ def fit_baselines(
     Returns:
         `dict[str, Tensor]`: float32 on the CPU, as far as the batches have targets: `depth`, `future_rgb`,
         `future_depth` `(V, N, values per patch)` normalized; `metric_depth`, `metric_future_depth` the same
-        in meters, and `<name>_node` `(V, N)`; `flow_displacement` `(L, P, 2)` fractions from
-        the start; `flow_z` `(L, P)` meters; `actions` `(K, A)` in the raw batch's units, or one of each robot
-        as `actions/NAME`; `progress` `()`.
+        in meters, and `<name>_node` `(V, N)`; `flow_displacement` `(L, P, 3 or 2)` from the start, image
+        fractions and meters; `flow_start_z` `(P,)` meters; `actions` `(K, A)` in the raw batch's units, or
+        one of each robot as `actions/NAME`; `progress` `()`.
     """
     means = _Means()
     for raw in batches:
         batch = processor.prepare_batch(raw, device, config.history_length)
         for name, (target, weight) in _targets(config, raw, batch).items():
             if name == "flow":
-                displacement = target[..., :2] - batch["track_start"].float()[:, :, None]
-                means.add("flow_displacement", displacement, weight[..., None], 3)
+                origin, known = _flow_origin(batch, target, weight)
+                means.add("flow_displacement", target - origin, known, 3)
                 if target.shape[-1] == 3:
-                    means.add("flow_z", target[..., 2], weight, 2)
+                    means.add("flow_start_z", target[:, :, 0, :, 2], weight[:, :, 0], 1)
             elif name.startswith("actions"):
                 means.add(name, target, weight[..., None], 2)
             else:
@@ -445,18 +445,26 @@ def _compare_meters(means: _Means, views, section: str, predicted: Tensor, targe
             means.add((section, view, predictor, "delta1"), close[:, :, v], mask[:, :, v])
 
 
+def _flow_origin(batch: Mapping, track: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Where points start `(B, T, L, P, 3 or 2)`, z as labeled now, and the weights of changes since."""
+    origin = torch.cat([batch["track_start"].float(), track[:, :, 0, :, 2:]], -1)[:, :, None]
+    weights = weight[..., None].repeat(*[1] * weight.ndim, track.shape[-1])
+    weights[..., 2:] *= (weight[:, :, :1] > 0)[..., None]  # without a label now, the change of z is not known
+    return origin.expand_as(track), weights
+
+
 def _compare_flow(means: _Means, raw, batch, predicted, target: Target, view, baselines) -> None:
     """Flow errors of the model and of the trivial predictors: all points, those that move, and the rest."""
     track, weight = target
     height, width = raw["images"][view].shape[-2:]
-    start = batch["track_start"].float()[:, :, None].expand_as(track[..., :2])  # (B, T, L, P, 2)
-    z_now = track[:, :, :1, :, 2:].expand_as(track[..., 2:])  # (B, T, L, P, 1), or 0 entries with `flow_2d`
+    origin, _ = _flow_origin(batch, track, weight)
     known = weight[:, :, :1] > 0  # a point whose place now has no label cannot be said to keep it
-    predictors = {"model": predicted.float(), "stay_put": torch.cat([start, z_now], -1)}
+    predictors = {"model": predicted.float(), "stay_put": origin}
     if "flow_displacement" in baselines:
-        mean = [start + baselines["flow_displacement"]]
-        mean += [baselines["flow_z"][..., None].expand_as(z_now)] if "flow_z" in baselines else []
-        predictors["mean"] = torch.cat(mean, -1)
+        displacement = baselines["flow_displacement"]
+        predictors["mean"] = mean = origin + displacement
+        if "flow_start_z" in baselines:
+            mean[..., 2] = baselines["flow_start_z"] + displacement[..., 2]
     groups = {"all": weight}
     if raw.get("track_moving") is not None:
         moving = raw["track_moving"].to(weight.device)[:, :, None]

@@ -206,16 +206,31 @@ def test_baselines_are_the_means_over_all_batches(config, processor):
     for raw in raws:
         real = raw["frame_mask"][:, : config.history_length]
         for b, t in real.nonzero().tolist():
-            displacement = displacement + raw["track"][b, t, ..., :2] - raw["track_start"][b, t]
-            z, count = z + raw["track"][b, t, ..., 2], count + 1
+            origin = torch.cat([raw["track_start"][b, t], raw["track"][b, t, 0, :, 2:]], -1)
+            displacement = displacement + raw["track"][b, t] - origin
+            z, count = z + raw["track"][b, t, 0, :, 2], count + 1
             depth = processor.resize_depth(raw["depth"]["wrist"][b, t])
             target, valid = depth_target(depth, config.patch_size)
             total, seen = total + target * valid, seen + valid.float()
     torch.testing.assert_close(baselines["flow_displacement"], displacement / count)
-    torch.testing.assert_close(baselines["flow_z"], z / count)
+    torch.testing.assert_close(baselines["flow_start_z"], z / count)
     torch.testing.assert_close(baselines["depth"][1], total / seen, atol=1e-5, rtol=1e-4)
     assert baselines["actions"].shape == (config.chunk_size, config.action_dim)
     assert baselines["progress"].shape == ()
+
+
+def test_the_mean_displacement_of_z_is_that_of_points_whose_depth_is_known_now(processor):
+    """Two windows: a point that comes 0.2 m nearer, and one at another depth without a label now."""
+    config = tiny_config(objectives=["flow"], flow_grid=(1, 1), flow_length=2, history_length=1)
+    raw = raw_batch(config, batch=2)
+    raw["track_weight"][:] = 1
+    raw["track"][0, 0, :, 0, 2] = torch.tensor([1.0, 0.8])
+    raw["track"][1, 0, :, 0, 2] = torch.tensor([float("nan"), 3.0])
+    raw["track_weight"][1, 0, 0] = 0
+    baselines = fit_baselines([raw], processor, config)
+    assert baselines["flow_displacement"][:, 0, 2].tolist() == pytest.approx([0.0, -0.2])
+    assert baselines["flow_start_z"].tolist() == pytest.approx([1.0])
+    assert baselines["flow_displacement"][:, 0, :2].isfinite().all()
 
 
 def test_the_training_mean_is_the_best_constant(config, model, processor):
@@ -289,7 +304,7 @@ def test_the_depth_at_the_start_and_the_displacement_since_have_errors_apart(pro
         def forward(self, **batch):
             return ForesightOutput(flow=predicted)
 
-    means = {"flow_displacement": torch.zeros(3, 2, 2), "flow_z": torch.tensor([[1.5, 1.5]] * 3)}
+    means = {"flow_displacement": torch.zeros(3, 2, 3), "flow_start_z": torch.tensor([1.5, 1.5])}
     flow = evaluate_open_loop(Known(config), processor, [raw], means)["flow"]
     displacement = [f"displacement_{axis}" for axis in ("x_px", "y_px", "z_m")]
 
