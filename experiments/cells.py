@@ -9,10 +9,10 @@ has locked.
 **Equal time.** The steps of each variant are timed beforehand in short trainings, in turns (every variant
 once, then every variant again), by the processor time of the training process (`cpu_s` in `metrics.jsonl`),
 and the median counts. A busy machine lets a process wait, which its processor time does not count. It also
-slows down what is shared (caches, memory), but all variants alike, because they take turns. Windows are read
+slows down what is shared (caches, memory), for all variants alike while they take turns. Windows are read
 in the same process, so their time counts too. The number of steps follows from the clock once and is written
 to `clock.json`, and the schedule of the learning rate is made for it: nothing reads a clock while a cell is
-trained.
+trained. What the steps of each training took in the end is in the tables.
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from datasets_scripts.simulation.job import simulate
 from datasets_scripts.simulation.libero_files import resolve_libero_tasks
 from datasets_scripts.storage.atomic import flatten, name_changes, read_json, write_json
+from experiments.depth_motion import depth_shares
 from experiments.plans import STEPS, TIME, Cell, Plan
 from modeling_foresight.configuration_foresight import PRESETS, ForesightConfig
 from training.config import RunConfig, load_config
@@ -38,11 +39,12 @@ from training.run_facts import describe_run
 
 __all__ = [
     "StoppedError",
-    "data_folder",
+    "measure_shares",
     "open_results",
     "prepare_results",
     "read_rows",
     "run_cells",
+    "run_config",
     "success_by_task",
     "try_policy",
 ]
@@ -93,11 +95,12 @@ def pretrain(plan: Plan, folder: Path, seed: int) -> RunConfig:
     return config
 
 
-def open_results(plan: Plan, folder: Path) -> None:
+def open_results(plan: Plan, folder: Path, only_read: bool = False) -> None:
     """Makes the results folder, or checks that the one that exists is of this plan.
 
     Raises:
-        ValueError: If its settings differ (names them), or an objective that is measured does not exist.
+        ValueError: If its settings differ (names them), an objective that is measured does not exist, or with
+            `only_read` there is no folder.
     """
     configs = {variant: run_config(plan, variant) for variant in plan.variants}
     for variant, config in configs.items():
@@ -111,6 +114,8 @@ def open_results(plan: Plan, folder: Path) -> None:
         for tasks in plan.task_groups():
             name_libero_tasks(tasks)
     path = folder / "plan.json"
+    if only_read and not path.exists():
+        raise ValueError(f"{folder} holds no results: run its cells first, or name their folder (--output)")
     settings = dataclasses.asdict(plan)
     for name in ("seeds", "demonstrations", "budgets", "variants", "losses"):
         del settings[name]
@@ -134,7 +139,7 @@ def open_results(plan: Plan, folder: Path) -> None:
             f"{folder} holds results of other settings ({changed}): choose another --output, or bring the "
             "settings back"
         )
-    if before != before | now:
+    if before != before | now and not only_read:
         write_json(path, before | now)
 
 
@@ -149,6 +154,7 @@ def prepare_results(plan: Plan, folder: Path, workers: int) -> dict[str, int]:
             simulate(
                 dataclasses.replace(recording, tasks=tasks), data_folder(plan, folder, n, tasks), workers
             )
+    measure_shares(plan, folder)
     return measure_steps(plan, folder) if TIME in plan.budgets else {}
 
 
@@ -158,22 +164,52 @@ def data_folder(plan: Plan, folder: Path, demonstrations: int, tasks: Sequence[s
     return folder / "data" / f"{demonstrations}demos{part}"
 
 
+def measure_shares(plan: Plan, folder: Path) -> dict[str, float]:
+    """Share of motion in depth of each task, from the plan's largest data; measured once.
+
+    Raises:
+        ValueError: If neither the figures nor the data are there.
+    """
+    path = folder / "depth_motion.json"
+    if not path.exists():
+        n, shares = max(plan.demonstrations), {}
+        for tasks in plan.task_groups():
+            data = data_folder(plan, folder, n, tasks)
+            if not data.exists():
+                raise ValueError(
+                    f"{path} is missing, and so are the demonstrations in {data}: copy one of them from "
+                    "where the cells were run, or leave out --tables to simulate them again"
+                )
+            shares |= depth_shares(data, plan.recordings()[n].cameras[0], flow_length=6)
+        write_json(path, shares)
+    return read_json(path)
+
+
 def measure_steps(plan: Plan, folder: Path) -> dict[str, int]:
-    """Steps that each variant may take in the reference's time; what is measured already is kept."""
-    path = folder / "clock.json"
-    known = read_json(path) if path.exists() else {}
-    missing = [variant for variant in plan.variants if variant not in known]
-    if missing:
-        # The reference is timed again with variants that were added later: the machine may have changed.
-        variants = list(dict.fromkeys([plan.reference, *missing]))
-        seconds = time_steps(plan, folder, variants)
-        of_reference = statistics.median(seconds[plan.reference])
-        for variant in variants:
-            median = statistics.median(seconds[variant])
-            steps = max(1, round(plan.steps * of_reference / median))
-            known.setdefault(variant, {"cpu_s": median, "reference_cpu_s": of_reference, "steps": steps})
-        write_json(path, known)
+    """Steps that each variant may take in the reference's time; what is measured already is kept.
+
+    One process measures; others that work on the folder wait for its figures.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".clock.lock"):
+        known = read_clock(folder)
+        if missing := [variant for variant in plan.variants if variant not in known]:
+            # The reference is timed again with variants that were added later: the machine may have changed.
+            variants = list(dict.fromkeys([plan.reference, *missing]))
+            seconds = time_steps(plan, folder, variants)
+            of_reference = statistics.median(seconds[plan.reference])
+            for variant in variants:
+                median = statistics.median(seconds[variant])
+                steps = max(1, round(plan.steps * of_reference / median))
+                known.setdefault(variant, {"cpu_s": median, "reference_cpu_s": of_reference, "steps": steps})
+            write_json(folder / "clock.json", known)
     return {variant: known[variant]["steps"] for variant in plan.variants}
+
+
+def read_clock(folder: Path) -> dict[str, dict]:
+    """Measured time and steps of each variant; none yet if nothing was measured."""
+    path = folder / "clock.json"
+    return read_json(path) if path.exists() else {}
 
 
 def time_steps(plan: Plan, folder: Path, variants: Sequence[str]) -> dict[str, list[float]]:
@@ -328,6 +364,23 @@ def row_path(folder: Path, cell: Cell) -> Path:
 
 
 def read_rows(plan: Plan, folder: Path) -> dict[Cell, dict]:
-    """Rows of the finished cells."""
+    """Rows of the finished cells.
+
+    Raises:
+        ValueError: If one was made with other settings, on another machine for instance; names it.
+    """
     finished = [cell for cell in plan.cells() if row_path(folder, cell).exists()]
-    return {cell: read_json(row_path(folder, cell)) for cell in finished}
+    rows = {cell: read_json(row_path(folder, cell)) for cell in finished}
+    steps = {name: entry["steps"] for name, entry in read_clock(folder).items()}
+    for cell, row in rows.items():
+        wanted = {
+            "steps": plan.steps if cell.budget == STEPS else steps.get(cell.variant, row["steps"]),
+            "trials": plan.episodes * len(cell.tasks),
+            "first_start": plan.first_start,
+        }
+        if changed := name_changes({name: row[name] for name in wanted}, wanted):
+            raise ValueError(
+                f"{row_path(folder, cell)} was made with other settings ({changed}): bring the plan's (and "
+                "clock.json's) back, or move the file away, and its cell is run again"
+            )
+    return rows

@@ -48,6 +48,7 @@ def run_command(
     run: bool,
     finish: Callable[..., None],
     check: Callable[..., None] = lambda plan: None,
+    needs_results: bool = False,
 ) -> int:
     """Runs a plan's cells, then `finish(plan)` when all are finished; returns the exit code.
 
@@ -58,12 +59,13 @@ def run_command(
         run (`bool`): Whether to run cells; otherwise only `finish` is called.
         finish (`Callable`): Writes the results.
         check (`Callable`): Raises a `ValueError` for a plan that the command cannot use.
+        needs_results (`bool`): Refuse a folder without results, as `--tables` does, instead of making it.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
     from huggingface_hub.errors import StrictDataclassError
 
     from datasets_scripts.storage.atomic import check_place
-    from experiments.cells import StoppedError
+    from experiments.cells import StoppedError, open_results
     from experiments.plans import load_plan
 
     try:
@@ -73,6 +75,7 @@ def run_command(
             check_place(args.results, "--results")
         plan = load_plan(args.plan)
         check(plan)
+        open_results(plan, folder, only_read=needs_results or args.tables)
         if run:
             run_plan(plan, module, args, folder)
         if os.environ.get(WORKER) is None:
@@ -94,9 +97,8 @@ WORKER = "FORESIGHT_EXPERIMENT_WORKER"  # set in the processes that another one 
 
 def run_plan(plan, module: str, args: argparse.Namespace, folder: Path) -> None:
     """Prepares the data and runs the cells, with other workers beside this process."""
-    from experiments.cells import open_results, prepare_results, run_cells
+    from experiments.cells import prepare_results, run_cells
 
-    open_results(plan, folder)
     steps = prepare_results(plan, folder, args.workers)
     count = 0 if os.environ.get(WORKER) else args.workers - 1
     command = [sys.executable, "-m", module, "--plan", str(args.plan), "--output", str(folder)]

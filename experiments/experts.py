@@ -26,6 +26,7 @@ def measure_experts(
     starts: Sequence[int],
     folder: Path,
     perturbation: Perturbation = Perturbation(),  # noqa: B008 - frozen
+    only_read: bool = False,
 ) -> dict[str, dict]:
     """Success of the experts from given starts, with the recording's noise and without any.
 
@@ -34,20 +35,25 @@ def measure_experts(
         starts (`Sequence[int]`): Seeds of the starts, for each task.
         folder (`Path`): One file per task, which is not measured again.
         perturbation (`Perturbation`): Of the scenes.
+        only_read (`bool`): Measure nothing.
 
     Returns:
         `dict`: By task: `noisy` and `clean`, lists of 0 and 1, one per start.
 
     Raises:
-        ValueError: If the folder holds results of other settings.
+        ValueError: If the folder holds results of other settings, or with `only_read` lacks some.
     """
     settings = {**recording.to_dict(), "starts": list(starts), **perturbation.changes()}
     for name in ("tasks", "episodes", "n_points", "image_size"):
         del settings[name]
     found = {}
-    for task in tqdm(recording.tasks, desc="experts", unit="task"):
+    for task in tqdm(recording.tasks, desc="experts", unit="task", disable=only_read):
         path = folder / f"{task}.json"
         if not path.exists():
+            if only_read:
+                raise ValueError(
+                    f"{path} is missing: copy it from where the experts were measured, or leave out --tables"
+                )
             outcomes = try_expert(recording, task, starts, perturbation)
             write_json(path, {"settings": settings, **outcomes, **describe_run()})
         known = read_json(path)

@@ -28,35 +28,35 @@ def check_one_row(plan) -> None:
         raise ValueError("MT50 is one row: give one of variants, one of demonstrations, and budgets [steps]")
 
 
-def run_experts(plan, folder: Path) -> dict[str, dict]:
+def run_experts(plan, folder: Path, only_read: bool = False) -> dict[str, dict]:
     """Outcomes of the experts from the starts that policies are tried from, and further ones."""
     from experiments.experts import measure_experts
 
-    recording = plan.recordings()[max(plan.demonstrations)]
     starts = range(plan.first_start, plan.first_start + EXPERT_STARTS)
-    return measure_experts(recording, starts, folder / "experts")
+    return measure_experts(plan.tried(), starts, folder / "experts", only_read=only_read)
 
 
-def build_mt50(plan, folder: Path) -> dict:
+def build_mt50(plan, folder: Path, only_read: bool) -> dict:
     """All figures of the benchmark, ready for JSON; raises a `ValueError` if a cell is not finished."""
     import numpy as np
 
     from datasets_scripts.simulation.metaworld import resolve_tasks, task_descriptions
     from experiments.cells import read_rows
-    from experiments.tables import describe_rows, outcomes_of, require_all, success_figures
+    from experiments.tables import describe_rows, outcomes_of, require_all
+    from training.diagnostics.intervals import success_rate
 
     rows = read_rows(plan, folder)
     require_all(plan, rows)
     count = plan.demonstrations[0]
     outcomes = outcomes_of(plan, rows, plan.reference, "steps", count)  # (S, T, E)
-    experts = run_experts(plan, folder)
+    experts = run_experts(plan, folder, only_read)
     ceiling = {
         name: np.array([[experts[task][name] for task in plan.tasks]]) for name in ("noisy", "clean")
     }  # (1, T, E)
 
     def figures(tasks: list[str]) -> dict:
         chosen = [plan.tasks.index(task) for task in tasks]
-        found = success_figures(outcomes[:, chosen]) | {"tasks": len(tasks)}
+        found = success_rate(outcomes[:, chosen]) | {"tasks": len(tasks)}
         return found | {f"experts_{name}": float(of[:, chosen].mean()) for name, of in ceiling.items()}
 
     groups = {name: resolve_tasks(name) for name in ("easy", "medium", "hard", "very_hard")}
@@ -74,7 +74,7 @@ def build_mt50(plan, folder: Path) -> dict:
         "groups": {name: figures(tasks) for name, tasks in groups.items() if tasks},
         "tasks": {task: figures([task]) for task in plan.tasks},
         "shared_instructions": {text: tasks for text, tasks in by_instruction.items() if len(tasks) > 1},
-        "experts": {name: success_figures(of) for name, of in ceiling.items()},
+        "experts": {name: success_rate(of) for name, of in ceiling.items()},
         "parameters": next(iter(rows.values()))["parameters"],
         "steps": plan.steps,
         "recording": plan.recordings()[count].to_dict(),
@@ -87,22 +87,22 @@ def format_mt50(results: dict) -> str:
     from experiments.tables import markdown_table
 
     def line(name: str, figures: dict) -> list[str]:
-        low, high = (100 * bound for bound in figures["wilson95"])
+        low, high = (100 * bound for bound in figures["ci95"])
         row = [name, f"{figures['successes']}/{figures['episodes']}", f"{100 * figures['success_rate']:.1f}"]
         row += [f"{low:.1f} to {high:.1f}"]
         return row + [f"{100 * figures[f'experts_{kind}']:.0f}" for kind in ("noisy", "clean")]
 
-    header = ["", "solved", "%", "95 % interval (Wilson)", "experts with noise, %", "experts, %"]
+    header = ["", "solved", "%", "95 % interval", "experts with noise, %", "experts, %"]
     groups = [line("all", results), *(line(name, one) for name, one in results["groups"].items())]
     tasks = [line(name, one) for name, one in results["tasks"].items()]
     return f"{markdown_table(header, groups)}\n\n{markdown_table(header, tasks)}\n"
 
 
-def write_mt50(plan, folder: Path, results_file: Path) -> None:
+def write_mt50(plan, folder: Path, results_file: Path, only_read: bool) -> None:
     """Writes the results as JSON, and as Markdown beside the cells; prints the latter."""
     from datasets_scripts.storage.atomic import write_json, write_whole_file
 
-    results = build_mt50(plan, folder)
+    results = build_mt50(plan, folder, only_read)
     write_json(results_file, results)
     text = format_mt50(results)
     with write_whole_file(folder / "tables.md") as temporary:
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.experts:
             print_experts(plan, folder)
         else:
-            write_mt50(plan, folder, results_file)
+            write_mt50(plan, folder, results_file, only_read=args.tables)
 
     run = not (args.tables or args.experts)
     return run_command("experiments.mt50", args, folder, run, finish, check_one_row)

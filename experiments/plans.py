@@ -138,6 +138,10 @@ class Plan:
         kind, tasks = SIMULATORS[self.simulator], tuple(self.tasks)
         return {n: kind(tasks=tasks, episodes=n, **fields) for n in self.demonstrations}
 
+    def tried(self) -> Recording:
+        """How policies are tried, for the experts beside them: the recording with the plan's step limit."""
+        return dataclasses.replace(self.recordings()[max(self.demonstrations)], max_steps=self.max_steps)
+
     def task_groups(self) -> list[tuple[str, ...]]:
         """The tasks of each policy."""
         return [tuple(self.tasks)] if self.policies == "joint" else [(task,) for task in self.tasks]

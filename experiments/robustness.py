@@ -124,19 +124,17 @@ def check_outcome(outcome: dict, path: Path, perturbation: Perturbation, home: P
             )
 
 
-def measure_ceilings(plan, folder: Path) -> dict[str, dict]:
+def measure_ceilings(plan, folder: Path, only_read: bool) -> dict[str, dict]:
     """Success of the scripted experts in the scenes that matter to them: they see nothing, but must reach."""
     from experiments.experts import measure_experts
 
-    recording = plan.recordings()[plan.demonstrations[0]]
     starts = range(plan.first_start, plan.first_start + plan.episodes)
     ceilings = {}
     for scenes, perturbation in SCENES.items():
         if scenes == PLAIN_SCENES or perturbation.object_shift_m:
-            tried = dataclasses.replace(recording, tasks=tuple(tasks_of(plan, scenes)))
-            ceilings[scenes] = measure_experts(
-                tried, starts, folder / "robustness" / "experts" / scenes, perturbation
-            )
+            tried = dataclasses.replace(plan.tried(), tasks=tuple(tasks_of(plan, scenes)))
+            place = folder / "robustness" / "experts" / scenes
+            ceilings[scenes] = measure_experts(tried, starts, place, perturbation, only_read)
     return ceilings
 
 
@@ -145,32 +143,24 @@ def build_robustness(plan, rows: dict, tried: dict[tuple, dict], ceilings: dict[
     import numpy as np
 
     from experiments.cells import success_by_task
-    from experiments.tables import compare, describe_rows, outcomes_of
-    from training.diagnostics.intervals import bootstrap_mean, paired_difference
-
-    def outcomes(of_cells: dict, tasks: list[str]) -> dict[str, np.ndarray]:
-        """`(S, T, E)` by variant; a task with two numbers of demonstrations counts as two tasks."""
-        return {
-            variant: np.concatenate(
-                [outcomes_of(plan, of_cells, variant, "steps", n, tasks) for n in plan.demonstrations], axis=1
-            )
-            for variant in plan.variants
-        }
+    from experiments.tables import compare, describe_rows, pool_demonstrations
+    from training.diagnostics.intervals import mean_difference, paired_difference
 
     tables = {}
     for scenes, perturbation in SCENES.items():
         tasks = tasks_of(plan, scenes)
-        before = after = outcomes(rows, tasks)
+        before = after = pool_demonstrations(plan, rows, "steps", tasks)
         if scenes != PLAIN_SCENES:
             found = {cell: success_by_task(tried.get((scenes, cell), {})) for cell in rows}
-            after = outcomes({cell: {"success": success} for cell, success in found.items()}, tasks)
+            changed = {cell: {"success": success} for cell, success in found.items()}
+            after = pool_demonstrations(plan, changed, "steps", tasks)
         table = {"changes": perturbation.changes(), "tasks": tasks, **compare(plan, after)}
         if scenes != PLAIN_SCENES:
             for variant, figures in table["variants"].items():
                 figures["loss"] = paired_difference(before[variant], after[variant])
             for pair in table["differences"]:
                 lost = [before[pair[name]] - after[pair[name]] for name in ("first", "second")]
-                pair["loss"] = bootstrap_mean(lost[0] - lost[1])
+                pair["loss"] = mean_difference(lost[0] - lost[1])
         if scenes in ceilings:
             experts = ceilings[scenes]
             table["experts"] = {
@@ -231,14 +221,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     def finish(plan) -> None:
         from datasets_scripts.storage.atomic import write_json, write_whole_file
-        from experiments.cells import open_results, read_rows
+        from experiments.cells import read_rows
         from experiments.tables import require_all
 
         chosen = choose_cells(plan, args.variants, args.demonstrations)
         rows = read_rows(chosen, folder)
         require_all(chosen, rows)
-        open_results(chosen, folder)
-        ceilings = measure_ceilings(chosen, folder)
+        ceilings = measure_ceilings(chosen, folder, only_read=args.tables)
         tried = try_cells(chosen, folder, args.workers, only_read=args.tables)
         results = build_robustness(chosen, rows, tried, ceilings)
         write_json(results_file, results)
@@ -247,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
             temporary.write_text(text)
         print(f"{text}\nresults: {results_file}, tables: {folder / 'robustness' / 'tables.md'}")
 
-    return run_command("experiments.robustness", args, folder, run=False, finish=finish)
+    return run_command("experiments.robustness", args, folder, run=False, finish=finish, needs_results=True)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
-from experiments.cells import data_folder
-from experiments.depth_motion import depth_shares
+from experiments.cells import measure_shares, run_config
 from experiments.plans import Cell, Plan
-from training.diagnostics.intervals import bootstrap_mean, paired_difference, rank_correlation
-from training.evaluation.metric_loader import load_metric
+from training.diagnostics.intervals import paired_difference, rank_correlation, success_rate
 from training.run_facts import describe_run
 
 __all__ = [
@@ -20,10 +19,9 @@ __all__ = [
     "format_results",
     "markdown_table",
     "outcomes_of",
+    "pool_demonstrations",
     "require_all",
-    "success_figures",
 ]
-
 
 BENCHMARK_TITLES = {
     "metaworld": "MetaWorld",
@@ -36,7 +34,10 @@ def require_all(plan: Plan, rows: Mapping[Cell, dict]) -> None:
     missing = [cell.name for cell in plan.cells() if cell not in rows]
     if missing:
         shown = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
-        raise ValueError(f"{len(missing)} of {len(plan.cells())} cells are not finished: {shown}")
+        raise ValueError(
+            f"{len(missing)} of {len(plan.cells())} cells are not finished: {shown}. The same command "
+            "without --tables goes on; a copy of the plan with fewer seeds or budgets has tables earlier"
+        )
 
 
 def outcomes_of(
@@ -57,23 +58,21 @@ def outcomes_of(
     return np.array(found)
 
 
-def success_figures(outcomes: np.ndarray) -> dict:
-    """Rate over all trials with the bootstrap's interval, and Wilson's, which takes trials as independent."""
-    wilson = load_metric("success_rate").compute(predictions=outcomes.astype(int).ravel().tolist())
-    figures = {"success_rate": float(outcomes.mean()), "ci95": bootstrap_mean(outcomes)["ci95"]}
-    figures["wilson95"] = [round(bound, 4) for bound in wilson["interval"]]
-    return figures | {"successes": int(outcomes.sum()), "episodes": outcomes.size}
-
-
 def describe_rows(plan: Plan, rows: Mapping[Cell, dict]) -> dict:
-    """What the figures were measured with."""
+    """What the figures were measured with, by all machines; `hours` are of training and evaluation."""
     of_rows = [rows[cell] for cell in plan.cells()]
     # One for each seed, whichever cells start from it; `hours` do not count them.
     pretraining_s = {r["seed"]: r["pretraining"]["train_seconds"] for r in of_rows if r.get("pretraining")}
+
+    def distinct(name: str) -> list:
+        values = [row[name] for row in of_rows]
+        return [value for i, value in enumerate(values) if value not in values[:i]]
+
+    several = {name: distinct(name) for name in ("command", "versions", "hardware")}
     return {
         **describe_run(),
-        "commit": ", ".join(sorted({str(row["commit"]) for row in of_rows})),
-        "hardware": of_rows[0]["hardware"],
+        **{name: values[0] if len(values) == 1 else values for name, values in several.items()},
+        "commit": ", ".join(sorted(map(str, distinct("commit")))),
         "seeds": {
             "training": plan.seeds,
             "first_start": plan.first_start,
@@ -99,8 +98,7 @@ def build_results(plan: Plan, rows: Mapping[Cell, dict], folder: Path) -> dict:
             outcomes = {v: outcomes_of(plan, rows, v, budget, n) for v in plan.variants}
             tables.setdefault(budget, {})[str(n)] = compare(plan, outcomes)
         if len(plan.demonstrations) > 1:
-            # A task with few and the same task with many demonstrations are two tasks for the bootstrap.
-            tables[budget]["pooled"] = compare(plan, pool_demonstrations(plan, rows, budget, axis=1))
+            tables[budget]["pooled"] = compare(plan, pool_demonstrations(plan, rows, budget))
     losses = {
         budget: {str(n): compare_losses(plan, rows, budget, n) for n in plan.demonstrations}
         for budget in plan.budgets
@@ -113,22 +111,28 @@ def build_results(plan: Plan, rows: Mapping[Cell, dict], folder: Path) -> dict:
         "reference": plan.reference,
     }
     # As in other results files: the reference's mean over tasks, and every task, from all demonstrations.
-    pooled = pool_demonstrations(plan, rows, plan.budgets[0], axis=2)
-    results |= success_figures(pooled[plan.reference])
+    pooled = pool_demonstrations(plan, rows, plan.budgets[0])
+    results |= success_rate(pooled[plan.reference])
     results["success_by_task"] = {
-        task: {v: success_figures(pooled[v][:, [number]]) for v in plan.variants}
+        task: {v: success_rate(pooled[v][:, [number]]) for v in plan.variants}
         for number, task in enumerate(plan.tasks)
     }
-    results |= {"success": tables, "validation_losses": losses}
-    shares = find_shares(plan, folder)
+    training = {
+        budget: {str(n): training_times(plan, rows, budget, n) for n in plan.demonstrations}
+        for budget in plan.budgets
+    }
+    results |= {"success": tables, "validation_losses": losses, "training": training}
+    shares = measure_shares(plan, folder)
     results["depth_motion"] = {b: relate_to_depth(plan, rows, b, shares) for b in plan.budgets}
     return results | describe_rows(plan, rows)
 
 
-def pool_demonstrations(plan: Plan, rows: Mapping[Cell, dict], budget: str, axis: int) -> dict:
-    """Outcomes `(S, T, E)` of each variant, those of all numbers of demonstrations joined along an axis."""
+def pool_demonstrations(
+    plan: Plan, rows: Mapping[Cell, dict], budget: str, tasks: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Outcomes `(S, T, E, N)` of each variant; all numbers of demonstrations meet the same starts."""
     return {
-        v: np.concatenate([outcomes_of(plan, rows, v, budget, n) for n in plan.demonstrations], axis)
+        v: np.stack([outcomes_of(plan, rows, v, budget, n, tasks) for n in plan.demonstrations], -1)
         for v in plan.variants
     }
 
@@ -137,7 +141,7 @@ def compare(plan: Plan, outcomes: Mapping[str, np.ndarray]) -> dict:
     """Success of every variant, and the difference of every two of them."""
     names = [plan.reference, *(name for name in outcomes if name != plan.reference)]
     return {
-        "variants": {name: success_figures(outcomes[name]) for name in outcomes},
+        "variants": {name: success_rate(outcomes[name]) for name in outcomes},
         "differences": [
             {"first": a, "second": b, **paired_difference(outcomes[a], outcomes[b])}
             for a, b in itertools.combinations(names, 2)
@@ -146,40 +150,80 @@ def compare(plan: Plan, outcomes: Mapping[str, np.ndarray]) -> dict:
 
 
 def compare_losses(plan: Plan, rows: Mapping[Cell, dict], budget: str, demonstrations: int) -> dict:
-    """Validation losses of each variant (Table III): mean over training seeds and policies, and each of them.
+    """Validation losses of the action and of `plan.losses` (Table III), by variant and loss.
 
-    `flow` of two forms (absolute, displacement, 2D) and `future` with and without depth are different
-    losses: only variants of one form can be compared.
+    Returns:
+        `dict`: `mean` over training seeds and policies, and `values` of each. Where the reference has the
+        same loss, `difference`: the variant's minus the reference's, paired by seed and policy, `mean` and
+        Student's 95 % interval `ci95` (`None` for a single pair). `flow` of two forms (absolute,
+        displacement, 2D) and `future` or `depth` of two forms are different losses.
     """
     table: dict[str, dict] = {}
-    for variant in plan.variants:
-        cells = (
-            plan.cell(variant, budget, demonstrations, seed, tasks)
-            for seed in plan.seeds
-            for tasks in plan.task_groups()
-        )
-        found = [rows[cell]["validation"].get("losses", {}) for cell in cells]
+    for variant in [plan.reference, *plan.variants]:
+        found = [
+            row["validation"].get("losses", {})
+            for row in rows_of(plan, rows, variant, budget, demonstrations)
+        ]
         table[variant] = {}
-        for name in found[0]:
-            if name != "total":
+        for name in ("action", *plan.losses):
+            if name in found[0]:
                 values = [losses[name] for losses in found]
-                table[variant][name] = {"mean": float(np.mean(values)), "values": values}
-    return table
+                table[variant][name] = entry = {"mean": float(np.mean(values)), "values": values}
+                if variant != plan.reference and loss_form(plan, variant, name) == loss_form(
+                    plan, plan.reference, name
+                ):
+                    entry["difference"] = mean_of_pairs(
+                        np.subtract(values, table[plan.reference][name]["values"])
+                    )
+    return {variant: table[variant] for variant in plan.variants}
 
 
-def find_shares(plan: Plan, folder: Path) -> dict[str, float]:
-    """Share of motion in depth of each task, from its demonstrations."""
-    n, shares = max(plan.demonstrations), {}
-    recording = plan.recordings()[n]
-    for tasks in plan.task_groups():
-        shares |= depth_shares(data_folder(plan, folder, n, tasks), recording.cameras[0], flow_length=6)
-    return shares
+def rows_of(
+    plan: Plan, rows: Mapping[Cell, dict], variant: str, budget: str, demonstrations: int
+) -> list[dict]:
+    """Rows of a variant, in the order of seeds and policies."""
+    groups = itertools.product(plan.seeds, plan.task_groups())
+    return [rows[plan.cell(variant, budget, demonstrations, seed, tasks)] for seed, tasks in groups]
+
+
+def loss_form(plan: Plan, variant: str, name: str) -> tuple:
+    """What a loss measures: losses of two variants are comparable if it is equal."""
+    fields = run_config(plan, variant).model
+    parts = [part for part in fields["objectives"] if part == name or part.startswith(f"{name}_")]
+    forms = {"flow": "flow_form", "depth": "depth_form", "future": "depth_form"}
+    return parts, fields.get(forms.get(name, ""))
+
+
+def mean_of_pairs(differences: np.ndarray) -> dict:
+    """Mean of differences, with Student's 95 % interval."""
+    mean, bounds = float(differences.mean()), None
+    if len(differences) > 1:
+        error = differences.std(ddof=1) / len(differences) ** 0.5
+        reach = float(stats.t.ppf(0.975, len(differences) - 1) * error)
+        bounds = [mean - reach, mean + reach]
+    return {"mean": mean, "ci95": bounds}
+
+
+def training_times(
+    plan: Plan, rows: Mapping[Cell, dict], budget: str, demonstrations: int
+) -> dict[str, dict]:
+    """Steps of each variant, and the processor time that they took in each training.
+
+    A machine that other programs use slows steps down, and not those of all variants alike: this says how
+    equal the time was in the end.
+    """
+    found = {}
+    for variant in plan.variants:
+        of_variant = rows_of(plan, rows, variant, budget, demonstrations)
+        minutes = [row["steps"] * row["step_cpu_s"] / 60 for row in of_variant]
+        found[variant] = {"steps": of_variant[0]["steps"], "cpu_minutes": [round(m, 2) for m in minutes]}
+    return found
 
 
 def relate_to_depth(plan: Plan, rows: Mapping[Cell, dict], budget: str, shares: Mapping[str, float]) -> dict:
     """Success of 3D Foresight minus others' per task, against the share of motion in depth (Fig. 4)."""
-    pooled = pool_demonstrations(plan, rows, budget, axis=2)
-    rates = {variant: outcomes.mean(axis=(0, 2)) for variant, outcomes in pooled.items()}  # (T,)
+    pooled = pool_demonstrations(plan, rows, budget)
+    rates = {variant: outcomes.mean(axis=(0, 2, 3)) for variant, outcomes in pooled.items()}  # (T,)
     increments = {}
     for ours, theirs in itertools.permutations(plan.variants, 2):
         if ours.startswith("foresight_3d") and not theirs.startswith("foresight_3d"):
@@ -201,6 +245,10 @@ def format_results(results: Mapping) -> str:
     ]
     names = next(iter(by_task.values()))
     parts = [f"**Success by task**\n\n{markdown_table(['task', *names], solved)}"]
+    if len(results["seeds"]["training"]) == 1:
+        parts.append(
+            "One training seed: the intervals of success know the chance of starts, not that of training."
+        )
     for budget, tables in results["success"].items():
         title = "equal steps" if budget == "steps" else "equal processor time"
         for n, table in tables.items():
@@ -210,8 +258,11 @@ def format_results(results: Mapping) -> str:
             )
         for n, losses in results["validation_losses"][budget].items():
             parts.append(
-                f"**Validation losses, {title}, {n} demonstrations a task**\n\n{format_losses(losses)}"
+                f"**Validation losses, {title}, {n} demonstrations a task**\n\n"
+                f"{format_losses(losses, results['reference'])}"
             )
+        for n, training in results["training"][budget].items():
+            parts.append(f"**Training, {title}, {n} demonstrations a task**\n\n{format_training(training)}")
         if results["depth_motion"][budget]["increments"]:
             parts.append(f"**Motion in depth, {title}**\n\n{format_depth(results['depth_motion'][budget])}")
     return "\n\n".join(parts) + "\n"
@@ -234,29 +285,54 @@ def format_success_table(table: Mapping, reference: str) -> str:
             ]
         lines.append(row + ["-"] * (7 - len(row)))
     header = ["variant", "solved", "%", "95 % interval", f"{reference} minus it, points", "95 % interval"]
-    return markdown_table([*header, "only one solved: it / this"], lines)
+    return markdown_table([*header, f"only {reference} solved / only it"], lines)
 
 
-def format_losses(losses: Mapping) -> str:
-    """A row per variant, a column per loss."""
+def format_losses(losses: Mapping, reference: str) -> str:
+    """A row per variant, two columns per loss: its mean, and how far it is above the reference's."""
     names = list(dict.fromkeys(name for of_variant in losses.values() for name in of_variant))
+
+    def cells(entry: Mapping | None) -> list[str]:
+        if entry is None:
+            return ["-", "-"]
+        difference, text = entry.get("difference"), "-"
+        if difference:
+            text = f"{difference['mean']:+.2g}"
+            if difference["ci95"]:
+                text += " ({:+.2g} to {:+.2g})".format(*difference["ci95"])
+        return [f"{entry['mean']:.4g}", text]
+
+    header = ["variant", *itertools.chain(*([name, f"minus {reference}'s"] for name in names))]
     lines = [
-        [variant, *(f"{known[name]['mean']:.4g}" if name in known else "-" for name in names)]
-        for variant, known in losses.items()
+        [v, *itertools.chain(*(cells(known.get(name)) for name in names))] for v, known in losses.items()
     ]
-    return markdown_table(["variant", *names], lines)
+    return markdown_table(header, lines)
+
+
+def format_training(training: Mapping) -> str:
+    """A row per variant: its steps, and the processor time of its trainings."""
+    lines = [
+        [
+            name,
+            str(one["steps"]),
+            f"{np.mean(one['cpu_minutes']):.1f}",
+            f"{min(one['cpu_minutes']):.1f} to {max(one['cpu_minutes']):.1f}",
+        ]
+        for name, one in training.items()
+    ]
+    return markdown_table(["variant", "steps", "processor time, minutes", "of single trainings"], lines)
 
 
 def format_depth(depth: Mapping) -> str:
-    """A row per task, by its share of motion in depth; the last row has the rank correlations."""
-    shares, increments = depth["share_in_depth"], depth["increments"]
-    lines = [
-        [task, f"{shares[task]:.2f}", *(f"{100 * one['gain'][task]:+.1f}" for one in increments.values())]
-        for task in sorted(shares, key=shares.get)
-    ]
-    ranks = [one["rank_correlation"] for one in increments.values()]
-    lines.append(["rank correlation", "", *("-" if rank is None else f"{rank:+.2f}" for rank in ranks)])
-    return markdown_table(["task", "share in depth", *(f"{name}, points" for name in increments)], lines)
+    """A row per pair of variants: by how many points the first is ahead in each task, and the correlation."""
+    shares = depth["share_in_depth"]
+    tasks = sorted(shares, key=shares.get)
+    lines = [["share in depth", *(f"{shares[task]:.2f}" for task in tasks), ""]]
+    for name, one in depth["increments"].items():
+        rank = one["rank_correlation"]
+        gains = [f"{100 * one['gain'][task]:+.0f}" for task in tasks]
+        lines.append([f"{name}, points", *gains, "-" if rank is None else f"{rank:+.2f}"])
+    return markdown_table(["", *tasks, "rank correlation"], lines)
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

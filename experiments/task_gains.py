@@ -8,6 +8,7 @@ from pathlib import Path
 from datasets_scripts.inspection.drawing import new_figure
 from datasets_scripts.storage.atomic import flatten, name_changes, read_json, write_whole_file
 from datasets_scripts.storage.episode_job import resumable_command
+from training.diagnostics.intervals import Z_95
 
 EXAMPLE = """example:
   python -m experiments.task_gains 2d_foresight.json 3d_foresight.json --output gains.png"""
@@ -16,7 +17,6 @@ FORMATS = (".png", ".pdf", ".svg")
 COUNTS = {"success_rate", "successes", "episodes"}  # of a task
 # Datasets and generators of goals are compared by their content.
 ONLY_NAMES = ("goal_dataset/name", "goal_generator/name")
-Z_95 = 1.959964
 
 
 def success_gains(base: Mapping, other: Mapping) -> list[dict]:

@@ -24,6 +24,12 @@ PLAN = {
 }
 
 
+def row_facts(plan, trials):
+    """What the row of a finished cell says about how it was made."""
+    made = {"commit": "abc", "command": "made", "versions": {}, "hardware": {}}
+    return {"steps": plan.steps, "trials": trials, "first_start": plan.first_start, "step_cpu_s": 0.5} | made
+
+
 @pytest.fixture
 def write_plan(tmp_path):
     """Writes the plan with changes; gives its path."""

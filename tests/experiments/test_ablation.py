@@ -58,8 +58,10 @@ def test_a_plan_that_is_killed_twice_resumes_and_ends_in_tables(
     (difference,) = table["differences"]
     assert (difference["first"], difference["second"]) == ("foresight_3d", "action_only")
     losses = results["validation_losses"]["steps"]["2"]
-    assert {"depth", "flow", "future"} <= losses["foresight_3d"].keys()
-    assert "depth" not in losses["action_only"]
+    assert losses["foresight_3d"].keys() == {"action", "depth", "flow"}
+    assert losses["action_only"].keys() == {"action"}
+    assert losses["action_only"]["action"]["difference"]["ci95"] is None, "one seed"
+    assert results["training"]["steps"]["2"]["action_only"]["steps"] == 2
     assert 0 < results["depth_motion"]["steps"]["share_in_depth"]["drawer-open-v3"] < 1
     assert results["commit"] and results["command"] and results["hours"] >= 0
     assert "| action_only |" in (tmp_path / "out" / "tables.md").read_text()

@@ -63,7 +63,8 @@ def test_a_pretrained_variant_starts_from_the_model_of_its_seed(write_plan, tmp_
         return 0
 
     monkeypatch.setattr(cells, "train", train)
-    outcome = {"timing": {"wall_s": 1.0}, "episodes": [{"task": "drawer-open-v3", "success": True}]}
+    episodes = [{"task": "drawer-open-v3", "success": True}] * 2
+    outcome = {"timing": {"wall_s": 1.0}, "episodes": episodes}
     monkeypatch.setattr(cells, "try_policy", lambda *_: outcome)
     path = "training/configs/pretrain_small.yaml"
     plan = load_plan(write_plan(seeds=[3], pretraining=path, pretrained=["action_only"]))
