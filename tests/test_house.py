@@ -424,7 +424,7 @@ def test_no_tracked_file_is_large():
     assert not large, "weights, datasets and videos belong on the Hub"
 
 
-def test_version_and_licence_agree_everywhere():
+def test_version_and_license_agree_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert (
         citation["version"] == modeling_foresight.__version__ == importlib.metadata.version(PROJECT["name"])

@@ -31,7 +31,7 @@ class DepthOfRed:
     """A source of known truth: meters grow with red, the left border and what is far have none."""
 
     def describe(self):
-        return {"models": [{"model": "red", "licence": "apache-2.0"}]}
+        return {"models": [{"model": "red", "license": "apache-2.0"}]}
 
     def estimate(self, frames, fps):
         facts = {}
@@ -145,7 +145,7 @@ def test_the_provenance_says_how_each_episode_went(annotated):
     assert provenance["cameras"]["wrist"]["depth"] == {
         "source": "red",
         "depth_max_m": DEPTH_MAX_M,
-        "models": [{"model": "red", "licence": "apache-2.0"}],
+        "models": [{"model": "red", "license": "apache-2.0"}],
     }
     assert provenance["episodes"]["1"]["wrist"]["depth"]["error"] == 0.1
     assert {"main/depth-fallback", "wrist/depth-fallback"} <= set(provenance["episodes"]["1"]["flags"])

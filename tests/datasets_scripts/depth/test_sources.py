@@ -236,7 +236,7 @@ def test_a_source_describes_its_model_for_the_provenance(metric, tmp_path):
     shutil.copytree(metric, folder)
     (folder / "README.md").write_text("---\nlicense: Apache-2.0\n---\n")
     (model,) = open_depth(str(folder)).describe()["models"]
-    assert (model["model"], model["licence"], model["is_metric"]) == ("network", "apache-2.0", True)
+    assert (model["model"], model["license"], model["is_metric"]) == ("network", "apache-2.0", True)
     assert model["revision"].startswith("sha256:") and "transformers" in model["package"]
 
 
@@ -404,7 +404,7 @@ def test_the_papers_two_models_give_meters(project, metric):
     source.relative.side = 28
     models = source.describe()["models"]
     assert [model["is_metric"] for model in models] == [False, True]
-    assert models[0]["licence"] == "apache-2.0"
+    assert models[0]["license"] == "apache-2.0"
     clip = source.estimate(frames, FPS)
     meters, _ = collect(clip)
     assert meters.shape == truth.shape
@@ -421,7 +421,7 @@ def test_the_papers_two_models_give_meters(project, metric):
 
 def test_a_restrictive_license_is_recorded(project):
     source = VideoDepth(save_checkpoint(project, "large.pth", width=1024), "cpu")
-    assert source.describe()["licence"] == "cc-by-nc-4.0"
+    assert source.describe()["license"] == "cc-by-nc-4.0"
 
 
 def test_a_clip_equals_that_of_the_projects_own_function(tmp_path):

@@ -178,7 +178,7 @@ def test_a_clip_of_one_frame(source, projects, clip):
 def test_the_provenance_names_weights_and_license(source, projects):
     facts = open_tracker(source, projects, "cpu").describe()
     assert "weights.pth" in facts["model"] and len(facts["revision"]) == len("sha256:") + 32
-    assert "non-commercial" in facts["licence"] or "nc" in facts["licence"]
+    assert "non-commercial" in facts["license"] or "nc" in facts["license"]
 
 
 def test_depth_continues_behind_an_occluder_and_past_an_edge():
