@@ -20,13 +20,13 @@ from training.diagnostics.closed_loop import Condition
 from training.diagnostics.stream_changes import OtherInstruction
 from training.evaluation.libero_success import Libero, LiberoOptions
 from training.evaluation.metaworld_success import MAX_STEPS, MetaWorld, SuccessOptions
-from training.evaluation.success import Benchmark, EvaluationOptions, GoalOptions, count_cores, option
+from training.evaluation.success import Benchmark, EvaluationOptions, PolicyOptions, option
 
 __all__ = ["DiagnosticOptions", "LiberoDiagnostics", "MetaWorldDiagnostics"]
 
 
 @dataclasses.dataclass
-class DiagnosticOptions(GoalOptions, abc.ABC):
+class DiagnosticOptions(PolicyOptions, abc.ABC):
     """What every benchmark asks; `diagnose.py` has a flag for every field and explains it.
 
     Raises:
@@ -35,7 +35,6 @@ class DiagnosticOptions(GoalOptions, abc.ABC):
 
     evaluation: ClassVar[tuple[type[EvaluationOptions], type[Benchmark]]]
 
-    checkpoint: str = option("folder of a trained model, or Hub id")
     _: dataclasses.KW_ONLY
     dataset: str | None = option(
         "demonstrations for errors by task, calibration and causality: of data of the training the held-out "
@@ -52,11 +51,6 @@ class DiagnosticOptions(GoalOptions, abc.ABC):
         "results (default: %(default)s); each condition is kept in the folder of that name without .json",
         Path("diagnostics.json"),
     )
-    num_envs: int = option("simulators side by side (default: one per core, %(default)s here)", count_cores)
-    revision: str | None = option("commit, branch or tag of a Hub id", None)
-    embodiment: str | None = option("name of the robot, of a checkpoint for several", None)
-    threads: int | None = option("threads of PyTorch (default: 1 for a small model)", None)
-    device: str | None = option("default: cuda if there is one, otherwise cpu", None)
 
     def __post_init__(self):
         if self.output.suffix != ".json":

@@ -38,7 +38,7 @@ from datasets_scripts.storage.episode_job import list_numbers
 from training.evaluation.goal_sources import describe_goals, open_stream
 from training.evaluation.simulation_pool import WorkerPool, become_command
 from training.evaluation.success import (
-    GoalOptions,
+    PolicyOptions,
     claim_evaluation,
     describe_checkpoint,
     evaluation_job,
@@ -49,7 +49,7 @@ from training.evaluation.success import (
     read_finished,
     success_figures,
 )
-from training.run_facts import count_cores, describe_run
+from training.run_facts import describe_run
 
 __all__ = ["CalvinPool", "ChainOptions", "format_chains", "measure_chains", "task_outcomes"]
 
@@ -58,35 +58,26 @@ SIMULATOR = Path(__file__).parents[2] / "datasets_scripts" / "simulation" / "cal
 
 
 @dataclasses.dataclass
-class ChainOptions(GoalOptions):
+class ChainOptions(PolicyOptions):
     """What to measure, and how; `evaluate.py --benchmark calvin` has a flag for every field.
 
     Raises:
         ValueError: If a value makes no sense; names it.
     """
 
-    checkpoint: str = option("folder of a trained model, or Hub id")
     calvin_data: Path = option("unpacked archive of CALVIN with its validation split, such as task_D_D")
     calvin_python: str = option(
         "Python in which calvin_env and calvin_agent are installed (default: this one)", sys.executable
     )
-    revision: str | None = option("commit, branch or tag of a Hub id", None)
-    embodiment: str | None = option("name of the robot, of a checkpoint for several", None)
     chains: int = option(f"the first of the protocol's {CALVIN_CHAINS} chains (default: all)", CALVIN_CHAINS)
     output: Path = option("results (default: %(default)s)", Path("calvin.json"))
-    num_envs: int = option("simulators side by side (default: one per core, %(default)s here)", count_cores)
     max_steps: int = option("steps until a task has failed (default: %(default)s)", CALVIN_MAX_STEPS)
     execute_steps: int = option(
         "actions of a chunk to execute before the next plan (default: %(default)s)", 1
     )
-    threads: int | None = option("threads of PyTorch (default: 1 for a small model)", None)
-    device: str | None = option("default: cuda if there is one, otherwise cpu", None)
 
     def __post_init__(self):
-        for name in ("chains", "num_envs", "max_steps", "execute_steps", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} is {value}; it must be at least 1")
+        super().__post_init__()
         check_place(self.output, "--output")
         if self.chains > CALVIN_CHAINS:
             raise ValueError(f"--chains is {self.chains}; the protocol has {CALVIN_CHAINS}")

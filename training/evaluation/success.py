@@ -33,6 +33,7 @@ __all__ = [
     "Benchmark",
     "EvaluationOptions",
     "GoalOptions",
+    "PolicyOptions",
     "StreamChange",
     "check_heads",
     "claim_evaluation",
@@ -52,6 +53,8 @@ __all__ = [
 
 MAX_SEED = 2**32  # of NumPy's generator, which the simulators use
 MAX_FILMED = 20  # rollouts in one video
+# Options that count something, where a benchmark has them.
+COUNTS = ("episodes", "chains", "num_envs", "execute_steps", "max_steps", "stride", "threads")
 SMALL_MODEL = 20_000_000  # parameters
 EPISODE_FACTS = ("task", "seed", "success", "steps", "simulation_steps", "failed_at")
 
@@ -111,7 +114,30 @@ class GoalOptions:
 
 
 @dataclasses.dataclass
-class EvaluationOptions(GoalOptions):
+class PolicyOptions(GoalOptions):
+    """Which policy acts in simulation, and on what machine.
+
+    Raises:
+        ValueError: If a number that counts something is below 1; names it.
+    """
+
+    checkpoint: str = option("folder of a trained model, or Hub id")
+    _: dataclasses.KW_ONLY
+    revision: str | None = option("commit, branch or tag of a Hub id", None)
+    embodiment: str | None = option("name of the robot, of a checkpoint for several", None)
+    num_envs: int = option("simulators side by side (default: one per core, %(default)s here)", count_cores)
+    threads: int | None = option("threads of PyTorch (default: 1 for a small model)", None)
+    device: str | None = option("default: cuda if there is one, otherwise cpu", None)
+
+    def __post_init__(self):
+        for name in COUNTS:
+            value = getattr(self, name, None)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+
+
+@dataclasses.dataclass
+class EvaluationOptions(PolicyOptions):
     """What every benchmark asks; `evaluate.py` has a flag for every field and explains it.
 
     Raises:
@@ -120,8 +146,6 @@ class EvaluationOptions(GoalOptions):
 
     checkpoint: str = option("folder of a trained model or of an exported policy, or Hub id")
     _: dataclasses.KW_ONLY
-    revision: str | None = option("commit, branch or tag of a Hub id", None)
-    embodiment: str | None = option("name of the robot, of a checkpoint for several", None)
     episodes: int = option("per task (default: %(default)s)", 20)
     seed: int = option("start of the first episode; the others follow (default: %(default)s)", 10000)
     output: Path = option("results (default: %(default)s)", Path("eval.json"))
@@ -131,19 +155,13 @@ class EvaluationOptions(GoalOptions):
         None,
     )
     dataset: str | None = option("also measure errors on the held-out episodes of this dataset", None)
-    num_envs: int = option("simulators side by side (default: one per core, %(default)s here)", count_cores)
     execute_steps: int = option(
         "actions of a chunk to execute before the next plan (default: %(default)s)", 1
     )
     image_size: int | None = option("rendered pixels per side (default: as in the training data)", None)
-    threads: int | None = option("threads of PyTorch (default: 1 for a small model)", None)
-    device: str | None = option("default: cuda if there is one, otherwise cpu", None)
 
     def __post_init__(self):
-        for name in ("episodes", "num_envs", "execute_steps", "max_steps", "stride", "threads"):
-            value = getattr(self, name, None)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        super().__post_init__()
         if not 0 <= self.seed <= self.seeds[-1] < MAX_SEED:
             raise ValueError(f"--seed is {self.seed}; the starts must be in 0 to {MAX_SEED - 1}")
         check_place(self.output, "--output")
@@ -239,11 +257,10 @@ def measure(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> dic
 
 
 @contextlib.contextmanager
-def open_policy(options, check: Callable[[Any], None]) -> Iterator[tuple]:
+def open_policy(options: PolicyOptions, check: Callable[[Any], None]) -> Iterator[tuple]:
     """Yields model and processor of `options.checkpoint`, with `options.threads` threads of PyTorch.
 
-    `options` are `GoalOptions` that have `device`, `revision` and `embodiment` too. The processor is for that
-    robot, and `check` is called with the model's config for it.
+    The processor is for the robot of the options, and `check` is called with the model's config for it.
 
     Raises:
         ValueError: If the checkpoint cannot be loaded, does not act, or has no source of its goals; what
@@ -275,7 +292,7 @@ def open_policy(options, check: Callable[[Any], None]) -> Iterator[tuple]:
         torch.set_num_threads(threads)
 
 
-def check_heads(options) -> None:
+def check_heads(options: PolicyOptions) -> None:
     """Refuses recorded data for an exported policy."""
     from training.models.model_folder import is_exported
 
