@@ -32,7 +32,7 @@ from experiments.plans import STEPS, TIME, Cell, Plan
 from modeling_foresight.configuration_foresight import PRESETS, ForesightConfig
 from training.config import RunConfig, load_config
 from training.evaluation.libero_success import LiberoOptions, measure_libero
-from training.evaluation.metaworld_success import SuccessOptions, measure_success
+from training.evaluation.metaworld_success import MetaWorldOptions, measure_metaworld
 from training.loop import train
 from training.run_facts import describe_run
 
@@ -294,7 +294,7 @@ def try_policy(plan: Plan, home: Path, tasks: str, path: Path, **changes) -> dic
             options |= name_libero_tasks(tasks.split(","))
             measure_libero(LiberoOptions(**options | changes))  # writes it
         else:
-            measure_success(SuccessOptions(**options | {"tasks": tasks} | changes))
+            measure_metaworld(MetaWorldOptions(**options | {"tasks": tasks} | changes))
     return read_json(path)
 
 

@@ -23,7 +23,7 @@ from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training import evaluate
 from training.evaluation.closed_loop import run_episodes
-from training.evaluation.metaworld_success import MetaWorld, SuccessOptions, _check_unseen
+from training.evaluation.metaworld_success import MetaWorld, MetaWorldOptions, _check_unseen
 from training.evaluation.simulation_pool import SimulationPool
 from training.evaluation.videos import GREEN, RED, rollout_grid, write_video
 from training.models.model_folder import load_checkpoint
@@ -568,11 +568,11 @@ def test_a_truncated_checkpoint_is_named(checkpoint, tmp_path):
 )
 def test_a_policy_for_another_robot_is_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
-        MetaWorld(SuccessOptions("policy", TASK)).check_policy(robot_config(**overrides))
+        MetaWorld(MetaWorldOptions("policy", TASK)).check_policy(robot_config(**overrides))
 
 
 def test_a_frame_rate_that_the_simulator_cannot_keep_is_refused(checkpoint):
-    benchmark = MetaWorld(SuccessOptions(str(checkpoint), TASK))
+    benchmark = MetaWorld(MetaWorldOptions(str(checkpoint), TASK))
     with pytest.raises(ValueError, match="--stride"):
         benchmark.choose_settings(robot_config(fps=30), SIDE)
     assert benchmark.choose_settings(robot_config(fps=40), SIDE)["stride"] == 2

@@ -19,7 +19,7 @@ from datasets_scripts.simulation.metaworld import scene_partners, task_descripti
 from training.diagnostics.closed_loop import Condition
 from training.diagnostics.stream_changes import OtherInstruction
 from training.evaluation.libero_success import Libero, LiberoOptions
-from training.evaluation.metaworld_success import MAX_STEPS, MetaWorld, SuccessOptions
+from training.evaluation.metaworld_success import MAX_STEPS, MetaWorld, MetaWorldOptions
 from training.evaluation.success import Benchmark, EvaluationOptions, PolicyOptions, option
 
 __all__ = ["DiagnosticOptions", "LiberoDiagnostics", "MetaWorldDiagnostics"]
@@ -83,7 +83,7 @@ class MetaWorldDiagnostics(DiagnosticOptions):
     With another instruction, success is still that of the task whose start it is.
     """
 
-    evaluation = SuccessOptions, MetaWorld
+    evaluation = MetaWorldOptions, MetaWorld
 
     tasks: str = option("comma-separated MetaWorld tasks, or easy, medium, hard, very_hard, all")
     _: dataclasses.KW_ONLY

@@ -51,14 +51,14 @@ from training.evaluation.success import (
 )
 from training.run_facts import describe_run
 
-__all__ = ["CalvinPool", "ChainOptions", "format_chains", "measure_chains", "task_outcomes"]
+__all__ = ["CalvinPool", "CalvinOptions", "format_calvin", "measure_calvin", "task_outcomes"]
 
 CALVIN_CHAINS, CHAIN_LENGTH, CALVIN_MAX_STEPS = 1000, 5, 360
 SIMULATOR = Path(__file__).parents[2] / "datasets_scripts" / "simulation" / "calvin.py"
 
 
 @dataclasses.dataclass
-class ChainOptions(PolicyOptions):
+class CalvinOptions(PolicyOptions):
     """What to measure, and how; `evaluate.py --benchmark calvin` has a flag for every field.
 
     Raises:
@@ -183,11 +183,11 @@ def _read_observation(answer: Mapping) -> dict:
     return {**answer, "images": images, "state": state}
 
 
-def measure_chains(options: ChainOptions, arguments: Sequence[str] | None = None) -> dict:
+def measure_calvin(options: CalvinOptions, arguments: Sequence[str] | None = None) -> dict:
     """Runs the chains; those that an interrupted evaluation finished are kept.
 
     Args:
-        options (`ChainOptions`): What to measure.
+        options (`CalvinOptions`): What to measure.
         arguments (`Sequence[str]`, *optional*): As of [`success.measure`].
 
     Returns:
@@ -218,7 +218,7 @@ def measure_chains(options: ChainOptions, arguments: Sequence[str] | None = None
         return _measure(options, model, processor, facts, run)
 
 
-def _measure(options: ChainOptions, model, processor, facts: dict, run: dict) -> dict:
+def _measure(options: CalvinOptions, model, processor, facts: dict, run: dict) -> dict:
     from training.evaluation.metric_loader import load_metric
 
     # Before the chains: the cache of such scripts may be read-only.
@@ -256,7 +256,7 @@ def _measure(options: ChainOptions, model, processor, facts: dict, run: dict) ->
 
 
 def _run_chains(
-    options: ChainOptions, stream, pool: CalvinPool, folder: Path, known: dict[int, dict]
+    options: CalvinOptions, stream, pool: CalvinPool, folder: Path, known: dict[int, dict]
 ) -> tuple[list[dict], dict]:
     """Runs the chains that are not `known`, and keeps them in `folder`.
 
@@ -304,7 +304,7 @@ def task_outcomes(episodes: Sequence[Mapping]) -> dict[str, list[bool]]:
     return outcomes
 
 
-def format_chains(results: dict) -> str:
+def format_calvin(results: dict) -> str:
     """A line for people per task, and the row of the paper's Table I."""
     chains = results["chains"]
     rates = " ".join(f"{chains[f'{k}_in_a_row']:.1%}" for k in range(1, CHAIN_LENGTH + 1))
@@ -325,7 +325,7 @@ def _read_environment(folder: Path) -> str | None:
     return found and found.group(1)
 
 
-def _check_policy(config, options: ChainOptions) -> None:
+def _check_policy(config, options: CalvinOptions) -> None:
     """Refuses a policy that does not fit CALVIN's robot, cameras and rate."""
     if set(config.views) != set(CALVIN_CAMERAS):
         raise ValueError(
