@@ -108,7 +108,7 @@ test-libero: libero ## a few steps in LIBERO's own simulator: conventions, the c
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow tests/datasets_scripts/simulation/test_libero.py \
 		tests/datasets_scripts/simulation/test_robosuite_arms.py \
 		tests/datasets_scripts/simulation/test_libero_expert.py tests/datasets_scripts/simulation/test_simulators.py \
-		tests/datasets_scripts/conversion/test_libero_replay.py tests/training/evaluation/test_libero_success.py \
+		tests/datasets_scripts/conversion/test_libero_replay.py tests/training/evaluation/simulated/test_libero_success.py \
 		tests/lerobot_policy_foresight/test_libero.py $(PYTEST_FLAGS)
 
 sample-data: setup ## the shipped sample dataset, made again in outputs/sample_data: one demonstration of each of the ten tasks, a failure and a success of the shipped policy

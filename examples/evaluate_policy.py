@@ -11,8 +11,12 @@ from torch.utils.data import DataLoader
 
 from datasets_scripts.storage.atomic import write_json
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from training.evaluation.metaworld_success import MetaWorldOptions, format_metaworld, measure_metaworld
 from training.evaluation.open_loop import evaluate_open_loop, format_open_loop
+from training.evaluation.simulated.metaworld_success import (
+    MetaWorldOptions,
+    format_metaworld,
+    measure_metaworld,
+)
 from training.models.model_folder import load_checkpoint
 from training.policy_data import fit_windows
 from training.windows import ConcatWindows, ForesightWindows, collate_windows

@@ -31,8 +31,8 @@ from datasets_scripts.storage.atomic import flatten, name_changes, read_json, wr
 from experiments.plans import STEPS, TIME, Cell, Plan
 from modeling_foresight.configuration_foresight import PRESETS, ForesightConfig
 from training.config import RunConfig, load_config
-from training.evaluation.libero_success import LiberoOptions, measure_libero
-from training.evaluation.metaworld_success import MetaWorldOptions, measure_metaworld
+from training.evaluation.simulated.libero_success import LiberoOptions, measure_libero
+from training.evaluation.simulated.metaworld_success import MetaWorldOptions, measure_metaworld
 from training.loop import train
 from training.run_facts import describe_run
 

@@ -22,9 +22,9 @@ from tests.simulators import SIDE, CommandPool, FakePool
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training import evaluate
-from training.evaluation.closed_loop import run_episodes
-from training.evaluation.metaworld_success import MetaWorld, MetaWorldOptions, _check_unseen
-from training.evaluation.simulation_pool import SimulationPool
+from training.evaluation.simulated.closed_loop import run_episodes
+from training.evaluation.simulated.metaworld_success import MetaWorld, MetaWorldOptions, _check_unseen
+from training.evaluation.simulated.simulation_pool import SimulationPool
 from training.evaluation.videos import GREEN, RED, rollout_grid, write_video
 from training.models.model_folder import load_checkpoint
 from training.run_facts import portable_command, portable_path
@@ -159,7 +159,7 @@ def run(checkpoint, tmp_path, monkeypatch, capsys):
     class Pool(CommandPool):
         notes = SimpleNamespace(opened=None, used=[])
 
-    monkeypatch.setattr("training.evaluation.simulation_pool.SimulationPool", Pool)
+    monkeypatch.setattr("training.evaluation.simulated.simulation_pool.SimulationPool", Pool)
     output = tmp_path / "results" / "eval.json"
 
     def run(*options, checkpoint=checkpoint, tasks=TASK, again=False):
@@ -469,7 +469,7 @@ def test_failures_come_first_in_the_video_and_their_moment_is_in_the_results(run
         return rollout_grid(clips, captions, failures)
 
     monkeypatch.setattr("training.evaluation.videos.rollout_grid", grid)
-    monkeypatch.setattr("training.evaluation.success.MAX_FILMED", 3)
+    monkeypatch.setattr("training.evaluation.simulated.success.MAX_FILMED", 3)
     options = ("--episodes", "8", "--seed", "8", "--max-steps", "20", "--num-envs", "8")
     recorded = []
     monkeypatch.setattr(

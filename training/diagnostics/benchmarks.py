@@ -18,9 +18,9 @@ from datasets_scripts.simulation.libero_files import (
 from datasets_scripts.simulation.metaworld import scene_partners, task_descriptions
 from training.diagnostics.closed_loop import Condition
 from training.diagnostics.stream_changes import OtherInstruction
-from training.evaluation.libero_success import Libero, LiberoOptions
-from training.evaluation.metaworld_success import MAX_STEPS, MetaWorld, MetaWorldOptions
-from training.evaluation.success import Benchmark, EvaluationOptions, PolicyOptions, option
+from training.evaluation.simulated.libero_success import Libero, LiberoOptions
+from training.evaluation.simulated.metaworld_success import MAX_STEPS, MetaWorld, MetaWorldOptions
+from training.evaluation.simulated.success import Benchmark, EvaluationOptions, PolicyOptions, option
 
 __all__ = ["DiagnosticOptions", "LiberoDiagnostics", "MetaWorldDiagnostics"]
 

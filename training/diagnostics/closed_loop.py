@@ -15,7 +15,7 @@ import numpy as np
 
 from training.diagnostics.intervals import paired_difference
 from training.diagnostics.stream_changes import ChangedStream, FrozenCamera, SwappedViews, shorten_history
-from training.evaluation.success import Benchmark, measure_policy
+from training.evaluation.simulated.success import Benchmark, measure_policy
 
 __all__ = ["PLAIN", "Condition", "list_conditions", "measure_conditions"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from training.diagnostics.benchmarks import DiagnosticOptions
 from training.diagnostics.closed_loop import PLAIN, list_conditions, measure_conditions
-from training.evaluation.success import check_heads, describe_checkpoint, open_policy
+from training.evaluation.simulated.success import check_heads, describe_checkpoint, open_policy
 from training.run_facts import describe_run
 
 __all__ = ["format_diagnostics", "measure_diagnostics"]

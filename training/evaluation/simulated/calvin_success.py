@@ -35,9 +35,9 @@ from datasets_scripts.conversion.calvin import (
 )
 from datasets_scripts.storage.atomic import check_place, read_json, write_json
 from datasets_scripts.storage.episode_job import list_numbers
-from training.evaluation.goal_sources import describe_goals, open_stream
-from training.evaluation.simulation_pool import WorkerPool, become_command
-from training.evaluation.success import (
+from training.evaluation.simulated.goal_sources import describe_goals, open_stream
+from training.evaluation.simulated.simulation_pool import WorkerPool, become_command
+from training.evaluation.simulated.success import (
     PolicyOptions,
     claim_evaluation,
     describe_checkpoint,
@@ -54,7 +54,7 @@ from training.run_facts import describe_run
 __all__ = ["CalvinPool", "CalvinOptions", "format_calvin", "measure_calvin", "task_outcomes"]
 
 CALVIN_CHAINS, CHAIN_LENGTH, CALVIN_MAX_STEPS = 1000, 5, 360
-SIMULATOR = Path(__file__).parents[2] / "datasets_scripts" / "simulation" / "calvin.py"
+SIMULATOR = Path(__file__).parents[3] / "datasets_scripts" / "simulation" / "calvin.py"
 
 
 @dataclasses.dataclass
@@ -263,7 +263,7 @@ def _run_chains(
     Returns:
         All chains, and the `timing` of the results.
     """
-    from training.evaluation.closed_loop import run_episodes
+    from training.evaluation.simulated.closed_loop import run_episodes
 
     begun = time.perf_counter()
     missing = [number for number in range(options.chains) if number not in known]

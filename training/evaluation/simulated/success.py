@@ -26,7 +26,7 @@ from datasets_scripts.columns import image_key
 from datasets_scripts.storage.atomic import check_place, name_changes, read_json, write_json, write_whole_file
 from datasets_scripts.storage.dataset_folder import load_features
 from datasets_scripts.storage.episode_job import EVALUATION, EpisodeJob
-from training.evaluation.goal_sources import check_goal_options, describe_goals, open_stream
+from training.evaluation.simulated.goal_sources import check_goal_options, describe_goals, open_stream
 from training.run_facts import count_cores, describe_run, portable_path
 
 __all__ = [
@@ -493,8 +493,8 @@ def _run_trials(
     benchmark: Benchmark, model, processor, settings: dict, folder: Path, change: StreamChange | None
 ) -> tuple:
     """Runs the missing trials under a progress bar; gives all episodes and the `timing` of the results."""
-    from training.evaluation.closed_loop import Timing, run_episodes
-    from training.evaluation.simulation_pool import SimulationPool
+    from training.evaluation.simulated.closed_loop import Timing, run_episodes
+    from training.evaluation.simulated.simulation_pool import SimulationPool
 
     options = benchmark.options
     trials = list(itertools.product(benchmark.tasks, options.seeds))
@@ -604,7 +604,7 @@ def _episode_facts(episode) -> dict:
 
 def _read_episodes(folder: Path) -> Iterator:
     """Episodes that an interrupted evaluation finished."""
-    from training.evaluation.closed_loop import Episode
+    from training.evaluation.simulated.closed_loop import Episode
 
     for path in sorted(folder.glob("[0-9]*.json")):
         try:

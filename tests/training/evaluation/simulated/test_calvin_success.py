@@ -21,11 +21,11 @@ from modeling_foresight.action_codec import encode_local_delta
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training import evaluate
-from training.evaluation import calvin_success
-from training.evaluation.calvin_success import CalvinOptions, CalvinPool
-from training.evaluation.simulation_pool import WorkerPool
+from training.evaluation.simulated import calvin_success
+from training.evaluation.simulated.calvin_success import CalvinOptions, CalvinPool
+from training.evaluation.simulated.simulation_pool import WorkerPool
 
-STAND_IN = Path(__file__).parents[2] / "calvin_stand_in"
+STAND_IN = Path(__file__).parents[3] / "calvin_stand_in"
 PACKAGES = ("calvin_env", "calvin_agent", "hydra", "omegaconf")
 TASKS = ("turn_on_led", "open_drawer", "move_slider_left", "close_drawer")
 WORDING = ("turn on the led", "open the drawer", "slide the door left", "close the drawer")

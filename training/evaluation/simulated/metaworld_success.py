@@ -20,7 +20,7 @@ from datasets_scripts.simulation.metaworld import (
 )
 from datasets_scripts.simulation.perturbation import Perturbation
 from datasets_scripts.storage.provenance import read_provenance
-from training.evaluation.success import EvaluationOptions, format_rates, measure, option
+from training.evaluation.simulated.success import EvaluationOptions, format_rates, measure, option
 
 __all__ = ["MetaWorldOptions", "format_metaworld", "measure_metaworld"]
 
