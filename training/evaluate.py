@@ -12,7 +12,7 @@ from training.evaluation.simulated.metaworld_success import (
     format_metaworld,
     measure_metaworld,
 )
-from training.evaluation.simulated.success import parse_benchmark
+from training.evaluation.simulated.options import parse_benchmark
 
 EXAMPLE = """examples:
   python training/evaluate.py --checkpoint outputs/quickstart/model --tasks drawer-open-v3 \\

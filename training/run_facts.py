@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["describe_run", "portable_command", "portable_path", "resume_command"]
+__all__ = ["count_cores", "describe_run", "portable_command", "portable_path", "resume_command"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = "lerobot_policy_foresight"

@@ -469,7 +469,7 @@ def test_failures_come_first_in_the_video_and_their_moment_is_in_the_results(run
         return rollout_grid(clips, captions, failures)
 
     monkeypatch.setattr("training.evaluation.videos.rollout_grid", grid)
-    monkeypatch.setattr("training.evaluation.simulated.success.MAX_FILMED", 3)
+    monkeypatch.setattr("training.evaluation.simulated.film.MAX_FILMED", 3)
     options = ("--episodes", "8", "--seed", "8", "--max-steps", "20", "--num-envs", "8")
     recorded = []
     monkeypatch.setattr(

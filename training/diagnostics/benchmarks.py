@@ -20,7 +20,8 @@ from training.diagnostics.closed_loop import Condition
 from training.diagnostics.stream_changes import OtherInstruction
 from training.evaluation.simulated.libero_success import Libero, LiberoOptions
 from training.evaluation.simulated.metaworld_success import MAX_STEPS, MetaWorld, MetaWorldOptions
-from training.evaluation.simulated.success import Benchmark, EvaluationOptions, PolicyOptions, option
+from training.evaluation.simulated.options import EvaluationOptions, PolicyOptions, option
+from training.evaluation.simulated.success import Benchmark
 
 __all__ = ["DiagnosticOptions", "LiberoDiagnostics", "MetaWorldDiagnostics"]
 

@@ -35,7 +35,7 @@ from training.engines.clipping import clip_gradients
 from training.engines.machines import agree_on_run, find_writers, is_writer
 from training.engines.reading import iterate, read_everywhere
 from training.engines.selection import check_engine, join_processes
-from training.evaluation.simulated.success import option
+from training.evaluation.simulated.options import option
 from training.goal_generator.pairs import GoalPairs, collate_pairs
 from training.monitoring.run_log import RunLog
 from training.run_data import dataset_identity, is_same_dataset, leave_signals_to_parent

@@ -36,15 +36,14 @@ from datasets_scripts.conversion.calvin import (
 from datasets_scripts.storage.atomic import check_place, read_json, write_json
 from datasets_scripts.storage.episode_job import list_numbers
 from training.evaluation.simulated.goal_sources import describe_goals, open_stream
+from training.evaluation.simulated.options import PolicyOptions, option
 from training.evaluation.simulated.simulation_pool import WorkerPool, become_command
 from training.evaluation.simulated.success import (
-    PolicyOptions,
     claim_evaluation,
     describe_checkpoint,
     evaluation_job,
     format_rates,
     open_policy,
-    option,
     percentiles_ms,
     read_finished,
     success_figures,

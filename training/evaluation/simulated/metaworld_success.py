@@ -20,7 +20,8 @@ from datasets_scripts.simulation.metaworld import (
 )
 from datasets_scripts.simulation.perturbation import Perturbation
 from datasets_scripts.storage.provenance import read_provenance
-from training.evaluation.simulated.success import EvaluationOptions, format_rates, measure, option
+from training.evaluation.simulated.options import EvaluationOptions, option
+from training.evaluation.simulated.success import format_rates, measure
 
 __all__ = ["MetaWorldOptions", "format_metaworld", "measure_metaworld"]
 
