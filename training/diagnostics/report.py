@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from training.diagnostics.benchmarks import DiagnosticOptions
 from training.diagnostics.closed_loop import PLAIN, list_conditions, measure_conditions
-from training.evaluation.simulated.success import check_heads, describe_checkpoint, open_policy
+from training.evaluation.simulated.success import describe_checkpoint, open_policy, refuse_data_for_exported
 from training.run_facts import describe_run
 
 __all__ = ["format_diagnostics", "measure_diagnostics"]
@@ -28,7 +28,7 @@ def measure_diagnostics(options: DiagnosticOptions, arguments: Sequence[str] | N
         ValueError: If checkpoint, tasks, conditions and dataset do not fit together; names the remedy.
         RuntimeError: If the simulator is missing or fails.
     """
-    check_heads(options)
+    refuse_data_for_exported(options)
     benchmark = options.benchmark()
     evaluation, recorded = benchmark.options, {}
     partners = options.other_tasks(benchmark.tasks)

@@ -73,7 +73,7 @@ class MetaWorldOptions(EvaluationOptions):
 
     @property
     def films(self) -> list[Path]:
-        """What is made of the pictures and actions of episodes, for which they are kept."""
+        """Files to make from filmed episodes; without any, pictures are not kept."""
         return [*super().films, *([self.record] if self.record else [])]
 
     @property

@@ -129,7 +129,7 @@ class EvaluationOptions(PolicyOptions):
 
     @property
     def films(self) -> list[Path]:
-        """What is made of the pictures and actions of episodes, for which they are kept."""
+        """Files to make from filmed episodes; without any, pictures are not kept."""
         return [self.video] if self.video else []
 
     @property

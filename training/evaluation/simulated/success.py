@@ -30,7 +30,7 @@ from training.run_facts import describe_run, portable_path
 __all__ = [
     "Benchmark",
     "StreamChange",
-    "check_heads",
+    "refuse_data_for_exported",
     "claim_evaluation",
     "describe_checkpoint",
     "evaluation_job",
@@ -139,7 +139,7 @@ def open_policy(options: PolicyOptions, check: Callable[[Any], None]) -> Iterato
 
     from training.models.model_folder import is_exported, load_checkpoint, load_exported
 
-    check_heads(options)
+    refuse_data_for_exported(options)
     if is_exported(options.checkpoint):
         if options.device not in (None, "cpu"):
             raise ValueError(f"--device {options.device}: an exported policy acts on the CPU, leave it out")
@@ -161,8 +161,8 @@ def open_policy(options: PolicyOptions, check: Callable[[Any], None]) -> Iterato
         torch.set_num_threads(threads)
 
 
-def check_heads(options: PolicyOptions) -> None:
-    """Refuses recorded data for an exported policy."""
+def refuse_data_for_exported(options: PolicyOptions) -> None:
+    """Refuses a `--dataset` for an exported policy, which has no heads whose errors could be measured."""
     from training.models.model_folder import is_exported
 
     if getattr(options, "dataset", None) and is_exported(options.checkpoint):
