@@ -451,9 +451,12 @@ def test_an_interrupted_evaluation_resumes_to_the_same_results(run, tmp_path):
     assert sorted(path.name for path in partial.glob("0*")) == [
         f"00000{n}.{kind}" for n in (0, 1) for kind in ("json", "npz")
     ]
+    clock = partial / "wall_clock.json"
+    clock.write_text(json.dumps({"wall_s": json.loads(clock.read_text())["wall_s"] + 1000}))
     resumed = run(*options)
     assert resumed.code == 0, resumed.err
     assert run.notes.used == [(TASK, 10), (TASK, 11)] and resumed.results["timing"]["resumed_after"] == 2
+    assert resumed.results["timing"]["wall_s"] > 1000, "seconds of both sessions"
     assert not partial.exists() and (tmp_path / "film.mp4").exists()
     run.output.unlink()
     whole = run(*options)

@@ -18,7 +18,6 @@ import dataclasses
 import re
 import shutil
 import sys
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,10 +43,10 @@ from training.evaluation.simulated.success import (
     evaluation_job,
     format_rates,
     open_policy,
-    percentiles_ms,
     read_finished,
     success_figures,
 )
+from training.evaluation.simulated.timing import WallClock, describe_timing
 from training.run_facts import describe_run
 
 __all__ = ["CalvinPool", "CalvinOptions", "format_calvin", "measure_calvin", "task_outcomes"]
@@ -264,7 +263,7 @@ def _run_chains(
     """
     from training.evaluation.simulated.closed_loop import run_episodes
 
-    begun = time.perf_counter()
+    clock = WallClock(folder)
     missing = [number for number in range(options.chains) if number not in known]
     resumed = options.chains - len(missing)
     with tqdm(total=options.chains, initial=resumed, desc="evaluate", unit="chain") as bar:
@@ -277,6 +276,7 @@ def _run_chains(
                 "steps": episode.steps,
             }
             write_json(_chain_file(folder, episode.seed), known[episode.seed])
+            clock.save()
             bar.set_postfix_str(f"Avg. Len. {np.mean([chain['solved'] for chain in known.values()]):.2f}")
             bar.update()
 
@@ -284,14 +284,8 @@ def _run_chains(
         trials = [(tasks[0], number, tuple(tasks[1:])) for number, tasks in chains]
         limits = dict.fromkeys((task for _, tasks in chains for task in tasks), options.max_steps)
         _, timing = run_episodes(stream, pool, trials, 1, limits, options.execute_steps, on_done=keep)
-    return [known[number] for number in range(options.chains)], {
-        "wall_s": round(time.perf_counter() - begun, 2),
-        "parallel_environments": len(pool),
-        **({"resumed_after": resumed} if resumed else {}),
-        "policy_ms": percentiles_ms(timing.policy),
-        "control_step_ms": percentiles_ms(timing.step),
-        **({"goal_ms": percentiles_ms(timing.goal)} if timing.goal else {}),
-    }
+    figures = describe_timing(timing, clock.read_s(), len(pool), resumed)
+    return [known[number] for number in range(options.chains)], figures
 
 
 def task_outcomes(episodes: Sequence[Mapping]) -> dict[str, list[bool]]:

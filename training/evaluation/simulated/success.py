@@ -10,12 +10,10 @@ import contextlib
 import itertools
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from tqdm import tqdm
 
 from datasets_scripts.columns import image_key
@@ -25,6 +23,7 @@ from datasets_scripts.storage.episode_job import EVALUATION, EpisodeJob
 from training.evaluation.simulated.film import Film, write_film
 from training.evaluation.simulated.goal_sources import check_goal_options, describe_goals, open_stream
 from training.evaluation.simulated.options import EvaluationOptions, PolicyOptions
+from training.evaluation.simulated.timing import WallClock, describe_timing
 from training.run_facts import describe_run, portable_path
 
 __all__ = [
@@ -38,7 +37,6 @@ __all__ = [
     "measure",
     "measure_policy",
     "open_policy",
-    "percentiles_ms",
     "read_finished",
     "recorded_image_size",
     "success_figures",
@@ -374,7 +372,7 @@ def _run_trials(
     missing = [trial for trial in trials if trial not in known]
     size = min(options.num_envs, len(missing))
     outcomes = [episode.success for episode in known.values()]
-    begun, timing = time.perf_counter(), Timing()
+    clock, timing = WallClock(folder), Timing()
     with tqdm(total=len(trials), initial=len(known), desc="evaluate", unit="episode") as bar:
 
         def keep(episode) -> None:
@@ -382,6 +380,7 @@ def _run_trials(
                 film.keep(episode)
             number = trials.index((episode.task, episode.seed))
             write_json(folder / f"{number:06d}.json", _episode_facts(episode))
+            clock.save()
             outcomes.append(episode.success)
             rate = sum(outcomes) / len(outcomes)
             bar.set_postfix_str(f"success {sum(outcomes)}/{len(outcomes)} = {rate:.0%}")
@@ -406,14 +405,8 @@ def _run_trials(
             known |= {(e.task, e.seed): e for e in episodes}
     if film:
         film.load(known)
-    return [known[trial] for trial in trials], {
-        "wall_s": round(time.perf_counter() - begun, 2),
-        "parallel_environments": size,
-        **({"resumed_after": len(trials) - len(missing)} if len(missing) < len(trials) else {}),
-        "policy_ms": percentiles_ms(timing.policy),
-        "control_step_ms": percentiles_ms(timing.step),
-        **({"goal_ms": percentiles_ms(timing.goal)} if timing.goal else {}),
-    }
+    figures = describe_timing(timing, clock.read_s(), size, len(trials) - len(missing))
+    return [known[trial] for trial in trials], figures
 
 
 def _episode_facts(episode) -> dict:
@@ -431,11 +424,3 @@ def _read_episodes(folder: Path) -> Iterator:
             yield Episode(**read_json(path))
         except (ValueError, TypeError):
             print(f"{path} is damaged: its episode is run again")
-
-
-def percentiles_ms(durations_s: Sequence[float]) -> dict:
-    """Median and 90th percentile of durations, in milliseconds; without durations only their count."""
-    if not durations_s:
-        return {"count": 0}
-    median, p90 = np.percentile(np.asarray(durations_s) * 1000, [50, 90])
-    return {"median": round(float(median), 3), "p90": round(float(p90), 3), "count": len(durations_s)}

@@ -211,9 +211,12 @@ def interrupted(run, monkeypatch):
 
 
 def test_an_interrupted_evaluation_resumes_to_the_same_results(interrupted):
+    clock = interrupted.partial / "wall_clock.json"
+    clock.write_text(json.dumps({"wall_s": json.loads(clock.read_text())["wall_s"] + 1000}))
     resumed = interrupted("--chains", "5")
     assert resumed.code == 0 and len(FakeStream.last.tasks) == 1 + 3 + 5, "the first two chains are kept"
     assert resumed.results["timing"]["resumed_after"] == 2
+    assert resumed.results["timing"]["wall_s"] > 1000, "seconds of both sessions"
     whole = interrupted("--chains", "5").results
     for name in ("episodes", "chains", "tasks"):
         assert resumed.results[name] == whole[name]
