@@ -33,6 +33,7 @@ from modeling_foresight.configuration_foresight import PRESETS, ForesightConfig
 from training.config import RunConfig, load_config
 from training.evaluation.simulated.libero_success import LiberoOptions, measure_libero
 from training.evaluation.simulated.metaworld_success import MetaWorldOptions, measure_metaworld
+from training.evaluation.simulated.success import outcomes_by_task
 from training.loop import train
 from training.run_facts import describe_run
 
@@ -43,7 +44,6 @@ __all__ = [
     "prepare_results",
     "read_rows",
     "run_cells",
-    "success_by_task",
     "try_policy",
 ]
 
@@ -257,7 +257,7 @@ def run_cell(plan: Plan, cell: Cell, folder: Path, steps: Mapping[str, int], mad
     summary = read_json(home / "training" / "summary.json")
     evaluation_s = outcome["timing"]["wall_s"]
     log = read_log(home / "training")
-    success = success_by_task(outcome)
+    success = outcomes_by_task(outcome)
     row = {
         **dataclasses.asdict(cell),
         "steps": count,
@@ -312,14 +312,6 @@ def name_libero_tasks(tasks: Sequence[str]) -> dict:
             "choose them so, or use policies: per_task"
         )
     return {"suite": ",".join(suites), "tasks": numbers}
-
-
-def success_by_task(outcome: dict) -> dict[str, list[int]]:
-    """Outcomes of each task in the order of the starts."""
-    found: dict[str, list[int]] = {}
-    for episode in outcome.get("episodes", ()):
-        found.setdefault(episode["task"], []).append(int(episode["success"]))
-    return found
 
 
 def row_path(folder: Path, cell: Cell) -> Path:

@@ -144,9 +144,9 @@ def build_robustness(plan, rows: dict, tried: dict[tuple, dict], ceilings: dict[
     """All figures, ready for JSON: success and what was lost, of each variant and between every two."""
     import numpy as np
 
-    from experiments.cells import success_by_task
     from experiments.tables import compare, describe_rows, outcomes_of
     from training.diagnostics.intervals import bootstrap_mean, paired_difference
+    from training.evaluation.simulated.success import outcomes_by_task
 
     def outcomes(of_cells: dict, tasks: list[str]) -> dict[str, np.ndarray]:
         """`(S, T, E)` by variant; a task with two numbers of demonstrations counts as two tasks."""
@@ -162,7 +162,7 @@ def build_robustness(plan, rows: dict, tried: dict[tuple, dict], ceilings: dict[
         tasks = tasks_of(plan, scenes)
         before = after = outcomes(rows, tasks)
         if scenes != PLAIN_SCENES:
-            found = {cell: success_by_task(tried.get((scenes, cell), {})) for cell in rows}
+            found = {cell: outcomes_by_task(tried.get((scenes, cell), {})) for cell in rows}
             after = outcomes({cell: {"success": success} for cell, success in found.items()}, tasks)
         table = {"changes": perturbation.changes(), "tasks": tasks, **compare(plan, after)}
         if scenes != PLAIN_SCENES:

@@ -37,6 +37,7 @@ __all__ = [
     "measure",
     "measure_policy",
     "open_policy",
+    "outcomes_by_task",
     "read_finished",
     "recorded_image_size",
     "success_figures",
@@ -243,6 +244,17 @@ def format_rates(rates: Mapping[str, Mapping]) -> list[str]:
         f"(95 % interval {figures['ci95'][0]:.1%} to {figures['ci95'][1]:.1%})"
         for name, figures in rates.items()
     ]
+
+
+def outcomes_by_task(results: Mapping) -> dict[str, list[int]]:
+    """By task, 1 for each episode that was solved and 0 for the others, in the order of the starts.
+
+    Empty for results without episodes.
+    """
+    found: dict[str, list[int]] = {}
+    for episode in results.get("episodes", ()):
+        found.setdefault(episode["task"], []).append(int(episode["success"]))
+    return found
 
 
 def evaluation_job(output: Path, facts: Mapping) -> EpisodeJob:
