@@ -335,7 +335,11 @@ class StopRequest:
                 for output in self._terminals:
                     os.dup2(nowhere.fileno(), output)
 
-    def __bool__(self) -> bool:
+    def is_agreed(self) -> bool:
+        """Whether to stop after this step: a process got a signal, or the time of one is over.
+
+        All processes call it together, or those that do wait for the others.
+        """
         own = torch.tensor([[self.signal, time.monotonic() > self.end]], device=self.accelerator.device)
         self.signal, is_late = self.accelerator.gather(own).amax(dim=0).tolist()
         self.is_late = bool(is_late)

@@ -310,7 +310,7 @@ def run_steps(run: GoalRun, log: RunLog, stop: StopRequest) -> bool:
         if done % options.log_every == 0 or last:
             log.write(done, lr=run.scheduler.get_last_lr()[0], windows=options.batch_size)
         with log.paused():
-            stopping = bool(stop)
+            stopping = stop.is_agreed()
             if done % options.checkpoint_every == 0 or stopping or last:
                 save_checkpoint(accelerator, Path(options.output), done, keep=2)
         if stopping and not last:
