@@ -246,11 +246,6 @@ def write_summary(run: Run, seconds: float, validation: dict) -> None:
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,
         "mixed_precision": find_precision(config.train, accelerator.device),
-        **(
-            {"ema_decay": config.train.ema_decay, "exported_ema": config.train.export_ema}
-            if run.average
-            else {}
-        ),
         **start,
         "validation": validation,
     }
