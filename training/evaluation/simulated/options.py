@@ -14,8 +14,8 @@ from training.run_facts import count_cores
 __all__ = ["EvaluationOptions", "GoalOptions", "PolicyOptions", "option", "parse_benchmark"]
 
 MAX_SEED = 2**32  # of NumPy's generator, which the simulators use
-# Options that count something, where a benchmark has them.
-COUNTS = ("episodes", "chains", "num_envs", "execute_steps", "max_steps", "stride", "threads")
+# At least 1, where a benchmark has them.
+COUNTED_OPTIONS = ("episodes", "chains", "num_envs", "execute_steps", "max_steps", "stride", "threads")
 
 
 def option(help: str, default=dataclasses.MISSING, **more):
@@ -89,7 +89,7 @@ class PolicyOptions(GoalOptions):
     device: str | None = option("default: cuda if there is one, otherwise cpu", None)
 
     def __post_init__(self):
-        for name in COUNTS:
+        for name in COUNTED_OPTIONS:
             value = getattr(self, name, None)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")

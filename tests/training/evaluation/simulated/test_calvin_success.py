@@ -274,7 +274,7 @@ def test_a_damaged_file_of_a_chain_counts_as_missing_and_is_named(interrupted, c
     [
         (["--execute_steps", "5"], "plans 4 actions"),
         (["--chains", "1001"], "--chains is 1001"),
-        (["--num_envs", "0"], "--num_envs is 0"),
+        (["--num_envs", "0"], "--num-envs is 0"),
         (["--calvin_python", "no/such/python"], "--calvin_python is no/such/python"),
         (["--calvin_data", "elsewhere"], "elsewhere, which has no validation/.hydra"),
     ],
