@@ -150,10 +150,7 @@ class ForesightStream(RobotStream):
         view_mask=None,
         again: bool = False,
     ) -> Tensor:
-        """As [`step`], but returns the whole chunk: `(K, A)`, or `(robots, K, A)`.
-
-        With `again` the observation replaces the newest one: the robots have not acted since.
-        """
+        """See `RobotStream.step_chunk`."""
         rows = self._select_robots(envs)
         self._require_instruction(rows)
         if not self._goal_mask[rows].all():

@@ -126,7 +126,7 @@ class CalvinPool(WorkerPool):
         self._send(worker, ("reset", self.chains[seed][0], task))
 
     def follow(self, worker: int, task: str) -> None:
-        """Asks for the next task in the same scene; then call [`receive`]."""
+        """See `WorkerPool.follow`."""
         self._places[worker] = self._places[worker][0], task
         self._send(worker, ("follow", task))
 
