@@ -172,7 +172,8 @@ def functions() -> dict[str, ast.FunctionDef]:
             else:
                 visit(child, name)
 
-    for file in [*product_files(), *sorted((ROOT / "examples").glob("*.py"))]:
+    scripts = [path for folder in ("examples", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
+    for file in product_files() + scripts:
         visit(parsed(file), module_name(file) + ":")
     return found
 
