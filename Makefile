@@ -89,7 +89,7 @@ metaworld-tiny: setup ## the shipped checkpoint, made again: ten tasks in one po
 		--output $(METAWORLD)/metaworld-goals-detour
 	$(METAWORLD_SIMULATE) --tasks $(METAWORLD_OBJECTS) --episodes 60 --noise 0.2 --seed 0 \
 		--output $(METAWORLD)/metaworld-objects
-	$(METAWORLD_TRAIN) --data.mixture "[0.94, 0.03, 0.03]" --train.steps 900 --train.standardise_tokens true \
+	$(METAWORLD_TRAIN) --data.mixture "[0.94, 0.03, 0.03]" --train.steps 900 --train.standardize_tokens true \
 		--output $(METAWORLD_RUN)/reach/training --export $(METAWORLD_RUN)/reach/model
 	$(METAWORLD_TRAIN) --init_from $(METAWORLD_RUN)/reach/model \
 		--output $(METAWORLD_RUN)/training --export $(METAWORLD_RUN)/model

@@ -30,7 +30,7 @@ from datasets_scripts.simulation.libero_files import resolve_libero_tasks
 from datasets_scripts.storage.atomic import flatten, name_changes, read_json, write_json
 from experiments.plans import STEPS, TIME, Cell, Plan
 from modeling_foresight.configuration_foresight import PRESETS, ForesightConfig
-from training.config import RunConfig, load_config
+from training.config import RunConfig, load_config, rename_setting
 from training.evaluation.simulated.libero_success import LiberoOptions, measure_libero
 from training.evaluation.simulated.metaworld_success import MetaWorldOptions, measure_metaworld
 from training.evaluation.simulated.success import outcomes_by_task
@@ -120,7 +120,8 @@ def open_results(plan: Plan, folder: Path) -> None:
         del settings["simulator"]  # which folders of earlier versions do not name
     settings["variants"] = {variant: dataclasses.asdict(config) for variant, config in configs.items()}
     now = flatten(json.loads(json.dumps(settings)))
-    before = read_json(path) if path.exists() else {}
+    known = read_json(path) if path.exists() else {}
+    before = {rename_setting(name): value for name, value in known.items()}
 
     def group(key: str) -> str:
         """`variants/NAME` for the settings of a variant."""
