@@ -118,7 +118,7 @@ def broken_weights(model: nn.Module) -> str:
     return ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def check_weights(model: nn.Module, source) -> None:
+def refuse_broken_weights(model: nn.Module, source) -> None:
     """Refuses a checkpoint with weights that would turn every action into NaN.
 
     Raises:
@@ -210,7 +210,7 @@ class ForesightPreTrainedModel(PreTrainedModel):
                     "Its config.json and weights must belong together; strict=False loads what is there, "
                     "ignore_mismatched_sizes=True what fits."
                 )
-        check_weights(model, pretrained_model_name_or_path)
+        refuse_broken_weights(model, pretrained_model_name_or_path)
         if "disk" in (getattr(model, "hf_device_map", None) or {}).values():
             raise ValueError(
                 "Parts of the model do not fit and were left on disk, where its fixed tables would be lost: "

@@ -20,7 +20,7 @@ from training.windows.slicing import combine_commands
 
 __all__ = [
     "WindowColumns",
-    "check_targets",
+    "require_targets",
     "column_statistics",
     "column_width",
     "idle_objectives",
@@ -97,7 +97,7 @@ def idle_objectives(columns: WindowColumns, config: WindowConfig) -> dict[str, s
     return {name: lacking[name] for name in config.objectives if name in lacking and not found[name]}
 
 
-def check_targets(datasets: Sequence[tuple[str, WindowColumns, WindowConfig]]) -> None:
+def require_targets(datasets: Sequence[tuple[str, WindowColumns, WindowConfig]]) -> None:
     """Refuses datasets (name, columns, configuration) of which none has a target of any objective.
 
     Raises:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from modeling_foresight.embodiments import find_still_entries
-from training.windows.columns import check_targets
+from training.windows.columns import require_targets
 from training.windows.dataset import ForesightWindows
 
 __all__ = ["ConcatWindows", "collate_windows", "find_embodiments", "warn_of_differences"]
@@ -57,7 +57,7 @@ class ConcatWindows(Dataset):
                 raise ValueError(
                     f"dataset {dataset.rows.name} differs from the first in {', '.join(sorted(unlike))}"
                 )
-        check_targets([(d.rows.name, d.columns, d.config) for d in self.datasets])
+        require_targets([(d.rows.name, d.columns, d.config) for d in self.datasets])
         self.sizes = [len(dataset) for dataset in self.datasets]
         self._offsets = np.cumsum([0, *self.sizes])
         self.config = self.datasets[0].config

@@ -43,8 +43,8 @@ from training.evaluation.simulated.success import (
     evaluation_job,
     format_rates,
     open_policy,
+    rate_figures,
     read_finished,
-    success_figures,
 )
 from training.evaluation.simulated.timing import WallClock, describe_timing
 from training.run_facts import describe_run
@@ -243,7 +243,7 @@ def _measure(options: CalvinOptions, model, processor, facts: dict, run: dict) -
             "version": 1,
             **facts,
             "chains": chain_metric.compute(predictions=[episode["solved"] for episode in episodes]),
-            "tasks": {task: success_figures(task_metric, tries) for task, tries in outcomes},
+            "tasks": {task: rate_figures(task_metric, tries) for task, tries in outcomes},
             "timing": timing,
             "episodes": episodes,
             **run,

@@ -40,7 +40,7 @@ __all__ = [
     "outcomes_by_task",
     "read_finished",
     "recorded_image_size",
-    "success_figures",
+    "rate_figures",
 ]
 
 SMALL_MODEL = 20_000_000  # parameters
@@ -221,7 +221,7 @@ def _count_successes(benchmark: Benchmark, episodes: Sequence, metric) -> dict:
     """Success rates of the tasks, of all together, and those that the benchmark adds."""
 
     def rate(tasks: Sequence[str]) -> dict:
-        return success_figures(metric, [e.success for e in episodes if e.task in tasks])
+        return rate_figures(metric, [e.success for e in episodes if e.task in tasks])
 
     each = {task: rate([task]) for task in benchmark.tasks}
     return {"tasks": each, "mean": rate(benchmark.tasks), **benchmark.summarize(rate)}
@@ -309,7 +309,7 @@ def claim_evaluation(job: EpisodeJob) -> Iterator[None]:
     shutil.rmtree(job.partial, ignore_errors=True)
 
 
-def success_figures(metric, successes: Sequence[bool]) -> dict:
+def rate_figures(metric, successes: Sequence[bool]) -> dict:
     """`successes`, `episodes`, `success_rate` and its 95 % Wilson interval `ci95`."""
     figures = metric.compute(predictions=[int(success) for success in successes])
     interval = figures.pop("interval")
