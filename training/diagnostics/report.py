@@ -61,8 +61,13 @@ def _measure_demonstrations(options: DiagnosticOptions, model, processor, weight
     """Figures of the demonstrations of the options, kept in a file."""
     from training.diagnostics.demonstrations import measure_once, open_demonstrations
 
-    data = options.checkpoint, model.config, options.dataset, options.cameras, processor.embodiment
-    windows, origin = open_demonstrations(*data)
+    windows, origin = open_demonstrations(
+        options.checkpoint,
+        model.config,
+        options.dataset,
+        cameras=options.cameras,
+        embodiment=processor.embodiment,
+    )
     replaced = options.other_instructions(windows.datasets[0].rows.tasks)
     kept = options.output.with_suffix("") / "demonstrations.json"
     return {"origin": origin, **measure_once(model, processor, windows, replaced, weights, kept)}

@@ -197,10 +197,15 @@ def open_pairs(options: GoalTraining) -> GoalPairs:
     """The run's data; of a run that resumes, at the commit of the Hub at which it began."""
     path = Path(options.output) / "config.json"
     known = read_json(path).get("data", {}) if options.resume and path.is_file() else {}
-    ahead, size = (options.least_ahead, options.most_ahead), options.image_size
-    choices = (options.augment, options.seed, options.frame_cache)
-    dataset = pin_commit(options.dataset, known.get("commit"))
-    return GoalPairs(dataset, options.camera, ahead, size, *choices)
+    return GoalPairs(
+        pin_commit(options.dataset, known.get("commit")),
+        camera=options.camera,
+        ahead=(options.least_ahead, options.most_ahead),
+        image_size=options.image_size,
+        augment=options.augment,
+        seed=options.seed,
+        frame_cache=options.frame_cache,
+    )
 
 
 def describe_settings(options: GoalTraining, pairs: GoalPairs) -> dict:

@@ -254,8 +254,13 @@ class ForesightWindows(Dataset):
     ) -> dict:
         """Flow targets of the first view, or zeros of weight 0 where the dataset has no tracks."""
         config, view = self.config, self.config.views[0]
-        lengths = (config.history_length, config.flow_length)
-        sampling = FlowSampling(*lengths, config.flow_grid, config.p_moving, config.occluded_weight)
+        sampling = FlowSampling(
+            frames=config.history_length,
+            length=config.flow_length,
+            grid=config.flow_grid,
+            p_moving=config.p_moving,
+            occluded_weight=config.occluded_weight,
+        )
         if self.columns.points is None:
             targets = blank_flow_targets(sampling)
         else:
