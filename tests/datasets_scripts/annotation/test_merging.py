@@ -53,7 +53,7 @@ def depth_of(images: np.ndarray) -> np.ndarray:
 def red_depth():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(annotate_episode, "open_depth", lambda *_: DepthOfRed())
-        patch.setattr(annotate_episode, "check_depth_source", lambda *_: None)
+        patch.setattr(annotate_episode, "choose_depth_models", lambda *_: None)
         yield
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets_scripts.depth import check_depth_source, open_depth, worker
+from datasets_scripts.depth import choose_depth_models, open_depth, worker
 from datasets_scripts.depth.worker import WorkerDepth
 from datasets_scripts.inspection.dataset_card import list_label_licenses
 from datasets_scripts.storage.dataset_rows import BrokenEpisodeError
 from hub_cards.cards.licenses import derive_license
 
-WORKERS = Path(check_depth_source.__code__.co_filename).parent / "workers"
+WORKERS = Path(choose_depth_models.__code__.co_filename).parent / "workers"
 FRAMES, HEIGHT, WIDTH, FPS = 5, 6, 8, 10.0
 
 
@@ -199,14 +199,14 @@ def test_the_license_that_a_worker_states_gets_the_hubs_name(write_own):
 )
 def test_a_command_that_is_no_worker_is_refused_before_any_work(given, message):
     with pytest.raises(ValueError, match=message):
-        check_depth_source("worker", given)
+        choose_depth_models("worker", given)
 
 
 @pytest.mark.slow
 def test_relative_depth_of_a_worker_needs_a_metric_model(write_worker):
     given = write_worker("return frames[..., 0]", facts="facts['is_metric'] = False")
     with pytest.raises(ValueError, match="add --align-with depth-anything-v2"):
-        check_depth_source("worker", given)
+        choose_depth_models("worker", given)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from datasets_scripts.columns import pack_points
-from datasets_scripts.tracks import check_track_source, learned, open_tracker
+from datasets_scripts.tracks import choose_tracker, learned, open_tracker
 from datasets_scripts.tracks.lifting import fill_holes, lift_tracks
 
 FRAMES, HEIGHT, WIDTH = 50, 30, 45
@@ -218,7 +218,7 @@ def test_holes_in_depth_are_filled_from_their_neighbors():
 )
 def test_bad_trackers_are_refused_before_weights_are_loaded(projects, source, model, message):
     with pytest.raises(ValueError, match=message):
-        check_track_source(source, model)
+        choose_tracker(source, model)
 
 
 @pytest.mark.parametrize("source", LEARNED)
@@ -231,7 +231,7 @@ def test_a_missing_project_or_damaged_weights_are_named(source, projects, tmp_pa
             open_tracker(source, str(file), "cpu")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="is not installed: .*github.com"):
-        check_track_source(source, projects)
+        choose_tracker(source, projects)
 
 
 @pytest.mark.slow
