@@ -27,7 +27,8 @@ from filelock import FileLock, Timeout
 
 from datasets_scripts.simulation.job import simulate
 from datasets_scripts.simulation.libero_files import resolve_libero_tasks
-from datasets_scripts.storage.atomic import flatten, name_changes, read_json, write_json
+from datasets_scripts.storage.atomic import read_json, write_json
+from datasets_scripts.storage.settings_changes import flatten, name_changes
 from experiments.plans import STEPS, TIME, Cell, Plan
 from modeling_foresight.configuration_foresight import PRESETS, ForesightConfig
 from training.config import RunConfig, load_config, rename_setting

@@ -17,9 +17,10 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from datasets_scripts.columns import image_key
-from datasets_scripts.storage.atomic import name_changes, read_json, write_json
+from datasets_scripts.storage.atomic import read_json, write_json
 from datasets_scripts.storage.dataset_folder import load_features
 from datasets_scripts.storage.episode_job import EVALUATION, EpisodeJob
+from datasets_scripts.storage.settings_changes import name_changes
 from training.evaluation.simulated.film import Film, write_film
 from training.evaluation.simulated.goal_sources import check_goal_options, describe_goals, open_stream
 from training.evaluation.simulated.options import EvaluationOptions, PolicyOptions
