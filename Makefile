@@ -20,7 +20,7 @@ THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 # its fair share instead of 1.6 to 2.2, and idle what it took (benchmarks/thread_waiting.py).
 export GOMP_SPINCOUNT ?= 1000
 
-# Only `setup`, `libero`, `test-libero`, `test-deepspeed`, `test-common`, `test-newest`, `test-lowest`, `dist` and `test-extras` use the network, for packages: nothing that make runs fetches models or data.
+# Only `setup`, `libero`, `test-libero`, `test-deepspeed`, `test-common`, `test-newest`, `test-lowest`, `dist`, `test-extras` and `constraints` use the network, for packages. Nothing that make runs fetches models or data, except `space`, which may open the Hub.
 export HF_HUB_OFFLINE = 1
 # Where this is set, as in some containers, every process compiles all of PyTorch again: 2 s each.
 unexport PYTHONDONTWRITEBYTECODE

@@ -321,7 +321,7 @@ def place_frame(window: Tensor, new: Tensor, slot: Tensor, slides: Tensor) -> Te
     Args:
         window (`torch.Tensor`): `(B, T, ...)`, oldest frame first.
         new (`torch.Tensor`): `(B, ...)`.
-        slot (`torch.Tensor`): int64 `(B,)`; -1 keeps a window as it is.
+        slot (`torch.Tensor`): int64 `(B,)`; -1 leaves a window unchanged.
         slides (`torch.Tensor`): bool `(B,)`: the oldest frame leaves.
     """
     rest = (None,) * (window.ndim - 2)

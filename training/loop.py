@@ -111,7 +111,7 @@ def train(config: RunConfig, resume: bool) -> int:
 
 
 def dry_run(config: RunConfig) -> int:
-    """Takes a few steps of a run and prints what the whole will take; the run folder stays as it is.
+    """Takes a few steps of a run and prints what the whole will take; the run folder does not change.
 
     Returns:
         `int`: Exit code 0.

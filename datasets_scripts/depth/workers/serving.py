@@ -37,7 +37,7 @@ def serve(describe, open_model):
     """Serves one process of annotation.
 
     Args:
-        describe (`dict`): `model`, `license`, `is_metric`, `package`; more is kept as it is.
+        describe (`dict`): `model`, `license`, `is_metric`, `package`; more is kept unchanged.
         open_model (`Callable`): Loads weights and gives a function: frames `(k, H, W, 3)` uint8 and frames
             per second -> depth `(k, H, W)`.
     """
