@@ -20,7 +20,7 @@ THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 # its fair share instead of 1.6 to 2.2, and idle what it took (benchmarks/thread_waiting.py).
 export GOMP_SPINCOUNT ?= 1000
 
-# Only `setup`, `libero`, `test-libero`, `test-deepspeed`, `test-common`, `test-newest`, `test-lowest`, `dist` and `test-extras` use the network, for packages: nothing that make runs fetches models or data.
+# Only `setup`, `libero`, `test-libero`, `test-deepspeed`, `test-common`, `test-newest`, `test-lowest`, `dist`, `test-extras` and `constraints` use the network, for packages. Nothing that make runs fetches models or data, except `space`, which may open the Hub.
 export HF_HUB_OFFLINE = 1
 # Where this is set, as in some containers, every process compiles all of PyTorch again: 2 s each.
 unexport PYTHONDONTWRITEBYTECODE
@@ -89,7 +89,7 @@ metaworld-tiny: setup ## the shipped checkpoint, made again: ten tasks in one po
 		--output $(METAWORLD)/metaworld-goals-detour
 	$(METAWORLD_SIMULATE) --tasks $(METAWORLD_OBJECTS) --episodes 60 --noise 0.2 --seed 0 \
 		--output $(METAWORLD)/metaworld-objects
-	$(METAWORLD_TRAIN) --data.mixture "[0.94, 0.03, 0.03]" --train.steps 900 --train.standardise_tokens true \
+	$(METAWORLD_TRAIN) --data.mixture "[0.94, 0.03, 0.03]" --train.steps 900 --train.standardize_tokens true \
 		--output $(METAWORLD_RUN)/reach/training --export $(METAWORLD_RUN)/reach/model
 	$(METAWORLD_TRAIN) --init_from $(METAWORLD_RUN)/reach/model \
 		--output $(METAWORLD_RUN)/training --export $(METAWORLD_RUN)/model
@@ -108,7 +108,7 @@ test-libero: libero ## a few steps in LIBERO's own simulator: conventions, the c
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow tests/datasets_scripts/simulation/test_libero.py \
 		tests/datasets_scripts/simulation/test_robosuite_arms.py \
 		tests/datasets_scripts/simulation/test_libero_expert.py tests/datasets_scripts/simulation/test_simulators.py \
-		tests/datasets_scripts/conversion/test_libero_replay.py tests/training/evaluation/test_libero_success.py \
+		tests/datasets_scripts/conversion/test_libero_replay.py tests/training/evaluation/simulated/test_libero_success.py \
 		tests/lerobot_policy_foresight/test_libero.py $(PYTEST_FLAGS)
 
 sample-data: setup ## the shipped sample dataset, made again in outputs/sample_data: one demonstration of each of the ten tasks, a failure and a success of the shipped policy

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import csv
 import gc
+import json
 import os
 import platform
 import re
@@ -189,3 +190,32 @@ def print_table(rows: list[dict]) -> None:
     widths = [max(len(line[i]) for line in text) for i in range(len(columns))]
     for line in text:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+class Results:
+    """Rows and ratios so far; the CSV is written after every setting, so that a crash keeps the others.
+
+    Args:
+        args (`argparse.Namespace`): The command line, with `device`, `warmup`, `repeats` and `output`.
+        columns (`dict`): Columns of every row, in front of those of the machine.
+    """
+
+    def __init__(self, args: argparse.Namespace, columns: dict | None = None):
+        self.args, self.device = args, torch.device(args.device)
+        self.machine = {**(columns or {}), "machine": describe_machine(self.device)}
+        self.machine |= {"warmup": args.warmup, "repeats": args.repeats}
+        self.rows: list[dict] = []
+        self.ratios: dict[str, float] = {}
+
+    def keep(self, rows: Iterable[dict]) -> None:
+        """Adds rows, and writes all of them."""
+        self.rows.extend(rows)
+        write_csv(self.args.output, [{**row, **self.machine} for row in self.rows])
+
+    def report(self) -> None:
+        """Prints a table and the ratios; the last line is one JSON object."""
+        print_table(self.rows)
+        for name, ratio in self.ratios.items():
+            print(f"{name}: {ratio:.3f}")
+        print(f"written: {self.args.output}")
+        print(json.dumps({name: round(ratio, 4) for name, ratio in self.ratios.items()}))

@@ -16,7 +16,6 @@ a CUDA graph: those rows have the memory reserved, graphs included.
 
 import argparse
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,15 +24,13 @@ import numpy as np
 import torch
 from _measure import (
     DTYPES,
-    describe_machine,
+    Results,
     memory_mb,
     model_sizes,
     paired_ratio,
-    print_table,
     spread,
     start_afresh,
     time_in_turns,
-    write_csv,
 )
 
 from modeling_foresight import (
@@ -213,15 +210,8 @@ def weights_mb(model) -> float:
     return sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
 
 
-class Results:
-    """Rows and ratios so far; the CSV is written after every setting, so that a crash keeps the others."""
-
-    def __init__(self, args: argparse.Namespace):
-        self.args, self.device = args, torch.device(args.device)
-        machine = describe_machine(self.device)
-        self.machine = {"machine": machine, "warmup": args.warmup, "repeats": args.repeats}
-        self.rows: list[dict] = []
-        self.ratios: dict[str, float] = {}
+class ControlResults(Results):
+    """[`Results`] of control steps that run in turns."""
 
     def add(
         self, columns: dict, calls: dict[str, Callable], modes: dict[str, str], memory: dict | None = None
@@ -238,17 +228,16 @@ class Results:
             `dict[str, list[float]]`: Milliseconds of every call of every method.
         """
         durations = time_in_turns(calls, self.device, self.args.warmup, self.args.repeats)
+        rows = []
         for name, call in calls.items():
             mode = modes[name]
-            used = (
-                memory[name] if memory else memory_mb(call, self.device, "cuda_graph" in MODES.get(mode, {}))
-            )
-            self.rows.append({**columns, "mode": mode, "way": name, **spread(durations[name]), **used})
-        write_csv(self.args.output, [{**row, **self.machine} for row in self.rows])
+            used = memory[name] if memory else memory_mb(call, self.device, is_graphed(mode))
+            rows.append({**columns, "mode": mode, "way": name, **spread(durations[name]), **used})
+        self.keep(rows)
         return durations
 
 
-def compare_methods(results: Results, batch: int, dtype: str) -> None:
+def compare_methods(results: ControlResults, batch: int, dtype: str) -> None:
     """Everything, window and stream of one model with all heads, beside each mode of the stream; parts."""
     args, label = results.args, f"batch {batch}, {dtype}"
     model, processor = build("foresight_3d", args, dtype)
@@ -274,7 +263,7 @@ def compare_methods(results: Results, batch: int, dtype: str) -> None:
     results.add(columns, parts, dict.fromkeys(parts, "eager"))
 
 
-def compare_presets(results: Results, batch: int, dtype: str) -> None:
+def compare_presets(results: ControlResults, batch: int, dtype: str) -> None:
     """Streams of 3D Foresight and of GR-MG, both without auxiliary heads."""
     args, device, label = results.args, results.device, f"batch {batch}, {dtype}"
     names, memory = ("foresight_3d", "grmg"), {mode: {} for mode in args.modes}
@@ -303,7 +292,7 @@ def compare_presets(results: Results, batch: int, dtype: str) -> None:
         del calls
 
 
-def compare_modes(results: Results, batch: int, dtype: str) -> None:
+def compare_modes(results: ControlResults, batch: int, dtype: str) -> None:
     """Streams of one policy without auxiliary heads in every mode."""
     args, label = results.args, f"batch {batch}, {dtype}"
     if args.checkpoint:
@@ -329,7 +318,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
-    results = Results(args)
+    results = ControlResults(args)
     print(f"{results.machine['machine']}; warm-up {args.warmup}, {args.repeats} repeats in turns")
     for dtype in args.dtypes:
         for batch in args.batches:
@@ -338,11 +327,7 @@ def main(arguments: list[str] | None = None) -> None:
                 {"methods": compare_methods, "presets": compare_presets, "modes": compare_modes}[name](
                     results, batch, dtype
                 )
-    print_table(results.rows)
-    for name, ratio in results.ratios.items():
-        print(f"{name}: {ratio:.3f}")
-    print(f"written: {args.output}")
-    print(json.dumps({name: round(ratio, 4) for name, ratio in results.ratios.items()}))
+    results.report()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import resource
 import shutil
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from _measure import peak_rss_mb
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts.columns import (
@@ -220,16 +220,9 @@ def cost_of_labels(
     return ratios
 
 
-def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, in MB (pages of the frame cache included)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kilobytes here
-
-
-def run(args: argparse.Namespace, scratch: Path) -> dict:
-    """Open the readers, measure, return the figures; `scratch` is an empty folder."""
-    torch.set_num_threads(1)  # no reader needs torch's own threads; they only disturb the others
-    config = WindowConfig(
+def build_config(args: argparse.Namespace, scratch: Path) -> WindowConfig:
+    """What a window holds; the frame cache is in `scratch` unless the user names a folder."""
+    return WindowConfig(
         views=args.views.split(","),
         history_length=args.history,
         future_shift=args.future_shift,
@@ -241,20 +234,27 @@ def run(args: argparse.Namespace, scratch: Path) -> dict:
         frame_cache=args.cache or str(scratch / "cache"),
         seed=args.seed,
     )
-    rss_start = peak_rss_mb()
-    start = time.perf_counter()
-    cached = ForesightWindows(args.dataset, config)
-    build_s = time.perf_counter() - start
-    start = time.perf_counter()
-    cached = ForesightWindows(args.dataset, config)
-    open_s = time.perf_counter() - start
 
-    sampler = WindowSampler(len(cached), batch_size=1, seed=args.seed)
-    order = [sampler.batch_indices(step)[0] for step in range(max(20 * args.windows, 1))]
-    fast = measure({"cached": lambda n: cached[order[n % len(order)]]}, {"cached": 5 * args.windows}, 1)
-    rss_cached = peak_rss_mb()
 
-    on_demand = ForesightWindows(args.dataset, dataclasses.replace(config, frame_cache="off"))
+def open_cached(args: argparse.Namespace, config: WindowConfig) -> tuple[ForesightWindows, list[float]]:
+    """The cached reader, and the seconds to build the cache and open it, and to open it again."""
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        cached = ForesightWindows(args.dataset, config)
+        seconds.append(time.perf_counter() - start)
+    return cached, seconds
+
+
+def measure_readers(
+    args: argparse.Namespace,
+    both: tuple[ForesightWindows, ForesightWindows],
+    order: list[tuple[int, int]],
+    config: WindowConfig,
+    scratch: Path,
+) -> dict[str, float]:
+    """Windows per second of all readers in turns; `both` are ours, with the frame cache and without."""
+    cached, on_demand = both
     no_tracks = [name for name in config.objectives if name != "flow"]
     bare = copy_without_tracks(cached.rows.root, scratch / "without_tracks")
     cached_no_tracks = ForesightWindows(bare, dataclasses.replace(config, objectives=no_tracks))
@@ -270,21 +270,46 @@ def run(args: argparse.Namespace, scratch: Path) -> dict:
         "stock_no_tracks": lambda n: stock_no_tracks[rows[n % len(order)]],
     }
     counts = {name: args.windows * (10 if name.startswith("cached") else 1) for name in readers}
-    rates = measure(readers, counts, args.rounds)
+    return measure(readers, counts, args.rounds)
+
+
+def measure_labels(
+    args: argparse.Namespace,
+    both: tuple[ForesightWindows, ForesightWindows],
+    order: list[tuple[int, int]],
+    config: WindowConfig,
+) -> tuple[dict[str, float], int]:
+    """[`cost_of_labels`] of our readers, and the side in px of the prepared pictures."""
+    cached, on_demand = both
     frames_alone = dataclasses.replace(config, objectives=["action", "future_rgb", "progress"])
+    uncached = dataclasses.replace(frames_alone, frame_cache="off")
     pairs = {
         "cached": (cached, ForesightWindows(args.dataset, frames_alone)),
-        "on_demand": (
-            on_demand,
-            ForesightWindows(args.dataset, dataclasses.replace(frames_alone, frame_cache="off")),
-        ),
+        "on_demand": (on_demand, ForesightWindows(args.dataset, uncached)),
     }
     processor = ForesightProcessor(
         build_small_tokenizer(cached.rows.tasks),
         views=config.views,
         image_size=args.image_size or max(cached.view_sizes[config.views[0]]),
     )
-    labels = cost_of_labels(pairs, order, processor, max(args.rounds, args.windows // BATCH), args.rounds)
+    n_batches = max(args.rounds, args.windows // BATCH)
+    return cost_of_labels(pairs, order, processor, n_batches, args.rounds), processor.image_size
+
+
+def run(args: argparse.Namespace, scratch: Path) -> dict:
+    """Open the readers, measure, return the figures; `scratch` is an empty folder."""
+    torch.set_num_threads(1)  # no reader needs torch's own threads; they only disturb the others
+    config = build_config(args, scratch)
+    rss_mb = {"imports": peak_rss_mb()}
+    cached, (build_s, open_s) = open_cached(args, config)
+    sampler = WindowSampler(len(cached), batch_size=1, seed=args.seed)
+    order = [sampler.batch_indices(step)[0] for step in range(max(20 * args.windows, 1))]
+    fast = measure({"cached": lambda n: cached[order[n % len(order)]]}, {"cached": 5 * args.windows}, 1)
+    rss_mb["cached"] = peak_rss_mb()
+    both = cached, ForesightWindows(args.dataset, dataclasses.replace(config, frame_cache="off"))
+    rates = measure_readers(args, both, order, config, scratch)
+    labels, prepared_size = measure_labels(args, both, order, config)
+    rss_mb["all_readers"] = peak_rss_mb()
     return {
         "benchmark": "loader",
         "dataset_frames": len(cached.rows),
@@ -301,15 +326,11 @@ def run(args: argparse.Namespace, scratch: Path) -> dict:
         "ratio_on_demand_to_stock": round(rates["on_demand"] / rates["stock"], 2),
         "ratio_without_tracks": round(rates["cached_no_tracks"] / rates["stock_no_tracks"], 2),
         "time_with_labels_to_without": labels,
-        "prepared_size": processor.image_size,
+        "prepared_size": prepared_size,
         "cache_mb": round(cached.frames.nbytes / 1e6, 1),
         "cache_build_s": round(build_s, 2),
         "open_s": round(open_s, 2),
-        "peak_rss_mb": {
-            "imports": round(rss_start, 1),
-            "cached": round(rss_cached, 1),
-            "all_readers": round(peak_rss_mb(), 1),
-        },
+        "peak_rss_mb": rss_mb,
     }
 
 

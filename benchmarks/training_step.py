@@ -10,7 +10,6 @@ GPU's memory gets a row that says so.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -19,17 +18,15 @@ from pathlib import Path
 import torch
 from _measure import (
     DTYPES,
+    Results,
     build_parser,
     catch_out_of_memory,
-    describe_machine,
     memory_mb,
     model_sizes,
     paired_ratio,
-    print_table,
     spread,
     start_afresh,
     time_in_turns,
-    write_csv,
 )
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -133,15 +130,12 @@ def matmul_rate(args: argparse.Namespace) -> float:
     return side**3 / 1e6 / min(times)
 
 
-class Results:
-    """Rows and ratios so far; the CSV is written after every setting, so that a crash keeps the others."""
+class TrainingResults(Results):
+    """[`Results`] of training steps, with the share of the machine's rate that they reach."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.device, self.rate = args, torch.device(args.device), matmul_rate(args)
-        self.machine = {"dtype": args.dtype, "machine": describe_machine(self.device)}
-        self.machine |= {"warmup": args.warmup, "repeats": args.repeats}
-        self.rows: list[dict] = []
-        self.ratios: dict[str, float] = {}
+        super().__init__(args, {"dtype": args.dtype})
+        self.rate = matmul_rate(args)
 
     def add(self, setting: dict, measured: tuple[list[float], float, dict[str, float]] | None) -> None:
         """Add the row of a setting.
@@ -160,8 +154,7 @@ class Results:
             seconds = times["median_ms"] / 1000
             rates = {"samples_per_s": round(setting["batch"] / seconds, 3), "gmac": round(gmac, 1)}
             row = {**setting, **times, **rates, "rate": f"{gmac / seconds / self.rate:.0%}", **memory}
-        self.rows.append(row)
-        write_csv(self.args.output, [{**row, **self.machine} for row in self.rows])
+        self.keep([row])
 
 
 def describe_setting(
@@ -172,7 +165,7 @@ def describe_setting(
     return columns | {"compiled": compiled, "beside": beside}
 
 
-def measure_settings(results: Results) -> None:
+def measure_settings(results: TrainingResults) -> None:
     """The whole method by batch, checkpointing and compilation."""
     args, device, preset = results.args, results.device, "foresight_3d"
     # Of the plain step: what checkpointing computes again does not count.
@@ -189,7 +182,7 @@ def measure_settings(results: Results) -> None:
         results.add(describe_setting(preset, batch, checkpointing, compiled), measured)
 
 
-def compare_presets(results: Results) -> None:
+def compare_presets(results: TrainingResults) -> None:
     """The first preset with each of the others, two at a time because more would fill the memory."""
     args, device, batch = results.args, results.device, results.args.batches[0]
     whole, *others = args.presets
@@ -222,17 +215,13 @@ def compare_presets(results: Results) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print and write."""
     args = parse_arguments(arguments)
-    results = Results(args)
+    results = TrainingResults(args)
     machine = results.machine["machine"]
     print(f"{machine}; autocast {args.dtype}, warm-up {args.warmup}, {args.repeats} repeats in turns")
     print(f"matrix multiplication: {results.rate:.0f} GMAC/s in {args.dtype}")
     measure_settings(results)
     compare_presets(results)
-    print_table(results.rows)
-    for name, ratio in results.ratios.items():
-        print(f"{name}: {ratio:.3f}")
-    print(f"written: {args.output}")
-    print(json.dumps({name: round(ratio, 4) for name, ratio in results.ratios.items()}))
+    results.report()
 
 
 if __name__ == "__main__":

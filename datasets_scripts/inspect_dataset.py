@@ -15,7 +15,7 @@ from pathlib import Path
 
 from datasets_scripts.inspection.drawing import import_matplotlib, save_png
 from datasets_scripts.inspection.episode_description import describe_episode
-from datasets_scripts.inspection.label_pictures import draw_episode
+from datasets_scripts.inspection.label_pictures import draw_labels
 from datasets_scripts.inspection.labeled_episode import LabeledDataset, LabeledEpisode
 from datasets_scripts.inspection.report import rank_episodes, survey_labels, write_flags, write_report
 from datasets_scripts.inspection.rerun_recording import record_episode
@@ -76,7 +76,7 @@ def _show(args: argparse.Namespace, episode: LabeledEpisode) -> list[str]:
     text, problems = describe_episode(episode)
     print(text)
     if args.picture:
-        save_png(args.picture, draw_episode(episode, args.moments))
+        save_png(args.picture, draw_labels(episode, args.moments))
         print(f"wrote {args.picture}")
     if args.output:
         record_episode(episode, args.output)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets_scripts.depth import DEPTH_SOURCES, check_depth_source, open_depth
+from datasets_scripts.depth import DEPTH_SOURCES, choose_depth_models, open_depth
 from datasets_scripts.inspection.source_errors import ExactEpisodes, format_report, measure_sources
 from datasets_scripts.storage.atomic import check_place, write_json, write_whole_file
 from datasets_scripts.storage.dataset_rows import parse_episodes
 from datasets_scripts.storage.episode_job import resumable_command
-from datasets_scripts.tracks import TRACK_SOURCES, check_track_source, open_tracker
+from datasets_scripts.tracks import TRACK_SOURCES, choose_tracker, open_tracker
 
 EXAMPLE = """examples:
   python datasets_scripts/simulate.py --output outputs/exact --image-size 224 --episodes 2
@@ -31,8 +31,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     episodes = range(exact.rows.n_episodes)
     if args.episodes:
         episodes = parse_episodes(args.episodes, exact.rows.n_episodes)
-    check_depth_source(args.depth, args.depth_model, args.align_with)
-    check_track_source(args.tracks, args.track_model)
+    choose_depth_models(args.depth, args.depth_model, args.align_with)
+    choose_tracker(args.tracks, args.track_model)
     depth = open_depth(args.depth, args.depth_model, args.align_with, args.device)
     tracker = open_tracker(args.tracks, args.track_model, args.device)
     errors = measure_sources(exact, episodes, depth, tracker, args.steps)

@@ -11,8 +11,12 @@ from torch.utils.data import DataLoader
 
 from datasets_scripts.storage.atomic import write_json
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from training.evaluation.metaworld_success import SuccessOptions, format_success, measure_success
 from training.evaluation.open_loop import evaluate_open_loop, format_open_loop
+from training.evaluation.simulated.metaworld_success import (
+    MetaWorldOptions,
+    format_metaworld,
+    measure_metaworld,
+)
 from training.models.model_folder import load_checkpoint
 from training.policy_data import fit_windows
 from training.windows import ConcatWindows, ForesightWindows, collate_windows
@@ -37,15 +41,15 @@ def main() -> None:
 
     # A robot or simulator of your own: the loop of streaming_control.py, once per episode.
     if args.tasks != "none":
-        options = SuccessOptions(
+        options = MetaWorldOptions(
             *(args.checkpoint, args.tasks),
             episodes=args.episodes,
             output=args.output,
             embodiment=args.embodiment,
         )
-        results = measure_success(options)
+        results = measure_metaworld(options)
         write_json(args.output, results)  # hub_cards/build.py makes the tables of the model's card from it
-        print(format_success(results))
+        print(format_metaworld(results))
         print(f"seeds {results['seeds']['first']} to {results['seeds']['last']}, commit {results['commit']}")
 
     # Only what policy and dataset share is measured: no depth or tracks, no depth or flow errors.

@@ -27,13 +27,15 @@ from filelock import FileLock, Timeout
 
 from datasets_scripts.simulation.job import simulate
 from datasets_scripts.simulation.libero_files import resolve_libero_tasks
-from datasets_scripts.storage.atomic import flatten, name_changes, read_json, write_json
+from datasets_scripts.storage.atomic import read_json, write_json
+from datasets_scripts.storage.settings_changes import flatten, name_changes
 from experiments.depth_motion import depth_shares
 from experiments.plans import STEPS, TIME, Cell, Plan
 from modeling_foresight.configuration_foresight import PRESETS, ForesightConfig
-from training.config import RunConfig, load_config
-from training.evaluation.libero_success import LiberoOptions, measure_libero
-from training.evaluation.metaworld_success import SuccessOptions, measure_success
+from training.config import RunConfig, load_config, rename_setting
+from training.evaluation.simulated.libero_success import LiberoOptions, measure_libero
+from training.evaluation.simulated.metaworld_success import MetaWorldOptions, measure_metaworld
+from training.evaluation.simulated.success import outcomes_by_task
 from training.loop import train
 from training.run_facts import describe_run
 
@@ -45,7 +47,6 @@ __all__ = [
     "read_rows",
     "run_cells",
     "run_config",
-    "success_by_task",
     "try_policy",
 ]
 
@@ -125,7 +126,8 @@ def open_results(plan: Plan, folder: Path, only_read: bool = False) -> None:
         del settings["simulator"]  # which folders of earlier versions do not name
     settings["variants"] = {variant: dataclasses.asdict(config) for variant, config in configs.items()}
     now = flatten(json.loads(json.dumps(settings)))
-    before = read_json(path) if path.exists() else {}
+    known = read_json(path) if path.exists() else {}
+    before = {rename_setting(name): value for name, value in known.items()}
 
     def group(key: str) -> str:
         """`variants/NAME` for the settings of a variant."""
@@ -293,7 +295,7 @@ def run_cell(plan: Plan, cell: Cell, folder: Path, steps: Mapping[str, int], mad
     summary = read_json(home / "training" / "summary.json")
     evaluation_s = outcome["timing"]["wall_s"]
     log = read_log(home / "training")
-    success = success_by_task(outcome)
+    success = outcomes_by_task(outcome)
     row = {
         **dataclasses.asdict(cell),
         "steps": count,
@@ -330,7 +332,7 @@ def try_policy(plan: Plan, home: Path, tasks: str, path: Path, **changes) -> dic
             options |= name_libero_tasks(tasks.split(","))
             measure_libero(LiberoOptions(**options | changes))  # writes it
         else:
-            measure_success(SuccessOptions(**options | {"tasks": tasks} | changes))
+            measure_metaworld(MetaWorldOptions(**options | {"tasks": tasks} | changes))
     return read_json(path)
 
 
@@ -348,14 +350,6 @@ def name_libero_tasks(tasks: Sequence[str]) -> dict:
             "choose them so, or use policies: per_task"
         )
     return {"suite": ",".join(suites), "tasks": numbers}
-
-
-def success_by_task(outcome: dict) -> dict[str, list[int]]:
-    """Outcomes of each task in the order of the starts."""
-    found: dict[str, list[int]] = {}
-    for episode in outcome.get("episodes", ()):
-        found.setdefault(episode["task"], []).append(int(episode["success"]))
-    return found
 
 
 def row_path(folder: Path, cell: Cell) -> Path:

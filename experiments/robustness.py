@@ -142,16 +142,16 @@ def build_robustness(plan, rows: dict, tried: dict[tuple, dict], ceilings: dict[
     """All figures, ready for JSON: success and what was lost, of each variant and between every two."""
     import numpy as np
 
-    from experiments.cells import success_by_task
     from experiments.tables import compare, describe_rows, pool_demonstrations
     from training.diagnostics.intervals import mean_difference, paired_difference
+    from training.evaluation.simulated.success import outcomes_by_task
 
     tables = {}
     for scenes, perturbation in SCENES.items():
         tasks = tasks_of(plan, scenes)
         before = after = pool_demonstrations(plan, rows, "steps", tasks)
         if scenes != PLAIN_SCENES:
-            found = {cell: success_by_task(tried.get((scenes, cell), {})) for cell in rows}
+            found = {cell: outcomes_by_task(tried.get((scenes, cell), {})) for cell in rows}
             changed = {cell: {"success": success} for cell, success in found.items()}
             after = pool_demonstrations(plan, changed, "steps", tasks)
         table = {"changes": perturbation.changes(), "tasks": tasks, **compare(plan, after)}

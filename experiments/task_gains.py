@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets_scripts.inspection.drawing import new_figure
-from datasets_scripts.storage.atomic import flatten, name_changes, read_json, write_whole_file
+from datasets_scripts.storage.atomic import read_json, write_whole_file
 from datasets_scripts.storage.episode_job import resumable_command
+from datasets_scripts.storage.settings_changes import flatten, name_changes
 from training.diagnostics.intervals import Z_95
 
 EXAMPLE = """example:

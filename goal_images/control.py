@@ -83,7 +83,7 @@ class GoalStream:
     def step_chunk(
         self, images: dict, state=None, envs: Sequence[int] | None = None, again: bool = False, **options
     ):
-        """See `ForesightStream.step_chunk`; without the first view, a goal that is due has to wait for it.
+        """See `RobotStream.step_chunk`; without the first view, a goal that is due has to wait for it.
 
         Raises:
             RuntimeError: If the source failed; says why.

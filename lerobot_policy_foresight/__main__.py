@@ -7,7 +7,7 @@ python -m lerobot_policy_foresight ADAPTER --merge outputs/merged
 
 import argparse
 
-from .lerobot_files import merge_adapter, write_lerobot_files
+from .lerobot_files import write_lerobot_files, write_merged_policy
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         if options.merge:
-            merge_adapter(options.folder, options.merge)
+            write_merged_policy(options.folder, options.merge)
         else:
             write_lerobot_files(options.folder, dict(pair.split("=", 1) for pair in options.camera))
     except (ValueError, OSError) as error:

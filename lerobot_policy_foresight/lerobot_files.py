@@ -14,7 +14,7 @@ from modeling_foresight import ForesightConfig, ForesightProcessor
 from .configuration_foresight import MODEL_FIELDS, LeRobotForesightConfig
 from .processor_foresight import make_foresight_pre_post_processors
 
-__all__ = ["merge_adapter", "write_lerobot_files"]
+__all__ = ["write_merged_policy", "write_lerobot_files"]
 
 
 def write_lerobot_files(folder: str | Path, cameras: dict[str, str] | None = None) -> None:
@@ -65,7 +65,7 @@ def write_lerobot_files(folder: str | Path, cameras: dict[str, str] | None = Non
         pipeline.save_pretrained(folder)
 
 
-def merge_adapter(adapter: str | Path, target: str | Path) -> None:
+def write_merged_policy(adapter: str | Path, target: str | Path) -> None:
     """Merges an adapter that `lerobot-train --peft.*` trained into its base: a policy that stands alone.
 
     Args:

@@ -30,7 +30,7 @@ from datasets_scripts.columns import IMAGE_PREFIX, is_label_key
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from modeling_foresight import ForesightConfig
 from training.windows import ForesightWindows, WindowConfig
-from training.windows.columns import WindowColumns, check_targets, column_statistics, idle_objectives
+from training.windows.columns import WindowColumns, column_statistics, idle_objectives, require_targets
 
 __all__ = ["WindowReader", "to_uint8"]
 
@@ -83,7 +83,7 @@ class WindowReader:
             frame_cache=frame_cache,
         )
         columns = WindowColumns.find(features, self._config)
-        check_targets([(str(self.root), columns, self._config)])
+        require_targets([(str(self.root), columns, self._config)])
         if idle := idle_objectives(columns, self._config):
             hint = " Labels are found by --policy.cameras, not under --rename_map." if self.is_renamed else ""
             reasons = "; ".join(f"{name} ({why})" for name, why in idle.items())

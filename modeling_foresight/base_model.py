@@ -1,6 +1,7 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
 """What the model classes share: their outputs, loading, and initialization."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from .encoders import PerceiverResampler, SpatialReadout, sincos_2d, tower_atten
 from .inputs import ForesightInputs
 from .transformer import ForesightAttention, ForesightBlock
 
+LISTED_NAMES = 8  # before "and 3 more"
 LIBRARY_ARGUMENTS = frozenset(TransformersKwargs.__annotations__)
 
 
@@ -111,14 +113,19 @@ def adapter_message(name) -> str:
     )
 
 
+def list_names(names: Sequence[str]) -> str:
+    """The first few of many names: `a, b and 3 more`; empty without any."""
+    shown = ", ".join(names[:LISTED_NAMES])
+    return shown + (f" and {len(names) - LISTED_NAMES} more" if len(names) > LISTED_NAMES else "")
+
+
 def broken_weights(model: nn.Module) -> str:
     """Names of weights and buffers that hold NaN or infinity; empty without any."""
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
-    names = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    return ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return list_names(sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all()))
 
 
-def check_weights(model: nn.Module, source) -> None:
+def refuse_broken_weights(model: nn.Module, source) -> None:
     """Refuses a checkpoint with weights that would turn every action into NaN.
 
     Raises:
@@ -203,14 +210,13 @@ class ForesightPreTrainedModel(PreTrainedModel):
             wrong["holds weights that are not in"] = report["unexpected_keys"]
         for what, names in wrong.items():
             if names:
-                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
                 raise ValueError(
                     f"The checkpoint {pretrained_model_name_or_path} {what} this {cls.__name__}: "
-                    f"{', '.join(sorted(names)[:5])}{more}. "
+                    f"{list_names(sorted(names))}. "
                     "Its config.json and weights must belong together; strict=False loads what is there, "
                     "ignore_mismatched_sizes=True what fits."
                 )
-        check_weights(model, pretrained_model_name_or_path)
+        refuse_broken_weights(model, pretrained_model_name_or_path)
         if "disk" in (getattr(model, "hf_device_map", None) or {}).values():
             raise ValueError(
                 "Parts of the model do not fit and were left on disk, where its fixed tables would be lost: "

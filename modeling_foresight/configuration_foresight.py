@@ -57,22 +57,24 @@ CHOICES = {
     "action_codec": ("recorded", "local_delta"),
     "state_representation": ("absolute", "relative"),
 }
-POSITIVE = "image_size patch_size history_length future_shift chunk_size flow_length action_dim num_latents"
-POSITIVE += " num_flow_queries num_attention_heads decoder_heads action_num_heads hidden_size latent_dim"
-POSITIVE += " num_hidden_layers intermediate_size action_hidden_size resampler_heads resampler_head_dim"
-POSITIVE += " resampler_ff_mult"
+_SIZES = """
+image_size patch_size history_length future_shift chunk_size flow_length action_dim num_latents
+num_flow_queries num_attention_heads decoder_heads action_num_heads hidden_size latent_dim num_hidden_layers
+intermediate_size action_hidden_size resampler_heads resampler_head_dim resampler_ff_mult
+"""
+POSITIVE = frozenset(_SIZES.split())
 # A config.json comes from anybody. Larger numbers exhaust memory before any weight is compared with them.
 LARGEST_SIZE = 2**20
 # Arguments of `timm.create_model` that a vision_config may hold. All others are refused: some name a file or
 # a repo, which timm reads, or unpickles.
-TIMM_ARGUMENTS = (
-    "aa_layer act_layer attn_drop_rate base_width bn_eps bn_momentum bottleneck_ratio cardinality channels"
-)
-TIMM_ARGUMENTS += " class_token conv_mlp depth depths dims drop_block_rate drop_path_rate drop_rate"
-TIMM_ARGUMENTS += " dynamic_img_pad dynamic_img_size embed_dim features_only fc_norm global_pool"
-TIMM_ARGUMENTS += " img_size in_chans init_values layers mlp_ratio no_embed_class norm_layer num_heads"
-TIMM_ARGUMENTS += " out_indices output_stride patch_size pos_embed pre_norm proj_drop_rate qk_norm"
-TIMM_ARGUMENTS += " qkv_bias reg_tokens stem_type stem_width strict_img_size weight_init window_size"
+_ARGUMENTS = """
+aa_layer act_layer attn_drop_rate base_width bn_eps bn_momentum bottleneck_ratio cardinality channels
+class_token conv_mlp depth depths dims drop_block_rate drop_path_rate drop_rate dynamic_img_pad
+dynamic_img_size embed_dim features_only fc_norm global_pool img_size in_chans init_values layers mlp_ratio
+no_embed_class norm_layer num_heads out_indices output_stride patch_size pos_embed pre_norm proj_drop_rate
+qk_norm qkv_bias reg_tokens stem_type stem_width strict_img_size weight_init window_size
+"""
+TIMM_ARGUMENTS = tuple(_ARGUMENTS.split())
 # Fields by which a tower's config would name code, files or repos for the library.
 SOURCE_FIELDS = ("auto_map", "backbone", "backbone_kwargs", "transformers_weights", "trust_remote_code")
 SOURCE_FIELDS += ("use_pretrained_backbone",)
@@ -459,9 +461,9 @@ class ForesightConfig(PreTrainedConfig):
                 f"vision_config.architecture={architecture!r} names a source; give the name of a timm model, "
                 "as in timm.list_models()."
             )
-        if unknown := [name for name in arguments if name not in TIMM_ARGUMENTS.split()]:
+        if unknown := [name for name in arguments if name not in TIMM_ARGUMENTS]:
             raise ValueError(
-                f"vision_config.model_args has {unknown}; a config may hold {TIMM_ARGUMENTS.split()}."
+                f"vision_config.model_args has {unknown}; a config may hold {list(TIMM_ARGUMENTS)}."
             )
 
     def validate_choices(self):
@@ -501,7 +503,7 @@ class ForesightConfig(PreTrainedConfig):
         _check_sizes("", numbers)
         for name, value in numbers.items():
             share = name.endswith("dropout") or name.endswith("pdrop")
-            least, most = int(name in POSITIVE.split()), 1 if share else math.inf
+            least, most = int(name in POSITIVE), 1 if share else math.inf
             if not least <= value <= most or math.isinf(value):
                 raise ValueError(f"{name}={value} must be at least {least}{' and at most 1' * share}.")
         if self.fps is not None and self.fps <= 0:

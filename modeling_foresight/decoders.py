@@ -248,8 +248,11 @@ class LinearActionDecoder(ActionOutputs):
         self.shared = nn.Sequential(nn.Linear(width, half), nn.Linear(half, half))
         self._add_outputs(config, half)
 
-    def forward(self, query: Tensor, style: None = None) -> Tensor:
-        """`(M, D)` -> float32 `(M, 1, A)`: normalized values, and logits at the binary entries."""
+    def forward(self, query: Tensor, style: Tensor | None = None) -> Tensor:
+        """`(M, D)` -> float32 `(M, 1, A)`: normalized values, and logits at the binary entries.
+
+        `style` is not used; the CVAE's decoder takes it.
+        """
         return self._predict(self.shared(query))[:, None]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from .configuration_foresight import LARGEST_SIZE
 
@@ -41,6 +42,13 @@ def make_table(stats: Mapping) -> EntryTable:
     mean, std, low, high = (tuple(stats[key]) for key in STATISTICS)
     still = find_still_entries(stats)
     return EntryTable(mean, tuple(1.0 if s else x for s, x in zip(still, std, strict=True)), low, high, still)
+
+
+def place_entries(values: Tensor, places: Sequence[int], size: int) -> Tensor:
+    """A robot's own entries `(..., n)` at their places of the model's `(..., size)`; the others are zero."""
+    placed = values.new_zeros(*values.shape[:-1], size)
+    placed[..., places] = values
+    return placed
 
 
 def place_tables(embodiments: Mapping, statistics: Mapping, sizes: Mapping[str, int]) -> dict[str, dict]:

@@ -169,7 +169,7 @@ class ExportedStream(RobotStream):
         view_mask=None,
         again: bool = False,
     ) -> Tensor:
-        """See `ForesightStream.step_chunk`."""
+        """See `RobotStream.step_chunk`."""
         rows = self._select_robots(envs)
         self._require_instruction(rows)
         if "goal_mask" in self._kept and not self._kept["goal_mask"][rows].all():

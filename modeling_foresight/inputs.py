@@ -72,7 +72,7 @@ class ForesightInputs(TypedDict, total=False):
         goal_draw: float32 `(B,)`, uniform: training hides goals whose number is below `goal_dropout`, and
             draws the numbers if they are missing; evaluation ignores them.
         track_start: float32 `(B, T, P, 2)`, x and y of the flow points at step 0 as fractions of the first
-            view, pixel centers; the grid by default. `targets.build_flow_targets` makes it.
+            view, pixel centers; the grid by default. `training/windows/flow_targets.py` makes it.
         embodiment: int64 `(B,)`, the robot of each sample: its place among the sorted names of
             `config.embodiments`. Needed with actions of a policy that has some, for their losses.
         text_features: float `(B, text width)`, the text tower's projected feature of any length, in place of
@@ -112,7 +112,7 @@ class ForesightBatch(ForesightInputs, total=False):
         lookahead_depth: float32 `(B, F, V, H, W)` meters.
         lookahead_mask: bool `(B, F)`, true for real frames; all by default.
         track: float32 `(B, T, L, P, 3)`, x and y as fractions of the first view and z in meters at steps 0 to
-            L - 1. `targets.build_flow_targets` makes it.
+            L - 1. `training/windows/flow_targets.py` makes it.
         track_weight: float32 `(B, T, L, P)`, 0 where not supervised; 1 by default.
         progress: float32 `(B, T)` in [0, 1], the completed share of the instruction.
         style_noise: float `(B, T, latent)` standard normal, to fix the CVAE's sample. Training draws it; in

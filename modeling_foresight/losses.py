@@ -43,11 +43,6 @@ def masked_sum(error: Tensor, mask: Tensor) -> Tensor:
     return (torch.where(mask > 0, error, torch.zeros_like(error)) * mask).sum()
 
 
-def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `error` where `mask` is true, or weighted by a float mask; 0 if it is empty."""
-    return LossSum(masked_sum(error, mask), mask.to(error.dtype).expand_as(error).sum()).mean()
-
-
 def depth_loss(prediction: Tensor, target: Target) -> LossSum:
     """Eq. (1): squared error of normalized depth `(B, T, V, N, patch_size**2)`, a mean per view."""
     values, valid = target

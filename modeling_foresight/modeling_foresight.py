@@ -194,16 +194,17 @@ class ForesightModel(ForesightPreTrainedModel):
         They depend on the image alone, not on its place in the window: control keeps them. `views` are the
         indices of the V views in the config; all of them by default.
         """
-        latents = self._resample(patches)
+        latents = self.resample_patches(patches)
         views = range(len(self.embed_views)) if views is None else views
         tokens = [self.embed_views[v](latents[:, :, i], cls[:, :, i]) for i, v in enumerate(views)]
         return torch.stack(tokens, dim=2)
 
     def embed_goal_image(self, cls: Tensor, patches: Tensor) -> Tensor:
         """Features `(B, C)` and `(B, N, C)` of goal images -> tokens `(B, r + 1, D)`."""
-        return self.embed_goal(self._resample(patches), cls)
+        return self.embed_goal(self.resample_patches(patches), cls)
 
-    def _resample(self, patches: Tensor) -> Tensor:
+    def resample_patches(self, patches: Tensor) -> Tensor:
+        """Patch features `(..., N, C)`, each image on its own -> latents `(..., r, C)`."""
         return self.resampler(patches.flatten(0, -3)).unflatten(0, patches.shape[:-2])
 
     @can_return_tuple

@@ -28,6 +28,7 @@ from .embodiments import (
     check_statistics,
     keep_statistics,
     make_table,
+    place_entries,
     place_tables,
 )
 
@@ -349,12 +350,8 @@ class ForesightProcessor(ProcessorMixin):
         return images.sub_(mean[:, None, None]).div_(std[:, None, None]).unflatten(0, lead)
 
     def resize_depth(self, depth: Tensor) -> Tensor:
-        """Meters `(..., h, w)` -> `(..., image_size, image_size)`, by nearest neighbor: edges stay true."""
-        size = (self.image_size, self.image_size)
-        if depth.shape[-2:] == size:
-            return depth.float()
-        flat = depth.float().reshape(-1, 1, *depth.shape[-2:])
-        return F.interpolate(flat, size=size, mode="nearest-exact").reshape(*depth.shape[:-2], *size)
+        """Meters `(..., h, w)` -> float32 `(..., image_size, image_size)`, see [`resize_depth`]."""
+        return resize_depth(depth, (self.image_size, self.image_size))
 
     def place_entries(self, kind: str, values: Tensor, embodiment: str | None = None) -> Tensor:
         """A robot's own entries `(..., n)` of `action` or `state` at the places of the model's, others zero.
@@ -370,9 +367,7 @@ class ForesightProcessor(ProcessorMixin):
                 f"{kind} has {values.shape[-1]} entries (shape {tuple(values.shape)}); the embodiment {name} "
                 f"has {len(places)}."
             )
-        placed = values.new_zeros(*values.shape[:-1], getattr(self, f"{kind}_dim"))
-        placed[..., places] = values
-        return placed
+        return place_entries(values, places, getattr(self, f"{kind}_dim"))
 
     def place_batch(self, raw: dict, embodiment: str | None = None) -> dict:
         """A raw batch of one robot with its own entries as [`prepare_batch`] takes it."""
@@ -534,6 +529,14 @@ class ForesightProcessor(ProcessorMixin):
                 "text is a list."
             )
         return pixels if pixels.shape[-3] == 3 else pixels.movedim(-1, -3)
+
+
+def resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
+    """Meters `(..., h, w)` -> float32 `(..., *size)`, by nearest neighbor: edges stay true."""
+    if tuple(depth.shape[-2:]) == tuple(size):
+        return depth.float()
+    flat = depth.float().reshape(-1, 1, *depth.shape[-2:])
+    return F.interpolate(flat, size=size, mode="nearest-exact").reshape(*depth.shape[:-2], *size)
 
 
 def _as_tensor(values) -> Tensor:

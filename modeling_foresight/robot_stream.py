@@ -1,6 +1,7 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
 """Reads what robots send to a stream and refuses what does not fit: the same for every way to act."""
 
+import abc
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,8 +14,8 @@ SHARED = ("views", "image_size", "binary_action_indices", "action_codec", "state
 SHARED += ("embodiments",)
 
 
-class RobotStream:
-    """Controls one robot, or several side by side; a stream that derives from it has `step_chunk`.
+class RobotStream(abc.ABC):
+    """Controls one robot, or several side by side.
 
     Args:
         model: The policy, which has a `config`.
@@ -60,6 +61,28 @@ class RobotStream:
             ValueError: If an input does not fit or is not finite, or the action would not be; names it.
         """
         return self.step_chunk(images, state, envs, view_mask)[..., 0, :]
+
+    @abc.abstractmethod
+    def step_chunk(
+        self,
+        images: dict,
+        state=None,
+        envs: Sequence[int] | None = None,
+        view_mask=None,
+        again: bool = False,
+    ) -> Tensor:
+        """Reads one observation of every robot and returns its next chunk of actions.
+
+        Args:
+            images, state, envs, view_mask: As of [`step`].
+            again (`bool`): Whether the observation replaces the newest one: the robots have not acted since.
+
+        Returns:
+            `torch.Tensor`: float32 `(K, A)`, or `(robots, K, A)`, in the dataset's units, on the CPU.
+
+        Raises:
+            ValueError: As [`step`].
+        """
 
     def _select_robots(self, envs: Sequence[int] | None) -> Tensor:
         """Numbers of the robots, int64."""

@@ -1,5 +1,5 @@
 # Copyright 2026 The 3D Foresight authors. Licensed under the Apache License, Version 2.0.
-"""Seeds of training as functions of places in it, so that a resumed run gives the same result."""
+"""Seeds of training steps and samples from their position alone, so that a resumed run repeats them."""
 
 from collections.abc import Iterable
 

@@ -150,10 +150,7 @@ class ForesightStream(RobotStream):
         view_mask=None,
         again: bool = False,
     ) -> Tensor:
-        """As [`step`], but returns the whole chunk: `(K, A)`, or `(robots, K, A)`.
-
-        With `again` the observation replaces the newest one: the robots have not acted since.
-        """
+        """See `RobotStream.step_chunk`."""
         rows = self._select_robots(envs)
         self._require_instruction(rows)
         if not self._goal_mask[rows].all():
@@ -324,7 +321,7 @@ def place_frame(window: Tensor, new: Tensor, slot: Tensor, slides: Tensor) -> Te
     Args:
         window (`torch.Tensor`): `(B, T, ...)`, oldest frame first.
         new (`torch.Tensor`): `(B, ...)`.
-        slot (`torch.Tensor`): int64 `(B,)`; -1 keeps a window as it is.
+        slot (`torch.Tensor`): int64 `(B,)`; -1 leaves a window unchanged.
         slides (`torch.Tensor`): bool `(B,)`: the oldest frame leaves.
     """
     rest = (None,) * (window.ndim - 2)

@@ -172,7 +172,8 @@ def functions() -> dict[str, ast.FunctionDef]:
             else:
                 visit(child, name)
 
-    for file in [*product_files(), *sorted((ROOT / "examples").glob("*.py"))]:
+    scripts = [path for folder in ("examples", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
+    for file in product_files() + scripts:
         visit(parsed(file), module_name(file) + ":")
     return found
 
@@ -424,7 +425,7 @@ def test_no_tracked_file_is_large():
     assert not large, "weights, datasets and videos belong on the Hub"
 
 
-def test_version_and_licence_agree_everywhere():
+def test_version_and_license_agree_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert (
         citation["version"] == modeling_foresight.__version__ == importlib.metadata.version(PROJECT["name"])

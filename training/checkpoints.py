@@ -23,8 +23,6 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint import CheckpointException
 
 from datasets_scripts.storage.atomic import (
-    flatten,
-    name_changes,
     read_json,
     refuse_contents,
     remove_leftovers,
@@ -32,6 +30,7 @@ from datasets_scripts.storage.atomic import (
     write_whole_folder,
 )
 from datasets_scripts.storage.dataset_rows import DatasetRows, dataset_name
+from datasets_scripts.storage.settings_changes import flatten, name_changes
 from training.config import RunConfig, load_config, save_config
 from training.engines.machines import agree_on_checkpoint, agree_on_run, is_writer
 from training.models.model_folder import DATASETS, summary_of
@@ -335,7 +334,11 @@ class StopRequest:
                 for output in self._terminals:
                     os.dup2(nowhere.fileno(), output)
 
-    def __bool__(self) -> bool:
+    def is_agreed(self) -> bool:
+        """Whether to stop after this step: a process got a signal, or the time of one is over.
+
+        All processes call it together, or those that do wait for the others.
+        """
         own = torch.tensor([[self.signal, time.monotonic() > self.end]], device=self.accelerator.device)
         self.signal, is_late = self.accelerator.gather(own).amax(dim=0).tolist()
         self.is_late = bool(is_late)

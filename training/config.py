@@ -27,10 +27,12 @@ __all__ = [
     "TrainConfig",
     "check_fields",
     "load_config",
+    "rename_setting",
     "save_config",
 ]
 
 LARGEST_CONFIG = 10_000  # values in a YAML file
+RENAMED = {"standardise_tokens": "standardize_tokens"}  # of `train`; older run folders have the first
 OTHER_UNIT = {"steps": "epochs", "warmup_steps": "warmup_epochs"}
 # Fields of the model that only training uses; an adapter leaves all others as its base has them.
 TRAINING_ONLY = ("_loss_weight", "_pdrop", "attention_dropout", "action_loss", "supervised_share")
@@ -149,8 +151,8 @@ class TrainConfig:
         attn_implementation (`str`): `sdpa`, `eager` or, on a GPU, `flex_attention`. On CPUs eager is faster
             with bf16.
         gradient_checkpointing (`bool`): Trade time for memory in the transformer.
-        standardise_tokens (`bool`): Start a fresh model with image tokens in which differences between images
-            stand out (`standardise_tokens`): actions depend on fresh towers much sooner.
+        standardize_tokens (`bool`): Start a fresh model with image tokens in which differences between images
+            stand out (`standardize_tokens`): actions depend on fresh towers much sooner.
         log_every, val_every, checkpoint_every (`int`): Steps between log lines, validations and checkpoints;
             0 for the last two means only at the end.
         picture_every (`int`): Steps between pictures of predictions on a validation episode, in
@@ -179,7 +181,7 @@ class TrainConfig:
     mixed_precision: str = "no"
     attn_implementation: str = "sdpa"
     gradient_checkpointing: bool = False
-    standardise_tokens: bool = False
+    standardize_tokens: bool = False
     log_every: int = 50
     val_every: int = 500
     checkpoint_every: int = 500
@@ -380,6 +382,7 @@ def load_config(path: str | Path | None, overrides: list[str]) -> RunConfig:
             _set_nested(values, key, value)
     if given:
         values["model"] = resolve_presets([values.get("model") or {}, given])
+    _rename_settings(values)
     check_fields(RunConfig, values, "")
     try:
         return draccus.decode(RunConfig, values)
@@ -388,19 +391,33 @@ def load_config(path: str | Path | None, overrides: list[str]) -> RunConfig:
         raise ValueError(f"config {path or ''}: {error.__cause__ or error}") from None
 
 
+def rename_setting(name: str) -> str:
+    """Today's name of a setting, which may stand behind groups (`train/...`); run folders keep older ones."""
+    groups, slash, last = name.rpartition("/")
+    return groups + slash + RENAMED.get(last, last)
+
+
+def _rename_settings(values: dict) -> None:
+    """Gives the settings of `train` today's names, in place."""
+    if isinstance(values.get("train"), dict):
+        values["train"] = {rename_setting(name): value for name, value in values["train"].items()}
+
+
 def _read_config(path: Path) -> dict:
     """Settings of a YAML file, whose names and types fit; an error names the file."""
     try:
         values = _parse_yaml(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict | None):
             raise ValueError(f"it holds {reprlib.repr(values)} instead of settings by name")
-        check_fields(RunConfig, values or {}, "")
+        values = values or {}
+        _rename_settings(values)
+        check_fields(RunConfig, values, "")
     except FileNotFoundError:
         named = sorted(p.name for p in (Path(__file__).parent / "configs").glob("*.yaml"))
         raise ValueError(f"config {path} does not exist; training/configs has {', '.join(named)}") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"config {path}: {error}") from None
-    return values or {}
+    return values
 
 
 class _Loader(yaml.SafeLoader):

@@ -7,7 +7,7 @@ from datasets_scripts.storage.atomic import write_json
 from datasets_scripts.storage.episode_job import resumable_command
 from training.diagnostics.benchmarks import LiberoDiagnostics, MetaWorldDiagnostics
 from training.diagnostics.report import format_diagnostics, measure_diagnostics
-from training.evaluation.success import parse_benchmark
+from training.evaluation.simulated.options import parse_benchmark
 
 EXAMPLE = """examples:
   python training/diagnose.py --checkpoint hub_cards/models/3d-foresight-metaworld-tiny \\

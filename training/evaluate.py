@@ -5,10 +5,14 @@ from collections.abc import Sequence
 
 from datasets_scripts.storage.atomic import write_json
 from datasets_scripts.storage.episode_job import resumable_command
-from training.evaluation.calvin_success import ChainOptions, format_chains, measure_chains
-from training.evaluation.libero_success import LiberoOptions, format_libero, measure_libero
-from training.evaluation.metaworld_success import SuccessOptions, format_success, measure_success
-from training.evaluation.success import parse_benchmark
+from training.evaluation.simulated.calvin_success import CalvinOptions, format_calvin, measure_calvin
+from training.evaluation.simulated.libero_success import LiberoOptions, format_libero, measure_libero
+from training.evaluation.simulated.metaworld_success import (
+    MetaWorldOptions,
+    format_metaworld,
+    measure_metaworld,
+)
+from training.evaluation.simulated.options import parse_benchmark
 
 EXAMPLE = """examples:
   python training/evaluate.py --checkpoint outputs/quickstart/model --tasks drawer-open-v3 \\
@@ -22,9 +26,9 @@ EXAMPLE = """examples:
 again to resume."""
 
 SIMULATED_BENCHMARKS = {
-    "metaworld": (SuccessOptions, measure_success, format_success),
+    "metaworld": (MetaWorldOptions, measure_metaworld, format_metaworld),
     "libero": (LiberoOptions, measure_libero, format_libero),
-    "calvin": (ChainOptions, measure_chains, format_chains),
+    "calvin": (CalvinOptions, measure_calvin, format_calvin),
 }
 
 

@@ -111,7 +111,7 @@ def train(config: RunConfig, resume: bool) -> int:
 
 
 def dry_run(config: RunConfig) -> int:
-    """Takes a few steps of a run and prints what the whole will take; the run folder stays as it is.
+    """Takes a few steps of a run and prints what the whole will take; the run folder does not change.
 
     Returns:
         `int`: Exit code 0.
@@ -183,7 +183,7 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> bool:
             log.write(done, lr=run.scheduler.get_last_lr()[0], windows=options.batch_size, **errors)
         with log.paused():
             look_at_validation(run, log, done)
-            stopping = bool(stop)
+            stopping = stop.is_agreed()
             due = options.checkpoint_every and done % options.checkpoint_every == 0
             if due or stopping or last:
                 check_weights(run, done)

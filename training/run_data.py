@@ -285,10 +285,10 @@ class RunData:
 def split_rows(rows: DatasetRows, own: WindowConfig, config: RunConfig) -> tuple[list[int], list[int]]:
     """Episodes of a dataset for training and for validation; `own` are its windows."""
     # Flagged episodes are not removed yet: a flag must not move other episodes across the split.
-    split = config.data.val_fraction, config.seed
+    split = {"val_fraction": config.data.val_fraction, "seed": config.seed}
     if config.data.streaming:
-        return split_by_files(rows, WindowColumns.find(rows.features, own).pictures, *split)
-    return split_episodes(rows.n_episodes, *split)
+        return split_by_files(rows, WindowColumns.find(rows.features, own).pictures, **split)
+    return split_episodes(rows.n_episodes, **split)
 
 
 def _is_long_enough(rows: DatasetRows, own: WindowConfig, held_out: Sequence[int]) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["describe_run", "portable_command", "portable_path", "resume_command"]
+__all__ = ["count_cores", "describe_run", "portable_command", "portable_path", "resume_command"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = "lerobot_policy_foresight"
@@ -96,7 +96,10 @@ def portable_command(script: str, arguments: list[str]) -> str:
 
 
 def describe_run(script: str | None = None, arguments: list[str] | None = None) -> dict:
-    """All of the above and the date (UTC), ready for JSON; by default of the command this process runs."""
+    """Command, date (UTC), commit, versions and hardware of this process, ready for JSON.
+
+    `script` and its `arguments` are the command; by default the one that this process runs.
+    """
     if script is None:
         script = portable_path(Path(sys.argv[0]).resolve(), ROOT) if sys.argv[0] else "python"
     return {

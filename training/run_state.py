@@ -12,7 +12,8 @@ from accelerate.utils import ProjectConfiguration
 from torch import Tensor
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from datasets_scripts.storage.atomic import flatten, write_json
+from datasets_scripts.storage.atomic import write_json
+from datasets_scripts.storage.settings_changes import flatten
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.bfloat16_support import NO_BFLOAT16, has_bfloat16
 from modeling_foresight.step_seed import sample_seeds
@@ -246,11 +247,6 @@ def write_summary(run: Run, seconds: float, validation: dict) -> None:
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,
         "mixed_precision": find_precision(config.train, accelerator.device),
-        **(
-            {"ema_decay": config.train.ema_decay, "exported_ema": config.train.export_ema}
-            if run.average
-            else {}
-        ),
         **start,
         "validation": validation,
     }

@@ -109,7 +109,11 @@ def open_episode(
     rows = DatasetRows(args.dataset)
     held_out = find_held_out(args.checkpoint, model, rows) or []
     wanted, notes = fit_windows(
-        *(args.checkpoint, model, rows, args.cameras, embodiment),
+        args.checkpoint,
+        model,
+        rows,
+        cameras=args.cameras,
+        embodiment=embodiment,
         lookahead=model.has("future"),
         p_moving=1.0,  # show what moves
         skip_flagged=False,  # the episode was asked for

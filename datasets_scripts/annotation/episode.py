@@ -23,7 +23,7 @@ from datasets_scripts.columns import (
     picture_size,
     points_key,
 )
-from datasets_scripts.depth import DEPTH_SOURCES, check_depth_source, open_depth
+from datasets_scripts.depth import DEPTH_SOURCES, choose_depth_models, open_depth
 from datasets_scripts.depth.range_check import DepthRange
 from datasets_scripts.depth.worker import split_command
 from datasets_scripts.inspection.quality import DepthMeter, TrackMeter
@@ -39,7 +39,7 @@ from datasets_scripts.storage.videos.writing import (
     lerobot_depth_encoder,
     video_stats,
 )
-from datasets_scripts.tracks import check_track_source, open_tracker
+from datasets_scripts.tracks import choose_tracker, open_tracker
 from datasets_scripts.tracks.track_selection import sample_tracks
 
 __all__ = [
@@ -122,8 +122,8 @@ class Annotation:
                 cannot be in meters or has another size than the images, the labels exist already, or the
                 provenance is damaged; names it.
         """
-        check_depth_source(self.depth, self.depth_model, self.align_with)
-        check_track_source(self.tracks, self.track_model)
+        choose_depth_models(self.depth, self.depth_model, self.align_with)
+        choose_tracker(self.tracks, self.track_model)
         cameras, provenance = list_cameras(rows.features), read_provenance(rows.root)
         for camera in self.cameras:
             if camera not in cameras:

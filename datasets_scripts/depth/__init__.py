@@ -17,7 +17,7 @@ from pathlib import Path
 
 from datasets_scripts.depth.source import DepthSource
 
-__all__ = ["DEPTH_SOURCES", "check_depth_source", "open_depth"]
+__all__ = ["DEPTH_SOURCES", "choose_depth_models", "open_depth"]
 
 # Small is the only size whose license allows everything; Base and Large are better and non-commercial.
 METRIC_MODEL = "depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf"
@@ -43,7 +43,7 @@ def open_depth(
     """Load a source for any number of clips; `None` for `sensor`, whose depth the dataset holds.
 
     Args:
-        source (`str`): As in [`check_depth_source`], as are `model` and `align_with`.
+        source (`str`): As in [`choose_depth_models`], as are `model` and `align_with`.
         model (`str`, *optional*): Weights.
         align_with (`str`, *optional*): Metric model for a relative one.
         device (`str`): `"cuda"`, `"cuda:1"`, `"cpu"`, or `"auto"`: a GPU if there is one.
@@ -51,11 +51,11 @@ def open_depth(
             The last bits of the depth may depend on it.
 
     Raises:
-        ValueError: As [`check_depth_source`]; also if weights are damaged or the device does not exist.
+        ValueError: As [`choose_depth_models`]; also if weights are damaged or the device does not exist.
     """
     opened = [
         estimator(name, device, batch_size)
-        for estimator, name in check_depth_source(source, model, align_with)
+        for estimator, name in choose_depth_models(source, model, align_with)
     ]
     if not opened:
         return None
@@ -64,10 +64,10 @@ def open_depth(
     return AlignedDepth(*opened) if len(opened) == 2 else MetricDepth(*opened)
 
 
-def check_depth_source(
+def choose_depth_models(
     source: str, model: str | None = None, align_with: str | None = None
 ) -> list[tuple[type, str]]:
-    """Check a source without loading its weights.
+    """Which models a source consists of; checks them without loading weights.
 
     Args:
         source (`str`): One of `DEPTH_SOURCES`, or Hub id or folder of a depth model of transformers.
@@ -88,35 +88,7 @@ def check_depth_source(
         if model or align_with:
             raise ValueError("--depth sensor reads a depth column; --depth-model and --align-with do nothing")
         return []
-    from datasets_scripts.depth.transformers_model import TransformersDepth
-    from datasets_scripts.depth.video_depth_anything import VideoDepth
-    from datasets_scripts.depth.worker import WorkerDepth
-
-    if source == "worker":
-        estimator, name = WorkerDepth, model
-        if not name:
-            raise ValueError(
-                '--depth worker needs --depth-model "COMMAND", such as "env/bin/python worker.py" '
-                "(datasets_scripts/depth/workers)"
-            )
-    elif source in ("video-depth-anything", "vda+dav2"):
-        estimator, name = VideoDepth, model
-        if not name:
-            raise ValueError(
-                f"--depth {source} needs --depth-model FILE.pth, a checkpoint of Video-Depth-Anything "
-                "(its README lists them; video_depth_anything_vits.pth is free of restrictions)"
-            )
-    elif source in CHECKPOINTS:
-        estimator, name = TransformersDepth, model or CHECKPOINTS[source]
-    else:
-        estimator, name = TransformersDepth, source
-        if "/" not in name and not Path(name).is_dir():
-            raise ValueError(
-                f"unknown depth source '{source}'; there is {', '.join(DEPTH_SOURCES)}, or give the Hub id "
-                "or folder of a transformers depth model"
-            )
-        if model:
-            raise ValueError(f"--depth {source} names a model already; leave --depth-model {model} out")
+    estimator, name = _choose_estimator(source, model)
     if source == "vda+dav2" and not align_with:
         align_with = METRIC_MODEL
     align_with = CHECKPOINTS.get(align_with, align_with)
@@ -125,6 +97,45 @@ def check_depth_source(
             hint = " (--depth video-depth-anything)" if source == "vda+dav2" else ""
             raise ValueError(f"depth of {name} is metric already: leave --align-with out{hint}")
         return [(estimator, name)]
+    return [(estimator, name), _choose_metric_model(name, align_with)]
+
+
+def _choose_estimator(source: str, model: str | None) -> tuple[type, str]:
+    """Class and weights of the estimator of any source but `sensor`."""
+    from datasets_scripts.depth.transformers_model import TransformersDepth
+    from datasets_scripts.depth.video_depth_anything import VideoDepth
+    from datasets_scripts.depth.worker import WorkerDepth
+
+    if source == "worker":
+        if not model:
+            raise ValueError(
+                '--depth worker needs --depth-model "COMMAND", such as "env/bin/python worker.py" '
+                "(datasets_scripts/depth/workers)"
+            )
+        return WorkerDepth, model
+    if source in ("video-depth-anything", "vda+dav2"):
+        if not model:
+            raise ValueError(
+                f"--depth {source} needs --depth-model FILE.pth, a checkpoint of Video-Depth-Anything "
+                "(its README lists them; video_depth_anything_vits.pth is free of restrictions)"
+            )
+        return VideoDepth, model
+    if source in CHECKPOINTS:
+        return TransformersDepth, model or CHECKPOINTS[source]
+    if "/" not in source and not Path(source).is_dir():
+        raise ValueError(
+            f"unknown depth source '{source}'; there is {', '.join(DEPTH_SOURCES)}, or give the Hub id "
+            "or folder of a transformers depth model"
+        )
+    if model:
+        raise ValueError(f"--depth {source} names a model already; leave --depth-model {model} out")
+    return TransformersDepth, source
+
+
+def _choose_metric_model(name: str, align_with: str | None) -> tuple[type, str]:
+    """Class and weights of what gives the relative depth of model `name` its scale and shift."""
+    from datasets_scripts.depth.transformers_model import TransformersDepth
+
     if not align_with:
         raise ValueError(
             f"depth of {name} is known up to scale and shift only: add --align-with depth-anything-v2, "
@@ -132,4 +143,4 @@ def check_depth_source(
         )
     if not TransformersDepth.check(align_with):
         raise ValueError(f"--align-with {align_with} is not metric itself; give it a metric model")
-    return [(estimator, name), (TransformersDepth, align_with)]
+    return TransformersDepth, align_with

@@ -102,7 +102,7 @@ class TransformersDepth:
         return {
             "model": Path(self.name).name if Path(self.name).is_dir() else self.name,
             "revision": revision,
-            "licence": _read_license(self.name),
+            "license": _read_license(self.name),
             "is_metric": self.is_metric,
             "package": f"transformers {transformers.__version__}, torch {torch.__version__}",
             "precision": "bfloat16" if self.in_bfloat16 else "float32",

@@ -84,7 +84,7 @@ class VideoDepth:
         return {
             "model": f"Video-Depth-Anything {self.encoder}: {self.checkpoint.name}",
             "revision": f"sha256:{hash_file(self.checkpoint)}",
-            "licence": LICENSES[self.encoder],
+            "license": LICENSES[self.encoder],
             "is_metric": self.is_metric,
             "package": f"video_depth_anything, torch {torch.__version__}",
             "precision": "float16" if self.device.type == "cuda" else "float32",

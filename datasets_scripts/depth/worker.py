@@ -26,7 +26,7 @@ from datasets_scripts.licenses import name_license
 DESCRIBE_S = 120  # importing a large package can take a minute
 ANSWER_S = 3600.0  # the first answer waits for the model, which a worker may have to download
 END_S = 5
-FACTS = {"model": str, "licence": str, "is_metric": bool, "package": str}
+FACTS = {"model": str, "license": str, "is_metric": bool, "package": str}
 SHOWN_BYTES = 80  # of what a worker printed
 
 
@@ -167,7 +167,7 @@ def _describe(command: str) -> dict[str, Any]:
             f"depth worker `{command}` does not say its {', '.join(wrong)} (--describe); all of "
             f"{', '.join(FACTS)} are needed"
         )
-    return facts | {"licence": name_license(facts["licence"])}
+    return facts | {"license": name_license(facts["license"])}
 
 
 def _read_depth(process: subprocess.Popen, start: int, wanted: list[int]) -> np.ndarray:

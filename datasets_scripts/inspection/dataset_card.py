@@ -34,7 +34,7 @@ CARD_TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
 # Closes every card that the template makes; the path before it may change between versions.
 OUR_CARD = "dataset_card.py` of `lerobot_policy_foresight`"
 SOURCE_MARK = "<!-- below: the card of the dataset that was annotated -->"
-LICENSE_KEYS = ("licence", "license")
+LICENSE_KEYS = ("license", "licence")  # "licence" stands in datasets of before the first release
 NAMED_EPISODES = 12  # of a flag, before "and n more"
 # The Hub's words for sizes, by the number of digits of the rows: up to 3, 4, 5, ...
 SIZE_WORDS = ["n<1K", *map("<n<".join, pairwise(("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B")))]

@@ -21,7 +21,7 @@ from datasets_scripts.inspection.drawing import (
 from datasets_scripts.inspection.labeled_episode import Camera, LabeledEpisode, spread_evenly
 from datasets_scripts.inspection.quality import DEPTH_EDGES_M, TrackMeter
 
-__all__ = ["draw_distributions", "draw_episode", "draw_motion", "encode_picture"]
+__all__ = ["draw_distributions", "draw_labels", "draw_motion", "encode_picture"]
 
 SIDE_INCHES = 1.9  # width of a picture in the contact sheet
 TRAIL_STEPS = 6  # of a moving point in the picture
@@ -29,7 +29,7 @@ TRAIL_MOMENTS = 60  # of an episode, between which whole ways are drawn
 DEPTH_BINS = 96
 
 
-def draw_episode(episode: LabeledEpisode, moments: int):
+def draw_labels(episode: LabeledEpisode, moments: int):
     """Contact sheet: a column per moment; per camera its image with tracks, and its depth.
 
     Returns:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from datasets_scripts.inspection.label_pictures import (
     draw_distributions,
-    draw_episode,
+    draw_labels,
     draw_motion,
     encode_picture,
 )
@@ -287,7 +287,7 @@ def _draw_pictures(episode: LabeledEpisode, reasons: list[str] | None) -> dict[s
     """Contact sheet and paths of the points of an episode, or why there are none."""
     shown = {"number": episode.number, "task": episode.task, "length": episode.length, "reasons": reasons}
     try:
-        sheet = encode_picture(draw_episode(episode, MOMENTS))
+        sheet = encode_picture(draw_labels(episode, MOMENTS))
         motions = [
             (camera.name, encode_picture(draw_motion(episode, camera)))
             for camera in episode.cameras

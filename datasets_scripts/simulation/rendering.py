@@ -131,10 +131,6 @@ class RenderedScene(contextlib.AbstractContextManager):
         """The depth of [`render_geometry`]."""
         return self.render_geometry(view)[0]
 
-    def render_bodies(self, view: str) -> np.ndarray:
-        """The bodies of [`render_geometry`]."""
-        return self.render_geometry(view)[1]
-
     def body_poses(self) -> tuple[np.ndarray, np.ndarray]:
         """World poses of all rigid bodies: positions `(bodies, 3)` meters, rotations `(bodies, 3, 3)`."""
         return self._data.xpos.copy(), self._data.xmat.reshape(-1, 3, 3).copy()

@@ -23,15 +23,10 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 from tqdm import tqdm
 
-from datasets_scripts.storage.atomic import (
-    name_changes,
-    read_json,
-    remove_leftovers,
-    write_json,
-    write_whole_folder,
-)
+from datasets_scripts.storage.atomic import read_json, remove_leftovers, write_json, write_whole_folder
 from datasets_scripts.storage.dataset_folder import check_dataset, refuse_patterns
 from datasets_scripts.storage.provenance import read_provenance
+from datasets_scripts.storage.settings_changes import name_changes
 from datasets_scripts.storage.shards import read_facts
 
 __all__ = ["EVALUATION", "EpisodeJob", "EpisodeWork", "list_numbers", "resumable_command", "work_on_all"]

@@ -9,7 +9,7 @@
 
 from datasets_scripts.tracks.source import TrackSource
 
-__all__ = ["TRACK_SOURCES", "check_track_source", "open_tracker"]
+__all__ = ["TRACK_SOURCES", "choose_tracker", "open_tracker"]
 
 TRACK_SOURCES = ("lucas-kanade", "delta", "cotracker3")
 
@@ -23,14 +23,14 @@ def open_tracker(source: str, model: str | None = None, device: str = "auto") ->
         device (`str`): Such as `"cuda"`, `"cuda:1"`, `"cpu"`, or `"auto"`: a GPU if there is one.
 
     Raises:
-        ValueError: As [`check_track_source`]; also if weights are damaged or the device does not exist.
+        ValueError: As [`choose_tracker`]; also if weights are damaged or the device does not exist.
     """
-    tracker = check_track_source(source, model)
+    tracker = choose_tracker(source, model)
     return tracker() if source == "lucas-kanade" else tracker(model, device)
 
 
-def check_track_source(source: str, model: str | None = None) -> type:
-    """Check a source without loading its weights; gives its class.
+def choose_tracker(source: str, model: str | None = None) -> type:
+    """Class of a source, which is checked without loading its weights.
 
     Raises:
         ValueError: If the source is unknown, a package or file is missing, or `model` does not go with it;

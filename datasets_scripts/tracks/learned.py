@@ -144,7 +144,7 @@ class LearnedTracker:
         return {
             "model": f"{self.model_name}: {Path(self.checkpoint).name}",
             "revision": f"sha256:{hash_file(Path(self.checkpoint))}",
-            "licence": self.license,
+            "license": self.license,
             "package": f"{self.package}, torch {torch.__version__}",
         }
 

@@ -30,7 +30,7 @@ class LucasKanade:
         """Method, license and package."""
         return {
             "model": "pyramidal Lucas-Kanade",
-            "licence": "apache-2.0",
+            "license": "apache-2.0",
             "package": f"opencv {cv2.__version__}",
         }
 

@@ -44,11 +44,11 @@ def list_parts(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict[s
         summary (`Mapping`): The run's `summary.json`.
 
     Returns:
-        `list[dict]`: `what`, `name` and `licence` of each part; an unknown license is `None`.
+        `list[dict]`: `what`, `name` and `license` of each part; an unknown license is `None`.
     """
     parts = []
     if run is None:
-        parts.append({"what": "the run's settings (config.yaml)", "name": "not found", "licence": None})
+        parts.append({"what": "the run's settings (config.yaml)", "name": "not found", "license": None})
     elif run.init_from:
         license = _read_base_license(run.init_from, run.init_revision)
         stage = None if license else find_previous_stage(run)
@@ -56,17 +56,17 @@ def list_parts(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict[s
             parts += list_parts(*stage)
         else:
             name = portable_path(run.init_from)
-            parts.append({"what": "base model", "name": name, "licence": license})
+            parts.append({"what": "base model", "name": name, "license": license})
     else:
         for tower in ("text", "vision"):
             if name := getattr(run.towers, tower):
                 known = (value for pattern, value in TOWER_LICENSES.items() if fnmatchcase(name, pattern))
-                part = {"what": f"{tower} tower", "name": portable_path(name), "licence": next(known, None)}
+                part = {"what": f"{tower} tower", "name": portable_path(name), "license": next(known, None)}
                 parts.append(part)
     for dataset in summary["datasets"]:
         for name, license in list_label_licenses(dataset.get("labels", {})):
             what = f"labels of {dataset['name']}"
-            parts.append({"what": what, "name": name, "licence": read_license(license)})
+            parts.append({"what": what, "name": name, "license": read_license(license)})
     return [part for i, part in enumerate(parts) if part not in parts[:i]]
 
 
@@ -105,12 +105,12 @@ def derive_license(parts: Iterable[Mapping[str, Any]], chosen: str | None = None
         ValueError: If it is unknown and none is chosen, or the chosen one allows more than a part does;
             names the part.
     """
-    parts = [{**part, "licence": read_license(part["licence"])} for part in parts]
-    strict = [part for part in parts if part["licence"] not in {None, *PERMISSIVE}]
+    parts = [{**part, "license": read_license(part["license"])} for part in parts]
+    strict = [part for part in parts if part["license"] not in {None, *PERMISSIVE}]
     if chosen:
         chosen = check_chosen_license(chosen)
         for part in strict:
-            limits = [words for words in (RESEARCH, NONCOMMERCIAL) if has_words(part["licence"], words)]
+            limits = [words for words in (RESEARCH, NONCOMMERCIAL) if has_words(part["license"], words)]
             keeps = chosen == "other" or all(has_words(chosen, words) for words in limits)
             if chosen in PERMISSIVE or not keeps:
                 example = "other" if RESEARCH in limits else "cc-by-nc-4.0"
@@ -119,12 +119,12 @@ def derive_license(parts: Iterable[Mapping[str, Any]], chosen: str | None = None
                     f"for example {example}, or train without that part"
                 )
         return {"license": chosen, **({"license_name": "see-the-card"} if chosen == "other" else {})}
-    if unclear := [part for part in parts if part["licence"] is None]:
+    if unclear := [part for part in parts if part["license"] is None]:
         raise ValueError(
             f"the license of these weights is not known, because that of {_name_part(unclear[0])} is not: "
             "find it out and give --license, for example --license apache-2.0 or cc-by-nc-4.0"
         )
-    kinds = {part["licence"] for part in strict} or {"apache-2.0"}  # the project's own
+    kinds = {part["license"] for part in strict} or {"apache-2.0"}  # the project's own
     if len(kinds) == 1 and kinds <= HUB_LICENSES - {"other", "unknown"}:
         return {"license": kinds.pop()}
     if any(has_words(kind, RESEARCH) for kind in kinds):
@@ -136,4 +136,4 @@ def derive_license(parts: Iterable[Mapping[str, Any]], chosen: str | None = None
 
 
 def _name_part(part: Mapping[str, Any]) -> str:
-    return f"{part['what']}, {part['name']} ({part['licence'] or 'license unknown'})"
+    return f"{part['what']}, {part['name']} ({part['license'] or 'license unknown'})"

@@ -270,7 +270,7 @@ def _read_settings(model: Path) -> RunConfig | None:
 
 def _describe_training(summary: Mapping, run: RunConfig | None, adapter: bool) -> dict:
     """The summary, licenses, and what the card says of the base, which another machine may lack."""
-    described = {**summary, "licences": list_parts(run, summary), **_describe_base(run, summary)}
+    described = {**summary, "licenses": list_parts(run, summary), **_describe_base(run, summary)}
     if adapter:
         if run is None:
             raise ValueError("the run's config.yaml is missing; it says which base the adapter has")

@@ -30,7 +30,7 @@ OBJECTIVE_TEXTS = {
     "flow_2d": "where points in the scene will move in the image",
     "progress": "how much of the task is done",
 }
-UNKNOWN_PARTS = [{"what": "what the weights were made of", "name": "unknown", "licence": None}]
+UNKNOWN_PARTS = [{"what": "what the weights were made of", "name": "unknown", "license": None}]
 
 
 def build_card(folder: str | Path, source: str | None = None, license: str | None = None) -> ModelCard:
@@ -49,7 +49,7 @@ def build_card(folder: str | Path, source: str | None = None, license: str | Non
     folder = Path(folder)
     measured = read_measurements(folder)
     try:
-        parts = measured["summary"].get("licences", UNKNOWN_PARTS)
+        parts = _read_parts(measured["summary"])
         terms = derive_license(parts, license)
         fields = _build_fields(folder, measured) | {"parts": parts, "terms": terms}
         text = render_template(
@@ -64,6 +64,12 @@ def build_card(folder: str | Path, source: str | None = None, license: str | Non
             "run training and evaluation again"
         ) from error
     return ModelCard(text)
+
+
+def _read_parts(summary: Mapping) -> list[dict]:
+    """What the weights were made of; figures of before the first release spell it `licences`, `licence`."""
+    parts = summary.get("licenses", summary.get("licences", UNKNOWN_PARTS))
+    return [{"license": part.get("licence"), **part} for part in parts]
 
 
 def _build_fields(folder: Path, measured: Mapping) -> dict:

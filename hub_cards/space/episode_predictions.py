@@ -179,7 +179,11 @@ def _configure_windows(choice: Choice, model: ForesightConfig, rows: DatasetRows
     exact = frames_per_step(model, rows)
     stride = max(1, round(exact))
     wanted, notes = fit_windows(
-        *(choice.checkpoint, model, rows, choice.cameras, robot),
+        choice.checkpoint,
+        model,
+        rows,
+        cameras=choice.cameras,
+        embodiment=robot,
         episodes=[choice.episode],
         frame_stride=stride,
         lookahead=model.has("future"),

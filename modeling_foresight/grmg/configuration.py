@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, ViTConfig
 from transformers.activations import ACT2FN
 
+from ..base_model import list_names
 from ..configuration_foresight import PRESETS, ForesightConfig
 from .names import IGNORED, PARTS, POSITIONS, Row, part_rows, table_rows
 
@@ -84,11 +85,6 @@ GIVE_ITS_JSON = "give the json that the checkpoint was trained with"
 
 class ConversionError(ValueError):
     """A checkpoint, json or option that cannot be converted; the message names it and the remedy."""
-
-
-def list_names(names: list[str]) -> str:
-    """The first few of many names."""
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 @dataclass

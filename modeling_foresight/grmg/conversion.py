@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.core_model_loading import revert_weight_conversion
 
+from ..base_model import list_names
 from ..configuration_foresight import ForesightConfig
 from ..encoders import sincos_2d
 from ..modeling_foresight import ForesightForActionPrediction
@@ -28,7 +29,6 @@ from .configuration import (
     ConversionError,
     build_settings,
     check_checkpoint,
-    list_names,
     read_config,
 )
 from .names import IGNORED, MAY_BE_FRESH, NEW_IN_3D, PARTS, POSITIONS, Row, table_rows

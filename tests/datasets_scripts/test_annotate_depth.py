@@ -66,7 +66,7 @@ def test_a_worker_of_another_environment_annotates_and_its_license_is_kept(recor
         assert main([f"--dataset={recorded}", f"--output={tmp_path / 'out'}", *options]) == 0
     provenance = read_provenance(tmp_path / "out")
     (model,) = provenance["cameras"]["main"]["depth"]["models"]
-    assert (model["model"], model["licence"]) == ("brightness", "apache-2.0")
+    assert (model["model"], model["license"]) == ("brightness", "apache-2.0")
     made = provenance["annotation"]["parameters"]
     assert made["depth_model"] == f"{Path(sys.executable).name} brightness.py"
     assert ("brightness", "apache-2.0") in list_label_licenses(provenance["cameras"])

@@ -74,7 +74,7 @@ class LocalPool:
 @pytest.fixture
 def local_pool(simulator, monkeypatch, tmp_path):
     """Evaluations run in this process; caches lie in the test's folder."""
-    monkeypatch.setattr("training.evaluation.simulation_pool.SimulationPool", LocalPool)
+    monkeypatch.setattr("training.evaluation.simulated.simulation_pool.SimulationPool", LocalPool)
     monkeypatch.setenv("FORESIGHT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return LocalPool

@@ -15,7 +15,7 @@ WEIGHTS = "a1b2"
 
 
 def results_of(options):
-    """As of `measure_success`: all solved in plain scenes, one of two in changed ones, none in color."""
+    """As of `measure_metaworld`: all solved in plain scenes, one of two in changed ones, none in color."""
     changes, tasks = options.perturbation.changes(), options.tasks.split(",")
     solved = {} if "table_color" in changes else {10000} if changes else {10000, 10001}
     episodes = [{"task": task, "seed": s, "success": s in solved} for task in tasks for s in (10000, 10001)]
@@ -42,7 +42,7 @@ def ablation(write_plan, tmp_path, monkeypatch):
         tried.append(options)
         write_json(options.output, results_of(options))
 
-    monkeypatch.setattr(cells, "measure_success", measure)
+    monkeypatch.setattr(cells, "measure_metaworld", measure)
     experts = {"noisy": [1, 0], "clean": [1, 1]}
     monkeypatch.setattr(
         "experiments.experts.measure_experts", lambda recording, *_: dict.fromkeys(recording.tasks, experts)
@@ -63,7 +63,7 @@ def test_every_policy_is_tried_once_in_every_kind_of_scenes_and_compared_pair_by
     command, folder, tried = ablation
     assert main([*command, "--tables"]) == 1
     assert "10 of 10 results are missing, the first is robustness/camera_2cm/" in capsys.readouterr().err
-    measure = cells.measure_success
+    measure = cells.measure_metaworld
 
     def interrupt(options):
         if len(tried) == 3:
@@ -71,7 +71,7 @@ def test_every_policy_is_tried_once_in_every_kind_of_scenes_and_compared_pair_by
         measure(options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "measure_success", interrupt)
+        patch.setattr(cells, "measure_metaworld", interrupt)
         assert main(command) == 130
     assert main([*command, "--workers", "3"]) == 0
     assert len(tried) == 2 * (len(SCENES) - 1) and tried[-1].num_envs == 3

@@ -14,7 +14,6 @@ from modeling_foresight.losses import (
     flow_loss,
     future_loss,
     kl_loss,
-    masked_mean,
     progress_loss,
     scale_loss,
 )
@@ -345,11 +344,6 @@ def test_losses_are_float32_for_bfloat16_predictions():
     assert loss.dtype == torch.float32 and loss.item() == 0.25
     kl = kl_loss(torch.ones(3, 4, dtype=torch.bfloat16), torch.zeros(3, 4, dtype=torch.bfloat16))
     assert kl.mean().dtype == torch.float32
-
-
-def test_masked_mean_of_weights_is_a_weighted_mean():
-    error, weight = torch.tensor([1.0, 5.0, NAN]), torch.tensor([1.0, 3.0, 0.0])
-    assert masked_mean(error, weight).item() == 4.0
 
 
 def test_a_wrong_shape_is_named_with_what_was_expected():

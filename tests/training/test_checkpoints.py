@@ -163,7 +163,7 @@ def test_a_closed_terminal_is_a_request_to_stop_and_what_is_printed_after_it_no_
             for _ in range(2):  # from the kernel and from the shell
                 os.kill(os.getpid(), signal.SIGHUP)
             os.write(1, b"saving")
-            os._exit(stop.exit_code if stop else 0)
+            os._exit(stop.exit_code if stop.is_agreed() else 0)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
 
@@ -173,7 +173,7 @@ def test_nohup_is_respected(accelerator):
     try:
         stop = StopRequest(accelerator)
         os.kill(os.getpid(), signal.SIGHUP)
-        assert not stop
+        assert not stop.is_agreed()
         stop.close()
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -183,12 +183,12 @@ def test_the_time_limit_counts_from_the_start_of_the_run_and_is_named_as_it_was_
     started = time.monotonic() - 2 * 3600
     for hours, is_over in ((1.5, True), (2.5, False)):
         with contextlib.closing(StopRequest(accelerator, hours, started)) as stop:
-            assert bool(stop) == is_over
+            assert stop.is_agreed() == is_over
             assert ("at the limit of 1.5 hours" in stop.describe(3)) == is_over
 
 
 def test_a_thread_of_another_program_may_train(accelerator):
     with concurrent.futures.ThreadPoolExecutor() as pool:  # as in Ray's workers
         stop = pool.submit(StopRequest, accelerator, 0).result()
-    assert stop and stop.exit_code == 0 and "at the limit of 0 hours" in stop.describe(3)
+    assert stop.is_agreed() and stop.exit_code == 0 and "at the limit of 0 hours" in stop.describe(3)
     stop.close()

@@ -22,9 +22,9 @@ from tests.simulators import SIDE, CommandPool, FakePool
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training import evaluate
-from training.evaluation.closed_loop import run_episodes
-from training.evaluation.metaworld_success import MetaWorld, SuccessOptions, _check_unseen
-from training.evaluation.simulation_pool import SimulationPool
+from training.evaluation.simulated.closed_loop import run_episodes
+from training.evaluation.simulated.metaworld_success import MetaWorld, MetaWorldOptions, _check_unseen
+from training.evaluation.simulated.simulation_pool import SimulationPool
 from training.evaluation.videos import GREEN, RED, rollout_grid, write_video
 from training.models.model_folder import load_checkpoint
 from training.run_facts import portable_command, portable_path
@@ -159,7 +159,7 @@ def run(checkpoint, tmp_path, monkeypatch, capsys):
     class Pool(CommandPool):
         notes = SimpleNamespace(opened=None, used=[])
 
-    monkeypatch.setattr("training.evaluation.simulation_pool.SimulationPool", Pool)
+    monkeypatch.setattr("training.evaluation.simulated.simulation_pool.SimulationPool", Pool)
     output = tmp_path / "results" / "eval.json"
 
     def run(*options, checkpoint=checkpoint, tasks=TASK, again=False):
@@ -451,9 +451,12 @@ def test_an_interrupted_evaluation_resumes_to_the_same_results(run, tmp_path):
     assert sorted(path.name for path in partial.glob("0*")) == [
         f"00000{n}.{kind}" for n in (0, 1) for kind in ("json", "npz")
     ]
+    clock = partial / "wall_clock.json"
+    clock.write_text(json.dumps({"wall_s": json.loads(clock.read_text())["wall_s"] + 1000}))
     resumed = run(*options)
     assert resumed.code == 0, resumed.err
     assert run.notes.used == [(TASK, 10), (TASK, 11)] and resumed.results["timing"]["resumed_after"] == 2
+    assert resumed.results["timing"]["wall_s"] > 1000, "seconds of both sessions"
     assert not partial.exists() and (tmp_path / "film.mp4").exists()
     run.output.unlink()
     whole = run(*options)
@@ -469,7 +472,7 @@ def test_failures_come_first_in_the_video_and_their_moment_is_in_the_results(run
         return rollout_grid(clips, captions, failures)
 
     monkeypatch.setattr("training.evaluation.videos.rollout_grid", grid)
-    monkeypatch.setattr("training.evaluation.success.MAX_FILMED", 3)
+    monkeypatch.setattr("training.evaluation.simulated.film.MAX_FILMED", 3)
     options = ("--episodes", "8", "--seed", "8", "--max-steps", "20", "--num-envs", "8")
     recorded = []
     monkeypatch.setattr(
@@ -568,11 +571,11 @@ def test_a_truncated_checkpoint_is_named(checkpoint, tmp_path):
 )
 def test_a_policy_for_another_robot_is_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
-        MetaWorld(SuccessOptions("policy", TASK)).check_policy(robot_config(**overrides))
+        MetaWorld(MetaWorldOptions("policy", TASK)).check_policy(robot_config(**overrides))
 
 
 def test_a_frame_rate_that_the_simulator_cannot_keep_is_refused(checkpoint):
-    benchmark = MetaWorld(SuccessOptions(str(checkpoint), TASK))
+    benchmark = MetaWorld(MetaWorldOptions(str(checkpoint), TASK))
     with pytest.raises(ValueError, match="--stride"):
         benchmark.choose_settings(robot_config(fps=30), SIDE)
     assert benchmark.choose_settings(robot_config(fps=40), SIDE)["stride"] == 2

@@ -14,8 +14,8 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from datasets_scripts.storage.atomic import flatten
 from datasets_scripts.storage.dataset_rows import DatasetRows
+from datasets_scripts.storage.settings_changes import flatten
 from tests.synthetic import make_dataset
 from tests.training.test_train import (  # noqa: F401 - fixtures
     command,

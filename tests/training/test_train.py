@@ -413,10 +413,10 @@ def test_training_starts_from_a_trained_model_and_keeps_its_processor(dataset, t
     )
     first, second = weights(finished), weights(tmp_path / "second")
     assert all(torch.equal(first[name], second[name]) for name in first)
-    with pytest.raises(ValueError, match="standardise_tokens is for models that start fresh"):
+    with pytest.raises(ValueError, match="standardize_tokens is for models that start fresh"):
         train(
             load_config(
-                None, [*flags, "--output", str(tmp_path / "third"), "--train.standardise_tokens", "true"]
+                None, [*flags, "--output", str(tmp_path / "third"), "--train.standardize_tokens", "true"]
             ),
             False,
         )
@@ -467,7 +467,7 @@ def test_image_tokens_of_a_fresh_model_differ_between_images_from_the_first_step
             made = model.model.embed_images(*model.model.encode_images(batch["pixel_values"]))
         return made[batch["frame_mask"]]  # (frames, views, latents + CLS, width)
 
-    plain, made = tokens(), tokens("--train.standardise_tokens", "true")
+    plain, made = tokens(), tokens("--train.standardize_tokens", "true")
     for view in range(2):
         for part in (slice(None, -1), slice(-1, None)):
             std, mean = torch.std_mean(made[:, view, part].flatten(0, 1), dim=0)

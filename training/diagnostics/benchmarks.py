@@ -18,15 +18,16 @@ from datasets_scripts.simulation.libero_files import (
 from datasets_scripts.simulation.metaworld import scene_partners, task_descriptions
 from training.diagnostics.closed_loop import Condition
 from training.diagnostics.stream_changes import OtherInstruction
-from training.evaluation.libero_success import Libero, LiberoOptions
-from training.evaluation.metaworld_success import MAX_STEPS, MetaWorld, SuccessOptions
-from training.evaluation.success import Benchmark, EvaluationOptions, GoalOptions, count_cores, option
+from training.evaluation.simulated.libero_success import Libero, LiberoOptions
+from training.evaluation.simulated.metaworld_success import MAX_STEPS, MetaWorld, MetaWorldOptions
+from training.evaluation.simulated.options import EvaluationOptions, PolicyOptions, option
+from training.evaluation.simulated.success import Benchmark
 
 __all__ = ["DiagnosticOptions", "LiberoDiagnostics", "MetaWorldDiagnostics"]
 
 
 @dataclasses.dataclass
-class DiagnosticOptions(GoalOptions, abc.ABC):
+class DiagnosticOptions(PolicyOptions, abc.ABC):
     """What every benchmark asks; `diagnose.py` has a flag for every field and explains it.
 
     Raises:
@@ -35,7 +36,6 @@ class DiagnosticOptions(GoalOptions, abc.ABC):
 
     evaluation: ClassVar[tuple[type[EvaluationOptions], type[Benchmark]]]
 
-    checkpoint: str = option("folder of a trained model, or Hub id")
     _: dataclasses.KW_ONLY
     dataset: str | None = option(
         "demonstrations for errors by task, calibration and causality: of data of the training the held-out "
@@ -52,11 +52,6 @@ class DiagnosticOptions(GoalOptions, abc.ABC):
         "results (default: %(default)s); each condition is kept in the folder of that name without .json",
         Path("diagnostics.json"),
     )
-    num_envs: int = option("simulators side by side (default: one per core, %(default)s here)", count_cores)
-    revision: str | None = option("commit, branch or tag of a Hub id", None)
-    embodiment: str | None = option("name of the robot, of a checkpoint for several", None)
-    threads: int | None = option("threads of PyTorch (default: 1 for a small model)", None)
-    device: str | None = option("default: cuda if there is one, otherwise cpu", None)
 
     def __post_init__(self):
         if self.output.suffix != ".json":
@@ -89,7 +84,7 @@ class MetaWorldDiagnostics(DiagnosticOptions):
     With another instruction, success is still that of the task whose start it is.
     """
 
-    evaluation = SuccessOptions, MetaWorld
+    evaluation = MetaWorldOptions, MetaWorld
 
     tasks: str = option("comma-separated MetaWorld tasks, or easy, medium, hard, very_hard, all")
     _: dataclasses.KW_ONLY

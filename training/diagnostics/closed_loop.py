@@ -15,7 +15,7 @@ import numpy as np
 
 from training.diagnostics.intervals import paired_difference
 from training.diagnostics.stream_changes import ChangedStream, FrozenCamera, SwappedViews, shorten_history
-from training.evaluation.success import Benchmark, measure_policy
+from training.evaluation.simulated.success import Benchmark, measure_policy, outcomes_by_task
 
 __all__ = ["PLAIN", "Condition", "list_conditions", "measure_conditions"]
 
@@ -101,10 +101,10 @@ def measure_conditions(
         options = dataclasses.replace(benchmark.options, output=folder / f"{name}.json", **condition.options)
         print(f"{name}: {len(condition.tasks)} tasks, {options.episodes} starts each", flush=True)
         results[name] = measure_policy(type(benchmark)(options), model, processor, change=condition)
-    unchanged = _read_outcomes(results[PLAIN])
+    unchanged = outcomes_by_task(results[PLAIN])
     figures = {}
     for name, result in results.items():
-        outcomes = _read_outcomes(result)
+        outcomes = outcomes_by_task(result)
         figures[name] = {
             **result["mean"],
             "tasks": {task: one["successes"] for task, one in result["tasks"].items()},
@@ -118,11 +118,3 @@ def measure_conditions(
             figures[name]["plain_successes"] = int(plain.sum())
             figures[name]["difference"] = paired_difference(here, plain)  # each (1, 1, T * E)
     return figures
-
-
-def _read_outcomes(result: Mapping) -> dict[str, list[int]]:
-    """Outcomes of each task, in the order of the starts."""
-    found: dict[str, list[int]] = {}
-    for episode in result["episodes"]:
-        found.setdefault(episode["task"], []).append(int(episode["success"]))
-    return found

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from training.diagnostics.benchmarks import DiagnosticOptions
 from training.diagnostics.closed_loop import PLAIN, list_conditions, measure_conditions
-from training.evaluation.success import check_heads, describe_checkpoint, open_policy
+from training.evaluation.simulated.success import describe_checkpoint, open_policy, refuse_data_for_exported
 from training.run_facts import describe_run
 
 __all__ = ["format_diagnostics", "measure_diagnostics"]
@@ -28,7 +28,7 @@ def measure_diagnostics(options: DiagnosticOptions, arguments: Sequence[str] | N
         ValueError: If checkpoint, tasks, conditions and dataset do not fit together; names the remedy.
         RuntimeError: If the simulator is missing or fails.
     """
-    check_heads(options)
+    refuse_data_for_exported(options)
     benchmark = options.benchmark()
     evaluation, recorded = benchmark.options, {}
     partners = options.other_tasks(benchmark.tasks)
@@ -61,8 +61,13 @@ def _measure_demonstrations(options: DiagnosticOptions, model, processor, weight
     """Figures of the demonstrations of the options, kept in a file."""
     from training.diagnostics.demonstrations import measure_once, open_demonstrations
 
-    data = options.checkpoint, model.config, options.dataset, options.cameras, processor.embodiment
-    windows, origin = open_demonstrations(*data)
+    windows, origin = open_demonstrations(
+        options.checkpoint,
+        model.config,
+        options.dataset,
+        cameras=options.cameras,
+        embodiment=processor.embodiment,
+    )
     replaced = options.other_instructions(windows.datasets[0].rows.tasks)
     kept = options.output.with_suffix("") / "demonstrations.json"
     return {"origin": origin, **measure_once(model, processor, windows, replaced, weights, kept)}

@@ -28,7 +28,7 @@ class ChangedStream:
         self.stream.reset(instruction, envs=envs)
 
     def step_chunk(self, images: Mapping, state, envs: Sequence[int]):
-        """Action chunks of these robots, see `ForesightStream.step_chunk`."""
+        """Action chunks of these robots, see `RobotStream.step_chunk`."""
         return self.stream.step_chunk(images, state, envs=envs)
 
 

@@ -16,7 +16,7 @@ def clip_gradients(
 ) -> torch.Tensor:
     """Clips gradients to a norm and returns the norm that they had, `()`; all processes call it together.
 
-    With `max_norm` 0 they stay as they are, as in transformers' `Trainer` and in LeRobot.
+    `max_norm` 0 leaves them unchanged, as in transformers' `Trainer` and in LeRobot.
     """
     # DeepSpeed clips by its own configuration, in its step, which is done by now; 0 is no clipping there too.
     norm = accelerator.clip_grad_norm_(parameters, max_norm or math.inf)

@@ -3,7 +3,7 @@
 The model predicts RGB and depth normalized per patch (zero mean, unit deviation), so level and contrast of a
 patch are not part of the prediction. For display they are taken from the *current* frame: its pixels, and for
 depth its recorded depth. What a prediction shows by itself is the structure inside the patches. With
-`depth_form="metric"` depth is predicted in meters and shown as it is.
+`depth_form="metric"` depth is predicted in meters and shown unchanged.
 """
 
 import dataclasses

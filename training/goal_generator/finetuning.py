@@ -35,7 +35,7 @@ from training.engines.clipping import clip_gradients
 from training.engines.machines import agree_on_run, find_writers, is_writer
 from training.engines.reading import iterate, read_everywhere
 from training.engines.selection import check_engine, join_processes
-from training.evaluation.success import option
+from training.evaluation.simulated.options import option
 from training.goal_generator.pairs import GoalPairs, collate_pairs
 from training.monitoring.run_log import RunLog
 from training.run_data import dataset_identity, is_same_dataset, leave_signals_to_parent
@@ -197,10 +197,15 @@ def open_pairs(options: GoalTraining) -> GoalPairs:
     """The run's data; of a run that resumes, at the commit of the Hub at which it began."""
     path = Path(options.output) / "config.json"
     known = read_json(path).get("data", {}) if options.resume and path.is_file() else {}
-    ahead, size = (options.least_ahead, options.most_ahead), options.image_size
-    choices = (options.augment, options.seed, options.frame_cache)
-    dataset = pin_commit(options.dataset, known.get("commit"))
-    return GoalPairs(dataset, options.camera, ahead, size, *choices)
+    return GoalPairs(
+        pin_commit(options.dataset, known.get("commit")),
+        camera=options.camera,
+        ahead=(options.least_ahead, options.most_ahead),
+        image_size=options.image_size,
+        augment=options.augment,
+        seed=options.seed,
+        frame_cache=options.frame_cache,
+    )
 
 
 def describe_settings(options: GoalTraining, pairs: GoalPairs) -> dict:
@@ -310,7 +315,7 @@ def run_steps(run: GoalRun, log: RunLog, stop: StopRequest) -> bool:
         if done % options.log_every == 0 or last:
             log.write(done, lr=run.scheduler.get_last_lr()[0], windows=options.batch_size)
         with log.paused():
-            stopping = bool(stop)
+            stopping = stop.is_agreed()
             if done % options.checkpoint_every == 0 or stopping or last:
                 save_checkpoint(accelerator, Path(options.output), done, keep=2)
         if stopping and not last:

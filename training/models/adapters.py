@@ -25,7 +25,7 @@ from transformers.utils import cached_file
 
 from datasets_scripts.storage.atomic import read_json, write_json
 from modeling_foresight import ForesightForActionPrediction
-from modeling_foresight.base_model import check_weights
+from modeling_foresight.base_model import refuse_broken_weights
 from modeling_foresight.lora import lora_config
 from training.config import LoraOptions
 from training.engines.machines import is_writer
@@ -174,7 +174,7 @@ def load_adapter(source: str, revision: str | None = None) -> ForesightForAction
         # Without memory, until the sizes in its config have been compared with its weights.
         adapted = PeftModel.from_pretrained(model, source, revision=revision, low_cpu_mem_usage=True)
     merged = adapted.merge_and_unload()
-    check_weights(merged, source)
+    refuse_broken_weights(merged, source)
     for name in ("fps", "embodiments"):
         setattr(merged.config, name, trained_on.get(name, getattr(merged.config, name)))
     return merged

@@ -19,7 +19,7 @@ from training.config import RunConfig
 from training.run_data import RunData, learns_to_act, read_base
 from training.windows import collate_windows
 
-__all__ = ["build_model", "pin_base", "standardise_tokens", "starting_config"]
+__all__ = ["build_model", "pin_base", "standardize_tokens", "starting_config"]
 
 # Fields of the config that describe a robot, not the model.
 ROBOT = ("action_dim", "binary_action_indices", "state_dim", "binary_state_indices")
@@ -81,9 +81,9 @@ def add_robot_sizes(fields: dict, data: RunData) -> dict:
 def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
     """The policy and its processor: from `init_from`, or fresh on the towers that the config names."""
     if config.init_from:
-        if config.train.standardise_tokens:
+        if config.train.standardize_tokens:
             raise ValueError(
-                "train.standardise_tokens is for models that start fresh; it would change what "
+                "train.standardize_tokens is for models that start fresh; it would change what "
                 f"{config.init_from} has learned: leave it out"
             )
         return load_base(config, data)
@@ -104,8 +104,8 @@ def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPre
         model = ForesightForActionPrediction(model_config)
     check_binary_entries(model.config, data)
     processor = ForesightProcessor.from_config(model.config, tokenizer, **dataset_statistics(data))
-    if config.train.standardise_tokens:
-        standardise_tokens(model, processor, data)
+    if config.train.standardize_tokens:
+        standardize_tokens(model, processor, data)
     return model, processor
 
 
@@ -274,7 +274,7 @@ def check_binary_entries(config: ForesightConfig, data: RunData) -> None:
 
 
 @torch.no_grad()
-def standardise_tokens(
+def standardize_tokens(
     model: ForesightForActionPrediction,
     processor: ForesightProcessor,
     data: RunData,
@@ -296,7 +296,7 @@ def standardise_tokens(
     batch = processor.prepare_batch(raw, history_length=model.config.history_length)
     policy = model.model
     cls, patches = policy.encode_images(batch["pixel_values"])
-    latents = policy._resample(patches)
+    latents = policy.resample_patches(patches)
     for view, projection in enumerate(policy.embed_views):
         shown = batch["view_mask"][..., view]
         present = batch["frame_mask"] & (shown if shown.ndim == 2 else shown[:, None])

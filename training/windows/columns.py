@@ -20,7 +20,7 @@ from training.windows.slicing import combine_commands
 
 __all__ = [
     "WindowColumns",
-    "check_targets",
+    "require_targets",
     "column_statistics",
     "column_width",
     "idle_objectives",
@@ -97,7 +97,7 @@ def idle_objectives(columns: WindowColumns, config: WindowConfig) -> dict[str, s
     return {name: lacking[name] for name in config.objectives if name in lacking and not found[name]}
 
 
-def check_targets(datasets: Sequence[tuple[str, WindowColumns, WindowConfig]]) -> None:
+def require_targets(datasets: Sequence[tuple[str, WindowColumns, WindowConfig]]) -> None:
     """Refuses datasets (name, columns, configuration) of which none has a target of any objective.
 
     Raises:
@@ -177,7 +177,6 @@ def column_statistics(
             continue
         local = key == columns.actions and config.action_codec == "local_delta"
         combined = key == columns.actions and not local and config.frame_stride > 1
-        how = config.strided_commands, config.binary_action_indices
         moments, grippers = _Moments(), np.zeros(0)
         for span in _find_spans(rows, episodes, joined=not combined):
             part = read_numbers(rows, key, span).astype(np.float64)
@@ -185,7 +184,13 @@ def column_statistics(
                 grippers = np.unique(np.append(grippers, part[:, GRIPPER]))
                 _check_poses(f"dataset {rows.name}: '{key}'", part, grippers)
             elif combined:
-                part = combine_commands(part, config.frame_stride, *how, every=1)
+                part = combine_commands(
+                    part,
+                    config.frame_stride,
+                    how=config.strided_commands,
+                    binary=config.binary_action_indices,
+                    every=1,
+                )
             moments.add(part)
         statistics[key] = moments.summary()
     return statistics

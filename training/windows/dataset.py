@@ -16,7 +16,7 @@ frames, V views, K action chunk, L flow length, P grid nodes, A action size; tor
 | `frame_mask` | bool `(T+F,)` | false for lookahead frames past the episode's end (zeros then) |
 | `state`, `state_mask` | float32 `(T, state_dim)`, bool `()` | dataset units; absent if there is none |
 | `actions`, `action_mask` | float32 `(T, K, A)`, bool `(T, K)` | s..s+K-1; zeros past the end; see below |
-| `track_start`, `track`, ... | see `targets.build_flow_targets` | first view only |
+| `track_start`, `track`, ... | see `flow_targets.build_flow_targets` | first view only |
 | `progress` | float32 `(T,)` | (s - first) / (last - first) of the episode |
 | `goal_image`, `goal_mask` | uint8 `(3, h, w)`, bool `()` | a frame after the window; first view |
 | `task` | str | instruction |
@@ -43,7 +43,6 @@ from datasets_scripts.storage.frame_cache import open_frames
 from datasets_scripts.storage.provenance import moving_flags, read_provenance
 from datasets_scripts.storage.streaming.streamed_rows import StreamedFrames, StreamedRows
 from modeling_foresight.action_codec import encode_local_delta
-from modeling_foresight.targets import FlowSampling, blank_flow_targets, build_flow_targets
 from training.windows.augmentation import draw_shift, shift_fraction, shift_frames, shift_px
 from training.windows.columns import (
     WindowColumns,
@@ -52,6 +51,7 @@ from training.windows.columns import (
     require_columns,
 )
 from training.windows.episode_windows import EpisodeWindows
+from training.windows.flow_targets import FlowSampling, blank_flow_targets, build_flow_targets
 from training.windows.settings import WindowConfig
 from training.windows.slicing import action_chunks, combine_commands, goal_rows, progress
 
@@ -254,8 +254,13 @@ class ForesightWindows(Dataset):
     ) -> dict:
         """Flow targets of the first view, or zeros of weight 0 where the dataset has no tracks."""
         config, view = self.config, self.config.views[0]
-        lengths = (config.history_length, config.flow_length)
-        sampling = FlowSampling(*lengths, config.flow_grid, config.p_moving, config.occluded_weight)
+        sampling = FlowSampling(
+            frames=config.history_length,
+            length=config.flow_length,
+            grid=config.flow_grid,
+            p_moving=config.p_moving,
+            occluded_weight=config.occluded_weight,
+        )
         if self.columns.points is None:
             targets = blank_flow_targets(sampling)
         else:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from modeling_foresight.embodiments import find_still_entries
-from training.windows.columns import check_targets
+from modeling_foresight.embodiments import find_still_entries, place_entries
+from modeling_foresight.processing_foresight import resize_depth
+from training.windows.columns import require_targets
 from training.windows.dataset import ForesightWindows
 
 __all__ = ["ConcatWindows", "collate_windows", "find_embodiments", "warn_of_differences"]
@@ -57,7 +58,7 @@ class ConcatWindows(Dataset):
                 raise ValueError(
                     f"dataset {dataset.rows.name} differs from the first in {', '.join(sorted(unlike))}"
                 )
-        check_targets([(d.rows.name, d.columns, d.config) for d in self.datasets])
+        require_targets([(d.rows.name, d.columns, d.config) for d in self.datasets])
         self.sizes = [len(dataset) for dataset in self.datasets]
         self._offsets = np.cumsum([0, *self.sizes])
         self.config = self.datasets[0].config
@@ -116,7 +117,7 @@ class ConcatWindows(Dataset):
         for view, size in self.depth_sizes.items():
             depth = sample["depth"].get(view)
             sample["depth"][view] = (
-                torch.zeros(n_frames, *size) if depth is None else _resize_depth(depth, size)
+                torch.zeros(n_frames, *size) if depth is None else resize_depth(depth, size)
             )
         if "goal_image" in sample:
             goal = sample["goal_image"][None]
@@ -125,9 +126,7 @@ class ConcatWindows(Dataset):
             places = self.embodiments[sample["embodiment"]]
             for key, kind in (("state", "state"), ("actions", "action")):
                 if key in sample:
-                    own, size = sample[key], getattr(self, f"{kind}_dim")
-                    sample[key] = own.new_zeros(*own.shape[:-1], size)
-                    sample[key][..., places[kind]] = own
+                    sample[key] = place_entries(sample[key], places[kind], getattr(self, f"{kind}_dim"))
         if self.state_dim:
             sample.setdefault("state_mask", torch.tensor(False))
             sample.setdefault("state", torch.zeros(config.history_length, self.state_dim))
@@ -258,10 +257,3 @@ def _resize_rgb(frames: Tensor, size: tuple[int, int]) -> Tensor:
         return frames
     resized = F.interpolate(frames.float(), size=size, mode="bilinear", align_corners=False)
     return resized.round().clamp(0, 255).to(torch.uint8)
-
-
-def _resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes `(n, h, w)` meters by nearest neighbor: in-between depths across an edge do not exist."""
-    if tuple(depth.shape[-2:]) == tuple(size):
-        return depth
-    return F.interpolate(depth[:, None], size=size, mode="nearest-exact")[:, 0]

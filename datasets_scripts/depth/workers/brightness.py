@@ -21,4 +21,4 @@ def open_model():
 
 if __name__ == "__main__":
     package = "numpy " + np.__version__
-    serve({"model": "brightness", "licence": "apache-2.0", "is_metric": True, "package": package}, open_model)
+    serve({"model": "brightness", "license": "apache-2.0", "is_metric": True, "package": package}, open_model)

@@ -48,15 +48,15 @@ def main():
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="another checkpoint, of meters")
-    parser.add_argument("--licence", help="its license")
+    parser.add_argument("--license", help="its license")
     parser.add_argument("--focal-px", type=float, help="focal length of the recorded images, in their pixels")
     parser.add_argument("--describe", action="store_true")
     args = parser.parse_args()
     name = args.model or (METRIC if args.focal_px else NESTED)
-    licence = args.licence or DA3_LICENSES.get(name)
-    if licence is None:
-        parser.error("--licence is needed for " + name)
-    facts = {"model": name, "licence": licence, "is_metric": True, "package": "depth-anything-3"}
+    license = args.license or DA3_LICENSES.get(name)
+    if license is None:
+        parser.error("--license is needed for " + name)
+    facts = {"model": name, "license": license, "is_metric": True, "package": "depth-anything-3"}
     serve(dict(facts, focal_px=args.focal_px), lambda: open_model(name, args.focal_px))
 
 

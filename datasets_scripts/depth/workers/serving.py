@@ -5,7 +5,7 @@ from this folder. A worker is called in two ways:
 
 | call | what it does |
 | --- | --- |
-| `COMMAND --describe` | prints `model`, `licence`, `is_metric`, `package` as JSON; loads no weights |
+| `COMMAND --describe` | prints `model`, `license`, `is_metric`, `package` as JSON; loads no weights |
 | `COMMAND` | answers requests until standard input ends |
 
 `is_metric`: depth is in meters along the optical axis; otherwise it is inverse depth up to scale and shift.
@@ -37,7 +37,7 @@ def serve(describe, open_model):
     """Serves one process of annotation.
 
     Args:
-        describe (`dict`): `model`, `licence`, `is_metric`, `package`; more is kept as it is.
+        describe (`dict`): `model`, `license`, `is_metric`, `package`; more is kept unchanged.
         open_model (`Callable`): Loads weights and gives a function: frames `(k, H, W, 3)` uint8 and frames
             per second -> depth `(k, H, W)`.
     """

@@ -31,7 +31,7 @@ class DepthOfRed:
     """A source of known truth: meters grow with red, the left border and what is far have none."""
 
     def describe(self):
-        return {"models": [{"model": "red", "licence": "apache-2.0"}]}
+        return {"models": [{"model": "red", "license": "apache-2.0"}]}
 
     def estimate(self, frames, fps):
         facts = {}
@@ -53,7 +53,7 @@ def depth_of(images: np.ndarray) -> np.ndarray:
 def red_depth():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(annotate_episode, "open_depth", lambda *_: DepthOfRed())
-        patch.setattr(annotate_episode, "check_depth_source", lambda *_: None)
+        patch.setattr(annotate_episode, "choose_depth_models", lambda *_: None)
         yield
 
 
@@ -145,7 +145,7 @@ def test_the_provenance_says_how_each_episode_went(annotated):
     assert provenance["cameras"]["wrist"]["depth"] == {
         "source": "red",
         "depth_max_m": DEPTH_MAX_M,
-        "models": [{"model": "red", "licence": "apache-2.0"}],
+        "models": [{"model": "red", "license": "apache-2.0"}],
     }
     assert provenance["episodes"]["1"]["wrist"]["depth"]["error"] == 0.1
     assert {"main/depth-fallback", "wrist/depth-fallback"} <= set(provenance["episodes"]["1"]["flags"])

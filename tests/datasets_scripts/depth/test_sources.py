@@ -31,7 +31,7 @@ from transformers import (
     ZoeDepthImageProcessor,
 )
 
-from datasets_scripts.depth import CHECKPOINTS, check_depth_source, open_depth
+from datasets_scripts.depth import CHECKPOINTS, choose_depth_models, open_depth
 from datasets_scripts.depth.estimated_depth import AlignedDepth, MetricDepth
 from datasets_scripts.depth.gpu import prefetch
 from datasets_scripts.depth.transformers_model import TransformersDepth
@@ -212,9 +212,9 @@ def test_every_family_has_a_name_with_a_checkpoint_and_takes_another_one(monkeyp
     monkeypatch.setattr(TransformersDepth, "check", staticmethod(lambda name: by_name.get(name, True)))
     for name, checkpoint in CHECKPOINTS.items():
         align = None if name in metric_ones else "zoedepth"
-        chosen = [part for _, part in check_depth_source(name, align_with=align)]
+        chosen = [part for _, part in choose_depth_models(name, align_with=align)]
         assert chosen == [checkpoint, *([CHECKPOINTS["zoedepth"]] if align else [])]
-    assert check_depth_source("depth-pro", metric) == [(TransformersDepth, metric)]
+    assert choose_depth_models("depth-pro", metric) == [(TransformersDepth, metric)]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_every_family_has_a_name_with_a_checkpoint_and_takes_another_one(monkeyp
 def test_models_that_measure_something_else_are_refused_with_the_reason(tmp_path, kind, message):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     with pytest.raises(ValueError, match=message):
-        check_depth_source(str(tmp_path))
+        choose_depth_models(str(tmp_path))
 
 
 def test_a_source_describes_its_model_for_the_provenance(metric, tmp_path):
@@ -236,7 +236,7 @@ def test_a_source_describes_its_model_for_the_provenance(metric, tmp_path):
     shutil.copytree(metric, folder)
     (folder / "README.md").write_text("---\nlicense: Apache-2.0\n---\n")
     (model,) = open_depth(str(folder)).describe()["models"]
-    assert (model["model"], model["licence"], model["is_metric"]) == ("network", "apache-2.0", True)
+    assert (model["model"], model["license"], model["is_metric"]) == ("network", "apache-2.0", True)
     assert model["revision"].startswith("sha256:") and "transformers" in model["package"]
 
 
@@ -404,7 +404,7 @@ def test_the_papers_two_models_give_meters(project, metric):
     source.relative.side = 28
     models = source.describe()["models"]
     assert [model["is_metric"] for model in models] == [False, True]
-    assert models[0]["licence"] == "apache-2.0"
+    assert models[0]["license"] == "apache-2.0"
     clip = source.estimate(frames, FPS)
     meters, _ = collect(clip)
     assert meters.shape == truth.shape
@@ -421,7 +421,7 @@ def test_the_papers_two_models_give_meters(project, metric):
 
 def test_a_restrictive_license_is_recorded(project):
     source = VideoDepth(save_checkpoint(project, "large.pth", width=1024), "cpu")
-    assert source.describe()["licence"] == "cc-by-nc-4.0"
+    assert source.describe()["license"] == "cc-by-nc-4.0"
 
 
 def test_a_clip_equals_that_of_the_projects_own_function(tmp_path):
@@ -472,13 +472,13 @@ def test_bad_sources_are_refused_before_weights_are_loaded(
     (tmp_path / "text" / "config.json").write_text('{"model_type": "clip_text_model"}')
     places = {"metric": metric, "relative": relative, "text": str(tmp_path / "text")}
     with pytest.raises(ValueError, match=message):
-        check_depth_source(*(places.get(argument, argument) for argument in arguments))
+        choose_depth_models(*(places.get(argument, argument) for argument in arguments))
 
 
 def test_a_missing_project_is_named_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "video_depth_anything", None)
     with pytest.raises(ValueError, match="PYTHONPATH"):
-        check_depth_source("video-depth-anything", save_checkpoint(tmp_path), "depth-anything-v2")
+        choose_depth_models("video-depth-anything", save_checkpoint(tmp_path), "depth-anything-v2")
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets_scripts.depth import check_depth_source, open_depth, worker
+from datasets_scripts.depth import choose_depth_models, open_depth, worker
 from datasets_scripts.depth.worker import WorkerDepth
 from datasets_scripts.inspection.dataset_card import list_label_licenses
 from datasets_scripts.storage.dataset_rows import BrokenEpisodeError
 from hub_cards.cards.licenses import derive_license
 
-WORKERS = Path(check_depth_source.__code__.co_filename).parent / "workers"
+WORKERS = Path(choose_depth_models.__code__.co_filename).parent / "workers"
 FRAMES, HEIGHT, WIDTH, FPS = 5, 6, 8, 10.0
 
 
@@ -40,7 +40,7 @@ def write_worker(tmp_path):
             "def open_model():\n    def estimate(frames, fps):\n"
             + textwrap.indent(textwrap.dedent(body), " " * 8)
             + "\n    return estimate\n"
-            "facts = {'model': 'a', 'licence': 'cc-by-nc-4.0', 'is_metric': True, 'package': 'b'}\n"
+            "facts = {'model': 'a', 'license': 'cc-by-nc-4.0', 'is_metric': True, 'package': 'b'}\n"
             f"{facts}\nserve(facts, open_model)\n"
         )
         return command(path)
@@ -66,7 +66,7 @@ def test_its_license_reaches_the_cards_of_dataset_and_model(write_worker):
     (model,) = open_depth("worker", write_worker("return frames[..., 0]")).describe()["models"]
     labels = {"main": {"depth": {"source": "worker", "models": [model]}}}
     assert list_label_licenses(labels) == [("a", "cc-by-nc-4.0")]
-    part = {"what": "labels of data", "name": "a", "licence": model["licence"]}
+    part = {"what": "labels of data", "name": "a", "license": model["license"]}
     assert derive_license([part]) == {"license": "cc-by-nc-4.0"}
 
 
@@ -103,7 +103,7 @@ def write_own(tmp_path):
         path.write_text(
             "import json, struct, sys\n"
             "if '--describe' in sys.argv:\n"
-            '    print(\'{"model": "a", "licence": "MIT", "is_metric": true, "package": "b"}\')\n'
+            '    print(\'{"model": "a", "license": "MIT", "is_metric": true, "package": "b"}\')\n'
             f"else:\n{textwrap.indent(textwrap.dedent(code), '    ')}\n"
         )
         return command(path)
@@ -146,7 +146,7 @@ def test_a_worker_that_never_answers_is_killed_with_what_it_started(tmp_path, vi
     script = tmp_path / "wrapper.sh"
     script.write_text(
         'if [ "$1" = --describe ]; then\n'
-        '    echo \'{"model": "a", "licence": "mit", "is_metric": true, "package": "b"}\'\n'
+        '    echo \'{"model": "a", "license": "mit", "is_metric": true, "package": "b"}\'\n'
         "else\n    (cat >&2; true)\n    true\nfi\n"  # the shell inside keeps the output open
     )
     source = WorkerDepth(f"sh {shlex.quote(str(script))}")
@@ -179,7 +179,7 @@ def test_a_frame_that_cannot_be_read_is_told_as_such_after_those_before_it(write
 
 
 def test_the_license_that_a_worker_states_gets_the_hubs_name(write_own):
-    assert WorkerDepth(write_own("pass")).describe()["licence"] == "mit"
+    assert WorkerDepth(write_own("pass")).describe()["license"] == "mit"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_the_license_that_a_worker_states_gets_the_hubs_name(write_own):
         (None, "--depth worker needs --depth-model"),
         ("no-such-program --x", "`no-such-program --x` cannot be started"),
         (command("-c", "raise SystemExit('broken')"), r"does not describe itself.*exit code 1: broken"),
-        (command("-c", "print('{}')"), "does not say its model, licence, is_metric, package"),
+        (command("-c", "print('{}')"), "does not say its model, license, is_metric, package"),
         (
             command("-c", "print('Hello\\n{}')"),
             r"exit code 0.: expected JSON .* begins with b'Hello\\n",
@@ -199,21 +199,21 @@ def test_the_license_that_a_worker_states_gets_the_hubs_name(write_own):
 )
 def test_a_command_that_is_no_worker_is_refused_before_any_work(given, message):
     with pytest.raises(ValueError, match=message):
-        check_depth_source("worker", given)
+        choose_depth_models("worker", given)
 
 
 @pytest.mark.slow
 def test_relative_depth_of_a_worker_needs_a_metric_model(write_worker):
     given = write_worker("return frames[..., 0]", facts="facts['is_metric'] = False")
     with pytest.raises(ValueError, match="add --align-with depth-anything-v2"):
-        check_depth_source("worker", given)
+        choose_depth_models("worker", given)
 
 
 @pytest.mark.slow
 def test_depth_anything_3_describes_itself_without_its_package():
     script = WORKERS / "depth_anything_3.py"
-    for options, licence in ((["--focal-px", "610"], "apache-2.0"), ([], "cc-by-nc-4.0")):
+    for options, license in ((["--focal-px", "610"], "apache-2.0"), ([], "cc-by-nc-4.0")):
         source = WorkerDepth(command(script, *options))
-        assert source.is_metric and source.describe()["licence"] == licence
-    with pytest.raises(ValueError, match="--licence is needed for my/own"):
+        assert source.is_metric and source.describe()["license"] == license
+    with pytest.raises(ValueError, match="--license is needed for my/own"):
         WorkerDepth(command(script, "--model", "my/own"))

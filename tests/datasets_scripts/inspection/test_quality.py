@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from huggingface_hub import DatasetCard
 
-from datasets_scripts.inspection.dataset_card import _read_source_card, as_list, write_card
+from datasets_scripts.inspection.dataset_card import (
+    _read_source_card,
+    as_list,
+    list_label_licenses,
+    write_card,
+)
 from datasets_scripts.inspection.quality import DepthMeter, TrackMeter, find_flags, summarize_figures
 from datasets_scripts.storage.provenance import flagged_episodes, read_provenance, write_provenance
 from tests.synthetic import make_dataset
@@ -140,7 +145,7 @@ def test_the_summary_names_the_worst_episode():
 def annotated(tmp_path):
     """A dataset with what `annotate.py` writes about its labels; two episodes have a flag."""
     facts = make_dataset(tmp_path / "drawer", episodes=3, frames=4, use_videos=False)
-    models = {"models": [{"model": "owner/tracker", "licence": "cc-by-nc-4.0"}, {"model": "owner/other"}]}
+    models = {"models": [{"model": "owner/tracker", "license": "cc-by-nc-4.0"}, {"model": "owner/other"}]}
     cameras = {
         "main": {"depth": {"source": "sensor"}, "tracks": {"source": "some-tracker", "seed": 5} | models},
         "wrist": {"depth": {"source": "sensor"}},
@@ -209,7 +214,7 @@ def test_the_card_of_the_source_stays_below_and_its_metadata_too(annotated):
 )
 def test_the_licenses_of_source_and_labels_reach_the_metadata(annotated, of_source, of_labels, license):
     provenance = read_provenance(annotated)
-    provenance["cameras"]["main"]["tracks"]["models"] = [{"model": "owner/tracker", "licence": of_labels}]
+    provenance["cameras"]["main"]["tracks"]["models"] = [{"model": "owner/tracker", "license": of_labels}]
     write_provenance(annotated, provenance)
     if of_source:
         (annotated / "README.md").write_text(f"---\nlicense: {of_source}\n---\n\n# Drawer\n")
@@ -222,6 +227,11 @@ def test_the_licenses_of_source_and_labels_reach_the_metadata(annotated, of_sour
     assert chosen == ["apache-2.0", *limits]
     with pytest.raises(ValueError, match="--license free is not a name that the Hub knows"):
         write_card(annotated, license="free")
+
+
+def test_labels_of_before_the_first_release_keep_their_license():
+    labels = {"main": {"tracks": {"models": [{"model": "owner/tracker", "licence": "CC-BY-NC-4.0"}]}}}
+    assert list_label_licenses(labels) == [("owner/tracker", "cc-by-nc-4.0")]
 
 
 def test_a_card_without_proper_metadata_is_kept_as_text(annotated):

@@ -159,7 +159,7 @@ def test_points_reproject_to_their_pixel_after_storage(stored, simulated_dataset
         sim.reset(facts["seed"])
         clip = RigidClip(
             np.where(sim.render_depth("main") < DEPTH_MAX, sim.render_depth("main"), 0)[None],
-            sim.render_bodies("main")[None],
+            sim.render_geometry("main")[1][None],
             *(pose[None] for pose in (*sim.body_poses(), *sim.camera_pose("main"))),
             intrinsics=sim.intrinsics("main"),
         )

@@ -89,7 +89,7 @@ def test_both_cameras_agree_on_where_the_table_is(sim):
     sim.reset(SEED)
     sim.step(ACTION, 4)
     depth = {camera: sim.render_depth(camera).astype(np.float64) for camera in ("main", "wrist")}
-    bodies = {camera: sim.render_bodies(camera) for camera in ("main", "wrist")}
+    bodies = {camera: sim.render_geometry(camera)[1] for camera in ("main", "wrist")}
     row, column = (axis.ravel() for axis in np.mgrid[:SIZE, :SIZE])
     k, (position, rotation) = sim.intrinsics("wrist"), sim.camera_pose("wrist")
     rays = np.stack([(column + 0.5 - k["cx"]) / k["fx"], (row + 0.5 - k["cy"]) / k["fy"], np.ones(row.size)])
@@ -108,7 +108,7 @@ def test_both_cameras_agree_on_where_the_table_is(sim):
 @needs_renderer
 def test_pixels_of_the_background_and_of_goal_markers_have_no_body(sim):
     sim.reset(SEED)
-    bodies, depth = sim.render_bodies("main"), sim.render_depth("main")
+    bodies, depth = sim.render_geometry("main")[1], sim.render_depth("main")
     assert bodies.shape == depth.shape == (SIZE, SIZE)
     assert (bodies[depth > 100] == -1).all()
     markers = (bodies == -1) & (depth < 100)
@@ -157,8 +157,11 @@ def test_actions_beyond_the_limits_are_clipped(sim):
 @needs_renderer
 def test_simulators_in_one_process_leave_each_other_alone(sim):
     def shown() -> list[np.ndarray]:
-        pictures = (sim.render_rgb, sim.render_depth, sim.render_bodies)
-        return [picture(camera) for camera in sim.cameras for picture in pictures]
+        return [
+            picture
+            for camera in sim.cameras
+            for picture in (sim.render_rgb(camera), *sim.render_geometry(camera))
+        ]
 
     sim.reset(SEED)
     before = shown()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from datasets_scripts.columns import pack_points
-from datasets_scripts.tracks import check_track_source, learned, open_tracker
+from datasets_scripts.tracks import choose_tracker, learned, open_tracker
 from datasets_scripts.tracks.lifting import fill_holes, lift_tracks
 
 FRAMES, HEIGHT, WIDTH = 50, 30, 45
@@ -178,7 +178,7 @@ def test_a_clip_of_one_frame(source, projects, clip):
 def test_the_provenance_names_weights_and_license(source, projects):
     facts = open_tracker(source, projects, "cpu").describe()
     assert "weights.pth" in facts["model"] and len(facts["revision"]) == len("sha256:") + 32
-    assert "non-commercial" in facts["licence"] or "nc" in facts["licence"]
+    assert "non-commercial" in facts["license"] or "nc" in facts["license"]
 
 
 def test_depth_continues_behind_an_occluder_and_past_an_edge():
@@ -218,7 +218,7 @@ def test_holes_in_depth_are_filled_from_their_neighbors():
 )
 def test_bad_trackers_are_refused_before_weights_are_loaded(projects, source, model, message):
     with pytest.raises(ValueError, match=message):
-        check_track_source(source, model)
+        choose_tracker(source, model)
 
 
 @pytest.mark.parametrize("source", LEARNED)
@@ -231,7 +231,7 @@ def test_a_missing_project_or_damaged_weights_are_named(source, projects, tmp_pa
             open_tracker(source, str(file), "cpu")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="is not installed: .*github.com"):
-        check_track_source(source, projects)
+        choose_tracker(source, projects)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from hub_cards.cards.licenses import derive_license, list_parts
 
 
 def part(license):
-    return {"what": "labels of data", "name": "worker", "licence": license}
+    return {"what": "labels of data", "name": "worker", "license": license}
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,8 @@ def test_no_spelling_makes_noncommercial_labels_permissive(stated, chosen):
 
 
 def test_labels_of_an_unknown_license_are_asked_for():
-    labels = {"main": {"depth": {"models": [{"model": "m", "licence": "Unknown"}]}}}
+    labels = {"main": {"depth": {"models": [{"model": "m", "license": "Unknown"}]}}}
     parts = list_parts(None, {"datasets": [{"name": "d", "labels": labels}]})[1:]
-    assert parts == [{"what": "labels of d", "name": "m", "licence": None}]
+    assert parts == [{"what": "labels of d", "name": "m", "license": None}]
     with pytest.raises(ValueError, match="that of labels of d, m .license unknown. is not"):
         derive_license(parts)

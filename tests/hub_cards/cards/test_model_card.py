@@ -230,6 +230,18 @@ def test_texts_of_a_run_change_nothing_around_them_in_the_card(built, tmp_path, 
     assert len(spoiled.splitlines()) == len(plain.splitlines())
 
 
+def test_a_model_with_figures_in_the_spelling_of_before_the_release_has_the_same_card(built, tmp_path):
+    model = shutil.copytree(built, tmp_path / "model")
+    facts = model / "evaluation" / "training.json"
+    part = {"what": "base model", "name": "someone/policy"}
+    cards = []
+    for parts, license in (("licenses", "license"), ("licences", "licence")):
+        content = {name: value for name, value in json.loads(facts.read_text()).items() if name != "licenses"}
+        facts.write_text(json.dumps(content | {parts: [part | {license: "cc-by-nc-4.0"}]}))
+        cards.append(build_card(model, "you/policy"))
+    assert cards[0].text == cards[1].text and cards[1].data.license == "cc-by-nc-4.0"
+
+
 def test_a_hub_id_takes_the_place_of_the_folder(folder):
     assert main([str(folder), "--repo-id", "someone/policy"]) == 0
     assert 'from_pretrained("someone/policy")' in (folder / "README.md").read_text()
@@ -559,7 +571,7 @@ def test_the_license_is_that_of_the_strictest_tower(folder, text, vision, licens
 
 def labeled_by(folder, license):
     content = summary()
-    content["datasets"][0]["labels"]["main"]["tracks"]["model"] = {"name": "tracker", "licence": license}
+    content["datasets"][0]["labels"]["main"]["tracks"]["model"] = {"name": "tracker", "license": license}
     (folder / "training" / "summary.json").write_text(json.dumps(content))
 
 

@@ -348,7 +348,7 @@ def adapter(built, tmp_path):
         (run / "model" / "evaluation" / "latency.json").write_text(json.dumps(latency()))
         (run / "training").mkdir()
         save_config(RunConfig(init_from=str(built)), run / "training" / "config.yaml")
-        facts = {"lora": {"r": 2}, "licences": [{"part": "base", "name": base, "licence": "apache-2.0"}]}
+        facts = {"lora": {"r": 2}, "licenses": [{"part": "base", "name": base, "license": "apache-2.0"}]}
         (run / "training" / "summary.json").write_text(json.dumps(summary() | facts))
         (run / "foresight.png").write_bytes(b"a picture")
         assert build([str(run), "--open-loop"]) == 0

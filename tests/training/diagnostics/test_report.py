@@ -43,7 +43,7 @@ def run(checkpoint, tmp_path, monkeypatch, capsys):
                 ),
             }
 
-    monkeypatch.setattr("training.evaluation.simulation_pool.SimulationPool", Pool)
+    monkeypatch.setattr("training.evaluation.simulated.simulation_pool.SimulationPool", Pool)
     output = tmp_path / "diagnostics.json"
 
     def run(*options, tasks=TASKS):
@@ -114,7 +114,10 @@ def test_conditions_follow_the_policy():
 
 def test_in_libero_the_named_task_is_judged_too(monkeypatch):
     tasks = ["libero_object/pick_up_the_milk", "libero_object/pick_up_the_butter"]
-    for place in ("diagnostics.benchmarks", "evaluation.libero_success"):  # LIBERO may not be installed
+    for place in (
+        "diagnostics.benchmarks",
+        "evaluation.simulated.libero_success",
+    ):  # LIBERO may not be installed
         monkeypatch.setattr(f"training.{place}.resolve_libero_tasks", lambda *_: tasks)
         monkeypatch.setattr(f"training.{place}.libero_partners", lambda tasks: {tasks[0]: tasks[1]})
     options = LiberoDiagnostics("nowhere", "libero_object")

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from datasets_scripts.storage.atomic import flatten
+from datasets_scripts.storage.settings_changes import flatten
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.base_model import ForesightOutput
 from modeling_foresight.targets import depth_target

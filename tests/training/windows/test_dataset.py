@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from datasets_scripts.columns import clean_depth, points_key, points_visible_key
 from datasets_scripts.storage.provenance import read_provenance, write_provenance
 from modeling_foresight.action_codec import to_simulator_action
-from modeling_foresight.targets import FlowSampling, build_flow_targets
 from tests.synthetic import make_dataset
 from training.windows import (
     ConcatWindows,
@@ -28,6 +27,7 @@ from training.windows import (
     split_episodes,
     warn_of_differences,
 )
+from training.windows.flow_targets import FlowSampling, build_flow_targets
 
 LENGTHS = [12, 9, 14]
 T, S, K, L, GRID = 3, 2, 4, 5, (4, 6)

@@ -16,7 +16,8 @@ from datasets_scripts.simulation.libero import (
 )
 from datasets_scripts.simulation.libero_files import SUITES, libero_partners, resolve_libero_tasks
 from datasets_scripts.storage.atomic import read_json
-from training.evaluation.success import EvaluationOptions, format_rates, measure, option
+from training.evaluation.simulated.options import EvaluationOptions, option
+from training.evaluation.simulated.success import format_rates, measure
 
 __all__ = ["LiberoOptions", "format_libero", "measure_libero", "suite_table"]
 

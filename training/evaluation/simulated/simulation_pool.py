@@ -3,6 +3,7 @@
 Neither this file nor the worker processes import PyTorch: starting one takes as long as importing MuJoCo.
 """
 
+import abc
 import multiprocessing
 import os
 import signal
@@ -14,7 +15,7 @@ import numpy as np
 __all__ = ["SimulationPool", "WorkerPool", "become_command"]
 
 
-class WorkerPool:
+class WorkerPool(abc.ABC):
     """A fixed number of simulators, as a context manager whose end ends their processes.
 
     Requests are sent to any of them, and answers are read one by one.
@@ -40,6 +41,27 @@ class WorkerPool:
 
     def __len__(self) -> int:
         return len(self._processes)
+
+    @abc.abstractmethod
+    def reset(self, worker: int, task: str, seed: int) -> None:
+        """Asks for a new episode; [`receive`] gives its first observation."""
+
+    @abc.abstractmethod
+    def step(self, worker: int, action: np.ndarray, repeat: int) -> None:
+        """Asks for an action, held for `repeat` simulation steps or until success; then call [`receive`].
+
+        Args:
+            worker (`int`): Which simulator.
+            action (`numpy.ndarray`): `(A,)` float, in the robot's units.
+            repeat (`int`): Simulation steps.
+
+        Raises:
+            RuntimeError: If the simulator's process died.
+        """
+
+    def follow(self, worker: int, task: str) -> None:
+        """Asks for the next task in the same scene, of simulators that have some; then call [`receive`]."""
+        raise NotImplementedError(f"{type(self).__name__} has no tasks that follow each other in a scene")
 
     def receive(self, worker: int) -> Mapping:
         """The answer to the last request.
@@ -105,11 +127,11 @@ class SimulationPool(WorkerPool):
         super().__init__(size, _serve, make_simulator)
 
     def reset(self, worker: int, task: str, seed: int) -> None:
-        """Asks for a new episode; [`receive`] gives its first observation."""
+        """See `WorkerPool.reset`."""
         self._send(worker, ("reset", task, seed))
 
     def step(self, worker: int, action: np.ndarray, repeat: int) -> None:
-        """Asks to hold an action for `repeat` simulation steps, or until success; then call [`receive`]."""
+        """See `WorkerPool.step`."""
         self._send(worker, ("step", np.asarray(action, dtype=np.float32), repeat))
 
 

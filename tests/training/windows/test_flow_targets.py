@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from modeling_foresight.targets import FlowSampling, build_flow_targets, choose_points, grid_nodes
+from training.windows.flow_targets import FlowSampling, build_flow_targets, choose_points, grid_nodes
 
 FRAMES, FLOW_LENGTH, POINTS, GRID = 3, 4, 40, (3, 5)
 NODES = GRID[0] * GRID[1]

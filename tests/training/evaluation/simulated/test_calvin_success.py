@@ -21,11 +21,11 @@ from modeling_foresight.action_codec import encode_local_delta
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training import evaluate
-from training.evaluation import calvin_success
-from training.evaluation.calvin_success import CalvinPool, ChainOptions
-from training.evaluation.simulation_pool import WorkerPool
+from training.evaluation.simulated import calvin_success
+from training.evaluation.simulated.calvin_success import CalvinOptions, CalvinPool
+from training.evaluation.simulated.simulation_pool import WorkerPool
 
-STAND_IN = Path(__file__).parents[2] / "calvin_stand_in"
+STAND_IN = Path(__file__).parents[3] / "calvin_stand_in"
 PACKAGES = ("calvin_env", "calvin_agent", "hydra", "omegaconf")
 TASKS = ("turn_on_led", "open_drawer", "move_slider_left", "close_drawer")
 WORDING = ("turn on the led", "open the drawer", "slide the door left", "close the drawer")
@@ -211,9 +211,12 @@ def interrupted(run, monkeypatch):
 
 
 def test_an_interrupted_evaluation_resumes_to_the_same_results(interrupted):
+    clock = interrupted.partial / "wall_clock.json"
+    clock.write_text(json.dumps({"wall_s": json.loads(clock.read_text())["wall_s"] + 1000}))
     resumed = interrupted("--chains", "5")
     assert resumed.code == 0 and len(FakeStream.last.tasks) == 1 + 3 + 5, "the first two chains are kept"
     assert resumed.results["timing"]["resumed_after"] == 2
+    assert resumed.results["timing"]["wall_s"] > 1000, "seconds of both sessions"
     whole = interrupted("--chains", "5").results
     for name in ("episodes", "chains", "tasks"):
         assert resumed.results[name] == whole[name]
@@ -271,7 +274,7 @@ def test_a_damaged_file_of_a_chain_counts_as_missing_and_is_named(interrupted, c
     [
         (["--execute_steps", "5"], "plans 4 actions"),
         (["--chains", "1001"], "--chains is 1001"),
-        (["--num_envs", "0"], "--num_envs is 0"),
+        (["--num_envs", "0"], "--num-envs is 0"),
         (["--calvin_python", "no/such/python"], "--calvin_python is no/such/python"),
         (["--calvin_data", "elsewhere"], "elsewhere, which has no validation/.hydra"),
     ],
@@ -292,7 +295,7 @@ def test_user_mistakes_are_one_clear_message(run, options, message):
 )
 def test_a_policy_that_does_not_fit_the_protocol_is_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
-        calvin_success._check_policy(robot_config(**overrides), ChainOptions("model", Path("task_D_D")))
+        calvin_success._check_policy(robot_config(**overrides), CalvinOptions("model", Path("task_D_D")))
 
 
 def action_statistics(low, high):
@@ -367,7 +370,7 @@ def test_every_task_of_a_chain_begins_with_a_goal_of_its_own(archive, rooms, tmp
     )
     options = {"chains": 1, "num_envs": 1, "max_steps": 8, "output": tmp_path / "calvin.json"}
     source = {"goal_source": "recorded", "goal_dataset": str(demos.root)}
-    results = calvin_success.measure_chains(ChainOptions(str(folder), archive, **options, **source))
+    results = calvin_success.measure_calvin(CalvinOptions(str(folder), archive, **options, **source))
     assert results["settings"]["goal_source"] == "recorded"
     (chain,) = results["episodes"]
     firsts = [demos.image(TASKS.index(task), 21, "main")[0, 0, 2] for task in chain["tasks"]]
@@ -563,7 +566,7 @@ def test_a_process_of_another_python_answers_and_its_end_is_reported(archive, mo
 def test_the_policy_acts_alike_alone_and_beside_others(checkpoint, archive, rooms, tmp_path):
     for size in (1, 2):
         shared = {"chains": 2, "num_envs": size, "max_steps": 3, "output": tmp_path / f"{size}.json"}
-        calvin_success.measure_chains(ChainOptions(str(checkpoint), archive, **shared))
+        calvin_success.measure_calvin(CalvinOptions(str(checkpoint), archive, **shared))
     (alone,), (one, two) = rooms
     beside = [*one._env.actions, *two._env.actions]
     assert len(alone._env.actions) == len(beside) and np.abs(alone._env.actions).max() > 0

@@ -13,7 +13,7 @@ import numpy as np
 
 from goal_images.control import GoalStream
 from modeling_foresight.streaming import ForesightStream
-from training.evaluation.simulation_pool import WorkerPool
+from training.evaluation.simulated.simulation_pool import WorkerPool
 
 __all__ = ["Episode", "Timing", "run_episodes"]
 

@@ -14,8 +14,8 @@ from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from tests.tiny_pipeline import SIDE, save_tiny_pipeline
 from training import evaluate
-from training.evaluation.goal_sources import check_goal_options, describe_goals
-from training.evaluation.success import GoalOptions
+from training.evaluation.simulated.goal_sources import check_goal_options, describe_goals
+from training.evaluation.simulated.options import GoalOptions
 
 
 @pytest.mark.parametrize(

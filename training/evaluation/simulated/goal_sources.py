@@ -17,7 +17,7 @@ def check_goal_options(config, options) -> None:
 
     Args:
         config (`ForesightConfig`): The policy's.
-        options (`success.GoalOptions`): Where goals come from.
+        options (`options.GoalOptions`): Where goals come from.
 
     Raises:
         ValueError: Names the option and the remedy.

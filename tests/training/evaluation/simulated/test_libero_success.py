@@ -13,7 +13,7 @@ from modeling_foresight import ForesightForActionPrediction
 from tests.simulators import CommandPool
 from tests.tiny import tiny_config, tiny_processor
 from training import diagnose, evaluate
-from training.evaluation.libero_success import make_libero, suite_table
+from training.evaluation.simulated.libero_success import make_libero, suite_table
 
 TASKS = {suite: [f"{suite}_{number}" for number in range(10)] for suite in SUITES}
 
@@ -43,7 +43,7 @@ def run(tmp_path, monkeypatch, capsys):
             seen = super().receive(worker)
             return {**seen, "state": np.zeros(7, np.float32), "simulation_steps": seen["state"][1].item()}
 
-    monkeypatch.setattr("training.evaluation.simulation_pool.SimulationPool", Pool)
+    monkeypatch.setattr("training.evaluation.simulated.simulation_pool.SimulationPool", Pool)
     output = tmp_path / "eval.json"
 
     def run(*options, checkpoint, command=evaluate):
@@ -87,7 +87,7 @@ def test_limits_and_episodes_are_those_of_the_protocol(run, tmp_path, monkeypatc
         seen.update(trials=trials, limits=max_steps)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.evaluation.closed_loop.run_episodes", stopped)
+    monkeypatch.setattr("training.evaluation.simulated.closed_loop.run_episodes", stopped)
     done = run("--suite", "libero_spatial,libero_10", checkpoint=save_policy(tmp_path / "model"))
     assert done.code == 130
     assert len(seen["trials"]) == 1000 and seen["trials"][0] == ("libero_spatial/libero_spatial_0", 1000)
@@ -99,10 +99,12 @@ def test_a_policy_is_told_another_task_of_the_scene_and_judged_by_one_of_the_two
     run, tmp_path, monkeypatch, judge
 ):
     first, other = (f"libero_object/libero_object_{number}" for number in (0, 1))
-    monkeypatch.setattr("training.evaluation.libero_success.libero_partners", lambda tasks: {first: other})
+    monkeypatch.setattr(
+        "training.evaluation.simulated.libero_success.libero_partners", lambda tasks: {first: other}
+    )
     made = {}
     monkeypatch.setattr(
-        "training.evaluation.libero_success.LiberoSim", lambda task, **options: made.update(options)
+        "training.evaluation.simulated.libero_success.LiberoSim", lambda task, **options: made.update(options)
     )
     options = ("--suite", "libero_object", "--episodes", "1", "--max-steps", "2", "--other-task", judge)
     done = run(*options, checkpoint=save_policy(tmp_path / "model"))
@@ -116,7 +118,7 @@ def test_a_policy_is_told_another_task_of_the_scene_and_judged_by_one_of_the_two
 
 def test_a_diagnosis_judges_both_tasks_and_limits_are_those_of_the_suite(run, tmp_path, monkeypatch):
     first, other = (f"libero_object/libero_object_{number}" for number in (0, 1))
-    for place in ("diagnostics.benchmarks", "evaluation.libero_success"):
+    for place in ("diagnostics.benchmarks", "evaluation.simulated.libero_success"):
         monkeypatch.setattr(f"training.{place}.libero_partners", lambda tasks: {first: other})
     checkpoint = save_policy(tmp_path / "model")
     options = ("--suite", "libero_object", "--tasks", "0", "2", "--episodes", "2", "--seed", "5")
@@ -163,7 +165,7 @@ def test_the_paper_s_mean_needs_all_four_suites():
 )
 def test_what_does_not_fit_is_one_clear_message(run, tmp_path, monkeypatch, options, policy, message):
     run.notes.opened = None
-    monkeypatch.setattr("training.evaluation.libero_success.libero_partners", lambda tasks: {})
+    monkeypatch.setattr("training.evaluation.simulated.libero_success.libero_partners", lambda tasks: {})
     checkpoint = save_policy(tmp_path / "model", **policy)
     done = run("--suite", "libero_object", *options, checkpoint=checkpoint)
     assert done.code == 1 and done.err.splitlines()[-1].startswith("error: ") and message in done.err

@@ -18,7 +18,6 @@ import dataclasses
 import re
 import shutil
 import sys
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,58 +34,48 @@ from datasets_scripts.conversion.calvin import (
 )
 from datasets_scripts.storage.atomic import check_place, read_json, write_json
 from datasets_scripts.storage.episode_job import list_numbers
-from training.evaluation.goal_sources import describe_goals, open_stream
-from training.evaluation.simulation_pool import WorkerPool, become_command
-from training.evaluation.success import (
-    GoalOptions,
+from training.evaluation.simulated.goal_sources import describe_goals, open_stream
+from training.evaluation.simulated.options import PolicyOptions, option
+from training.evaluation.simulated.simulation_pool import WorkerPool, become_command
+from training.evaluation.simulated.success import (
     claim_evaluation,
     describe_checkpoint,
     evaluation_job,
     format_rates,
     open_policy,
-    option,
-    percentiles_ms,
+    rate_figures,
     read_finished,
-    success_figures,
 )
-from training.run_facts import count_cores, describe_run
+from training.evaluation.simulated.timing import WallClock, describe_timing
+from training.run_facts import describe_run
 
-__all__ = ["CalvinPool", "ChainOptions", "format_chains", "measure_chains", "task_outcomes"]
+__all__ = ["CalvinPool", "CalvinOptions", "format_calvin", "measure_calvin", "task_outcomes"]
 
 CALVIN_CHAINS, CHAIN_LENGTH, CALVIN_MAX_STEPS = 1000, 5, 360
-SIMULATOR = Path(__file__).parents[2] / "datasets_scripts" / "simulation" / "calvin.py"
+SIMULATOR = Path(__file__).parents[3] / "datasets_scripts" / "simulation" / "calvin.py"
 
 
 @dataclasses.dataclass
-class ChainOptions(GoalOptions):
+class CalvinOptions(PolicyOptions):
     """What to measure, and how; `evaluate.py --benchmark calvin` has a flag for every field.
 
     Raises:
         ValueError: If a value makes no sense; names it.
     """
 
-    checkpoint: str = option("folder of a trained model, or Hub id")
     calvin_data: Path = option("unpacked archive of CALVIN with its validation split, such as task_D_D")
     calvin_python: str = option(
         "Python in which calvin_env and calvin_agent are installed (default: this one)", sys.executable
     )
-    revision: str | None = option("commit, branch or tag of a Hub id", None)
-    embodiment: str | None = option("name of the robot, of a checkpoint for several", None)
     chains: int = option(f"the first of the protocol's {CALVIN_CHAINS} chains (default: all)", CALVIN_CHAINS)
     output: Path = option("results (default: %(default)s)", Path("calvin.json"))
-    num_envs: int = option("simulators side by side (default: one per core, %(default)s here)", count_cores)
     max_steps: int = option("steps until a task has failed (default: %(default)s)", CALVIN_MAX_STEPS)
     execute_steps: int = option(
         "actions of a chunk to execute before the next plan (default: %(default)s)", 1
     )
-    threads: int | None = option("threads of PyTorch (default: 1 for a small model)", None)
-    device: str | None = option("default: cuda if there is one, otherwise cpu", None)
 
     def __post_init__(self):
-        for name in ("chains", "num_envs", "max_steps", "execute_steps", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} is {value}; it must be at least 1")
+        super().__post_init__()
         check_place(self.output, "--output")
         if self.chains > CALVIN_CHAINS:
             raise ValueError(f"--chains is {self.chains}; the protocol has {CALVIN_CHAINS}")
@@ -137,7 +126,7 @@ class CalvinPool(WorkerPool):
         self._send(worker, ("reset", self.chains[seed][0], task))
 
     def follow(self, worker: int, task: str) -> None:
-        """Asks for the next task in the same scene; then call [`receive`]."""
+        """See `WorkerPool.follow`."""
         self._places[worker] = self._places[worker][0], task
         self._send(worker, ("follow", task))
 
@@ -192,11 +181,11 @@ def _read_observation(answer: Mapping) -> dict:
     return {**answer, "images": images, "state": state}
 
 
-def measure_chains(options: ChainOptions, arguments: Sequence[str] | None = None) -> dict:
+def measure_calvin(options: CalvinOptions, arguments: Sequence[str] | None = None) -> dict:
     """Runs the chains; those that an interrupted evaluation finished are kept.
 
     Args:
-        options (`ChainOptions`): What to measure.
+        options (`CalvinOptions`): What to measure.
         arguments (`Sequence[str]`, *optional*): As of [`success.measure`].
 
     Returns:
@@ -227,7 +216,7 @@ def measure_chains(options: ChainOptions, arguments: Sequence[str] | None = None
         return _measure(options, model, processor, facts, run)
 
 
-def _measure(options: ChainOptions, model, processor, facts: dict, run: dict) -> dict:
+def _measure(options: CalvinOptions, model, processor, facts: dict, run: dict) -> dict:
     from training.evaluation.metric_loader import load_metric
 
     # Before the chains: the cache of such scripts may be read-only.
@@ -254,7 +243,7 @@ def _measure(options: ChainOptions, model, processor, facts: dict, run: dict) ->
             "version": 1,
             **facts,
             "chains": chain_metric.compute(predictions=[episode["solved"] for episode in episodes]),
-            "tasks": {task: success_figures(task_metric, tries) for task, tries in outcomes},
+            "tasks": {task: rate_figures(task_metric, tries) for task, tries in outcomes},
             "timing": timing,
             "episodes": episodes,
             **run,
@@ -265,16 +254,16 @@ def _measure(options: ChainOptions, model, processor, facts: dict, run: dict) ->
 
 
 def _run_chains(
-    options: ChainOptions, stream, pool: CalvinPool, folder: Path, known: dict[int, dict]
+    options: CalvinOptions, stream, pool: CalvinPool, folder: Path, known: dict[int, dict]
 ) -> tuple[list[dict], dict]:
     """Runs the chains that are not `known`, and keeps them in `folder`.
 
     Returns:
         All chains, and the `timing` of the results.
     """
-    from training.evaluation.closed_loop import run_episodes
+    from training.evaluation.simulated.closed_loop import run_episodes
 
-    begun = time.perf_counter()
+    clock = WallClock(folder)
     missing = [number for number in range(options.chains) if number not in known]
     resumed = options.chains - len(missing)
     with tqdm(total=options.chains, initial=resumed, desc="evaluate", unit="chain") as bar:
@@ -287,6 +276,7 @@ def _run_chains(
                 "steps": episode.steps,
             }
             write_json(_chain_file(folder, episode.seed), known[episode.seed])
+            clock.save()
             bar.set_postfix_str(f"Avg. Len. {np.mean([chain['solved'] for chain in known.values()]):.2f}")
             bar.update()
 
@@ -294,14 +284,8 @@ def _run_chains(
         trials = [(tasks[0], number, tuple(tasks[1:])) for number, tasks in chains]
         limits = dict.fromkeys((task for _, tasks in chains for task in tasks), options.max_steps)
         _, timing = run_episodes(stream, pool, trials, 1, limits, options.execute_steps, on_done=keep)
-    return [known[number] for number in range(options.chains)], {
-        "wall_s": round(time.perf_counter() - begun, 2),
-        "parallel_environments": len(pool),
-        **({"resumed_after": resumed} if resumed else {}),
-        "policy_ms": percentiles_ms(timing.policy),
-        "control_step_ms": percentiles_ms(timing.step),
-        **({"goal_ms": percentiles_ms(timing.goal)} if timing.goal else {}),
-    }
+    figures = describe_timing(timing, clock.read_s(), len(pool), resumed)
+    return [known[number] for number in range(options.chains)], figures
 
 
 def task_outcomes(episodes: Sequence[Mapping]) -> dict[str, list[bool]]:
@@ -313,7 +297,7 @@ def task_outcomes(episodes: Sequence[Mapping]) -> dict[str, list[bool]]:
     return outcomes
 
 
-def format_chains(results: dict) -> str:
+def format_calvin(results: dict) -> str:
     """A line for people per task, and the row of the paper's Table I."""
     chains = results["chains"]
     rates = " ".join(f"{chains[f'{k}_in_a_row']:.1%}" for k in range(1, CHAIN_LENGTH + 1))
@@ -334,7 +318,7 @@ def _read_environment(folder: Path) -> str | None:
     return found and found.group(1)
 
 
-def _check_policy(config, options: ChainOptions) -> None:
+def _check_policy(config, options: CalvinOptions) -> None:
     """Refuses a policy that does not fit CALVIN's robot, cameras and rate."""
     if set(config.views) != set(CALVIN_CAMERAS):
         raise ValueError(

@@ -20,15 +20,16 @@ from datasets_scripts.simulation.metaworld import (
 )
 from datasets_scripts.simulation.perturbation import Perturbation
 from datasets_scripts.storage.provenance import read_provenance
-from training.evaluation.success import EvaluationOptions, format_rates, measure, option
+from training.evaluation.simulated.options import EvaluationOptions, option
+from training.evaluation.simulated.success import format_rates, measure
 
-__all__ = ["SuccessOptions", "format_success", "measure_success"]
+__all__ = ["MetaWorldOptions", "format_metaworld", "measure_metaworld"]
 
 RECORDED_POINTS = 200  # tracked points of a recorded episode
 
 
 @dataclasses.dataclass
-class SuccessOptions(EvaluationOptions):
+class MetaWorldOptions(EvaluationOptions):
     """What to measure in MetaWorld, and how.
 
     Raises:
@@ -72,7 +73,7 @@ class SuccessOptions(EvaluationOptions):
 
     @property
     def films(self) -> list[Path]:
-        """What is made of the pictures and actions of episodes, for which they are kept."""
+        """Files to make from filmed episodes; without any, pictures are not kept."""
         return [*super().films, *([self.record] if self.record else [])]
 
     @property
@@ -82,12 +83,12 @@ class SuccessOptions(EvaluationOptions):
         return Perturbation(self.camera_shift_m, self.object_shift_m, color)
 
 
-def measure_success(options: SuccessOptions, arguments: Sequence[str] | None = None) -> dict:
+def measure_metaworld(options: MetaWorldOptions, arguments: Sequence[str] | None = None) -> dict:
     """Success in MetaWorld; [`measure`] explains arguments, result and errors."""
     return measure(MetaWorld(options), arguments)
 
 
-def format_success(results: dict) -> str:
+def format_metaworld(results: dict) -> str:
     """A line for people per task, and the errors on recorded episodes if they were measured."""
     lines = format_rates({**results["tasks"], "all": results["mean"]})
     if "open_loop" in results:
@@ -104,7 +105,7 @@ class MetaWorld:
 
     name = "MetaWorld"
 
-    def __init__(self, options: SuccessOptions):
+    def __init__(self, options: MetaWorldOptions):
         self.options, self.tasks = options, resolve_tasks(options.tasks)
 
     def check_policy(self, config) -> None:
@@ -184,7 +185,7 @@ class MetaWorld:
         record_rollouts(recording, rollouts, self.options.record, facts["checkpoint"])
 
 
-def _choose_stride(options: SuccessOptions, fps: int | None) -> int:
+def _choose_stride(options: MetaWorldOptions, fps: int | None) -> int:
     """Simulation steps per action."""
     if options.stride is not None:
         return options.stride

@@ -7,34 +7,30 @@ outcome does not depend on how many run at a time. Finished episodes of an inter
 
 # No import of PyTorch at the top: every simulator process imports the command, which imports this file.
 import contextlib
-import dataclasses
 import itertools
 import json
 import shutil
-import time
-import zipfile
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from tqdm import tqdm
 
 from datasets_scripts.columns import image_key
-from datasets_scripts.storage.atomic import check_place, name_changes, read_json, write_json, write_whole_file
+from datasets_scripts.storage.atomic import read_json, write_json
 from datasets_scripts.storage.dataset_folder import load_features
 from datasets_scripts.storage.episode_job import EVALUATION, EpisodeJob
-from training.evaluation.goal_sources import check_goal_options, describe_goals, open_stream
-from training.run_facts import count_cores, describe_run, portable_path
+from datasets_scripts.storage.settings_changes import name_changes
+from training.evaluation.simulated.film import Film, write_film
+from training.evaluation.simulated.goal_sources import check_goal_options, describe_goals, open_stream
+from training.evaluation.simulated.options import EvaluationOptions, PolicyOptions
+from training.evaluation.simulated.timing import WallClock, describe_timing
+from training.run_facts import describe_run, portable_path
 
 __all__ = [
     "Benchmark",
-    "EvaluationOptions",
-    "GoalOptions",
     "StreamChange",
-    "check_heads",
+    "refuse_data_for_exported",
     "claim_evaluation",
     "describe_checkpoint",
     "evaluation_job",
@@ -42,123 +38,14 @@ __all__ = [
     "measure",
     "measure_policy",
     "open_policy",
-    "option",
-    "parse_benchmark",
-    "percentiles_ms",
+    "outcomes_by_task",
     "read_finished",
     "recorded_image_size",
-    "success_figures",
+    "rate_figures",
 ]
 
-MAX_SEED = 2**32  # of NumPy's generator, which the simulators use
-MAX_FILMED = 20  # rollouts in one video
 SMALL_MODEL = 20_000_000  # parameters
 EPISODE_FACTS = ("task", "seed", "success", "steps", "simulation_steps", "failed_at")
-
-
-def option(help: str, default=dataclasses.MISSING, **more):
-    """A field with its help text; `default` may be a function that gives the value."""
-    kind = "default_factory" if callable(default) else "default"
-    return dataclasses.field(**{kind: default}, metadata={"help": help, **more})
-
-
-def parse_benchmark(
-    kinds: Mapping[str, type], description: str, examples: str, arguments: Sequence[str] | None
-) -> tuple[str, Any]:
-    """The `--benchmark` of a command line, the first by default, and the options that this one has.
-
-    Args:
-        kinds (`Mapping[str, type]`): Options of each benchmark, a dataclass with a flag per field.
-        description, examples (`str`): For `--help`.
-        arguments (`Sequence[str]`, *optional*): By default those of this process.
-
-    Raises:
-        ValueError: If a value makes no sense; names it.
-    """
-    from transformers import HfArgumentParser
-
-    chooser = ArgumentParser(add_help=False, allow_abbrev=False)
-    names = list(kinds)
-    chooser.add_argument("--benchmark", choices=names, default=names[0], help="(default: %(default)s)")
-    name = chooser.parse_known_args(arguments)[0].benchmark
-    help_page = {"description": description, "epilog": examples}
-    help_page["formatter_class"] = RawDescriptionHelpFormatter
-    given = vars(HfArgumentParser(kinds[name], parents=[chooser], **help_page).parse_args(arguments))
-    del given["benchmark"]
-    return name, kinds[name](**given)
-
-
-@dataclasses.dataclass(kw_only=True)
-class GoalOptions:
-    """Where a policy that was trained with goal images gets them."""
-
-    goal_source: str | None = option(
-        "goal images of recorded demonstrations or of a generator; with none, a policy that was trained with "
-        "them acts without",
-        None,
-        choices=["none", "recorded", "generator"],
-    )
-    goal_dataset: str | None = option("LeRobot v3 dataset of --goal_source recorded, folder or Hub id", None)
-    goal_camera: str | None = option(
-        "camera of --goal_dataset for the policy's first view (default: the one that it was trained on, if "
-        "the run is beside the checkpoint, otherwise the one of the view's name)",
-        None,
-    )
-    goal_generator: str | None = option("InstructPix2Pix pipeline of --goal_source generator", None)
-    goal_background: bool = option(
-        "draw goals beside the simulation, as on a robot: results then depend on the machine's speed", False
-    )
-
-
-@dataclasses.dataclass
-class EvaluationOptions(GoalOptions):
-    """What every benchmark asks; `evaluate.py` has a flag for every field and explains it.
-
-    Raises:
-        ValueError: If a value makes no sense; names it.
-    """
-
-    checkpoint: str = option("folder of a trained model or of an exported policy, or Hub id")
-    _: dataclasses.KW_ONLY
-    revision: str | None = option("commit, branch or tag of a Hub id", None)
-    embodiment: str | None = option("name of the robot, of a checkpoint for several", None)
-    episodes: int = option("per task (default: %(default)s)", 20)
-    seed: int = option("start of the first episode; the others follow (default: %(default)s)", 10000)
-    output: Path = option("results (default: %(default)s)", Path("eval.json"))
-    video: Path | None = option(
-        f"film of up to {MAX_FILMED} episodes, .mp4: failures first, of all tasks alike, each marked at the "
-        "step where the progress that the policy predicts was highest",
-        None,
-    )
-    dataset: str | None = option("also measure errors on the held-out episodes of this dataset", None)
-    num_envs: int = option("simulators side by side (default: one per core, %(default)s here)", count_cores)
-    execute_steps: int = option(
-        "actions of a chunk to execute before the next plan (default: %(default)s)", 1
-    )
-    image_size: int | None = option("rendered pixels per side (default: as in the training data)", None)
-    threads: int | None = option("threads of PyTorch (default: 1 for a small model)", None)
-    device: str | None = option("default: cuda if there is one, otherwise cpu", None)
-
-    def __post_init__(self):
-        for name in ("episodes", "num_envs", "execute_steps", "max_steps", "stride", "threads"):
-            value = getattr(self, name, None)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-        if not 0 <= self.seed <= self.seeds[-1] < MAX_SEED:
-            raise ValueError(f"--seed is {self.seed}; the starts must be in 0 to {MAX_SEED - 1}")
-        check_place(self.output, "--output")
-        if self.video:
-            check_place(self.video, "--video", ".mp4")
-
-    @property
-    def films(self) -> list[Path]:
-        """What is made of the pictures and actions of episodes, for which they are kept."""
-        return [self.video] if self.video else []
-
-    @property
-    def seeds(self) -> range:
-        """Starts of the episodes of each task."""
-        return range(self.seed, self.seed + self.episodes)
 
 
 class Benchmark(Protocol):
@@ -239,11 +126,10 @@ def measure(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> dic
 
 
 @contextlib.contextmanager
-def open_policy(options, check: Callable[[Any], None]) -> Iterator[tuple]:
+def open_policy(options: PolicyOptions, check: Callable[[Any], None]) -> Iterator[tuple]:
     """Yields model and processor of `options.checkpoint`, with `options.threads` threads of PyTorch.
 
-    `options` are `GoalOptions` that have `device`, `revision` and `embodiment` too. The processor is for that
-    robot, and `check` is called with the model's config for it.
+    The processor is for the robot of the options, and `check` is called with the model's config for it.
 
     Raises:
         ValueError: If the checkpoint cannot be loaded, does not act, or has no source of its goals; what
@@ -253,7 +139,7 @@ def open_policy(options, check: Callable[[Any], None]) -> Iterator[tuple]:
 
     from training.models.model_folder import is_exported, load_checkpoint, load_exported
 
-    check_heads(options)
+    refuse_data_for_exported(options)
     if is_exported(options.checkpoint):
         if options.device not in (None, "cpu"):
             raise ValueError(f"--device {options.device}: an exported policy acts on the CPU, leave it out")
@@ -275,8 +161,8 @@ def open_policy(options, check: Callable[[Any], None]) -> Iterator[tuple]:
         torch.set_num_threads(threads)
 
 
-def check_heads(options) -> None:
-    """Refuses recorded data for an exported policy."""
+def refuse_data_for_exported(options: PolicyOptions) -> None:
+    """Refuses a `--dataset` for an exported policy, which has no heads whose errors could be measured."""
     from training.models.model_folder import is_exported
 
     if getattr(options, "dataset", None) and is_exported(options.checkpoint):
@@ -336,7 +222,7 @@ def _count_successes(benchmark: Benchmark, episodes: Sequence, metric) -> dict:
     """Success rates of the tasks, of all together, and those that the benchmark adds."""
 
     def rate(tasks: Sequence[str]) -> dict:
-        return success_figures(metric, [e.success for e in episodes if e.task in tasks])
+        return rate_figures(metric, [e.success for e in episodes if e.task in tasks])
 
     each = {task: rate([task]) for task in benchmark.tasks}
     return {"tasks": each, "mean": rate(benchmark.tasks), **benchmark.summarize(rate)}
@@ -347,7 +233,7 @@ def _use_films(benchmark: Benchmark, episodes: Sequence, config, facts: Mapping)
     filmed = sorted((episode for episode in episodes if episode.frames), key=lambda episode: episode.success)
     if benchmark.options.video:
         name_tasks, fps = len(benchmark.tasks) > 1, facts["settings"]["control_hz"]
-        _write_film(benchmark.options.video, filmed, name_tasks, fps)
+        write_film(benchmark.options.video, filmed, name_tasks, fps)
     if filmed:
         benchmark.use_film(filmed, config, facts)
 
@@ -359,6 +245,17 @@ def format_rates(rates: Mapping[str, Mapping]) -> list[str]:
         f"(95 % interval {figures['ci95'][0]:.1%} to {figures['ci95'][1]:.1%})"
         for name, figures in rates.items()
     ]
+
+
+def outcomes_by_task(results: Mapping) -> dict[str, list[int]]:
+    """By task, 1 for each episode that was solved and 0 for the others, in the order of the starts.
+
+    Empty for results without episodes.
+    """
+    found: dict[str, list[int]] = {}
+    for episode in results.get("episodes", ()):
+        found.setdefault(episode["task"], []).append(int(episode["success"]))
+    return found
 
 
 def evaluation_job(output: Path, facts: Mapping) -> EpisodeJob:
@@ -413,7 +310,7 @@ def claim_evaluation(job: EpisodeJob) -> Iterator[None]:
     shutil.rmtree(job.partial, ignore_errors=True)
 
 
-def success_figures(metric, successes: Sequence[bool]) -> dict:
+def rate_figures(metric, successes: Sequence[bool]) -> dict:
     """`successes`, `episodes`, `success_rate` and its 95 % Wilson interval `ci95`."""
     figures = metric.compute(predictions=[int(success) for success in successes])
     interval = figures.pop("interval")
@@ -476,8 +373,8 @@ def _run_trials(
     benchmark: Benchmark, model, processor, settings: dict, folder: Path, change: StreamChange | None
 ) -> tuple:
     """Runs the missing trials under a progress bar; gives all episodes and the `timing` of the results."""
-    from training.evaluation.closed_loop import Timing, run_episodes
-    from training.evaluation.simulation_pool import SimulationPool
+    from training.evaluation.simulated.closed_loop import Timing, run_episodes
+    from training.evaluation.simulated.simulation_pool import SimulationPool
 
     options = benchmark.options
     trials = list(itertools.product(benchmark.tasks, options.seeds))
@@ -488,7 +385,7 @@ def _run_trials(
     missing = [trial for trial in trials if trial not in known]
     size = min(options.num_envs, len(missing))
     outcomes = [episode.success for episode in known.values()]
-    begun, timing = time.perf_counter(), Timing()
+    clock, timing = WallClock(folder), Timing()
     with tqdm(total=len(trials), initial=len(known), desc="evaluate", unit="episode") as bar:
 
         def keep(episode) -> None:
@@ -496,6 +393,7 @@ def _run_trials(
                 film.keep(episode)
             number = trials.index((episode.task, episode.seed))
             write_json(folder / f"{number:06d}.json", _episode_facts(episode))
+            clock.save()
             outcomes.append(episode.success)
             rate = sum(outcomes) / len(outcomes)
             bar.set_postfix_str(f"success {sum(outcomes)}/{len(outcomes)} = {rate:.0%}")
@@ -520,63 +418,8 @@ def _run_trials(
             known |= {(e.task, e.seed): e for e in episodes}
     if film:
         film.load(known)
-    return [known[trial] for trial in trials], {
-        "wall_s": round(time.perf_counter() - begun, 2),
-        "parallel_environments": size,
-        **({"resumed_after": len(trials) - len(missing)} if len(missing) < len(trials) else {}),
-        "policy_ms": percentiles_ms(timing.policy),
-        "control_step_ms": percentiles_ms(timing.step),
-        **({"goal_ms": percentiles_ms(timing.goal)} if timing.goal else {}),
-    }
-
-
-class Film:
-    """Pictures and actions of the trials that the video may show, in files of the folder of episodes.
-
-    These are the first trials of every task, and as many failures of each. Pictures of the others are dropped
-    when they end.
-
-    Attributes:
-        always (`set`): The trials that are kept whatever their outcome.
-    """
-
-    def __init__(self, folder: Path, trials: Sequence[tuple[str, int]], tasks: int):
-        self._folder, self._trials = folder, trials
-        self._each, episodes = max(1, MAX_FILMED // tasks), len(trials) // tasks
-        first = [trial for i, trial in enumerate(trials) if i % episodes < self._each]
-        self.always = set(first[:MAX_FILMED])
-        self._failures: Counter[str] = Counter()
-
-    def _path(self, trial: tuple[str, int]) -> Path:
-        return self._folder / f"{self._trials.index(trial):06d}.npz"
-
-    def has(self, trial: tuple[str, int]) -> bool:
-        """Whether its pictures are kept."""
-        return zipfile.is_zipfile(self._path(trial))  # and not empty, after a power cut
-
-    def keep(self, episode) -> None:
-        """Notes where an episode failed, writes what is kept of it, and frees its memory."""
-        trial, episode.failed_at = (episode.task, episode.seed), episode.find_failure()
-        self._failures[episode.task] += not episode.success
-        if trial in self.always or (not episode.success and self._failures[episode.task] <= self._each):
-            with write_whole_file(self._path(trial)) as temporary, temporary.open("wb") as file:
-                arrays = {"frames": np.stack(episode.frames), "actions": np.stack(episode.actions)}
-                np.savez_compressed(file, **arrays)
-        episode.frames, episode.actions = [], []
-
-    def load(self, episodes: Mapping[tuple[str, int], Any]) -> None:
-        """Gives back pictures and actions to the episodes that the video shows."""
-        turns: Counter[tuple[str, bool]] = Counter()
-        ranked = []
-        for number, trial in enumerate(self._trials):
-            if self.has(trial):
-                kind = (trial[0], episodes[trial].success)
-                ranked.append((episodes[trial].success, turns[kind], number))
-                turns[kind] += 1
-        for *_, number in sorted(ranked)[:MAX_FILMED]:
-            with np.load(self._path(self._trials[number])) as arrays:
-                episode = episodes[self._trials[number]]
-                episode.frames, episode.actions = list(arrays["frames"]), list(arrays["actions"])
+    figures = describe_timing(timing, clock.read_s(), size, len(trials) - len(missing))
+    return [known[trial] for trial in trials], figures
 
 
 def _episode_facts(episode) -> dict:
@@ -587,28 +430,10 @@ def _episode_facts(episode) -> dict:
 
 def _read_episodes(folder: Path) -> Iterator:
     """Episodes that an interrupted evaluation finished."""
-    from training.evaluation.closed_loop import Episode
+    from training.evaluation.simulated.closed_loop import Episode
 
     for path in sorted(folder.glob("[0-9]*.json")):
         try:
             yield Episode(**read_json(path))
         except (ValueError, TypeError):
             print(f"{path} is damaged: its episode is run again")
-
-
-def percentiles_ms(durations_s: Sequence[float]) -> dict:
-    """Median and 90th percentile of durations, in milliseconds; without durations only their count."""
-    if not durations_s:
-        return {"count": 0}
-    median, p90 = np.percentile(np.asarray(durations_s) * 1000, [50, 90])
-    return {"median": round(float(median), 3), "p90": round(float(p90), 3), "count": len(durations_s)}
-
-
-def _write_film(path: Path, episodes: list, name_tasks: bool, fps: float) -> None:
-    from training.evaluation.videos import rollout_grid, write_video
-
-    # Long names of tasks are cut off, so they come last.
-    captions = [f"{e.seed} {e.task.rpartition('/')[2] if name_tasks else ''}".strip() for e in episodes]
-    write_video(
-        path, rollout_grid([e.frames for e in episodes], captions, [e.failed_at for e in episodes]), fps
-    )

@@ -1,0 +1,1 @@
+"""Success in simulated benchmarks, in closed loop: MetaWorld, LIBERO and CALVIN."""
