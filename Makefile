@@ -179,7 +179,7 @@ LIBERO_RUN = outputs/libero/libero_object/cells/foresight_3d_displacement-steps-
 libero-model: setup ## the shipped libero_object policy with its card; after `make libero-object`
 	$(call ship_model,$(LIBERO_RUN),outputs/libero/libero_object/data/30demos,hub_cards/models/3d-foresight-libero-object)
 
-mt50: setup ## MetaWorld MT50: one policy for 50 tasks, from data to success in LeRobot's protocol (5 hours)
+mt50: setup ## MetaWorld MT50: one policy for 50 tasks, from data to success in LeRobot's protocol (5 hours, after 2,500 demonstrations are simulated)
 	$(EXPERIMENT) experiments.mt50 --results results/metaworld_mt50.json
 
 MT50_RUN = outputs/mt50/mt50/cells/foresight_3d_displacement-steps-50demos-seed$(SEED)
