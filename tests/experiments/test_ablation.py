@@ -134,7 +134,7 @@ def test_a_wrong_plan_is_one_line_before_any_work(changes, words, write_plan, tm
 
 def test_a_missing_plan_names_those_that_exist(tmp_path, capsys):
     assert main(["--plan", str(tmp_path / "none.yaml")]) == 1
-    assert "ablation.yaml, libero_object.yaml, mt50.yaml" in capsys.readouterr().err
+    assert "ablation.yaml, ablation_longer.yaml, libero_object.yaml, mt50.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.slow
