@@ -9,6 +9,7 @@ from scipy import stats
 
 from experiments.cells import measure_shares, run_config
 from experiments.plans import Cell, Plan
+from modeling_foresight.configuration_foresight import ForesightConfig
 from training.diagnostics.intervals import paired_difference, rank_correlation, success_rate
 from training.run_facts import describe_run
 
@@ -158,23 +159,21 @@ def compare_losses(plan: Plan, rows: Mapping[Cell, dict], budget: str, demonstra
         Student's 95 % interval `ci95` (`None` for a single pair). `flow` of two forms (absolute,
         displacement, 2D) and `future` or `depth` of two forms are different losses.
     """
+    fields = {variant: run_config(plan, variant).model for variant in plan.variants}
     table: dict[str, dict] = {}
-    for variant in [plan.reference, *plan.variants]:
-        found = [
-            row["validation"].get("losses", {})
-            for row in rows_of(plan, rows, variant, budget, demonstrations)
-        ]
+    for variant in dict.fromkeys([plan.reference, *plan.variants]):
+        of_variant = rows_of(plan, rows, variant, budget, demonstrations)
+        found = [row["validation"].get("losses", {}) for row in of_variant]
         table[variant] = {}
         for name in ("action", *plan.losses):
-            if name in found[0]:
-                values = [losses[name] for losses in found]
-                table[variant][name] = entry = {"mean": float(np.mean(values)), "values": values}
-                if variant != plan.reference and loss_form(plan, variant, name) == loss_form(
-                    plan, plan.reference, name
-                ):
-                    entry["difference"] = mean_of_pairs(
-                        np.subtract(values, table[plan.reference][name]["values"])
-                    )
+            if name not in found[0]:
+                continue
+            values = [losses[name] for losses in found]
+            table[variant][name] = entry = {"mean": float(np.mean(values)), "values": values}
+            forms = [loss_form(fields[one], name) for one in (variant, plan.reference)]
+            if variant != plan.reference and forms[0] == forms[1]:
+                differences = np.subtract(values, table[plan.reference][name]["values"])
+                entry["difference"] = mean_of_pairs(differences)
     return {variant: table[variant] for variant in plan.variants}
 
 
@@ -186,12 +185,11 @@ def rows_of(
     return [rows[plan.cell(variant, budget, demonstrations, seed, tasks)] for seed, tasks in groups]
 
 
-def loss_form(plan: Plan, variant: str, name: str) -> tuple:
-    """What a loss measures: losses of two variants are comparable if it is equal."""
-    fields = run_config(plan, variant).model
+def loss_form(fields: Mapping, name: str) -> tuple:
+    """What a loss measures, by the fields of a model's config: equal ones of two variants can be compared."""
     parts = [part for part in fields["objectives"] if part == name or part.startswith(f"{name}_")]
-    forms = {"flow": "flow_form", "depth": "depth_form", "future": "depth_form"}
-    return parts, fields.get(forms.get(name, ""))
+    form = {"flow": "flow_form", "depth": "depth_form", "future": "depth_form"}.get(name)
+    return parts, form and fields.get(form, getattr(ForesightConfig, form))
 
 
 def mean_of_pairs(differences: np.ndarray) -> dict:

@@ -8,6 +8,7 @@ from datasets_scripts.storage.atomic import write_json
 from experiments.ablation import main
 from experiments.cells import open_results, row_path
 from experiments.plans import load_plan
+from experiments.tables import loss_form
 from tests.experiments.conftest import row_facts
 
 VARIANTS = {"foresight_3d": None, "foresight_2d": None, "action_only": None}
@@ -84,3 +85,9 @@ def test_tables_are_of_the_settings_that_the_cells_were_made_with(copied, write_
     assert main(command) == 1
     assert "depth_motion.json is missing, and so are the demonstrations in" in capsys.readouterr().err
     assert not (folder / "results.json").exists() and not (folder / "tables.md").exists()
+
+
+def test_a_form_that_a_config_leaves_out_is_the_default():
+    named, left_out = {"objectives": ["depth"], "depth_form": "normalized"}, {"objectives": ["depth"]}
+    assert loss_form(named, "depth") == loss_form(left_out, "depth")
+    assert loss_form(named | {"depth_form": "metric"}, "depth") != loss_form(left_out, "depth")

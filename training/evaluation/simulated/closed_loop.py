@@ -103,7 +103,8 @@ def run_episodes(
     Args:
         stream (`ForesightStream` or `GoalStream`): Acts; one robot for each simulator.
         pool (`WorkerPool`): Renders the policy's views.
-        trials (`Sequence[tuple]`): Task and seed of each episode, and the tasks that follow if there are any.
+        trials (`Sequence[tuple]`): Task and seed of each episode; for a `CalvinPool` also the tasks that
+            follow in the same scene.
         stride (`int`): Simulation steps per control step.
         max_steps (`Mapping[str, int]`): Control steps after which a task has failed, by task.
         execute_steps (`int`): Actions of a chunk that are executed before the next chunk is followed; 1 as in

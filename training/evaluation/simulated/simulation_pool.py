@@ -59,10 +59,6 @@ class WorkerPool(abc.ABC):
             RuntimeError: If the simulator's process died.
         """
 
-    def follow(self, worker: int, task: str) -> None:
-        """Asks for the next task in the same scene, of simulators that have some; then call [`receive`]."""
-        raise NotImplementedError(f"{type(self).__name__} has no tasks that follow each other in a scene")
-
     def receive(self, worker: int) -> Mapping:
         """The answer to the last request.
 

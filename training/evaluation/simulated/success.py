@@ -30,7 +30,6 @@ from training.run_facts import describe_run, portable_path
 __all__ = [
     "Benchmark",
     "StreamChange",
-    "refuse_data_for_exported",
     "claim_evaluation",
     "describe_checkpoint",
     "evaluation_job",
@@ -40,8 +39,9 @@ __all__ = [
     "open_policy",
     "outcomes_by_task",
     "read_finished",
-    "recorded_image_size",
     "rate_figures",
+    "recorded_image_size",
+    "refuse_data_for_exported",
 ]
 
 SMALL_MODEL = 20_000_000  # parameters
