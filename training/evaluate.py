@@ -23,7 +23,8 @@ EXAMPLE = """examples:
       --calvin_data task_D_D --output calvin_d_d.json
 
 `--benchmark libero --help` shows the options of that benchmark. After an interruption, run the same command
-again to resume."""
+again to resume. With more --episodes (--chains of CALVIN), or a --video, a finished evaluation runs only what
+it lacks."""
 
 SIMULATED_BENCHMARKS = {
     "metaworld": (MetaWorldOptions, measure_metaworld, format_metaworld),

@@ -393,13 +393,45 @@ def test_a_finished_evaluation_is_read_and_another_one_does_not_replace_it(run, 
     (tmp_path / "film.mp4").unlink()
     assert run(*options, again=True).code == 0 and run.notes.used, "the film needs the episodes"
     assert (tmp_path / "film.mp4").exists()
-    other = run("--episodes", "3", "--seed", "8", again=True)
-    assert other.code == 1 and "(seeds.last: 9 there, 10 here)" in other.err
-    assert other.results["episodes"] == first.results["episodes"]
+    other = run("--episodes", "2", "--seed", "9", again=True)
+    assert other.code == 1 and "(seeds.first: 8 there, 9 here)" in other.err
+    fewer = run("--episodes", "1", "--seed", "8", again=True)
+    assert fewer.code == 1 and "eval.json has finished more than --episodes 1: take --episodes 2" in fewer.err
+    assert fewer.results["episodes"] == first.results["episodes"]
     run.output.write_text(json.dumps({"a": 1}))
     foreign = run("--episodes", "2", again=True)
     assert foreign.code == 1 and "holds no results of this benchmark" in foreign.err
     assert foreign.results == {"a": 1}
+
+
+def test_a_finished_evaluation_grows_by_the_episodes_that_it_lacks(run):
+    first = run("--episodes", "2", "--seed", "8")
+    run.notes.used = []
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, seed=11)
+        cut = run("--episodes", "4", "--seed", "8", "--num-envs", "1", again=True)
+    assert cut.code == 130 and cut.results == first.results, "the results stay until all episodes are there"
+    fewer = run("--episodes", "2", "--seed", "8", again=True)
+    assert fewer.code == 1 and "eval.json.partial has finished more than --episodes 2" in fewer.err
+    grown = run("--episodes", "4", "--seed", "8", again=True)
+    assert grown.code == 0 and run.notes.used == [(TASK, 11)], "the one that it lacks"
+    assert grown.results["timing"]["resumed_after"] == 3
+    assert {one["command"] for one in grown.results["earlier_sessions"]} >= {first.results["command"]}
+    whole = run("--episodes", "4", "--seed", "8").results
+    for part in ("tasks", "mean", "episodes", "settings", "seeds", "checkpoint"):
+        assert grown.results[part] == whole[part]
+
+
+def test_a_film_of_a_finished_evaluation_runs_only_what_it_shows(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.evaluation.simulated.film.MAX_FILMED", 1)
+    options = ("--episodes", "8", "--seed", "8", "--max-steps", "20")
+    first = run(*options)
+    run.notes.used = []
+    filmed = run(*options, "--video", str(tmp_path / "film.mp4"), again=True)
+    assert filmed.code == 0 and (tmp_path / "film.mp4").exists()
+    failed = [e["seed"] for e in first.results["episodes"] if not e["success"]]
+    assert sorted(run.notes.used) == [(TASK, 8), (TASK, failed[0])], "the first start, and the first failure"
+    assert filmed.results["mean"] == first.results["mean"]
 
 
 def test_a_film_that_cannot_be_written_costs_no_episode(run, tmp_path, monkeypatch):
@@ -422,10 +454,11 @@ def test_a_damaged_file_of_an_episode_costs_that_episode_alone(run, content):
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, seed=10)
         assert run("--episodes", "3", "--seed", "8", "--num-envs", "1").code == 130
-    kept = run.output.with_name("eval.json.partial") / "000000.json"
+    kept = run.output.with_name("eval.json.partial") / f"8-{TASK}.json"
+    assert kept.exists()
     kept.write_text(content)
     done = run("--episodes", "3", "--seed", "8", "--num-envs", "1")
-    assert done.code == 0 and "000000.json is damaged" in done.out
+    assert done.code == 0 and f"8-{TASK}.json is damaged" in done.out
     assert done.results["timing"]["resumed_after"] == 1 and len(done.results["episodes"]) == 3
 
 
@@ -448,11 +481,11 @@ def test_an_interrupted_evaluation_resumes_to_the_same_results(run, tmp_path):
         done = run(*options)
     assert done.code == 130 and done.results is None and "again to resume" in done.err
     partial = run.output.with_name("eval.json.partial")
-    assert sorted(path.name for path in partial.glob("0*")) == [
-        f"00000{n}.{kind}" for n in (0, 1) for kind in ("json", "npz")
-    ]
-    clock = partial / "wall_clock.json"
-    clock.write_text(json.dumps({"wall_s": json.loads(clock.read_text())["wall_s"] + 1000}))
+    kept = [f"{seed}-{TASK}.{kind}" for seed in (8, 9) for kind in ("json", "npz")]
+    assert sorted(path.name for path in partial.glob("[0-9]*")) == kept
+    sessions = partial / "sessions.json"
+    known = json.loads(sessions.read_text())
+    sessions.write_text(json.dumps(known | {"wall_s": known["wall_s"] + 1000}))
     resumed = run(*options)
     assert resumed.code == 0, resumed.err
     assert run.notes.used == [(TASK, 10), (TASK, 11)] and resumed.results["timing"]["resumed_after"] == 2

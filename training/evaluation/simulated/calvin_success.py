@@ -35,18 +35,22 @@ from datasets_scripts.conversion.calvin import (
 from datasets_scripts.storage.atomic import check_place, read_json, write_json
 from datasets_scripts.storage.episode_job import list_numbers
 from training.evaluation.simulated.goal_sources import describe_goals, open_stream
+from training.evaluation.simulated.kept_episodes import (
+    check_growth,
+    claim_evaluation,
+    evaluation_job,
+    read_finished,
+    reopen,
+)
 from training.evaluation.simulated.options import PolicyOptions, option
 from training.evaluation.simulated.simulation_pool import WorkerPool, become_command
 from training.evaluation.simulated.success import (
-    claim_evaluation,
     describe_checkpoint,
-    evaluation_job,
     format_rates,
     open_policy,
     rate_figures,
-    read_finished,
 )
-from training.evaluation.simulated.timing import WallClock, describe_timing
+from training.evaluation.simulated.timing import Sessions, describe_timing
 from training.run_facts import describe_run
 
 __all__ = ["CalvinPool", "CalvinOptions", "format_calvin", "measure_calvin", "task_outcomes"]
@@ -222,22 +226,24 @@ def _measure(options: CalvinOptions, model, processor, facts: dict, run: dict) -
     # Before the chains: the cache of such scripts may be read-only.
     chain_metric, task_metric = load_metric("task_chain"), load_metric("success_rate")
     job, size = evaluation_job(options.output, facts), min(options.num_envs, options.chains)
-    if results := read_finished(job):
-        if (finished := len(results["episodes"])) == options.chains:
-            print(f"{options.output} holds this evaluation, which is finished")
-            return results
-        raise ValueError(
-            f"{options.output} holds an evaluation of {finished} chains, not {options.chains}: choose "
-            "another --output, or delete it"
-        )
+    results = read_finished(job)
+    finished = len(results["episodes"]) if results else 0
+    check_growth(finished, options.chains, "--chains", options.output)
+    if finished == options.chains and not job.partial.exists():
+        print(f"{options.output} holds this evaluation, which is finished")
+        return results
     with claim_evaluation(job):
+        if results:
+            reopen(job.partial, results, lambda chain: _chain_file(chain["chain"]))
         known = _read_chains(job.partial, options.chains)  # before CALVIN starts, which takes a minute
         with (
             open_stream(model, processor, options, size, CALVIN_FPS) as stream,
             CalvinPool(size, options.calvin_python, options.calvin_data) as pool,
         ):
             _check_chains(known, pool.chains, job.partial)
-            episodes, timing = _run_chains(options, stream, pool, job.partial, known)
+            run["versions"] |= pool.versions
+            sessions = Sessions(job.partial, run)
+            episodes, timing = _run_chains(options, stream, pool, job.partial, known, sessions)
         outcomes = sorted(task_outcomes(episodes).items())
         results = {
             "version": 1,
@@ -247,14 +253,19 @@ def _measure(options: CalvinOptions, model, processor, facts: dict, run: dict) -
             "timing": timing,
             "episodes": episodes,
             **run,
-            "versions": run["versions"] | pool.versions,
+            **sessions.describe(),
         }
         write_json(options.output, results)
     return results
 
 
 def _run_chains(
-    options: CalvinOptions, stream, pool: CalvinPool, folder: Path, known: dict[int, dict]
+    options: CalvinOptions,
+    stream,
+    pool: CalvinPool,
+    folder: Path,
+    known: dict[int, dict],
+    sessions: Sessions,
 ) -> tuple[list[dict], dict]:
     """Runs the chains that are not `known`, and keeps them in `folder`.
 
@@ -263,7 +274,6 @@ def _run_chains(
     """
     from training.evaluation.simulated.closed_loop import run_episodes
 
-    clock = WallClock(folder)
     missing = [number for number in range(options.chains) if number not in known]
     resumed = options.chains - len(missing)
     with tqdm(total=options.chains, initial=resumed, desc="evaluate", unit="chain") as bar:
@@ -275,8 +285,8 @@ def _run_chains(
                 "solved": episode.solved,
                 "steps": episode.steps,
             }
-            write_json(_chain_file(folder, episode.seed), known[episode.seed])
-            clock.save()
+            write_json(folder / _chain_file(episode.seed), known[episode.seed])
+            sessions.save()
             bar.set_postfix_str(f"Avg. Len. {np.mean([chain['solved'] for chain in known.values()]):.2f}")
             bar.update()
 
@@ -284,7 +294,7 @@ def _run_chains(
         trials = [(tasks[0], number, tuple(tasks[1:])) for number, tasks in chains]
         limits = dict.fromkeys((task for _, tasks in chains for task in tasks), options.max_steps)
         _, timing = run_episodes(stream, pool, trials, 1, limits, options.execute_steps, on_done=keep)
-    figures = describe_timing(timing, clock.read_s(), len(pool), resumed)
+    figures = describe_timing(timing, sessions.read_s(), len(pool), resumed)
     return [known[number] for number in range(options.chains)], figures
 
 
@@ -358,8 +368,8 @@ def _check_units(processor) -> None:
             )
 
 
-def _chain_file(folder: Path, number: int) -> Path:
-    return folder / f"{number:06d}.json"
+def _chain_file(number: int) -> str:
+    return f"{number:06d}.json"
 
 
 def _read_chains(folder: Path, chains: int) -> dict[int, dict]:
@@ -368,13 +378,9 @@ def _read_chains(folder: Path, chains: int) -> dict[int, dict]:
     Raises:
         ValueError: If some are beyond the first `chains`: they would be removed with the folder at the end.
     """
-    stored = [number for number in range(CALVIN_CHAINS) if _chain_file(folder, number).exists()]
+    stored = [number for number in range(CALVIN_CHAINS) if (folder / _chain_file(number)).exists()]
     known = {number: chain for number in stored if (chain := _read_chain(folder, number)) is not None}
-    if known and max(known) >= chains:
-        raise ValueError(
-            f"{folder} has finished chains beyond --chains {chains}: take --chains {max(known) + 1} or more, "
-            f"choose another --output, or delete {folder}"
-        )
+    check_growth(max(known, default=-1) + 1, chains, "--chains", folder)
     if damaged := [number for number in stored if number < chains and number not in known]:
         print(f"chains that are damaged in {folder} run again: {list_numbers(damaged)}")
     return known
@@ -383,7 +389,7 @@ def _read_chains(folder: Path, chains: int) -> dict[int, dict]:
 def _read_chain(folder: Path, number: int) -> dict | None:
     """A finished chain, or `None` if its file is damaged."""
     try:
-        chain = read_json(_chain_file(folder, number))
+        chain = read_json(folder / _chain_file(number))
     except ValueError:
         return None
     tasks, solved = chain.get("tasks"), chain.get("solved")

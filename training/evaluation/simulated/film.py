@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from datasets_scripts.storage.atomic import write_whole_file
+from training.evaluation.simulated.kept_episodes import episode_file
 
 __all__ = ["Film", "write_film"]
 
@@ -31,14 +32,25 @@ class Film:
         self._each, episodes = max(1, MAX_FILMED // tasks), len(trials) // tasks
         first = [trial for i, trial in enumerate(trials) if i % episodes < self._each]
         self.always = set(first[:MAX_FILMED])
-        self._failures: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()  # in this session
 
     def _path(self, trial: tuple[str, int]) -> Path:
-        return self._folder / f"{self._trials.index(trial):06d}.npz"
+        return (self._folder / episode_file(*trial)).with_suffix(".npz")
 
     def has(self, trial: tuple[str, int]) -> bool:
         """Whether its pictures are kept."""
         return zipfile.is_zipfile(self._path(trial))  # and not empty, after a power cut
+
+    def lacks(self, episodes: Mapping[tuple[str, int], Any]) -> set[tuple[str, int]]:
+        """Finished trials whose pictures the video needs and are not kept: they have to run again."""
+        wanted = set(self.always)
+        for task in dict(self._trials):
+            failures = [trial for trial in self._trials if trial[0] == task and trial in episodes]
+            failures = [trial for trial in failures if not episodes[trial].success]
+            kept = [trial for trial in failures if self.has(trial)]
+            lacking = [trial for trial in failures if trial not in kept]
+            wanted.update(lacking[: max(0, self._each - len(kept))])
+        return {trial for trial in wanted if trial in episodes and not self.has(trial)}
 
     def keep(self, episode) -> None:
         """Notes where an episode failed, writes what is kept of it, and frees its memory."""

@@ -1,15 +1,12 @@
 """Success of a checkpoint in closed loop: what all simulated benchmarks share.
 
 Episodes run side by side, each simulator in its own process, and share one forward pass per control step. The
-outcome does not depend on how many run at a time. Finished episodes of an interrupted evaluation are kept in
-`OUTPUT.partial`; the same command resumes it.
+outcome does not depend on how many run at a time. How an evaluation resumes and grows: `kept_episodes.py`.
 """
 
 # No import of PyTorch at the top: every simulator process imports the command, which imports this file.
 import contextlib
 import itertools
-import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,26 +16,29 @@ from tqdm import tqdm
 from datasets_scripts.columns import image_key
 from datasets_scripts.storage.atomic import read_json, write_json
 from datasets_scripts.storage.dataset_folder import load_features
-from datasets_scripts.storage.episode_job import EVALUATION, EpisodeJob
-from datasets_scripts.storage.settings_changes import name_changes
 from training.evaluation.simulated.film import Film, write_film
 from training.evaluation.simulated.goal_sources import check_goal_options, describe_goals, open_stream
+from training.evaluation.simulated.kept_episodes import (
+    check_growth,
+    claim_evaluation,
+    episode_file,
+    evaluation_job,
+    read_finished,
+    reopen,
+)
 from training.evaluation.simulated.options import EvaluationOptions, PolicyOptions
-from training.evaluation.simulated.timing import WallClock, describe_timing
+from training.evaluation.simulated.timing import Sessions, describe_timing
 from training.run_facts import describe_run, portable_path
 
 __all__ = [
     "Benchmark",
     "StreamChange",
-    "claim_evaluation",
     "describe_checkpoint",
-    "evaluation_job",
     "format_rates",
     "measure",
     "measure_policy",
     "open_policy",
     "outcomes_by_task",
-    "read_finished",
     "rate_figures",
     "recorded_image_size",
     "refuse_data_for_exported",
@@ -201,16 +201,26 @@ def measure_policy(
         "seeds": {"first": options.seeds[0], "last": options.seeds[-1]},
         "settings": settings,
     }
-    job = evaluation_job(options.output, {**facts, "tasks": benchmark.tasks})
+    first = {"first": options.seeds[0]}
+    job = evaluation_job(options.output, {**facts, "tasks": benchmark.tasks, "seeds": first})
     results = read_finished(job)
-    if results and not job.partial.exists() and all(place.exists() for place in options.films):
+    finished = results["seeds"]["last"] + 1 - options.seed if results else 0
+    check_growth(finished, options.episodes, "--episodes", options.output)
+    is_whole = finished == options.episodes and not job.partial.exists()
+    if is_whole and all(place.exists() for place in options.films):
         print(f"{options.output} holds this evaluation, which is finished")
     else:
         with claim_evaluation(job):
-            episodes, timing = _run_trials(benchmark, model, processor, settings, job.partial, change)
+            if results:
+                reopen(job.partial, results, lambda e: episode_file(e["task"], e["seed"]))
+            sessions = Sessions(job.partial, run)
+            episodes, timing = _run_trials(
+                benchmark, model, processor, settings, job.partial, sessions, change
+            )
             outcomes = _count_successes(benchmark, episodes, metric)
             results = {"version": 1, **facts, **outcomes, "seeds": facts["seeds"] | checked, "timing": timing}
             results |= {"episodes": [_episode_facts(episode) for episode in episodes], **run}
+            results |= sessions.describe()
             write_json(options.output, results)  # what fails from here on must not cost the results
             _use_films(benchmark, episodes, config, facts)
     if recorded is not None:
@@ -256,58 +266,6 @@ def outcomes_by_task(results: Mapping) -> dict[str, list[int]]:
     for episode in results.get("episodes", ()):
         found.setdefault(episode["task"], []).append(int(episode["success"]))
     return found
-
-
-def evaluation_job(output: Path, facts: Mapping) -> EpisodeJob:
-    """Where the finished episodes of an evaluation are kept; only one with equal facts resumes it.
-
-    `facts` has what [`describe_checkpoint`] gives as `checkpoint`.
-    """
-    return EpisodeJob(output, EVALUATION, _comparable(facts))
-
-
-def _comparable(facts: Mapping) -> dict:
-    """The facts as JSON has them, with the policy by its weights: a folder may move."""
-    digest, commit = facts["checkpoint"]["weights_sha256"], facts["checkpoint"]["revision"]
-    policy = f"weights {digest[:12]}" if digest else f"{facts['checkpoint']['path']}@{commit}"
-    return json.loads(json.dumps({**facts, "checkpoint": policy}))
-
-
-def read_finished(job: EpisodeJob) -> dict | None:
-    """The results in the output of an evaluation; `None` if it has none yet.
-
-    Raises:
-        ValueError: If they are of another evaluation, or of none: they would be lost.
-    """
-    if not job.output.exists():
-        return None
-    remedy = f"choose another --output, or delete {job.output}"
-    results = read_json(job.output, remedy)
-    try:
-        known = {name: results[name] for name in job.parameters}
-        if "tasks" in known:  # the results have more about tasks and seeds
-            known["tasks"] = list(known["tasks"])
-            known["seeds"] = {name: known["seeds"][name] for name in ("first", "last")}
-        known = _comparable(known)
-    except (KeyError, TypeError):
-        raise ValueError(f"{job.output} exists and holds no results of this benchmark; {remedy}") from None
-    if known != job.parameters:
-        changed = name_changes(known, job.parameters)
-        raise ValueError(f"{job.output} holds an evaluation with other parameters ({changed}); {remedy}")
-    return results
-
-
-@contextlib.contextmanager
-def claim_evaluation(job: EpisodeJob) -> Iterator[None]:
-    """Opens and locks the folder of finished episodes; an end, or an error before the first, removes it."""
-    with job.claim():
-        try:
-            yield
-        except BaseException:
-            if not any(job.partial.glob("[0-9]*.json")):
-                shutil.rmtree(job.partial)  # nothing is lost
-            raise
-    shutil.rmtree(job.partial, ignore_errors=True)
 
 
 def rate_figures(metric, successes: Sequence[bool]) -> dict:
@@ -370,7 +328,13 @@ def _find_demonstrations(options: EvaluationOptions) -> list[Path]:
 
 
 def _run_trials(
-    benchmark: Benchmark, model, processor, settings: dict, folder: Path, change: StreamChange | None
+    benchmark: Benchmark,
+    model,
+    processor,
+    settings: dict,
+    folder: Path,
+    sessions: Sessions,
+    change: StreamChange | None,
 ) -> tuple:
     """Runs the missing trials under a progress bar; gives all episodes and the `timing` of the results."""
     from training.evaluation.simulated.closed_loop import Timing, run_episodes
@@ -379,21 +343,22 @@ def _run_trials(
     options = benchmark.options
     trials = list(itertools.product(benchmark.tasks, options.seeds))
     film = Film(folder, trials, len(benchmark.tasks)) if options.films else None
-    known = {(e.task, e.seed): e for e in _read_episodes(folder) if (e.task, e.seed) in trials}
-    if film:  # what is to be filmed and was not is run again
-        known = {trial: e for trial, e in known.items() if film.has(trial) or trial not in film.always}
+    known = {(e.task, e.seed): e for e in _read_episodes(folder)}
+    done = max((seed + 1 - options.seed for _, seed in known), default=0)
+    check_growth(done, options.episodes, "--episodes", folder)
+    for trial in film.lacks(known) if film else ():
+        del known[trial]
     missing = [trial for trial in trials if trial not in known]
     size = min(options.num_envs, len(missing))
     outcomes = [episode.success for episode in known.values()]
-    clock, timing = WallClock(folder), Timing()
+    timing = Timing()
     with tqdm(total=len(trials), initial=len(known), desc="evaluate", unit="episode") as bar:
 
         def keep(episode) -> None:
             if film:
                 film.keep(episode)
-            number = trials.index((episode.task, episode.seed))
-            write_json(folder / f"{number:06d}.json", _episode_facts(episode))
-            clock.save()
+            write_json(folder / episode_file(episode.task, episode.seed), _episode_facts(episode))
+            sessions.save()
             outcomes.append(episode.success)
             rate = sum(outcomes) / len(outcomes)
             bar.set_postfix_str(f"success {sum(outcomes)}/{len(outcomes)} = {rate:.0%}")
@@ -418,7 +383,7 @@ def _run_trials(
             known |= {(e.task, e.seed): e for e in episodes}
     if film:
         film.load(known)
-    figures = describe_timing(timing, clock.read_s(), size, len(trials) - len(missing))
+    figures = describe_timing(timing, sessions.read_s(), size, len(trials) - len(missing))
     return [known[trial] for trial in trials], figures
 
 

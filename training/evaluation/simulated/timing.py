@@ -1,41 +1,72 @@
-"""How long an evaluation takes, over all of its sessions: the `timing` of its results."""
+"""The sessions of an evaluation: how long they took together, and what each ran with."""
 
 # No import of PyTorch at the top: every simulator process imports the command, which imports this file.
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from datasets_scripts.storage.atomic import read_json, write_json
 
-__all__ = ["WallClock", "describe_timing"]
+__all__ = ["Sessions", "describe_timing"]
+
+FILE = "sessions.json"
 
 
-class WallClock:
-    """Seconds that an evaluation has run: those of earlier sessions, and those since this was made.
+class Sessions:
+    """Seconds that an evaluation has run, and the facts of its runs: earlier sessions, and this one.
 
     What a session did after the last call of [`save`] is not counted: its unfinished episodes run again.
 
     Args:
-        folder (`Path`): Where finished episodes are kept; the seconds lie beside them.
+        folder (`Path`): Where finished episodes are kept; the sessions lie beside them.
+        run (`Mapping`): What `describe_run` gives.
+
+    Attributes:
+        earlier (`list[dict]`): Facts of the earlier sessions that ran with another command, commit, library
+            or machine than this one.
 
     Raises:
-        ValueError: If the seconds of the earlier sessions cannot be read; names the file.
+        ValueError: If the earlier sessions cannot be read; names the file.
     """
 
-    def __init__(self, folder: Path):
-        self._path = folder / "wall_clock.json"
+    def __init__(self, folder: Path, run: Mapping):
+        self._path, self._begun = folder / FILE, time.perf_counter()
         known = read_json(self._path, "delete it to count this session alone") if self._path.exists() else {}
-        self._earlier_s, self._begun = known.get("wall_s", 0.0), time.perf_counter()
+        self._earlier_s, self._run = known.get("wall_s", 0.0), dict(run)
+        self.earlier: list[dict] = []
+        for one in known.get("runs", []):
+            if not any(_same_run(one, other) for other in (*self.earlier, run)):
+                self.earlier.append(one)
+
+    @classmethod
+    def reopen(cls, folder: Path, results: Mapping) -> None:
+        """Writes the sessions of finished results, if there are none in the folder yet."""
+        if (folder / FILE).exists():
+            return
+        runs = [*results.get("earlier_sessions", []), {name: results.get(name) for name in RUN_FACTS}]
+        write_json(folder / FILE, {"wall_s": results["timing"]["wall_s"], "runs": runs})
 
     def read_s(self) -> float:
         """Seconds so far."""
         return self._earlier_s + time.perf_counter() - self._begun
 
     def save(self) -> None:
-        """Keeps the seconds so far for a session that resumes this one."""
-        write_json(self._path, {"wall_s": self.read_s()})
+        """Keeps seconds and facts so far for a session that resumes this one."""
+        write_json(self._path, {"wall_s": self.read_s(), "runs": [*self.earlier, self._run]})
+
+    def describe(self) -> dict:
+        """`earlier_sessions` for the results, if there were other ones."""
+        return {"earlier_sessions": self.earlier} if self.earlier else {}
+
+
+RUN_FACTS = ("command", "date", "commit", "versions", "hardware")  # of `describe_run`
+
+
+def _same_run(one: Mapping, other: Mapping) -> bool:
+    """Whether two sessions differ in nothing but their date."""
+    return all(one.get(name) == other.get(name) for name in RUN_FACTS if name != "date")
 
 
 def describe_timing(timing, wall_s: float, environments: int, resumed: int) -> dict:

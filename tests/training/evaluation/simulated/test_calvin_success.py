@@ -211,8 +211,9 @@ def interrupted(run, monkeypatch):
 
 
 def test_an_interrupted_evaluation_resumes_to_the_same_results(interrupted):
-    clock = interrupted.partial / "wall_clock.json"
-    clock.write_text(json.dumps({"wall_s": json.loads(clock.read_text())["wall_s"] + 1000}))
+    sessions = interrupted.partial / "sessions.json"
+    known = json.loads(sessions.read_text())
+    sessions.write_text(json.dumps(known | {"wall_s": known["wall_s"] + 1000}))
     resumed = interrupted("--chains", "5")
     assert resumed.code == 0 and len(FakeStream.last.tasks) == 1 + 3 + 5, "the first two chains are kept"
     assert resumed.results["timing"]["resumed_after"] == 2
@@ -222,14 +223,23 @@ def test_an_interrupted_evaluation_resumes_to_the_same_results(interrupted):
         assert resumed.results[name] == whole[name]
 
 
-def test_a_finished_evaluation_is_read_and_other_chains_do_not_replace_it(run):
+def test_a_finished_evaluation_is_read_and_grows(run):
     first = run("--chains", "2")
     assert first.code == 0, first.err
     again = run("--chains", "2", again=True)
     assert again.code == 0 and again.results == first.results and "which is finished" in again.out
+    fewer = run("--chains", "1", again=True)
+    assert fewer.code == 1 and fewer.results == first.results
+    assert "calvin.json has finished more than --chains 1: take --chains 2 or more" in fewer.err
     more = run("--chains", "3", again=True)
-    assert more.code == 1 and "holds an evaluation of 2 chains, not 3" in more.err
-    assert more.results == first.results
+    assert more.code == 0 and len(FakeStream.last.tasks) == 1, "the third chain alone, which fails at once"
+    assert more.results["timing"]["resumed_after"] == 2
+    assert more.results["episodes"][:2] == first.results["episodes"]
+    assert more.results["versions"] == first.results["versions"] and not run.partial.exists()
+    assert [one["command"] for one in more.results["earlier_sessions"]] == [first.results["command"]]
+    whole = run("--chains", "3").results
+    for name in ("episodes", "chains", "tasks"):
+        assert more.results[name] == whole[name]
 
 
 def test_chains_of_another_policy_or_other_settings_are_refused_and_kept(interrupted, tmp_path):

@@ -5,7 +5,9 @@ import time
 import pytest
 
 from training.evaluation.simulated.closed_loop import Timing
-from training.evaluation.simulated.timing import WallClock, describe_timing
+from training.evaluation.simulated.timing import Sessions, describe_timing
+
+RUN = {"command": "python evaluate.py", "date": "today", "commit": "1a", "versions": {}, "hardware": {}}
 
 
 @pytest.fixture
@@ -21,23 +23,35 @@ def wait(monkeypatch):
 
 
 def test_the_wall_time_is_the_sum_over_the_sessions(tmp_path, wait):
-    first = WallClock(tmp_path)
+    first = Sessions(tmp_path, RUN)
     wait(7)
     first.save()
     wait(2)  # in an episode that is not finished
-    second = WallClock(tmp_path)
+    second = Sessions(tmp_path, RUN)
     wait(4)
     second.save()
     assert second.read_s() == 11
-    third = WallClock(tmp_path)
+    third = Sessions(tmp_path, RUN)
     wait(1)
     assert third.read_s() == 12
 
 
-def test_a_damaged_file_of_seconds_is_named(tmp_path):
-    (tmp_path / "wall_clock.json").write_text("{")
-    with pytest.raises(ValueError, match="wall_clock.json is damaged .*: delete it"):
-        WallClock(tmp_path)
+def test_sessions_that_ran_with_something_else_are_in_the_results(tmp_path):
+    for commit in ("1a", "1a", "2b", "1a", "3c"):
+        sessions = Sessions(tmp_path, {**RUN, "commit": commit})
+        sessions.save()
+    assert [run["commit"] for run in sessions.describe()["earlier_sessions"]] == ["2b", "1a"]
+    results = {**RUN, "commit": "3c", "timing": {"wall_s": 5.0}, **sessions.describe()}
+    Sessions.reopen(tmp_path / "grown", results)
+    grown = Sessions(tmp_path / "grown", {**RUN, "date": "tomorrow", "commit": "3c"})
+    assert grown.read_s() >= 5 and grown.describe() == sessions.describe()
+    assert Sessions(tmp_path / "new", RUN).describe() == {}
+
+
+def test_a_damaged_file_of_sessions_is_named(tmp_path):
+    (tmp_path / "sessions.json").write_text("{")
+    with pytest.raises(ValueError, match="sessions.json is damaged .*: delete it"):
+        Sessions(tmp_path, RUN)
 
 
 def test_the_results_have_a_median_and_a_percentile_of_what_was_timed():
