@@ -80,7 +80,7 @@ def open_datasets(config: RunConfig, known: Sequence[Mapping] = ()) -> list[Data
 
 
 def open_dataset(path: str, config: RunConfig, commit: str | None = None) -> DatasetRows:
-    """One dataset of a run, streamed if the run is; a Hub id without a revision is read at `commit`."""
+    """One dataset of a run, streamed if the run is; a Hub id that names no commit is read at `commit`."""
     place = pin_commit(path, commit)
     if config.data.streaming:
         rows = StreamedRows(place, open_store(config.data.streaming_disk_gb))

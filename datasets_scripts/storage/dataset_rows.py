@@ -291,9 +291,11 @@ def dataset_name(name: str) -> str:
 
 
 def pin_commit(name: str, commit: str | None) -> str:
-    """A Hub id without a revision, with a commit if one is given; other names stay."""
-    is_free = re.fullmatch(r"(hf://datasets/)?[\w.-]+/[\w.-]+", name) and not Path(name).is_dir()
-    return f"{name}@{commit}" if commit and is_free else name
+    """A Hub id at a commit, if one is given and it names none itself: a branch moves. Other names stay."""
+    found = re.fullmatch(r"((?:hf://datasets/)?[\w.-]+/[\w.-]+)(@.+)?", name)
+    if not commit or not found or Path(name).is_dir() or re.fullmatch("@[0-9a-f]{40}", found[2] or ""):
+        return name
+    return f"{found[1]}@{commit}"
 
 
 def find_dataset(name: str, videos: bool) -> tuple[Path, HubFiles | None]:

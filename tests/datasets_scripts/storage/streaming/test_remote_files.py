@@ -50,9 +50,16 @@ def test_a_dataset_of_the_hub_is_streamed_at_its_commit(recorded, hub, store):
     with pytest.raises(BrokenEpisodeError, match=f"the file {VIDEO} is missing or empty at hf://datasets/"):
         later = StreamedRows("tester/data@main", store)
         later.local(later.root / VIDEO)
-    for name in ("tester/data", "hf://datasets/tester/data"):  # as a run that resumes opens it
+    for name in ("tester/data", "hf://datasets/tester/data", "tester/data@main"):  # as a run that resumes
         again = StreamedRows(pin_commit(name, rows.commit), store)
         assert (again.remote.url, again.root, again.version) == (rows.remote.url, rows.root, rows.version)
+
+
+@pytest.mark.parametrize(
+    "name", [f"tester/data@{'0' * 40}", "outputs/data/set", "s3://tester/data@main", "data"]
+)
+def test_a_dataset_that_names_its_commit_or_has_none_is_opened_as_it_is_named(name):
+    assert pin_commit(name, "1" * 40) == name and pin_commit("tester/data", None) == "tester/data"
 
 
 def test_a_dataset_that_vanishes_from_the_hub_is_named(hub, store):
