@@ -37,7 +37,7 @@ setup: ## (default) make .venv with the tested versions; a no-op when nothing ch
 	@scripts/setup.sh
 
 # One step per line of the README: demonstrations, training, closed loop, picture, card.
-# Simulation and training resume and the other steps overwrite their output, so the target can be repeated.
+# Simulation, training and evaluation resume; pictures and cards are written again, so the target can be repeated.
 define quickstart_steps
 	@echo "== 1/5 simulating $(EPISODES) demonstrations of $(TASK): $(OUTPUT)/dataset"
 	$(PY) datasets_scripts/simulate.py --tasks $(TASK) --episodes $(EPISODES) \
@@ -131,7 +131,7 @@ define ship_model
 	$(PY) hub_cards/check.py $(3)
 endef
 
-ablation: setup ## which objective helps, and how much: variants, seeds, tasks (20 hours; WORKERS=2: two cells at a time)
+ablation: setup ## which objective helps, and how much: variants, seeds, tasks (about 48 hours of one core; WORKERS=2: two cells at a time)
 	$(EXPERIMENT) experiments.ablation --workers $(WORKERS) --results results/ablation.json
 
 ablation-pilot: setup ## which tasks are neither always nor never solved (an hour)

@@ -2,9 +2,9 @@
 
 `DIR` alone describes one episode. `--report` reads a sample of the episodes and writes one HTML file: figures
 and distributions by camera, flags, and pictures of the episodes to look at first. `--write-flags` reads all
-episodes and records figures and flags in `meta/foresight.json`, for datasets that `annotate.py` did not make.
-Depth and tracks are checked against each other: a visible point must lie on the depth map. Missing labels are
-left out.
+episodes and records figures and flags in `meta/foresight_episodes.jsonl`, for datasets that `annotate.py` did
+not make. Depth and tracks are checked against each other: a visible point must lie on the depth map. Missing
+labels are left out.
 """
 
 import argparse

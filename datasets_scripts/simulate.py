@@ -29,10 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--simulator", choices=SIMULATORS, default="metaworld", help="default: %(default)s")
-    names = (
-        "comma-separated: drawer-open-v3, or groups: easy,medium,hard,all; libero_object, libero_object/3; "
-    )
-    names += "panda-lift, iiwa-stack (robosuite)"
+    names = "comma-separated: drawer-open-v3, or groups: easy, medium, hard, very_hard, all; libero_object, "
+    names += "libero_object/3; panda-lift, iiwa-stack (robosuite)"
     add("--tasks", required=True, help=names)
     add("--output", type=Path, required=True, help="folder of the dataset to make")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")

@@ -99,6 +99,24 @@ def test_commands_have_the_options_that_the_docs_give_them(parse, monkeypatch, c
     assert not wrong, "\n".join(wrong)
 
 
+# Values that need a file or a command beside them; others have weights that are downloaded.
+WITH_FILES = {
+    "--tracks": ({"delta", "cotracker3"}, "--track-model"),
+    "--depth": ({"video-depth-anything", "vda+dav2", "worker"}, "--depth-model"),
+}
+
+
+def test_commands_name_the_files_that_their_models_need():
+    wrong = []
+    for page, command in commands():
+        words = shlex.split(command)
+        for option, (values, file) in WITH_FILES.items():
+            given = {words[place + 1] for place, word in enumerate(words) if word == option}
+            if given & values and not {file, "..."} & set(words):
+                wrong.append(f"{page}: {command} lacks {file}")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_every_command_is_run_somewhere_or_says_why_not():
     used = set()
     for page, command in commands():

@@ -354,7 +354,7 @@ class RunConfig:
         if self.lora.r and changed:
             raise ValueError(
                 f"model.{changed[0]} cannot change with lora.r, because an adapter keeps its base: leave "
-                "it out. Only loss weights and dropout can change"
+                "it out. Only what training alone uses can change, such as loss weights and dropout"
             )
 
 

@@ -84,7 +84,10 @@ def portable_path(path: str | Path, start: str | Path | None = None) -> str:
 
 
 def portable_command(script: str, arguments: list[str]) -> str:
-    """The command line of a script of the project (`training/evaluate.py`) with absolute paths shortened."""
+    """The command line of a script of the project with absolute paths shortened.
+
+    `script` is what follows `python`: `training/evaluate.py`, or `-m experiments.ablation`.
+    """
 
     def shorten(argument: str) -> str:
         name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
@@ -92,7 +95,15 @@ def portable_command(script: str, arguments: list[str]) -> str:
 
     # `accelerate launch` tells its children what it decided; its own options are not among the arguments.
     launcher = ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
-    return shlex.join([*launcher, script, *map(shorten, arguments)])
+    return shlex.join([*launcher, *script.split(), *map(shorten, arguments)])
+
+
+def _own_script() -> str:
+    """What this process runs, as `portable_command` takes it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None:  # of `python -m`, which finds packages that a script in a folder does not
+        return f"-m {spec.name.removesuffix('.__main__')}"
+    return portable_path(Path(sys.argv[0]).resolve(), ROOT) if sys.argv[0] else "-"
 
 
 def describe_run(script: str | None = None, arguments: list[str] | None = None) -> dict:
@@ -100,10 +111,10 @@ def describe_run(script: str | None = None, arguments: list[str] | None = None) 
 
     `script` and its `arguments` are the command; by default the one that this process runs.
     """
-    if script is None:
-        script = portable_path(Path(sys.argv[0]).resolve(), ROOT) if sys.argv[0] else "python"
     return {
-        "command": portable_command(script, sys.argv[1:] if arguments is None else arguments),
+        "command": portable_command(
+            script or _own_script(), sys.argv[1:] if arguments is None else arguments
+        ),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _git_commit(),
         "versions": _versions(),

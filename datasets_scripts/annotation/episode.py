@@ -24,6 +24,7 @@ from datasets_scripts.columns import (
     points_key,
 )
 from datasets_scripts.depth import DEPTH_SOURCES, choose_depth_models, open_depth
+from datasets_scripts.depth.alignment import MAX_DEPTH_M
 from datasets_scripts.depth.range_check import DepthRange
 from datasets_scripts.depth.worker import split_command
 from datasets_scripts.inspection.quality import DepthMeter, TrackMeter
@@ -91,8 +92,10 @@ class Annotation:
             raise ValueError(f"--n-points is {self.n_points}; a track column needs at least 2")
         if self.seed < 0:
             raise ValueError(f"--seed is {self.seed}; it must not be negative")
-        if not 0.1 <= self.depth_max_m <= 100:
-            raise ValueError(f"--depth-max is {self.depth_max_m:g} m; it must lie between 0.1 and 100")
+        if not 0.1 <= self.depth_max_m <= MAX_DEPTH_M:
+            raise ValueError(
+                f"--depth-max is {self.depth_max_m:g} m; it must lie between 0.1 and {MAX_DEPTH_M:g}"
+            )
         if len(set(self.cameras)) != len(self.cameras) or not self.cameras:
             raise ValueError(f"cameras are {','.join(self.cameras) or 'none'}; name each of them once")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MIN_DEPTH_M, MAX_DEPTH_M = 0.05, 10.0
+MIN_DEPTH_M, MAX_DEPTH_M = 0.05, 100.0  # the farthest that `--depth-max` may keep; by default it is 10
 FIT_RANGE_M = (0.1, 10.0)  # metric values beyond it are not trusted
 FIT_SAMPLES = 200_000
 FIT_ROUNDS = 5
@@ -80,7 +80,7 @@ def fit_alignment(relative: np.ndarray, metric_m: np.ndarray, generator: np.rand
 
 
 def invert_depth(relative: np.ndarray, scale: float, shift: float) -> np.ndarray:
-    """Meters from inverse depth: `1 / clip(scale q + shift)` in [0.05, 10] m, float32, same shape."""
+    """Meters from inverse depth: `1 / clip(scale q + shift)` in [0.05, 100] m, float32, same shape."""
     inverse = np.clip(scale * relative + shift, 1 / MAX_DEPTH_M, 1 / MIN_DEPTH_M)
     return (1 / inverse).astype(np.float32)
 

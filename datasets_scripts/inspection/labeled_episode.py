@@ -59,7 +59,7 @@ class LabeledDataset:
 
     Attributes:
         rows (`DatasetRows`): What is underneath.
-        provenance (`dict`): Contents of `meta/foresight.json`; empty if there is none.
+        provenance (`dict`): What `read_provenance` gives; empty if there is none.
         labels (`dict[str, list[str]]`): Which labels every camera has: `depth`, `tracks`, both or none.
 
     Raises:
@@ -162,7 +162,7 @@ class Measures:
     problem: str | None = None
 
     def figures(self) -> dict[str, Any]:
-        """For `meta/foresight.json`; see `quality.py`."""
+        """For `meta/foresight_episodes.jsonl`; see `quality.py`."""
         facts = {} if self.tracks is None else self.tracks.figures()
         if self.problem is not None:
             return {**facts, "problem": self.problem}

@@ -1,7 +1,7 @@
 """Quality of an episode's labels: figures that are gathered frame by frame, and the flags they raise.
 
 `annotate.py` gathers them while it makes labels, `inspect_dataset.py` from what lies on disk. They are kept
-in `meta/foresight.json`, per episode and camera:
+in `meta/foresight_episodes.jsonl`, per camera:
 
 | key | meaning |
 | --- | --- |
@@ -184,8 +184,8 @@ def find_flags(facts: Mapping[str, Any]) -> list[str]:
     """What is wrong with an episode.
 
     Args:
-        facts (`Mapping`): Facts of the episode in `meta/foresight.json`. Anything may be missing; keys that
-            are not cameras are ignored.
+        facts (`Mapping`): Facts of the episode in the dataset's provenance. Anything may be missing; keys
+            that are not cameras are ignored.
 
     Returns:
         `list[str]`: `<camera>/<word>`, the words those of `FLAGS`; empty for a good episode.
@@ -222,7 +222,7 @@ def collect_figures(episodes: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str
     """Figures of all episodes by camera and key of `MEASURES`, then by episode; unknown ones are left out.
 
     Args:
-        episodes (`Mapping`): `episodes` of `meta/foresight.json`.
+        episodes (`Mapping`): `episodes` of the dataset's provenance.
     """
     found: dict[tuple[str, str], dict[int, float]] = {}
     for episode, facts in episodes.items():
@@ -242,7 +242,7 @@ def summarize_figures(episodes: Mapping[str, Mapping[str, Any]]) -> list[dict[st
     """Rows of a table of the measures over episodes.
 
     Args:
-        episodes (`Mapping`): `episodes` of `meta/foresight.json`.
+        episodes (`Mapping`): `episodes` of the dataset's provenance.
 
     Returns:
         `list[dict]`: `camera`, `measure` in words, formatted `median`, `min` and `max`, and under `worst` the

@@ -1,7 +1,7 @@
 """Write a page about the labels of a whole dataset: figures, distributions, pictures, where to look first.
 
-Figures that `annotate.py` or an earlier `--write-flags` recorded are taken from `meta/foresight.json`; some
-episodes are read from disk for what needs pixels and points.
+Figures that `annotate.py` or an earlier `--write-flags` recorded are taken from the dataset's provenance;
+some episodes are read from disk for what needs pixels and points.
 """
 
 import functools
@@ -59,7 +59,7 @@ class Survey:
     """What is known of a dataset's labels.
 
     Attributes:
-        episodes (`dict[str, dict]`): Facts by episode as in `meta/foresight.json`, those just read included.
+        episodes (`dict[str, dict]`): Facts by episode as in the provenance, those just read included.
         sampled (`list[int]`): Episodes that were read.
         depth_counts (`dict[str, np.ndarray]`): By camera, pixels between `quality.DEPTH_EDGES_M`.
         points (`dict[str, np.ndarray]`): By camera, `(3, n)` as `draw_distributions` wants it.
@@ -143,7 +143,7 @@ def survey_labels(dataset: LabeledDataset, chosen: Sequence[int] | None = None, 
 
 
 def write_flags(dataset: LabeledDataset, workers: int = 1) -> dict[int, list[str]]:
-    """Records figures and flags of all episodes in `meta/foresight.json`; resumes after an interruption.
+    """Records figures and flags of all episodes in the provenance; resumes after an interruption.
 
     Episodes that have figures are not read again. Flags are written together at the end, so that an
     interrupted run leaves none.

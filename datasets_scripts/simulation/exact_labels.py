@@ -112,5 +112,5 @@ def describe_cameras(
 
 
 def describe_tracks(facts: Mapping, shard: Path) -> dict:
-    """An episode's tracks in `meta/foresight.json`, from the facts of [`ExactLabels.make_tracks`]."""
+    """An episode's tracks in the dataset's provenance, from the facts of [`ExactLabels.make_tracks`]."""
     return {name: facts[name] for name in TRACK_FACTS} | {"moving": encode_flags(read_array(shard, "moving"))}

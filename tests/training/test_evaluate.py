@@ -1,6 +1,7 @@
 """Closed loop: histories, scheduling, determinism, what is refused and what is written."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -620,6 +621,16 @@ def test_places_of_the_machine_stay_out_of_what_is_published(tmp_path):
     assert portable_path(tmp_path / "model", tmp_path / "results") == "../model"
     command = portable_command("x.py", ["--a", str(tmp_path / "deep" / "b c"), f"--d={tmp_path}/e", "1"])
     assert command == "python x.py --a 'b c' --d=e 1"
+
+
+def test_the_recorded_command_is_one_that_finds_the_module(tmp_path):
+    code = "from training.run_facts import describe_run\nprint(describe_run()['command'])"
+    (tmp_path / "probe.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    for command in ("python -m probe --a 1", "python probe.py"):
+        own = [sys.executable, *command.split()[1:]]
+        told = subprocess.run(own, check=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert told.stdout.strip() == command
 
 
 def test_the_script_runs_from_anywhere_without_pytorch_at_its_top(tmp_path):

@@ -68,7 +68,7 @@ def test_a_clip_that_cannot_be_aligned_is_not_good(clip, case):
 
 
 def test_depth_stays_within_its_range():
-    assert invert_depth(np.array([0.0, 1e3], np.float32), 1.0, -0.5) == pytest.approx([10.0, 0.05])
+    assert invert_depth(np.array([0.0, 1e3], np.float32), 1.0, -0.5) == pytest.approx([100.0, 0.05])
 
 
 def test_shapes_must_agree(clip):
