@@ -65,6 +65,11 @@ class GoalStream:
         """What the stream predicted at the newest step of each robot."""
         return self.stream.progress
 
+    @property
+    def is_outdated(self) -> bool:
+        """See `ForesightStream.is_outdated`."""
+        return self.stream.is_outdated
+
     def reset(self, instruction: str | Sequence[str], envs: Sequence[int] | None = None) -> None:
         """Starts an instruction, see `ForesightStream.reset`."""
         self.stream.reset(instruction, envs)

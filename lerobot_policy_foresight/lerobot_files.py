@@ -52,13 +52,16 @@ def write_lerobot_files(folder: str | Path, cameras: dict[str, str] | None = Non
     if model.state_dim:
         inputs[OBS_STATE] = PolicyFeature(FeatureType.STATE, (model.state_dim,))
     if "type" in before:  # a policy of LeRobot, whose settings stay
-        config = PreTrainedConfig.from_pretrained(folder, cli_overrides=["--device=cpu"])
+        own = ["--device=cpu", "--dtype=float32"]  # settings of a run, not of the folder
+        config = PreTrainedConfig.from_pretrained(folder, cli_overrides=own)
     else:
         fields = json.loads(model.to_json_string())
         config = LeRobotForesightConfig(**{name: fields.get(name) for name in MODEL_FIELDS}, device="cpu")
     config.cameras, config.input_features = cameras, inputs
     config.output_features = {ACTION: PolicyFeature(FeatureType.ACTION, (model.action_dim,))}
     config.validate_features()
+    # LeRobot's dtype is the precision of training; without this one, transformers takes that of the weights.
+    before.pop("dtype", None)
     # The device is that of the machine that opens it.
     write_json(folder / "config.json", before | config.lerobot_fields() | {"device": None})
     for pipeline in make_foresight_pre_post_processors(config):

@@ -406,7 +406,8 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
 
     def _update_stream(self, tasks: list[str]) -> None:
         """Makes a stream for as many robots as there are tasks, and resets those with a new instruction."""
-        if self._stream is None or self._stream.num_envs != len(tasks):
+        is_usable = self._stream is not None and not self._stream.is_outdated
+        if not is_usable or self._stream.num_envs != len(tasks):
             self._stream = self._open_stream(len(tasks))
             self._tasks = [None] * len(tasks)
         pairs = zip(self._tasks, tasks, strict=True)
@@ -443,7 +444,7 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
                 )
             if not batch[key].isfinite().all():
                 raise ValueError(f"{key} holds NaN or infinite values: look at the camera, or leave it out.")
-            images[view] = to_uint8(batch[key])
+            images[view] = to_uint8(batch[key], key)
         return images
 
     def _require_processor(self) -> ForesightProcessor:

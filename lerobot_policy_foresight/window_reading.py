@@ -36,6 +36,7 @@ __all__ = ["WindowReader", "to_uint8"]
 
 SAMPLE = f"{OBS_PREFIX}foresight."  # LeRobot's preprocessor passes on what begins with `observation.`
 WINDOWS = "foresight_windows"  # attribute of a dataset's metadata
+RANGE_MARGIN = 0.25  # beyond [0, 1], which an interpolation may overshoot
 # Transforms of LeRobot and torchvision that leave every point where it is in the picture.
 _NAMES = """
     CoarseDropout ColorJitter GammaCorrection GaussianBlur GaussianNoise GaussianPatchBrightness Grayscale
@@ -181,13 +182,21 @@ class WindowReader:
                 raise ValueError(
                     f"The dataset lacks {absent}, also under --rename_map: see --policy.cameras."
                 )
-            raw["images"] = {view: to_uint8(batch[key]) for view, key in self._cameras.items()}
+            raw["images"] = {view: to_uint8(batch[key], key) for view, key in self._cameras.items()}
         return raw
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """RGB in [0, 1], as LeRobot passes it, back to the 0..255 of the cameras."""
-    return images if images.dtype == torch.uint8 else (images * 255).round().clamp(0, 255).to(torch.uint8)
+def to_uint8(images: Tensor, key: str) -> Tensor:
+    """RGB in [0, 1], as LeRobot passes it, back to the 0..255 of the cameras; `key` is the column."""
+    if images.dtype == torch.uint8:
+        return images
+    low, high = images.aminmax()
+    if low < -RANGE_MARGIN or high > 1 + RANGE_MARGIN:
+        raise ValueError(
+            f"{key} holds values from {low:.3g} to {high:.3g}; LeRobot's images are in [0, 1], neither "
+            "0..255 nor standardized."
+        )
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _read_loader_batch(dataset: LeRobotDataset, indices: Sequence[int]) -> list[dict]:

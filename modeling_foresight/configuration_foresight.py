@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPTextConfig, PreTrainedConfig, ViTConfig
@@ -46,6 +47,10 @@ PRESETS = {
     "foresight_3d_pretrain": {**_VIDEO, "objectives": ("depth", "future", "flow")},
 }
 
+# Fields that the processor has too; both must agree.
+PROCESSOR_FIELDS = ("views", "image_size", "image_mean", "image_std", "binary_action_indices")
+PROCESSOR_FIELDS += ("binary_state_indices", "action_codec", "state_representation", "embodiments")
+
 # Fields that name one of several options.
 CHOICES = {
     "depth_form": ("normalized", "metric"),
@@ -61,10 +66,12 @@ _SIZES = """
 image_size patch_size history_length future_shift chunk_size flow_length action_dim num_latents
 num_flow_queries num_attention_heads decoder_heads action_num_heads hidden_size latent_dim num_hidden_layers
 intermediate_size action_hidden_size resampler_heads resampler_head_dim resampler_ff_mult
+resampler_depth decoder_depth action_encoder_depth action_decoder_depth progress_decoder_depth
 """
 POSITIVE = frozenset(_SIZES.split())
 # A config.json comes from anybody. Larger numbers exhaust memory before any weight is compared with them.
 LARGEST_SIZE = 2**20
+MISSPELLED = 0.8  # likeness of two names above which one is taken for the other, see difflib
 # Arguments of `timm.create_model` that a vision_config may hold. All others are refused: some name a file or
 # a repo, which timm reads, or unpickles.
 _ARGUMENTS = """
@@ -315,6 +322,7 @@ class ForesightConfig(PreTrainedConfig):
     state_representation: str = "absolute"
 
     def __post_init__(self, **kwargs):
+        self._refuse_misspelled(kwargs)
         _check_sizes("", {"num_labels": kwargs.get("num_labels")})  # a label is made for each of them
         refuse_sources({name: kwargs.get(name) for name in SOURCE_FIELDS if name != "auto_map"})
         for prefix, fields in (
@@ -329,6 +337,12 @@ class ForesightConfig(PreTrainedConfig):
         if self.text_config is None:
             self.text_config = CLIPTextConfig(projection_dim=512, eos_token_id=49407, bos_token_id=49406)
         elif isinstance(self.text_config, dict):
+            kind = self.text_config.get("model_type", CLIPTextConfig.model_type)
+            if kind != CLIPTextConfig.model_type:
+                raise ValueError(
+                    f"text_config.model_type={kind!r} is not that of CLIP's text tower "
+                    f"({CLIPTextConfig.model_type!r}), the only one that is supported."
+                )
             self.text_config = CLIPTextConfig(**self.text_config)
         if self.vision_config is None:
             # The MAE ViT-B/16 of GR-MG: its LayerNorm epsilon is 1e-6 where `ViTConfig` has 1e-12.
@@ -349,6 +363,14 @@ class ForesightConfig(PreTrainedConfig):
             if isinstance(value, tuple):
                 setattr(self, name, list(value))
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def _refuse_misspelled(cls, unknown: dict) -> None:
+        """Refuses names close to a field's, whose default would be trained; the library keeps all others."""
+        for name in unknown:
+            near = get_close_matches(name, ForesightConfig.__annotations__, 1, MISSPELLED)
+            if near and name != "embodiment" and not hasattr(PreTrainedConfig, name):  # LeRobot has that
+                raise ValueError(f"ForesightConfig has no field {name!r}: did you mean {near[0]!r}?")
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "ForesightConfig":
@@ -425,8 +447,39 @@ class ForesightConfig(PreTrainedConfig):
         robots = [set(self.embodiments[name][kind]) for name in sorted(self.embodiments)]
         return [[place in robot for place in places] for robot in robots]
 
+    def check_tokenizer(self, tokenizer) -> None:
+        """Refuses a tokenizer of another text tower, with which every instruction would be the same.
+
+        CLIP reads a text at its end-of-text id. Where that is missing it reads the first token, which all
+        texts share.
+
+        Args:
+            tokenizer (`PreTrainedTokenizerBase`): The processor's. Nothing is checked without a text tower.
+
+        Raises:
+            ValueError: If it has more tokens than the tower, or ends no text as the tower expects it.
+        """
+        if "text" not in self.towers or tokenizer.init_kwargs.get("is_placeholder"):
+            return
+        text = self.text_config
+        ids, end = tokenizer("open the drawer")["input_ids"], text.eos_token_id
+        # The library takes 2, which old configs of CLIP have, as the largest id of a text.
+        ends = end == 2 or end in ids
+        if len(tokenizer) > text.vocab_size or max(ids, default=0) >= text.vocab_size or not ends:
+            raise ValueError(
+                f"The tokenizer does not belong to the text tower: it has {len(tokenizer)} tokens and gives "
+                f"{ids} for 'open the drawer'; text_config has vocab_size={text.vocab_size} and "
+                f"eos_token_id={end}. Take the tokenizer of the tower's checkpoint."
+            )
+
     def for_robot(self, name: str | None) -> "ForesightConfig":
-        """The config with `action_dim` and `state_dim` of one robot, which is what a simulator asks about."""
+        """The config with `action_dim` and `state_dim` of one robot, which is what a simulator asks about.
+
+        Raises:
+            ValueError: If the policy has several robots, and none of this name.
+        """
+        if self.embodiments and name not in self.embodiments:
+            raise ValueError(f"embodiment={name!r} is not one of {sorted(self.embodiments)}: name one.")
         robot = copy.copy(self)
         if self.embodiments:
             robot.action_dim, robot.state_dim = (
@@ -540,14 +593,16 @@ class ForesightConfig(PreTrainedConfig):
             )
         if self.flow_form == "displacement" and self.flow_length < 2:
             raise ValueError("flow_form='displacement' needs flow_length of at least 2: step 0 is the start.")
-        if len(self.flow_scales) != 2 or min(self.flow_scales) <= 0:
+        if len(self.flow_scales) != 2 or not all(0 < scale < math.inf for scale in self.flow_scales):
             raise ValueError(f"flow_scales={self.flow_scales} must be two positive numbers.")
         if len(self.flow_grid) != 2 or min(self.flow_grid) < 1:
             raise ValueError(f"flow_grid={self.flow_grid} must be two positive numbers, rows and columns.")
         for name, size in (("binary_action_indices", "action_dim"), ("binary_state_indices", "state_dim")):
-            wrong = [i for i in getattr(self, name) if not 0 <= i < getattr(self, size)]
-            if wrong and getattr(self, size):
-                raise ValueError(f"{name}={getattr(self, name)} exceeds {size}={getattr(self, size)}.")
+            entries = getattr(self, name)
+            if len(set(entries)) < len(entries):
+                raise ValueError(f"{name}={entries} must name each entry once.")
+            if getattr(self, size) and any(not 0 <= i < getattr(self, size) for i in entries):
+                raise ValueError(f"{name}={entries} exceeds {size}={getattr(self, size)}.")
 
     def validate_embodiments(self):
         """Checks that every robot's entries have places in the model's actions and states."""

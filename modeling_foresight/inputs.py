@@ -10,6 +10,7 @@ optional: a target that is missing only turns off its own loss.
 from collections.abc import Mapping
 from typing import TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,7 @@ class RawBatch(TypedDict, total=False):
         action_mask: bool `(B, T, K)`, false past the episode's end.
         depth: view -> float32 `(B, T + F, h, w)` meters along the optical axis; 0 = invalid.
         track_start, track, track_weight, progress: As in [`ForesightBatch`].
+        text_features: As in [`ForesightInputs`], for a model without a text tower; `task` is not read then.
         embodiment: B names of robots, of a policy with `embodiments`: `state` and `actions` then have the
             robot's entries at the places of the model's. By default the one that the processor is for.
     """
@@ -53,6 +55,7 @@ class RawBatch(TypedDict, total=False):
     track: Tensor
     track_weight: Tensor
     progress: Tensor
+    text_features: Tensor
     embodiment: list[str]
 
 
@@ -133,6 +136,24 @@ class ForesightBatch(ForesightInputs, total=False):
     progress: Tensor
     style_noise: Tensor
     supervision_order: Tensor
+
+
+def as_tensor(values) -> Tensor:
+    """Numbers of any kind as a tensor; a tensor stays where it is."""
+    # A copy: PIL's own memory is read-only, and PyTorch takes no negative strides.
+    return values if isinstance(values, Tensor) else torch.as_tensor(np.array(values))
+
+
+def blank_masked(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Zeros where a boolean `mask` of the first axes of `values` is false: what is masked may be NaN.
+
+    A product or an attention weight of 0 would keep the NaN, in the loss or in a weight's gradient.
+    """
+    # Large images are copied only if they must be; a GPU or a compiler would wait for the answer.
+    is_known = not torch.compiler.is_compiling() and values.device.type == "cpu"
+    if mask is None or (is_known and mask.all()):
+        return values
+    return torch.where(mask.reshape(*mask.shape, *[1] * (values.ndim - mask.ndim)), values, 0)
 
 
 # Axes by letter (see `_sizes`) or size.
@@ -297,13 +318,24 @@ def check_targets(config: ForesightConfig, batch: Mapping) -> None:
         )
     if batch.get("actions") is not None and not config.auxiliary_heads:
         raise ValueError("A policy with auxiliary_heads=False acts but does not train: load it whole.")
-    if config.embodiments and batch.get("actions") is not None and batch.get("embodiment") is None:
-        raise ValueError(
-            f"Give embodiment with actions, the robot of each sample among {sorted(config.embodiments)}."
-        )
+    if config.embodiments and batch.get("actions") is not None:
+        _check_embodiment(config, batch.get("embodiment"))
     sizes = _sizes(config) | dict(zip("BT", batch_size(batch), strict=True))
     if batch.get("lookahead_pixel_values") is None:
         sizes["F"] = config.future_shift
     for objective, shapes in TARGET_SHAPES.items():
         if config.has(objective):
             check_shapes(batch, shapes, sizes)
+
+
+def _check_embodiment(config: ForesightConfig, robots: Tensor | None) -> None:
+    """Checks the numbers of the robots; those on a GPU only for their dtype, because a step would wait."""
+    names = sorted(config.embodiments)
+    if robots is None:
+        raise ValueError(f"Give embodiment with actions, the robot of each sample among {names}.")
+    is_whole = not (robots.is_floating_point() or robots.dtype == torch.bool)
+    if not is_whole or (robots.device.type == "cpu" and not ((robots >= 0) & (robots < len(names))).all()):
+        raise ValueError(
+            f"embodiment must hold whole numbers from 0 to {len(names) - 1}, the places of the robots among "
+            f"{names}; got {robots.dtype}, {robots.tolist()}."
+        )

@@ -31,7 +31,8 @@ class LossSum(NamedTuple):
     def mean(self, count: Tensor | None = None) -> Tensor:
         """`total` over its own count, or over another one (see `ForesightForActionPrediction.forward`)."""
         count = self.count if count is None else count.to(self.total)
-        return (self.total / count.clamp(min=torch.finfo(self.total.dtype).tiny)).sum()
+        # Nothing is divided by a tiny number: a gradient that is scaled (GradScaler) would overflow.
+        return (self.total / torch.where(count > 0, count, 1)).sum()
 
 
 def masked_sum(error: Tensor, mask: Tensor) -> Tensor:

@@ -42,7 +42,16 @@ from .encoders import (
     vision_width,
 )
 from .heads import AUXILIARY_DECODERS, AUXILIARY_QUERIES, DECODERS, heads_of, query_groups, query_heads
-from .inputs import ForesightBatch, ForesightInputs, batch_size, check_inputs, check_targets, real_frames
+from .inputs import (
+    ForesightBatch,
+    ForesightInputs,
+    batch_size,
+    blank_masked,
+    check_inputs,
+    check_targets,
+    present_views,
+    real_frames,
+)
 from .lora import FROM_LEROBOT, declare_lora_targets
 from .losses import LossSum  # noqa: F401
 from .robot_stream import RobotStream  # noqa: F401
@@ -244,28 +253,39 @@ class ForesightModel(ForesightPreTrainedModel):
         check_inputs(self.config, self.vision_width, inputs)
         given = inputs.get
         vision, text, goal_features = given("vision_features"), given("text_features"), given("goal_features")
+        present, real = present_views(self.config, inputs), real_frames(inputs)
+        goal_mask = _as_bool(given("goal_mask"))
         if given("pixel_values") is not None:
-            vision = self.encode_images(given("pixel_values"))
+            vision = self.encode_images(blank_masked(given("pixel_values"), present))
+        else:
+            vision = [blank_masked(features, present) for features in vision]
         if given("input_ids") is not None:
             text = self.encode_text(given("input_ids"), given("attention_mask"))
         if given("goal_pixel_values") is not None:
-            goal_features = self.encode_images(given("goal_pixel_values"))
+            goal_features = self.encode_images(blank_masked(given("goal_pixel_values"), goal_mask))
+        elif goal_features is not None:
+            goal_features = [blank_masked(features, goal_mask) for features in goal_features]
         images = self.embed_images(*(x.to(self.dtype) for x in vision))
-        goal, goal_mask = None, given("goal_mask")
+        goal, state = None, given("state")
+        if state is not None:
+            with_state = _as_bool(given("state_mask"))
+            state = blank_masked(state, real if with_state is None else real & with_state[:, None])
         if goal_features is not None:
             goal = self.embed_goal_image(*(x.to(self.dtype) for x in goal_features))
             if self.training and self.config.goal_dropout:
                 draw = given("goal_draw")
                 draw = torch.rand(len(images), device=images.device) if draw is None else draw
                 kept = draw >= self.config.goal_dropout
-                goal_mask = kept if goal_mask is None else kept & goal_mask.bool()
+                goal_mask = kept if goal_mask is None else kept & goal_mask
         return EmbeddedInputs(
             language=self.embed_text(text),
             images=images,
-            frame_mask=real_frames(inputs),
+            frame_mask=real,
             goal=goal,
             goal_mask=goal_mask,
-            **{name: given(name) for name in ("state", "view_mask", "state_mask")},
+            state=state,
+            view_mask=given("view_mask"),
+            state_mask=given("state_mask"),
         )
 
     def _place_tokens(
@@ -295,7 +315,7 @@ class ForesightModel(ForesightPreTrainedModel):
         groups += [tokens[:, :, view].flatten(1, 2) for view in range(len(config.views))]
         x = torch.cat([group.to(dtype) for group in groups + queries], dim=1)[:, order]  # (B, S, D)
         masks = (embedded.frame_mask, embedded.view_mask, state_mask, goal_mask)
-        valid = valid_columns(layout, *(None if mask is None else mask.bool() for mask in masks))
+        valid = valid_columns(layout, *map(_as_bool, masks))
         return x, build_attention_mask(config, x, allowed, valid)
 
     def plan_newest(
@@ -355,7 +375,13 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
 
     @classmethod
     def from_encoder_checkpoints(
-        cls, config: ForesightConfig, text: str | None = None, vision: str | None = None, **kwargs
+        cls,
+        config: ForesightConfig,
+        text: str | None = None,
+        vision: str | None = None,
+        text_revision: str | None = None,
+        vision_revision: str | None = None,
+        **kwargs,
     ) -> "ForesightForActionPrediction":
         """A fresh policy on pretrained towers.
 
@@ -366,14 +392,23 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
             vision (`str`, *optional*): Folder or Hub id of an image encoder: MAE's such as
                 `timm/vit_base_patch16_224.mae` or a ViTMAE checkpoint (both load into `ViTModel`, which does
                 not shuffle patches), a ViT, or any other timm model.
+            text_revision, vision_revision (`str`, *optional*): Commit, branch or tag of each on the Hub.
             **kwargs: Passed to `from_pretrained` of both towers, for example `local_files_only`.
+
+        Raises:
+            ValueError: If a checkpoint lacks weights of its tower, or a `dtype` is given: the policy is made
+                in float32, to be trained.
         """
+        if {"dtype", "torch_dtype"} & kwargs.keys():
+            raise ValueError(
+                "The towers are loaded in float32, to be trained: leave dtype out, and cast the model."
+            )
         config = copy.deepcopy(config)
         towers = {}
         if text is not None:
-            towers["text"] = load_text_tower(text, **kwargs)
+            towers["text"] = load_text_tower(text, **{"revision": text_revision, **kwargs})
         if vision is not None:
-            towers["vision"] = load_vision_tower(vision, **kwargs)
+            towers["vision"] = load_vision_tower(vision, **{"revision": vision_revision, **kwargs})
         for name, tower in towers.items():
             setattr(config, f"{name}_config", tower.config)
         config.towers = [name for name in ("text", "vision") if name in {*config.towers, *towers}]
@@ -412,7 +447,7 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         if not self.config.has_flow_query:
             inputs.pop("track_start", None)
-        outputs = self.model(**inputs, **options)
+        outputs = self.model(**inputs, **options, return_dict=True)
         check_targets(self.config, batch)
         if not self.training:
             batch.pop("supervision_order", None)
@@ -459,7 +494,11 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         Returns:
             `dict`: float32 per loss of the config's objectives, always all of them: `(V,)` for `depth` and
             `future`, `()` for the others; zero without targets.
+
+        Raises:
+            ValueError: If a target does not fit the config; the message names it.
         """
+        check_targets(self.config, batch)
         counts = {}
         for head in heads_of(self.config):
             found = head.count(self.config, batch)
@@ -552,6 +591,10 @@ class ForesightForActionPrediction(ForesightPreTrainedModel):
         style = torch.zeros(hidden.shape[0], self.config.latent_dim, dtype=hidden.dtype, device=hidden.device)
         actions = self.action_decoder(hidden[:, 0], style)
         return actions, self.progress_decoder(hidden[:, 1]) if with_progress else None
+
+
+def _as_bool(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.bool()
 
 
 def _is_trained(module: nn.Module) -> bool:

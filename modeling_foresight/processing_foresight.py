@@ -8,10 +8,10 @@ import copy
 import json
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -22,7 +22,7 @@ from transformers.utils import AUDIO_TOKENIZER_NAME, PROCESSOR_NAME, cached_file
 
 from .action_codec import POSE_SIZE, gripper_is_open, relative_state, to_simulator_action
 from .checkpoint_sizes import SOURCE_OPTIONS
-from .configuration_foresight import CHOICES, LARGEST_IMAGE, check_image_statistics
+from .configuration_foresight import CHOICES, LARGEST_IMAGE, PROCESSOR_FIELDS, check_image_statistics
 from .embodiments import (
     EntryTable,
     check_statistics,
@@ -31,10 +31,9 @@ from .embodiments import (
     place_entries,
     place_tables,
 )
+from .inputs import RawBatch, as_tensor
 
-# Fields of the config that the processor has too.
-CONFIG_FIELDS = ("views", "image_size", "image_mean", "image_std", "binary_action_indices")
-CONFIG_FIELDS += ("binary_state_indices", "action_codec", "state_representation", "embodiments")
+CALL_OPTIONS = ("return_tensors",)  # of the library's processors; this one gives tensors in any case
 MOST_TOKENS = 2**16
 UNCHANGED = ("state_mask", "goal_mask", "action_mask", "track_start", "track", "track_weight", "progress")
 MAX_CHARACTERS = 10_000  # of an instruction; a megabyte takes seconds to split, and 77 tokens are read
@@ -174,8 +173,11 @@ class ForesightProcessor(ProcessorMixin):
                 several.
 
         Raises:
-            ValueError: If statistics are not finite or have another size than the config's action or state.
+            ValueError: If statistics are not finite or have another size than the config's action or state,
+                or the tokenizer is not that of the text tower.
         """
+        if tokenizer is not None:
+            config.check_tokenizer(tokenizer)
         kept = keep_statistics(config, {"action": action_stats, "state": state_stats})
         stats = {f"{name}_stats": values for name, values in kept.items()}
         if config.embodiments:
@@ -184,7 +186,7 @@ class ForesightProcessor(ProcessorMixin):
                 name: keep_statistics(config, (statistics or {}).get(name, {}), name) for name in robots
             }
             stats = {"statistics": by_robot, "action_dim": config.action_dim, "state_dim": config.state_dim}
-        shared = {name: getattr(config, name) for name in CONFIG_FIELDS}
+        shared = {name: getattr(config, name) for name in PROCESSOR_FIELDS}
         length = config.text_config.max_position_embeddings
         return cls(tokenizer, max_text_length=length, **shared, **stats)
 
@@ -205,14 +207,23 @@ class ForesightProcessor(ProcessorMixin):
             images (`dict[str, array]`): View name -> uint8 RGB, channels first or last, as array, tensor or
                 PIL image: `(H, W, 3)` for one observation, `(T, H, W, 3)` for a window.
             text (`str` or `list[str]`): Instruction. With a list, one per sample, all other inputs have a
-                batch axis in front.
+                batch axis in front. Without a text tower it is not read, only `text_features` are.
             state (`array`, *optional*): `(state_dim,)` or `(T, state_dim)`, in the dataset's units.
             frame_mask (`array`, *optional*): `(T,)`: real frames; padding is at the end.
             goal_image (`array`, *optional*): uint8 RGB of the first view, `(H, W, 3)`.
             device (`torch.device`, *optional*): Where the batch goes.
             embodiment (`str`, *optional*): The robot of all samples, if the policy has several.
-            **targets: Other keys of [`RawBatch`], with a batch axis.
+            **targets: Other keys of [`RawBatch`], with a batch axis; `actions` with the robot's own entries.
+
+        Raises:
+            TypeError: If an argument is not known; the message names the one closest to it.
+            ValueError: As [`prepare_batch`], or if images or text are missing.
         """
+        for name in targets:
+            if name not in RawBatch.__annotations__ and name not in CALL_OPTIONS:
+                near = get_close_matches(name, ["goal_image", *RawBatch.__annotations__], n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it takes {list(RawBatch.__annotations__)}."
+                raise TypeError(f"ForesightProcessor takes no argument {name!r}: {hint}")
         if not isinstance(images, dict) or not images or text is None:
             raise ValueError(f"Give images as a dict from view name ({self.views}) to pixels, and a text.")
         single = isinstance(text, str)
@@ -222,11 +233,13 @@ class ForesightProcessor(ProcessorMixin):
         raw["images"] = {view: self.read_images(pixels, view, single) for view, pixels in images.items()}
         frames = next(iter(raw["images"].values())).shape[1]
         if state is not None:
-            state = _as_tensor(state).to(torch.float32)
+            state = as_tensor(state).to(torch.float32)
             state = self.place_entries("state", state[None] if single else state, embodiment)
             raw["state"] = state[:, None] if state.ndim == 2 else state
+        if raw.get("actions") is not None:
+            raw["actions"] = self.place_entries("action", as_tensor(raw["actions"]), embodiment)
         if frame_mask is not None:
-            frame_mask = _as_tensor(frame_mask).bool()
+            frame_mask = as_tensor(frame_mask).bool()
             raw["frame_mask"] = frame_mask[None] if single else frame_mask
         if goal_image is not None:
             raw["goal_image"] = self.read_images(goal_image, self.views[0], single)[:, 0]
@@ -246,13 +259,7 @@ class ForesightProcessor(ProcessorMixin):
         Raises:
             ValueError: If a view is unknown, no view is there, or sizes do not fit; the message names them.
         """
-        unknown = [view for view in raw["images"] if view not in self.views]
-        if unknown or not raw["images"]:
-            raise ValueError(f"images has the views {list(raw['images'])}; the model knows {self.views}.")
-        counts = {view: tuple(pixels.shape[:2]) for view, pixels in raw["images"].items()}
-        if len(set(counts.values())) > 1:
-            raise ValueError(f"The views of images differ in (batch, frames): {counts}.")
-        batch, all_frames = next(iter(counts.values()))
+        batch, all_frames = self._check_views(raw)
         if len(raw["task"]) != batch:
             raise ValueError(
                 f"There are {len(raw['task'])} instructions for {batch} samples; expected one each."
@@ -260,7 +267,7 @@ class ForesightProcessor(ProcessorMixin):
         timed = [raw[key] for key in ("state", "actions", "progress", "track") if raw.get(key) is not None]
         frames = history_length or (timed[0].shape[1] if timed else all_frames)
         result = {key: _send(raw[key], device) for key in UNCHANGED if raw.get(key) is not None}
-        present = torch.tensor([view in raw["images"] for view in self.views]).expand(batch, -1)
+        present = torch.tensor([view in raw["images"] for view in self.views]).repeat(batch, 1)
         if raw.get("view_mask") is not None:
             given = raw["view_mask"].bool()
             present = (present if given.ndim == 2 else present[:, None]) & given.to(present.device)
@@ -292,16 +299,49 @@ class ForesightProcessor(ProcessorMixin):
             numbers = [list(self._tables).index(self.choose_embodiment(robot)) for robot in robots]
             result["embodiment"] = _send(torch.tensor(numbers), device)
         if raw.get("state") is not None:
-            state = _pad_entries(_send(raw["state"], device), self.state_dim)
+            state = self._pad_entries("state", _send(raw["state"], device))
             result["state"] = self.normalize_state(state, robots)
         if raw.get("actions") is not None:
-            actions = _pad_entries(_send(raw["actions"], device), self.action_dim)
+            actions = self._pad_entries("action", _send(raw["actions"], device))
             actions = self.normalize_actions(actions, robots)
             if "action_mask" in result:  # not by a product, which would keep NaN
                 actions = torch.where(result["action_mask"][..., None] > 0, actions, 0.0)
             result["actions"] = actions
-        result["input_ids"], result["attention_mask"] = self.tokenize(raw["task"], device)
+        if raw.get("text_features") is not None:
+            result["text_features"] = _send(raw["text_features"], device)
+        else:
+            result["input_ids"], result["attention_mask"] = self.tokenize(raw["task"], device)
         return BatchFeature(result)
+
+    def _check_views(self, raw: dict) -> tuple[int, int]:
+        """Batch and frames of images and depth; refuses views that are unknown or differ in them."""
+        counts = {}
+        for kind in ("images", "depth"):
+            views = raw.get(kind) or {}
+            if unknown := [view for view in views if view not in self.views]:
+                raise ValueError(f"{kind} has the views {unknown}; the model knows {self.views}.")
+            counts |= {f"{kind}[{view!r}]": tuple(pixels.shape[:2]) for view, pixels in views.items()}
+            if kind == "images" and not counts:
+                raise ValueError(f"images has no view; the model knows {self.views}.")
+        for view, depth in (raw.get("depth") or {}).items():
+            if not depth.is_floating_point():
+                raise ValueError(f"depth[{view!r}] has dtype {depth.dtype}; expected meters, a float.")
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"The views differ in (batch, frames): {counts}.")
+        return next(iter(counts.values()))
+
+    def _pad_entries(self, kind: str, values: Tensor) -> Tensor:
+        """Zeros at the places beyond those of the robots in `values` `(..., A)`, as mixtures give them."""
+        if not self.embodiments:
+            return values
+        size = getattr(self, f"{kind}_dim")
+        used = 1 + max((place for robot in self.embodiments.values() for place in robot[kind]), default=-1)
+        if values.shape[-1] not in (size, used):
+            raise ValueError(
+                f"{kind} has {values.shape[-1]} entries (shape {tuple(values.shape)}); this policy for "
+                f"several robots has {size}: place_batch puts those of one robot at their places."
+            )
+        return F.pad(values, (0, size - values.shape[-1]))
 
     def tokenize(self, texts: list[str], device=None) -> tuple[Tensor, Tensor]:
         """Instructions -> `input_ids` and `attention_mask`, int64 `(B, length)`; cuts long ones and warns."""
@@ -473,7 +513,7 @@ class ForesightProcessor(ProcessorMixin):
                 "local_delta actions are motions in the gripper's own frame: pass the current state "
                 "(..., state_dim) in the dataset's units, decode_actions(actions, state)."
             )
-        return to_simulator_action(decoded, _as_tensor(state).to(decoded.device).float())
+        return to_simulator_action(decoded, as_tensor(state).to(decoded.device).float())
 
     def _read_statistics(
         self, kind: str, like: Tensor, embodiment: str | Sequence[str] | None = None
@@ -512,7 +552,7 @@ class ForesightProcessor(ProcessorMixin):
     def read_images(self, pixels, view: str, single: bool) -> Tensor:
         """Images of one view as array, tensor or PIL image -> uint8 `(B, T, 3, h, w)`; see [`__call__`]."""
         try:
-            pixels = _as_tensor(pixels)
+            pixels = as_tensor(pixels)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"images[{view!r}] is not one array of numbers ({error}); expected uint8 RGB, all "
@@ -539,19 +579,9 @@ def resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(flat, size=size, mode="nearest-exact").reshape(*depth.shape[:-2], *size)
 
 
-def _as_tensor(values) -> Tensor:
-    # A copy, because PIL's own memory is read-only and PyTorch warns of that.
-    return values if isinstance(values, Tensor) else torch.as_tensor(np.array(values))
-
-
 def _send(values: Tensor, device) -> Tensor:
     # A copy to a GPU need not be waited for; a copy from one must.
     return values.to(device, non_blocking=device is not None and torch.device(device).type == "cuda")
-
-
-def _pad_entries(values: Tensor, size: int | None) -> Tensor:
-    """Zeros at the places beyond those of the robots in `values` `(..., A)`."""
-    return values if size is None else F.pad(values, (0, size - values.shape[-1]))
 
 
 @lru_cache(maxsize=1024)

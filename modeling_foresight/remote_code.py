@@ -46,7 +46,7 @@ def export_with_code(
         TypeError: If `model` or `processor` is wrapped or of another class, which the message names.
     """
     for given, wanted in ((model, ForesightForActionPrediction), (processor, ForesightProcessor)):
-        if not isinstance(given, wanted):
+        if type(given) is not wanted:  # a subclass has code that is not sent
             raise TypeError(
                 f"export_with_code takes a {wanted.__name__}, not a {type(given).__name__}. Unwrap it first: "
                 "merge_and_unload() for adapters, accelerator.unwrap_model(...) for distributed training."

@@ -4,14 +4,12 @@
 import abc
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
-# What a processor and its model must agree on.
-SHARED = ("views", "image_size", "binary_action_indices", "action_codec", "state_representation")
-SHARED += ("embodiments",)
+from .configuration_foresight import PROCESSOR_FIELDS
+from .inputs import as_tensor
 
 
 class RobotStream(abc.ABC):
@@ -28,7 +26,7 @@ class RobotStream(abc.ABC):
     """
 
     def __init__(self, model, processor: ProcessorMixin, num_envs: int | None, embodiment: str | None):
-        for name in SHARED:
+        for name in PROCESSOR_FIELDS:
             theirs, ours = getattr(processor, name), getattr(model.config, name)
             if theirs != ours:
                 raise ValueError(
@@ -36,6 +34,7 @@ class RobotStream(abc.ABC):
                 )
         if num_envs is not None and num_envs < 1:
             raise ValueError(f"num_envs={num_envs} must be at least 1.")
+        model.config.check_tokenizer(processor.tokenizer)
         self.model, self.processor = model, processor.for_embodiment(embodiment)
         self.state_dim = model.config.for_robot(self.processor.embodiment).state_dim
         self.single, self.num_envs = num_envs is None, num_envs or 1
@@ -88,7 +87,7 @@ class RobotStream(abc.ABC):
         """Numbers of the robots, int64."""
         if envs is None:
             return torch.arange(self.num_envs)
-        rows = torch.as_tensor(np.asarray(envs))
+        rows = as_tensor(envs).cpu()
         if rows.dtype == torch.bool and rows.shape == (self.num_envs,):
             rows = rows.nonzero()[:, 0]
         if rows.ndim != 1 or rows.dtype == torch.bool or (rows.is_floating_point() and len(rows)):
@@ -121,7 +120,7 @@ class RobotStream(abc.ABC):
                 raise ValueError(f"There are {len(texts)} instructions for {robots} robots.")
             return texts, None
         shape = (robots, self.model.config.text_config.projection_dim)
-        features = torch.as_tensor(text_features)
+        features = as_tensor(text_features)
         if features.shape != shape:
             raise ValueError(f"text_features has shape {tuple(features.shape)}; expected {shape}.")
         return None, features
@@ -151,7 +150,7 @@ class RobotStream(abc.ABC):
         frames = {view: self._read_frame(image, view, robots) for view, image in images.items()}
         present = torch.tensor([view in images for view in names]).expand(robots, -1)
         if view_mask is not None:
-            view_mask = torch.as_tensor(np.asarray(view_mask), dtype=torch.bool)
+            view_mask = as_tensor(view_mask).to("cpu", torch.bool)
             view_mask = view_mask[None] if self.single and view_mask.ndim == 1 else view_mask
             if view_mask.shape != present.shape:
                 raise ValueError(
@@ -162,7 +161,7 @@ class RobotStream(abc.ABC):
 
     def _read_state(self, state, robots: int) -> Tensor:
         """float32 `(robots, state_dim)`, in the dataset's units."""
-        state, shape = torch.as_tensor(state).to("cpu", torch.float32), (robots, self.state_dim)
+        state, shape = as_tensor(state).to("cpu", torch.float32), (robots, self.state_dim)
         state = state[None] if self.single and state.ndim == 1 else state
         if state.shape != shape:
             raise ValueError(f"state has shape {tuple(state.shape)}; expected {shape}.")

@@ -60,8 +60,7 @@ class ForesightStream(RobotStream):
             model = model.get_base_model()
         config, device = model.config, model.device
         model.require_heads(with_progress)
-        if model.training:
-            raise ValueError("The model is in training mode, where dropout acts: call model.eval() first.")
+        self._refuse_training(model)
         if cuda_graph and device.type != "cuda":
             raise ValueError(f"cuda_graph=True needs a model on a CUDA device; this one is on {device}.")
         super().__init__(model, processor, num_envs, embodiment)
@@ -75,6 +74,16 @@ class ForesightStream(RobotStream):
         model.model.plan_newest(config.history_length, device, queries)
         with torch.inference_mode(False):  # what is made here is changed in any mode later
             self._make_buffers()
+
+    @staticmethod
+    def _refuse_training(model: PreTrainedModel) -> None:
+        if model.training:
+            raise ValueError("The model is in training mode, where dropout acts: call model.eval() first.")
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the model was moved or cast after this stream was made: then a new one is needed."""
+        return (self.model.dtype, self.model.device) != (self._images.dtype, self._images.device)
 
     def _make_buffers(self) -> None:
         config, robots = self.model.config, self.num_envs
@@ -107,13 +116,17 @@ class ForesightStream(RobotStream):
             envs (`Sequence[int]`, *optional*): Robots that start; all by default. The others continue.
             text_features (`torch.Tensor`, *optional*): `(len(envs), text width)` in place of `instruction`,
                 for a model without a text tower.
+
+        Raises:
+            ValueError: If an instruction does not fit, or the model was moved, cast or set to training.
         """
+        self._refuse_training(self.model)
         rows = self._select_robots(envs)
         texts, features = self._read_instruction(instruction, text_features, len(rows))
         device = self.model.device
         if features is None:
             features = self.model.model.encode_text(*self.processor.tokenize(texts, device))
-        if (self.model.dtype, device) != (self._images.dtype, self._images.device):
+        if self.is_outdated:
             raise ValueError("The model was moved or cast after this stream was made: make a new one.")
         if self._graph is not None and self._weights != self._weight_addresses():
             self._graph = None  # an adapter was merged, for example: the graph reads the old addresses
@@ -183,7 +196,7 @@ class ForesightStream(RobotStream):
         if not all(x is None or x.isfinite().all() for x in (actions, chunk, progress)):
             raise ValueError(self.model.explain_broken_actions(self._named_inputs(rows)))
         if self.with_progress:
-            self.progress[rows] = progress
+            self.progress = self.progress.index_copy(0, rows, progress.float())  # earlier ones stay as read
         self._instructed[rows] = True
         return chunk[0] if self.single else chunk
 

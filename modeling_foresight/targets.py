@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .configuration_foresight import ForesightConfig
-from .inputs import present_views, real_frames
+from .inputs import blank_masked, present_views, real_frames
 
 MIN_VALID_SHARE = 0.25
 
@@ -289,10 +289,11 @@ def future_targets(config: ForesightConfig, batch: Mapping) -> dict[str, Target]
     """
     if not num_future_targets(config, batch):
         return {}
-    mask = take_supervised(config, batch, future_mask(config, batch))[..., None, None]
-    patch, depth = config.patch_size, future_depth(config, batch)
+    shown = take_supervised(config, batch, future_mask(config, batch))
+    patch, depth, mask = config.patch_size, future_depth(config, batch), shown[..., None, None]
     pixels = frames_ahead(config, batch["pixel_values"], batch.get("lookahead_pixel_values"))
-    targets = {"future_rgb": Target(rgb_target(take_supervised(config, batch, pixels), patch), mask)}
+    pixels = blank_masked(take_supervised(config, batch, pixels), shown)
+    targets = {"future_rgb": Target(rgb_target(pixels, patch), mask)}
     if depth is not None and "future" in config.objectives:
         values, valid = depth_target(take_supervised(config, batch, depth), patch)
         targets["future_depth"] = Target(values, valid & mask)

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 
 from lerobot_policy_foresight import LeRobotForesightConfig
 from lerobot_policy_foresight.lerobot_files import write_lerobot_files
@@ -107,7 +107,7 @@ def test_a_folder_of_transformers_opens_with_lerobot_and_acts_the_same(trained, 
     tiny_processor(
         config, action_stats=stats["action"], state_stats=stats["observation.state"]
     ).save_pretrained(folder)
-    before = AutoConfig.from_pretrained(folder).to_dict()
+    before = AutoConfig.from_pretrained(folder).to_dict() | {"dtype": None}  # LeRobot's has another meaning
     write_lerobot_files(folder)
     after = AutoConfig.from_pretrained(folder)
     assert {name: after.to_dict()[name] for name in before} == before
@@ -266,6 +266,11 @@ def test_what_does_not_fit_the_policy_is_named(trained):
         broken["observation.images.main"][0, 1, 2, 3] = value
         with pytest.raises(ValueError, match="images.main holds NaN or infinite values"):
             policy.select_action(broken)
+    for scale, shift in ((255, 0), (2, -1.5)):
+        other = before(seen)
+        other["observation.images.main"] = torch.rand(2, 3, 48, 48) * scale + shift
+        with pytest.raises(ValueError, match=r"images.main holds values from .*neither 0..255 nor stand"):
+            policy.select_action(other)
     meta = LeRobotDataset("local/synthetic", root=trained.facts.root).meta
     meta.info.fps = 31
     with pytest.raises(ValueError, match="31 frames per second; the policy learned from 20"):
@@ -280,6 +285,26 @@ def test_what_does_not_fit_the_policy_is_named(trained):
     config.output_features = {"action": PolicyFeature(FeatureType.ACTION, (6,))}
     with pytest.raises(ValueError, match=r"action has shape \(6,\), but the policy was made for 4"):
         config.validate_features()
+
+
+def test_a_policy_that_is_cast_acts_again_after_a_reset(trained):
+    policy, before, _ = load_policy(trained.folder)
+    policy.config.compile_model = True  # whose stream a reset keeps; nothing is compiled before a step
+    seen = before(observation(trained.facts, 0, (0, 1)))
+    policy._update_stream(["open it", "push it"])
+    policy.to(torch.float64)
+    policy.reset()
+    policy.config.compile_model = False
+    assert policy.select_action(seen).shape == (2, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_type_of_the_weights_is_not_taken_for_the_precision_of_training(trained, tmp_path, dtype):
+    AutoModel.from_pretrained(trained.folder).to(dtype).save_pretrained(tmp_path)
+    ForesightProcessor.from_pretrained(trained.folder).save_pretrained(tmp_path)
+    write_lerobot_files(tmp_path)
+    assert PreTrainedConfig.from_pretrained(tmp_path).dtype == LeRobotForesightConfig().dtype
+    assert AutoModel.from_pretrained(tmp_path).dtype == dtype
 
 
 def test_an_instruction_that_changes_restarts_its_environment(trained):

@@ -54,8 +54,12 @@ def test_defaults_are_the_papers():
         ("depth_form", "meters", "depth_form='meters' is unknown; choose one of"),
         ("flow_form", "motion", "flow_form='motion' is unknown; choose one of"),
         ("flow_scales", [0.3], r"flow_scales=\[0.3\] must be two positive numbers"),
+        ("flow_scales", [float("nan"), 1.0], "flow_scales=.*nan.* must be two positive numbers"),
+        ("flow_scales", [float("inf"), 1.0], "flow_scales=.*inf.* must be two positive numbers"),
         ("flow_grid", [4], r"flow_grid=\[4\] must be two positive numbers"),
         ("binary_action_indices", [7], r"binary_action_indices=\[7\] exceeds action_dim=7"),
+        ("binary_action_indices", [2, 2], r"binary_action_indices=\[2, 2\] must name each entry once"),
+        ("binary_state_indices", [4, 4], r"binary_state_indices=\[4, 4\] must name each entry once"),
         ("binary_state_indices", [-1], r"binary_state_indices=\[-1\] exceeds state_dim=11"),
         ("image_size", 48, "vision_config.image_size=40, but image_size=48"),
         ("fps", 0, "fps=0 must be above 0"),
@@ -77,6 +81,31 @@ def test_defaults_are_the_papers():
 def test_contradictions_are_refused_with_the_fields_and_their_values(field, value, message):
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         tiny_config(**{field: value})
+
+
+SIZES = [name for name in ForesightConfig.__annotations__ if name.endswith(("_depth", "_layers", "_heads"))]
+
+
+@pytest.mark.parametrize("name", [name for name in SIZES if name != "auxiliary_heads"])
+def test_no_part_may_have_no_layer_or_head_because_it_would_ignore_its_inputs(name):
+    with pytest.raises(StrictDataclassClassValidationError, match=f"{name}=0 must be at least 1"):
+        tiny_config(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hiden_size": 32}, "no field 'hiden_size': did you mean 'hidden_size'"),
+        ({"flow_weight": 3}, "no field 'flow_weight': did you mean 'flow_loss_weight'"),
+        ({"text_config": {"model_type": "t5"}}, "text_config.model_type='t5' is not that of CLIP's text"),
+        ({"text_config": {"model_type": "clip", "text_config": {}}}, "text_config.model_type='clip' is not"),
+    ],
+)
+def test_what_would_be_a_default_without_a_word_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**fields)
+    kept = ForesightConfig.from_dict(tiny_config(embodiment="arm", n_action_steps=2).to_dict())
+    assert (kept.embodiment, kept.n_action_steps) == ("arm", 2), "LeRobot's options stay"
 
 
 @pytest.mark.parametrize(

@@ -162,8 +162,33 @@ def test_a_policy_of_one_unnamed_robot_takes_no_name():
 
 def test_actions_without_their_robots_are_refused(policy):
     model, _ = policy
-    with pytest.raises(ValueError, match=r"Give embodiment with actions.*\['arm', 'humanoid'\]"):
-        model(**tiny_batch(model.config))
+    batch = tiny_batch(model.config)
+    for use in (model, model.count_targets):
+        call = (lambda given: model(**given)) if use is model else use
+        with pytest.raises(ValueError, match=r"Give embodiment with actions.*\['arm', 'humanoid'\]"):
+            call(batch)
+        for robots in (torch.tensor([0, 1, 2]), torch.tensor([-1, 0, 0]), torch.ones(3)):
+            with pytest.raises(ValueError, match="embodiment must hold whole numbers from 0 to 1"):
+                call(batch | {"embodiment": robots})
+    with pytest.raises(ValueError, match=r"embodiment=None is not one of \['arm', 'humanoid'\]"):
+        model.config.for_robot(None)
+
+
+def test_a_robots_own_entries_are_put_at_its_places_or_refused(policy):
+    _, processor = policy
+    images = {"main": np.zeros((1, 40, 40, 3), np.uint8)}
+    own = torch.tensor([1.0, 2.0, 3.0]).expand(1, 1, 4, 3)
+    state = STATISTICS["arm"]["state"]["mean"].astype(np.float32)
+    batch = processor(images, [TASKS[0]], state[None, None], embodiment="arm", actions=own)
+    placed = {"images": {"main": torch.zeros(1, 1, 3, 40, 40, dtype=torch.uint8)}, "task": [TASKS[0]]}
+    placed |= {"actions": own, "state": torch.from_numpy(state)[None, None]}
+    expected = processor.prepare_batch(processor.place_batch(placed, "arm"))
+    for name in ("actions", "state"):
+        torch.testing.assert_close(batch[name], expected[name])
+    for name in ("actions", "state"):
+        alone = {key: value for key, value in placed.items() if key in ("images", "task", name)}
+        with pytest.raises(ValueError, match="place_batch puts those of one robot at their places"):
+            processor.prepare_batch(alone | {"embodiment": ["arm"]})
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,9 @@ def test_only_a_bare_policy_is_exported(policy, tmp_path):
     model, processor = policy
     with pytest.raises(TypeError, match="takes a ForesightForActionPrediction, not a ForesightModel. Unwrap"):
         export_with_code(ForesightModel(model.config), processor, tmp_path)
+    mine = type("MyPolicy", (ForesightForActionPrediction,), {})(model.config)
+    with pytest.raises(TypeError, match="takes a ForesightForActionPrediction, not a MyPolicy"):
+        export_with_code(mine, processor, tmp_path)  # its code is not sent
     with pytest.raises(TypeError, match="takes a ForesightProcessor"):
         export_with_code(model, processor.tokenizer, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -330,10 +330,11 @@ def test_masked_nan_targets_poison_neither_loss_nor_gradient():
             assert gradient.isfinite().all(), name
 
 
-def test_an_empty_mask_gives_an_exact_zero_with_a_zero_gradient():
+@pytest.mark.parametrize("scale", [1.0, 2.0**16, 2.0**100])  # of a GradScaler
+def test_an_empty_mask_gives_an_exact_zero_with_a_zero_gradient(scale):
     for name, (loss, predictions) in all_losses(NAN, False).items():
         assert loss.item() == 0, name
-        for gradient in torch.autograd.grad(loss, predictions):
+        for gradient in torch.autograd.grad(loss * scale, predictions):
             assert (gradient == 0).all(), name
 
 
@@ -351,3 +352,14 @@ def test_a_wrong_shape_is_named_with_what_was_expected():
         check_shapes(
             {"state": None, "track": torch.zeros(2, 3)}, {"state": (1,), "track": ("T", "P")}, {"P": 5}
         )
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**16, 2.0**100])
+def test_a_loss_of_entries_that_do_not_exist_is_an_exact_zero(scale):
+    action, depth = draw(B, T, K, 5).requires_grad_(), draw(B, T, V, N, 2).requires_grad_()
+    steps = torch.ones(B, T, K, dtype=torch.bool)
+    _, gripper = action_losses(action, draw(B, T, K, 5), steps, [], "l1")
+    for loss, prediction in ((gripper.mean(), action), (scale_loss(depth, None).mean(), depth)):
+        assert loss.item() == 0
+        (gradient,) = torch.autograd.grad(loss * scale, prediction)
+        assert (gradient == 0).all()

@@ -96,6 +96,31 @@ def test_padded_frames_influence_nothing_whatever_they_hold(model, inputs):
         torch.testing.assert_close(before["depth"][sample, real], after["depth"][sample, real], **TOLERANCE)
 
 
+def test_masked_inputs_may_be_nan_and_poison_neither_predictions_nor_gradients(config, inputs):
+    model, batch = build(config), inputs | tiny_targets(config)
+    masks = {
+        "frame_mask": torch.ones(BATCH, config.history_length, dtype=torch.bool),
+        "view_mask": torch.tensor([[True, False], [True, True], [True, True]]),
+        "state_mask": torch.tensor([False, True, True]),
+        "goal_mask": torch.tensor([True, False, True]),
+    }
+    masks["frame_mask"][2, 3:] = False
+    clean = batch | masks
+    broken = {name: clean[name].clone() for name in ("pixel_values", "state", "goal_pixel_values")}
+    broken["pixel_values"][0, :, 1] = torch.nan
+    broken["state"][0] = broken["goal_pixel_values"][1] = torch.nan
+    broken["pixel_values"][2, 3:] = broken["state"][2, 3:] = torch.nan
+    found = []
+    for given in (clean, clean | broken):
+        model.zero_grad()
+        output = model(**given, style_noise=torch.zeros(BATCH, config.history_length, config.latent_dim))
+        output.loss.backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert output.loss.isfinite() and output.actions[:, :3].isfinite().all()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
 @pytest.mark.parametrize("frames", [1, 3])
 def test_a_padded_sample_equals_the_same_frames_alone(model, inputs, frames):
     mask = torch.zeros_like(inputs["frame_mask"])

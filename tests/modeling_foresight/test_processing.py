@@ -559,7 +559,7 @@ def test_a_saved_processor_gives_the_same_batches_and_actions(processor, config,
         (np.zeros((24, 36, 3), np.uint8), "Give images as a dict"),
         (
             {"main": np.zeros((2, 24, 36, 3), np.uint8), "wrist": np.zeros((24, 36, 3), np.uint8)},
-            r"differ in \(batch, frames\): \{'main': \(1, 2\), 'wrist': \(1, 1\)\}",
+            r"differ in \(batch, frames\): \{.images\['main'\].: \(1, 2\), .images\['wrist'\].: \(1, 1\)\}",
         ),
     ],
 )
@@ -611,3 +611,40 @@ def test_statistics_with_nan_are_refused(config):
     stats = ACTION_STATS | {"mean": [float("nan")] * 7}
     with pytest.raises(ValueError, match="statistics of action are not finite"):
         tiny_processor(config, action_stats=stats)
+
+
+def test_a_misspelled_argument_is_refused_with_the_one_that_is_meant(processor):
+    images = {"main": pixels().numpy()}
+    for wrong, meant in (("goal_images", "goal_image"), ("stat", "state"), ("action", "actions")):
+        with pytest.raises(TypeError, match=f"no argument '{wrong}': did you mean '{meant}'"):
+            processor(images, TASKS[0], **{wrong: np.zeros(11)})
+    processor(images, TASKS[0], return_tensors="pt")
+
+
+@pytest.mark.parametrize(
+    ("depth", "message"),
+    [
+        ({"mian": torch.ones(B, T, 8, 8)}, r"depth has the views \['mian'\]; the model knows"),
+        ({"main": torch.ones(1, T, 8, 8)}, r"differ in \(batch, frames\).*depth\['main'\].: \(1, 5\)"),
+        ({"main": torch.full((B, T, 8, 8), 1500)}, "has dtype torch.int64; expected meters"),
+    ],
+)
+def test_depth_that_would_train_nothing_or_another_unit_is_refused(processor, depth, message):
+    raw = {"images": {"main": pixels(B, T)}, "task": list(TASKS[:B]), "depth": depth}
+    with pytest.raises(ValueError, match=message):
+        processor.prepare_batch(raw)
+
+
+def test_a_camera_of_one_sample_can_be_masked_in_a_prepared_batch(processor):
+    batch = processor({"main": pixels(B).numpy()}, list(TASKS[:B]))
+    batch["view_mask"][0, 0] = False
+    assert batch["view_mask"][:, 0].tolist() == [False, True]
+
+
+def test_a_model_without_a_text_tower_gets_the_features_that_are_given():
+    config = tiny_config(towers=["vision"])
+    processor, model = tiny_processor(config), ForesightForActionPrediction(config).eval()
+    features = torch.randn(B, config.text_config.projection_dim)
+    batch = processor({"main": pixels(B).numpy()}, list(TASKS[:B]), text_features=features)
+    assert "input_ids" not in batch and torch.equal(batch["text_features"], features)
+    assert model.predict_action(**batch).isfinite().all()

@@ -6,8 +6,10 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from transformers import CLIPTextConfig
 
-from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
+from modeling_foresight import ForesightForActionPrediction, ForesightProcessor, build_small_tokenizer
+from modeling_foresight.configuration_foresight import PROCESSOR_FIELDS
 from modeling_foresight.streaming import ForesightStream
 from tests.tiny import tiny_config, tiny_processor
 
@@ -463,11 +465,12 @@ FRAME = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
 )
 def test_a_wrong_observation_is_refused_and_leaves_the_stream_as_it_was(stream, arguments, message):
     good = {"images": {"main": FRAME}, "state": np.zeros(11, np.float32)}
-    before = (stream._count.clone(), stream._images.clone(), stream._states.clone())
+    names = ("_count", "_images", "_states", "_with_state", "_seen", "_instructed", "_goal_mask")
+    before = [getattr(stream, name).clone() for name in names]
     with pytest.raises(ValueError, match=message):
         stream.step(**(good | arguments))
-    after = (stream._count, stream._images, stream._states)
-    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    for name, value in zip(names, before, strict=True):
+        assert torch.equal(value, getattr(stream, name)), name
 
 
 def test_a_stream_gives_no_nan_but_names_the_cause():
@@ -504,15 +507,62 @@ def test_a_stream_says_what_it_needs_before_it_runs():
         ForesightStream(model, processor, num_envs=3).reset(TASKS[:2])
     with pytest.raises(ValueError, match="no action head"):
         ForesightStream(*build(objectives=["depth"]))
-    other = copy.copy(processor)
-    other.image_size = 48
-    with pytest.raises(
-        ValueError, match="processor has image_size=48, the model 40: load both from one folder"
-    ):
-        ForesightStream(model, other)
     with pytest.raises(ValueError, match="training mode"):
         ForesightStream(model.train(), processor)
+    trained = ForesightStream(model.eval(), processor)
+    model.train()
+    with pytest.raises(ValueError, match="training mode"):
+        trained.reset(TASKS[0])
     moved = ForesightStream(model.eval(), processor)
     model.to(torch.bfloat16)
     with pytest.raises(ValueError, match="moved or cast after this stream was made"):
         moved.reset(TASKS[0])
+
+
+@pytest.mark.parametrize("name", PROCESSOR_FIELDS)
+def test_a_processor_of_another_model_is_refused(name):
+    model, processor = build()
+    other = copy.copy(processor)
+    setattr(other, name, "another")
+    with pytest.raises(ValueError, match=f"processor has {name}='another', the model .* from one folder"):
+        ForesightStream(model, other)
+
+
+def test_a_tokenizer_of_another_tower_is_refused():
+    """CLIP would read every text at its first token, which all share."""
+    model, processor = build()
+    other = copy.copy(processor)
+    other.tokenizer = build_small_tokenizer(TASKS, vocab_size=300, max_length=16)
+    ForesightStream(model, other)
+    text = copy.deepcopy(model.config.text_config)
+    for change in ({"eos_token_id": 99}, {"vocab_size": 100}):
+        config = tiny_config(text_config=CLIPTextConfig(**{**text.to_dict(), **change}))
+        with pytest.raises(ValueError, match="tokenizer does not belong to the text tower.*eos_token_id="):
+            tiny_processor(config)
+        model.config = config
+        with pytest.raises(ValueError, match="tokenizer does not belong"):
+            ForesightStream(model, processor)
+    tiny_processor(tiny_config(text_config=CLIPTextConfig(**{**text.to_dict(), "eos_token_id": 2})))
+    tiny_processor(tiny_config(towers=["vision"], text_config=CLIPTextConfig(projection_dim=22)))
+
+
+def test_inputs_may_be_arrays_of_any_memory_layout():
+    model, processor = build()
+    state = np.linspace(-1, 1, 11).astype(np.float32)
+    actions = []
+    for given, mask in ((state[::-1], np.array([False, True])[::-1]), (state[::-1].copy(), [True, False])):
+        stream = ForesightStream(model, processor)
+        stream.reset(TASKS[0])
+        actions.append(stream.step({"main": FRAME}, given, view_mask=mask))
+    assert torch.equal(*actions)
+
+
+def test_progress_of_earlier_steps_stays_as_it_was_read():
+    model, processor = build()
+    stream = ForesightStream(model, processor, with_progress=True)
+    stream.reset(TASKS[0])
+    read = []
+    for state in (np.zeros(11), np.ones(11)):
+        stream.step({"main": FRAME}, state)
+        read.append(stream.progress)
+    assert not torch.equal(*read)

@@ -115,10 +115,11 @@ def draw_inputs(sizes: Sizes, padding: bool):
     mask = torch.ones(BATCH, frames)
     if padding:
         mask[0, 2:] = 0
+    # Padded steps are zeros, as in GR-MG's data.
     inputs = {
         "vision": (
-            normal(BATCH, frames, views, sizes.vision_width),
-            normal(BATCH, frames, views, patches, sizes.vision_width),
+            normal(BATCH, frames, views, sizes.vision_width) * mask[..., None, None],
+            normal(BATCH, frames, views, patches, sizes.vision_width) * mask[..., None, None, None],
         ),
         "goal": (normal(BATCH, sizes.vision_width), normal(BATCH, patches, sizes.vision_width)),
         "text": 3 * normal(BATCH, sizes.text_feature),
@@ -126,10 +127,9 @@ def draw_inputs(sizes: Sizes, padding: bool):
         "noise": normal(BATCH, frames, sizes.latent),
     }
     if sizes.state:
-        inputs["arm_state"] = normal(BATCH, frames, sizes.state_dim - 1)
-        inputs["gripper_state"] = (normal(BATCH, frames) > 0).float()
+        inputs["arm_state"] = normal(BATCH, frames, sizes.state_dim - 1) * mask[..., None]
+        inputs["gripper_state"] = (normal(BATCH, frames) > 0).float() * mask
     if sizes.action:
-        # Padded steps are zeros, as in GR-MG's data.
         inputs["arm_action"] = (
             normal(BATCH, frames, sizes.chunk, sizes.action_dim - 1) * mask[..., None, None]
         )
