@@ -23,10 +23,16 @@ gemma unknown other
 """
 HUB_LICENSES = frozenset(_NAMES.split())
 # What is made with these may have any license; all others limit the use.
-PERMISSIVE = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "isc", "unlicense"}
-# Words of a license that forbids commerce, and of one that forbids more.
-RESEARCH = ("research",)
+_FREE = """
+apache-2.0 mit bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0
+cc-by-4.0 cc0-1.0 isc ncsa pddl postgresql unlicense wtfpl zlib
+"""
+PERMISSIVE = frozenset(_FREE.split())
+# Words of a license that forbids commerce, and of one that forbids more (`amlr` is Apple's for research).
+RESEARCH = ("research", "amlr")
 NONCOMMERCIAL = ("-nc", "noncommercial", "non-commercial", *RESEARCH)
+# Words of those that ask for more than that: what is made of them keeps their own terms.
+OWN_TERMS = ("-sa", "-nd")
 _FILLERS = {"the", "license", "licence", "version"}
 
 
@@ -65,6 +71,17 @@ def check_chosen_license(chosen: str) -> str:
 def has_words(license: str, words: Iterable[str]) -> bool:
     """Whether a license has one of some words, such as `NONCOMMERCIAL`, in any spelling."""
     return any(word in _join_words(license) for word in words)
+
+
+def keeps_terms(chosen: str, license: str) -> bool:
+    """Whether what is made with a license that limits the use may have the chosen one."""
+    if chosen in (license, "other"):
+        return True
+    limits = [words for words in (RESEARCH, NONCOMMERCIAL) if has_words(license, words)]
+    # Others, such as the GPL or a model's community license, ask for their own terms.
+    if not limits or has_words(license, OWN_TERMS):
+        return False
+    return all(has_words(chosen, words) for words in limits)
 
 
 def _join_words(text: str) -> str:

@@ -34,7 +34,7 @@ def main() -> None:
     clips = [(str(SAMPLE), "Open and close things")]
     if args.clips:
         with open(args.clips, newline="") as file:
-            clips = [(row[0], row[1].strip()) for row in csv.reader(file) if len(row) == 2 and row[1].strip()]
+            clips = [read_line(row, number) for number, row in enumerate(csv.reader(file), 1) if row]
     if args.output.exists() or not clips:
         what = f"{args.output} exists: delete it" if clips else f"{args.clips} has no line VIDEO,INSTRUCTION"
         raise ValueError(f"{what}, or give another one")
@@ -59,17 +59,42 @@ def main() -> None:
     print(f"{args.output}: {dataset.num_episodes} episodes, {dataset.num_frames} frames")
 
 
+def read_line(row: list[str], number: int) -> tuple[str, str]:
+    """Video and instruction of a line of the CSV file."""
+    if len(row) != 2 or not row[1].strip():
+        raise ValueError(
+            f"line {number} has {len(row)} fields and not VIDEO,INSTRUCTION: put an instruction with a comma "
+            "into double quotes"
+        )
+    return row[0], row[1].strip()
+
+
 def read_frames(video: str, fps: int, height: int, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Frames `(H, W, 3)` uint8 RGB, `fps` of them a second; `size` is H, W of earlier videos, or zeros."""
+    """Frames `(H, W, 3)` uint8 RGB, `fps` of them a second: at each time the one that is then shown.
+
+    `size` is H, W of earlier videos, or zeros. A slower video has its frames repeated.
+    """
+    wanted = 0
     try:
         with av.open(video) as container:
-            wanted = 0
+            first = last = None
             for frame in container.decode(video=0):
-                if frame.time * fps + 0.01 < wanted:
-                    continue
+                first = frame.time if first is None else first
+                high, wide = height, round(height * frame.width / frame.height / 2) * 2
+                if size[0] and abs(wide - size[1]) > 2:
+                    raise ValueError(
+                        f"{video} has pictures of {frame.width}x{frame.height}, another shape than the "
+                        f"videos before it: crop it to {size[1]}:{size[0]}"
+                    )
+                picture = frame.reformat(size[1] or wide, high, "rgb24").to_ndarray()
+                # Those before this one show the picture before it.
+                while last is not None and wanted / fps < frame.time - first - 1e-4:
+                    wanted += 1
+                    yield last
+                last, now = picture, frame.time - first
+            if last is not None and wanted / fps < now + 1e-4:
                 wanted += 1
-                high, wide = size if size[0] else (height, round(height * frame.width / frame.height / 2) * 2)
-                yield frame.reformat(wide, high, "rgb24").to_ndarray()
+                yield last
     except (av.FFmpegError, IndexError) as error:  # the latter: a file without a video stream
         raise ValueError(f"{video} cannot be read as a video: {error}") from None
     if not wanted:

@@ -57,8 +57,10 @@ class Sampling:
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
-            if not isinstance(value, int | float) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} of the goal generator is {value!r}; it must be at least 1")
+            kind = int if name in ("image_size", "steps") else int | float
+            if not isinstance(value, kind) or isinstance(value, bool) or not value >= 1:
+                number = "a whole number of" if kind is int else ""
+                raise ValueError(f"{name} of the goal generator is {value!r}; it must be {number} at least 1")
 
 
 def write_prompt(instruction: str, progress: float) -> str:

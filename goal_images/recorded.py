@@ -46,7 +46,7 @@ class RecordedGoals:
                 f"goal dataset {dataset} has no camera {camera!r}: name the one of the policy's first view "
                 f"with --goal_camera, among {list_cameras(self.rows.features)}"
             )
-        self.stride = max(1, round(self.rows.fps / control_hz))
+        self.rows_per_step = self.rows.fps / control_hz
         self._decoder = FrameDecoder(self.rows, key)
         self._starts: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by instruction: episodes, thumbnails
 
@@ -64,10 +64,10 @@ class RecordedGoals:
         apart = np.abs(thumbnails - make_thumbnail(request.start)).mean(axis=(1, 2, 3))
         episode = episodes[apart.argmin()]
         first, last = int(self.rows.episode_starts[episode]), int(self.rows.episode_stops[episode]) - 1
-        passed = request.steps * self.stride
+        passed = request.steps * self.rows_per_step
         if request.progress is not None:
-            passed = round(request.progress * (last - first))
-        return min(first + passed + GOAL_AHEAD_STEPS * self.stride, last)
+            passed = request.progress * (last - first)
+        return min(first + round(passed + GOAL_AHEAD_STEPS * self.rows_per_step), last)
 
     def _find_starts(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
         """Episodes of an instruction, and thumbnails `(n, 16, 16, 3)` of their first pictures."""

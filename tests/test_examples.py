@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -112,12 +113,14 @@ def av_length(video: Path) -> int:
 
 
 def test_a_list_of_videos_that_cannot_be_read_is_refused_and_leaves_nothing(run_example, tmp_path):
-    Path("empty.csv").write_text("clip.mp4\nclip.mp4,\n")
+    Path("empty.csv").write_text("")
+    Path("comma.csv").write_text("clip.mp4,Wave a hand\nclip.mp4,Pick the cup, then pour\n")
     Path("clips.csv").write_text("clip.mp4,Wave a hand\n")
     Path("clip.mp4").write_text("not a video")
     for clips, message in {
         "none.csv": "No such file or directory: 'none.csv'",
         "empty.csv": "empty.csv has no line VIDEO,INSTRUCTION",
+        "comma.csv": "line 2 has 3 fields and not VIDEO,INSTRUCTION: put an instruction with a comma",
         "clips.csv": "clip.mp4 cannot be read as a video",
     }.items():
         with pytest.raises(SystemExit, match=message):
@@ -240,3 +243,23 @@ def test_a_window_that_the_dataset_does_not_have_is_refused_with_those_it_has(ru
     with pytest.raises(SystemExit) as stopped:
         run_example("load_and_predict", "--window", "100000")
     assert re.search(r"error: --window 100000: .* has windows 0 to \d+$", str(stopped.value))
+
+
+@pytest.mark.parametrize(("rate", "start_s"), [(5, 0), (10, 0), (30, 0), (30, 2), (25, 1)])
+def test_videos_of_any_rate_and_start_keep_their_speed(tmp_path, monkeypatch, rate, start_s):
+    """Frame k of the dataset shows what the video shows k / 10 s after its beginning."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from videos_to_dataset import read_frames
+
+    path, seconds = tmp_path / "clip.mkv", 3
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "bgr0"
+        for number in range(rate * seconds):
+            frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), number, np.uint8), "rgb24")
+            frame.pts, frame.time_base = number + rate * start_s, Fraction(1, rate)
+            container.mux(stream.encode(frame.reformat(format="bgr0")))
+        container.mux(stream.encode(None))
+    shown = [int(image[0, 0, 0]) for image in read_frames(str(path), 10, 16, (0, 0))]
+    assert shown == [k * rate // 10 for k in range(len(shown))]
+    assert len(shown) == 1 + (rate * seconds - 1) * 10 // rate

@@ -22,6 +22,7 @@ from datasets_scripts.storage.dataset_rows import DatasetRows, dataset_name, pin
 from datasets_scripts.storage.provenance import (
     EPISODE_FACTS_PATH,
     PROVENANCE_PATH,
+    find_unrecorded,
     read_provenance,
     scripted_in,
 )
@@ -378,6 +379,7 @@ def _describe_dataset(train: ForesightWindows | None, val: ForesightWindows | No
         **({"embodiment": robot} if (robot := parts[0].config.embodiment) else {}),
         "tasks": rows.tasks,
         "labels": provenance.get("cameras", {}),
+        **({"unrecorded_labels": unknown} if (unknown := find_unrecorded(provenance, rows.features)) else {}),
         **({"scripted_in": simulator} if simulator else {}),
     }
 

@@ -54,6 +54,7 @@ __all__ = [
 LIMITS = (-2.0, 3.0)  # image fractions beyond which a position is cut, as for exact tracks
 DECODED_FRAMES, DECODED_BYTES = 64, 64e6  # most frames and bytes that are decoded together
 HELD_BYTES = 256e6  # decoded frames of one column that are kept; short episodes are decoded once
+TIME_TOLERANCE = 0.1  # of the time between two frames
 STATS_PIXELS = 1e7  # most depth pixels of an episode that enter its statistics
 FINGERPRINT_BYTES = 1 << 20
 
@@ -399,7 +400,7 @@ def annotate_shard(maker: LabelMaker, episode: int, folder: Path, skip_broken: b
     read = [decoder.file_of(episode) for decoder in maker.decoders.values() if decoder.is_video]
     with write_whole_folder(folder, shared=True) as scratch:
         try:
-            check_readable(rows, episode)
+            check_readable(rows, episode, maker.annotation.estimates_depth)
             facts = maker.label(span, episode, scratch)
         except BrokenEpisodeError as error:
             if not skip_broken:
@@ -429,14 +430,32 @@ def read_current_facts(rows: DatasetRows, folder: Path, skip_broken: bool = Fals
     return facts
 
 
-def check_readable(rows: DatasetRows, episode: int) -> None:
+def check_readable(rows: DatasetRows, episode: int, adds_depth: bool) -> None:
     """Quick check of one episode: it has frames, and its downloaded videos can be opened.
 
+    Args:
+        rows (`DatasetRows`): The dataset.
+        episode (`int`): Its number.
+        adds_depth (`bool`): Whether a depth video is made, whose frames follow each other at the dataset's
+            rate: then the rows must do so too, or their depth would be that of other rows.
+
     Raises:
-        BrokenEpisodeError: Names the file.
+        BrokenEpisodeError: Names the file, or the times of the rows.
     """
-    if rows.episode_starts[episode] >= rows.episode_stops[episode]:
+    span = range(int(rows.episode_starts[episode]), int(rows.episode_stops[episode]))
+    if not len(span):
         raise BrokenEpisodeError(f"episode {episode} of dataset {rows.name} has no frames")
+    if adds_depth and "timestamp" in rows.features:
+        times_s = rows.column("timestamp").read(span).reshape(-1)
+        apart = np.abs(times_s - np.arange(len(span)) / rows.fps)
+        if not (apart < TIME_TOLERANCE / rows.fps).all():  # false for NaN
+            row = int(np.argmax(~(apart < TIME_TOLERANCE / rows.fps)))
+            raise BrokenEpisodeError(
+                f"row {row} of episode {episode} of dataset {rows.name} has the timestamp "
+                f"{times_s[row]:.6g} s and not frame_index / fps = {row / rows.fps:.6g} s (rows were left "
+                "out, or the times do not begin at 0): estimated depth would be shifted against the images. "
+                "Write the dataset again, its videos too, for example with lerobot-edit-dataset"
+            )
     for path in sorted(rows.video_files([episode])):
         if rows.hub is None or path.exists():
             _check_opens(rows.local(path))

@@ -18,10 +18,12 @@ from datasets_scripts.annotation.episode import (
     read_current_facts,
 )
 from datasets_scripts.annotation.merging import assemble
+from datasets_scripts.columns import find_depth_key, find_image_key
 from datasets_scripts.storage.dataset_copy import list_copied_files
 from datasets_scripts.storage.dataset_folder import data_files, load_info
 from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows, parse_episodes
 from datasets_scripts.storage.episode_job import EpisodeJob, EpisodeWork
+from datasets_scripts.storage.frame_cache import FrameDecoder
 from datasets_scripts.storage.provenance import flagged_episodes
 
 __all__ = ["AnnotationJob", "annotate", "check", "make_shards", "merge", "open_job", "prepare"]
@@ -132,7 +134,7 @@ class OpenJob:
         readable = []
         for episode in self.episodes:
             try:
-                check_readable(self.rows, episode)
+                check_readable(self.rows, episode, self.job.annotation.estimates_depth)
                 readable.append(episode)
             except BrokenEpisodeError as error:
                 if not self.job.skip_broken:
@@ -207,7 +209,7 @@ def open_job(job: AnnotationJob) -> OpenJob:
     parameters = job.annotation.to_dict() | {
         "episodes": None if len(episodes) == rows.n_episodes else episodes,
         "dataset": rows.root.name if is_folder else job.dataset.partition("@")[0],
-        "source_sha256": _fingerprint(rows),
+        "source_sha256": _fingerprint(rows, job.annotation),
     }
     if rows.hub is not None:
         parameters["revision"] = rows.hub.revision
@@ -242,11 +244,14 @@ def _annotate_one(episode: int, shard: Path) -> dict:
     return annotate_shard(_load_label_maker(), episode, shard, _job[0].skip_broken)
 
 
-def _fingerprint(rows: DatasetRows) -> str:
-    """Hash of the data files' sizes and the bounds of the episodes.
+def _fingerprint(rows: DatasetRows, annotation: Annotation) -> str:
+    """Hash of the data files' sizes, and of all that decides which frames and meters are read.
 
     The videos are recorded in each shard instead, so that repairing or downloading one later does not discard
     the work on the others.
     """
     sizes = [(path.relative_to(rows.root).as_posix(), path.stat().st_size) for path in data_files(rows.root)]
-    return hashlib.sha256(json.dumps([sizes, rows.episode_starts.tolist()]).encode()).hexdigest()[:16]
+    find = (find_image_key,) if annotation.estimates_depth else (find_image_key, find_depth_key)
+    keys = [key for camera in annotation.cameras for one in find if (key := one(rows.features, camera))]
+    read = [FrameDecoder(rows, key).describe_reading() for key in keys]
+    return hashlib.sha256(json.dumps([sizes, rows.fps, read]).encode()).hexdigest()[:16]

@@ -41,6 +41,8 @@ from datasets_scripts.storage.videos.writing import join_videos
 
 __all__ = ["assemble"]
 
+PASS_FILES = ("earlier", "video_bytes")  # of an annotation that is described in a later one
+
 
 def assemble(
     root: Path,
@@ -75,7 +77,10 @@ def assemble(
     }
     append_columns(root, points_features(camera, annotation.n_points, *size), values)
     provenance = _build_provenance(rows, annotation, shards, facts)
+    before = read_provenance(rows.root).get("annotation", {})
+    earlier = [*before.get("earlier", []), {k: v for k, v in before.items() if k not in PASS_FILES}]
     provenance["annotation"] = {
+        **({"earlier": earlier} if before else {}),  # of passes before this one, the first one first
         "parameters": job.parameters,
         "versions": {name: version(name) for name in ("lerobot_policy_foresight", "lerobot")},
         "skipped": list(skipped),
@@ -127,14 +132,14 @@ def _build_provenance(
     """The old dataset's provenance with that of the new labels."""
     old = read_provenance(rows.root)
     cameras = dict(old.get("cameras", {}))
-    sources = _list_sources(facts)[0]
+    sources, *others = _list_sources(facts)
     for camera in annotation.cameras:
         known = cameras.get(camera, {})
         if lens := find_intrinsics(old, rows.features, camera):
             known = {"intrinsics": lens} | known
         if annotation.estimates_depth:
             depth = {"source": annotation.to_dict()["depth"], "depth_max_m": annotation.depth_max_m}
-            cameras[camera] = known | {"depth": depth | sources["depth"]}
+            cameras[camera] = known | {"depth": depth | sources["depth"] | _list_others(others, "depth")}
         else:
             depth = {"source": "sensor", "column": find_depth_key(rows.features, camera)}
             cameras[camera] = {"depth": depth} | known
@@ -144,6 +149,7 @@ def _build_provenance(
         "n_points": annotation.n_points,
         "moving_fraction": 0.25,
         "seed": annotation.seed,
+        **_list_others(others, "tracks"),
     }
     episodes = {}
     for episode, (source, known) in enumerate(facts.items()):
@@ -154,6 +160,11 @@ def _build_provenance(
         episodes[str(episode)] = merged | {"flags": find_flags(merged)}
     kept = {name: value for name, value in old.items() if name not in ("version", "annotation")}
     return kept | {"cameras": cameras, "episodes": episodes}
+
+
+def _list_others(sources: Sequence[Mapping], kind: str) -> dict[str, list]:
+    """`other_models` of a kind of label: what other machines used, whose licenses count too."""
+    return {"other_models": [source[kind] for source in sources]} if sources else {}
 
 
 def _list_sources(facts: Mapping[int, dict]) -> list[dict]:

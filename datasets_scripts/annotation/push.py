@@ -8,7 +8,15 @@ from lerobot.datasets.dataset_metadata import CODEBASE_VERSION
 
 from datasets_scripts.inspection.dataset_card import write_card
 from datasets_scripts.storage.dataset_folder import dataset_files
-from datasets_scripts.storage.hub_upload import commit_files, make_repo, move_tag, remote_files, require_token
+from datasets_scripts.storage.hub_download import explain_hub_errors
+from datasets_scripts.storage.hub_upload import (
+    check_repository,
+    commit_files,
+    make_repo,
+    move_tag,
+    remote_files,
+    require_token,
+)
 from datasets_scripts.storage.provenance import read_provenance
 
 __all__ = ["check_push", "push_dataset"]
@@ -18,10 +26,13 @@ def check_push(repo_id: str, output: Path, private: bool = True) -> None:
     """Check before long work that a dataset, which may not exist yet, can be pushed; create its repository.
 
     Raises:
-        ValueError: If there is no token, or the repository holds files of another dataset.
+        ValueError: If there is no token, or the repository is public by surprise, of another type, or holds
+            files of another dataset.
         HubError: If the token may not write there, or the Hub cannot be reached.
     """
     require_token("--push-to-hub")
+    with explain_hub_errors(repo_id, "dataset"):
+        check_repository(repo_id, "dataset", public=not private, option="--push-to-hub")
     make_repo(repo_id, "dataset", private)
     _check_remote_files(repo_id, _list_files(output))
 

@@ -201,13 +201,21 @@ def _rename_provenance(provenance: dict, names: Mapping[str, str]) -> dict:
         "cameras": rename_cameras(provenance.get("cameras", {})),
         "episodes": {number: rename_cameras(facts) for number, facts in episodes},
     }
-    if "video_bytes" in (simulation := provenance.get("simulation", {})):
-        sizes = {
-            "/".join(names.get(part, part) for part in file.split("/")): size
-            for file, size in simulation["video_bytes"].items()
-        }
-        result["simulation"] = simulation | {"video_bytes": sizes}
+    for camera in result["cameras"].values():
+        if "column" in camera.get("depth", {}):
+            camera["depth"] = _rename_values(camera["depth"], "column", names)
+    for kind, facts in provenance.items():
+        if isinstance(facts, dict) and "video_bytes" in facts:
+            sizes = {
+                "/".join(names.get(part, part) for part in file.split("/")): size
+                for file, size in facts["video_bytes"].items()
+            }
+            result[kind] = facts | {"video_bytes": sizes}
     return result
+
+
+def _rename_values(facts: dict, name: str, names: Mapping[str, str]) -> dict:
+    return facts | {name: names.get(facts[name], facts[name])}
 
 
 def _rename_camera(camera: str, names: Mapping[str, str]) -> str:

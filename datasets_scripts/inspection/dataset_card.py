@@ -143,7 +143,8 @@ def _build_metadata(
     tags = dict.fromkeys([*as_list(old.get("tags")), "LeRobot", "depth", "point-tracking", "foresight"])
     data = {
         "configs": [{"config_name": "default", "data_files": "data/*/*.parquet"}],
-        **old,
+        # Columns and episodes are not the source's, and the Hub's viewer would miss those that it lists.
+        **{name: value for name, value in old.items() if name != "dataset_info"},
         **terms,
         "tags": list(tags),
         "task_categories": list(dict.fromkeys([*as_list(old.get("task_categories")), "robotics"])),
@@ -229,9 +230,9 @@ def _list_flags(provenance: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     for episode, raised in sorted(flagged_episodes(provenance).items()):
         for flag in raised:
             episodes.setdefault(flag, []).append(episode)
-    order = list(FLAGS)
-    for flag in sorted(episodes, key=lambda flag: (order.index(flag.rpartition("/")[2]), flag)):
+    order = {word: place for place, word in enumerate(FLAGS)}
+    for flag in sorted(episodes, key=lambda flag: (order.get(flag.rpartition("/")[2], len(order)), flag)):
         named = episodes[flag][:NAMED_EPISODES]
         more = len(episodes[flag]) - len(named)
         text = ", ".join(map(str, named)) + (f" and {more} more" if more else "")
-        yield {"flag": flag, "episodes": text, "meaning": FLAGS[flag.rpartition("/")[2]]}
+        yield {"flag": flag, "episodes": text, "meaning": FLAGS.get(flag.rpartition("/")[2], "")}

@@ -16,7 +16,6 @@ from datasets_scripts.inspection.label_errors import DepthErrors, TrackErrors
 from datasets_scripts.inspection.labeled_episode import Camera, LabeledDataset, LabeledEpisode
 from datasets_scripts.inspection.template_rendering import render_template
 from datasets_scripts.storage.provenance import find_intrinsics
-from datasets_scripts.tracks import TRACK_SOURCES
 
 __all__ = ["ExactEpisodes", "format_report", "measure_sources", "split_windows"]
 
@@ -51,11 +50,13 @@ class ExactEpisodes:
         facts = provenance.get("cameras", {}).get(self.camera, {})
         self.intrinsics = find_intrinsics(provenance, self.rows.features, self.camera)
         self.made_by = {name: facts.get(name, {}).get("source") for name in ("depth", "tracks")}
-        if self.made_by["tracks"] in TRACK_SOURCES:
-            raise ValueError(
-                f"tracks of dataset {self.rows.name} are estimates of {self.made_by['tracks']}, which "
-                "nothing can be measured against: exact ones come from simulate.py"
-            )
+        for name, source in self.made_by.items():
+            if "exact" not in str(source):
+                raise ValueError(
+                    f"{name} of dataset {self.rows.name} {'is' if name == 'depth' else 'are'} of "
+                    f"{source or 'an unknown source'}, which nothing can be measured against: exact labels "
+                    "come from simulate.py"
+                )
         features, (_, known) = self.rows.features, self._read_camera(0)
         self.size = picture_size(features[known.image_key])
         if picture_size(features[known.depth_key]) != self.size:

@@ -236,7 +236,12 @@ class FrameDecoder:
             status = path.stat()
             name = path.relative_to(self.rows.root).as_posix()
             files.append((name, status.st_size, status.st_mtime_ns))
-        content = [3, self.key, self.rows.features[self.key], len(self.rows), files]
+        content = [4, self.describe_reading(), len(self.rows), files]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    def describe_reading(self) -> str:
+        """Hash of what `decode` takes from the metadata: feature, episode bounds, times of rows, videos."""
+        segments, content = self._segments, [self.key, self.rows.features[self.key]]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
         timestamps = self.rows.column("timestamp").read(range(len(self.rows)))
         for array in (self.rows.episode_starts, timestamps, *((segments.start_s,) if segments else ())):

@@ -25,6 +25,7 @@ from datasets_scripts.storage.hub_download import (
 )
 
 __all__ = [
+    "check_repository",
     "commit_files",
     "find_differences",
     "make_repo",
@@ -49,6 +50,35 @@ def require_token(who: str) -> None:
         raise ValueError(f"{who} needs a token that may write: {LOG_IN}")
     if not (token.isascii() and token.isprintable()):
         raise ValueError(f"{who} needs a token, and what is set has characters that no token has: {LOG_IN}")
+
+
+def check_repository(repo_id: str, repo_type: str, public: bool, option: str = "--repo-id") -> bool:
+    """Whether a repository is private or new; refused if it is of another type, or public by surprise.
+
+    Args:
+        repo_id (`str`): `owner/name`.
+        repo_type (`str`): `model`, `dataset` or `space`.
+        public (`bool`): Whether everybody may see what will be there.
+        option (`str`): The flag that names the repository, for the messages.
+
+    Raises:
+        ValueError: As the first line says; names the remedy.
+    """
+    api = HfApi()
+
+    def exists(kind: str) -> bool:
+        return retry_request(lambda: api.repo_exists(repo_id, repo_type=kind))
+
+    if not exists(repo_type):
+        if any(exists(other) for other in {"model", "dataset", "space"} - {repo_type}):
+            raise ValueError(f"{repo_id} exists and is not a {repo_type}: choose another {option}")
+        return True
+    private = retry_request(lambda: api.repo_info(repo_id, repo_type=repo_type)).private
+    if not (private or public):
+        raise ValueError(
+            f"{repo_id} is public: add --public if everybody may see this, or choose another {option}"
+        )
+    return private
 
 
 def make_repo(repo_id: str, repo_type: str, private: bool) -> None:

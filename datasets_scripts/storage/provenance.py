@@ -15,7 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from datasets_scripts.columns import find_depth_key, find_image_key, picture_size
+from datasets_scripts.columns import (
+    depth_key,
+    find_depth_key,
+    find_image_key,
+    list_cameras,
+    picture_size,
+    points_key,
+)
 from datasets_scripts.storage.atomic import read_json, write_json, write_whole_file
 
 PROVENANCE_PATH = Path("meta/foresight.json")
@@ -159,6 +166,20 @@ def flagged_episodes(
         flags = [flag for flag in flags if cameras is None or flag.rpartition("/")[0] in cameras]
         if flags:
             found[int(episode)] = flags
+    return found
+
+
+def find_unrecorded(provenance: Mapping[str, Any], features: Mapping[str, Mapping]) -> list[str]:
+    """Columns of our labels whose source is not recorded, as after LeRobot's own tools, which drop it.
+
+    Depth under another name is a sensor's, as far as anybody knows.
+    """
+    found = []
+    for camera in list_cameras(features):
+        facts = provenance.get("cameras", {}).get(camera, {})
+        for kind, key in (("depth", depth_key(camera)), ("tracks", points_key(camera))):
+            if key in features and not facts.get(kind, {}).get("source"):
+                found.append(key)
     return found
 
 

@@ -14,11 +14,11 @@ from huggingface_hub import ModelCard, hf_hub_download
 from datasets_scripts.inspection.dataset_card import list_label_licenses
 from datasets_scripts.licenses import (
     HUB_LICENSES,
-    NONCOMMERCIAL,
     PERMISSIVE,
     RESEARCH,
     check_chosen_license,
     has_words,
+    keeps_terms,
     read_card_license,
     read_license,
 )
@@ -67,6 +67,8 @@ def list_parts(run: RunConfig | None, summary: Mapping[str, Any]) -> list[dict[s
         for name, license in list_label_licenses(dataset.get("labels", {})):
             what = f"labels of {dataset['name']}"
             parts.append({"what": what, "name": name, "license": read_license(license)})
+        for column in dataset.get("unrecorded_labels", ()):
+            parts.append({"what": f"labels of {dataset['name']}", "name": column, "license": None})
     return [part for i, part in enumerate(parts) if part not in parts[:i]]
 
 
@@ -110,13 +112,11 @@ def derive_license(parts: Iterable[Mapping[str, Any]], chosen: str | None = None
     if chosen:
         chosen = check_chosen_license(chosen)
         for part in strict:
-            limits = [words for words in (RESEARCH, NONCOMMERCIAL) if has_words(part["license"], words)]
-            keeps = chosen == "other" or all(has_words(chosen, words) for words in limits)
-            if chosen in PERMISSIVE or not keeps:
-                example = "other" if RESEARCH in limits else "cc-by-nc-4.0"
+            if not keeps_terms(chosen, part["license"]):
+                own = part["license"] if part["license"] in HUB_LICENSES else "other"
                 raise ValueError(
-                    f"--license {chosen} allows more than {_name_part(part)}: choose one that does not, "
-                    f"for example {example}, or train without that part"
+                    f"--license {chosen} allows more than {_name_part(part)}, or other things: choose one "
+                    f"that keeps its terms, for example {own}, or train without that part"
                 )
         return {"license": chosen, **({"license_name": "see-the-card"} if chosen == "other" else {})}
     if unclear := [part for part in parts if part["license"] is None]:

@@ -15,7 +15,7 @@ from hub_cards.cards.measurements import is_folder
 from hub_cards.checks.sample import SAMPLE_FILE, check_sample
 from hub_cards.checks.wording import EXPORT_AGAIN, list_some, shorten_error
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
-from modeling_foresight.robot_stream import SHARED
+from modeling_foresight.configuration_foresight import PROCESSOR_FIELDS
 from training.models.model_folder import load_checkpoint
 
 __all__ = ["check_adapter", "check_model"]
@@ -91,7 +91,7 @@ def _check_processor(folder: Path, config) -> Iterator[str]:
     except Exception as error:  # tokenizers raise their own types
         yield f"the processor does not load: {shorten_error(error)}: {EXPORT_AGAIN}"
         return
-    for name in SHARED:
+    for name in PROCESSOR_FIELDS:
         ours, theirs = (getattr(one, name) for one in (processor, config))
         if np.shape(ours) != np.shape(theirs) or np.any(np.asarray(ours) != np.asarray(theirs)):
             yield f"{name} is {ours} in processor_config.json and {theirs} in config.json: {EXPORT_AGAIN}"

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from datasets_scripts.storage.atomic import read_json
 from datasets_scripts.storage.hub_download import explain_hub_errors
 from datasets_scripts.storage.hub_upload import (
+    check_repository,
     commit_files,
     find_differences,
     make_repo,
@@ -140,7 +140,7 @@ def _send_files(files: Mapping[str, Path], target: HubTarget, repo_type: str) ->
     api, repo_id = HfApi(), target.repo_id
     card = files["README.md"].read_text()
     with explain_hub_errors(repo_id, repo_type):
-        was_private = _check_repository(target, repo_type)
+        was_private = check_repository(repo_id, repo_type, target.public)
         _check_metadata(card, repo_type)
     make_repo(repo_id, repo_type, private=was_private)  # private until it is complete
     with explain_hub_errors(repo_id, repo_type):
@@ -164,25 +164,6 @@ def _send_files(files: Mapping[str, Path], target: HubTarget, repo_type: str) ->
         if target.public and was_private:
             retry_request(lambda: api.update_repo_settings(repo_id, private=False, repo_type=repo_type))
     return commit
-
-
-def _check_repository(target: HubTarget, repo_type: str) -> bool:
-    """Whether the repository is private or new; refused if it is of another type, or public by surprise."""
-    api, repo_id = HfApi(), target.repo_id
-
-    def exists(kind: str) -> bool:
-        return retry_request(partial(api.repo_exists, repo_id, repo_type=kind))
-
-    if not exists(repo_type):
-        if any(exists(other) for other in {"model", "dataset", "space"} - {repo_type}):
-            raise ValueError(f"{repo_id} exists and is not a {repo_type}: choose another --repo-id")
-        return True
-    private = retry_request(partial(api.repo_info, repo_id, repo_type=repo_type)).private
-    if not (private or target.public):
-        raise ValueError(
-            f"{repo_id} is public: add --public if everybody may see this, or choose another --repo-id"
-        )
-    return private
 
 
 def _check_tag(files: Mapping[str, Path], target: HubTarget, repo_type: str, changed: bool) -> None:

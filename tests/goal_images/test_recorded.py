@@ -31,11 +31,13 @@ def test_the_goal_is_ahead_of_the_frame_at_the_progress_or_after_as_many_steps(d
     assert goals.choose_row(like_start(demos, 2)) == first + GOAL_AHEAD_STEPS
     assert goals.choose_row(like_start(demos, 2, steps=20)) == first + 20 + GOAL_AHEAD_STEPS
     half = like_start(demos, 2, steps=20, progress=0.5)
-    assert goals.choose_row(half) == first + round(0.5 * (FRAMES - 1)) + GOAL_AHEAD_STEPS
+    assert goals.choose_row(half) == first + round(0.5 * (FRAMES - 1) + GOAL_AHEAD_STEPS)
     for late in ({"steps": 500}, {"progress": 1.0}):
         assert goals.choose_row(like_start(demos, 2, **late)) == first + FRAMES - 1
-    slower = RecordedGoals(demos.root, control_hz=FPS / 2)
-    assert slower.choose_row(like_start(demos, 2, steps=3)) == first + 2 * (3 + GOAL_AHEAD_STEPS)
+    for ratio in (2, 1.5, 0.5):  # rows per control step
+        other = RecordedGoals(demos.root, control_hz=FPS / ratio)
+        wanted = first + round(ratio * (3 + GOAL_AHEAD_STEPS))
+        assert other.choose_row(like_start(demos, 2, steps=3)) == wanted, ratio
 
 
 def test_the_demonstration_is_the_one_that_starts_most_alike_whatever_the_size_of_the_picture(demos):

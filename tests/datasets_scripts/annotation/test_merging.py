@@ -408,3 +408,44 @@ def test_an_episode_without_any_depth_is_named_and_can_be_left_out(recorded, tmp
     assert main([*arguments, "--skip-broken"]) == 0
     (skipped,) = read_provenance(tmp_path / "out")["annotation"]["skipped"]
     assert skipped["episode"] == 1 and "no depth of camera 'main'" in skipped["reason"]
+
+
+@pytest.mark.parametrize(
+    ("change", "row"),
+    [
+        (lambda times: times + 1 / 10, 0),  # begins later
+        (lambda times: np.where(np.arange(len(times)) > 1, times + 1 / 10, times), 2),  # a row was left out
+    ],
+)
+def test_depth_is_not_stored_at_other_times_than_the_rows_have(recorded, tmp_path, capsys, change, row):
+    root = tmp_path / "other"
+    shutil.copytree(recorded.root, root)
+    path = sorted(root.glob("data/*/*.parquet"))[1]
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("timestamp")
+    times = change(table.column(place).to_numpy()).astype(np.float32)
+    pq.write_table(table.set_column(place, "timestamp", pa.array(times)), path)
+    assert main(command_line(root, tmp_path / "out")) == 1
+    told = f"row {row} of episode 1 of dataset .* and not frame_index / fps = .* would be shifted"
+    assert re.search(told, capsys.readouterr().err)
+    assert main(command_line(root, tmp_path / "out", "--skip-broken")) == 0
+    assert read_provenance(tmp_path / "out")["annotation"]["skipped"][0]["episode"] == 1
+
+
+def test_labels_are_made_again_for_a_dataset_whose_metadata_were_corrected(recorded, tmp_path, capsys):
+    root = tmp_path / "other"
+    shutil.copytree(recorded.root, root)
+    assert main(command_line(root, tmp_path / "out", "--limit=1")) == 0
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"]["observation.images.main"]["info"]["note"] = "corrected"
+    (root / "meta/info.json").write_text(json.dumps(info))
+    assert main(command_line(root, tmp_path / "out", "--limit=1")) == 1
+    assert "with other parameters (source_sha256: " in capsys.readouterr().err
+
+
+def test_a_second_annotation_keeps_what_the_first_one_was(part, recorded, tmp_path):
+    options = ["--output", str(tmp_path / "more"), "--cameras=wrist", "--n-points=60"]
+    assert main(["--dataset", str(part), *options]) == 0
+    first, second = (read_provenance(root)["annotation"] for root in (part, tmp_path / "more"))
+    assert second["earlier"][0]["source_episode"] == first["source_episode"] == [0, 2]
+    assert second["earlier"][0]["parameters"] == first["parameters"] and "earlier" not in first

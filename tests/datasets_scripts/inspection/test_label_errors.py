@@ -153,5 +153,9 @@ def test_estimated_tracks_are_not_taken_for_the_truth(simulated_dataset, tmp_pat
     facts = json.loads((root / "meta/foresight.json").read_text())
     facts["cameras"]["main"]["tracks"]["source"] = "lucas-kanade"
     (root / "meta/foresight.json").write_text(json.dumps(facts))
-    with pytest.raises(ValueError, match="estimates of lucas-kanade"):
+    with pytest.raises(ValueError, match="tracks of dataset .* are of lucas-kanade, which nothing can be"):
+        ExactEpisodes(str(root))
+    del facts["cameras"]  # as LeRobot's own tools leave it
+    (root / "meta/foresight.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="depth of dataset .* is of an unknown source"):
         ExactEpisodes(str(root))

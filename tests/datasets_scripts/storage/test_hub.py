@@ -103,11 +103,20 @@ def test_a_dataset_of_the_hub_is_inspected_and_not_changed(recorded, stand_in, c
 
 @pytest.mark.parametrize("options", [[], ["--public"]])
 def test_an_annotated_dataset_is_private_on_the_hub_unless_told_otherwise(
-    recorded, server, tmp_path, options
+    recorded, server, tmp_path, capsys, options
 ):
     work = [f"--dataset={recorded.root}", f"--output={tmp_path / 'data'}", "--n-points=8", "--workers=1"]
     assert annotate([*work, "--push-to-hub=tester/data", *options]) == 0
     assert HfApi().dataset_info("tester/data").private is not bool(options)
+    HfApi().create_repo("tester/open", repo_type="dataset", private=False)
+    again = annotate([*work, "--push-to-hub=tester/open", *options])
+    if options:
+        assert again == 0 and not HfApi().dataset_info("tester/open").private
+    else:
+        assert again == 1 and "tester/open is public: add --public" in capsys.readouterr().err
+        assert not [
+            file for file in HfApi().list_repo_files("tester/open", repo_type="dataset") if "/" in file
+        ]
 
 
 def test_a_streamed_dataset_downloads_the_video_that_is_decoded_and_no_other(recorded, stand_in):

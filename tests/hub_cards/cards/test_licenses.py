@@ -3,6 +3,7 @@
 import pytest
 
 from hub_cards.cards.licenses import derive_license, list_parts
+from training.config import RunConfig
 
 
 def part(license):
@@ -37,4 +38,30 @@ def test_labels_of_an_unknown_license_are_asked_for():
     parts = list_parts(None, {"datasets": [{"name": "d", "labels": labels}]})[1:]
     assert parts == [{"what": "labels of d", "name": "m", "license": None}]
     with pytest.raises(ValueError, match="that of labels of d, m .license unknown. is not"):
+        derive_license(parts)
+
+
+@pytest.mark.parametrize(
+    ("stated", "chosen"),
+    [
+        ("gpl-3.0", "zlib"),
+        ("gpl-3.0", "cc-by-nc-4.0"),
+        ("cc-by-sa-4.0", "openrail"),
+        ("apple-amlr", "cc-by-nc-4.0"),
+        ("cc-by-nc-sa-4.0", "cc-by-nc-4.0"),
+        ("llama3", "gpl-3.0"),
+    ],
+)
+def test_terms_of_its_own_are_kept(stated, chosen):
+    with pytest.raises(ValueError, match="keeps its terms"):
+        derive_license([part(stated)], chosen)
+    assert derive_license([part(stated)], stated)["license"] == stated
+    assert derive_license([part(stated)], "other")["license"] == "other"
+    assert derive_license([part("zlib")], chosen)["license"] == chosen
+
+
+def test_labels_whose_source_was_dropped_are_asked_for():
+    data = {"name": "d", "unrecorded_labels": ["observation.points.main"]}
+    parts = list_parts(RunConfig(), {"datasets": [data]})
+    with pytest.raises(ValueError, match="that of labels of d, observation.points.main .license unknown"):
         derive_license(parts)

@@ -247,12 +247,12 @@ def test_a_hub_id_takes_the_place_of_the_folder(folder):
     assert 'from_pretrained("someone/policy")' in (folder / "README.md").read_text()
 
 
-def test_several_tasks_have_a_row_and_an_entry_each_and_one_for_all(folder):
+def test_several_tasks_have_a_row_and_an_entry_each_and_one_for_their_mean(folder):
     (folder / "eval.json").write_text(json.dumps(evaluation((TASK, "door-open-v3"))))
     assert main([str(folder)]) == 0
     card = ModelCard.load(folder / "README.md")
     assert [r.dataset_name for r in card.data.eval_results] == [
-        f"MetaWorld {name}" for name in (TASK, "door-open-v3", "all")
+        f"MetaWorld {name}" for name in (TASK, "door-open-v3", "mean of 2 tasks")
     ]
     assert "# 3D Foresight: 2 MetaWorld tasks" in card.text
 
@@ -385,9 +385,14 @@ def test_results_are_written_for_the_leaderboards_of_the_hub_too(folder):
     (folder / "eval.json").write_text(json.dumps(evaluation((TASK, "door-open-v3"))))
     assert main([str(folder)]) == 0
     content = yaml.safe_load((folder / "model" / ".eval_results" / "metaworld.yaml").read_text())
-    first, _, last = parse_eval_result_entries(content)
+    first, second = parse_eval_result_entries(content)  # a mean of two is none of `all` tasks
     assert (first.dataset_id, first.task_id, first.value) == ("lerobot/metaworld_mt50", TASK, 95.0)
-    assert "20 unseen starts" in first.notes and "--episodes 20" in first.notes and last.task_id == "all"
+    assert "20 unseen starts" in first.notes and "--episodes 20" in first.notes
+    assert second.task_id == "door-open-v3"
+    (folder / "eval.json").write_text(json.dumps(evaluation([f"task{i}-v3" for i in range(50)])))
+    assert main([str(folder)]) == 0
+    content = yaml.safe_load((folder / "model" / ".eval_results" / "metaworld.yaml").read_text())
+    assert parse_eval_result_entries(content)[-1].task_id == "all"
 
 
 def other_seed(folder, **changes):
