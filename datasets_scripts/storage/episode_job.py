@@ -29,7 +29,15 @@ from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.settings_changes import name_changes
 from datasets_scripts.storage.shards import read_facts
 
-__all__ = ["EVALUATION", "EpisodeJob", "EpisodeWork", "list_numbers", "resumable_command", "work_on_all"]
+__all__ = [
+    "EVALUATION",
+    "PARAMETERS",
+    "EpisodeJob",
+    "EpisodeWork",
+    "list_numbers",
+    "resumable_command",
+    "work_on_all",
+]
 
 PARAMETERS = "parameters.json"
 EVALUATION = "evaluation"  # kind of the jobs that make no dataset

@@ -421,6 +421,19 @@ def test_a_finished_evaluation_grows_by_the_episodes_that_it_lacks(run):
     whole = run("--episodes", "4", "--seed", "8").results
     for part in ("tasks", "mean", "episodes", "settings", "seeds", "checkpoint"):
         assert grown.results[part] == whole[part]
+    assert grown.results.keys() - whole.keys() == {"earlier_sessions"} and not whole.keys() - grown.results
+
+
+def test_errors_on_recorded_episodes_stay_when_an_evaluation_grows(run, checkpoint, demos, tmp_path):
+    model = trained_on(checkpoint, tmp_path / "run", demos)
+    first = run("--episodes", "2", "--seed", "7", "--dataset", str(demos), checkpoint=model)
+    assert first.code == 0 and first.results["open_loop"]["dataset"] == demos.name
+    grown = run("--episodes", "3", "--seed", "7", checkpoint=model, again=True)
+    assert grown.code == 0 and grown.results["open_loop"] == first.results["open_loop"]
+    grown.results["open_loop"]["dataset"] = "another"
+    run.output.write_text(json.dumps(grown.results))
+    other = run("--episodes", "3", "--seed", "7", "--dataset", str(demos), checkpoint=model, again=True)
+    assert other.code == 1 and "has the errors on another, which those on" in other.err
 
 
 def test_a_film_of_a_finished_evaluation_runs_only_what_it_shows(run, tmp_path, monkeypatch):
@@ -433,6 +446,27 @@ def test_a_film_of_a_finished_evaluation_runs_only_what_it_shows(run, tmp_path, 
     failed = [e["seed"] for e in first.results["episodes"] if not e["success"]]
     assert sorted(run.notes.used) == [(TASK, 8), (TASK, failed[0])], "the first start, and the first failure"
     assert filmed.results["mean"] == first.results["mean"]
+    (tmp_path / "film.mp4").write_bytes(b"of another evaluation")
+    again = run(*options, "--video", str(tmp_path / "film.mp4"), again=True)
+    assert again.code == 0 and run.notes.used, "the film that is there is not its own"
+
+
+def test_a_film_changes_no_outcome_that_was_counted(run, tmp_path, monkeypatch):
+    """Failures that run again for the film, and succeed this time, would raise the success rate."""
+    options = ("--episodes", "8", "--seed", "8", "--max-steps", "20")
+    first = run(*options)
+    receive = FakePool.receive
+
+    def succeed(self, worker):
+        answer = receive(self, worker)
+        return answer | {"success": True} if self.state[worker].steps else answer
+
+    monkeypatch.setattr(FakePool, "receive", succeed)
+    filmed = run(*options, "--video", str(tmp_path / "film.mp4"), again=True)
+    assert filmed.code == 0 and "ended otherwise again, so the film leaves it out" in filmed.out
+    assert filmed.results["mean"] == first.results["mean"]
+    counted = [(e["success"], e["steps"]) for e in first.results["episodes"]]
+    assert [(e["success"], e["steps"]) for e in filmed.results["episodes"]] == counted
 
 
 def test_a_film_that_cannot_be_written_costs_no_episode(run, tmp_path, monkeypatch):

@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers.utils import find_adapter_config_file
+from transformers.utils import cached_file, find_adapter_config_file
+from transformers.utils.hub import extract_commit_hash
 
 from datasets_scripts.storage.atomic import read_json, write_whole_folder
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
@@ -22,6 +23,7 @@ __all__ = [
     "MODEL_FILES",
     "export_model",
     "export_places",
+    "find_commit",
     "is_exported",
     "load_checkpoint",
     "load_exported",
@@ -156,6 +158,20 @@ def load_checkpoint(
     except Exception as error:  # safetensors, hub and tokenizer libraries raise their own types
         raise ValueError(f"checkpoint {source} cannot be loaded: {error}") from error
     return model.to(device).eval(), processor
+
+
+def find_commit(source: str | Path, revision: str | None = None) -> str | None:
+    """Commit of the files of a Hub repo that this machine has loaded; `None` for a folder.
+
+    Of an adapter it is the adapter's, not that of its base.
+    """
+    if Path(source).is_dir():
+        return None
+    known = {"revision": revision, "local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+    for name in (ADAPTER_CONFIG, "config.json"):
+        if file := cached_file(str(source), name, **known):
+            return extract_commit_hash(file, None)
+    return None
 
 
 def is_exported(source: str | Path) -> bool:

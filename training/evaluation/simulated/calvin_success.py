@@ -294,7 +294,7 @@ def _run_chains(
         trials = [(tasks[0], number, tuple(tasks[1:])) for number, tasks in chains]
         limits = dict.fromkeys((task for _, tasks in chains for task in tasks), options.max_steps)
         _, timing = run_episodes(stream, pool, trials, 1, limits, options.execute_steps, on_done=keep)
-    figures = describe_timing(timing, sessions.read_s(), len(pool), resumed)
+    figures = describe_timing(timing, sessions, len(pool), resumed)
     return [known[number] for number in range(options.chains)], figures
 
 

@@ -1,6 +1,7 @@
 """The episodes that a film of an evaluation shows: which, kept in files while it runs, and the video."""
 
 # No import of PyTorch at the top: every simulator process imports the command, which imports this file.
+import hashlib
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from datasets_scripts.storage.atomic import write_whole_file
 from training.evaluation.simulated.kept_episodes import episode_file
 
-__all__ = ["Film", "write_film"]
+__all__ = ["Film", "describe_films", "write_film"]
 
 MAX_FILMED = 20  # rollouts in one video
 
@@ -75,6 +76,22 @@ class Film:
             with np.load(self._path(self._trials[number])) as arrays:
                 episode = episodes[self._trials[number]]
                 episode.frames, episode.actions = list(arrays["frames"]), list(arrays["actions"])
+
+
+def describe_films(places: Sequence[Path]) -> dict[str, str | None]:
+    """By the place's name a digest of each film or recorded dataset, `None` if it is not there.
+
+    By it results tell whether what is there is their own.
+    """
+    return {place.name: _digest(place) if place.exists() else None for place in places}
+
+
+def _digest(place: Path) -> str:
+    if place.is_file():
+        return hashlib.sha256(place.read_bytes()).hexdigest()[:16]
+    files = sorted(path for path in place.rglob("*") if path.is_file())
+    sizes = [f"{path.relative_to(place).as_posix()} {path.stat().st_size}" for path in files]
+    return hashlib.sha256("\n".join(sizes).encode()).hexdigest()[:16]
 
 
 def write_film(path: Path, episodes: list, name_tasks: bool, fps: float) -> None:

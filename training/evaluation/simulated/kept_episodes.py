@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from datasets_scripts.storage.atomic import read_json, write_json
-from datasets_scripts.storage.episode_job import EVALUATION, EpisodeJob
+from datasets_scripts.storage.episode_job import EVALUATION, PARAMETERS, EpisodeJob
 from datasets_scripts.storage.settings_changes import name_changes
 from training.evaluation.simulated.timing import Sessions
 
@@ -83,6 +83,10 @@ def claim_evaluation(job: EpisodeJob) -> Iterator[None]:
             if not any(job.partial.glob("[0-9]*.json")):
                 shutil.rmtree(job.partial)  # nothing is lost
             raise
+    # The parameters last: without them nobody knows what a folder that a kill left is.
+    for path in job.partial.iterdir():
+        if path.name != PARAMETERS:
+            path.unlink()
     shutil.rmtree(job.partial, ignore_errors=True)
 
 

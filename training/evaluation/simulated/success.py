@@ -16,7 +16,7 @@ from tqdm import tqdm
 from datasets_scripts.columns import image_key
 from datasets_scripts.storage.atomic import read_json, write_json
 from datasets_scripts.storage.dataset_folder import load_features
-from training.evaluation.simulated.film import Film, write_film
+from training.evaluation.simulated.film import Film, describe_films, write_film
 from training.evaluation.simulated.goal_sources import check_goal_options, describe_goals, open_stream
 from training.evaluation.simulated.kept_episodes import (
     check_growth,
@@ -206,8 +206,12 @@ def measure_policy(
     results = read_finished(job)
     finished = results["seeds"]["last"] + 1 - options.seed if results else 0
     check_growth(finished, options.episodes, "--episodes", options.output)
+    kept = {name: results[name] for name in ("open_loop",) if results and name in results}
+    if recorded is not None and kept:
+        _refuse_other_errors(options.output, kept["open_loop"], recorded)
     is_whole = finished == options.episodes and not job.partial.exists()
-    if is_whole and all(place.exists() for place in options.films):
+    films = results.get("films", {}) if results else {}
+    if is_whole and films | describe_films(options.films) == films:
         print(f"{options.output} holds this evaluation, which is finished")
     else:
         with claim_evaluation(job):
@@ -220,9 +224,12 @@ def measure_policy(
             outcomes = _count_successes(benchmark, episodes, metric)
             results = {"version": 1, **facts, **outcomes, "seeds": facts["seeds"] | checked, "timing": timing}
             results |= {"episodes": [_episode_facts(episode) for episode in episodes], **run}
-            results |= sessions.describe()
+            results |= sessions.describe() | kept
             write_json(options.output, results)  # what fails from here on must not cost the results
             _use_films(benchmark, episodes, config, facts)
+            if films := describe_films(options.films):
+                results["films"] = films
+                write_json(options.output, results)
     if recorded is not None:
         results["open_loop"] = measure_recorded(model, processor, recorded)
     return results
@@ -241,7 +248,7 @@ def _count_successes(benchmark: Benchmark, episodes: Sequence, metric) -> dict:
 def _use_films(benchmark: Benchmark, episodes: Sequence, config, facts: Mapping) -> None:
     """Writes what the options ask for of the filmed episodes, failures first."""
     filmed = sorted((episode for episode in episodes if episode.frames), key=lambda episode: episode.success)
-    if benchmark.options.video:
+    if benchmark.options.video and filmed:
         name_tasks, fps = len(benchmark.tasks) > 1, facts["settings"]["control_hz"]
         write_film(benchmark.options.video, filmed, name_tasks, fps)
     if filmed:
@@ -306,13 +313,23 @@ def _choose_settings(benchmark: Benchmark, config, demonstrations: list[Path], r
 
 def describe_checkpoint(options, config) -> dict:
     """Path, as it may be published beside `options.output`, revision, and digest of a folder's weights."""
-    from training.models.model_folder import weights_digest
+    from training.models.model_folder import find_commit, weights_digest
 
     source, digest = options.checkpoint, None
     if Path(source).is_dir():
         source, digest = portable_path(source, options.output.parent), weights_digest(source)
-    commit = options.revision or getattr(config, "_commit_hash", None)
+    commit = find_commit(options.checkpoint, options.revision) or options.revision
     return {"path": source, "revision": commit, "weights_sha256": digest}
+
+
+def _refuse_other_errors(output: Path, known: Mapping, recorded) -> None:
+    """Refuses to replace the errors on one dataset in the results by those on another."""
+    (described,) = recorded.describe()
+    if known["dataset"] != described["name"]:
+        raise ValueError(
+            f"{output} has the errors on {known['dataset']}, which those on {described['name']} would "
+            "replace: choose another --output"
+        )
 
 
 def _find_demonstrations(options: EvaluationOptions) -> list[Path]:
@@ -346,19 +363,28 @@ def _run_trials(
     known = {(e.task, e.seed): e for e in _read_episodes(folder)}
     done = max((seed + 1 - options.seed for _, seed in known), default=0)
     check_growth(done, options.episodes, "--episodes", folder)
-    for trial in film.lacks(known) if film else ():
-        del known[trial]
-    missing = [trial for trial in trials if trial not in known]
+    unfilmed = film.lacks(known) if film else set()
+    missing = [trial for trial in trials if trial not in known or trial in unfilmed]
     size = min(options.num_envs, len(missing))
     outcomes = [episode.success for episode in known.values()]
     timing = Timing()
     with tqdm(total=len(trials), initial=len(known), desc="evaluate", unit="episode") as bar:
 
         def keep(episode) -> None:
-            if film:
+            first = known.get((episode.task, episode.seed))
+            is_shown = first is None or (first.success, first.steps) == (episode.success, episode.steps)
+            if film and is_shown:
                 film.keep(episode)
-            write_json(folder / episode_file(episode.task, episode.seed), _episode_facts(episode))
+            if first is not None and is_shown:
+                first.failed_at = episode.failed_at
+            elif first is not None:
+                episode.frames, episode.actions = [], []
+                print(f"{first.task}, start {first.seed}: ended otherwise again, so the film leaves it out")
+            kept = first or episode  # what a film shows decides no outcome
+            write_json(folder / episode_file(kept.task, kept.seed), _episode_facts(kept))
             sessions.save()
+            if first is not None:
+                return
             outcomes.append(episode.success)
             rate = sum(outcomes) / len(outcomes)
             bar.set_postfix_str(f"success {sum(outcomes)}/{len(outcomes)} = {rate:.0%}")
@@ -380,10 +406,10 @@ def _run_trials(
                     set(missing) if film else (),
                     on_done=keep,
                 )
-            known |= {(e.task, e.seed): e for e in episodes}
+            known = {(e.task, e.seed): e for e in episodes} | known
     if film:
         film.load(known)
-    figures = describe_timing(timing, sessions.read_s(), size, len(trials) - len(missing))
+    figures = describe_timing(timing, sessions, size, len(trials) - len(missing))
     return [known[trial] for trial in trials], figures
 
 

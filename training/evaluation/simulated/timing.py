@@ -26,6 +26,7 @@ class Sessions:
     Attributes:
         earlier (`list[dict]`): Facts of the earlier sessions that ran with another command, commit, library
             or machine than this one.
+        finished_timing (`dict`, *optional*): `timing` of the finished results that this evaluation adds to.
 
     Raises:
         ValueError: If the earlier sessions cannot be read; names the file.
@@ -35,6 +36,7 @@ class Sessions:
         self._path, self._begun = folder / FILE, time.perf_counter()
         known = read_json(self._path, "delete it to count this session alone") if self._path.exists() else {}
         self._earlier_s, self._run = known.get("wall_s", 0.0), dict(run)
+        self.finished_timing: dict | None = known.get("timing")
         self.earlier: list[dict] = []
         for one in known.get("runs", []):
             if not any(_same_run(one, other) for other in (*self.earlier, run)):
@@ -46,7 +48,8 @@ class Sessions:
         if (folder / FILE).exists():
             return
         runs = [*results.get("earlier_sessions", []), {name: results.get(name) for name in RUN_FACTS}]
-        write_json(folder / FILE, {"wall_s": results["timing"]["wall_s"], "runs": runs})
+        known = {"wall_s": results["timing"]["wall_s"], "runs": runs, "timing": results["timing"]}
+        write_json(folder / FILE, known)
 
     def read_s(self) -> float:
         """Seconds so far."""
@@ -54,7 +57,8 @@ class Sessions:
 
     def save(self) -> None:
         """Keeps seconds and facts so far for a session that resumes this one."""
-        write_json(self._path, {"wall_s": self.read_s(), "runs": [*self.earlier, self._run]})
+        known = {"wall_s": self.read_s(), "runs": [*self.earlier, self._run], "timing": self.finished_timing}
+        write_json(self._path, known)
 
     def describe(self) -> dict:
         """`earlier_sessions` for the results, if there were other ones."""
@@ -69,12 +73,13 @@ def _same_run(one: Mapping, other: Mapping) -> bool:
     return all(one.get(name) == other.get(name) for name in RUN_FACTS if name != "date")
 
 
-def describe_timing(timing, wall_s: float, environments: int, resumed: int) -> dict:
+def describe_timing(timing, sessions: Sessions, environments: int, resumed: int) -> dict:
     """The `timing` of the results.
 
     Args:
-        timing (`closed_loop.Timing`): Durations of this session's control steps.
-        wall_s (`float`): Seconds of all sessions.
+        timing (`closed_loop.Timing`): Durations of this session's control steps; without any, those of the
+            finished results that it adds to stay.
+        sessions (`Sessions`): All of them.
         environments (`int`): Simulators side by side.
         resumed (`int`): Episodes that earlier sessions finished.
 
@@ -82,8 +87,11 @@ def describe_timing(timing, wall_s: float, environments: int, resumed: int) -> d
         `dict`: `wall_s`, `parallel_environments`, `resumed_after` if not zero, and median and 90th percentile
         as `policy_ms`, `control_step_ms`, and `goal_ms` if goal images were waited for.
     """
+    wall_s = round(sessions.read_s(), 2)
+    if not timing.policy and sessions.finished_timing:
+        return sessions.finished_timing | {"wall_s": wall_s}
     return {
-        "wall_s": round(wall_s, 2),
+        "wall_s": wall_s,
         "parallel_environments": environments,
         **({"resumed_after": resumed} if resumed else {}),
         "policy_ms": _percentiles_ms(timing.policy),

@@ -54,14 +54,19 @@ def test_a_damaged_file_of_sessions_is_named(tmp_path):
         Sessions(tmp_path, RUN)
 
 
-def test_the_results_have_a_median_and_a_percentile_of_what_was_timed():
+def test_the_results_have_a_median_and_a_percentile_of_what_was_timed(tmp_path, wait):
     timing = Timing(policy=[0.001, 0.002, 0.003], step=[])
-    figures = describe_timing(timing, wall_s=1.234, environments=2, resumed=0)
+    sessions = Sessions(tmp_path, RUN)
+    wait(1.234)
+    figures = describe_timing(timing, sessions, environments=2, resumed=0)
     assert figures == {
         "wall_s": 1.23,
         "parallel_environments": 2,
         "policy_ms": {"median": 2.0, "p90": 2.8, "count": 3},
         "control_step_ms": {"count": 0},
     }
-    more = describe_timing(Timing(goal=[0.5]), wall_s=1.0, environments=2, resumed=3)
+    more = describe_timing(Timing(goal=[0.5]), sessions, environments=2, resumed=3)
     assert more["resumed_after"] == 3 and more["goal_ms"]["median"] == 500.0
+    Sessions.reopen(tmp_path / "again", {**RUN, "timing": figures})
+    same = describe_timing(Timing(), Sessions(tmp_path / "again", RUN), environments=0, resumed=3)
+    assert same == figures, "a session without a step leaves what was measured"
