@@ -32,7 +32,7 @@ from datasets_scripts.storage.settings_changes import flatten, name_changes
 from experiments.depth_motion import depth_shares
 from experiments.plans import STEPS, TIME, Cell, Plan
 from modeling_foresight.configuration_foresight import PRESETS, ForesightConfig
-from training.config import RunConfig, load_config, rename_setting
+from training.config import RunConfig, load_config, rename_setting, write_overrides
 from training.evaluation.simulated.libero_success import LiberoOptions, measure_libero
 from training.evaluation.simulated.metaworld_success import MetaWorldOptions, measure_metaworld
 from training.evaluation.simulated.success import outcomes_by_task
@@ -75,7 +75,7 @@ def run_config(plan: Plan, variant: str, **settings) -> RunConfig:
     given = {"data.num_workers": 0, "train.val_every": 0} | plan.overrides
     given |= {f"model.{name}": value for name, value in model_fields(plan, variant).items()}
     given |= {name.replace("__", "."): value for name, value in settings.items()}
-    return load_config(plan.config, [f"--{name}={json.dumps(value)}" for name, value in given.items()])
+    return load_config(plan.config, write_overrides(given))
 
 
 def pretraining_config(plan: Plan, folder: Path, seed: int) -> RunConfig:
@@ -83,7 +83,7 @@ def pretraining_config(plan: Plan, folder: Path, seed: int) -> RunConfig:
     home = folder / "pretraining" / f"seed{seed}"
     given = plan.pretraining_overrides | {"data.num_workers": 0, "seed": seed}
     given |= {"output": str(home / "training"), "export": str(home / "model")}
-    return load_config(plan.pretraining, [f"--{name}={json.dumps(value)}" for name, value in given.items()])
+    return load_config(plan.pretraining, write_overrides(given))
 
 
 def pretrain(plan: Plan, folder: Path, seed: int) -> RunConfig:
@@ -175,6 +175,7 @@ def measure_shares(plan: Plan, folder: Path) -> dict[str, float]:
     path = folder / "depth_motion.json"
     if not path.exists():
         n, shares = max(plan.demonstrations), {}
+        length = run_config(plan, plan.reference).model.get("flow_length", ForesightConfig.flow_length)
         for tasks in plan.task_groups():
             data = data_folder(plan, folder, n, tasks)
             if not data.exists():
@@ -182,7 +183,7 @@ def measure_shares(plan: Plan, folder: Path) -> dict[str, float]:
                     f"{path} is missing, and so are the demonstrations in {data}: copy one of them from "
                     "where the cells were run, or leave out --tables to simulate them again"
                 )
-            shares |= depth_shares(data, plan.recordings()[n].cameras[0], flow_length=6)
+            shares |= depth_shares(data, plan.recordings()[n].cameras[0], length)
         write_json(path, shares)
     return read_json(path)
 

@@ -102,10 +102,11 @@ def describe_run_folder(config: RunConfig, datasets: Sequence[DatasetRows]) -> N
 
 
 def continued_settings(config: RunConfig) -> RunConfig:
-    """The settings of a run that resumes: its base is of the commit at which it began, if none is given."""
+    """The settings of a run that resumes: its base is of the commit at which it began, if it names none."""
     settings = Path(config.output) / "config.yaml"
     begun = load_config(settings, []) if settings.is_file() else config
-    if config.init_revision is None and config.init_from == begun.init_from:
+    names_commit = re.fullmatch("[0-9a-f]{40}", config.init_revision or "")
+    if not names_commit and begun.init_revision and config.init_from == begun.init_from:
         return dataclasses.replace(config, init_revision=begun.init_revision)
     return config
 

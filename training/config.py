@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import difflib
+import json
 import math
 import reprlib
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ __all__ = [
     "load_config",
     "rename_setting",
     "save_config",
+    "write_overrides",
 ]
 
 LARGEST_CONFIG = 10_000  # values in a YAML file
@@ -286,6 +289,12 @@ class RunConfig:
                 value = getattr(getattr(self, group), name)
                 if value is not None and value < bound:
                     raise ValueError(f"{group}.{name} is {value}; it must be at least {bound}")
+        for name, share in (
+            ("train.min_learning_rate_ratio", train.min_learning_rate_ratio),
+            ("data.p_moving", self.data.p_moving),
+        ):
+            if share > 1:
+                raise ValueError(f"{name} is {share}; it is a share and must be at most 1")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**63 - 1")
         if train.ema_decay is not None and train.ema_decay >= 1:
@@ -363,7 +372,8 @@ def load_config(path: str | Path | None, overrides: list[str]) -> RunConfig:
 
     Args:
         path (`str` or `Path`, *optional*): YAML file; defaults alone if omitted.
-        overrides (`list[str]`): `--key.sub value` or `--key.sub=value`; values are read as YAML.
+        overrides (`list[str]`): `--key.sub value` or `--key.sub=value`; names and places stay as they are,
+            other values are read as YAML. `--dataset` keeps how a single dataset of the file is read.
 
     Raises:
         ValueError: If the file cannot be read, a key is unknown or a value has the wrong type; names it.
@@ -375,7 +385,7 @@ def load_config(path: str | Path | None, overrides: list[str]) -> RunConfig:
             values.get("train", {}).pop(other, None)
     for key, value in pairs:
         if key == "dataset":
-            key, value = "data.datasets", [{"path": str(value)}]
+            key, value = "data.datasets", _replace_dataset(values, value)
         if key.startswith("model."):
             _set_nested(given, key.removeprefix("model."), value)
         else:
@@ -389,6 +399,14 @@ def load_config(path: str | Path | None, overrides: list[str]) -> RunConfig:
     except ParsingError as error:
         # draccus hides a dataclass's own ValueError behind a general sentence.
         raise ValueError(f"config {path or ''}: {error.__cause__ or error}") from None
+
+
+def _replace_dataset(values: dict[str, Any], path: str) -> list[dict]:
+    """`--dataset` in place of the datasets of the file: a single one keeps its cameras, stride and robot."""
+    known = (values.get("data") or {}).get("datasets") or []
+    if len(known) == 1 and isinstance(known[0], dict):
+        return [{**known[0], "path": path}]
+    return [{"path": path}]
 
 
 def rename_setting(name: str) -> str:
@@ -503,16 +521,44 @@ def _parse_pairs(arguments: list[str]) -> list[tuple[str, Any]]:
         value = value if equals else next(rest, "--")
         if not equals and value.startswith("--"):
             raise ValueError(f"--{key} needs a value")
-        try:
-            parsed = _parse_yaml(value)
-        except ValueError as error:
-            raise ValueError(f"--{key} {value}: {error}") from None
-        # YAML 1.1 reads 1e-3 as text.
-        if isinstance(parsed, str):
-            with contextlib.suppress(ValueError):
-                parsed = float(parsed)
-        pairs.append((key, parsed))
+        pairs.append((key, _read_value(key, value)))
     return pairs
+
+
+def write_overrides(settings: Mapping[str, Any]) -> list[str]:
+    """Settings by dotted name as overrides of [`load_config`], whatever characters their texts have."""
+    return [
+        f"--{key}={value if _is_text(key) and isinstance(value, str) else json.dumps(value)}"
+        for key, value in settings.items()
+    ]
+
+
+def _is_text(key: str) -> bool:
+    return _type_of(key) in (str, str | None)
+
+
+def _read_value(key: str, text: str) -> Any:
+    """The value of an override. Text stays as it is: a folder may be called `2026_01_05` or `run #2`."""
+    if _is_text(key):
+        return None if _type_of(key) is not str and text == "null" else text
+    try:
+        parsed = _parse_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"--{key} {text}: {error}") from None
+    # YAML 1.1 reads 1e-3 as text.
+    if isinstance(parsed, str):
+        with contextlib.suppress(ValueError):
+            parsed = float(parsed)
+    return parsed
+
+
+def _type_of(key: str) -> Any:
+    """Type of a setting by its dotted name; `None` for fields of the model, and for what is unknown."""
+    kind: Any = RunConfig
+    for name in rename_setting(key.replace(".", "/")).split("/") if key != "dataset" else ["output"]:
+        is_group = dataclasses.is_dataclass(kind)
+        kind = {f.name: f.type for f in dataclasses.fields(kind)}.get(name) if is_group else None
+    return kind
 
 
 def check_fields(cls: type, values: dict, prefix: str) -> None:

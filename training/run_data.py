@@ -279,7 +279,8 @@ class RunData:
         """Name, episodes, windows and label sources of every dataset, for the card."""
         val = self.val.datasets if self.val else []
         apart = [windows for windows in val if windows.config.episodes is None]
-        pairs = itertools.zip_longest(self.train.datasets, [] if apart else val)
+        held_out = {id(windows.rows): windows for windows in val}  # not all datasets need have some
+        pairs = [(windows, held_out.get(id(windows.rows))) for windows in self.train.datasets]
         return [_describe_dataset(*pair) for pair in (*pairs, *((None, windows) for windows in apart))]
 
 
@@ -342,7 +343,8 @@ def _open_validation(
 ) -> ForesightWindows:
     """Windows of a dataset for validation alone; it must be like the first one, and none trained on."""
     val, first = ForesightWindows(rows, config), train[0]
-    if val.rows.root.resolve() in [windows.rows.root.resolve() for windows in train]:
+    own = dataset_identity(rows)  # a copy in another place counts too
+    if any(is_same_dataset(dataset_identity(windows.rows), own) for windows in train):
         raise ValueError(f"data.validation is {rows.name}, which is trained on too; give another dataset")
     for what, read in {
         "state size": lambda windows: windows.state_dim,

@@ -192,10 +192,12 @@ def test_a_run_continues_on_the_commit_of_its_base_when_the_branch_has_moved(wor
     for module in (huggingface_hub.constants, transformers.utils.hub):
         monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
     run(work, tmp_path / "run", "--train.steps", "1", base="you/base")
-    (tmp_path / "run" / "summary.json").unlink()
     (repo / "refs" / "main").write_text(moved)
-    assert run(work, tmp_path / "run", "--train.steps", "1", base="you/base", resume=True) == 0
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["init_revision"] == begun
+    for named in ([], ["--init_revision", "main"]):
+        (tmp_path / "run" / "summary.json").unlink(missing_ok=True)
+        again = ("--train.steps", "1", *named)
+        assert run(work, tmp_path / "run", *again, base="you/base", resume=True) == 0
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["init_revision"] == begun
 
 
 def test_every_way_of_loading_gives_the_same_actions(work):

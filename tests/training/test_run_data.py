@@ -79,9 +79,12 @@ def test_a_validation_dataset_of_another_form_is_refused(folder, tmp_path, chang
         open_run(folder, "--data.validation", tmp_path / "other")
 
 
-def test_validation_on_the_data_trained_on_is_refused(folder):
+def test_validation_on_the_data_trained_on_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="is trained on too"):
         open_run(folder, "--data.validation", folder / "training")
+    shutil.copytree(folder / "training", tmp_path / "copy")
+    with pytest.raises(ValueError, match="copy, which is trained on too"):
+        open_run(folder, "--data.validation", tmp_path / "copy")
 
 
 def test_pretraining_on_five_sources_sees_one_camera_of_each_robot_and_no_actions(folder, tmp_path):
@@ -125,6 +128,29 @@ def test_a_run_whose_held_out_episodes_are_shorter_than_a_window_has_no_validati
     with pytest.warns(UserWarning, match="has no validation: the 2 episodes held out have at most 3 frames"):
         data = RunData(config, starting_config(config))
     assert data.val is None and len(data.train.datasets[0].episodes) == 4
+
+
+def test_episodes_held_out_are_told_of_their_own_dataset(folder, tmp_path):
+    held_out = split_episodes(6, 0.25, 0)[1]
+    frames = [3 if episode in held_out else 10 for episode in range(6)]
+    short = make_dataset(tmp_path / "short", **{**FORM, "episodes": 6, "frames": frames}).root
+    long = make_dataset(tmp_path / "long", **{**FORM, "episodes": 6, "frames": 10}).root
+    datasets = f"--data.datasets=[{{path: {short}}}, {{path: {long}}}]"
+    config = load_config(folder / "tiny.yaml", [datasets, "--data.frame_cache", "off"])
+    with pytest.warns(UserWarning, match="short has no validation"):
+        described = RunData(config, starting_config(config)).describe()
+    told = [(one["name"], one["train_episodes"], one["validation_episodes"]) for one in described]
+    assert told == [("short", 4, []), ("long", 4, sorted(held_out))]
+
+
+def test_actions_of_one_dataset_at_two_rates_are_refused(folder):
+    sources = ", ".join(
+        f"{{path: {folder / 'training'}, frame_stride: {stride}, strided_commands: last}}"
+        for stride in (1, 2)
+    )
+    config = load_config(folder / "tiny.yaml", [f"--data.datasets=[{sources}]", "--data.frame_cache", "off"])
+    with pytest.raises(ValueError, match="differ in steps per second: .*training 20, .*training 10"):
+        RunData(config, starting_config(config))
 
 
 def test_datasets_of_one_name_have_metrics_of_their_own(folder, tmp_path):

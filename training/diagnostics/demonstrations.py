@@ -73,9 +73,17 @@ def measure_once(
     """What [`measure_demonstrations`] gives, kept in the file `path`.
 
     Raises:
-        ValueError: If the file is of other weights (`weights` is their digest) or of another dataset.
+        ValueError: If the file is of other weights (`weights` is their digest), of another dataset, or of
+            other cameras of it.
     """
-    facts = {"weights_sha256": weights, "data": dataset_identity(windows.datasets[0].rows)}
+    recorded = windows.datasets[0]
+    facts = {
+        "weights_sha256": weights,
+        "data": dataset_identity(recorded.rows),
+        "cameras": recorded.cameras,
+        "frame_stride": recorded.config.frame_stride,
+        "embodiment": processor.embodiment,
+    }
     if not path.exists():
         write_json(path, {**facts, "figures": measure_demonstrations(model, processor, windows, replaced)})
     kept = read_json(path, "delete it; it is measured again")
@@ -156,8 +164,11 @@ def measure_instruction(
         absolute distances in the dataset's units: `named_l1` and `other_l1` to the demonstration, `change_l1`
         between the two actions. `None` if no tasks share a scene, or the dataset has no actions.
     """
-    chosen = [i for i, text in enumerate(predicted["task"]) if text in replaced]
-    if not chosen or "true_action" not in predicted:
+    if "true_action" not in predicted:
+        return None
+    is_known = np.isfinite(predicted["true_action"]).all(-1)
+    chosen = [i for i, text in enumerate(predicted["task"]) if text in replaced and is_known[i]]
+    if not chosen:
         return None
     other = _predict(model, processor, Subset(windows, chosen), replaced)["action"]
     named, true = predicted["action"][chosen], predicted["true_action"][chosen]
@@ -237,8 +248,8 @@ def _measure_tasks(model, processor, windows: ConcatWindows, predicted: Mapping)
         results[task] = {"windows": len(chosen)}
         for name, key in {"action": "next_action_l1", "progress": "progress_mae"}.items():
             if f"true_{name}" in predicted and name in predicted:
-                error = predicted[name][chosen] - predicted[f"true_{name}"][chosen]
-                results[task][key] = float(np.abs(error).mean())
+                error = _mean_size(predicted[name][chosen] - predicted[f"true_{name}"][chosen])
+                results[task] |= {} if error is None else {key: error}
         for section in ("windows", "losses", "actions", "progress"):
             errors.pop(section, None)
         for section, groups in errors.items():
@@ -247,6 +258,12 @@ def _measure_tasks(model, processor, windows: ConcatWindows, predicted: Mapping)
                     if isinstance(value, float):
                         results[task][f"{section}/{group}/{metric}"] = value
     return results
+
+
+def _mean_size(error: np.ndarray) -> float | None:
+    """Mean absolute error over what is known; `None` if nothing is."""
+    known = error[np.isfinite(error)]
+    return float(np.abs(known).mean()) if known.size else None
 
 
 def _predict(model, processor, windows, replaced: Mapping[str, str] | None = None) -> dict:
@@ -274,7 +291,10 @@ def _predict_newest(model, processor, raw: dict, replaced: Mapping[str, str] | N
     actions = processor.denormalize_actions(output.actions[:, newest])[:, 0]
     yield "action", processor.take_entries("action", actions)
     if raw.get("actions") is not None:
-        yield "true_action", processor.take_entries("action", raw["actions"][:, newest, 0])
+        true = processor.take_entries("action", raw["actions"][:, newest, 0])
+        if raw.get("action_mask") is not None:  # what does not exist is zeros there
+            true = torch.where(raw["action_mask"][:, newest, 0, None].bool(), true, torch.nan)
+        yield "true_action", true
     if output.progress is not None:
         yield "progress", output.progress[:, newest]
         yield "true_progress", raw["progress"][:, newest]

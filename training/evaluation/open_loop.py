@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, distributed
 from tqdm import tqdm
 
+from datasets_scripts.storage.provenance import find_intrinsics, read_provenance
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.heads import heads_of
 from modeling_foresight.inputs import ForesightInputs
@@ -285,14 +286,16 @@ def measure_recorded(
         of [`measure_in_real_units`].
     """
     (described,) = data.describe()
-    intrinsics = described["labels"].get(model.config.views[0], {}).get("intrinsics")
-    if intrinsics is not None:
+    windows = data.val.datasets[0]
+    camera = windows.cameras.get(model.config.views[0])  # of the dataset, whatever the view's name is
+    intrinsics = camera and find_intrinsics(read_provenance(windows.rows.root), windows.rows.features, camera)
+    if intrinsics:
         intrinsics = {name: intrinsics[name] for name in ("fx", "fy", "cx", "cy")}
     return {
         "dataset": described["name"],
         "episodes": described["validation_episodes"],
         "metrics": measure_held_out(model, processor, data),
-        "real_units": measure_in_real_units(model, processor, data.val.datasets[0], intrinsics),
+        "real_units": measure_in_real_units(model, processor, windows, intrinsics or None),
     }
 
 

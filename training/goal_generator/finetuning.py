@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -296,14 +297,16 @@ def run_steps(run: GoalRun, log: RunLog, stop: StopRequest) -> bool:
         save = functools.partial(save_checkpoint, accelerator, Path(options.output), step, keep=2)
         with log.reading():
             taken = read_everywhere(accelerator, batches, parts, step, save if step > run.start else None)
+        losses = []
         for part, batch in enumerate(taken):
             torch.manual_seed(step_seed(options.seed, step * parts + part, accelerator.process_index))
             with accelerator.accumulate(run.unet):
                 loss = measure_loss(run, batch)
+                losses.append(loss.detach())
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     norm = clip_gradients(accelerator, run.unet.parameters(), options.max_grad_norm)
-                    check_step(run, step, loss)
+                    check_step(run, step, losses, norm)
                     log.add({"grad_norm": norm})
                 run.optimizer.step()
                 run.optimizer.zero_grad()
@@ -390,16 +393,18 @@ def encode_prompts(pipeline, prompts: list[str], device: torch.device) -> Tensor
     return encoder(tokens.input_ids, attention_mask=mask)[0].float()
 
 
-def check_step(run: GoalRun, step: int, loss: Tensor) -> None:
-    """Stops all processes before an update with a loss that is not finite.
+def check_step(run: GoalRun, step: int, losses: Sequence[Tensor], norm: Tensor) -> None:
+    """Stops all processes before an update with a loss, of any part of the batch, or gradient not finite.
 
     Raises:
         ValueError: In every process; says what to do.
     """
-    if not run.accelerator.gather(loss.detach().isfinite()[None]).all():
+    found = torch.stack([*losses, torch.as_tensor(norm, device=losses[0].device).to(losses[0])])
+    if not run.accelerator.gather(found.isfinite().all()[None]).all():
         raise ValueError(
-            f"the loss is not finite at step {step + 1} of {run.options.output}; earlier checkpoints are "
-            "kept. Lower --learning_rate or choose another --mixed_precision, and another --output"
+            f"the loss or its gradient is not finite at step {step + 1} of {run.options.output}; earlier "
+            "checkpoints are kept. Lower --learning_rate or choose another --mixed_precision, and another "
+            "--output"
         )
 
 

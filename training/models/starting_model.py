@@ -169,9 +169,9 @@ def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPredi
 
 
 def pin_base(config: RunConfig, model: ForesightConfig) -> RunConfig:
-    """The settings with the commit of a base from the Hub, for later sessions: its branch may move."""
+    """The settings with the commit of a base from the Hub, for later sessions: a branch may move."""
     commit = getattr(model, "_commit_hash", None)
-    if config.init_from and config.init_revision is None and commit:
+    if config.init_from and commit:
         return dataclasses.replace(config, init_revision=commit)
     return config
 

@@ -140,10 +140,15 @@ def split_by_files(
 ) -> tuple[list[int], list[int]]:
     """Training and validation episodes as of `split_episodes`, held out file by file.
 
-    Episodes drawn one by one lie in all files, so that each validation would download the dataset.
+    Episodes drawn one by one lie in all files, so that each validation would download the dataset. Whole
+    files are held out until there are as many episodes as wanted; the last one is split only where nothing
+    would be left to train on.
     """
     held = len(split_episodes(rows.n_episodes, val_fraction, seed)[1])
     runs = rows.runs_of(keys, np.arange(rows.n_episodes))
     order = np.random.default_rng(seed).permutation(len(runs))
     episodes = [episode for i in order for episode in runs[i]]
+    ends = np.cumsum([len(runs[i]) for i in order])
+    whole = int(ends[np.searchsorted(ends, held)]) if held else 0
+    held = whole if whole < rows.n_episodes else held
     return sorted(episodes[held:]), sorted(episodes[:held])

@@ -213,14 +213,14 @@ def warn_of_differences(datasets: Sequence[ForesightWindows]) -> None:
 
 def _compare_rates(datasets: Sequence[ForesightWindows]) -> None:
     """Refuses actions of several rates, and warns of pictures of several rates."""
-    rates = {dataset.rows.name: dataset.rows.fps / dataset.config.frame_stride for dataset in datasets}
-    if max(rates.values()) <= 1.02 * min(rates.values()):
+    rates = [dataset.rows.fps / dataset.config.frame_stride for dataset in datasets]  # names may be equal
+    if max(rates) <= 1.02 * min(rates):
         return
     told = "datasets of the mixture differ in steps per second: "
-    told += ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+    told += ", ".join(f"{d.rows.name} {rate:g}" for d, rate in zip(datasets, rates, strict=True))
     if sum(dataset.action_dim > 0 for dataset in datasets) < 2:
         warnings.warn(
-            f"{told}. One model has one rate, and control follows the first ({[*rates.values()][0]:g}): "
+            f"{told}. One model has one rate, and control follows the first ({rates[0]:g}): "
             "choose frame_stride of each dataset so that their rates agree",
             stacklevel=4,
         )

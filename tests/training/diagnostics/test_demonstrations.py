@@ -170,3 +170,19 @@ def test_of_several_robots_the_state_and_actions_are_those_of_the_one_that_is_na
 def test_bins_cover_the_whole_range():
     found = measure_calibration(np.linspace(0, 1, 101), np.linspace(0, 1, 101))
     assert found["ece"] == pytest.approx(0) and len(found["bins"]) == demonstrations.BINS
+
+
+def test_actions_that_do_not_exist_are_no_errors(policy, windows, monkeypatch):
+    """The last of a chunk that is cut at an episode's end, as with a frame stride, is masked zeros."""
+    model, processor = policy
+    raw = collate_windows([windows[i] for i in range(3)])
+    whole = dict(demonstrations._predict_newest(model, processor, raw, None))
+    newest = model.config.history_length - 1
+    raw["action_mask"][1, newest, 0] = False
+    raw["actions"][1, newest, 0] = 0
+    cut = dict(demonstrations._predict_newest(model, processor, raw, None))
+    assert cut["true_action"][1].isnan().all()
+    assert torch.equal(cut["true_action"][[0, 2]], whole["true_action"][[0, 2]])
+    error = (cut["action"] - cut["true_action"]).numpy()
+    assert demonstrations._mean_size(error) == pytest.approx(np.abs(error[[0, 2]]).mean())
+    assert demonstrations._mean_size(error[[1]]) is None

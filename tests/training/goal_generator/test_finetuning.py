@@ -114,7 +114,7 @@ def test_another_run_in_the_folder_and_bad_values_are_refused(run, tmp_path):
         done = run("run" if message.startswith(("already", "other")) else "new", *options, **changed)
         assert done.code == 1 and message in done.err and "Traceback" not in done.err
     broken = run("broken", learning_rate=1e38, warmup_steps=0)
-    assert broken.code == 1 and "the loss is not finite at step" in broken.err
+    assert broken.code == 1 and "is not finite at step" in broken.err
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_a_run_without_depth_ends_in_a_policy_that_commands_the_simulator(run, d
 
 def test_every_parameter_learns_from_such_windows(run):
     fields = dict(run.model)
-    fields["text_config"] = {**fields["text_config"], "vocab_size": 300}
+    fields["text_config"] = {**fields["text_config"], "vocab_size": 300, "eos_token_id": 1}
     config = ForesightConfig(**fields)
     windows = RunData(run, config).train
     raw = collate_windows([windows[i] for i in (0, 5, len(windows) - 1)])

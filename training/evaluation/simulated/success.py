@@ -340,8 +340,13 @@ def _find_demonstrations(options: EvaluationOptions) -> list[Path]:
     named = options.embodiment
     trained_on = [source.path for source in sources if named in (None, source.embodiment)]
     beside = Path(options.checkpoint).resolve().parent / "dataset"
-    folders = map(Path, [*([options.dataset] if options.dataset else trained_on), beside])
-    return [folder for folder in dict.fromkeys(folders) if (folder / "meta" / "info.json").is_file()]
+    named_too = [options.dataset] if options.dataset else []
+    folders = [Path(place) for place in (*trained_on, *named_too, beside)]
+    found = [folder for folder in dict.fromkeys(folders) if (folder / "meta" / "info.json").is_file()]
+    absent = [folder.name for folder in map(Path, trained_on) if folder not in found]
+    if absent and beside not in found:
+        print(f"starts are not compared with the demonstrations of {', '.join(absent)}, which are not here")
+    return found
 
 
 def _run_trials(
