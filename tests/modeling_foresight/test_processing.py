@@ -624,7 +624,7 @@ def test_a_misspelled_argument_is_refused_with_the_one_that_is_meant(processor):
 @pytest.mark.parametrize(
     ("depth", "message"),
     [
-        ({"mian": torch.ones(B, T, 8, 8)}, r"depth has the views \['mian'\]; the model knows"),
+        ({"Main": torch.ones(B, T, 8, 8)}, r"depth has the views \['Main'\]; the model knows"),
         ({"main": torch.ones(1, T, 8, 8)}, r"differ in \(batch, frames\).*depth\['main'\].: \(1, 5\)"),
         ({"main": torch.full((B, T, 8, 8), 1500)}, "has dtype torch.int64; expected meters"),
     ],
