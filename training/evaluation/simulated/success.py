@@ -377,18 +377,9 @@ def _run_trials(
 
         def keep(episode) -> None:
             first = known.get((episode.task, episode.seed))
-            is_shown = first is None or (first.success, first.steps) == (episode.success, episode.steps)
-            if film and is_shown:
-                film.keep(episode)
-            if first is not None and is_shown:
-                first.failed_at = episode.failed_at
-            elif first is not None:
-                episode.frames, episode.actions = [], []
-                print(f"{first.task}, start {first.seed}: ended otherwise again, so the film leaves it out")
-            kept = first or episode  # what a film shows decides no outcome
-            write_json(folder / episode_file(kept.task, kept.seed), _episode_facts(kept))
+            _keep_episode(episode, first, film, folder)
             sessions.save()
-            if first is not None:
+            if first is not None:  # what a film shows decides no outcome
                 return
             outcomes.append(episode.success)
             rate = sum(outcomes) / len(outcomes)
@@ -416,6 +407,20 @@ def _run_trials(
         film.load(known)
     figures = describe_timing(timing, sessions, size, len(trials) - len(missing))
     return [known[trial] for trial in trials], figures
+
+
+def _keep_episode(episode, first, film: Film | None, folder: Path) -> None:
+    """Writes an episode, and its pictures; of one that ran again for the film, the `first` outcome stays."""
+    is_shown = first is None or (first.success, first.steps) == (episode.success, episode.steps)
+    if film and is_shown:
+        film.keep(episode)
+    if first is not None and is_shown:
+        first.failed_at = episode.failed_at
+    elif first is not None:
+        episode.frames, episode.actions = [], []
+        print(f"{first.task}, start {first.seed}: ended otherwise again, so the film leaves it out")
+    kept = first or episode
+    write_json(folder / episode_file(kept.task, kept.seed), _episode_facts(kept))
 
 
 def _episode_facts(episode) -> dict:

@@ -11,7 +11,7 @@ from datasets_scripts.storage.atomic import read_json, write_json
 
 __all__ = ["Sessions", "describe_timing"]
 
-FILE = "sessions.json"
+SESSIONS_FILE = "sessions.json"
 
 
 class Sessions:
@@ -33,7 +33,7 @@ class Sessions:
     """
 
     def __init__(self, folder: Path, run: Mapping):
-        self._path, self._begun = folder / FILE, time.perf_counter()
+        self._path, self._begun = folder / SESSIONS_FILE, time.perf_counter()
         known = read_json(self._path, "delete it to count this session alone") if self._path.exists() else {}
         self._earlier_s, self._run = known.get("wall_s", 0.0), dict(run)
         self.finished_timing: dict | None = known.get("timing")
@@ -45,11 +45,11 @@ class Sessions:
     @classmethod
     def reopen(cls, folder: Path, results: Mapping) -> None:
         """Writes the sessions of finished results, if there are none in the folder yet."""
-        if (folder / FILE).exists():
+        if (folder / SESSIONS_FILE).exists():
             return
         runs = [*results.get("earlier_sessions", []), {name: results.get(name) for name in RUN_FACTS}]
         known = {"wall_s": results["timing"]["wall_s"], "runs": runs, "timing": results["timing"]}
-        write_json(folder / FILE, known)
+        write_json(folder / SESSIONS_FILE, known)
 
     def read_s(self) -> float:
         """Seconds so far."""
