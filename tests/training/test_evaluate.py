@@ -579,6 +579,21 @@ def test_an_interrupted_evaluation_of_another_policy_or_setting_is_not_resumed(r
     assert sorted(path.name for path in run.output.with_name("eval.json.partial").iterdir()) == kept
 
 
+def test_a_policy_whose_processor_was_corrected_is_another_one(run, checkpoint, tmp_path):
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    first = run("--episodes", "2", "--seed", "8", checkpoint=model)
+    assert first.code == 0 and first.results["checkpoint"]["settings_sha256"]
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"n_action_steps": 2}))  # LeRobot's own field
+    assert "which is finished" in run("--episodes", "2", "--seed", "8", checkpoint=model, again=True).out
+    processor = json.loads((model / "processor_config.json").read_text())
+    values = {"mean": 0.1, "std": 0.5, "min": -1.0, "max": 1.0}
+    processor["action_stats"] = {name: [value] * 4 for name, value in values.items()}
+    (model / "processor_config.json").write_text(json.dumps(processor))
+    other = run("--episodes", "2", "--seed", "8", checkpoint=model, again=True)
+    assert other.code == 1 and "with other parameters (checkpoint: weights " in other.err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,6 +1,7 @@
 """The folder (or Hub repo) of a trained model: write it, load it, and find the run that made it."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils.hub import extract_commit_hash
 
 from datasets_scripts.storage.atomic import read_json, write_whole_folder
-from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
+from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.exported_policy import POLICY_FILE, ExportedPolicy
 from training.config import RunConfig, load_config
 from training.engines.wrapping import plain_model, whole_state
@@ -30,6 +31,7 @@ __all__ = [
     "read_run_config",
     "read_summary",
     "run_folder",
+    "settings_digest",
     "summary_of",
     "summary_places",
     "weights_digest",
@@ -232,6 +234,18 @@ def weights_digest(folder: str | Path) -> str:
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged: {error}; copy it again, or export the model") from None
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def settings_digest(folder: str | Path) -> str:
+    """SHA-256 of what beside the weights decides a folder's actions: the model's settings, the processor."""
+    folder = Path(folder)
+    content = {}
+    for name in ("config.json", ADAPTER_CONFIG, "processor_config.json", "tokenizer.json"):
+        if (folder / name).is_file():
+            content[name] = read_json(folder / name)
+    if known := content.get("config.json"):  # LeRobot's commands and the library add fields of their own
+        content["config.json"] = {name: known.get(name) for name in ForesightConfig.__annotations__}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def run_folder(checkpoint: str | Path) -> Path | None:

@@ -28,9 +28,12 @@ def evaluation_job(output: Path, facts: Mapping) -> EpisodeJob:
 
 
 def _comparable(facts: Mapping) -> dict:
-    """The facts as JSON has them, with the policy by its weights: a folder may move."""
-    digest, commit = facts["checkpoint"]["weights_sha256"], facts["checkpoint"]["revision"]
-    policy = f"weights {digest[:12]}" if digest else f"{facts['checkpoint']['path']}@{commit}"
+    """The facts as JSON has them, with the policy by its weights and settings: a folder may move."""
+    known = facts["checkpoint"]
+    policy = f"{known['path']}@{known['revision']}"
+    if digest := known["weights_sha256"]:
+        settings = known.get("settings_sha256")  # results of older versions have none
+        policy = f"weights {digest[:12]}" + (f", settings {settings[:12]}" if settings else "")
     return json.loads(json.dumps({**facts, "checkpoint": policy}))
 
 
@@ -50,6 +53,8 @@ def read_finished(job: EpisodeJob) -> dict | None:
             known["tasks"] = list(known["tasks"])
             known["seeds"] = {name: known["seeds"][name] for name in job.parameters["seeds"]}
         known = _comparable(known)
+        if job.parameters["checkpoint"].startswith(f"{known['checkpoint']}, "):  # older: weights alone
+            known["checkpoint"] = job.parameters["checkpoint"]
     except (KeyError, TypeError):
         raise ValueError(f"{job.output} exists and holds no results of this benchmark; {remedy}") from None
     if known != job.parameters:

@@ -312,14 +312,15 @@ def _choose_settings(benchmark: Benchmark, config, demonstrations: list[Path], r
 
 
 def describe_checkpoint(options, config) -> dict:
-    """Path, as it may be published beside `options.output`, revision, and digest of a folder's weights."""
-    from training.models.model_folder import find_commit, weights_digest
+    """Path, as it may be published beside `options.output`, revision, and digests of a folder's files."""
+    from training.models.model_folder import find_commit, settings_digest, weights_digest
 
-    source, digest = options.checkpoint, None
+    source, digest, settings = options.checkpoint, None, None
     if Path(source).is_dir():
-        source, digest = portable_path(source, options.output.parent), weights_digest(source)
+        digest, settings = weights_digest(source), settings_digest(source)
+        source = portable_path(source, options.output.parent)
     commit = find_commit(options.checkpoint, options.revision) or options.revision
-    return {"path": source, "revision": commit, "weights_sha256": digest}
+    return {"path": source, "revision": commit, "weights_sha256": digest, "settings_sha256": settings}
 
 
 def _refuse_other_errors(output: Path, known: Mapping, recorded) -> None:
