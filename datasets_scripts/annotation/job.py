@@ -103,9 +103,9 @@ def make_shards(job: AnnotationJob, rank: int = 0, world_size: int = 1, workers:
     """
     work = open_job(job)
     if not work.shards.is_finished:
-        work.shards.open()
         bounds = [len(work.episodes) * share // world_size for share in (rank, rank + 1)]
-        work.make_shards(work.episodes[slice(*bounds)], workers, f"share {rank + 1} of {world_size}")
+        with work.shards.join(rank):
+            work.make_shards(work.episodes[slice(*bounds)], workers, f"share {rank + 1} of {world_size}")
 
 
 def merge(job: AnnotationJob) -> dict:

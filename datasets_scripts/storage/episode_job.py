@@ -39,7 +39,7 @@ __all__ = [
     "work_on_all",
 ]
 
-PARAMETERS = "parameters.json"
+PARAMETERS, SHARE_LOCK = "parameters.json", "share-{}.lock"
 EVALUATION = "evaluation"  # kind of the jobs that make no dataset
 
 
@@ -86,10 +86,35 @@ class EpisodeJob:
             raise ValueError(f"another run is at work in {self.partial}: wait until it ends") from None
 
     @contextlib.contextmanager
+    def join(self, share: int) -> Iterator[None]:
+        """Open the folder of unfinished work for one share of it; other processes make the others.
+
+        Raises:
+            ValueError: If another process is making this share.
+        """
+        self.open()
+        with self._hold(self.partial / SHARE_LOCK.format(share)):
+            yield
+
+    @contextlib.contextmanager
+    def _hold(self, path: Path) -> Iterator[None]:
+        try:
+            held = FileLock(path).acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"a share of this work is being made in {self.partial} ({path.name}): wait until it ends"
+            ) from None
+        with held:
+            yield
+
+    @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
         """Open and lock the folder of unfinished work, and remove leftovers of killed runs."""
         self.open()
         with self.lock():
+            for path in self.partial.glob(SHARE_LOCK.format("*")):  # whose unfinished shards are no leftovers
+                with self._hold(path):
+                    pass
             remove_leftovers(self.partial)
             remove_leftovers(self.partial / "episodes")
             yield

@@ -205,6 +205,22 @@ def test_two_runs_do_not_work_on_one_dataset(recorded, annotated, tmp_path, monk
     assert contents(output) == contents(annotated)
 
 
+def test_a_run_does_not_begin_where_shares_are_being_made(recorded, annotated, tmp_path, monkeypatch, capsys):
+    """It would take what they are writing for what a killed run left."""
+    output, work, codes = tmp_path / "data", command.annotate_shard, []
+
+    def disturbed(*args):
+        if not codes:
+            codes.append(main(command_line(recorded, output)))
+        return work(*args)
+
+    monkeypatch.setattr(command, "annotate_shard", disturbed)
+    command.make_shards(AnnotationJob(str(recorded.root), output, WANTED))
+    assert codes == [1] and "a share of this work is being made in" in capsys.readouterr().err
+    assert main(command_line(recorded, output)) == 0
+    assert contents(output) == contents(annotated)
+
+
 @pytest.mark.slow  # each worker imports LeRobot again
 def test_workers_do_not_change_the_result(recorded, annotated, tmp_path):
     annotate(AnnotationJob(str(recorded.root), tmp_path / "data", WANTED), workers=2)
