@@ -4,6 +4,7 @@ Whatever a dataset lacks is left out.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +23,12 @@ from datasets_scripts.columns import (
 from datasets_scripts.inspection.quality import DepthMeter, TrackMeter
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import OnDemandFrames
-from datasets_scripts.storage.provenance import find_intrinsics, moving_flags, read_provenance
+from datasets_scripts.storage.provenance import (
+    find_intrinsics,
+    is_made_depth,
+    moving_flags,
+    read_provenance,
+)
 
 CHUNK = 32  # frames decoded at a time
 
@@ -40,6 +46,7 @@ class Camera:
         visible (`np.ndarray`, *optional*): Boolean `(F, n)`.
         moving (`np.ndarray`, *optional*): Boolean `(n,)`; `None` where it is not recorded which points move,
             as after LeRobot's own tools, which leave `meta/foresight.json` behind.
+        is_made_depth (`bool`): Whether our scripts made the depth, which may be at its far limit anywhere.
     """
 
     name: str
@@ -49,6 +56,7 @@ class Camera:
     points: np.ndarray | None = None
     visible: np.ndarray | None = None
     moving: np.ndarray | None = None
+    is_made_depth: bool = False
 
 
 class LabeledDataset:
@@ -112,6 +120,7 @@ class LabeledEpisode:
         rows, provenance = self.rows, dataset.provenance
         keys = find_image_key(rows.features, name), find_depth_key(rows.features, name)
         camera = Camera(name, *keys, find_intrinsics(provenance, rows.features, name))
+        camera.is_made_depth = is_made_depth(provenance, name)
         if "tracks" in dataset.labels[name]:
             camera.points = unpack_points(rows.column(points_key(name)).read(whole))
             camera.visible = rows.column(points_visible_key(name)).read(whole)
@@ -202,7 +211,7 @@ def _measure_depth(episode: LabeledEpisode, camera: Camera, measures: Measures, 
             measures.depth.cut()
         expected = first + count
         stored, limit_m = episode.read_stored_depth(camera.depth_key, first, count)
-        check_depth_range(stored, camera.depth_key, limit_m)
+        check_depth_range(stored, camera.depth_key, math.inf if camera.is_made_depth else limit_m)
         depth = clean_depth(stored, limit_m)
         measures.depth.add(depth, episode.read(camera.image_key, first, count))
         if measures.tracks is not None:

@@ -169,6 +169,12 @@ def flagged_episodes(
     return found
 
 
+def is_made_depth(provenance: Mapping[str, Any], camera: str) -> bool:
+    """Whether our scripts made a camera's depth: in meters, and at its far limit wherever it sees farther."""
+    source = provenance.get("cameras", {}).get(camera, {}).get("depth", {}).get("source")
+    return source not in (None, "sensor")
+
+
 def find_unrecorded(provenance: Mapping[str, Any], features: Mapping[str, Mapping]) -> list[str]:
     """Columns of our labels whose source is not recorded, as after LeRobot's own tools, which drop it.
 

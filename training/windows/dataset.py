@@ -40,7 +40,7 @@ from torch.utils.data import Dataset
 from datasets_scripts.columns import check_depth_range
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import open_frames
-from datasets_scripts.storage.provenance import moving_flags, read_provenance
+from datasets_scripts.storage.provenance import is_made_depth, moving_flags, read_provenance
 from datasets_scripts.storage.streaming.streamed_rows import StreamedFrames, StreamedRows
 from modeling_foresight.action_codec import encode_local_delta
 from training.windows.augmentation import draw_shift, shift_fraction, shift_frames, shift_px
@@ -97,7 +97,7 @@ class ForesightWindows(Dataset):
         require_columns(rows, columns, config)
         sizes = columns.sizes(features, config)
         self.action_dim, self.state_dim = sizes["action"], sizes["state"]
-        self._provenance = read_provenance(rows.root) if columns.points else {}
+        self._provenance = read_provenance(rows.root) if columns.points or columns.depth else {}
         if columns.points and config.p_moving > 0 and not self._provenance.get("episodes"):
             warnings.warn(
                 f"dataset {rows.name} has tracks but no moving flags (meta/foresight.json); flow points are "
@@ -130,10 +130,11 @@ class ForesightWindows(Dataset):
         """Refuses depth columns whose values cannot be meters, judged by a few frames of each."""
         count = 1 if isinstance(self.rows, StreamedRows) else min(DEPTH_CHECK_FRAMES, len(self.episodes))
         picks = np.linspace(0, len(self.episodes) - 1, count).astype(int)
-        for key in self.columns.depth.values():
+        for view, key in self.columns.depth.items():
             decoder = self.frames.decoders[key]
             seen = np.concatenate([self._first_frame(key, episode) for episode in self.episodes[picks]])
-            check_depth_range(decoder.meters(seen, clean=False), key, decoder.limit_m)
+            limit_m = np.inf if is_made_depth(self._provenance, self.cameras[view]) else decoder.limit_m
+            check_depth_range(decoder.meters(seen, clean=False), key, limit_m)
 
     def _measure(self, keys: Mapping[str, str]) -> dict[str, tuple[int, int]]:
         """Height and width of every view's pictures in a column."""

@@ -19,10 +19,12 @@ from datasets_scripts.annotation import episode as annotate_episode
 from datasets_scripts.annotation import merging as annotated_dataset
 from datasets_scripts.columns import clean_depth, unpack_points
 from datasets_scripts.depth.source import DepthClip
+from datasets_scripts.inspect_dataset import main as inspect
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import FrameDecoder
 from datasets_scripts.storage.provenance import read_provenance
 from tests.synthetic import make_dataset
+from training.windows import ForesightWindows, WindowConfig
 
 DEPTH_MAX_M, LENGTHS = 4.0, [7, 6, 4, 5]
 
@@ -449,3 +451,24 @@ def test_a_second_annotation_keeps_what_the_first_one_was(part, recorded, tmp_pa
     first, second = (read_provenance(root)["annotation"] for root in (part, tmp_path / "more"))
     assert second["earlier"][0]["source_episode"] == first["source_episode"] == [0, 2]
     assert second["earlier"][0]["parameters"] == first["parameters"] and "earlier" not in first
+
+
+def test_depth_that_is_mostly_farther_than_kept_is_inspected_and_trained_on(
+    recorded, tmp_path, monkeypatch, capsys
+):
+    """Its far limit is ours; only where the source is unknown does it look like millimeters."""
+
+    def far(self, frames, fps):
+        depth_m = np.full((len(frames), *frames[0].shape[:2]), 50, np.float32)
+        depth_m[-1, 20:30, 20:30] = 1
+        return DepthClip([(depth_m, np.ones_like(depth_m, bool))])
+
+    monkeypatch.setattr(DepthOfRed, "estimate", far)
+    output = tmp_path / "out"
+    assert main(command_line(recorded.root, output)) == 0
+    assert inspect([str(output), "--report", str(tmp_path / "report.html")]) == 0
+    window = WindowConfig(views=("main",), objectives=("depth",), history_length=2)
+    assert len(ForesightWindows(output, window)) > 0
+    (output / "meta/foresight.json").unlink()
+    with pytest.raises(ValueError, match="this looks like millimeters"):
+        ForesightWindows(output, window)
