@@ -59,8 +59,8 @@ class Sampling:
         for name, value in dataclasses.asdict(self).items():
             kind = int if name in ("image_size", "steps") else int | float
             if not isinstance(value, kind) or isinstance(value, bool) or not value >= 1:
-                number = "a whole number of" if kind is int else ""
-                raise ValueError(f"{name} of the goal generator is {value!r}; it must be {number} at least 1")
+                what = "a whole number" if kind is int else "a number"
+                raise ValueError(f"{name} of the goal generator is {value!r}; it must be {what}, at least 1")
 
 
 def write_prompt(instruction: str, progress: float) -> str:

@@ -534,13 +534,13 @@ def write_overrides(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _is_text(key: str) -> bool:
-    return _type_of(key) in (str, str | None)
+    return key == "dataset" or _type_of(key) in (str, str | None)
 
 
 def _read_value(key: str, text: str) -> Any:
     """The value of an override. Text stays as it is: a folder may be called `2026_01_05` or `run #2`."""
     if _is_text(key):
-        return None if _type_of(key) is not str and text == "null" else text
+        return None if _type_of(key) == str | None and text == "null" else text
     try:
         parsed = _parse_yaml(text)
     except ValueError as error:
@@ -555,7 +555,7 @@ def _read_value(key: str, text: str) -> Any:
 def _type_of(key: str) -> Any:
     """Type of a setting by its dotted name; `None` for fields of the model, and for what is unknown."""
     kind: Any = RunConfig
-    for name in rename_setting(key.replace(".", "/")).split("/") if key != "dataset" else ["output"]:
+    for name in rename_setting(key.replace(".", "/")).split("/"):
         is_group = dataclasses.is_dataclass(kind)
         kind = {f.name: f.type for f in dataclasses.fields(kind)}.get(name) if is_group else None
     return kind

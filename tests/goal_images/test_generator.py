@@ -36,6 +36,8 @@ def test_how_pictures_are_drawn_is_read_from_the_folder_and_is_grmgs_otherwise(t
     for content, message in (
         ('{"sides": 3}', "'sides'"),
         ('{"steps": 0}', "steps of the goal generator is 0"),
+        ('{"steps": 10.5}', "steps of the goal generator is 10.5; it must be a whole number, at least 1"),
+        ('{"guidance": 0.5}', "guidance of the goal generator is 0.5; it must be a number, at least 1"),
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
