@@ -415,6 +415,13 @@ def test_no_file_names_a_place_on_the_machine_of_its_author():
             assert not found, f"{file.relative_to(ROOT)} names {found.group()}"
 
 
+def test_tracked_files_have_plain_names():
+    # A test that writes to a wrongly quoted place leaves a folder of that name, which `git add` takes along.
+    names = [file.relative_to(ROOT).as_posix() for file in tracked_files()]
+    odd = [name for name in names if not re.fullmatch(r"[\w./-]+", name, re.ASCII) or "/tmp" in name]
+    assert not odd, "git rm --cached these"
+
+
 def test_no_tracked_file_is_large():
     megabyte, shipped = 1024 * 1024, ROOT / "hub_cards" / "models"  # weights to try everything with at once
     large = [
