@@ -18,6 +18,7 @@ from PIL import Image
 
 from datasets_scripts.extras import install_advice
 from datasets_scripts.storage.atomic import read_json
+from datasets_scripts.storage.file_hash import hash_file
 from goal_images.source import GoalRequest
 
 if TYPE_CHECKING:
@@ -164,9 +165,7 @@ def pipeline_digest(source: str | Path) -> str:
     for path in sorted(path for part in PIPELINE_PARTS for path in (folder / part).glob("*")):
         # Names with two dots are variants that are not loaded (model.fp16.safetensors), and lists of shards.
         if path.suffix in (".safetensors", ".json", ".txt", ".model") and path.name.count(".") == 1:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            lines.append(f"{path.parent.name}/{path.name} {digest}")
+            lines.append(f"{path.parent.name}/{path.name} {hash_file(path)}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import math
 import os
 import re
@@ -30,6 +29,7 @@ from datasets_scripts.storage.atomic import (
     write_whole_folder,
 )
 from datasets_scripts.storage.dataset_rows import DatasetRows, dataset_name
+from datasets_scripts.storage.file_hash import hash_file
 from datasets_scripts.storage.settings_changes import flatten, name_changes
 from training.config import RunConfig, load_config, save_config
 from training.engines.machines import agree_on_checkpoint, agree_on_run, is_writer
@@ -229,16 +229,11 @@ def _find_damage(checkpoint: Path) -> str | None:
         for name, digest in digests.items():
             if not (checkpoint / name).is_file():
                 return f"{name} is missing"
-            if _digest(checkpoint / name) != digest:
+            if hash_file(checkpoint / name) != digest:
                 return f"{name} is damaged"
     except (OSError, ValueError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     return None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int) -> None:
@@ -263,7 +258,7 @@ def save_checkpoint(accelerator: Accelerator, output: Path, step: int, keep: int
             if writer:
                 files = sorted(path for path in partial.rglob("*") if path.is_file())
                 write_json(
-                    partial / MANIFEST, {str(path.relative_to(partial)): _digest(path) for path in files}
+                    partial / MANIFEST, {str(path.relative_to(partial)): hash_file(path) for path in files}
                 )
     # Each writer reports a full disk differently; that of shards by no `Exception`.
     except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:

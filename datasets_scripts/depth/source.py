@@ -1,14 +1,12 @@
 """The interface of every source of depth: frames in, metric depth out, in runs that fit into memory."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["DepthClip", "DepthSource", "hash_file"]
+__all__ = ["DepthClip", "DepthSource"]
 
 
 @dataclass
@@ -44,9 +42,3 @@ class DepthSource(Protocol):
             fps (`float`): Frames per second.
         """
         ...
-
-
-def hash_file(file: Path) -> str:
-    """First half of the SHA-256 of a file, in hexadecimal digits."""
-    with open(file, "rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()[:32]

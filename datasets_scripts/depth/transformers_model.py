@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
 
 from datasets_scripts.depth.gpu import compute_ahead, pick_device
-from datasets_scripts.depth.source import hash_file
 from datasets_scripts.licenses import read_card_license
+from datasets_scripts.storage.file_hash import hash_file
 
 # What the numbers are, by the type in a model's config. DPT covers MiDaS, whose depth is inverse.
 METRIC_TYPES, RELATIVE_TYPES = ("zoedepth", "depth_pro", "glpn"), ("dpt",)
@@ -98,7 +98,7 @@ class TransformersDepth:
         revision = self.model.config._commit_hash
         if revision is None:
             files = sorted(Path(self.name).glob("*.safetensors"))
-            revision = "sha256:" + " ".join(hash_file(file) for file in files)
+            revision = "sha256:" + " ".join(hash_file(file)[:32] for file in files)
         return {
             "model": Path(self.name).name if Path(self.name).is_dir() else self.name,
             "revision": revision,

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from datasets_scripts.depth.gpu import compute_ahead, pick_device
-from datasets_scripts.depth.source import hash_file
+from datasets_scripts.storage.file_hash import hash_file
 
 SIDE = 518  # shorter side of the network's input
 PATCH = 14
@@ -83,7 +83,7 @@ class VideoDepth:
         """Checkpoint, its hash, license, package, precision."""
         return {
             "model": f"Video-Depth-Anything {self.encoder}: {self.checkpoint.name}",
-            "revision": f"sha256:{hash_file(self.checkpoint)}",
+            "revision": f"sha256:{hash_file(self.checkpoint)[:32]}",
             "license": LICENSES[self.encoder],
             "is_metric": self.is_metric,
             "package": f"video_depth_anything, torch {torch.__version__}",

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from datasets_scripts.depth.gpu import pick_device
-from datasets_scripts.depth.source import hash_file
+from datasets_scripts.storage.file_hash import hash_file
 
 CHUNK_FRAMES, OVERLAP_FRAMES = 128, 16
 MAX_QUERIES = 1024  # followed together; GPU memory grows with them
@@ -143,7 +143,7 @@ class LearnedTracker:
         """Checkpoint, its hash, license, package."""
         return {
             "model": f"{self.model_name}: {Path(self.checkpoint).name}",
-            "revision": f"sha256:{hash_file(Path(self.checkpoint))}",
+            "revision": f"sha256:{hash_file(self.checkpoint)[:32]}",
             "license": self.license,
             "package": f"{self.package}, torch {torch.__version__}",
         }

@@ -14,6 +14,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils.hub import extract_commit_hash
 
 from datasets_scripts.storage.atomic import read_json, write_whole_folder
+from datasets_scripts.storage.file_hash import hash_file
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.exported_policy import POLICY_FILE, ExportedPolicy
 from training.config import RunConfig, load_config
@@ -223,7 +224,7 @@ def weights_digest(folder: str | Path) -> str:
         ValueError: If a file is damaged; names it.
     """
     exported = sorted(path for path in Path(folder).iterdir() if path.suffix in (".onnx", ".data", ".pt2"))
-    lines = [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in exported]
+    lines = [f"{path.name} {hash_file(path)}" for path in exported]
     for path in [*Path(folder).glob("model*.safetensors"), *Path(folder).glob("adapter_model.safetensors")]:
         try:
             with safe_open(path, framework="pt") as file:

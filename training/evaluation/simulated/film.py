@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from datasets_scripts.storage.atomic import write_whole_file
+from datasets_scripts.storage.file_hash import hash_file
 from training.evaluation.simulated.kept_episodes import episode_file
 
 __all__ = ["Film", "describe_films", "write_film"]
@@ -88,7 +89,7 @@ def describe_films(places: Sequence[Path]) -> dict[str, str | None]:
 
 def _digest(place: Path) -> str:
     if place.is_file():
-        return hashlib.sha256(place.read_bytes()).hexdigest()[:16]
+        return hash_file(place)[:16]
     files = sorted(path for path in place.rglob("*") if path.is_file())
     sizes = [f"{path.relative_to(place).as_posix()} {path.stat().st_size}" for path in files]
     return hashlib.sha256("\n".join(sizes).encode()).hexdigest()[:16]
