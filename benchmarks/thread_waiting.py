@@ -1,6 +1,6 @@
 """Seconds of a training step by how threads wait for each other (OpenMP), idle and beside busy processes.
 
-Every run is `training/train.py` with the quickstart's config, started anew, because OpenMP reads its settings
+Every run is a new process of `training/train.py` with the quickstart's config: OpenMP reads its settings
 once; runs of all settings take turns, in an order that is reversed every round. PyTorch's wheels for Linux
 bring GNU's libgomp: a thread that waits spins `GOMP_SPINCOUNT` times before it sleeps, and by default for
 milliseconds. The process beside it then runs instead of the thread that is waited for.

@@ -35,7 +35,7 @@ def main() -> None:
     }
     options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
     run = load_config(REPOSITORY / "training/configs/lora_custom.yaml", options)
-    if code := train(run, resume=True):  # a finished run is left alone, an interrupted one goes on
+    if code := train(run, resume=True):  # a finished run is left alone, an interrupted one is resumed
         sys.exit(code)
 
     # The sample shows tasks that the shipped base knows: a try gains nothing there, your robot's data do.

@@ -63,7 +63,7 @@ def model_fields(plan: Plan, variant: str) -> dict:
     """Fields of `ForesightConfig` by which a variant differs from the plan's config."""
     preset = {"objectives": ["action"]} if variant == "action_only" else PRESETS.get(variant, {})
     if not preset and not plan.variants[variant]:
-        raise ValueError(f"variants.{variant} is neither a preset nor has it fields that differ")
+        raise ValueError(f"variants.{variant} is not a preset and has no fields that differ")
     # What a preset does not name, it has from the model's defaults: the config may have another form.
     form = {name: preset.get(name, getattr(ForesightConfig, name)) for name in FORM_FIELDS if preset}
     fields = {name: list(value) if isinstance(value, tuple) else value for name, value in form.items()}

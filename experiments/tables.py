@@ -37,7 +37,7 @@ def require_all(plan: Plan, rows: Mapping[Cell, dict]) -> None:
         shown = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
         raise ValueError(
             f"{len(missing)} of {len(plan.cells())} cells are not finished: {shown}. The same command "
-            "without --tables goes on; a copy of the plan with fewer seeds or budgets has tables earlier"
+            "without --tables continues; a copy of the plan with fewer seeds or budgets gives tables earlier"
         )
 
 

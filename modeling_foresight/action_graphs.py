@@ -224,7 +224,7 @@ def trace_graph(graph: ActionGraph) -> torch.export.ExportedProgram:
     bounds = {"batch": (1, MOST_ROBOTS), "length": (2, graph.processor.max_text_length)}
     names = {axis for _, shape in graph.inputs.values() for axis in shape if isinstance(axis, str)}
     dims = {}
-    for number, name in enumerate(sorted(names)):  # views may have names that are no identifiers
+    for number, name in enumerate(sorted(names)):  # views may have names that are not identifiers
         low, high = bounds.get(name, SIDES_PX)
         dims[name] = torch.export.Dim(f"axis{number}", min=low, max=high)
     try:

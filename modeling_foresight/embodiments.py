@@ -136,7 +136,7 @@ def find_still_entries(stats: Mapping) -> tuple[bool, ...]:
     Units are the user's, so no fixed length or angle says what moves: 5e-5 may be noise or the meters of one
     step at a high rate. Rounding leaves some units in the last place of the entry itself, and about one of
     a larger entry where it was computed from that one, such as a difference of poses. The median entry stands
-    for these: beside one entry in ticks of an encoder, small motions in meters are no rounding.
+    for these: beside one entry in ticks of an encoder, small motions in meters are not rounding errors.
 
     Args:
         stats (`dict`): `min`, `max` and `std` of every entry, in the dataset's units.

@@ -269,7 +269,7 @@ class VisionEncoder(nn.Module):
     def hold_fixed_statistics(self) -> None:
         """Put layers whose parameters are fixed, as under an adapter, in evaluation mode.
 
-        Otherwise running statistics (of BatchNorm, EvoNorm), which are no parameters, would drift away from
+        Otherwise running statistics (of BatchNorm, EvoNorm), which are not parameters, would drift away from
         the base that an adapter is loaded on.
         """
         for norm in self.tower.modules():

@@ -23,7 +23,7 @@ WRITERS, RUNNERS = ("onnx", "onnxscript", "onnxruntime"), ("onnxruntime",)
 
 
 def require_packages(names: Sequence[str]) -> None:
-    """Refuses to go on without the packages of the extra `export`.
+    """Checks that these packages of the extra `export` are installed.
 
     Raises:
         ValueError: Names those that are missing, and the command that installs them.

@@ -112,7 +112,7 @@ def product_files() -> list[Path]:
 
 
 @functools.cache
-def test_files() -> list[Path]:
+def files_of_tests() -> list[Path]:
     return sorted((ROOT / "tests").rglob("*.py"))
 
 
@@ -293,7 +293,7 @@ def test_no_sub_package_is_called_like_a_library():
 
 def test_a_test_lies_where_the_file_that_it_tests_lies():
     found = set()
-    for file in test_files():
+    for file in files_of_tests():
         place = file.relative_to(ROOT / "tests")
         subject = ROOT / place.parent / place.name.removeprefix("test_")
         if file.name.startswith("test_") and len(place.parts) > 1 and not subject.is_file():

@@ -69,6 +69,7 @@ def test_the_ablation_so_far():
             counts = solved[row["variant"], row["demonstrations"]]
             counts[0] += row["successes"]
             counts[1] += row["trials"]
+    assert len(solved) == 16  # eight variants, with two numbers of demonstrations
     for variant in {variant for variant, _ in solved}:
         few, many = ("{}/{}".format(*solved[variant, n]) for n in (10, 25))
         assert f"| {few} | {many} |" in RESULTS, variant

@@ -147,7 +147,7 @@ def fit_windows(
         changes: Other fields of the `WindowConfig`, or other values.
 
     Raises:
-        ValueError: If the cameras do not exist, or the frame rate is no multiple of the policy's.
+        ValueError: If the cameras do not exist, or the frame rate is not a multiple of the policy's.
     """
     run, source = read_run_config(checkpoint), find_source(checkpoint, rows)
     if source is None or cameras:
@@ -179,8 +179,8 @@ def _choose_stride(model: ForesightConfig, rows: DatasetRows) -> int:
     stride = max(1, round(exact))
     if abs(exact / stride - 1) > NEAR_RATE:
         raise ValueError(
-            f"dataset {rows.name} has {rows.fps:g} frames per second, which is no multiple of the policy's "
-            f"{model.fps:g} control steps per second: record or resample it at such a rate"
+            f"dataset {rows.name} has {rows.fps:g} frames per second, which is not a multiple of the "
+            f"policy's {model.fps:g} control steps per second: record or resample it at such a rate"
         )
     return stride
 

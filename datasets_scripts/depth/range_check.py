@@ -44,7 +44,7 @@ class DepthRange:
             clip (`str`): Camera and episode, for the message.
 
         Raises:
-            ValueError: If the depth is that of another unit, which no other episode will mend.
+            ValueError: If the depth is that of another unit, which is the same in every episode.
             BrokenEpisodeError: If no pixel has a depth that is kept.
         """
         seen = f"its values are {self._nearest:.3g} to {self._farthest:.4g}"

@@ -181,8 +181,8 @@ def _read_depth(process: subprocess.Popen, start: int, wanted: list[int]) -> np.
         _kill(process)  # so that there is an end of what it printed
         rest = process.stdout.read1(SHOWN_BYTES)
         raise ValueError(
-            f"its answer is no message of the protocol ({error}, then {rest!r}); does it print to standard "
-            "output? Use workers/serving.py"
+            f"its answer is not a message of the protocol ({error}, then {rest!r}); does it print to "
+            "standard output? Use workers/serving.py"
         ) from error
     if "error" in facts:
         raise ValueError(facts["error"])

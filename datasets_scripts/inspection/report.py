@@ -198,7 +198,7 @@ def _is_measured(dataset: LabeledDataset, facts: Mapping[str, Any]) -> bool:
 
 
 def rank_episodes(episodes: Mapping[str, Mapping[str, Any]]) -> list[tuple[int, list[str]]]:
-    """Episodes to look at first, and why: those with flags, the gravest first, then what stands out.
+    """Episodes to look at first, and why: those with flags, the most severe first, then what stands out.
 
     Args:
         episodes (`Mapping`): Facts by episode.

@@ -266,7 +266,7 @@ class LiberoSim(RenderedScene):
         judged (`str`, *optional*): Another task whose goal decides about success.
 
     Raises:
-        ValueError: If the size is too small, or the scene has not what the judged task is about.
+        ValueError: If the size is too small, or the scene lacks an object that the judged task needs.
         RuntimeError: If the simulator, its meshes or its rendering library are missing.
     """
 

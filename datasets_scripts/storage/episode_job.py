@@ -112,7 +112,7 @@ class EpisodeJob:
         """Open and lock the folder of unfinished work, and remove leftovers of killed runs."""
         self.open()
         with self.lock():
-            for path in self.partial.glob(SHARE_LOCK.format("*")):  # whose unfinished shards are no leftovers
+            for path in self.partial.glob(SHARE_LOCK.format("*")):  # their unfinished shards are in use
                 with self._hold(path):
                     pass
             remove_leftovers(self.partial)

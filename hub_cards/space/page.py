@@ -276,7 +276,7 @@ def _check_download(name: str, kind: str, is_base: bool = False) -> None:
     """Refuses a repository whose files, or those of an adapter's base, would fill the machine's disk.
 
     Raises:
-        ValueError: Names both sizes, or the base that is no model of the Hub.
+        ValueError: Names both sizes, or the base that is not a model of the Hub.
         HubError: If the Hub cannot be reached.
     """
     repo_id, _, revision = name.partition("@")

@@ -608,7 +608,7 @@ def test_a_policy_whose_processor_was_corrected_is_another_one(run, checkpoint, 
         (["--execute-steps", "5"], "plans 4 actions"),
         (["--video", "film.gif"], ".mp4"),
         (["--record", "new", "--camera-shift-m", "0.1"], "--record replays in MetaWorld's own scenes"),
-        (["--record", str(ROOT / "docs")], "which is no dataset: give a folder that is new"),
+        (["--record", str(ROOT / "docs")], "which is not a dataset: give a new folder"),
         (["--checkpoint", "nowhere/at/all"], "nowhere/at/all"),
     ],
 )

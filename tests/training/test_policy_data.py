@@ -100,7 +100,7 @@ def test_other_data_are_read_at_the_rate_of_the_policy_through_the_cameras_they_
 
 def test_a_rate_that_is_no_multiple_is_refused(run, tmp_path):
     slow = make_demos(tmp_path / "slow", fps=30)
-    with pytest.raises(ValueError, match="slow has 30 frames per second, which is no multiple of .* 20 "):
+    with pytest.raises(ValueError, match="slow has 30 frames per second, which is not a multiple of .* 20 "):
         fit_windows(run, policy_config(), slow)
 
 

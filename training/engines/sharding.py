@@ -32,7 +32,7 @@ def full_value(tensor: Tensor) -> Tensor:
 def batches_in_step(batches: Iterable[Mapping]) -> Iterator[tuple[Mapping, bool]]:
     """The batches of this process, each with whether it counts, as many in every process.
 
-    A process that has come to the end of its share goes on with a batch that does not count, because the
+    A process that has come to the end of its share continues with a batch that does not count, because the
     others cannot compute without it.
     """
     batches, spare = iter(batches), None

@@ -141,7 +141,7 @@ def _log_pictures(recording, view: str, moment: Moment) -> None:
                 is_depth = field != "future_rgb"
                 shown = rr.DepthImage(np.nan_to_num(picture), meter=1.0) if is_depth else _to_image(picture)
                 recording.log(f"{view}/{field}/{side}", shown)
-            elif field != "depth":  # past the end: otherwise the viewer would go on showing the last one
+            elif field != "depth":  # past the end: otherwise the viewer would keep showing the last one
                 recording.log(f"{view}/{field}/{side}", rr.Clear(recursive=False))
 
 

@@ -31,7 +31,7 @@ def open_model(name, focal_px):
 
     def estimate(frames, fps):
         found = []
-        for frame in frames:  # each on its own: the frames of a video are no views of one still scene
+        for frame in frames:  # each on its own: the frames of a video are not views of one still scene
             depth = np.asarray(model.inference([frame]).depth[0], np.float32)  # (h, w) of the network
             if focal_px is not None:
                 depth = depth * (focal_px * depth.shape[1] / frame.shape[1]) / CANONICAL_FOCAL_PX

@@ -155,7 +155,7 @@ def _remove_parts(path: Path) -> None:
 
 
 def _lock(path: Path, timeout: float = -1) -> FileLock:
-    """The lock of a file; negative: waits for ever."""
+    """The lock of a file; with a negative timeout it waits forever."""
     return FileLock(path.with_name(f".{path.name}{LOCK}"), timeout=timeout, mode=FOR_ALL_USERS)
 
 

@@ -116,7 +116,9 @@ def test_videos_are_copied_where_they_cannot_be_shared(labelled, tmp_path, monke
 
     monkeypatch.setattr(os, "link", refuse)
     rename_columns(labelled.root, tmp_path / "new", {"action": "act"})
-    for old in labelled.root.glob("videos/**/*.mp4"):
+    videos = list(labelled.root.glob("videos/**/*.mp4"))
+    assert videos
+    for old in videos:
         new = tmp_path / "new" / old.relative_to(labelled.root)
         assert new.read_bytes() == old.read_bytes() and not new.samefile(old)
 

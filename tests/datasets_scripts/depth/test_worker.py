@@ -131,7 +131,7 @@ def announce(facts: str) -> str:
             announce("{'shape': [2, 480, 640], 'bytes': 10**9}"),
             r"in 1000000000 bytes; expected \[2, 480",
         ),
-        (announce("[]"), "no message of the protocol"),
+        (announce("[]"), "not a message of the protocol"),
         ("sys.stdin.close()", "it ended with exit code 0"),
     ],
 )

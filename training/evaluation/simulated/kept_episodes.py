@@ -1,7 +1,7 @@
 """Finished episodes of an evaluation: in files until it ends, then in its results. It resumes, and it grows.
 
-The files of an interrupted evaluation are in `OUTPUT.partial`; the same command goes on from them. A command
-for more episodes also goes on from finished results.
+The files of an interrupted evaluation are in `OUTPUT.partial`; the same command resumes from them. A command
+for more episodes also continues from finished results.
 """
 
 # No import of PyTorch at the top: every simulator process imports the command, which imports this file.

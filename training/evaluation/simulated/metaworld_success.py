@@ -66,7 +66,7 @@ class MetaWorldOptions(EvaluationOptions):
         if self.record and self.perturbation.changes():
             raise ValueError("--record replays in MetaWorld's own scenes: leave out shifts and colors")
         if self.record and self.record.exists() and not (self.record / "meta" / "info.json").is_file():
-            raise ValueError(f"--record is {self.record}, which is no dataset: give a folder that is new")
+            raise ValueError(f"--record is {self.record}, which is not a dataset: give a new folder")
         if self.max_steps > MAX_STEPS:
             raise ValueError(f"--max-steps is {self.max_steps}; MetaWorld stops at {MAX_STEPS}")
         self.perturbation  # noqa: B018 - checks its values
