@@ -19,6 +19,7 @@ from PIL import Image
 from datasets_scripts.extras import install_advice
 from datasets_scripts.storage.atomic import read_json
 from datasets_scripts.storage.file_hash import hash_file
+from datasets_scripts.storage.hub_download import is_hub_id
 from goal_images.source import GoalRequest
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def find_pipeline(source: str | Path) -> Path:
     """Folder of an InstructPix2Pix pipeline, downloaded if it is on the Hub; raises as `GoalGenerator`."""
     folder = Path(source)
     if not folder.is_dir():
-        if folder.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
+        if not is_hub_id(source):
             raise ValueError(f"goal generator {source} is neither a folder nor a Hub id (owner/name)")
         kind = import_pipeline()
         with explain_failure(source):

@@ -28,7 +28,7 @@ from datasets_scripts.storage.dataset_folder import (
     load_info,
     refuse_patterns,
 )
-from datasets_scripts.storage.hub_download import HubFiles, open_hub_dataset
+from datasets_scripts.storage.hub_download import HubFiles, is_hub_id, open_hub_dataset
 
 __all__ = [
     "ArrowColumn",
@@ -322,7 +322,7 @@ def find_folder(name: str) -> Path | None:
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve()
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+    if not is_hub_id(name.partition("@")[0]):  # it may name a revision
         raise ValueError(f"dataset {name} is neither a folder nor a Hub id (owner/name)")
     recorded = HF_LEROBOT_HOME / name
     if (recorded / INFO_PATH).is_file() and not has_legacy_hub_download_metadata(recorded):

@@ -14,12 +14,14 @@ from huggingface_hub import get_token, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 from lerobot.datasets.dataset_metadata import CODEBASE_VERSION
 from lerobot.utils.constants import HF_LEROBOT_HUB_CACHE
 
@@ -33,6 +35,7 @@ __all__ = [
     "error_chain",
     "explain_hub_errors",
     "find_refusals",
+    "is_hub_id",
     "open_hub_dataset",
 ]
 
@@ -45,6 +48,15 @@ TRANSPORT_ERRORS = tuple(library.TransportError for library in _HTTP_LIBRARIES)
 
 DOWNLOADS_AT_ONCE = 8
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def is_hub_id(name: str | Path) -> bool:
+    """Whether a name has the form of a repository on the Hub, `owner/name`; asks nobody."""
+    try:
+        validate_repo_id(str(name))
+    except HFValidationError:
+        return False
+    return "/" in str(name)
 
 
 class HubError(RuntimeError):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from datasets_scripts.storage.atomic import read_json, write_json, write_whole_file
 from datasets_scripts.storage.dataset_folder import check_inside
+from datasets_scripts.storage.hub_download import is_hub_id
 from hub_cards.cards.licenses import find_previous_stage, list_parts
 from training.config import RunConfig
 from training.models.model_folder import read_run_config, read_summary, run_folder, weights_digest
@@ -283,4 +284,4 @@ def _describe_training(summary: Mapping, run: RunConfig | None, adapter: bool) -
 
 def is_folder(name: str) -> bool:
     """Whether a base's name is a place on some machine rather than a Hub id."""
-    return Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/", "~"))
+    return Path(name).exists() or not is_hub_id(name)

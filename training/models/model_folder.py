@@ -15,6 +15,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from datasets_scripts.storage.atomic import read_json, write_whole_folder
 from datasets_scripts.storage.file_hash import hash_file
+from datasets_scripts.storage.hub_download import is_hub_id
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.exported_policy import POLICY_FILE, ExportedPolicy
 from training.config import RunConfig, load_config
@@ -144,7 +145,7 @@ def load_checkpoint(
     """
     if Path(source).is_dir():
         _check_folder(Path(source))
-    elif Path(source).is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
+    elif not is_hub_id(source):
         raise ValueError(
             f"checkpoint {source} is not a folder; train one first, or give a Hub id (owner/name)"
         )

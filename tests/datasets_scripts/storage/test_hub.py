@@ -25,7 +25,7 @@ from datasets_scripts.storage import hub_download as hub_source
 from datasets_scripts.storage import hub_upload
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import FrameDecoder
-from datasets_scripts.storage.hub_download import HubError, explain_hub_errors
+from datasets_scripts.storage.hub_download import HubError, explain_hub_errors, is_hub_id
 from datasets_scripts.storage.provenance import read_provenance
 from tests.hub_server import running_hub
 from tests.synthetic import make_dataset
@@ -128,6 +128,15 @@ def test_a_streamed_dataset_downloads_the_video_that_is_decoded_and_no_other(rec
     )
     assert np.array_equal(ours, theirs)
     assert videos(rows) == [MAIN]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["name", "./owner/name", "../name", "~/name", "/name", "owner/name/", "a/b/c", "my data/set", ""],
+)
+def test_only_owner_and_name_are_asked_of_the_hub(name):
+    assert is_hub_id("owner/na-me_1.0")
+    assert not is_hub_id(name)
 
 
 def test_errors_of_the_http_library_that_the_client_uses_are_explained():
