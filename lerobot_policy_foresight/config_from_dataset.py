@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 
 from datasets_scripts.columns import is_label_key
 from datasets_scripts.storage.dataset_rows import DatasetRows, read_instructions
-from modeling_foresight import ForesightConfig, build_small_tokenizer
+from modeling_foresight import ForesightConfig
+from modeling_foresight.processing_foresight import fit_small_tokenizer
 from training.windows.columns import two_dimensional
 
 from .configuration_foresight import LeRobotForesightConfig
@@ -19,12 +20,9 @@ __all__ = ["check_column_names", "check_dataset", "fill_from_dataset", "statisti
 
 def fill_from_dataset(config: LeRobotForesightConfig, dataset_meta):
     """Fills what a fresh policy's config leaves open from a dataset, in place; returns the tokenizer."""
-    text = config.text_config or {}
     if config.tokenizer == "small":
         instructions = list(read_instructions(dataset_meta.tasks, dataset_meta.root).values())
-        tokenizer = build_small_tokenizer(instructions, max_length=text.get("max_position_embeddings", 77))
-        special = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
-        config.text_config = {**text, "vocab_size": len(tokenizer), **special}
+        tokenizer, config.text_config = fit_small_tokenizer(instructions, config.text_config)
     else:
         tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
     for name, feature in (("state", config.robot_state_feature), ("action", config.action_feature)):

@@ -640,3 +640,11 @@ def build_small_tokenizer(
         pad_token=special[2],
         model_max_length=max_length,
     )
+
+
+def fit_small_tokenizer(texts: list[str], text_config: dict | None) -> tuple[PreTrainedTokenizerFast, dict]:
+    """[`build_small_tokenizer`] for a text tower, and the tower's config with its vocabulary."""
+    given = text_config or {}
+    tokenizer = build_small_tokenizer(texts, max_length=given.get("max_position_embeddings", 77))
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return tokenizer, {**given, "vocab_size": len(tokenizer), **special}

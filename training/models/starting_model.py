@@ -12,9 +12,9 @@ from modeling_foresight import (
     ForesightConfig,
     ForesightForActionPrediction,
     ForesightProcessor,
-    build_small_tokenizer,
 )
 from modeling_foresight.embodiments import find_still_entries
+from modeling_foresight.processing_foresight import fit_small_tokenizer
 from training.config import RunConfig
 from training.run_data import RunData, learns_to_act, read_base
 from training.windows import collate_windows
@@ -113,10 +113,8 @@ def build_tokenizer(config: RunConfig, data: RunData, fields: dict) -> tuple[Pre
     """The text tower's tokenizer, and the model's fields with the vocabulary of one that is trained here."""
     if config.towers.tokenizer != "small":
         return AutoTokenizer.from_pretrained(config.towers.tokenizer), fields
-    text = fields.get("text_config") or {}
-    tokenizer = build_small_tokenizer(data.instructions, max_length=text.get("max_position_embeddings", 77))
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    return tokenizer, {**fields, "text_config": {**text, "vocab_size": len(tokenizer), **special}}
+    tokenizer, text = fit_small_tokenizer(data.instructions, fields.get("text_config"))
+    return tokenizer, {**fields, "text_config": text}
 
 
 def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
