@@ -25,7 +25,8 @@ import yaml
 from _measure import add_run_options, build_parser, describe_machine, print_table, take_turns, write_csv
 
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from training.config import DataConfig, RunConfig, load_config
+from training.config import DataConfig, RunConfig
+from training.config_reading import load_config
 from training.windows import split_episodes
 
 ROOT = Path(__file__).resolve().parents[1]

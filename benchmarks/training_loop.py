@@ -37,7 +37,8 @@ from _measure import (
 )
 
 from training.checkpoints import StopRequest
-from training.config import RunConfig, load_config
+from training.config import RunConfig
+from training.config_reading import load_config
 from training.loop import run_steps
 from training.models.starting_model import build_model, starting_config
 from training.monitoring.run_log import RunLog

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from training.config import load_config
+from training.config_reading import load_config
 from training.evaluation.open_loop import evaluate_open_loop
 from training.loop import train
 from training.models.model_folder import load_checkpoint

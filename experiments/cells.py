@@ -32,7 +32,8 @@ from datasets_scripts.storage.settings_changes import flatten, name_changes
 from experiments.depth_motion import depth_shares
 from experiments.plans import STEPS, TIME, Cell, Plan
 from modeling_foresight.configuration_foresight import PRESETS, ForesightConfig
-from training.config import RunConfig, load_config, rename_setting, write_overrides
+from training.config import RunConfig
+from training.config_reading import load_config, rename_setting, write_overrides
 from training.evaluation.simulated.libero_success import LiberoOptions, measure_libero
 from training.evaluation.simulated.metaworld_success import MetaWorldOptions, measure_metaworld
 from training.evaluation.simulated.success import outcomes_by_task

@@ -10,7 +10,7 @@ from draccus.utils import ParsingError
 
 from datasets_scripts.simulation.recording import Recording
 from datasets_scripts.simulation.simulators import SIMULATORS
-from training.config import check_fields
+from training.config_reading import check_fields
 
 __all__ = ["Cell", "Plan", "load_plan"]
 

@@ -10,7 +10,7 @@ from string import Template
 import pytest
 import yaml
 
-from training.config import load_config
+from training.config_reading import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

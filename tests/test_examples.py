@@ -21,7 +21,7 @@ from lerobot_policy_foresight.lerobot_files import write_lerobot_files
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.export import main as export
 from tests.hub_server import running_hub
-from training.config import load_config
+from training.config_reading import load_config
 from training.loop import train
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

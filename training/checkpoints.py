@@ -31,7 +31,8 @@ from datasets_scripts.storage.atomic import (
 from datasets_scripts.storage.dataset_rows import DatasetRows, dataset_name
 from datasets_scripts.storage.file_hash import hash_file
 from datasets_scripts.storage.settings_changes import flatten, name_changes
-from training.config import RunConfig, load_config, save_config
+from training.config import RunConfig
+from training.config_reading import load_config, save_config
 from training.engines.machines import agree_on_checkpoint, agree_on_run, is_writer
 from training.models.model_folder import DATASETS, summary_of
 from training.run_data import describe_data, is_same_dataset

@@ -6,7 +6,7 @@ import sys
 from huggingface_hub.errors import StrictDataclassError
 
 from datasets_scripts.storage.hub_download import HubError
-from training.config import load_config
+from training.config_reading import load_config
 from training.loop import dry_run, train
 
 EXAMPLE = """any field of training/config.py can be set: --train.steps 2000 --model.hidden_size 192

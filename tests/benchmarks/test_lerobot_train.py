@@ -9,7 +9,7 @@ from lerobot.configs.train import TrainPipelineConfig
 from lerobot.utils.import_utils import register_third_party_plugins
 
 from tests.synthetic import make_dataset
-from training.config import load_config
+from training.config_reading import load_config
 from training.windows import split_episodes
 
 ROOT = Path(__file__).parents[2]

@@ -105,7 +105,7 @@ def test_seeds_and_variants_may_be_added_and_left_out(write_plan, tmp_path):
         ({"tasks": ["draw-open-v3"]}, "unknown MetaWorld task 'draw-open-v3'"),
         ({"plan.speed is unknown": 1}, "plan.speed is unknown"),
         ({"reference": "grmg"}, "reference is 'grmg', which is not among the variants"),
-        ({"variants": {"foresight_3d": {}, "foresight_4d": {}}}, "variants.foresight_4d is neither a preset"),
+        ({"variants": {"foresight_3d": {}, "foresight_4d": {}}}, "variants.foresight_4d is not a preset"),
         (
             {"variants": {"foresight_3d": {"objectives": ["depth"]}}},
             "variants.foresight_3d has no action objective",

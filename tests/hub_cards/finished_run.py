@@ -8,7 +8,8 @@ import torch
 
 from modeling_foresight import ForesightForActionPrediction
 from tests.tiny import tiny_config, tiny_processor
-from training.config import RunConfig, save_config
+from training.config import RunConfig
+from training.config_reading import save_config
 from training.run_facts import describe_run
 
 TASK = "drawer-open-v3"

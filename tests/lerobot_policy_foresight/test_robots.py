@@ -30,7 +30,7 @@ from tests.lerobot_policy_foresight.miniature import (
     small_model,
 )
 from tests.synthetic import make_dataset
-from training.config import load_config
+from training.config_reading import load_config
 from training.loop import train
 
 ALOHA_CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")

@@ -17,7 +17,7 @@ from modeling_foresight import ForesightForActionPrediction
 from tests.lerobot_policy_foresight.miniature import lerobot_train, run_options
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
-from training.config import load_config
+from training.config_reading import load_config
 from training.loop import train
 from training.models.starting_model import starting_config
 from training.run_data import RunData

@@ -32,7 +32,7 @@ from tests.lerobot_policy_foresight.miniature import (
 from tests.ranks import run_ranks
 from tests.synthetic import make_dataset
 from tests.training.test_train import TINY
-from training.config import load_config
+from training.config_reading import load_config
 from training.loop import train
 from training.models.model_folder import load_checkpoint
 

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from training.config import load_config, rename_setting, save_config, write_overrides
+from training.config_reading import load_config, rename_setting, save_config, write_overrides
 
 
 @pytest.mark.parametrize("name", ["standardise_tokens", "standardize_tokens"])

@@ -19,7 +19,7 @@ from modeling_foresight import ForesightConfig
 from tests.datasets_scripts.conversion import test_calvin, test_libero
 from tests.synthetic import make_dataset
 from tests.training.test_train import TINY
-from training.config import load_config
+from training.config_reading import load_config
 from training.loop import train
 from training.run_data import RunData
 

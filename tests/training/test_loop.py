@@ -29,7 +29,7 @@ from tests.training.test_train import (  # noqa: F401 - fixtures
 )
 from training import loop
 from training.checkpoints import latest_checkpoint
-from training.config import load_config
+from training.config_reading import load_config
 from training.evaluation.open_loop import measure_held_out
 from training.loop import train
 from training.models.starting_model import build_model, starting_config

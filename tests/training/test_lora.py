@@ -24,7 +24,7 @@ from modeling_foresight.lora import LORA_TARGETS, lora_config
 from tests.synthetic import make_dataset
 from tests.tiny import BATCH_NORM_TOWER, tiny_batch, tiny_config, tiny_inputs
 from tests.training.test_train import TINY, command, environment, log_lines
-from training.config import load_config
+from training.config_reading import load_config
 from training.loop import train
 from training.models.adapters import load_adapter
 from training.models.model_folder import load_checkpoint

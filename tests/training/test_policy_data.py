@@ -8,7 +8,8 @@ import pytest
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config
-from training.config import DataConfig, DatasetSource, RunConfig, save_config
+from training.config import DataConfig, DatasetSource, RunConfig
+from training.config_reading import save_config
 from training.policy_data import find_held_out, find_source, fit_windows, is_trained_on, match_cameras
 from training.run_data import dataset_identity
 

@@ -20,7 +20,7 @@ from tests.synthetic import make_dataset
 from tests.training.test_train import TINY, log_lines, run
 from training import loop
 from training.checkpoints import check_run_folder, describe_run_folder, read_known_data
-from training.config import load_config
+from training.config_reading import load_config
 from training.models.starting_model import starting_config
 from training.run_data import RunData, open_datasets
 from training.windows import split_episodes

@@ -27,7 +27,7 @@ from modeling_foresight.transformer import ForesightBlock
 from tests.ranks import run_ranks
 from tests.synthetic import make_dataset
 from training.checkpoints import latest_checkpoint
-from training.config import load_config
+from training.config_reading import load_config
 from training.evaluation.metric_loader import load_metric
 from training.loop import train
 from training.models.starting_model import build_model, starting_config

@@ -16,7 +16,7 @@ from tests.training.test_train import (  # noqa: F401 - fixtures
     log_lines,
     run,
 )
-from training.config import load_config
+from training.config_reading import load_config
 from training.evaluation.open_loop import measure_losses
 from training.models.model_folder import write_export
 from training.models.starting_model import build_model, starting_config

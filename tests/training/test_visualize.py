@@ -17,7 +17,8 @@ from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.targets import depth_target, rgb_target
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
-from training.config import DataConfig, DatasetSource, RunConfig, save_config
+from training.config import DataConfig, DatasetSource, RunConfig
+from training.config_reading import save_config
 from training.evaluation.figures import draw_moments, explain_figure
 from training.evaluation.predictions import _undo_depth, _undo_rgb, depth_limits, predict_windows
 from training.evaluation.videos import record_predictions

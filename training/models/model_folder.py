@@ -18,7 +18,8 @@ from datasets_scripts.storage.file_hash import hash_file
 from datasets_scripts.storage.hub_download import is_hub_id
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.exported_policy import POLICY_FILE, ExportedPolicy
-from training.config import RunConfig, load_config
+from training.config import RunConfig
+from training.config_reading import load_config
 from training.engines.wrapping import plain_model, whole_state
 
 __all__ = [

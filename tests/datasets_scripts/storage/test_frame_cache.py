@@ -20,7 +20,7 @@ from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.frame_cache import OnDemandFrames, open_frames
 from datasets_scripts.storage.videos.writing import encode_rgb
 from tests.synthetic import make_dataset
-from training.config import load_config
+from training.config_reading import load_config
 from training.windows import ForesightWindows, WindowConfig
 
 KEYS = ["observation.images.main", "observation.images.wrist"]

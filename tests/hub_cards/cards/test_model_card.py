@@ -20,7 +20,8 @@ from hub_cards.checks.card import check_card
 from hub_cards.measure_latency import main as latency
 from tests.datasets_scripts.inspection.test_template_rendering import HOSTILE, list_structure, spoil
 from tests.hub_cards.finished_run import TASK, diagnostics, evaluation, summary, validation
-from training.config import DataConfig, DatasetSource, RunConfig, TowerConfig, save_config
+from training.config import DataConfig, DatasetSource, RunConfig, TowerConfig
+from training.config_reading import save_config
 from training.run_facts import describe_run
 
 

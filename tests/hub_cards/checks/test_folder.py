@@ -25,7 +25,8 @@ from modeling_foresight.lora import lora_config
 from modeling_foresight.remote_code import export_with_code
 from tests.hub_cards.finished_run import latency, stats, summary
 from tests.tiny import tiny_config, tiny_processor
-from training.config import RunConfig, save_config
+from training.config import RunConfig
+from training.config_reading import save_config
 from training.models.adapters import describe_base, write_adapter
 from training.models.model_folder import weights_digest
 

@@ -29,7 +29,8 @@ from modeling_foresight.lora import lora_config
 from tests.hub_cards.finished_run import latency, summary
 from tests.hub_server import running_hub
 from tests.modeling_foresight.test_hub_export import site_packages_without_this_project
-from training.config import RunConfig, save_config
+from training.config import RunConfig
+from training.config_reading import save_config
 from training.models.adapters import describe_base, write_adapter
 from training.models.model_folder import load_checkpoint
 

@@ -13,7 +13,8 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 
 from tests.ranks import CONFIGS
 from tests.training.test_train import config_file, dataset, fresh_accelerate, run
-from training.config import TrainConfig, load_config
+from training.config import TrainConfig
+from training.config_reading import load_config
 from training.engines.selection import check_engine, configure_engine
 from training.goal_generator.finetuning import GoalTraining, finetune
 from training.run_state import build_accelerator

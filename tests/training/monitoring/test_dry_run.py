@@ -4,7 +4,7 @@
 import pytest
 
 from tests.training.test_train import config_file, dataset, fresh_accelerate, spoil_step
-from training.config import load_config
+from training.config_reading import load_config
 from training.loop import dry_run
 
 

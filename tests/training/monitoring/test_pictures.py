@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests.training.test_train import config_file, dataset, fresh_accelerate, run
-from training.config import load_config
+from training.config_reading import load_config
 from training.loop import train
 
 FEW = ["--train.steps", "2", "--train.warmup_steps", "0", "--train.picture_every", "1"]

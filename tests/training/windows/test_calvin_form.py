@@ -15,7 +15,7 @@ from modeling_foresight.configuration_foresight import PRESETS
 from tests.synthetic import make_dataset
 from tests.tiny import tiny_processor
 from tests.training.test_train import TINY
-from training.config import load_config
+from training.config_reading import load_config
 from training.loop import train
 from training.run_data import RunData, window_config
 from training.windows import collate_windows
