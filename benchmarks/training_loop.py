@@ -36,9 +36,9 @@ from _measure import (
     write_csv,
 )
 
-from training.checkpoints import StopRequest
 from training.config import RunConfig
 from training.config_reading import load_config
+from training.engines.stopping import StopRequest
 from training.loop import run_steps
 from training.models.starting_model import build_model, starting_config
 from training.monitoring.run_log import RunLog

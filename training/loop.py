@@ -19,7 +19,6 @@ from torch import Tensor
 from modeling_foresight.step_seed import step_seed
 from training.checkpoints import (
     FINISHED,
-    StopRequest,
     check_export,
     check_run_folder,
     continued_settings,
@@ -35,6 +34,7 @@ from training.engines.clipping import clip_gradients
 from training.engines.machines import find_writers, is_writer
 from training.engines.reading import iterate, read_everywhere
 from training.engines.sharding import local_part
+from training.engines.stopping import StopRequest
 from training.evaluation.open_loop import flow_errors, format_open_loop, measure_held_out, measure_losses
 from training.models.model_folder import MODEL_FILES, export_model, export_places
 from training.models.starting_model import pin_base, starting_config

@@ -16,8 +16,9 @@ from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import find_intrinsics, read_provenance
 from modeling_foresight import ForesightConfig
 from training.evaluation.figures import draw_episode, draw_moments, explain_figure, to_pixels
+from training.evaluation.prediction_recording import record_predictions
 from training.evaluation.predictions import Moment, depth_limits, predict_windows
-from training.evaluation.videos import record_predictions, write_video
+from training.evaluation.videos import write_video
 from training.models.model_folder import load_checkpoint
 from training.policy_data import find_held_out, fit_windows
 from training.windows import ForesightWindows

@@ -1,12 +1,8 @@
 """Checkpoints on disk: the newest whole one is found, whatever happened to files and lies beside them."""
 
-import concurrent.futures
-import contextlib
 import json
 import os
 import shutil
-import signal
-import time
 import warnings
 
 import pytest
@@ -15,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.distributed.checkpoint import CheckpointException
 
-from training.checkpoints import StopRequest, latest_checkpoint, restore_checkpoint, save_checkpoint
+from training.checkpoints import latest_checkpoint, restore_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -148,47 +144,3 @@ def test_all_files_are_on_the_disk_before_the_checkpoint_has_its_name(accelerato
     assert {os.path.basename(path) for path in before} >= set(names)
     assert any(os.path.basename(path).startswith(".step-0000001.") for path in before)
     assert after == [str(final.parent)]
-
-
-def test_a_closed_terminal_is_a_request_to_stop_and_what_is_printed_after_it_no_error(accelerator):
-    child = os.fork()
-    if not child:  # it has a terminal, which is closed
-        with contextlib.suppress(BaseException):
-            master, terminal = os.openpty()
-            for output in (1, 2):
-                os.dup2(terminal, output)
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
-            stop = StopRequest(accelerator)
-            os.close(master)
-            for _ in range(2):  # from the kernel and from the shell
-                os.kill(os.getpid(), signal.SIGHUP)
-            os.write(1, b"saving")
-            os._exit(stop.exit_code if stop.is_agreed() else 0)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
-
-
-def test_nohup_is_respected(accelerator):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        stop = StopRequest(accelerator)
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert not stop.is_agreed()
-        stop.close()
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-def test_the_time_limit_counts_from_the_start_of_the_run_and_is_named_as_it_was_given(accelerator):
-    started = time.monotonic() - 2 * 3600
-    for hours, is_over in ((1.5, True), (2.5, False)):
-        with contextlib.closing(StopRequest(accelerator, hours, started)) as stop:
-            assert stop.is_agreed() == is_over
-            assert ("at the limit of 1.5 hours" in stop.describe(3)) == is_over
-
-
-def test_a_thread_of_another_program_may_train(accelerator):
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # as in Ray's workers
-        stop = pool.submit(StopRequest, accelerator, 0).result()
-    assert stop.is_agreed() and stop.exit_code == 0 and "at the limit of 0 hours" in stop.describe(3)
-    stop.close()

@@ -20,8 +20,8 @@ from tests.tiny import tiny_config, tiny_processor
 from training.config import DataConfig, DatasetSource, RunConfig
 from training.config_reading import save_config
 from training.evaluation.figures import draw_moments, explain_figure
+from training.evaluation.prediction_recording import record_predictions
 from training.evaluation.predictions import _undo_depth, _undo_rgb, depth_limits, predict_windows
-from training.evaluation.videos import record_predictions
 from training.visualize import main, open_episode
 from training.windows import ForesightWindows, WindowConfig
 

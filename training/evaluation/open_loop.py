@@ -24,7 +24,6 @@ everywhere. Sums are kept in float64.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -32,9 +31,7 @@ from tqdm import tqdm
 
 from datasets_scripts.storage.provenance import find_intrinsics, read_provenance
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
-from modeling_foresight.heads import heads_of
 from modeling_foresight.inputs import ForesightInputs
-from modeling_foresight.losses import LossSum
 from modeling_foresight.targets import (
     Target,
     action_weight,
@@ -49,6 +46,7 @@ from modeling_foresight.targets import (
     rgb_target,
 )
 from training.engines.sharding import batches_in_step, is_sharded
+from training.evaluation.means import Means
 from training.evaluation.real_units import measure_in_real_units
 from training.run_data import RunData, evaluation_loader
 
@@ -61,78 +59,6 @@ __all__ = [
     "measure_losses",
     "measure_recorded",
 ]
-
-
-class _Mean:
-    """A weighted running mean; the last `kept_axes` axes are kept, all others are averaged over."""
-
-    def __init__(self, kept_axes: int = 0):
-        self.kept_axes, self.sum, self.weight = kept_axes, 0.0, 0.0
-
-    def add(self, values: Tensor, weight: Tensor) -> None:
-        """Adds `values`; `weight` (or mask) broadcasts to them. Values without weight may be anything."""
-        weight = weight.to(values.dtype).expand_as(values)
-        values = torch.where(weight > 0, values, torch.zeros_like(values))
-        axes = tuple(range(values.ndim - self.kept_axes))
-        self.add_sums((values * weight).sum(axes, dtype=torch.float64), weight.sum(axes, dtype=torch.float64))
-
-    def add_sums(self, total: Tensor, weight: Tensor) -> None:
-        """Adds weighted values that are summed up already."""
-        self.sum = self.sum + total.double().cpu()
-        self.weight = self.weight + weight.double().cpu()
-
-    def __bool__(self) -> bool:
-        return bool(torch.as_tensor(self.weight).sum() > 0)
-
-    def value(self) -> Tensor:
-        """The mean; where an element was never seen, the mean over all elements."""
-        total = self.sum.sum() / self.weight.sum().clamp(min=1e-12)
-        seen = self.weight > 0
-        return torch.where(seen, self.sum / self.weight.clamp(min=1e-12), total)
-
-
-class _Means(dict[Any, _Mean]):
-    """Running means by name."""
-
-    def add(self, name, values: Tensor, weight: Tensor, kept_axes: int = 0) -> None:
-        """Adds values with their weights to one of them."""
-        self.setdefault(name, _Mean(kept_axes)).add(values, weight)
-
-    def add_losses(self, config: ForesightConfig, output: Mapping, batch: Mapping) -> None:
-        """Adds what a batch contributes to each loss."""
-        for head in heads_of(config):
-            for name, loss in head.loss(config, output, batch).items():
-                self.setdefault(name, _Mean()).add_sums(loss.total, loss.count)
-
-    def merge_processes(self) -> "_Means":
-        """The same means over the shares of all processes; every process calls it and gets them."""
-        if not distributed.is_initialized():
-            return self
-        shares: list = [None] * distributed.get_world_size()
-        distributed.all_gather_object(shares, self)
-        merged = _Means()
-        for name, mean in (pair for share in shares for pair in share.items()):
-            merged.setdefault(name, _Mean(mean.kept_axes)).add_sums(mean.sum, mean.weight)
-        return merged
-
-    def losses(self) -> dict[str, float]:
-        """The losses that were added, each one masked mean."""
-        return {name: LossSum(mean.sum, mean.weight).mean().item() for name, mean in self.items()}
-
-    def errors(self) -> dict:
-        """Plain floats by section, group, predictor and metric, without groups that never had an element.
-
-        Metrics with `rmse` in their name are roots.
-        """
-        result: dict = {}
-        for (section, group, predictor, metric), mean in self.items():
-            if mean:
-                value = mean.value().sqrt() if "rmse" in metric else mean.value()
-                entry = result.setdefault(section, {}).setdefault(group, {}).setdefault(predictor, {})
-                entry[metric] = value.tolist()
-                if value.ndim:
-                    entry[f"{metric}_mean"] = value.mean().item()
-        return result
 
 
 def measure_held_out(
@@ -177,7 +103,7 @@ def fit_baselines(
         fractions and meters; `flow_start_z` `(P,)` meters; `actions` `(K, A)` in the raw batch's units, or
         one of each robot as `actions/NAME`; `progress` `()`.
     """
-    means = _Means()
+    means = Means()
     for raw in batches:
         batch = processor.prepare_batch(raw, device, config.history_length)
         for name, (target, weight) in _targets(config, raw, batch).items():
@@ -230,7 +156,7 @@ def evaluate_open_loop(
         ValueError: If there is no window.
     """
     baselines = {name: mean.to(model.device) for name, mean in (baselines or {}).items()}
-    errors, losses, windows = _Means(), _Means(), _Means()
+    errors, losses, windows = Means(), Means(), Means()
     for raw, batch, output in _predict(model, processor, batches):
         windows.add("windows", torch.ones(len(raw["task"])), torch.ones(()))
         losses.add_losses(model.config, output, batch)
@@ -252,7 +178,7 @@ def measure_losses(
 
     In distributed training every process calls it with its share of the windows.
     """
-    losses = _Means()
+    losses = Means()
     for _, batch, output in _predict(model, processor, batches):
         losses.add_losses(model.config, output, batch)
     return losses.merge_processes().losses()
@@ -337,7 +263,7 @@ def flow_errors(config: ForesightConfig, flow: Tensor, raw: Mapping, batch: Mapp
         recorded) and `flow_z_m` (if z is predicted), those of points that stay where they are as
         `stay_put_x_px` and so on, and `flow_start_z_m`. Empty if nothing is supervised.
     """
-    means, target = _Means(), flow_targets(config, batch)
+    means, target = Means(), flow_targets(config, batch)
     if target is not None:
         _compare_flow(means, raw, batch, flow, target, config.views[0], {})
     groups = means.errors().get("flow", {})
@@ -385,7 +311,7 @@ def _find_robots(config: ForesightConfig, batch: Mapping) -> dict[str, tuple]:
     }
 
 
-def _compare(means: _Means, model, processor, raw, batch, output, baselines) -> None:
+def _compare(means: Means, model, processor, raw, batch, output, baselines) -> None:
     """Adds the errors of one batch."""
     config, targets = model.config, _targets(model.config, raw, batch)
     patch = config.patch_size
@@ -434,7 +360,7 @@ def _compare(means: _Means, model, processor, raw, batch, output, baselines) -> 
                 means.add(("progress", "all", predictor, "mae"), (values - progress).abs(), mask)
 
 
-def _compare_meters(means: _Means, views, section: str, predicted: Tensor, targets, baselines) -> None:
+def _compare_meters(means: Means, views, section: str, predicted: Tensor, targets, baselines) -> None:
     """Relative errors of depth in meters."""
     depth, mask = targets[section]
     predictors = {"model": predicted[:, : depth.shape[1]]}
@@ -456,7 +382,7 @@ def _flow_origin(batch: Mapping, track: Tensor, weight: Tensor) -> tuple[Tensor,
     return origin.expand_as(track), weights
 
 
-def _compare_flow(means: _Means, raw, batch, predicted, target: Target, view, baselines) -> None:
+def _compare_flow(means: Means, raw, batch, predicted, target: Target, view, baselines) -> None:
     """Flow errors of the model and of the trivial predictors: all points, those that move, and the rest."""
     track, weight = target
     height, width = raw["images"][view].shape[-2:]

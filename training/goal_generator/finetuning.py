@@ -25,7 +25,6 @@ from goal_images.generator import SAMPLING_FILE, Sampling, load_pipeline, pipeli
 from modeling_foresight.step_seed import step_seed
 from training.checkpoints import (
     FINISHED,
-    StopRequest,
     check_export,
     find_progress,
     lock_run_folder,
@@ -36,6 +35,7 @@ from training.engines.clipping import clip_gradients
 from training.engines.machines import agree_on_run, find_writers, is_writer
 from training.engines.reading import iterate, read_everywhere
 from training.engines.selection import check_engine, join_processes
+from training.engines.stopping import StopRequest
 from training.evaluation.simulated.options import option
 from training.goal_generator.pairs import GoalPairs, collate_pairs
 from training.monitoring.run_log import RunLog

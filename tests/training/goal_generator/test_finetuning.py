@@ -88,8 +88,8 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_average(run, monkeyp
     whole = run("whole", gradient_accumulation_steps=2)
     with monkeypatch.context() as patch:
         patch.setattr("training.goal_generator.finetuning.export", lambda *_: pytest.fail("not at its end"))
-        patch.setattr("training.checkpoints.StopRequest.is_agreed", lambda stop: True)
-        patch.setattr("training.checkpoints.StopRequest.exit_code", 130)
+        patch.setattr("training.engines.stopping.StopRequest.is_agreed", lambda stop: True)
+        patch.setattr("training.engines.stopping.StopRequest.exit_code", 130)
         stopped = run("cut", gradient_accumulation_steps=2)
     assert stopped.code == 130 and "continue with: " in stopped.out
     resumed = run("cut", "--resume", gradient_accumulation_steps=2)

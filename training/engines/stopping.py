@@ -1,0 +1,73 @@
+"""Stopping a run between steps: at a signal of any process, or at the end of its time."""
+
+import math
+import os
+import signal
+import threading
+import time
+
+import torch
+from accelerate import Accelerator
+
+from training.run_facts import resume_command
+
+__all__ = ["StopRequest"]
+
+
+class StopRequest:
+    """Makes SIGINT, SIGTERM and SIGHUP (a closed terminal) a request that the loop reads between steps.
+
+    All processes stop at the same step, whichever got the signal. A second SIGINT or SIGTERM kills at once.
+
+    Args:
+        accelerator (`Accelerator`): What trains.
+        hours (`float`, *optional*): Time after which to stop too.
+        since (`float`, *optional*): Start of that time by `time.monotonic`; now if omitted.
+    """
+
+    def __init__(self, accelerator: Accelerator, hours: float | None = None, since: float | None = None):
+        self.accelerator, self.signal, self.is_late, self.hours = accelerator, 0, False, hours
+        since = time.monotonic() if since is None else since
+        self.end = math.inf if hours is None else since + 3600 * hours
+        self._terminals = [output for output in (1, 2) if os.isatty(output)]
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+            numbers.append(signal.SIGHUP)
+        if threading.current_thread() is not threading.main_thread():  # as in Ray's workers; Python refuses
+            numbers = []
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+
+    def _note(self, number: int, frame) -> None:
+        self.signal = number
+        # The kernel and the shell may each announce that a terminal is closed.
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
+        if number == signal.SIGHUP:
+            # Writing to a closed terminal is an error, which would come before the checkpoint.
+            with open(os.devnull, "w") as nowhere:
+                for output in self._terminals:
+                    os.dup2(nowhere.fileno(), output)
+
+    def is_agreed(self) -> bool:
+        """Whether to stop after this step: a process got a signal, or the time of one is over.
+
+        All processes call it together, or those that do wait for the others.
+        """
+        own = torch.tensor([[self.signal, time.monotonic() > self.end]], device=self.accelerator.device)
+        self.signal, is_late = self.accelerator.gather(own).amax(dim=0).tolist()
+        self.is_late = bool(is_late)
+        return self.signal != 0 or self.is_late
+
+    def close(self) -> None:
+        """Restores the earlier signal handlers."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code that shells expect of a program ended by a signal; 0 for the end of the time."""
+        return 128 + self.signal if self.signal else 0
+
+    def describe(self, step: int) -> str:
+        """What to print after stopping at `step`."""
+        cause = f", at the limit of {self.hours:g} hours" if self.is_late and not self.signal else ""
+        return f"stopped after step {step}{cause}; continue with: {resume_command()}"
