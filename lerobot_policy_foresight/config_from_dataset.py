@@ -15,7 +15,7 @@ from training.windows.columns import two_dimensional
 
 from .configuration_foresight import LeRobotForesightConfig
 
-__all__ = ["check_column_names", "check_dataset", "fill_from_dataset", "statistics_from_dataset"]
+__all__ = ["check_column_names", "check_dataset_fits", "fill_from_dataset", "statistics_from_dataset"]
 
 
 def fill_from_dataset(config: LeRobotForesightConfig, dataset_meta):
@@ -70,7 +70,7 @@ def statistics_from_dataset(
     return found
 
 
-def check_dataset(model: ForesightConfig, dataset_meta) -> None:
+def check_dataset_fits(model: ForesightConfig, dataset_meta) -> None:
     """Raises if a trained policy was made for another size of the state or another frame rate."""
     state = dataset_meta.features.get(OBS_STATE)
     if state is not None and model.state_dim and tuple(state["shape"]) != (model.state_dim,):

@@ -28,7 +28,12 @@ from modeling_foresight.lora import TOP_LEVEL, TOWERS, lora_config
 from modeling_foresight.step_seed import sample_seeds, step_seed
 from modeling_foresight.targets import draw_training
 
-from .config_from_dataset import check_column_names, check_dataset, fill_from_dataset, statistics_from_dataset
+from .config_from_dataset import (
+    check_column_names,
+    check_dataset_fits,
+    fill_from_dataset,
+    statistics_from_dataset,
+)
 from .configuration_foresight import LeRobotForesightConfig
 from .processor_foresight import check_pipelines
 from .window_reading import WindowReader, to_uint8
@@ -80,7 +85,7 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         else:
             self.model = ForesightForActionPrediction(config.model_config())
             if dataset_meta is not None:
-                check_dataset(config.robot, dataset_meta)
+                check_dataset_fits(config.robot, dataset_meta)
         config.keep_model(self.model.config)
         if self.model.config.action_codec == "local_delta" and dataset_meta is not None:
             raise ValueError("action_codec='local_delta' is trained by training/train.py, not by LeRobot.")

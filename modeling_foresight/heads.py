@@ -60,6 +60,8 @@ from .targets import (
 )
 from .tokens import Kind
 
+__all__ = ["AUXILIARY_DECODERS", "AUXILIARY_QUERIES", "DECODERS", "HEADS", "Head", "heads_of", "query_heads"]
+
 # Gives the hidden states `(B, T, tokens, D)` of a kind of token, of one view.
 Read = Callable[..., Tensor]
 
@@ -408,6 +410,3 @@ def _start_points(config: ForesightConfig, size: tuple[int, int], batch: Mapping
     if batch.get("track_start") is not None:
         return batch["track_start"]
     return flow_grid_points(*config.flow_grid, device=device).expand(*size, -1, -1)
-
-
-__all__ = ["AUXILIARY_DECODERS", "AUXILIARY_QUERIES", "DECODERS", "HEADS", "Head", "heads_of", "query_heads"]

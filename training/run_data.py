@@ -289,7 +289,7 @@ def split_rows(rows: DatasetRows, own: WindowConfig, config: RunConfig) -> tuple
     # Flagged episodes are not removed yet: a flag must not move other episodes across the split.
     split = {"val_fraction": config.data.val_fraction, "seed": config.seed}
     if config.data.streaming:
-        return split_by_files(rows, WindowColumns.find(rows.features, own).pictures, **split)
+        return split_by_files(rows, WindowColumns.find(rows.features, own).frame_keys, **split)
     return split_episodes(rows.n_episodes, **split)
 
 

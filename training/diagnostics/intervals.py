@@ -73,9 +73,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> dict:
     return mean_difference(differences) | counts
 
 
-def bootstrap_bounds(
-    outcomes: np.ndarray, confidence: float = 0.95, draws: int = DRAWS
-) -> tuple[float, float]:
+def bootstrap_bounds(outcomes: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
     """Percentile interval of the mean over tasks, by a bootstrap over training seeds and starts.
 
     Every draw takes training seeds with replacement, and starts within each task with replacement; the tasks
@@ -86,16 +84,15 @@ def bootstrap_bounds(
     Args:
         outcomes (`np.ndarray`): `(S, T, E)` or `(S, T, E, N)`.
         confidence (`float`): Coverage.
-        draws (`int`): Bootstrap samples; their seed is fixed.
     """
     outcomes = np.asarray(outcomes, np.float64)
     outcomes = outcomes.mean(-1) if outcomes.ndim == 4 else outcomes
     seeds, tasks, starts = outcomes.shape
     generator = np.random.default_rng(0)
-    of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds  # (draws, S)
-    means = np.zeros(draws)
+    of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds  # (draws, S)
+    means = np.zeros(DRAWS)
     for task in range(tasks):
-        of_starts = generator.multinomial(starts, np.full(starts, 1 / starts), draws) / starts  # (draws, E)
+        of_starts = generator.multinomial(starts, np.full(starts, 1 / starts), DRAWS) / starts  # (draws, E)
         means += np.einsum("ds,de,se->d", of_seeds, of_starts, outcomes[:, task], optimize=True) / tasks
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])

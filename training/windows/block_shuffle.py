@@ -47,8 +47,8 @@ def build_shards(
     shards: list[Shard] = []
     first, stop, files = start, start, frozenset()
     stops = windows.window_stops + start
-    for run in windows.rows.runs_of(windows.columns.pictures, windows.episodes):
-        own = frozenset(windows.rows.files_of(windows.episodes[run[0]], windows.columns.pictures))
+    for run in windows.rows.runs_of(windows.columns.frame_keys, windows.episodes):
+        own = frozenset(windows.rows.files_of(windows.episodes[run[0]], windows.columns.frame_keys))
         if (needed := sum(sizes[path] for path in own)) > block_bytes:
             raise ValueError(
                 f"data.streaming_disk_gb is too small for dataset {windows.rows.name}: the files of episode "

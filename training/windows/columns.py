@@ -76,8 +76,8 @@ class WindowColumns:
         return {"action": action, "state": column_width(features, self.state)}
 
     @property
-    def pictures(self) -> list[str]:
-        """All columns of frames."""
+    def frame_keys(self) -> list[str]:
+        """All columns of frames: images, then depth."""
         return [*self.images.values(), *self.depth.values()]
 
 

@@ -109,9 +109,9 @@ class ForesightWindows(Dataset):
         self.window_stops = self._index.stops
         self.statistics = column_statistics(rows, columns, config, self.episodes) if with_statistics else {}
         self.frames = (
-            StreamedFrames(rows, columns.pictures)
+            StreamedFrames(rows, columns.frame_keys)
             if isinstance(rows, StreamedRows)
-            else open_frames(rows, columns.pictures, config.frame_cache, self.episodes)
+            else open_frames(rows, columns.frame_keys, config.frame_cache, self.episodes)
         )
         self._check_depth()
         self.view_sizes = self._measure(columns.images)
@@ -200,7 +200,7 @@ class ForesightWindows(Dataset):
         """`images`, `depth`, `view_mask` and `frame_mask` of a window."""
         config = self.config
         n_frames = config.history_length + config.lookahead_frames
-        read = self.frames.read_many_stored(dict.fromkeys(self.columns.pictures, frame_rows))
+        read = self.frames.read_many_stored(dict.fromkeys(self.columns.frame_keys, frame_rows))
         images, depth = {}, {}
         for view in config.views:
             size = self.view_sizes[view]

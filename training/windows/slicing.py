@@ -31,13 +31,13 @@ def window_starts(first: int, last: int, history_length: int, chunk_size: int, s
     return range(first, last - (history_length - 1) * stride)
 
 
-def goal_rows(newest: int, last: int, stride: int = 1, within: int = GOAL_WITHIN_FRAMES) -> np.ndarray:
+def goal_rows(newest: int, last: int, stride: int = 1) -> np.ndarray:
     """Frames of which one is drawn uniformly as the goal: int64 `newest + 1 .. min(newest + 25, last)`.
 
     With a stride they are that many frames apart; a last step that the segment cuts short ends at its last
     frame. `newest`, the newest frame of the window, lies before `last`.
     """
-    steps = min(within, -(-(last - newest) // stride))
+    steps = min(GOAL_WITHIN_FRAMES, -(-(last - newest) // stride))
     return np.minimum(newest + stride * np.arange(1, steps + 1), last)
 
 

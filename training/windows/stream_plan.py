@@ -41,8 +41,8 @@ class StreamPlan:
     ):
         self._owners: dict[Path, StreamedRows] = {}
         for windows in (*train.datasets, *(val.datasets if val else ())):
-            for run in windows.rows.runs_of(windows.columns.pictures, windows.episodes):
-                files = windows.rows.files_of(windows.episodes[run[0]], windows.columns.pictures)
+            for run in windows.rows.runs_of(windows.columns.frame_keys, windows.episodes):
+                files = windows.rows.files_of(windows.episodes[run[0]], windows.columns.frame_keys)
                 self._owners |= dict.fromkeys(files, windows.rows)
         self._sizes = {path: rows.bytes_of(path) for path, rows in self._owners.items()}
         limit, near = train.datasets[0].rows.store.limit_bytes, []

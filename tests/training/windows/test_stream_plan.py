@@ -97,7 +97,7 @@ def test_too_little_room_is_refused_with_what_would_do(recorded, tmp_path):
 def test_validation_episodes_are_whole_files_and_a_missing_file_ends_the_start(recorded, tmp_path):
     windows, _ = open_stream(recorded, tmp_path, files_of_episodes=16)
     rows = windows.rows
-    train, held_out = split_by_files(rows, windows.columns.pictures, 0.25, seed=1)
+    train, held_out = split_by_files(rows, windows.columns.frame_keys, 0.25, seed=1)
     assert len(held_out) == 2 and sorted(train + held_out) == list(range(EPISODES))
     packed = rows.runs_of
     rows.runs_of = lambda *_: [[0, 1, 2], [3, 4, 5], [6, 7]]  # several episodes in a file
