@@ -26,6 +26,7 @@ from datasets_scripts.storage.provenance import (
     read_provenance,
     scripted_in,
 )
+from datasets_scripts.storage.statistics import pool_statistics
 from datasets_scripts.storage.streaming.streamed_rows import StreamedRows, open_store
 from modeling_foresight import ForesightConfig
 from training.config import DatasetSource, RunConfig
@@ -254,15 +255,11 @@ class RunData:
         found = [windows for windows in robot if column in windows.statistics]
         if not found:
             return None
-        weight = np.array([len(windows) for windows in found], dtype=np.float64)[:, None]
-        weight /= weight.sum()
         each = {
             name: np.stack([windows.statistics[column][name] for windows in found])
             for name in ("mean", "std", "min", "max")
         }
-        mean = (weight * each["mean"]).sum(0)
-        variance = (weight * (each["std"] ** 2 + (each["mean"] - mean) ** 2)).sum(0)
-        return {"mean": mean, "std": np.sqrt(variance), "min": each["min"].min(0), "max": each["max"].max(0)}
+        return pool_statistics(each, np.array([len(windows) for windows in found]))
 
     @property
     def image_keys(self) -> dict[str, str | None]:

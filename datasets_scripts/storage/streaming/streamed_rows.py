@@ -36,6 +36,7 @@ from datasets_scripts.storage.dataset_rows import (
     dataset_name,
 )
 from datasets_scripts.storage.frame_cache import OnDemandFrames
+from datasets_scripts.storage.statistics import pool_statistics
 from datasets_scripts.storage.streaming.file_store import FileStore
 from datasets_scripts.storage.streaming.remote_files import RemoteFiles
 
@@ -259,24 +260,21 @@ class StreamedRows(DatasetRows):
         files = sorted((self.root / "meta" / "episodes").glob("*/*.parquet"))
         try:
             table = pa.concat_tables([pq.read_table(path, columns=columns) for path in files])
-            mean, std, low, high, count = (
-                np.array(table.column(name).to_pylist(), dtype=np.float64)[episodes] for name in columns
-            )
+            values = [np.array(table.column(name).to_pylist(), np.float64)[episodes] for name in columns]
         except (KeyError, ValueError, IndexError, pa.ArrowException):
             raise ValueError(
                 f"dataset {self.name} cannot be streamed: its meta/episodes have no {columns[0]} of every "
                 "episode, and statistics of all rows would need all files. Record or convert it with LeRobot "
                 "0.4 or newer, or train without data.streaming"
             ) from None
-        if not np.isfinite(np.stack([mean, std, low, high])).all():
-            bad = int(episodes[int(np.flatnonzero(~np.isfinite(mean + std + low + high).all(1))[0])])
+        *parts, count = values  # each (episodes, size), but the count (episodes, 1)
+        finite = np.isfinite(parts).all((0, 2))
+        if not finite.all():
+            bad = int(episodes[np.flatnonzero(~finite)[0]])
             raise ValueError(
                 f"dataset {self.name}: '{key}' is not finite in episode {bad}: repair it, or leave it out"
             )
-        weight = count / count.sum()  # (episodes, 1)
-        total = (weight * mean).sum(0)
-        variance = (weight * (std**2 + (mean - total) ** 2)).sum(0)
-        return {"mean": total, "std": np.sqrt(variance), "min": low.min(0), "max": high.max(0)}
+        return pool_statistics(dict(zip(names, parts, strict=False)), count[:, 0])
 
     def __getstate__(self) -> dict:
         names = ("name", "root", "stream", "hub", "commit", "store", "remote", "version")
