@@ -36,7 +36,7 @@ def main() -> None:
     camera, rows, provenance = args.cameras[0], DatasetRows(args.output), read_provenance(args.output)
     doubtful = flagged_episodes(provenance)
     for episode in range(rows.n_episodes):
-        frames = range(int(rows.episode_starts[episode]), int(rows.episode_stops[episode]))
+        frames = rows.rows_of(episode)
         # (F, n, 3): x, y as fractions of the image, z in meters; (F, n): seen or hidden
         points = unpack_points(rows.column(points_key(camera)).read(frames))
         visible = rows.column(points_visible_key(camera)).read(frames)

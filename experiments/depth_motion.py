@@ -28,7 +28,7 @@ def depth_shares(root: Path, camera: str, flow_length: int) -> dict[str, float]:
     camera_matrix = provenance["cameras"][camera]["intrinsics"]
     along, total = defaultdict(float), defaultdict(float)
     for episode, facts in provenance["episodes"].items():
-        frames = range(rows.episode_starts[int(episode)], rows.episode_stops[int(episode)])
+        frames = rows.rows_of(int(episode))
         points = unpack_points(rows.column(points_key(camera)).read(frames))  # (F, n, 3)
         visible = rows.column(points_visible_key(camera)).read(frames)
         moving = moving_flags(provenance, int(episode), camera, points.shape[1])

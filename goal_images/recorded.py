@@ -63,7 +63,8 @@ class RecordedGoals:
         episodes, thumbnails = self._find_starts(request.instruction)
         apart = np.abs(thumbnails - make_thumbnail(request.start)).mean(axis=(1, 2, 3))
         episode = episodes[apart.argmin()]
-        first, last = int(self.rows.episode_starts[episode]), int(self.rows.episode_stops[episode]) - 1
+        span = self.rows.rows_of(episode)
+        first, last = span.start, span.stop - 1
         passed = request.steps * self.rows_per_step
         if request.progress is not None:
             passed = request.progress * (last - first)

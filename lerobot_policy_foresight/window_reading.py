@@ -139,7 +139,8 @@ class WindowReader:
         windows = self._windows
         rows, history = windows.rows, windows.config.history_length
         episode = rows.episode_of(frame)
-        first, last = int(rows.episode_starts[episode]), int(rows.episode_stops[episode]) - 1
+        span = rows.rows_of(episode)
+        first, last = span[0], span[-1]
         # The last frame of an episode is never the newest of a window (`slicing.window_starts`).
         start = max(first, min(frame, last - 1) - history + 1)
         sample = windows.read(episode, start, np.random.default_rng(int(torch.randint(2**62, ()))))

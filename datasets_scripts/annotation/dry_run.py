@@ -79,8 +79,7 @@ def _time_labels(rows: DatasetRows, job: AnnotationJob, episode: int) -> tuple[f
     start = time.perf_counter()
     maker = LabelMaker(rows, job.annotation, job.device, job.batch_size)
     loading_s = time.perf_counter() - start
-    first = int(rows.episode_starts[episode])
-    span = range(first, min(first + TRIED_FRAMES, int(rows.episode_stops[episode])))
+    span = rows.rows_of(episode)[:TRIED_FRAMES]
     taken = []
     for _ in range(2):  # the first time is longer: files are opened, kernels chosen
         with tempfile.TemporaryDirectory() as folder:

@@ -172,10 +172,10 @@ def _check_sensor_depth(rows: DatasetRows, camera: str, episodes: Sequence[int],
         )
     depth, images = FrameDecoder(rows, key), FrameDecoder(rows, find_image_key(rows.features, camera))
     for episode in {episodes[0], episodes[len(episodes) // 2], episodes[-1]}:
-        first = int(rows.episode_starts[episode])
-        stored = depth.decode(range(first, first + 1))
+        first = rows.rows_of(episode)[:1]
+        stored = depth.decode(first)
         check_depth_range(depth.meters(stored, clean=False), key, depth.limit_m)
-        height, width = images.decode(range(first, first + 1)).shape[-2:]
+        height, width = images.decode(first).shape[-2:]
         if has_tracks and stored.shape[1:] != (height, width):
             raise ValueError(
                 f"depth of {key} is {stored.shape[2]}x{stored.shape[1]} px and its camera's images are "
@@ -396,7 +396,7 @@ def annotate_shard(maker: LabelMaker, episode: int, folder: Path, skip_broken: b
         OSError: If the disk is full; nothing is left under the folder's name.
     """
     rows = maker.rows
-    span = range(int(rows.episode_starts[episode]), int(rows.episode_stops[episode]))
+    span = rows.rows_of(episode)
     read = [decoder.file_of(episode) for decoder in maker.decoders.values() if decoder.is_video]
     with write_whole_folder(folder, shared=True) as scratch:
         try:
@@ -442,7 +442,7 @@ def check_readable(rows: DatasetRows, episode: int, adds_depth: bool) -> None:
     Raises:
         BrokenEpisodeError: Names the file, or the times of the rows.
     """
-    span = range(int(rows.episode_starts[episode]), int(rows.episode_stops[episode]))
+    span = rows.rows_of(episode)
     if not len(span):
         raise BrokenEpisodeError(f"episode {episode} of dataset {rows.name} has no frames")
     if adds_depth and "timestamp" in rows.features:

@@ -106,8 +106,8 @@ class LabeledEpisode:
         if not 0 <= number < rows.n_episodes:
             raise ValueError(f"dataset {rows.name} has the episodes 0 to {rows.n_episodes - 1}, not {number}")
         self.fps, self._frames = rows.fps, dataset.frames
-        self.start, stop = int(rows.episode_starts[number]), int(rows.episode_stops[number])
-        self.length, whole = stop - self.start, range(self.start, stop)
+        whole = rows.rows_of(number)
+        self.start, self.length = whole.start, len(whole)
         self.task = read_task(rows, number)
         self.cameras = [self._read_camera(dataset, camera, whole) for camera in dataset.labels]
         self.series = {

@@ -196,6 +196,10 @@ class DatasetRows:
         """Episode that holds a row."""
         return int(np.searchsorted(self.episode_starts, row, side="right")) - 1
 
+    def rows_of(self, episode: int) -> range:
+        """Rows of an episode."""
+        return range(int(self.episode_starts[episode]), int(self.episode_stops[episode]))
+
     def video_segments(self, key: str) -> VideoSegments:
         """Files and start times of a video feature; without `stream`, checked as by `local`."""
         if key not in self._segments:  # asked for once per episode, of which there may be a million

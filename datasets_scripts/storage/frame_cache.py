@@ -145,7 +145,7 @@ class FrameDecoder:
         path = self.rows.local(self.file_of(episode))
         start_s = float(self._segments.start_s[episode])
         times_s = [start_s + float(t) for t in self.rows.column("timestamp").read(rows)]
-        span = range(int(self.rows.episode_starts[episode]), int(self.rows.episode_stops[episode]))
+        span = self.rows.rows_of(episode)
         video_s = float(self._segments.stop_s[episode]) - start_s
         where = f"video file {path} of '{self.key}', episode {episode}"
         all_times_s = self.rows.column("timestamp").read(span).astype(np.float64)

@@ -63,7 +63,7 @@ def contents(root) -> dict[str, bytes]:
 def test_tracks_lie_on_the_depth_and_some_follow_what_moves(recorded, annotated):
     rows, provenance = DatasetRows(annotated), read_provenance(annotated)
     for episode in range(rows.n_episodes):
-        span = range(int(rows.episode_starts[episode]), int(rows.episode_stops[episode]))
+        span = rows.rows_of(episode)
         points = unpack_points(rows.column("observation.points.main").read(span)) * [80, 64, 1]
         visible = rows.column("observation.points_visible.main").read(span)
         moving = moving_flags(provenance, episode, "main", 80)

@@ -91,11 +91,11 @@ class GoalPairs(Dataset):
 
     def describe(self, row: int, ahead: int) -> tuple[int, str]:
         """Goal's frame number and prompt of a frame."""
-        rows, episode = self.rows, self.rows.episode_of(row)
-        first, stop = int(rows.episode_starts[episode]), int(rows.episode_stops[episode])
+        rows = self.rows
+        span = rows.rows_of(rows.episode_of(row))
         number = int(rows.column("task_index").read(range(row, row + 1))[0])
-        return min(row + ahead, stop - 1), write_prompt(
-            rows.instructions[number], (row - first + 1) / (stop - first)
+        return min(row + ahead, span[-1]), write_prompt(
+            rows.instructions[number], (row - span.start + 1) / len(span)
         )
 
 

@@ -142,8 +142,7 @@ class ForesightWindows(Dataset):
         return {view: tuple(self._first_frame(key, first).shape[-2:]) for view, key in keys.items()}
 
     def _first_frame(self, key: str, episode: int) -> np.ndarray:
-        row = int(self.rows.episode_starts[episode])
-        return self.frames.read_stored(key, range(row, row + 1))
+        return self.frames.read_stored(key, self.rows.rows_of(episode)[:1])
 
     def __len__(self) -> int:
         return len(self._index)
@@ -163,7 +162,8 @@ class ForesightWindows(Dataset):
         choice of points.
         """
         config, rows, columns = self.config, self.rows, self.columns
-        first, stop = int(rows.episode_starts[episode]), int(rows.episode_stops[episode])
+        whole = rows.rows_of(episode)
+        first, stop = whole.start, whole.stop
         frames, stride = config.history_length, config.frame_stride
 
         def rows_ahead(steps: int) -> range:

@@ -126,8 +126,8 @@ def test_next_action_pairs_a_frame_with_the_command_that_follows_it(suite, datas
     assert main(command(suite, tmp_path / "out", "--next-action")) == 0
     plain, shifted = DatasetRows(dataset), DatasetRows(tmp_path / "out")
     assert (shifted.episode_stops - shifted.episode_starts).tolist() == [3, 4, 3, 5]
-    first = range(int(shifted.episode_starts[1]), int(shifted.episode_stops[1]))
-    old = range(int(plain.episode_starts[1]), int(plain.episode_stops[1]))
+    first = shifted.rows_of(1)
+    old = plain.rows_of(1)
     actions, states = (shifted.column(key).read(first) for key in ("action", "observation.state"))
     assert (actions == plain.column("action").read(old)[1:]).all()
     assert (states == plain.column("observation.state").read(old)[:-1]).all()
