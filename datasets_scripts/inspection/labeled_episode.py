@@ -147,8 +147,7 @@ class LabeledEpisode:
 
 def read_task(rows: DatasetRows, episode: int) -> str:
     """Instruction of an episode."""
-    start = int(rows.episode_starts[episode])
-    return rows.instructions[int(rows.column("task_index").read(range(start, start + 1))[0])]
+    return rows.instruction_of(rows.rows_of(episode).start)
 
 
 def spread_evenly(n: int, most: int) -> list[int]:

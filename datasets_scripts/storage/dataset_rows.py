@@ -200,6 +200,10 @@ class DatasetRows:
         """Rows of an episode."""
         return range(int(self.episode_starts[episode]), int(self.episode_stops[episode]))
 
+    def instruction_of(self, row: int) -> str:
+        """Instruction that a row belongs to."""
+        return self.instructions[int(self.column("task_index").read(range(row, row + 1))[0])]
+
     def video_segments(self, key: str) -> VideoSegments:
         """Files and start times of a video feature; without `stream`, checked as by `local`."""
         if key not in self._segments:  # asked for once per episode, of which there may be a million

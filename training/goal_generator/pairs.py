@@ -93,10 +93,8 @@ class GoalPairs(Dataset):
         """Goal's frame number and prompt of a frame."""
         rows = self.rows
         span = rows.rows_of(rows.episode_of(row))
-        number = int(rows.column("task_index").read(range(row, row + 1))[0])
-        return min(row + ahead, span[-1]), write_prompt(
-            rows.instructions[number], (row - span.start + 1) / len(span)
-        )
+        prompt = write_prompt(rows.instruction_of(row), (row - span.start + 1) / len(span))
+        return min(row + ahead, span[-1]), prompt
 
 
 def make_transform(image_size: int, augment: bool) -> v2.Transform:

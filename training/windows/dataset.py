@@ -188,10 +188,9 @@ class ForesightWindows(Dataset):
         if config.embodiment is not None:
             sample["embodiment"] = config.embodiment
         share = progress(np.arange(start, start + frames * stride, stride), first, stop - 1)
-        task_index = int(rows.column("task_index").read(range(newest, newest + 1))[0])
         return sample | {
             "progress": torch.from_numpy(share.clip(max=1)),
-            "task": rows.instructions[task_index],
+            "task": rows.instruction_of(newest),
             "index": torch.tensor(newest),
             "episode_index": torch.tensor(episode),
         }
