@@ -27,7 +27,7 @@ from datasets_scripts.inspection.dataset_card import write_card
 from datasets_scripts.inspection.quality import find_flags
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.dataset_copy import copy_dataset
-from datasets_scripts.storage.dataset_folder import append_columns, video_sizes
+from datasets_scripts.storage.dataset_folder import append_columns, episode_files, video_sizes
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.episode_job import EpisodeJob
 from datasets_scripts.storage.provenance import (
@@ -114,7 +114,7 @@ def _add_depth(root: Path, annotation: Annotation, shards: Sequence[Path], facts
 
 def _add_episode_columns(root: Path, columns: Sequence[dict[str, Any]]) -> None:
     """Add columns to `meta/episodes`, given the values of each episode."""
-    for path in sorted((root / "meta/episodes").glob("*/*.parquet")):
+    for path in episode_files(root):
         table = pq.read_table(path)
         new = [columns[episode] for episode in table.column("episode_index").to_pylist()]
         names = list(new[0]) if new else []

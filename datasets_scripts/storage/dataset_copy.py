@@ -23,6 +23,7 @@ from datasets_scripts.storage.dataset_folder import (
     check_inside,
     data_files,
     dataset_files,
+    episode_files,
     iterate_episodes,
     load_info,
 )
@@ -117,7 +118,7 @@ def _write_metadata(
     """Write the episode table, the statistics and `meta/info.json`."""
     chunk, file = 0, 0
     stats: list[dict] = []
-    for path in sorted((rows.root / "meta/episodes").glob("*/*.parquet")):
+    for path in episode_files(rows.root):
         kept = [row for row in pq.read_table(path).to_pylist() if row["episode_index"] in new_numbers]
         if not kept:
             continue

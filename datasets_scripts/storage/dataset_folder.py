@@ -150,6 +150,11 @@ def data_files(root: str | Path) -> list[Path]:
     return paths
 
 
+def episode_files(root: str | Path) -> list[Path]:
+    """Files of `meta/episodes` of a LeRobot v3 dataset in the order of their episodes; maybe none."""
+    return sorted((Path(root) / "meta" / "episodes").glob("*/*.parquet"))
+
+
 def dataset_files(root: str | Path, linked: Path | None = None) -> list[Path]:
     """Sorted relative paths of all files of a folder but hidden ones: what may be copied or sent.
 

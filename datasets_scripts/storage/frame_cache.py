@@ -39,7 +39,7 @@ from datasets_scripts.columns import (
 from datasets_scripts.storage.cache.cache_folder import cache_base, make_room, open_cache_folder
 from datasets_scripts.storage.cache.frame_files import FrameFiles, cache_order
 from datasets_scripts.storage.cache.packed_frames import pack_frame
-from datasets_scripts.storage.dataset_folder import INFO_PATH, check_inside
+from datasets_scripts.storage.dataset_folder import INFO_PATH, check_inside, data_files
 from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows
 from datasets_scripts.storage.videos.depth_reading import DepthVideos
 from datasets_scripts.storage.videos.diagnosis import explain_rows, explain_video
@@ -230,7 +230,7 @@ class FrameDecoder:
     def fingerprint(self) -> str:
         """Hash of all that decides what `decode` returns: files by size and time, episode bounds, feature."""
         segments = self._segments
-        paths = segments.paths if segments else sorted((self.rows.root / "data").glob("*/*.parquet"))
+        paths = segments.paths if segments else data_files(self.rows.root)
         files = []
         for path in paths:
             status = path.stat()

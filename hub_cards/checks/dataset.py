@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts.storage.atomic import read_json
-from datasets_scripts.storage.dataset_folder import data_files, load_info
+from datasets_scripts.storage.dataset_folder import data_files, episode_files, load_info
 from datasets_scripts.storage.provenance import read_provenance
 from hub_cards.checks.wording import list_some, shorten_error
 
@@ -35,7 +35,7 @@ def check_dataset(folder: Path) -> list[str]:
         problems.append(
             f"meta/stats.json lacks {' and '.join(lacking)}: compute them with LeRobot's recompute_stats"
         )
-    episodes = sorted((folder / "meta" / "episodes").glob("*/*.parquet"))
+    episodes = episode_files(folder)
     if not episodes or not (folder / "meta" / "tasks.parquet").is_file():
         return [*problems, f"meta/episodes or meta/tasks.parquet is missing: {AGAIN}"]
     try:

@@ -28,7 +28,7 @@ from datasets_scripts.storage.cache.cache_folder import (
     make_room,
     open_cache_folder,
 )
-from datasets_scripts.storage.dataset_folder import RESTORE
+from datasets_scripts.storage.dataset_folder import RESTORE, episode_files
 
 __all__ = ["ArrowColumn", "RowTable"]
 
@@ -126,7 +126,7 @@ class RowTable:
         self._paths, self._folder = list(paths), open_cache_folder(cache_base(), "rows", root)
         self._schema = get_hf_features_from_features(features).arrow_schema.remove_metadata()
         self._large = {name for name in self._schema.names if _is_large(features[name])}
-        listed = sorted((root / "meta/episodes").glob("*/*.parquet"))
+        listed = episode_files(root)
         self._state = _fingerprint(features, [*self._paths, *listed])
         self.episodes = self._open_table("episodes", listed, None)
         schema = pa.schema([field for field in self._schema if field.name not in self._large])

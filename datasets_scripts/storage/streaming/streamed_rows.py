@@ -27,6 +27,7 @@ from lerobot.datasets.utils import DatasetInfo
 
 from datasets_scripts.storage.atomic import write_whole_folder
 from datasets_scripts.storage.cache.cache_folder import FOR_ALL_USERS, cache_base
+from datasets_scripts.storage.dataset_folder import episode_files
 from datasets_scripts.storage.dataset_rows import (
     RESTORE,
     TASKS,
@@ -257,9 +258,9 @@ class StreamedRows(DatasetRows):
         """
         names = ("mean", "std", "min", "max", "count")
         columns = [f"stats/{key}/{name}" for name in names]
-        files = sorted((self.root / "meta" / "episodes").glob("*/*.parquet"))
         try:
-            table = pa.concat_tables([pq.read_table(path, columns=columns) for path in files])
+            tables = [pq.read_table(path, columns=columns) for path in episode_files(self.root)]
+            table = pa.concat_tables(tables)
             values = [np.array(table.column(name).to_pylist(), np.float64)[episodes] for name in columns]
         except (KeyError, ValueError, IndexError, pa.ArrowException):
             raise ValueError(
@@ -284,7 +285,7 @@ class StreamedRows(DatasetRows):
 def _read_episodes(root: Path) -> pa.Table:
     """`meta/episodes` without statistics, which are most of it."""
     tables = []
-    for path in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
+    for path in episode_files(root):
         with pq.ParquetFile(path) as file:
             tables.append(
                 file.read([name for name in file.schema_arrow.names if not name.startswith("stats/")])
