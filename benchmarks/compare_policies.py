@@ -40,6 +40,7 @@ from _measure import (
 )
 
 from datasets_scripts.storage.atomic import read_json, write_json
+from datasets_scripts.storage.dataset_folder import is_dataset_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 CAMERAS, STATE_DIM, ACTION_DIM = ("main", "wrist"), 4, 4
@@ -527,7 +528,7 @@ def try_policy(policy: Path, folder: Path, args: argparse.Namespace) -> dict:
 
 def check_training(args: argparse.Namespace) -> None:
     """Refuses `--train_on` where training and trying would fail, before anything is measured."""
-    if not (args.train_on / "meta" / "info.json").is_file():
+    if not is_dataset_folder(args.train_on):
         raise ValueError(f"--train_on {args.train_on} is not a LeRobot dataset: run `make quickstart` first")
     if importlib.util.find_spec("metaworld") is None:
         raise ValueError("trying policies needs MetaWorld: pip install 'lerobot_policy_foresight[sim]'")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets_scripts.storage.atomic import write_whole_file
+from datasets_scripts.storage.dataset_folder import is_dataset_folder
 from datasets_scripts.storage.episode_job import resumable_command
 from datasets_scripts.storage.provenance import read_provenance
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--open-loop", action="store_true", help="write a card for a policy that was never tried")
     add("--sample", action="store_true", help="write sample.safetensors again (publish.py writes the first)")
     args = parser.parse_args(arguments)
-    is_dataset = args.kind == "dataset" or (args.folder / "meta" / "info.json").is_file()
+    is_dataset = args.kind == "dataset" or is_dataset_folder(args.folder)
     written = _build_dataset(args) if is_dataset else _build_model(args)
     print("wrote " + " and ".join(map(str, written)))
 
@@ -53,8 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _build_dataset(args: argparse.Namespace) -> list[Path]:
     from datasets_scripts.inspection.dataset_card import write_card
 
-    is_dataset = (args.folder / "meta" / "info.json").is_file()
-    folder = args.folder if is_dataset else args.folder / "dataset"
+    folder = args.folder if is_dataset_folder(args.folder) else args.folder / "dataset"
     if not read_provenance(folder):
         raise ValueError(
             f"{folder} has no meta/foresight.json, which says how its labels were made: annotate or simulate "

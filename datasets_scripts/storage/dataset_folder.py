@@ -23,6 +23,11 @@ RESTORE = "download the dataset again, or make it again with the script that mad
 LARGEST_VALUE = 2**31  # of sizes and rates
 
 
+def is_dataset_folder(folder: str | Path) -> bool:
+    """Whether a folder holds a LeRobot dataset: it has a `meta/info.json`."""
+    return (Path(folder) / INFO_PATH).is_file()
+
+
 def load_info(root: str | Path) -> dict:
     """Contents of `meta/info.json` of a local LeRobot dataset.
 

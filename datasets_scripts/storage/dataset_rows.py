@@ -25,6 +25,7 @@ from datasets_scripts.storage.dataset_folder import (
     INFO_PATH,
     RESTORE,
     data_files,
+    is_dataset_folder,
     load_info,
     refuse_patterns,
 )
@@ -333,7 +334,7 @@ def find_folder(name: str) -> Path | None:
     if not is_hub_id(name.partition("@")[0]):  # it may name a revision
         raise ValueError(f"dataset {name} is neither a folder nor a Hub id (owner/name)")
     recorded = HF_LEROBOT_HOME / name
-    if (recorded / INFO_PATH).is_file() and not has_legacy_hub_download_metadata(recorded):
+    if is_dataset_folder(recorded) and not has_legacy_hub_download_metadata(recorded):
         return recorded.resolve()
     return None
 

@@ -11,6 +11,7 @@ from huggingface_hub import DatasetCard, ModelCard, metadata_load
 from datasets_scripts.inspection.dataset_card import OUR_CARD, SOURCE_MARK, as_list
 from datasets_scripts.inspection.dataset_card import build_card as build_dataset_card
 from datasets_scripts.licenses import HUB_LICENSES
+from datasets_scripts.storage.dataset_folder import is_dataset_folder
 from datasets_scripts.storage.provenance import read_provenance
 from hub_cards.cards.eval_results import build_result_files, read_result_files
 from hub_cards.cards.measurements import has_measured_weights, read_measurements
@@ -33,7 +34,7 @@ def check_card(folder: Path) -> list[str]:
     path = folder / "README.md"
     if not path.is_file():
         return [f"README.md is missing, the card: {BUILD}"]
-    is_dataset = (folder / "meta" / "info.json").is_file()
+    is_dataset = is_dataset_folder(folder)
     try:
         card = (DatasetCard if is_dataset else ModelCard)(path.read_text())
         metadata = metadata_load(path) or {}  # as written; `card.data` repairs some of it

@@ -19,6 +19,7 @@ from datasets_scripts.simulation.metaworld import (
     resolve_tasks,
 )
 from datasets_scripts.simulation.perturbation import Perturbation
+from datasets_scripts.storage.dataset_folder import is_dataset_folder
 from datasets_scripts.storage.provenance import read_provenance
 from training.evaluation.simulated.options import EvaluationOptions, option
 from training.evaluation.simulated.success import format_rates, measure
@@ -65,7 +66,7 @@ class MetaWorldOptions(EvaluationOptions):
         super().__post_init__()
         if self.record and self.perturbation.changes():
             raise ValueError("--record replays in MetaWorld's own scenes: leave out shifts and colors")
-        if self.record and self.record.exists() and not (self.record / "meta" / "info.json").is_file():
+        if self.record and self.record.exists() and not is_dataset_folder(self.record):
             raise ValueError(f"--record is {self.record}, which is not a dataset: give a new folder")
         if self.max_steps > MAX_STEPS:
             raise ValueError(f"--max-steps is {self.max_steps}; MetaWorld stops at {MAX_STEPS}")

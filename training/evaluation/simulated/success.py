@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from datasets_scripts.columns import image_key
 from datasets_scripts.storage.atomic import read_json, write_json
-from datasets_scripts.storage.dataset_folder import load_features
+from datasets_scripts.storage.dataset_folder import is_dataset_folder, load_features
 from training.evaluation.simulated.film import Film, describe_films, write_film
 from training.evaluation.simulated.goal_sources import check_goal_options, describe_goals, open_stream
 from training.evaluation.simulated.kept_episodes import (
@@ -343,7 +343,7 @@ def _find_demonstrations(options: EvaluationOptions) -> list[Path]:
     beside = Path(options.checkpoint).resolve().parent / "dataset"
     named_too = [options.dataset] if options.dataset else []
     folders = [Path(place) for place in (*trained_on, *named_too, beside)]
-    found = [folder for folder in dict.fromkeys(folders) if (folder / "meta" / "info.json").is_file()]
+    found = [folder for folder in dict.fromkeys(folders) if is_dataset_folder(folder)]
     absent = [folder.name for folder in map(Path, trained_on) if folder not in found]
     if absent and beside not in found:
         print(f"starts are not compared with the demonstrations of {', '.join(absent)}, which are not here")
