@@ -26,6 +26,7 @@ import numpy as np
 from datasets_scripts.columns import depth_key, image_key, recorded_features
 from datasets_scripts.conversion.job import Demonstration
 from datasets_scripts.numpy_pickles import NumpyUnpickler
+from datasets_scripts.storage.even_spread import spread_evenly
 from datasets_scripts.storage.shards import Layout
 
 __all__ = ["CalvinArchive"]
@@ -161,7 +162,7 @@ class CalvinArchive:
 
     def _check_depth(self) -> None:
         """Raise a `ValueError` unless the static camera sees the table at its distance."""
-        picks = np.linspace(0, len(self._segments) - 1, min(DEPTH_CHECKS, len(self._segments))).astype(int)
+        picks = spread_evenly(len(self._segments), DEPTH_CHECKS)
         frames = [self._read_frame(self._segments[pick][0]) for pick in picks]
         seen = float(np.median(np.stack([frame["depth_static"] for frame in frames]))) * self.depth_scale
         low, high = TABLE_RANGE_M

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from datasets_scripts.storage.even_spread import spread_evenly
+
 MIN_DEPTH_M, MAX_DEPTH_M = 0.05, 100.0  # the farthest that `--depth-max` may keep; by default it is 10
 FIT_RANGE_M = (0.1, 10.0)  # metric values beyond it are not trusted
 FIT_SAMPLES = 200_000
@@ -44,7 +46,7 @@ class Alignment:
 
 def choose_key_frames(n_frames: int) -> np.ndarray:
     """At most 32 evenly spaced frames for metric depth, including the first and the last: `(k,)` int64."""
-    return np.unique(np.linspace(0, n_frames - 1, min(MAX_KEY_FRAMES, n_frames)).round().astype(np.int64))
+    return np.array(spread_evenly(n_frames, MAX_KEY_FRAMES), np.int64)
 
 
 def fit_alignment(relative: np.ndarray, metric_m: np.ndarray, generator: np.random.Generator) -> Alignment:

@@ -18,8 +18,9 @@ from datasets_scripts.inspection.drawing import (
     new_figure,
     set_plain_ticks,
 )
-from datasets_scripts.inspection.labeled_episode import Camera, LabeledEpisode, spread_evenly
+from datasets_scripts.inspection.labeled_episode import Camera, LabeledEpisode
 from datasets_scripts.inspection.quality import DEPTH_EDGES_M, TrackMeter
+from datasets_scripts.storage.even_spread import spread_evenly
 
 __all__ = ["draw_distributions", "draw_labels", "draw_motion", "encode_picture"]
 

@@ -22,6 +22,7 @@ from datasets_scripts.columns import (
 )
 from datasets_scripts.inspection.quality import DepthMeter, TrackMeter
 from datasets_scripts.storage.dataset_rows import DatasetRows
+from datasets_scripts.storage.even_spread import spread_evenly
 from datasets_scripts.storage.frame_cache import OnDemandFrames
 from datasets_scripts.storage.provenance import (
     find_intrinsics,
@@ -148,11 +149,6 @@ class LabeledEpisode:
 def read_task(rows: DatasetRows, episode: int) -> str:
     """Instruction of an episode."""
     return rows.instruction_of(rows.rows_of(episode).start)
-
-
-def spread_evenly(n: int, most: int) -> list[int]:
-    """At most `most` of the numbers from 0 to `n - 1`."""
-    return np.unique(np.linspace(0, n - 1, min(most, n)).round().astype(int)).tolist()
 
 
 @dataclasses.dataclass

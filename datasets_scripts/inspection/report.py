@@ -25,7 +25,6 @@ from datasets_scripts.inspection.labeled_episode import (
     LabeledEpisode,
     measure_episode,
     read_task,
-    spread_evenly,
 )
 from datasets_scripts.inspection.quality import (
     FLAGS,
@@ -37,6 +36,7 @@ from datasets_scripts.inspection.quality import (
 from datasets_scripts.inspection.template_rendering import render_template
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.episode_job import work_on_all
+from datasets_scripts.storage.even_spread import spread_evenly
 from datasets_scripts.storage.provenance import PROVENANCE_PATH, write_provenance
 
 __all__ = ["Survey", "rank_episodes", "survey_labels", "write_flags", "write_report"]

@@ -124,6 +124,7 @@ def measure_demonstrations(
         results["progress"] = measure_calibration(predicted["progress"], predicted["true_progress"])
     if found := measure_instruction(model, processor, windows, predicted, replaced):
         results["instruction"] = found
+    # Rounded down, unlike `spread_evenly`: saved figures are those of these windows.
     spread = np.linspace(0, len(windows) - 1, min(CAUSALITY_WINDOWS, len(windows))).astype(int)
     raw = collate_windows([windows[int(i)] for i in spread])
     return results | {"causality": measure_causality(model, processor, raw)}

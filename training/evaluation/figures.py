@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets_scripts.inspection.drawing import add_depth_scale, draw_depth, draw_flow, import_matplotlib
+from datasets_scripts.storage.even_spread import spread_evenly
 from modeling_foresight import ForesightConfig
 from training.evaluation.predictions import Moment, depth_limits, predict_windows
 from training.windows import ForesightWindows
@@ -25,7 +26,7 @@ def draw_episode(model, processor, windows: ForesightWindows, view: str, count: 
         kind (`str`): What the title calls the episode.
     """
     config = model.config
-    chosen = sorted({round(i) for i in np.linspace(0, last_window(windows, config), count)})
+    chosen = spread_evenly(last_window(windows, config) + 1, count)
     moments = [p.views[view] for p in predict_windows(model, processor, windows, chosen, [view])]
     name = Path(windows.rows.name).name
     title = f"{kind} {windows.episodes[0]} of {name}: “{windows[0]['task']}”, {view} camera"

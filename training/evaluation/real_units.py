@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from datasets_scripts.storage.even_spread import spread_evenly
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.targets import depth_statistics, unpatchify
 from training.evaluation.metric_loader import import_evaluate
@@ -64,14 +65,14 @@ def measure_in_real_units(
         windows.rows, dataclasses.replace(windows.config, lookahead=has_future, p_moving=0.5)
     )
     count = max(1, min(count, MAX_PIXELS // config.image_size**2))
-    chosen = np.unique(np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int))
+    chosen = spread_evenly(len(windows), count)
     height, width = windows.view_sizes[config.views[0]]
     options = {
         "flow_3d": {"width": width, "height": height, **(intrinsics or {})},
         "robot_action": _grippers(processor, config),
     }
     found: dict[tuple[str, str, str], list] = {}
-    predictions = predict_windows(model, processor, windows, chosen.tolist())
+    predictions = predict_windows(model, processor, windows, chosen)
     for prediction in tqdm(predictions, total=len(chosen), desc="in real units", unit="window"):
         for place, predicted, truth in _find_examples(prediction, config.patch_size):
             if np.isfinite(truth).any():  # a metric without anything to compare is an error

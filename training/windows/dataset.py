@@ -39,6 +39,7 @@ from torch.utils.data import Dataset
 
 from datasets_scripts.columns import check_depth_range
 from datasets_scripts.storage.dataset_rows import DatasetRows
+from datasets_scripts.storage.even_spread import spread_evenly
 from datasets_scripts.storage.frame_cache import open_frames
 from datasets_scripts.storage.provenance import is_made_depth, moving_flags, read_provenance
 from datasets_scripts.storage.streaming.streamed_rows import StreamedFrames, StreamedRows
@@ -128,8 +129,8 @@ class ForesightWindows(Dataset):
 
     def _check_depth(self) -> None:
         """Refuses depth columns whose values cannot be meters, judged by a few frames of each."""
-        count = 1 if isinstance(self.rows, StreamedRows) else min(DEPTH_CHECK_FRAMES, len(self.episodes))
-        picks = np.linspace(0, len(self.episodes) - 1, count).astype(int)
+        count = 1 if isinstance(self.rows, StreamedRows) else DEPTH_CHECK_FRAMES
+        picks = spread_evenly(len(self.episodes), count)
         for view, key in self.columns.depth.items():
             decoder = self.frames.decoders[key]
             seen = np.concatenate([self._first_frame(key, episode) for episode in self.episodes[picks]])
