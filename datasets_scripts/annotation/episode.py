@@ -19,7 +19,6 @@ from datasets_scripts.columns import (
     find_depth_key,
     find_image_key,
     list_cameras,
-    pack_points,
     picture_size,
     points_key,
 )
@@ -41,6 +40,7 @@ from datasets_scripts.storage.videos.writing import (
     video_stats,
 )
 from datasets_scripts.tracks import choose_tracker, open_tracker
+from datasets_scripts.tracks.track_columns import pad_tracks
 from datasets_scripts.tracks.track_selection import sample_tracks
 
 __all__ = [
@@ -357,13 +357,7 @@ class LabelMaker:
         n_points = self.annotation.n_points
         generator = np.random.default_rng([self.annotation.seed, episode])
         points, visible, choice = sample_tracks(follow, (len(video), height, width), generator, n_points)
-        padding = (0, n_points - points.shape[1])
-        np.savez(
-            path,
-            points=pack_points(np.pad(points, ((0, 0), padding, (0, 0)))),
-            visible=np.pad(visible, ((0, 0), padding)),
-            moving=np.pad(choice.moving, padding),
-        )
+        np.savez(path, **pad_tracks(points, visible, choice.moving, n_points))
         facts = {"has_motion": choice.has_motion, "moving_camera": choice.moving_camera}
         return TrackMeter(points, visible, choice.moving), facts
 

@@ -19,15 +19,12 @@ from datasets_scripts.columns import (
     find_depth_key,
     find_image_key,
     picture_size,
-    points_features,
-    points_key,
-    points_visible_key,
 )
 from datasets_scripts.inspection.dataset_card import write_card
 from datasets_scripts.inspection.quality import find_flags
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.dataset_copy import copy_dataset
-from datasets_scripts.storage.dataset_folder import append_columns, episode_files, video_sizes
+from datasets_scripts.storage.dataset_folder import episode_files, video_sizes
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.episode_job import EpisodeJob
 from datasets_scripts.storage.provenance import (
@@ -38,6 +35,7 @@ from datasets_scripts.storage.provenance import (
 )
 from datasets_scripts.storage.shards import read_array
 from datasets_scripts.storage.videos.writing import join_videos
+from datasets_scripts.tracks.track_columns import append_tracks
 
 __all__ = ["assemble"]
 
@@ -71,11 +69,7 @@ def assemble(
         _add_depth(root, annotation, shards, list(facts.values()))
     camera = annotation.cameras[0]
     size = picture_size(rows.features[find_image_key(rows.features, camera)])
-    values = {
-        points_key(camera): lambda episode: read_array(shards[episode], "points"),
-        points_visible_key(camera): lambda episode: read_array(shards[episode], "visible"),
-    }
-    append_columns(root, points_features(camera, annotation.n_points, *size), values)
+    append_tracks(root, camera, annotation.n_points, size, shards.__getitem__)
     provenance = _build_provenance(rows, annotation, shards, facts)
     before = read_provenance(rows.root).get("annotation", {})
     earlier = [*before.get("earlier", []), {k: v for k, v in before.items() if k not in PASS_FILES}]

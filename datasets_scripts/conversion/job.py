@@ -11,11 +11,12 @@ from typing import Protocol
 
 import numpy as np
 
-from datasets_scripts.simulation.exact_labels import append_tracks, describe_cameras, describe_tracks
+from datasets_scripts.simulation.exact_labels import describe_cameras, describe_tracks
 from datasets_scripts.storage.dataset_folder import count_dataset, video_sizes
 from datasets_scripts.storage.episode_job import EpisodeJob, EpisodeWork
 from datasets_scripts.storage.provenance import write_provenance
 from datasets_scripts.storage.shards import Layout, assemble_dataset, write_shard
+from datasets_scripts.tracks.track_columns import append_tracks
 
 __all__ = ["Archive", "Demonstration", "LabelOptions", "convert", "converter_parser", "print_summary"]
 

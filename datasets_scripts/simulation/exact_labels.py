@@ -1,25 +1,18 @@
 """Labels from a simulator, frame by frame: depth of every view and tracks of the first one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from datasets_scripts.columns import (
-    DEPTH_LIMIT_MARGIN_M,
-    depth_key,
-    pack_points,
-    points_features,
-    points_key,
-    points_visible_key,
-)
+from datasets_scripts.columns import DEPTH_LIMIT_MARGIN_M, depth_key
 from datasets_scripts.simulation.exact_tracks import RigidClip, make_tracks
 from datasets_scripts.simulation.rendering import RenderedScene
-from datasets_scripts.storage.dataset_folder import append_columns
 from datasets_scripts.storage.provenance import encode_flags
 from datasets_scripts.storage.shards import read_array
+from datasets_scripts.tracks.track_columns import pad_tracks
 
-__all__ = ["ExactLabels", "append_tracks", "describe_cameras", "describe_tracks"]
+__all__ = ["ExactLabels", "describe_cameras", "describe_tracks"]
 
 TRACK_FACTS = ("n_points", "n_moving")
 MOVING_FRACTION = 0.25
@@ -70,30 +63,13 @@ class ExactLabels:
             intrinsics=self.scene.intrinsics(first),
         )
         points, visible, choice = make_tracks(clip, generator, n_points, MOVING_FRACTION)
-        padding = n_points - points.shape[1]
-        arrays = {
-            "points": pack_points(np.pad(points, ((0, 0), (0, padding), (0, 0)))),
-            "visible": np.pad(visible, ((0, 0), (0, padding))),
-            "moving": np.pad(choice.moving, (0, padding)),
-        }
         facts = {
             "n_points": points.shape[1],
             "n_moving": int(choice.moving.sum()),
             "has_motion": choice.has_motion,
             "intrinsics": {view: self.scene.intrinsics(view) for view in self.views},
         }
-        return arrays, facts
-
-
-def append_tracks(
-    root: Path, view: str, n_points: int, size: tuple[int, int], shard_of: Callable[[int], Path]
-) -> None:
-    """Add a dataset's columns of points from its shards, without statistics; `size` is height and width."""
-    values = {
-        points_key(view): lambda episode: read_array(shard_of(episode), "points"),
-        points_visible_key(view): lambda episode: read_array(shard_of(episode), "visible"),
-    }
-    append_columns(root, points_features(view, n_points, *size), values)
+        return pad_tracks(points, visible, choice.moving, n_points), facts
 
 
 def describe_cameras(

@@ -366,7 +366,7 @@ def test_a_full_disk_keeps_what_is_finished(where, recorded, annotated, tmp_path
             video = annotate_episode.DepthVideo
             patch.setattr(annotate_episode, "DepthVideo", lambda file, *rest: video(FullDisk(file), *rest))
         else:
-            patch.setattr(annotated_dataset, "append_columns", full)
+            patch.setattr(annotated_dataset, "append_tracks", full)
         assert main(arguments) == 1
     message = capsys.readouterr().err
     assert "No space left on device" in message and "run the same command again" in message
