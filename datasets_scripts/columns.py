@@ -44,6 +44,9 @@ METERS_REMEDY = (
 UINT16_SENTINELS_M = (np.float32(65.535), np.float32(65535))
 NO_DEPTH_M = 1e5
 
+# Points outside the image are clipped to these fractions of it, to stay small numbers in float16.
+POINT_LIMITS = (-2.0, 3.0)
+
 # Image distances are given for a shorter side of this length, whatever the resolution.
 REFERENCE_PX = 224.0
 

@@ -13,6 +13,7 @@ import av
 import numpy as np
 
 from datasets_scripts.columns import (
+    POINT_LIMITS,
     check_depth_range,
     clean_depth,
     depth_key,
@@ -51,7 +52,6 @@ __all__ = [
     "read_current_facts",
 ]
 
-LIMITS = (-2.0, 3.0)  # image fractions beyond which a position is cut, as for exact tracks
 DECODED_FRAMES, DECODED_BYTES = 64, 64e6  # most frames and bytes that are decoded together
 HELD_BYTES = 256e6  # decoded frames of one column that are kept; short episodes are decoded once
 TIME_TOLERANCE = 0.1  # of the time between two frames
@@ -351,7 +351,7 @@ class LabelMaker:
                 video, depth, seeds[:, [0, 2, 1]] + [0, 0.5, 0.5]
             )
             points /= np.array([width, height, 1], np.float32)
-            points[..., :2] = points[..., :2].clip(*LIMITS)
+            points[..., :2] = points[..., :2].clip(*POINT_LIMITS)
             return points, visible, confidence
 
         n_points = self.annotation.n_points

@@ -36,6 +36,7 @@ from datasets_scripts.storage.provenance import (
 from datasets_scripts.storage.shards import read_array
 from datasets_scripts.storage.videos.writing import join_videos
 from datasets_scripts.tracks.track_columns import append_tracks
+from datasets_scripts.tracks.track_selection import MOVING_FRACTION
 
 __all__ = ["assemble"]
 
@@ -141,7 +142,7 @@ def _build_provenance(
     cameras[first]["tracks"] = sources["tracks"] | {
         "source": annotation.tracks,
         "n_points": annotation.n_points,
-        "moving_fraction": 0.25,
+        "moving_fraction": MOVING_FRACTION,
         "seed": annotation.seed,
         **_list_others(others, "tracks"),
     }

@@ -11,11 +11,11 @@ from datasets_scripts.simulation.rendering import RenderedScene
 from datasets_scripts.storage.provenance import encode_flags
 from datasets_scripts.storage.shards import read_array
 from datasets_scripts.tracks.track_columns import pad_tracks
+from datasets_scripts.tracks.track_selection import MOVING_FRACTION
 
 __all__ = ["ExactLabels", "describe_cameras", "describe_tracks"]
 
 TRACK_FACTS = ("n_points", "n_moving")
-MOVING_FRACTION = 0.25
 
 
 class ExactLabels:
@@ -62,7 +62,7 @@ class ExactLabels:
             *(np.stack(values) for values in zip(*self._geometry, strict=True)),
             intrinsics=self.scene.intrinsics(first),
         )
-        points, visible, choice = make_tracks(clip, generator, n_points, MOVING_FRACTION)
+        points, visible, choice = make_tracks(clip, generator, n_points)
         facts = {
             "n_points": points.shape[1],
             "n_moving": int(choice.moving.sum()),

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from datasets_scripts.columns import POINT_LIMITS
 from datasets_scripts.tracks.track_selection import TrackChoice, sample_tracks
 
 NEAR_M = 0.02
 DEPTH_TOLERANCE_M = 0.01
-# Image fractions of points beside or behind the camera are clipped, to stay small numbers in float16.
-OUTSIDE_LIMITS = (-2.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,14 @@ class RigidClip:
 
 
 def make_tracks(
-    clip: RigidClip, generator: np.random.Generator, n_points: int = 1250, moving_fraction: float = 0.25
+    clip: RigidClip, generator: np.random.Generator, n_points: int = 1250
 ) -> tuple[np.ndarray, np.ndarray, TrackChoice]:
     """Exact tracks of a clip, chosen by [`sample_tracks`], which documents arguments and results."""
 
     def follow(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, None]:
         return *follow_pixels(clip, pixels), None
 
-    return sample_tracks(follow, clip.depth_m.shape, generator, n_points, moving_fraction)
+    return sample_tracks(follow, clip.depth_m.shape, generator, n_points)
 
 
 def follow_pixels(clip: RigidClip, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +92,7 @@ def project(clip: RigidClip, world: np.ndarray) -> np.ndarray:
     in_front = np.maximum(z, NEAR_M)
     x = (k["fx"] * seen[..., 0] / in_front + k["cx"]) / width
     y = (k["fy"] * seen[..., 1] / in_front + k["cy"]) / height
-    return np.stack([np.clip(x, *OUTSIDE_LIMITS), np.clip(y, *OUTSIDE_LIMITS), z], axis=-1)
+    return np.stack([np.clip(x, *POINT_LIMITS), np.clip(y, *POINT_LIMITS), z], axis=-1)
 
 
 def depth_test(points: np.ndarray, depth_m: np.ndarray) -> np.ndarray:

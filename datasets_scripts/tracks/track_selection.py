@@ -20,6 +20,7 @@ from datasets_scripts.tracks.motion import (
     split_blocks,
 )
 
+MOVING_FRACTION = 0.25  # of the tracks, the paper's
 CAMERA_SHIFT_PX = 2.0  # median over the clip above which its camera is moving
 START_CELLS = 31
 GRID_SIDE = 40
@@ -83,7 +84,7 @@ def choose_tracks(
     candidates: Candidates,
     generator: np.random.Generator,
     n_points: int = 1250,
-    moving_fraction: float = 0.25,
+    moving_fraction: float = MOVING_FRACTION,
 ) -> TrackChoice:
     """Choose tracks: still ones spread over where they start, moving ones over places and directions.
 
@@ -116,7 +117,7 @@ def sample_tracks(
     shape: tuple[int, int, int],
     generator: np.random.Generator,
     n_points: int = 1250,
-    moving_fraction: float = 0.25,
+    moving_fraction: float = MOVING_FRACTION,
 ) -> tuple[np.ndarray, np.ndarray, TrackChoice]:
     """Follow pixels through a clip and choose some of their tracks.
 

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 
+from datasets_scripts.storage.videos.depth_reading import DEPTH_BITS
+
 # A key frame every other frame, for random access; fast to encode and decode on a CPU.
 RGB_OPTIONS = {"g": "2", "crf": "18", "preset": "veryfast", "threads": "1"}
 # One thread per encoder: episodes run in parallel, and the bytes do not depend on the machine.
@@ -30,7 +32,7 @@ DEPTH_OPTIONS = {
 MIN_DEPTH_SIDE_PX = 32
 
 # LeRobot's 12-bit logarithmic depth code: fine steps near, coarse steps far.
-MAX_DEPTH_CODE = 4095
+MAX_DEPTH_CODE = 2**DEPTH_BITS - 1
 DEPTH_MIN_M, DEPTH_SHIFT_M = 0.01, 3.5
 QUANTILES = (0.01, 0.10, 0.50, 0.90, 0.99)
 
