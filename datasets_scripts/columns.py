@@ -116,16 +116,29 @@ def recorded_features(
     return features
 
 
+def check_n_points(n_points: int, name: str) -> None:
+    """Refuse a track column of fewer than 2 points, as LeRobot stores one-element columns as scalars.
+
+    Args:
+        n_points (`int`): Points per episode.
+        name (`str`): Option or argument that gives the number, for the message.
+
+    Raises:
+        ValueError: Names the option and the number.
+    """
+    if n_points < 2:
+        raise ValueError(f"{name} is {n_points}; a track column needs at least 2 points")
+
+
 def points_features(camera: str, n_points: int, height: int, width: int) -> dict[str, dict]:
     """Features of a camera's tracked points and their visibility by key, for `append_columns`.
 
     Args:
         camera (`str`): Camera that sees the points.
-        n_points (`int`): Points per episode, at least 2 (LeRobot stores one-element columns as scalars).
+        n_points (`int`): Points per episode, at least 2.
         height, width (`int`): Size of the tracked image in pixels; the values do not depend on it.
     """
-    if n_points < 2:
-        raise ValueError(f"n_points is {n_points}; a track column needs at least 2 points")
+    check_n_points(n_points, "n_points")
     facts = {"camera": camera, "resolution": [height, width]}
     return {
         points_key(camera): {

@@ -15,6 +15,7 @@ import numpy as np
 from datasets_scripts.columns import (
     POINT_LIMITS,
     check_depth_range,
+    check_n_points,
     clean_depth,
     depth_key,
     find_depth_key,
@@ -89,8 +90,7 @@ class Annotation:
     seed: int = 0
 
     def __post_init__(self):
-        if self.n_points < 2:
-            raise ValueError(f"--n-points is {self.n_points}; a track column needs at least 2")
+        check_n_points(self.n_points, "--n-points")
         if self.seed < 0:
             raise ValueError(f"--seed is {self.seed}; it must not be negative")
         if not 0.1 <= self.depth_max_m <= MAX_DEPTH_M:

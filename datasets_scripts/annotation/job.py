@@ -22,7 +22,7 @@ from datasets_scripts.columns import find_depth_key, find_image_key
 from datasets_scripts.storage.dataset_copy import list_copied_files
 from datasets_scripts.storage.dataset_folder import data_files, load_info
 from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows, parse_episodes
-from datasets_scripts.storage.episode_job import EpisodeJob, EpisodeWork
+from datasets_scripts.storage.episode_job import EpisodeJob, EpisodeWork, check_limit
 from datasets_scripts.storage.frame_cache import FrameDecoder
 from datasets_scripts.storage.provenance import flagged_episodes
 
@@ -198,8 +198,7 @@ def open_job(job: AnnotationJob) -> OpenJob:
     rows = DatasetRows(job.dataset, stream=True)
     if job.output.resolve().is_relative_to(rows.root.resolve()):
         raise ValueError(f"--output {job.output} lies inside the dataset {rows.name}; choose another folder")
-    if job.limit is not None and job.limit < 1:
-        raise ValueError(f"--limit is {job.limit}; it must be at least 1")
+    check_limit(job.limit)
     if not rows.n_episodes:
         raise ValueError(f"dataset {rows.name} has no episodes")
     episodes = parse_episodes(job.episodes or ":", rows.n_episodes)[: job.limit]

@@ -26,6 +26,7 @@ import numpy as np
 from datasets_scripts.columns import depth_key, image_key, recorded_features
 from datasets_scripts.conversion.job import Demonstration
 from datasets_scripts.numpy_pickles import NumpyUnpickler
+from datasets_scripts.storage.episode_job import check_limit
 from datasets_scripts.storage.even_spread import spread_evenly
 from datasets_scripts.storage.shards import Layout
 
@@ -63,8 +64,7 @@ class CalvinArchive:
         self.folder, self.depth_scale = Path(folder), depth_scale
         if not (math.isfinite(depth_scale) and depth_scale > 0):
             raise ValueError(f"--depth-scale is {depth_scale}; it must be above 0 (2 for older recordings)")
-        if limit is not None and limit < 1:
-            raise ValueError(f"--limit is {limit}; it must be at least 1")
+        check_limit(limit)
         self._digits, present = _frame_files(self.folder)
         segments, self._instructions, self._tasks = _read_annotations(self.folder)
         self._segments = segments[:limit]

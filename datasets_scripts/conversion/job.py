@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from datasets_scripts.columns import check_n_points
 from datasets_scripts.simulation.exact_labels import describe_cameras, describe_tracks
 from datasets_scripts.storage.dataset_folder import count_dataset, video_sizes
 from datasets_scripts.storage.episode_job import EpisodeJob, EpisodeWork
@@ -36,8 +37,7 @@ class LabelOptions:
     depth_max_m: float = 4.0
 
     def __post_init__(self):
-        if self.n_points < 2:
-            raise ValueError(f"--n-points is {self.n_points}; at least 2 points are needed")
+        check_n_points(self.n_points, "--n-points")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,6 +44,7 @@ from datasets_scripts.simulation.libero import (
     converted_state,
 )
 from datasets_scripts.simulation.libero_files import libero_instruction
+from datasets_scripts.storage.episode_job import check_limit
 from datasets_scripts.storage.shards import Layout
 
 __all__ = ["LiberoArchive"]
@@ -76,8 +77,7 @@ class LiberoArchive:
         labels: LabelOptions | None = None,
     ):
         source = Path(source)
-        if limit is not None and limit < 1:
-            raise ValueError(f"--limit is {limit}; it must be at least 1")
+        check_limit(limit)
         self.next_action, self.labels = next_action, labels
         self._root = source.parent if source.is_file() else source
         self._demos: list[tuple[str, str]] = []

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from datasets_scripts.columns import depth_key, image_key, recorded_features
+from datasets_scripts.columns import check_n_points, depth_key, image_key, recorded_features
 from datasets_scripts.simulation.exact_labels import ExactLabels
 from datasets_scripts.simulation.rendering import check_cameras
 from datasets_scripts.storage.shards import Layout, write_shard
@@ -104,8 +104,7 @@ class Recording(ABC):
                 f"--stride {self.stride} gives {self.hz}/{self.stride} frames per second, "
                 f"which must be whole; choose a stride from {', '.join(divisors)}"
             )
-        if self.n_points < 2:
-            raise ValueError(f"--n-points is {self.n_points}; at least 2 points are needed")
+        check_n_points(self.n_points, "--n-points")
         if self.image_size < MIN_DEPTH_SIDE_PX or self.image_size % 2:
             raise ValueError(f"--image-size is {self.image_size}; video needs an even size of at least 32 px")
         if not 0 <= self.noise <= 2:

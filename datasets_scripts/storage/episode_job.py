@@ -34,6 +34,7 @@ __all__ = [
     "PARAMETERS",
     "EpisodeJob",
     "EpisodeWork",
+    "check_limit",
     "list_numbers",
     "resumable_command",
     "work_on_all",
@@ -194,6 +195,12 @@ class EpisodeWork:
     read: Callable[[Path], dict | None] = read_facts  # gives `None` for a shard that has to be made
     unit: str = "frame"  # what the progress bar counts
     notes: Callable[[dict], dict] = lambda facts: {}  # what the progress bar shows of the facts
+
+
+def check_limit(limit: int | None) -> None:
+    """Refuse a `--limit` of episodes below 1; raises a `ValueError`."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit is {limit}; it must be at least 1")
 
 
 def list_numbers(numbers: Sequence[int]) -> str:
