@@ -6,7 +6,7 @@ Files lie in LeRobot's own cache, so LeRobot finds them there and nothing is dow
 import contextlib
 import dataclasses
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,6 +37,7 @@ __all__ = [
     "find_refusals",
     "is_hub_id",
     "open_hub_dataset",
+    "read_revision",
 ]
 
 # The client lets errors of its HTTP library through: httpx in huggingface_hub 1, httpx2 in huggingface_hub 2.
@@ -102,7 +103,7 @@ def open_hub_dataset(name: str, videos: bool = True) -> tuple[Path, HubFiles]:
     """
     repo_id, _, revision = name.partition("@")
     with explain_hub_errors(repo_id):
-        root = Path(_download_metadata(repo_id, [revision] if revision else [CODEBASE_VERSION, "main"]))
+        root = Path(read_revision(lambda name: _download_metadata(repo_id, name), revision))
         try:
             load_features(root)  # refuses another format before more is downloaded
         except ValueError as error:  # its message names the folder in the cache
@@ -113,16 +114,29 @@ def open_hub_dataset(name: str, videos: bool = True) -> tuple[Path, HubFiles]:
     return root, HubFiles(repo_id, root.name)
 
 
-def _download_metadata(repo_id: str, revisions: Sequence[str]) -> str:
-    """Folder of the first revision that exists."""
+def read_revision[T](read: Callable[[str], T], revision: str | None) -> T:
+    """What `read` gives for the revision of a dataset that is wanted.
+
+    Args:
+        read (`Callable[[str], T]`): Given a branch, tag or commit.
+        revision (`str`, *optional*): The wanted one. Without, LeRobot's format tag is taken, or the main
+            branch if there is no such tag.
+
+    Raises:
+        RevisionNotFoundError, LocalEntryNotFoundError: If there is none, on the Hub or in the cache.
+    """
+    if revision:
+        return read(revision)
+    try:
+        return read(CODEBASE_VERSION)
+    except (RevisionNotFoundError, LocalEntryNotFoundError):
+        return read("main")
+
+
+def _download_metadata(repo_id: str, revision: str) -> str:
+    """Folder of a revision in LeRobot's cache."""
     wanted = ["meta/*", "README.md"]  # the card names the license
-    for revision in revisions:
-        try:
-            return snapshot_download(repo_id, allow_patterns=wanted, **_dataset_options(revision))
-        except (RevisionNotFoundError, LocalEntryNotFoundError):  # not on the Hub, or not in the cache
-            if revision == revisions[-1]:
-                raise
-    raise AssertionError("no revision")
+    return snapshot_download(repo_id, allow_patterns=wanted, **_dataset_options(revision))
 
 
 def _dataset_options(revision: str) -> dict:

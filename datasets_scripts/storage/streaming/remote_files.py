@@ -10,8 +10,7 @@ from pathlib import Path
 
 import fsspec
 from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
-from lerobot.datasets.dataset_metadata import CODEBASE_VERSION
+from huggingface_hub.errors import EntryNotFoundError
 
 from datasets_scripts.storage.dataset_rows import find_folder
 from datasets_scripts.storage.hub_download import (
@@ -19,6 +18,7 @@ from datasets_scripts.storage.hub_download import (
     HubError,
     explain_hub_errors,
     find_refusals,
+    read_revision,
 )
 
 __all__ = ["RemoteFile", "RemoteFiles"]
@@ -150,16 +150,9 @@ def _resolve(name: str) -> tuple[str, str | None]:
     if (folder := find_folder(name)) is not None:
         return folder.as_uri(), None
     repo_id, _, revision = name.partition("@")
-    revisions = [revision] if revision else [CODEBASE_VERSION, "main"]
     with explain_hub_errors(repo_id):
-        for revision in revisions:
-            try:
-                commit = HfApi().dataset_info(repo_id, revision=revision).sha
-                return f"{HUB_DATASETS}{repo_id}@{commit}", commit
-            except RevisionNotFoundError:
-                if revision == revisions[-1]:
-                    raise
-    raise AssertionError("no revision")
+        found = read_revision(lambda name: HfApi().dataset_info(repo_id, revision=name), revision)
+    return f"{HUB_DATASETS}{repo_id}@{found.sha}", found.sha
 
 
 def _version(info: dict) -> str:
