@@ -8,7 +8,7 @@ import numpy as np
 
 from datasets_scripts.columns import find_image_key, list_cameras
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from datasets_scripts.storage.frame_cache import FrameDecoder
+from datasets_scripts.storage.videos.frame_decoding import FrameDecoder
 from goal_images.source import GoalRequest
 
 __all__ = ["GOAL_AHEAD_STEPS", "RecordedGoals"]

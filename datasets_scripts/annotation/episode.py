@@ -31,10 +31,10 @@ from datasets_scripts.depth.worker import split_command
 from datasets_scripts.inspection.quality import DepthMeter, TrackMeter
 from datasets_scripts.storage.atomic import write_whole_folder
 from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows
-from datasets_scripts.storage.frame_cache import FrameDecoder, depth_code_table
 from datasets_scripts.storage.provenance import find_intrinsics, read_provenance
 from datasets_scripts.storage.shards import ARRAYS_FILE, read_facts, write_facts
 from datasets_scripts.storage.videos.depth_reading import DepthVideos
+from datasets_scripts.storage.videos.frame_decoding import FrameDecoder, depth_code_table
 from datasets_scripts.storage.videos.writing import (
     MIN_DEPTH_SIDE_PX,
     DepthVideo,

@@ -23,8 +23,8 @@ from datasets_scripts.storage.dataset_copy import list_copied_files
 from datasets_scripts.storage.dataset_folder import data_files, load_info
 from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows, parse_episodes
 from datasets_scripts.storage.episode_job import EpisodeJob, EpisodeWork, check_limit
-from datasets_scripts.storage.frame_cache import FrameDecoder
 from datasets_scripts.storage.provenance import flagged_episodes
+from datasets_scripts.storage.videos.frame_decoding import FrameDecoder
 
 __all__ = ["AnnotationJob", "annotate", "check", "make_shards", "merge", "open_job", "prepare"]
 

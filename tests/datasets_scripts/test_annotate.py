@@ -27,8 +27,8 @@ from datasets_scripts.columns import unpack_points
 from datasets_scripts.conversion import column_renaming
 from datasets_scripts.inspection.labeled_episode import LabeledDataset, LabeledEpisode
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from datasets_scripts.storage.frame_cache import FrameDecoder
 from datasets_scripts.storage.provenance import moving_flags, read_provenance
+from datasets_scripts.storage.videos.frame_decoding import FrameDecoder
 from tests.synthetic import make_dataset
 from training.windows import ForesightWindows, WindowConfig
 

@@ -21,8 +21,8 @@ from datasets_scripts.columns import clean_depth, unpack_points
 from datasets_scripts.depth.source import DepthClip
 from datasets_scripts.inspect_dataset import main as inspect
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from datasets_scripts.storage.frame_cache import FrameDecoder
 from datasets_scripts.storage.provenance import read_provenance
+from datasets_scripts.storage.videos.frame_decoding import FrameDecoder
 from tests.synthetic import make_dataset
 from training.windows import ForesightWindows, WindowConfig
 

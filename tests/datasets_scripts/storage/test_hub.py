@@ -24,9 +24,9 @@ from datasets_scripts.storage import dataset_rows as dataset_rows
 from datasets_scripts.storage import hub_download as hub_source
 from datasets_scripts.storage import hub_upload
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from datasets_scripts.storage.frame_cache import FrameDecoder
 from datasets_scripts.storage.hub_download import HubError, explain_hub_errors, is_hub_id
 from datasets_scripts.storage.provenance import read_provenance
+from datasets_scripts.storage.videos.frame_decoding import FrameDecoder
 from tests.hub_server import running_hub
 from tests.synthetic import make_dataset
 

@@ -8,7 +8,7 @@ from datasets_scripts.inspection.source_errors import ExactEpisodes, measure_sou
 from datasets_scripts.simulation.job import simulate
 from datasets_scripts.simulation.simulators import MetaWorldRecording
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from datasets_scripts.storage.frame_cache import FrameDecoder
+from datasets_scripts.storage.videos.frame_decoding import FrameDecoder
 from datasets_scripts.tracks import open_tracker
 from datasets_scripts.tracks.track_selection import sample_tracks
 

@@ -5,8 +5,8 @@ import pytest
 from lerobot.datasets.video_utils import decode_video_frames
 
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from datasets_scripts.storage.frame_cache import FrameDecoder
 from datasets_scripts.storage.videos.depth_reading import DepthVideos
+from datasets_scripts.storage.videos.frame_decoding import FrameDecoder
 from datasets_scripts.storage.videos.writing import encode_depth
 from tests.synthetic import make_dataset
 
