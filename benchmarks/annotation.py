@@ -18,8 +18,8 @@ import torch
 from _measure import build_parser, describe_machine, memory_mb
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts.annotation.episode import Annotation
 from datasets_scripts.annotation.job import AnnotationJob, annotate
+from datasets_scripts.annotation.settings import Annotation
 from datasets_scripts.columns import depth_key, image_key, recorded_features
 from datasets_scripts.storage.videos.writing import lerobot_depth_encoder
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from datasets_scripts.annotation.distributed import annotate_as_rank, is_rank
 from datasets_scripts.annotation.dry_run import describe_plan
-from datasets_scripts.annotation.episode import Annotation
 from datasets_scripts.annotation.executors import Resources, add_options, run_tasks
 from datasets_scripts.annotation.job import AnnotationJob, annotate, check
 from datasets_scripts.annotation.push import check_push, push_dataset
+from datasets_scripts.annotation.settings import Annotation
 from datasets_scripts.columns import find_depth_key, list_cameras
 from datasets_scripts.depth import DEPTH_SOURCES
 from datasets_scripts.storage.dataset_folder import load_features

@@ -10,8 +10,8 @@ from pathlib import Path
 from lerobot.datasets.dataset_tools import remove_feature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from datasets_scripts.annotation.episode import Annotation
 from datasets_scripts.annotation.job import AnnotationJob, annotate
+from datasets_scripts.annotation.settings import Annotation
 from datasets_scripts.columns import points_key, points_visible_key, unpack_points
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import flagged_episodes, moving_flags, read_provenance

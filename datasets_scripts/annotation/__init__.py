@@ -1,1 +1,1 @@
-"""The annotation job: one episode, shards, workers, merging, dry run."""
+"""The annotation job: settings, one episode, shards, workers, merging, dry run."""

@@ -10,14 +10,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from datasets_scripts.annotation.episode import (
-    Annotation,
-    LabelMaker,
-    annotate_shard,
-    check_readable,
-    read_current_facts,
-)
+from datasets_scripts.annotation.episode import LabelMaker, annotate_shard, check_readable, read_current_facts
 from datasets_scripts.annotation.merging import assemble
+from datasets_scripts.annotation.settings import Annotation
 from datasets_scripts.columns import find_depth_key, find_image_key
 from datasets_scripts.storage.dataset_copy import list_copied_files
 from datasets_scripts.storage.dataset_folder import data_files, load_info
@@ -208,7 +203,7 @@ def open_job(job: AnnotationJob) -> OpenJob:
     parameters = job.annotation.to_dict() | {
         "episodes": None if len(episodes) == rows.n_episodes else episodes,
         "dataset": rows.root.name if is_folder else job.dataset.partition("@")[0],
-        "source_sha256": _fingerprint(rows, job.annotation),
+        "source_sha256": _hash_source(rows, job.annotation),
     }
     if rows.hub is not None:
         parameters["revision"] = rows.hub.revision
@@ -243,7 +238,7 @@ def _annotate_one(episode: int, shard: Path) -> dict:
     return annotate_shard(_load_label_maker(), episode, shard, _job[0].skip_broken)
 
 
-def _fingerprint(rows: DatasetRows, annotation: Annotation) -> str:
+def _hash_source(rows: DatasetRows, annotation: Annotation) -> str:
     """Hash of the data files' sizes, and of all that decides which frames and meters are read.
 
     The videos are recorded in each shard instead, so that repairing or downloading one later does not discard

@@ -12,14 +12,8 @@ from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.io_utils import cast_stats_to_numpy, write_info, write_stats
 from lerobot.datasets.utils import DEFAULT_VIDEO_PATH
 
-from datasets_scripts.annotation.episode import Annotation
-from datasets_scripts.columns import (
-    depth_feature,
-    depth_key,
-    find_depth_key,
-    find_image_key,
-    picture_size,
-)
+from datasets_scripts.annotation.settings import Annotation
+from datasets_scripts.columns import depth_feature, depth_key, find_depth_key, find_image_key, picture_size
 from datasets_scripts.inspection.dataset_card import write_card
 from datasets_scripts.inspection.quality import find_flags
 from datasets_scripts.storage.atomic import write_whole_file

@@ -20,9 +20,10 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts.annotate import main
 from datasets_scripts.annotation import job as command
-from datasets_scripts.annotation.episode import Annotation, LabelMaker
+from datasets_scripts.annotation.episode import LabelMaker
 from datasets_scripts.annotation.job import AnnotationJob, annotate, check
 from datasets_scripts.annotation.push import push_dataset
+from datasets_scripts.annotation.settings import Annotation
 from datasets_scripts.columns import unpack_points
 from datasets_scripts.conversion import column_renaming
 from datasets_scripts.inspection.labeled_episode import LabeledDataset, LabeledEpisode

@@ -10,7 +10,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts import annotate
 from datasets_scripts.annotate import main
-from datasets_scripts.annotation.episode import Annotation
+from datasets_scripts.annotation.settings import Annotation
 from datasets_scripts.depth import open_depth
 from datasets_scripts.inspection.dataset_card import list_label_licenses
 from datasets_scripts.storage.provenance import read_provenance

@@ -14,7 +14,7 @@ from lerobot.datasets.io_utils import load_stats
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts.annotate import main
-from datasets_scripts.annotation import dry_run
+from datasets_scripts.annotation import dry_run, settings
 from datasets_scripts.annotation import episode as annotate_episode
 from datasets_scripts.annotation import merging as annotated_dataset
 from datasets_scripts.columns import clean_depth, unpack_points
@@ -55,7 +55,7 @@ def depth_of(images: np.ndarray) -> np.ndarray:
 def red_depth():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(annotate_episode, "open_depth", lambda *_: DepthOfRed())
-        patch.setattr(annotate_episode, "choose_depth_models", lambda *_: None)
+        patch.setattr(settings, "choose_depth_models", lambda *_: None)
         yield
 
 

@@ -16,9 +16,9 @@ from huggingface_hub.utils import get_session
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from datasets_scripts.annotate import main as annotate
-from datasets_scripts.annotation.episode import Annotation
 from datasets_scripts.annotation.job import AnnotationJob, make_shards, merge, open_job
 from datasets_scripts.annotation.push import check_push, push_dataset
+from datasets_scripts.annotation.settings import Annotation
 from datasets_scripts.inspect_dataset import main
 from datasets_scripts.storage import dataset_rows as dataset_rows
 from datasets_scripts.storage import hub_download as hub_source
