@@ -37,10 +37,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     def add_field(name: str, kind: type, text: str, **more) -> None:
         """A field of the simulators' recordings; they have the defaults."""
-        known = {of: getattr(kind, name) for of, kind in SIMULATORS.items() if hasattr(kind, name)}
-        texts = {of: ",".join(x) if isinstance(x, tuple) else str(x) for of, x in known.items()}
+        known = {sim: getattr(kind, name) for sim, kind in SIMULATORS.items() if hasattr(kind, name)}
+        texts = {sim: ",".join(x) if isinstance(x, tuple) else str(x) for sim, x in known.items()}
         usual = texts["metaworld"]
-        shown = usual + "".join(f", {of}: {text}" for of, text in texts.items() if text != usual)
+        shown = usual + "".join(f", {sim}: {text}" for sim, text in texts.items() if text != usual)
         flag = f"--{name.replace('_', '-')}"
         add(flag, type=kind, default=argparse.SUPPRESS, help=f"{text} (default: {shown})", **more)
 

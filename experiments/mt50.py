@@ -57,7 +57,7 @@ def build_mt50(plan, folder: Path, only_read: bool) -> dict:
     def figures(tasks: list[str]) -> dict:
         chosen = [plan.tasks.index(task) for task in tasks]
         found = success_rate(outcomes[:, chosen]) | {"tasks": len(tasks)}
-        return found | {f"experts_{name}": float(of[:, chosen].mean()) for name, of in ceiling.items()}
+        return found | {f"experts_{name}": float(runs[:, chosen].mean()) for name, runs in ceiling.items()}
 
     groups = {name: resolve_tasks(name) for name in ("easy", "medium", "hard", "very_hard")}
     groups = {name: [task for task in tasks if task in plan.tasks] for name, tasks in groups.items()}
@@ -74,7 +74,7 @@ def build_mt50(plan, folder: Path, only_read: bool) -> dict:
         "groups": {name: figures(tasks) for name, tasks in groups.items() if tasks},
         "tasks": {task: figures([task]) for task in plan.tasks},
         "shared_instructions": {text: tasks for text, tasks in by_instruction.items() if len(tasks) > 1},
-        "experts": {name: success_rate(of) for name, of in ceiling.items()},
+        "experts": {name: success_rate(runs) for name, runs in ceiling.items()},
         "parameters": next(iter(rows.values()))["parameters"],
         "steps": plan.steps,
         "recording": plan.recordings()[count].to_dict(),
@@ -113,10 +113,10 @@ def write_mt50(plan, folder: Path, results_file: Path, only_read: bool) -> None:
 def print_experts(plan, folder: Path) -> None:
     """Measures the experts and prints a line per task."""
     found = run_experts(plan, folder)
-    for task, of in found.items():
-        print(f"{task}: with noise {sum(of['noisy'])}/{len(of['noisy'])}, without {sum(of['clean'])}")
+    for task, runs in found.items():
+        print(f"{task}: with noise {sum(runs['noisy'])}/{len(runs['noisy'])}, without {sum(runs['clean'])}")
     for name in ("noisy", "clean"):
-        rates = [sum(of[name]) / len(of[name]) for of in found.values()]
+        rates = [sum(runs[name]) / len(runs[name]) for runs in found.values()]
         print(f"mean of {len(rates)} tasks, {name}: {sum(rates) / len(rates):.1%}")
 
 

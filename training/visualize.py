@@ -82,7 +82,7 @@ def visualize(args: argparse.Namespace) -> None:
         _write_film(args.video, predict, windows, view, title, config)
     if args.rerun:
         known, features = read_provenance(windows.rows.root), windows.rows.features
-        lenses = {v: find_intrinsics(known, features, of) for v, of in windows.cameras.items()}
+        lenses = {v: find_intrinsics(known, features, camera) for v, camera in windows.cameras.items()}
         record_predictions(args.rerun, predict(range(len(windows))), title, windows.rows.fps, lenses)
         print(f"wrote {args.rerun}; look at it with: rerun {args.rerun}")
 

@@ -135,8 +135,8 @@ def _assemble(root: Path, archive: Archive, shard_of: Callable[[int], Path], fac
     episodes = {str(episode): known["kept"] for episode, known in enumerate(facts)}
     if labels is not None:
         cameras = describe_cameras(facts[0]["intrinsics"], labels.depth_max_m, labels.n_points, labels.seed)
-        view, of = next(iter(cameras.items()))
-        size = (of["intrinsics"]["height"], of["intrinsics"]["width"])
+        view, camera = next(iter(cameras.items()))
+        size = (camera["intrinsics"]["height"], camera["intrinsics"]["width"])
         append_tracks(root, view, labels.n_points, size, shard_of)
         for episode, known in enumerate(facts):
             episodes[str(episode)][view] = describe_tracks(known, shard_of(episode))

@@ -119,7 +119,7 @@ class ReplayedScene(RenderedScene):
         compared = {0, len(states) // 2, len(states) - 1}
         for frame, state in enumerate(states):
             self.show(state)
-            labels.look()
+            labels.add_frame()
             for view, stored in pictures.items() if frame in compared else ():
                 difference = np.abs(self.render_rgb(view).astype(int) - stored[frame]).mean()
                 if difference > LARGEST_DIFFERENCE:

@@ -32,8 +32,8 @@ class ExactLabels:
         self._depth: dict[str, list[np.ndarray]] = {view: [] for view in views}
         self._geometry: list[tuple] = []
 
-    def look(self) -> None:
-        """Add the scene as it is now, as the next frame."""
+    def add_frame(self) -> None:
+        """Add the scene as it is now, as the next frame of the episode."""
         scene, first = self.scene, self.views[0]
         for view in self.views:
             depth_m, bodies = scene.render_geometry(view)
@@ -77,7 +77,7 @@ def describe_cameras(
 ) -> dict[str, dict]:
     """`cameras` of `meta/foresight.json`; `intrinsics` by view, the one with tracks first."""
     depth = {"source": "mujoco depth buffer, exact", "depth_max_m": depth_max_m}
-    cameras = {view: {"depth": dict(depth), "intrinsics": dict(of)} for view, of in intrinsics.items()}
+    cameras = {view: {"depth": dict(depth), "intrinsics": dict(lens)} for view, lens in intrinsics.items()}
     cameras[next(iter(cameras))]["tracks"] = {
         "source": "mujoco rigid bodies, exact",
         "n_points": n_points,

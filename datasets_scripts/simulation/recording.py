@@ -241,7 +241,7 @@ def render_episode(
         states.append(sim.state())
         for camera in recording.cameras:
             images[image_key(camera)].append(sim.render_rgb(camera))
-        labels.look()
+        labels.add_frame()
         sim.step(action, recording.stride)
     arrays, facts = labels.make_tracks(recording.n_points, generator)
     videos = {key: np.stack(frames) for key, frames in images.items()} | labels.depth_videos()

@@ -76,13 +76,13 @@ def describe_memory(run: Run) -> str:
     trained = sum(local_part(p).numel() * p.element_size() for p in run.trained)
     device = run.accelerator.device
     if device.type == "cuda":
-        peak, of = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
+        peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
         place = torch.cuda.get_device_name(device)
     else:
-        peak, of, place = psutil.Process().memory_info().rss, psutil.virtual_memory().total, "this machine"
+        peak, total, place = psutil.Process().memory_info().rss, psutil.virtual_memory().total, "this machine"
     held = {"weights": weights, "gradients": trained, "AdamW": 2 * trained}
     told = ", ".join(f"{name} {size / 1e9:.3g} GB" for name, size in held.items())
-    return f"memory: {told}; the peak was {peak / 1e9:.3g} of {of / 1e9:.3g} GB of {place}"
+    return f"memory: {told}; the peak was {peak / 1e9:.3g} of {total / 1e9:.3g} GB of {place}"
 
 
 def format_hours(seconds: float) -> str:
