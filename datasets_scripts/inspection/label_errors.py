@@ -35,7 +35,7 @@ class DepthErrors:
         self._ratio: np.ndarray | None = None  # of the clip's last frame, nan where unknown
 
     def start_clip(self) -> None:
-        """What follows does not continue what came before."""
+        """Starts a new clip: its first frame is not compared with the one before."""
         self._ratio = None
 
     def add(self, depth_m: np.ndarray, true_m: np.ndarray) -> None:

@@ -203,7 +203,7 @@ def _measure_depth(episode: LabeledEpisode, camera: Camera, measures: Measures, 
     chunks, expected = list(episode.chunks()), 0
     for first, count in (chunks[i] for i in spread_evenly(len(chunks), most or len(chunks))):
         if first != expected:
-            measures.depth.cut()
+            measures.depth.start_clip()
         expected = first + count
         stored, limit_m = episode.read_stored_depth(camera.depth_key, first, count)
         check_depth_range(stored, camera.depth_key, math.inf if camera.is_made_depth else limit_m)

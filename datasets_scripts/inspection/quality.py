@@ -103,8 +103,8 @@ class DepthMeter:
             for image, one in zip(_sample_grid(images).astype(np.int16), depth, strict=True):
                 self._add_flicker(image, one)
 
-    def cut(self) -> None:
-        """The frames that come next do not follow those that came."""
+    def start_clip(self) -> None:
+        """Starts a new clip: its first frame is not compared with the one before."""
         self._last = []
 
     def _add_flicker(self, image: np.ndarray, depth: np.ndarray) -> None:
