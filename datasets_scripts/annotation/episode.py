@@ -22,7 +22,7 @@ from datasets_scripts.depth.range_check import DepthRange
 from datasets_scripts.inspection.quality import DepthMeter, TrackMeter
 from datasets_scripts.storage.atomic import write_whole_folder
 from datasets_scripts.storage.dataset_rows import RESTORE, BrokenEpisodeError, DatasetRows
-from datasets_scripts.storage.shards import ARRAYS_FILE, read_facts, write_facts
+from datasets_scripts.storage.shards import ARRAYS_FILE, read_shard_summary, write_shard_summary
 from datasets_scripts.storage.videos.depth_reading import DepthVideos
 from datasets_scripts.storage.videos.frame_decoding import FrameDecoder, depth_code_table
 from datasets_scripts.storage.videos.writing import DepthVideo, lerobot_depth_encoder, video_stats
@@ -238,7 +238,7 @@ def annotate_shard(maker: LabelMaker, episode: int, folder: Path, skip_broken: b
             facts = {"n_frames": len(span), "broken": {"file": place, "reason": rows.strip_folder(error)}}
             read += [error.path] if error.path else []
         facts["videos"] = {path.relative_to(rows.root).as_posix(): _read_size(path) for path in read}
-        return write_facts(scratch, facts)
+        return write_shard_summary(scratch, facts)
 
 
 def read_current_facts(rows: DatasetRows, folder: Path, skip_broken: bool = False) -> dict | None:
@@ -247,7 +247,7 @@ def read_current_facts(rows: DatasetRows, folder: Path, skip_broken: bool = Fals
     That is if it is missing or damaged, its video files have changed since, or it could not be read and
     should not be skipped.
     """
-    facts = read_facts(folder)
+    facts = read_shard_summary(folder)
     if facts is None or ("broken" in facts and not skip_broken):
         return None
     for name, size in facts["videos"].items():

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from datasets_scripts.depth.workers.serving import read_facts, write_message
+from datasets_scripts.depth.workers.serving import read_message_header, write_message
 from datasets_scripts.licenses import name_license
 
 DESCRIBE_S = 120  # importing a large package can take a minute
@@ -173,7 +173,7 @@ def _describe(command: str) -> dict[str, Any]:
 def _read_depth(process: subprocess.Popen, start: int, wanted: list[int]) -> np.ndarray:
     """Depth `(k, H, W)`; raises a `ValueError` that says what is wrong, an `EOFError` at the output's end."""
     try:
-        facts = read_facts(process.stdout)
+        facts = read_message_header(process.stdout)
         if facts is None:
             raise EOFError
         n_bytes = facts["bytes"]

@@ -27,7 +27,7 @@ from datasets_scripts.storage.atomic import read_json, remove_leftovers, write_j
 from datasets_scripts.storage.dataset_folder import check_dataset, refuse_patterns
 from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.settings_changes import name_changes
-from datasets_scripts.storage.shards import read_facts
+from datasets_scripts.storage.shards import read_shard_summary
 
 __all__ = [
     "EVALUATION",
@@ -145,7 +145,9 @@ class EpisodeJob:
                 bar.set_postfix(work.notes(facts), refresh=False)
                 bar.update(facts["n_frames"] if work.unit == "frame" else 1)
 
-    def read_shards(self, episodes: Sequence[int], read: Callable[[Path], dict | None] = read_facts) -> dict:
+    def read_shards(
+        self, episodes: Sequence[int], read: Callable[[Path], dict | None] = read_shard_summary
+    ) -> dict:
         """Facts of all episodes by number; raises a `ValueError` if one is missing."""
         facts = {episode: read(self.shard(episode)) for episode in episodes}
         if missing := [episode for episode, known in facts.items() if known is None]:
@@ -192,7 +194,7 @@ class EpisodeWork:
 
     make: Callable[[int, Path], dict]  # (episode, folder to make) -> facts
     start: Callable[[], None] | None = None  # called once in every process
-    read: Callable[[Path], dict | None] = read_facts  # gives `None` for a shard that has to be made
+    read: Callable[[Path], dict | None] = read_shard_summary  # gives `None` for a shard that has to be made
     unit: str = "frame"  # what the progress bar counts
     notes: Callable[[dict], dict] = lambda facts: {}  # what the progress bar shows of the facts
 

@@ -28,9 +28,9 @@ __all__ = [
     "Layout",
     "assemble_dataset",
     "read_array",
-    "read_facts",
-    "write_facts",
+    "read_shard_summary",
     "write_shard",
+    "write_shard_summary",
 ]
 
 ARRAYS_FILE, FACTS_FILE = "arrays.npz", "facts.json"
@@ -72,10 +72,10 @@ def write_shard(
         np.savez_compressed(buffer, **arrays)
         (folder / ARRAYS_FILE).write_bytes(buffer.getvalue())
         n_frames = len(next(iter(videos.values())))
-        return write_facts(folder, {**facts, "n_frames": n_frames, "stats": stats})
+        return write_shard_summary(folder, {**facts, "n_frames": n_frames, "stats": stats})
 
 
-def write_facts(folder: Path, facts: Mapping) -> dict:
+def write_shard_summary(folder: Path, facts: Mapping) -> dict:
     """Write the last file of a shard: its facts with the sizes of the other files; returns these facts."""
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     facts = {**facts, "bytes": sizes}
@@ -83,7 +83,7 @@ def write_facts(folder: Path, facts: Mapping) -> dict:
     return facts
 
 
-def read_facts(shard: Path) -> dict | None:
+def read_shard_summary(shard: Path) -> dict | None:
     """Facts of a shard, or `None` if a file is missing or has another size than when it was written."""
     try:
         facts = read_json(shard / FACTS_FILE)

@@ -72,11 +72,11 @@ def write_message(stream, facts, content):
 
 def read_message(stream):
     """The JSON and the bytes of one message; `None` at the end of the stream."""
-    facts = read_facts(stream)
+    facts = read_message_header(stream)
     return None if facts is None else (facts, stream.read(facts["bytes"]))
 
 
-def read_facts(stream):
+def read_message_header(stream):
     """The JSON of one message; `None` at the end of the stream. Its bytes follow in the stream."""
     start = stream.read(4)
     if len(start) < 4:

@@ -25,7 +25,7 @@ from datasets_scripts.storage import episode_job
 from datasets_scripts.storage.dataset_folder import load_features
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import moving_flags, read_provenance, scripted_in
-from datasets_scripts.storage.shards import read_facts
+from datasets_scripts.storage.shards import read_shard_summary
 
 pytestmark = pytest.mark.sim
 
@@ -294,7 +294,7 @@ def test_truncated_shard_is_recorded_again(tiny_dataset, tiny_recording, tmp_pat
     (partial / "parameters.json").write_text(json.dumps(tiny_recording.to_dict()))
     video = shard / "observation.images.main.mp4"
     video.write_bytes(video.read_bytes()[:-7])
-    assert read_facts(shard) is None
+    assert read_shard_summary(shard) is None
     simulate(tiny_recording, tmp_path / "dataset")
     assert_same_dataset(tmp_path / "dataset", tiny_dataset)
 
