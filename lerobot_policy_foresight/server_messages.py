@@ -14,7 +14,7 @@ import numpy as np
 from lerobot.async_inference.helpers import RemotePolicyConfig, TimedObservation
 from lerobot.transport import services_pb2
 
-from datasets_scripts.numpy_pickles import NumpyUnpickler
+from datasets_scripts.storage.numpy_pickles import NumpyUnpickler
 
 __all__ = ["limit_chunks", "read_observation", "read_policy_request"]
 

@@ -25,9 +25,9 @@ import numpy as np
 
 from datasets_scripts.columns import depth_key, image_key, recorded_features
 from datasets_scripts.conversion.job import Demonstration
-from datasets_scripts.numpy_pickles import NumpyUnpickler
 from datasets_scripts.storage.episode_job import check_limit
 from datasets_scripts.storage.even_spread import spread_evenly
+from datasets_scripts.storage.numpy_pickles import NumpyUnpickler
 from datasets_scripts.storage.shards import Layout
 
 __all__ = ["CalvinArchive"]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets_scripts.extras import install_advice
-from datasets_scripts.numpy_pickles import NumpyUnpickler
+from datasets_scripts.storage.numpy_pickles import NumpyUnpickler
 
 __all__ = [
     "INSTALL_ADVICE",
