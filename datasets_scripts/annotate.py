@@ -18,10 +18,11 @@ from datasets_scripts.annotation.job import AnnotationJob, annotate, check
 from datasets_scripts.annotation.push import check_push, push_dataset
 from datasets_scripts.annotation.settings import Annotation
 from datasets_scripts.columns import find_depth_key, list_cameras
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.depth import DEPTH_SOURCES
 from datasets_scripts.storage.dataset_folder import load_features
 from datasets_scripts.storage.dataset_rows import find_dataset
-from datasets_scripts.storage.episode_job import list_numbers, resumable_command
+from datasets_scripts.storage.episode_job import list_numbers
 from datasets_scripts.tracks import TRACK_SOURCES
 
 
@@ -75,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@resumable_command
+@entry_point(resumes=True)
 def main(argv: list[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     args = build_parser().parse_args(argv)

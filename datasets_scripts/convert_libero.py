@@ -3,12 +3,12 @@
 import sys
 from collections.abc import Sequence
 
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.conversion.job import LabelOptions, convert, converter_parser, print_summary
 from datasets_scripts.conversion.libero import LiberoArchive
-from datasets_scripts.storage.episode_job import resumable_command
 
 
-@resumable_command
+@entry_point(resumes=True)
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     parser = converter_parser(

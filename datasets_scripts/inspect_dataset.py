@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.inspection.drawing import import_matplotlib, save_png
 from datasets_scripts.inspection.episode_description import describe_episode
 from datasets_scripts.inspection.label_pictures import draw_labels
@@ -21,7 +22,6 @@ from datasets_scripts.inspection.report import rank_episodes, survey_labels, wri
 from datasets_scripts.inspection.rerun_recording import record_episode
 from datasets_scripts.storage.atomic import check_place
 from datasets_scripts.storage.dataset_rows import parse_episodes
-from datasets_scripts.storage.episode_job import resumable_command
 
 EXAMPLE = """examples:
   python datasets_scripts/inspect_dataset.py outputs/quickstart/dataset --report labels.html
@@ -84,11 +84,13 @@ def _show(args: argparse.Namespace, episode: LabeledEpisode) -> list[str]:
     return problems
 
 
-@resumable_command
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; returns the exit code: 1 as well when the labels have problems."""
-    if problems := inspect(_parse(arguments)):
-        raise ValueError("\nerror: ".join(problems))
+@entry_point()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 1 as well when the labels have problems, each of them a line."""
+    problems = inspect(_parse(arguments))
+    for problem in problems:
+        print(f"error: {' '.join(problem.split())}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

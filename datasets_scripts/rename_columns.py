@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.conversion.column_renaming import rename_columns
-from datasets_scripts.storage.episode_job import resumable_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@resumable_command
+@entry_point()
 def main(argv: list[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     args = build_parser().parse_args(argv)

@@ -12,10 +12,10 @@ import os
 import sys
 from pathlib import Path
 
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.simulation.job import simulate
 from datasets_scripts.simulation.metaworld import QUALITIES
 from datasets_scripts.simulation.simulators import SIMULATORS
-from datasets_scripts.storage.episode_job import resumable_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@resumable_command
+@entry_point(resumes=True)
 def main(argv: list[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     fields = vars(build_parser().parse_args(argv))

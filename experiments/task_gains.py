@@ -5,9 +5,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.inspection.drawing import new_figure
 from datasets_scripts.storage.atomic import read_json, write_whole_file
-from datasets_scripts.storage.episode_job import resumable_command
 from datasets_scripts.storage.settings_changes import flatten, name_changes
 from training.diagnostics.intervals import Z_95
 
@@ -103,7 +103,7 @@ def draw_gains(rows: Sequence[Mapping], labels: tuple[str, str]):
     return figure
 
 
-@resumable_command
+@entry_point()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     style, told = argparse.RawDescriptionHelpFormatter, f"{', '.join(FORMATS)} (default: %(default)s)"

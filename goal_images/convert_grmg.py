@@ -13,8 +13,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.storage.atomic import write_json, write_whole_folder
-from datasets_scripts.storage.episode_job import resumable_command
 from goal_images.generator import SAMPLING_FILE, Sampling, load_pipeline
 from modeling_foresight.grmg.reading import read_payload
 
@@ -113,7 +113,7 @@ def convert(checkpoint: Path, base: str, text_encoder: str, output: Path, allow_
         write_json(folder / SAMPLING_FILE, dataclasses.asdict(Sampling()))
 
 
-@resumable_command
+@entry_point()
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     args = parse_options(arguments)

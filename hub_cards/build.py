@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.dataset_folder import is_dataset_folder
-from datasets_scripts.storage.episode_job import resumable_command
 from datasets_scripts.storage.provenance import read_provenance
 
 EXAMPLE = """examples:
@@ -20,7 +20,7 @@ EXAMPLE = """examples:
   python hub_cards/build.py outputs/quickstart --kind dataset"""
 
 
-@resumable_command
+@entry_point()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(

@@ -5,14 +5,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets_scripts.storage.episode_job import resumable_command
+from datasets_scripts.command_line import entry_point
 
 EXAMPLE = """examples:
   python hub_cards/measure_latency.py outputs/quickstart/model
   python hub_cards/measure_latency.py outputs/quickstart/model --device cuda --dtype bfloat16 --repeats 200"""
 
 
-@resumable_command
+@entry_point()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(

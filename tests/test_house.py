@@ -47,7 +47,7 @@ FORBIDDEN = {
 }
 # From the bottom up: a room imports itself and the rooms before it.
 DATASET_ROOMS = (
-    "columns extras licenses",
+    "command_line columns extras licenses",
     "storage",
     "depth",
     "tracks",

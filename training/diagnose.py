@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.storage.atomic import write_json
-from datasets_scripts.storage.episode_job import resumable_command
 from training.diagnostics.benchmarks import LiberoDiagnostics, MetaWorldDiagnostics
 from training.diagnostics.report import format_diagnostics, measure_diagnostics
 from training.evaluation.simulated.options import parse_benchmark
@@ -22,7 +22,7 @@ again to resume."""
 DIAGNOSED_BENCHMARKS = {"metaworld": MetaWorldDiagnostics, "libero": LiberoDiagnostics}
 
 
-@resumable_command
+@entry_point(resumes=True)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; returns its exit code."""
     _, options = parse_benchmark(DIAGNOSED_BENCHMARKS, __doc__, EXAMPLE, arguments)

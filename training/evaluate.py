@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.storage.atomic import write_json
-from datasets_scripts.storage.episode_job import resumable_command
 from training.evaluation.simulated.calvin_success import CalvinOptions, format_calvin, measure_calvin
 from training.evaluation.simulated.libero_success import LiberoOptions, format_libero, measure_libero
 from training.evaluation.simulated.metaworld_success import (
@@ -33,7 +33,7 @@ SIMULATED_BENCHMARKS = {
 }
 
 
-@resumable_command
+@entry_point(resumes=True)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; returns its exit code."""
     kinds = {name: functions[0] for name, functions in SIMULATED_BENCHMARKS.items()}

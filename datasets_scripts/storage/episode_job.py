@@ -6,13 +6,10 @@ Unfinished work and its parameters lie in `OUTPUT.partial`. Each finished episod
 
 import contextlib
 import dataclasses
-import errno
-import functools
 import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -36,7 +33,6 @@ __all__ = [
     "EpisodeWork",
     "check_limit",
     "list_numbers",
-    "resumable_command",
     "work_on_all",
 ]
 
@@ -262,23 +258,3 @@ def _end_with_parent() -> None:
     """Otherwise the processes of a killed command would wait forever, with their memory and GPU."""
     multiprocessing.parent_process().join()
     os._exit(1)
-
-
-def resumable_command(main: Callable[[list[str] | None], None]) -> Callable[..., int]:
-    """Turn `main(argv)` into an entry point that returns an exit code and prints errors as one line."""
-
-    @functools.wraps(main)
-    def command(argv: list[str] | None = None) -> int:
-        try:
-            main(argv)
-        except KeyboardInterrupt:
-            print("interrupted; run the same command again to resume", file=sys.stderr)
-            return 130
-        except (OSError, ValueError, RuntimeError) as error:
-            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            advice = "; free some space and run the same command again to continue" if full else ""
-            print(f"error: {' '.join(str(error).split())}{advice}", file=sys.stderr)
-            return 1
-        return 0
-
-    return command

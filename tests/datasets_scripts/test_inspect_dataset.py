@@ -12,6 +12,7 @@ from lerobot.datasets.dataset_tools import delete_episodes
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
 
+from datasets_scripts import inspect_dataset
 from datasets_scripts.inspect_dataset import main
 from datasets_scripts.inspection import report
 from datasets_scripts.inspection.drawing import locate_points
@@ -209,3 +210,9 @@ def test_lerobots_viewer_shows_depth_beside_the_images_and_no_points(facts, tmp_
     chunks = recorded(tmp_path / "local_synthetic_episode_1.rrd")
     assert {"/observation.images.main", "/observation.depth.main", "/state", "/action"} <= set(chunks)
     assert not any("points" in entity for entity in chunks)
+
+
+def test_every_problem_of_the_labels_is_a_line(monkeypatch, capsys):
+    monkeypatch.setattr(inspect_dataset, "inspect", lambda args: ["depth is\nmissing", "tracks are missing"])
+    assert main(["somewhere"]) == 1
+    assert capsys.readouterr().err == "error: depth is missing\nerror: tracks are missing\n"

@@ -1,0 +1,45 @@
+"""What the commands share: exit codes and errors in one line."""
+
+import errno
+import functools
+import sys
+from collections.abc import Callable
+
+__all__ = ["EXPECTED_ERRORS", "entry_point"]
+
+# What a user can mend: files, options, missing libraries. Anything else is a bug, and keeps its traceback.
+EXPECTED_ERRORS = (OSError, ValueError, RuntimeError)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def entry_point[**P](
+    resumes: bool = False, errors: tuple[type[Exception], ...] = EXPECTED_ERRORS
+) -> Callable[[Callable[P, int | None]], Callable[P, int]]:
+    """Decorator of a command's `main`: it prints errors as one line, and returns an exit code.
+
+    The code is that of `main` (0 for `None`), 1 after an error, and 130 after Ctrl-C.
+
+    Args:
+        resumes (`bool`): Whether the same command, run again, keeps what was done so far.
+        errors (`tuple`): Exceptions to print; the others are raised.
+    """
+
+    def decorate(main: Callable[P, int | None]) -> Callable[P, int]:
+        @functools.wraps(main)
+        def command(*args: P.args, **kwargs: P.kwargs) -> int:
+            try:
+                return main(*args, **kwargs) or 0
+            except KeyboardInterrupt:
+                advice = "; run the same command again to resume" if resumes else ""
+                print(f"interrupted{advice}", file=sys.stderr)
+                return 130
+            except errors as error:
+                is_full = getattr(error, "errno", None) in FULL_DISK
+                advice = "; free some space and run the same command again" if is_full else ""
+                # Some libraries write paragraphs.
+                print(f"error: {' '.join(str(error).split())}{advice}", file=sys.stderr)
+                return 1
+
+        return command
+
+    return decorate

@@ -1,0 +1,65 @@
+"""What the commands share."""
+
+import errno
+
+import pytest
+
+from datasets_scripts.command_line import entry_point
+
+
+@pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (3, 3)])
+def test_the_exit_code_is_that_of_the_command(result, code):
+    assert entry_point()(lambda: result)() == code
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, RuntimeError, NotImplementedError])
+def test_an_error_is_one_line_however_long_its_text_is(error, capsys):
+    @entry_point()
+    def main(argv: list[str] | None = None) -> None:
+        raise error(f"{argv} went wrong:\n\n  - here\n  - and there\n")
+
+    assert main(["--it"]) == 1
+    assert capsys.readouterr().err == "error: ['--it'] went wrong: - here - and there\n"
+
+
+def test_a_bug_keeps_its_traceback():
+    @entry_point()
+    def main() -> None:
+        raise KeyError("name")
+
+    with pytest.raises(KeyError):
+        main()
+
+
+def test_a_command_says_which_errors_are_no_bugs():
+    @entry_point(errors=(KeyError,))
+    def main(error: Exception) -> None:
+        raise error
+
+    assert main(KeyError("name")) == 1
+    with pytest.raises(RuntimeError, match="inside"):
+        main(RuntimeError("inside"))
+
+
+@pytest.mark.parametrize(
+    ("resumes", "text"), [(True, "interrupted; run the same command again to resume"), (False, "interrupted")]
+)
+def test_only_what_resumes_says_so_after_ctrl_c(resumes, text, capsys):
+    @entry_point(resumes=resumes)
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    assert main() == 130
+    assert capsys.readouterr().err == text + "\n"
+
+
+def test_a_full_disk_has_a_remedy(capsys):
+    @entry_point()
+    def main() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "labels")
+
+    assert main() == 1
+    expected = (
+        "error: [Errno 28] No space left on device: 'labels'; free some space and run the same command again"
+    )
+    assert capsys.readouterr().err == expected + "\n"
