@@ -8,6 +8,7 @@ workers share several `--episodes`, and their start counts. The last line is one
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from datasets_scripts.annotation.job import AnnotationJob, annotate
 from datasets_scripts.annotation.settings import Annotation
 from datasets_scripts.columns import depth_key, image_key, recorded_features
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.storage.videos.writing import lerobot_depth_encoder
 
 CAMERA = "main"
@@ -112,6 +114,7 @@ def run(args: argparse.Namespace, scratch: Path) -> dict:
     }
 
 
+@entry_point()
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     args = parse_arguments(arguments)
@@ -121,4 +124,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -39,6 +39,7 @@ from _measure import (
     write_csv,
 )
 
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.storage.atomic import read_json, write_json
 from datasets_scripts.storage.dataset_folder import is_dataset_folder
 
@@ -563,25 +564,22 @@ def measure_success(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
+@entry_point()
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print tables and one line of JSON."""
     args = parse_arguments(arguments)
     torch.set_num_threads(args.threads)
-    try:
-        if args.memory_of:
-            print_memory(args.memory_of, args)
-            return 0
-        for name in args.policies:
-            require(name)
-        if args.train_on:
-            check_training(args)
-        rows = measure_latency(args)
-        machine = describe_machine(torch.device("cpu"))
-        write_csv(args.output, [{**row, "machine": machine} for row in rows])
-        success = measure_success(args) if args.train_on else []
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if args.memory_of:
+        print_memory(args.memory_of, args)
+        return 0
+    for name in args.policies:
+        require(name)
+    if args.train_on:
+        check_training(args)
+    rows = measure_latency(args)
+    machine = describe_machine(torch.device("cpu"))
+    write_csv(args.output, [{**row, "machine": machine} for row in rows])
+    success = measure_success(args) if args.train_on else []
     print_table(rows)
     if success:
         print_table(success)

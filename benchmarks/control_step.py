@@ -16,6 +16,7 @@ a CUDA graph: those rows have the memory reserved, graphs included.
 
 import argparse
 import dataclasses
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from _measure import (
     time_in_turns,
 )
 
+from datasets_scripts.command_line import entry_point
 from modeling_foresight import (
     ForesightConfig,
     ForesightForActionPrediction,
@@ -313,6 +315,7 @@ def compare_modes(results: ControlResults, batch: int, dtype: str) -> None:
         results.ratios[f"{label}: stream {args.modes[0]} / stream {mode}"] = ratio
 
 
+@entry_point()
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints and writes."""
     args = parse_arguments(arguments)
@@ -331,4 +334,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

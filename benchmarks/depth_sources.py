@@ -10,6 +10,7 @@ PYTHONPATH.
 import argparse
 import importlib.util
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from transformers import (
     DPTImageProcessor,
 )
 
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.depth.transformers_model import TransformersDepth
 from datasets_scripts.depth.video_depth_anything import ENCODERS, VideoDepth
 
@@ -204,6 +206,7 @@ def measure(model: str, args: argparse.Namespace, file: Path, scratch: Path) -> 
     return row | memory_mb(**again)
 
 
+@entry_point()
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print and write."""
     args = parse_arguments(arguments)
@@ -228,4 +231,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,6 +12,7 @@ Each row has the median, 90th percentile and maximum of a control step in millis
 import argparse
 import functools
 import json
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from _measure import build_parser, describe_machine, model_sizes, print_table, spread, take_turns, write_csv
 
+from datasets_scripts.command_line import entry_point
 from goal_images.background import GoalWorker
 from goal_images.control import GoalStream
 from goal_images.generator import GoalGenerator, Sampling
@@ -199,6 +201,7 @@ def measure(args: argparse.Namespace) -> dict[str, Setting]:
     return settings
 
 
+@entry_point()
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints and writes."""
     args = parse_arguments(arguments)
@@ -222,4 +225,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

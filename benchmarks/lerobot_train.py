@@ -24,6 +24,7 @@ import torch
 import yaml
 from _measure import add_run_options, build_parser, describe_machine, print_table, take_turns, write_csv
 
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from training.config import DataConfig, RunConfig
 from training.config_reading import load_config
@@ -223,22 +224,19 @@ def held_out_losses(folder: Path, config: RunConfig) -> dict[str, float]:
     return {f"held-out {name}": round(value, 4) for name, value in losses.items()}
 
 
+@entry_point()
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print tables and one line of JSON."""
     args, overrides = parse_arguments(arguments)
-    try:
-        config = load_config(args.config, ["--dataset", str(args.dataset), *overrides])
-        if args.show:
-            print(shlex.join(["lerobot-train", *lerobot_options(config)]))
-            return 0
-        with tempfile.TemporaryDirectory() as scratch:
-            rows = measure_speed(config, args, Path(scratch))
-            machine = describe_machine(torch.device("cpu"))
-            write_csv(args.output, [{**row, "machine": machine} for row in rows])
-            losses = measure_losses(config, args, Path(scratch)) if args.losses else {}
-    except (ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    config = load_config(args.config, ["--dataset", str(args.dataset), *overrides])
+    if args.show:
+        print(shlex.join(["lerobot-train", *lerobot_options(config)]))
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = measure_speed(config, args, Path(scratch))
+        machine = describe_machine(torch.device("cpu"))
+        write_csv(args.output, [{**row, "machine": machine} for row in rows])
+        losses = measure_losses(config, args, Path(scratch)) if args.losses else {}
     rates = {name: [row["steps_per_s"] for row in rows if row["command"] == name] for name in RUNNERS}
     ratios = np.divide(rates["lerobot-train"], rates["train.py"])
     print_table([{"command": name, "steps_per_s": np.median(found)} for name, found in rates.items()])

@@ -43,6 +43,7 @@ from datasets_scripts.columns import (
     points_key,
     points_visible_key,
 )
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.storage.dataset_folder import data_files, load_features
 from datasets_scripts.storage.streaming.file_store import FileStore
 from datasets_scripts.storage.streaming.streamed_rows import StreamedRows
@@ -334,18 +335,14 @@ def run(args: argparse.Namespace, scratch: Path) -> dict:
     }
 
 
+@entry_point()
 def main() -> int:
     """Command line entry: a table for people, then one JSON line."""
     args = parse_arguments()
     if args.windows < 1 or args.rounds < 1:
-        print("error: --windows and --rounds must be at least 1", file=sys.stderr)
-        return 1
+        raise ValueError("--windows and --rounds must be at least 1")
     with tempfile.TemporaryDirectory() as scratch:
-        try:
-            figures = run(args, Path(scratch))
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        figures = run(args, Path(scratch))
     rates = figures["windows_per_s"]
     for name, rate in rates.items():
         stock = rates["stock_no_tracks" if name.endswith("no_tracks") else "stock"]

@@ -32,6 +32,7 @@ from _measure import build_parser, print_table, take_turns
 from _synthetic import CAMERAS, FPS, NUMBERS, make_dataset
 
 from datasets_scripts.columns import depth_key, image_key, points_key
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.storage.atomic import read_json
 from datasets_scripts.storage.dataset_folder import INFO_PATH
 
@@ -165,6 +166,7 @@ def compare(rows: list[dict]) -> dict[str, float]:
     }
 
 
+@entry_point()
 def main() -> int:
     """Command line entry: a table for people, then one JSON line."""
     args = parse_arguments()
@@ -172,11 +174,7 @@ def main() -> int:
         print(json.dumps(measure_start(args.measure, args.dataset)))
         return 0
     with tempfile.TemporaryDirectory() as scratch:
-        try:
-            figures = run(args, Path(scratch))
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        figures = run(args, Path(scratch))
     print_table(figures["starts"])
     for name, ratio in figures["ratios"].items():
         print(f"{name}: the stock reader takes {ratio:.2f} times as much")

@@ -22,6 +22,8 @@ from statistics import median
 import torch
 from _measure import build_parser, describe_machine, print_table, take_turns, write_csv
 
+from datasets_scripts.command_line import entry_point
+
 REPO = Path(__file__).resolve().parents[1]
 DEFAULT = "default"
 SETTINGS = [DEFAULT, "OMP_WAIT_POLICY=PASSIVE", *(f"GOMP_SPINCOUNT={n}" for n in (0, 1000, 10_000, 100_000))]
@@ -63,10 +65,11 @@ def measure_steps(setting: str, args) -> list[float]:
                 run.kill()
                 run.wait()
             if len(lines) < args.steps + 2:
-                raise SystemExit(f"error: {setting}: {Path(said.name).read_text()[-2000:]}")
+                raise RuntimeError(f"{setting}: {Path(said.name).read_text()[-2000:]}")
     return [json.loads(line)["step_s"] for line in lines[2 : args.steps + 2]]
 
 
+@entry_point()
 def main() -> None:
     """Run the benchmark."""
     parser = build_parser(__doc__, EXAMPLE)
@@ -107,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

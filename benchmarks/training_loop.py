@@ -36,6 +36,7 @@ from _measure import (
     write_csv,
 )
 
+from datasets_scripts.command_line import entry_point
 from training.config import RunConfig
 from training.config_reading import load_config
 from training.engines.stopping import StopRequest
@@ -125,6 +126,7 @@ class BareLoop:
         return (time.perf_counter() - started) * 1000 / (self.options.steps // 2)
 
 
+@entry_point()
 def main(arguments: list[str] | None = None) -> int:
     """Command line entry: a table, a CSV file, then one JSON line."""
     args, overrides = parse_arguments(arguments)

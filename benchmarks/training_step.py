@@ -10,6 +10,7 @@ GPU's memory gets a row that says so.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -30,6 +31,7 @@ from _measure import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
+from datasets_scripts.command_line import entry_point
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction
 
 ABLATIONS = ("foresight_3d", "no_depth", "no_future", "no_flow", "foresight_2d", "grmg", "gr1")
@@ -212,6 +214,7 @@ def compare_presets(results: TrainingResults) -> None:
             results.ratios[f"{whole} / {other}"] = paired_ratio(durations[whole], durations[other])
 
 
+@entry_point()
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print and write."""
     args = parse_arguments(arguments)
@@ -225,4 +228,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,6 +19,7 @@ import torch
 from _measure import build_parser
 from _synthetic import make_dataset
 
+from datasets_scripts.command_line import entry_point
 from training.config import RunConfig
 from training.run_data import training_loader
 from training.windows import ConcatWindows, ForesightWindows, WindowConfig, WindowSampler
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict:
     }
 
 
+@entry_point()
 def main() -> int:
     """Command line entry: one line for people, then one JSON line."""
     args = parse_arguments()

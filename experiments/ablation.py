@@ -29,7 +29,7 @@ def write_tables(plan, folder: Path, results_file: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Entry point; returns the exit code."""
     args = build_parser("ablation", __doc__, EXAMPLE).parse_args(arguments)
     folder, results_file = results_places(args, "ablation")
     return run_command(

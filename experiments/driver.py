@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
+
+from datasets_scripts.command_line import EXPECTED_ERRORS, entry_point
+
 __all__ = ["build_parser", "results_places", "run_command"]
 
 
@@ -41,6 +45,7 @@ def results_places(args: argparse.Namespace, command: str) -> tuple[Path, Path]:
     return folder, args.results or folder / "results.json"
 
 
+@entry_point(resumes=True, errors=(*EXPECTED_ERRORS, StrictDataclassError))
 def run_command(
     module: str,
     args: argparse.Namespace,
@@ -62,8 +67,6 @@ def run_command(
         needs_results (`bool`): Refuse a folder without results, as `--tables` does, instead of making it.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
-    from huggingface_hub.errors import StrictDataclassError
-
     from datasets_scripts.storage.atomic import check_place
     from experiments.cells import StoppedError, open_results
     from experiments.plans import load_plan
@@ -83,12 +86,6 @@ def run_command(
     except StoppedError as stopped:
         print("stopped; the same command resumes", file=sys.stderr)
         return stopped.args[0]
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
-        return 130
-    except (ValueError, RuntimeError, OSError, StrictDataclassError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
     return 0
 
 

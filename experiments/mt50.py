@@ -121,7 +121,7 @@ def print_experts(plan, folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Entry point; returns the exit code."""
     parser = build_parser("mt50", __doc__, EXAMPLE)
     parser.add_argument("--experts", action="store_true", help="measure the scripted experts only")
     args = parser.parse_args(arguments)

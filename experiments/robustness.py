@@ -210,7 +210,7 @@ def format_robustness(results: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Entry point; returns the exit code."""
     parser = build_parser("robustness", __doc__, EXAMPLE, plan="ablation", workers="simulators")
     add = parser.add_argument
     add("--variants", nargs="+", default=COMPARED, help="beside the reference (default: %(default)s)")

@@ -11,12 +11,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets_scripts.command_line import entry_point
+
 EXAMPLE = """example:
   python hub_cards/check.py outputs/quickstart/model hub_cards/models/*"""
 
 
+@entry_point()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -10,14 +10,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets_scripts.command_line import entry_point
+
 EXAMPLE = """examples:
   python hub_cards/publish.py outputs/quickstart/model --repo-id YOU/DRAWER-POLICY --dry-run
   python hub_cards/publish.py outputs/quickstart/model --repo-id YOU/DRAWER-POLICY --tag v1 --pull
   python hub_cards/publish.py outputs/annotated --repo-id YOU/DATASET --public"""
 
 
+@entry_point(resumes=True)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         target = HubTarget(args.repo_id, args.revision, args.tag, args.public, args.replace)
         publish(args.folder, target, with_code=args.code, dry_run=args.dry_run, pull=args.pull)
-    except (ValueError, OSError, RuntimeError) as error:
+    except ValueError as error:  # of a folder that is refused: one line per problem
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1
     return 0

@@ -6,12 +6,16 @@ python -m lerobot_policy_foresight ADAPTER --merge outputs/merged
 """
 
 import argparse
+import sys
+
+from datasets_scripts.command_line import entry_point
 
 from .lerobot_files import write_lerobot_files, write_merged_policy
 
 
+@entry_point()
 def main() -> None:
-    """Reads the command line."""
+    """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m lerobot_policy_foresight",
         description=__doc__,
@@ -30,14 +34,11 @@ def main() -> None:
     )
     parser.add_argument("--merge", metavar="FOLDER", help="where to write the merged policy")
     options = parser.parse_args()
-    try:
-        if options.merge:
-            write_merged_policy(options.folder, options.merge)
-        else:
-            write_lerobot_files(options.folder, dict(pair.split("=", 1) for pair in options.camera))
-    except (ValueError, OSError) as error:
-        parser.exit(1, f"error: {error}\n")
+    if options.merge:
+        write_merged_policy(options.folder, options.merge)
+    else:
+        write_lerobot_files(options.folder, dict(pair.split("=", 1) for pair in options.camera))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,6 +17,7 @@ import logging
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -33,6 +34,7 @@ from lerobot.utils.feature_utils import build_dataset_frame
 from lerobot.utils.import_utils import register_third_party_plugins
 from torch import Tensor
 
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.extras import install_advice
 
 try:
@@ -390,6 +392,7 @@ def serve(config: ForesightServerConfig) -> None:
     os._exit(0)  # a model that loads or computes would keep the process
 
 
+@entry_point()
 def main() -> None:
     """The command `foresight-policy-server`."""
     register_third_party_plugins()
@@ -397,4 +400,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(export_policy(args))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 

@@ -70,6 +70,15 @@ DIFFERING_CONSTANTS = {
     "EXAMPLE",  # of every command's --help
 }
 REPEATED_CLASSES: set = set()
+OWN_ERRORS = {  # commands whose `main` is no `entry_point`; the model's may not import datasets_scripts
+    "datasets_scripts.depth.workers.depth_anything_3",  # runs in another environment
+    "modeling_foresight.__main__",  # reads nothing that could be wrong
+    "modeling_foresight.export",
+    "modeling_foresight.grmg.convert",
+    "experiments.ablation",  # these three call `experiments.driver.run_command`, an entry point
+    "experiments.mt50",
+    "experiments.robustness",
+}
 TESTS_OF_SUBJECTS = {  # a subject that no single file holds
     "benchmarks/test_startup_and_memory.py",
     "benchmarks/test_steps.py",
@@ -109,6 +118,10 @@ TESTS_OF_SUBJECTS = {  # a subject that no single file holds
 @functools.cache
 def product_files() -> list[Path]:
     return [path for package in PRODUCT for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def scripts(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((ROOT / folder).glob("*.py"))]
 
 
 @functools.cache
@@ -172,8 +185,7 @@ def functions() -> dict[str, ast.FunctionDef]:
             else:
                 visit(child, name)
 
-    scripts = [path for folder in ("examples", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
-    for file in product_files() + scripts:
+    for file in product_files() + scripts("examples", "benchmarks"):
         visit(parsed(file), module_name(file) + ":")
     return found
 
@@ -236,7 +248,7 @@ def _rooms_above(file: Path) -> set[str]:
 def test_nobody_imports_a_command():
     found = {
         (str(file.relative_to(ROOT)), module)
-        for file in [*product_files(), *sorted((ROOT / "examples").glob("*.py"))]
+        for file in product_files() + scripts("examples")
         for module in imported_modules(file) & commands()
         if file.name != "__main__.py"
     }
@@ -272,6 +284,17 @@ def test_imports_form_no_circle(by):
         pytest.fail(
             f"imports form a circle, move what both need into a third file: {' <- '.join(error.args[1])}"
         )
+
+
+def test_every_command_prints_errors_as_one_line():
+    # As docs/troubleshooting.md promises.
+    found = set()
+    for file in product_files() + scripts("benchmarks"):
+        for node in parsed(file).body:
+            if isinstance(node, ast.FunctionDef) and node.name == "main":
+                names = {ast.unparse(decorator).partition("(")[0] for decorator in node.decorator_list}
+                found |= set() if "entry_point" in names else {module_name(file)}
+    assert_only(found, OWN_ERRORS, "decorate `main` with datasets_scripts/command_line.py's `entry_point`")
 
 
 # What lies where

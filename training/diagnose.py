@@ -24,7 +24,7 @@ DIAGNOSED_BENCHMARKS = {"metaworld": MetaWorldDiagnostics, "libero": LiberoDiagn
 
 @entry_point(resumes=True)
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command; returns its exit code."""
+    """Entry point; returns the exit code."""
     _, options = parse_benchmark(DIAGNOSED_BENCHMARKS, __doc__, EXAMPLE, arguments)
     results = measure_diagnostics(options, sys.argv[1:] if arguments is None else arguments)
     write_json(options.output, results)

@@ -35,7 +35,7 @@ SIMULATED_BENCHMARKS = {
 
 @entry_point(resumes=True)
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command; returns its exit code."""
+    """Entry point; returns the exit code."""
     kinds = {name: functions[0] for name, functions in SIMULATED_BENCHMARKS.items()}
     name, options = parse_benchmark(kinds, __doc__, EXAMPLE, arguments)
     _, measure, describe = SIMULATED_BENCHMARKS[name]

@@ -5,6 +5,7 @@ import sys
 
 from huggingface_hub.errors import StrictDataclassError
 
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.storage.hub_download import HubError
 from training.config_reading import load_config
 from training.loop import dry_run, train
@@ -26,8 +27,10 @@ RUN_FLAGS = {
 }
 
 
+# Any other RuntimeError is one of PyTorch, in one of many processes: its traceback is needed.
+@entry_point(errors=(ValueError, OSError, HubError, StrictDataclassError))
 def main() -> int:
-    """Runs the command; user mistakes become one line and exit code 1."""
+    """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -47,12 +50,8 @@ def main() -> int:
             overrides += [f"--{name}={getattr(named, name)}"]
     if named.skip_flagged:
         overrides += ["--data.skip_flagged", "true"]
-    try:
-        config = load_config(named.config, overrides)
-        return dry_run(config) if named.dry_run else train(config, named.resume)
-    except (ValueError, OSError, HubError, StrictDataclassError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # some libraries write paragraphs
-        return 1
+    config = load_config(named.config, overrides)
+    return dry_run(config) if named.dry_run else train(config, named.resume)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from datasets_scripts.command_line import entry_point
 from datasets_scripts.inspection.drawing import import_matplotlib, save_png
 from datasets_scripts.inspection.rerun_recording import import_rerun
 from datasets_scripts.storage.atomic import check_place
@@ -30,18 +31,10 @@ EXAMPLE = """example:
       --output foresight.png --moments 4 --video foresight.mp4 --rerun foresight.rrd"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    args = parse_arguments(arguments)
-    try:
-        visualize(args)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+@entry_point()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; returns the exit code."""
+    visualize(parse_arguments(arguments))
 
 
 def visualize(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets_scripts.command_line import EXPECTED_ERRORS, entry_point
 from datasets_scripts.extras import install_advice
 
 HERE = Path(__file__).resolve().parent
@@ -21,8 +22,10 @@ EXAMPLE = """examples:
   python hub_cards/space/app.py --checkpoint outputs/quickstart/model --dataset outputs/quickstart/dataset"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+# The last one for a port beyond 65535.
+@entry_point(errors=(*EXPECTED_ERRORS, OverflowError))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -49,22 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from hub_cards.space.page import build_page, launch_options
     except ImportError as error:
-        sys.exit(f"error: the Space needs {error.name}: {install_advice('space')}")
-    try:
-        models = [] if args.checkpoint else _find_shipped("models", "config.json")
-        datasets = [] if args.dataset else _find_shipped("sample_data", "meta/info.json")
-        samples = [_describe_sample(name, models) for name in datasets]
-        known = [sample.checkpoint for sample in samples if sample.checkpoint]  # fit the shipped datasets
-        checkpoint, dataset = args.checkpoint or (known + models)[0], args.dataset or datasets[0]
-        chosen = {checkpoint: "model", dataset: "dataset", **dict.fromkeys(datasets, "dataset")}
-        chosen |= {sample.checkpoint: "model" for sample in samples if sample.checkpoint}
-        folders = {name: _fetch(name, kind) for name, kind in chosen.items()} if public else None
-        page = build_page(checkpoint, dataset, folders, samples)
-        page.launch(server_name=args.host, server_port=args.port, **launch_options())
-    except (ValueError, RuntimeError, OSError, OverflowError) as error:  # the last for a port beyond 65535
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        raise RuntimeError(f"the Space needs {error.name}: {install_advice('space')}") from error
+    models = [] if args.checkpoint else _find_shipped("models", "config.json")
+    datasets = [] if args.dataset else _find_shipped("sample_data", "meta/info.json")
+    samples = [_describe_sample(name, models) for name in datasets]
+    known = [sample.checkpoint for sample in samples if sample.checkpoint]  # fit the shipped datasets
+    checkpoint, dataset = args.checkpoint or (known + models)[0], args.dataset or datasets[0]
+    chosen = {checkpoint: "model", dataset: "dataset", **dict.fromkeys(datasets, "dataset")}
+    chosen |= {sample.checkpoint: "model" for sample in samples if sample.checkpoint}
+    folders = {name: _fetch(name, kind) for name, kind in chosen.items()} if public else None
+    page = build_page(checkpoint, dataset, folders, samples)
+    page.launch(server_name=args.host, server_port=args.port, **launch_options())
 
 
 def _is_public(host: str | None) -> bool:

@@ -324,6 +324,15 @@ def test_a_model_that_does_not_act_is_refused(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_error_is_one_line_however_long_its_text_is(tmp_path, capsys, monkeypatch):
+    def fail(args):
+        raise ValueError("the tokenizer is damaged:\n\n  line 3")
+
+    monkeypatch.setattr("modeling_foresight.export.export_policy", fail)
+    line = refusal(capsys, "--checkpoint", tmp_path, "--format", "onnx", "--output", tmp_path / "out")
+    assert line == "error: the tokenizer is damaged: line 3"
+
+
 def test_what_pytorch_cannot_follow_is_one_line_and_leaves_nothing(saved, tmp_path, capsys, monkeypatch):
     def fail(*arguments, **options):
         raise RuntimeError("advice") from NotImplementedError("no rule for this layer\nmany more lines")

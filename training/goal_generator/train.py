@@ -4,7 +4,7 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from datasets_scripts.storage.hub_download import HubError
+from datasets_scripts.command_line import entry_point
 
 EXAMPLE = """example:
   accelerate launch -m training.goal_generator.train --base timbrooks/instruct-pix2pix \\
@@ -13,8 +13,9 @@ EXAMPLE = """example:
 The base may be what goal_images.convert_grmg or this command wrote."""
 
 
+@entry_point()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; user mistakes become one line and exit code 1."""
+    """Entry point; returns the exit code."""
     from transformers import HfArgumentParser
 
     from training.goal_generator.finetuning import GoalTraining, finetune
@@ -25,12 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=EXAMPLE,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    given = vars(parser.parse_args(arguments))
-    try:
-        return finetune(GoalTraining(**given))
-    except (ValueError, RuntimeError, OSError, HubError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    return finetune(GoalTraining(**vars(parser.parse_args(arguments))))
 
 
 if __name__ == "__main__":
