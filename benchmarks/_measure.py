@@ -5,7 +5,6 @@ import contextlib
 import csv
 import gc
 import json
-import os
 import platform
 import re
 import time
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from transformers import CLIPTextConfig, ViTConfig
 
+from datasets_scripts.command_line import count_cores
 from datasets_scripts.storage.atomic import write_whole_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ def add_run_options(parser: argparse.ArgumentParser, interval: int, rounds: int)
     add("--dataset", default="outputs/quickstart/dataset", help="made by `make quickstart`")
     add("--interval", type=int, default=interval, help="steps between log lines (default: %(default)s)")
     add("--rounds", type=int, default=rounds, help="short runs of each (default: %(default)s)")
-    add("--threads", type=int, default=os.cpu_count(), help="of PyTorch (default: all, %(default)s here)")
+    add("--threads", type=int, default=count_cores(), help="of PyTorch (default: all, %(default)s here)")
 
 
 def model_sizes(small: bool, **token_ids: int) -> dict:
@@ -166,7 +166,7 @@ def describe_machine(device: torch.device) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists() and (found := re.search(r"model name\s*: (.+)", cpuinfo.read_text())):
         model = found.group(1)
-    return f"{model}, {torch.get_num_threads()} of {os.cpu_count()} threads, torch {torch.__version__}"
+    return f"{model}, {torch.get_num_threads()} of {count_cores()} threads, torch {torch.__version__}"
 
 
 def list_columns(rows: list[dict]) -> list[str]:

@@ -22,7 +22,7 @@ from statistics import median
 import torch
 from _measure import build_parser, describe_machine, print_table, take_turns, write_csv
 
-from datasets_scripts.command_line import entry_point
+from datasets_scripts.command_line import count_cores, entry_point
 
 REPO = Path(__file__).resolve().parents[1]
 DEFAULT = "default"
@@ -73,7 +73,7 @@ def measure_steps(setting: str, args) -> list[float]:
 def main() -> None:
     """Run the benchmark."""
     parser = build_parser(__doc__, EXAMPLE)
-    cores = len(os.sched_getaffinity(0))
+    cores = count_cores()
     parser.add_argument(
         "--settings", nargs="+", default=SETTINGS, help="VARIABLE=VALUE, several joined by commas"
     )

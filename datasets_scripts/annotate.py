@@ -6,7 +6,6 @@ hard links to those of the old dataset: re-encoding one in place changes both.
 """
 
 import argparse
-import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -18,7 +17,7 @@ from datasets_scripts.annotation.job import AnnotationJob, annotate, check
 from datasets_scripts.annotation.push import check_push, push_dataset
 from datasets_scripts.annotation.settings import Annotation
 from datasets_scripts.columns import find_depth_key, list_cameras
-from datasets_scripts.command_line import entry_point
+from datasets_scripts.command_line import count_cores, entry_point
 from datasets_scripts.depth import DEPTH_SOURCES
 from datasets_scripts.storage.dataset_folder import load_features
 from datasets_scripts.storage.dataset_rows import find_dataset
@@ -90,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     names = ("dataset", "output", "episodes", "limit", "skip_broken", "device", "batch_size", "linked_videos")
     job = AnnotationJob(annotation=annotation, **{name: getattr(args, name) for name in names})
     learned = args.depth != "sensor" or args.tracks != "lucas-kanade"
-    workers = args.workers or (1 if learned else os.cpu_count() or 1)
+    workers = args.workers or (1 if learned else count_cores())
     if args.dry_run:
         print(describe_plan(job, workers))
         return

@@ -1,11 +1,12 @@
-"""What the commands share: exit codes and errors in one line."""
+"""What the commands share: exit codes, errors in one line, and the cores they may use."""
 
 import errno
 import functools
+import os
 import sys
 from collections.abc import Callable
 
-__all__ = ["EXPECTED_ERRORS", "entry_point"]
+__all__ = ["EXPECTED_ERRORS", "count_cores", "entry_point"]
 
 # What a user can mend: files, options, missing libraries. Anything else is a bug, and keeps its traceback.
 EXPECTED_ERRORS = (OSError, ValueError, RuntimeError)
@@ -43,3 +44,9 @@ def entry_point[**P](
         return command
 
     return decorate
+
+
+def count_cores() -> int:
+    """Cores that this process may use; Slurm, `taskset` and containers give it some of the machine's."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

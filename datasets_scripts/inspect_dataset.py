@@ -8,12 +8,11 @@ labels are left out.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets_scripts.command_line import entry_point
+from datasets_scripts.command_line import count_cores, entry_point
 from datasets_scripts.inspection.drawing import import_matplotlib, save_png
 from datasets_scripts.inspection.episode_description import describe_episode
 from datasets_scripts.inspection.label_pictures import draw_labels
@@ -103,7 +102,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     whole.add_argument("--report", type=Path, metavar="FILE.html", help="write a page about it")
     whole.add_argument("--episodes", help="read these for the page, as 0:100,205 (default: 32 spread evenly)")
     whole.add_argument("--write-flags", action="store_true", help="record figures and flags of all episodes")
-    workers = os.cpu_count() or 1
+    workers = count_cores()
     whole.add_argument("--workers", type=int, default=workers, help="processes (default: one per core)")
     one = parser.add_argument_group("one episode")
     one.add_argument("--episode", type=int, help="which one (default: 0)")

@@ -8,11 +8,10 @@ Running the same command again resumes what was interrupted and leaves a finishe
 
 import argparse
 import contextlib
-import os
 import sys
 from pathlib import Path
 
-from datasets_scripts.command_line import entry_point
+from datasets_scripts.command_line import count_cores, entry_point
 from datasets_scripts.simulation.job import simulate
 from datasets_scripts.simulation.metaworld import QUALITIES
 from datasets_scripts.simulation.simulators import SIMULATORS
@@ -33,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     names += "libero_object/3; panda-lift, iiwa-stack (robosuite)"
     add("--tasks", required=True, help=names)
     add("--output", type=Path, required=True, help="folder of the dataset to make")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    add("--workers", type=int, default=count_cores(), help="processes (default: one per core)")
 
     def add_field(name: str, kind: type, text: str, **more) -> None:
         """A field of the simulators' recordings; they have the defaults."""

@@ -13,17 +13,13 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["count_cores", "describe_run", "portable_command", "portable_path", "resume_command"]
+from datasets_scripts.command_line import count_cores
+
+__all__ = ["describe_run", "portable_command", "portable_path", "resume_command"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = "lerobot_policy_foresight"
 PACKAGES = ("torch", "transformers", "lerobot", "metaworld", "hf-libero", "robosuite", "mujoco", PROJECT)
-
-
-def count_cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _versions() -> dict[str, str]:

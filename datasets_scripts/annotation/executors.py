@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import functools
 import importlib.util
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from datasets_scripts.annotation.job import AnnotationJob, make_shards, merge, prepare
 from datasets_scripts.annotation.push import push_dataset
+from datasets_scripts.command_line import count_cores
 from datasets_scripts.extras import install_advice
 
 __all__ = ["EXECUTORS", "Resources", "add_options", "run_tasks"]
@@ -104,7 +104,7 @@ def run_tasks(
     else:
         from datatrove.executor import LocalPipelineExecutor as Executor
 
-        workers = resources.workers or os.cpu_count() or 1
+        workers = resources.workers or count_cores()
         options = {"tasks": resources.tasks or workers, "workers": workers}
     Executor([make], logging_dir=str(logs), skip_completed=False, **options).run()
     return merge(job)

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from datasets_scripts.columns import check_n_points
+from datasets_scripts.command_line import count_cores
 from datasets_scripts.simulation.exact_labels import describe_cameras, describe_tracks
 from datasets_scripts.storage.dataset_folder import count_dataset, video_sizes
 from datasets_scripts.storage.episode_job import EpisodeJob, EpisodeWork
@@ -164,7 +164,7 @@ def converter_parser(description: str, example: str, source_help: str) -> argpar
     add("--source", type=Path, required=True, help=source_help)
     add("--output", type=Path, required=True, help="folder of the dataset to make")
     add("--limit", type=int, help="convert only this many episodes, for a try")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    add("--workers", type=int, default=count_cores(), help="processes (default: one per core)")
     return parser
 
 

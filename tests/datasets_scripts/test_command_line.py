@@ -1,10 +1,12 @@
 """What the commands share."""
 
 import errno
+import os
 
 import pytest
 
-from datasets_scripts.command_line import entry_point
+from datasets_scripts.command_line import count_cores, entry_point
+from datasets_scripts.conversion.job import converter_parser
 
 
 @pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (3, 3)])
@@ -63,3 +65,12 @@ def test_a_full_disk_has_a_remedy(capsys):
         "error: [Errno 28] No space left on device: 'labels'; free some space and run the same command again"
     )
     assert capsys.readouterr().err == expected + "\n"
+
+
+def test_the_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 7}, raising=False)
+    assert count_cores() == 2
+    assert converter_parser("Convert.", "example", "archive").get_default("workers") == 2
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert count_cores() == 64

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets_scripts.command_line import count_cores
 from datasets_scripts.storage.atomic import check_place
 from training.evaluation.simulated.film import MAX_FILMED
-from training.run_facts import count_cores
 
 __all__ = ["EvaluationOptions", "GoalOptions", "PolicyOptions", "option", "parse_benchmark"]
 
