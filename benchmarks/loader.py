@@ -43,7 +43,7 @@ from datasets_scripts.columns import (
     points_key,
     points_visible_key,
 )
-from datasets_scripts.command_line import entry_point
+from datasets_scripts.command_line import entry_point, split_names
 from datasets_scripts.storage.dataset_folder import data_files, load_features
 from datasets_scripts.storage.streaming.file_store import FileStore
 from datasets_scripts.storage.streaming.streamed_rows import StreamedRows
@@ -224,7 +224,7 @@ def cost_of_labels(
 def build_config(args: argparse.Namespace, scratch: Path) -> WindowConfig:
     """What a window holds; the frame cache is in `scratch` unless the user names a folder."""
     return WindowConfig(
-        views=args.views.split(","),
+        views=split_names(args.views),
         history_length=args.history,
         future_shift=args.future_shift,
         lookahead=True,

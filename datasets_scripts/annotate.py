@@ -17,7 +17,7 @@ from datasets_scripts.annotation.job import AnnotationJob, annotate, check
 from datasets_scripts.annotation.push import check_push, push_dataset
 from datasets_scripts.annotation.settings import Annotation
 from datasets_scripts.columns import find_depth_key, list_cameras
-from datasets_scripts.command_line import count_cores, entry_point
+from datasets_scripts.command_line import count_cores, entry_point, split_names
 from datasets_scripts.depth import DEPTH_SOURCES
 from datasets_scripts.storage.dataset_folder import load_features
 from datasets_scripts.storage.dataset_rows import find_dataset
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
 def choose_cameras(args: argparse.Namespace) -> tuple[str, ...]:
     """The named cameras, or all that have depth or can get it."""
     if args.cameras:
-        return tuple(name.strip() for name in args.cameras.split(",") if name.strip())
+        return tuple(split_names(args.cameras))
     features = load_features(find_dataset(args.dataset, videos=False)[0])
     known = list_cameras(features)
     if not known:

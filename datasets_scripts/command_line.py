@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, errors in one line, and the cores they may use."""
+"""What the commands share: exit codes, errors in one line, usable cores, lists of names."""
 
 import errno
 import functools
@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-__all__ = ["EXPECTED_ERRORS", "count_cores", "entry_point"]
+__all__ = ["EXPECTED_ERRORS", "count_cores", "entry_point", "split_names"]
 
 # What a user can mend: files, options, missing libraries. Anything else is a bug, and keeps its traceback.
 EXPECTED_ERRORS = (OSError, ValueError, RuntimeError)
@@ -50,3 +50,8 @@ def count_cores() -> int:
     """Cores that this process may use; Slurm, `taskset` and containers give it some of the machine's."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def split_names(text: str) -> list[str]:
+    """The names in a comma-separated list, without blanks around them and without empty ones."""
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -11,7 +11,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from datasets_scripts.command_line import count_cores, entry_point
+from datasets_scripts.command_line import count_cores, entry_point, split_names
 from datasets_scripts.simulation.job import simulate
 from datasets_scripts.simulation.metaworld import QUALITIES
 from datasets_scripts.simulation.simulators import SIMULATORS
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     if "quality" in fields and simulator != "metaworld":
         raise ValueError(f"--quality is of metaworld; {simulator} renders as its evaluation does")
     if "cameras" in fields:
-        fields["cameras"] = tuple(name.strip() for name in fields["cameras"].split(",") if name.strip())
+        fields["cameras"] = tuple(split_names(fields["cameras"]))
     fields["tasks"] = tuple(recording.resolve_tasks(fields["tasks"]))
     summary = simulate(recording(**fields), output, workers)
     with contextlib.suppress(BrokenPipeError):

@@ -19,6 +19,8 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
+from datasets_scripts.command_line import split_names
+
 # The simulator is imported where it is used: importing it chooses MuJoCo's renderer, and LeRobot imports this
 # module for every command, even with another environment.
 
@@ -83,7 +85,7 @@ class ForesightMetaWorldConfig(EnvConfig):
         # The names of a recording of the evaluation (--eval.recording=true).
         shape = (self.image_size, self.image_size, 3)
         self.features = {ACTION: PolicyFeature(FeatureType.ACTION, (metaworld.ACTION_DIM,))}
-        for camera in metaworld.check_cameras(_split(self.cameras), metaworld.CAMERAS):
+        for camera in metaworld.check_cameras(split_names(self.cameras), metaworld.CAMERAS):
             self.features[f"{OBS_IMAGES}.{camera}"] = PolicyFeature(FeatureType.VISUAL, shape)
         self.features["agent_pos"] = PolicyFeature(FeatureType.STATE, (metaworld.STATE_DIM,))
         self.features_map = {key: key for key in self.features} | {"agent_pos": OBS_STATE}
@@ -92,7 +94,7 @@ class ForesightMetaWorldConfig(EnvConfig):
     def gym_kwargs(self) -> dict[str, Any]:
         """Arguments of [`MetaWorldEnv`] except the task."""
         names = ("fps", "episode_length", "image_size", "quality", "depth")
-        return {"cameras": _split(self.cameras), **{name: getattr(self, name) for name in names}}
+        return {"cameras": split_names(self.cameras), **{name: getattr(self, name) for name in names}}
 
     def create_envs(
         self, n_envs: int, use_async_envs: bool = False
@@ -121,13 +123,8 @@ class ForesightMetaWorldConfig(EnvConfig):
         settings = f"{self.quality}_{self.image_size}px_{self.fps}fps"
         return {
             f"{group}_{settings}": {i: make_vector_env(task) for i, task in enumerate(resolve_tasks(group))}
-            for group in _split(self.task)
+            for group in split_names(self.task)
         }
-
-
-def _split(names: str) -> list[str]:
-    """The names in a comma-separated list."""
-    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 class MetaWorldEnv(gym.Env):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from datasets_scripts.columns import list_cameras
+from datasets_scripts.command_line import split_names
 from datasets_scripts.storage.atomic import read_json
 from datasets_scripts.storage.dataset_rows import DatasetRows, dataset_name
 from datasets_scripts.storage.streaming.streamed_rows import StreamedRows
@@ -204,7 +205,7 @@ def match_cameras(views: Sequence[str], features: Mapping[str, dict], given: str
     if not known:
         raise ValueError("the dataset has no cameras, and nothing can be predicted without one")
     matched: dict[str, str | None] = {}
-    for part in filter(None, (part.strip() for part in given.split(","))):
+    for part in split_names(given):
         view, _, camera = (piece.strip() for piece in part.partition("="))
         if view not in views or (camera not in known and camera != "none"):
             raise ValueError(

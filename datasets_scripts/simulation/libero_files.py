@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets_scripts.command_line import split_names
 from datasets_scripts.extras import install_advice
 from datasets_scripts.storage.numpy_pickles import NumpyUnpickler
 
@@ -96,7 +97,7 @@ def resolve_libero_tasks(suites: str, numbers: Sequence[int] | None = None) -> l
         ValueError: If a suite or a number is unknown, or none is given.
         RuntimeError: If hf-libero is not installed.
     """
-    names = list(dict.fromkeys(name.strip() for name in suites.split(",") if name.strip()))
+    names = list(dict.fromkeys(split_names(suites)))
     for name in names:
         if name not in SUITES:
             close = difflib.get_close_matches(name, SUITES, n=1, cutoff=0.4)
@@ -122,7 +123,7 @@ def resolve_libero_names(names: str) -> list[str]:
         RuntimeError: If hf-libero is not installed.
     """
     tasks = []
-    for part in (part.strip() for part in names.split(",")):
+    for part in split_names(names) or [names]:
         suite, _, task = part.partition("/")
         found = resolve_libero_tasks(suite, [int(task)] if task.isdecimal() else None)
         if task and not task.isdecimal() and (found := [part] if part in found else []) == []:

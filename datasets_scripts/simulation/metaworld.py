@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from datasets_scripts.command_line import split_names
 from datasets_scripts.extras import install_advice
 from datasets_scripts.simulation.perturbation import Perturbation, displaced_starts
 from datasets_scripts.simulation.rendering import (
@@ -76,12 +77,12 @@ def resolve_tasks(names: str) -> list[str]:
     """
     groups = {**_load_tasks()["DIFFICULTY_TO_TASKS"], "all": sorted(task_descriptions())}
     tasks: list[str] = []
-    for name in (part.strip() for part in names.split(",")):
+    for name in split_names(names):
         if name in groups:
             tasks += groups[name]
         elif name in task_descriptions():
             tasks.append(name)
-        elif name:
+        else:
             close = difflib.get_close_matches(name, [*task_descriptions(), *groups], n=3, cutoff=0.4)
             hint = f"did you mean {', '.join(close)}?" if close else "tasks look like drawer-open-v3"
             raise ValueError(f"unknown MetaWorld task '{name}'; {hint} (groups: {', '.join(groups)})")

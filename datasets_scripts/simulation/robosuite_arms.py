@@ -12,6 +12,7 @@ import types
 
 import numpy as np
 
+from datasets_scripts.command_line import split_names
 from datasets_scripts.extras import install_advice
 from datasets_scripts.simulation.rendering import (
     RenderedScene,
@@ -60,7 +61,7 @@ def resolve_arm_tasks(names: str) -> list[str]:
         ValueError: If one is unknown, or of another robot than the first, whose dataset it would share.
     """
     known = [f"{robot}-{scene}" for robot in ROBOTS for scene in ARM_SCENES]
-    tasks = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    tasks = list(dict.fromkeys(split_names(names)))
     if wrong := [task for task in tasks if task not in known] or ([] if tasks else [names]):
         raise ValueError(f"unknown robosuite task '{wrong[0]}'; there are {', '.join(known)}")
     if len({task.partition("-")[0] for task in tasks}) > 1:

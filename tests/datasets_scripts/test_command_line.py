@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from datasets_scripts.command_line import count_cores, entry_point
+from datasets_scripts.command_line import count_cores, entry_point, split_names
 from datasets_scripts.conversion.job import converter_parser
 
 
@@ -74,3 +74,10 @@ def test_the_cores_are_those_that_the_process_may_use(monkeypatch):
     assert converter_parser("Convert.", "example", "archive").get_default("workers") == 2
     monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
     assert count_cores() == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "names"), [("main", ["main"]), (" main, wrist ,", ["main", "wrist"]), ("", []), (" , ", [])]
+)
+def test_a_list_of_names_may_have_blanks_and_a_comma_too_many(text, names):
+    assert split_names(text) == names
