@@ -34,7 +34,7 @@ from _measure import (
     time_in_turns,
 )
 
-from datasets_scripts.command_line import entry_point
+from datasets_scripts.command_line import entry_point, pick_device
 from modeling_foresight import (
     ForesightConfig,
     ForesightForActionPrediction,
@@ -82,7 +82,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=str(pick_device()))
     parser.add_argument("--batches", type=int, nargs="+", default=[1], help="robots side by side")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"])
     parser.add_argument("--modes", nargs="+", choices=[*MODES, *EXPORTS], default=["eager"])

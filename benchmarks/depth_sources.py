@@ -35,7 +35,7 @@ from transformers import (
     DPTImageProcessor,
 )
 
-from datasets_scripts.command_line import entry_point
+from datasets_scripts.command_line import entry_point, pick_device
 from datasets_scripts.depth.transformers_model import TransformersDepth
 from datasets_scripts.depth.video_depth_anything import ENCODERS, VideoDepth
 
@@ -57,7 +57,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = build_parser(__doc__, EXAMPLE)
     add = parser.add_argument
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", default=str(pick_device()))
     models = "depth-anything-v2-SIZE or video-depth-anything-SIZE (default: small; on a GPU large too)"
     add("--models", nargs="+", help=models)
     add("--batch-size", type=int, help="frames at once for depth-anything-v2 (default: as annotate.py)")

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from _measure import build_parser, describe_machine, model_sizes, print_table, spread, take_turns, write_csv
 
-from datasets_scripts.command_line import entry_point
+from datasets_scripts.command_line import entry_point, pick_device
 from goal_images.background import GoalWorker
 from goal_images.control import GoalStream
 from goal_images.generator import GoalGenerator, Sampling
@@ -43,7 +43,7 @@ EXAMPLE = """examples:
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = build_parser(__doc__, EXAMPLE)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=str(pick_device()))
     parser.add_argument("--width", type=float, default=0.25, help="of the U-Net; 1 is Stable Diffusion's")
     parser.add_argument("--denoising-steps", type=int, default=4)
     parser.add_argument("--steps", type=int, default=4, help="control steps of a setting in each round")

@@ -24,7 +24,7 @@ import torch
 import yaml
 from _measure import add_run_options, build_parser, describe_machine, print_table, take_turns, write_csv
 
-from datasets_scripts.command_line import entry_point
+from datasets_scripts.command_line import entry_point, pick_device
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from training.config import DataConfig, RunConfig
 from training.config_reading import load_config
@@ -76,7 +76,7 @@ def lerobot_options(config: RunConfig) -> list[str]:
     source = data.datasets[0]
     policy = {
         "push_to_hub": False,
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "device": str(pick_device()),
         "dtype": {"no": "float32", "bf16": "bfloat16"}[train.mixed_precision],
         "attn_implementation": train.attn_implementation,
         "tokenizer": config.towers.tokenizer,

@@ -31,7 +31,7 @@ from _measure import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from datasets_scripts.command_line import entry_point
+from datasets_scripts.command_line import entry_point, pick_device
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction
 
 ABLATIONS = ("foresight_3d", "no_depth", "no_future", "no_flow", "foresight_2d", "grmg", "gr1")
@@ -47,7 +47,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = build_parser(__doc__, EXAMPLE)
     add = parser.add_argument
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", default=str(pick_device()))
     add("--dtype", choices=DTYPES, default="float32", help="of autocast; weights are float32")
     add("--batches", type=int, nargs="+", default=[1])
     add("--checkpointing", nargs="+", choices=["off", "on"], default=["off", "on"])

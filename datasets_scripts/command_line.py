@@ -1,12 +1,19 @@
-"""What the commands share: exit codes, errors in one line, usable cores, lists of names."""
+"""What the commands share: exit codes, errors in one line, usable cores, lists of names, devices.
+
+Simulator processes import the command again, so nothing here imports PyTorch at the top.
+"""
 
 import errno
 import functools
 import os
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-__all__ = ["EXPECTED_ERRORS", "count_cores", "entry_point", "split_names"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["EXPECTED_ERRORS", "count_cores", "entry_point", "pick_device", "split_names"]
 
 # What a user can mend: files, options, missing libraries. Anything else is a bug, and keeps its traceback.
 EXPECTED_ERRORS = (OSError, ValueError, RuntimeError)
@@ -55,3 +62,22 @@ def count_cores() -> int:
 def split_names(text: str) -> list[str]:
     """The names in a comma-separated list, without blanks around them and without empty ones."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def pick_device(device: str | None = None) -> "torch.device":
+    """The device of this name; `None` and `"auto"` are a GPU if there is one, otherwise the CPU.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    import torch
+
+    if device in (None, "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device '{device}': use auto, cpu, cuda or cuda:1") from error
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"there is no device '{device}': PyTorch sees {torch.cuda.device_count()} GPUs")
+    return picked

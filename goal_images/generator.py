@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datasets_scripts.command_line import pick_device
 from datasets_scripts.extras import install_advice
 from datasets_scripts.storage.atomic import read_json
 from datasets_scripts.storage.file_hash import hash_file
@@ -96,8 +97,8 @@ class GoalGenerator:
         seed: int = 0,
         sampling: Sampling | None = None,
     ):
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
+        device = pick_device(device)
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         self.sampling, self.seed = sampling or read_sampling(source), seed
         self.pipeline = load_pipeline(source, dtype).to(device)
 

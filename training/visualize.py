@@ -7,9 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import torch
-
-from datasets_scripts.command_line import entry_point
+from datasets_scripts.command_line import entry_point, pick_device
 from datasets_scripts.inspection.drawing import import_matplotlib, save_png
 from datasets_scripts.inspection.rerun_recording import import_rerun
 from datasets_scripts.storage.atomic import check_place
@@ -52,7 +50,7 @@ def visualize(args: argparse.Namespace) -> None:
         import_rerun()
     if args.moments < 1:
         raise ValueError(f"--moments is {args.moments}; it must be at least 1")
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(args.device)
     model, processor = load_checkpoint(args.checkpoint, device, args.revision)
     processor, config = processor.for_embodiment(args.embodiment), model.config
     view = args.view or config.views[0]

@@ -9,23 +9,6 @@ import numpy as np
 import torch
 
 
-def pick_device(device: str) -> torch.device:
-    """The device of this name; `"auto"` is a GPU if there is one.
-
-    Raises:
-        ValueError: If there is no such device.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        picked = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device '{device}': use auto, cpu, cuda or cuda:1") from error
-    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"there is no device '{device}': PyTorch sees {torch.cuda.device_count()} GPUs")
-    return picked
-
-
 def prefetch[T](items: Iterator[T], ahead: int = 2) -> Iterator[T]:
     """Make up to `ahead` items in a thread while the one before them is used.
 

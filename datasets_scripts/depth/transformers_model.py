@@ -13,7 +13,8 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
 
-from datasets_scripts.depth.gpu import compute_ahead, pick_device
+from datasets_scripts.command_line import pick_device
+from datasets_scripts.depth.gpu import compute_ahead
 from datasets_scripts.licenses import read_card_license
 from datasets_scripts.storage.file_hash import hash_file
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from datasets_scripts.depth.gpu import compute_ahead, pick_device
+from datasets_scripts.command_line import pick_device
+from datasets_scripts.depth.gpu import compute_ahead
 from datasets_scripts.storage.file_hash import hash_file
 
 SIDE = 518  # shorter side of the network's input

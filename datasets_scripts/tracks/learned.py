@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from datasets_scripts.depth.gpu import pick_device
+from datasets_scripts.command_line import pick_device
 from datasets_scripts.storage.file_hash import hash_file
 
 CHUNK_FRAMES, OVERLAP_FRAMES = 128, 16

@@ -2,10 +2,13 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
+import torch
 
-from datasets_scripts.command_line import count_cores, entry_point, split_names
+from datasets_scripts.command_line import count_cores, entry_point, pick_device, split_names
 from datasets_scripts.conversion.job import converter_parser
 
 
@@ -81,3 +84,19 @@ def test_the_cores_are_those_that_the_process_may_use(monkeypatch):
 )
 def test_a_list_of_names_may_have_blanks_and_a_comma_too_many(text, names):
     assert split_names(text) == names
+
+
+def test_the_device_is_a_gpu_if_there_is_one_unless_another_is_named(monkeypatch):
+    for available, kind in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert {pick_device().type, pick_device(None).type, pick_device("auto").type} == {kind}
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="unknown device 'gpu': use auto, cpu, cuda or cuda:1"):
+        pick_device("gpu")
+    with pytest.raises(ValueError, match="there is no device 'cuda:99'"):
+        pick_device("cuda:99")
+
+
+def test_what_simulator_processes_import_again_does_not_load_pytorch():
+    code = "import sys, datasets_scripts.command_line; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

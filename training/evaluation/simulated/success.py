@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from datasets_scripts.columns import image_key
+from datasets_scripts.command_line import pick_device
 from datasets_scripts.storage.atomic import read_json, write_json
 from datasets_scripts.storage.dataset_folder import is_dataset_folder, load_features
 from training.evaluation.simulated.film import Film, describe_films, write_film
@@ -145,7 +146,7 @@ def open_policy(options: PolicyOptions, check: Callable[[Any], None]) -> Iterato
             raise ValueError(f"--device {options.device}: an exported policy acts on the CPU, leave it out")
         model, processor = load_exported(options.checkpoint)
     else:
-        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = pick_device(options.device)
         model, processor = load_checkpoint(options.checkpoint, device, options.revision)
     if not model.config.has("action"):
         raise ValueError(f"the checkpoint has no action head; its objectives are {model.config.objectives}")
