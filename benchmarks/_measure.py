@@ -38,7 +38,12 @@ def add_run_options(parser: argparse.ArgumentParser, interval: int, rounds: int)
     add("--dataset", default="outputs/quickstart/dataset", help="made by `make quickstart`")
     add("--interval", type=int, default=interval, help="steps between log lines (default: %(default)s)")
     add("--rounds", type=int, default=rounds, help="short runs of each (default: %(default)s)")
-    add("--threads", type=int, default=count_cores(), help="of PyTorch (default: all, %(default)s here)")
+    add(
+        "--threads",
+        type=int,
+        default=count_cores(),
+        help="threads of PyTorch (default: all, %(default)s here)",
+    )
 
 
 def model_sizes(small: bool, **token_ids: int) -> dict:

@@ -113,7 +113,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--camera_px", type=int, default=224, help="side of the pictures (default: %(default)s)")
     add("--warmup", type=int, default=1, help="plans of each before the measured ones")
     add("--repeats", type=int, default=5, help="plans of each")
-    add("--threads", type=int, default=count_cores(), help="of PyTorch (default: %(default)s here)")
+    add("--threads", type=int, default=count_cores(), help="threads of PyTorch (default: %(default)s here)")
     add("--small", action="store_true", help="tiny models, to try the script")
     add("--memory_of", metavar="POLICY", help=argparse.SUPPRESS)  # what each process of its own runs
     add("--train_on", type=Path, help="LeRobot dataset of one MetaWorld task, made by `make quickstart`")

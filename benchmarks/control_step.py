@@ -86,7 +86,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1], help="robots side by side")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"])
     parser.add_argument("--modes", nargs="+", choices=[*MODES, *EXPORTS], default=["eager"])
-    parser.add_argument("--threads", type=int, help="of PyTorch and ONNX Runtime (default: all cores)")
+    parser.add_argument(
+        "--threads", type=int, help="threads of PyTorch and ONNX Runtime (default: all cores)"
+    )
     parser.add_argument("--compare", nargs="+", choices=COMPARISONS, default=["methods", "presets"])
     parser.add_argument("--checkpoint", help="policy of --compare modes (default: paper size)")
     parser.add_argument("--warmup", type=int, default=2)

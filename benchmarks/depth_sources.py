@@ -61,7 +61,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     models = "depth-anything-v2-SIZE or video-depth-anything-SIZE (default: small; on a GPU large too)"
     add("--models", nargs="+", help=models)
     add("--batch-size", type=int, help="frames at once for depth-anything-v2 (default: as annotate.py)")
-    add("--image-size", type=int, nargs=2, default=[224, 224], metavar=("H", "W"), help="of the video")
+    add("--image-size", type=int, nargs=2, default=[224, 224], metavar=("H", "W"), help="size of the video")
     add("--frames", type=int, help="frames of the measured run (default: 2000 on a GPU, 6 on a CPU)")
     add("--small", action="store_true", help="a tiny model, to try the script")
     add("--output", type=Path, default=Path("outputs/benchmarks/depth_sources.csv"))

@@ -44,7 +44,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = build_parser(__doc__, EXAMPLE)
     parser.add_argument("--device", default=str(pick_device()))
-    parser.add_argument("--width", type=float, default=0.25, help="of the U-Net; 1 is Stable Diffusion's")
+    parser.add_argument(
+        "--width", type=float, default=0.25, help="width of the U-Net; 1 is Stable Diffusion's"
+    )
     parser.add_argument("--denoising-steps", type=int, default=4)
     parser.add_argument("--steps", type=int, default=4, help="control steps of a setting in each round")
     parser.add_argument("--rounds", type=int, default=10)

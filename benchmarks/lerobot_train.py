@@ -45,7 +45,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[argparse.Namesp
     parser = build_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add_run_options(parser, interval=20, rounds=3)
-    add("--intervals", type=int, default=4, help="of a short run, the first not counted")
+    add("--intervals", type=int, default=4, help="intervals of a short run, the first not counted")
     add("--losses", action="store_true", help="also compare the losses of whole runs")
     add("--show", action="store_true", help="print the command of lerobot-train and stop")
     add("--output", type=Path, default=Path("outputs/benchmarks/lerobot_train.csv"))

@@ -83,7 +83,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--chunk", type=int, default=5, help="K, action chunk")
     parser.add_argument("--flow-length", type=int, default=6, help="L, flow steps")
     parser.add_argument("--grid", type=int, default=14, help="side of the flow grid")
-    parser.add_argument("--image-size", type=int, help="of prepared pictures in px (default: the camera's)")
+    parser.add_argument(
+        "--image-size", type=int, help="side of prepared pictures in px (default: the camera's)"
+    )
     parser.add_argument("--windows", type=int, default=200, help="windows read by the slow readers")
     parser.add_argument("--rounds", type=int, default=4, help="turns each reader takes")
     parser.add_argument("--seed", type=int, default=0, help="seed of the order of windows")

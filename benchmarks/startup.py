@@ -48,7 +48,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = build_parser(__doc__, EXAMPLE)
     parser.add_argument("--frames", type=int, default=1_000_000)
-    parser.add_argument("--episodes", type=int, default=5000, help="of equal length")
+    parser.add_argument("--episodes", type=int, default=5000, help="episodes, of equal length")
     parser.add_argument("--video-files", type=int, default=100, help="per camera, RGB and depth each")
     parser.add_argument("--points", type=int, default=400, help="tracked points per frame")
     parser.add_argument("--rounds", type=int, default=1, help="cold and warm starts of each reader")

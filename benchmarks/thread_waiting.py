@@ -78,7 +78,7 @@ def main() -> None:
         "--settings", nargs="+", default=SETTINGS, help="VARIABLE=VALUE, several joined by commas"
     )
     parser.add_argument("--dataset", type=Path, default=REPO / "hub_cards" / "sample_data" / "metaworld")
-    parser.add_argument("--threads", type=int, default=min(cores, 4), help="of the training")
+    parser.add_argument("--threads", type=int, default=min(cores, 4), help="threads of the training")
     parser.add_argument("--busy", type=int, default=1, help="processes beside it")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=2)

@@ -48,7 +48,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = build_parser(__doc__, EXAMPLE)
     add = parser.add_argument
     add("--device", default=str(pick_device()))
-    add("--dtype", choices=DTYPES, default="float32", help="of autocast; weights are float32")
+    add("--dtype", choices=DTYPES, default="float32", help="type of autocast; weights are float32")
     add("--batches", type=int, nargs="+", default=[1])
     add("--checkpointing", nargs="+", choices=["off", "on"], default=["off", "on"])
     add("--compile", nargs="+", choices=["off", "on"], default=["off"])

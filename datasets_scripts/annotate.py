@@ -38,22 +38,27 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, help="folder of the dataset to make")
     add(
         "--cameras",
-        help="comma-separated, the first one gets the tracks (default: all that have depth or can get it)",
+        help="comma-separated cameras, the first one gets the tracks (default: all that can have depth)",
     )
     add(
         "--depth",
         default="sensor",
         help=f"{', '.join(DEPTH_SOURCES)}, or Hub id or folder of a transformers depth model (%(default)s)",
     )
-    add("--depth-model", help="its weights: Hub id, folder or checkpoint file; of worker, its command")
-    add("--align-with", help="metric model that gives a relative one its scale and shift")
+    add(
+        "--depth-model",
+        help="weights of the depth model: Hub id, folder or checkpoint file; for `worker`, its command",
+    )
+    add("--align-with", help="metric depth model that gives a relative one its scale and shift")
     add("--depth-max", type=float, default=10.0, help="farthest estimated depth kept, meters (%(default)s)")
-    add("--tracks", default="lucas-kanade", help=f"{', '.join(TRACK_SOURCES)} (%(default)s)")
-    add("--track-model", help="its weights")
+    add(
+        "--tracks", default="lucas-kanade", help=f"source of tracks: {', '.join(TRACK_SOURCES)} (%(default)s)"
+    )
+    add("--track-model", help="weights of the tracker")
     add("--n-points", type=int, default=1250, help="most points per episode (%(default)s)")
     add("--seed", type=int, default=0, help="seed of the choice of points (%(default)s)")
-    add("--episodes", help="only these, such as 0:100,205 (default: all)")
-    add("--limit", type=int, help="at most this many of them")
+    add("--episodes", help="only these episodes, such as 0:100,205 (default: all)")
+    add("--limit", type=int, help="at most this many episodes")
     add(
         "--skip-broken",
         action="store_true",
@@ -66,7 +71,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder into which videos of the dataset may be links (default: no link may lead out of it)",
     )
     add("--dry-run", action="store_true", help="print what would be done, time and space; write nothing")
-    add("--device", default="auto", help="of learned sources: cuda, cuda:1, cpu (default: a GPU if any)")
+    add(
+        "--device",
+        default="auto",
+        help="device for learned sources: cuda, cuda:1, cpu (default: a GPU if any)",
+    )
     add("--batch-size", type=int, help="frames per batch of depth models that take single frames")
     add("--workers", type=int, help="processes (default: one per core; one with learned sources)")
     add("--push-to-hub", metavar="OWNER/NAME", help="upload the finished dataset; needs a write token")

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     default = LabelOptions()
     points = "with --replay: tracked points per episode (default: %(default)s)"
     parser.add_argument("--n-points", type=int, default=default.n_points, help=points)
-    seed = "with --replay: of the choice of points (default: %(default)s)"
+    seed = "with --replay: seed of the choice of points (default: %(default)s)"
     parser.add_argument("--seed", type=int, default=default.seed, help=seed)
     args = parser.parse_args(argv)
     labels = LabelOptions(args.n_points, args.seed) if args.replay else None

@@ -99,15 +99,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("dataset", metavar="DIR", help="LeRobot v3 dataset: folder or Hub id")
     whole = parser.add_argument_group("the whole dataset")
-    whole.add_argument("--report", type=Path, metavar="FILE.html", help="write a page about it")
-    whole.add_argument("--episodes", help="read these for the page, as 0:100,205 (default: 32 spread evenly)")
+    whole.add_argument("--report", type=Path, metavar="FILE.html", help="write a page about the dataset")
+    whole.add_argument(
+        "--episodes", help="episodes to read for the page, as 0:100,205 (default: 32 spread evenly)"
+    )
     whole.add_argument("--write-flags", action="store_true", help="record figures and flags of all episodes")
     workers = count_cores()
     whole.add_argument("--workers", type=int, default=workers, help="processes (default: one per core)")
     one = parser.add_argument_group("one episode")
-    one.add_argument("--episode", type=int, help="which one (default: 0)")
+    one.add_argument("--episode", type=int, help="episode to show (default: 0)")
     one.add_argument("--picture", type=Path, metavar="FILE.png", help="draw moments with their labels")
-    one.add_argument("--moments", type=int, default=5, help="of the picture (default: %(default)s)")
+    one.add_argument(
+        "--moments", type=int, default=5, help="moments shown in the picture (default: %(default)s)"
+    )
     one.add_argument("--output", type=Path, metavar="FILE.rrd", help="write a recording for Rerun's viewer")
     return parser.parse_args(arguments)
 

@@ -64,15 +64,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--dataset", required=True, help="LeRobot v3 dataset with exact labels: folder or Hub id")
-    add("--depth", default="sensor", help=f"{', '.join(DEPTH_SOURCES)}, or a model (%(default)s: the exact)")
+    add(
+        "--depth",
+        default="sensor",
+        help=f"source of depth: {', '.join(DEPTH_SOURCES)}, or a model (%(default)s: the exact)",
+    )
     add("--depth-model", help="weights of the depth source")
-    add("--align-with", help="metric model for a relative one")
-    add("--tracks", default="lucas-kanade", help=f"{', '.join(TRACK_SOURCES)} (%(default)s)")
+    add("--align-with", help="metric depth model that gives a relative one its scale and shift")
+    add(
+        "--tracks", default="lucas-kanade", help=f"source of tracks: {', '.join(TRACK_SOURCES)} (%(default)s)"
+    )
     add("--track-model", help="weights of the tracker")
     add("--camera", help="camera with exact tracks (default: the first)")
-    add("--episodes", help="such as 0:10,15 (default: all)")
+    add("--episodes", help="only these episodes, such as 0:10,15 (default: all)")
     add("--steps", type=int, default=6, help="frames to follow points through; 0: to the end (%(default)s)")
-    add("--device", default="auto", help="of learned sources (%(default)s)")
+    add("--device", default="auto", help="device for learned sources (%(default)s)")
     add("--output", type=Path, required=True, metavar="FILE.json", help="report; FILE.md gets the tables")
     return parser
 

@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="extend",
         required=True,
         metavar="OLD=NEW",
-        help="columns; depth and points of a camera go with it",
+        help="columns to rename; depth and points of a camera go with it",
     )
     parser.add_argument(
         "--linked-videos",

@@ -27,9 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--simulator", choices=SIMULATORS, default="metaworld", help="default: %(default)s")
-    names = "comma-separated: drawer-open-v3, or groups: easy, medium, hard, very_hard, all; libero_object, "
-    names += "libero_object/3; panda-lift, iiwa-stack (robosuite)"
+    add("--simulator", choices=SIMULATORS, default="metaworld", help="which simulator (default: %(default)s)")
+    names = "comma-separated tasks: drawer-open-v3, or groups: easy, medium, hard, very_hard, all; "
+    names += "libero_object, libero_object/3; panda-lift, iiwa-stack (robosuite)"
     add("--tasks", required=True, help=names)
     add("--output", type=Path, required=True, help="folder of the dataset to make")
     add("--workers", type=int, default=count_cores(), help="processes (default: one per core)")
@@ -50,11 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
     add_field("noise", float, "noise on the expert's actions")
     add_field("detour", int, "most frames of a random motion at the start instead of the expert's")
     add_field("n_points", int, "tracked points per episode")
-    add_field("cameras", str, "the first one gets the tracks")
+    add_field("cameras", str, "comma-separated cameras, the first one gets the tracks")
     add_field("depth_max", float, "farthest depth, meters")
     add_field("max_steps", int, "most simulation steps")
     add_field("retries", int, "new starts after a failure")
-    add_field("quality", str, "rendering, of metaworld only", choices=QUALITIES)
+    add_field("quality", str, "quality of rendering, for metaworld only", choices=QUALITIES)
     return parser
 
 

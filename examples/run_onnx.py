@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--policy", type=Path, required=True, help="folder of an exported policy")
     parser.add_argument("--instruction", default="Open a drawer", help="(%(default)s)")
     parser.add_argument("--images", nargs="*", type=Path, default=[], help="a picture of each view; or gray")
-    parser.add_argument("--state", nargs="*", type=float, help="of the robot (default: zeros)")
+    parser.add_argument("--state", nargs="*", type=float, help="state of the robot (default: zeros)")
     parser.add_argument("--steps", type=int, default=3, help="control steps (%(default)s)")
     args = parser.parse_args()
 

@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default=REPOSITORY / "hub_cards/models/3d-foresight-metaworld-tiny")
     parser.add_argument("--task", default="drawer-open-v3", help="MetaWorld task (%(default)s)")
     parser.add_argument("--instruction", help="what the policy is told (default: the task's own)")
-    parser.add_argument("--seed", type=int, default=10000, help="of the start (%(default)s)")
+    parser.add_argument("--seed", type=int, default=10000, help="seed of the start (%(default)s)")
     parser.add_argument("--steps", type=int, default=125, help="longest episode, in actions (%(default)s)")
     args = parser.parse_args()
 

@@ -213,8 +213,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = build_parser("robustness", __doc__, EXAMPLE, plan="ablation", workers="simulators")
     add = parser.add_argument
-    add("--variants", nargs="+", default=COMPARED, help="beside the reference (default: %(default)s)")
-    add("--demonstrations", nargs="+", type=int, help="of the plan's numbers (default: the largest)")
+    add(
+        "--variants",
+        nargs="+",
+        default=COMPARED,
+        help="variants to compare with the reference (default: %(default)s)",
+    )
+    add(
+        "--demonstrations",
+        nargs="+",
+        type=int,
+        help="numbers of demonstrations, of the plan's (default: the largest)",
+    )
     args = parser.parse_args(arguments)
     folder, _ = results_places(args, "ablation")
     results_file = args.results or folder / "robustness" / "results.json"

@@ -30,7 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = "run with model/, eval.json and pictures (train.py's --output, or a folder with that as training/)"
     add("folder", type=Path, help=f"{run}, or a model, adapter or dataset")
     kinds = ("model", "adapter", "dataset")
-    add("--kind", choices=kinds, help="default: what the folder holds; dataset of a run: its dataset/")
+    add(
+        "--kind",
+        choices=kinds,
+        help="what to write a card for (default: what the folder holds); dataset of a run: its dataset/",
+    )
     add("--repo-id", help="Hub id that the card's example loads from (default: model/ beside the card)")
     add("--license", help="the Hub's name of the license, if it does not follow from towers and labels")
     add(

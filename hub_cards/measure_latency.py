@@ -19,9 +19,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="model or adapter that acts")
-    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    parser.add_argument("--device", default="cpu", help="device to measure (default: %(default)s)")
     parser.add_argument(
-        "--threads", type=int, nargs="+", default=[], help="a row each (default: 1, and PyTorch's own choice)"
+        "--threads",
+        type=int,
+        nargs="+",
+        default=[],
+        help="threads of PyTorch, a row each (default: 1, and PyTorch's own choice)",
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--warmup", type=int, default=10, help="steps not measured (default: %(default)s)")

@@ -27,7 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="model, adapter or dataset with its card")
     parser.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="repository on the Hub")
     parser.add_argument("--public", action="store_true", help="visible to everybody (default: private)")
-    parser.add_argument("--revision", default="main", metavar="BRANCH", help="created if it is new")
+    parser.add_argument(
+        "--revision",
+        default="main",
+        metavar="BRANCH",
+        help="branch to commit to, created if it is new (default: %(default)s)",
+    )
     parser.add_argument("--tag", help="name for the commit, such as v1")
     parser.add_argument("--replace", action="store_true", help="delete files that the folder does not hold")
     parser.add_argument("--code", action="store_true", help="with the code, for trust_remote_code=True")

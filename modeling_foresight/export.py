@@ -48,7 +48,7 @@ def build_export_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", required=True, choices=list(FILE_ENDINGS))
     parser.add_argument("--output", required=True, type=Path, help="folder to write; must not exist")
     parser.add_argument("--embodiment", help="name of the robot, of a checkpoint for several")
-    parser.add_argument("--opset", type=int, help=f"of ONNX, {OPSETS[0]} (default) to {OPSETS[-1]}")
+    parser.add_argument("--opset", type=int, help=f"opset of ONNX, {OPSETS[0]} (default) to {OPSETS[-1]}")
     parser.add_argument("--int8", action="store_true", help="ONNX: int8 weights in matrix products")
     return parser
 

@@ -133,19 +133,27 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         required=True,
         help="LeRobot dataset, folder or Hub id; labels that it lacks are left out",
     )
-    parser.add_argument("--output", type=Path, default=Path("foresight.png"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("foresight.png"), help="picture to write (default: %(default)s)"
+    )
     parser.add_argument(
         "--cameras",
         default="",
-        help="of a dataset with other names, such as main=front,wrist=none (default: by name and order)",
+        help="camera of each view, such as main=front,wrist=none (default: by name, then in order)",
     )
-    parser.add_argument("--episode", type=int, help="default: the first that training held out")
-    parser.add_argument("--moments", type=int, default=4, help="rows (default: %(default)s)")
-    parser.add_argument("--view", help="camera (default: the model's first one, which has the flow)")
+    parser.add_argument(
+        "--episode", type=int, help="episode to draw (default: the first that training held out)"
+    )
+    parser.add_argument(
+        "--moments", type=int, default=4, help="moments to draw, a row each (default: %(default)s)"
+    )
+    parser.add_argument("--view", help="view to draw (default: the model's first one, which has the flow)")
     text = "the whole episode, as a video (.mp4): depth, future and flow beside the truth"
     parser.add_argument("--video", "--mp4", type=Path, help=text)
-    parser.add_argument("--rerun", type=Path, help="the same of all cameras, for Rerun's viewer (.rrd)")
-    parser.add_argument("--device", help="default: cuda if there is one, otherwise cpu")
+    parser.add_argument(
+        "--rerun", type=Path, help="the whole episode with all cameras, for Rerun's viewer (.rrd)"
+    )
+    parser.add_argument("--device", help="device of the model (default: cuda if there is one, otherwise cpu)")
     return parser.parse_args(arguments)
 
 

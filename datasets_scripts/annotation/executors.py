@@ -55,10 +55,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("many processes and machines").add_argument
     add("--executor", choices=EXECUTORS, help="run through datatrove (default: processes of this command)")
     add("--tasks", type=int, help="shares of the episodes (slurm and ray need it; local: --workers)")
-    add("--cpus-per-task", type=int, default=Resources.cpus_per_task, help="slurm, ray (%(default)s)")
-    add("--mem-per-cpu-gb", type=int, default=Resources.mem_per_cpu_gb, help="slurm, ray (%(default)s)")
-    add("--gpus-per-task", type=int, default=Resources.gpus_per_task, help="slurm, ray (%(default)s)")
-    add("--partition", help="slurm")
+    add(
+        "--cpus-per-task",
+        type=int,
+        default=Resources.cpus_per_task,
+        help="slurm, ray: cores of a task (%(default)s)",
+    )
+    add(
+        "--mem-per-cpu-gb",
+        type=int,
+        default=Resources.mem_per_cpu_gb,
+        help="slurm, ray: memory per core, GB (%(default)s)",
+    )
+    add(
+        "--gpus-per-task",
+        type=int,
+        default=Resources.gpus_per_task,
+        help="slurm, ray: GPUs of a task (%(default)s)",
+    )
+    add("--partition", help="slurm: partition to submit to")
     add("--time", default=Resources.time, help="slurm: limit of a task (%(default)s)")
     add("--sbatch", action="append", default=[], metavar="NAME=VALUE", help="slurm: more options of sbatch")
 

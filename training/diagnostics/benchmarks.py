@@ -117,10 +117,10 @@ class LiberoDiagnostics(DiagnosticOptions):
 
     evaluation = LiberoOptions, Libero
 
-    suite: str = option(f"comma-separated, of {', '.join(SUITES)}")
+    suite: str = option(f"comma-separated suites, of {', '.join(SUITES)}")
     _: dataclasses.KW_ONLY
     tasks: list[int] | None = option("only these tasks of every suite, 0 to 9", None)
-    seed: int = option("of the first episode; the others follow (default: %(default)s)", 1000)
+    seed: int = option("seed of the first episode; the others follow (default: %(default)s)", 1000)
     max_steps: int | None = option(
         "steps until an episode has failed (default: LeRobot's for the suite)", None
     )

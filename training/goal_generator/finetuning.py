@@ -86,12 +86,20 @@ class GoalTraining:
         "share of pairs without prompt, as many without picture, as many without both (default: %(default)s)",
         0.05,
     )
-    ema_decay: float = option("of the average of the weights that is exported (default: %(default)s)", 0.999)
-    mixed_precision: str = option("(default: %(default)s)", "no", choices=["no", "fp16", "bf16"])
-    gradient_checkpointing: bool = option("less memory, more time (default: %(default)s)", False)
+    ema_decay: float = option(
+        "decay of the average of the weights, which is exported (default: %(default)s)", 0.999
+    )
+    mixed_precision: str = option(
+        "precision of computation (default: %(default)s)", "no", choices=["no", "fp16", "bf16"]
+    )
+    gradient_checkpointing: bool = option(
+        "compute activations again: less memory, more time (default: %(default)s)", False
+    )
     seed: int = option("seed of everything random (default: %(default)s)", 0)
     num_workers: int = option("processes that read data (default: %(default)s)", 2)
-    frame_cache: str = option("auto, off, or a folder (default: %(default)s)", "auto")
+    frame_cache: str = option(
+        "where decoded frames are kept: auto, off, or a folder (default: %(default)s)", "auto"
+    )
     log_every: int = option("steps between lines of the log (default: %(default)s)", 50)
     checkpoint_every: int = option("steps between checkpoints (default: %(default)s)", 1000)
     resume: bool = option("continue the run in --output, if there is one", False)

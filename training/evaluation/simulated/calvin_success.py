@@ -71,8 +71,10 @@ class CalvinOptions(PolicyOptions):
     calvin_python: str = option(
         "Python in which calvin_env and calvin_agent are installed (default: this one)", sys.executable
     )
-    chains: int = option(f"the first of the protocol's {CALVIN_CHAINS} chains (default: all)", CALVIN_CHAINS)
-    output: Path = option("results (default: %(default)s)", Path("calvin.json"))
+    chains: int = option(
+        f"run only the first of the protocol's {CALVIN_CHAINS} chains (default: all)", CALVIN_CHAINS
+    )
+    output: Path = option("results file (default: %(default)s)", Path("calvin.json"))
     max_steps: int = option("steps until a task has failed (default: %(default)s)", CALVIN_MAX_STEPS)
     execute_steps: int = option(
         "actions of a chunk to execute before the next plan (default: %(default)s)", 1

@@ -33,11 +33,11 @@ class LiberoOptions(EvaluationOptions):
         ValueError: If a value makes no sense; names it.
     """
 
-    suite: str = option(f"comma-separated, of {', '.join(SUITES)}")
+    suite: str = option(f"comma-separated suites, of {', '.join(SUITES)}")
     _: dataclasses.KW_ONLY
     tasks: list[int] | None = option("only these tasks of every suite, 0 to 9", None)
-    episodes: int = option("per task, from its first initial state on (default: %(default)s)", 50)
-    seed: int = option("of the first episode; the others follow (default: %(default)s, LeRobot's)", 1000)
+    episodes: int = option("episodes per task, from its first initial state on (default: %(default)s)", 50)
+    seed: int = option("seed of the first episode; the others follow (default: %(default)s, LeRobot's)", 1000)
     max_steps: int | None = option(
         "steps until an episode has failed (default: LeRobot's for the suite)", None
     )

@@ -46,7 +46,9 @@ class MetaWorldOptions(EvaluationOptions):
     stride: int | None = option(
         f"simulation steps ({SIMULATION_HZ} a second) per action (default: as in the training data)", None
     )
-    quality: str = option("rendering (default: %(default)s, as simulate.py)", "fast", choices=QUALITIES)
+    quality: str = option(
+        "quality of rendering (default: %(default)s, as simulate.py)", "fast", choices=QUALITIES
+    )
     camera_shift_m: float = option(
         "meters by which the main camera moves, in one of six directions by the start's seed", 0.0
     )

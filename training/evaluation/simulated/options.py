@@ -41,7 +41,9 @@ def parse_benchmark(
 
     chooser = ArgumentParser(add_help=False, allow_abbrev=False)
     names = list(kinds)
-    chooser.add_argument("--benchmark", choices=names, default=names[0], help="(default: %(default)s)")
+    chooser.add_argument(
+        "--benchmark", choices=names, default=names[0], help="which benchmark (default: %(default)s)"
+    )
     name = chooser.parse_known_args(arguments)[0].benchmark
     help_page = {"description": description, "epilog": examples}
     help_page["formatter_class"] = RawDescriptionHelpFormatter
@@ -86,7 +88,7 @@ class PolicyOptions(GoalOptions):
     embodiment: str | None = option("name of the robot, of a checkpoint for several", None)
     num_envs: int = option("simulators side by side (default: one per core, %(default)s here)", count_cores)
     threads: int | None = option("threads of PyTorch (default: 1 for a small model)", None)
-    device: str | None = option("default: cuda if there is one, otherwise cpu", None)
+    device: str | None = option("device of the model (default: cuda if there is one, otherwise cpu)", None)
 
     def __post_init__(self):
         for name in COUNTED_OPTIONS:
@@ -105,9 +107,9 @@ class EvaluationOptions(PolicyOptions):
 
     checkpoint: str = option("folder of a trained model or of an exported policy, or Hub id")
     _: dataclasses.KW_ONLY
-    episodes: int = option("per task (default: %(default)s)", 20)
+    episodes: int = option("episodes per task (default: %(default)s)", 20)
     seed: int = option("start of the first episode; the others follow (default: %(default)s)", 10000)
-    output: Path = option("results (default: %(default)s)", Path("eval.json"))
+    output: Path = option("results file (default: %(default)s)", Path("eval.json"))
     video: Path | None = option(
         f"film of up to {MAX_FILMED} episodes, .mp4: failures first, of all tasks alike, each marked at the "
         "step where the progress that the policy predicts was highest",
