@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import AutoModel
 
 import modeling_foresight  # noqa: F401 - registers the model with the Auto classes
-from datasets_scripts.storage.hub_download import HubError
+from datasets_scripts.storage.hub.download import HubError
 from hub_cards.checks.folder import check_folder
 from hub_cards.hub.publishing import HubTarget, publish
 

@@ -20,7 +20,7 @@ from datasets_scripts.command_line import pick_device
 from datasets_scripts.extras import install_advice
 from datasets_scripts.storage.atomic import read_json
 from datasets_scripts.storage.file_hash import hash_file
-from datasets_scripts.storage.hub_download import is_hub_id
+from datasets_scripts.storage.hub.download import is_hub_id
 from goal_images.source import GoalRequest
 
 if TYPE_CHECKING:

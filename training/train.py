@@ -6,7 +6,7 @@ import sys
 from huggingface_hub.errors import StrictDataclassError
 
 from datasets_scripts.command_line import entry_point
-from datasets_scripts.storage.hub_download import HubError
+from datasets_scripts.storage.hub.download import HubError
 from training.config_reading import load_config
 from training.loop import dry_run, train
 

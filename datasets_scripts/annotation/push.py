@@ -8,8 +8,8 @@ from lerobot.datasets.dataset_metadata import CODEBASE_VERSION
 
 from datasets_scripts.inspection.dataset_card import write_card
 from datasets_scripts.storage.dataset_folder import dataset_files
-from datasets_scripts.storage.hub_download import explain_hub_errors
-from datasets_scripts.storage.hub_upload import (
+from datasets_scripts.storage.hub.download import explain_hub_errors
+from datasets_scripts.storage.hub.upload import (
     check_repository,
     commit_files,
     make_repo,

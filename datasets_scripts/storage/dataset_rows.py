@@ -29,7 +29,7 @@ from datasets_scripts.storage.dataset_folder import (
     load_info,
     refuse_patterns,
 )
-from datasets_scripts.storage.hub_download import HubFiles, is_hub_id, open_hub_dataset
+from datasets_scripts.storage.hub.download import HubFiles, is_hub_id, open_hub_dataset
 
 __all__ = [
     "ArrowColumn",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from datasets_scripts.storage.atomic import read_json, write_json, write_whole_file
 from datasets_scripts.storage.dataset_folder import check_inside
-from datasets_scripts.storage.hub_download import is_hub_id
+from datasets_scripts.storage.hub.download import is_hub_id
 from hub_cards.cards.licenses import find_previous_stage, list_parts
 from training.config import RunConfig
 from training.models.model_folder import read_run_config, read_summary, run_folder, weights_digest

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from datasets_scripts.storage.hub_download import explain_hub_errors
-from datasets_scripts.storage.hub_upload import retry_request
+from datasets_scripts.storage.hub.download import explain_hub_errors
+from datasets_scripts.storage.hub.upload import retry_request
 from hub_cards.checks.dataset import check_dataset
 from hub_cards.checks.sample import check_sample
 

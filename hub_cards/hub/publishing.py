@@ -11,8 +11,8 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from tqdm import tqdm
 
 from datasets_scripts.storage.atomic import read_json
-from datasets_scripts.storage.hub_download import explain_hub_errors
-from datasets_scripts.storage.hub_upload import (
+from datasets_scripts.storage.hub.download import explain_hub_errors
+from datasets_scripts.storage.hub.upload import (
     check_repository,
     commit_files,
     find_differences,

@@ -15,8 +15,8 @@ from huggingface_hub import HfApi, constants
 from datasets_scripts.inspection.dataset_card import write_card
 from datasets_scripts.storage.atomic import read_json, share_file, write_json
 from datasets_scripts.storage.dataset_folder import check_inside, dataset_files
-from datasets_scripts.storage.hub_download import explain_hub_errors
-from datasets_scripts.storage.hub_upload import retry_request
+from datasets_scripts.storage.hub.download import explain_hub_errors
+from datasets_scripts.storage.hub.upload import retry_request
 from datasets_scripts.storage.provenance import read_provenance
 from hub_cards.cards.measurements import is_folder
 from hub_cards.checks.sample import SAMPLE_FILE, write_sample

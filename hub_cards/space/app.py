@@ -76,7 +76,7 @@ def _fetch(name: str, repo_type: str) -> str:
     """The folder of what the owner chose; only this download uses the account's token."""
     from huggingface_hub import get_token, snapshot_download
 
-    from datasets_scripts.storage.hub_download import explain_hub_errors
+    from datasets_scripts.storage.hub.download import explain_hub_errors
 
     if Path(name).expanduser().exists():
         return name

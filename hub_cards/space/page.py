@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 from lerobot.utils.constants import HF_LEROBOT_HOME
 
 from datasets_scripts.storage.atomic import read_json
-from datasets_scripts.storage.hub_download import HubError, explain_hub_errors
+from datasets_scripts.storage.hub.download import HubError, explain_hub_errors
 from hub_cards.space.episode_predictions import (
     Choice,
     EpisodeView,

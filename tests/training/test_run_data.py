@@ -12,7 +12,8 @@ from accelerate.state import AcceleratorState
 from huggingface_hub.errors import RevisionNotFoundError
 from safetensors.torch import load_file
 
-from datasets_scripts.storage import dataset_rows, hub_download
+from datasets_scripts.storage import dataset_rows
+from datasets_scripts.storage.hub import download as hub_download
 from datasets_scripts.storage.streaming.file_store import FileStore
 from modeling_foresight import ForesightConfig
 from tests.ranks import run_ranks

@@ -21,7 +21,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
-from datasets_scripts.storage.hub_download import HubError
+from datasets_scripts.storage.hub.download import HubError
 from datasets_scripts.storage.provenance import read_provenance, write_provenance
 from modeling_foresight.transformer import ForesightBlock
 from tests.ranks import run_ranks

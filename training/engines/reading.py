@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from datasets_scripts.storage.hub_download import HubError
+from datasets_scripts.storage.hub.download import HubError
 
 __all__ = ["iterate", "read_everywhere"]
 

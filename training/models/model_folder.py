@@ -15,7 +15,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from datasets_scripts.storage.atomic import read_json, write_whole_folder
 from datasets_scripts.storage.file_hash import hash_file
-from datasets_scripts.storage.hub_download import is_hub_id
+from datasets_scripts.storage.hub.download import is_hub_id
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.exported_policy import POLICY_FILE, ExportedPolicy
 from training.config import RunConfig

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from datasets_scripts.storage.hub_download import DOWNLOADS_AT_ONCE
+from datasets_scripts.storage.hub.download import DOWNLOADS_AT_ONCE
 
 __all__ = ["Prefetcher"]
 

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError
 
 from datasets_scripts.storage.dataset_rows import find_folder
-from datasets_scripts.storage.hub_download import (
+from datasets_scripts.storage.hub.download import (
     DOWNLOADS_AT_ONCE,
     HubError,
     explain_hub_errors,

@@ -21,10 +21,10 @@ from datasets_scripts.annotation.push import check_push, push_dataset
 from datasets_scripts.annotation.settings import Annotation
 from datasets_scripts.inspect_dataset import main
 from datasets_scripts.storage import dataset_rows as dataset_rows
-from datasets_scripts.storage import hub_download as hub_source
-from datasets_scripts.storage import hub_upload
 from datasets_scripts.storage.dataset_rows import DatasetRows
-from datasets_scripts.storage.hub_download import HubError, explain_hub_errors, is_hub_id
+from datasets_scripts.storage.hub import download as hub_source
+from datasets_scripts.storage.hub import upload as hub_upload
+from datasets_scripts.storage.hub.download import HubError, explain_hub_errors, is_hub_id
 from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.videos.frame_decoding import FrameDecoder
 from tests.hub_server import running_hub

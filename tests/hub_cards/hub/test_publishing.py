@@ -20,7 +20,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from peft import get_peft_model
 from transformers import AutoModel
 
-from datasets_scripts.storage import hub_upload
+from datasets_scripts.storage.hub import upload as hub_upload
 from hub_cards.build import main as build
 from hub_cards.checks.sample import SAMPLE_FILE, write_sample
 from hub_cards.publish import main

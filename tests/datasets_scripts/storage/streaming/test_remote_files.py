@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 
 from datasets_scripts.annotation.push import check_push, push_dataset
 from datasets_scripts.storage.dataset_rows import BrokenEpisodeError, pin_commit
-from datasets_scripts.storage.hub_download import HubError
+from datasets_scripts.storage.hub.download import HubError
 from datasets_scripts.storage.streaming import remote_files
 from datasets_scripts.storage.streaming.file_store import FileStore
 from datasets_scripts.storage.streaming.streamed_rows import StreamedFrames, StreamedRows

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets_scripts.storage.dataset_rows import BrokenEpisodeError, DatasetRows
-from datasets_scripts.storage.hub_download import HubError
+from datasets_scripts.storage.hub.download import HubError
 from datasets_scripts.storage.streaming import remote_files
 from datasets_scripts.storage.streaming.file_store import FileStore
 from datasets_scripts.storage.streaming.streamed_rows import StreamedFrames, StreamedRows

@@ -15,7 +15,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
-from datasets_scripts.storage.hub_download import (
+from datasets_scripts.storage.hub.download import (
     LOG_IN,
     TRANSPORT_ERRORS,
     HubError,
