@@ -4,7 +4,7 @@
 import copy
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
@@ -121,6 +121,16 @@ def refuse_sources(fields: dict, prefix: str = "") -> None:
             )
         if isinstance(value, dict):
             refuse_sources(value, f"{prefix}{name}.")
+
+
+def _refuse_misspelled(what: str, given: Iterable[str], kind: type[PreTrainedConfig]) -> None:
+    """Refuses names close to a field's, whose default would be trained; the library keeps all others."""
+    known = set(kind.__annotations__)
+    for name in given:
+        if name in known or name == "embodiment" or hasattr(PreTrainedConfig, name):  # LeRobot's
+            continue
+        if near := get_close_matches(name, known, 1, MISSPELLED):
+            raise ValueError(f"{what} has no field {name!r}: did you mean {near[0]!r}?")
 
 
 def _check_sizes(prefix: str, fields) -> None:
@@ -322,7 +332,7 @@ class ForesightConfig(PreTrainedConfig):
     state_representation: str = "absolute"
 
     def __post_init__(self, **kwargs):
-        self._refuse_misspelled(kwargs)
+        _refuse_misspelled("ForesightConfig", kwargs, ForesightConfig)
         _check_sizes("", {"num_labels": kwargs.get("num_labels")})  # a label is made for each of them
         refuse_sources({name: kwargs.get(name) for name in SOURCE_FIELDS if name != "auto_map"})
         for prefix, fields in (
@@ -343,6 +353,7 @@ class ForesightConfig(PreTrainedConfig):
                     f"text_config.model_type={kind!r} is not that of CLIP's text tower "
                     f"({CLIPTextConfig.model_type!r}), the only one that is supported."
                 )
+            _refuse_misspelled("text_config", self.text_config, CLIPTextConfig)
             self.text_config = CLIPTextConfig(**self.text_config)
         if self.vision_config is None:
             # The MAE ViT-B/16 of GR-MG: its LayerNorm epsilon is 1e-6 where `ViTConfig` has 1e-12.
@@ -355,6 +366,7 @@ class ForesightConfig(PreTrainedConfig):
                     f"vision_config.model_type={kind!r} is unknown to the installed transformers."
                 )
             config_class = CONFIG_MAPPING[kind]
+            _refuse_misspelled("vision_config", fields, config_class)
             # A saved TimmWrapperConfig restores its labels in `from_dict`, which fails on one without any.
             saved = "label_names" in fields
             self.vision_config = config_class.from_dict(fields) if saved else config_class(**fields)
@@ -363,14 +375,6 @@ class ForesightConfig(PreTrainedConfig):
             if isinstance(value, tuple):
                 setattr(self, name, list(value))
         super().__post_init__(**kwargs)
-
-    @classmethod
-    def _refuse_misspelled(cls, unknown: dict) -> None:
-        """Refuses names close to a field's, whose default would be trained; the library keeps all others."""
-        for name in unknown:
-            near = get_close_matches(name, ForesightConfig.__annotations__, 1, MISSPELLED)
-            if near and name != "embodiment" and not hasattr(PreTrainedConfig, name):  # LeRobot has that
-                raise ValueError(f"ForesightConfig has no field {name!r}: did you mean {near[0]!r}?")
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "ForesightConfig":

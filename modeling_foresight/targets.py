@@ -155,7 +155,7 @@ def draw_training(config: ForesightConfig, batch: Mapping, seeds: Sequence[int])
     frames, draws = views.shape[1], {}
     if config.supervised_share < 1:
         draws["supervision_order"] = torch.rand, views.shape[1:]
-    if config.has("action") and config.has_style:
+    if config.has("action") and config.has_style and batch.get("actions") is not None:
         draws["style_noise"] = torch.randn, (frames, config.latent_dim)
     if config.goal_image and config.goal_dropout:
         draws["goal_draw"] = torch.rand, ()

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from transformers import CONFIG_MAPPING
+
 from modeling_foresight import ForesightConfig
 from modeling_foresight.configuration_foresight import PRESETS
 
@@ -258,6 +260,7 @@ class RunConfig:
         # A config class of transformers takes any name, so a typo would go unnoticed.
         for name in self.model.keys() - model_fields:
             raise ValueError(f"model.{name} is not a field of ForesightConfig{suggest(name, model_fields)}")
+        _check_towers(self.model, has_base=self.init_from is not None)
         if self.data.validation:
             self.data.val_fraction = 0.0
         train, positive = self.train, ("steps", "batch_size", "gradient_accumulation_steps")
@@ -349,6 +352,18 @@ class RunConfig:
                 f"model.{changed[0]} cannot change with lora.r, because an adapter keeps its base: leave "
                 "it out. Only what training alone uses can change, such as loss weights and dropout"
             )
+
+
+def _check_towers(model: dict[str, Any], has_base: bool) -> None:
+    """Refuses fields that a tower's config does not have; transformers would ignore them."""
+    default = None if has_base else "vit"  # the tower of a base is known once that is loaded
+    for group, kind in (("text_config", "clip_text_model"), ("vision_config", default)):
+        given = model.get(group) or {}
+        kind = given.get("model_type", kind)
+        if isinstance(kind, str) and kind in CONFIG_MAPPING:
+            own = CONFIG_MAPPING[kind].__annotations__
+            for name in given.keys() - own.keys() - set(dir(CONFIG_MAPPING[kind])):
+                raise ValueError(f"model.{group}.{name} is unknown{suggest(name, own)}")
 
 
 def resolve_presets(layers: list[dict[str, Any]]) -> dict[str, Any]:

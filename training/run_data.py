@@ -36,6 +36,7 @@ from training.windows import (
     WindowConfig,
     WindowSampler,
     collate_windows,
+    control_rate,
     find_embodiments,
     split_episodes,
     warn_of_differences,
@@ -204,8 +205,7 @@ class RunData:
         if config.data.streaming:
             self.stream = StreamPlan(self.train, self.val, self.mixture, config.seed)
         self.instructions = sorted({task for windows in train for task in windows.rows.tasks})
-        # Datasets of a mixture may differ; control follows the first.
-        self.fps = train[0].rows.fps / train[0].config.frame_stride
+        self.fps = control_rate(train)
 
     def sampler(self, batch_size: int, **options) -> WindowSampler:
         """[`WindowSampler`] of the training windows; of a streamed run, in the order of its files."""
@@ -287,7 +287,10 @@ def split_rows(rows: DatasetRows, own: WindowConfig, config: RunConfig) -> tuple
     split = {"val_fraction": config.data.val_fraction, "seed": config.seed}
     if config.data.streaming:
         return split_by_files(rows, WindowColumns.find(rows.features, own).frame_keys, **split)
-    return split_episodes(rows.n_episodes, **split)
+    try:
+        return split_episodes(rows.n_episodes, **split)
+    except ValueError as error:
+        raise ValueError(f"dataset {rows.name}: {error}") from None
 
 
 def _is_long_enough(rows: DatasetRows, own: WindowConfig, held_out: Sequence[int]) -> bool:

@@ -136,6 +136,8 @@ def test_a_samples_draws_are_a_function_of_its_seed_alone():
     for name, drawn in draws.items():
         assert torch.equal(drawn, turned[name].flip(0)) and not torch.equal(drawn, turned[name]), name
     assert draw_training(tiny_config(objectives=["depth"]), batch, [5, 6, 7]) == {}
+    without_actions = {name: value for name, value in batch.items() if name != "actions"}
+    assert draw_training(tiny_config(), without_actions, [5, 6, 7]) == {}, "there is no style to draw"
     assert torch.equal(state, torch.get_rng_state())
 
 

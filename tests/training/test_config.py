@@ -75,3 +75,21 @@ def test_overrides_that_a_program_writes_are_read_as_they_were():
     )
     assert config.model["text_config"] == {"hidden_act": "no"} and config.model["views"] == ["a b", "on"]
     assert config.data.datasets[0].path == "12:30"
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (
+            "--model.text_config.num_hiden_layers=4",
+            "num_hiden_layers is unknown; did you mean num_h",
+        ),
+        (
+            "--model.vision_config.hidden_size=48",
+            "config.hidden_size is unknown; known are architecture",
+        ),
+    ],
+)
+def test_fields_of_towers_that_would_be_ignored_are_refused(flag, message):
+    with pytest.raises(ValueError, match=message):
+        load_config("training/configs/quickstart.yaml", [flag])  # its vision tower is one of timm

@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 from huggingface_hub.errors import RevisionNotFoundError
 from safetensors.torch import load_file
 
+from datasets_scripts.conversion.column_renaming import rename_columns
 from datasets_scripts.storage import dataset_rows
 from datasets_scripts.storage.hub import download as hub_download
 from datasets_scripts.storage.streaming.file_store import FileStore
@@ -142,6 +143,22 @@ def test_episodes_held_out_are_told_of_their_own_dataset(folder, tmp_path):
         described = RunData(config, starting_config(config)).describe()
     told = [(one["name"], one["train_episodes"], one["validation_episodes"]) for one in described]
     assert told == [("short", 4, []), ("long", 4, sorted(held_out))]
+
+
+def test_control_has_the_rate_of_the_actions_wherever_they_stand_in_a_mixture(folder, tmp_path):
+    rename_columns(folder / "training", tmp_path / "video", {"action": "other"})
+    sources = f"[{{path: {tmp_path / 'video'}, frame_stride: 2}}, {{path: {folder / 'training'}}}]"
+    flags = [f"--data.datasets={sources}", "--data.frame_cache", "off", "--data.missing_targets", "true"]
+    config = load_config(folder / "tiny.yaml", flags)
+    with pytest.warns(UserWarning, match="One model has one rate, here 20"):
+        assert RunData(config, starting_config(config)).fps == 20
+
+
+def test_a_state_column_of_another_name_must_be_there(folder):
+    flags = ["--dataset", str(folder / "training"), "--data.frame_cache", "off"]
+    config = load_config(folder / "tiny.yaml", [*flags, "--data.state_key", "observation.stat"])
+    with pytest.raises(ValueError, match="training has no column 'observation.stat'; set state_key"):
+        RunData(config, starting_config(config))
 
 
 def test_actions_of_one_dataset_at_two_rates_are_refused(folder):

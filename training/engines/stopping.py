@@ -13,11 +13,15 @@ from training.run_facts import resume_command
 
 __all__ = ["StopRequest"]
 
+SAME_REQUEST_S = 5  # a launcher passes a signal on at once
+
 
 class StopRequest:
     """Makes SIGINT, SIGTERM and SIGHUP (a closed terminal) a request that the loop reads between steps.
 
-    All processes stop at the same step, whichever got the signal. A second SIGINT or SIGTERM kills at once.
+    All processes stop at the same step, whichever got the signal. A SIGINT or SIGTERM that comes some seconds
+    later kills at once. One that comes sooner is the same request: where a terminal, Slurm or systemd signals
+    all processes, torch's launcher passes its own signal on to them too.
 
     Args:
         accelerator (`Accelerator`): What trains.
@@ -29,6 +33,7 @@ class StopRequest:
         self.accelerator, self.signal, self.is_late, self.hours = accelerator, 0, False, hours
         since = time.monotonic() if since is None else since
         self.end = math.inf if hours is None else since + 3600 * hours
+        self._first: float | None = None  # time of the first signal
         self._terminals = [output for output in (1, 2) if os.isatty(output)]
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
@@ -38,10 +43,15 @@ class StopRequest:
         self._before = {number: signal.signal(number, self._note) for number in numbers}
 
     def _note(self, number: int, frame) -> None:
-        self.signal = number
-        # The kernel and the shell may each announce that a terminal is closed.
-        signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self.signal = now, number
+        elif number != signal.SIGHUP and now > self._first + SAME_REQUEST_S:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         if number == signal.SIGHUP:
+            # The kernel and the shell may each announce that a terminal is closed.
+            signal.signal(number, signal.SIG_IGN)
             # Writing to a closed terminal is an error, which would come before the checkpoint.
             with open(os.devnull, "w") as nowhere:
                 for output in self._terminals:

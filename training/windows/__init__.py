@@ -4,6 +4,7 @@ from training.windows.dataset import ForesightWindows
 from training.windows.mixture import (
     ConcatWindows,
     collate_windows,
+    control_rate,
     find_embodiments,
     warn_of_differences,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "WindowConfig",
     "WindowSampler",
     "collate_windows",
+    "control_rate",
     "split_episodes",
     "find_embodiments",
     "warn_of_differences",

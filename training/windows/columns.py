@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from lerobot.utils.constants import OBS_STATE
 
 from datasets_scripts.columns import (
     find_depth_key,
@@ -144,6 +145,12 @@ def require_columns(rows: DatasetRows, columns: WindowColumns, config: WindowCon
             if local
             else f"dataset {name} has no column '{config.action_key}'; set action_key to its action column, "
             "or leave 'action' out of the objectives"
+        )
+    if columns.state is None and strict and config.state_key not in (None, OBS_STATE):
+        # A state is optional under its usual name; another name was meant to be there.
+        raise ValueError(
+            f"dataset {name} has no column '{config.state_key}'; set state_key to its state column, or to "
+            "null to train without a state"
         )
     width = column_width(rows.features, columns.state)
     if columns.actions and local and width < ACTION_SIZE:

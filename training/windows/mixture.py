@@ -17,7 +17,7 @@ from modeling_foresight.processing_foresight import resize_depth
 from training.windows.columns import require_targets
 from training.windows.dataset import ForesightWindows
 
-__all__ = ["ConcatWindows", "collate_windows", "find_embodiments", "warn_of_differences"]
+__all__ = ["ConcatWindows", "collate_windows", "control_rate", "find_embodiments", "warn_of_differences"]
 
 # Between datasets, what this many times exceeds the deviation of an entry is a difference of units.
 UNIT_RATIO = 20
@@ -211,6 +211,12 @@ def warn_of_differences(datasets: Sequence[ForesightWindows]) -> None:
             )
 
 
+def control_rate(datasets: Sequence[ForesightWindows]) -> float:
+    """Control steps per second of a policy trained on a mixture: those of its actions, if it has any."""
+    first = next((dataset for dataset in datasets if dataset.action_dim), datasets[0])
+    return first.rows.fps / first.config.frame_stride
+
+
 def _compare_rates(datasets: Sequence[ForesightWindows]) -> None:
     """Refuses actions of several rates, and warns of pictures of several rates."""
     rates = [dataset.rows.fps / dataset.config.frame_stride for dataset in datasets]  # names may be equal
@@ -220,7 +226,7 @@ def _compare_rates(datasets: Sequence[ForesightWindows]) -> None:
     told += ", ".join(f"{d.rows.name} {rate:g}" for d, rate in zip(datasets, rates, strict=True))
     if sum(dataset.action_dim > 0 for dataset in datasets) < 2:
         warnings.warn(
-            f"{told}. One model has one rate, and control follows the first ({rates[0]:g}): "
+            f"{told}. One model has one rate, here {control_rate(datasets):g}: "
             "choose frame_stride of each dataset so that their rates agree",
             stacklevel=4,
         )

@@ -148,7 +148,7 @@ def _resolve(name: str) -> tuple[str, str | None]:
     if "://" in name:
         return name, None
     if (folder := find_folder(name)) is not None:
-        return folder.as_uri(), None
+        return f"file://{folder.as_posix()}", None  # as_uri would escape characters, which fsspec keeps
     repo_id, _, revision = name.partition("@")
     with explain_hub_errors(repo_id):
         found = read_revision(lambda name: HfApi().dataset_info(repo_id, revision=name), revision)

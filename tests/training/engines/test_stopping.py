@@ -38,6 +38,20 @@ def test_a_closed_terminal_is_a_request_to_stop_and_what_is_printed_after_it_no_
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
 
 
+def test_a_signal_that_the_launcher_passes_on_is_the_same_request_and_a_later_one_kills(accelerator):
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            stop = StopRequest(accelerator)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            if stop.is_agreed() and stop.exit_code == 128 + signal.SIGTERM:
+                stop._first -= 60  # as if a minute had passed
+                os.kill(os.getpid(), signal.SIGINT)
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGINT
+
+
 def test_nohup_is_respected(accelerator):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

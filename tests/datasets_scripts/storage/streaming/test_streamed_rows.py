@@ -28,7 +28,7 @@ def recorded(tmp_path_factory):
 
 @pytest.fixture
 def source(recorded, tmp_path):
-    return shutil.copytree(recorded, tmp_path / "data")
+    return shutil.copytree(recorded, tmp_path / "my däta #1%20")  # an URL would escape each of these
 
 
 @pytest.fixture
