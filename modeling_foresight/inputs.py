@@ -7,7 +7,8 @@ vision tower. `h, w` may differ between views; H = W = `config.image_size`. Ever
 optional: a target that is missing only turns off its own loss.
 """
 
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterable, Mapping
 from typing import TypedDict
 
 import numpy as np
@@ -138,10 +139,32 @@ class ForesightBatch(ForesightInputs, total=False):
     supervision_order: Tensor
 
 
-def as_tensor(values) -> Tensor:
-    """Numbers of any kind as a tensor; a tensor stays where it is."""
-    # A copy: PIL's own memory is read-only, and PyTorch takes no negative strides.
-    return values if isinstance(values, Tensor) else torch.as_tensor(np.array(values))
+def as_tensor(values, name: str) -> Tensor:
+    """Numbers of any kind as a tensor; a tensor stays where it is.
+
+    Raises:
+        ValueError: If they are not one array of numbers; calls them `name`.
+    """
+    if isinstance(values, Tensor):
+        return values
+    try:
+        # A copy: PIL's own memory is read-only, and PyTorch takes no negative strides.
+        return torch.as_tensor(np.array(values))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is not one array of numbers: {reprlib.repr(values)} ({error}).") from error
+
+
+def as_texts(text) -> list[str]:
+    """One instruction or several as a list.
+
+    Raises:
+        ValueError: If one of them is not text; names it.
+    """
+    texts = list(text) if isinstance(text, Iterable) and not isinstance(text, str) else [text]
+    for one in texts:
+        if not isinstance(one, str):
+            raise ValueError(f"An instruction is {reprlib.repr(one)}; give text.")
+    return texts
 
 
 def blank_masked(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -31,7 +31,7 @@ from .embodiments import (
     place_entries,
     place_tables,
 )
-from .inputs import RawBatch, as_tensor
+from .inputs import RawBatch, as_tensor, as_texts
 
 CALL_OPTIONS = ("return_tensors",)  # of the library's processors; this one gives tensors in any case
 MOST_TOKENS = 2**16
@@ -227,19 +227,19 @@ class ForesightProcessor(ProcessorMixin):
         if not isinstance(images, dict) or not images or text is None:
             raise ValueError(f"Give images as a dict from view name ({self.views}) to pixels, and a text.")
         single = isinstance(text, str)
-        raw = {"task": [text] if single else list(text), **targets}
+        raw = {"task": as_texts(text), **{name: _read_target(name, x) for name, x in targets.items()}}
         if (embodiment := self.choose_embodiment(embodiment)) is not None:
             raw["embodiment"] = [embodiment] * len(raw["task"])
         raw["images"] = {view: self.read_images(pixels, view, single) for view, pixels in images.items()}
         frames = next(iter(raw["images"].values())).shape[1]
         if state is not None:
-            state = as_tensor(state).to(torch.float32)
+            state = as_tensor(state, "state").to(torch.float32)
             state = self.place_entries("state", state[None] if single else state, embodiment)
             raw["state"] = state[:, None] if state.ndim == 2 else state
         if raw.get("actions") is not None:
-            raw["actions"] = self.place_entries("action", as_tensor(raw["actions"]), embodiment)
+            raw["actions"] = self.place_entries("action", raw["actions"], embodiment)
         if frame_mask is not None:
-            frame_mask = as_tensor(frame_mask).bool()
+            frame_mask = as_tensor(frame_mask, "frame_mask").bool()
             raw["frame_mask"] = frame_mask[None] if single else frame_mask
         if goal_image is not None:
             raw["goal_image"] = self.read_images(goal_image, self.views[0], single)[:, 0]
@@ -350,6 +350,7 @@ class ForesightProcessor(ProcessorMixin):
                 "This processor has no tokenizer yet: set processor.tokenizer to the text tower's (for "
                 "GR-MG CLIP's, openai/clip-vit-base-patch32), or convert the checkpoint with --tokenizer."
             )
+        texts = as_texts(texts)
         if (longest := max(map(len, texts), default=0)) > MAX_CHARACTERS:
             raise ValueError(
                 f"An instruction has {longest} characters ('{max(texts, key=len)[:40]}...'); the limit is "
@@ -513,7 +514,7 @@ class ForesightProcessor(ProcessorMixin):
                 "local_delta actions are motions in the gripper's own frame: pass the current state "
                 "(..., state_dim) in the dataset's units, decode_actions(actions, state)."
             )
-        return to_simulator_action(decoded, as_tensor(state).to(decoded.device).float())
+        return to_simulator_action(decoded, as_tensor(state, "state").to(decoded.device).float())
 
     def _read_statistics(
         self, kind: str, like: Tensor, embodiment: str | Sequence[str] | None = None
@@ -551,13 +552,9 @@ class ForesightProcessor(ProcessorMixin):
 
     def read_images(self, pixels, view: str, single: bool) -> Tensor:
         """Images of one view as array, tensor or PIL image -> uint8 `(B, T, 3, h, w)`; see [`__call__`]."""
-        try:
-            pixels = as_tensor(pixels)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"images[{view!r}] is not one array of numbers ({error}); expected uint8 RGB, all "
-                "pictures of one size and none missing."
-            ) from error
+        if pixels is None:
+            raise ValueError(f"images[{view!r}] is None: leave a missing view out.")
+        pixels = as_tensor(pixels, f"images[{view!r}] (uint8 RGB, all of one size, none missing)")
         if pixels.dtype != torch.uint8:
             raise ValueError(f"images[{view!r}] has dtype {pixels.dtype}; expected uint8 RGB in 0..255.")
         pixels = pixels[None] if single else pixels
@@ -577,6 +574,15 @@ def resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
         return depth.float()
     flat = depth.float().reshape(-1, 1, *depth.shape[-2:])
     return F.interpolate(flat, size=size, mode="nearest-exact").reshape(*depth.shape[:-2], *size)
+
+
+def _read_target(name: str, values):
+    """An entry of a raw batch as tensors; depth has one per view."""
+    if values is None or name in ("task", *CALL_OPTIONS):
+        return values
+    if isinstance(values, dict):
+        return {view: as_tensor(value, f"{name}[{view!r}]") for view, value in values.items()}
+    return as_tensor(values, name)
 
 
 def _send(values: Tensor, device) -> Tensor:

@@ -3,13 +3,14 @@
 
 import abc
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
 from .configuration_foresight import PROCESSOR_FIELDS
-from .inputs import as_tensor
+from .inputs import as_tensor, as_texts
 
 
 class RobotStream(abc.ABC):
@@ -26,14 +27,17 @@ class RobotStream(abc.ABC):
     """
 
     def __init__(self, model, processor: ProcessorMixin, num_envs: int | None, embodiment: str | None):
+        if not hasattr(processor, PROCESSOR_FIELDS[0]):
+            raise ValueError(f"The processor is a {type(processor).__name__}: give the ForesightProcessor.")
         for name in PROCESSOR_FIELDS:
             theirs, ours = getattr(processor, name), getattr(model.config, name)
             if theirs != ours:
                 raise ValueError(
                     f"The processor has {name}={theirs!r}, the model {ours!r}: load both from one folder."
                 )
-        if num_envs is not None and num_envs < 1:
-            raise ValueError(f"num_envs={num_envs} must be at least 1.")
+        is_count = isinstance(num_envs, Integral) and not isinstance(num_envs, bool) and num_envs >= 1
+        if num_envs is not None and not is_count:
+            raise ValueError(f"num_envs={num_envs!r} must be a whole number of at least 1.")
         model.config.check_tokenizer(processor.tokenizer)
         self.model, self.processor = model, processor.for_embodiment(embodiment)
         self.state_dim = model.config.for_robot(self.processor.embodiment).state_dim
@@ -87,7 +91,7 @@ class RobotStream(abc.ABC):
         """Numbers of the robots, int64."""
         if envs is None:
             return torch.arange(self.num_envs)
-        rows = as_tensor(envs).cpu()
+        rows = as_tensor(envs, "envs").cpu()
         if rows.dtype == torch.bool and rows.shape == (self.num_envs,):
             rows = rows.nonzero()[:, 0]
         if rows.ndim != 1 or rows.dtype == torch.bool or (rows.is_floating_point() and len(rows)):
@@ -115,12 +119,12 @@ class RobotStream(abc.ABC):
         if (instruction is None) == (text_features is None):
             raise ValueError("Give an instruction, or text_features in its place.")
         if text_features is None:
-            texts = [instruction] * robots if isinstance(instruction, str) else list(instruction)
+            texts = as_texts(instruction) * (robots if isinstance(instruction, str) else 1)
             if len(texts) != robots:
                 raise ValueError(f"There are {len(texts)} instructions for {robots} robots.")
             return texts, None
         shape = (robots, self.model.config.text_config.projection_dim)
-        features = as_tensor(text_features)
+        features = as_tensor(text_features, "text_features")
         if features.shape != shape:
             raise ValueError(f"text_features has shape {tuple(features.shape)}; expected {shape}.")
         return None, features
@@ -150,7 +154,7 @@ class RobotStream(abc.ABC):
         frames = {view: self._read_frame(image, view, robots) for view, image in images.items()}
         present = torch.tensor([view in images for view in names]).expand(robots, -1)
         if view_mask is not None:
-            view_mask = as_tensor(view_mask).to("cpu", torch.bool)
+            view_mask = as_tensor(view_mask, "view_mask").to("cpu", torch.bool)
             view_mask = view_mask[None] if self.single and view_mask.ndim == 1 else view_mask
             if view_mask.shape != present.shape:
                 raise ValueError(
@@ -161,7 +165,7 @@ class RobotStream(abc.ABC):
 
     def _read_state(self, state, robots: int) -> Tensor:
         """float32 `(robots, state_dim)`, in the dataset's units."""
-        state, shape = as_tensor(state).to("cpu", torch.float32), (robots, self.state_dim)
+        state, shape = as_tensor(state, "state").to("cpu", torch.float32), (robots, self.state_dim)
         state = state[None] if self.single and state.ndim == 1 else state
         if state.shape != shape:
             raise ValueError(f"state has shape {tuple(state.shape)}; expected {shape}.")

@@ -541,10 +541,9 @@ def test_a_saved_processor_gives_the_same_batches_and_actions(processor, config,
         *(
             (
                 {"main": pictures},
-                r"images\['main'\] is not one array .* all pictures of one size and none missing",
+                r"images\['main'\] \(uint8 RGB, all of one size, none missing\) is not one array",
             )
             for pictures in (
-                None,
                 "a.png",
                 [np.zeros((24, 36, 3), np.uint8), None],
                 [np.zeros((24, 36, 3), np.uint8), np.zeros((36, 24, 3), np.uint8)],
@@ -555,6 +554,7 @@ def test_a_saved_processor_gives_the_same_batches_and_actions(processor, config,
             ({"main": np.zeros(shape, np.uint8)}, r"images\['main'\] has shape \(1, 1, .*0.* expected")
             for shape in ((0, 0, 3), (3, 0, 5))
         ),
+        ({"main": None}, r"images\['main'\] is None: leave a missing view out"),
         ({}, r"Give images as a dict from view name \(\['main', 'wrist'\]\)"),
         (np.zeros((24, 36, 3), np.uint8), "Give images as a dict"),
         (
@@ -566,6 +566,37 @@ def test_a_saved_processor_gives_the_same_batches_and_actions(processor, config,
 def test_images_that_do_not_fit_are_refused(processor, images, message):
     with pytest.raises(ValueError, match=message):
         processor(images, TASKS[0])
+
+
+def test_targets_may_be_lists_and_arrays_as_images_and_states_may(config, processor):
+    image = {view: np.zeros((24, 36, 3), np.uint8) for view in processor.views}
+    given = {
+        "view_mask": [[True, False]],
+        "progress": [[0.5]],
+        "depth": {"main": np.ones((1, 1, 24, 36), np.float32)},
+    }
+    batch = processor(image, TASKS[0], **given)
+    tensors = {"view_mask": torch.tensor([[True, False]]), "progress": torch.tensor([[0.5]])}
+    same = processor(image, TASKS[0], **tensors, depth={"main": torch.ones(1, 1, 24, 36)})
+    assert batch.keys() == same.keys() and {"depth", "view_mask", "progress"} <= batch.keys()
+    assert all(torch.equal(batch[name], same[name]) for name in batch)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"text": 5}, "An instruction is 5; give text"),
+        ({"text": [None]}, "An instruction is None; give text"),
+        ({"state": "abcd"}, "state is not one array of numbers: 'abcd'"),
+        ({"state": {"a": 1}}, "state is not one array of numbers: {'a': 1}"),
+        ({"view_mask": [[True], [True, False]]}, "view_mask is not one array of numbers"),
+        ({"depth": {"main": "near"}}, r"depth\['main'\] is not one array of numbers: 'near'"),
+    ],
+)
+def test_what_is_no_text_and_what_are_no_numbers_is_named(processor, given, message):
+    image = {"main": np.zeros((24, 36, 3), np.uint8)}
+    with pytest.raises(ValueError, match=message):
+        processor(**{"images": image, "text": TASKS[0], **given})
 
 
 def test_float_images_of_a_raw_batch_are_refused(config, processor):

@@ -505,6 +505,15 @@ def test_a_stream_says_what_it_needs_before_it_runs():
         ForesightStream(model, processor).set_goal(FRAME)
     with pytest.raises(ValueError, match="There are 2 instructions for 3 robots"):
         ForesightStream(model, processor, num_envs=3).reset(TASKS[:2])
+    for instruction in (5, [None]):
+        with pytest.raises(ValueError, match="An instruction is .*; give text"):
+            ForesightStream(model, processor).reset(instruction)
+    for count in (0, 2.0, True, "2"):
+        with pytest.raises(ValueError, match=f"num_envs={count!r} must be a whole number"):
+            ForesightStream(model, processor, num_envs=count)
+    for other in (None, processor.tokenizer):
+        with pytest.raises(ValueError, match="The processor is a .*: give the ForesightProcessor"):
+            ForesightStream(model, other)
     with pytest.raises(ValueError, match="no action head"):
         ForesightStream(*build(objectives=["depth"]))
     with pytest.raises(ValueError, match="training mode"):

@@ -102,7 +102,7 @@ def test_validation_episodes_are_whole_files_and_a_missing_file_ends_the_start(r
     packed = rows.runs_of
     rows.runs_of = lambda *_: [[0, 1, 2], [3, 4, 5], [6, 7]]  # several episodes in a file
     for share in (0.25, 0.5, 0.9):
-        train, held_out = split_by_files(rows, windows.columns.pictures, share, seed=1)
+        train, held_out = split_by_files(rows, windows.columns.frame_keys, share, seed=1)
         assert train and held_out and sorted(train + held_out) == list(range(EPISODES))
         if share < 0.9:  # otherwise nothing would be left
             assert all(set(run) <= set(train) or set(run) <= set(held_out) for run in rows.runs_of())
