@@ -200,6 +200,7 @@ def test_the_final_measurement_is_shared_over_ranks(config_file, dataset, tmp_pa
     ranks, seen = Ranks(2), {}
     monkeypatch.setattr("training.run_data.distributed", ranks)
     monkeypatch.setattr("training.evaluation.open_loop.distributed", ranks)
+    monkeypatch.setattr("training.evaluation.means.distributed", ranks)
     getitem = ForesightWindows.__getitem__
 
     def note(self, item):
