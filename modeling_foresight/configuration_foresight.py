@@ -71,6 +71,7 @@ resampler_depth decoder_depth action_encoder_depth action_decoder_depth progress
 POSITIVE = frozenset(_SIZES.split())
 # A config.json comes from anybody. Larger numbers exhaust memory before any weight is compared with them.
 LARGEST_SIZE = 2**20
+EMBODIMENT = r"[\w-]+"  # a robot's name
 MISSPELLED = 0.8  # likeness of two names above which one is taken for the other, see difflib
 # Arguments of `timm.create_model` that a vision_config may hold. All others are refused: some name a file or
 # a repo, which timm reads, or unpickles.
@@ -611,7 +612,7 @@ class ForesightConfig(PreTrainedConfig):
     def validate_embodiments(self):
         """Checks that every robot's entries have places in the model's actions and states."""
         for name, robot in (self.embodiments or {}).items():
-            if not re.fullmatch(r"[\w-]+", name):
+            if not re.fullmatch(EMBODIMENT, name):
                 raise ValueError(f"embodiments has {name!r}; names are letters, digits, - and _.")
             if set(robot) != {"action", "state"}:
                 raise ValueError(f"embodiments.{name} has {sorted(robot)}; it must have action and state.")

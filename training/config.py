@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from modeling_foresight import ForesightConfig
-from modeling_foresight.configuration_foresight import PRESETS
+from modeling_foresight.configuration_foresight import EMBODIMENT, PRESETS
 
 __all__ = [
     "DataConfig",
@@ -329,6 +330,12 @@ class RunConfig:
             raise ValueError(
                 f"data.datasets: {unnamed[0]} has no embodiment, but others have: name the robot of each"
             )
+        for source in sources:
+            if source.embodiment is not None and not re.fullmatch(EMBODIMENT, source.embodiment):
+                raise ValueError(
+                    f"data.datasets: the embodiment {source.embodiment!r} of {source.path} must be letters, "
+                    "digits, - and _"
+                )
 
     def _check_start(self):
         """Refuses settings that have no effect without `init_from` or LoRA."""

@@ -6,6 +6,7 @@ exactly.
 
 import contextlib
 import functools
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from datasets_scripts.storage.settings_changes import flatten
 from modeling_foresight.step_seed import step_seed
 from training.checkpoints import (
     FINISHED,
@@ -284,6 +286,9 @@ def measure_final_model(run: Run) -> dict:
     windows = run.config.data.baseline_windows
     errors = measure_held_out(run.plain, run.processor, run.data, options.batch_size, windows)
     accelerator.print(format_open_loop(errors))
+    bad = [name for name, x in flatten(errors).items() if isinstance(x, float) and not math.isfinite(x)]
+    if bad:
+        accelerator.print(f"warning: {bad[0]} is not finite, the model is useless: lower train.learning_rate")
     return errors
 
 

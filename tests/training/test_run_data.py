@@ -23,7 +23,7 @@ from tests.training.test_train import TINY, log_lines, run
 from training import loop
 from training.checkpoints import check_run_folder, describe_run_folder, read_known_data
 from training.config_reading import load_config
-from training.models.starting_model import starting_config
+from training.models.starting_model import build_model, starting_config
 from training.run_data import RunData, open_datasets
 from training.windows import split_episodes
 
@@ -152,6 +152,21 @@ def test_control_has_the_rate_of_the_actions_wherever_they_stand_in_a_mixture(fo
     config = load_config(folder / "tiny.yaml", flags)
     with pytest.warns(UserWarning, match="One model has one rate, here 20"):
         assert RunData(config, starting_config(config)).fps == 20
+
+
+@pytest.mark.parametrize("setting", ["towers.tokenizer", "towers.text"])
+def test_a_tower_that_cannot_be_loaded_is_named_by_its_setting(folder, tmp_path, setting):
+    flags = [
+        "--dataset",
+        str(folder / "training"),
+        "--data.frame_cache",
+        "off",
+        f"--{setting}",
+        str(tmp_path),
+    ]
+    config = load_config(folder / "tiny.yaml", flags)
+    with pytest.raises(ValueError, match=f"{setting}={tmp_path} cannot be loaded: "):
+        build_model(config, RunData(config, starting_config(config)))
 
 
 def test_a_state_column_of_another_name_must_be_there(folder):

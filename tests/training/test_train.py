@@ -694,6 +694,7 @@ ALIASES = "".join(f"b{n + 1}: &b{n + 1} [{', '.join([f'*b{n}'] * 9)}]\n" for n i
         ("train: {learning_rate: .inf}", "train.learning_rate is inf"),
         ("train: {betas: [0.9]}", "train.betas is [0.9]; AdamW takes two"),
         ("towers: {tokenizer: null}", "towers.tokenizer is None"),
+        ("data: {datasets: [{path: x, embodiment: a/b}]}", "the embodiment 'a/b' of x must be letters"),
         ("seed: -1", "seed is -1; it must be from 0"),
         ("init_from: ''", "init_from is ''; it must be"),
     ],

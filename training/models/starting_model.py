@@ -99,7 +99,11 @@ def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPre
     )
     towers = {"text": config.towers.text, "vision": config.towers.vision}
     if any(towers.values()):
-        model = ForesightForActionPrediction.from_encoder_checkpoints(model_config, **towers)
+        try:
+            model = ForesightForActionPrediction.from_encoder_checkpoints(model_config, **towers)
+        except (OSError, ValueError) as error:
+            told = ", ".join(f"towers.{name}={place}" for name, place in towers.items() if place)
+            raise ValueError(f"{told} cannot be loaded: {error}") from error
     else:
         model = ForesightForActionPrediction(model_config)
     check_binary_entries(model.config, data)
@@ -112,7 +116,11 @@ def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPre
 def build_tokenizer(config: RunConfig, data: RunData, fields: dict) -> tuple[PreTrainedTokenizerBase, dict]:
     """The text tower's tokenizer, and the model's fields with the vocabulary of one that is trained here."""
     if config.towers.tokenizer != "small":
-        return AutoTokenizer.from_pretrained(config.towers.tokenizer), fields
+        try:
+            return AutoTokenizer.from_pretrained(config.towers.tokenizer), fields
+        except (OSError, ValueError) as error:
+            name = config.towers.tokenizer
+            raise ValueError(f"towers.tokenizer={name} cannot be loaded: {error}") from error
     tokenizer, text = fit_small_tokenizer(data.instructions, fields.get("text_config"))
     return tokenizer, {**fields, "text_config": text}
 
