@@ -17,11 +17,10 @@ from datasets_scripts.annotation.job import AnnotationJob, annotate, check
 from datasets_scripts.annotation.push import check_push, push_dataset
 from datasets_scripts.annotation.settings import Annotation
 from datasets_scripts.columns import find_depth_key, list_cameras
-from datasets_scripts.command_line import count_cores, entry_point, split_names
+from datasets_scripts.command_line import count_cores, entry_point, list_some, split_names
 from datasets_scripts.depth import DEPTH_SOURCES
 from datasets_scripts.storage.dataset_folder import load_features
 from datasets_scripts.storage.dataset_rows import find_dataset
-from datasets_scripts.storage.episode_job import list_numbers
 from datasets_scripts.tracks import TRACK_SOURCES
 
 
@@ -148,7 +147,7 @@ def format_summary(summary: dict, output: Path, camera: str) -> str:
         ("left out because they cannot be read:", [known["episode"] for known in summary["skipped"]]),
     ):
         if episodes:
-            lines.append(f"{wording} {len(episodes)} episodes ({list_numbers(episodes)})")
+            lines.append(f"{wording} {len(episodes)} episodes ({list_some(episodes, most=10)})")
     return "\n".join(lines)
 
 

@@ -7,13 +7,13 @@ import errno
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["EXPECTED_ERRORS", "count_cores", "entry_point", "pick_device", "split_names"]
+__all__ = ["EXPECTED_ERRORS", "count_cores", "entry_point", "list_some", "pick_device", "split_names"]
 
 # What a user can mend: files, options, missing libraries. Anything else is a bug, and keeps its traceback.
 EXPECTED_ERRORS = (OSError, ValueError, RuntimeError)
@@ -62,6 +62,13 @@ def count_cores() -> int:
 def split_names(text: str) -> list[str]:
     """The names in a comma-separated list, without blanks around them and without empty ones."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def list_some(names: Iterable, most: int = 3) -> str:
+    """`a, b, c and 4 more`, in the order that is given."""
+    shown = list(map(str, names))
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + more
 
 
 def pick_device(device: str | None = None) -> "torch.device":

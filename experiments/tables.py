@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from datasets_scripts.command_line import list_some
 from experiments.cells import measure_shares, run_config
 from experiments.plans import Cell, Plan
 from modeling_foresight.configuration_foresight import ForesightConfig
@@ -34,10 +35,10 @@ def require_all(plan: Plan, rows: Mapping[Cell, dict]) -> None:
     """Raises a `ValueError` that names the unfinished cells, if there are any."""
     missing = [cell.name for cell in plan.cells() if cell not in rows]
     if missing:
-        shown = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
         raise ValueError(
-            f"{len(missing)} of {len(plan.cells())} cells are not finished: {shown}. The same command "
-            "without --tables continues; a copy of the plan with fewer seeds or budgets gives tables earlier"
+            f"{len(missing)} of {len(plan.cells())} cells are not finished: {list_some(missing, most=8)}. "
+            "The same command without --tables continues; a copy of the plan with fewer seeds or budgets "
+            "gives tables earlier"
         )
 
 

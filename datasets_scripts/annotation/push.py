@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from lerobot.datasets.dataset_metadata import CODEBASE_VERSION
 
+from datasets_scripts.command_line import list_some
 from datasets_scripts.inspection.dataset_card import write_card
 from datasets_scripts.storage.dataset_folder import dataset_files
 from datasets_scripts.storage.hub.download import explain_hub_errors
@@ -60,8 +61,7 @@ def _check_remote_files(repo_id: str, ours: Collection[str]) -> None:
     """Refuse a repository with files that are not ours: LeRobot would read two datasets as one."""
     others = sorted(set(remote_files(repo_id, "dataset")) - set(ours) - {".gitattributes", "README.md"})
     if others:
-        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise ValueError(
-            f"the repository {repo_id} holds files that are not of this dataset ({others[0]}{more}): push to "
-            "another name, or delete them there"
+            f"the repository {repo_id} holds files that are not of this dataset ({list_some(others, 1)}): "
+            "push to another name, or delete them there"
         )

@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from datasets_scripts.columns import find_depth_key, list_cameras, points_key, points_visible_key
+from datasets_scripts.command_line import list_some
 from datasets_scripts.inspection.quality import FLAGS, summarize_figures
 from datasets_scripts.inspection.template_rendering import render_template
 from datasets_scripts.licenses import (
@@ -232,7 +233,5 @@ def _list_flags(provenance: Mapping[str, Any]) -> Iterator[dict[str, str]]:
             episodes.setdefault(flag, []).append(episode)
     order = {word: place for place, word in enumerate(FLAGS)}
     for flag in sorted(episodes, key=lambda flag: (order.get(flag.rpartition("/")[2], len(order)), flag)):
-        named = episodes[flag][:NAMED_EPISODES]
-        more = len(episodes[flag]) - len(named)
-        text = ", ".join(map(str, named)) + (f" and {more} more" if more else "")
+        text = list_some(episodes[flag], NAMED_EPISODES)
         yield {"flag": flag, "episodes": text, "meaning": FLAGS.get(flag.rpartition("/")[2], "")}

@@ -20,6 +20,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 from tqdm import tqdm
 
+from datasets_scripts.command_line import list_some
 from datasets_scripts.storage.atomic import read_json, remove_leftovers, write_json, write_whole_folder
 from datasets_scripts.storage.dataset_folder import check_dataset, refuse_patterns
 from datasets_scripts.storage.provenance import read_provenance
@@ -32,7 +33,6 @@ __all__ = [
     "EpisodeJob",
     "EpisodeWork",
     "check_limit",
-    "list_numbers",
     "work_on_all",
 ]
 
@@ -148,7 +148,7 @@ class EpisodeJob:
         facts = {episode: read(self.shard(episode)) for episode in episodes}
         if missing := [episode for episode, known in facts.items() if known is None]:
             raise ValueError(
-                f"{len(missing)} of {len(facts)} episodes are missing ({list_numbers(missing)}): "
+                f"{len(missing)} of {len(facts)} episodes are missing ({list_some(missing, most=10)}): "
                 "run the same command again to make them"
             )
         return facts
@@ -199,11 +199,6 @@ def check_limit(limit: int | None) -> None:
     """Refuse a `--limit` of episodes below 1; raises a `ValueError`."""
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}; it must be at least 1")
-
-
-def list_numbers(numbers: Sequence[int]) -> str:
-    """The first ten numbers, comma-separated, followed by `...` if there are more."""
-    return ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
 
 
 def work_on_all(

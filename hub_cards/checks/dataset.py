@@ -6,10 +6,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+from datasets_scripts.command_line import list_some
 from datasets_scripts.storage.atomic import read_json
 from datasets_scripts.storage.dataset_folder import data_files, episode_files, load_info
 from datasets_scripts.storage.provenance import read_provenance
-from hub_cards.checks.wording import list_some, shorten_error
+from hub_cards.checks.wording import shorten_error
 
 __all__ = ["check_dataset"]
 
@@ -43,7 +44,7 @@ def check_dataset(folder: Path) -> list[str]:
     except (ValueError, OSError) as error:  # Arrow's are subclasses of these
         return [*problems, f"meta/episodes cannot be read: {shorten_error(error)}: {AGAIN}"]
     if missing:
-        return [*problems, f"videos are missing: {list_some(missing)}: {AGAIN}"]
+        return [*problems, f"videos are missing: {list_some(sorted(missing))}: {AGAIN}"]
     try:
         dataset = LeRobotDataset("local/check", root=folder)
         dataset[0], dataset[len(dataset) - 1]  # a truncated file lacks its end

@@ -10,10 +10,11 @@ import numpy as np
 from safetensors import safe_open
 from transformers.utils import logging
 
+from datasets_scripts.command_line import list_some
 from datasets_scripts.storage.atomic import read_json
 from hub_cards.cards.measurements import is_folder
 from hub_cards.checks.sample import SAMPLE_FILE, check_sample
-from hub_cards.checks.wording import EXPORT_AGAIN, list_some, shorten_error
+from hub_cards.checks.wording import EXPORT_AGAIN, shorten_error
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.configuration_foresight import PROCESSOR_FIELDS
 from training.models.model_folder import load_checkpoint
@@ -38,7 +39,9 @@ def check_model(folder: Path) -> list[str]:
         ("have another shape for", [key for key, *_ in loaded["mismatched_keys"]]),
     ):
         if names:
-            problems.append(f"the weights {what} {list_some(names)} (config.json decides): {EXPORT_AGAIN}")
+            problems.append(
+                f"the weights {what} {list_some(sorted(names))} (config.json decides): {EXPORT_AGAIN}"
+            )
     problems += [*_check_processor(folder, model.config), *_check_lerobot_files(folder)]
     return problems or list(_check_stored_sample(folder))
 
@@ -127,7 +130,7 @@ def _check_lerobot_files(folder: Path) -> Iterator[str]:
             bad += [state for state in states if _find_damage(folder / state)]
     if bad:
         remedy = "write them with `python -m lerobot_policy_foresight FOLDER`"
-        yield f"LeRobot's files are missing or damaged: {list_some(bad)}: {remedy}"
+        yield f"LeRobot's files are missing or damaged: {list_some(sorted(bad))}: {remedy}"
 
 
 def _check_stored_sample(folder: Path) -> Iterator[str]:

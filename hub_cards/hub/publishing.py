@@ -10,6 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, validate_repo_id
 from tqdm import tqdm
 
+from datasets_scripts.command_line import list_some
 from datasets_scripts.storage.atomic import read_json
 from datasets_scripts.storage.hub.download import explain_hub_errors
 from datasets_scripts.storage.hub.upload import (
@@ -23,7 +24,6 @@ from datasets_scripts.storage.hub.upload import (
     retry_request,
 )
 from hub_cards.checks.folder import KIND_FILES, check_folder, find_kind
-from hub_cards.checks.wording import list_some
 from hub_cards.hub.download_check import verify_download
 from hub_cards.hub.staging import list_files, pin_base, staged_folder
 
@@ -152,8 +152,8 @@ def _send_files(files: Mapping[str, Path], target: HubTarget, repo_type: str) ->
         strangers = sorted(known.keys() - files.keys() - FILES_OF_THE_HUB)
         if strangers and not target.replace:
             raise ValueError(
-                f"{repo_id} holds files that this folder does not ({list_some(strangers)}): add --replace to "
-                "delete them in the same commit, or choose another --repo-id"
+                f"{repo_id} holds files that this folder does not ({list_some(sorted(strangers))}): add "
+                "--replace to delete them in the same commit, or choose another --repo-id"
             )
         _check_tag(files, target, repo_type, changed=bool(strangers))
         heading = re.search(r"^# (.+)$", card, re.MULTILINE)

@@ -113,5 +113,5 @@ def test_evaluation_gives_the_weighted_losses_of_the_held_out_windows(make_train
 @pytest.mark.slow
 def test_both_settings_of_the_documentation_are_needed(make_trainer):
     assert "eval_loss" not in make_trainer(label_names=None).evaluate()
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="images has no view"):
         make_trainer(remove_unused_columns=True).evaluate()

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from datasets_scripts.command_line import list_some
 from datasets_scripts.conversion.calvin import (
     CALVIN_ACTIONS,
     CALVIN_CAMERAS,
@@ -33,7 +34,6 @@ from datasets_scripts.conversion.calvin import (
     VECTORS,
 )
 from datasets_scripts.storage.atomic import check_place, read_json, write_json
-from datasets_scripts.storage.episode_job import list_numbers
 from training.evaluation.simulated.goal_sources import describe_goals, open_stream
 from training.evaluation.simulated.kept_episodes import (
     check_growth,
@@ -384,7 +384,7 @@ def _read_chains(folder: Path, chains: int) -> dict[int, dict]:
     known = {number: chain for number in stored if (chain := _read_chain(folder, number)) is not None}
     check_growth(max(known, default=-1) + 1, chains, "--chains", folder)
     if damaged := [number for number in stored if number < chains and number not in known]:
-        print(f"chains that are damaged in {folder} run again: {list_numbers(damaged)}")
+        print(f"chains that are damaged in {folder} run again: {list_some(damaged, most=10)}")
     return known
 
 
