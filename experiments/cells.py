@@ -38,7 +38,7 @@ from training.evaluation.simulated.libero_success import LiberoOptions, measure_
 from training.evaluation.simulated.metaworld_success import MetaWorldOptions, measure_metaworld
 from training.evaluation.simulated.success import outcomes_by_task
 from training.loop import train
-from training.run_facts import describe_run
+from training.run_record import describe_run
 
 __all__ = [
     "StoppedError",

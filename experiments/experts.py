@@ -16,7 +16,7 @@ from datasets_scripts.simulation.metaworld import MetaWorldSim
 from datasets_scripts.simulation.perturbation import Perturbation
 from datasets_scripts.simulation.recording import Recording, plan_episode
 from datasets_scripts.storage.atomic import read_json, write_json
-from training.run_facts import describe_run
+from training.run_record import describe_run
 
 __all__ = ["measure_experts"]
 

@@ -12,7 +12,7 @@ from experiments.cells import measure_shares, run_config
 from experiments.plans import Cell, Plan
 from modeling_foresight.configuration_foresight import ForesightConfig
 from training.diagnostics.intervals import paired_difference, rank_correlation, success_rate
-from training.run_facts import describe_run
+from training.run_record import describe_run
 
 __all__ = [
     "build_results",

@@ -26,7 +26,7 @@ from training.models.adapters import add_lora, describe_base, save_only_adapter
 from training.models.model_folder import summary_places
 from training.models.starting_model import build_model, pin_base
 from training.run_data import RunData
-from training.run_facts import describe_run, portable_path
+from training.run_record import describe_run, portable_path
 from training.windows import WindowSampler
 
 __all__ = ["Run", "build_accelerator", "build_run", "print_summary", "resolve_epochs", "write_summary"]

@@ -13,7 +13,7 @@ import torch
 from datasets_scripts.storage.atomic import read_json, write_json
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from training.models.model_folder import load_checkpoint
-from training.run_facts import describe_run
+from training.run_record import describe_run
 
 __all__ = ["LATENCY", "measure_latency"]
 

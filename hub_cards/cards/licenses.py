@@ -24,7 +24,7 @@ from datasets_scripts.licenses import (
 )
 from training.config import RunConfig
 from training.models.model_folder import read_run_config, read_summary
-from training.run_facts import portable_path
+from training.run_record import portable_path
 
 __all__ = ["derive_license", "find_previous_stage", "list_parts"]
 

@@ -14,7 +14,7 @@ from datasets_scripts.storage.hub.download import is_hub_id
 from hub_cards.cards.licenses import find_previous_stage, list_parts
 from training.config import RunConfig
 from training.models.model_folder import read_run_config, read_summary, run_folder, weights_digest
-from training.run_facts import portable_path
+from training.run_record import portable_path
 
 __all__ = ["collect_measurements", "has_measured_weights", "is_folder", "read_measurements"]
 

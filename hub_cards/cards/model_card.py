@@ -17,7 +17,7 @@ from hub_cards.cards.error_tables import build_error_rows, format_number, join_w
 from hub_cards.cards.eval_results import build_model_index, success_by_task
 from hub_cards.cards.licenses import derive_license
 from hub_cards.cards.measurements import read_measurements
-from training.run_facts import portable_path
+from training.run_record import portable_path
 
 __all__ = ["build_card"]
 

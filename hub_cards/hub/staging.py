@@ -22,7 +22,7 @@ from hub_cards.cards.measurements import is_folder
 from hub_cards.checks.sample import SAMPLE_FILE, write_sample
 from modeling_foresight.remote_code import add_code
 from training.models.adapters import BASE_FILE
-from training.run_facts import portable_path
+from training.run_record import portable_path
 
 __all__ = ["list_files", "pin_base", "staged_folder"]
 

@@ -10,7 +10,7 @@ from modeling_foresight import ForesightForActionPrediction
 from tests.tiny import tiny_config, tiny_processor
 from training.config import RunConfig
 from training.config_reading import save_config
-from training.run_facts import describe_run
+from training.run_record import describe_run
 
 TASK = "drawer-open-v3"
 RUN = {"train.py": ["--seed", "3"], "evaluate.py": ["--episodes", "20"]}

@@ -28,7 +28,7 @@ from training.evaluation.simulated.metaworld_success import MetaWorld, MetaWorld
 from training.evaluation.simulated.simulation_pool import SimulationPool
 from training.evaluation.videos import GREEN, RED, rollout_grid, write_video
 from training.models.model_folder import load_checkpoint
-from training.run_facts import portable_command, portable_path
+from training.run_record import portable_command, portable_path
 
 ROOT = Path(evaluate.__file__).parents[1]
 TASK = "drawer-open-v3"
@@ -673,7 +673,7 @@ def test_places_of_the_machine_stay_out_of_what_is_published(tmp_path):
 
 
 def test_the_recorded_command_is_one_that_finds_the_module(tmp_path):
-    code = "from training.run_facts import describe_run\nprint(describe_run()['command'])"
+    code = "from training.run_record import describe_run\nprint(describe_run()['command'])"
     (tmp_path / "probe.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
     for arguments, expected in ((["-m", "probe", "--a", "1"], "-m probe --a 1"), (["probe.py"], "probe.py")):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from training.diagnostics.benchmarks import DiagnosticOptions
 from training.diagnostics.closed_loop import PLAIN, list_conditions, measure_conditions
 from training.evaluation.simulated.success import describe_checkpoint, open_policy, refuse_data_for_exported
-from training.run_facts import describe_run
+from training.run_record import describe_run
 
 __all__ = ["format_diagnostics", "measure_diagnostics"]
 

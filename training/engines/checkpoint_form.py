@@ -8,7 +8,7 @@ from pathlib import Path
 
 from accelerate import Accelerator, DistributedType
 
-from training.run_facts import resume_command
+from training.run_record import resume_command
 
 __all__ = ["check_form"]
 

@@ -9,7 +9,7 @@ import time
 import torch
 from accelerate import Accelerator
 
-from training.run_facts import resume_command
+from training.run_record import resume_command
 
 __all__ = ["StopRequest"]
 

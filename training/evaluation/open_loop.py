@@ -47,7 +47,7 @@ from modeling_foresight.targets import (
 )
 from training.engines.sharding import batches_in_step, is_sharded
 from training.evaluation.means import Means
-from training.evaluation.real_units import measure_in_real_units
+from training.evaluation.physical_errors import measure_physical_errors
 from training.run_data import RunData, evaluation_loader
 
 __all__ = [
@@ -209,7 +209,7 @@ def measure_recorded(
 
     Returns:
         `dict`: `dataset` (name), `episodes` (held out), `metrics` of [`evaluate_open_loop`] and `real_units`
-        of [`measure_in_real_units`].
+        of [`measure_physical_errors`].
     """
     (described,) = data.describe()
     windows = data.val.datasets[0]
@@ -221,7 +221,7 @@ def measure_recorded(
         "dataset": described["name"],
         "episodes": described["validation_episodes"],
         "metrics": measure_held_out(model, processor, data),
-        "real_units": measure_in_real_units(model, processor, windows, intrinsics or None),
+        "real_units": measure_physical_errors(model, processor, windows, intrinsics or None),
     }
 
 
@@ -229,7 +229,7 @@ def format_open_loop(metrics: Mapping) -> str:
     """A few lines for people: each error of the model, and in brackets those of the trivial predictors.
 
     Args:
-        metrics (`Mapping`): What `evaluate_open_loop` or `measure_in_real_units` gives.
+        metrics (`Mapping`): What `evaluate_open_loop` or `measure_physical_errors` gives.
     """
     losses = ", ".join(f"{name} {loss:.4g}" for name, loss in metrics.get("losses", {}).items())
     lines = [f"losses: {losses}"] if losses else []

@@ -40,7 +40,7 @@ from training.evaluation.simulated.options import option
 from training.goal_generator.pairs import GoalPairs, collate_pairs
 from training.monitoring.run_log import RunLog
 from training.run_data import dataset_identity, is_same_dataset, leave_signals_to_parent
-from training.run_facts import describe_run
+from training.run_record import describe_run
 from training.windows import WindowSampler
 
 __all__ = ["GoalRun", "GoalTraining", "finetune"]

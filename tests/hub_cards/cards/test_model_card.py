@@ -22,7 +22,7 @@ from tests.datasets_scripts.inspection.test_template_rendering import HOSTILE, l
 from tests.hub_cards.finished_run import TASK, diagnostics, evaluation, summary, validation
 from training.config import DataConfig, DatasetSource, RunConfig, TowerConfig
 from training.config_reading import save_config
-from training.run_facts import describe_run
+from training.run_record import describe_run
 
 
 @pytest.fixture

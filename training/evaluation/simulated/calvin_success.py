@@ -51,7 +51,7 @@ from training.evaluation.simulated.success import (
     rate_figures,
 )
 from training.evaluation.simulated.timing import Sessions, describe_timing
-from training.run_facts import describe_run
+from training.run_record import describe_run
 
 __all__ = ["CalvinPool", "CalvinOptions", "format_calvin", "measure_calvin", "task_outcomes"]
 

@@ -29,7 +29,7 @@ from training.evaluation.simulated.kept_episodes import (
 )
 from training.evaluation.simulated.options import EvaluationOptions, PolicyOptions
 from training.evaluation.simulated.timing import Sessions, describe_timing
-from training.run_facts import describe_run, portable_path
+from training.run_record import describe_run, portable_path
 
 __all__ = [
     "Benchmark",

@@ -22,7 +22,7 @@ from training.evaluation.metric_loader import import_evaluate
 from training.evaluation.predictions import Prediction, predict_windows
 from training.windows import ForesightWindows
 
-__all__ = ["measure_in_real_units"]
+__all__ = ["measure_physical_errors"]
 
 MAX_PIXELS = 2_000_000  # of one view, which are kept until all are compared
 
@@ -30,7 +30,7 @@ MAX_PIXELS = 2_000_000  # of one view, which are kept until all are compared
 Examples = tuple[tuple[str, str, str], np.ndarray, np.ndarray]
 
 
-def measure_in_real_units(
+def measure_physical_errors(
     model: ForesightForActionPrediction,
     processor: ForesightProcessor,
     windows: ForesightWindows,

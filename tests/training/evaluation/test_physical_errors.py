@@ -11,8 +11,8 @@ from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training.config import DataConfig, RunConfig
 from training.evaluation.open_loop import format_open_loop
+from training.evaluation.physical_errors import measure_physical_errors
 from training.evaluation.predictions import predict_windows
-from training.evaluation.real_units import measure_in_real_units
 from training.run_data import window_config
 from training.windows import ForesightWindows
 
@@ -52,7 +52,7 @@ def test_every_prediction_is_measured_beside_one_without_a_model(dataset, policy
     model, processor = policy
     windows = windows_of(dataset.root, model.config)
 
-    figures = measure_in_real_units(model, processor, windows, INTRINSICS)
+    figures = measure_physical_errors(model, processor, windows, INTRINSICS)
 
     newest = [int(windows[i]["index"]) for i in range(len(windows))]
     assert figures["windows"] == len(newest)
@@ -81,7 +81,7 @@ def test_every_prediction_is_measured_beside_one_without_a_model(dataset, policy
 def test_a_gripper_is_right_on_the_right_side_of_its_own_two_values(dataset, policy):
     model, processor = policy
     windows = windows_of(dataset.root, model.config)
-    figures = measure_in_real_units(model, processor, windows)["robot_action"]["chunk"]["model"]
+    figures = measure_physical_errors(model, processor, windows)["robot_action"]["chunk"]["model"]
     ahead = ForesightWindows(dataset.root, dataclasses.replace(windows.config, lookahead=True))
     agree = []
     for prediction in predict_windows(model, processor, ahead, range(len(ahead))):
@@ -95,7 +95,7 @@ def test_a_gripper_is_right_on_the_right_side_of_its_own_two_values(dataset, pol
 def test_a_camera_whose_depth_is_all_invalid_has_no_depth_errors(policy, tmp_path):
     model, processor = policy
     broken = make_dataset(tmp_path / "data", size=(SIDE, SIDE), depth_factor=0.0, **DATA)
-    figures = measure_in_real_units(model, processor, windows_of(broken.root, model.config), count=2)
+    figures = measure_physical_errors(model, processor, windows_of(broken.root, model.config), count=2)
     assert figures.keys() == {"windows", "robot_action", "flow_3d", "future_rgbd"}
     assert not [name for name in figures["future_rgbd"]["main"]["model"] if "depth" in name]
 
@@ -104,6 +104,6 @@ def test_without_labels_only_what_was_recorded_is_measured(policy, tmp_path):
     model, processor = policy
     bare = make_dataset(tmp_path / "data", size=(SIDE, SIDE), depth=False, tracks=False, **DATA)
     windows = windows_of(bare.root, model.config, data=DataConfig(missing_targets=True))
-    figures = measure_in_real_units(model, processor, windows, count=3)
+    figures = measure_physical_errors(model, processor, windows, count=3)
     assert figures.keys() == {"windows", "robot_action", "future_rgbd"} and figures["windows"] == 3
     assert not [name for name in figures["future_rgbd"]["main"]["model"] if "depth" in name]
