@@ -169,6 +169,13 @@ def test_a_tower_that_cannot_be_loaded_is_named_by_its_setting(folder, tmp_path,
         build_model(config, RunData(config, starting_config(config)))
 
 
+def test_many_values_of_an_entry_that_is_named_binary_are_told(folder):
+    flags = ["--dataset", str(folder / "training"), "--data.frame_cache", "off"]
+    config = load_config(folder / "tiny.yaml", [*flags, "--model.binary_action_indices", "[0]"])
+    with pytest.warns(UserWarning, match="entry 0 of the action has more than two values"):
+        build_model(config, RunData(config, starting_config(config)))
+
+
 def test_a_state_column_of_another_name_must_be_there(folder):
     flags = ["--dataset", str(folder / "training"), "--data.frame_cache", "off"]
     config = load_config(folder / "tiny.yaml", [*flags, "--data.state_key", "observation.stat"])

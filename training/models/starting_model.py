@@ -1,6 +1,7 @@
 """The model and processor that a run starts from: a trained one, or a fresh one for the data."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import torch
@@ -253,7 +254,7 @@ def dataset_statistics(data: RunData, known: dict | None = None) -> dict[str, di
     }
 
 
-def robot_statistics(data: RunData, robot: str) -> dict[str, dict]:
+def robot_statistics(data: RunData, robot: str | None) -> dict[str, dict]:
     """`action` and `state` statistics of one robot, as far as it has them."""
     found = {kind: data.statistics(kind, robot) for kind in ("action", "state")}
     return {kind: stats for kind, stats in found.items() if stats is not None}
@@ -262,16 +263,27 @@ def robot_statistics(data: RunData, robot: str) -> dict[str, dict]:
 def check_binary_entries(config: ForesightConfig, data: RunData) -> None:
     """Refuses named robots that have an entry of many values at a place that is binary for another robot.
 
+    A robot without a name chose its own binary entries, which may be a gripper's width; then it warns.
+
     Raises:
         ValueError: Names robot, entry and remedy.
     """
-    for robot in sorted({w.config.embodiment for w in data.train.datasets if w.config.embodiment}):
+    for robot in {windows.config.embodiment: None for windows in data.train.datasets}:
         for kind, stats in robot_statistics(data, robot).items():
             binary = getattr(config, f"binary_{kind}_indices")
             # The variance of two values a and b is (b - mean)(mean - a); others between them make it less.
             most = (stats["max"] - stats["mean"]) * (stats["mean"] - stats["min"])
-            for entry, place in enumerate(config.embodiments[robot][kind]):
-                if place in binary and not np.isclose(stats["std"][entry] ** 2, most[entry], rtol=1e-3):
+            places = range(len(most)) if robot is None else config.embodiments[robot][kind]
+            for entry, place in enumerate(places):
+                if place not in binary or np.isclose(stats["std"][entry] ** 2, most[entry], rtol=1e-3):
+                    continue
+                if robot is None:
+                    warnings.warn(
+                        f"entry {entry} of the {kind} has more than two values, but binary_{kind}_indices="
+                        f"{list(binary)} names it: of each, only the side of the middle is learned",
+                        stacklevel=2,
+                    )
+                else:
                     raise ValueError(
                         f"entry {entry} of the {kind} of {robot} has more than two values, but takes place "
                         f"{place} of the model's, which binary_{kind}_indices={list(binary)} names: give its "
