@@ -40,6 +40,7 @@ from training.windows import (
     find_embodiments,
     split_episodes,
     warn_of_differences,
+    warn_of_no_future,
 )
 from training.windows.block_shuffle import split_by_files
 from training.windows.columns import WindowColumns
@@ -197,6 +198,7 @@ class RunData:
                 val.append(ForesightWindows(rows, own.for_evaluation(held_out)))
         self.train = ConcatWindows(train, embodiments)
         warn_of_differences(train)
+        warn_of_no_future(train)
         for rows in apart:
             own = _name_binary_entries(sources[0], embodiments, model)
             val.append(_open_validation(rows, own.for_evaluation(), train))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import httpx
 import pytest
@@ -167,6 +168,16 @@ def test_a_tower_that_cannot_be_loaded_is_named_by_its_setting(folder, tmp_path,
     config = load_config(folder / "tiny.yaml", flags)
     with pytest.raises(ValueError, match=f"{setting}={tmp_path} cannot be loaded: "):
         build_model(config, RunData(config, starting_config(config)))
+
+
+def test_a_future_beyond_every_episode_is_told(folder):
+    flags = ["--dataset", str(folder / "training"), "--data.frame_cache", "off", "--model.future_shift"]
+    for shift, told in ((30, 1), (3, 0)):
+        config = load_config(folder / "tiny.yaml", [*flags, str(shift)])
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            RunData(config, starting_config(config))
+        assert sum("the objective future has no target" in str(one.message) for one in seen) == told
 
 
 def test_many_values_of_an_entry_that_is_named_binary_are_told(folder):

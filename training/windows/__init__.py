@@ -7,6 +7,7 @@ from training.windows.mixture import (
     control_rate,
     find_embodiments,
     warn_of_differences,
+    warn_of_no_future,
 )
 from training.windows.sampler import WindowSampler
 from training.windows.settings import WindowConfig, split_episodes
@@ -21,4 +22,5 @@ __all__ = [
     "split_episodes",
     "find_embodiments",
     "warn_of_differences",
+    "warn_of_no_future",
 ]

@@ -17,7 +17,14 @@ from modeling_foresight.processing_foresight import resize_depth
 from training.windows.columns import require_targets
 from training.windows.dataset import ForesightWindows
 
-__all__ = ["ConcatWindows", "collate_windows", "control_rate", "find_embodiments", "warn_of_differences"]
+__all__ = [
+    "ConcatWindows",
+    "collate_windows",
+    "control_rate",
+    "find_embodiments",
+    "warn_of_differences",
+    "warn_of_no_future",
+]
 
 # Between datasets, what this many times exceeds the deviation of an entry is a difference of units.
 UNIT_RATIO = 20
@@ -209,6 +216,19 @@ def warn_of_differences(datasets: Sequence[ForesightWindows]) -> None:
                 "convert one dataset to the units and origin of the other, or train a model for each",
                 stacklevel=3,
             )
+
+
+def warn_of_no_future(datasets: Sequence[ForesightWindows]) -> None:
+    """Warns if no episode is long enough for a future frame, so that the loss of the future is always 0."""
+    config = datasets[0].config
+    lengths = [d.rows.episode_stops[d.episodes] - d.rows.episode_starts[d.episodes] for d in datasets]
+    steps = max(-(-int(one.max()) // d.config.frame_stride) for one, d in zip(lengths, datasets, strict=True))
+    if {"future", "future_rgb"} & set(config.objectives) and steps <= config.future_shift:
+        warnings.warn(
+            f"the objective future has no target: model.future_shift={config.future_shift} looks further "
+            f"ahead than the longest episode, of {steps} steps: choose a smaller one, or drop the objective",
+            stacklevel=3,
+        )
 
 
 def control_rate(datasets: Sequence[ForesightWindows]) -> float:
