@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets_scripts.inspection.drawing import add_depth_scale, draw_depth, draw_flow, import_matplotlib
+from datasets_scripts.inspection.drawing import add_depth_scale, draw_depth, draw_flow, new_figure
 from datasets_scripts.storage.even_spread import spread_evenly
 from modeling_foresight import ForesightConfig
 from training.evaluation.predictions import Moment, depth_limits, predict_windows
@@ -47,7 +47,6 @@ def draw_moments(
     The colors of depth cover `depth_limits_m`, by default the range of the moments' true depth. No window is
     opened.
     """
-    figure_type, canvas_type = import_matplotlib()
     first = moments[0]
     flow_label = "2D flow" if first.flow is not None and first.flow[1].points.shape[-1] == 2 else "3D flow"
     labels = {"depth": "depth", "future_rgb": "future image", "future_depth": "future depth"}
@@ -59,8 +58,7 @@ def draw_moments(
     caption = "\n".join(textwrap.wrap(caption, 24 * len(columns)))
     bottom = 0.35 + 0.16 * (caption.count("\n") + 1)
     height = 1.55 * len(moments) + 0.85 + bottom
-    figure = figure_type(figsize=(1.5 * len(columns) + 1.0, height))
-    canvas_type(figure)
+    figure = new_figure(1.5 * len(columns) + 1.0, height)
     axes = figure.subplots(len(moments), len(columns), squeeze=False)
     figure.subplots_adjust(
         left=0.05, right=0.93, top=1 - 0.8 / height, bottom=bottom / height, wspace=0.04, hspace=0.04
