@@ -58,6 +58,19 @@ def test_success_of_the_shipped_policies(model, name):
     assert f"{mean['successes']}/{mean['episodes']}" in README
 
 
+def test_robustness_so_far():
+    scenes = ["camera_2cm", "camera_5cm", "objects_2cm_nearer", "objects_5cm_nearer", "table_color"]
+    found = RESULTS.partition("## Robustness, so far")[2].partition("\n\nA moved")[0]
+    variants = ("foresight_3d", "foresight_3d_displacement", "foresight_2d", "action_only")
+    folder = ROOT / "results" / "ablation"
+    for variant in variants:
+        name = f"{variant}-steps-25demos-seed0"
+        files = [folder / "robustness" / one / f"{name}.json" for one in scenes]
+        means = [read(file)["mean"] for file in [folder / "cells" / name / "eval.json", *files]]
+        counts = " | ".join(f"{mean['successes']}/{mean['episodes']}" for mean in means)
+        assert f" | {counts} |" in found, variant
+
+
 def test_the_ablation_so_far():
     rows = [read(path) for path in (ROOT / "results" / "ablation" / "rows").glob("*-steps-*.json")]
     seeds, solved = defaultdict(int), defaultdict(lambda: [0, 0])
