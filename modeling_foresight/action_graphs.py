@@ -149,7 +149,7 @@ class StepGraph(ActionGraph):
         self.inputs = {f"image_{view}": image_specification(view) for view in config.views}
         self.inputs["view_mask"] = torch.bool, ("batch", views)
         own = config.for_robot(processor.embodiment)
-        if config.state_dim:
+        if own.state_dim:
             self.inputs["state"] = torch.float32, ("batch", own.state_dim)
         self.inputs["language"] = language_specification(config)
         if config.goal_image:
@@ -158,7 +158,7 @@ class StepGraph(ActionGraph):
         history = {"history_images": (torch.float32, ("batch", frames, views, *tokens))}
         # Not bool: ONNX Runtime selects between numbers only.
         history["history_views"] = torch.uint8, ("batch", frames, views)
-        if config.state_dim:
+        if own.state_dim:
             history["history_states"] = torch.float32, ("batch", frames, config.state_dim)
         history["history_count"] = torch.int64, ("batch",)
         self.inputs |= history

@@ -28,6 +28,7 @@ ROBOT_KINDS = {
     "arm": {"action": [0, 1, 2], "state": [0, 1, 4]},
     "hand": {"action": [2, 3, 4, 5, 6], "state": [10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]},
 }
+STATELESS_HAND = {**ROBOT_KINDS, "hand": {"action": [2, 3, 4, 5, 6], "state": []}}
 VARIANTS = {
     "history of five frames": {},
     "one frame": {"history_length": 1, "future_targets": "lookahead"},
@@ -38,6 +39,7 @@ VARIANTS = {
         "binary_state_indices": (),
     },
     "several robots": {"embodiments": ROBOT_KINDS},
+    "a robot without a state among others": {"embodiments": STATELESS_HAND},
     "a convolutional tower": {"vision_config": BATCH_NORM_TOWER},
     "no text tower": {"towers": ("vision",)},
 }
@@ -163,8 +165,11 @@ def largest_difference(ours, theirs, steps=STEPS, robots=ROBOTS):
     return difference
 
 
-def test_the_graphs_give_the_actions_of_the_stream():
-    model, processor = build_variant("goals, pose changes and relative states")
+@pytest.mark.parametrize(
+    "variant", ["goals, pose changes and relative states", "a robot without a state among others"]
+)
+def test_the_graphs_give_the_actions_of_the_stream(variant):
+    model, processor = build_variant(variant)
     policy = UntracedPolicy(model, processor)
     streams = [one.stream(processor, num_envs=2) for one in (policy, model)]
     assert largest_difference(*streams, steps=8, robots=2) < PARITY
