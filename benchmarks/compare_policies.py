@@ -16,6 +16,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -40,7 +41,7 @@ from _measure import (
 )
 
 from datasets_scripts.command_line import count_cores, entry_point
-from datasets_scripts.storage.atomic import read_json, write_json
+from datasets_scripts.storage.atomic import check_place, read_json, write_json
 from datasets_scripts.storage.dataset_folder import is_dataset_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -426,7 +427,9 @@ def run_for(
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if process.returncode:
-        raise RuntimeError(f"{command[1:4]} failed:\n{log.read_text()[-1500:]}")
+        lines = [line for line in log.read_text().splitlines() if line.strip()]
+        told = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception)\b", line)] or lines or [""]
+        raise RuntimeError(f"{shlex.join(command[1:4])} failed: {told[-1]} (all of it: {log})")
     return used
 
 
@@ -533,6 +536,15 @@ def check_training(args: argparse.Namespace) -> None:
         raise ValueError(f"--train_on {args.train_on} is not a LeRobot dataset: run `make quickstart` first")
     if importlib.util.find_spec("metaworld") is None:
         raise ValueError("trying policies needs MetaWorld: pip install 'lerobot_policy_foresight[sim]'")
+    from datasets_scripts.simulation.metaworld import resolve_tasks
+
+    resolve_tasks(args.task)
+    features = read_json(args.train_on / "meta" / "info.json")["features"]
+    keys = dict.fromkeys([f"observation.images.{camera}" for camera in CAMERAS])
+    keys |= {"observation.state": [STATE_DIM], "action": [ACTION_DIM]}
+    for key, shape in keys.items():
+        if key not in features or shape not in (None, list(features[key]["shape"])):
+            raise ValueError(f"--train_on {args.train_on} lacks {key} as MetaWorld has it: choose another")
     folder = args.output.with_suffix("")
     if folder.exists():
         raise ValueError(f"{folder} exists: choose another --output, or move it away")
@@ -572,6 +584,10 @@ def main(arguments: list[str] | None = None) -> int:
     if args.memory_of:
         print_memory(args.memory_of, args)
         return 0
+    check_place(args.output, "--output", ".csv")
+    for path in args.paths:
+        if not path.is_dir():
+            raise ValueError(f"--paths names {path}, which is not a folder: give one of a trained policy")
     for name in args.policies:
         require(name)
     if args.train_on:

@@ -3,6 +3,7 @@
 Simulator processes import the command again, so nothing here imports PyTorch at the top.
 """
 
+import argparse
 import errno
 import functools
 import os
@@ -13,7 +14,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["EXPECTED_ERRORS", "count_cores", "entry_point", "list_some", "pick_device", "split_names"]
+__all__ = [
+    "EXPECTED_ERRORS",
+    "count_cores",
+    "entry_point",
+    "list_some",
+    "pick_device",
+    "read_pair",
+    "split_names",
+]
 
 # What a user can mend: files, options, missing libraries. Anything else is a bug, and keeps its traceback.
 EXPECTED_ERRORS = (OSError, ValueError, RuntimeError)
@@ -62,6 +71,14 @@ def count_cores() -> int:
 def split_names(text: str) -> list[str]:
     """The names in a comma-separated list, without blanks around them and without empty ones."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def read_pair(text: str) -> tuple[str, str]:
+    """Type of an option `NAME=VALUE`; the value may be empty."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    return name, value
 
 
 def list_some(names: Iterable, most: int = 3) -> str:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from datasets_scripts.command_line import entry_point
+from datasets_scripts.command_line import entry_point, read_pair
 from datasets_scripts.conversion.column_renaming import rename_columns
 
 
@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--rename",
         nargs="+",
         action="extend",
+        type=read_pair,
         required=True,
         metavar="OLD=NEW",
         help="columns to rename; depth and points of a camera go with it",
@@ -40,10 +41,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Entry point; returns the exit code."""
     args = build_parser().parse_args(argv)
-    pairs = [pair.partition("=")[::2] for pair in args.rename]
-    if len({old for old, _ in pairs}) < len(pairs):
-        raise ValueError(f"a column gets two names in {' '.join(args.rename)}")
-    for old, new in rename_columns(args.dataset, args.output, dict(pairs), args.linked_videos).items():
+    names = dict(args.rename)
+    if len(names) < len(args.rename):
+        raise ValueError(f"a column gets two names in {' '.join(map('='.join, args.rename))}")
+    for old, new in rename_columns(args.dataset, args.output, names, args.linked_videos).items():
         print(f"{old} -> {new}")
     print(f"{args.output}: renamed; {args.dataset} is unchanged")
 

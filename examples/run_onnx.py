@@ -120,6 +120,8 @@ def main() -> None:
     parser.add_argument("--state", nargs="*", type=float, help="state of the robot (default: zeros)")
     parser.add_argument("--steps", type=int, default=3, help="control steps (%(default)s)")
     args = parser.parse_args()
+    if args.steps < 1:
+        raise ValueError(f"--steps is {args.steps}; it must be at least 1")
 
     policy = Policy(args.policy)
     views = policy.facts["views"]

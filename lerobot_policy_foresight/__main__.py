@@ -8,7 +8,7 @@ python -m lerobot_policy_foresight ADAPTER --merge outputs/merged
 import argparse
 import sys
 
-from datasets_scripts.command_line import entry_point
+from datasets_scripts.command_line import entry_point, read_pair
 
 from .lerobot_files import write_lerobot_files, write_merged_policy
 
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument(
         "--camera",
         action="append",
+        type=read_pair,
         default=[],
         metavar="VIEW=KEY",
         help="image key of a view, such as main=observation.image; wrist= leaves that view out; the default "
@@ -37,7 +38,7 @@ def main() -> None:
     if options.merge:
         write_merged_policy(options.folder, options.merge)
     else:
-        write_lerobot_files(options.folder, dict(pair.split("=", 1) for pair in options.camera))
+        write_lerobot_files(options.folder, dict(options.camera))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ tokenizer.json. examples/run_onnx.py acts with it through numpy and onnxruntime 
 FILE_ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
 MERGE_FIRST = (
     "it is an adapter. Give a merged model: training/train.py exports one with --lora.merge true; an adapter "
-    "of lerobot-train becomes one with python -m lerobot_policy_foresight ADAPTER --merge FOLDER"
+    "of lerobot-train becomes one with python -m lerobot_policy_foresight ADAPTER --merge FOLDER, and one of "
+    "plain peft with PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained(FOLDER)"
 )
 MOST_DIFFERENCE = 1e-4  # of actions, relative to the largest one if that is above 1
 

@@ -180,6 +180,12 @@ def test_a_folder_that_is_no_exported_policy_is_one_line(run_example, tmp_path):
         run_example("run_onnx", "--policy", str(tmp_path))
 
 
+def test_no_step_at_all_is_refused(run_example, tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `export`")
+    with pytest.raises(SystemExit, match="error: --steps is 0; it must be at least 1"):
+        run_example("run_onnx", "--policy", str(tmp_path), "--steps", "0")
+
+
 def test_a_damaged_exported_policy_is_named(run_example, tmp_path):
     pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `export`")
     shutil.copy(POLICY / "tokenizer.json", tmp_path)

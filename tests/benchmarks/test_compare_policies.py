@@ -63,6 +63,30 @@ def test_a_dataset_that_is_not_there_is_named_before_anything_is_measured(
     assert "none is not a LeRobot dataset: run `make quickstart` first" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--output", "out"], "--output is out; its name must end in .csv"),
+        (["--paths", "none"], "--paths names none, which is not a folder"),
+        (["--task", "draw-open-v3"], "unknown MetaWorld task 'draw-open-v3'; did you mean drawer-open-v3"),
+        (["--train_on", "robot"], "--train_on robot lacks observation.images.wrist as MetaWorld has it"),
+    ],
+)
+def test_what_would_end_the_comparison_halfway_is_refused_before_it(
+    script, monkeypatch, tmp_path, capsys, change, message
+):
+    pytest.importorskip("metaworld", reason="MetaWorld is in the extra `sim`")
+    monkeypatch.setattr(script, "measure_latency", lambda args: pytest.fail("minutes are lost"))
+    monkeypatch.chdir(tmp_path)
+    cameras = {f"observation.images.{name}": {"shape": [96, 96, 3]} for name in ("main", "wrist")}
+    numbers = {"observation.state": {"shape": [4]}, "action": {"shape": [4]}}
+    for folder, features in {"good": cameras | numbers, "robot": dict(list(cameras.items())[:1])}.items():
+        (tmp_path / folder / "meta").mkdir(parents=True)
+        (tmp_path / folder / "meta" / "info.json").write_text(json.dumps({"features": features}))
+    assert script.main(["--policies", "act", "--train_on", "good", "--output", "out.csv", *change]) == 1
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.slow  # uses processor time
 def test_a_command_is_stopped_when_its_processor_time_is_used(script, tmp_path):
     args = SimpleNamespace(threads=1)

@@ -1,5 +1,6 @@
 """What the commands share."""
 
+import argparse
 import errno
 import os
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from datasets_scripts.command_line import count_cores, entry_point, pick_device, split_names
+from datasets_scripts.command_line import count_cores, entry_point, pick_device, read_pair, split_names
 from datasets_scripts.conversion.job import converter_parser
 
 
@@ -100,3 +101,13 @@ def test_the_device_is_a_gpu_if_there_is_one_unless_another_is_named(monkeypatch
 def test_what_simulator_processes_import_again_does_not_load_pytorch():
     code = "import sys, datasets_scripts.command_line; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("text", ["main", "=image", ""])
+def test_an_option_of_two_parts_needs_both(text, capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--camera", type=read_pair)
+    assert parser.parse_args(["--camera", "main=a=b"]).camera == ("main", "a=b")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--camera", text])
+    assert f"argument --camera: {text!r} is not of the form NAME=VALUE" in capsys.readouterr().err
