@@ -226,13 +226,19 @@ def _compare_with_stream(model, processor, raw: Mapping, batch: Mapping, before:
     robots = len(raw["task"])
     stream = model.stream(processor, num_envs=robots)
     stream.reset(raw["task"])
+    goals = raw.get("goal_image")
+    if goals is not None:
+        has_goal = raw.get("goal_mask")
+        rows = torch.arange(robots) if has_goal is None else has_goal.nonzero()[:, 0]
+        if len(rows):
+            stream.set_goal(goals[rows], envs=rows.tolist())
     farthest = 0.0
     for t in range(model.config.history_length):
         images = {view: frames[:, t].numpy() for view, frames in raw["images"].items()}
         state = None
         if stream.state_dim and raw.get("state") is not None:
             state = processor.take_entries("state", raw["state"][:, t]).numpy()
-        chunk = stream.step_chunk(images, state)
+        chunk = stream.step_chunk(images, state, view_mask=raw.get("view_mask"))
         window = processor.decode_actions(before[:, t].cpu(), state=state)
         real = batch["frame_mask"][:, t].cpu()
         farthest = max(farthest, (chunk - window)[real].abs().max().item() if real.any() else 0.0)

@@ -53,7 +53,12 @@ def windows(policy, demos):
 
 def raw_batch(windows, config):
     ahead = config.future_targets == "lookahead"
-    own = dataclasses.replace(windows.config, history_length=config.history_length, lookahead=ahead)
+    own = dataclasses.replace(
+        windows.config,
+        history_length=config.history_length,
+        lookahead=ahead,
+        goal_image=config.goal_image,
+    )
     changed = ForesightWindows(windows.datasets[0].rows, own)
     return collate_windows([changed[i] for i in (0, 2)])
 
@@ -65,8 +70,9 @@ def raw_batch(windows, config):
         {"history_length": 1, "future_targets": "lookahead"},
         {"objectives": ["action"], "within_frame": "full"},
         {"action_sees_flow": False, "vision_sees_state": True},
+        {"goal_image": True},
     ],
-    ids=["all objectives", "one frame", "action alone", "state in vision"],
+    ids=["all objectives", "one frame", "action alone", "state in vision", "goals"],
 )
 def test_nothing_that_comes_later_and_no_label_reaches_an_action(overrides, windows):
     model, processor = make_policy(**overrides)
@@ -77,6 +83,14 @@ def test_nothing_that_comes_later_and_no_label_reaches_an_action(overrides, wind
     else:
         assert found["later_frames"] == 0
     assert found["stream"] < 1e-5
+
+
+def test_the_stream_sees_the_goals_and_cameras_that_the_windows_have(windows):
+    model, processor = make_policy(goal_image=True)
+    raw = raw_batch(windows, model.config)
+    raw["goal_mask"][0] = False
+    raw["view_mask"][:, 1] = False
+    assert measure_causality(model, processor, raw)["stream"] < 1e-5
 
 
 def test_a_policy_that_looks_ahead_is_found_out(policy, windows, monkeypatch):
