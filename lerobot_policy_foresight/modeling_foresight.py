@@ -6,7 +6,6 @@ LeRobot's pipelines keep states and actions in the dataset's units; `ForesightPr
 
 import functools
 import json
-from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -355,8 +354,8 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         compiled = self.config.compile_model and getattr(self, "_stream", None)
         self._stream: ForesightStream | GoalStream | None = compiled or None  # a new one would compile again
         self._tasks: list[str | None] = [None] * compiled.num_envs if compiled else []
-        # LeRobot's name. Planned actions `(B, A)` that are left; empty means that the next step plans.
-        self._action_queue: deque[Tensor] = deque()
+        self._plan: Tensor | None = None  # (B, n_action_steps, A)
+        self._executed: Tensor | None = None  # int64 (B,): how many of the planned actions
 
     @torch.compiler.disable  # lerobot-rollout would compile everything around the step
     @torch.no_grad()
@@ -399,15 +398,18 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         instruction ends the plan of its environment at once.
         """
         chunk = self.predict_action_chunk(batch)[:, : self.config.n_action_steps]
-        if len(self._begun) == len(chunk):
-            self._action_queue.clear()
-        if not self._action_queue:
-            self._action_queue.extend(chunk.unbind(1))
-        elif self._begun:
-            for place, planned in enumerate(self._action_queue):
-                self._action_queue[place] = planned.clone()
-                self._action_queue[place][self._begun] = chunk[self._begun, place]
-        return self._action_queue.popleft()
+        if self._plan is None or self._plan.shape != chunk.shape:
+            self._plan, self._executed = (
+                chunk,
+                torch.zeros(len(chunk), dtype=torch.int64, device=chunk.device),
+            )
+        ended = self._executed == chunk.shape[1]
+        ended[self._begun] = True
+        self._plan = torch.where(ended[:, None, None], chunk, self._plan)
+        self._executed[ended] = 0
+        action = self._plan[torch.arange(len(chunk)), self._executed]
+        self._executed += 1
+        return action
 
     def _update_stream(self, tasks: list[str]) -> None:
         """Makes a stream for as many robots as there are tasks, and resets those with a new instruction."""
@@ -463,7 +465,9 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
 def read_tasks(batch: dict, samples: int) -> list[str]:
     """The instruction of every sample."""
     tasks = batch.get("task")
-    tasks = [tasks] * samples if isinstance(tasks, str) else list(tasks or [])
+    tasks = [tasks] if isinstance(tasks, str) else list(tasks or [])
+    if len(tasks) == 1:  # LeRobot's pipelines make a list of one text
+        tasks *= samples
     if len(tasks) != samples:
         raise ValueError(f"The batch has {len(tasks)} instructions (`task`) for {samples} samples.")
     return tasks

@@ -334,26 +334,35 @@ def test_several_actions_of_a_chunk_are_executed_and_every_observation_is_seen(t
         chunk = stream.step_chunk(images, seen["observation.state"])
         if t % 2 == 0:
             expected += chunk[:, :2].unbind(1)
-        assert bool(policy._action_queue) == (t % 2 == 1)
         given.append(after(policy.select_action(before(seen))))
     torch.testing.assert_close(torch.stack(given), torch.stack(expected), rtol=1e-4, atol=1e-5)
     policy.select_action(before(seen))
     policy.reset()
-    assert not policy._action_queue
+    assert policy._plan is None
 
 
-def test_an_instruction_that_changes_ends_its_environments_plan(trained):
+def test_an_instruction_that_changes_ends_its_environments_plan_and_no_other(trained):
     policy, before, _ = load_policy(trained.folder)
     policy.config.n_action_steps = 3
-    steps = [observation(trained.facts, t, (0, 1)) for t in range(2)]
-    policy.select_action(before(steps[0]))
-    planned = policy._action_queue[0].clone()
-    steps[1]["task"] = [steps[1]["task"][0], "push it"]
-    given = policy.select_action(before(steps[1]))
+    steps = [observation(trained.facts, t, (0, 1)) for t in range(6)]
+    for step in steps[1:]:
+        step["task"] = [step["task"][0], "push it"]
+    given = torch.stack([policy.select_action(before(step)) for step in steps])
+    for robot, first in ((0, 0), (1, 1)):
+        policy.reset()
+        alone = []
+        for t in range(first, 6):
+            own = {key: value[robot : robot + 1] for key, value in steps[t].items()}
+            alone.append(policy.select_action(before(own))[0])
+        torch.testing.assert_close(given[first:, robot], torch.stack(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_one_instruction_is_that_of_every_environment(trained):
+    policy, before, _ = load_policy(trained.folder)
+    seen = observation(trained.facts, 0, (0, 1))
+    expected = policy.select_action(before({**seen, "task": ["push it"] * 2}))
     policy.reset()
-    alone = policy.select_action(before(steps[1]))
-    torch.testing.assert_close(given[0], planned[0])
-    torch.testing.assert_close(given[1], alone[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(policy.select_action(before({**seen, "task": "push it"})), expected)
 
 
 def test_more_actions_than_a_chunk_has_are_refused():
