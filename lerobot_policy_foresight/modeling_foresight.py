@@ -399,17 +399,14 @@ class LeRobotForesightPolicy(PreTrainedPolicy):
         """
         chunk = self.predict_action_chunk(batch)[:, : self.config.n_action_steps]
         if self._plan is None or self._plan.shape != chunk.shape:
-            self._plan, self._executed = (
-                chunk,
-                torch.zeros(len(chunk), dtype=torch.int64, device=chunk.device),
-            )
+            self._plan = chunk
+            self._executed = torch.full((len(chunk),), chunk.shape[1], device=chunk.device)
         ended = self._executed == chunk.shape[1]
         ended[self._begun] = True
         self._plan = torch.where(ended[:, None, None], chunk, self._plan)
-        self._executed[ended] = 0
-        action = self._plan[torch.arange(len(chunk)), self._executed]
-        self._executed += 1
-        return action
+        place = torch.where(ended, 0, self._executed)
+        self._executed = place + 1
+        return self._plan[torch.arange(len(chunk)), place]
 
     def _update_stream(self, tasks: list[str]) -> None:
         """Makes a stream for as many robots as there are tasks, and resets those with a new instruction."""

@@ -83,6 +83,7 @@ def measure_once(
         "cameras": recorded.cameras,
         "frame_stride": recorded.config.frame_stride,
         "embodiment": processor.embodiment,
+        "instructions_in_place": dict(sorted(replaced.items())),
     }
     if not path.exists():
         write_json(path, {**facts, "figures": measure_demonstrations(model, processor, windows, replaced)})

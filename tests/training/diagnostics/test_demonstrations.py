@@ -125,6 +125,8 @@ def test_errors_are_those_of_each_task_and_the_other_instruction_is_of_the_same_
     assert measure_once(model, processor, windows, replaced, "digest", tmp_path / "kept.json") == results
     with pytest.raises(ValueError, match="kept.json was measured with other weights_sha256"):
         measure_once(model, processor, windows, replaced, "of others", tmp_path / "kept.json")
+    with pytest.raises(ValueError, match="kept.json was measured with other instructions_in_place"):
+        measure_once(model, processor, windows, {}, "digest", tmp_path / "kept.json")
     json.dumps(results, allow_nan=False)
     assert (results["dataset"], results["episodes"]) == ("demos", 3)
     assert set(results["tasks"]) == set(INSTRUCTIONS)
