@@ -98,8 +98,8 @@ def test_no_part_may_have_no_layer_or_head_because_it_would_ignore_its_inputs(na
         ({"hidden_sizes": 32}, "no field 'hidden_sizes': did you mean 'hidden_size'"),
         ({"flow_weight": 3}, "no field 'flow_weight': did you mean 'flow_loss_weight'"),
         (
-            {"text_config": {"num_hiden_layers": 1}},
-            "text_config has no field 'num_hiden_layers'",
+            {"text_config": {"num_hidden_layer": 1}},
+            "text_config has no field 'num_hidden_layer'",
         ),
         ({"vision_config": {"hidden_sizes": 8}}, "vision_config has no field 'hidden_sizes'"),
         ({"text_config": {"model_type": "t5"}}, "text_config.model_type='t5' is not that of CLIP's text"),

@@ -81,8 +81,8 @@ def test_overrides_that_a_program_writes_are_read_as_they_were():
     ("flag", "message"),
     [
         (
-            "--model.text_config.num_hiden_layers=4",
-            "num_hiden_layers is unknown; did you mean num_h",
+            "--model.text_config.num_hidden_layer=4",
+            "num_hidden_layer is unknown; did you mean num_h",
         ),
         (
             "--model.vision_config.hidden_size=48",
