@@ -451,7 +451,7 @@ def test_a_stream_of_several_robots_refuses_what_is_for_another_number(exported)
     model, processor = build()
     policy = UntracedPolicy(model, processor) if exported else model
     for options, message in {
-        ("num_envs", 0): "num_envs=0 must be at least 1",
+        ("num_envs", 0): "num_envs=0 must be a whole number of at least 1",
         ("embodiment", "hand"): "embodiment='hand', but this policy has one robot",
     }.items():
         with pytest.raises(ValueError, match=message):
