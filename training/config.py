@@ -369,6 +369,7 @@ def _check_towers(model: dict[str, Any], has_base: bool) -> None:
         kind = given.get("model_type", kind)
         if isinstance(kind, str) and kind in CONFIG_MAPPING:
             own = CONFIG_MAPPING[kind].__annotations__
+            # What the library's base class knows, such as `dtype`, is an attribute too.
             for name in given.keys() - own.keys() - set(dir(CONFIG_MAPPING[kind])):
                 raise ValueError(f"model.{group}.{name} is unknown{suggest(name, own)}")
 

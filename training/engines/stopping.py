@@ -63,9 +63,11 @@ class StopRequest:
         All processes call it together, or those that do wait for the others.
         """
         own = torch.tensor([[self.signal, time.monotonic() > self.end]], device=self.accelerator.device)
-        self.signal, is_late = self.accelerator.gather(own).amax(dim=0).tolist()
+        agreed, is_late = self.accelerator.gather(own).amax(dim=0).tolist()
         self.is_late = bool(is_late)
-        return self.signal != 0 or self.is_late
+        if agreed:  # otherwise a signal that came meanwhile waits for the next step
+            self.signal = agreed
+        return agreed != 0 or self.is_late
 
     def close(self) -> None:
         """Restores the earlier signal handlers."""

@@ -52,6 +52,20 @@ def test_a_signal_that_the_launcher_passes_on_is_the_same_request_and_a_later_on
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGINT
 
 
+def test_a_signal_while_the_processes_agree_counts_at_the_next_step(accelerator, monkeypatch):
+    gather = accelerator.gather
+
+    def interrupted(values):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return gather(values)
+
+    with contextlib.closing(StopRequest(accelerator)) as stop:
+        with monkeypatch.context() as patch:
+            patch.setattr(accelerator, "gather", interrupted)
+            assert not stop.is_agreed(), "the others do not know of it"
+        assert stop.is_agreed() and stop.exit_code == 128 + signal.SIGTERM
+
+
 def test_nohup_is_respected(accelerator):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
