@@ -64,11 +64,18 @@ def test_robustness_so_far():
     variants = ("foresight_3d", "foresight_3d_displacement", "foresight_2d", "action_only")
     folder = ROOT / "results" / "ablation"
     for variant in variants:
-        name = f"{variant}-steps-25demos-seed0"
-        files = [folder / "robustness" / one / f"{name}.json" for one in scenes]
-        means = [read(file)["mean"] for file in [folder / "cells" / name / "eval.json", *files]]
-        counts = " | ".join(f"{mean['successes']}/{mean['episodes']}" for mean in means)
-        assert f" | {counts} |" in found, variant
+        cells = [f"{variant}-steps-25demos-seed{seed}" for seed in range(2)]
+        counts = []
+        for scene in ["unchanged", *scenes]:
+            files = [
+                folder / "cells" / cell / "eval.json"
+                if scene == "unchanged"
+                else folder / "robustness" / scene / f"{cell}.json"
+                for cell in cells
+            ]
+            means = [read(file)["mean"] for file in files]
+            counts.append("/".join(str(sum(mean[key] for mean in means)) for key in ("successes", "episodes")))
+        assert f" | {' | '.join(counts)} |" in found, variant
 
 
 def test_the_ablation_so_far():
