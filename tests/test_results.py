@@ -64,7 +64,7 @@ def test_robustness_so_far():
     variants = ("foresight_3d", "foresight_3d_displacement", "foresight_2d", "action_only")
     folder = ROOT / "results" / "ablation"
     for variant in variants:
-        cells = [f"{variant}-steps-25demos-seed{seed}" for seed in range(2)]
+        cells = [f"{variant}-steps-25demos-seed{seed}" for seed in range(3)]
         counts = []
         for scene in ["unchanged", *scenes]:
             files = [
