@@ -13,7 +13,7 @@ import torch
 
 from modeling_foresight import ForesightForActionPrediction
 from modeling_foresight.action_graphs import build_graphs, describe_graph
-from modeling_foresight.export import main, write_policy
+from modeling_foresight.export import compare_actions, main, write_policy
 from modeling_foresight.exported_policy import ExportedPolicy
 from tests.modeling_foresight.test_streaming import build, draw_image
 from tests.tiny import BATCH_NORM_TOWER, tiny_config, tiny_processor, tiny_tokenizer
@@ -327,6 +327,34 @@ def test_a_model_that_does_not_act_is_refused(tmp_path, capsys):
         capsys, *given
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "shift", "bound"),
+    [
+        (0.0, 2e-5, 4e-5, (1.9, 2.1)),  # meters of a small step, beside which 1e-4 is a wrong action
+        (100.0, 1e-3, 2e-5, (0.0, 0.0)),  # what float32 rounds away of a joint in degrees
+    ],
+)
+def test_actions_are_compared_in_the_units_of_each_entry(monkeypatch, tmp_path, mean, std, shift, bound):
+    statistics = {
+        "mean": [mean, 0.0],
+        "std": [std, 50.0],
+        "min": [mean - 9 * std, -99],
+        "max": [mean + 9, 99],
+    }
+    model, processor = build(action_dim=2, binary_action_indices=())
+    processor.action_stats = statistics
+
+    class Shifted(UntracedPolicy):
+        def stream(self, *arguments, **options):
+            stream = super().stream(*arguments, **options)
+            act = stream.step_chunk
+            stream.step_chunk = lambda *inputs: act(*inputs) + torch.tensor([shift, 0.0])
+            return stream
+
+    monkeypatch.setattr("modeling_foresight.export.ExportedPolicy", lambda _: Shifted(model, processor))
+    assert bound[0] <= compare_actions(model, processor, tmp_path, steps=3) <= bound[1]
 
 
 def test_an_error_is_one_line_however_long_its_text_is(tmp_path, capsys, monkeypatch):

@@ -68,6 +68,18 @@ def test_other_weights_are_named(folder):
         check_sample(folder)
 
 
+def test_a_small_entry_with_other_statistics_is_found_beside_a_large_one(folder):
+    path = folder / "processor_config.json"
+    content = json.loads(path.read_text())
+    content["action_stats"] |= {"mean": [0.0] * 4, "std": [5e-4, 1.0, 1.0, 1.0]}
+    path.write_text(json.dumps(content))
+    write_sample(folder)
+    content["action_stats"]["std"][0] = 1.5e-3
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="commands differs"):
+        check_sample(folder)
+
+
 def test_another_processor_is_named_by_the_output_that_differs(folder):
     path = folder / "processor_config.json"
     content = json.loads(path.read_text())
