@@ -101,6 +101,24 @@ def check_image_statistics(mean, std) -> None:
             raise ValueError(f"{name}={values} must be three finite numbers{above}, one per color.")
 
 
+def check_views(views) -> None:
+    """Refuses views that are not names of cameras, each once."""
+    if isinstance(views, str) or not all(isinstance(view, str) for view in views):
+        raise ValueError(f"views={views!r} must be a list of names of cameras.")
+    if len(views) > MOST_VIEWS:
+        raise ValueError(f"views names {len(views)} cameras; expected at most {MOST_VIEWS}.")
+    if not views or len(set(views)) != len(views):
+        raise ValueError(f"views={list(views)} must name at least one camera, each once.")
+
+
+def check_binary_entries(name: str, entries, size_name: str, size: int | None) -> None:
+    """Refuses binary entries beyond an action or a state of `size` entries, if it is known and has any."""
+    if len(set(entries)) < len(entries):
+        raise ValueError(f"{name}={list(entries)} must name each entry once.")
+    if any(not 0 <= entry < (size or math.inf) for entry in entries):
+        raise ValueError(f"{name}={list(entries)} exceeds {size_name}={size}.")
+
+
 @contextmanager
 def explain_config_errors(source) -> Iterator[None]:
     """One line where classes of the library stumble over a config, such as one of 0 heads."""
@@ -549,10 +567,7 @@ class ForesightConfig(PreTrainedConfig):
             raise ValueError(f"goal_dropout={self.goal_dropout} must be at least 0 and below 1.")
         if not 0 < self.supervised_share <= 1:
             raise ValueError(f"supervised_share={self.supervised_share} must be above 0 and at most 1.")
-        if len(self.views) > MOST_VIEWS:
-            raise ValueError(f"views names {len(self.views)} cameras; expected at most {MOST_VIEWS}.")
-        if not self.views or len(set(self.views)) != len(self.views):
-            raise ValueError(f"views={list(self.views)} must name at least one camera, each once.")
+        check_views(self.views)
 
     def validate_numbers(self):
         """Checks that every number is one, and in its range."""
@@ -603,11 +618,7 @@ class ForesightConfig(PreTrainedConfig):
         if len(self.flow_grid) != 2 or min(self.flow_grid) < 1:
             raise ValueError(f"flow_grid={self.flow_grid} must be two positive numbers, rows and columns.")
         for name, size in (("binary_action_indices", "action_dim"), ("binary_state_indices", "state_dim")):
-            entries = getattr(self, name)
-            if len(set(entries)) < len(entries):
-                raise ValueError(f"{name}={entries} must name each entry once.")
-            if getattr(self, size) and any(not 0 <= i < getattr(self, size) for i in entries):
-                raise ValueError(f"{name}={entries} exceeds {size}={getattr(self, size)}.")
+            check_binary_entries(name, getattr(self, name), size, getattr(self, size))
 
     def validate_embodiments(self):
         """Checks that every robot's entries have places in the model's actions and states."""

@@ -109,6 +109,16 @@ def keep_statistics(config, given: dict, robot: str | None = None) -> dict[str, 
     return found
 
 
+def as_plain_numbers(stats: Mapping | None) -> dict[str, Any] | None:
+    """Statistics given as arrays or tensors as flat lists, which JSON takes; others as they are."""
+    if not isinstance(stats, Mapping):
+        return stats
+    return {
+        key: np.asarray(x, dtype=np.float64).ravel().tolist() if isinstance(x, np.ndarray | Tensor) else x
+        for key, x in stats.items()
+    }
+
+
 def check_statistics(name: str, stats: Mapping | None) -> None:
     """Refuses statistics, of a dataset or of a processor_config.json, that would turn values into NaN."""
     if stats is None:

@@ -22,9 +22,18 @@ from transformers.utils import AUDIO_TOKENIZER_NAME, PROCESSOR_NAME, cached_file
 
 from .action_codec import POSE_SIZE, gripper_is_open, relative_state, to_simulator_action
 from .checkpoint_sizes import SOURCE_OPTIONS
-from .configuration_foresight import CHOICES, LARGEST_IMAGE, PROCESSOR_FIELDS, check_image_statistics
+from .configuration_foresight import (
+    CHOICES,
+    LARGEST_IMAGE,
+    PROCESSOR_FIELDS,
+    check_binary_entries,
+    check_image_statistics,
+    check_views,
+)
 from .embodiments import (
+    UNCHANGED_ENTRY,
     EntryTable,
+    as_plain_numbers,
     check_statistics,
     keep_statistics,
     make_table,
@@ -50,7 +59,8 @@ class ForesightProcessor(ProcessorMixin):
         binary_action_indices, binary_state_indices (`list[int]`): Entries that are one of two values; they
             become 0 for the lower and 1 for the higher one.
         action_stats, state_stats (`dict[str, list[float]]`, *optional*): `mean`, `std`, `min`, `max` per
-            entry, as in a LeRobot dataset's `meta/stats.json`. Without them numbers pass unchanged.
+            entry, as in a LeRobot dataset's `meta/stats.json`. Without them numbers pass unchanged, and
+            binary entries above one half become 1, others 0.
         max_text_length (`int`): Longer instructions are cut (CLIP takes 77 tokens).
         action_codec (`str`): What an action of the model means: `"recorded"` commands as stored, normalized;
             or `"local_delta"`, scaled motions in the gripper's own frame (`action_codec.py`), 7 numbers with
@@ -96,8 +106,19 @@ class ForesightProcessor(ProcessorMixin):
             if type(number) is not int or not 1 <= number <= most:
                 raise ValueError(f"{name}={number!r} must be a whole number from 1 to {most}.")
         check_image_statistics(image_mean, image_std)
-        check_statistics("action", action_stats)
-        check_statistics("state", state_stats)
+        check_views(views)
+        action_stats, state_stats = as_plain_numbers(action_stats), as_plain_numbers(state_stats)
+        statistics = statistics and {
+            name: {kind: as_plain_numbers(stats) for kind, stats in robot.items()}
+            for name, robot in statistics.items()
+        }
+        for kind, stats, binary, size in (
+            ("action", action_stats, binary_action_indices, action_dim),
+            ("state", state_stats, binary_state_indices, state_dim),
+        ):
+            check_statistics(kind, stats)
+            size = len(stats["mean"]) if stats else size
+            check_binary_entries(f"binary_{kind}_indices", binary, f"the size of the {kind}", size)
         self.views = list(views)
         self.image_size = image_size
         self.image_mean = list(image_mean)
@@ -269,7 +290,11 @@ class ForesightProcessor(ProcessorMixin):
         result = {key: _send(raw[key], device) for key in UNCHANGED if raw.get(key) is not None}
         present = torch.tensor([view in raw["images"] for view in self.views]).repeat(batch, 1)
         if raw.get("view_mask") is not None:
-            given = raw["view_mask"].bool()
+            given, asked = raw["view_mask"].bool(), (batch, len(self.views))
+            if given.shape not in (asked, (batch, frames, len(self.views))):  # others would be broadcast
+                raise ValueError(
+                    f"view_mask has shape {tuple(given.shape)}; expected {asked}, or {frames} frames between."
+                )
             present = (present if given.ndim == 2 else present[:, None]) & given.to(present.device)
         result["view_mask"] = _send(present, device)
 
@@ -279,6 +304,8 @@ class ForesightProcessor(ProcessorMixin):
             raise ValueError(
                 f"frame_mask has shape {tuple(frame_mask.shape)}; images ask for {(batch, all_frames)}."
             )
+        if frame_mask.device.type == "cpu":  # a step would wait for the answer of a GPU
+            _check_padding(frame_mask[:, :frames].bool())
         frame_mask = _send(frame_mask, device)
         pixels = self._stack_views(raw["images"], self.normalize_images, (3,), device)
         result["pixel_values"], result["frame_mask"] = pixels[:, :frames], frame_mask[:, :frames]
@@ -597,15 +624,22 @@ def _cached_tensor(values: tuple, device: torch.device, dtype: torch.dtype = tor
         return torch.tensor(values, device=device, dtype=dtype)
 
 
+def _check_padding(real: Tensor) -> None:
+    """Refuses windows `(B, T)` that begin with padding, as LeRobot's do, or have some between frames."""
+    if not real[:, 0].all() or (real[:, 1:] & ~real[:, :-1]).any():
+        raise ValueError(
+            f"frame_mask is {real.int().tolist()}; each window begins with a real frame, the oldest, and has "
+            "its padding at the end."
+        )
+
+
 def _entry_mask(indices: list[int], like: Tensor) -> Tensor:
     """Boolean `(A,)`, true at `indices`."""
     return _cached_tensor(tuple(i in indices for i in range(like.shape[-1])), like.device, torch.bool)
 
 
 def _normalize(values: Tensor, table: EntryTable | None, binary: list[int]) -> Tensor:
-    values = values.float()
-    if table is None:
-        return values
+    values, table = values.float(), table or UNCHANGED_ENTRY
     is_high = values > (table.low + table.high) / 2
     return torch.where(_entry_mask(binary, values), is_high.float(), (values - table.mean) / table.divisor)
 

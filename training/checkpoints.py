@@ -18,11 +18,11 @@ from torch.distributed.checkpoint import CheckpointException
 
 from datasets_scripts.storage.atomic import (
     read_json,
-    refuse_contents,
     remove_leftovers,
     write_json,
     write_whole_folder,
 )
+from datasets_scripts.storage.dataset_folder import is_dataset_folder
 from datasets_scripts.storage.dataset_rows import DatasetRows, dataset_name
 from datasets_scripts.storage.file_hash import hash_file
 from datasets_scripts.storage.settings_changes import flatten, name_changes
@@ -34,7 +34,6 @@ from training.run_data import describe_data, is_same_dataset
 
 __all__ = [
     "FINISHED",
-    "check_export",
     "check_run_folder",
     "continued_settings",
     "describe_run_folder",
@@ -71,8 +70,10 @@ def lock_run_folder(accelerator: Accelerator, folder: Path) -> Iterator[None]:
     """Makes the run folder and locks it, because a killed launcher can leave its training processes alive.
 
     Raises:
-        ValueError: If another process is training there.
+        ValueError: If another process is training there, or it holds a dataset.
     """
+    if is_dataset_folder(folder):
+        raise ValueError(f"--output is {folder}, which holds a dataset: choose another folder for the run")
     if not is_writer(accelerator):
         yield
         return
@@ -134,29 +135,6 @@ def find_progress(output: Path, export: Path) -> str | tuple[Path, int] | None:
     if gather_object([finished])[0]:  # the main process alone writes them
         return FINISHED
     return agree_on_checkpoint(functools.partial(latest_checkpoint, output / "checkpoints"))
-
-
-def check_export(places: Sequence[Path], files: Sequence[str], resumed: bool) -> None:
-    """Refuses to replace a folder that the run did not export; all processes call it together.
-
-    Args:
-        places (`Sequence[Path]`): Folders that the run will export.
-        files (`Sequence[str]`): Files of which an export has one.
-        resumed (`bool`): A run that was killed between its export and its end finds the export there.
-
-    Raises:
-        ValueError: In every process; names the folder.
-    """
-    problem = None
-    try:
-        for place in places:
-            refuse_contents(
-                place, "--export", lambda folder: resumed and any((folder / name).is_file() for name in files)
-            )
-    except ValueError as error:
-        problem = str(error)
-    if problem := gather_object([problem])[0]:  # the main process alone writes them
-        raise ValueError(problem)
 
 
 def _check_same_run(config: RunConfig, datasets: Sequence[DatasetRows], resume: bool) -> None:

@@ -21,7 +21,6 @@ from datasets_scripts.storage.settings_changes import flatten
 from modeling_foresight.step_seed import step_seed
 from training.checkpoints import (
     FINISHED,
-    check_export,
     check_run_folder,
     continued_settings,
     describe_run_folder,
@@ -38,7 +37,8 @@ from training.engines.reading import iterate, read_everywhere
 from training.engines.sharding import local_part
 from training.engines.stopping import StopRequest
 from training.evaluation.open_loop import flow_errors, format_open_loop, measure_held_out, measure_losses
-from training.models.model_folder import MODEL_FILES, export_model, export_places
+from training.models.model_folder import export_model, export_places
+from training.models.own_exports import check_export
 from training.models.starting_model import pin_base, starting_config
 from training.monitoring.dataset_losses import DatasetLosses
 from training.monitoring.dry_run import REHEARSED, rehearsal_config, rehearse
@@ -85,7 +85,7 @@ def train(config: RunConfig, resume: bool) -> int:
             return 0
         if found:
             check_form(accelerator, found[0])
-        check_export(export_places(config), MODEL_FILES, resumed=found is not None)
+        check_export(Path(config.output), export_places(config))
         torch.manual_seed(config.seed)
         with accelerator.local_main_process_first():
             data = RunData(config, starting_config(config), datasets)
@@ -102,6 +102,7 @@ def train(config: RunConfig, resume: bool) -> int:
         with contextlib.closing(log.bar), contextlib.closing(limit) as stop:
             if not run_steps(run, log, stop):
                 return stop.exit_code
+        check_export(Path(config.output), export_places(config))  # another run may have ended meanwhile
         with run.exported_weights():
             export_model(accelerator, run.model, run.processor, config, data.image_keys, run.base)
             write_summary(run, log.seconds, measure_final_model(run))
@@ -168,12 +169,14 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> bool:
         `bool`: Whether to export and measure the model; false if the run was stopped.
     """
     config, options, accelerator = run.config, run.config.train, run.accelerator
-    batches = iterate(training_loader(config, run.data, run.sampler, accelerator.device))
+    with log.paused():  # the start of its processes is no training
+        batches = iterate(training_loader(config, run.data, run.sampler, accelerator.device))
     by_dataset = DatasetLosses(accelerator, run.policy.config, run.data.names, options.log_every)
     run.model.train()
     for step in range(run.start, options.steps):
         with log.reading():
             raws = read_step(run, batches, step)
+        rate = run.scheduler.get_last_lr()[0]
         outputs, newest = take_step(run, step, raws, log)
         by_dataset.add(step, outputs, newest, raws[-1]["dataset"])
         log.bar.update()
@@ -182,7 +185,7 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> bool:
             flow = () if outputs.flow is None else (outputs.flow.detach(), raws[-1], newest)
             errors = flow_errors(run.policy.config, *flow) if flow else {}
             errors |= by_dataset.pop()
-            log.write(done, lr=run.scheduler.get_last_lr()[0], windows=options.batch_size, **errors)
+            log.write(done, lr=rate, windows=options.batch_size, **errors)
         with log.paused():
             look_at_validation(run, log, done)
             stopping = stop.is_agreed()

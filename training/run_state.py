@@ -219,7 +219,7 @@ def print_summary(run: Run) -> None:
         f"{options.steps} steps of {options.batch_size} windows, {options.warmup_steps} of them warm-up: "
         f"{count_epochs(run):.3g} epochs"
     )
-    if options.warmup_steps >= options.steps > 1:
+    if options.warmup_steps >= options.steps:
         accelerator.print("warning: all steps are warm-up: the rate stays below train.learning_rate")
 
 

@@ -290,7 +290,7 @@ def test_the_state_is_normalized_with_its_binary_entries_as_bits(processor):
 
 def test_without_statistics_numbers_pass_and_logits_become_bits(config):
     processor = tiny_processor(config)
-    actions = torch.tensor([0.3, 0.2, 0.7, 5.0, 0.0, 0.1, -1.0])
+    actions = torch.tensor([0.3, 0.2, 1.0, 5.0, 0.0, 0.1, -1.0])
     assert torch.equal(processor.normalize_actions(actions), actions)
     decoded = processor.decode_actions(actions)
     assert decoded[2] == 1 and processor.decode_actions(-actions)[2] == 0
@@ -441,6 +441,10 @@ ONE = {"mean": [0.0], "std": [1.0], "min": [-1.0], "max": [1.0]}
         ("action_stats", ONE | {"mean": [0.0, 0.0]}, "action_stats must hold one number per entry"),
         ("action_stats", ONE | {"mean": ["0"]}, "action_stats must hold one number per entry"),
         ("state_stats", {"mean": [0.0]}, "state_stats must hold one number per entry"),
+        ("views", "main", "views='main' must be a list of names"),
+        ("views", ["main", "main"], "views=.* must name at least one camera, each once"),
+        ("binary_action_indices", [-1], r"binary_action_indices=\[-1\] exceeds"),
+        ("binary_state_indices", [2, 2], r"binary_state_indices=\[2, 2\] must name each entry once"),
     ],
 )
 def test_numbers_that_would_break_every_image_state_or_action_are_refused_at_loading(field, value, message):
@@ -628,6 +632,37 @@ def test_a_state_of_another_size_is_refused(processor):
 def test_a_frame_mask_of_another_size_is_refused(processor):
     with pytest.raises(ValueError, match=r"frame_mask has shape \(1, 3\); images ask for \(1, 2\)"):
         processor({"main": pixels(2)}, TASKS[0], frame_mask=[True] * 3)
+
+
+@pytest.mark.parametrize("mask", [[0, 1], [0, 0]])
+def test_padding_before_the_frames_of_a_window_is_refused(processor, mask):
+    with pytest.raises(ValueError, match=r"frame_mask is \[\[0, .\]\]; each window begins with a real frame"):
+        processor({"main": pixels(2)}, TASKS[0], frame_mask=mask)
+
+
+@pytest.mark.parametrize("mask", [[[True, False]], [[True], [False], [True]], [True, False]])
+def test_a_mask_of_cameras_that_would_be_broadcast_is_refused(processor, mask):
+    images = {view: np.stack([pixels()] * 3) for view in ("main", "wrist")}
+    with pytest.raises(ValueError, match=r"view_mask has shape .*; expected \(3, 2\), or 1 frames between"):
+        processor(images, [TASKS[0]] * 3, view_mask=mask)
+
+
+def test_binary_entries_beyond_the_statistics_are_refused():
+    with pytest.raises(ValueError, match=r"binary_action_indices=\[1\] exceeds the size of the action=1"):
+        ForesightProcessor(tiny_tokenizer(), action_stats=ONE, binary_action_indices=[1])
+
+
+def test_statistics_may_be_arrays_and_tensors(tmp_path):
+    tensors = {key: torch.tensor(values) for key, values in ONE.items()}
+    arrays = {key: np.array(values) for key, values in ONE.items()}
+    ForesightProcessor(tiny_tokenizer(), action_stats=tensors, state_stats=arrays).save_pretrained(tmp_path)
+    loaded = ForesightProcessor.from_pretrained(tmp_path)
+    assert loaded.action_stats == loaded.state_stats == ONE
+
+
+def test_without_statistics_binary_entries_become_bits_too():
+    processor = ForesightProcessor(tiny_tokenizer(), binary_action_indices=[1])
+    assert processor.normalize_actions(torch.tensor([[3.0, -1.0], [-2.0, 1.0]])).tolist() == [[3, 0], [-2, 1]]
 
 
 def test_statistics_of_another_size_are_refused_with_the_remedy(config):

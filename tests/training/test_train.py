@@ -29,7 +29,7 @@ from tests.synthetic import make_dataset
 from training.checkpoints import latest_checkpoint
 from training.config_reading import load_config
 from training.evaluation.metric_loader import load_metric
-from training.loop import train
+from training.loop import run_steps, train
 from training.models.starting_model import build_model, starting_config
 from training.run_data import RunData
 from training.run_state import Run
@@ -156,6 +156,10 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def log_lines(output) -> list[dict]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
@@ -254,6 +258,61 @@ def test_a_run_that_was_killed_after_its_export_resumes(config_file, dataset, tm
     (tmp_path / "notes" / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match="--export is .*notes, which has contents"):
         run(config_file, dataset, tmp_path, *flags, "--export", str(tmp_path / "notes"), resume=True)
+
+
+@pytest.mark.parametrize("place", ["run/checkpoints", "run/checkpoints/best", "run/pictures"])
+def test_an_export_into_what_the_run_fills_is_refused_before_training(config_file, dataset, tmp_path, place):
+    with pytest.raises(ValueError, match=rf"--export is .*{place}, but .* has this run's own files"):
+        run(config_file, dataset, tmp_path / "run", "--export", str(tmp_path / place))
+
+
+def test_a_dataset_is_no_place_for_a_run(config_file, dataset, tmp_path):
+    before = sorted(path.name for path in dataset.iterdir())
+    with pytest.raises(ValueError, match="--output is .*, which holds a dataset"):
+        run(config_file, dataset, dataset)
+    assert sorted(path.name for path in dataset.iterdir()) == before
+
+
+def test_another_runs_model_is_not_replaced(config_file, dataset, tmp_path, finished):
+    model = shutil.copytree(finished / "model", tmp_path / "model")
+    before = contents(model)
+    output, flags = tmp_path / "run", ["--train.steps", "2", "--train.warmup_steps", "0"]
+    stopped = [*flags, "--train.max_hours", "0"]
+    assert run(config_file, dataset, output, *stopped) == 0
+    with pytest.raises(ValueError, match="--export is .*model, which has contents that would be lost"):
+        run(config_file, dataset, output, *flags, "--export", str(model), resume=True)
+    assert contents(model) == before
+
+
+def test_a_model_that_another_run_wrote_meanwhile_is_not_replaced(
+    config_file, dataset, tmp_path, finished, monkeypatch
+):
+    model, output = tmp_path / "model", tmp_path / "run"
+    flags = ["--train.steps", "2", "--train.warmup_steps", "0"]
+
+    def finish_another(*arguments):
+        shutil.copytree(finished / "model", model)
+        return run_steps(*arguments)
+
+    monkeypatch.setattr("training.loop.run_steps", finish_another)
+    with pytest.raises(ValueError, match="--export is .*model, which has contents that would be lost"):
+        run(config_file, dataset, output, *flags, "--export", str(model))
+    assert contents(model) == contents(finished / "model")
+    monkeypatch.undo()
+    assert run(config_file, dataset, output, *flags, "--export", str(output / "model"), resume=True) == 0
+
+
+def test_the_logged_rate_is_that_of_the_step(config_file, dataset, tmp_path, capsys):
+    flags = ["--train.steps", "4", "--train.warmup_steps", "2", "--train.log_every", "1"]
+    assert run(config_file, dataset, tmp_path, *flags, "--train.learning_rate", "1e-3") == 0
+    rates = [line["lr"] for line in log_lines(tmp_path) if "lr" in line]
+    assert rates[:3] == pytest.approx([0, 5e-4, 1e-3]) and rates[3] < 1e-3
+    assert "all steps are warm-up" not in capsys.readouterr().out
+
+
+def test_a_single_step_of_warm_up_is_told(config_file, dataset, tmp_path, capsys):
+    run(config_file, dataset, tmp_path, "--train.steps", "1", "--train.warmup_steps", "2")
+    assert "warning: all steps are warm-up" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_left_alone_and_another_one_refused(config_file, dataset, tmp_path, finished):

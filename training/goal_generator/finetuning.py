@@ -25,7 +25,6 @@ from goal_images.generator import SAMPLING_FILE, Sampling, load_pipeline, pipeli
 from modeling_foresight.step_seed import step_seed
 from training.checkpoints import (
     FINISHED,
-    check_export,
     find_progress,
     lock_run_folder,
     restore_checkpoint,
@@ -38,6 +37,7 @@ from training.engines.selection import check_engine, join_processes
 from training.engines.stopping import StopRequest
 from training.evaluation.simulated.options import option
 from training.goal_generator.pairs import GoalPairs, collate_pairs
+from training.models.own_exports import check_export, note_export
 from training.monitoring.run_log import RunLog
 from training.run_data import dataset_identity, is_same_dataset, leave_signals_to_parent
 from training.run_record import describe_run
@@ -182,7 +182,7 @@ def finetune(options: GoalTraining) -> int:
         if found == FINISHED:
             accelerator.print(f"{output} holds this finished run; its pipeline is in {options.export}")
             return 0
-        check_export([Path(options.export)], ["model_index.json"], resumed=found is not None)
+        check_export(output, [Path(options.export)])
         run = build_run(accelerator, options, pairs, facts)
         if found:
             restore_checkpoint(accelerator, found[0])
@@ -195,6 +195,7 @@ def finetune(options: GoalTraining) -> int:
         with contextlib.closing(log.bar), contextlib.closing(StopRequest(accelerator)) as stop:
             if not run_steps(run, log, stop):
                 return stop.exit_code
+        check_export(output, [Path(options.export)])  # another run may have ended meanwhile
         export(run, log.seconds)
         accelerator.print(f"done: pipeline in {options.export}, log and checkpoints in {output}")
         accelerator.wait_for_everyone()
@@ -426,5 +427,6 @@ def export(run: GoalRun, seconds: float) -> None:
     with write_whole_folder(options.export, replace=True) as folder:
         pipeline.save_pretrained(folder, safe_serialization=True)
         write_json(folder / SAMPLING_FILE, dataclasses.asdict(Sampling(image_size=options.image_size)))
+        note_export(Path(options.output), folder)
     facts = run.facts | {"train_seconds": seconds, **describe_run()}
     write_json(Path(options.output) / "summary.json", facts)

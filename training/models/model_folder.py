@@ -1,5 +1,6 @@
 """The folder (or Hub repo) of a trained model: write it, load it, and find the run that made it."""
 
+import functools
 import hashlib
 import json
 import os
@@ -21,10 +22,10 @@ from modeling_foresight.exported_policy import POLICY_FILE, ExportedPolicy
 from training.config import RunConfig
 from training.config_reading import load_config
 from training.engines.wrapping import plain_model, whole_state
+from training.models.own_exports import note_export
 
 __all__ = [
     "DATASETS",
-    "MODEL_FILES",
     "export_model",
     "export_places",
     "find_commit",
@@ -42,7 +43,6 @@ __all__ = [
 
 ADAPTER_CONFIG = "adapter_config.json"  # peft's name
 DATASETS = "datasets.json"  # in the run folder: what it was trained on
-MODEL_FILES = ("config.json", ADAPTER_CONFIG)  # of which an export has one
 SUMMARY = "summary.json"  # in the run folder: what was trained on what, and how good it is
 
 
@@ -65,19 +65,22 @@ def export_model(
     `model` is as Accelerate prepared it; `image_keys` are the image columns of the views, for LeRobot; `base`
     is the description of an adapter's base.
     """
-    target = Path(config.export)
+    target, output = Path(config.export), Path(config.output)
     state = whole_state(accelerator, model)
     if accelerator.is_main_process:
         plain = plain_model(accelerator, model)
         if base is None:
-            write_export(target, processor, lambda f: plain.save_pretrained(f, state_dict=state), image_keys)
+            save = functools.partial(plain.save_pretrained, state_dict=state)
+            write_export(target, processor, save, image_keys, output)
         else:
             from training.models.adapters import merge_adapter, write_adapter  # peft is slow to import
 
-            write_export(target, processor, lambda folder: write_adapter(plain, folder, base, state))
+            write_export(
+                target, processor, lambda folder: write_adapter(plain, folder, base, state), None, output
+            )
             if config.lora.merge:
                 merged = merge_adapter(plain, state)
-                write_export(_merged_folder(target), processor, merged.save_pretrained, image_keys)
+                write_export(_merged_folder(target), processor, merged.save_pretrained, image_keys, output)
             else:
                 print(f"{target} is not a policy for LeRobot's commands; --lora.merge true makes one")
             if Path(config.init_from).exists():
@@ -99,10 +102,12 @@ def write_export(
     processor: ForesightProcessor,
     write: Callable[[Path], None],
     image_keys: dict[str, str | None] | None = None,
+    output: Path | None = None,
 ) -> None:
     """Writes model and processor for `from_pretrained`; `target` appears only when it is whole.
 
     `write` writes the model into the folder it is given. With `image_keys` it becomes a LeRobot policy too.
+    The run in `output` may replace it later.
 
     Raises:
         OSError: If a file cannot be written.
@@ -113,6 +118,8 @@ def write_export(
             processor.save_pretrained(folder)
             if image_keys is not None:
                 add_lerobot_files(folder, target, image_keys)
+            if output is not None:
+                note_export(output, folder)
     except (OSError, RuntimeError, SafetensorError) as error:  # each writer reports a full disk differently
         raise OSError(
             f"the model could not be written to {target}: {error}. Free space and repeat with --resume"
