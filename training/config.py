@@ -287,8 +287,8 @@ class RunConfig:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**63 - 1")
         if train.ema_decay is not None and train.ema_decay >= 1:
             raise ValueError(f"train.ema_decay is {train.ema_decay}; it must be below 1, such as 0.999")
-        if len(train.betas) != 2:
-            raise ValueError(f"train.betas is {train.betas}; AdamW takes two")
+        if len(train.betas) != 2 or not all(0 <= beta < 1 for beta in train.betas):
+            raise ValueError(f"train.betas is {train.betas}; AdamW takes two, from 0 to below 1")
         if train.batch_size % train.gradient_accumulation_steps:
             raise ValueError(
                 f"train.batch_size={train.batch_size} cannot be cut into "

@@ -39,7 +39,7 @@ from training.engines.stopping import StopRequest
 from training.evaluation.open_loop import flow_errors, format_open_loop, measure_held_out, measure_losses
 from training.models.model_folder import export_model, export_places
 from training.models.own_exports import check_export
-from training.models.starting_model import pin_base, starting_config
+from training.models.starting_model import check_start, pin_base, starting_config
 from training.monitoring.dataset_losses import DatasetLosses
 from training.monitoring.dry_run import REHEARSED, rehearsal_config, rehearse
 from training.monitoring.pictures import check_pictures, draw_predictions
@@ -74,6 +74,9 @@ def train(config: RunConfig, resume: bool) -> int:
     config = continued_settings(config) if resume else config
     accelerator = build_accelerator(config)
     check_settings(config, accelerator)
+    if not (resume and (Path(config.output) / "config.yaml").is_file()):  # a run that began passed it
+        with accelerator.local_main_process_first():
+            check_start(config)
     find_writers(accelerator, Path(config.output))
     with lock_run_folder(accelerator, Path(config.output)):
         # One process per machine downloads the data and fills the frame cache; the others then find it there.
@@ -126,6 +129,7 @@ def dry_run(config: RunConfig) -> int:
         config = rehearsal_config(config, Path(folder))
         accelerator = build_accelerator(config)
         check_settings(config, accelerator)
+        check_start(config)
         torch.manual_seed(config.seed)
         with accelerator.local_main_process_first():
             data = RunData(config, starting_config(config))

@@ -151,8 +151,15 @@ def window_config(model: ForesightConfig, config: RunConfig) -> WindowConfig:
 
 
 def read_base(config: RunConfig) -> ForesightConfig:
-    """The config of `init_from`."""
-    return AutoConfig.from_pretrained(config.init_from, revision=config.init_revision)
+    """The config of `init_from`.
+
+    Raises:
+        ValueError: If it cannot be loaded; says why.
+    """
+    try:
+        return AutoConfig.from_pretrained(config.init_from, revision=config.init_revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"init_from={config.init_from} cannot be loaded: {error}") from error
 
 
 def learns_to_act(base: ForesightConfig, fields: dict) -> bool:

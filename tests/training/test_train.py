@@ -481,6 +481,36 @@ def test_training_starts_from_a_trained_model_and_keeps_its_processor(dataset, t
         )
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.num_attention_heads", "1"], "model.num_attention_heads is 1, but .* was trained with 2"),
+        (["--model.decoder_heads", "1"], "model.decoder_heads is 1, but .*: leave it out"),
+        (["--model.hidden_size", "64"], "model.hidden_size is 64, but .*: leave it out"),
+        (["--model.image_mean", "[0.5, 0.5, 0.5]"], "model.image_mean is .*, but .* was trained with"),
+        (["--model.vision_config", "{hidden_act: relu}"], "model.vision_config.hidden_act is relu, but"),
+        (["--init_from", "runs/a1/modle"], "init_from runs/a1/modle is not a folder; .*Hub id"),
+        (["--init_from", "{run}"], "init_from .* has no config.json .*give the folder that train.py exports"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused_before_data_are_read(
+    tmp_path, finished, monkeypatch, flags, message
+):
+    monkeypatch.setattr("training.loop.open_datasets", lambda *_: pytest.fail("data were read"))
+    flags = [flag.replace("{run}", str(finished)) for flag in flags]
+    base = ["--init_from", str(finished / "model"), "--dataset", "me/data", "--output", str(tmp_path / "run")]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match=message):
+        train(load_config(None, [*base, *flags]), False)
+
+
+def test_another_rate_than_the_datas_is_refused_with_a_base_too(dataset, tmp_path, finished):
+    flags = ["--dataset", str(dataset), "--init_from", str(finished / "model"), "--output", str(tmp_path)]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match="model.fps is 3, but the dataset gives"):
+        train(load_config(None, [*flags, "--model.fps", "3"]), False)
+
+
 def test_actions_and_a_camera_are_added_to_what_was_pretrained_on_video(
     config_file, dataset, tmp_path, capsys
 ):

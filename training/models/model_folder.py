@@ -26,6 +26,7 @@ from training.models.own_exports import note_export
 
 __all__ = [
     "DATASETS",
+    "check_place",
     "export_model",
     "export_places",
     "find_commit",
@@ -151,12 +152,7 @@ def load_checkpoint(
     Raises:
         ValueError: If there is no such folder or repo, or a part of it is missing or damaged; names it.
     """
-    if Path(source).is_dir():
-        _check_folder(Path(source))
-    elif not is_hub_id(source):
-        raise ValueError(
-            f"checkpoint {source} is not a folder; train one first, or give a Hub id (owner/name)"
-        )
+    check_place(source, "checkpoint")
     try:
         if find_adapter_config_file(str(source), revision=revision):
             from training.models.adapters import load_adapter
@@ -170,6 +166,20 @@ def load_checkpoint(
     except Exception as error:  # safetensors, hub and tokenizer libraries raise their own types
         raise ValueError(f"checkpoint {source} cannot be loaded: {error}") from error
     return model.to(device).eval(), processor
+
+
+def check_place(source: str | Path, setting: str) -> None:
+    """Refuses what is neither a folder with a model or an adapter nor a Hub id; `setting` gave it.
+
+    Raises:
+        ValueError: Names the setting, the folder and the part that it lacks.
+    """
+    if Path(source).is_dir():
+        _check_folder(Path(source), f"{setting} {source}")
+    elif not is_hub_id(source):
+        raise ValueError(
+            f"{setting} {source} is not a folder; train one first, or give a Hub id (owner/name)"
+        )
 
 
 def find_commit(source: str | Path, revision: str | None = None) -> str | None:
@@ -203,27 +213,25 @@ def load_exported(folder: str | Path) -> tuple[ExportedPolicy, ForesightProcesso
         raise ValueError(f"checkpoint {folder} cannot be loaded: {error}") from error
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, told: str) -> None:
     """Refuses a folder that lacks a part of a model or adapter of this project; names the part."""
     if is_exported(folder):
-        raise ValueError(
-            f"checkpoint {folder} is an exported policy, which only acts: give the model it came from"
-        )
+        raise ValueError(f"{told} is an exported policy, which only acts: give the model it came from")
     adapter = (folder / ADAPTER_CONFIG).is_file()
     needed = {} if adapter else {"config.json": "a model's configuration"}
     for name, what in {**needed, "processor_config.json": "its processor"}.items():
         if not (folder / name).is_file():
             raise ValueError(
-                f"checkpoint {folder} has no {name} ({what}): give the folder that train.py exports, for "
-                "example outputs/quickstart/model"
+                f"{told} has no {name} ({what}): give the folder that train.py exports, for example "
+                "outputs/quickstart/model"
             )
     weights = "adapter_model.safetensors" if adapter else "model*.safetensors"  # LeRobot has others
     if not any(folder.glob(weights)):
-        raise ValueError(f"checkpoint {folder} has no weights ({weights}): export the model again")
+        raise ValueError(f"{told} has no weights ({weights}): export the model again")
     config = {"model_type": "foresight"} if adapter else read_json(folder / "config.json")
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "foresight":
-        raise ValueError(f"checkpoint {folder} is a model of type {kind!r}, not 'foresight'")
+        raise ValueError(f"{told} is a model of type {kind!r}, not 'foresight'")
 
 
 def weights_digest(folder: str | Path) -> str:

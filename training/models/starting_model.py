@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from accelerate import PartialState
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
 
+from datasets_scripts.storage.hub.download import is_hub_id
 from modeling_foresight import (
     ForesightConfig,
     ForesightForActionPrediction,
@@ -17,11 +19,23 @@ from modeling_foresight import (
 from modeling_foresight.embodiments import find_still_entries
 from modeling_foresight.processing_foresight import fit_small_tokenizer
 from training.config import RunConfig
+from training.models.model_folder import check_place
 from training.run_data import RunData, learns_to_act, read_base
 from training.windows import collate_windows
 
-__all__ = ["build_model", "pin_base", "standardize_tokens", "starting_config"]
+__all__ = ["build_model", "check_start", "pin_base", "standardize_tokens", "starting_config"]
 
+# Fields by which trained weights would compute something else, or no longer fit, and whose weights these are:
+# of the trunk, or of the heads of some objectives, which may be new.
+KEPT = {
+    "hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps": None,
+    "image_size image_mean image_std patch_size text_config vision_config": None,
+    "num_latents resampler_depth resampler_heads resampler_head_dim resampler_ff_mult": None,
+    "decoder_depth decoder_heads": ("depth", "future", "flow"),
+    "action_hidden_size action_num_heads": ("action", "progress"),
+    "flow_form flow_scales flow_xy_residual flow_length flow_grid num_flow_queries": ("flow",),
+    "depth_form": ("depth", "future"),
+}
 # Fields of the config that describe a robot, not the model.
 ROBOT = ("action_dim", "binary_action_indices", "state_dim", "binary_state_indices")
 
@@ -54,6 +68,25 @@ def starting_config(config: RunConfig) -> ForesightConfig:
     return ForesightConfig(**fields)
 
 
+def check_start(config: RunConfig) -> None:
+    """Refuses, before data are read, a start that cannot be: base, tokenizer or towers.
+
+    Raises:
+        ValueError: Names the setting and the remedy.
+    """
+    if config.init_from:
+        check_place(config.init_from, "init_from")
+        wanted = starting_config(config)  # knows an adapter
+        _check_base(config, read_base(config), wanted)
+        return
+    if config.towers.tokenizer != "small":
+        _load_tokenizer(config)
+    for tower in ("text", "vision"):
+        place = getattr(config.towers, tower)
+        if place and not Path(place).is_dir() and not is_hub_id(place):
+            raise ValueError(f"towers.{tower}={place} is not a folder; give one, or a Hub id (owner/name)")
+
+
 def _keep_robots(config: RunConfig, fields: dict) -> dict:
     """Fields of the config in which `embodiments` adds to those of the base, or replaces some."""
     if not fields.get("embodiments"):
@@ -81,6 +114,11 @@ def add_robot_sizes(fields: dict, data: RunData) -> dict:
 
 def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
     """The policy and its processor: from `init_from`, or fresh on the towers that the config names."""
+    if config.model.get("fps") not in (None, data.fps):
+        raise ValueError(
+            f"model.fps is {config.model['fps']}, but the dataset gives {data.fps:g} steps per second: leave "
+            "it out, or choose a frame_stride"
+        )
     if config.init_from:
         if config.train.standardize_tokens:
             raise ValueError(
@@ -89,11 +127,6 @@ def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPre
             )
         return load_base(config, data)
     fields = {name: value for name, value in config.model.items() if name != "fps"}
-    if config.model.get("fps") not in (None, data.fps):
-        raise ValueError(
-            f"model.fps is {config.model['fps']}, but the dataset gives {data.fps:g} steps per second: leave "
-            "it out, or choose a frame_stride"
-        )
     tokenizer, fields = build_tokenizer(config, data, fields)
     model_config = ForesightConfig(
         **add_robot_sizes(fields, data), fps=data.fps, attn_implementation=config.train.attn_implementation
@@ -117,13 +150,17 @@ def build_model(config: RunConfig, data: RunData) -> tuple[ForesightForActionPre
 def build_tokenizer(config: RunConfig, data: RunData, fields: dict) -> tuple[PreTrainedTokenizerBase, dict]:
     """The text tower's tokenizer, and the model's fields with the vocabulary of one that is trained here."""
     if config.towers.tokenizer != "small":
-        try:
-            return AutoTokenizer.from_pretrained(config.towers.tokenizer), fields
-        except (OSError, ValueError) as error:
-            name = config.towers.tokenizer
-            raise ValueError(f"towers.tokenizer={name} cannot be loaded: {error}") from error
+        return _load_tokenizer(config), fields
     tokenizer, text = fit_small_tokenizer(data.instructions, fields.get("text_config"))
     return tokenizer, {**fields, "text_config": text}
+
+
+def _load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
+    name = config.towers.tokenizer
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"towers.tokenizer={name} cannot be loaded: {error}") from error
 
 
 def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPrediction, ForesightProcessor]:
@@ -137,7 +174,6 @@ def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPredi
     """
     source = {"pretrained_model_name_or_path": config.init_from, "revision": config.init_revision}
     base, wanted = read_base(config), starting_config(config)
-    _check_base(config, base, wanted)
     options = {"attn_implementation": config.train.attn_implementation}
     if (base.objectives, base.views) == (wanted.objectives, wanted.views):
         fields = _keep_robots(config, config.model)
@@ -183,8 +219,24 @@ def pin_base(config: RunConfig, model: ForesightConfig) -> RunConfig:
     return config
 
 
+def _check_kept(config: RunConfig, name: str, wanted: object, before: object) -> None:
+    if isinstance(wanted, dict) and isinstance(before, dict):  # of a tower; the rest of it is the base's
+        for part, value in wanted.items():
+            _check_kept(config, f"{name}.{part}", value, before.get(part))
+    elif wanted is not None and wanted != (list(before) if isinstance(before, tuple) else before):
+        raise ValueError(
+            f"model.{name} is {wanted}, but {config.init_from} was trained with {before}: leave it out. Loss "
+            "weights, dropout, objectives and views can change, sizes cannot"
+        )
+
+
 def _check_base(config: RunConfig, base: ForesightConfig, wanted: ForesightConfig) -> None:
-    """Refuses statistics that the base does not have and views in another order."""
+    """Refuses statistics that the base does not have, views in another order, and another architecture."""
+    before = base.to_dict()
+    for names, objectives in KEPT.items():
+        is_trained = objectives is None or any(base.has(objective) for objective in objectives)
+        for name in config.model.keys() & set(names.split()) if is_trained else ():
+            _check_kept(config, name, config.model[name], before.get(name))
     if learns_to_act(base, config.model) and config.data.statistics == "model":
         raise ValueError(
             f"data.statistics=model: {config.init_from} was trained without actions and has no statistics of "
