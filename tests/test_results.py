@@ -78,6 +78,24 @@ def test_robustness_so_far():
         assert f" | {' | '.join(counts)} |" in found, variant
 
 
+def test_a_share_of_supervised_images():
+    figures = read(ROOT / "results" / "supervised_share.json")
+    success, losses, training = (
+        figures[kind]["steps"]["20"] for kind in ("success", "validation_losses", "training")
+    )
+    shares = {"all_images": 1, "half": 0.5, "quarter": 0.25, "tenth": 0.1}
+    assert success["variants"].keys() == shares.keys()
+    for variant, found in success["variants"].items():
+        minutes = training[variant]["cpu_minutes"]
+        low, high = (100 * bound for bound in found["ci95"])
+        row = f"| {shares[variant]} | {sum(minutes) / len(minutes):.1f} "
+        row += f"| {found['successes']}/{found['episodes']} | {100 * found['success_rate']:.1f} "
+        row += f"| {low:.1f} to {high:.1f} | "
+        kinds = ("action", "depth", "future", "flow")
+        row += " | ".join(f"{losses[variant][kind]['mean']:.3f}" for kind in kinds)
+        assert row in RESULTS, row
+
+
 def test_the_ablation_so_far():
     rows = [read(path) for path in (ROOT / "results" / "ablation" / "rows").glob("*-steps-*.json")]
     seeds, solved = defaultdict(int), defaultdict(lambda: [0, 0])
