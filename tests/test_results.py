@@ -74,7 +74,9 @@ def test_robustness_so_far():
                 for cell in cells
             ]
             means = [read(file)["mean"] for file in files]
-            counts.append("/".join(str(sum(mean[key] for mean in means)) for key in ("successes", "episodes")))
+            counts.append(
+                "/".join(str(sum(mean[key] for mean in means)) for key in ("successes", "episodes"))
+            )
         assert f" | {' | '.join(counts)} |" in found, variant
 
 

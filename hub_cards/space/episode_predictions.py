@@ -17,7 +17,7 @@ from datasets_scripts.storage.provenance import find_intrinsics, read_provenance
 from modeling_foresight import ForesightConfig, ForesightForActionPrediction, ForesightProcessor
 from training.evaluation.predictions import Prediction, depth_limits, predict_windows
 from training.models.model_folder import load_checkpoint, read_run_config
-from training.policy_data import NEAR_RATE, fit_windows, frames_per_step
+from training.policy_data import NEAR_RATE, find_source, fit_windows, frames_per_step
 from training.windows import ForesightWindows
 from training.windows.columns import column_width
 
@@ -139,13 +139,14 @@ def predict_episode(choice: Choice, report: Callable[[float], None] | None = Non
 def _predict(choice: Choice, report: Callable[[float], None] | None) -> EpisodeView:
     model, processor = _load(choice.checkpoint)
     rows = open_dataset(choice.dataset)
-    processor = _choose_robot(processor, rows, read_run_config(choice.checkpoint).data.action_key)
+    processor, told = _choose_robot(choice.checkpoint, processor, rows)
     config = model.config.for_robot(processor.embodiment)
     if not 0 <= choice.episode < rows.n_episodes:
         raise ValueError(
             f"dataset {rows.name} has no episode {choice.episode}: choose 0 to {rows.n_episodes - 1}"
         )
     wanted, notes = _configure_windows(choice, model.config, rows, processor.embodiment)
+    notes = [*told, *notes]
     windows = ForesightWindows(rows, wanted)
     chosen = range(0, len(windows), -(-len(windows) // MAX_MOMENTS))
     options = {"instruction": choice.instruction or None, "batch_size": BATCH}
@@ -198,12 +199,20 @@ def _configure_windows(choice: Choice, model: ForesightConfig, rows: DatasetRows
     return wanted, [*notes, *_note_labels(model, rows, wanted.cameras)]
 
 
-def _choose_robot(processor: ForesightProcessor, rows: DatasetRows, action_key: str) -> ForesightProcessor:
-    """The processor for the robot of a dataset: of several, the first whose action has the dataset's size."""
-    robots = sorted((processor.embodiments or {}).items())
+def _choose_robot(checkpoint: str, processor: ForesightProcessor, rows: DatasetRows):
+    """The processor for the robot of a dataset, and a note where that is guessed from the action's size."""
+    robots, source = processor.embodiments or {}, find_source(checkpoint, rows)
+    if source is not None and source.embodiment in robots:
+        return processor.for_embodiment(source.embodiment), []
+    action_key = read_run_config(checkpoint).data.action_key
     width = column_width(rows.features, action_key if action_key in rows.features else None)
-    fitting = [name for name, robot in robots if len(robot["action"]) == width]
-    return processor.for_embodiment(next(iter([*fitting, *(name for name, _ in robots)]), None))
+    fitting = [name for name in sorted(robots) if len(robots[name]["action"]) == width]
+    chosen = next(iter([*fitting, *sorted(robots)]), None)
+    notes = [
+        f"The policy knows the robots {', '.join(sorted(robots))}; which one this is, is not recorded. It "
+        f"acts as {chosen}, whose units may be others."
+    ]
+    return processor.for_embodiment(chosen), notes if len(robots) > 1 else []
 
 
 def _note_labels(config: ForesightConfig, rows: DatasetRows, cameras: Mapping) -> Iterator[str]:

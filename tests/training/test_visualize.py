@@ -19,7 +19,7 @@ from tests.synthetic import make_dataset
 from tests.tiny import tiny_config, tiny_processor
 from training.config import DataConfig, DatasetSource, RunConfig
 from training.config_reading import save_config
-from training.evaluation.figures import draw_moments, explain_figure
+from training.evaluation.figures import draw_moments, explain_figure, last_window
 from training.evaluation.prediction_recording import record_predictions
 from training.evaluation.predictions import _undo_depth, _undo_rgb, depth_limits, predict_windows
 from training.visualize import main, open_episode
@@ -185,6 +185,25 @@ def test_a_strided_run_is_drawn_with_its_stride_and_commands(model, dataset, tmp
     newest = 2 * (model.config.history_length - 1)
     wanted = sum(dataset.action(0, newest + step) for step in range(2))
     np.testing.assert_allclose(windows[0]["actions"][-1, 0], wanted, atol=1e-6)
+
+
+def test_the_last_picture_of_a_strided_run_has_its_future(tmp_path):
+    sizes = {"size": (40, 40), "use_videos": False, "state_dim": STATE, "action_dim": ACTION}
+    data = make_dataset(tmp_path / "long", 1, 30, **sizes)
+    config = small_config(future_targets="lookahead")
+    wanted = WindowConfig(
+        views=config.views,
+        history_length=config.history_length,
+        future_shift=config.future_shift,
+        lookahead=True,
+        frame_stride=2,
+        strided_commands="last",
+        objectives=["action"],
+        frame_cache="off",
+    )
+    windows = ForesightWindows(data.root, wanted)
+    last = last_window(windows, config)
+    assert windows[last]["frame_mask"].all() and not windows[last + 1]["frame_mask"].all()
 
 
 def test_a_dataset_of_another_robot_is_drawn_at_the_rate_of_the_policy(tmp_path, capsys, monkeypatch):

@@ -37,15 +37,16 @@ def success_rate(outcomes: np.ndarray) -> dict:
     }
 
 
-def mean_difference(differences: np.ndarray) -> dict:
+def mean_difference(differences: np.ndarray, most: float = 2.0) -> dict:
     """Mean of differences between paired outcomes, with the outer bounds of two 95 % intervals.
 
     They are the bootstrap's and that of Agresti and Min (2005, "Simple improved confidence intervals for
     comparing matched proportions"), which adds half a trial to each of the four kinds of pairs.
 
     Args:
-        differences (`np.ndarray`): -1, 0 or 1 each, in the form of outcomes. Differences of two such numbers
-            are possible too.
+        differences (`np.ndarray`): -1, 0 or 1 each, in the form of outcomes; or differences of two such
+            numbers.
+        most (`float`): The largest difference that is possible; bounds do not go beyond it.
 
     Returns:
         `dict`: `mean`, `ci95`, `trials`.
@@ -54,9 +55,10 @@ def mean_difference(differences: np.ndarray) -> dict:
     n, total = differences.size + 2, differences.sum()
     middle = total / n
     reach = Z_95 * np.sqrt(np.square(differences).sum() + 1 - total**2 / n) / n
+    paired = [float(np.clip(bound, -most, most)) for bound in (middle - reach, middle + reach)]
     return {
         "mean": float(differences.mean()),
-        "ci95": outer_bounds(bootstrap_bounds(differences), (middle - reach, middle + reach)),
+        "ci95": outer_bounds(bootstrap_bounds(differences), paired),
         "trials": differences.size,
     }
 
@@ -70,7 +72,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> dict:
     """
     differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     counts = {"won": int((differences > 0).sum()), "lost": int((differences < 0).sum())}
-    return mean_difference(differences) | counts
+    return mean_difference(differences, most=1.0) | counts
 
 
 def bootstrap_bounds(outcomes: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:

@@ -35,8 +35,9 @@ def draw_episode(model, processor, windows: ForesightWindows, view: str, count: 
 
 
 def last_window(windows: ForesightWindows, config: ForesightConfig) -> int:
-    """The last window of an episode whose future was recorded: `future_shift` frames before its end."""
-    return max(0, len(windows) - (config.future_shift if config.has("future") else 1))
+    """The last window of an episode whose future was recorded: `future_shift` steps before its end."""
+    frames = config.future_shift * windows.config.frame_stride if config.has("future") else 1
+    return max(0, len(windows) - frames)
 
 
 def draw_moments(

@@ -12,6 +12,8 @@ from datasets_scripts.storage.provenance import read_provenance, write_provenanc
 from modeling_foresight import ForesightForActionPrediction
 from tests.synthetic import make_dataset
 from tests.tiny import TASKS, tiny_config, tiny_processor
+from training.config import DataConfig, DatasetSource, RunConfig
+from training.config_reading import save_config
 from training.models.model_folder import load_checkpoint
 
 pytest.importorskip("matplotlib")
@@ -28,6 +30,7 @@ from hub_cards.space.plots import CLOUDS, draw_actions, draw_scene
 
 EPISODES, FRAMES = 2, 11
 STATE, ACTION = 3, 4
+UNITS = {"arm_a": 5.0, "arm_b": 500.0}  # robots and the mean of their actions
 WIDTH, HEIGHT = 64, 48
 
 
@@ -114,6 +117,31 @@ def test_a_policy_of_half_the_rate_sees_every_other_frame(checkpoint, dataset, t
     np.testing.assert_allclose(
         recorded[0], dataset.action(1, frame + 1), atol=1e-6
     )  # the newest of two commands
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_of_several_robots_that_of_the_dataset_acts(dataset, tmp_path, known):
+    robots = {
+        name: {
+            "action": [i * ACTION + j for j in range(ACTION)],
+            "state": [i * STATE + j for j in range(STATE)],
+        }
+        for i, name in enumerate(("arm_a", "arm_b"))
+    }
+    sizes = {"action_dim": 2 * ACTION, "state_dim": 2 * STATE, "binary_state_indices": ()}
+    config = tiny_config(embodiments=robots, binary_action_indices=(), **sizes)
+    limits = {"std": [1e-3] * ACTION, "min": [-9.0] * ACTION, "max": [999.0] * ACTION}
+    statistics = {name: {"action": limits | {"mean": [mean] * ACTION}} for name, mean in UNITS.items()}
+    folder = tmp_path / "run" / "model"
+    ForesightForActionPrediction(config).eval().save_pretrained(folder)
+    tiny_processor(config, statistics=statistics).save_pretrained(folder)
+    path = str(dataset.root) if known else "another"
+    source = DatasetSource(path, embodiment="arm_b")
+    save_config(RunConfig(data=DataConfig(datasets=[source])), tmp_path / "run" / "config.yaml")
+    view = predict_episode(Choice(str(folder), str(dataset.root)))
+    assert np.abs(view.predictions[0].actions[1]).mean() == pytest.approx(500 if known else 5, rel=0.1)
+    guessed = [note for note in view.notes if "arm_a, arm_b; which one this is, is not recorded" in note]
+    assert len(guessed) == (not known)
 
 
 def test_scrubbing_changes_every_picture(view):

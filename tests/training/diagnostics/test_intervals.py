@@ -70,6 +70,14 @@ def test_four_trials_lost_and_none_won_are_no_evidence():
     assert low < -0.15 and high > 0
 
 
+@pytest.mark.parametrize(("most", "one"), [(1, 1), (2, 2)])
+def test_bounds_of_few_trials_stay_within_what_is_possible(most, one):
+    solved = np.ones((1, 2, 2))
+    found = paired_difference(0 * solved, solved) if most == 1 else mean_difference(-one * solved)
+    assert found["mean"] == -one and found["ci95"][0] == -most and found["ci95"][1] < 0
+    assert all(type(bound) is float for bound in found["ci95"])
+
+
 def test_rank_correlation_needs_three_pairs_that_vary():
     assert rank_correlation([0.1, 0.2, 0.3], [1.0, 5.0, 6.0]) == 1.0
     assert rank_correlation([0.1, 0.2, 0.3], [3.0, 1.0, 2.0]) == -0.5  # 1 - 6 * (4 + 1 + 1) / (3 * 8)
