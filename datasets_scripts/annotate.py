@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def choose_cameras(args: argparse.Namespace) -> tuple[str, ...]:
     """The named cameras, or all that have depth or can get it."""
-    if args.cameras:
+    if args.cameras is not None:
         return tuple(split_names(args.cameras))
     features = load_features(find_dataset(args.dataset, videos=False)[0])
     known = list_cameras(features)

@@ -33,7 +33,7 @@ def inspect(args: argparse.Namespace) -> list[str]:
     """Does what the command line asks for; returns the problems."""
     if args.moments < 1:
         raise ValueError(f"--moments is {args.moments}; it must be at least 1")
-    if args.episodes and not args.report:
+    if args.episodes is not None and not args.report:
         raise ValueError("--episodes says which episodes --report reads; without it give --episode")
     if args.report or args.picture:
         import_matplotlib()  # before the work
@@ -55,7 +55,8 @@ def inspect(args: argparse.Namespace) -> list[str]:
 
 def _report(args: argparse.Namespace, dataset: LabeledDataset) -> list[str]:
     """Writes the page; unreadable files are problems, flags are not."""
-    chosen = parse_episodes(args.episodes, dataset.rows.n_episodes) if args.episodes else None
+    n_episodes = dataset.rows.n_episodes
+    chosen = None if args.episodes is None else parse_episodes(args.episodes, n_episodes)
     survey = survey_labels(dataset, chosen, args.workers)
     write_report(args.report, dataset, survey)
     first = rank_episodes(survey.episodes)

@@ -29,7 +29,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--output {args.output} must be a JSON file; tables go to a .md file beside it")
     exact = ExactEpisodes(args.dataset, args.camera)
     episodes = range(exact.rows.n_episodes)
-    if args.episodes:
+    if args.episodes is not None:
         episodes = parse_episodes(args.episodes, exact.rows.n_episodes)
     choose_depth_models(args.depth, args.depth_model, args.align_with)
     choose_tracker(args.tracks, args.track_model)

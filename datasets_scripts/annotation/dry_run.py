@@ -1,8 +1,10 @@
 """Describe what an annotation would do, its time and its disk space, without writing anything."""
 
+import contextlib
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from datasets_scripts.annotation.episode import LabelMaker
 from datasets_scripts.annotation.job import AnnotationJob, open_job
 from datasets_scripts.columns import depth_key, points_key, points_visible_key
 from datasets_scripts.storage.dataset_copy import list_copied_files
-from datasets_scripts.storage.dataset_rows import DatasetRows
+from datasets_scripts.storage.dataset_rows import BrokenEpisodeError, DatasetRows
 from datasets_scripts.storage.shards import ARRAYS_FILE
 
 __all__ = ["describe_plan"]
@@ -44,7 +46,7 @@ def describe_plan(job: AnnotationJob, workers: int = 1) -> str:
         f"depth: {annotation.depth}; tracks: {annotation.tracks}, {annotation.n_points} points",
         f"columns to add: {', '.join(columns)}",
     ]
-    seconds, n_tried, loading_s, *n_bytes = _time_labels(rows, job, readable[0])
+    seconds, n_tried, loading_s, *n_bytes = _time_some(rows, job, readable)
     expected_s = seconds / n_tried * n_frames / min(workers, len(readable))
     lines.append(
         f"time: about {_format_time(expected_s)} with {workers} workers "
@@ -72,6 +74,15 @@ def _format_time(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _time_some(rows: DatasetRows, job: AnnotationJob, episodes: Sequence[int]) -> tuple:
+    """[`_time_labels`] of the first episode, with `skip_broken` of the first one that can be read."""
+    tried = episodes if job.skip_broken else episodes[:1]
+    for episode in tried[:-1]:
+        with contextlib.suppress(BrokenEpisodeError):
+            return _time_labels(rows, job, episode)
+    return _time_labels(rows, job, tried[-1])
 
 
 def _time_labels(rows: DatasetRows, job: AnnotationJob, episode: int) -> tuple[float, int, float, int, int]:

@@ -136,7 +136,10 @@ class OpenJob:
                     raise _suggest_skipping(error) from error
         if not readable:
             raise ValueError(f"no episode of dataset {self.rows.name} can be read; {RESTORE}")
-        self.job.annotation.check(self.rows, readable)
+        try:
+            self.job.annotation.check(self.rows, readable, self.job.skip_broken)
+        except BrokenEpisodeError as error:
+            raise _suggest_skipping(error) from error
         return readable
 
     def make_shards(self, episodes: list[int], workers: int, label: str | None = None) -> None:
@@ -196,7 +199,7 @@ def open_job(job: AnnotationJob) -> OpenJob:
     check_limit(job.limit)
     if not rows.n_episodes:
         raise ValueError(f"dataset {rows.name} has no episodes")
-    episodes = parse_episodes(job.episodes or ":", rows.n_episodes)[: job.limit]
+    episodes = parse_episodes(":" if job.episodes is None else job.episodes, rows.n_episodes)[: job.limit]
     # The revision is a separate parameter, not part of the name: an unfinished run whose branch has moved
     # continues when its commit is named.
     is_folder = Path(job.dataset).expanduser().is_dir()

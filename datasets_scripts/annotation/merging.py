@@ -15,7 +15,7 @@ from lerobot.datasets.utils import DEFAULT_VIDEO_PATH
 from datasets_scripts.annotation.settings import Annotation
 from datasets_scripts.columns import depth_feature, depth_key, find_depth_key, find_image_key, picture_size
 from datasets_scripts.inspection.dataset_card import write_card
-from datasets_scripts.inspection.quality import find_flags
+from datasets_scripts.inspection.quality import find_flags, merge_facts
 from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.dataset_copy import copy_dataset
 from datasets_scripts.storage.dataset_folder import episode_files, video_sizes
@@ -142,9 +142,7 @@ def _build_provenance(
     }
     episodes = {}
     for episode, (source, known) in enumerate(facts.items()):
-        merged = dict(old.get("episodes", {}).get(str(source), {}))
-        for camera, measured in known["cameras"].items():
-            merged[camera] = merged.get(camera, {}) | measured
+        merged = merge_facts(old.get("episodes", {}).get(str(source), {}), known["cameras"])
         merged[first]["moving"] = encode_flags(read_array(shards[episode], "moving"))
         episodes[str(episode)] = merged | {"flags": find_flags(merged)}
     kept = {name: value for name, value in old.items() if name not in ("version", "annotation")}

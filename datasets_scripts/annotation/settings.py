@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from datasets_scripts.columns import (
     check_depth_range,
     check_n_points,
@@ -20,7 +22,8 @@ from datasets_scripts.columns import (
 from datasets_scripts.depth import DEPTH_SOURCES, choose_depth_models
 from datasets_scripts.depth.alignment import MAX_DEPTH_M
 from datasets_scripts.depth.worker import split_command
-from datasets_scripts.storage.dataset_rows import DatasetRows
+from datasets_scripts.storage.dataset_rows import BrokenEpisodeError, DatasetRows
+from datasets_scripts.storage.even_spread import spread_evenly
 from datasets_scripts.storage.provenance import find_intrinsics, read_provenance
 from datasets_scripts.storage.videos.frame_decoding import FrameDecoder
 from datasets_scripts.storage.videos.writing import MIN_DEPTH_SIDE_PX
@@ -28,6 +31,7 @@ from datasets_scripts.tracks import choose_tracker
 
 __all__ = ["Annotation"]
 
+CHECKED = 3  # episodes, and frames of each, whose depth is checked
 HASHED_BYTES = 1 << 20  # of each end of a model's file
 
 
@@ -87,15 +91,16 @@ class Annotation:
                 values |= {name: path.absolute().name, f"{name}_sha256": _hash_model(path)}
         return values
 
-    def check(self, rows: DatasetRows, episodes: Sequence[int]) -> None:
+    def check(self, rows: DatasetRows, episodes: Sequence[int], skip_broken: bool = False) -> None:
         """Check that a dataset can be annotated this way.
 
-        The depth of three of the episodes is checked.
+        The depth of three of the episodes is checked; with `skip_broken`, of those that can be read.
 
         Raises:
             ValueError: If a source is unknown or not installed, a camera or its depth is missing, the depth
                 cannot be in meters or has another size than the images, the labels exist already, or the
                 provenance is damaged; names it.
+            BrokenEpisodeError: If an episode cannot be read.
         """
         choose_depth_models(self.depth, self.depth_model, self.align_with)
         choose_tracker(self.tracks, self.track_model)
@@ -108,7 +113,7 @@ class Annotation:
             if self.estimates_depth:
                 _check_images(rows, camera)
             else:
-                _check_sensor_depth(rows, camera, episodes, camera == self.cameras[0])
+                _check_sensor_depth(rows, camera, episodes, camera == self.cameras[0], skip_broken)
             find_intrinsics(provenance, rows.features, camera)  # warns of those that it cannot read
         if points_key(self.cameras[0]) in rows.features:
             raise ValueError(
@@ -132,8 +137,13 @@ def _check_images(rows: DatasetRows, camera: str) -> None:
         )
 
 
-def _check_sensor_depth(rows: DatasetRows, camera: str, episodes: Sequence[int], has_tracks: bool) -> None:
-    """Refuse missing or implausible depth, and for tracks another size than the images'."""
+def _check_sensor_depth(
+    rows: DatasetRows, camera: str, episodes: Sequence[int], has_tracks: bool, skip_broken: bool
+) -> None:
+    """Refuse missing or implausible depth, and for tracks another size than the images'.
+
+    The first, middle and last frame of an episode are judged together: a camera may warm up.
+    """
     key = find_depth_key(rows.features, camera)
     if key is None:
         raise ValueError(
@@ -142,11 +152,17 @@ def _check_sensor_depth(rows: DatasetRows, camera: str, episodes: Sequence[int],
             "estimate it with another --depth, or leave it out with --cameras"
         )
     depth, images = FrameDecoder(rows, key), FrameDecoder(rows, find_image_key(rows.features, camera))
-    for episode in {episodes[0], episodes[len(episodes) // 2], episodes[-1]}:
-        first = rows.rows_of(episode)[:1]
-        stored = depth.decode(first)
+    for episode in (episodes[i] for i in spread_evenly(len(episodes), CHECKED)):
+        span = rows.rows_of(episode)
+        try:
+            frames = [depth.decode(span[i : i + 1]) for i in spread_evenly(len(span), CHECKED)]
+            height, width = images.decode(span[:1]).shape[-2:]
+        except BrokenEpisodeError:
+            if not skip_broken:
+                raise
+            continue
+        stored = np.concatenate(frames)
         check_depth_range(depth.meters(stored, clean=False), key, depth.limit_m)
-        height, width = images.decode(first).shape[-2:]
         if has_tracks and stored.shape[1:] != (height, width):
             raise ValueError(
                 f"depth of {key} is {stored.shape[2]}x{stored.shape[1]} px and its camera's images are "

@@ -26,7 +26,7 @@ from datasets_scripts.columns import (
 )
 from datasets_scripts.storage.atomic import share_file, write_json, write_whole_folder
 from datasets_scripts.storage.dataset_copy import list_copied_files
-from datasets_scripts.storage.dataset_folder import INFO_PATH, STATS_PATH, refuse_patterns
+from datasets_scripts.storage.dataset_folder import INFO_PATH, STATS_PATH, is_column_name, refuse_patterns
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from datasets_scripts.storage.provenance import (
     EPISODE_FACTS_PATH,
@@ -107,8 +107,11 @@ def _check_names(features: Mapping[str, dict], names: Mapping[str, str]) -> None
             raise ValueError(f"there is no column '{old}'; did you mean {' or '.join(close)}?")
         if old in FIXED:
             raise ValueError(f"'{old}' is LeRobot's own column, which it finds by this name")
-        if not new or "/" in new or new in FIXED:
-            raise ValueError(f"'{old}' cannot be called '{new}': names have no '/' and are not LeRobot's own")
+        if not is_column_name(new) or new in FIXED:
+            raise ValueError(
+                f"'{old}' cannot be called '{new}': names have at most 200 bytes and no slash, are not '.' "
+                "or '..', and are not LeRobot's own"
+            )
         if (new in features and new not in names) or list(names.values()).count(new) > 1:
             raise ValueError(f"'{old}' cannot be called '{new}': there is another column of this name")
 

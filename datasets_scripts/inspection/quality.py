@@ -180,6 +180,17 @@ class TrackMeter:
         }
 
 
+def merge_facts(earlier: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Facts of an episode with newer ones of its cameras; what the source of depth said of it is kept."""
+    facts = dict(earlier)
+    for camera, known in measured.items():
+        old = {key: value for key, value in facts.get(camera, {}).items() if key != "problem"}
+        depth = {"depth": old.get("depth", {}) | known["depth"]} if "depth" in known else {}
+        if new := {**old, **known, **depth}:
+            facts[camera] = new
+    return facts
+
+
 def find_flags(facts: Mapping[str, Any]) -> list[str]:
     """What is wrong with an episode.
 

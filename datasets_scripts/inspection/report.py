@@ -31,6 +31,7 @@ from datasets_scripts.inspection.quality import (
     MEASURES,
     collect_figures,
     find_flags,
+    merge_facts,
     summarize_figures,
 )
 from datasets_scripts.inspection.template_rendering import render_template
@@ -107,17 +108,6 @@ def _read_episodes(dataset: LabeledDataset, chosen: Sequence[int], workers: int)
     yield from tqdm(done, total=len(chosen), unit="episode", desc="reading labels")
 
 
-def _merge_facts(earlier: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Facts of an episode with newer ones of its cameras; what the source of depth said of it is kept."""
-    facts = dict(earlier)
-    for camera, known in measured.items():
-        old = {key: value for key, value in facts.get(camera, {}).items() if key != "problem"}
-        depth = {"depth": old.get("depth", {}) | known["depth"]} if "depth" in known else {}
-        if new := {**old, **known, **depth}:
-            facts[camera] = new
-    return facts
-
-
 def survey_labels(dataset: LabeledDataset, chosen: Sequence[int] | None = None, workers: int = 1) -> Survey:
     """Reads some episodes of a dataset (32, evenly spread, by default); adds what is recorded of the others.
 
@@ -132,7 +122,7 @@ def survey_labels(dataset: LabeledDataset, chosen: Sequence[int] | None = None, 
     parts: dict[str, list[np.ndarray]] = {}
     for one in sorted(_read_episodes(dataset, chosen, workers), key=lambda one: one["episode"]):
         episode = str(one["episode"])
-        survey.episodes[episode] = _merge_facts(survey.episodes.get(episode, {}), one["facts"])
+        survey.episodes[episode] = merge_facts(survey.episodes.get(episode, {}), one["facts"])
         for camera, counts in one["depth"].items():
             survey.depth_counts[camera] = survey.depth_counts.get(camera, 0) + counts
         for camera, points in one["points"].items():
@@ -166,7 +156,7 @@ def write_flags(dataset: LabeledDataset, workers: int = 1) -> dict[int, list[str
     save_every = max(SAVE_EVERY, len(missing) // MOST_SAVES)
     for count, one in enumerate(_read_episodes(dataset, missing, workers), 1):
         episode = str(one["episode"])
-        episodes[episode] = _merge_facts(episodes.get(episode, {}), one["facts"])
+        episodes[episode] = merge_facts(episodes.get(episode, {}), one["facts"])
         if count % save_every == 0:
             _save(dataset)
     raised = {}

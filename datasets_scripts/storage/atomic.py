@@ -66,9 +66,10 @@ def write_whole_folder(
             process may be writing the same folder: what a killed one left is removed.
 
     Raises:
+        ValueError: If `path` is a mount point (unless `replace`).
         OSError: If the disk is full, or (unless `shared` or `replace`) `path` has contents.
     """
-    path = Path(path)
+    path = Path(path) if replace else real_folder(Path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     if replace:
         remove_leftovers(path.parent, glob.escape(path.name))
@@ -86,6 +87,18 @@ def write_whole_folder(
             raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def real_folder(path: Path) -> Path:
+    """The folder that a path names, also through a link: a link cannot be replaced by a folder.
+
+    Raises:
+        ValueError: If it is a mount point, which cannot be replaced either.
+    """
+    path = path.resolve() if path.is_symlink() else path
+    if os.path.ismount(path):
+        raise ValueError(f"{path} is a mount point, which cannot be replaced: name a folder inside of it")
+    return path
 
 
 def _sync(path: Path) -> None:
@@ -177,6 +190,7 @@ def refuse_contents(
     Raises:
         ValueError: Names the folder and the option that gave it.
     """
+    folder = real_folder(folder)
     if not folder.is_dir():
         check_place(folder, option)
         if folder.exists():

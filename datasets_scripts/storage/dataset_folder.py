@@ -56,6 +56,11 @@ def load_info(root: str | Path) -> dict:
     return info
 
 
+def is_column_name(key: str) -> bool:
+    """Whether a name can be that of a column, which becomes a folder of videos."""
+    return key not in ("", ".", "..") and not set(key) & set("/\\\0") and len(key.encode()) <= 200
+
+
 def _find_info_problems(info: Mapping[str, Any]) -> Iterator[str]:
     """Values that would become sizes, times, paths or program text, and cannot be right."""
     for name in ("fps", "chunks_size", "data_files_size_in_mb", "video_files_size_in_mb"):
@@ -66,7 +71,7 @@ def _find_info_problems(info: Mapping[str, Any]) -> Iterator[str]:
         if not _is_number(info.get(name, 0), whole=True) or info.get(name, 0) < 0:
             yield f"{name} is {reprlib.repr(info[name])}, not a count"
     for key, feature in info["features"].items():
-        if key in ("", ".", "..") or set(key) & set("/\\\0") or len(key.encode()) > 200:
+        if not is_column_name(key):
             yield f"the column {reprlib.repr(key)} has a name that would become a path"
         if problem := _find_feature_problem(feature):
             yield f"the column {reprlib.repr(key)} {problem}"

@@ -21,7 +21,13 @@ from filelock import BaseFileLock, FileLock, Timeout
 from tqdm import tqdm
 
 from datasets_scripts.command_line import list_some
-from datasets_scripts.storage.atomic import read_json, remove_leftovers, write_json, write_whole_folder
+from datasets_scripts.storage.atomic import (
+    read_json,
+    real_folder,
+    remove_leftovers,
+    write_json,
+    write_whole_folder,
+)
 from datasets_scripts.storage.dataset_folder import check_dataset, refuse_patterns
 from datasets_scripts.storage.provenance import read_provenance
 from datasets_scripts.storage.settings_changes import name_changes
@@ -47,6 +53,9 @@ class EpisodeJob:
     output: Path
     kind: str  # section of `meta/foresight.json` with the `parameters` and `video_bytes`
     parameters: dict  # JSON values that determine the result; only a run with equal ones resumes it
+
+    def __post_init__(self):
+        object.__setattr__(self, "output", real_folder(self.output))
 
     @property
     def partial(self) -> Path:

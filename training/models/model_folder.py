@@ -26,7 +26,7 @@ from training.models.own_exports import note_export
 
 __all__ = [
     "DATASETS",
-    "check_place",
+    "check_checkpoint",
     "export_model",
     "export_places",
     "find_commit",
@@ -152,7 +152,7 @@ def load_checkpoint(
     Raises:
         ValueError: If there is no such folder or repo, or a part of it is missing or damaged; names it.
     """
-    check_place(source, "checkpoint")
+    check_checkpoint(source, "checkpoint")
     try:
         if find_adapter_config_file(str(source), revision=revision):
             from training.models.adapters import load_adapter
@@ -168,7 +168,7 @@ def load_checkpoint(
     return model.to(device).eval(), processor
 
 
-def check_place(source: str | Path, setting: str) -> None:
+def check_checkpoint(source: str | Path, setting: str) -> None:
     """Refuses what is neither a folder with a model or an adapter nor a Hub id; `setting` gave it.
 
     Raises:

@@ -19,7 +19,7 @@ from modeling_foresight import (
 from modeling_foresight.embodiments import find_still_entries
 from modeling_foresight.processing_foresight import fit_small_tokenizer
 from training.config import RunConfig
-from training.models.model_folder import check_place
+from training.models.model_folder import check_checkpoint
 from training.run_data import RunData, learns_to_act, read_base
 from training.windows import collate_windows
 
@@ -75,7 +75,7 @@ def check_start(config: RunConfig) -> None:
         ValueError: Names the setting and the remedy.
     """
     if config.init_from:
-        check_place(config.init_from, "init_from")
+        check_checkpoint(config.init_from, "init_from")
         wanted = starting_config(config)  # knows an adapter
         _check_base(config, read_base(config), wanted)
         return

@@ -133,7 +133,7 @@ class ForesightWindows(Dataset):
         picks = spread_evenly(len(self.episodes), count)
         for view, key in self.columns.depth.items():
             decoder = self.frames.decoders[key]
-            seen = np.concatenate([self._first_frame(key, episode) for episode in self.episodes[picks]])
+            seen = np.concatenate([self._some_frames(key, episode) for episode in self.episodes[picks]])
             limit_m = np.inf if is_made_depth(self._provenance, self.cameras[view]) else decoder.limit_m
             check_depth_range(decoder.meters(seen, clean=False), key, limit_m)
 
@@ -141,6 +141,12 @@ class ForesightWindows(Dataset):
         """Height and width of every view's pictures in a column."""
         first = self.episodes[0]
         return {view: tuple(self._first_frame(key, first).shape[-2:]) for view, key in keys.items()}
+
+    def _some_frames(self, key: str, episode: int) -> np.ndarray:
+        """The first frame and that in the middle: a camera may warm up."""
+        span = self.rows.rows_of(episode)
+        middle = span[len(span) // 2 :][:1]
+        return np.concatenate([self._first_frame(key, episode), self.frames.read_stored(key, middle)])
 
     def _first_frame(self, key: str, episode: int) -> np.ndarray:
         return self.frames.read_stored(key, self.rows.rows_of(episode)[:1])

@@ -7,6 +7,7 @@ datasets package costs every worker process more than ten seconds of CPU time; t
 import io
 import itertools
 import math
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 
+from datasets_scripts.storage.atomic import write_whole_file
 from datasets_scripts.storage.videos.depth_reading import DEPTH_BITS
 
 # A key frame every other frame, for random access; fast to encode and decode on a CPU.
@@ -179,16 +181,13 @@ def join_videos(
     Raises:
         OSError: If a file does not hold the frames it should.
     """
-    from lerobot.datasets.video_utils import concatenate_video_files
-
     av.logging.set_libav_level(av.logging.ERROR)  # a note per file would break the progress bars
     places: list[dict[str, int | float]] = []
     sizes = [path.stat().st_size for path in paths]
     for chunk, file, start, stop in group_files(sizes, meta.video_files_size_in_mb * 1e6, meta.chunks_size):
         target = meta.root / meta.video_path.format(video_key=key, chunk_index=chunk, file_index=file)
         target.parent.mkdir(parents=True, exist_ok=True)
-        concatenate_video_files(list(paths[start:stop]), target)
-        target.chmod(0o644)  # LeRobot writes it as a private temporary file first
+        concatenate_videos(paths[start:stop], target)
         expected = sum(lengths[start:stop])
         with av.open(str(target)) as container:
             found = sum(packet.size > 0 for packet in container.demux(video=0))  # without decoding
@@ -204,6 +203,28 @@ def join_videos(
         meta.features[key]["info"]["depth_unit"] = "m"
         meta.update_video_info(key, lerobot_depth_encoder(depth_max_m))
     return places
+
+
+def concatenate_videos(paths: Sequence[Path], target: Path) -> None:
+    """Joins videos without encoding them again, as LeRobot does, but beside the target and with any name."""
+    with (
+        write_whole_file(target) as temporary,
+        tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".", suffix=".ffconcat") as listing,
+    ):
+        names = (str(path.resolve()).replace("'", r"'\''") for path in paths)
+        listing.write("ffconcat version 1.0\n" + "".join(f"file '{name}'\n" for name in names))
+        listing.flush()
+        with (
+            av.open(listing.name, format="concat", options={"safe": "0"}) as episodes,
+            av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as joined,
+        ):
+            stream = episodes.streams.video[0]
+            copied = joined.add_stream_from_template(stream, opaque=True)
+            copied.time_base = stream.time_base
+            for packet in episodes.demux(stream):
+                if packet.dts is not None:  # the last one only ends the stream
+                    packet.stream = copied
+                    joined.mux(packet)
 
 
 def group_files(

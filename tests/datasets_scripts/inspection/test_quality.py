@@ -10,7 +10,13 @@ from datasets_scripts.inspection.dataset_card import (
     list_label_licenses,
     write_card,
 )
-from datasets_scripts.inspection.quality import DepthMeter, TrackMeter, find_flags, summarize_figures
+from datasets_scripts.inspection.quality import (
+    DepthMeter,
+    TrackMeter,
+    find_flags,
+    merge_facts,
+    summarize_figures,
+)
 from datasets_scripts.storage.provenance import flagged_episodes, read_provenance, write_provenance
 from tests.synthetic import make_dataset
 
@@ -275,3 +281,11 @@ def test_what_was_left_out_is_told(annotated):
     text = (annotated / "README.md").read_text()
     assert "it holds 3 of its episodes, with new numbers" in text
     assert "- episode 4: videos/x.mp4 is truncated" in text
+
+
+def test_newer_figures_of_an_episode_keep_what_the_source_of_depth_said_and_drop_what_was_mended():
+    earlier = {"wrist": {"problem": "truncated", "depth": {"fallback": True, "error": 0.4, "valid": 0.1}}}
+    merged = merge_facts(earlier, {"wrist": {"depth": {"valid": 0.9}}})
+    assert merged == {"wrist": {"depth": {"fallback": True, "error": 0.4, "valid": 0.9}}}
+    assert "wrist/depth-fallback" in find_flags(merged) and "wrist/unreadable" in find_flags(earlier)
+    assert "wrist/unreadable" not in find_flags(merged)

@@ -2,10 +2,12 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
 from datasets_scripts.storage import atomic
+from datasets_scripts.storage.episode_job import EpisodeJob
 
 
 def test_replacing_keeps_the_old_file_on_errors(tmp_path):
@@ -41,6 +43,28 @@ def test_a_link_is_replaced_and_not_followed(tmp_path):
         (folder / "file").write_text("new")
     assert (tmp_path / "link" / "file").read_text() == "new" and not (tmp_path / "link").is_symlink()
     assert (target / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_folder_is_made_where_a_link_points(tmp_path, exists):
+    (tmp_path / "disk").mkdir()
+    target = tmp_path / "disk" / "out"
+    if exists:
+        target.mkdir()
+    (tmp_path / "link").symlink_to(target)
+    with atomic.write_whole_folder(tmp_path / "link") as folder:
+        assert folder.parent == target.parent, "the bytes go to the other disk"
+        (folder / "file").write_text("new")
+    assert (target / "file").read_text() == "new" and (tmp_path / "link").is_symlink()
+    assert EpisodeJob(tmp_path / "link", "annotation", {}).partial == tmp_path / "disk" / "out.partial"
+
+
+def test_a_mount_point_is_refused_before_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == tmp_path)
+    with pytest.raises(ValueError, match="is a mount point, which cannot be replaced: name a folder inside"):
+        EpisodeJob(tmp_path, "annotation", {})
+    with pytest.raises(ValueError, match="is a mount point"):
+        atomic.refuse_contents(tmp_path, "--export")
 
 
 def test_the_old_folder_stays_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):

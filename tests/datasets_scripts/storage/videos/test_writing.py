@@ -1,6 +1,8 @@
 """Our video files beside LeRobot's own settings, depth code, statistics and readers."""
 
 import io
+import shutil
+from pathlib import Path
 
 import av
 import numpy as np
@@ -115,13 +117,18 @@ def test_files_are_grouped_up_to_the_size_limit():
 @pytest.mark.parametrize("lengths", [(3, 5), (1, 2, 6), (4, 3, 5)])
 def test_lerobot_finds_every_frame_of_joined_episodes(lengths, tmp_path):
     depth = np.random.default_rng(0).uniform(0.2, 3, (sum(lengths), 40, 48)).astype(np.float32)
-    paths = []
+    paths, folder = [], tmp_path / "bob's"
+    folder.mkdir()
     for episode, first in enumerate(np.cumsum([0, *lengths[:-1]])):
-        paths.append(tmp_path / f"{episode}.mp4")
+        paths.append(folder / f"o'top {episode}.mp4")
         clip = depth[first : first + lengths[episode]]
         paths[-1].write_bytes(videos.encode_depth(clip, FPS, DEPTH_MAX))
-    joined = tmp_path / "joined.mp4"
-    concatenate_video_files(paths, joined)
+    joined = folder / "joined.mp4"
+    videos.concatenate_videos(paths, joined)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in [*paths, joined]}
+    plain = [Path(shutil.copy(path, tmp_path / f"{i}.mp4")) for i, path in enumerate(paths)]
+    concatenate_video_files(plain, tmp_path / "lerobots.mp4")
+    assert joined.read_bytes() == (tmp_path / "lerobots.mp4").read_bytes()
     for t, codes in enumerate(videos.depth_codes(depth, DEPTH_MAX)):
         (read,) = decode_video_frames(joined, [t / FPS], 1e-4, backend="pyav", is_depth=True).numpy()
         np.testing.assert_array_equal(read[0], codes)
