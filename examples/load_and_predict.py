@@ -22,6 +22,11 @@ from training.windows import ForesightWindows
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def format_action(action: torch.Tensor) -> str:
+    """One action as a line of numbers."""
+    return " ".join(f"{value:6.2f}" for value in action.tolist())
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -46,15 +51,20 @@ def main() -> None:
     # What a robot knows: T images of every camera (T, 3, H, W), the instruction, T states.
     now = slice(model.config.history_length)
     images = {view: frames[now] for view, frames in sample["images"].items()}
-    batch = processor(images, sample["task"], sample["state"])
+    state = sample.get("state")  # of a policy or a dataset without one: none
+    batch = processor(images, sample["task"], state)
     with torch.no_grad():
         actions = model.predict_action(**batch)  # (1, K, A) normalized
-    predicted = processor.decode_actions(actions, sample["state"][None, -1])[0]  # the dataset's units
-    recorded = sample["actions"][model.config.history_length - 1]  # (K, A): from the newest frame on
+    predicted = processor.decode_actions(actions, None if state is None else state[None, -1])[
+        0
+    ]  # the dataset's units
+    recorded = [""] * len(predicted)
+    if "actions" in sample:
+        chunk = sample["actions"][model.config.history_length - 1]  # (K, A): from the newest frame on
+        recorded = [f"   recorded {format_action(action)}" for action in chunk]
     print(f"“{sample['task']}”, window {args.window} of {len(windows)}")
-    for step, pair in enumerate(zip(predicted.tolist(), recorded.tolist(), strict=True)):
-        ours, theirs = (" ".join(f"{value:6.2f}" for value in action) for action in pair)
-        print(f"action {step}: predicted {ours}   recorded {theirs}")
+    for step, (ours, theirs) in enumerate(zip(predicted, recorded, strict=True)):
+        print(f"action {step}: predicted {format_action(ours)}{theirs}")
 
     view = model.config.views[0]
     moment = next(predict_windows(model, processor, windows, [args.window], [view])).views[view]

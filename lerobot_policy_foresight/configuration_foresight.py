@@ -161,6 +161,11 @@ class LeRobotForesightConfig(_ModelOptions):
                 "from config.json and run `python -m lerobot_policy_foresight FOLDER`."
             )
         model = self.model_config()
+        if missing := [tower for tower in ("text", "vision") if tower not in model.towers]:
+            raise ValueError(
+                f"towers={list(model.towers)} lacks {missing}, whose features LeRobot cannot give: leave it "
+                "out."
+            )
         self.n_obs_steps = model.history_length
         if not 1 <= self.n_action_steps <= model.chunk_size:
             raise ValueError(

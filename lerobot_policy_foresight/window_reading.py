@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from datasets_scripts.columns import IMAGE_PREFIX, is_label_key
-from datasets_scripts.storage.dataset_rows import DatasetRows
+from datasets_scripts.storage.dataset_rows import BrokenEpisodeError, DatasetRows
 from modeling_foresight import ForesightConfig
 from training.windows import ForesightWindows, WindowConfig
 from training.windows.columns import WindowColumns, column_statistics, idle_objectives, require_targets
@@ -104,10 +104,13 @@ class WindowReader:
     def _open(self, episodes: Sequence[int] | None) -> None:
         if self._windows is not None:
             return
-        config = dataclasses.replace(self._config, episodes=episodes)
+        config, rows = dataclasses.replace(self._config, episodes=episodes), None
         try:
-            self._windows = ForesightWindows(self.root, config, with_statistics=False)
+            rows = DatasetRows(self.root)
+            self._windows = ForesightWindows(rows, config, with_statistics=False)
         except ValueError as error:
+            if rows is not None and not isinstance(error, BrokenEpisodeError):
+                raise  # all files are here
             # Of `--dataset.episodes` LeRobot downloads some files of a commit only; we need the rows of all.
             if episodes is not None and HF_LEROBOT_HUB_CACHE in self.root.parents:
                 with contextlib.suppress(ValueError, RuntimeError):

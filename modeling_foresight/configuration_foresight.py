@@ -556,6 +556,8 @@ class ForesightConfig(PreTrainedConfig):
         unknown = [o for o in self.objectives if o not in OBJECTIVES]
         if unknown or not self.objectives:
             raise ValueError(f"objectives has {unknown or 'no entry'}; choose from {list(OBJECTIVES)}.")
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError(f"objectives={list(self.objectives)} must name each objective once.")
         for smaller, whole in FAMILIES.items():
             if smaller in self.objectives and whole in self.objectives:
                 raise ValueError(f"objectives has both {whole!r} and {smaller!r}: choose one of them.")

@@ -310,6 +310,12 @@ def check_inputs(config: ForesightConfig, vision_width: int, batch: Mapping) -> 
         raise ValueError("A goal was given, but config.goal_image is false: leave it out.")
     if "state" in given and not config.state_dim:
         raise ValueError("state was given, but config.state_dim is 0: leave it out.")
+    for name in ("pixel_values", "goal_pixel_values"):
+        if name in given and not batch[name].is_floating_point():
+            raise ValueError(
+                f"{name} has dtype {batch[name].dtype}; expected normalized pixels. ForesightProcessor makes "
+                "them of uint8."
+            )
     pairs = {"vision_features", "goal_features"} & given
     tensors = {**batch, **{f"{name}[{i}]": batch[name][i] for name in pairs for i in (0, 1)}}
     shapes, mask, sizes = dict(INPUT_SHAPES), batch.get("view_mask"), {**_sizes(config), "C": vision_width}

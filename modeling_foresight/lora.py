@@ -8,6 +8,8 @@ targets. `peft` is imported only when an adapter is made.
 import re
 import sys
 
+from torch import nn
+
 from .heads import DECODERS
 
 TOWERS = r"(.*\.)?(text|vision)_encoder(\..*)?"
@@ -52,12 +54,20 @@ def lora_config(
         from peft import LoraConfig
     except ImportError as error:
         raise ImportError("LoRA needs peft: pip install peft") from error
-    names = [name for name, _ in model.named_modules()]
+    modules = dict(model.named_modules())
+    names = list(modules)
     defaults = [leaf for leaf in LORA_MODULES_TO_SAVE if any(name.endswith(leaf) for name in names)]
     saved = defaults if modules_to_save is None else list(modules_to_save)
     for leaf in saved:
         if not any(name.endswith(leaf) for name in names):
             raise ValueError(f"modules_to_save has {leaf!r}, but no module's name ends with it.")
+        for name in filter(lambda name: name.endswith(leaf), names):
+            if isinstance(modules[name], nn.ModuleList | nn.ModuleDict | nn.ParameterList | nn.ParameterDict):
+                parts = [f"{leaf}.{part}" for part, _ in modules[name].named_children()]
+                raise ValueError(
+                    f"modules_to_save has {leaf!r}, which is a list of modules and not one that peft can "
+                    f"learn in full: name {' and '.join(parts) or 'other modules'}."
+                )
     if target_modules is not None:
         options["exclude_modules"] = TOWERS
         own = [name for name in names if not re.fullmatch(TOWERS, name)]

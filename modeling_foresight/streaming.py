@@ -164,6 +164,7 @@ class ForesightStream(RobotStream):
         again: bool = False,
     ) -> Tensor:
         """See `RobotStream.step_chunk`."""
+        self._refuse_training(self.model)
         rows = self._select_robots(envs)
         self._require_instruction(rows)
         if not self._goal_mask[rows].all():

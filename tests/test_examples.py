@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 from huggingface_hub import constants
+from lerobot.datasets.dataset_tools import remove_feature
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from transformers import AutoModel
 
 from datasets_scripts.storage.dataset_rows import DatasetRows
@@ -21,6 +23,7 @@ from lerobot_policy_foresight.lerobot_files import write_lerobot_files
 from modeling_foresight import ForesightForActionPrediction, ForesightProcessor
 from modeling_foresight.export import main as export
 from tests.hub_server import running_hub
+from tests.synthetic import make_dataset
 from training.config_reading import load_config
 from training.loop import train
 
@@ -54,6 +57,14 @@ def test_loading_and_predicting_prints_actions_and_draws_the_rest(run_example):
     assert len(actions) == 5 and all(len(side.split()) == 4 for pair in actions for side in pair)
     assert len(re.findall(r"^(?:recorded|predicted) flow: \d+ points move", printed, re.MULTILINE)) == 2
     assert Path("outputs/foresight.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_dataset_without_states_and_actions_is_predicted_too(run_example, tmp_path):
+    form = {"state_dim": 4, "action_dim": 4, "size": (96, 96), "state_key": None, "depth": False}
+    data = make_dataset(tmp_path / "bare", episodes=1, frames=12, tracks=False, **form)
+    remove_feature(LeRobotDataset("local/x", root=data.root), "action", tmp_path / "none", "local/none")
+    printed = run_example("load_and_predict", "--dataset", str(tmp_path / "none"), "--window", "3")
+    assert re.search(r"^action 4: predicted +\S+ +\S+ +\S+ +\S+$", printed, re.MULTILINE)
 
 
 def test_the_control_loop_acts_in_simulation(run_example, simulator):

@@ -351,6 +351,8 @@ class RunConfig:
                 f"lora.r={self.lora.r}, lora.dropout={self.lora.dropout}: r must be at least 1 (0 for no "
                 "adapter), dropout in [0, 1)"
             )
+        if self.lora.alpha is not None and self.lora.alpha <= 0:
+            raise ValueError(f"lora.alpha is {self.lora.alpha}; it must be above 0, or left out for lora.r")
         if not self.lora.r and self.lora != LoraOptions():
             raise ValueError("options of lora are given without a rank: add --lora.r 16")
         changed = [name for name in self.model if not name.endswith(TRAINING_ONLY)]

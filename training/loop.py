@@ -180,7 +180,6 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> bool:
     for step in range(run.start, options.steps):
         with log.reading():
             raws = read_step(run, batches, step)
-        rate = run.scheduler.get_last_lr()[0]
         outputs, newest = take_step(run, step, raws, log)
         by_dataset.add(step, outputs, newest, raws[-1]["dataset"])
         log.bar.update()
@@ -189,7 +188,8 @@ def run_steps(run: Run, log: RunLog, stop: StopRequest) -> bool:
             flow = () if outputs.flow is None else (outputs.flow.detach(), raws[-1], newest)
             errors = flow_errors(run.policy.config, *flow) if flow else {}
             errors |= by_dataset.pop()
-            log.write(done, lr=rate, windows=options.batch_size, **errors)
+            # The rate after the step, as LeRobot and the library's Trainer log it.
+            log.write(done, lr=run.scheduler.get_last_lr()[0], windows=options.batch_size, **errors)
         with log.paused():
             look_at_validation(run, log, done)
             stopping = stop.is_agreed()

@@ -39,6 +39,7 @@ def test_defaults_are_the_papers():
             r"objectives has \['optical_flow'\]; choose from .*'flow'",
         ),
         ("objectives", [], "objectives has no entry"),
+        ("objectives", ["action", "action"], "objectives=.* must name each objective once"),
         ("future_targets", "ahead", "future_targets='ahead' is unknown; choose one of"),
         ("within_frame", "none", "within_frame='none'"),
         ("action_loss", "l2", r"action_loss='l2' is unknown.*'smooth_l1', 'l1'"),

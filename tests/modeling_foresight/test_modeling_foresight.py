@@ -950,6 +950,13 @@ def test_a_wrong_shape_is_refused_with_what_was_expected_and_what_came(model, co
         model(**batch)
 
 
+@pytest.mark.parametrize("name", ["pixel_values", "goal_pixel_values"])
+def test_pixels_that_are_not_normalized_are_refused(model, inputs, name):
+    raw = torch.zeros_like(inputs[name], dtype=torch.uint8)
+    with pytest.raises(ValueError, match=f"{name} has dtype torch.uint8; expected normalized pixels"):
+        model.predict_action(**inputs | {name: raw})
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [

@@ -575,3 +575,17 @@ def test_progress_of_earlier_steps_stays_as_it_was_read():
         stream.step({"main": FRAME}, state)
         read.append(stream.progress)
     assert not torch.equal(*read)
+
+
+def test_a_model_that_trains_between_steps_does_not_act():
+    model, processor = build()
+    stream = model.stream(processor)
+    stream.reset("open the drawer")
+    images = {view: draw_image(np.random.default_rng(0)) for view in processor.views}
+    state = np.zeros(stream.state_dim) if stream.state_dim else None
+    first = stream.step(images, state)
+    model.train()
+    with pytest.raises(ValueError, match="in training mode, where dropout acts"):
+        stream.step(images, state)
+    model.eval()
+    assert stream.step(images, state).shape == first.shape

@@ -386,6 +386,8 @@ def test_everything_trained_gets_a_gradient_with_and_without_targets():
         (["--lora.r", "-1"], "lora.r=-1"),
         (["--lora.dropout", "1.5"], "lora.dropout=1.5"),
         (["--lora.rank", "3"], "lora.rank is unknown"),
+        (["--lora.alpha", "0"], "lora.alpha is 0.*above 0"),
+        (["--lora.modules_to_save", "[embed_views]"], "'embed_views', which is a list.*name embed_views.0"),
         (["--init_revision", "v1", "--init_from", "null", *NO_LORA], "init_revision belongs"),
         (["--model.hidden_size", "48"], "model.hidden_size cannot change"),
         (["--lora.target_modules", "[q_projj]"], "target_modules.*q_projj"),

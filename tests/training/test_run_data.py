@@ -187,6 +187,23 @@ def test_many_values_of_an_entry_that_is_named_binary_are_told(folder):
         build_model(config, RunData(config, starting_config(config)))
 
 
+@pytest.mark.parametrize(
+    ("option", "key"),
+    [
+        ("state_key", "observation.images.front"),
+        ("action_key", "observation.points.front"),
+        ("state_key", "observation.depth.front"),
+    ],
+)
+def test_a_state_or_an_action_is_one_row_of_numbers(folder, option, key):
+    flags = ["--dataset", str(folder / "training"), "--data.frame_cache", "off", f"--data.{option}", key]
+    config = load_config(folder / "tiny.yaml", flags)
+    with pytest.raises(
+        ValueError, match=f"training: {option} is '{key}', a column of .*is one row of numbers"
+    ):
+        RunData(config, starting_config(config))
+
+
 def test_a_state_column_of_another_name_must_be_there(folder):
     flags = ["--dataset", str(folder / "training"), "--data.frame_cache", "off"]
     config = load_config(folder / "tiny.yaml", [*flags, "--data.state_key", "observation.stat"])

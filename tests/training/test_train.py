@@ -302,14 +302,6 @@ def test_a_model_that_another_run_wrote_meanwhile_is_not_replaced(
     assert run(config_file, dataset, output, *flags, "--export", str(output / "model"), resume=True) == 0
 
 
-def test_the_logged_rate_is_that_of_the_step(config_file, dataset, tmp_path, capsys):
-    flags = ["--train.steps", "4", "--train.warmup_steps", "2", "--train.log_every", "1"]
-    assert run(config_file, dataset, tmp_path, *flags, "--train.learning_rate", "1e-3") == 0
-    rates = [line["lr"] for line in log_lines(tmp_path) if "lr" in line]
-    assert rates[:3] == pytest.approx([0, 5e-4, 1e-3]) and rates[3] < 1e-3
-    assert "all steps are warm-up" not in capsys.readouterr().out
-
-
 def test_a_single_step_of_warm_up_is_told(config_file, dataset, tmp_path, capsys):
     run(config_file, dataset, tmp_path, "--train.steps", "1", "--train.warmup_steps", "2")
     assert "warning: all steps are warm-up" in capsys.readouterr().out

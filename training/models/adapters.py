@@ -48,7 +48,7 @@ def add_lora(model: ForesightForActionPrediction, options: LoraOptions) -> PeftM
     config = lora_config(
         model,
         r=options.r,
-        lora_alpha=options.alpha or options.r,
+        lora_alpha=options.r if options.alpha is None else options.alpha,
         lora_dropout=options.dropout,
         target_modules=options.target_modules,
         modules_to_save=options.modules_to_save,

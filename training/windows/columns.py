@@ -9,6 +9,7 @@ from lerobot.utils.constants import OBS_STATE
 from datasets_scripts.columns import (
     find_depth_key,
     find_image_key,
+    is_label_key,
     points_key,
     points_visible_key,
     validate_columns,
@@ -152,6 +153,8 @@ def require_columns(rows: DatasetRows, columns: WindowColumns, config: WindowCon
             f"dataset {name} has no column '{config.state_key}'; set state_key to its state column, or to "
             "null to train without a state"
         )
+    for option, key in (("state_key", columns.state), ("action_key", columns.actions)):
+        _check_numbers(rows, option, key)
     width = column_width(rows.features, columns.state)
     if columns.actions and local and width < ACTION_SIZE:
         raise ValueError(
@@ -290,6 +293,17 @@ def _check_poses(place: str, states: np.ndarray, gripper: np.ndarray) -> None:
 def two_dimensional(values: np.ndarray) -> np.ndarray:
     """`(rows, size)` of a column; LeRobot stores features of one element as scalars `(rows,)`."""
     return values[:, None] if values.ndim == 1 else values
+
+
+def _check_numbers(rows: DatasetRows, option: str, key: str | None) -> None:
+    """Refuses a state or an action that is not one row of numbers per frame."""
+    feature = rows.features.get(key) or {"dtype": "float32", "shape": []}
+    is_number = feature["dtype"] == "bool" or feature["dtype"].startswith(("float", "int", "uint"))
+    if not is_number or len(feature["shape"]) > 1 or is_label_key(key or "", feature):
+        raise ValueError(
+            f"dataset {rows.name}: {option} is '{key}', a column of {feature['dtype']} of the shape "
+            f"{tuple(feature['shape'])}; a state or an action is one row of numbers: name another column"
+        )
 
 
 def column_width(features: Mapping[str, dict], key: str | None) -> int:
