@@ -365,6 +365,11 @@ def test_one_instruction_is_that_of_every_environment(trained):
     torch.testing.assert_close(policy.select_action(before({**seen, "task": "push it"})), expected)
 
 
+def test_a_policy_without_a_tower_is_refused_because_lerobot_gives_no_features():
+    with pytest.raises(ValueError, match=r"towers=\['vision'\] lacks \['text'\]"):
+        LeRobotForesightConfig(device="cpu", towers=["vision"])
+
+
 def test_more_actions_than_a_chunk_has_are_refused():
     with pytest.raises(ValueError, match="n_action_steps=6 must be between 1 and chunk_size=5"):
         LeRobotForesightConfig(device="cpu", n_action_steps=6)

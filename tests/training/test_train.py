@@ -496,7 +496,7 @@ def test_a_start_that_cannot_be_is_refused_before_data_are_read(
         train(load_config(None, [*base, *flags]), False)
 
 
-def test_another_rate_than_the_datas_is_refused_with_a_base_too(dataset, tmp_path, finished):
+def test_another_rate_than_that_of_the_data_is_refused_with_a_base_too(dataset, tmp_path, finished):
     flags = ["--dataset", str(dataset), "--init_from", str(finished / "model"), "--output", str(tmp_path)]
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(ValueError, match="model.fps is 3, but the dataset gives"):
