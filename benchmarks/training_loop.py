@@ -36,7 +36,7 @@ from _measure import (
     write_csv,
 )
 
-from datasets_scripts.command_line import entry_point
+from datasets_scripts.command_line import entry_point, list_some
 from training.config import RunConfig
 from training.config_reading import load_config
 from training.engines.stopping import StopRequest
@@ -126,12 +126,28 @@ class BareLoop:
         return (time.perf_counter() - started) * 1000 / (self.options.steps // 2)
 
 
+def check_comparable(config: RunConfig) -> None:
+    """Refuses what the bare loop does not do; the loops would compute different things.
+
+    Raises:
+        ValueError: Names the setting.
+    """
+    given = {
+        "train.gradient_accumulation_steps": config.train.gradient_accumulation_steps > 1,
+        "train.ema_decay": config.train.ema_decay is not None,
+        "lora.r": config.lora.r > 0,
+    }
+    if names := [name for name, is_given in given.items() if is_given]:
+        raise ValueError(f"the bare loop has no {list_some(names)}: leave it out")
+
+
 @entry_point()
 def main(arguments: list[str] | None = None) -> int:
     """Command line entry: a table, a CSV file, then one JSON line."""
     args, overrides = parse_arguments(arguments)
     torch.set_num_threads(args.threads)
     config = read_config(args, overrides)
+    check_comparable(config)
     accelerator = build_accelerator(config)
     torch.manual_seed(config.seed)
     data = RunData(config, starting_config(config))

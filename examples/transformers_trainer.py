@@ -15,6 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 import modeling_foresight  # noqa: F401 - registers the model with the Auto classes
 from datasets_scripts.storage.dataset_rows import DatasetRows
 from training.config import DataConfig, RunConfig
+from training.policy_data import NEAR_RATE, frames_per_step
 from training.run_data import window_config
 from training.windows import ForesightWindows, collate_windows, split_episodes
 
@@ -33,6 +34,11 @@ def main() -> None:
     model = AutoModel.from_pretrained(args.base, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(args.base)
     rows = DatasetRows(args.dataset)
+    if abs(frames_per_step(model.config, rows) - 1) > NEAR_RATE:
+        raise ValueError(
+            f"{args.dataset} has {rows.fps:g} frames per second, and {args.base} acts {model.config.fps:g} "
+            "times per second: take data of its rate"
+        )
     wanted = window_config(model.config, RunConfig(data=DataConfig(missing_targets=True)))
     chosen, held_out_episodes = split_episodes(rows.n_episodes, val_fraction=0.25)
     train = ForesightWindows(rows, dataclasses.replace(wanted, episodes=chosen))

@@ -96,15 +96,7 @@ class ForesightProcessor(ProcessorMixin):
         embodiment: str | None = None,
         **kwargs,
     ):
-        for name, given in (("action_codec", action_codec), ("state_representation", state_representation)):
-            if given not in CHOICES[name]:
-                raise ValueError(f"{name}={given!r} is unknown; choose one of {list(CHOICES[name])}.")
-        for name, number, most in (
-            ("image_size", image_size, LARGEST_IMAGE),
-            ("max_text_length", max_text_length, MOST_TOKENS),
-        ):
-            if type(number) is not int or not 1 <= number <= most:
-                raise ValueError(f"{name}={number!r} must be a whole number from 1 to {most}.")
+        _check_options(action_codec, state_representation, image_size, max_text_length)
         check_image_statistics(image_mean, image_std)
         check_views(views)
         action_stats, state_stats = as_plain_numbers(action_stats), as_plain_numbers(state_stats)
@@ -593,6 +585,19 @@ class ForesightProcessor(ProcessorMixin):
                 "text is a list."
             )
         return pixels if pixels.shape[-3] == 3 else pixels.movedim(-1, -3)
+
+
+def _check_options(action_codec, state_representation, image_size, max_text_length) -> None:
+    """Refuses unknown forms of action and state, and sizes that are no sizes."""
+    for name, given in (("action_codec", action_codec), ("state_representation", state_representation)):
+        if given not in CHOICES[name]:
+            raise ValueError(f"{name}={given!r} is unknown; choose one of {list(CHOICES[name])}.")
+    for name, number, most in (
+        ("image_size", image_size, LARGEST_IMAGE),
+        ("max_text_length", max_text_length, MOST_TOKENS),
+    ):
+        if type(number) is not int or not 1 <= number <= most:
+            raise ValueError(f"{name}={number!r} must be a whole number from 1 to {most}.")
 
 
 def resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:

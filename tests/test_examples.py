@@ -250,6 +250,13 @@ def test_messages_in_the_troubleshooting_page_are_those_of_the_code():
     assert {text for text in quoted if text not in code} == of_others
 
 
+def test_the_trainer_refuses_data_of_another_rate(run_example, tmp_path):
+    data = make_dataset(tmp_path / "slow", episodes=2, frames=12, fps=7, tracks=False, depth=False).root
+    with pytest.raises(SystemExit) as stopped:
+        run_example("transformers_trainer", "--dataset", str(data))
+    assert "has 7 frames per second, and" in str(stopped.value)
+
+
 def test_what_does_not_exist_is_one_line_and_exit_code_1(run_example):
     with pytest.raises(SystemExit) as stopped:
         run_example("load_and_predict", "--checkpoint", "nowhere/at/all")

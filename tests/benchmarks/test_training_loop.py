@@ -9,6 +9,17 @@ import pytest
 from tests.synthetic import make_dataset
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("train.gradient_accumulation_steps", "2"), ("train.ema_decay", "0.9")],
+)
+def test_what_the_bare_loop_lacks_is_refused(monkeypatch, capsys, flag, value):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    script = importlib.import_module("training_loop")
+    assert script.main([f"--{flag}", value]) == 1
+    assert f"error: the bare loop has no {flag}: leave it out" in capsys.readouterr().err
+
+
 @pytest.mark.slow  # a benchmark, which people run
 def test_the_loop_is_compared_with_a_bare_one_and_with_the_computation(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
