@@ -74,9 +74,9 @@ def train(config: RunConfig, resume: bool) -> int:
     config = continued_settings(config) if resume else config
     accelerator = build_accelerator(config)
     check_settings(config, accelerator)
-    if not (resume and (Path(config.output) / "config.yaml").is_file()):  # a run that began passed it
-        with accelerator.local_main_process_first():
-            check_start(config)
+    # A run that began passed it. No process waits for others here: one machine may have lost its folder.
+    if not (resume and (Path(config.output) / "config.yaml").is_file()):
+        check_start(config)
     find_writers(accelerator, Path(config.output))
     with lock_run_folder(accelerator, Path(config.output)):
         # One process per machine downloads the data and fills the frame cache; the others then find it there.
