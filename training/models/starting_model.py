@@ -174,6 +174,7 @@ def load_base(config: RunConfig, data: RunData) -> tuple[ForesightForActionPredi
     """
     source = {"pretrained_model_name_or_path": config.init_from, "revision": config.init_revision}
     base, wanted = read_base(config), starting_config(config)
+    _check_base(config, base, wanted)
     options = {"attn_implementation": config.train.attn_implementation}
     if (base.objectives, base.views) == (wanted.objectives, wanted.views):
         fields = _keep_robots(config, config.model)

@@ -206,7 +206,11 @@ def join_videos(
 
 
 def concatenate_videos(paths: Sequence[Path], target: Path) -> None:
-    """Joins videos without encoding them again, as LeRobot does, but beside the target and with any name."""
+    """Joins videos without encoding them again; the bytes are those of LeRobot's `concatenate_video_files`.
+
+    That one takes no apostrophe in a path, and works in the system's temporary folder, where it leaves its
+    files if the disk is full.
+    """
     with (
         write_whole_file(target) as temporary,
         tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".", suffix=".ffconcat") as listing,
